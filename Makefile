@@ -1,0 +1,43 @@
+# make demo: fine-tune the small model on the sample data, start to registry. make test, make lint: what CI runs.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(CURDIR)/.venv/bin
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+# The tools of this project's environment, whatever else is on PATH: MLflow's local environment runs plain `python`.
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    fine-tune the small model on the sample data (minutes on a CPU)"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, types and the direction of imports"
+	@echo "make clean   remove the environment, the caches and the builds; runs and models stay"
+
+demo: .venv
+	@mlflow run . -e qlora --env-manager local
+
+test: .venv
+	@python -m pytest $(PYTEST_ARGS)
+
+lint: .venv
+	@echo "ruff check";  ruff check --quiet .
+	@echo "ruff format"; ruff format --quiet --check .
+	@echo "mypy";        mypy --no-error-summary
+	@echo "imports";     lint-imports --no-logo
+
+.venv: .venv/.installed
+
+# Written last, so that an interrupted installation is taken up again.
+.venv/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+	@echo "installing into .venv (minutes, the first time)"
+	@$(PYTHON) -m venv .venv
+	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@for plugin in $(PLUGINS); do python -m pip install -qq --disable-pip-version-check --no-deps -e "$$plugin"; done
+	@touch $@
+
+clean:
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find mlflow_ft plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

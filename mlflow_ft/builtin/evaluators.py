@@ -1,0 +1,80 @@
+"""The evaluators that ship inside: loss and perplexity, exact match, and valid JSON where JSON is expected."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Evaluator, Score, hookimpl
+
+if TYPE_CHECKING:
+    from mlflow_ft.job import Data, Subject
+
+
+def held_out_loss(subject: Subject) -> Sequence[Score]:
+    """Mean negative log-likelihood per learned token (nats), and its exponential."""
+    losses = subject.losses
+    tokens = sum(count for _, count in losses)
+    loss = sum(total for total, _ in losses) / tokens if tokens else float("nan")
+    rows = tuple(total / count if count else None for total, count in losses)
+    perplexity = math.exp(min(loss, 700.0))
+    return [Score(name="loss", value=loss, rows=rows), Score(name="perplexity", value=perplexity)]
+
+
+def exact_match(subject: Subject) -> Sequence[Score]:
+    """Share of answers that equal the expected one, but for white space at the ends."""
+    rows = [float(answer.text.strip() == answer.expected.strip()) for answer in subject.answers]
+    finished = [float(answer.finished) for answer in subject.answers]
+    return [Score.mean("exact_match", rows), Score.mean("finished", finished)]
+
+
+def valid_json(subject: Subject) -> Sequence[Score]:
+    """Share of answers that are JSON, by the strict grammar."""
+    return [Score.mean("valid_json", [float(is_json(answer.text)) for answer in subject.answers])]
+
+
+def expects_json(data: Data) -> bool:
+    """Whether every held-out answer is a JSON object or list."""
+    finals = [example.messages[-1].get("content") for example in data.eval.examples]
+    return bool(finals) and all(isinstance(text, str) and text.strip()[:1] in "{[" and is_json(text) for text in finals)
+
+
+def is_json(text: str) -> bool:
+    """Whether `text` is JSON; NaN and Infinity are not."""
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def has_answers(data: Data) -> bool:
+    """Whether some held-out conversation ends with an answer in text."""
+    return any(isinstance(example.messages[-1].get("content"), str) for example in data.eval.examples)
+
+
+@hookimpl
+def register_evaluators() -> list[Evaluator]:
+    return [
+        Evaluator(name="loss", summary="loss and perplexity on the learned tokens", evaluate=held_out_loss),
+        Evaluator(
+            name="exact-match",
+            summary="share of greedy answers that equal the expected one; share that ended by themselves",
+            evaluate=exact_match,
+            applies=has_answers,
+        ),
+        Evaluator(
+            name="valid-json",
+            summary="share of greedy answers that are JSON, where JSON is expected",
+            evaluate=valid_json,
+            applies=expects_json,
+        ),
+    ]
+
+

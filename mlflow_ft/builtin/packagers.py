@@ -1,0 +1,62 @@
+"""The forms of a trained model that are kept: the merged (or fully tuned) model, and the adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Packager, hookimpl
+
+if TYPE_CHECKING:
+    from mlflow_ft.job import Job, Trained
+
+
+def package_merged(job: Job, trained: Trained, folder: Path) -> None:
+    """The adapter folded into the base it was trained on."""
+    from mlflow_ft.engine import merge
+
+    merge.merge(job, trained, folder)
+
+
+def package_full(job: Job, trained: Trained, folder: Path) -> None:
+    """The fully tuned model, in the type that is to be saved."""
+    from mlflow_ft.engine import merge
+
+    merge.copy_model(job, trained, folder)
+
+
+def package_adapter(job: Job, trained: Trained, folder: Path) -> None:
+    """The adapter alone, and a note that says which base it belongs to."""
+    from mlflow_ft.engine import bundle
+
+    bundle.copy_adapter(job, trained, folder)
+
+
+def merges(job: Job, trained: Trained) -> bool:
+    """Whether there is an adapter that can be folded into the base."""
+    return trained.adapter is not None and job.registry.adapters[job.config.adapter.kind].merges
+
+
+@hookimpl
+def register_packagers() -> list[Packager]:
+    return [
+        Packager(
+            name="merged",
+            summary="base and adapter in one model; the base is dequantised first, never merged in place",
+            package=package_merged,
+            applies=merges,
+        ),
+        Packager(
+            name="model",
+            summary="the fully tuned model",
+            package=package_full,
+            applies=lambda job, trained: trained.adapter is None,
+        ),
+        Packager(
+            name="adapter",
+            summary="the adapter without the base model's weights",
+            package=package_adapter,
+            applies=lambda job, trained: trained.adapter is not None,
+            suffix="-adapter",
+        ),
+    ]

@@ -1,0 +1,45 @@
+"""The methods that ship inside: one training function, three sets of defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Trainer, hookimpl
+
+if TYPE_CHECKING:
+    from mlflow_ft.job import Data, Job, Model, Trained
+
+ADAPTER_DEFAULTS = {"adapter.kind": "lora", "adapter.r": 16, "training.learning_rate": 2e-4}
+
+
+def train_sft(job: Job, data: Data, model: Model) -> Trained:
+    """Supervised fine-tuning on the assistant's tokens."""
+    from mlflow_ft.engine import sft
+
+    return sft.train(job, data, model)
+
+
+@hookimpl
+def register_trainers() -> list[Trainer]:
+    return [
+        Trainer(
+            name="full",
+            summary="every weight trains: the most memory, the most capacity",
+            train=train_sft,
+            defaults={"adapter.kind": "none", "training.learning_rate": 1e-5},
+        ),
+        Trainer(
+            name="lora",
+            summary="low-rank updates of all linear layers beside a frozen base",
+            train=train_sft,
+            defaults=ADAPTER_DEFAULTS,
+            paper="https://arxiv.org/abs/2106.09685",
+        ),
+        Trainer(
+            name="qlora",
+            summary="LoRA beside a base held in 4 bits (NF4, double quantisation): the least memory",
+            train=train_sft,
+            defaults=ADAPTER_DEFAULTS | {"model.quantize": "nf4", "model.double_quant": True},
+            paper="https://arxiv.org/abs/2305.14314",
+        ),
+    ]

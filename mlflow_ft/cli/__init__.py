@@ -1,0 +1,64 @@
+"""The command `mlflow-ft`: one verb a command, one file a command, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from mlflow_ft.errors import FineTuneError
+
+COMMANDS = {
+    "train": "Fine-tune a model by a method, and register what comes of it.",
+    "show": "List the formats, trainers, adapters, evaluators or packagers there are.",
+    "plugins": "List the plugins that were found, and whether they work.",
+    "sync": "Deliver to the tracking server what a run could not while it was away.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"mlflow_ft.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlflow-ft", prog_name="mlflow-ft")
+def cli() -> None:
+    """Fine-tuning of language models inside MLflow.
+
+    \b
+    mlflow-ft train qlora                                  the demo: built-in model and data
+    mlflow-ft train qlora --model MODEL --data FILE        your own
+    mlflow-ft show trainers                                every method and its defaults
+
+    Exit codes: 0 done; 1 refused by evidence; 2 wrong input; 3 complete on disk, not yet delivered to the tracking
+    server; 130 and 143 stopped by a signal.
+    """
+
+
+def main() -> None:
+    """Run the command; errors that a user can cause are told in a few lines, with the exit code of their kind."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except FineTuneError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

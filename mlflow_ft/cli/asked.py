@@ -1,0 +1,60 @@
+"""What was asked for on the command line, resolved to a config: METHOD, --config FILE and --key value pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow_ft.config import Config, Given, pairs, read_yaml, resolve
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.registry import Registry
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def asked(arguments: Sequence[str], plugins: Plugins) -> Config:
+    """Resolve `METHOD --key value ...`; the method may also stand in the file, or behind `--method`.
+
+    Raises:
+        ConfigError: no method or an unknown one, or problems in the file or on the command line, told at once.
+    """
+    trainers = Registry(plugins).trainers
+    first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
+    given = pairs(arguments[len(first) :])
+    files = [one for one in given if one.key == "config"]
+    command_line = [one for one in given if one.key != "config"]
+    from_file = read_yaml(find_file(str(files[-1].value))) if files else []
+    named = [*first, *(str(one.value) for one in (*command_line, *from_file) if one.key == "method")]
+    if not named:
+        known = ", ".join(trainer.name for trainer in trainers)
+        raise ConfigError("no method was named", hint=f"mlflow-ft train METHOD; methods: {known}")
+    return resolve(
+        named[0],
+        defaults=trainers[named[0]].defaults,
+        presets=demo_settings([*from_file, *command_line], named[0]),
+        file=from_file,
+        command_line=command_line,
+    )
+
+
+def find_file(name: str) -> Path:
+    """A YAML file by its path, or an example by its name.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(name).expanduser()
+    example = EXAMPLES / f"{name}.yaml"
+    if path.is_file() or not example.is_file():
+        if not path.is_file():
+            known = ", ".join(sorted(one.stem for one in EXAMPLES.glob("*.yaml")))
+            raise ConfigError(f"there is no config file {name!r}", hint=f"looked in {Path.cwd()}; examples: {known}")
+        return path
+    return example
+
+
+def demo_settings(given: Sequence[Given], method: str) -> list[Given]:
+    """Settings that suit the built-in data, where no other data was asked for."""
+    elsewhere = any(one.key in ("data", "data.path", "path") and one.value != "demo" for one in given)
+    return [] if elsewhere else read_yaml(EXAMPLES / "demo" / "settings.yaml")

@@ -1,0 +1,267 @@
+"""What a person reads about the configuration: hints, refusals, the table of all fields, the resolved YAML."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import annotated_types
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from mlflow_ft.config.schema import PRIMARY, Config, Section
+
+SECTIONS: Mapping[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""Every section by name, in the schema's order."""
+
+FIELDS: Mapping[str, FieldInfo] = {
+    f"{name}.{leaf}": field for name, section in SECTIONS.items() for leaf, field in section.model_fields.items()
+}
+"""Every field by full path, in the schema's order."""
+
+NONE_WORDS = frozenset({"none", "null"})
+"""Unquoted, these words mean None wherever None is allowed."""
+
+SHOWN_LETTERS = 60
+
+SYNONYMS: Mapping[str, str] = {
+    "adapter.type": "adapter.kind",
+    "alpha": "adapter.lora_alpha",
+    "base_model": "model.name",
+    "batch_size": "training.per_device_train_batch_size",
+    "bf16": "model.dtype=bfloat16",
+    "context_length": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "data.name": "data.path",
+    "dataset": "data.path",
+    "dropout": "adapter.lora_dropout",
+    "epochs": "training.num_train_epochs",
+    "eval_batch_size": "evaluation.per_device_eval_batch_size",
+    "eval_dataset": "data.eval_path",
+    "eval_file": "data.eval_path",
+    "experiment_name": "run.experiment",
+    "fp16": "model.dtype=float16",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "load_in_4bit": "model.quantize=nf4",
+    "load_in_8bit": "model.quantize=int8",
+    "lora_r": "adapter.r",
+    "lora_rank": "adapter.r",
+    "lora_target": "adapter.target_modules",
+    "lr": "training.learning_rate",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "max_seq_length": "data.max_length",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "model.path": "model.name",
+    "model_name_or_path": "model.name",
+    "num_epochs": "training.num_train_epochs",
+    "optimizer": "training.optim",
+    "output": "run.output_dir",
+    "peft": "adapter.kind",
+    "quantization": "model.quantize",
+    "rank": "adapter.r",
+    "run_name": "run.name",
+    "seq_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "template": "data.chat_template",
+    "torch_dtype": "model.dtype",
+    "train_batch_size": "training.per_device_train_batch_size",
+    "train_file": "data.path",
+    "use_dora": "adapter.kind=dora",
+    "val_set_size": "data.test_size",
+    "warmup_ratio": "training.warmup_steps",
+}
+"""What other tools call it, beside what it is called here; only ever a hint, never accepted."""
+
+
+class Described(NamedTuple):
+    """One row of the table of all fields."""
+
+    path: str
+    type: str
+    default: str
+    doc: str
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """Every field: full path, what it takes, its default as one types it, what it means."""
+    return [
+        Described(path, allowed(field), _typed(field.default), field.description or "")
+        for path, field in FIELDS.items()
+    ]
+
+
+def locate(key: str) -> list[str]:
+    """The full paths that `key` may mean: one when it is good, several when ambiguous, none when unknown."""
+    if key in FIELDS:
+        return [key]
+    if key in PRIMARY:
+        return [f"{key}.{PRIMARY[key]}"]
+    return [path for path in FIELDS if path.partition(".")[2] == key]
+
+
+def unknown(key: str) -> tuple[str, str]:
+    """Message and hint for a key that means no field, or more than one."""
+    if paths := locate(key):
+        return "ambiguous key", f"write {' or '.join(paths)}"
+    if key in SECTIONS:
+        return "a section, not a field", _fields_of(key)
+    return "unknown key", _nearest(key.lower())
+
+
+def _nearest(key: str) -> str:
+    """Look in the section that was meant first, then in all; the right name in a wrong section comes before both."""
+    section, _, leaf = key.rpartition(".")
+    section = _close(section, SECTIONS) or ""
+    names = _names()
+    inside = {name for name, paths in names.items() if any(path.startswith(f"{section}.") for path in paths)}
+    for name in (key, leaf, _close(leaf, inside) if section else None, _close(leaf, [*names, *SECTIONS])):
+        if name in names:
+            paths = names[name]
+            return _did_you_mean([path for path in paths if path.startswith(f"{section}.")] or paths)
+        if name and name in SECTIONS:
+            return _fields_of(name)
+    return _fields_of(section) if section else f"sections: {', '.join(SECTIONS)}"
+
+
+def _names() -> dict[str, list[str]]:
+    """Every name that somebody may have meant, and the paths that it leads to."""
+    names = {path.partition(".")[2]: locate(path.partition(".")[2]) for path in FIELDS}
+    names |= {section: locate(section) for section in PRIMARY}
+    return names | {synonym: [path] for synonym, path in SYNONYMS.items()}
+
+
+def _close(name: str, known: Collection[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+def _did_you_mean(names: Collection[str]) -> str:
+    return f"did you mean {' or '.join(names)}?"
+
+
+def _fields_of(section: str) -> str:
+    return f"{section} has {', '.join(SECTIONS[section].model_fields)}"
+
+
+def refused(path: str, value: Any, error: ValidationError) -> tuple[str, str] | None:
+    """Message and hint for the value that pydantic refused for the field `path`; None if the fault is not its own."""
+    details = [one for one in error.errors() if one["loc"][:1] == (path.partition(".")[2],)]
+    if not details:
+        return None
+    if own := own_words(details[0]):
+        return f"{shown(value)}: {own}", ""
+    choices = [choice for choice in _choices(FIELDS[path]) if isinstance(value, str)]
+    near = _close(str(value).lower(), choices)
+    return f"{shown(value)} is not {allowed(FIELDS[path])}", _did_you_mean([near]) if near else ""
+
+
+def own_words(detail: ErrorDetails) -> str:
+    """What a validator of the schema said itself; "" where pydantic speaks of the type or a bound."""
+    return str(detail["ctx"]["error"]) if detail["type"] in {"value_error", "assertion_error"} else ""
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a field takes, in words: `a whole number of at least 2 or none`."""
+    kinds = members(field)
+    if choices := _choices(field):
+        words = f"one of {', '.join(choices)}"
+    else:
+        words = " or ".join(_KINDS[get_origin(kind) or kind] for kind in kinds if kind is not NoneType)
+    if bounds := [bound for one in field.metadata if (bound := _bound(one))]:
+        words += f"{' of' if bounds[0].startswith('at') else ''} {' and '.join(bounds)}"
+    return words + (f"{',' * (' or ' in words)} or none" if NoneType in kinds else "")
+
+
+_KINDS = {
+    str: "text",
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list of names",
+}
+
+
+def members(field: FieldInfo) -> tuple[Any, ...]:
+    """The types that a field takes: `(str, NoneType)` for `str | None`."""
+    annotation = field.annotation
+    return get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    return [str(choice) for kind in members(field) if get_origin(kind) is Literal for choice in get_args(kind)]
+
+
+def _bound(constraint: object) -> str:
+    match constraint:
+        case annotated_types.Gt(limit):
+            return f"above {limit}"
+        case annotated_types.Ge(limit):
+            return f"at least {limit}"
+        case annotated_types.Lt(limit):
+            return f"below {limit}"
+        case annotated_types.Le(limit):
+            return f"at most {limit}"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line and not too long."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    text = value if value is None or isinstance(value, (bool, int, float, str, list, tuple)) else str(value)
+    words = json.dumps(text, ensure_ascii=False, default=lambda _: "a mapping")
+    return words if len(words) <= SHOWN_LETTERS else f"{words[:SHOWN_LETTERS]} ..."
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, each value that is no default with the place it came from beside it.
+
+    Read back by `read_yaml` and `resolve` it gives the same values, whatever the method's defaults have become.
+    """
+    lines = []
+    for path, value in config.flat().items():
+        section, _, leaf = path.rpartition(".")
+        if section and f"{section}:" not in lines:
+            lines += ["", f"{section}:"]
+        origin = config.origins.get(path)
+        comment = f"  # {_one_line(origin)}" if origin else ""
+        lines.append(f"{'  ' if section else ''}{leaf or path}: {_yaml(path, value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(path: str, value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_scalar(one) for one in value)}]"
+    # Where None is allowed too, the text "none" stays text only in quotes.
+    optional = path in FIELDS and NoneType in members(FIELDS[path])
+    return _scalar(value, quote=optional and str(value).lower() in NONE_WORDS and value is not None)
+
+
+def _scalar(value: Any, *, quote: bool = False) -> str:
+    """A scalar in one line of YAML; what is not plain text as it stands is put in double quotes."""
+    plain = _dump([value])
+    return _dump([value], '"') if isinstance(value, str) and (quote or plain != value) else plain
+
+
+def _dump(value: list[Any], style: str | None = None) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=math.inf, allow_unicode=True)
+    return str(text).rstrip("\n")[1:-1]
+
+
+def _one_line(origin: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in origin)
+
+
+def _typed(default: Any) -> str:
+    return "none" if default is None else _scalar(str(default) if isinstance(default, Path) else default)

@@ -1,0 +1,182 @@
+"""What can be configured: small frozen sections whose field names are those of Hugging Face, PEFT and TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section: frozen; an unknown key is an error, and so is a number that is not finite."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class RunSection(Section):
+    """The run itself."""
+
+    name: str | None = None
+    """Name of the MLflow run; MLflow invents one when this is not given."""
+    experiment: str | None = None
+    """MLflow experiment; `mlflow run` and MLFLOW_EXPERIMENT_NAME decide when this is not given."""
+    output_dir: Path = Path("outputs")
+    """Folder under which every run gets a folder of its own, named by its run id."""
+    seed: int = 42
+    """Seed of the split, the order of the rows and the new weights."""
+
+
+class ModelSection(Section):
+    """The base model, and how it is held in memory."""
+
+    name: str = "smollm2-135m"
+    """A folder, a Hub id, or a short name (`smollm2-135m`). `model` alone means this."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; the commit that was used is recorded."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """How bitsandbytes holds the frozen base: not at all, in 8 bits, in 4 bits (NF4)."""
+    double_quant: bool = True
+    """Quantise the 4-bit constants too (0.4 bits less per weight)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type to compute in; auto is bfloat16 on a GPU that has it, float32 elsewhere."""
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`; transformers decides when this is not given."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Recorded as a tag on the run."""
+
+
+class DataSection(Section):
+    """Where the rows come from, and how they become examples."""
+
+    path: str = "demo"
+    """A file (json, jsonl, csv, parquet), a Hub id, or `demo`. `data` alone means this."""
+    subset: str | None = None
+    """Configuration name of a Hub data set."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+    format: str = "auto"
+    """Name of a registered format (`mlflow-ft show formats`), or auto."""
+    eval_path: str | None = None
+    """File or Hub id of the held-out rows; when not given, `test_size` of the rows are held out."""
+    test_size: float = Field(default=0.1, gt=0)
+    """Rows to hold out: a share below 1, or a count."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest row in tokens; longer ones are cut at the end, counted and told."""
+    max_rows: int | None = Field(default=None, ge=2)
+    """Read at most so many rows of a source."""
+    chat_template: str | None = None
+    """A Jinja file, or the template itself, for a tokenizer that has none or for another shape of turns."""
+
+
+class AdapterSection(Section):
+    """What may change; names and meaning are PEFT's."""
+
+    kind: str = "none"
+    """Name of a registered adapter (`mlflow-ft show adapters`); `none` trains every weight."""
+    r: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Scale of the update is lora_alpha / r; 2r when not given."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, a list of module names, or a regular expression."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead."""
+
+
+class TrainingSection(Section):
+    """The optimisation; names and meaning are those of transformers.TrainingArguments."""
+
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training rows."""
+    max_steps: int = -1
+    """Stop after so many optimizer steps; -1 lets the epochs decide."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler_type: str = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: float = Field(default=0.03, ge=0)
+    """Steps of linear warm-up, or their share of all steps when below 1."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Rows per device and forward pass."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations to save memory; on a GPU yes, on a CPU no, when not given."""
+    optim: str = "auto"
+    """Name from transformers; auto is paged_adamw_8bit for a quantised base on a GPU, else adamw_torch_fused."""
+    logging_steps: int = Field(default=1, ge=1)
+    """Optimizer steps between two points of the training curves."""
+    eval_steps: float = Field(default=0.25, gt=0)
+    """Optimizer steps between two held-out losses, or their share of all steps when below 1."""
+
+
+class EvaluationSection(Section):
+    """The comparison of base and tuned model on the held-out rows."""
+
+    evaluators: list[str] | None = None
+    """Registered evaluators to run; every one that applies when not given."""
+    max_rows: int = Field(default=200, ge=1)
+    """Held-out rows to generate answers for; the loss takes all of them."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest generated answer, in tokens."""
+    per_device_eval_batch_size: int = Field(default=16, ge=1)
+    """Rows per forward pass in evaluation and generation."""
+
+
+class PackageSection(Section):
+    """The models that are kept, and how near they must be to the trained one."""
+
+    packagers: list[str] | None = None
+    """Registered packagers to run; every one that applies when not given."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the saved weights; auto is the type of the base model's own files."""
+    max_kl: float = Field(default=0.02, gt=0)
+    """Largest mean KL divergence per token (nats) from the trained model; beyond it nothing is registered."""
+
+
+class RegistrySection(Section):
+    """The model registry."""
+
+    model_name: str | None = None
+    """Registered model; `<base model>-<method>` when not given. The adapter is registered as NAME-adapter."""
+    alias: str = "candidate"
+    """Alias that the new versions get. Another alias, such as `champion`, moves by promotion only."""
+
+
+class Config(Section):
+    """All that was asked for, resolved: defaults < method < YAML < command line."""
+
+    method: str
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    adapter: AdapterSection = AdapterSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    package: PackageSection = PackageSection()
+    registry: RegistrySection = RegistrySection()
+    origins: Mapping[str, str] = Field(default_factory=dict, exclude=True)
+    """Where each value that is no default came from: `{"adapter.r": "qlora.yaml line 12"}`."""
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by full path, as plain JSON values: `{"training.learning_rate": 0.0002, ...}`."""
+        flat: dict[str, Any] = {"method": self.method}
+        for section, values in self.model_dump(mode="json", exclude={"method"}).items():
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        return flat
+
+
+PRIMARY = {"model": "name", "data": "path"}
+"""A section named alone means this field of it: `--model X` is `--model.name X`."""

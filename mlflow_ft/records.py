@@ -1,0 +1,162 @@
+"""What plugins return: small frozen records that name a thing, explain it and hold the function that does it.
+
+A record is cheap to make. Its function imports torch, transformers or peft when it is called, never before:
+
+    def _train(job, data, model):
+        from mlflow_ft.engine import sft
+
+        return sft.train(job, data, model)
+
+    Trainer(name="my-sft", summary="SFT with my defaults", train=_train, defaults={"training.learning_rate": 1e-4})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_ft.job import Data, Job, Model, Subject, Trained
+
+    # A value from another library (a peft config, a torch module): this module must not import it.
+    Foreign = Any
+
+Message = Mapping[str, Any]
+"""One turn as chat templates take it: `{"role": "user", "content": "..."}` and optional further keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row as it was read: its columns, and where it stands."""
+
+    values: Mapping[str, Any]
+    file: str
+    line: int
+    """1-based line of `file` on which the row begins; the row's number where the source has no lines."""
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One conversation to learn from: the turns, oldest first, the last of them the assistant's."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFormat:
+    """A shape of rows, and how a row of it becomes an `Example`.
+
+    `convert` takes the row's columns and raises `ValueError` with one sentence where the row is not of this shape;
+    the caller adds file and line.
+    """
+
+    name: str
+    summary: str
+    columns: tuple[str, ...]
+    convert: Callable[[Mapping[str, Any]], Example]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """A method: what is minimised, and the defaults that make the method what it is.
+
+    `train` gets the frozen job, data and model, trains, and returns where the result lies. `defaults` are config
+    values by full path; they stand above the schema's defaults and below the user's file and command line.
+    `example` is one line a user can type.
+    """
+
+    name: str
+    summary: str
+    train: Callable[[Job, Data, Model], Trained]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+    needs: str = "conversations: messages, Alpaca or prompt/completion rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A way to change few weights: `configure` makes the PEFT config for it, or None where all weights train.
+
+    `merges` says whether the adapter can be folded into the base model's weights.
+    """
+
+    name: str
+    summary: str
+    configure: Callable[[Job, Model], Foreign | None]
+    merges: bool = True
+    paper: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answered to one held-out prompt, beside what was expected."""
+
+    prompt: tuple[Message, ...]
+    expected: str
+    text: str
+    finished: bool
+    """Whether the model ended its turn by itself, within `evaluation.max_new_tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number about a model, with the value of every row where it is a mean over rows.
+
+    A row that could not be scored is None: it counts in `coverage`, never as a zero, never silently.
+    """
+
+    name: str
+    value: float
+    rows: tuple[float | None, ...] = ()
+
+    @classmethod
+    def mean(cls, name: str, rows: Sequence[float | None]) -> Score:
+        """The mean over the rows that could be scored; NaN where there is none."""
+        scored = [row for row in rows if row is not None]
+        value = sum(scored) / len(scored) if scored else float("nan")
+        return cls(name=name, value=value, rows=tuple(rows))
+
+    @property
+    def coverage(self) -> float:
+        """Share of rows that could be scored, 0 to 1."""
+        return sum(row is not None for row in self.rows) / len(self.rows) if self.rows else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """A judge of a model on held-out rows. It is called once for the base model and once for the tuned one.
+
+    `subject.answers` are generated, and `subject.losses` computed, when first asked for, once for all evaluators.
+    `applies` says by the held-out data whether the evaluator has anything to say; it runs when it is not named in
+    `evaluation.evaluators` too.
+    """
+
+    name: str
+    summary: str
+    evaluate: Callable[[Subject], Sequence[Score]]
+    applies: Callable[[Data], bool] = lambda data: True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packager:
+    """A form of the trained model that is kept and registered: its adapter, the merged model.
+
+    `package` writes a folder that is complete by itself and returns nothing; the stage adds the manifest, compares
+    the folder's model with the trained one, logs it and registers it as `NAME` plus `suffix`.
+    """
+
+    name: str
+    summary: str
+    package: Callable[[Job, Trained, Path], None]
+    applies: Callable[[Job, Trained], bool] = lambda job, trained: True
+    suffix: str = ""
+
+
+Record = DataFormat | Trainer | Adapter | Evaluator | Packager

@@ -1,0 +1,28 @@
+"""A stage's folder is complete only when its `done.json`, written last by an atomic rename, is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "done.json"
+
+
+def finish(folder: Path, result: Mapping[str, Any]) -> None:
+    """Mark a stage's folder complete, and keep in it what the stage found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{NAME}.{os.getpid()}"
+    with draft.open("w") as stream:
+        json.dump(result, stream, indent=2, sort_keys=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.replace(folder / NAME)
+
+
+def found(folder: Path) -> dict[str, Any] | None:
+    """What a complete stage left; None where the stage did not come to its end."""
+    file = folder / NAME
+    return json.loads(file.read_text()) if file.is_file() else None

@@ -1,0 +1,71 @@
+"""Stage 4: the base model and the tuned one, side by side on the held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlflow_ft.job import Data, Job, Scores, Subject, Trained
+from mlflow_ft.records import Answer, Evaluator, Score
+from mlflow_ft.stages import done
+
+
+def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
+    """Score both models from their files on disk, log `eval/base/...`, `eval/tuned/...` and a table of answers."""
+    from mlflow_ft.engine import judge
+
+    job.run.begin("evaluate")
+    evaluators = chosen(job, data)
+    judged = {subject.name: _judge(evaluators, subject) for subject in judge.subjects(job, data, trained)}
+    scores = Scores(
+        base=judged["base"][0],
+        tuned=judged["tuned"][0],
+        answers=tuple(zip(judged["base"][1], judged["tuned"][1], strict=True)),
+    )
+    for name, found in (("base", scores.base), ("tuned", scores.tuned)):
+        values = as_metrics(name, found)
+        job.run.metrics(values, dataset=data.eval)
+        done.finish(job.folder / "evaluate" / name, values)
+    job.run.table(table(scores), "eval/answers.json")
+    job.plugins.watch("after_evaluate", job=job, scores=scores)
+    return scores
+
+
+def chosen(job: Job, data: Data) -> list[Evaluator]:
+    """The evaluators that were named, or else every one that applies to the held-out rows.
+
+    Raises:
+        ConfigError: a name is not registered.
+    """
+    names = job.config.evaluation.evaluators
+    if names is None:
+        return [evaluator for evaluator in job.registry.evaluators if evaluator.applies(data)]
+    return [job.registry.evaluators[name] for name in names]
+
+
+def _judge(evaluators: Sequence[Evaluator], subject: Subject) -> tuple[tuple[Score, ...], Sequence[Answer]]:
+    """The scores of one model, and its answers; asked for here, while the model is in memory."""
+    scores = tuple(score for evaluator in evaluators for score in evaluator.evaluate(subject))
+    return scores, subject.answers
+
+
+def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
+    """Scores as metrics: `eval/<model>/<score>`, and its coverage where some rows could not be scored."""
+    values = {f"eval/{name}/{score.name}": score.value for score in scores}
+    values |= {f"eval/{name}/{score.name}_coverage": score.coverage for score in scores if score.coverage < 1}
+    return values
+
+
+def table(scores: Scores) -> list[dict[str, Any]]:
+    """A row for each held-out prompt: what was asked and expected, what either model answered."""
+    return [
+        {
+            "prompt": "\n".join(f"{turn['role']}: {turn.get('content')}" for turn in base.prompt),
+            "expected": base.expected,
+            "base": base.text,
+            "tuned": tuned.text,
+            "base_exact": base.text.strip() == base.expected.strip(),
+            "tuned_exact": tuned.text.strip() == tuned.expected.strip(),
+        }
+        for base, tuned in scores.answers
+    ]

@@ -1,0 +1,43 @@
+"""Stage 2: the base model, quantised or not, with its adapter on."""
+
+from __future__ import annotations
+
+from mlflow_ft.job import BaseModel, Data, Job, Model
+from mlflow_ft.stages import start
+
+SPACE = 3
+"""Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, and air."""
+
+
+def find(job: Job) -> BaseModel:
+    """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it."""
+    from mlflow_ft.engine import hub
+
+    job.run.begin("model")
+    base = hub.find(job.config.model, job.progress)
+    job.run.set_tags(
+        {
+            "mlflow_ft.base_model": base.name_or_path,
+            "mlflow_ft.base_revision": base.revision,
+            "mlflow_ft.base_origin": base.origin,
+        }
+    )
+    start.check_space(job, SPACE * sum(file.stat().st_size for file in base.path.glob("*.safetensors")))
+    job.progress.say(f"model: {base.name} ({base.origin})")
+    return base
+
+
+def load(job: Job, data: Data, base: BaseModel) -> Model:
+    """Load the base model for training."""
+    from mlflow_ft.engine import hardware, models
+
+    job.run.begin("model")
+    with job.progress.bar("load model"):
+        model = models.prepare(job, data, base)
+    job.run.set_tags({"mlflow_ft.device": hardware.describe()})
+    share = model.trainable / model.total
+    job.progress.say(
+        f"{hardware.describe()}; {model.total / 1e6:,.0f} M weights ({job.config.model.quantize}), "
+        f"{model.trainable / 1e6:,.2f} M train ({share:.1%})"
+    )
+    return model

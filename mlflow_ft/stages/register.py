@@ -1,0 +1,42 @@
+"""Stage 6: model versions in the registry, linked to each other, with the alias of a candidate."""
+
+from __future__ import annotations
+
+import re
+
+from mlflow_ft.job import Data, Job, Package, Trained, Version
+
+
+def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[Version, ...]:
+    """Register every packaged model as NAME plus its suffix, give it the alias, and link the versions by tags."""
+    job.run.begin("register")
+    alias = job.config.registry.alias
+    tags = {
+        "mlflow_ft.run_id": job.run.run_id,
+        "mlflow_ft.method": job.config.method,
+        "mlflow_ft.base_model": trained.base.name_or_path,
+        "mlflow_ft.base_revision": trained.base.revision,
+        "mlflow_ft.data_digest": data.train.digest,
+    }
+    versions = []
+    for model in package.models:
+        own = {"mlflow_ft.form": model.name, "mlflow_ft.model_id": model.model_id}
+        own |= {f"mlflow_ft.parity.{key}": f"{value:.6g}" for key, value in model.parity.items()}
+        name = model_name(job) + model.suffix
+        number = job.run.register(name=name, model_id=model.model_id, tags=tags | own, alias=alias)
+        versions.append(Version(name=name, version=number, alias=alias, model_id=model.model_id))
+    for model, version in zip(package.models, versions, strict=True):
+        links = {
+            f"mlflow_ft.{other.name}_version": f"models:/{linked.name}/{linked.version}"
+            for other, linked in zip(package.models, versions, strict=True)
+            if other.name != model.name
+        }
+        job.run.tag_version(version.name, version.version, links)
+    return tuple(versions)
+
+
+def model_name(job: Job) -> str:
+    """The name that was given, or `<base model>-<method>`, in the letters that MLflow allows."""
+    given = job.config.registry.model_name
+    short = job.config.model.name.rstrip("/").rpartition("/")[2]
+    return given or re.sub(r"[^\w.-]+", "-", f"{short}-{job.config.method}")

@@ -1,0 +1,101 @@
+"""Before the first stage: names are checked, the run's folder and journal opened, and what was asked for recorded."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import ResourceError
+from mlflow_ft.job import Job
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.progress import Progress
+from mlflow_ft.registry import Registry
+
+if TYPE_CHECKING:
+    from mlflow_ft.tracking import ActiveRun
+
+
+def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:
+    """Open the run's folder and journal, and log config, environment and plugins before anything is loaded.
+
+    Raises:
+        ConfigError: a name in the config is not registered. ResourceError: the folder cannot be written.
+    """
+    run.begin("config")
+    made = Job(
+        config=config,
+        plugins=plugins,
+        registry=registry,
+        run=run,
+        folder=config.run.output_dir.expanduser().resolve() / run.run_id,
+        progress=progress,
+    )
+    with writing(made.folder):
+        run.open_journal(made.folder)
+    check_names(config, registry)
+    run.set_tags(
+        {"mlflow_ft.method": config.method, "mlflow_ft.trust_remote_code": str(config.model.trust_remote_code)}
+    )
+    run.log_config(config)
+    run.log_environment(plugins)
+    run.system_metrics()
+    return made
+
+
+def check_names(config: Config, registry: Registry) -> None:
+    """Raise ConfigError for the first name in the config that no plugin registered."""
+    registry.trainers[config.method]
+    registry.adapters[config.adapter.kind]
+    if config.data.format != "auto":
+        registry.formats[config.data.format]
+    for name in config.evaluation.evaluators or ():
+        registry.evaluators[name]
+    for name in config.package.packagers or ():
+        registry.packagers[name]
+
+
+@contextmanager
+def told_to_plugins(job: Job) -> Iterator[None]:
+    """Let plugins see the error that ends a run; a full disk becomes an error with a remedy."""
+    try:
+        with writing(job.folder):
+            yield
+    except BaseException as error:
+        job.plugins.watch("on_run_error", job=job, error=error)
+        raise
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that may not be written into a ResourceError.
+
+    Weights are written by Rust code, which reports a full disk as its own error with the system's words in it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            raise ResourceError(
+                f"no space is left on the disk while writing under {folder}",
+                hint="free some, or choose another place with --run.output_dir; nothing was registered",
+            ) from error
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            raise ResourceError(
+                f"cannot write under {folder}: {error.strerror}", hint="choose another --run.output_dir"
+            ) from error
+        raise
+
+
+def check_space(job: Job, needed: int) -> None:
+    """Raise ResourceError where fewer than `needed` bytes are free, before anything is spent."""
+    free = shutil.disk_usage(job.folder).free
+    if free < needed:
+        raise ResourceError(
+            f"the run needs about {needed / 2**30:.1f} GiB under {job.folder}, and {free / 2**30:.1f} GiB are free",
+            hint="free some space, or choose another place with --run.output_dir",
+        )

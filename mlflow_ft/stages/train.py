@@ -1,0 +1,20 @@
+"""Stage 3: load the model, train it by the method's own function, and leave adapter or model on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mlflow_ft.job import BaseModel, Data, Job, Trained
+from mlflow_ft.stages import done, model
+
+
+def train(job: Job, data: Data, base: BaseModel) -> Trained:
+    """Train, and mark the stage's folder complete when all of it is on disk."""
+    loaded = model.load(job, data, base)
+    job.run.begin("train")
+    job.plugins.hook.before_train(job=job, data=data, model=loaded)
+    trained = job.registry.trainers[job.config.method].train(job, data, loaded)
+    job.run.metrics({f"train/total_{name}": value for name, value in trained.metrics.items()})
+    described = {name: str(value) for name, value in dataclasses.asdict(base).items()}
+    done.finish(trained.folder, {"base": described, "metrics": dict(trained.metrics)})
+    return trained

@@ -1,0 +1,28 @@
+"""The only door to MLflow tracking and the registry. Importing it imports mlflow: do so inside functions.
+
+with open_run(config, plugins=plugins) as run:
+    run.open_journal(folder)
+    run.log_config(config)
+    run.metric("train/loss", 1.25, step=10)
+"""
+
+from mlflow_ft.tracking.active import ActiveRun
+from mlflow_ft.tracking.delivery import deliver
+from mlflow_ft.tracking.journal import Journal
+from mlflow_ft.tracking.manifest import verify_manifest, write_manifest
+from mlflow_ft.tracking.metrics import Metric
+from mlflow_ft.tracking.models import chat_signature
+from mlflow_ft.tracking.run import open_run
+from mlflow_ft.tracking.server import check_server
+
+__all__ = [
+    "ActiveRun",
+    "Journal",
+    "Metric",
+    "chat_signature",
+    "check_server",
+    "deliver",
+    "open_run",
+    "verify_manifest",
+    "write_manifest",
+]

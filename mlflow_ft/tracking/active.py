@@ -1,0 +1,285 @@
+"""The run that is open: everything a stage may tell MLflow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Param, RunTag
+from mlflow.models import ModelSignature
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.job import Split
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.tracking import environment, inputs, models, tables
+from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
+from mlflow_ft.tracking.journal import Journal
+from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
+from mlflow_ft.tracking.server import insist, page
+from mlflow_ft.tracking.signals import StopSignals
+from mlflow_ft.tracking.system import JournalledMonitor
+
+LONGEST_PARAM = 6000
+LONGEST_TAG = 8000
+BATCH = 100
+CUT = " ... [cut]"
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class ActiveRun:
+    """One MLflow run while it is open. Metrics never wait for the server; all else waits until it is taken.
+
+    Every method that talks to the server raises TrackingError when the server refuses, or stays away for 5 minutes.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        experiment_id: str,
+        tracking_uri: str,
+        signals: StopSignals | None = None,
+        resumed: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+        self.tracking_uri = tracking_uri
+        self.stage = "start"
+        self.folder: Path | None = None
+        self.client = MlflowClient(tracking_uri)
+        self._signals = signals or StopSignals()
+        self._resumed = resumed
+        self._clock = clock
+        self._journal: Journal | None = None
+        self._monitor: JournalledMonitor | None = None
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run in the UI; None for a store without a server."""
+        return page(self.tracking_uri, self.experiment_id, self.run_id)
+
+    # --- stopping
+
+    @property
+    def stopping(self) -> bool:
+        """Whether SIGTERM or SIGINT was received; training looks at it between two steps."""
+        return self._signals.received is not None
+
+    def deferring_stop(self) -> AbstractContextManager[None]:
+        """Inside, the first signal only sets `stopping`; leaving raises StoppedError where it is set."""
+        return self._signals.deferring()
+
+    def begin(self, stage: str) -> None:
+        """Name the stage for the tags of a failure; raises StoppedError where a signal's error was swallowed."""
+        self.stage = stage
+        self._signals.check()
+
+    # --- metrics, through the journal
+
+    def open_journal(self, folder: Path) -> None:
+        """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        RunFile(run_id=self.run_id, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id).write(folder)
+        send = sender(tracking_uri=self.tracking_uri, run_id=self.run_id)
+        self._journal = Journal(folder / JOURNAL_FILE, send)
+        self.folder = folder
+
+    def metric(self, key: str, value: float, **about: Any) -> None:
+        """Journal one value; keywords as for `metrics`."""
+        self.metrics({key: value}, **about)
+
+    def metrics(
+        self,
+        values: Mapping[str, float],
+        *,
+        step: int = 0,
+        model_id: str | None = None,
+        dataset: Split | None = None,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Journal values of one moment; never waits for the server.
+
+        Keys are brought into MLflow's alphabet. NaN stays NaN; an infinity becomes NaN, since MLflow would store
+        1.8e308. `model_id` links the values to a LoggedModel, `dataset` to the rows they were computed on.
+        """
+        if self._journal is None:
+            raise RuntimeError("open_journal comes before the first metric")
+        moment = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
+        entries = [
+            Metric(
+                key=clean_key(key),
+                value=clean_value(value),
+                step=step,
+                timestamp=moment,
+                model_id=model_id,
+                dataset_name=inputs.dataset_name(dataset) if dataset else None,
+                dataset_digest=inputs.dataset_digest(dataset) if dataset else None,
+            ).entry()
+            for key, value in values.items()
+        ]
+        self._journal.append(*entries)
+
+    def link_metrics(self, model_id: str, metrics: Mapping[str, float], dataset: Split | None, step: int) -> None:
+        """Journal scores of a LoggedModel, so that the UI ranks models by them."""
+        self.metrics(metrics, step=step, model_id=model_id, dataset=dataset)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until the journal is delivered; False after `timeout` seconds without progress."""
+        return self._journal is None or self._journal.flush(timeout)
+
+    def close_journal(self, timeout: float) -> int:
+        """Deliver what is left and return how many entries could not be; `open_run` does this at its end."""
+        journal, self._journal = self._journal, None
+        return journal.close(timeout) if journal else 0
+
+    def system_metrics(self) -> None:
+        """Journal CPU, memory, disk, network and GPU every 10 s until the run closes (MLFLOW_SYSTEM_METRICS_*)."""
+        if self._monitor is not None:
+            return
+        try:
+            monitor = JournalledMonitor(self.run_id, self._publish, resumed=self._resumed)
+            monitor.begin()
+        except Exception as error:  # worth no run
+            log.warning("no system metrics: %s", error)
+        else:
+            self._monitor = monitor
+
+    def stop_system_metrics(self) -> None:
+        """Journal the last sample; `open_run` does this at its end."""
+        monitor, self._monitor = self._monitor, None
+        if monitor:
+            monitor.end()
+
+    def _publish(self, values: Mapping[str, float], step: int) -> None:
+        self.metrics(values, step=step)
+
+    # --- what the run is
+
+    def log_config(self, config: Config, *, text: str | None = None) -> None:
+        """Log every value as param `cfg.<path>`, and the whole as `config.yaml`.
+
+        Params cannot change: where a resumed run's value differs, tag `mlflow_ft.changed_config` says so.
+        """
+        if text is None:
+            from mlflow_ft.config.explain import to_yaml
+
+            text = to_yaml(config)
+        wanted = {f"cfg.{path}": cut(str(value), LONGEST_PARAM) for path, value in config.flat().items()}
+        known = self._do("read the run's params", lambda: self.client.get_run(self.run_id).data.params)
+        params = [Param(key, value) for key, value in wanted.items() if key not in known]
+        for start in range(0, len(params), BATCH):
+            batch = params[start : start + BATCH]
+            self._do("log the config", partial(self.client.log_batch, self.run_id, params=batch))
+        changed = [f"{k}: {known[k]} -> {value}" for k, value in wanted.items() if known.get(k, value) != value]
+        if changed:
+            self.set_tags({"mlflow_ft.changed_config": "; ".join(changed)})
+        self.artifact_text(text, "config.yaml")
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, in batches; a value over 8,000 characters is cut and says so."""
+        entities = [RunTag(key, cut(str(value), LONGEST_TAG)) for key, value in tags.items()]
+        for start in range(0, len(entities), BATCH):
+            batch = entities[start : start + BATCH]
+            self._do("set tags", partial(self.client.log_batch, self.run_id, tags=batch))
+
+    def log_environment(self, plugins: Plugins) -> None:
+        """Log git commit, package versions and the plugin table, as tags and artifacts."""
+        self.set_tags(
+            environment.git_tags(Path.cwd()) | environment.version_tags() | environment.plugin_tag(plugins),
+        )
+        self.artifact_text(environment.plugin_table(plugins), "plugins.json")
+        self.artifact_text(environment.packages(), "packages.txt")
+
+    def log_inputs(self, splits: Sequence[Split], *, tags: Mapping[str, str] | None = None) -> None:
+        """Log the splits as the run's dataset inputs; `tags` go on each of them."""
+        datasets = [inputs.dataset_input(split, tags=tags) for split in splits]
+        self._do("log the data sets", lambda: self.client.log_inputs(self.run_id, datasets=datasets))
+
+    # --- artifacts
+
+    def artifact_text(self, text: str, path: str) -> None:
+        """Write a text as the artifact `path`."""
+        self._do(f"log {path}", lambda: self.client.log_text(self.run_id, text, path))
+
+    def artifact(self, file: Path, folder: str = "") -> None:
+        """Copy a file, or a folder whole, into the artifacts under `folder`."""
+        self._do(f"log {file.name}", lambda: self.client.log_artifact(self.run_id, str(file), folder or None))
+
+    def table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
+        """Write rows as one JSON file that MLflow's UI shows as a table; `path` ends in .json."""
+        self.artifact_text(tables.table_json(rows), path)
+        known = self._do("read the run's tags", lambda: self.client.get_run(self.run_id).data.tags)
+        self.set_tags(tables.table_tag(known, path))
+
+    # --- models
+
+    def log_model(
+        self,
+        *,
+        name: str,
+        code: Path,
+        artifacts: Mapping[str, Path],
+        signature: ModelSignature,
+        pip_requirements: Sequence[str],
+        metadata: Mapping[str, Any],
+        model_type: str,
+        input_example: Any = None,
+        step: int = 0,
+    ) -> str:
+        """Log a pyfunc model from code as an output of this run and return its model id.
+
+        An artifact that is a folder is `context.artifacts[name]`, a file lies under it with its own name. No pickle,
+        no inference of requirements; the code is imported once, the model is not loaded.
+        """
+        wanted = models.ModelToLog(
+            name=name,
+            code=code,
+            artifacts=artifacts,
+            signature=signature,
+            pip_requirements=pip_requirements,
+            metadata=metadata,
+            model_type=model_type,
+            input_example=input_example,
+            step=step,
+        )
+        return self._do(
+            f"log the model {name}",
+            lambda: models.log_model(self.client, wanted, run_id=self.run_id, experiment_id=self.experiment_id),
+        )
+
+    def register(self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str) -> int:
+        """Register a LoggedModel as the next version of `name`, move `alias` to it, return the version's number.
+
+        Raises:
+            RefusedError: the model is not READY or has no MLmodel file.
+        """
+        return self._do(
+            f"register {name}",
+            lambda: models.register(
+                self.client, name=name, model_id=model_id, run_id=self.run_id, tags=tags, alias=alias
+            ),
+        )
+
+    def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags on a registered model version."""
+        for key, value in tags.items():
+            self._do(
+                f"tag {name} version {version}",
+                partial(self.client.set_model_version_tag, name, str(version), key, value),
+            )
+
+    def _do(self, what: str, call: Callable[[], T]) -> T:
+        return insist(what, call, uri=self.tracking_uri)
+
+
+def cut(text: str, limit: int) -> str:
+    """The text, or its beginning with a marker, in at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - len(CUT)] + CUT

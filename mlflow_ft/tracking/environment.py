@@ -1,0 +1,67 @@
+"""What the run ran with: its git commit, the installed packages, the plugins."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from mlflow_ft.plugins import Plugins
+
+NAMED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "mlflow")
+GIT_SECONDS = 10
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """Commit of the repository around `folder` and whether it has changes; nothing where there is no git."""
+    commit = _git("rev-parse", "HEAD", folder=folder)
+    if not commit:
+        return {}
+    dirty = _git("status", "--porcelain", folder=folder)
+    return {"mlflow_ft.git_commit": commit, "mlflow_ft.git_dirty": str(bool(dirty)).lower()}
+
+
+def version_tags() -> dict[str, str]:
+    """`mlflow_ft.version.<package>` for Python and the packages that decide what training computes."""
+    tags = {"mlflow_ft.version.python": platform.python_version()}
+    for package in NAMED_PACKAGES:
+        try:
+            tags[f"mlflow_ft.version.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return tags
+
+
+def plugin_tag(plugins: Plugins) -> dict[str, str]:
+    """The active plugins that are not built in, as `mlflow_ft.plugins`; no tag where there is none."""
+    names = [f"{info.name} {info.version}" for info in plugins.active if not _is_builtin(info.module)]
+    return {"mlflow_ft.plugins": ", ".join(names)} if names else {}
+
+
+def plugin_table(plugins: Plugins) -> str:
+    """Every plugin that was found, as JSON."""
+    return json.dumps([asdict(info) for info in plugins.infos], indent=2) + "\n"
+
+
+def packages() -> str:
+    """`name==version` of everything installed, sorted, one a line."""
+    found = {f"{item.name}=={item.version}" for item in metadata.distributions() if item.name}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def _is_builtin(module: str) -> bool:
+    return module.startswith("mlflow_ft.builtin.")
+
+
+def _git(*arguments: str, folder: Path) -> str | None:
+    """What git prints, or None where it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=GIT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,197 @@
+"""A journal on disk, delivered by a background thread: what is appended survives an outage, a crash and a kill.
+
+    journal.jsonl         one JSON object a line, fsynced before `append` returns
+    journal.jsonl.sent    how many of the lines were delivered, replaced atomically
+
+The file alone says what there is to deliver; memory holds only a place in it. A crash between a delivery and its
+count sends those lines twice: what takes them must not mind (MLflow does not).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+Entry = Mapping[str, Any]
+Send = Callable[[Sequence[Entry]], None]
+
+BATCH = 500
+FIRST_DELAY = 1.0
+LONGEST_DELAY = 30.0
+CLOSING_DELAY = 0.5
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Keep entries in a file and deliver them in order through `send`, which raises where it could not.
+
+    Opening a journal that an earlier process left continues it: what was not delivered comes first. `sleep` is what
+    the sender does between two attempts, given seconds; the default returns early when the journal is closed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        send: Send,
+        *,
+        background: bool = True,
+        sleep: Callable[[float], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path = path
+        self._send = send
+        self._sleep = sleep
+        self._clock = clock
+        self._closing = threading.Event()
+        self._closed = threading.Event()
+        self._changed = threading.Condition()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        _drop_cut_line(path)
+        self._sent, self._offset = _place(path)
+        self._thread = threading.Thread(target=self._deliver, name="mlflow-ft-journal", daemon=True)
+        if background:
+            self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Number of entries that are not delivered yet."""
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            return sum(1 for _ in file)
+
+    def append(self, *entries: Entry) -> None:
+        """Write the entries to the disk; their delivery never holds this up.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        with self._changed, self.path.open("ab", buffering=0) as file:
+            file.write(text.encode())
+            os.fsync(file.fileno())
+            self._changed.notify_all()
+
+    def replay(self) -> int:
+        """Deliver everything now, in this thread, and return how many entries that were; raises what `send` raises."""
+        count = 0
+        while lines := self._batch():
+            self._send_lines(lines)
+            count += len(lines)
+        return count
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything is delivered, or until `timeout` seconds passed without any progress."""
+        with self._changed:
+            sent, since = self._sent, self._clock()
+            while self._behind():
+                if self._sent != sent:
+                    sent, since = self._sent, self._clock()
+                left = since + timeout - self._clock()
+                if left <= 0 or not self._thread.is_alive():
+                    return False
+                self._changed.wait(left)
+            return True
+
+    def close(self, timeout: float) -> int:
+        """Hurry the delivery, give up after `timeout` seconds without progress; return what is undelivered."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        self.flush(timeout)
+        self._closed.set()
+        return self.pending
+
+    def _deliver(self) -> None:
+        delay, failing = FIRST_DELAY, False
+        while (lines := self._next_batch()) and not self._closed.is_set():
+            try:
+                self._send_lines(lines)
+            except Exception as error:  # whatever goes wrong out there, the sender tries again
+                if not failing:
+                    log.warning("the tracking server does not take metrics (%s); they are kept in %s", error, self.path)
+                failing = True
+                self._pause(delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+            else:
+                if failing:
+                    log.warning("the tracking server takes metrics again")
+                delay, failing = FIRST_DELAY, False
+
+    def _pause(self, delay: float) -> None:
+        if self._sleep:
+            self._sleep(delay)
+        elif self._closing.wait(delay):  # somebody waits in `close`: try often, but do not spin
+            time.sleep(CLOSING_DELAY)
+
+    def _next_batch(self) -> list[bytes]:
+        """Wait for entries; an empty list when the journal is closed and all is delivered."""
+        with self._changed:
+            while not (lines := self._batch()) and not self._closing.is_set():
+                self._changed.wait()
+            return lines
+
+    def _behind(self) -> bool:
+        return self.path.stat().st_size > self._offset
+
+    def _batch(self) -> list[bytes]:
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            return [line for line in islice(file, BATCH) if line.endswith(b"\n")]
+
+    def _send_lines(self, lines: Sequence[bytes]) -> None:
+        entries = [entry for line in lines if (entry := _parse(line)) is not None]
+        if entries:
+            self._send(entries)
+        with self._changed:
+            _write_sent(self.path, self._sent + len(lines))
+            self._sent += len(lines)
+            self._offset += sum(map(len, lines))
+            self._changed.notify_all()
+
+
+def _parse(line: bytes) -> Entry | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # a full disk may have cut a line in the middle of the file
+        entry = None
+    if not isinstance(entry, dict):
+        log.warning("a line of the journal is no entry and is left out: %r", line[:80])
+        return None
+    return entry
+
+
+def _drop_cut_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        log.warning("%s: the last line was cut by a crash and is dropped", path)
+        os.truncate(path, whole)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """How many lines were delivered, and the offset of the first that was not."""
+    try:
+        sent = int(_sent_path(path).read_text())
+    except (FileNotFoundError, ValueError):  # sending again does no harm, leaving out would
+        return 0, 0
+    with path.open("rb") as file:
+        lines = [len(line) for line in islice(file, sent)]
+    return (sent, sum(lines)) if len(lines) == sent else (0, 0)
+
+
+def _sent_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sent")
+
+
+def _write_sent(path: Path, number: int) -> None:
+    aside = path.with_name(path.name + ".sent.new")
+    aside.write_text(str(number))
+    aside.replace(_sent_path(path))

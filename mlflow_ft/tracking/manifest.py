@@ -1,0 +1,86 @@
+"""A folder's manifest: sha256 and size of every file, and the refusal of what weights folders must not hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow_ft.errors import ModelError, Problem, RefusedError
+
+MANIFEST = "manifest.json"
+FORBIDDEN = {
+    ".bin": "a pickle",
+    ".pt": "a pickle",
+    ".pth": "a pickle",
+    ".pkl": "a pickle",
+    ".pickle": "a pickle",
+    ".py": "code",
+}
+
+
+def write_manifest(folder: Path) -> dict[str, Any]:
+    """Write `manifest.json` over every file of the folder but itself, and return it.
+
+    Raises:
+        RefusedError: a file is a pickle or Python code, which runs when the folder is loaded.
+    """
+    _refuse_forbidden(folder)
+    files = {name: _facts(path) for name, path in _files(folder)}
+    manifest = {"files": files}
+    aside = folder / (MANIFEST + ".new")
+    aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    aside.replace(folder / MANIFEST)
+    return manifest
+
+
+def verify_manifest(folder: Path) -> dict[str, Any]:
+    """Hold the folder to its `manifest.json`, which is returned.
+
+    Raises:
+        ModelError: there is no manifest, or it cannot be read.
+        RefusedError: a file is missing, changed, not listed, a pickle or code.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        wanted = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder / MANIFEST} cannot be read ({type(error).__name__})", hint="this folder was not written whole"
+        ) from error
+    _refuse_forbidden(folder)
+    found = dict(_files(folder))
+    problems = [Problem(place=name, message="is missing") for name in sorted(wanted.keys() - found.keys())]
+    problems += [Problem(place=name, message="is not in the manifest") for name in sorted(found.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & found.keys()):
+        if _facts(found[name]) != wanted[name]:
+            problems.append(Problem(place=name, message="is not what was written"))
+    if problems:
+        raise RefusedError(f"{folder} is not what its manifest says", problems=problems)
+    return dict(manifest)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (MANIFEST, MANIFEST + ".new"):
+            yield name, path
+
+
+def _refuse_forbidden(folder: Path) -> None:
+    problems = [
+        Problem(place=name, message=f"is {FORBIDDEN[path.suffix.lower()]}, which can run code when it is loaded")
+        for name, path in _files(folder)
+        if path.suffix.lower() in FORBIDDEN
+    ]
+    if problems:
+        raise RefusedError(
+            f"{folder} holds files that are never loaded here", problems=problems, hint="keep weights as safetensors"
+        )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}

@@ -1,0 +1,177 @@
+"""LoggedModels and registered versions: a model from code with its folders as artifacts, and no pickle."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from mlflow_ft.errors import RefusedError
+
+LONGEST_MODEL_PARAM = 250
+
+
+def chat_signature() -> ModelSignature:
+    """OpenAI's chat completion as an MLflow signature: `mlflow models serve` takes and answers plain chat JSON.
+
+    With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the columns that the request had
+    (`messages` holds a list of dicts), and returns one dict. Keys that the schema does not know are dropped.
+    """
+    return ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelToLog:
+    """A model from code: `code` calls `mlflow.models.set_model`; `artifacts` are files and folders by name."""
+
+    name: str
+    code: Path
+    artifacts: Mapping[str, Path]
+    signature: ModelSignature
+    pip_requirements: Sequence[str]
+    model_type: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    input_example: Any = None
+    step: int = 0
+
+
+def log_model(client: MlflowClient, wanted: ModelToLog, *, run_id: str, experiment_id: str) -> str:
+    """Log the model as an output of the run and return its id; it is READY, or FAILED when this raises.
+
+    `mlflow.pyfunc.log_model` would copy the artifacts to the temporary folder first, link every metric of the run's
+    step to the model, and load the model once more where there is an input example.
+    """
+    params = {key: value[:LONGEST_MODEL_PARAM] for key, value in client.get_run(run_id).data.params.items()}
+    model = client.create_logged_model(
+        experiment_id,
+        name=wanted.name.translate(str.maketrans("/:.", "---")),
+        source_run_id=run_id,
+        params={key: value for key, value in params.items() if key.startswith("cfg.")},
+        model_type=wanted.model_type,
+    )
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=wanted.step)])
+        with tempfile.TemporaryDirectory() as folder:
+            skeleton = Path(folder, "model")
+            _save_skeleton(skeleton, wanted, model, run_id=run_id)
+            for name, path in wanted.artifacts.items():
+                _upload(client, model.model_id, name, path)
+            client.log_model_artifacts(model.model_id, str(skeleton))  # MLmodel last: with it the model is whole
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    except BaseException:
+        with _quietly():
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise
+    return str(model.model_id)
+
+
+def _save_skeleton(folder: Path, wanted: ModelToLog, model: LoggedModel, *, run_id: str) -> None:
+    """Everything of an MLflow model but its artifacts: MLmodel, code, requirements."""
+    description = Model(
+        artifact_path=model.artifact_location,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        run_id=run_id,
+        metadata=dict(wanted.metadata),
+    )
+    # MLflow asks for type hints and an example beside the signature, and sets its own filters; recording wins
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("ignore", UserWarning)
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            python_model=str(wanted.code),
+            signature=wanted.signature,
+            input_example=wanted.input_example,
+            pip_requirements=list(wanted.pip_requirements),
+            mlflow_model=description,
+        )
+    description.flavors["python_function"]["artifacts"] = {
+        name: {"path": f"artifacts/{name}/{path.name}" if path.is_file() else f"artifacts/{name}", "uri": path.name}
+        for name, path in wanted.artifacts.items()
+    }
+    description.flavors["python_function"]["model_code_path"] = wanted.code.name  # the folder here is nobody's business
+    description.model_size_bytes = _size(folder) + sum(_size(path) for path in wanted.artifacts.values())
+    description.save(str(folder / "MLmodel"))
+
+
+def _upload(client: MlflowClient, model_id: str, name: str, path: Path) -> None:
+    if path.is_file():
+        client.log_model_artifact(model_id, str(path), artifact_path=f"artifacts/{name}")
+    else:
+        client.log_model_artifacts(model_id, str(path), artifact_path=f"artifacts/{name}")
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def register(
+    client: MlflowClient, *, name: str, model_id: str, run_id: str, tags: Mapping[str, str], alias: str
+) -> int:
+    """Register a LoggedModel as the next version of `name`, move `alias` to it, and return the version's number.
+
+    Raises:
+        RefusedError: the model is not READY, or has no MLmodel file; MLflow itself would register it.
+    """
+    model = _ready(client, model_id)
+    _ensure_registered_model(client, name)
+    # on SQL stores the version does not keep its model_id, so that it is a tag too
+    version = client.create_model_version(
+        name,
+        source=f"models:/{model_id}",
+        run_id=run_id,
+        model_id=model_id,
+        tags={**tags, "mlflow_ft.model_id": model_id},
+    )
+    earlier = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    here = {"name": name, "version": int(version.version)}
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*earlier, here])})
+    _set_alias(client, name=name, alias=alias, version=str(version.version))
+    return int(version.version)
+
+
+def _ready(client: MlflowClient, model_id: str) -> LoggedModel:
+    model = client.get_logged_model(model_id)
+    if model.status != LoggedModelStatus.READY:
+        raise RefusedError(f"model {model_id} is {model.status}, not READY", hint="log it again; nothing is registered")
+    if "MLmodel" not in {file.path for file in client.list_logged_model_artifacts(model_id)}:
+        raise RefusedError(f"model {model_id} has no MLmodel file", hint="log it again; nothing is registered")
+    return model
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+            raise
+
+
+def _set_alias(client: MlflowClient, *, name: str, alias: str, version: str) -> None:
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException:  # several runs that create one alias at once: all but one fail on PostgreSQL
+        client.set_registered_model_alias(name, alias, version)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Another error is on its way to the user: what goes wrong here does not replace it."""
+    try:
+        yield
+    except Exception:  # see above
+        return

@@ -1,0 +1,197 @@
+"""Open the one MLflow run of a job, and close it with the state that is true."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import StoppedError, TrackingError, UndeliveredError
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.tracking.active import ActiveRun, cut
+from mlflow_ft.tracking.delivery import RunFile
+from mlflow_ft.tracking.environment import plugin_tag
+from mlflow_ft.tracking.server import absolute, answers, shown, told
+from mlflow_ft.tracking.signals import StopSignals
+
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # `insist` and the journal wait longer, and can be interrupted
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout may be read by a machine
+}
+"""What MLflow is told for the length of a run, where the user did not choose."""
+AT_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+LONGEST_ERROR = 5000
+PATIENCE_SECONDS = 30.0
+"""How long the end of a run waits for the journal without seeing any progress."""
+PATIENCE_WHEN_KILLED_SECONDS = 8.0
+"""The same after a signal: schedulers send SIGKILL after 10 to 30 seconds."""
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_run(
+    config: Config, *, plugins: Plugins, environ: MutableMapping[str, str] = os.environ
+) -> Iterator[ActiveRun]:
+    """Open the run that MLFLOW_RUN_ID names, else a new one, and leave it in its true state.
+
+    FINISHED when the block ends well, KILLED on StoppedError and KeyboardInterrupt, else FAILED, with the message in
+    tag `mlflow_ft.error` and the stage in `mlflow_ft.stage`. SIGTERM and SIGINT raise StoppedError inside the block.
+
+    Raises:
+        TrackingError: the run cannot be opened.
+        UndeliveredError: the block ended well, but metrics or the state did not reach the server.
+    """
+    signals = StopSignals()
+    unset = {name: value for name, value in DEFAULTS.items() if name not in environ}
+    with signals.installed(), _environment(environ, unset):
+        with signals.holding():
+            run = _start(config, plugins, environ=environ, signals=signals)
+        status, error = "FAILED", None
+        try:
+            signals.check()
+            yield run
+            status = "FINISHED"
+        except BaseException as raised:
+            status, error = _state_of(raised), raised
+            raise
+        finally:
+            with signals.holding():
+                undelivered = _close(run, status, error)
+        if undelivered:
+            raise UndeliveredError(undelivered, hint=_remedy(run))
+
+
+def _start(config: Config, plugins: Plugins, *, environ: MutableMapping[str, str], signals: StopSignals) -> ActiveRun:
+    given = environ.pop("MLFLOW_RUN_ID", None)  # taken, as mlflow.start_run does, so that no child takes it too
+    if (other := mlflow.active_run()) is not None:
+        raise TrackingError(f"run {other.info.run_id} is active in this process", hint="end it: mlflow.end_run()")
+    with told(f"open the run {given} that MLFLOW_RUN_ID names" if given else "open a run"):
+        started = mlflow.start_run(
+            run_id=given,
+            run_name=config.run.name,
+            experiment_id=None if given else _experiment_id(config.run.experiment),
+            log_system_metrics=False,
+        )
+    run = ActiveRun(
+        run_id=started.info.run_id,
+        experiment_id=started.info.experiment_id,
+        tracking_uri=absolute(mlflow.get_tracking_uri()),
+        signals=signals,
+        resumed=given is not None,
+    )
+    try:
+        for stale in started.data.tags.keys() & {"mlflow_ft.error", "mlflow_ft.stage"}:
+            run.client.delete_tag(run.run_id, stale)
+        run.set_tags(plugin_tag(plugins))
+    except BaseException as error:
+        _close(run, _state_of(error), error)
+        raise
+    return run
+
+
+def _experiment_id(name: str | None) -> str | None:
+    """Id of the experiment, which is made if need be; None leaves the choice to MLflow."""
+    if name is None:
+        return None
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another run was faster
+                raise
+            experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the experiment {name!r} was deleted",
+            hint="bring it back with `mlflow experiments restore`, or choose another run.experiment",
+        )
+    return str(experiment.experiment_id)
+
+
+def _state_of(error: BaseException) -> str:
+    if isinstance(error, StoppedError | KeyboardInterrupt):
+        return "KILLED"
+    ended_well = isinstance(error, SystemExit) and error.code in (None, 0)
+    return "FINISHED" if ended_well else "FAILED"
+
+
+def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
+    """Set the state, deliver the journal, and say in one sentence what did not reach the server.
+
+    The state comes first: a scheduler that is impatient kills us while we wait. Metrics may follow an ended run.
+    """
+    run.stop_system_metrics()
+    _leave_fluent_run(status)
+    is_set = _set_state(run, status, error)
+    left = run.close_journal(PATIENCE_WHEN_KILLED_SECONDS if status == "KILLED" else PATIENCE_SECONDS)
+    is_set = is_set or _set_state(run, status, error)
+    if is_set and not left:
+        return ""
+    where = run.folder / "journal.jsonl" if run.folder else "no journal"
+    message = f"{left} metrics ({where}) and the state {status} did not reach {shown(run.tracking_uri)}"
+    if is_set:
+        message = f"{left} metrics ({where}) did not reach {shown(run.tracking_uri)}"
+    if run.folder:
+        RunFile(
+            run_id=run.run_id,
+            tracking_uri=run.tracking_uri,
+            experiment_id=run.experiment_id,
+            pending_status=status,
+        ).write(run.folder)
+    if error is not None:
+        log.warning("%s; %s", message, _remedy(run))
+    return message
+
+
+def _set_state(run: ActiveRun, status: str, error: BaseException | None) -> bool:
+    if not answers(run.tracking_uri):
+        return False
+    try:
+        run.client.set_terminated(run.run_id, status)
+        if error is not None and status != "FINISHED":
+            text = cut(str(error) or type(error).__name__, LONGEST_ERROR)
+            run.client.set_tag(run.run_id, "mlflow_ft.error", text)
+            run.client.set_tag(run.run_id, "mlflow_ft.stage", run.stage)
+    except Exception as refused:  # another error may be on its way to the user, and goes first
+        log.warning("could not mark run %s as %s: %s", run.run_id, status, refused)
+        return False
+    return True
+
+
+def _leave_fluent_run(status: str) -> None:
+    """Empty MLflow's stack of active runs, or its exit handler marks ours as FINISHED, whatever happened."""
+    with _environment(os.environ, AT_ONCE):
+        while mlflow.active_run() is not None:
+            try:
+                mlflow.end_run(status)
+            except Exception as error:  # it takes the run off the stack before it asks the server
+                log.debug("end_run: %s", error)
+
+
+def _remedy(run: ActiveRun) -> str:
+    if run.folder is None:
+        return f"set the state of run {run.run_id} when the server is back"
+    return f"nothing is lost; when the server is back: mlflow-ft sync {run.folder}"
+
+
+@contextmanager
+def _environment(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the length of a block."""
+    before = {name: environ.get(name) for name in values}
+    environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                environ.pop(name, None)
+            else:
+                environ[name] = value

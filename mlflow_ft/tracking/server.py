@@ -1,0 +1,169 @@
+"""The tracking server: whether it answers, how its address is written, and what its errors mean to a user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import mlflow
+import requests
+from mlflow.exceptions import MlflowException
+
+from mlflow_ft.errors import TrackingError
+
+PROBE_SECONDS = 5.0
+PATIENCE_SECONDS = 300.0
+"""How long a stage waits for a server that is away before the run fails."""
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def check_server(uri: str | None = None, *, timeout: float = PROBE_SECONDS) -> None:
+    """Raise where the tracking URI cannot work; to be told before any model is loaded.
+
+    `uri` is MLflow's own (MLFLOW_TRACKING_URI) when it is not given. Databricks is not probed.
+
+    Raises:
+        TrackingError: nothing answers, it is no MLflow server, it refuses, or the folder cannot be written.
+    """
+    uri = uri or mlflow.get_tracking_uri()
+    if _is_http(uri):
+        _check_http(uri, timeout)
+    elif uri.startswith("sqlite:"):
+        _check_sqlite(uri)
+
+
+def answers(uri: str, *, timeout: float = PROBE_SECONDS) -> bool:
+    """Whether a request to `uri` would get any answer at all; True for every URI that is not http(s)."""
+    if not _is_http(uri):
+        return True
+    try:
+        status = _health(uri, timeout).status_code
+    except requests.RequestException:
+        return False
+    return status < 500  # a proxy in front of a server that is away answers 502, 503 or 504
+
+
+def absolute(uri: str) -> str:
+    """The URI with a relative path of a store made absolute, so that it works from another folder too."""
+    path = _sqlite_file(uri)
+    if path is not None:
+        return f"sqlite:///{path.resolve()}" + uri.partition("?")[1] + uri.partition("?")[2]
+    return uri if ":" in uri or uri == "databricks" else str(Path(uri).resolve())
+
+
+def shown(uri: str) -> str:
+    """The URI without a user's name and password."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def page(uri: str, experiment_id: str, run_id: str) -> str | None:
+    """Address of the run's page in the UI, where the tracking URI has one."""
+    return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if _is_http(uri) else None
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn what MLflow and the network raise into a TrackingError: `could not <what>: ...`."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+        raise TrackingError(
+            f"could not {what}: {error}", hint=f"the tracking URI is {shown(mlflow.get_tracking_uri())}"
+        ) from error
+
+
+def insist(
+    what: str,
+    call: Callable[[], T],
+    *,
+    uri: str,
+    patience: float = PATIENCE_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Call until the server has answered; `call` must not mind being called twice.
+
+    Raises:
+        TrackingError: the server refuses, or did not come back within `patience` seconds.
+    """
+    deadline = clock() + patience
+    while True:
+        try:
+            with told(what):
+                return call()
+        except TrackingError as error:
+            if clock() >= deadline or not _unreachable(error, uri):
+                raise
+            log.warning("%s; waiting for the server", error.message)
+            sleep(PROBE_SECONDS)
+
+
+def _unreachable(error: TrackingError, uri: str) -> bool:
+    # MLflow says "failed with exception" where no answer came; meanwhile the server may be back
+    return _is_http(uri) and ("failed with exception" in error.message or not answers(uri))
+
+
+def _is_http(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _health(uri: str, timeout: float) -> requests.Response:
+    verify: bool | str = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
+    certificate = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    return requests.get(f"{uri.rstrip('/')}/health", timeout=timeout, verify=(verify and certificate) or verify)
+
+
+def _check_http(uri: str, timeout: float) -> None:
+    try:
+        response = _health(uri, timeout)
+    except requests.exceptions.SSLError as error:
+        raise TrackingError(
+            f"the certificate of {shown(uri)} is not trusted: {error}",
+            hint="name its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH",
+        ) from error
+    except requests.RequestException as error:
+        raise TrackingError(
+            f"no tracking server answers at {shown(uri)} ({type(error).__name__})",
+            hint="start it (`mlflow server`), or set MLFLOW_TRACKING_URI to one that runs, or to sqlite:///mlflow.db",
+        ) from error
+    if response.status_code == 403:
+        raise TrackingError(
+            f"{shown(uri)} refuses this host name or this user (403: {response.text[:200].strip()})",
+            hint=f"start the server with `mlflow server --allowed-hosts {urlsplit(uri).hostname}`, or check the user",
+        )
+    if response.status_code == 401:
+        raise TrackingError(
+            f"{shown(uri)} wants a user (401)",
+            hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        )
+    if response.status_code != 200 or response.text.strip() != "OK":
+        raise TrackingError(
+            f"what answers at {shown(uri)} is no MLflow server (/health: {response.status_code})",
+            hint="check host, port and path of MLFLOW_TRACKING_URI",
+        )
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    path = uri.partition("?")[0].partition(":///")[2]
+    return Path(path) if uri.startswith("sqlite:///") and path and path != ":memory:" else None
+
+
+def _check_sqlite(uri: str) -> None:
+    path = _sqlite_file(uri)
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise TrackingError(
+            f"{shown(uri)}: there is no folder {path.absolute().parent}", hint="make it, or name another file"
+        )
+    # SQLite writes its journal beside the file: the folder must be writable too
+    if not all(os.access(place, os.W_OK) for place in (path.absolute().parent, path) if place.exists()):
+        raise TrackingError(f"{shown(uri)}: {path} cannot be written", hint="change its owner, or name another file")

@@ -1,0 +1,64 @@
+"""Signals as exceptions: SIGTERM and SIGINT raise StoppedError, at once or when the work at hand is safe."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mlflow_ft.errors import StoppedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """What was received, and whether it raises now.
+
+    The first signal raises StoppedError, unless it comes inside `deferring()`: then it only sets `received`, and
+    leaving that block raises. A second signal always raises.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._deferring = 0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals for the length of a block; Python allows it in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Let the first signal wait until the block is left."""
+        with self.holding():
+            yield
+        self.check()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Like `deferring`, but leaving the block does not raise."""
+        self._deferring += 1
+        try:
+            yield
+        finally:
+            self._deferring -= 1
+
+    def check(self) -> None:
+        """Raise where a signal was received."""
+        if self.received is not None:
+            raise StoppedError(self.received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.received = self.received is None, self.received or number
+        if not (first and self._deferring):
+            raise StoppedError(number)

@@ -1,0 +1,29 @@
+"""Tables as MLflow's UI reads them: one JSON file, written once, and a tag that names it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+
+def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Columns and data, as `mlflow.log_table` writes them; the columns of all rows, in the order they come up."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    data = [[_cell(row.get(name)) for name in columns] for row in rows]
+    return json.dumps({"columns": columns, "data": data}, ensure_ascii=False, default=str)
+
+
+def table_tag(known: Mapping[str, str], path: str) -> dict[str, str]:
+    """The tag by which the UI finds tables, with this one added."""
+    listed = json.loads(known.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    entry = {"path": path, "type": "table"}
+    return {MLFLOW_LOGGED_ARTIFACTS: json.dumps(listed if entry in listed else [*listed, entry])}
+
+
+def _cell(value: Any) -> Any:
+    # a browser's JSON.parse takes neither NaN nor Infinity
+    return None if isinstance(value, float) and not math.isfinite(value) else value

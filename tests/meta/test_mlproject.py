@@ -1,0 +1,122 @@
+"""MLproject: one entry point per built-in method, and a parameter's value never becomes a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlflow_ft import plugins
+from mlflow_ft.registry import Registry
+
+ROOT = Path(__file__).parents[2]
+MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+ENTRY_POINTS = MLPROJECT["entry_points"]
+COMMANDS = {name: entry_point["command"] for name, entry_point in ENTRY_POINTS.items()}
+HOSTILE = "; touch owned; $(touch owned) `touch owned` ' \" \\ && touch owned | touch owned\n touch owned #{model}"
+STAND_IN = """
+import json, pathlib, sys
+pathlib.Path("argv.json").write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+def builtin_methods() -> set[str]:
+    trainers = Registry(plugins.load({})).trainers
+    return {trainer.name for trainer in trainers if trainers.provider(trainer.name).startswith("builtin.")}
+
+
+def test_entry_points_are_the_built_in_methods() -> None:
+    methods = builtin_methods()
+    assert methods, "no built-in method was found"
+    assert set(ENTRY_POINTS) == methods | {"main"}
+
+
+def test_the_default_method_exists() -> None:
+    assert ENTRY_POINTS["main"]["parameters"]["method"]["default"] in builtin_methods()
+
+
+def test_environment_is_the_conda_file_alone() -> None:
+    """MLflow refuses two environment keys."""
+    assert {key: MLPROJECT[key] for key in MLPROJECT if key.endswith("_env")} == {"conda_env": "conda.yaml"}
+    assert (ROOT / "conda.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_runs_the_code_of_the_project_folder(name: str) -> None:
+    method = "{method}" if name == "main" else name
+    assert COMMANDS[name].startswith(f"python -m mlflow_ft train {method} ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_placeholder_is_quoted(name: str) -> None:
+    """MLflow quotes every value itself; quotes around the placeholder would end that quoting."""
+    assert not re.search(r"""['"`\\$;&|<>]""", COMMANDS[name])
+    for before, after in re.findall(r"(.?)\{\w+\}(.?)", COMMANDS[name]):
+        assert (before.strip(), after.strip()) == ("", ""), "a placeholder is a word of its own"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_parameter_is_optional_and_used(name: str) -> None:
+    parameters = ENTRY_POINTS[name]["parameters"]
+    assert set(re.findall(r"\{(\w+)\}", COMMANDS[name])) == set(parameters)
+    for parameter in parameters.values():
+        assert parameter["type"] == "string", "a path would be refused before the project can say what is wrong"
+        assert isinstance(parameter["default"], str), "no default means that MLflow demands a value"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our MLproject, around a package `mlflow_ft` that only writes down how it was called."""
+    folder = tmp_path / "project"
+    package = folder / "mlflow_ft"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(STAND_IN)
+    for name in ("MLproject", "conda.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return folder
+
+
+def called_with(project: Path) -> list[str]:
+    assert not (project / "owned").exists(), "a value was run as a command"
+    arguments = json.loads((project / "argv.json").read_text())
+    assert isinstance(arguments, list)
+    return arguments
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_value_is_never_a_command(name: str, project: Path) -> None:
+    from mlflow.projects.utils import load_project
+
+    entry_point = load_project(str(project)).get_entry_point(name)
+    values = {parameter: f"{parameter} {HOSTILE}" for parameter in ENTRY_POINTS[name]["parameters"]}
+    command = entry_point.compute_command(values, None)
+    subprocess.run(["bash", "-c", command], cwd=project, check=True, timeout=60)
+    assert called_with(project) == [
+        *("train", values.get("method", name)),
+        *("--model", values["model"], "--data", values["data"], "--config", values["config"]),
+    ]
+
+
+def test_a_value_that_mlflow_run_takes_is_never_a_command(project: Path, tmp_path: Path) -> None:
+    from mlflow import projects
+
+    parameters = {"model": HOSTILE, "training.learning_rate": HOSTILE, "run.name": "-1"}
+    run = projects.run(str(project), entry_point="qlora", parameters=parameters, env_manager="local")
+    assert run.get_status() == "FINISHED"
+    assert called_with(project) == [
+        *("train", "qlora", "--model", HOSTILE, "--data", "", "--config", ""),
+        *("--training.learning_rate", HOSTILE, "--run.name", "-1"),
+    ]
+    assert not list(tmp_path.rglob("owned"))

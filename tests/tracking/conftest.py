@@ -1,0 +1,202 @@
+"""Real stores: an SQLite file per test, and a real server that a test may kill and start again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.job import Encoded, Split
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.records import Row
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store with its tables, which take seconds to make, and no runs."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tracking URI of a fresh SQLite store, which is set; the current folder is `tmp_path`."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return uri
+
+
+@pytest.fixture
+def client(store: str) -> MlflowClient:
+    return MlflowClient(store)
+
+
+@pytest.fixture(autouse=True)
+def _no_run_left() -> Iterator[None]:
+    yield
+    left = mlflow.active_run()
+    while mlflow.active_run():
+        mlflow.end_run()
+    assert left is None, "a fluent run stayed active: MLflow's exit handler would mark it FINISHED"
+
+
+class Server:
+    """`mlflow server` on a port of its own over one SQLite file; it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = sock.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environ = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        log = (self.folder / "server.log").open("ab")
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, env=environ, stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+        wait_for(self.answers, seconds=60)
+
+    def answers(self) -> bool:
+        try:
+            return requests.get(f"{self.uri}/health", timeout=1).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def hang(self) -> None:
+        """Connections are taken, but nothing is answered."""
+        assert self.process
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self.process
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)  # the group: its workers outlive it otherwise
+            self.process.wait()
+            self.process = None
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def shared_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """A real server that runs, and whose URI is set."""
+    if not shared_server.answers():
+        shared_server.kill()
+        shared_server.start()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_server.uri)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return shared_server
+
+
+@pytest.fixture
+def config() -> Config:
+    return Config.model_validate({"method": "sft", "run": {"name": "a-name", "experiment": "an-experiment"}})
+
+
+@pytest.fixture
+def plugins() -> Plugins:
+    return Plugins()
+
+
+@pytest.fixture
+def split() -> Split:
+    return Split(
+        name="train",
+        source="/data/rows.jsonl",
+        source_type="local",
+        rows=(Row(values={"messages": []}, file="rows.jsonl", line=1),) * 2,
+        examples=(),
+        encoded=(Encoded(input_ids=(1, 2, 3), labels=(-100, 2, 3)), Encoded(input_ids=(1,), labels=(1,))),
+        digest="0123456789abcdef" * 2,
+    )
+
+
+ECHO = '''
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class Echo(PythonModel):
+    """Answer with what was said, the greeting before it, and what arrived."""
+
+    def load_context(self, context):
+        with open(context.artifacts["greeting"], encoding="utf-8") as file:
+            self.greeting = file.read()
+        self.weights = sorted(__import__("os").listdir(context.artifacts["weights"]))
+
+    def predict(self, context, model_input, params=None):
+        request = model_input.iloc[0].to_dict()
+        text = self.greeting + request["messages"][-1]["content"]
+        message = {"role": "assistant", "content": f"{text} {request.get('max_tokens')} {request.get('temperature')}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"id": "1", "object": "chat.completion", "created": 1, "model": "echo", "choices": [choice]}
+
+
+set_model(Echo())
+'''
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> dict[str, Any]:
+    """Keywords of `log_model` for a model that answers what it was told, with a file and a folder as artifacts."""
+    (tmp_path / "echo.py").write_text(ECHO)
+    (tmp_path / "greeting.txt").write_text("hello ")
+    (tmp_path / "package" / "inner").mkdir(parents=True)
+    (tmp_path / "package" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "package" / "inner" / "tokenizer.json").write_text("{}")
+    from mlflow_ft.tracking import chat_signature
+
+    return {
+        "name": "echo",
+        "code": tmp_path / "echo.py",
+        "artifacts": {"greeting": tmp_path / "greeting.txt", "weights": tmp_path / "package"},
+        "signature": chat_signature(),
+        "pip_requirements": ["mlflow"],
+        "metadata": {"base": "tiny"},
+        "model_type": "adapter",
+    }

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from mlflow_ft.errors import TrackingError
+from mlflow_ft.tracking.server import absolute, answers, check_server, insist, page, shown
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[int, str], str]]:
+    """Start a server that answers everything in one way; returns its URI."""
+    servers: list[HTTPServer] = []
+
+    def start(status: int, text: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_mlflow_server_passes(serve: Callable[[int, str], str]) -> None:
+    check_server(serve(200, "OK"))
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "told"),
+    [
+        (403, "Invalid Host header", "--allowed-hosts 127.0.0.1"),
+        (401, "", "MLFLOW_TRACKING_USERNAME"),
+        (404, "Not Found", "no MLflow server"),
+        (200, "<html>hello</html>", "no MLflow server"),
+        (502, "Bad Gateway", "no MLflow server"),
+    ],
+)
+def test_what_refuses_is_told(serve: Callable[[int, str], str], status: int, text: str, told: str) -> None:
+    with pytest.raises(TrackingError, match=told):
+        check_server(serve(status, text))
+
+
+def test_nothing_that_answers_is_told_with_the_uri_and_a_remedy() -> None:
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 .*\n.*mlflow server"):
+        check_server("http://user:secret@127.0.0.1:9", timeout=1)
+
+
+def test_the_uri_is_mlflows_own_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
+        check_server()
+
+
+def test_an_sqlite_file_needs_a_folder(tmp_path: Path) -> None:
+    check_server(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(TrackingError, match="there is no folder"):
+        check_server(f"sqlite:///{tmp_path}/none/mlflow.db")
+
+
+def test_an_sqlite_file_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(TrackingError, match="cannot be written"):
+        check_server(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_databricks_is_not_probed() -> None:
+    check_server("databricks")
+    assert answers("databricks")
+
+
+def test_a_gateway_error_is_no_answer(serve: Callable[[int, str], str]) -> None:
+    assert answers(serve(403, ""))
+    assert not answers(serve(503, ""))
+
+
+def test_uris_are_absolute_and_shown_without_a_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("sqlite:///a/mlflow.db") == f"sqlite:///{tmp_path}/a/mlflow.db"
+    assert absolute("sqlite:////a/mlflow.db?timeout=5") == "sqlite:////a/mlflow.db?timeout=5"
+    assert absolute("mlruns") == str(tmp_path / "mlruns")
+    assert absolute("http://host:5000") == "http://host:5000"
+    assert absolute("databricks") == "databricks"
+    assert shown("postgresql://me:secret@host/db") == "postgresql://host/db"
+    assert page("https://me:secret@host/mlflow/", "7", "abc") == "https://host/mlflow/#/experiments/7/runs/abc"
+    assert page("sqlite:///a.db", "7", "abc") is None
+
+
+class Flaky:
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self) -> str:
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+AWAY = "API request to http://127.0.0.1:9/api failed with exception HTTPConnectionPool"
+
+
+def test_a_stage_waits_for_a_server_that_is_away() -> None:
+    slept: list[float] = []
+    call = Flaky(MlflowException(AWAY), MlflowException(AWAY))
+
+    assert insist("log x", call, uri="http://127.0.0.1:9", sleep=slept.append) == "done"
+    assert len(slept) == 2
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    call = Flaky(*[MlflowException(AWAY)] * 1000)
+    with pytest.raises(TrackingError, match="could not log x: API request"):
+        insist("log x", call, uri="http://127.0.0.1:9", sleep=sleep, clock=lambda: now[0], patience=300)
+    assert now[0] == 300
+
+
+def test_a_refusal_is_told_at_once(serve: Callable[[int, str], str]) -> None:
+    with pytest.raises(TrackingError, match="could not log x: no such run"):
+        insist("log x", Flaky(MlflowException("no such run")), uri=serve(200, "OK"), sleep=pytest.fail)
