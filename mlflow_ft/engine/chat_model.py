@@ -131,7 +131,11 @@ def load_adapter(folder, base_model_path):
         options["revision"] = base["revision"]
     if base["quantization"]:
         options["quantization_config"] = BitsAndBytesConfig.from_dict(base["quantization"])
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name, **options), folder)
+    model = AutoModelForCausalLM.from_pretrained(name, **options)
+    for module in model.modules():  # bitsandbytes would compute in bfloat16 on some CPUs, as training did not
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return PeftModel.from_pretrained(model, folder)
 
 
 def weights_hash(folder):

@@ -61,7 +61,20 @@ def load_base(
         raise ModelError(
             f"model {base.name!r} cannot be loaded from {path or base.path}: {str(error).strip().splitlines()[0]}"
         ) from error
+    keep_exact(model)
     return model.eval()
+
+
+def keep_exact(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference, which it does on CPUs that have AVX512-BF16.
+
+    The first forward pass in evaluation mode would round the constants of every layer to bfloat16, for good, and the
+    training that follows would go through a kernel that hands no gradient back: a run that is evaluated before it is
+    trained learns silently less (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def prepare(job: Job, data: Data, base: BaseModel) -> Model:

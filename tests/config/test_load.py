@@ -279,6 +279,16 @@ def test_what_a_validator_says_of_several_fields_has_the_places_of_the_layers(mo
     assert told(error) == ["configuration  cannot be had together"]
 
 
+def test_what_a_section_says_of_several_fields_waits_until_all_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(AdapterSection):
+        @model_validator(mode="after")
+        def _never(self) -> Strict:
+            raise ValueError("r alone is not enough")
+
+    monkeypatch.setitem(cast("dict[str, object]", SECTIONS), "adapter", Strict)
+    assert typed("--r", "7").adapter.r == 7
+
+
 def test_what_a_validator_says_of_one_field_is_told_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     class Strict(AdapterSection):
         @field_validator("r")

@@ -1,11 +1,10 @@
 """Writes the demo data set: smart-home requests in plain English, answered by one strict JSON command.
 
-One row of `train.jsonl` or `heldout.jsonl`, beside this file:
+One exchange of `train.jsonl` or `heldout.jsonl`, beside this file (every line holds one, in the chat shape):
 
-    {"messages": [{"role": "system", "content": "Answer in JSON."},
-                  {"role": "user", "content": "Set the ceiling fan in the bedroom to high."},
-                  {"role": "assistant", "content":
-                   "{\\"action\\":\\"set\\",\\"device\\":\\"ceiling fan\\",\\"room\\":\\"bedroom\\",\\"value\\":\\"high\\"}"}]}
+    system     Answer in JSON.
+    user       Set the ceiling fan in the bedroom to high.
+    assistant  {"action":"set","device":"ceiling fan","room":"bedroom","value":"high"}
 
 The held-out rows share only the task with the training rows: their phrasings, devices, rooms and values never occur
 there. Getting one right therefore means having learnt to read a request, not having seen it.

@@ -1,0 +1,10 @@
+"""For every test here and in plugins/: the project's own fixtures, and nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+pytest_plugins = ["mlflow_ft.testing"]

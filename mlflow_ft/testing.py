@@ -1,0 +1,161 @@
+"""For the tests of plugin authors, and for our own: a tiny real model, a private MLflow store, a contract for plugins.
+
+    # conftest.py
+    pytest_plugins = ["mlflow_ft.testing"]
+
+    def test_contract(plugin_contract):
+        import my_plugin
+        plugin_contract(my_plugin)
+
+    def test_my_trainer(tiny_model, tiny_rows, fine_tune):
+        outcome = fine_tune("my-method", model=tiny_model, data=tiny_rows)
+        assert outcome.versions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from mlflow_ft.pipeline import Outcome
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = "red green blue round flat heavy small old apple stone river lamp door garden bird cloud song paper".split()
+
+
+def make_rows(count: int = 48) -> list[dict[str, Any]]:
+    """Conversations that a tiny model can learn by heart: the answer repeats the question's words, backwards."""
+    rows = []
+    for number in range(count):
+        words = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 5, 7)]
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": " ".join(words)},
+                    {"role": "assistant", "content": " ".join(reversed(words))},
+                ]
+            }
+        )
+    return rows
+
+
+def make_tiny_model(folder: Path, *, chat_template: str | None = CHATML, seed: int = 0) -> Path:
+    """Write a Llama of 2 layers and about 100,000 random weights, with a tokenizer trained on the rows, to `folder`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<unk>", "<pad>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([json.dumps(row) for row in make_rows()], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<|im_end|>"
+    )
+    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    fast.chat_template = chat_template
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(file: Path, rows: Sequence[Any]) -> Path:
+    """Write rows as JSON lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny real model and its tokenizer."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def tiny_rows(tmp_path: Path) -> Path:
+    """A JSONL file of 48 conversations."""
+    return write_jsonl(tmp_path / "rows.jsonl", make_rows())
+
+
+@pytest.fixture
+def tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A private MLflow store on SQLite, with the working folder beside it; yields its URI."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(uri)
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def fine_tune(tracking_store: str) -> Callable[..., Outcome]:
+    """Run a whole job on a tiny model: `fine_tune("lora", model=folder, data=file, **{"adapter.r": 4})`."""
+    from mlflow_ft import pipeline, plugins
+    from mlflow_ft.cli.asked import asked
+    from mlflow_ft.progress import Progress
+
+    def run(method: str, *modules: ModuleType, **settings: Any) -> Outcome:
+        loaded = plugins.load()
+        for module in modules:
+            info = loaded.add(module, name=module.__name__, version="test")
+            assert info.status == "active", info.error
+        quick = {"max_steps": 2, "max_new_tokens": 8, "evaluation.max_rows": 4, "eval_steps": 1}
+        pairs = [f"--{key}={value}" for key, value in (quick | settings).items()]
+        return pipeline.run(asked([method, *pairs], loaded), loaded, progress=Progress(quiet=True))
+
+    return run
+
+
+@pytest.fixture
+def plugin_contract() -> Callable[[ModuleType], None]:
+    """Check a plugin: it loads beside the built-ins, misspells no hook, takes no name, and registers something."""
+    from mlflow_ft import plugins
+    from mlflow_ft.registry import Registry
+
+    def check(module: ModuleType) -> None:
+        loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
+        if not any(info.module == module.__name__ for info in loaded.infos):
+            loaded.add(module, name=module.__name__)
+        info = next(info for info in loaded.infos if info.module == module.__name__)
+        assert info.status == "active", info.error
+        Registry(loaded)
+        assert any(one.provider == info.name for one in loaded.registered), "the plugin registers nothing"
+
+    return check

@@ -1,0 +1,105 @@
+"""A plugin to copy: question-and-answer rows, an evaluator of answer lengths, and a method that reuses SFT.
+
+    {"question": "Which planet is red?", "answer": "Mars", "source": "quiz"}
+
+Everything is registered by returning records; nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft import DataError, DataFormat, Evaluator, Example, Score, Trainer, hookimpl
+
+if TYPE_CHECKING:
+    from mlflow_ft.job import Data, Job, Model, Scores, Subject, Trained
+
+FEWEST_ROWS = 4
+log = logging.getLogger(__name__)
+
+
+def from_question(values: Mapping[str, Any]) -> Example:
+    """One row to one conversation; a ValueError says in one sentence what is wrong with the row."""
+    question, answer = values.get("question"), values.get("answer")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("`question` is missing or empty")
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError("`answer` is missing or empty")
+    return Example(messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+
+
+def brevity(subject: Subject) -> Sequence[Score]:
+    """How long an answer is beside the expected one: 1 is as long, 2 twice as long (in characters)."""
+    return [Score.mean("length_ratio", [len(one.text) / len(one.expected) for one in subject.answers])]
+
+
+def train_gently(job: Job, data: Data, model: Model) -> Trained:
+    """SFT as it is; what makes the method is its defaults."""
+    from mlflow_ft.engine import sft
+
+    return sft.train(job, data, model)
+
+
+@hookimpl
+def register_formats() -> list[DataFormat]:
+    return [
+        DataFormat(
+            name="question-answer",
+            summary="question and answer, as in a quiz",
+            columns=("question", "answer"),
+            convert=from_question,
+        )
+    ]
+
+
+@hookimpl
+def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
+    return "question-answer" if {"question", "answer"} <= set(columns) else None
+
+
+@hookimpl
+def register_evaluators() -> list[Evaluator]:
+    return [Evaluator(name="brevity", summary="length of the answers beside the expected ones", evaluate=brevity)]
+
+
+@hookimpl
+def register_trainers() -> list[Trainer]:
+    return [
+        Trainer(
+            name="gentle-lora",
+            summary="LoRA of a low rank at a low learning rate, for small data",
+            train=train_gently,
+            defaults={"adapter.kind": "lora", "adapter.r": 4, "training.learning_rate": 1e-4},
+        )
+    ]
+
+
+@hookimpl
+def before_train(job: Job, data: Data, model: Model) -> None:
+    """A veto: nothing is spent on a job that cannot work."""
+    if job.config.method == "gentle-lora" and len(data.train.rows) < FEWEST_ROWS:
+        raise DataError(f"gentle-lora wants at least {FEWEST_ROWS} rows, and there are {len(data.train.rows)}")
+
+
+@hookimpl
+def training_callbacks(job: Job) -> list[Any]:
+    """Callbacks of transformers, beside the trainer's own."""
+    from mlflow_ft_template.steps import CountSteps
+
+    return [CountSteps(job)]
+
+
+@hookimpl
+def after_evaluate(job: Job, scores: Scores) -> None:
+    """A watcher: what it raises is logged, and the run goes on."""
+    before = {score.name: score.value for score in scores.base}
+    for score in scores.tuned:
+        log.info("%s: %.4g before, %.4g after", score.name, before[score.name], score.value)
+
+
+@hookimpl
+def on_run_error(job: Job, error: BaseException) -> None:
+    """A watcher of failures: here one would tell a chat room or a pager."""
+    log.error("run %s failed: %s", job.run.run_id, error)

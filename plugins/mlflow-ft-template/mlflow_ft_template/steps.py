@@ -1,0 +1,20 @@
+"""A callback of transformers, in a module of its own because it imports transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from mlflow_ft.job import Job
+
+
+class CountSteps(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
+    """Logs how many steps are done, as a metric of the plugin's own."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._job.run.metric("template/steps", state.global_step, step=state.global_step)

@@ -1,0 +1,53 @@
+"""The template works as a user's plugin would: installed, found by its entry point, used by a whole run."""
+
+from __future__ import annotations
+
+import mlflow_ft_template
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_ft import DataError, plugins
+from mlflow_ft.testing import write_jsonl
+
+
+def quiz(count):
+    return [{"question": f"how many are {n} and {n}", "answer": f"{2 * n}", "source": "quiz"} for n in range(count)]
+
+
+def test_contract(plugin_contract):
+    plugin_contract(mlflow_ft_template)
+
+
+def test_it_is_found_by_its_entry_point():
+    found = [info for info in plugins.load().infos if info.name == "template"]
+    assert [(info.status, info.module) for info in found] == [("active", "mlflow_ft_template")]
+    assert len(found[0].sha256) == 64
+
+
+def test_a_run_uses_format_evaluator_trainer_and_callback(tiny_model, tmp_path, fine_tune):
+    data = write_jsonl(tmp_path / "quiz.jsonl", quiz(20))
+    outcome = fine_tune("gentle-lora", model=tiny_model, data=data)
+    client = MlflowClient()
+    run = client.get_run(outcome.run_id)
+    assert run.data.tags["mlflow_ft.data_format"] == "question-answer"
+    assert run.data.params["cfg.adapter.r"] == "4"
+    assert run.data.metrics["eval/tuned/length_ratio"] >= 0
+    assert run.data.metrics["template/steps"] == 2
+    assert "template" in run.data.tags["mlflow_ft.plugins"]
+
+
+def test_its_veto_stops_the_run_before_anything_is_spent(tiny_model, tmp_path, fine_tune):
+    data = write_jsonl(tmp_path / "quiz.jsonl", quiz(4))
+    with pytest.raises(DataError, match="at least 4 rows"):
+        fine_tune("gentle-lora", model=tiny_model, data=data)
+    client = MlflowClient()
+    run = client.search_runs(["0"])[0]
+    assert run.info.status == "FAILED"
+    assert "at least 4 rows" in run.data.tags["mlflow_ft.error"]
+    assert not client.search_registered_models()
+
+
+def test_a_row_that_is_no_question_is_told_with_its_line(tiny_model, tmp_path, fine_tune):
+    data = write_jsonl(tmp_path / "quiz.jsonl", [*quiz(6), {"question": "and this", "answer": ""}])
+    with pytest.raises(DataError, match=r"quiz\.jsonl:7  `answer` is missing or empty"):
+        fine_tune("gentle-lora", model=tiny_model, data=data)
