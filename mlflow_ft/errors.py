@@ -1,15 +1,15 @@
 """Every error that a user can cause, each with a place, a remedy and an exit code.
 
-    FineTuneError                 exit 2: the input is wrong
-    ├── ConfigError               an unknown key, value, method, format, evaluator ...
-    ├── DataError                 a file, a row, a column, a mask that cannot be proved
-    ├── ModelError                a model path, a tokenizer, a chat template
-    ├── PluginError               a plugin is broken, two plugins claim one name
-    ├── TrackingError             the tracking server does not answer, or refuses
-    ├── ResourceError             no space on the disk, no memory
-    ├── RefusedError              exit 1: evidence says no (a gate, a parity, a diverged loss)
-    ├── UndeliveredError          exit 3: complete on disk, not yet on the tracking server
-    └── StoppedError              exit 130 or 143: a signal asked the run to stop
+FineTuneError                 exit 2: the input is wrong
+├── ConfigError               an unknown key, value, method, format, evaluator ...
+├── DataError                 a file, a row, a column, a mask that cannot be proved
+├── ModelError                a model path, a tokenizer, a chat template
+├── PluginError               a plugin is broken, two plugins claim one name
+├── TrackingError             the tracking server does not answer, or refuses
+├── ResourceError             no space on the disk, no memory
+├── RefusedError              exit 1: evidence says no (a gate, a parity, a diverged loss)
+├── UndeliveredError          exit 3: complete on disk, not yet on the tracking server
+└── StoppedError              exit 130 or 143: a signal asked the run to stop
 """
 
 from __future__ import annotations

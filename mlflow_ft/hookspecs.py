@@ -1,10 +1,10 @@
 """Every hook: its docstring is the contract and says when it is called. The verb in its name gives the rule.
 
-    register_   collected when the program starts; cheap, pure; if it raises, that plugin is left out and listed broken
-    detect_     asked in turn until one answers; None means "not mine"; if it raises, the run stops
-    before_     may veto by raising FineTuneError; the run stops and nothing is spent
-    after_ on_  watch only; if it raises, that is logged with the plugin's name and the run goes on
-    training_callbacks   collected from every plugin; if it raises, the run stops
+register_   collected when the program starts; cheap, pure; if it raises, that plugin is left out and listed broken
+detect_     asked in turn until one answers; None means "not mine"; if it raises, the run stops
+before_     may veto by raising FineTuneError; the run stops and nothing is spent
+after_ on_  watch only; if it raises, that is logged with the plugin's name and the run goes on
+training_callbacks   collected from every plugin; if it raises, the run stops
 """
 
 from __future__ import annotations

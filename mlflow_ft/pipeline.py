@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.job import Job, Scores, Version
+from mlflow_ft.job import Scores, Version
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pluggy
 
@@ -101,10 +101,11 @@ class Plugins:
             for implementation in getattr(self.hook, f"register_{kind}").get_hookimpls():
                 if implementation.plugin_name != name:
                     continue
-                for record in implementation.function():
+                records = cast("Iterable[Any]", implementation.function())
+                for record in records:
                     if not isinstance(record, record_type):
                         raise TypeError(f"register_{kind} returned {record!r}, which is no {record_type.__name__}")
-                    yield Registered(provider=name, kind=kind, record=record)
+                    yield Registered(provider=name, kind=kind, record=cast("Record", record))
 
     def _list(self, module: ModuleType | None, *, name: str, version: str, error: str = "") -> PluginInfo:
         info = PluginInfo(

@@ -93,7 +93,9 @@ class Progress:
 
             class RichBar:
                 def advance(self, steps: float = 1, *, note: str = "") -> None:
-                    rich_progress.update(task, advance=steps, **({"note": note} if note else {}))
+                    rich_progress.update(task, advance=steps)
+                    if note:
+                        rich_progress.update(task, note=note)
 
             yield RichBar()
 
@@ -117,4 +119,5 @@ def _plain_bar(progress: Progress, title: str, total: float | None, unit: str) -
     started = time.monotonic()
     progress.say(f"{title} ...")
     yield _PlainBar(progress, title, total, unit)
-    progress.say(f"{title}: done in {time.monotonic() - started:.0f} s")
+    if (seconds := time.monotonic() - started) >= 1:
+        progress.say(f"{title}: done in {seconds:.0f} s")

@@ -1,15 +1,15 @@
 """For the tests of plugin authors, and for our own: a tiny real model, a private MLflow store, a contract for plugins.
 
-    # conftest.py
-    pytest_plugins = ["mlflow_ft.testing"]
+# conftest.py
+pytest_plugins = ["mlflow_ft.testing"]
 
-    def test_contract(plugin_contract):
-        import my_plugin
-        plugin_contract(my_plugin)
+def test_contract(plugin_contract):
+    import my_plugin
+    plugin_contract(my_plugin)
 
-    def test_my_trainer(tiny_model, tiny_rows, fine_tune):
-        outcome = fine_tune("my-method", model=tiny_model, data=tiny_rows)
-        assert outcome.versions
+def test_my_trainer(tiny_model, tiny_rows, fine_tune):
+    outcome = fine_tune("my-method", model=tiny_model, data=tiny_rows)
+    assert outcome.versions
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = "red green blue round flat heavy small old apple stone river lamp door garden bird cloud song paper".split()
+WORDS = ("red", "green", "blue", "round", "flat", "heavy", "small", "apple", "stone", "river", "lamp", "door", "song")
 
 
 def make_rows(count: int = 48) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_ft.examples.demo import make_demo
-from mlflow_ft.examples.demo.make_demo import HELDOUT, HERE, KEYS, SYSTEM, TRAIN, Side
+from mlflow_ft.examples.demo.make_demo import HELDOUT, HERE, KEYS, SYSTEM, TRAIN, Side, words
 
 SIDES = {"train": TRAIN, "heldout": HELDOUT}
 BLANK = "___"
@@ -29,11 +29,10 @@ def read(name: str) -> list[tuple[str, str]]:
 
 def entities(side: Side) -> dict[str, set[str]]:
     """What a request of this side can name, by key of the answer."""
-    kinds = side.devices.values()
     return {
-        "device": {device for devices, _ in kinds for device in devices},
-        "room": set(side.rooms),
-        "value": {value for _, values in kinds for value in values},
+        "device": {device for devices, _ in side.devices for device in words(devices)},
+        "room": set(words(side.rooms)),
+        "value": {value for _, values in side.devices for value in words(values)},
     }
 
 

@@ -76,5 +76,3 @@ def register_evaluators() -> list[Evaluator]:
             applies=expects_json,
         ),
     ]
-
-

@@ -50,9 +50,7 @@ def from_prompt_completion(values: Mapping[str, Any]) -> Example:
 
 def _question(question: str, answer: str, system: Any) -> Example:
     first = ({"role": "system", "content": system},) if isinstance(system, str) and system.strip() else ()
-    return Example(
-        messages=(*first, {"role": "user", "content": question}, {"role": "assistant", "content": answer})
-    )
+    return Example(messages=(*first, {"role": "user", "content": question}, {"role": "assistant", "content": answer}))
 
 
 def _ending_in_an_answer(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

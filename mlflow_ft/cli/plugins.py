@@ -12,7 +12,7 @@ from mlflow_ft import plugins
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
-def command(as_json: bool) -> None:
+def command(*, as_json: bool) -> None:
     """List the plugins that were found, and whether they work."""
     infos = plugins.load().infos
     if as_json:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_ft.errors import FineTuneError
+
 if TYPE_CHECKING:
+    from mlflow_ft.config import Config
     from mlflow_ft.pipeline import Outcome
+    from mlflow_ft.plugins import Plugins
     from mlflow_ft.progress import Progress
 
 SWITCHES = ("--json", "--quiet")
@@ -50,7 +58,7 @@ class PairsCommand(click.Command):
 
 
 @click.command(cls=PairsCommand, options_metavar="METHOD [--KEY VALUE]...")
-def command(arguments: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def command(arguments: tuple[str, ...], *, as_json: bool, quiet: bool) -> None:
     """Fine-tune a model by METHOD, and register what comes of it.
 
     \b
@@ -58,22 +66,36 @@ def command(arguments: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     mlflow-ft train lora --model ./my-model --data rows.jsonl --learning_rate 1e-4
     mlflow-ft train qlora --config my.yaml --training.max_steps 100
     """
-    from mlflow_ft import pipeline, plugins
-    from mlflow_ft.cli.asked import asked
+    from mlflow_ft import pipeline
     from mlflow_ft.progress import Progress
 
-    loaded = plugins.load()
     progress = Progress(quiet=quiet)
-    for info in loaded.infos:
-        if info.status == "broken":
-            progress.warn(f"plugin {info.name} is broken and left out: {info.error}")
-    config = asked(arguments, loaded)
+    config, loaded = understand(arguments, progress)
     outcome = pipeline.run(config, loaded, progress=progress)
     if as_json:
         json.dump(as_dict(outcome), sys.stdout, indent=2)
         click.echo()
     else:
         tell(outcome, progress)
+
+
+def understand(arguments: Sequence[str], progress: Progress) -> tuple[Config, Plugins]:
+    """Load the plugins and resolve what was asked for; what is wrong with it is told to the open MLflow run too."""
+    from mlflow_ft import plugins
+    from mlflow_ft.cli.asked import asked
+
+    try:
+        loaded = plugins.load()
+        for info in loaded.infos:
+            if info.status == "broken":
+                progress.warn(f"plugin {info.name} is broken and left out: {info.error}")
+        return asked(arguments, loaded), loaded
+    except FineTuneError as error:
+        if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds, which a typo need not cost
+            from mlflow_ft import tracking
+
+            tracking.refuse(error)
+        raise
 
 
 def as_dict(outcome: Outcome) -> dict[str, object]:
@@ -101,12 +123,28 @@ def tell(outcome: Outcome, progress: Progress) -> None:
     facts = {"run": outcome.run_id, "tracking": outcome.url or outcome.tracking_uri, "files": outcome.folder}
     facts |= {"registered": ", ".join(f"{one.name} version {one.version} @{one.alias}" for one in outcome.versions)}
     progress.facts(facts)
+    for line in next_commands(outcome):
+        progress.say(line)
+
+
+def next_commands(outcome: Outcome) -> list[str]:
+    """What to type next, as a shell takes it: serve the main version, ask it a held-out prompt, open the UI."""
+    uri = shlex.quote(outcome.tracking_uri)
+    # `mlflow models serve` calls uvicorn by name, so an environment that is not activated must be on PATH.
+    path = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH " if sys.prefix != sys.base_prefix else ""
+    lines = []
     if outcome.versions:
         first = outcome.versions[0]
-        uri = f'MLFLOW_TRACKING_URI="{outcome.tracking_uri}"'
-        progress.say("\nNext, serve it and ask it something:")
-        progress.say(f"  {uri} mlflow models serve -m models:/{first.name}@{first.alias} --env-manager local -p 5001")
-        progress.say("  curl -s localhost:5001/invocations -H 'Content-Type: application/json' \\")
-        progress.say('    -d \'{"messages": [{"role": "user", "content": "Hello"}]}\'')
+        prompt = [dict(turn) for turn in outcome.scores.answers[0][1].prompt] if outcome.scores.answers else []
+        body = json.dumps({"messages": prompt or [{"role": "user", "content": "Hello"}]})
+        model = f"models:/{first.name}@{first.alias}"
+        lines += [
+            "",
+            "Next, serve it, and ask it something from another terminal:",
+            f"  {path}MLFLOW_TRACKING_URI={uri} mlflow models serve -m {model} --env-manager local -p 5001",
+            "  curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\",
+            f"    -d {shlex.quote(body)}",
+        ]
     if outcome.url is None:
-        progress.say(f'or look at the run: mlflow ui --backend-store-uri "{outcome.tracking_uri}"')
+        lines += ["or look at the run in the browser:", f"  {path}mlflow ui --backend-store-uri {uri}"]
+    return lines

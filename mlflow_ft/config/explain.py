@@ -70,6 +70,8 @@ SYNONYMS: Mapping[str, str] = {
     "peft": "adapter.kind",
     "quantization": "model.quantize",
     "rank": "adapter.r",
+    "registered_model_name": "registry.model_name",
+    "registry.name": "registry.model_name",
     "run_name": "run.name",
     "seq_len": "data.max_length",
     "sequence_len": "data.max_length",
@@ -120,12 +122,10 @@ def unknown(key: str) -> tuple[str, str]:
 
 
 def _nearest(key: str) -> str:
-    """Look in the section that was meant first, then in all; the right name in a wrong section comes before both."""
     section, _, leaf = key.rpartition(".")
     section = _close(section, SECTIONS) or ""
     names = _names()
-    inside = {name for name, paths in names.items() if any(path.startswith(f"{section}.") for path in paths)}
-    for name in (key, leaf, _close(leaf, inside) if section else None, _close(leaf, [*names, *SECTIONS])):
+    for name in (key, leaf, _close(leaf, [*names, *SECTIONS])):
         if name in names:
             paths = names[name]
             return _did_you_mean([path for path in paths if path.startswith(f"{section}.")] or paths)
@@ -220,7 +220,7 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a mapping"
     text = value if value is None or isinstance(value, (bool, int, float, str, list, tuple)) else str(value)
-    words = json.dumps(text, ensure_ascii=False, default=lambda _: "a mapping")
+    words = json.dumps(text, ensure_ascii=False, default=str)
     return words if len(words) <= SHOWN_LETTERS else f"{words[:SHOWN_LETTERS]} ..."
 
 

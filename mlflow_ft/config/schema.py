@@ -81,7 +81,7 @@ class AdapterSection(Section):
     """Name of a registered adapter (`mlflow-ft show adapters`); `none` trains every weight."""
     r: int = Field(default=16, ge=1)
     """Rank of the update."""
-    lora_alpha: float | None = Field(default=None, gt=0)
+    lora_alpha: int | None = Field(default=None, ge=1)
     """Scale of the update is lora_alpha / r; 2r when not given."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""

@@ -66,7 +66,7 @@ class WatchCallback(TrainerCallback):
     def __init__(self, job: Job, bar: Bar) -> None:
         self._job = job
         self._bar = bar
-        self._loss = float("nan")
+        self._note = ""
 
     def on_log(
         self,
@@ -85,9 +85,10 @@ class WatchCallback(TrainerCallback):
                     hint=f"lower training.learning_rate (it is {self._job.config.training.learning_rate:g}), "
                     "warm up longer, or compute in float32 (--model.dtype float32)",
                 )
-        self._loss = logs.get("loss", self._loss)
+        if "loss" in logs:
+            self._note = f"loss {logs['loss']:.3f}"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar.advance(1, note=f"loss {self._loss:.3f}")
+        self._bar.advance(1, note=self._note)
         if self._job.run.stopping:
             control.should_training_stop = True

@@ -10,11 +10,13 @@ import os
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import torch
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -22,13 +24,14 @@ DEFAULT_MAX_TOKENS = 256
 class ChatModel(PythonModel):
     """Loads on the first GPU where there is one. Greedy unless a temperature above 0 is asked for."""
 
-    def load_context(self, context):
+    def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
         verify(folder)
+        disable_progress_bar()  # a server's log is no terminal
         config = context.model_config or {}
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         if (folder / "base.json").is_file():
-            self.model = load_adapter(folder, config.get("base_model_path"))
+            self.model: Any = load_adapter(folder, config.get("base_model_path"))
         else:
             self.model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=compute_dtype(), device_map={"": device()}, trust_remote_code=False
@@ -37,15 +40,14 @@ class ChatModel(PythonModel):
         settings = json.loads((folder / "generation_config.json").read_text())
         ends = settings.get("eos_token_id", self.tokenizer.eos_token_id)
         self.end_tokens = ends if isinstance(ends, list) else [ends]
-        self.name = folder.parent.name
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         requests = as_requests(model_input, params)
         answers = [self.complete(request) for request in requests]
         return answers[0] if len(answers) == 1 else answers
 
     @torch.no_grad()
-    def complete(self, request):
+    def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request: `messages`, and optionally temperature, top_p, max_tokens, stop, tools."""
         messages = [{key: value for key, value in turn.items() if value is not None} for turn in request["messages"]]
         inputs = self.tokenizer.apply_chat_template(
@@ -70,15 +72,15 @@ class ChatModel(PythonModel):
         ended = bool(new) and new[-1] in self.end_tokens
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         cut = min((place for place in (text.find(stop) for stop in stops) if place >= 0), default=None)
-        return self.envelope(text[:cut].strip(), length, len(new), ended or cut is not None)
+        return self.envelope(text[:cut].strip(), length, len(new), ended=ended or cut is not None)
 
-    def envelope(self, text, prompt_tokens, completion_tokens, ended):
+    def envelope(self, text: str, prompt_tokens: int, completion_tokens: int, *, ended: bool) -> dict[str, Any]:
         """The OpenAI chat completion around an answer."""
         return {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": self.name,
+            "model": "mlflow-ft",
             "choices": [
                 {
                     "index": 0,
@@ -94,7 +96,7 @@ class ChatModel(PythonModel):
         }
 
 
-def as_requests(model_input, params):
+def as_requests(model_input: Any, params: Any) -> list[dict[str, Any]]:
     """A request, a list of requests or a table with a column `messages`, as a list of requests."""
     if hasattr(model_input, "to_dict"):
         model_input = model_input.to_dict(orient="records")
@@ -102,7 +104,7 @@ def as_requests(model_input, params):
     return [{**(params or {}), **plain(request)} for request in requests]
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Lists and dicts where a table holds arrays; what is not given (None, NaN) is left out of dicts."""
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -113,7 +115,7 @@ def plain(value):
     return [plain(one) for one in value] if isinstance(value, list) else value
 
 
-def load_adapter(folder, base_model_path):
+def load_adapter(folder: Path, base_model_path: str | None) -> Any:
     """Load the base model as the adapter was trained on it, and put the adapter on."""
     from peft import PeftModel
 
@@ -131,14 +133,14 @@ def load_adapter(folder, base_model_path):
         options["revision"] = base["revision"]
     if base["quantization"]:
         options["quantization_config"] = BitsAndBytesConfig.from_dict(base["quantization"])
-    model = AutoModelForCausalLM.from_pretrained(name, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(name, **options)
     for module in model.modules():  # bitsandbytes would compute in bfloat16 on some CPUs, as training did not
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return PeftModel.from_pretrained(model, folder)
 
 
-def weights_hash(folder):
+def weights_hash(folder: Path) -> str:
     """Sha256 over the names and hashes of a folder's weight files, as the adapter's `base.json` has it."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
@@ -146,12 +148,13 @@ def weights_hash(folder):
     return f"sha256:{digest.hexdigest()}"
 
 
-def file_hash(file):
+def file_hash(file: Path) -> str:
+    """Sha256 of one file, as hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def verify(folder):
+def verify(folder: Path) -> None:
     """Refuse a folder that is not what was logged: a file that changed, is missing or was added, code or pickles."""
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     present = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
@@ -165,11 +168,12 @@ def verify(folder):
             raise ValueError(f"{name} is not the file that was logged: its sha256 differs from the manifest")
 
 
-def device():
+def device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def compute_dtype():
+def compute_dtype() -> torch.dtype:
     """bfloat16 on a GPU that has it, float32 elsewhere: a CPU without bfloat16 units is several times slower in it."""
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if on_gpu else torch.float32

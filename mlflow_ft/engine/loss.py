@@ -72,11 +72,11 @@ def _chunk(apply_head: Any, states: Tensor, tokens: Tensor) -> tuple[Tensor, Ten
 def _held_back(head: nn.Module) -> Iterator[Any]:
     """Let the head pass hidden states through unchanged; yields the function that applies the head itself."""
     original = head.forward
-    head.forward = lambda states, *_, **__: states  # type: ignore[method-assign]  # undone below
+    head.forward = lambda states, *_, **__: states
     try:
         yield original
     finally:
-        head.forward = original  # type: ignore[method-assign]  # the method it was
+        head.forward = original
 
 
 def causal_model(model: nn.Module) -> Any:

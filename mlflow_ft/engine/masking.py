@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
@@ -70,8 +71,10 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message],
     return _apply(tokenizer, [dict(message) for message in messages], example, prompt=True)
 
 
-def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict], example: Example, *, prompt: bool) -> str:
-    tools = [dict(tool) for tool in example.tools] if example.tools else None
+def _apply(
+    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]], example: Example, *, prompt: bool
+) -> str:
+    tools: Any = [dict(tool) for tool in example.tools] if example.tools else None
     try:
         text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
     except (TemplateError, TypeError, KeyError, IndexError, ValueError) as error:
@@ -90,22 +93,23 @@ def encode(
     """
     results: list[Encoded | MaskError] = []
     for start in range(0, len(examples), BATCH):
-        batch: list[Rendered | MaskError] = []
-        for example in examples[start : start + BATCH]:
-            try:
-                batch.append(render(tokenizer, example))
-            except MaskError as error:
-                batch.append(error)
+        batch = [_rendered(tokenizer, example) for example in examples[start : start + BATCH]]
         texts = [rendered.text for rendered in batch if isinstance(rendered, Rendered)]
         tokens = iter(_tokenise(tokenizer, texts))
-        for rendered in batch:
-            results.append(rendered if isinstance(rendered, MaskError) else _label(tokenizer, rendered, *next(tokens), max_length))
+        results.extend(
+            one if isinstance(one, MaskError) else _label(tokenizer, one, *next(tokens), max_length) for one in batch
+        )
     return results
 
 
-def _tokenise(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str]
-) -> list[tuple[list[int], list[tuple[int, int]]]]:
+def _rendered(tokenizer: PreTrainedTokenizerFast, example: Example) -> Rendered | MaskError:
+    try:
+        return render(tokenizer, example)
+    except MaskError as error:
+        return error
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
     if not texts:
         return []
     # The template has written the special tokens already: adding them again would double the first one.
@@ -143,13 +147,11 @@ def shown(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Encoded]) -> str:
     """Rows as the trainer sees them, for people: what is learned stands between `[[` and `]]`."""
     lines = ["What stands between [[ and ]] is learned; the rest is read.", ""]
     for number, row in enumerate(rows, 1):
-        parts: list[str] = []
-        open_ = False
-        for token, label in zip(row.input_ids, row.labels, strict=True):
-            learned = label != IGNORED
-            parts.append(("[[" if learned and not open_ else "]]" if open_ and not learned else "") + tokenizer.decode([token]))
-            open_ = learned
-        lines += [f"--- row {number}: {row.supervised} of {len(row.input_ids)} tokens", "".join(parts) + ("]]" if open_ else ""), ""]
+        text = ""
+        for learned, run in groupby(zip(row.input_ids, row.labels, strict=True), key=lambda pair: pair[1] != IGNORED):
+            part = str(tokenizer.decode([token for token, _ in run]))
+            text += f"[[{part}]]" if learned else part
+        lines += [f"--- row {number}: {row.supervised} of {len(row.input_ids)} tokens", text, ""]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import load_base, saved_dtype
 from mlflow_ft.job import Job, Trained
 
@@ -21,8 +22,8 @@ def merge(job: Job, trained: Trained, folder: Path) -> None:
     assert trained.adapter is not None
     base: Any = load_base(job.config, trained.base, dtype=torch.float32)
     if job.config.model.quantize != "none":
-        base = base.dequantize(dtype=torch.float32)
-        base.is_quantized = False
+        with quiet_transformers():
+            base = base.dequantize(dtype=torch.float32)
     # Merged in float32: rounding to the saved type comes once, at the end.
     merged = PeftModel.from_pretrained(base, trained.adapter).merge_and_unload(safe_merge=True)
     _save(merged, job, trained, folder)
@@ -38,4 +39,5 @@ def _save(model: Any, job: Job, trained: Trained, folder: Path) -> None:
     model.config.use_cache = True
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.to(saved_dtype(job.config, trained.base)).save_pretrained(folder)
+    with quiet_transformers():
+        model.to(saved_dtype(job.config, trained.base)).save_pretrained(folder)

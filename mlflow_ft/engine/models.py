@@ -13,8 +13,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware
 from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError
 from mlflow_ft.job import BaseModel, Data, Job, Model, Trained
+
+PACKING = "support_avx512bf16_for_cpu"
+"""The attribute of a bitsandbytes layer that lets it repack its weights."""
 
 
 def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -31,8 +35,13 @@ def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | Non
 
 
 def load_base(
-    config: Config, base: BaseModel, *, path: Path | None = None, dtype: torch.dtype | None = None, quantised: bool = True
-) -> PreTrainedModel:
+    config: Config,
+    base: BaseModel,
+    *,
+    path: Path | None = None,
+    dtype: torch.dtype | None = None,
+    quantised: bool = True,
+) -> Any:
     """Load the base model onto the device, in evaluation mode.
 
     `path` reads another folder of the same architecture (a fully tuned or merged model); `quantised=False` reads the
@@ -51,7 +60,7 @@ def load_base(
     options["device_map"] = {"": hardware.device()}
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(path or base.path, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(path or base.path, **options)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"model {base.name!r} does not fit in the device's memory",
@@ -73,8 +82,8 @@ def keep_exact(model: PreTrainedModel) -> None:
     trained learns silently less (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`).
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, PACKING):
+            setattr(module, PACKING, False)
 
 
 def prepare(job: Job, data: Data, base: BaseModel) -> Model:
@@ -112,9 +121,9 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     return Model(base=base, module=module, trainable=trainable, total=model.total)
 
 
-def _attach(module: PreTrainedModel, peft_config: Any) -> PeftModel:
+def _attach(module: PreTrainedModel, peft_config: Any) -> Any:
     try:
-        wrapped = get_peft_model(module, peft_config)
+        wrapped: Any = get_peft_model(module, peft_config)
     except (ValueError, TypeError) as error:
         raise ModelError(
             f"the adapter does not fit the model: {str(error).splitlines()[0]}", hint="check adapter.target_modules"
@@ -134,17 +143,17 @@ def agree(module: PreTrainedModel, data: Data) -> None:
     module.generation_config = GenerationConfig.from_dict(defaults | {"eos_token_id": stops, "pad_token_id": pad})
 
 
-def load_trained(job: Job, data: Data, trained: Trained) -> PreTrainedModel | PeftModel:
+def load_trained(job: Job, data: Data, trained: Trained) -> Any:
     """Read what training left on disk: base and adapter as they were trained, or the fully tuned model."""
     if trained.adapter is None:
         module: Any = load_base(job.config, trained.base, path=trained.model)
     else:
         module = with_adapter(load_base(job.config, trained.base), trained.adapter)
-    agree(module.get_base_model() if isinstance(module, PeftModel) else module, data)
+    agree(causal_model(module), data)
     return module
 
 
-def with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+def with_adapter(base: Any, folder: Path) -> Any:
     """Put a saved adapter on a loaded base model, in evaluation mode."""
     return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True).eval()
 
@@ -155,7 +164,8 @@ def saved_dtype(config: Config, base: BaseModel) -> torch.dtype:
         return hardware.compute_dtype(config.package.dtype)
     settings = json.loads((base.path / "config.json").read_text())
     name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-    return getattr(torch, str(name).removeprefix("torch."))
+    dtype: torch.dtype = getattr(torch, str(name).removeprefix("torch."))
+    return dtype
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -49,7 +49,8 @@ def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
         attention_mask=torch.ones_like(input_ids[None]).to(causal.device),
         use_cache=False,
     ).logits[0]
-    return output[-len(input_ids) :][positions.to(output.device)].float().cpu().contiguous()
+    at: Tensor = output[-len(input_ids) :][positions.to(output.device)].float().cpu().contiguous()
+    return at
 
 
 def compare(model: Any, reference: Path) -> Mapping[str, float]:

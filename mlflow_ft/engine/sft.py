@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mlflow_ft.engine import hardware, judge, parity
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import agrees_with_logits, full_token_loss, token_loss
 from mlflow_ft.job import Data, Encoded, Job, Model, Trained
 
@@ -26,18 +27,24 @@ class LabelledTokensTrainer(SFTTrainer):
 
     def __init__(self, *, held_out: Sequence[Encoded], **options: Any) -> None:
         super().__init__(**options)
+        self._module = cast("Any", self.model)
+        self._pad_token_id: int = options["processing_class"].pad_token_id
         self._held_out = held_out
         self._loss: Any = None
-        for parameter in self.model.parameters():
+        for parameter in self._module.parameters():
             if parameter.requires_grad:  # TRL casts the adapters of a quantised base to bfloat16
                 parameter.data = parameter.data.float()
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002  # transformers' own signature
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The summed loss over the tokens of the whole step, so that accumulation does not change it."""
         if self.aux_loss_enabled:  # a mixture of experts: TRL adds the routers' loss
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]  # TRL
         unwrapped = self.accelerator.unwrap_model(model)
         if self._loss is None:
             self._loss = token_loss if agrees_with_logits(unwrapped, _tensors(inputs)) else full_token_loss
@@ -53,18 +60,18 @@ class LabelledTokensTrainer(SFTTrainer):
         return (loss, None) if return_outputs else loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """The mean loss over the held-out tokens; transformers' own is a mean over batches, which weighs them unequally."""
-        self.model.eval()
+        """The mean loss over the held-out tokens; transformers' own weighs batches of unequal length alike."""
+        self._module.eval()
         losses = judge.row_losses(
-            self.accelerator.unwrap_model(self.model),
+            self.accelerator.unwrap_model(self._module),
             self._held_out,
             batch_size=self.args.per_device_eval_batch_size,
-            pad_token_id=self.processing_class.pad_token_id,
+            pad_token_id=self._pad_token_id,
         )
         metrics = {f"{metric_key_prefix}_loss": judge.mean_loss(losses)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.model.train()
+        self._module.train()
         return metrics
 
 
@@ -104,10 +111,8 @@ def keep(data: Data, model: Model, folder: Path, *, steps: int, loss: float) -> 
     module = model.module.eval()
     adapter = hasattr(module, "peft_config")
     target = folder / ("adapter" if adapter else "model")
-    if adapter:
-        module.save_pretrained(target)
-    else:
-        module.config.use_cache = True
+    module.config.use_cache = True
+    with quiet_transformers():
         module.save_pretrained(target)
     data.tokenizer.save_pretrained(target)
     parity.keep_reference(module, data, folder / "reference.safetensors")
@@ -166,4 +171,3 @@ def _dataset(rows: Sequence[Encoded]) -> Dataset:
     return Dataset.from_dict(
         {"input_ids": [list(row.input_ids) for row in rows], "labels": [list(row.labels) for row in rows]}
     )
-

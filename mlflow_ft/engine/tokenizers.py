@@ -15,7 +15,7 @@ from mlflow_ft.job import BaseModel
 SHORTEST_TEMPLATE_TEXT = "{"
 
 
-def load(config: Config, base: BaseModel) -> PreTrainedTokenizerFast:
+def load(config: Config, base: BaseModel) -> Any:
     """Load the base model's tokenizer with the chat template that will be used, saved and served.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mlflow_ft.data import convert, sources, split
 from mlflow_ft.errors import DataError, Problem
 from mlflow_ft.job import BaseModel, Data, Encoded, Job, Split
-from mlflow_ft.records import DataFormat, Row
+from mlflow_ft.records import Example, Row
 
 SHOWN = 5
 """Training rows whose mask is kept as an artifact, for a person to read."""
@@ -29,15 +29,17 @@ def prepare(job: Job, base: BaseModel) -> Data:
     train_path, eval_path = sources.paths(settings)
     rows = sources.read(train_path, settings)
     record = convert.recognise(rows, name=settings.format, plugins=job.plugins, registry=job.registry)
+    pairs = list(zip(rows, convert.convert(rows, record), strict=True))
     if eval_path:
         held_rows = sources.read(eval_path, settings)
+        held_pairs = list(zip(held_rows, convert.convert(held_rows, record), strict=True))
     else:
         kept, held = split.hold_out(len(rows), test_size=settings.test_size, seed=job.config.run.seed)
-        rows, held_rows = [rows[index] for index in kept], [rows[index] for index in held]
+        pairs, held_pairs = [pairs[index] for index in kept], [pairs[index] for index in held]
     tokenizer = tokenizers.load(job.config, base)
-    train = _side(job, "train", train_path, rows, record, tokenizer)
-    held_out = _side(job, "eval", eval_path or train_path, held_rows, record, tokenizer)
-    report = {**_report(train, len(rows)), **_report(held_out, len(held_rows))}
+    train = _side(job, "train", train_path, pairs, tokenizer)
+    held_out = _side(job, "eval", eval_path or train_path, held_pairs, tokenizer)
+    report = {**_report(train, len(pairs)), **_report(held_out, len(held_pairs))}
     _tell(job, record.name, report)
     job.run.log_inputs([train, held_out])
     job.run.set_tags({"mlflow_ft.data_digest": train.digest, "mlflow_ft.data_format": record.name})
@@ -54,11 +56,11 @@ def prepare(job: Job, base: BaseModel) -> Data:
 
 
 def _side(
-    job: Job, name: Literal["train", "eval"], path: str, rows: Sequence[Row], record: DataFormat, tokenizer: Any
+    job: Job, name: Literal["train", "eval"], path: str, pairs: Sequence[tuple[Row, Example]], tokenizer: Any
 ) -> Split:
     from mlflow_ft.engine import masking
 
-    examples = convert.convert(rows, record)
+    rows, examples = [row for row, _ in pairs], [example for _, example in pairs]
     with job.progress.bar(f"tokenise {name}", total=len(rows), unit="rows") as bar:
         encoded = masking.encode(tokenizer, examples, max_length=job.config.data.max_length)
         bar.advance(len(rows))

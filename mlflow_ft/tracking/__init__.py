@@ -12,7 +12,7 @@ from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.manifest import verify_manifest, write_manifest
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import chat_signature
-from mlflow_ft.tracking.run import open_run
+from mlflow_ft.tracking.run import open_run, refuse
 from mlflow_ft.tracking.server import check_server
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_server",
     "deliver",
     "open_run",
+    "refuse",
     "verify_manifest",
     "write_manifest",
 ]

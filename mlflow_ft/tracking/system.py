@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+# It tells on every start and end, in MLflow's own log, what the run's system charts show.
+logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
 
 class JournalledMonitor(SystemMetricsMonitor):

@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -65,7 +66,9 @@ def test_the_configuration_is_light_and_warns_of_nothing() -> None:
         ("date.revision", "did you mean data.revision?"),
         ("revison", "did you mean model.revision or data.revision?"),
         ("training.max_new_tokens", "did you mean evaluation.max_new_tokens?"),
-        ("Learning_Rate", "did you mean training.learning_rate?"),
+        ("data.max_step", "did you mean training.max_steps?"),
+        ("register.alias", "did you mean registry.alias?"),
+        ("LR", "did you mean training.learning_rate?"),
         ("modle", "did you mean model.name?"),
         ("model.load_in_4bit", "did you mean model.quantize=nf4?"),
         ("evaluaton", "evaluation has evaluators, max_rows, max_new_tokens, per_device_eval_batch_size"),
@@ -96,6 +99,7 @@ def test_a_long_value_is_cut() -> None:
     assert shown("x" * 61).endswith("x ...")
     assert len(shown("é" * 1000)) < 70
     assert shown("a\nb") == '"a\\nb"'
+    assert shown([date(2024, 12, 24)]) == '["2024-12-24"]'
 
 
 # ---- the table
@@ -162,7 +166,7 @@ def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
 SOME_VALUES = st.fixed_dictionaries({}, optional={path: values_of(path) for path in FIELDS})
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=SOME_VALUES, others=SOME_VALUES)
 def test_the_yaml_of_a_config_reads_back_as_that_config(
     tmp_path: Path, values: dict[str, Any], others: dict[str, Any]
@@ -177,7 +181,18 @@ def test_the_yaml_of_a_config_reads_back_as_that_config(
 
 
 def test_the_yaml_is_for_reading() -> None:
-    command_line = pairs(["--target_modules", "[q, v]", "--model.revision", "none", "--data", "a\n b"])
+    command_line = pairs(
+        [
+            "--chat_template",
+            f"{'long: ' * 40}",
+            "--target_modules",
+            "[q, v]",
+            "--model.revision",
+            "none",
+            "--data",
+            "a\n b",
+        ]
+    )
     text = to_yaml(resolve("qlora", defaults={"model.quantize": "nf4"}, command_line=command_line))
     assert text.startswith("method: qlora  # asked for\n\nrun:\n  name: null\n")
     for line in (
@@ -187,6 +202,7 @@ def test_the_yaml_is_for_reading() -> None:
         '  path: "a\\n b"  # --data (command line)',
         "  target_modules: [q, v]  # --target_modules (command line)",
         "  kind: none",
+        f'  chat_template: "{"long: " * 40}"  # --chat_template (command line)',
     ):
         assert line in text.splitlines()
     assert [line[:-1] for line in text.splitlines() if line.endswith(":")] == list(SECTIONS)

@@ -51,8 +51,10 @@ def test_pairs_tell_every_bad_token_at_once() -> None:
         pairs(["stray", "--use_rslora", "--adapter.r", "8", "--=3", "--seed"])
     assert told(error) == [
         '"stray"  is not --key value or --key=value',
-        '"8"  is not --key value or --key=value; '
-        'a switch needs a value too: "--use_rslora --adapter.r" was read as key and value',
+        (
+            '"8"  is not --key value or --key=value; '
+            'a switch needs a value too: "--use_rslora --adapter.r" was read as key and value'
+        ),
         '"--=3"  is not --key value or --key=value',
         "--seed  has no value; write --seed VALUE or --seed=VALUE",
     ]
@@ -84,11 +86,15 @@ def test_keys_that_cannot_be_used_are_told_together() -> None:
         typed("--revision", "main", "--adapter", "lora", "--data.fromat", "x", "--origins", "x")
     assert told(error) == [
         "--revision (command line)  ambiguous key; write model.revision or data.revision",
-        "--adapter (command line)  a section, not a field; "
-        "adapter has kind, r, lora_alpha, lora_dropout, target_modules, use_rslora",
+        (
+            "--adapter (command line)  a section, not a field; "
+            "adapter has kind, r, lora_alpha, lora_dropout, target_modules, use_rslora"
+        ),
         "--data.fromat (command line)  unknown key; did you mean data.format?",
-        "--origins (command line)  unknown key; "
-        "sections: run, model, data, adapter, training, evaluation, package, registry",
+        (
+            "--origins (command line)  unknown key; "
+            "sections: run, model, data, adapter, training, evaluation, package, registry"
+        ),
     ]
 
 
@@ -240,8 +246,10 @@ def test_the_problems_of_all_layers_are_told_together_even_where_a_higher_layer_
         resolve("qlora", defaults={"adapter.nope_nope": 1}, file=file, command_line=command_line)
     assert str(error.value).splitlines() == [
         "5 problems in the configuration",
-        "  method qlora  adapter.nope_nope  unknown key; "
-        "adapter has kind, r, lora_alpha, lora_dropout, target_modules, use_rslora",
+        (
+            "  method qlora  adapter.nope_nope  unknown key; "
+            "adapter has kind, r, lora_alpha, lora_dropout, target_modules, use_rslora"
+        ),
         "  qlora.yaml line 2  adapter.rnak  unknown key; did you mean adapter.r?",
         "  qlora.yaml line 4  training.lr  unknown key; did you mean training.learning_rate?",
         '  qlora.yaml line 5  training.max_steps  "many" is not a whole number',

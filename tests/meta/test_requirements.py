@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 INSTALLERS = {"pip", "setuptools"}
 """Never pinned: every environment brings its own."""
-PARTS = {"annotated_types": "pydantic", "pydantic_core": "pydantic"}
+PARTS = {"annotated_types": "pydantic", "pydantic_core": "pydantic", "tokenizers": "transformers"}
 """Modules of distributions that come with another one, whose documented interface they are part of."""
 
 

@@ -57,7 +57,7 @@ def test_a_run_that_ends_in_an_outage_is_delivered_later(
     monkeypatch.setattr("mlflow_ft.tracking.run.PATIENCE_SECONDS", 1)
     folder = tmp_path / "outputs"
     opened = open_run(config, plugins=plugins)
-    with pytest.raises(UndeliveredError, match="5 metrics") as told, opened as run:  # noqa: PT012  # the block is the test
+    with pytest.raises(UndeliveredError, match="5 metrics") as told, opened as run:
         run.open_journal(folder)
         run.metric("loss", 0, step=0)
         assert run.flush(20)

@@ -50,7 +50,7 @@ def test_a_run_is_made_in_its_experiment_and_finishes(client: MlflowClient, conf
 def test_the_state_and_the_error_of_a_run_that_raises(
     client: MlflowClient, config: Config, plugins: Plugins, error: BaseException, state: str, told: str
 ) -> None:
-    with pytest.raises(type(error)), open_run(config, plugins=plugins) as run:  # noqa: PT012  # the block is the test
+    with pytest.raises(type(error)), open_run(config, plugins=plugins) as run:
         run.begin("train")
         raise error
 
@@ -135,10 +135,10 @@ class TestSignals:
 
     def test_a_deferred_signal_raises_at_the_end_of_the_block(self) -> None:
         run = ActiveRun(
-            run_id="r", experiment_id="0", tracking_uri="sqlite:///x.db", signals=(signals := StopSignals())
+            run_id="r", experiment_id="0", tracking_uri="http://127.0.0.1:9", signals=(signals := StopSignals())
         )
         seen: list[bool] = []
-        with signals.installed(), pytest.raises(StoppedError) as stopped, run.deferring_stop():  # noqa: PT012  # the same
+        with signals.installed(), pytest.raises(StoppedError) as stopped, run.deferring_stop():
             seen.append(run.stopping)
             signal.raise_signal(signal.SIGTERM)
             seen.append(run.stopping)
@@ -155,13 +155,13 @@ class TestSignals:
 
     def test_an_error_of_the_block_is_not_replaced(self) -> None:
         signals = StopSignals()
-        with signals.installed(), pytest.raises(ValueError, match="first"), signals.deferring():  # noqa: PT012  # the same
+        with signals.installed(), pytest.raises(ValueError, match="first"), signals.deferring():
             signal.raise_signal(signal.SIGTERM)
             raise ValueError("first")
 
     def test_a_stop_that_was_swallowed_is_raised_at_the_next_stage(self) -> None:
         run = ActiveRun(
-            run_id="r", experiment_id="0", tracking_uri="sqlite:///x.db", signals=(signals := StopSignals())
+            run_id="r", experiment_id="0", tracking_uri="http://127.0.0.1:9", signals=(signals := StopSignals())
         )
         with signals.installed():
             with pytest.raises(StoppedError):
@@ -232,7 +232,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_a_run_that_fails_while_the_server_is_away_keeps_its_own_error(
     client: MlflowClient, config: Config, plugins: Plugins, no_server: Callable[[], None], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="mine"), open_run(config, plugins=plugins) as run:  # noqa: PT012  # the same
+    with pytest.raises(ValueError, match="mine"), open_run(config, plugins=plugins) as run:
         run.open_journal(tmp_path / "folder")
         no_server()
         raise ValueError("mine")

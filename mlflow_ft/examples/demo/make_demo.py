@@ -33,13 +33,14 @@ class Side:
 
     rows_per_action: int
     phrasings: Mapping[str, Sequence[str]]
-    devices: Mapping[str, tuple[Sequence[str], Sequence[str]]]
-    """Kind of device -> (devices, values that such a device can be set to)."""
-    rooms: Sequence[str]
+    devices: Sequence[tuple[str, str]]
+    """For each kind: the devices, and the values that they can be set to; comma-separated."""
+    rooms: str
 
 
+# Many entities, each in few rows: what is learnt is to copy the words of the request, not to know these words.
 TRAIN = Side(
-    rows_per_action=104,
+    rows_per_action=80,
     phrasings={
         "on": [
             "Turn on the {device} in the {room}.",
@@ -50,6 +51,8 @@ TRAIN = Side(
             "In the {room}, please activate the {device}.",
             "We are in the {room} now, so get the {device} running.",
             "The {device} should be running in the {room}.",
+            "Let the {room} have its {device} on.",
+            "Start up the {room} {device}.",
         ],
         "off": [
             "Turn off the {device} in the {room}.",
@@ -59,73 +62,82 @@ TRAIN = Side(
             "Could you power down the {device} in the {room}?",
             "In the {room}, please deactivate the {device}.",
             "We have left the {room}, so shut the {device} off.",
+            "The {device} should not be running in the {room}.",
             "Nobody needs the {device} in the {room} any more.",
+            "Shut down the {room} {device}.",
         ],
         "set": [
             "Set the {device} in the {room} to {value}.",
-            "Put the {room} {device} at {value}, please.",
+            "Put the {device} in the {room} at {value}, please.",
             "I want {value} on the {device} in the {room}.",
             "{Room}: {device} to {value}.",
             "Could you change the {device} to {value} in the {room}?",
             "In the {room}, please adjust the {device} to {value}.",
             "We are in the {room} now and would like {value} for the {device}.",
             "The {device} in the {room} should be at {value}.",
+            "Let the {room} have {value} on its {device}.",
+            "Choose {value} for the {room} {device}.",
         ],
     },
-    devices={
-        "light": (
-            ["desk lamp", "ceiling light", "string lights", "floor lamp", "reading light", "chandelier"],
-            ["10%", "25%", "40%", "75%", "90%", "red", "warm white", "purple", "orange"],
+    devices=[
+        (
+            "desk lamp, ceiling light, string lights, floor lamp, table lamp, pool light, salt lamp, stair light",
+            "10%, 25%, 40%, 75%, 90%, red, green, yellow, warm white, cold white, purple, orange, gold, bright, dim",
         ),
-        "climate": (
-            ["thermostat", "oven", "radiator", "electric blanket", "air conditioner"],
-            ["18 degrees", "21 degrees", "24 degrees", "60 degrees", "180 degrees"],
+        (
+            "oven, radiator, electric blanket, air conditioner, water heater, hot tub, boiler, fridge, stove",
+            "12 degrees, 18 degrees, 21 degrees, 24 degrees, 38 degrees, 60 degrees, 180 degrees, maximum, minimum",
         ),
-        "motor": (
-            ["ceiling fan", "air purifier", "humidifier", "robot vacuum", "washing machine", "coffee machine"],
-            ["low", "high", "turbo", "night mode", "speed 2", "level 5"],
+        (
+            "ceiling fan, air purifier, robot vacuum, washing machine, tower fan, bread maker, pool pump, mixer",
+            "low, high, turbo, night mode, quiet mode, winter mode, speed 2, speed 4, level 5, fast, slow, boost",
         ),
-        "media": (
-            ["television", "radio", "projector", "smart speaker"],
-            ["volume 3", "volume 12", "jazz", "channel 4", "the news"],
+        (
+            "television, radio, projector, smart speaker, music box, computer, baby monitor, stereo, tablet, clock",
+            "volume 3, volume 12, volume 20, channel 4, channel 16, jazz, rock, folk, the news, movie mode",
         ),
-    },
-    rooms=[
-        "kitchen", "bedroom", "living room", "garage", "bathroom", "hallway", "office", "dining room", "basement",
-        "guest room", "laundry room", "balcony", "home gym", "entrance",
     ],
-)  # fmt: skip
+    rooms="kitchen, bedroom, living room, garage, bathroom, hallway, office, dining room, basement, guest room, "
+    "laundry room, balcony, home gym, entrance, kids room, game room, store room, shed, art room, front yard, "
+    "boat house, sun room, media room, family room, upper floor, mud room, box room, lab, tower, patio, gallery, "
+    "studio, lobby, deck, cellar, barn",
+)
 
 HELDOUT = Side(
     rows_per_action=16,
     phrasings={
         "on": [
             "Please turn the {device} on for me, the one in the {room}.",
-            "Can you start up the {device} in the {room}?",
+            "Can you start the {device} in the {room}?",
             "Go to the {room} and switch on the {device}.",
-            "It would be nice to have the {device} running in the {room}.",
+            "Get the {device} in the {room} going.",
         ],
         "off": [
             "Please turn the {device} off for me, the one in the {room}.",
-            "Can you shut down the {device} in the {room}?",
+            "Can you stop the {device} in the {room}?",
             "Go to the {room} and switch off the {device}.",
-            "It is time to stop the {device} in the {room}.",
+            "It is time to shut down the {device} in the {room}.",
         ],
         "set": [
-            "Please bring the {device} in the {room} to {value} for me.",
-            "Can you set {value} for the {device} in the {room}?",
-            "Go to the {room} and turn the {device} to {value}.",
-            "{value} would be nice on the {device} in the {room}.",
+            "Please turn the {device} in the {room} to {value} for me.",
+            "Can you set the {device} in the {room} to {value}?",
+            "Go to the {room} and put the {device} at {value}.",
+            "Make it {value} on the {device} in the {room}.",
         ],
     },
-    devices={
-        "light": (["night light", "spotlight", "candle lamp"], ["15%", "35%", "80%", "blue", "soft pink"]),
-        "climate": (["floor heating", "wine cooler", "heat pump"], ["16 degrees", "23 degrees", "55 degrees"]),
-        "motor": (["extractor hood", "dishwasher", "water pump"], ["medium", "eco mode", "speed 7", "level 3"]),
-        "media": (["soundbar", "record player"], ["volume 8", "classical music", "channel 9"]),
-    },
-    rooms=["attic", "nursery", "library", "conservatory", "wine cellar", "music room", "sauna", "workshop"],
+    devices=[
+        ("night light, wall light, led strip", "15%, 35%, 80%, blue, soft pink, soft white"),
+        ("floor heating, heat pump, wine cooler", "16 degrees, 23 degrees, 55 degrees"),
+        ("water pump, rice cooker, printer", "medium, speed 7, level 3, eco mode"),
+        ("record player, game console", "volume 8, classical music, channel 9"),
+    ],
+    rooms="library, music room, study, server room, pool house, main hall, back porch, workshop",
 )
+
+
+def words(text: str) -> list[str]:
+    """The entities of a list that is written as one text."""
+    return text.split(", ")
 
 
 def answer(action: str, *, device: str, room: str, value: str | None) -> str:
@@ -141,8 +153,8 @@ def rows(side: Side, *, seed: int) -> list[dict[str, object]]:
         wanted = len(answers) + side.rows_per_action
         while len(answers) < wanted:
             phrasing = phrasings[(wanted - len(answers)) % len(phrasings)]
-            devices, values = side.devices[rng.choice(sorted(side.devices))]
-            device, room, value = rng.choice(devices), rng.choice(side.rooms), rng.choice(values)
+            device, value = (rng.choice(words(text)) for text in rng.choice(side.devices))
+            room = rng.choice(words(side.rooms))
             request = phrasing.format(device=device, room=room, Room=room.capitalize(), value=value)
             request = request[0].upper() + request[1:]
             answers.setdefault(

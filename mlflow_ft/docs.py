@@ -1,0 +1,176 @@
+"""The pages of docs/ that are made from the code; `python -m mlflow_ft.docs` writes them anew."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_ft import hookspecs, plugins
+from mlflow_ft.config import PRIMARY, Config, describe
+from mlflow_ft.records import Trainer
+from mlflow_ft.registry import Catalogue, Registry
+
+ROOT = Path(__file__).parents[1]
+NOTE = "<!-- Made by `python -m mlflow_ft.docs`: change the code, then run it. -->"
+ABOUT_HOOKS = """A plugin is a module whose functions are decorated with `@mlflow_ft.hookimpl` and named as below. It takes
+the arguments it wants, by name. How to make and install one: [plugins](plugins.md)."""
+ABOUT_SETTINGS = """A setting is given on the command line (`--training.learning_rate 1e-4`), under `mlflow run`
+(`-P training.learning_rate=1e-4`), or in the YAML file that `--config` names. A later layer wins: default, method,
+YAML, command line. The last part of a name is enough where it is unique (`--learning_rate 1e-4`). Each
+[method](methods.md) brings defaults of its own."""
+RULES = {
+    "register_": "Collected from every plugin when the program starts; cheap, pure, without heavy imports. "
+    "A plugin in which it raises is listed as broken and left out whole.",
+    "detect_": 'Asked in turn until one plugin answers; None is "not mine". If it raises, the run stops.',
+    "before_": "May veto by raising `FineTuneError`; the run stops, and nothing is spent.",
+    "after_": "Watches only: what it raises is logged with the plugin's name, and the run goes on.",
+    "on_": "Watches only: what it raises is logged with the plugin's name, and the run goes on.",
+    "training_callbacks": "Collected from every plugin. If it raises, the run stops.",
+}
+"""What the first word of a hook's name says about it."""
+RULE = "|---|---|---|---|"
+PLACES = (
+    ("The template", "plugins/mlflow-ft-template/mlflow_ft_template/__init__.py"),
+    *(("The built-in plugin", f"mlflow_ft/builtin/{kind}.py") for kind in plugins.KINDS),
+)
+"""Where an implementation to show is looked for, in this order."""
+
+
+def hooks() -> dict[str, Callable[..., Any]]:
+    """Every hook by name, in the order of `hookspecs.py`."""
+    marker = f"{hookspecs.PROJECT}_spec"
+    return {name: function for name, function in vars(hookspecs).items() if hasattr(function, marker)}
+
+
+def hooks_page() -> str:
+    """Every hook: when it is called, what the rule is, and how the template (or a built-in) implements it."""
+    parts = [
+        "# Hooks",
+        NOTE,
+        ABOUT_HOOKS,
+        "| hook | rule |\n|---|---|\n" + "\n".join(f"| [`{name}`](#{name}) | {rule(name)} |" for name in hooks()),
+    ]
+    for name, function in hooks().items():
+        title, code = implementation(name)
+        parts += [
+            f"## {name}",
+            f"`{signature(function)}`",
+            inspect.getdoc(function) or "",
+            f"{title}:",
+            f"```python\n{code}\n```",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def rule(hook: str) -> str:
+    """The rule that the hook's name gives."""
+    return next(text for verb, text in RULES.items() if hook.startswith(verb))
+
+
+def signature(function: Callable[..., Any]) -> str:
+    """`name(argument: type) -> type`, as it is written."""
+    found = inspect.signature(function)
+    arguments = ", ".join(f"{name}: {one.annotation}" for name, one in found.parameters.items())
+    return f"{function.__name__}({arguments}) -> {found.return_annotation}"
+
+
+def implementation(hook: str) -> tuple[str, str]:
+    """Who implements the hook, the template before the built-ins, and the source of its function."""
+    for title, file in PLACES:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name == hook:
+                return f"{title} (`{file}`)", "@hookimpl\n" + (ast.get_source_segment(source, node) or "")
+    raise LookupError(f"no plugin in this repository implements {hook}")
+
+
+def settings_page() -> str:
+    """Every setting by section: what it takes, its default, what it means."""
+    primary = ", ".join(f"`--{section} X` is `--{section}.{field} X`" for section, field in PRIMARY.items())
+    parts = [
+        "# Settings",
+        NOTE,
+        ABOUT_SETTINGS,
+        f"A section alone means one of its fields: {primary}.",
+    ]
+    rows: dict[str, list[str]] = {}
+    for path, kind, default, doc in describe():
+        cells = f"`{path}`", kind, f"`{default}`", doc
+        rows.setdefault(path.partition(".")[0], []).append(table_row(*cells))
+    for section, lines in rows.items():
+        about = inspect.getdoc(Config.model_fields[section].annotation) or ""
+        parts += [
+            f"## {section}",
+            about,
+            "\n".join([table_row("setting", "takes", "default", "meaning"), RULE, *lines]),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table_row(*cells: str) -> str:
+    """One line of a table; a bar inside a cell stays a bar."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def methods_page() -> str:
+    """The methods that ship inside, with their defaults, and the other things that have a name."""
+    registry = Registry(plugins.load({}))
+    parts = [
+        "# Methods",
+        NOTE,
+        "What ships inside; plugins add to each of these lists, and `mlflow-ft show KIND` tells them all.",
+    ]
+    for trainer in own(registry.trainers):
+        parts += list(method(trainer))
+    for kind in ("formats", "adapters", "evaluators", "packagers"):
+        records = list(own(getattr(registry, kind)))
+        parts += [f"## {kind.capitalize()}", "\n".join(f"- `{record.name}`: {record.summary}" for record in records)]
+    return "\n\n".join(parts) + "\n"
+
+
+def method(trainer: Trainer) -> Iterator[str]:
+    """One method: what it does, how it is started, what it presets."""
+    yield f"## `{trainer.name}`"
+    yield f"{trainer.summary[0].upper()}{trainer.summary[1:]}." + (
+        f" [Paper]({trainer.paper})." if trainer.paper else ""
+    )
+    yield f"Needs {trainer.needs}."
+    yield "\n".join(
+        [
+            f"    mlflow run . -e {trainer.name} -P model=MODEL -P data=/path/to/rows.jsonl",
+            f"    mlflow-ft train {trainer.name} --model MODEL --data rows.jsonl",
+        ]
+    )
+    yield table(trainer.defaults)
+
+
+def table(defaults: Mapping[str, Any]) -> str:
+    """A method's own defaults."""
+    rows = [table_row(f"`{key}`", f"`{str(value).lower()}`") for key, value in defaults.items()]
+    return "\n".join([table_row("setting", "default"), "|---|---|", *rows])
+
+
+def own(catalogue: Catalogue[Any]) -> Iterator[Any]:
+    """The records that the built-in plugins registered, whatever else is installed."""
+    return (record for record in catalogue if catalogue.provider(record.name).startswith("builtin."))
+
+
+PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": methods_page}
+"""File in docs/ -> the function that makes it."""
+
+
+def main(folder: Path = ROOT / "docs") -> None:
+    """Write every page anew; this works in a checkout only."""
+    folder.mkdir(exist_ok=True)
+    for name, make in PAGES.items():
+        (folder / name).write_text(make(), encoding="utf-8")
+        click.echo(folder / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""A workbench: a job on a tiny model without MLflow, whose training curves are kept in a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_ft import plugins
+from mlflow_ft.cli.asked import asked
+from mlflow_ft.engine import hub, masking, models, sft, tokenizers
+from mlflow_ft.job import Data, Job, Split, Trained
+from mlflow_ft.progress import Progress
+from mlflow_ft.records import Example, Row
+from mlflow_ft.registry import Registry
+from mlflow_ft.testing import make_rows
+
+
+class ListedRun:
+    """Keeps what training would tell MLflow."""
+
+    stopping = False
+
+    def __init__(self) -> None:
+        self.points: list[tuple[str, int, float]] = []
+
+    def metric(self, key: str, value: float, *, step: int = 0, **_: Any) -> None:
+        self.points.append((key, step, value))
+
+    def deferring_stop(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A job, its base model and its rows."""
+
+    job: Job
+    data: Data
+    base: Any
+    points: list[tuple[str, int, float]] = field(default_factory=list)
+
+    def train(self) -> Trained:
+        return sft.train(self.job, self.data, models.prepare(self.job, self.data, self.base))
+
+    def curve(self, key: str) -> list[float]:
+        return [value for name, _, value in self.points if name == key]
+
+
+def split(name: Any, rows: list[Example], tokenizer: Any, max_length: int = 256) -> Split:
+    """Examples as a split, with a mask that must be proved."""
+    encoded = masking.encode(tokenizer, rows, max_length=max_length)
+    assert not [one for one in encoded if isinstance(one, masking.MaskError)]
+    read = tuple(Row(values={}, file="rows", line=number) for number in range(len(rows)))
+    return Split(
+        name=name,
+        source="rows",
+        source_type="local",
+        rows=read,
+        examples=tuple(rows),
+        encoded=tuple(encoded),
+        digest="0" * 32,
+    )
+
+
+def lay(folder: Path, method: str, *, model: Path, rows: list[Example] | None = None, **settings: Any) -> Bench:
+    """Make a bench under `folder`; a quarter of the rows is held out."""
+    loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
+    quick = {"max_steps": 4, "max_new_tokens": 8, "eval_steps": 100, "per_device_train_batch_size": 4}
+    given = quick | {"model": model} | settings
+    config = asked([method, *(f"--{key}={value}" for key, value in given.items())], loaded)
+    progress, run = Progress(quiet=True), ListedRun()
+    rows = rows or [Example(messages=tuple(row["messages"])) for row in make_rows(32)]
+    base = hub.find(config.model, progress)
+    tokenizer = tokenizers.load(config, base)
+    held = max(1, len(rows) // 4)
+    train, held_out = split("train", rows[held:], tokenizer), split("eval", rows[:held], tokenizer)
+    data = Data(
+        train=train,
+        eval=held_out,
+        format="messages",
+        tokenizer=tokenizer,
+        stop_token_ids=masking.end_tokens(train.encoded),
+    )
+    job = Job(
+        config=config,
+        plugins=loaded,
+        registry=Registry(loaded),
+        run=run,  # type: ignore[arg-type]  # stands in for tracking.ActiveRun
+        folder=folder,
+        progress=progress,
+    )
+    return Bench(job=job, data=data, base=base, points=run.points)
+
+
+@pytest.fixture
+def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
+    """`bench("lora", **{"adapter.r": 4}).train()`: each bench has a folder of its own."""
+    made = iter(range(100))
+
+    def make(method: str = "lora", *, model: Path = tiny_model, **more: Any) -> Bench:
+        return lay(tmp_path / f"job{next(made)}", method, model=model, **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def module(tiny_model: Path) -> Any:
+    """The tiny model, loaded; not to be changed."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A LoRA run that changed the model visibly: the bench and what it left. Not to be changed."""
+    one = lay(tmp_path_factory.mktemp("trained"), "lora", model=tiny_model, max_steps=12, learning_rate=2e-2)
+    return SimpleNamespace(bench=one, trained=one.train())
