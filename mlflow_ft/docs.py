@@ -17,8 +17,8 @@ from mlflow_ft.registry import Catalogue, Registry
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Made by `python -m mlflow_ft.docs`: change the code, then run it. -->"
-ABOUT_HOOKS = """A plugin is a module whose functions are decorated with `@mlflow_ft.hookimpl` and named as below. It takes
-the arguments it wants, by name. How to make and install one: [plugins](plugins.md)."""
+ABOUT_HOOKS = """A plugin is a module whose functions are decorated with `@mlflow_ft.hookimpl` and named as below. A
+function takes the arguments it wants, by name. How to make and install one: [plugins](plugins.md)."""
 ABOUT_SETTINGS = """A setting is given on the command line (`--training.learning_rate 1e-4`), under `mlflow run`
 (`-P training.learning_rate=1e-4`), or in the YAML file that `--config` names. A later layer wins: default, method,
 YAML, command line. The last part of a name is enough where it is unique (`--learning_rate 1e-4`). Each

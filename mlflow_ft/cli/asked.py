@@ -55,6 +55,8 @@ def find_file(name: str) -> Path:
 
 
 def demo_settings(given: Sequence[Given], method: str) -> list[Given]:
-    """Settings that suit the built-in data, where no other data was asked for."""
-    elsewhere = any(one.key in ("data", "data.path", "path") and one.value != "demo" for one in given)
-    return [] if elsewhere else read_yaml(EXAMPLES / "demo" / "settings.yaml")
+    """Settings that suit the built-in data, where no other data was asked for; a method may have its own."""
+    if any(one.key in ("data", "data.path", "path") and one.value != "demo" for one in given):
+        return []
+    own = EXAMPLES / "demo" / f"{method}.yaml"
+    return read_yaml(own if own.is_file() else EXAMPLES / "demo" / "settings.yaml")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -33,7 +35,23 @@ def command(kind: str, *, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['name']:<18} {row['summary']}  ({row['provider']})")
-        for key, value in row["defaults"].items():
-            click.echo(f"{'':<18}   {key} = {value}")
         if row["paper"]:
             click.echo(f"{'':<18}   {row['paper']}")
+        for line in settings(row["name"], row["defaults"]) if kind == "trainers" else ():
+            click.echo(f"{'':<18}   {line}")
+
+
+def settings(method: str, defaults: Mapping[str, Any]) -> list[str]:
+    """The settings that a method trains with when nothing else is given; those of its own are marked."""
+    from mlflow_ft.config import describe, resolve
+
+    values = resolve(method, defaults=defaults).flat()
+    docs = {path: doc for path, _, _, doc in describe()}
+    own = values["adapter.kind"] != "none"
+    sections = ("adapter.", "training.", "model.quantize") if own else ("adapter.kind", "training.")
+    return [
+        f"{'*' if path in defaults else ' '} {path} = {'' if value is None else value}".rstrip().ljust(46)
+        + f"  {docs[path]}"
+        for path, value in values.items()
+        if path.startswith(sections)
+    ]

@@ -24,7 +24,7 @@ def paths(settings: DataSection) -> tuple[str, str | None]:
 
 def is_local(path: str) -> bool:
     """Whether `path` is a file that is there, or can only be meant as one."""
-    return Path(path).expanduser().exists() or path.startswith((".", "/", "~")) or bool(_reader(Path(path)))
+    return _exists(_file(path)) or path.startswith((".", "/", "~")) or bool(_reader(Path(path)))
 
 
 def read(path: str, settings: DataSection) -> list[Row]:
@@ -34,7 +34,7 @@ def read(path: str, settings: DataSection) -> list[Row]:
         DataError: the source is missing, empty, of an unknown kind or malformed; the message names file and line.
     """
     rows: list[Row] = []
-    for row in _read_file(Path(path).expanduser()) if is_local(path) else _read_hub(path, settings):
+    for row in _read_file(_file(path)) if is_local(path) else _read_hub(path, settings):
         rows.append(row)
         if len(rows) == settings.max_rows:
             break
@@ -43,8 +43,22 @@ def read(path: str, settings: DataSection) -> list[Row]:
     return rows
 
 
+def _file(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~name`, where there is no such user
+        return Path(path)
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:  # the name is too long for a file
+        return False
+
+
 def _read_file(file: Path) -> Iterator[Row]:
-    if not file.exists():
+    if not _exists(file):
         raise DataError(
             f"there is no data file {str(file)!r}",
             hint=f"looked in {Path.cwd()}; under `mlflow run`, relative paths start at the project's folder",
@@ -58,9 +72,22 @@ def _read_file(file: Path) -> Iterator[Row]:
         for line, values in reader(file):
             yield Row(values=values, file=str(file), line=line)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise DataError(
+            f"{file}:{_undecodable_line(file)}: not UTF-8 text ({error.reason})", hint="save the file as UTF-8"
+        ) from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _undecodable_line(file: Path) -> int:
+    """Text is decoded in pieces, and the place that Python names is within its piece: look again, line by line."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -104,17 +131,33 @@ def _next(text: str, place: int) -> int:
 def _csv_file(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     csv.field_size_limit(2**24)
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        reader = csv.reader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+        header: list[str] = []
+        line = 1  # on which the next row begins; a row ends on a later line where a quoted field holds line breaks
         try:
-            for values in reader:
-                if None in values or None in values.values():
-                    raise DataError(
-                        f"{file}:{reader.line_num}: the row has another number of fields than the header",
-                        hint="put fields that hold commas or line breaks in double quotes",
-                    )
-                yield reader.line_num, values
+            for fields in reader:
+                if header and fields:
+                    yield line, _csv_row(header, fields, f"{file}:{line}")
+                elif fields:
+                    header = _csv_header(fields, f"{file}:{line}")
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{file}:{reader.line_num}: malformed CSV: {error}") from error
+            raise DataError(f"{file}:{line}: malformed CSV: {error}") from error
+
+
+def _csv_header(fields: list[str], place: str) -> list[str]:
+    if twice := sorted({name for name in fields if fields.count(name) > 1}):
+        raise DataError(f"{place}: the header names a column twice: {', '.join(twice)}")
+    return fields
+
+
+def _csv_row(header: list[str], fields: list[str], place: str) -> Mapping[str, Any]:
+    if len(fields) != len(header):
+        raise DataError(
+            f"{place}: the row has another number of fields than the header ({len(fields)}, not {len(header)})",
+            hint="put fields that hold commas or line breaks in double quotes",
+        )
+    return dict(zip(header, fields, strict=True))
 
 
 def _parquet_file(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -165,9 +208,10 @@ def _read_hub(path: str, settings: DataSection) -> Iterator[Row]:
 
     try:
         dataset = load_dataset(path, settings.subset, split=settings.split, revision=settings.revision)
-    except (DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # the last for a data set that is a script
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"data {path!r} is no file, and the Hub does not give it: {str(error).strip().splitlines()[0]}",
+            f"data {path!r} is no file, and the Hub does not give it: {reason}",
             hint=f"check the name, the network, data.subset and data.split; looked for the file in {Path.cwd()}",
         ) from error
     for number, values in enumerate(dataset, 1):

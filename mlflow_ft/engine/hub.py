@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +211,10 @@ def quiet_transformers() -> Iterator[None]:
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    bitsandbytes = getLogger("bitsandbytes")  # it asks for an optional package on every CPU
-    bitsandbytes.setLevel("ERROR")
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        bitsandbytes.setLevel("NOTSET")
 
 
 def _first_line(error: BaseException) -> str:

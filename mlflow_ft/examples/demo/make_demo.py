@@ -4,7 +4,7 @@ One exchange of `train.jsonl` or `heldout.jsonl`, beside this file (every line h
 
     system     Answer in JSON.
     user       Set the ceiling fan in the bedroom to high.
-    assistant  {"action":"set","device":"ceiling fan","room":"bedroom","value":"high"}
+    assistant  {"device":"ceiling fan","room":"bedroom","value":"high"}
 
 The held-out rows share only the task with the training rows: their phrasings, devices, rooms and values never occur
 there. Getting one right therefore means having learnt to read a request, not having seen it.
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 SEED = 20
 # Without a system message SmolLM2's template adds a longer one of its own to every row.
 SYSTEM = "Answer in JSON."
-KEYS = ("action", "device", "room", "value")
+KEYS = ("device", "room", "value")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Side:
 
 # Many entities, each in few rows: what is learnt is to copy the words of the request, not to know these words.
 TRAIN = Side(
-    rows_per_action=80,
+    rows_per_action=100,
     phrasings={
         "on": [
             "Turn on the {device} in the {room}.",
@@ -140,9 +140,9 @@ def words(text: str) -> list[str]:
     return text.split(", ")
 
 
-def answer(action: str, *, device: str, room: str, value: str | None) -> str:
+def answer(*, device: str, room: str, value: str) -> str:
     """The command as compact JSON: always the same keys, in the same order."""
-    return json.dumps(dict(zip(KEYS, (action, device, room, value), strict=True)), separators=(",", ":"))
+    return json.dumps(dict(zip(KEYS, (device, room, value), strict=True)), separators=(",", ":"))
 
 
 def rows(side: Side, *, seed: int) -> list[dict[str, object]]:
@@ -157,9 +157,7 @@ def rows(side: Side, *, seed: int) -> list[dict[str, object]]:
             room = rng.choice(words(side.rooms))
             request = phrasing.format(device=device, room=room, Room=room.capitalize(), value=value)
             request = request[0].upper() + request[1:]
-            answers.setdefault(
-                request, answer(action, device=device, room=room, value=value if action == "set" else None)
-            )
+            answers.setdefault(request, answer(device=device, room=room, value=value if action == "set" else action))
     requests = sorted(answers)
     rng.shuffle(requests)
     return [{"messages": messages(request, answers[request])} for request in requests]
