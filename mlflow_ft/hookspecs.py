@@ -53,8 +53,8 @@ def register_packagers() -> Iterable[Packager]:  # type: ignore[empty-body]  # a
 def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
     """Name the registered format of these rows, or None where they are not this plugin's.
 
-    Called once for each source whose `data.format` is `auto`, after the file was read and before any row is
-    converted. `columns` are the names found in all of `sample`, which holds the first rows, at most 100.
+    Called once, where `data.format` is `auto`, after the training rows were read and before any is converted; the
+    held-out rows have the same format. `columns` are the names that occur in `sample`, the first rows, at most 100.
     """
 
 

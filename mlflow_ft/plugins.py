@@ -77,11 +77,13 @@ class Plugins:
 
     def add(self, module: ModuleType, *, name: str, version: str = "") -> PluginInfo:
         """Register one plugin whole, or leave it out whole and say why."""
+        if self._manager.has_plugin(name):
+            return self._list(module, name=name, version=version, error="another plugin of this name is loaded already")
         try:
             self._manager.register(module, name)
             self._manager.check_pending()
             found = list(self._collect(name))
-        except Exception as error:  # whatever a stranger's plugin raises must not stop the others
+        except (Exception, SystemExit) as error:  # whatever a stranger's plugin raises must not stop the others
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             return self._list(module, name=name, version=version, error=_one_line(error))
@@ -124,7 +126,7 @@ class Plugins:
         version = entry_point.dist.version if entry_point.dist else ""
         try:
             module = entry_point.load()
-        except Exception as error:  # an import may raise anything
+        except (Exception, SystemExit) as error:  # an import may raise anything
             self._list(None, name=entry_point.name, version=version, error=_one_line(error))
         else:
             self.add(module, name=entry_point.name, version=version)
@@ -177,15 +179,18 @@ def _own_version() -> str:
 
 
 def _source_hash(module: ModuleType) -> str:
-    """Sha256 over the plugin's Python files, in the order of their names."""
+    """Sha256 over the plugin's Python files, by their names in its folder; "" where it has none on the disk."""
     file = getattr(module, "__file__", None)
     if not file:
         return ""
     path = Path(file)
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     digest = hashlib.sha256()
-    for source in files:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    try:
+        for source in files:
+            digest.update(source.relative_to(path.parent).as_posix().encode() + b"\0" + source.read_bytes())
+    except OSError:  # imported from a zip file
+        return ""
     return digest.hexdigest()
 
 

@@ -55,12 +55,13 @@ class Progress:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A small table; the first column is text, the others are numbers."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index else "left", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # text, which may hold brackets, is no markup
         self.console.print(table)
 
     def facts(self, facts: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ def command(kind: str, *, as_json: bool) -> None:
         for record in catalogue
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=2, default=str))
         return
     for row in rows:
         click.echo(f"{row['name']:<18} {row['summary']}  ({row['provider']})")

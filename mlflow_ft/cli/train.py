@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -105,7 +106,8 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
         "tracking_uri": outcome.tracking_uri,
         "folder": outcome.folder,
         "scores": {
-            name: {score.name: score.value for score in scores}
+            # JSON knows no NaN, which is the mean over no rows
+            name: {score.name: score.value if math.isfinite(score.value) else None for score in scores}
             for name, scores in (("base", outcome.scores.base), ("tuned", outcome.scores.tuned))
         },
         "versions": [

@@ -125,7 +125,7 @@ def _nearest(key: str) -> str:
     section, _, leaf = key.rpartition(".")
     section = _close(section, SECTIONS) or ""
     names = _names()
-    for name in (key, leaf, _close(leaf, [*names, *SECTIONS])):
+    for name in (key, _close(leaf, [*names, *SECTIONS])):
         if name in names:
             paths = names[name]
             return _did_you_mean([path for path in paths if path.startswith(f"{section}.")] or paths)

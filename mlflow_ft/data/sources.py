@@ -39,7 +39,7 @@ def read(path: str, settings: DataSection) -> list[Row]:
         if len(rows) == settings.max_rows:
             break
     if not rows:
-        raise DataError(f"data {path!r} has no rows", hint="it is there, but empty")
+        raise DataError(f"data {path!r} has no rows", hint="write rows into it, or name another")
     return rows
 
 
@@ -67,7 +67,7 @@ def _read_file(file: Path) -> Iterator[Row]:
     if reader is None or not file.is_file():
         raise DataError(f"data {str(file)!r} is of no known kind", hint=f"known: {', '.join(READERS)}, or a Hub id")
     if file.stat().st_size == 0:
-        raise DataError(f"data file {str(file)!r} is empty (0 bytes)")
+        raise DataError(f"data file {str(file)!r} is empty (0 bytes)", hint="write rows into it, or name another file")
     try:
         for line, values in reader(file):
             yield Row(values=values, file=str(file), line=line)

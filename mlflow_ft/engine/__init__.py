@@ -1,6 +1,9 @@
 """The work itself, and the only place that imports torch, transformers, peft and trl at module level."""
 
 import logging
+import warnings
 
 # When it is imported on a CPU, bitsandbytes warns that an optional package for faster inference is not there.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# peft 0.21 reads an attribute that transformers 5 has renamed; a user can do nothing about it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

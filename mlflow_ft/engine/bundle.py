@@ -49,6 +49,11 @@ def complete(job: Job, data: Data, folder: Path) -> None:
     file.write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
+def overridable(folder: Path) -> dict[str, str]:
+    """What `mlflow.pyfunc.load_model(model_config=...)` may set: where an adapter's base model lies."""
+    return {"base_model_path": ""} if (folder / BASE_FILE).is_file() else {}
+
+
 def requirements(job: Job, trained: Trained) -> list[str]:
     """What a machine needs to load a packaged model: exact versions, and not mlflow-ft."""
     names = ["mlflow", "torch", "transformers", "safetensors", "accelerate", "jinja2"]

@@ -12,6 +12,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+# Idle OpenMP threads would spin, and slow down everything else on the machine; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import mlflow
 import torch
 from mlflow.pyfunc.model import PythonModel
@@ -162,7 +165,7 @@ def verify(folder: Path) -> None:
     if set(listed) != set(present):
         raise ValueError(f"the model's files are not those of its manifest: {sorted(set(listed) ^ set(present))}")
     for name, file in present.items():
-        if file.suffix in (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle"):
+        if file.suffix.lower() in (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle"):
             raise ValueError(f"{name} can run code when it is loaded; only safetensors are read")
         if file_hash(file) != listed[name]["sha256"]:
             raise ValueError(f"{name} is not the file that was logged: its sha256 differs from the manifest")

@@ -69,12 +69,18 @@ def _chunk(apply_head: Any, states: Tensor, tokens: Tensor) -> tuple[Tensor, Ten
 
 
 @contextmanager
-def _held_back(head: nn.Module) -> Iterator[Any]:
+def _held_back(head: Any) -> Iterator[Any]:
     """Let the head pass hidden states through unchanged; yields the function that applies the head itself."""
     original = head.forward
+    dtype = head.weight.dtype
+
+    def apply(states: Tensor) -> Any:
+        # accelerate turns what a model returns into float32, under mixed precision
+        return original(states.to(dtype) if dtype.is_floating_point else states)
+
     head.forward = lambda states, *_, **__: states
     try:
-        yield original
+        yield apply
     finally:
         head.forward = original
 

@@ -7,7 +7,8 @@ of the first turns is a prefix of the rendering of all of them:
     render(messages[:i + 1])                           "...same...Hello!<|im_end|>\\n"
     learned                                                       "Hello!<|im_end|>"
 
-What stands behind the end-of-turn token (a newline, in ChatML) is not learned: the model has stopped by then.
+What stands behind the end-of-turn token (a newline, in ChatML) is not learned: the model has stopped by then. Phi's
+templates write an end of sequence behind the last turn, whichever that is; it is not learned either.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from os.path import commonprefix
 from typing import Any
 
 from jinja2 import TemplateError
@@ -34,10 +36,11 @@ class MaskError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A conversation as text, and the half-open character ranges in which the assistant speaks."""
+    """A conversation as text, and where the assistant speaks."""
 
     text: str
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int, int], ...]
+    """Of each turn: where it begins, where its content ends (its end, where it is not text alone), where it ends."""
 
 
 def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> Rendered:
@@ -54,16 +57,26 @@ def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> Rendered:
             continue
         before = _apply(tokenizer, messages[:index], example, prompt=True)
         after = whole if index == len(messages) - 1 else _apply(tokenizer, messages[: index + 1], example, prompt=False)
-        if not (after.startswith(before) and whole.startswith(after)):
-            raise MaskError(
-                f"the chat template renders turn {index + 1} differently when later turns follow, "
-                "so what the assistant says cannot be told from the rest"
-            )
-        content = message.get("content")
-        if isinstance(content, str) and content.strip() not in after[len(before) :]:
-            raise MaskError(f"the chat template does not write turn {index + 1} as it is")
-        spans.append((len(before), len(after)))
+        spans.append(_span(message, index + 1, before=before, after=after, whole=whole))
     return Rendered(text=whole, spans=tuple(spans))
+
+
+def _span(message: Message, number: int, *, before: str, after: str, whole: str) -> tuple[int, int, int]:
+    """Where turn `number` stands in `whole`, by its rendering as a prompt, as the last turn, and among the others."""
+    content = message.get("content")
+    words = content.strip() if isinstance(content, str) else ""
+    plain = bool(words) and not message.get("tool_calls")
+    common = commonprefix([after, whole])  # noqa: RUF071  # characters are what is meant
+    speech = common[len(before) :]
+    if not common.startswith(before) or (common != after and not (plain and words in speech)):
+        raise MaskError(
+            f"the chat template renders turn {number} differently when later turns follow, "
+            "so what the assistant says cannot be told from the rest"
+        )
+    if words not in speech:
+        raise MaskError(f"the chat template does not write turn {number} as it is")
+    said = len(before) + speech.rindex(words) + len(words) if plain else len(common)
+    return len(before), said, len(common)
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], example: Example) -> str:
@@ -124,12 +137,17 @@ def _label(
     offsets: list[tuple[int, int]],
     max_length: int,
 ) -> Encoded | MaskError:
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    text = rendered.text
+    special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    # A sign that the vocabulary lacks becomes a special token too; it was not written as one.
+    marks = {i for i, token in enumerate(ids) if text[slice(*offsets[i])].strip() == special.get(token)}
     labels = [IGNORED] * len(ids)
-    for begin, end in rendered.spans:
+    for begin, said, end in rendered.spans:
         inside = [i for i, (a, b) in enumerate(offsets) if begin <= a and b <= end and a < b]
-        last = next((i for i in reversed(inside) if not rendered.text[slice(*offsets[i])].isspace()), None)
-        if last is None or ids[last] not in special:
+        last = next((i for i in inside if i in marks and said <= offsets[i][0]), None)
+        if last is None:
+            last = next((i for i in reversed(inside) if not text[slice(*offsets[i])].isspace()), None)
+        if last is None or last not in marks:
             return MaskError("the chat template writes no end-of-turn token behind what the assistant says")
         for i in inside:
             if i <= last:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, set_seed
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware
@@ -66,7 +67,7 @@ def load_base(
             f"model {base.name!r} does not fit in the device's memory",
             hint="quantise it (--model.quantize nf4), or take a smaller one",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"model {base.name!r} cannot be loaded from {path or base.path}: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -102,12 +103,11 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     module: Any = load_base(config, base)
     agree(module, data)
     module.config.use_cache = False
-    checkpointing = hardware.checkpointing(config)
     if config.model.quantize != "none":
-        module = prepare_model_for_kbit_training(
-            module, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        # the trainer itself switches checkpointing on
+        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
     model = Model(base=base, module=module, trainable=0, total=_count(module))
+    set_seed(config.run.seed)  # the trainer's own seed comes when the adapter has its weights
     peft_config = adapter.configure(job, model)
     if peft_config is None:
         module.requires_grad_(requires_grad=True).train()

@@ -116,7 +116,12 @@ def keep(data: Data, model: Model, folder: Path, *, steps: int, loss: float) -> 
         module.save_pretrained(target)
     data.tokenizer.save_pretrained(target)
     parity.keep_reference(module, data, folder / "reference.safetensors")
-    metrics = {"steps": float(steps), "loss": loss, "trainable": float(model.trainable), "total": float(model.total)}
+    metrics = {
+        "train/steps": float(steps),
+        "train/mean_loss": loss,
+        "model/trainable_weights": float(model.trainable),
+        "model/weights": float(model.total),
+    }
     return Trained(folder=folder, base=model.base, metrics=metrics)
 
 
@@ -153,6 +158,7 @@ def training_arguments(job: Job, data: Data, folder: Path) -> SFTConfig:
         disable_tqdm=True,
         max_length=None,
         packing=False,
+        use_cpu=not torch.cuda.is_available(),  # transformers refuses bfloat16 on a CPU that was not asked for
         dataloader_pin_memory=torch.cuda.is_available(),
         dataset_kwargs={"skip_prepare_dataset": True},
     )

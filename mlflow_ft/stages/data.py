@@ -85,7 +85,7 @@ def _side(
     kept = tuple(proved.values())
     return Split(
         name=name,
-        source=str(Path(path).resolve()) if sources.is_local(path) else path,
+        source=str(Path(path).expanduser().resolve()) if sources.is_local(path) else path,
         source_type="local" if sources.is_local(path) else "hugging_face",
         rows=tuple(rows[index] for index in proved),
         examples=chosen,

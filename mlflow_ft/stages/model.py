@@ -37,7 +37,7 @@ def load(job: Job, data: Data, base: BaseModel) -> Model:
     job.run.set_tags({"mlflow_ft.device": hardware.describe()})
     share = model.trainable / model.total
     job.progress.say(
-        f"{hardware.describe()}; {model.total / 1e6:,.0f} M weights ({job.config.model.quantize}), "
-        f"{model.trainable / 1e6:,.2f} M train ({share:.1%})"
+        f"{hardware.describe()}; {model.total:,} weights (quantised: {job.config.model.quantize}), "
+        f"{model.trainable:,} train ({share:.1%})"
     )
     return model

@@ -100,7 +100,8 @@ def _log(
                 "mlflow_ft.data_digest": data.train.digest,
             },
             model_type=f"{job.config.method}-{record.name}",
+            model_config=bundle.overridable(folder),
         )
-    values = as_metrics("tuned", scores.tuned) | {f"parity/{key}": value for key, value in parity.items()}
+    values = as_metrics("tuned", scores.tuned) | {f"parity/{record.name}/{key}": value for key, value in parity.items()}
     job.run.metrics(values, model_id=model_id, dataset=data.eval)
     return model_id

@@ -14,7 +14,7 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     job.run.begin("train")
     job.plugins.hook.before_train(job=job, data=data, model=loaded)
     trained = job.registry.trainers[job.config.method].train(job, data, loaded)
-    job.run.metrics({f"train/total_{name}": value for name, value in trained.metrics.items()})
+    job.run.metrics(trained.metrics)
     described = {name: str(value) for name, value in dataclasses.asdict(base).items()}
     done.finish(trained.folder, {"base": described, "metrics": dict(trained.metrics)})
     return trained

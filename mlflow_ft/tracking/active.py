@@ -231,6 +231,7 @@ class ActiveRun:
         pip_requirements: Sequence[str],
         metadata: Mapping[str, Any],
         model_type: str,
+        model_config: Mapping[str, Any] | None = None,
         input_example: Any = None,
         step: int = 0,
     ) -> str:
@@ -247,6 +248,7 @@ class ActiveRun:
             pip_requirements=pip_requirements,
             metadata=metadata,
             model_type=model_type,
+            model_config=model_config or {},
             input_example=input_example,
             step=step,
         )

@@ -44,6 +44,8 @@ class ModelToLog:
     pip_requirements: Sequence[str]
     model_type: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    model_config: Mapping[str, Any] = field(default_factory=dict)
+    """Keys that `mlflow.pyfunc.load_model(model_config=...)` may override; MLflow ignores any other."""
     input_example: Any = None
     step: int = 0
 
@@ -95,6 +97,7 @@ def _save_skeleton(folder: Path, wanted: ModelToLog, model: LoggedModel, *, run_
             python_model=str(wanted.code),
             signature=wanted.signature,
             input_example=wanted.input_example,
+            model_config=dict(wanted.model_config) or None,
             pip_requirements=list(wanted.pip_requirements),
             mlflow_model=description,
         )

@@ -1,4 +1,4 @@
-"""What the README promises, as a user does it: `mlflow run . -e qlora` on the real small model, then MLflow's client."""
+"""What the README promises, as a user does it: `mlflow run . -e qlora` on the real model, then MLflow's client."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PROMPT = [{"role": "system", "content": "Answer in JSON."}, {"role": "user", "content": "Turn on the lamp in the attic."}]
+PROMPT = [
+    {"role": "system", "content": "Answer in JSON."},
+    {"role": "user", "content": "Turn on the lamp in the attic."},
+]
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def mlflow_command(*arguments: str, store: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"MLFLOW_TRACKING_URI": store, "PATH": f"{BIN}:{os.environ['PATH']}"}
     environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(
-        ["mlflow", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["mlflow", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

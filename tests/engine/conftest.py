@@ -110,15 +110,27 @@ def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
 
 
 @pytest.fixture(scope="session")
-def module(tiny_model: Path) -> Any:
-    """The tiny model, loaded; not to be changed."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A full run that knows its rows by heart: the bench and what it left. Not to be changed."""
+    one = lay(
+        tmp_path_factory.mktemp("learned"),
+        "full",
+        model=tiny_model,
+        max_steps=80,
+        learning_rate=5e-3,
+        per_device_train_batch_size=8,
+    )
+    return SimpleNamespace(bench=one, trained=one.train())
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A LoRA run that changed the model visibly: the bench and what it left. Not to be changed."""
-    one = lay(tmp_path_factory.mktemp("trained"), "lora", model=tiny_model, max_steps=12, learning_rate=2e-2)
+def module(learned: SimpleNamespace) -> Any:
+    """The model that knows its rows, loaded; not to be changed."""
+    return models.load_trained(learned.bench.job, learned.bench.data, learned.trained)
+
+
+@pytest.fixture(scope="session")
+def adapted(learned: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A LoRA run on top of it that changed the model visibly: the bench and what it left. Not to be changed."""
+    one = lay(tmp_path_factory.mktemp("adapted"), "lora", model=learned.trained.model, learning_rate=3e-2)
     return SimpleNamespace(bench=one, trained=one.train())

@@ -106,7 +106,12 @@ FAMILIES = {
         turn=role_marks("<|im_start|>", "\n", "<|im_end|>"),
     ),
     "llama-2": Family(
-        jinja=LLAMA2, special=INST[:2], bos="<s>", eos="</s>", turn=instructions("<s>[INST] ", " ", " </s>"), system=False
+        jinja=LLAMA2,
+        special=INST[:2],
+        bos="<s>",
+        eos="</s>",
+        turn=instructions("<s>[INST] ", " ", " </s>"),
+        system=False,
     ),
     "mistral": Family(
         jinja=MISTRAL, special=INST, bos="<s>", eos="</s>", turn=instructions("[INST] ", " ", "</s>"), system=False

@@ -1,0 +1,237 @@
+"""The code of the logged models: it answers without mlflow-ft, and reads only what was logged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mlflow_ft.engine import bundle, hub, merge
+from mlflow_ft.tracking import verify_manifest, write_manifest
+
+ALONE = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mlflow_ft", "trl", "datasets"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+import runpy
+from types import SimpleNamespace
+
+code, question, *folders = sys.argv[1:]
+answers = []
+for folder in folders:
+    model = runpy.run_path(code)["ChatModel"]()
+    model.load_context(SimpleNamespace(artifacts={"model": folder}, model_config=None))
+    answers.append(model.predict(None, {"messages": [{"role": "user", "content": question}]}))
+assert not [name for name in sys.modules if name.partition(".")[0] == "mlflow_ft"]
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(adapted: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The adapter and the merged model, packaged. Not to be changed."""
+    root = tmp_path_factory.mktemp("packaged")
+    for name, write in (("adapter", bundle.copy_adapter), ("merged", merge.merge)):
+        (root / name).mkdir()
+        write(adapted.bench.job, adapted.trained, root / name)
+        bundle.complete(adapted.bench.job, adapted.bench.data, root / name)
+        write_manifest(root / name)
+    return {name: root / name for name in ("adapter", "merged")}
+
+
+@pytest.fixture(scope="module")
+def code() -> Any:
+    """The file, imported as MLflow imports it: by its path."""
+    spec = importlib.util.spec_from_file_location("code_of_the_model", bundle.CHAT_MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(code: Any, folder: Path, **config: Any) -> Any:
+    model = code.ChatModel()
+    model.load_context(SimpleNamespace(artifacts={"model": str(folder)}, model_config=config))
+    return model
+
+
+@pytest.fixture(scope="module")
+def chat(code: Any, folders: dict[str, Path]) -> Any:
+    """The adapter, loaded."""
+    return load(code, folders["adapter"])
+
+
+@pytest.fixture(scope="module")
+def question(adapted: SimpleNamespace) -> tuple[list[dict[str, str]], str]:
+    """What the model was trained to answer, and the answer."""
+    *asked, answer = adapted.bench.data.train.examples[0].messages
+    return [dict(turn) for turn in asked], answer["content"]
+
+
+def said(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+@pytest.mark.slow
+def test_it_needs_no_mlflow_ft(
+    folders: dict[str, Path], chat: Any, question: tuple[list[dict[str, str]], str], tmp_path: Path
+) -> None:
+    messages, _ = question
+    command = [sys.executable, "-c", ALONE, str(bundle.CHAT_MODEL), messages[0]["content"]]
+    done = subprocess.run(
+        [*command, *map(str, folders.values())], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    adapter, merged = json.loads(done.stdout.splitlines()[-1])
+    assert said(adapter) == said(merged) == said(chat.predict(None, {"messages": messages}))
+    assert said(adapter)
+
+
+def test_the_answer_is_an_openai_chat_completion(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
+    found = chat.predict(None, {"messages": question[0]})
+    prompt = chat.tokenizer.apply_chat_template(question[0], add_generation_prompt=True)["input_ids"]
+    assert found["object"] == "chat.completion"
+    assert found["choices"][0]["message"]["role"] == "assistant"
+    assert found["choices"][0]["finish_reason"] == "stop"
+    usage = found["usage"]
+    assert usage["prompt_tokens"] == len(prompt)
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert "<|im_end|>" not in said(found)
+
+
+def test_a_table_of_requests_and_params(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
+    alone = said(chat.predict(None, {"messages": question[0]}))
+    rows = pd.DataFrame(
+        {"messages": [question[0], question[0]], "temperature": [None, 0.0], "stop": [float("nan")] * 2}
+    )
+    assert [said(one) for one in chat.predict(None, rows)] == [alone, alone]
+    assert chat.predict(None, rows[:1], {"max_tokens": 1})["usage"]["completion_tokens"] == 1
+
+
+def test_max_tokens(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
+    whole = chat.predict(None, {"messages": question[0]})
+    for key in ("max_tokens", "max_completion_tokens"):
+        found = chat.predict(None, {"messages": question[0], key: 2})
+        assert found["usage"]["completion_tokens"] == 2
+        assert found["choices"][0]["finish_reason"] == "length"
+        assert said(whole).startswith(said(found))
+
+
+def test_stop_strings_end_the_answer_before_themselves(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
+    whole = said(chat.predict(None, {"messages": question[0]}))
+    first, _, rest = whole.partition(" ")
+    assert rest
+    for stop in (" ", ["never", " "]):
+        found = chat.predict(None, {"messages": question[0], "stop": stop})
+        assert said(found) == first
+        assert found["choices"][0]["finish_reason"] == "stop"
+
+
+def test_temperature_0_is_greedy_and_another_is_not(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
+    import torch
+
+    def ask(**more: Any) -> set[str]:
+        return {said(chat.predict(None, {"messages": question[0], **more})) for _ in range(6)}
+
+    torch.manual_seed(0)
+    assert ask() == ask(temperature=0) == ask(temperature=None)
+    assert len(ask(temperature=50.0, max_tokens=8)) > 1
+    assert ask(temperature=5.0, top_p=1e-9, max_tokens=3) == ask(max_tokens=3)  # the likeliest alone is left
+
+
+def changed_byte(folder: Path) -> None:
+    weights = next(folder.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (changed_byte, "sha256 differs"),
+        (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"\x80"), "pytorch_model.bin"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: (folder / "sub").mkdir() or (folder / "sub" / "modeling.py").write_text(""), "modeling.py"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
+    ],
+    ids=["byte", "pickle", "missing", "code", "no manifest"],
+)
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_what_was_not_logged_is_not_loaded(
+    code: Any, folders: dict[str, Path], tmp_path: Path, form: str, harm: Any, words: str
+) -> None:
+    folder = Path(shutil.copytree(folders[form], tmp_path / "copy"))
+    code.verify(folder)
+    verify_manifest(folder)
+    harm(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        load(code, folder)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "code.py", "tensors.PT"])
+def test_a_pickle_is_refused_though_the_manifest_lists_it(
+    code: Any, folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(folders["adapter"], tmp_path / "copy"))
+    (folder / name).write_bytes(b"x")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"sha256": code.file_hash(folder / name), "bytes": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="can run code"):
+        load(code, folder)
+
+
+def test_the_base_may_lie_elsewhere(
+    code: Any,
+    folders: dict[str, Path],
+    adapted: SimpleNamespace,
+    question: tuple[list[dict[str, str]], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = said(load(code, folders["adapter"]).predict(None, {"messages": question[0]}))
+    moved = shutil.copytree(adapted.bench.base.path, tmp_path / "moved")
+    folder = Path(shutil.copytree(folders["adapter"], tmp_path / "copy"))
+    note = json.loads((folder / "base.json").read_text()) | {"name_or_path": str(tmp_path / "gone")}
+    (folder / "base.json").write_text(json.dumps(note))
+    write_manifest(folder)
+    with pytest.raises(FileNotFoundError, match="MLFLOW_FT_BASE_MODEL"):
+        load(code, folder)
+    found = load(code, folder, base_model_path=str(moved))
+    assert said(found.predict(None, {"messages": question[0]})) == wanted
+    monkeypatch.setenv("MLFLOW_FT_BASE_MODEL", str(moved))
+    found = load(code, folder, base_model_path=str(tmp_path / "gone"))
+    assert said(found.predict(None, {"messages": question[0]})) == wanted
+
+
+def test_another_base_is_refused(
+    code: Any, folders: dict[str, Path], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_FT_BASE_MODEL", str(tiny_model))
+    with pytest.raises(ValueError, match="not the base model that the adapter was trained on"):
+        load(code, folders["adapter"])
+
+
+def test_both_sides_hash_weights_alike(code: Any, tiny_model: Path) -> None:
+    assert code.weights_hash(tiny_model) == "sha256:" + hub.weights_hash(tiny_model)
+
+
+def test_the_adapter_comes_without_the_bases_weights(folders: dict[str, Path]) -> None:
+    assert [file.name for file in folders["adapter"].glob("*.safetensors")] == ["adapter_model.safetensors"]
+    size = (folders["adapter"] / "adapter_model.safetensors").stat().st_size
+    assert size < (folders["merged"] / "model.safetensors").stat().st_size

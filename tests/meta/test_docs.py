@@ -1,0 +1,172 @@
+"""The pages that are made from the code are up to date, and every command that a page names exists."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+import yaml
+
+from mlflow_ft import docs, plugins
+from mlflow_ft.cli import COMMANDS, cli
+from mlflow_ft.cli.train import SWITCHES
+from mlflow_ft.config.explain import locate
+from mlflow_ft.registry import Registry
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    file.relative_to(ROOT)
+    for pattern in ("README.md", "docs/*.md", "plugins/*/README.md")
+    for file in ROOT.glob(pattern)
+)
+LISTED = r"(?m)^- `{}`: "
+
+
+@pytest.mark.parametrize("name", docs.PAGES)
+def test_a_page_that_is_made_from_the_code_is_up_to_date(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == docs.PAGES[name](), "run python -m mlflow_ft.docs"
+
+
+def test_main_writes_every_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    docs.main(tmp_path / "docs")
+    assert {file.name for file in (tmp_path / "docs").iterdir()} == set(docs.PAGES)
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "docs" / name) for name in docs.PAGES]
+
+
+def test_every_hook_has_its_rule_its_docstring_and_an_implementation() -> None:
+    page = docs.hooks_page()
+    assert len(docs.hooks()) >= 10
+    for hook, function in docs.hooks().items():
+        section = page.partition(f"\n## {hook}\n")[2].partition("\n## ")[0]
+        assert f"`{docs.signature(function)}`" in section
+        assert "Called" in section
+        assert f"@hookimpl\ndef {hook}(" in section
+        assert docs.rule(hook) in page
+
+
+def test_every_setting_and_every_built_in_is_listed() -> None:
+    registry = Registry(plugins.load({}))
+    page = docs.methods_page()
+    for trainer in docs.own(registry.trainers):
+        assert f"\n## `{trainer.name}`\n" in page
+    for kind in ("formats", "adapters", "evaluators", "packagers"):
+        for record in docs.own(getattr(registry, kind)):
+            assert re.search(LISTED.format(record.name), page)
+
+
+def test_a_bar_in_a_cell_does_not_end_it() -> None:
+    assert docs.table_row("a|b", "c") == "| a\\|b | c |"
+
+
+def lines(page: Path) -> Iterator[str]:
+    """Every line of a page that may be typed: code blocks of either kind, and spans of code in the text."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    fenced = re.findall(r"(?ms)^```\w*\n(.*?)^```", text)
+    rest = re.sub(r"(?ms)^```\w*\n.*?^```", "", text)
+    indented = re.findall(r"(?m)^    (.+)$", rest)
+    spans = re.findall(r"`([^`\n]+)`", rest)
+    for block in (*fenced, *indented, *spans):
+        yield from block.splitlines()
+
+
+def typed(command: str) -> list[tuple[Path, list[str]]]:
+    """Every call of `command` that a page shows, as its arguments; a comment behind it is none."""
+    found = []
+    for page in PAGES:
+        for line in lines(page):
+            words = [word for word in line.split() if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+            if words[: len(command.split())] == command.split():
+                found.append((page, shlex.split(line, comments=True)[len(line.split()) - len(words) :]))
+    return [(page, words[len(command.split()) :]) for page, words in found]
+
+
+def settings_exist(given: list[str], prefix: str = "--") -> bool:
+    keys = [word.removeprefix(prefix).partition("=")[0] for word in given if word.startswith(prefix)]
+    return all(len(locate(key)) == 1 or key == "config" for key in keys)
+
+
+def known_methods() -> set[str]:
+    return {trainer.name for trainer in Registry(plugins.load({})).trainers} | {"gentle-lora", "METHOD"}
+
+
+def test_the_pages_name_commands() -> None:
+    assert len(typed("mlflow-ft")) > 10
+    assert len(typed("mlflow run .")) > 5
+
+
+@pytest.mark.parametrize(("page", "arguments"), typed("mlflow-ft"), ids=lambda value: " ".join(map(str, [value]))[:60])
+def test_a_command_that_a_page_names_exists(page: Path, arguments: list[str]) -> None:
+    name, *given = arguments or ["--help"]
+    if name.startswith("-"):
+        assert name in ("--help", "-h", "--version")
+        return
+    assert name in COMMANDS, f"{page} names mlflow-ft {name}"
+    if name == "train":
+        assert not given or given[0].startswith("--") or given[0] in known_methods()
+        assert settings_exist([word for word in given if word not in SWITCHES])
+        return
+    found = cli.get_command(click.Context(cli), name)
+    assert found
+    options = {option for parameter in found.params for option in parameter.opts}
+    assert {word for word in given if word.startswith("-")} <= options
+    if name == "show" and given:
+        assert given[0] in (*plugins.KINDS, "KIND")
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments"), typed("mlflow run ."), ids=lambda value: " ".join(map(str, [value]))[:60]
+)
+def test_a_project_run_that_a_page_names_exists(page: Path, arguments: list[str]) -> None:
+    entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    for option, value in itertools.pairwise(arguments):
+        if option == "-e":
+            assert value in entry_points, f"{page} names the entry point {value}"
+        if option == "-P":
+            key, _, method = value.partition("=")
+            assert (
+                key == "config" or len(locate(key)) == 1 or (key == "method" and method in {*known_methods(), "NAME"})
+            )
+    assert {word for word in arguments if word.startswith("-")} <= {"-e", "-P", "--env-manager"}
+
+
+def settings_in_spans() -> Iterator[tuple[Path, str]]:
+    sections = "run|model|data|adapter|training|evaluation|package|registry"
+    for page in PAGES:
+        for line in lines(page):
+            if re.fullmatch(rf"(?:{sections})\.\w+", line) and not line.endswith((".jsonl", ".json", ".yaml")):
+                yield page, line
+
+
+@pytest.mark.parametrize(("page", "setting"), sorted(set(settings_in_spans())), ids=str)
+def test_a_setting_that_a_page_names_exists(page: Path, setting: str) -> None:
+    assert locate(setting), f"{page} names {setting}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert f"\n## {target[1:]}\n" in text
+        elif "://" not in target:
+            assert (ROOT / page).parent.joinpath(target.partition("#")[0]).exists(), f"{page} links to {target}"
+
+
+def test_the_plugin_that_a_page_shows_works() -> None:
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "plugins.md").read_text())
+    module = ModuleType("shown")
+    for block in blocks[:2]:
+        exec(block, vars(module))  # our own page
+    loaded = plugins.Plugins()
+    info = loaded.add(module, name="shown")
+    assert (info.status, info.error) == ("active", "")
+    assert {one.record.name for one in loaded.registered if one.provider == "shown"} == {
+        "question-answer",
+        "gentle-lora",
+    }

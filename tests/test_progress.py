@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from mlflow_ft import progress as module
+from mlflow_ft.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_text_with_brackets_is_told_as_it_is() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    progress.say("[bold]rows[/] of [/x]")
+    progress.warn("[red]no[/nothing]")
+    progress.table("Scores", ["score", "base"], [["[bold]loss[/y]", "1.5"]])
+    progress.facts({"run": "[1]", "files": "/tmp"})
+    told = stream.getvalue()
+    for text in ("[bold]rows[/] of [/x]", "warning: [red]no[/nothing]", "[bold]loss[/y]", "  run    [1]"):
+        assert text in told
+
+
+def test_a_long_line_is_not_broken() -> None:
+    stream = io.StringIO()
+    Progress(stream=stream).say("x " * 300 + "end")
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_without_a_terminal_a_bar_is_a_line_in_fifteen_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Progress(stream=stream).bar("train", total=40, unit="steps") as bar:
+        for _ in range(40):
+            now[0] += 1
+            bar.advance(1, note="loss 1.5")
+    assert stream.getvalue().splitlines() == [
+        "train ...",
+        "train: 15/40 steps loss 1.5",
+        "train: 30/40 steps loss 1.5",
+        "train: done in 40 s",
+    ]
+
+
+def test_quiet_tells_nothing() -> None:
+    stream = Terminal()
+    progress = Progress(stream=stream, quiet=True)
+    with progress.bar("train", total=2) as bar:
+        bar.advance()
+    progress.say("x")
+    progress.warn("x")
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar_that_shows_steps_and_note() -> None:
+    stream = Terminal()
+    with Progress(stream=stream).bar("train", total=2, unit="steps") as bar:
+        bar.advance(1, note="loss 1.5")
+        bar.advance()
+    told = stream.getvalue()
+    assert "2/2" in told
+    assert "loss 1.5" in told
