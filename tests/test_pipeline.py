@@ -25,6 +25,8 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.stages import done
 from mlflow_ft.testing import make_rows, write_jsonl
 
+pytestmark = pytest.mark.slow  # the three runs that all of these read
+
 METHODS = ("full", "lora", "qlora")
 FORMS = {"full": ("model",), "lora": ("merged", "adapter"), "qlora": ("merged", "adapter")}
 SUFFIX = {"model": "", "merged": "", "adapter": "-adapter"}

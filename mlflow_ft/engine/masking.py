@@ -13,7 +13,7 @@ templates write an end of sequence behind the last turn, whichever that is; it i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from os.path import commonprefix
@@ -104,13 +104,17 @@ def encode(
     beginning-of-sequence token is not doubled, nothing outside the spans is learned. A row longer than `max_length`
     is cut at its end, and has no learned token left where all of them stood behind the cut.
     """
+    special = {token: str(text) for token, text in tokenizer.added_tokens_decoder.items() if text.special}
     results: list[Encoded | MaskError] = []
     for start in range(0, len(examples), BATCH):
         batch = [_rendered(tokenizer, example) for example in examples[start : start + BATCH]]
         texts = [rendered.text for rendered in batch if isinstance(rendered, Rendered)]
         tokens = iter(_tokenise(tokenizer, texts))
         results.extend(
-            one if isinstance(one, MaskError) else _label(tokenizer, one, *next(tokens), max_length) for one in batch
+            one
+            if isinstance(one, MaskError)
+            else _label(one, *next(tokens), special=special, bos=tokenizer.bos_token_id, max_length=max_length)
+            for one in batch
         )
     return results
 
@@ -131,28 +135,31 @@ def _tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[tupl
 
 
 def _label(
-    tokenizer: PreTrainedTokenizerFast,
     rendered: Rendered,
     ids: list[int],
     offsets: list[tuple[int, int]],
+    *,
+    special: Mapping[int, str],
+    bos: int | None,
     max_length: int,
 ) -> Encoded | MaskError:
-    text = rendered.text
-    special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    # A sign that the vocabulary lacks becomes a special token too; it was not written as one.
-    marks = {i for i, token in enumerate(ids) if text[slice(*offsets[i])].strip() == special.get(token)}
+    def words(i: int) -> str:
+        return rendered.text[slice(*offsets[i])].strip()
+
     labels = [IGNORED] * len(ids)
     for begin, said, end in rendered.spans:
         inside = [i for i, (a, b) in enumerate(offsets) if begin <= a and b <= end and a < b]
-        last = next((i for i in inside if i in marks and said <= offsets[i][0]), None)
+        # A sign that the vocabulary lacks becomes a special token too; it was not written as one.
+        marks = [i for i in inside if ids[i] in special and words(i) == special[ids[i]]]
+        last = next((i for i in marks if said <= offsets[i][0]), None)
         if last is None:
-            last = next((i for i in reversed(inside) if not text[slice(*offsets[i])].isspace()), None)
+            last = next((i for i in reversed(inside) if words(i)), None)
         if last is None or last not in marks:
             return MaskError("the chat template writes no end-of-turn token behind what the assistant says")
         for i in inside:
             if i <= last:
                 labels[i] = ids[i]
-    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+    if bos is not None and ids[:2] == [bos, bos]:
         return MaskError("the chat template writes the beginning-of-sequence token twice")
     if not rendered.spans:
         return MaskError("there is nothing to learn: the conversation has no turn of the assistant")

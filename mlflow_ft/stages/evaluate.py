@@ -60,7 +60,7 @@ def table(scores: Scores) -> list[dict[str, Any]]:
     """A row for each held-out prompt: what was asked and expected, what either model answered."""
     return [
         {
-            "prompt": "\n".join(f"{turn['role']}: {turn.get('content')}" for turn in base.prompt),
+            "prompt": "\n\n".join(str(turn.get("content")) for turn in base.prompt if turn["role"] != "system"),
             "expected": base.expected,
             "base": base.text,
             "tuned": tuned.text,

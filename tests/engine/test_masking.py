@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -33,7 +33,6 @@ class Family:
     """What stands behind the last turn."""
     system: bool = True
     sentencepiece: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def role_marks(opening: str, closing: str, end: str, after: str = "\n", **names: str) -> Any:
@@ -302,15 +301,16 @@ def test_the_most_frequent_end_token_comes_first() -> None:
 
 def refusal(jinja: str, row: Example, **options: Any) -> str:
     tokenizer = make_tokenizer(jinja, ("<s>", "</s>", "<|im_start|>", "<|im_end|>"), eos="</s>", **options)
-    good = chat("red", "green")
-    tokenizer_good = tokenizer_of("chatml")
     (found,) = encode(tokenizer, [row], max_length=99)
     assert isinstance(found, MaskError), learned(tokenizer, found)
-    assert isinstance(encode(tokenizer_good, [good], max_length=99)[0], Encoded)
     return str(found)
 
 
-NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+NO_END = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SHOUTING = CHATML.replace("message['content']", "message['content'] | upper")
 THINKING = CHATML.replace(
     "{{ message['content'] }}", "{{ message['content'] if loop.last else message['content'].split('</think>')[-1] }}"
 )
@@ -322,14 +322,14 @@ THINKING = CHATML.replace(
         pytest.param(NO_END, chat("red", "green"), "no end-of-turn token", id="no end"),
         pytest.param(NO_END, chat("red", "green ☃"), "no end-of-turn token", id="an unknown sign is no end"),
         pytest.param(THINKING, chat("a", "<think>hm</think>b", "c", "d"), "turn 2 differently", id="rewrites"),
-        pytest.param(CHATML.replace("message['content']", "message['content'] | upper"), chat("a", "b"), "as it is", id="alters"),
+        pytest.param(SHOUTING, chat("a", "b"), "as it is", id="alters"),
         pytest.param("{{ bos_token }}" + LLAMA2, chat("a", "b"), "twice", id="two beginnings"),
         pytest.param(LLAMA2, Example(messages=chat("a", "b").messages[1:]), "roles must alternate", id="raises"),
         pytest.param("{{ nothing.there }}", chat("a", "b"), "refuses", id="undefined"),
         pytest.param(CHATML, Example(messages=chat("a").messages), "nothing to learn", id="no assistant"),
         pytest.param(CHATML + "!", chat("a", "b"), "turn 2 differently", id="no prefix"),
     ],
-)  # fmt: skip
+)
 def test_a_mask_that_cannot_be_proved_is_refused(jinja: str, row: Example, words: str) -> None:
     unknown = "☃" in str(row)
     assert words in refusal(jinja, row, bos="<s>", sentencepiece=unknown)

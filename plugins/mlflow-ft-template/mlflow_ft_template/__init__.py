@@ -61,7 +61,14 @@ def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -
 
 @hookimpl
 def register_evaluators() -> list[Evaluator]:
-    return [Evaluator(name="brevity", summary="length of the answers beside the expected ones", evaluate=brevity)]
+    return [
+        Evaluator(
+            name="brevity",
+            summary="length of the answers beside the expected ones",
+            evaluate=brevity,
+            applies=lambda data: data.format == "question-answer",
+        )
+    ]
 
 
 @hookimpl

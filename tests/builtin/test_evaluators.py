@@ -1,0 +1,75 @@
+"""Scores by hand."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_ft.builtin import evaluators
+from mlflow_ft.records import Answer
+
+
+def scores(found: Any) -> dict[str, float]:
+    return {score.name: score.value for score in found}
+
+
+def answer(text: str, expected: str, *, finished: bool = True) -> Answer:
+    return Answer(prompt=(), text=text, expected=expected, finished=finished)
+
+
+def held_out(*contents: Any) -> Any:
+    examples = [SimpleNamespace(messages=({"role": "assistant", "content": content},)) for content in contents]
+    return SimpleNamespace(eval=SimpleNamespace(examples=examples))
+
+
+def test_the_loss_is_a_mean_over_tokens() -> None:
+    found = evaluators.held_out_loss(SimpleNamespace(losses=[(2.0, 1), (3.0, 9), (0.0, 0)]))  # type: ignore[arg-type]
+    assert scores(found) == pytest.approx({"loss": 0.5, "perplexity": math.exp(0.5)})
+    assert found[0].rows == (2.0, pytest.approx(1 / 3), None)
+    assert found[0].coverage == pytest.approx(2 / 3)
+
+
+def test_a_loss_without_tokens_or_beyond_floats() -> None:
+    nothing = evaluators.held_out_loss(SimpleNamespace(losses=[]))  # type: ignore[arg-type]
+    assert all(math.isnan(value) for value in scores(nothing).values())
+    huge = evaluators.held_out_loss(SimpleNamespace(losses=[(1e6, 1)]))  # type: ignore[arg-type]
+    assert math.isfinite(scores(huge)["perplexity"])
+
+
+def test_exact_match_forgives_white_space_at_the_ends_only() -> None:
+    answers = [answer(" a b\n", "a b"), answer("a  b", "a b"), answer("A b", "a b"), answer("x", "x", finished=False)]
+    found = evaluators.exact_match(SimpleNamespace(answers=answers))  # type: ignore[arg-type]
+    assert scores(found) == {"exact_match": 0.5, "finished": 0.75}
+    assert found[0].rows == (1.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ('{"a": [1, null]}', True),
+        (" 3 ", True),
+        ("{'a': 1}", False),
+        ('{"a": NaN}', False),
+        ("-Infinity", False),
+        ("", False),
+        ('{"a": 1} and more', False),
+        ("[" * 100_000, False),
+    ],
+)
+def test_json_by_the_strict_grammar(text: str, *, valid: bool) -> None:
+    assert evaluators.is_json(text) is valid
+    found = evaluators.valid_json(SimpleNamespace(answers=[answer(text, "{}")]))  # type: ignore[arg-type]
+    assert scores(found) == {"valid_json": float(valid)}
+
+
+def test_what_applies() -> None:
+    assert evaluators.expects_json(held_out('{"a": 1}', " [2]"))
+    assert not evaluators.expects_json(held_out('{"a": 1}', "text"))
+    assert not evaluators.expects_json(held_out("3"))
+    assert not evaluators.expects_json(held_out())
+    assert not evaluators.expects_json(held_out(None))
+    assert evaluators.has_answers(held_out(None, "text"))
+    assert not evaluators.has_answers(held_out(None))
