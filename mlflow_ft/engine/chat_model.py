@@ -6,6 +6,7 @@ where `MLFLOW_FT_BASE_MODEL` or the model config `base_model_path` says, else wh
 
 import hashlib
 import json
+import logging
 import os
 import time
 import uuid
@@ -21,6 +22,8 @@ from mlflow.pyfunc.model import PythonModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
+# When it is loaded on a CPU, bitsandbytes warns that an optional package for faster inference is not there.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 DEFAULT_MAX_TOKENS = 256
 
 

@@ -21,8 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024
 """Labelled tokens whose logits exist at one time."""
-AGREEMENT = 1e-2
-"""Largest relative difference between this loss and the one over the model's own logits."""
+AGREEMENT = 1e-4
+"""Largest difference of a token's loss (nats, and relative) to the one over the model's own logits, in float32."""
+ROUGH_AGREEMENT = 1e-2
+"""The same of the mean, for types of lower precision, whose rounding single tokens show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,11 @@ def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
         theirs = full_token_loss(model, first).nll
     finally:
         model.train(training)
-    return bool(torch.allclose(ours.mean(), theirs.mean(), rtol=AGREEMENT, atol=AGREEMENT))
+    if getattr(causal_model(model).config, "final_logit_softcapping", None):
+        return False  # it changes small logits too little to be seen here
+    if causal_model(model).dtype == torch.float32:
+        return bool(torch.allclose(ours, theirs, rtol=AGREEMENT, atol=AGREEMENT))
+    return bool(torch.allclose(ours.mean(), theirs.mean(), rtol=ROUGH_AGREEMENT, atol=ROUGH_AGREEMENT))
 
 
 def full_token_loss(model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None) -> TokenLoss:

@@ -84,7 +84,7 @@ def writing(folder: Path) -> Iterator[None]:
                 f"no space is left on the disk while writing under {folder}",
                 hint="free some, or choose another place with --run.output_dir; nothing was registered",
             ) from error
-        if isinstance(error, OSError) and str(error.filename or "").startswith(str(folder.parent)):
+        if isinstance(error, OSError) and str(error.filename or "").startswith((str(folder), str(folder.parent))):
             raise ResourceError(
                 f"cannot write under {folder}: {error.strerror}", hint="choose another --run.output_dir"
             ) from error

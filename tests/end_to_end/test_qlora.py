@@ -33,14 +33,13 @@ def mlflow_command(*arguments: str, store: str, cwd: Path = ROOT) -> subprocess.
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    before = mlflow.get_tracking_uri()
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     # Artifacts go beside the store, not into the checkout.
     client.create_experiment("demo", artifact_location=str(tmp_path_factory.mktemp("artifacts")))
-    yield uri
-    mlflow.set_tracking_uri(before)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
 
 
 @pytest.fixture(scope="module")

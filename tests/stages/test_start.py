@@ -69,7 +69,12 @@ def test_a_full_disk_is_an_error_with_a_remedy(tmp_path: Path, told_by: str) -> 
 @pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError, FileExistsError])
 def test_a_folder_that_cannot_be_written_is_one_too(tmp_path: Path, kind: type[OSError]) -> None:
     with pytest.raises(ResourceError, match=f"cannot write under {tmp_path}: because"), start.writing(tmp_path):
-        raise kind(1, "because")
+        raise kind(1, "because", str(tmp_path / "journal.jsonl"))
+
+
+def test_an_error_about_another_place_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), start.writing(tmp_path / "outputs" / "run"):
+        raise PermissionError(13, "Permission denied", "/somewhere/model.safetensors")
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
