@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_ft import DataFormat, Example, hookimpl
+from mlflow_ft import DataError, DataFormat, Example, hookimpl
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 COMPLETIONS = ("completion", "response", "output", "answer")
@@ -103,7 +103,10 @@ def register_formats() -> list[DataFormat]:
 
 @hookimpl
 def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
-    for record in register_formats():
-        if set(record.columns) <= set(columns):
-            return record.name
-    return None
+    fitting = next((record.name for record in register_formats() if set(record.columns) <= set(columns)), None)
+    if fitting and any(isinstance(values.get("label"), bool) for values in sample):
+        raise DataError(
+            "the rows have a `label` that is true or false: they are preferences, and some of them are bad answers",
+            hint=f"take the bad ones out, or name the format to learn from every row: --data.format {fitting}",
+        )
+    return fitting

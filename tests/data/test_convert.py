@@ -126,3 +126,12 @@ def test_a_row_that_does_not_fit_is_told_in_one_sentence(case: str) -> None:
     name, values, message = BAD[case]
     with pytest.raises(DataError, match=rf"1 of 1 rows.*\n  rows\.jsonl:1  .*{message}"):
         converted(name, values)
+
+
+@pytest.mark.parametrize(("values", "name"), [(MESSAGES, "messages"), (PAIR, "prompt-completion")])
+def test_good_and_bad_answers_together_are_not_learned_in_silence(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(DataError, match="`label` that is true or false") as error:
+        recognise(values | {"label": True}, values | {"label": False})
+    assert f"--data.format {name}" in error.value.hint
+    assert recognise(values | {"label": False}, name=name) == name
+    assert recognise(values | {"label": "sports"}) == name
