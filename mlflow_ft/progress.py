@@ -77,16 +77,16 @@ class Progress:
             with _plain_bar(self, title, total, unit) as plain:
                 yield plain
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
+        count = "{task.completed:g}/{task.total:g} " + unit if total else ""
+        columns = (  # 80 characters hold all of it
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=24),
+            TextColumn(count),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True) if total else TextColumn(""),
             TextColumn("{task.fields[note]}"),
         )
         with RichProgress(*columns, console=self.console) as rich_progress:
@@ -99,6 +99,8 @@ class Progress:
                         rich_progress.update(task, note=note)
 
             yield RichBar()
+            if not total:  # it moved to and fro while nobody knew how long it would take
+                rich_progress.update(task, total=1, completed=1)
 
 
 class _PlainBar:

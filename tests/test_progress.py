@@ -65,3 +65,15 @@ def test_a_terminal_gets_a_bar_that_shows_steps_and_note() -> None:
     told = stream.getvalue()
     assert "2/2" in told
     assert "loss 1.5" in told
+
+
+def test_a_bar_shows_count_time_and_note_on_a_narrow_terminal() -> None:
+    stream = Terminal()
+    progress = Progress(stream=stream)
+    progress.console.width = 80
+    with progress.bar("answers of tuned", total=1200, unit="steps") as bar:
+        bar.advance(1200, note="loss 0.123")
+    last = next(line for line in reversed(stream.getvalue().splitlines()) if "answers" in line)
+    assert "1200/1200 steps" in last
+    assert "0:00:00" in last
+    assert "loss 0.123" in last
