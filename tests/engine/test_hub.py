@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,11 @@ def test_the_hash_is_that_of_the_weights(tiny_model: Path, copy: Path) -> None:
     assert changed != before
     weights.rename(copy / "other.safetensors")
     assert hub.weights_hash(copy) not in (before, changed)
+
+
+def test_pip_is_found_in_an_environment_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub.pip_command() == [sys.executable, "-m", "pip"]
+    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    command = hub.pip_command()
+    assert command[1] != "-m"
+    assert subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout.startswith("pip ")
