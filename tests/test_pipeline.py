@@ -11,12 +11,13 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_ft import pipeline, plugins
 from mlflow_ft.cli.asked import asked
@@ -304,7 +305,7 @@ def test_a_loss_that_is_no_number_ends_the_run(shop: Shop) -> None:
 
 def test_a_packaged_model_that_is_not_the_trained_one_ends_the_run(shop: Shop) -> None:
     error, run = shop.refused(RefusedError, "lora", **{"package.dtype": "bfloat16", "package.max_kl": 1e-30})
-    assert "merged model is not the model that was trained" in error.message
+    assert "'merged' is not the model that was trained" in error.message
     assert run.info.status == "FAILED"
     assert run.data.tags["mlflow_ft.error"] == str(error)
     assert run.data.tags["mlflow_ft.stage"] == "package"
@@ -320,3 +321,15 @@ def test_a_mask_that_cannot_be_proved_ends_the_run_before_training(shop: Shop) -
     assert error.problems[0].place.startswith(str(shop.rows))
     assert (run.info.status, run.data.tags["mlflow_ft.stage"]) == ("FAILED", "data")
     assert not [key for key in run.data.metrics if key.startswith("train/")]
+
+
+def test_full_tuning_of_a_bfloat16_base_loses_nothing_to_rounding(shop: Shop, tmp_path: Path) -> None:
+    """A step changes a weight by about the learning rate, which bfloat16 rounds away for most of them."""
+    base = tmp_path / "bfloat16"
+    AutoModelForCausalLM.from_pretrained(shop.model).to(torch.bfloat16).save_pretrained(base)
+    AutoTokenizer.from_pretrained(shop.model).save_pretrained(base)
+    outcome = shop.run("full", model=base, **{"registry.model_name": "fine", "learning_rate": 1e-4})
+    metrics = shop.client.get_run(outcome.run_id).data.metrics
+    assert metrics["parity/model/kl_mean"] < 1e-9
+    with safe_open(Path(outcome.folder, "package", "model", "model.safetensors"), "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in list(weights.keys())} == {torch.float32}

@@ -141,7 +141,7 @@ class PackageSection(Section):
     packagers: list[str] | None = None
     """Registered packagers to run; every one that applies when not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the saved weights; auto is the type of the base model's own files."""
+    """Type of the saved weights; auto: as the base model's files for a merged model, as trained for a full one."""
     max_kl: float = Field(default=0.02, gt=0)
     """Largest mean KL divergence per token (nats) from the trained model; beyond it nothing is registered."""
 

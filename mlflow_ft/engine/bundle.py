@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mlflow_ft.engine import hardware, models
 from mlflow_ft.job import Data, Job, Trained
 
@@ -65,14 +63,9 @@ def requirements(job: Job, trained: Trained) -> list[str]:
 
 
 def load_packaged(job: Job, trained: Trained, folder: Path) -> Any:
-    """Load a packaged folder as it will be loaded later: an adapter on its base, or a whole model, in float32."""
+    """Load a packaged folder in the type in which the trained model was held, so that only the files can differ."""
     if (folder / "adapter_config.json").is_file():
         module: Any = models.with_adapter(models.load_base(job.config, trained.base), folder)
     else:
-        module = models.load_base(job.config, trained.base, path=folder, dtype=_compare_in(job))
+        module = models.load_base(job.config, trained.base, path=folder)
     return module.eval()
-
-
-def _compare_in(job: Job) -> torch.dtype:
-    """The type in which the trained model computed, so that only the saved weights make a difference."""
-    return hardware.compute_dtype(job.config.model.dtype)

@@ -23,6 +23,15 @@ def compute_dtype(choice: str) -> torch.dtype:
     return torch.bfloat16 if on_gpu else torch.float32
 
 
+def held_dtype(config: Config) -> torch.dtype:
+    """The type in which the weights are held: the one computed in, but float32 where every weight trains.
+
+    A step of full fine-tuning changes a weight by about the learning rate, which bfloat16 rounds away for most of
+    them; the trainer computes in the lower precision all the same (mixed precision).
+    """
+    return torch.float32 if config.adapter.kind == "none" else compute_dtype(config.model.dtype)
+
+
 def optimizer(config: Config) -> str:
     """The optimizer's name in transformers; `auto` saves memory on a GPU that holds a quantised base."""
     if config.training.optim != "auto":

@@ -26,18 +26,21 @@ def merge(job: Job, trained: Trained, folder: Path) -> None:
             base = base.dequantize(dtype=torch.float32)
     # Merged in float32: rounding to the saved type comes once, at the end.
     merged = PeftModel.from_pretrained(base, trained.adapter).merge_and_unload(safe_merge=True)
-    _save(merged, job, trained, folder)
+    _save(merged, saved_dtype(job.config, trained.base.path), folder)
 
 
 def copy_model(job: Job, trained: Trained, folder: Path) -> None:
-    """Write a fully tuned model into `folder`, in the type that is to be saved."""
+    """Write a fully tuned model into `folder`: as it was trained, where no other type was asked for.
+
+    The type of the base model's files may be too rough for it: bfloat16 loses most of what a low rate has changed.
+    """
     model = load_base(job.config, trained.base, path=trained.model, dtype=torch.float32)
-    _save(model, job, trained, folder)
+    _save(model, saved_dtype(job.config, trained.model), folder)
 
 
-def _save(model: Any, job: Job, trained: Trained, folder: Path) -> None:
+def _save(model: Any, dtype: torch.dtype, folder: Path) -> None:
     model.config.use_cache = True
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     with quiet_transformers():
-        model.to(saved_dtype(job.config, trained.base)).save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder)

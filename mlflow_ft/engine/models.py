@@ -51,7 +51,7 @@ def load_base(
     Raises:
         ModelError: transformers cannot read the folder. ResourceError: it does not fit in memory.
     """
-    dtype = dtype or hardware.compute_dtype(config.model.dtype)
+    dtype = dtype or hardware.held_dtype(config)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.model.trust_remote_code}
     if config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
@@ -158,11 +158,11 @@ def with_adapter(base: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True).eval()
 
 
-def saved_dtype(config: Config, base: BaseModel) -> torch.dtype:
-    """The type to save weights in: the one asked for, else the one of the base model's own files."""
+def saved_dtype(config: Config, folder: Path) -> torch.dtype:
+    """The type to save weights in: the one asked for, else the one of the files in `folder`."""
     if config.package.dtype != "auto":
         return hardware.compute_dtype(config.package.dtype)
-    settings = json.loads((base.path / "config.json").read_text())
+    settings = json.loads((folder / "config.json").read_text())
     name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
     dtype: torch.dtype = getattr(torch, str(name).removeprefix("torch."))
     return dtype

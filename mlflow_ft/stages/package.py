@@ -67,9 +67,10 @@ def _compare(job: Job, data: Data, trained: Trained, name: str, folder: Path) ->
     limit = job.config.package.max_kl
     if not found["kl_mean"] <= limit:
         raise RefusedError(
-            f"the {name} model is not the model that was trained: mean KL {found['kl_mean']:.4g} nats per token, "
-            f"the limit is package.max_kl {limit:g}",
-            hint=f"nothing was registered; the trained weights are in {trained.folder}",
+            f"the packaged form {name!r} is not the model that was trained: mean KL {found['kl_mean']:.4g} nats per "
+            f"token, and package.max_kl is {limit:g}",
+            hint=f"nothing was registered; the trained weights are in {trained.folder}; where the saved type rounds "
+            "the training away, save a finer one (--package.dtype float32)",
         )
     return found
 

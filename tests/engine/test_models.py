@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,4 +135,4 @@ def test_the_model_is_told_the_end_and_pad_tokens(bench: Bench) -> None:
 def test_saved_dtype(bench: Bench, tmp_path: Path, asked: str, stored: dict[str, Any], dtype: torch.dtype) -> None:
     (tmp_path / "config.json").write_text(json.dumps(stored))
     config = bench("lora", **{"package.dtype": asked}).job.config
-    assert models.saved_dtype(config, SimpleNamespace(path=tmp_path)) is dtype  # type: ignore[arg-type]
+    assert models.saved_dtype(config, tmp_path) is dtype
