@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -152,7 +152,14 @@ class RegistrySection(Section):
     model_name: str | None = None
     """Registered model; `<base model>-<method>` when not given. The adapter is registered as NAME-adapter."""
     alias: str = "candidate"
-    """Alias that the new versions get. Another alias, such as `champion`, moves by promotion only."""
+    """Alias that the new versions get. `champion` is refused: it moves on evidence, never because a run ended."""
+
+    @field_validator("alias")
+    @classmethod
+    def _is_no_champion(cls, alias: str) -> str:
+        if alias.lower() == "champion":
+            raise ValueError("a training does not make a champion; take another alias, such as candidate")
+        return alias
 
 
 class Config(Section):

@@ -363,3 +363,9 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with suppress(ConfigError):
         assert isinstance(resolve("m", defaults={}, file=read_yaml(path)), Config)
+
+
+def test_a_training_gives_no_version_the_alias_of_the_champion() -> None:
+    with pytest.raises(ConfigError, match="a training does not make a champion"):
+        resolve("qlora", defaults={}, command_line=pairs(["--registry.alias", "Champion"]))
+    assert resolve("qlora", defaults={}, command_line=pairs(["--alias", "staging"])).registry.alias == "staging"
