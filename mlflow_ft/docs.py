@@ -21,8 +21,8 @@ ABOUT_HOOKS = """A plugin is a module whose functions are decorated with `@mlflo
 function takes the arguments it wants, by name. How to make and install one: [plugins](plugins.md)."""
 ABOUT_SETTINGS = """A setting is given on the command line (`--training.learning_rate 1e-4`), under `mlflow run`
 (`-P training.learning_rate=1e-4`), or in the YAML file that `--config` names. A later layer wins: default, method,
-YAML, command line. The last part of a name is enough where it is unique (`--learning_rate 1e-4`). Each
-[method](methods.md) brings defaults of its own."""
+what suits the built-in data (where no other data is named), YAML, command line. The last part of a name is enough
+where it is unique (`--learning_rate 1e-4`). Each [method](methods.md) brings defaults of its own."""
 RULES = {
     "register_": "Collected from every plugin when the program starts; cheap, pure, without heavy imports. "
     "A plugin in which it raises is listed as broken and left out whole.",

@@ -48,6 +48,13 @@ class Example:
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
 
+    @property
+    def answer(self) -> str | None:
+        """What the assistant says last; None where that is no text (a tool call), or another speaks last."""
+        last = self.messages[-1]
+        content = last.get("content")
+        return content if last["role"] == "assistant" and isinstance(content, str) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataFormat:

@@ -37,8 +37,8 @@ def valid_json(subject: Subject) -> Sequence[Score]:
 
 def expects_json(data: Data) -> bool:
     """Whether every held-out answer is a JSON object or list."""
-    finals = [example.messages[-1].get("content") for example in data.eval.examples]
-    return bool(finals) and all(isinstance(text, str) and text.strip()[:1] in "{[" and is_json(text) for text in finals)
+    finals = [example.answer for example in data.eval.examples]
+    return bool(finals) and all(text is not None and text.strip()[:1] in "{[" and is_json(text) for text in finals)
 
 
 def is_json(text: str) -> bool:
@@ -56,7 +56,7 @@ def _refuse(constant: str) -> None:
 
 def has_answers(data: Data) -> bool:
     """Whether some held-out conversation ends with an answer in text."""
-    return any(isinstance(example.messages[-1].get("content"), str) for example in data.eval.examples)
+    return any(example.answer is not None for example in data.eval.examples)
 
 
 @hookimpl

@@ -8,7 +8,6 @@ from typing import Any
 from mlflow_ft import DataError, DataFormat, Example, hookimpl
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
-COMPLETIONS = ("completion", "response", "output", "answer")
 
 
 def from_messages(values: Mapping[str, Any]) -> Example:

@@ -44,14 +44,11 @@ def find_file(name: str) -> Path:
     Raises:
         ConfigError: there is neither.
     """
-    path = Path(name).expanduser()
-    example = EXAMPLES / f"{name}.yaml"
-    if path.is_file() or not example.is_file():
-        if not path.is_file():
-            known = ", ".join(sorted(one.stem for one in EXAMPLES.glob("*.yaml")))
-            raise ConfigError(f"there is no config file {name!r}", hint=f"looked in {Path.cwd()}; examples: {known}")
-        return path
-    return example
+    for file in (Path(name).expanduser(), EXAMPLES / f"{name}.yaml"):
+        if file.is_file():
+            return file
+    known = ", ".join(sorted(one.stem for one in EXAMPLES.glob("*.yaml")))
+    raise ConfigError(f"there is no config file {name!r}", hint=f"looked in {Path.cwd()}; examples: {known}")
 
 
 def demo_settings(given: Sequence[Given], method: str) -> list[Given]:

@@ -24,7 +24,7 @@ def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
     for file in trained.adapter.iterdir():
         if file.name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy2(file, folder / file.name)
-    dtype = hardware.compute_dtype(job.config.model.dtype)
+    dtype = hardware.held_dtype(job.config)
     quantiser = models.quantization(job.config, dtype)
     base = {
         "name_or_path": trained.base.name_or_path,
@@ -60,12 +60,3 @@ def requirements(job: Job, trained: Trained) -> list[str]:
         if job.config.model.quantize != "none":
             names.append("bitsandbytes")
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
-
-
-def load_packaged(job: Job, trained: Trained, folder: Path) -> Any:
-    """Load a packaged folder in the type in which the trained model was held, so that only the files can differ."""
-    if (folder / "adapter_config.json").is_file():
-        module: Any = models.with_adapter(models.load_base(job.config, trained.base), folder)
-    else:
-        module = models.load_base(job.config, trained.base, path=folder)
-    return module.eval()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from mlflow_ft.engine import batches, masking, models
-from mlflow_ft.engine.loss import agrees_with_logits, causal_model, full_token_loss, token_loss
+from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.job import Data, Encoded, Job, Trained
 from mlflow_ft.progress import Bar
 from mlflow_ft.records import Answer, Example
@@ -26,7 +26,7 @@ def row_losses(
     for indices in batches.by_length([len(row.input_ids) for row in rows], batch_size=batch_size):
         batch = batches.padded([rows[index] for index in indices], pad_token_id=pad_token_id)
         inputs = {name: value.to(device) for name, value in batch.items()}
-        measure = measure or (token_loss if agrees_with_logits(model, inputs) else full_token_loss)
+        measure = measure or suited(model, inputs)
         found = measure(model, inputs)
         sums = torch.zeros(len(indices), device=device).index_add_(0, found.row, found.nll)
         counts = torch.bincount(found.row, minlength=len(indices))
@@ -52,6 +52,10 @@ class JudgedModel:
         self._module = module
         self._job = job
 
+    def release(self) -> None:
+        """Let the model go; what was asked for stays."""
+        self._module = None
+
     @cached_property
     def losses(self) -> Sequence[tuple[float, int]]:
         settings = self._job.config.evaluation
@@ -67,8 +71,7 @@ class JudgedModel:
     @cached_property
     def answers(self) -> Sequence[Answer]:
         settings = self._job.config.evaluation
-        examples = [example for example in self.data.eval.examples if _ends_with_answer(example)]
-        examples = examples[: settings.max_rows]
+        examples = [example for example in self.data.eval.examples if example.answer is not None][: settings.max_rows]
         with self._job.progress.bar(f"answers of {self.name}", total=len(examples), unit="rows") as bar:
             return answers(
                 self._module,
@@ -78,10 +81,6 @@ class JudgedModel:
                 batch_size=settings.per_device_eval_batch_size,
                 bar=bar,
             )
-
-
-def _ends_with_answer(example: Example) -> bool:
-    return example.messages[-1]["role"] == "assistant" and isinstance(example.messages[-1].get("content"), str)
 
 
 @torch.no_grad()
@@ -96,9 +95,10 @@ def answers(
     for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
-            messages = examples[index].messages
-            expected = messages[-1]["content"]
-            found[index] = Answer(prompt=messages[:-1], expected=expected, text=text, finished=finished)
+            example = examples[index]
+            found[index] = Answer(
+                prompt=example.messages[:-1], expected=example.answer or "", text=text, finished=finished
+            )
         if bar:
             bar.advance(len(indices))
     return [found[index] for index in range(len(examples))]
@@ -137,8 +137,10 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
     """
     base = models.load_base(job.config, trained.base)
     models.agree(base, data)
-    yield JudgedModel(name="base", module=base, job=job, data=data)
+    first = JudgedModel(name="base", module=base, job=job, data=data)
+    yield first
     if trained.adapter is None:
+        first.release()
         del base
         tuned: Any = models.load_trained(job, data, trained)
     else:

@@ -8,7 +8,7 @@ labelled positions, in chunks whose logits are recomputed in the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +90,11 @@ def _held_back(head: Any) -> Iterator[Any]:
 def causal_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def suited(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[..., TokenLoss]:
+    """The loss to use with a model: `token_loss` where it is right, found out on a batch, else `full_token_loss`."""
+    return token_loss if agrees_with_logits(model, inputs) else full_token_loss
 
 
 @torch.no_grad()

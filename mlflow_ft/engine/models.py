@@ -41,12 +41,10 @@ def load_base(
     *,
     path: Path | None = None,
     dtype: torch.dtype | None = None,
-    quantised: bool = True,
 ) -> Any:
     """Load the base model onto the device, in evaluation mode.
 
-    `path` reads another folder of the same architecture (a fully tuned or merged model); `quantised=False` reads the
-    weights as they are.
+    `path` reads another folder of the same architecture, a fully tuned or merged model, which is not quantised.
 
     Raises:
         ModelError: transformers cannot read the folder. ResourceError: it does not fit in memory.
@@ -55,7 +53,7 @@ def load_base(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.model.trust_remote_code}
     if config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
-    quantiser = quantization(config, dtype) if quantised and path is None else None
+    quantiser = quantization(config, dtype) if path is None else None
     if quantiser:
         options["quantization_config"] = quantiser
     options["device_map"] = {"": hardware.device()}
@@ -145,12 +143,16 @@ def agree(module: PreTrainedModel, data: Data) -> None:
 
 def load_trained(job: Job, data: Data, trained: Trained) -> Any:
     """Read what training left on disk: base and adapter as they were trained, or the fully tuned model."""
-    if trained.adapter is None:
-        module: Any = load_base(job.config, trained.base, path=trained.model)
-    else:
-        module = with_adapter(load_base(job.config, trained.base), trained.adapter)
+    module = load_saved(job.config, trained.base, trained.adapter or trained.model)
     agree(causal_model(module), data)
     return module
+
+
+def load_saved(config: Config, base: BaseModel, folder: Path) -> Any:
+    """Load a folder of weights in the type that training holds them in: an adapter on its base, or a whole model."""
+    if (folder / "adapter_config.json").is_file():
+        return with_adapter(load_base(config, base), folder)
+    return load_base(config, base, path=folder)
 
 
 def with_adapter(base: Any, folder: Path) -> Any:

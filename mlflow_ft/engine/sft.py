@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +15,8 @@ from trl import SFTConfig, SFTTrainer
 from mlflow_ft.engine import hardware, judge, parity
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.loss import agrees_with_logits, full_token_loss, token_loss
+from mlflow_ft.engine.loss import suited
 from mlflow_ft.job import Data, Encoded, Job, Model, Trained
-
-log = logging.getLogger(__name__)
 
 
 class LabelledTokensTrainer(SFTTrainer):
@@ -47,7 +44,7 @@ class LabelledTokensTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]  # TRL
         unwrapped = self.accelerator.unwrap_model(model)
         if self._loss is None:
-            self._loss = token_loss if agrees_with_logits(unwrapped, _tensors(inputs)) else full_token_loss
+            self._loss = suited(unwrapped, _tensors(inputs))
         found = self._loss(unwrapped, _tensors(inputs), wrapped=model)
         tokens = torch.as_tensor(found.nll.numel() if num_items_in_batch is None else num_items_in_batch)
         loss = found.nll.sum() / tokens.clamp(min=1).to(found.nll.device)

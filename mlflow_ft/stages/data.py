@@ -83,10 +83,11 @@ def _side(
         )
     chosen = tuple(examples[index] for index in proved)
     kept = tuple(proved.values())
+    local = sources.is_local(path)
     return Split(
         name=name,
-        source=str(Path(path).expanduser().resolve()) if sources.is_local(path) else path,
-        source_type="local" if sources.is_local(path) else "hugging_face",
+        source=str(Path(path).expanduser().resolve()) if local else path,
+        source_type="local" if local else "hugging_face",
         rows=tuple(rows[index] for index in proved),
         examples=chosen,
         encoded=kept,

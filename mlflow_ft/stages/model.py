@@ -34,10 +34,11 @@ def load(job: Job, data: Data, base: BaseModel) -> Model:
     job.run.begin("model")
     with job.progress.bar("load model"):
         model = models.prepare(job, data, base)
-    job.run.set_tags({"mlflow_ft.device": hardware.describe()})
+    device = hardware.describe()
+    job.run.set_tags({"mlflow_ft.device": device})
     share = model.trainable / model.total
     job.progress.say(
-        f"{hardware.describe()}; {model.total:,} weights (quantised: {job.config.model.quantize}), "
+        f"{device}; {model.total:,} weights (quantised: {job.config.model.quantize}), "
         f"{model.trainable:,} train ({share:.1%})"
     )
     return model

@@ -36,6 +36,16 @@ def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
     return Package(models=models)
 
 
+def lineage(job: Job, data: Data, trained: Trained) -> dict[str, str]:
+    """Where a model comes from, as the logged models and the registered versions both tell it."""
+    return {
+        "mlflow_ft.method": job.config.method,
+        "mlflow_ft.base_model": trained.base.name_or_path,
+        "mlflow_ft.base_revision": trained.base.revision,
+        "mlflow_ft.data_digest": data.train.digest,
+    }
+
+
 def chosen(job: Job, trained: Trained) -> list[Packager]:
     """The packagers that were named, or else every one that applies to what was trained."""
     names = job.config.package.packagers
@@ -58,10 +68,10 @@ def _write(job: Job, data: Data, trained: Trained, record: Packager) -> Path:
 
 
 def _compare(job: Job, data: Data, trained: Trained, name: str, folder: Path) -> Mapping[str, float]:
-    from mlflow_ft.engine import bundle, parity
+    from mlflow_ft.engine import models, parity
 
     with job.progress.bar(f"compare {name}"):
-        model = bundle.load_packaged(job, trained, folder)
+        model = models.load_saved(job.config, trained.base, folder)
         found = parity.compare(model, trained.folder / "reference.safetensors")
     job.run.metrics({f"parity/{name}/{key}": value for key, value in found.items()}, dataset=data.eval)
     limit = job.config.package.max_kl
@@ -94,12 +104,7 @@ def _log(
             artifacts={"model": folder},
             signature=chat_signature(),
             pip_requirements=bundle.requirements(job, trained),
-            metadata={
-                "mlflow_ft.method": job.config.method,
-                "mlflow_ft.base_model": trained.base.name_or_path,
-                "mlflow_ft.base_revision": trained.base.revision,
-                "mlflow_ft.data_digest": data.train.digest,
-            },
+            metadata=lineage(job, data, trained),
             model_type=f"{job.config.method}-{record.name}",
             model_config=bundle.overridable(folder),
         )

@@ -5,19 +5,14 @@ from __future__ import annotations
 import re
 
 from mlflow_ft.job import Data, Job, Package, Trained, Version
+from mlflow_ft.stages.package import lineage
 
 
 def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[Version, ...]:
     """Register every packaged model as NAME plus its suffix, give it the alias, and link the versions by tags."""
     job.run.begin("register")
     alias = job.config.registry.alias
-    tags = {
-        "mlflow_ft.run_id": job.run.run_id,
-        "mlflow_ft.method": job.config.method,
-        "mlflow_ft.base_model": trained.base.name_or_path,
-        "mlflow_ft.base_revision": trained.base.revision,
-        "mlflow_ft.data_digest": data.train.digest,
-    }
+    tags = {"mlflow_ft.run_id": job.run.run_id} | lineage(job, data, trained)
     versions = []
     for model in package.models:
         own = {"mlflow_ft.form": model.name, "mlflow_ft.model_id": model.model_id}

@@ -127,10 +127,6 @@ class ActiveRun:
         ]
         self._journal.append(*entries)
 
-    def link_metrics(self, model_id: str, metrics: Mapping[str, float], dataset: Split | None, step: int) -> None:
-        """Journal scores of a LoggedModel, so that the UI ranks models by them."""
-        self.metrics(metrics, step=step, model_id=model_id, dataset=dataset)
-
     def flush(self, timeout: float) -> bool:
         """Wait until the journal is delivered; False after `timeout` seconds without progress."""
         return self._journal is None or self._journal.flush(timeout)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_ft.builtin import evaluators
-from mlflow_ft.records import Answer
+from mlflow_ft.records import Answer, Example
 
 
 def scores(found: Any) -> dict[str, float]:
@@ -21,7 +21,7 @@ def answer(text: str, expected: str, *, finished: bool = True) -> Answer:
 
 
 def held_out(*contents: Any) -> Any:
-    examples = [SimpleNamespace(messages=({"role": "assistant", "content": content},)) for content in contents]
+    examples = [Example(messages=({"role": "assistant", "content": content},)) for content in contents]
     return SimpleNamespace(eval=SimpleNamespace(examples=examples))
 
 

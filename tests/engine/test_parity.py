@@ -65,7 +65,7 @@ def test_only_learned_tokens_are_compared(adapted: SimpleNamespace) -> None:
 def test_the_packaged_forms_are_the_trained_model(adapted: SimpleNamespace, tmp_path: Path, form: str) -> None:
     job, trained = adapted.bench.job, adapted.trained
     {"adapter": bundle.copy_adapter, "merged": merge.merge}[form](job, trained, tmp_path)
-    found = parity.compare(bundle.load_packaged(job, trained, tmp_path), reference(adapted))
+    found = parity.compare(models.load_saved(job.config, trained.base, tmp_path), reference(adapted))
     assert found["kl_mean"] < 1e-6
     assert found["top1_agreement"] == 1.0
 

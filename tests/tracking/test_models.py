@@ -116,7 +116,7 @@ def test_scores_are_linked_to_model_and_data(
     run.metric("loss", 0.5, timestamp_ms=1)
     for model_id in (one, two):  # the same value for both: neither may be taken for a copy of the other
         run.metric("loss", 0.5, model_id=model_id, dataset=split, timestamp_ms=1)
-    run.link_metrics(one, {"exact": 0.25}, split, 7)
+    run.metrics({"exact": 0.25}, model_id=one, dataset=split, step=7)
     assert run.flush(10)
 
     found = {metric.key: metric for metric in client.get_logged_model(one).metrics}
