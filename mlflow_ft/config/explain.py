@@ -41,10 +41,12 @@ SYNONYMS: Mapping[str, str] = {
     "base_model": "model.name",
     "batch_size": "training.per_device_train_batch_size",
     "bf16": "model.dtype=bfloat16",
+    "column_mapping": "data.columns",
     "context_length": "data.max_length",
     "cutoff_len": "data.max_length",
     "data.name": "data.path",
     "dataset": "data.path",
+    "default_system": "data.system",
     "dropout": "adapter.lora_dropout",
     "epochs": "training.num_train_epochs",
     "eval_batch_size": "evaluation.per_device_eval_batch_size",
@@ -52,6 +54,7 @@ SYNONYMS: Mapping[str, str] = {
     "eval_file": "data.eval_path",
     "experiment_name": "run.experiment",
     "fp16": "model.dtype=float16",
+    "group_by": "data.split_by",
     "grad_accum": "training.gradient_accumulation_steps",
     "load_in_4bit": "model.quantize=nf4",
     "load_in_8bit": "model.quantize=int8",
@@ -63,6 +66,7 @@ SYNONYMS: Mapping[str, str] = {
     "max_seq_length": "data.max_length",
     "micro_batch_size": "training.per_device_train_batch_size",
     "model.path": "model.name",
+    "mixture": "data.path",
     "model_name_or_path": "model.name",
     "num_epochs": "training.num_train_epochs",
     "optimizer": "training.optim",
@@ -75,6 +79,7 @@ SYNONYMS: Mapping[str, str] = {
     "run_name": "run.name",
     "seq_len": "data.max_length",
     "sequence_len": "data.max_length",
+    "system_prompt": "data.system",
     "template": "data.chat_template",
     "torch_dtype": "model.dtype",
     "train_batch_size": "training.per_device_train_batch_size",
@@ -189,6 +194,7 @@ _KINDS = {
     float: "a number",
     bool: "true or false",
     list: "a list of names",
+    dict: "a mapping {a: b, c: d}",
 }
 
 
@@ -243,6 +249,8 @@ def to_yaml(config: Config) -> str:
 def _yaml(path: str, value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_scalar(one) for one in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_scalar(key)}: {_scalar(one)}' for key, one in value.items())}}}"
     # Where None is allowed too, the text "none" stays text only in quotes.
     optional = path in FIELDS and NoneType in members(FIELDS[path])
     return _scalar(value, quote=optional and str(value).lower() in NONE_WORDS and value is not None)

@@ -2,149 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, get_origin
 
 import yaml
 from pydantic import ValidationError
 
 from mlflow_ft.config.explain import FIELDS, NONE_WORDS, SECTIONS, locate, members, own_words, refused, shown, unknown
+from mlflow_ft.config.given import Given, headline, mapping_of, raise_all
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, Problem
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """One value as a layer gave it."""
-
-    key: str
-    """As typed: `adapter.r`, `learning_rate`, `model`."""
-    value: Any
-    """Text from the command line, anything from YAML."""
-    place: str
-    """Where it stands: `qlora.yaml line 12`, `--learning_rate (command line)`, `method qlora`."""
-    written: Any = None
-    """The letters that YAML made `value` of, where they stood without quotes: `0123` for 83, `1e-4`, `yes`."""
-
-
-def pairs(arguments: Sequence[str]) -> list[Given]:
-    """`--key value` and `--key=value` from the command line; an empty value means that none was given.
-
-    A key takes whatever follows it, so that a value may begin with a dash.
-    """
-    given, problems = [], []
-    tokens, previous = iter(arguments), ""
-    for token in tokens:
-        typed, equals, value = token.partition("=")
-        key = typed.removeprefix("--").replace("-", "_")
-        if not token.startswith("--") or not key.strip("_"):
-            problems.append(_stray(token, previous))
-            previous = ""
-            continue
-        following = value if equals else next(tokens, None)
-        if following is None:
-            problems.append(Problem(place=token, message="has no value", hint=f"write {token} VALUE or {token}=VALUE"))
-        elif following:
-            given.append(Given(key=key, value=following, place=f"{typed} (command line)"))
-        previous = f"{typed} {following}" if following and following.startswith("--") and not equals else ""
-    _raise(problems, "on the command line")
-    return given
-
-
-def _stray(token: str, previous: str) -> Problem:
-    hint = f'a switch needs a value too: "{previous}" was read as key and value' if previous else ""
-    return Problem(place=shown(token), message="is not --key value or --key=value", hint=hint)
-
-
-def read_yaml(path: Path) -> list[Given]:
-    """Every value of a YAML file with its line; what the keys and values mean is for `resolve` to say."""
-    problems: list[Problem] = []
-    text = ""
-    try:
-        text = path.read_bytes().decode("utf-8")
-        loader = yaml.SafeLoader(text)
-        given = list(_walk(loader.get_single_node(), loader=loader, file=path.name, problems=problems))
-    except OSError as error:
-        reason = f"cannot read {path}: {error.strerror or error}"
-        raise ConfigError(reason, hint="give the path of a YAML file that exists and may be read") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path} line {line}: not UTF-8 text", hint="save the file as UTF-8") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply", hint="write section: and its fields below it") from error
-    except yaml.YAMLError as error:
-        raise _syntax(path, text, error) from error
-    _raise(problems, f"in {path}")
-    return given
-
-
-def _syntax(path: Path, text: str, error: yaml.YAMLError) -> ConfigError:
-    hint = "check the indentation, the colons and the quotes there and just above"
-    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
-        line, reason = mark.line + 1, error.problem or error.context
-        if "\\t" in str(reason):
-            hint = "indent with spaces, not with tabs"
-        elif "constructor" in str(reason):
-            hint = "remove the tag that begins with !"
-    else:
-        line, reason = text.count("\n", 0, getattr(error, "position", 0)) + 1, getattr(error, "reason", str(error))
-        hint = "remove the control characters there"
-    return ConfigError(f"{path} line {line}: not YAML: {reason}", hint=hint)
-
-
-def _walk(
-    node: yaml.Node | None, *, loader: yaml.SafeLoader, file: str, problems: list[Problem], section: str = ""
-) -> Iterator[Given]:
-    """The leaves of a mapping: two levels, since a field's value is never a mapping."""
-    if node is None or _is_null(node):
-        return
-    if not isinstance(node, yaml.MappingNode):
-        hint = "write `section:` and below it, indented, `field: value`"
-        problems.append(Problem(place=_line(file, node), message="is no mapping of keys to values", hint=hint))
-        return
-    seen: dict[str, str] = {}
-    for key_node, value_node in node.value:
-        place = _line(file, key_node)
-        if not isinstance(key_node, yaml.ScalarNode):
-            problems.append(Problem(place=place, message="a key must be text", hint="write `field: value`"))
-            continue
-        key = f"{section}.{key_node.value}" if section else key_node.value
-        if key in seen:
-            message = f"{key}: given before, at {seen[key]}"
-            problems.append(Problem(place=place, message=message, hint="keep one of them"))
-            continue
-        seen[key] = place
-        if isinstance(value_node, yaml.MappingNode) and not section:
-            yield from _walk(value_node, loader=loader, file=file, problems=problems, section=key)
-        elif key not in SECTIONS or not _is_null(value_node):  # a section with all its fields commented out is none
-            value, written = _value(value_node, loader)
-            yield Given(key=key, value=value, place=place, written=written)
-
-
-def _value(node: yaml.Node, loader: yaml.SafeLoader) -> tuple[Any, Any]:
-    """A leaf as YAML means it, and as it is written where that can differ."""
-    if isinstance(node, yaml.SequenceNode):
-        items = [_value(one, loader) if isinstance(one, yaml.ScalarNode) else ({}, None) for one in node.value]
-        return [value for value, _ in items], [value if written is None else written for value, written in items]
-    if not isinstance(node, yaml.ScalarNode):
-        return {}, None
-    if node.tag.endswith((":value", ":merge")):  # `=` and `<<`, which mean nothing here and which PyYAML trips over
-        return node.value, node.value
-    try:
-        value = loader.construct_object(node)
-    except ValueError:  # looks like a date or a number and is none: 2024-13-45
-        value = node.value
-    return value, node.value if node.style is None and value is not None else None
-
-
-def _is_null(node: yaml.Node) -> bool:
-    return bool(node.tag == "tag:yaml.org,2002:null")
-
-
-def _line(file: str, node: yaml.Node) -> str:
-    return f"{file} line {node.start_mark.line + 1}"
 
 
 def resolve(
@@ -170,7 +37,7 @@ def resolve(
         if one.key == "method" and one.value != method:
             message = f"{shown(one.value)} was given, and {method} too"
             problems.append(Problem(place=one.place, message=message, hint="name one method"))
-    _raise(problems, "in the configuration")
+    raise_all(problems, "in the configuration")
     named = [one.place for one in (*file, *command_line) if one.key == "method" and one.value == method]
     origins = {"method": named[-1] if named else "asked for"} | {path: place for path, (_, place) in values.items()}
     return _build(method, {path: value for path, (value, _) in values.items()}, origins)
@@ -206,7 +73,8 @@ def _layer(given: Sequence[Given], problems: list[Problem]) -> dict[str, tuple[A
 def _coerce(path: str, given: Given) -> Any:
     """What was given as pydantic can take it: text for a scalar, so that every layer obeys one set of rules."""
     kinds = members(FIELDS[path])
-    takes_list, takes_text = any(get_origin(kind) is list for kind in kinds), str in kinds
+    takes_list, takes_mapping = (any(get_origin(kind) is one for kind in kinds) for one in (list, dict))
+    takes_text = str in kinds
     text = _text(given)
     if text is not None and text.lower() in NONE_WORDS and type(None) in kinds:
         return None
@@ -216,7 +84,23 @@ def _coerce(path: str, given: Given) -> Any:
     if isinstance(value, str) and takes_list and (not takes_text or (text is not None and _in_brackets(text))):
         inside = value[1:-1] if _in_brackets(value) else value
         return [_unquoted(item.strip()) for item in inside.split(",")] if inside.strip() else []
+    if isinstance(value, str) and takes_mapping and (not takes_text or (text is not None and _in_brackets(text, "{}"))):
+        return _as_mapping(value)
     return value
+
+
+def _as_mapping(text: str) -> Any:
+    """`{a: 1, b: 2}`, as in YAML, or `a=1,b=2`; the text itself, which no such field takes, where it is neither."""
+    if _in_brackets(text, "{}"):
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+        except yaml.YAMLError:
+            return text
+        return mapping_of(node, loader) if isinstance(node, yaml.MappingNode) else text
+    pairs = [item.partition("=") for item in text.split(",")]
+    found = {name.strip(): value.strip() for name, equals, value in pairs if equals and name.strip() and value.strip()}
+    return found if len(found) == len(pairs) else text
 
 
 def _text(given: Given) -> str | None:
@@ -227,9 +111,9 @@ def _text(given: Given) -> str | None:
     return str(given.value) if isinstance(given.value, (int, float)) else None
 
 
-def _in_brackets(text: str) -> bool:
+def _in_brackets(text: str, brackets: str = "[]") -> bool:
     """`[a, b]` is a list; `[qk]_proj[0-9]` is a regular expression."""
-    return text.startswith("[") and text.endswith("]") and not set(text[1:-1]) & set("[]")
+    return text[:1] == brackets[0] and text[-1:] == brackets[1] and not set(text[1:-1]) & set(brackets)
 
 
 def _unquoted(item: str) -> str:
@@ -258,13 +142,4 @@ def _build(method: str, values: Mapping[str, Any], origins: Mapping[str, str]) -
         for detail in error.errors():
             path = ".".join(str(part) for part in detail["loc"]) or "configuration"
             problems.append(Problem(place=origins.get(path, path), message=own_words(detail) or detail["msg"]))
-        raise ConfigError(_headline(problems, "in the configuration"), problems=problems) from error
-
-
-def _headline(problems: Sequence[Problem], where: str) -> str:
-    return f"{len(problems)} problem{'s' * (len(problems) != 1)} {where}"
-
-
-def _raise(problems: Sequence[Problem], where: str) -> None:
-    if problems:
-        raise ConfigError(_headline(problems, where), problems=problems)
+        raise ConfigError(headline(problems, "in the configuration"), problems=problems) from error

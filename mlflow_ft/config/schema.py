@@ -52,26 +52,68 @@ class ModelSection(Section):
 class DataSection(Section):
     """Where the rows come from, and how they become examples."""
 
-    path: str = "demo"
-    """A file (json, jsonl, csv, parquet), a Hub id, or `demo`. `data` alone means this."""
+    path: str | list[str] | dict[str, float] = "demo"
+    """A file, a folder, a Hub id, an MLflow URI, or `demo`; several as `[a, b]`, mixed as `{a: 0.7, b: 0.3}`.
+    `data` alone means this."""
     subset: str | None = None
     """Configuration name of a Hub data set."""
     split: str = "train"
-    """Split of a Hub data set."""
+    """Split of a Hub data set, of a saved one, or of a folder whose files are named by split."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
     format: str = "auto"
     """Name of a registered format (`mlflow-ft show formats`), or auto."""
+    columns: dict[str, str] | None = None
+    """Columns under another name than the format's: `instruction=frage,output=antwort`."""
+    system: str | None = None
+    """System prompt for the conversations that have none."""
     eval_path: str | None = None
-    """File or Hub id of the held-out rows; when not given, `test_size` of the rows are held out."""
+    """Source of the held-out rows; when not given, `test_size` of the rows are held out."""
     test_size: float = Field(default=0.1, gt=0)
     """Rows to hold out: a share below 1, or a count."""
+    split_by: str | None = None
+    """Column of a group or a key: rows with one value stay on one side; the prompt, when not given."""
     max_length: int = Field(default=1024, ge=8)
     """Longest row in tokens; longer ones are cut at the end, counted and told."""
     max_rows: int | None = Field(default=None, ge=2)
     """Read at most so many rows of a source."""
     chat_template: str | None = None
     """A Jinja file, or the template itself, for a tokenizer that has none or for another shape of turns."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """A row that cannot be read, converted or proved: stop, or leave it out, counted and listed."""
+    fail_on: Literal["error", "warn", "never"] = "error"
+    """Severity of a finding of the data checks from which on nothing is trained."""
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_source(cls, path: str | list[str] | dict[str, float]) -> str | list[str] | dict[str, float]:
+        if not path:
+            raise ValueError("names no source")
+        if isinstance(path, dict) and min(path.values()) <= 0:
+            raise ValueError("a weight must be above 0")
+        return path
+
+    @property
+    def sources(self) -> dict[str, float | None]:
+        """Every source, in order, with its weight in the mixture; None where all of its rows are taken."""
+        if isinstance(self.path, dict):
+            return dict(self.path)
+        return dict.fromkeys([self.path] if isinstance(self.path, str) else self.path)
+
+
+class ChecksSection(Section):
+    """The checks of data quality, before training and in `mlflow-ft data check`."""
+
+    names: list[str] | None = None
+    """Registered checks to run (`mlflow-ft show checks`); every one that applies when not given."""
+    max_examples: int = Field(default=5, ge=0)
+    """Rows to show of what a check found."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """Share of three-word sequences that two rows have in common (Jaccard) from which on they are near duplicates."""
+    benchmarks: list[str] | None = None
+    """Further files that no training row may come from, besides the held-out rows."""
+    overlap: float = Field(default=0.7, gt=0, le=1)
+    """Share of a held-out row's eight-word sequences in one training row from which on it is contaminated."""
 
 
 class AdapterSection(Section):
@@ -169,6 +211,7 @@ class Config(Section):
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
+    checks: ChecksSection = ChecksSection()
     adapter: AdapterSection = AdapterSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()

@@ -64,7 +64,7 @@ def test_the_configuration_is_light_and_warns_of_nothing() -> None:
         ("model.load_in_4bit", "did you mean model.quantize=nf4?"),
         ("evaluaton", "evaluation has evaluators, max_rows, max_new_tokens, per_device_eval_batch_size"),
         ("register.zzz", "registry has model_name, alias"),
-        ("zzz", "sections: run, model, data, adapter, training, evaluation, package, registry"),
+        ("zzz", "sections: run, model, data, checks, adapter, training, evaluation, package, registry"),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_known_one(key: str, hint: str) -> None:
@@ -135,6 +135,9 @@ NASTY = [
 TEXT = st.sampled_from([*NASTY, "\ufeff", "\u2028", "{% for m in messages %}\n  {{ m }}\n{% endfor %}"]) | st.text()
 
 
+SHARES = {"adapter.lora_dropout", "checks.near_duplicate", "checks.overlap"}
+
+
 def values_of(path: str) -> st.SearchStrategy[Any]:
     return st.one_of(*[_values_of_type(path, kind) for kind in members(FIELDS[path])])
 
@@ -143,13 +146,16 @@ def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is list:
-        return st.lists(TEXT, max_size=3)
+        return st.lists(TEXT, min_size=path == "data.path", max_size=3)
+    if get_origin(kind) is dict:
+        of = TEXT if get_args(kind)[1] is str else st.floats(1e-300, 1e300)
+        return st.dictionaries(TEXT, of, min_size=path == "data.path", max_size=3)
     return {
         NoneType: st.none(),
         bool: st.booleans(),
         int: st.integers(8, 10**20),
-        float: st.floats(1e-9, 1, exclude_max=True) if path == "adapter.lora_dropout" else st.floats(1e-300, 1e300),
-        str: TEXT,
+        float: st.floats(1e-9, 1, exclude_max=True) if path in SHARES else st.floats(1e-300, 1e300),
+        str: TEXT.filter(bool) if path == "data.path" else TEXT,
         Path: TEXT.filter(lambda text: "\0" not in text),
     }[kind]
 

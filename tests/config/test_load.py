@@ -93,7 +93,7 @@ def test_keys_that_cannot_be_used_are_told_together() -> None:
         "--data.fromat (command line)  unknown key; did you mean data.format?",
         (
             "--origins (command line)  unknown key; "
-            "sections: run, model, data, adapter, training, evaluation, package, registry"
+            "sections: run, model, data, checks, adapter, training, evaluation, package, registry"
         ),
     ]
 
@@ -129,12 +129,49 @@ def test_keys_that_cannot_be_used_are_told_together() -> None:
         ("evaluation.evaluators", "[]", []),
         ("adapter.target_modules", "[q_proj, 'v_proj']", ["q_proj", "v_proj"]),
         ("adapter.target_modules", "q_proj,v_proj", "q_proj,v_proj"),
+        ("data.path", "[a.jsonl, b c.csv]", ["a.jsonl", "b c.csv"]),
+        ("data.path", "{a.jsonl: 0.7, b.jsonl: 3}", {"a.jsonl": 0.7, "b.jsonl": 3.0}),
+        ("data.columns", "{instruction: frage, output: 007}", {"instruction": "frage", "output": "007"}),
+        ("data.columns", "none", None),
     ],
 )
 def test_command_line_and_unquoted_yaml_mean_the_same(tmp_path: Path, path: str, text: str, value: Any) -> None:
     from_file = resolve("lora", defaults={}, file=written(tmp_path, f"{path}: {text}\n"))
     expected = str(value) if isinstance(value, Path) else value
     assert typed(f"--{path}", text).flat()[path] == from_file.flat()[path] == expected
+
+
+def test_columns_are_pairs_on_the_command_line_and_a_mapping_in_yaml(tmp_path: Path) -> None:
+    wanted = {"instruction": "frage", "output": "antwort"}
+    assert typed("--data.columns", "instruction=frage, output = antwort").data.columns == wanted
+    file = "data:\n  columns:\n    instruction: frage\n    output: antwort\n"
+    assert resolve("lora", defaults={}, file=written(tmp_path, file)).data.columns == wanted
+
+
+def test_the_sources_and_their_weights() -> None:
+    assert typed("--data", "a.jsonl").data.sources == {"a.jsonl": None}
+    assert typed("--data", "[a.jsonl, b.jsonl]").data.sources == {"a.jsonl": None, "b.jsonl": None}
+    assert typed("--data", "{a.jsonl: 2, b.jsonl: 1}").data.sources == {"a.jsonl": 2.0, "b.jsonl": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("data", "{a: 0, b: 1}", "a weight must be above 0"),
+        ("data", "{a: b}", "is not text or a list of names or a mapping"),
+        ("data", "[]", "names no source"),
+        ("data.columns", "instruction", '"instruction" is not a mapping {a: b, c: d} or none'),
+        ("data.columns", "instruction=", '"instruction=" is not a mapping {a: b, c: d} or none'),
+        ("data.columns", "a=b=c,{", '"a=b=c,{" is not a mapping {a: b, c: d} or none'),
+        ("data.columns", "{a: {b: c}}", "is not a mapping {a: b, c: d} or none"),
+        ("data.columns", "{a: b", '"{a: b" is not a mapping {a: b, c: d} or none'),
+        ("data.columns", "{a: b, a: c}", "is not a mapping {a: b, c: d} or none"),
+    ],
+)
+def test_a_mapping_that_is_none_is_refused(key: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        typed(f"--{key}", text)
+    assert message in told(error)[0]
 
 
 def test_where_command_line_and_yaml_differ(tmp_path: Path) -> None:
@@ -207,7 +244,7 @@ def test_values_given_from_code_obey_the_same_rules() -> None:
 @example("[a]")
 def test_text_on_the_command_line_stays_as_it_is(text: str) -> None:
     assert typed("--model", text).model.name == text
-    assert typed(f"--data.path={text}").data.path == text
+    assert typed(f"--data.format={text}").data.format == text
 
 
 @given(st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False), st.integers(-(10**30), 10**30))

@@ -136,7 +136,7 @@ def test_a_project_run_that_a_page_names_exists(page: Path, arguments: list[str]
 
 
 def settings_in_spans() -> Iterator[tuple[Path, str]]:
-    sections = "run|model|data|adapter|training|evaluation|package|registry"
+    sections = "run|model|data|checks|adapter|training|evaluation|package|registry"
     for page in PAGES:
         for line in lines(page):
             if re.fullmatch(rf"(?:{sections})\.\w+", line) and not line.endswith((".jsonl", ".json", ".yaml")):
