@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: idle threads leave the cores to others
+
+os.environ["MLFLOW_FT_DATA_CACHE"] = tempfile.mkdtemp(prefix="mlflow-ft-tests-")  # nothing prepared by other code
+atexit.register(shutil.rmtree, os.environ["MLFLOW_FT_DATA_CACHE"], ignore_errors=True)
 
 pytest_plugins = ["mlflow_ft.testing"]

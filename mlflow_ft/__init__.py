@@ -14,20 +14,36 @@ from mlflow_ft.errors import (
     UndeliveredError,
 )
 from mlflow_ft.hookspecs import hookimpl
-from mlflow_ft.records import Adapter, Answer, DataFormat, Evaluator, Example, Message, Packager, Row, Score, Trainer
+from mlflow_ft.records import (
+    Adapter,
+    Answer,
+    Check,
+    Collector,
+    DataFormat,
+    Evaluator,
+    Packager,
+    Score,
+    Trainer,
+)
+from mlflow_ft.rows import Checked, Example, Finding, Message, Place, Row
 
 __all__ = [
     "Adapter",
     "Answer",
+    "Check",
+    "Checked",
+    "Collector",
     "ConfigError",
     "DataError",
     "DataFormat",
     "Evaluator",
     "Example",
+    "Finding",
     "FineTuneError",
     "Message",
     "ModelError",
     "Packager",
+    "Place",
     "PluginError",
     "Problem",
     "RefusedError",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mlflow_ft.records import Adapter, DataFormat, Evaluator, Packager, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Trainer
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Scores
@@ -27,6 +27,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def register_formats() -> Iterable[DataFormat]:  # type: ignore[empty-body]  # a specification has no body
     """Return the data formats of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_checks() -> Iterable[Check]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the data checks of this plugin. Called once, when the program starts."""
 
 
 @hookspec

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
+    from mlflow_ft.data.store import Column
     from mlflow_ft.plugins import Plugins
     from mlflow_ft.progress import Progress
-    from mlflow_ft.records import Answer, Example, Row, Score
+    from mlflow_ft.records import Answer, Score
     from mlflow_ft.registry import Registry
+    from mlflow_ft.rows import Example, Kind, Place
     from mlflow_ft.tracking import ActiveRun
 
 
@@ -37,6 +39,10 @@ class Encoded:
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     truncated: bool = False
+    way: str = ""
+    """How the assistant's spans were found; see `engine.render`."""
+    rejected: Encoded | None = None
+    """Of a preference, the rejected answer; the rest is the chosen one."""
 
     @property
     def supervised(self) -> int:
@@ -46,14 +52,21 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The rows on one side of the split, as read, as conversations and as tokens, index by index."""
+    """The rows on one side of the split, index by index: where they stand, what they say, what is learned of them.
+
+    The sequences read from disk what is looked at; iterate rather than keep what they give.
+    """
 
     name: Literal["train", "eval"]
     source: str
     source_type: Literal["local", "hugging_face"]
-    rows: tuple[Row, ...]
-    examples: tuple[Example, ...]
-    encoded: tuple[Encoded, ...]
+    rows: Sequence[Place]
+    examples: Sequence[Example]
+    encoded: Column[Encoded]
+    columns: tuple[str, ...]
+    """The names of the columns in the source."""
+    counts: Mapping[str, int]
+    """`rows`, `tokens`, `supervised_tokens`, `truncated`, and `dropped`: rows of the source that are left out."""
     digest: str
     """First 32 hex digits of a sha256 over content, template and tokens; 36 is MLflow's limit."""
 
@@ -65,12 +78,13 @@ class Data:
     train: Split
     eval: Split
     format: str
+    kind: Kind
     tokenizer: Any
     """The tokenizer that encoded the rows, a transformers.PreTrainedTokenizerFast; saved with the model."""
     stop_token_ids: tuple[int, ...]
     """The tokens that end an assistant's turn, in the template that was used."""
-    report: Mapping[str, Any] = field(default_factory=dict)
-    """Counts of the proof: rows, tokens, supervised tokens, truncated and dropped rows."""
+    fingerprint: str = ""
+    """32 hex digits over the sources' bytes, the format, every step of the preparation, template and tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Scores, Version
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
+
+if TYPE_CHECKING:
+    from mlflow_ft.stages.fix import Cleaned
+    from mlflow_ft.stages.ready import Ready
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +38,9 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None) -
     from mlflow_ft import tracking
     from mlflow_ft.stages import data, evaluate, model, package, register, start, train
 
-    registry = Registry(plugins)
     tracking.check_server()
     with tracking.open_run(config, plugins=plugins) as active:
-        job = start.job(config, plugins, registry, active, progress or Progress())
+        job = start.job(config, plugins, Registry(plugins), active, progress or Progress())
         with start.told_to_plugins(job):
             base = model.find(job)
             rows = data.prepare(job, base)
@@ -50,4 +55,47 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None) -
         folder=str(job.folder),
         scores=scores,
         versions=versions,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run that only looks at the data has to show."""
+
+    run_id: str
+    tracking_uri: str
+    url: str | None
+    folder: str
+    data: Ready
+    cleaned: Cleaned | None
+
+
+def prepare(
+    config: Config, plugins: Plugins, *, fix: bool = False, out: Path | None = None, progress: Progress | None = None
+) -> Prepared:
+    """The data stage in a run of its own: everything is told and logged, and with `fix` a cleaned copy is written.
+
+    Raises:
+        FineTuneError: whatever the user can mend. RefusedError: a check found what `data.fail_on` does not let pass,
+        and it was not fixed.
+    """
+    from mlflow_ft import tracking
+    from mlflow_ft.engine import hub
+    from mlflow_ft.stages import data, start
+
+    tracking.check_server()
+    with tracking.open_run(config, plugins=plugins) as active:
+        job = start.job(config, plugins, Registry(plugins), active, progress or Progress())
+        with start.told_to_plugins(job):
+            found = data.look(job, hub.find(config.model, job.progress, weights=False), strict=not fix)
+            cleaned = data.clean(job, found, out) if fix else None
+            if not fix:
+                data.refuse(found, config.data.fail_on)
+    return Prepared(
+        run_id=active.run_id,
+        tracking_uri=active.tracking_uri,
+        url=active.url,
+        folder=str(job.folder),
+        data=found,
+        cleaned=cleaned,
     )

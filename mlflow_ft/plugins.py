@@ -17,17 +17,18 @@ import pluggy
 
 from mlflow_ft import hookspecs
 from mlflow_ft.errors import PluginError
-from mlflow_ft.records import Adapter, DataFormat, Evaluator, Packager, Record, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Record, Trainer
 
-BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in ("formats", "trainers", "adapters", "evaluators", "packagers"))
 ENTRY_POINT_GROUP = "mlflow_ft"
 KINDS: Mapping[str, type] = {
     "formats": DataFormat,
+    "checks": Check,
     "trainers": Trainer,
     "adapters": Adapter,
     "evaluators": Evaluator,
     "packagers": Packager,
 }
+BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS)
 log = logging.getLogger(__name__)
 
 

@@ -52,16 +52,18 @@ class Progress:
         """One line that deserves attention."""
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A small table; the first column is text, the others are numbers."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)
+    ) -> None:
+        """A small table; the columns that `text` counts are text, the others are numbers."""
         from rich.table import Table
-        from rich.text import Text
+        from rich.text import Text as Cell
 
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", overflow="fold")
+            table.add_column(column, justify="left" if index in text else "right", overflow="fold")
         for row in rows:
-            table.add_row(*map(Text, row))  # text, which may hold brackets, is no markup
+            table.add_row(*map(Cell, row))  # text, which may hold brackets, is no markup
         self.console.print(table)
 
     def facts(self, facts: Mapping[str, str]) -> None:

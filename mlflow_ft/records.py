@@ -12,48 +12,19 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mlflow_ft.rows import Checked, Example, Finding, Kind, Message, Severity
 
 if TYPE_CHECKING:
+    from mlflow_ft.config.schema import ChecksSection
     from mlflow_ft.job import Data, Job, Model, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any
-
-Message = Mapping[str, Any]
-"""One turn as chat templates take it: `{"role": "user", "content": "..."}` and optional further keys."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row as it was read: its columns, and where it stands."""
-
-    values: Mapping[str, Any]
-    file: str
-    line: int
-    """1-based line of `file` on which the row begins; the row's number where the source has no lines."""
-
-    @property
-    def place(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One conversation to learn from: the turns, oldest first, the last of them the assistant's."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...] | None = None
-
-    @property
-    def answer(self) -> str | None:
-        """What the assistant says last; None where that is no text (a tool call), or another speaks last."""
-        last = self.messages[-1]
-        content = last.get("content")
-        return content if last["role"] == "assistant" and isinstance(content, str) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +32,44 @@ class DataFormat:
     """A shape of rows, and how a row of it becomes an `Example`.
 
     `convert` takes the row's columns and raises `ValueError` with one sentence where the row is not of this shape;
-    the caller adds file and line.
+    the caller adds file and line. `columns` are those that a row must have.
     """
 
     name: str
     summary: str
     columns: tuple[str, ...]
     convert: Callable[[Mapping[str, Any]], Example]
+    kind: Kind = "conversation"
+
+
+class Collector(Protocol):
+    """A check over all rows: it sees each once, in order, and tells at the end what it found."""
+
+    def see(self, row: Checked) -> None:
+        """Take note of a row."""
+
+    def found(self) -> Finding:
+        """What all rows together say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A look at the data before training. It has one of three forms.
+
+    `inspect` takes a row and returns what is wrong with it in a few words, or None. `collect` makes a collector, which
+    sees every row. `compare` takes the held-out rows (those of benchmark files among them) and the training rows.
+    """
+
+    name: str
+    summary: str
+    severity: Severity = "warn"
+    inspect: Callable[[Checked], str | None] | None = None
+    collect: Callable[[ChecksSection], Collector] | None = None
+    compare: Callable[[Sequence[Checked], Iterable[Checked], ChecksSection], Finding] | None = None
+    kinds: tuple[Kind, ...] = ("conversation", "text", "preference", "unpaired", "prompt")
+    fix: str = ""
+    """What `prepare --fix` does about it, in words (it leaves these rows out); "" where no fix is safe."""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,9 @@ class Trainer:
     train: Callable[[Job, Data, Model], Trained]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
-    needs: str = "conversations: messages, Alpaca or prompt/completion rows"
+    needs: str = "conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text"
+    kinds: tuple[Kind, ...] = ("conversation", "text")
+    """What it can learn from; rows of another kind are refused before anything is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,4 +170,4 @@ class Packager:
     suffix: str = ""
 
 
-Record = DataFormat | Trainer | Adapter | Evaluator | Packager
+Record = DataFormat | Check | Trainer | Adapter | Evaluator | Packager

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, cast
 
 from mlflow_ft.errors import ConfigError, PluginError
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.records import Adapter, DataFormat, Evaluator, Packager, Record, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Record, Trainer
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -59,6 +59,7 @@ class Registry:
 
     def __init__(self, plugins: Plugins) -> None:
         self.formats: Catalogue[DataFormat] = Catalogue("formats", plugins)
+        self.checks: Catalogue[Check] = Catalogue("checks", plugins)
         self.trainers: Catalogue[Trainer] = Catalogue("trainers", plugins)
         self.adapters: Catalogue[Adapter] = Catalogue("adapters", plugins)
         self.evaluators: Catalogue[Evaluator] = Catalogue("evaluators", plugins)

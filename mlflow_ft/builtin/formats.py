@@ -1,79 +1,78 @@
-"""The data formats that ship inside: chat messages, Alpaca, prompt and completion."""
+"""The data formats that ship inside, and how they are told apart: by columns, and by what the columns hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow_ft import DataError, DataFormat, Example, hookimpl
+from mlflow_ft.builtin.conversations import CONTEXT_COLUMNS, TURN_COLUMNS, from_alpaca, from_pair, from_text, from_turns
+from mlflow_ft.builtin.preferences import ANSWER_COLUMNS, from_preference, from_prompt, from_unpaired, truth
+from mlflow_ft.builtin.turns import from_json, is_turns, key_in, roles_of
 
-ROLES = ("system", "user", "assistant", "tool", "developer")
-
-
-def from_messages(values: Mapping[str, Any]) -> Example:
-    """`{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}`, OpenAI's shape."""
-    turns = values.get("messages")
-    if not isinstance(turns, list) or not turns:
-        raise ValueError("`messages` is no list of turns")
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, Mapping):
-            raise ValueError(f"turn {number} of `messages` is no object with `role` and `content`")
-        role, content = turn.get("role"), turn.get("content")
-        if role not in ROLES:
-            raise ValueError(f"turn {number} of `messages` has role {role!r}; known: {', '.join(ROLES)}")
-        if not isinstance(content, str) and not turn.get("tool_calls"):
-            raise ValueError(f"turn {number} of `messages` has no text in `content`")
-        # Arrow fills the keys that other rows have with None; templates test whether a key is there.
-        messages.append({key: value for key, value in turn.items() if value is not None})
-    return Example(messages=_ending_in_an_answer(messages), tools=_tools(values.get("tools")))
+PAIRS = {
+    "prompt-completion": (("prompt",), ("completion", "response")),
+    "question-answer": (("question", "query", "problem"), ("answer", "response", "solution")),
+    "instruction-response": (("instruction", "input"), ("response", "answer", "completion", "output")),
+}
+"""By format, the names of the two columns; the first of each are those that its documentation shows."""
+LABELS = ("label", "labels")
 
 
-def from_alpaca(values: Mapping[str, Any]) -> Example:
-    """`{"instruction": "...", "input": "... or empty", "output": "..."}`, and optionally `system`."""
-    instruction, output = _text(values, "instruction"), _text(values, "output")
-    context = values.get("input")
-    if context is not None and not isinstance(context, str):
-        raise ValueError("`input` is no text")
-    question = f"{instruction}\n\n{context}" if context and context.strip() else instruction
-    return _question(question, output, values.get("system"))
+def candidates(values: Mapping[str, Any]) -> Iterator[str]:
+    """Every format that a row fits, the weak ones (text, prompt) only where nothing else fits."""
+    there = {str(name) for name, value in values.items() if value is not None}
+    strong = list(_strong(values, there))
+    yield from strong
+    if not strong:
+        if isinstance(values.get("text"), str) and not there & set(LABELS):
+            yield "text"
+        if isinstance(values.get("prompt"), str) or any(
+            is_turns(values.get(name)) for name in ("prompt", *TURN_COLUMNS)
+        ):
+            yield "prompt-only"
 
 
-def from_prompt_completion(values: Mapping[str, Any]) -> Example:
-    """`{"prompt": "...", "completion": "..."}`; both may be lists of messages too."""
-    prompt, completion = values.get("prompt"), values.get("completion")
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return from_messages({"messages": [*prompt, *completion], "tools": values.get("tools")})
-    return _question(_text(values, "prompt"), _text(values, "completion"), values.get("system"))
+def _strong(values: Mapping[str, Any], there: set[str]) -> Iterator[str]:
+    if {"chosen", "rejected"} <= there:
+        yield "preference"
+    spoken = [name for name in TURN_COLUMNS if is_turns(values.get(name))]
+    pairs = [name for name in PAIRS if _is_pair(values, name)]
+    if truth(values) is not None and _judged(values, there) and (spoken or _has_answer(there)):
+        yield "unpaired-preference"
+        return
+    roles = roles_of(values[spoken[0]]) if spoken else []
+    if "assistant" in roles and ("chosen" not in there or roles[-1] == "assistant"):
+        first = from_json(values[spoken[0]])[0]
+        yield "messages" if key_in(first, ("role",)) else "sharegpt"
+    if isinstance(values.get("instruction"), str) and isinstance(values.get("output"), str):
+        yield "alpaca"
+        pairs = [name for name in pairs if name != "instruction-response" or there & set(PAIRS[name][1][:-1])]
+    yield from pairs
 
 
-def _question(question: str, answer: str, system: Any) -> Example:
-    first = ({"role": "system", "content": system},) if isinstance(system, str) and system.strip() else ()
-    return Example(messages=(*first, {"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+def _judged(values: Mapping[str, Any], there: set[str]) -> bool:
+    """Whether the label is a judgement: true or false, in CSV written out; a number may be a class."""
+    value = values.get("label", values.get("kto_tag"))
+    return isinstance(value, bool) or "kto_tag" in there or str(value).lower() in ("true", "false")
 
 
-def _ending_in_an_answer(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    last = max((place for place, turn in enumerate(messages) if turn["role"] == "assistant"), default=None)
-    if last is None:
-        raise ValueError("`messages` has no turn of the assistant, so there is nothing to learn")
-    if messages[0]["role"] == "assistant":
-        raise ValueError("`messages` begins with the assistant; the first turn must be the system's or the user's")
-    return tuple(messages[: last + 1])
+def _has_answer(there: set[str]) -> bool:
+    return bool(there & {"prompt", "question", "instruction", "query"} and there & set(ANSWER_COLUMNS))
 
 
-def _text(values: Mapping[str, Any], column: str) -> str:
-    if column not in values or values[column] is None:
-        raise ValueError(f"column `{column}` is missing")
-    value = values[column]
-    if not isinstance(value, str):
-        raise ValueError(f"`{column}` is no text but {type(value).__name__}")
-    if not value.strip():
-        raise ValueError(f"`{column}` is empty")
-    return value
-
-
-def _tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
-    return tuple(value) if isinstance(value, list) and value else None
+def _is_pair(values: Mapping[str, Any], name: str) -> bool:
+    questions, answers = PAIRS[name]
+    asked, answered = (
+        [values.get(one) for one in names if values.get(one) is not None] for names in (questions, answers)
+    )
+    if name == "instruction-response" and isinstance(values.get("instruction"), str):
+        asked = asked[:1]
+    if len(asked) != 1 or not answered:
+        return bool(asked and answered) and all(isinstance(one, str) for one in (*asked, *answered))
+    texts = all(isinstance(one, str) for one in (asked[0], *answered))
+    return texts or (is_turns(asked[0]) and is_turns(answered[0]))
 
 
 @hookimpl
@@ -81,31 +80,109 @@ def register_formats() -> list[DataFormat]:
     return [
         DataFormat(
             name="messages",
-            summary="OpenAI chat: a list of turns with role and content",
+            summary="OpenAI chat: a list of turns with role and content, tool calls and tools",
             columns=("messages",),
-            convert=from_messages,
+            convert=from_turns,
+        ),
+        DataFormat(
+            name="sharegpt",
+            summary="a list of turns with from and value: human, gpt, system, function_call, observation",
+            columns=("conversations",),
+            convert=from_turns,
         ),
         DataFormat(
             name="alpaca",
-            summary="instruction, optional input, output; optional system",
+            summary="instruction, optional input, output; optional system and history",
             columns=("instruction", "output"),
             convert=from_alpaca,
         ),
+        *(_pair(name, questions, answers) for name, (questions, answers) in PAIRS.items()),
         DataFormat(
-            name="prompt-completion",
-            summary="prompt and completion, as texts or as lists of messages",
-            columns=("prompt", "completion"),
-            convert=from_prompt_completion,
+            name="text",
+            summary="plain text, learned whole",
+            columns=("text",),
+            convert=from_text,
+            kind="text",
+        ),
+        DataFormat(
+            name="preference",
+            summary="a prompt, a chosen and a rejected answer, as texts, turns or whole conversations",
+            columns=("chosen", "rejected"),
+            convert=from_preference,
+            kind="preference",
+        ),
+        DataFormat(
+            name="unpaired-preference",
+            summary="a conversation, or a prompt and a completion, with a label that is true or false",
+            columns=("label",),
+            convert=from_unpaired,
+            kind="unpaired",
+        ),
+        DataFormat(
+            name="prompt-only",
+            summary="a prompt, and further columns for reward functions",
+            columns=("prompt",),
+            convert=from_prompt,
+            kind="prompt",
         ),
     ]
 
 
+def _pair(name: str, questions: tuple[str, ...], answers: tuple[str, ...]) -> DataFormat:
+    asked, answered = (
+        f"{names[0]} (or {', '.join(names[1:])})" if names[1:] else names[0] for names in (questions, answers)
+    )
+    return DataFormat(
+        name=name,
+        summary=f"{asked} and {answered}; optional system and {' or '.join(CONTEXT_COLUMNS)}",
+        columns=(questions[0], answers[0]),
+        convert=from_pair(questions, answers),
+    )
+
+
 @hookimpl
 def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
-    fitting = next((record.name for record in register_formats() if set(record.columns) <= set(columns)), None)
-    if fitting and any(isinstance(values.get("label"), bool) for values in sample):
+    """The one format that the rows fit; rows that fit none are told later, one by one."""
+    found = Counter(_of_row(values) for values in sample)
+    found.pop((), None)
+    named = {name for names in found for name in names}
+    if any(len(names) > 1 for names in found):
         raise DataError(
-            "the rows have a `label` that is true or false: they are preferences, and some of them are bad answers",
-            hint=f"take the bad ones out, or name the format to learn from every row: --data.format {fitting}",
+            f"the columns fit several formats: {', '.join(sorted(named))}",
+            hint=f"name one of them with --data.format; the columns are {', '.join(columns)}",
         )
-    return fitting
+    if len(named) > 1:
+        counts = ", ".join(f"{count} {names[0]}" for names, count in found.most_common())
+        raise DataError(
+            f"the first {len(sample)} rows are of several formats: {counts}",
+            hint="put them into files of their own and name these as a list (--data '[a.jsonl, b.jsonl]'), or name the "
+            "format to take with --data.format and leave the others out with --data.on_bad_row drop",
+        )
+    return named.pop() if named else None
+
+
+def _of_row(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The formats that a row fits, but those that make the same of it only once."""
+    names = list(candidates(values))
+    if len(names) < 2:
+        return tuple(names)
+    seen: list[tuple[Any, ...]] = []
+    kept = []
+    for name in names:
+        said = _said(FORMATS[name], values)
+        if said is None or said not in seen:
+            kept.append(name)
+        if said is not None:
+            seen.append(said)
+    return tuple(kept)
+
+
+def _said(record: DataFormat, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    try:
+        found: Example = record.convert(values)
+    except ValueError:
+        return None
+    return (*found.messages, *found.chosen)
+
+
+FORMATS = {record.name: record for record in register_formats()}

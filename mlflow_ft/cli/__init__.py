@@ -12,7 +12,9 @@ from mlflow_ft.errors import FineTuneError
 
 COMMANDS = {
     "train": "Fine-tune a model by a method, and register what comes of it.",
-    "show": "List the formats, trainers, adapters, evaluators or packagers there are.",
+    "prepare": "Read, check and prove the data in a run of its own; mend what is safe to mend.",
+    "data": "Look at the data: show what is learned, check it, find the models trained on it.",
+    "show": "List the formats, checks, trainers, adapters, evaluators or packagers there are.",
     "plugins": "List the plugins that were found, and whether they work.",
     "sync": "Deliver to the tracking server what a run could not while it was away.",
 }
@@ -43,6 +45,7 @@ def cli() -> None:
     \b
     mlflow-ft train qlora                                  the demo: built-in model and data
     mlflow-ft train qlora --model MODEL --data FILE        your own
+    mlflow-ft data check --data FILE --model MODEL         what is wrong with the data, before training
     mlflow-ft show trainers                                every method and its defaults
 
     Exit codes: 0 done; 1 refused by evidence; 2 wrong input; 3 complete on disk, not yet delivered to the tracking
@@ -65,4 +68,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads what is printed has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)

@@ -13,8 +13,10 @@ from mlflow_ft.registry import Registry
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def asked(arguments: Sequence[str], plugins: Plugins) -> Config:
+def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = None) -> Config:
     """Resolve `METHOD --key value ...`; the method may also stand in the file, or behind `--method`.
+
+    Where `method` is given, the command needs none: a first word that is no key names the data.
 
     Raises:
         ConfigError: no method or an unknown one, or problems in the file or on the command line, told at once.
@@ -22,16 +24,21 @@ def asked(arguments: Sequence[str], plugins: Plugins) -> Config:
     trainers = Registry(plugins).trainers
     first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
     given = pairs(arguments[len(first) :])
+    if method and first:
+        given = [Given(key="data", value=first[0], place=f"{first[0]} (command line)"), *given]
+        first = []
     files = [one for one in given if one.key == "config"]
     command_line = [one for one in given if one.key != "config"]
     from_file = read_yaml(find_file(str(files[-1].value))) if files else []
     named = [*first, *(str(one.value) for one in (*command_line, *from_file) if one.key == "method")]
+    if method and not named:
+        named = [method]
     if not named:
         known = ", ".join(trainer.name for trainer in trainers)
         raise ConfigError("no method was named", hint=f"mlflow-ft train METHOD; methods: {known}")
     return resolve(
         named[0],
-        defaults=trainers[named[0]].defaults,
+        defaults={} if named[0] == method else trainers[named[0]].defaults,
         presets=demo_settings([*from_file, *command_line], named[0]),
         file=from_file,
         command_line=command_line,

@@ -16,7 +16,7 @@ from mlflow_ft.plugins import KINDS
 @click.argument("kind", type=click.Choice(sorted(KINDS)))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, *, as_json: bool) -> None:
-    """List the formats, trainers, adapters, evaluators or packagers there are."""
+    """List the formats, checks, trainers, adapters, evaluators or packagers there are."""
     from mlflow_ft.registry import Registry
 
     catalogue = getattr(Registry(plugins.load()), kind)

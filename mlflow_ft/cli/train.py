@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_ft.cli.pairs import PairsCommand
 from mlflow_ft.errors import FineTuneError
 
 if TYPE_CHECKING:
@@ -21,45 +22,11 @@ if TYPE_CHECKING:
     from mlflow_ft.plugins import Plugins
     from mlflow_ft.progress import Progress
 
-SWITCHES = ("--json", "--quiet")
+SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Tell nothing but errors."}
 
 
-class PairsCommand(click.Command):
-    """A command whose options are `--key value` pairs: a value may begin with a dash, and is never taken for a flag."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        switches = set()
-        rest: list[str] = []
-        waiting = False
-        for argument in args:
-            if not waiting and argument in SWITCHES:
-                switches.add(argument.removeprefix("--"))
-                continue
-            if not waiting and argument in ctx.help_option_names:
-                click.echo(ctx.get_help())
-                ctx.exit()
-            rest.append(argument)
-            waiting = not waiting and argument.startswith("--") and "=" not in argument
-        ctx.params = {"arguments": tuple(rest), "as_json": "json" in switches, "quiet": "quiet" in switches}
-        return []
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from mlflow_ft.config import describe
-
-        with formatter.section("Options"):
-            formatter.write_dl(
-                [
-                    ("--config FILE", "A YAML file, or the name of an example: qlora, lora, full."),
-                    ("--json", "Print the outcome as JSON on stdout."),
-                    ("--quiet", "Tell nothing but errors."),
-                ]
-            )
-        with formatter.section("Settings (a name that is unique needs no section: --learning_rate 1e-4)"):
-            formatter.write_dl([(f"--{path} {kind}", f"{doc} [{default}]") for path, kind, default, doc in describe()])
-
-
-@click.command(cls=PairsCommand, options_metavar="METHOD [--KEY VALUE]...")
-def command(arguments: tuple[str, ...], *, as_json: bool, quiet: bool) -> None:
+@click.command(cls=PairsCommand, options_metavar="METHOD [--KEY VALUE]...", switches=SWITCHES)
+def command(arguments: tuple[str, ...], *, json: bool, quiet: bool) -> None:
     """Fine-tune a model by METHOD, and register what comes of it.
 
     \b
@@ -73,14 +40,13 @@ def command(arguments: tuple[str, ...], *, as_json: bool, quiet: bool) -> None:
     progress = Progress(quiet=quiet)
     config, loaded = understand(arguments, progress)
     outcome = pipeline.run(config, loaded, progress=progress)
-    if as_json:
-        json.dump(as_dict(outcome), sys.stdout, indent=2)
-        click.echo()
+    if json:
+        click.echo(dumps(as_dict(outcome), indent=2))
     else:
         tell(outcome, progress)
 
 
-def understand(arguments: Sequence[str], progress: Progress) -> tuple[Config, Plugins]:
+def understand(arguments: Sequence[str], progress: Progress, *, method: str | None = None) -> tuple[Config, Plugins]:
     """Load the plugins and resolve what was asked for; what is wrong with it is told to the open MLflow run too."""
     from mlflow_ft import plugins
     from mlflow_ft.cli.asked import asked
@@ -90,7 +56,7 @@ def understand(arguments: Sequence[str], progress: Progress) -> tuple[Config, Pl
         for info in loaded.infos:
             if info.status == "broken":
                 progress.warn(f"plugin {info.name} is broken and left out: {info.error}")
-        return asked(arguments, loaded), loaded
+        return asked(arguments, loaded, method=method), loaded
     except FineTuneError as error:
         if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds, which a typo need not cost
             from mlflow_ft import tracking
@@ -138,7 +104,7 @@ def next_commands(outcome: Outcome) -> list[str]:
     if outcome.versions:
         first = outcome.versions[0]
         prompt = [dict(turn) for turn in outcome.scores.answers[0][1].prompt] if outcome.scores.answers else []
-        body = json.dumps({"messages": prompt or [{"role": "user", "content": "Hello"}]})
+        body = dumps({"messages": prompt or [{"role": "user", "content": "Hello"}]})
         model = f"models:/{first.name}@{first.alias}"
         lines += [
             "",

@@ -1,218 +1,182 @@
-"""Read rows from local files and from the Hub, each with the place where it stands."""
+"""What `data.path` may name: a file, a folder, a saved data set, a Hub id, an MLflow URI, and mixtures of them."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from mlflow_ft.config.schema import DataSection
+from mlflow_ft.data import hub, readers
+from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.errors import DataError
-from mlflow_ft.records import Row
+from mlflow_ft.rows import Row
 
 DEMO_FOLDER = Path(__file__).parent.parent / "examples" / "demo"
+MLFLOW_SCHEMES = ("runs:", "mlflow-artifacts:", "models:")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+"""By split, the words in a file's name that say so, as `datasets` has them."""
 
 
-def paths(settings: DataSection) -> tuple[str, str | None]:
-    """The source to train on, and the one that is held out where it is another; `demo` is inside the package."""
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One file of a source, or a Hub data set as a whole."""
+
+    name: str
+    """Its path within the source, so that it is the same on another machine."""
+    path: Path | None
+    sha256: str
+    """Of its bytes as they are stored; of a Hub data set, its commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where rows come from: opened, but not read."""
+
+    asked: str
+    """As the user wrote it."""
+    kind: Literal["local", "hugging_face"]
+    files: tuple[SourceFile, ...]
+    uri: str
+    """Where it really is: an absolute path, a Hub id, an MLflow URI."""
+    settings: DataSection
+
+    def rows(self) -> Iterator[Row | Unreadable]:
+        """Every row in order, at most `data.max_rows`.
+
+        Raises:
+            DataError: a file is missing, empty, or broken as a whole.
+        """
+        return itertools.islice(self._all(), self.settings.max_rows)
+
+    def _all(self) -> Iterator[Row | Unreadable]:
+        if self.kind == "hugging_face":
+            yield from hub.rows(self.asked, self.settings)
+        for file in self.files if self.kind == "local" else ():
+            assert file.path is not None
+            yield from readers.read_file(file.path, shown=self._shown(file))
+
+    def _shown(self, file: SourceFile) -> str:
+        """What messages call the file: as the user wrote it, and within a folder its path from there."""
+        inside = len(self.files) > 1 or file.name != Path(self.uri).name
+        return str(Path(self.asked) / file.name) if inside else self.asked
+
+
+def paths(settings: DataSection) -> tuple[dict[str, float | None], str | None]:
+    """The sources to train on with their weights, and the held-out one where it is another."""
     if settings.path != "demo":
-        return settings.path, settings.eval_path
-    return str(DEMO_FOLDER / "train.jsonl"), settings.eval_path or str(DEMO_FOLDER / "heldout.jsonl")
+        return settings.sources, settings.eval_path
+    return {str(DEMO_FOLDER / "train.jsonl"): None}, settings.eval_path or str(DEMO_FOLDER / "heldout.jsonl")
 
 
-def is_local(path: str) -> bool:
-    """Whether `path` is a file that is there, or can only be meant as one."""
-    return _exists(_file(path)) or path.startswith((".", "/", "~")) or bool(_reader(Path(path)))
-
-
-def read(path: str, settings: DataSection) -> list[Row]:
-    """Read at most `data.max_rows` rows of a source, in its order.
+def open_source(asked: str, settings: DataSection) -> Source:
+    """Find a source, without reading its rows.
 
     Raises:
-        DataError: the source is missing, empty, of an unknown kind or malformed; the message names file and line.
+        DataError: it is not there, or holds nothing that can be read.
     """
-    rows: list[Row] = []
-    for row in _read_file(_file(path)) if is_local(path) else _read_hub(path, settings):
-        rows.append(row)
-        if len(rows) == settings.max_rows:
-            break
-    if not rows:
-        raise DataError(f"data {path!r} has no rows", hint="write rows into it, or name another")
-    return rows
+    if asked.startswith(MLFLOW_SCHEMES):
+        return _from_mlflow(asked, settings)
+    if is_local(asked):
+        return _local(asked, _path(asked), settings)
+    commit = hub.commit(asked, settings)
+    file = SourceFile(name=asked, path=None, sha256=commit)
+    return Source(asked=asked, kind="hugging_face", files=(file,), uri=asked, settings=settings)
 
 
-def _file(path: str) -> Path:
+def is_local(asked: str) -> bool:
+    """Whether it is a file or folder that is there, or can only be meant as one."""
+    return _exists(_path(asked)) or asked.startswith((".", "/", "~")) or readers.known(Path(asked))
+
+
+def _path(asked: str) -> Path:
     try:
-        return Path(path).expanduser()
+        return Path(asked).expanduser()
     except RuntimeError:  # `~name`, where there is no such user
-        return Path(path)
+        return Path(asked)
 
 
-def _exists(file: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
-        return file.exists()
+        return path.exists()
     except OSError:  # the name is too long for a file
         return False
 
 
-def _read_file(file: Path) -> Iterator[Row]:
-    if not _exists(file):
+def _local(asked: str, path: Path, settings: DataSection, *, uri: str = "") -> Source:
+    if not _exists(path):
         raise DataError(
-            f"there is no data file {str(file)!r}",
+            f"there is no data file {asked!r}",
             hint=f"looked in {Path.cwd()}; under `mlflow run`, relative paths start at the project's folder",
         )
-    reader = _reader(file)
-    if reader is None or not file.is_file():
-        raise DataError(f"data {str(file)!r} is of no known kind", hint=f"known: {', '.join(READERS)}, or a Hub id")
-    if file.stat().st_size == 0:
-        raise DataError(f"data file {str(file)!r} is empty (0 bytes)", hint="write rows into it, or name another file")
+    found = _in_folder(asked, path, settings) if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    files = tuple(SourceFile(name=one.relative_to(root).as_posix(), path=one, sha256=_sha256(one)) for one in found)
+    return Source(asked=asked, kind="local", files=files, uri=uri or str(path.resolve()), settings=settings)
+
+
+def _sha256(file: Path) -> str:
     try:
-        for line, values in reader(file):
-            yield Row(values=values, file=str(file), line=line)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}:{_undecodable_line(file)}: not UTF-8 text ({error.reason})", hint="save the file as UTF-8"
-        ) from error
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _undecodable_line(file: Path) -> int:
-    """Text is decoded in pieces, and the place that Python names is within its piece: look again, line by line."""
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return 1
-
-
-def _json_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise _malformed(file, number, error) from error
-                yield number, _object(value, file, number)
-
-
-def _json_file(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """A list of objects, or JSON lines under the name .json, as many data sets have it."""
-    text = file.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        yield from _json_lines(file)
-        return
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _malformed(file, getattr(error, "lineno", 1), error) from error
-    decoder, place, line = json.JSONDecoder(), text.index("[") + 1, 1
-    counted = 0
-    for value in values:
-        # The list is read already; each element is found again only for the line on which it begins.
-        place = _next(text, place)
-        line += text.count("\n", counted, place)
-        counted = place
-        yield line, _object(value, file, line)
-        _, place = decoder.raw_decode(text, place)
-
-
-def _next(text: str, place: int) -> int:
-    while text[place] in " \t\r\n,":
-        place += 1
-    return place
-
-
-def _csv_file(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    csv.field_size_limit(2**24)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
-        header: list[str] = []
-        line = 1  # on which the next row begins; a row ends on a later line where a quoted field holds line breaks
-        try:
-            for fields in reader:
-                if header and fields:
-                    yield line, _csv_row(header, fields, f"{file}:{line}")
-                elif fields:
-                    header = _csv_header(fields, f"{file}:{line}")
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{file}:{line}: malformed CSV: {error}") from error
-
-
-def _csv_header(fields: list[str], place: str) -> list[str]:
-    if twice := sorted({name for name in fields if fields.count(name) > 1}):
-        raise DataError(f"{place}: the header names a column twice: {', '.join(twice)}")
-    return fields
-
-
-def _csv_row(header: list[str], fields: list[str], place: str) -> Mapping[str, Any]:
-    if len(fields) != len(header):
+def _in_folder(asked: str, folder: Path, settings: DataSection) -> list[Path]:
+    """The files of a folder that hold rows of the split that was asked for, sorted by path."""
+    saved = hub.saved_files(folder, asked, settings)
+    if saved is not None:
+        return saved
+    found = sorted(_walk(folder))
+    if not found:
         raise DataError(
-            f"{place}: the row has another number of fields than the header ({len(fields)}, not {len(header)})",
-            hint="put fields that hold commas or line breaks in double quotes",
+            f"the folder {asked!r} holds no data file", hint=f"known kinds: {', '.join(readers.READERS)}, also .gz .zst"
         )
-    return dict(zip(header, fields, strict=True))
-
-
-def _parquet_file(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        batches = parquet.ParquetFile(file).iter_batches()
-        number = 0
-        for batch in batches:
-            for values in batch.to_pylist():
-                number += 1
-                yield number, values
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file} is no Parquet file that can be read: {str(error).splitlines()[0]}") from error
-
-
-READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]]] = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json_file,
-    ".csv": _csv_file,
-    ".tsv": _csv_file,
-    ".parquet": _parquet_file,
-}
-
-
-def _reader(file: Path) -> Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]] | None:
-    return READERS.get(file.suffix.lower())
-
-
-def _object(value: Any, file: Path, line: int) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{file}:{line}: a row must be an object, and this is {type(value).__name__}")
-    return value
-
-
-def _malformed(file: Path, line: int, error: Exception) -> DataError:
-    return DataError(
-        f"{file}:{line}: malformed JSON: {getattr(error, 'msg', error)}",
-        hint="one JSON object a line (.jsonl), or one list of objects (.json)",
-    )
-
-
-def _read_hub(path: str, settings: DataSection) -> Iterator[Row]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        dataset = load_dataset(path, settings.subset, split=settings.split, revision=settings.revision)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # the last for a data set that is a script
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    by_split = {file: split_of(file.relative_to(folder)) for file in found}
+    named = set(by_split.values()) - {None}
+    if not named or (len(named) == 1 and None in by_split.values()):
+        return found
+    wanted = next((name for name, words in SPLIT_NAMES.items() if settings.split in words), settings.split)
+    chosen = [file for file in found if by_split[file] == wanted]
+    if not chosen:
         raise DataError(
-            f"data {path!r} is no file, and the Hub does not give it: {reason}",
-            hint=f"check the name, the network, data.subset and data.split; looked for the file in {Path.cwd()}",
-        ) from error
-    for number, values in enumerate(dataset, 1):
-        yield Row(values=values, file=path, line=number)
+            f"the folder {asked!r} has no file of the split {settings.split!r}",
+            hint=f"its files are of {', '.join(sorted(map(str, named)))}: name one with --data.split",
+        )
+    return chosen
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every data file below a folder; hidden ones and links to folders, which may go round, are passed over."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            file = Path(root, name)
+            if not name.startswith(".") and name not in hub.DESCRIPTIONS and readers.known(file) and file.is_file():
+                yield file
+
+
+def split_of(file: Path) -> str | None:
+    """The split that a path within a folder names: `test` for `test/rows.jsonl` and `rows-test-00.parquet`."""
+    words = re.split(r"[^a-z]+", file.as_posix().lower())
+    return next((name for name, known in SPLIT_NAMES.items() if set(known) & set(words)), None)
+
+
+def _from_mlflow(asked: str, settings: DataSection) -> Source:
+    """An artifact, fetched first; of a run alone, the data that it was trained on."""
+    from mlflow_ft import tracking
+
+    run = re.fullmatch(r"runs:/+([0-9a-zA-Z]+)/?", asked)
+    if run:
+        return open_source(tracking.trained_on(run[1]), settings)
+    return _local(asked, tracking.fetch(asked), settings, uri=asked)

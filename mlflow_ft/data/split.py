@@ -1,42 +1,94 @@
-"""Which rows are held out, and a digest that says exactly what was trained on."""
+"""Which rows a mixture takes, and which are held out: by the hash of what they are, never by where they stand."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import DataError
-from mlflow_ft.job import Encoded
-from mlflow_ft.records import Example
 
-DIGEST_LENGTH = 32
-"""Hex digits; MLflow refuses digests over 36 characters."""
+if TYPE_CHECKING:
+    import numpy
 
 
-def hold_out(count: int, *, test_size: float, seed: int) -> tuple[list[int], list[int]]:
-    """Choose the held-out rows at random under a seed; returns (train, eval), each in the source's order.
+def hold_out(
+    keys: numpy.ndarray[Any, Any], *, test_size: float, seed: int
+) -> tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]]:
+    """Choose the held-out rows under a seed; returns the indices (train, eval), each in the source's order.
+
+    Rows of one key stay on one side, and whole groups are taken until there are enough: the held-out rows are a few
+    more than were asked for where groups are large. Which they are depends on the keys alone, not on their order.
 
     Raises:
         DataError: nothing would be left on one of the sides.
     """
-    held = round(count * test_size) if test_size < 1 else int(test_size)
-    held = max(held, 1)
-    if held >= count:
-        raise DataError(
-            f"data.test_size {test_size:g} holds out {held} of {count} rows, which leaves nothing to train on",
-            hint="lower data.test_size, add rows, or give the held-out rows with data.eval_path",
-        )
-    chosen = set(random.Random(seed).sample(range(count), held))
-    return [i for i in range(count) if i not in chosen], sorted(chosen)
+    import numpy as np
+
+    count = len(keys)
+    wanted = max(1, round(count * test_size) if test_size < 1 else int(test_size))
+    if wanted >= count:
+        raise _nothing_left(test_size, wanted, count)
+    groups, of_row, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(shuffled(groups, seed), kind="stable")
+    chosen = order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1]
+    held = np.isin(of_row, chosen)
+    if held.all():
+        raise _nothing_left(test_size, count, count)
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def digest(examples: Sequence[Example], encoded: Sequence[Encoded], *, template: str) -> str:
-    """Sha256, cut to 32 digits, over every turn, the template, every token and every label, in order."""
-    found = hashlib.sha256(template.encode())
-    for example, row in zip(examples, encoded, strict=True):
-        content = json.dumps([list(example.messages), example.tools], sort_keys=True, default=str)
-        found.update(content.encode("utf-8", "surrogatepass"))
-        found.update(repr((row.input_ids, row.labels)).encode())
-    return found.hexdigest()[:DIGEST_LENGTH]
+def crowded(keys: numpy.ndarray[Any, Any]) -> bool:
+    """Whether one group has most of the rows, so that they cannot be split by group."""
+    import numpy as np
+
+    return bool(len(keys)) and int(np.unique(keys, return_counts=True)[1].max()) * 2 > len(keys)
+
+
+def _nothing_left(test_size: float, held: int, count: int) -> DataError:
+    return DataError(
+        f"data.test_size {test_size:g} holds out {held} of {count} rows, which leaves nothing to train on",
+        hint="lower data.test_size, add rows, split by another column, or name held-out rows with data.eval_path",
+    )
+
+
+def mix(
+    hashes: numpy.ndarray[Any, Any], sources: numpy.ndarray[Any, Any], weights: Sequence[float | None], *, seed: int
+) -> numpy.ndarray[Any, Any]:
+    """The rows of a mixture: as many as there can be without repeating one, while the sources stand in their weights.
+
+    Sources without weights are taken whole. Returns indices in the sources' order.
+    """
+    import numpy as np
+
+    given = {index: weight for index, weight in enumerate(weights) if weight is not None}
+    if not given:
+        return np.arange(len(hashes))
+    counts = np.bincount(sources, minlength=len(weights))
+    unit = min(counts[index] / weight for index, weight in given.items())
+    taken = []
+    for index, weight in given.items():
+        rows = np.flatnonzero(sources == index)
+        order = np.argsort(shuffled(hashes[rows], seed + 1), kind="stable")
+        taken.append(rows[order[: max(1, round(unit * weight))]])
+    return np.sort(np.concatenate(taken))
+
+
+def shuffled(values: numpy.ndarray[Any, Any], seed: int) -> numpy.ndarray[Any, Any]:
+    """Every value (uint64) as another that looks random, under a seed (SplitMix64, doi 10.1145/2714064.2660195)."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        mixed = values.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def counts_by_source(
+    taken: numpy.ndarray[Any, Any], sources: numpy.ndarray[Any, Any], names: Sequence[str]
+) -> Mapping[str, tuple[int, int]]:
+    """Of every source how many of its rows were taken, and how many it has."""
+    import numpy as np
+
+    there, used = (np.bincount(part, minlength=len(names)) for part in (sources, sources[taken]))
+    return {name: (int(used[index]), int(there[index])) for index, name in enumerate(names)}

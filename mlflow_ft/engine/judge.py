@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from mlflow_ft.engine import batches, masking, models
+from mlflow_ft.engine import batches, models, render
 from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.job import Data, Encoded, Job, Trained
 from mlflow_ft.progress import Bar
-from mlflow_ft.records import Answer, Example
+from mlflow_ft.records import Answer
+from mlflow_ft.rows import Example
 
 
 @torch.no_grad()
@@ -89,16 +90,14 @@ def answers(
 ) -> list[Answer]:
     """Let the model answer, greedily, in place of each conversation's last turn."""
     tokenizer = data.tokenizer
-    prompts = [masking.prompt_text(tokenizer, example.messages[:-1], example) for example in examples]
+    prompts = [render.prompt_text(tokenizer, example.prompt, example.tools) for example in examples]
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     found: dict[int, Answer] = {}
     for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
             example = examples[index]
-            found[index] = Answer(
-                prompt=example.messages[:-1], expected=example.answer or "", text=text, finished=finished
-            )
+            found[index] = Answer(prompt=example.prompt, expected=example.answer or "", text=text, finished=finished)
         if bar:
             bar.advance(len(indices))
     return [found[index] for index in range(len(examples))]

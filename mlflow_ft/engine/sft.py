@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -84,7 +83,7 @@ def train(job: Job, data: Data, model: Model) -> Trained:
     """
     folder = job.folder / "train"
     arguments = training_arguments(job, data, folder)
-    rows = _dataset(data.train.encoded)
+    rows = data.train.encoded.dataset()
     with job.progress.bar("train", total=total_steps(job, data), unit="steps") as bar, job.run.deferring_stop():
         callbacks = [JournalCallback(job, data.eval), WatchCallback(job, bar)]
         for more in job.plugins.hook.training_callbacks(job=job):
@@ -93,7 +92,7 @@ def train(job: Job, data: Data, model: Model) -> Trained:
             model=model.module,
             args=arguments,
             train_dataset=rows,
-            eval_dataset=_dataset(data.eval.encoded),
+            eval_dataset=data.eval.encoded.dataset(),
             held_out=data.eval.encoded,
             processing_class=data.tokenizer,
             callbacks=callbacks,
@@ -168,9 +167,3 @@ def total_steps(job: Job, data: Data) -> int:
         return settings.max_steps
     batches = -(-len(data.train.encoded) // settings.per_device_train_batch_size)
     return max(1, round(-(-batches // settings.gradient_accumulation_steps) * settings.num_train_epochs))
-
-
-def _dataset(rows: Sequence[Encoded]) -> Dataset:
-    return Dataset.from_dict(
-        {"input_ids": [list(row.input_ids) for row in rows], "labels": [list(row.labels) for row in rows]}
-    )

@@ -1,119 +1,178 @@
-"""Stage 1: rows -> conversations -> split -> tokens with a proved mask -> fingerprint."""
+"""Stage 1: rows -> conversations -> tokens with a proved mask -> split -> fingerprint, and what the checks found."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mlflow_ft.data import convert, sources, split
-from mlflow_ft.errors import DataError, Problem
-from mlflow_ft.job import BaseModel, Data, Encoded, Job, Split
-from mlflow_ft.records import Example, Row
+from mlflow_ft.data import lineage, mask_page, pages
+from mlflow_ft.data.sources import Source
+from mlflow_ft.errors import DataError, Problem, RefusedError
+from mlflow_ft.job import BaseModel, Data, Job
+from mlflow_ft.progress import Progress
+from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Kind
+from mlflow_ft.stages import fix, ready, show
+from mlflow_ft.stages.fix import Cleaned
+from mlflow_ft.stages.ready import Ready
 
-SHOWN = 5
-"""Training rows whose mask is kept as an artifact, for a person to read."""
+KIND_WORDS: Mapping[Kind, str] = {
+    "conversation": "conversations",
+    "text": "plain text",
+    "preference": "preferences (a chosen and a rejected answer)",
+    "unpaired": "answers with a label that is true or false",
+    "prompt": "prompts without an answer",
+}
 
 
 def prepare(job: Job, base: BaseModel) -> Data:
-    """Read, recognise, convert, split and tokenise the rows, and prove the mask of every one of them.
+    """Read, recognise, convert, check, tokenise and split the rows, and prove the mask of every one of them.
 
     Raises:
         DataError: the rows cannot be read, recognised, converted, or their mask cannot be proved.
         ModelError: the base model has no tokenizer or no chat template.
+        RefusedError: a check found what `data.fail_on` does not let pass.
     """
-    from mlflow_ft.engine import masking, tokenizers
+    found = look(job, base)
+    trainer = job.registry.trainers[job.config.method]
+    if found.data.kind not in trainer.kinds:
+        raise wrong_kind(found.data, job.config.method, job.registry)
+    refuse(found, job.config.data.fail_on)
+    return found.data
+
+
+def look(job: Job, base: BaseModel, *, strict: bool = True) -> Ready:
+    """Prepare and check the rows, and log all that is known of them; what the checks found is not refused yet.
+
+    `strict` refuses bad rows as `data.on_bad_row` says.
+    """
+    from mlflow_ft.engine import tokenizers
 
     job.run.begin("data")
-    settings = job.config.data
-    train_path, eval_path = sources.paths(settings)
-    rows = sources.read(train_path, settings)
-    record = convert.recognise(rows, name=settings.format, plugins=job.plugins, registry=job.registry)
-    pairs = list(zip(rows, convert.convert(rows, record), strict=True))
-    if eval_path:
-        held_rows = sources.read(eval_path, settings)
-        held_pairs = list(zip(held_rows, convert.convert(held_rows, record), strict=True))
-    else:
-        kept, held = split.hold_out(len(rows), test_size=settings.test_size, seed=job.config.run.seed)
-        pairs, held_pairs = [pairs[index] for index in kept], [pairs[index] for index in held]
     tokenizer = tokenizers.load(job.config, base)
-    train = _side(job, "train", train_path, pairs, tokenizer)
-    held_out = _side(job, "eval", eval_path or train_path, held_pairs, tokenizer)
-    report = {**_report(train, len(pairs)), **_report(held_out, len(held_pairs))}
-    _tell(job, record.name, report)
-    job.run.log_inputs([train, held_out])
-    job.run.set_tags({"mlflow_ft.data_digest": train.digest, "mlflow_ft.data_format": record.name})
-    job.run.metrics({f"data/{name}": float(value) for name, value in report.items()})
-    job.run.artifact_text(masking.shown(tokenizer, train.encoded[:SHOWN]), "data/mask.txt")
-    return Data(
-        train=train,
-        eval=held_out,
-        format=record.name,
-        tokenizer=tokenizer,
-        stop_token_ids=masking.end_tokens((*train.encoded, *held_out.encoded)),
-        report=report,
+    found = ready.make(job.config, tokenizer, plugins=job.plugins, registry=job.registry, progress=job.progress)
+    tell(found, job.progress)
+    log(job, found)
+    return found
+
+
+def wrong_kind(data: Data, method: str, registry: Registry) -> DataError:
+    """The rows are good, but not for this method."""
+    fitting = [trainer.name for trainer in registry.trainers if data.kind in trainer.kinds]
+    kinds = " or ".join(KIND_WORDS[kind] for kind in registry.trainers[method].kinds)
+    return DataError(
+        f"{method} learns from {kinds}; these rows (format {data.format}) are {KIND_WORDS[data.kind]}",
+        hint=f"methods that take them: {', '.join(fitting) or 'none is installed'}; "
+        "or name the format to read them as with --data.format",
     )
 
 
-def _side(
-    job: Job, name: Literal["train", "eval"], path: str, pairs: Sequence[tuple[Row, Example]], tokenizer: Any
-) -> Split:
-    from mlflow_ft.engine import masking
-
-    rows, examples = [row for row, _ in pairs], [example for _, example in pairs]
-    with job.progress.bar(f"tokenise {name}", total=len(rows), unit="rows") as bar:
-        encoded = masking.encode(tokenizer, examples, max_length=job.config.data.max_length)
-        bar.advance(len(rows))
-    problems = [
-        Problem(place=row.place, message=str(result))
-        for row, result in zip(rows, encoded, strict=True)
-        if isinstance(result, masking.MaskError)
-    ]
-    if problems:
-        raise DataError(
-            f"the loss mask of {len(problems)} of {len(rows)} rows cannot be proved",
-            problems=problems,
-            hint="mend these rows, or give a template that fits them with data.chat_template",
+def refuse(found: Ready, fail_on: str) -> None:
+    """Raise RefusedError where a check found something as severe as `data.fail_on`."""
+    if fail_on == "never":
+        return
+    worst = found.report.worst("error" if fail_on == "error" else "warn")
+    if worst:
+        raise RefusedError(
+            f"the data is not good enough to train on: {len(worst)} check{'s' * (len(worst) != 1)} found what "
+            f"data.fail_on {fail_on} does not let pass",
+            problems=[
+                Problem(place=one.name, message=f"{one.count:,} rows ({one.share:.1%}): {one.summary}", hint=one.remedy)
+                for one in worst
+            ],
+            hint="see them with `mlflow-ft data check`, mend them with `mlflow-ft prepare --fix`, or go on all the "
+            "same with --data.fail_on never",
         )
-    proved = {index: one for index, one in enumerate(encoded) if isinstance(one, Encoded) and one.supervised}
-    if not proved:
-        raise DataError(
-            f"all {len(rows)} rows for {name} are cut before anything is learned",
-            hint=f"raise data.max_length (it is {job.config.data.max_length})",
+
+
+def tell(found: Ready, progress: Progress) -> None:
+    """What there is to learn from, and whatever a person should know before it is trained on."""
+    data = found.data
+    train, held = data.train.counts, data.eval.counts
+    progress.say(
+        f"data: {train['rows']:,} rows to train on and {held['rows']:,} held out ({data.format}), "
+        f"{train['supervised_tokens']:,} of {train['tokens']:,} tokens are learned"
+    )
+    ways = ", ".join(f"{way} {count:,}" for way, count in sorted(found.train.stored.ways.items()))
+    if data.kind in ("conversation", "preference", "unpaired"):
+        progress.say(f"mask: proved in every row; where the assistant speaks was found by {ways}")
+    for name, (taken, there) in found.taken.items():
+        progress.say(f"mixture: {taken:,} of {there:,} rows of {name}")
+    if found.taught_tools:
+        progress.say(
+            "template: the model's own knows no tools; it was extended: calls are written as <tool_call> JSON, and the "
+            "extended template is saved with the model"
         )
-    chosen = tuple(examples[index] for index in proved)
-    kept = tuple(proved.values())
-    local = sources.is_local(path)
-    return Split(
-        name=name,
-        source=str(Path(path).expanduser().resolve()) if local else path,
-        source_type="local" if local else "hugging_face",
-        rows=tuple(rows[index] for index in proved),
-        examples=chosen,
-        encoded=kept,
-        digest=split.digest(chosen, kept, template=tokenizer.chat_template),
-    )
-
-
-def _report(side: Split, read: int) -> dict[str, Any]:
-    """Counts of one side, as metrics `data/<side>/...` will show them."""
-    return {
-        f"{side.name}/rows": len(side.rows),
-        f"{side.name}/dropped": read - len(side.rows),
-        f"{side.name}/truncated": sum(row.truncated for row in side.encoded),
-        f"{side.name}/tokens": sum(len(row.input_ids) for row in side.encoded),
-        f"{side.name}/supervised_tokens": sum(row.supervised for row in side.encoded),
-    }
-
-
-def _tell(job: Job, name: str, report: Mapping[str, Any]) -> None:
-    job.progress.say(
-        f"data: {report['train/rows']:,} rows to train on and {report['eval/rows']:,} held out ({name}), "
-        f"{report['train/supervised_tokens']:,} of {report['train/tokens']:,} tokens are learned"
-    )
     for side in ("train", "eval"):
-        if report[f"{side}/dropped"] or report[f"{side}/truncated"]:
-            job.progress.warn(
-                f"{side}: {report[f'{side}/truncated']} rows were cut to data.max_length and lose their end of turn, "
-                f"{report[f'{side}/dropped']} were dropped because nothing to learn was left"
-            )
+        _tell_cut(found, side, progress)
+    for one in found.report.worst("warn"):
+        if one.name == "over-max-length":
+            continue  # told above, side by side
+        progress.warn(f"{one.name}: {one.count:,} rows ({one.share:.1%}): {one.summary}")
+
+
+def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
+    split = found.data.train if side == "train" else found.data.eval
+    if split.counts["truncated"]:
+        share = split.counts["truncated"] / split.counts["rows"]
+        progress.warn(
+            f"{side}: {split.counts['truncated']:,} rows ({share:.1%}) were cut to data.max_length and lose their end "
+            f"of turn; {show.remedy_for_length(found, side)}"
+        )
+
+
+def log(job: Job, found: Ready) -> None:
+    """Log data sets, counts, the masks, the report of the checks, what was left out, and which rows there are."""
+    data = found.data
+    job.run.log_inputs([data.train, data.eval], tags={"mlflow_ft.data_fingerprint": data.fingerprint})
+    job.run.set_tags(
+        {
+            "mlflow_ft.data_digest": data.train.digest,
+            "mlflow_ft.data_fingerprint": data.fingerprint,
+            "mlflow_ft.data_format": data.format,
+            "mlflow_ft.data_mask": ", ".join(sorted(found.train.stored.ways)),
+        }
+    )
+    counts = {f"{side.name}/{name}": value for side in (data.train, data.eval) for name, value in side.counts.items()}
+    metrics = {f"data/{name}": float(value) for name, value in (counts | found.report.metrics()).items()}
+    job.run.metrics(metrics)
+    for name, text in artifacts(job, found).items():
+        job.run.artifact_text(text, f"data/{name}")
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {name: (one.stored.table, one.stored.files, one.indices) for name, one in found.sides.items()}
+        job.run.artifact(lineage.write_rows(sides, Path(folder)), "data")
+
+
+def artifacts(job: Job, found: Ready) -> dict[str, str]:
+    """The texts and pages that are kept of the data, by name."""
+    shown = show.first_rows(found, job.config)
+    report = found.report.as_dict()
+    texts = {
+        "mask.txt": show.as_text(shown),
+        "mask.html": mask_page.mask_page(
+            [one.as_dict() for one in shown], title=f"What is learned of {found.data.format}"
+        ),
+        "quality.json": json.dumps(report, indent=2, ensure_ascii=False),
+        "quality.html": pages.quality_page(report, title=f"Data of {job.config.method}"),
+        "lineage.json": json.dumps(lineage.described(found.data, _sources(found)), indent=2),
+    }
+    if found.left_out:
+        lines = [{"file": one.file, "line": one.line, "reason": one.reason} for one in found.left_out]
+        texts["left_out.jsonl"] = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return texts
+
+
+def _sources(found: Ready) -> dict[str, tuple[Sequence[Source], Mapping[str, Any]]]:
+    return {name: (one.stored.sources, one.stored.parts) for name, one in found.sides.items()}
+
+
+def clean(job: Job, found: Ready, folder: Path | None = None) -> Cleaned:
+    """Write the cleaned rows and the list of what was removed, into `folder` or the run's own, and log both."""
+    cleaned = fix.write(found, folder or job.folder / "data")
+    for file in (*cleaned.files, cleaned.removed):
+        job.run.artifact(file, "data")
+    job.run.metrics({"data/fixed/kept": float(cleaned.kept_count), "data/fixed/removed": float(cleaned.removed_count)})
+    return cleaned

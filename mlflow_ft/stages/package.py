@@ -43,6 +43,7 @@ def lineage(job: Job, data: Data, trained: Trained) -> dict[str, str]:
         "mlflow_ft.base_model": trained.base.name_or_path,
         "mlflow_ft.base_revision": trained.base.revision,
         "mlflow_ft.data_digest": data.train.digest,
+        "mlflow_ft.data_fingerprint": data.fingerprint,
     }
 
 

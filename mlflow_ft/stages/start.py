@@ -19,6 +19,9 @@ from mlflow_ft.registry import Registry
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
+PREPARE = "prepare"
+"""Stands in the place of a method where the data alone is looked at."""
+
 
 def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:
     """Open the run's folder and journal, and log config, environment and plugins before anything is loaded.
@@ -49,10 +52,13 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
 
 def check_names(config: Config, registry: Registry) -> None:
     """Raise ConfigError for the first name in the config that no plugin registered."""
-    registry.trainers[config.method]
+    if config.method != PREPARE:
+        registry.trainers[config.method]
     registry.adapters[config.adapter.kind]
     if config.data.format != "auto":
         registry.formats[config.data.format]
+    for name in config.checks.names or ():
+        registry.checks[name]
     for name in config.evaluation.evaluators or ():
         registry.evaluators[name]
     for name in config.package.packagers or ():

@@ -7,8 +7,10 @@ with open_run(config, plugins=plugins) as run:
 """
 
 from mlflow_ft.tracking.active import ActiveRun
+from mlflow_ft.tracking.artifacts import fetch, trained_on
 from mlflow_ft.tracking.delivery import deliver
 from mlflow_ft.tracking.journal import Journal
+from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.manifest import verify_manifest, write_manifest
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import chat_signature
@@ -22,8 +24,11 @@ __all__ = [
     "chat_signature",
     "check_server",
     "deliver",
+    "fetch",
     "open_run",
     "refuse",
+    "trained_on",
     "verify_manifest",
+    "versions_with_rows",
     "write_manifest",
 ]

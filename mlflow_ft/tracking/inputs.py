@@ -29,13 +29,12 @@ def dataset_digest(split: Split) -> str:
 def dataset_input(split: Split, *, tags: Mapping[str, str] | None = None) -> DatasetInput:
     """The split as MLflow shows it in a run: `train` or `eval`, where it came from, how large it is."""
     source = {"uri": split.source} if split.source_type == "local" else {"path": split.source}
-    columns = sorted({name for row in split.rows for name in row.values})
     dataset = Dataset(
         name=dataset_name(split),
         digest=dataset_digest(split),
         source_type=split.source_type,
         source=json.dumps(source),
-        schema=json.dumps({"columns": columns}),
+        schema=json.dumps({"columns": sorted(split.columns)}),
         profile=json.dumps(profile(split)),
     )
     extra = [InputTag(key=key, value=value[:500]) for key, value in (tags or {}).items()]
@@ -44,8 +43,4 @@ def dataset_input(split: Split, *, tags: Mapping[str, str] | None = None) -> Dat
 
 def profile(split: Split) -> dict[str, int]:
     """Rows, tokens, and tokens that are learned."""
-    return {
-        "num_rows": len(split.rows),
-        "num_tokens": sum(len(row.input_ids) for row in split.encoded),
-        "num_supervised_tokens": sum(row.supervised for row in split.encoded),
-    }
+    return {f"num_{name}": split.counts[name] for name in ("rows", "tokens", "supervised_tokens")}

@@ -7,7 +7,7 @@ import pytest
 from mlflow_ft import plugins
 from mlflow_ft.data import convert
 from mlflow_ft.errors import SHOWN_PROBLEMS, ConfigError, DataError
-from mlflow_ft.records import Example, Row
+from mlflow_ft.rows import Example, Row
 from mlflow_ft.registry import Registry
 
 LOADED = plugins.load({})

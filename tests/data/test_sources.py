@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import sources
 from mlflow_ft.errors import DataError
-from mlflow_ft.records import Row
+from mlflow_ft.rows import Row
 
 ROWS = [{"a": "one"}, {"a": "two\nlines"}, {"a": "three"}]
 

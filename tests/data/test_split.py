@@ -13,7 +13,7 @@ from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import convert, sources, split
 from mlflow_ft.errors import DataError
 from mlflow_ft.job import Encoded
-from mlflow_ft.records import Example
+from mlflow_ft.rows import Example
 from mlflow_ft.registry import Registry
 
 REGISTRY = Registry(plugins.load({}))

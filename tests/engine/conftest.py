@@ -13,10 +13,11 @@ import pytest
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
+from mlflow_ft.data.store import Column
 from mlflow_ft.engine import hub, masking, models, sft, tokenizers
-from mlflow_ft.job import Data, Job, Split, Trained
+from mlflow_ft.job import Data, Encoded, Job, Split, Trained
 from mlflow_ft.progress import Progress
-from mlflow_ft.records import Example, Row
+from mlflow_ft.rows import Example, Place
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import make_rows
 
@@ -55,15 +56,17 @@ class Bench:
 def split(name: Any, rows: list[Example], tokenizer: Any, max_length: int = 256) -> Split:
     """Examples as a split, with a mask that must be proved."""
     encoded = masking.encode(tokenizer, rows, max_length=max_length)
-    assert not [one for one in encoded if isinstance(one, masking.MaskError)]
-    read = tuple(Row(values={}, file="rows", line=number) for number in range(len(rows)))
+    proved = [one for one in encoded if isinstance(one, Encoded)]
+    assert len(proved) == len(encoded)
     return Split(
         name=name,
         source="rows",
         source_type="local",
-        rows=read,
-        examples=tuple(rows),
-        encoded=tuple(encoded),
+        rows=[Place(file="rows", line=number) for number in range(len(rows))],
+        examples=rows,
+        encoded=Column.of(proved),
+        columns=("messages",),
+        counts={"rows": len(rows), "tokens": 0, "supervised_tokens": 0, "truncated": 0, "dropped": 0},
         digest="0" * 32,
     )
 
@@ -84,6 +87,7 @@ def lay(folder: Path, method: str, *, model: Path, rows: list[Example] | None = 
         train=train,
         eval=held_out,
         format="messages",
+        kind="conversation",
         tokenizer=tokenizer,
         stop_token_ids=masking.end_tokens(train.encoded),
     )

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mlflow_ft.engine import judge
 from mlflow_ft.job import Encoded
-from mlflow_ft.records import Example
+from mlflow_ft.rows import Example
 
 
 def asked(*questions: str) -> list[Example]:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mlflow_ft.engine.masking import IGNORED, MaskError, encode, end_tokens, prompt_text, shown
+from mlflow_ft.engine.masking import IGNORED, encode, end_tokens
+from mlflow_ft.engine.render import MaskError, prompt_text
 from mlflow_ft.job import Encoded
-from mlflow_ft.records import Example
+from mlflow_ft.rows import Example
 from mlflow_ft.testing import CHATML, WORDS
 
 
@@ -257,7 +258,7 @@ def test_the_end_of_turn_is_found_and_learned(name: str) -> None:
 def test_the_prompt_is_all_that_stands_before_the_answer(name: str) -> None:
     tokenizer, row = tokenizer_of(name), chat("red", "green", "blue", "round")
     whole, _ = expected(FAMILIES[name], row)
-    prompt = prompt_text(tokenizer, row.messages[:-1], row)
+    prompt = prompt_text(tokenizer, row.messages[:-1])
     assert whole.startswith(prompt)
     assert whole[len(prompt) :].strip().startswith("round")
 
@@ -321,13 +322,10 @@ THINKING = CHATML.replace(
     [
         pytest.param(NO_END, chat("red", "green"), "no end-of-turn token", id="no end"),
         pytest.param(NO_END, chat("red", "green ☃"), "no end-of-turn token", id="an unknown sign is no end"),
-        pytest.param(THINKING, chat("a", "<think>hm</think>b", "c", "d"), "turn 2 differently", id="rewrites"),
         pytest.param(SHOUTING, chat("a", "b"), "as it is", id="alters"),
         pytest.param("{{ bos_token }}" + LLAMA2, chat("a", "b"), "twice", id="two beginnings"),
         pytest.param(LLAMA2, Example(messages=chat("a", "b").messages[1:]), "roles must alternate", id="raises"),
         pytest.param("{{ nothing.there }}", chat("a", "b"), "refuses", id="undefined"),
-        pytest.param(CHATML, Example(messages=chat("a").messages), "nothing to learn", id="no assistant"),
-        pytest.param(CHATML + "!", chat("a", "b"), "turn 2 differently", id="no prefix"),
     ],
 )
 def test_a_mask_that_cannot_be_proved_is_refused(jinja: str, row: Example, words: str) -> None:
@@ -356,13 +354,3 @@ def test_tool_calls_are_learned_and_the_tools_result_is_not() -> None:
     result = {"role": "tool", "content": "lit"}
     row = Example(messages=(*chat("light").messages, call, result, {"role": "assistant", "content": "done"}))
     assert learned(tokenizer, proved(tokenizer, row)) == ['[{"name": "lamp"}]<|im_end|>', "done<|im_end|>"]
-
-
-def test_shown_marks_what_is_learned() -> None:
-    tokenizer = tokenizer_of("chatml")
-    row = proved(tokenizer, chat("red", "green", "blue", "round"))
-    text = shown(tokenizer, [row])
-    assert "<|im_start|>assistant\n[[green<|im_end|>]]\n<|im_start|>user\nblue<|im_end|>\n" in text
-    assert f"row 1: {row.supervised} of {len(row.input_ids)} tokens" in text
-    cut = proved(tokenizer, chat("red", "green"), max_length=len(proved(tokenizer, chat("red", "green")).input_ids) - 2)
-    assert shown(tokenizer, [cut]).rstrip().endswith("]]")

@@ -167,6 +167,6 @@ def test_the_plugin_that_a_page_shows_works() -> None:
     info = loaded.add(module, name="shown")
     assert (info.status, info.error) == ("active", "")
     assert {one.record.name for one in loaded.registered if one.provider == "shown"} == {
-        "question-answer",
+        "flash-card",
         "gentle-lora",
     }

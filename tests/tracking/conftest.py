@@ -19,9 +19,10 @@ import requests
 from mlflow import MlflowClient
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.job import Encoded, Split
+from mlflow_ft.data.store import Column
+from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.records import Row
+from mlflow_ft.rows import Place
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -149,9 +150,11 @@ def split() -> Split:
         name="train",
         source="/data/rows.jsonl",
         source_type="local",
-        rows=(Row(values={"messages": []}, file="rows.jsonl", line=1),) * 2,
+        rows=[Place(file="rows.jsonl", line=1)] * 2,
         examples=(),
-        encoded=(Encoded(input_ids=(1, 2, 3), labels=(-100, 2, 3)), Encoded(input_ids=(1,), labels=(1,))),
+        encoded=Column.of([]),
+        columns=("messages",),
+        counts={"rows": 2, "tokens": 4, "supervised_tokens": 3, "truncated": 0, "dropped": 0},
         digest="0123456789abcdef" * 2,
     )
 

@@ -1,6 +1,6 @@
-"""A plugin to copy: question-and-answer rows, an evaluator of answer lengths, and a method that reuses SFT.
+"""A plugin to copy: flash cards as rows, a check of them, an evaluator of answer lengths, and a method that reuses SFT.
 
-    {"question": "Which planet is red?", "answer": "Mars", "source": "quiz"}
+    {"front": "Which planet is red?", "back": "Mars", "deck": "planets"}
 
 Everything is registered by returning records; nothing heavy is imported before it is needed.
 """
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft import DataError, DataFormat, Evaluator, Example, Score, Trainer, hookimpl
+from mlflow_ft import Check, Checked, DataError, DataFormat, Evaluator, Example, Score, Trainer, hookimpl
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Scores, Subject, Trained
@@ -20,14 +20,19 @@ FEWEST_ROWS = 4
 log = logging.getLogger(__name__)
 
 
-def from_question(values: Mapping[str, Any]) -> Example:
+def from_card(values: Mapping[str, Any]) -> Example:
     """One row to one conversation; a ValueError says in one sentence what is wrong with the row."""
-    question, answer = values.get("question"), values.get("answer")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError("`question` is missing or empty")
-    if not isinstance(answer, str) or not answer.strip():
-        raise ValueError("`answer` is missing or empty")
-    return Example(messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+    front, back = values.get("front"), values.get("back")
+    if not isinstance(front, str) or not front.strip():
+        raise ValueError("`front` is missing or empty")
+    if not isinstance(back, str) or not back.strip():
+        raise ValueError("`back` is missing or empty")
+    return Example(messages=({"role": "user", "content": front}, {"role": "assistant", "content": back}))
+
+
+def parrots(row: Checked) -> str | None:
+    """What is wrong with a row, in a few words, or None."""
+    return "the answer is the question again" if row.prompt.strip() == row.responses[-1].strip() else None
 
 
 def brevity(subject: Subject) -> Sequence[Score]:
@@ -46,17 +51,31 @@ def train_gently(job: Job, data: Data, model: Model) -> Trained:
 def register_formats() -> list[DataFormat]:
     return [
         DataFormat(
-            name="question-answer",
-            summary="question and answer, as in a quiz",
-            columns=("question", "answer"),
-            convert=from_question,
+            name="flash-card",
+            summary="front and back of a card",
+            columns=("front", "back"),
+            convert=from_card,
         )
     ]
 
 
 @hookimpl
 def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
-    return "question-answer" if {"question", "answer"} <= set(columns) else None
+    return "flash-card" if {"front", "back"} <= set(columns) else None
+
+
+@hookimpl
+def register_checks() -> list[Check]:
+    return [
+        Check(
+            name="parrot",
+            summary="answers that repeat the question",
+            severity="warn",
+            inspect=parrots,
+            kinds=("conversation",),
+            remedy="write an answer, or leave the row out",
+        )
+    ]
 
 
 @hookimpl
@@ -66,7 +85,7 @@ def register_evaluators() -> list[Evaluator]:
             name="brevity",
             summary="length of the answers beside the expected ones",
             evaluate=brevity,
-            applies=lambda data: data.format == "question-answer",
+            applies=lambda data: data.format == "flash-card",
         )
     ]
 
@@ -86,8 +105,8 @@ def register_trainers() -> list[Trainer]:
 @hookimpl
 def before_train(job: Job, data: Data, model: Model) -> None:
     """A veto: nothing is spent on a job that cannot work."""
-    if job.config.method == "gentle-lora" and len(data.train.rows) < FEWEST_ROWS:
-        raise DataError(f"gentle-lora wants at least {FEWEST_ROWS} rows, and there are {len(data.train.rows)}")
+    if job.config.method == "gentle-lora" and len(data.train.examples) < FEWEST_ROWS:
+        raise DataError(f"gentle-lora wants at least {FEWEST_ROWS} rows, and there are {len(data.train.examples)}")
 
 
 @hookimpl

@@ -10,8 +10,8 @@ from mlflow_ft import DataError, plugins
 from mlflow_ft.testing import write_jsonl
 
 
-def quiz(count):
-    return [{"question": f"how many are {n} and {n}", "answer": f"{2 * n}", "source": "quiz"} for n in range(count)]
+def cards(count):
+    return [{"front": f"how many are {n} and {n}", "back": f"{2 * n}", "deck": "sums"} for n in range(count)]
 
 
 def test_contract(plugin_contract):
@@ -25,11 +25,11 @@ def test_it_is_found_by_its_entry_point():
 
 
 def test_a_run_uses_format_evaluator_trainer_and_callback(tiny_model, tmp_path, fine_tune):
-    data = write_jsonl(tmp_path / "quiz.jsonl", quiz(20))
+    data = write_jsonl(tmp_path / "cards.jsonl", cards(20))
     outcome = fine_tune("gentle-lora", model=tiny_model, data=data)
     client = MlflowClient()
     run = client.get_run(outcome.run_id)
-    assert run.data.tags["mlflow_ft.data_format"] == "question-answer"
+    assert run.data.tags["mlflow_ft.data_format"] == "flash-card"
     assert run.data.params["cfg.adapter.r"] == "4"
     assert run.data.metrics["eval/tuned/length_ratio"] >= 0
     assert run.data.metrics["template/steps"] == 2
@@ -37,7 +37,7 @@ def test_a_run_uses_format_evaluator_trainer_and_callback(tiny_model, tmp_path, 
 
 
 def test_its_veto_stops_the_run_before_anything_is_spent(tiny_model, tmp_path, fine_tune):
-    data = write_jsonl(tmp_path / "quiz.jsonl", quiz(4))
+    data = write_jsonl(tmp_path / "cards.jsonl", cards(4))
     with pytest.raises(DataError, match="at least 4 rows"):
         fine_tune("gentle-lora", model=tiny_model, data=data)
     client = MlflowClient()
@@ -47,7 +47,7 @@ def test_its_veto_stops_the_run_before_anything_is_spent(tiny_model, tmp_path, f
     assert not client.search_registered_models()
 
 
-def test_a_row_that_is_no_question_is_told_with_its_line(tiny_model, tmp_path, fine_tune):
-    data = write_jsonl(tmp_path / "quiz.jsonl", [*quiz(6), {"question": "and this", "answer": ""}])
-    with pytest.raises(DataError, match=r"quiz\.jsonl:7  `answer` is missing or empty"):
+def test_a_row_that_is_no_card_is_told_with_its_line(tiny_model, tmp_path, fine_tune):
+    data = write_jsonl(tmp_path / "cards.jsonl", [*cards(6), {"front": "and this", "back": ""}])
+    with pytest.raises(DataError, match=r"cards\.jsonl:7  `back` is missing or empty"):
         fine_tune("gentle-lora", model=tiny_model, data=data)

@@ -1,0 +1,190 @@
+"""mlflow-ft data show | check | find-models: look at the data without a run."""
+
+from __future__ import annotations
+
+import itertools
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlflow_ft.cli.pairs import PairsCommand, whole_number
+
+if TYPE_CHECKING:
+    from mlflow_ft.config import Config
+    from mlflow_ft.plugins import Plugins
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.stages.ready import Ready
+    from mlflow_ft.stages.show import Shown
+
+FEW = 5
+"""Rows that are shown to a person; a machine gets all of them."""
+
+
+@click.group()
+def command() -> None:
+    """Look at the data: show what is learned, check it, find the models that were trained on it."""
+
+
+@command.command(
+    cls=PairsCommand,
+    options_metavar="[DATA] [--KEY VALUE]...",
+    switches={"json": "Print one JSON object a row on stdout."},
+    options={"limit N": f"Stop after N rows ({FEW} when not given, and with --json all)."},
+)
+def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
+    """Show rows as the trainer will see them: token by token, what is learned marked.
+
+    \b
+    mlflow-ft data show --data rows.jsonl --model MODEL
+    mlflow-ft data show --data rows.jsonl --model MODEL --json --limit 100
+
+    With --json each row is {"row", "file", "line", "format", "messages", "tokens": [text...],
+    "supervised": [0 or 1...], "mask": how it was found, "rejected": the other answer of a preference,
+    "dropped": why nothing is learned of it, or null}.
+    """
+    from mlflow_ft.registry import Registry
+    from mlflow_ft.stages import show as stage
+
+    config, loaded, tokenizer, progress = _opened(arguments)
+    rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded))
+    dropped = total = 0
+    for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
+        total, dropped = total + 1, dropped + (one.dropped is not None)
+        click.echo(dumps(one.as_dict(), ensure_ascii=False) if json else _for_people(one))
+    progress.say(f"{total:,} rows; nothing is learned of {dropped:,}")
+
+
+def _for_people(one: Shown) -> str:
+    """A row with what is learned in green, and between [[ and ]] where there are no colours."""
+    from mlflow_ft.stages import show as stage
+
+    learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned ({one.way})" if one.tokens else ""
+    head = click.style(f"{one.file}:{one.line}  {one.format}  {learned}", bold=True)
+    lines = [head, *([click.style(f"dropped: {one.dropped}", fg="red")] if one.dropped else [])]
+    parts = [("", one.tokens, one.supervised)]
+    if one.rejected:
+        parts.append(("rejected:", one.rejected["tokens"], one.rejected["supervised"]))
+    for label, tokens, supervised in parts:
+        text = "".join(
+            click.style(f"[[{words}]]", fg="green") if is_learned else words
+            for is_learned, words in stage.runs(tokens, supervised)
+        )
+        lines += [label] * bool(label) + [text] * bool(tokens)
+    return "\n".join([*lines, ""])
+
+
+@command.command(
+    cls=PairsCommand,
+    options_metavar="[DATA] [--KEY VALUE]...",
+    switches={"json": "Print the report as JSON on stdout."},
+    options={"out FOLDER": "Write quality.json and quality.html there, too."},
+)
+def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
+    """Check the data: duplicates, empty answers, lengths, secrets, contamination of the held-out rows, and more.
+
+    \b
+    mlflow-ft data check --data rows.jsonl --model MODEL
+    mlflow-ft data check --data rows.jsonl --model MODEL --checks.benchmarks gsm8k.jsonl --out report
+
+    The exit code is 1 where a check found something as severe as data.fail_on.
+    """
+    from mlflow_ft.registry import Registry
+    from mlflow_ft.stages import ready
+
+    config, loaded, tokenizer, progress = _opened(arguments)
+    registry = Registry(loaded)
+    found = ready.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
+    report = found.report.as_dict()
+    if out:
+        _write(report, Path(out).expanduser(), config)
+    if json:
+        click.echo(dumps(report, indent=2, ensure_ascii=False))
+    else:
+        _tell(found)
+    stopping = config.data.fail_on != "never" and found.report.worst(
+        "error" if config.data.fail_on == "error" else "warn"
+    )
+    if stopping:
+        progress.warn(f"a training would stop here: {', '.join(one.name for one in stopping)} (data.fail_on)")
+        click.get_current_context().exit(1)
+
+
+def _tell(found: Ready) -> None:
+    """What was found as a table, with some of the rows; what found nothing in one line."""
+    import sys
+
+    from mlflow_ft.progress import Progress
+
+    told = Progress(stream=sys.stdout)
+    columns, rows = found.report.table()
+    names = {one.name for one in found.report.checks if one.count}
+    if names:
+        shown = [row for row in rows if row[0] in names]
+        told.table(f"{found.report.rows:,} rows ({found.data.format})", columns, shown, text=(0, 1, 4))
+    for one in found.report.checks:
+        for example in one.examples if one.count else ():
+            told.say(f"{one.name}: {example['file']}:{example['line']}  {example.get('message', '')}".rstrip())
+    clean = ", ".join(one.name for one in found.report.checks if not one.count)
+    told.say(f"nothing found: {clean}")
+
+
+def _write(report: dict[str, Any], folder: Path, config: Config) -> None:
+    from mlflow_ft.data import pages
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "quality.json").write_text(dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+    page = pages.quality_page(report, title=", ".join(config.data.sources))
+    (folder / "quality.html").write_text(page, encoding="utf-8")
+
+
+@command.command("find-models")
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
+def find_models(file: str, *, as_json: bool) -> None:
+    """List the registered model versions that were trained on rows of FILE, whatever the file was called then."""
+    from mlflow_ft import tracking
+    from mlflow_ft.config.schema import DataSection
+    from mlflow_ft.data import lineage
+
+    wanted = lineage.hashes_of(file, DataSection(path=file))
+    found = [one for one in tracking.versions_with_rows() if (one.rows & wanted)]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": one.name,
+            "version": one.version,
+            "aliases": list(one.aliases),
+            "run_id": one.run_id,
+            "shared_rows": len(one.rows & wanted),
+            "rows_of_file": len(wanted),
+            "rows_trained_on": len(one.rows),
+        }
+        for one in found
+    ]
+    if as_json:
+        click.echo(dumps(rows, indent=2))
+        return
+    for row in rows:
+        alias = "".join(f" @{name}" for name in row["aliases"])
+        click.echo(
+            f"{row['name']} version {row['version']}{alias}: {row['shared_rows']:,} of the file's "
+            f"{row['rows_of_file']:,} rows, of {row['rows_trained_on']:,} that it was trained on (run {row['run_id']})"
+        )
+    if not rows:
+        click.echo(f"no registered version was trained on a row of {file}", err=True)
+
+
+def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]:
+    """What was asked for, the plugins, the model's tokenizer, and where to tell what happens."""
+    from mlflow_ft.cli.train import understand
+    from mlflow_ft.engine import hub, tokenizers
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.stages.start import PREPARE, check_names
+
+    progress = Progress()
+    config, loaded = understand(arguments, progress, method=PREPARE)
+    from mlflow_ft.registry import Registry
+
+    check_names(config, Registry(loaded))
+    return config, loaded, tokenizers.load(config, hub.find(config.model, progress, weights=False)), progress

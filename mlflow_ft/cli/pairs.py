@@ -1,0 +1,96 @@
+"""A command whose settings are `--key value` pairs, beside a few options and switches of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from mlflow_ft.errors import ConfigError
+
+SAID = {"true": True, "false": False, "": False}
+"""What `mlflow run` may put behind a switch; on the command line nothing need stand there."""
+
+
+class PairsCommand(click.Command):
+    """A value may begin with a dash, and is never taken for a flag.
+
+    `switches` and `options` give name and help; the command gets them as arguments, dashes turned into underscores,
+    an option that is not given as None. All else is handed on as `arguments`.
+    """
+
+    def __init__(
+        self, *args: Any, switches: Mapping[str, str], options: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(*args, **more)
+        self.switches = dict(switches)
+        self.options = {name.partition(" ")[0]: (name, text) for name, text in (options or {}).items()}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        found: dict[str, Any] = dict.fromkeys(self.switches, False) | dict.fromkeys(self.options)
+        rest: list[str] = []
+        waiting = ""  # the key whose value comes next
+        place = 0
+        while place < len(args):
+            argument = args[place]
+            place += 1
+            name, equals, value = argument.removeprefix("--").partition("=")
+            if waiting:
+                found, rest, waiting = self._taken(found, rest, waiting, argument), rest, ""
+            elif argument in ctx.help_option_names:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            elif argument.startswith("--") and name in self.switches:
+                if not equals and place < len(args) and args[place].lower() in SAID:
+                    value, place = args[place], place + 1
+                    equals = "="
+                found[name] = _truth(argument, value) if equals else True
+            elif argument.startswith("--") and name in self.options and equals:
+                found[name] = value or None
+            elif argument.startswith("--") and not equals:
+                waiting = argument
+                if name not in self.options:
+                    rest.append(argument)
+            else:
+                rest.append(argument)
+        if waiting.removeprefix("--") in self.options:
+            raise ConfigError(f"{waiting} has no value", hint=f"write {waiting} VALUE")
+        ctx.params = {"arguments": tuple(rest)} | {name.replace("-", "_"): value for name, value in found.items()}
+        return []
+
+    def _taken(self, found: dict[str, Any], rest: list[str], key: str, value: str) -> dict[str, Any]:
+        name = key.removeprefix("--")
+        if name in self.options:
+            return found | {name: value or None}
+        rest.append(value)
+        return found
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from mlflow_ft.config import describe
+
+        with formatter.section("Options"):
+            own = [(f"--{shown}", text) for shown, text in self.options.values()]
+            own += [(f"--{name}", text) for name, text in self.switches.items()]
+            formatter.write_dl([("--config FILE", "A YAML file, or the name of an example: qlora, lora, full."), *own])
+        with formatter.section("Settings (a name that is unique needs no section: --learning_rate 1e-4)"):
+            formatter.write_dl([(f"--{path} {kind}", f"{doc} [{default}]") for path, kind, default, doc in describe()])
+
+
+def _truth(argument: str, value: str) -> bool:
+    if value.lower() not in SAID:
+        raise ConfigError(f"{argument}: {value!r} is not true or false", hint=f"write {argument.partition('=')[0]}")
+    return SAID[value.lower()]
+
+
+def whole_number(name: str, value: str | None, default: int | None) -> int | None:
+    """The value of an option that counts something.
+
+    Raises:
+        ConfigError: it is no whole number above 0.
+    """
+    if value is None:
+        return default
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"--{name}: {value!r} is not a whole number above 0", hint=f"write --{name} 10")
+    return int(value)

@@ -1,0 +1,43 @@
+"""Files that no training row may come from: rows of any shape, read for what they say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.data import convert, sources
+from mlflow_ft.errors import DataError
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Checked, Example, Row
+
+
+def read(config: Config, *, plugins: Plugins, registry: Registry) -> Iterator[Checked]:
+    """Every row of the benchmark files; of an unknown format, all of its text.
+
+    Raises:
+        DataError: a file is missing, empty or broken.
+    """
+    for name in config.checks.benchmarks or ():
+        settings = config.data.model_copy(
+            update={"format": "auto", "columns": None, "split_by": None, "max_rows": None, "split": "test"}
+        )
+        source = sources.open_source(name, settings)
+        first = [row for row in itertools.islice(source.rows(), convert.SAMPLE) if isinstance(row, Row)]
+        try:
+            record = convert.recognise(first, settings, plugins=plugins, registry=registry) if first else None
+        except DataError:
+            record = None  # a benchmark is of any shape
+        for index, row in enumerate(source.rows()):
+            if not isinstance(row, Row):
+                continue
+            try:
+                example = record.convert(row.values) if record else _words(row)
+            except ValueError:
+                example = _words(row)
+            yield Checked(file=row.file, line=row.line, index=index, example=example, tokens=0)
+
+
+def _words(row: Row) -> Example:
+    return Example(text="\n".join(value for value in row.values.values() if isinstance(value, str)))

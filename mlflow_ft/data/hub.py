@@ -1,0 +1,85 @@
+"""Data sets of the Hugging Face library: on the Hub, or saved to a folder by `save_to_disk`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow_ft.config.schema import DataSection
+from mlflow_ft.errors import DataError
+from mlflow_ft.rows import Row
+
+HUB_SECONDS = 10.0
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+"""Files that describe a data set and hold none of its rows."""
+
+
+def commit(name: str, settings: DataSection) -> str:
+    """The commit of a Hub data set, asked of the Hub; "" where it does not answer (the data may be cached)."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().dataset_info(name, revision=settings.revision, timeout=HUB_SECONDS)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, RuntimeError):
+        return ""  # reading it will say what is wrong, if anything is
+    return str(info.sha or "")
+
+
+def rows(name: str, settings: DataSection) -> Iterator[Row]:
+    """The rows of a Hub data set; streamed, not fetched whole, where `data.max_rows` wants a part of them.
+
+    Raises:
+        DataError: the Hub does not give it.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    options = {"split": settings.split, "revision": settings.revision, "streaming": settings.max_rows is not None}
+    try:
+        dataset = load_dataset(name, settings.subset, **options)
+        for number, values in enumerate(dataset, 1):
+            yield Row(values=values, file=name, line=number)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # the last for a data set that is a script
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"data {name!r} is no file, and the Hub does not give it: {reason}",
+            hint=f"check the name, the network, data.subset and data.split; looked for the file in {Path.cwd()}",
+        ) from error
+
+
+def saved_files(folder: Path, asked: str, settings: DataSection) -> list[Path] | None:
+    """The Arrow files of a folder that `save_to_disk` wrote, in its order; None where it is no such folder.
+
+    Raises:
+        DataError: it is a dictionary of splits without the one that was asked for, or its description is broken.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = _described(folder / "dataset_dict.json").get("splits", [])
+        if settings.split not in splits:
+            raise DataError(
+                f"the data set {asked!r} has no split {settings.split!r}",
+                hint=f"it has {', '.join(map(str, splits)) or 'none'}: name one with --data.split",
+            )
+        folder = folder / settings.split
+    if not (folder / "state.json").is_file():
+        return None
+    names = [str(file.get("filename")) for file in _described(folder / "state.json").get("_data_files", [])]
+    files = [folder / name for name in names]
+    missing = [name for name, file in zip(names, files, strict=True) if os.sep in name or not file.is_file()]
+    if missing or not files:
+        raise DataError(
+            f"the data set {asked!r} lacks {', '.join(missing) or 'its files'}", hint="save it anew with save_to_disk"
+        )
+    return files
+
+
+def _described(file: Path) -> dict[str, list[Any]]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}", hint="save the data set anew with save_to_disk") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,268 @@
+"""Runs the data checks over the rows as they pass, and keeps what they found small enough to show.
+
+quality = Quality(checks, settings)
+for row in rows:
+    quality.see(row)
+quality.compare(held, train)
+report = quality.report(len(rows))
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from mlflow_ft.errors import FineTuneError, PluginError
+from mlflow_ft.records import Check, Collector
+from mlflow_ft.rows import Checked, Finding, Place, Severity
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import ChecksSection
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warn", "info")
+"""The worst first."""
+_LONGEST_TEXT = 1000
+_TOLD = ("name", "severity", "count", "share", "examples", "summary", "remedy", "fix", "details")
+COLUMNS = ("check", "severity", "rows", "share", "what it means")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one check found."""
+
+    name: str
+    severity: Severity
+    summary: str
+    count: int
+    share: float
+    examples: tuple[Mapping[str, Any], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    remedy: str = ""
+    fix: str = ""
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    """Index of every row that was found; empty in a report that was read back."""
+    removable: array[int] = field(default_factory=lambda: array("q"))
+    """Index of every row that the fix leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What all checks found: the worst first, and of each severity those that found something."""
+
+    rows: int
+    checks: tuple[Result, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON, without the indices of the rows."""
+        return {
+            "rows": self.rows,
+            "checks": [_plain({name: getattr(check, name) for name in _TOLD}) for check in self.checks],
+        }
+
+    @classmethod
+    def from_dict(cls, report: Mapping[str, Any], removable: Mapping[Any, Sequence[str]] | None = None) -> Report:
+        """The report that `as_dict` told, and the rows that `removable` did (as JSON has them: keys may be texts)."""
+        rows: dict[str, list[int]] = {}
+        for index, names in (removable or {}).items():
+            for name in names:
+                rows.setdefault(name, []).append(int(index))
+        checks = []
+        for check in report["checks"]:
+            told = {name: check[name] for name in _TOLD} | {"examples": tuple(check["examples"])}
+            checks.append(Result(**told, removable=array("q", rows.get(check["name"], ()))))
+        return cls(rows=report["rows"], checks=tuple(checks))
+
+    def worst(self, at_least: Severity) -> tuple[Result, ...]:
+        """The checks that found something and are at least as severe."""
+        severe = SEVERITIES[: SEVERITIES.index(at_least) + 1]
+        return tuple(check for check in self.checks if check.count and check.severity in severe)
+
+    def removable(self) -> dict[int, tuple[str, ...]]:
+        """Every row that a fix leaves out, by index, and the checks whose fix it is."""
+        names: dict[int, tuple[str, ...]] = {}
+        for check in self.checks:
+            for row in check.removable:
+                names[row] = (*names.get(row, ()), check.name)
+        return dict(sorted(names.items()))
+
+    def metrics(self) -> dict[str, float]:
+        """Rows found by every check as `check/<name>`, and the numbers that the checks want logged."""
+        metrics = {f"check/{check.name}": float(check.count) for check in self.checks}
+        for check in self.checks:
+            numbers = check.details.get("metrics") or {}
+            metrics |= {name: float(value) for name, value in numbers.items() if value is not None}
+        return metrics
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The columns and the rows of a table for the terminal."""
+        rows: list[tuple[str, ...]] = []
+        for check in self.checks:
+            share = percent(check.share) if check.count else ""
+            rows.append((check.name, check.severity, f"{check.count:,}", share, check.summary))
+        return COLUMNS, rows
+
+
+def percent(share: float) -> str:
+    """A share as people read it; one that is not none is never shown as none."""
+    return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
+
+
+class Quality:
+    """The checks at work. Feed it every row once and in order, let it compare, then ask for the report."""
+
+    def __init__(self, checks: Sequence[Check], settings: ChecksSection) -> None:
+        self._settings = settings
+        self._running = [_Running(check, settings) for check in checks]
+        self._by_kind: dict[str, list[_Running]] = {}
+        for running in self._running:
+            for kind in running.check.kinds if not running.check.compare else ():
+                self._by_kind.setdefault(kind, []).append(running)
+
+    def see(self, row: Checked) -> None:
+        """Show a row to every check of its kind, but for those that compare."""
+        for running in self._by_kind.get(row.example.kind, ()):
+            running.see(row)
+
+    def compare(self, held: Sequence[Checked], train: Callable[[], Iterable[Checked]]) -> None:
+        """Show the held-out rows, and the training rows once more for each, to the checks that compare."""
+        for running in self._running:
+            mine = [row for row in held if row.example.kind in running.check.kinds]
+            if running.check.compare and mine:
+                running.compare(mine, train())
+
+    def report(self, rows: int) -> Report:
+        """What all checks found among so many rows; those that saw no row of their kind are left out."""
+        results = [running.result(rows) for running in self._running if running.ran]
+        results.sort(key=lambda result: (SEVERITIES.index(result.severity), not result.count))
+        return Report(rows=rows, checks=tuple(results))
+
+
+class _Running:
+    """A check and what it has found so far."""
+
+    def __init__(self, check: Check, settings: ChecksSection) -> None:
+        self.check = check
+        self.ran = False
+        self._settings = settings
+        self._collector: Collector | None = None
+        self._finding: Finding | None = None
+        self._rows = array("q")
+        self._examples: list[Mapping[str, Any]] = []
+
+    def see(self, row: Checked) -> None:
+        self.ran = True
+        try:
+            if self.check.inspect is not None:
+                self._note(row, self.check.inspect(row))
+            elif self.check.collect is not None:
+                self._collector = self._collector or self.check.collect(self._settings)
+                self._collector.see(row)
+        except FineTuneError:
+            raise
+        except Exception as error:  # a plugin may raise anything
+            raise self._broken(error, row) from error
+
+    def _note(self, row: Checked, message: str | None) -> None:
+        if message is None:
+            return
+        self._rows.append(row.index)
+        if len(self._examples) < self._settings.max_examples:
+            self._examples.append({"file": row.file, "line": row.line, "message": message})
+
+    def compare(self, held: Sequence[Checked], train: Iterable[Checked]) -> None:
+        compare = self.check.compare
+        assert compare is not None
+        self.ran = True
+        watched = _Watched(row for row in train if row.example.kind in self.check.kinds)
+        try:
+            self._finding = _finding(compare(held, watched, self._settings))
+        except FineTuneError:
+            raise
+        except Exception as error:  # a plugin may raise anything
+            if error is watched.failed:
+                raise
+            raise self._broken(error, watched.last) from error
+
+    def result(self, rows: int) -> Result:
+        finding, check = self._found(), self.check
+        count = len(finding.rows) if finding.count is None else finding.count
+        removable = finding.rows if finding.removable is None else finding.removable
+        return Result(
+            name=check.name,
+            severity=finding.severity or check.severity,
+            summary=check.summary,
+            count=count,
+            share=count / rows if rows else 0.0,
+            examples=tuple(_plain(example) for example in finding.examples[: self._settings.max_examples]),
+            details=_plain(finding.details),
+            remedy=finding.remedy or check.remedy,
+            fix=check.fix,
+            rows=array("q", finding.rows),
+            removable=array("q", removable if check.fix else ()),
+        )
+
+    def _found(self) -> Finding:
+        if self._finding is not None:
+            return self._finding
+        if self._collector is None:
+            return Finding(rows=tuple(self._rows), examples=tuple(self._examples))
+        try:
+            return _finding(self._collector.found())
+        except FineTuneError:
+            raise
+        except Exception as error:  # a plugin may raise anything
+            raise self._broken(error, None) from error
+
+    def _broken(self, error: Exception, row: Place | None) -> PluginError:
+        where = f" at {row.place}" if row else ""
+        return PluginError(
+            f"the data check {self.check.name} raised {type(error).__name__}{where}: {error}",
+            hint="leave it out with checks.names, or mend the plugin that brings it",
+        )
+
+
+class _Watched:
+    """The training rows, with the last one that was taken and what their source raised."""
+
+    def __init__(self, rows: Iterable[Checked]) -> None:
+        self._rows = rows
+        self.last: Checked | None = None
+        self.failed: Exception | None = None
+
+    def __iter__(self) -> Iterator[Checked]:
+        rows = iter(self._rows)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:
+                self.failed = error
+                raise
+            self.last = row
+            yield row
+
+
+def _finding(value: Any) -> Finding:
+    if not isinstance(value, Finding):
+        raise TypeError(f"it found {value!r}, which is no Finding")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: no number that is not finite, no array of numpy, no text without an end."""
+    if isinstance(value, str):
+        return value[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | array):
+        return [_plain(one) for one in value]
+    plain = getattr(value, "tolist", None)  # of numpy's numbers and arrays
+    return _plain(cast("Callable[[], Any]", plain)()) if plain else _plain(str(value))

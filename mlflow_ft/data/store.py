@@ -1,0 +1,213 @@
+"""The prepared rows on disk: written in one pass, read through a memory map, so that memory does not grow with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from mlflow_ft.data.fingerprint import content_hash
+from mlflow_ft.job import Encoded
+from mlflow_ft.rows import Example, Place
+
+if TYPE_CHECKING:
+    import numpy
+    import pyarrow
+    from datasets import Dataset
+
+T = TypeVar("T")
+BATCH = 1000
+TRAINED = ("input_ids", "labels")
+"""The columns that a trainer of conversations needs."""
+
+
+def schema() -> pyarrow.Schema:
+    """The columns of the store, one record a row."""
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    columns = {
+        "source": pa.int32(),
+        "file": pa.int32(),
+        "line": pa.int64(),
+        "index": pa.int64(),
+        "length": pa.int32(),
+        "hash": pa.binary(16),
+        "key": pa.uint64(),
+        "content": pa.binary(16),
+        "example": pa.string(),
+        "input_ids": ids,
+        "labels": ids,
+        "truncated": pa.bool_(),
+        "way": pa.string(),
+        "rejected_ids": ids,
+        "rejected_labels": ids,
+        "tokens": pa.int32(),
+        "supervised": pa.int32(),
+    }
+    return pa.schema(list(columns.items()))
+
+
+class Writer:
+    """Writes rows in batches to an Arrow stream."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow as pa
+
+        self._schema = schema()
+        self._sink = pa.OSFile(str(file), "wb")
+        self._stream = pa.ipc.new_stream(self._sink, self._schema)
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        import pyarrow as pa
+
+        self._stream.write_batch(pa.RecordBatch.from_pylist(list(rows), schema=self._schema))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        self._sink.close()
+
+
+def record(example: Example, encoded: Encoded, **about: Any) -> dict[str, Any]:
+    """One row as the store keeps it; `about` are its source, file, line, index, length, hash and key."""
+    rejected = encoded.rejected
+    return {
+        **about,
+        "content": content_hash(example, encoded),
+        "example": to_json(example),
+        "input_ids": encoded.input_ids,
+        "labels": encoded.labels,
+        "truncated": encoded.truncated or bool(rejected and rejected.truncated),
+        "way": encoded.way,
+        "rejected_ids": rejected.input_ids if rejected else None,
+        "rejected_labels": rejected.labels if rejected else None,
+        "tokens": len(encoded.input_ids) + (len(rejected.input_ids) if rejected else 0),
+        "supervised": encoded.supervised + (rejected.supervised if rejected else 0),
+    }
+
+
+def to_json(example: Example) -> str:
+    """An example as one JSON object, without the fields that are as they are by default."""
+    fields = {name: value for name, value in asdict(example).items() if value not in (None, (), {})}
+    return json.dumps(fields, ensure_ascii=False, default=str)
+
+
+def from_json(text: str) -> Example:
+    """The example that `to_json` wrote."""
+    fields = json.loads(text)
+    listed = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Example(**(fields | listed))
+
+
+class Column(Sequence[T], Generic[T]):
+    """Some rows of a store as values of one kind, each made when it is looked at.
+
+    >>> Column.of([Encoded(input_ids=(1, 2), labels=(-100, 2))])[0].supervised
+    1
+    """
+
+    def __init__(
+        self,
+        table: pyarrow.Table,
+        make: Callable[[dict[str, Any]], T],
+        names: Sequence[str],
+        indices: numpy.ndarray[Any, Any] | None = None,
+    ) -> None:
+        self._table = table
+        self._make = make
+        self._names = list(names)
+        self._indices = indices
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded]) -> Column[Encoded]:
+        """Encoded rows that are in memory already."""
+        import pyarrow as pa
+
+        values = [
+            record(Example(), row, source=0, file=0, line=0, index=0, length=len(row.input_ids), hash=b"\0" * 16, key=0)
+            for row in rows
+        ]
+        return encoded(pa.Table.from_pylist(values, schema=schema()))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows) if self._indices is None else len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        place = index % len(self)
+        at = place if self._indices is None else int(self._indices[place])
+        return next(self._made(self._table.slice(at, 1)))
+
+    def __iter__(self) -> Iterator[T]:
+        for start in range(0, len(self), BATCH):
+            yield from self._made(self._part(start, BATCH))
+
+    def _part(self, start: int, count: int) -> pyarrow.Table:
+        if self._indices is None:
+            return self._table.slice(start, count)
+        return self._table.take(self._indices[start : start + count])
+
+    def _made(self, table: pyarrow.Table) -> Iterator[T]:
+        return (self._make(row) for row in table.select(self._names).to_pylist())
+
+    def dataset(self, names: Sequence[str] = TRAINED) -> Dataset:
+        """These rows as a `datasets.Dataset` with the columns that are named, without a copy of them in memory."""
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+
+        # a fingerprint is given, since `datasets` would hash the whole table to make one
+        whole = Dataset(InMemoryTable(self._table.select(list(names))), fingerprint="mlflow-ft")
+        return whole if self._indices is None else whole.select(self._indices)
+
+
+def read(file: Path) -> pyarrow.Table:
+    """The rows of a store, through a memory map: nothing is read before it is looked at."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+
+
+def examples(table: pyarrow.Table, indices: numpy.ndarray[Any, Any] | None = None) -> Column[Example]:
+    """The rows as something to learn from."""
+    return Column(table, lambda row: from_json(row["example"]), ["example"], indices)
+
+
+def encoded(table: pyarrow.Table, indices: numpy.ndarray[Any, Any] | None = None) -> Column[Encoded]:
+    """The rows as tokens and labels."""
+    names = ["input_ids", "labels", "truncated", "way", "rejected_ids", "rejected_labels"]
+    return Column(table, _encoded, names, indices)
+
+
+def places(table: pyarrow.Table, files: Sequence[str], indices: numpy.ndarray[Any, Any] | None = None) -> Column[Place]:
+    """Where the rows stand in their files."""
+    return Column(table, lambda row: Place(file=files[row["file"]], line=row["line"]), ["file", "line"], indices)
+
+
+def _encoded(row: dict[str, Any]) -> Encoded:
+    rejected = None
+    if row["rejected_ids"] is not None:
+        rejected = Encoded(input_ids=tuple(row["rejected_ids"]), labels=tuple(row["rejected_labels"]), way=row["way"])
+    return Encoded(
+        input_ids=tuple(row["input_ids"]),
+        labels=tuple(row["labels"]),
+        truncated=row["truncated"],
+        way=row["way"],
+        rejected=rejected,
+    )

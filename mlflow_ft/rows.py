@@ -1,0 +1,161 @@
+"""The rows on their way: as read, as something to learn from, as a data check sees them and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+Message = Mapping[str, Any]
+"""One turn as chat templates take it: `{"role": "user", "content": "..."}` and optional further keys."""
+
+
+Kind = Literal["conversation", "text", "preference", "unpaired", "prompt"]
+"""What rows are to learn from: turns to imitate, plain text, a better and a worse answer, an answer and whether it is
+good, a prompt whose answers are judged by a reward."""
+Severity = Literal["info", "warn", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a row stands in its source."""
+
+    file: str
+    line: int
+    """1-based line of `file` on which the row begins; the row's number where the source has no lines."""
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Place):
+    """One row as it was read: its columns, and where it stands."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One row, ready to learn from. Which fields are set says what kind it is.
+
+    conversation   messages, oldest first, the last of them the assistant's
+    text           text
+    preference     messages (the prompt), chosen and rejected (what the assistant says next, twice)
+    unpaired       messages, the last of them the assistant's, and a label: whether that answer is good
+    prompt         messages that end before the assistant speaks
+    """
+
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    learned: tuple[bool, ...] | None = None
+    """Of each message whether it is learned; None: every turn of the assistant. Others are never learned."""
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    text: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Of a prompt, the row's other columns, for reward functions."""
+    notes: tuple[str, ...] = ()
+    """What the conversion left out, in words."""
+
+    @property
+    def kind(self) -> Kind:
+        if self.text is not None:
+            return "text"
+        if self.rejected:
+            return "preference"
+        if self.label is not None:
+            return "unpaired"
+        return "conversation" if self.messages and self.messages[-1]["role"] == "assistant" else "prompt"
+
+    @property
+    def answer(self) -> str | None:
+        """What the assistant says last; None where that is no text (a tool call), or another speaks last."""
+        turns = self.chosen or self.messages
+        content = turns[-1].get("content") if turns and turns[-1]["role"] == "assistant" else None
+        return content if isinstance(content, str) else None
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the last answer."""
+        return self.messages[:-1] if self.kind in ("conversation", "unpaired") else self.messages
+
+    @property
+    def conversations(self) -> tuple[tuple[tuple[Message, ...], tuple[bool, ...]], ...]:
+        """Every conversation to tokenise, with what is learned of it; two of a preference, the chosen one first."""
+        if self.kind == "text":
+            return ()
+        if self.kind == "preference":
+            before = (False,) * len(self.messages)
+            return tuple((self.messages + end, before + _spoken(end)) for end in (self.chosen, self.rejected))
+        return ((self.messages, _spoken(self.messages) if self.learned is None else self.learned),)
+
+
+def _spoken(messages: Sequence[Message]) -> tuple[bool, ...]:
+    return tuple(message["role"] == "assistant" for message in messages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(Place):
+    """One row as a check sees it."""
+
+    index: int
+    """Its number among all rows that were read, from 0; those that could not be converted are not seen."""
+    example: Example
+    tokens: int
+    """Its length in tokens, before any cut; of a preference, the longer of the two."""
+    special: tuple[str, ...] = ()
+    """The tokenizer's special tokens, which have a meaning of their own wherever they are written."""
+    max_length: int = 0
+
+    @cached_property
+    def prompt(self) -> str:
+        """What is said before the answers, without the system prompt."""
+        return "\n".join(_said(turn) for turn in self.example.prompt if turn["role"] != "system")
+
+    @cached_property
+    def responses(self) -> tuple[str, ...]:
+        """What the assistant says: every turn of a conversation, both answers of a preference, a text as it is."""
+        if self.example.text is not None:
+            return (self.example.text,)
+        turns = (*self.example.messages, *self.example.chosen, *self.example.rejected)
+        return tuple(_said(turn) for turn in turns if turn["role"] == "assistant")
+
+    @cached_property
+    def text(self) -> str:
+        """All that is said, turn by turn, without the system prompt."""
+        if self.example.text is not None:
+            return self.example.text
+        turns = (*self.example.messages, *self.example.chosen, *self.example.rejected)
+        return "\n".join(_said(turn) for turn in turns if turn["role"] != "system")
+
+
+def _said(turn: Message) -> str:
+    """The words of a turn; of a tool call, the call."""
+    content, calls = turn.get("content"), turn.get("tool_calls")
+    words = content if isinstance(content, str) else ""
+    return f"{words}{calls}" if calls else words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check found: how many rows, some of them, and the numbers behind it."""
+
+    rows: tuple[int, ...] = ()
+    """Index of every row that was found."""
+    examples: tuple[Mapping[str, Any], ...] = ()
+    """Some of them: `file`, `line`, and what is wrong, as `message`."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers and series, as JSON, for the report: a mean, a histogram, the sizes of clusters. What stands under
+    `metrics`, numbers by name, is logged too; `histogram` (`x`, `edges`, `counts`) and `sizes` are drawn."""
+    removable: tuple[int, ...] | None = None
+    """Rows that a fix removes; None: all of `rows`, where the check has a fix at all."""
+    severity: Severity | None = None
+    """Instead of the check's own."""
+    count: int | None = None
+    """Instead of the number of `rows`, where what was found is about the data as a whole."""
+    remedy: str = ""
+    """Instead of the check's own, with the numbers of this data; "" for the check's."""

@@ -1,0 +1,224 @@
+"""From sources to prepared rows on disk in one pass: read, convert, check, tokenise, prove, write."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlflow_ft.config.schema import DataSection
+from mlflow_ft.data import convert, fingerprint, sources, store
+from mlflow_ft.data.quality import Quality
+from mlflow_ft.data.readers import Unreadable
+from mlflow_ft.data.sources import Source
+from mlflow_ft.errors import DataError
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.progress import Bar
+from mlflow_ft.records import DataFormat
+from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Checked, Example, Place, Row
+
+if TYPE_CHECKING:
+    from mlflow_ft.engine.masking import Encoder, Tokenised
+
+HOPELESS = 1000
+"""So many bad rows without a good one between them: the rest is not read."""
+Sort = Literal["read", "convert", "prove", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A source, its format, and its first rows, which told the format."""
+
+    source: Source
+    record: DataFormat
+    weight: float | None
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A row that is not learned from, and why. What is cut away is no fault of the row's."""
+
+    index: int
+    """Its number among all rows that were read, from 0."""
+    file: str
+    line: int
+    reason: str
+    sort: Sort
+    text: str = ""
+    """The row as the template writes it, where that is what is wrong."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What a pass has counted."""
+
+    rows: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    ways: Counter[str] = field(default_factory=Counter)
+    ends: Counter[int] = field(default_factory=Counter)
+    columns: dict[str, None] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    good: int = 0
+
+
+def open_all(
+    asked: Mapping[str, float | None], settings: DataSection, *, plugins: Plugins, registry: Registry
+) -> list[Opened]:
+    """Open every source and recognise its format.
+
+    Raises:
+        DataError: one is missing or empty, its format is not known, or two are of different kinds.
+    """
+    found = []
+    for name, weight in asked.items():
+        source = sources.open_source(name, settings)
+        rows = [row for row in itertools.islice(source.rows(), convert.SAMPLE) if isinstance(row, Row)]
+        found.append((source, rows, weight))
+    columns = [tuple(dict.fromkeys(str(column) for row in rows for column in row.values)) for _, rows, _ in found]
+    convert.check_columns(list(dict.fromkeys(itertools.chain(*columns))), settings)
+    opened = [
+        Opened(
+            source=source,
+            record=convert.recognise(rows or _none(source), settings, plugins=plugins, registry=registry),
+            weight=weight,
+            columns=own,
+        )
+        for (source, rows, weight), own in zip(found, columns, strict=True)
+    ]
+    kinds = {one.record.kind: one.source.asked for one in opened}
+    if len(kinds) > 1:
+        told = " and ".join(f"{name!r} ({kind})" for kind, name in kinds.items())
+        raise DataError(f"the sources are of different kinds: {told}", hint="train on one kind at a time")
+    return opened
+
+
+def _none(source: Source) -> list[Row]:
+    """The first row that can be read; what is wrong with the others is told later."""
+    readable = (row for row in source.rows() if isinstance(row, Row))
+    if (first := next(readable, None)) is not None:
+        return [first]
+    unreadable = next((row for row in source.rows() if isinstance(row, Unreadable)), None)
+    if unreadable is None:
+        raise DataError(f"data {source.asked!r} has no rows", hint="write rows into it, or name another")
+    raise DataError(f"{unreadable.place}: {unreadable.reason}", hint="no row of it can be read")
+
+
+def run(
+    opened: Sequence[Opened],
+    settings: DataSection,
+    *,
+    encoder: Encoder,
+    quality: Quality | None,
+    file: Path,
+    bar: Bar,
+) -> Tally:
+    """Prepare every row and write those that can be learned from to `file`."""
+    tally = Tally()
+    rows = _rows(opened, settings, tally)
+    with store.Writer(file) as writer:
+        for batch in iter(lambda: list(itertools.islice(rows, store.BATCH)), []):
+            writer.write(list(_prepared(batch, settings, tally, encoder, quality)))
+            bar.advance(len(batch))
+            if not tally.good and len(tally.left_out) >= HOPELESS:
+                break
+    return tally
+
+
+Numbered = tuple[int, int, Row, Example]
+"""The number of its source, its own number, the row, and what it says."""
+
+
+def _rows(opened: Sequence[Opened], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
+    """Every row that could be converted."""
+    for number, one in enumerate(opened):
+        for found in convert.convert(one.source.rows(), one.record, settings):
+            index, row = tally.rows, found if isinstance(found, Unreadable) else found[0]
+            tally.rows += 1
+            tally.files.setdefault(row.file, len(tally.files))
+            if isinstance(found, Unreadable):
+                sort: Sort = "convert" if found.converting else "read"
+                _leave_out(tally, index, found, found.reason, sort)
+                if not tally.good and len(tally.left_out) >= HOPELESS:
+                    return
+            else:
+                yield number, index, *found
+
+
+def _leave_out(tally: Tally, index: int, row: Place, reason: str, sort: Sort, text: str = "") -> None:
+    tally.left_out.append(LeftOut(index=index, file=row.file, line=row.line, reason=reason, sort=sort, text=text))
+
+
+def _prepared(
+    batch: Sequence[Numbered], settings: DataSection, tally: Tally, encoder: Encoder, quality: Quality | None
+) -> Iterator[dict[str, Any]]:
+    from mlflow_ft.engine.render import MaskError
+
+    results = encoder.tokenise([example for *_, example in batch])
+    for (number, index, row, example), found in zip(batch, results, strict=True):
+        tally.columns.update(dict.fromkeys(map(str, row.values)))
+        if quality is not None:
+            quality.see(_checked(row, example, found, index, encoder))
+        if isinstance(found, MaskError):
+            _leave_out(tally, index, row, str(found), "prove", found.text)
+        elif reason := nothing_to_learn(example, found, encoder.max_length):
+            _leave_out(tally, index, row, reason, "cut")
+        else:
+            tally.good += 1
+            yield _record(number, row, example, found, index, settings, tally)
+
+
+def _checked(row: Row, example: Example, found: Any, index: int, encoder: Encoder) -> Checked:
+    return Checked(
+        file=row.file,
+        line=row.line,
+        index=index,
+        example=example,
+        tokens=max(one.length for one in found) if isinstance(found, list) else 0,
+        special=encoder.special,
+        max_length=encoder.max_length,
+    )
+
+
+def _record(
+    number: int,
+    row: Row,
+    example: Example,
+    found: Sequence[Tokenised],
+    index: int,
+    settings: DataSection,
+    tally: Tally,
+) -> dict[str, Any]:
+    from mlflow_ft.engine import masking
+
+    encoded = masking.joined(found)
+    tally.ways[encoded.way] += 1
+    for end in masking.ends(encoded):
+        tally.ends[end] += 1
+    group = row.values.get(settings.split_by) if settings.split_by else None
+    return store.record(
+        example,
+        encoded,
+        source=number,
+        file=tally.files[row.file],
+        line=row.line,
+        index=index,
+        length=max(one.length for one in found),
+        hash=fingerprint.row_hash(row.values),
+        key=fingerprint.prompt_key(example) if group is None else fingerprint.key(group),
+    )
+
+
+def nothing_to_learn(example: Example, found: Sequence[Tokenised], max_length: int) -> str:
+    """Why a row is dropped though nothing is wrong with its mask; "" where it is not."""
+    if example.kind == "prompt":
+        return f"the prompt is longer than data.max_length {max_length}" if found[0].length > max_length else ""
+    if all(any(label != -100 for label in one.labels) for one in found):
+        return ""
+    if any(one.length > max_length for one in found):
+        return f"cut at data.max_length {max_length} before anything is learned"
+    return "nothing to learn: no turn of the assistant is to be learned"

@@ -1,0 +1,65 @@
+"""The registered versions, each with the rows it was trained on."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from mlflow_ft.data.lineage import ROWS, read_hashes
+
+PAGE = 1000
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionRows:
+    """A registered version and the hashes of its training rows."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    rows: frozenset[bytes]
+
+
+def versions_with_rows() -> Iterator[VersionRows]:
+    """Every registered version whose run kept which rows it was trained on, by name and number."""
+    client = MlflowClient()
+    known: dict[str, frozenset[bytes]] = {}
+    for version in sorted(_versions(client), key=lambda one: (one.name, int(one.version))):
+        run_id = version.tags["mlflow_ft.run_id"]
+        if run_id not in known:
+            known[run_id] = _rows_of(client, run_id)
+        aliases = client.get_registered_model(version.name).aliases
+        named = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)))
+        yield VersionRows(
+            name=version.name, version=int(version.version), aliases=named, run_id=run_id, rows=known[run_id]
+        )
+
+
+def _versions(client: MlflowClient) -> Iterator[ModelVersion]:
+    token = None
+    while True:
+        page = client.search_model_versions(max_results=PAGE, page_token=token)
+        yield from (one for one in page if "mlflow_ft.run_id" in one.tags)
+        token = page.token
+        if not token:
+            return
+
+
+def _rows_of(client: MlflowClient, run_id: str) -> frozenset[bytes]:
+    """The hashes of a run's training rows; none where the run, or what it kept, is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = Path(client.download_artifacts(run_id, f"data/{ROWS}", folder))
+            return frozenset(read_hashes(file).get("train", ()))
+        except (MlflowException, OSError) as error:
+            log.warning("run %s does not tell its rows: %s", run_id, str(error).splitlines()[0])
+            return frozenset()
