@@ -127,7 +127,7 @@ def methods_page() -> str:
     ]
     for trainer in own(registry.trainers):
         parts += list(method(trainer))
-    for kind in ("formats", "adapters", "evaluators", "packagers"):
+    for kind in ("formats", "checks", "adapters", "evaluators", "packagers"):
         records = list(own(getattr(registry, kind)))
         parts += [f"## {kind.capitalize()}", "\n".join(f"- `{record.name}`: {record.summary}" for record in records)]
     return "\n\n".join(parts) + "\n"

@@ -47,7 +47,7 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """Number of tokens that are learned."""
-        return sum(label != -100 for label in self.labels)
+        return len(self.labels) - self.labels.count(-100)
 
 
 @dataclass(frozen=True, kw_only=True)

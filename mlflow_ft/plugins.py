@@ -180,12 +180,13 @@ def _own_version() -> str:
 
 
 def _source_hash(module: ModuleType) -> str:
-    """Sha256 over the plugin's Python files, by their names in its folder; "" where it has none on the disk."""
+    """Sha256 over the plugin's Python files, by their names in its package; "" where it has none on the disk."""
     file = getattr(module, "__file__", None)
     if not file:
         return ""
     path = Path(file)
-    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    in_package = path.parent.joinpath("__init__.py").is_file()
+    files = sorted(path.parent.rglob("*.py")) if in_package else [path]
     digest = hashlib.sha256()
     try:
         for source in files:

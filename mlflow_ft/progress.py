@@ -66,6 +66,21 @@ class Progress:
             table.add_row(*map(Cell, row))  # text, which may hold brackets, is no markup
         self.console.print(table)
 
+    def marked(self, title: str, runs: Sequence[tuple[bool, str]], *, letters: int = 1200) -> None:
+        """A text of which some runs are marked: in green on a terminal, between [[ and ]] elsewhere; cut where long."""
+        from rich.text import Text
+
+        colours = self.console.is_terminal
+        shown = Text()
+        for is_marked, text in runs:
+            left = letters - len(shown)
+            part = text if len(text) <= left else f"{text[: max(0, left)]} ..."
+            shown.append(part if colours or not is_marked else f"[[{part}]]", style="green" if is_marked else "")
+            if len(text) > left:
+                break
+        self.console.print(title, style="bold", markup=False)
+        self.console.print(shown, soft_wrap=True)
+
     def facts(self, facts: Mapping[str, str]) -> None:
         """A block of names and values, aligned."""
         width = max(map(len, facts), default=0)

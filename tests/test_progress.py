@@ -77,3 +77,15 @@ def test_a_bar_shows_count_time_and_note_on_a_narrow_terminal() -> None:
     assert "1200/1200 steps" in last
     assert "0:00:00" in last
     assert "loss 0.123" in last
+
+
+def test_marked_runs_stand_in_brackets_where_there_are_no_colours() -> None:
+    stream = io.StringIO()
+    Progress(stream=stream).marked("a row", [(False, "read [x] "), (True, "learned"), (False, " read")])
+    assert stream.getvalue().splitlines() == ["a row", "read [x] [[learned]] read"]
+
+
+def test_a_long_marked_text_is_cut() -> None:
+    stream = io.StringIO()
+    Progress(stream=stream).marked("a row", [(False, "x" * 30), (True, "y" * 30), (False, "z")], letters=40)
+    assert stream.getvalue().splitlines()[1] == "x" * 30 + "[[" + "y" * 10 + " ...]]"

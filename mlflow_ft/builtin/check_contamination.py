@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Checked, Finding
+from mlflow_ft.builtin.check_arrays import ranges
 from mlflow_ft.data.text import excerpt, fingerprint, ngrams, normalise, operators, words
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def overlap(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksS
         found.append((row.index, share))
         leaked.add(number)
         if len(examples) < settings.max_examples:
-            examples.append(_example(row, held[number], f"{share:.0%} of the held-out row"))
+            examples.append(_example(row, held[number], f"{100 * share:.0f} % of the held-out row"))
     counts, edges = np.histogram([share for _, share in found], _BARS, (0, 1))
     return Finding(
         rows=tuple(number for number, _ in found),
@@ -165,9 +166,8 @@ class _Index:
         hit = np.flatnonzero(count)
         if not len(hit):
             return
-        before = np.cumsum(count[hit]) - count[hit]
-        entries = np.arange(count[hit].sum()) + np.repeat(start[hit] - before, count[hit])
-        pairs = np.repeat(places[hit], count[hit]) * len(self._sizes) + self._owners[entries]
+        owners = self._owners[ranges(start[hit], count[hit])]
+        pairs = np.repeat(places[hit], count[hit]) * len(self._sizes) + owners
         found, times = np.unique(pairs, return_counts=True)
         place, owner = found // len(self._sizes), found % len(self._sizes)
         shares = times / self._sizes[owner]

@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Checked, Example, Finding, Message
+from mlflow_ft.builtin.check_arrays import first_of, sizes_of
 from mlflow_ft.builtin.check_seen import Seen, content, squeezed
 from mlflow_ft.data.text import fingerprint, normalise, operators
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from mlflow_ft.config.schema import ChecksSection
-
-    Numbers = npt.NDArray[np.int64]
 
 _LARGEST = 20
 """Sizes of groups that are told."""
@@ -27,21 +23,6 @@ _ANSWERS = (
     *("completion", "response"),
 )
 """Columns of a prompt that hold what is right."""
-
-
-def first_of(hashes: array[int]) -> Numbers:
-    """Of every row the number of the first one that has the same hash."""
-    import numpy as np
-
-    _, first, group = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
-    return first[group]
-
-
-def sizes_of(firsts: Numbers) -> list[int]:
-    """Sizes of the groups that follow these first rows (one entry for every further row), the largest first."""
-    import numpy as np
-
-    return sorted((int(count) + 1 for count in np.unique(firsts, return_counts=True)[1]), reverse=True)
 
 
 class ExactDuplicates:

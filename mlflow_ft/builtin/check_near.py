@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Checked, Finding
-from mlflow_ft.builtin.check_duplicates import first_of, sizes_of
+from mlflow_ft.builtin.check_arrays import first_of, ranges, sizes_of
 from mlflow_ft.builtin.check_seen import Seen
 from mlflow_ft.data.text import fingerprint, ngrams, words
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Numbers = npt.NDArray[np.int64]
     Words32 = npt.NDArray[np.uint32]
+    Shares = npt.NDArray[np.float64]
     Alike = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
 
 _WORDS = 3
@@ -68,7 +69,8 @@ class NearDuplicates:
 
         first = first_of(self._texts)  # the same text is an exact duplicate, not a near one
         distinct = np.flatnonzero(first == np.arange(len(first)))
-        roots = cluster(self._matrix(), distinct, self._alike)
+        compared = _Compared(self._signatures, self._shingles, self._ends, self._least)
+        roots = cluster(compared.signatures, distinct, compared.alike)
         near = np.flatnonzero(roots != np.arange(len(roots)))
         sizes = sizes_of(roots[near])
         return Finding(
@@ -81,47 +83,69 @@ class NearDuplicates:
             },
         )
 
-    def _matrix(self) -> Words32:
-        import numpy as np
-
-        return np.frombuffer(self._signatures, np.uint32).reshape(-1, _SIGNATURE)
-
-    def _alike(self, first: Numbers, other: Numbers) -> npt.NDArray[np.bool_]:
-        """Of every pair of rows whether it is similar enough."""
-        import numpy as np
-
-        matrix, shared = self._matrix(), np.empty(len(first))
-        for start in range(0, len(first), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            shared[block] = (matrix[first[block]] == matrix[other[block]]).mean(axis=1)
-        for close in np.flatnonzero(np.abs(shared - self._least) <= _CLOSE).tolist():
-            one, two = self._kept(int(first[close])), self._kept(int(other[close]))
-            if one and two:
-                shared[close] = len(one & two) / len(one | two)
-        return shared >= self._least
-
-    def _kept(self, number: int) -> set[int]:
-        start = self._ends[number - 1] if number else 0
-        return set(self._shingles[start : self._ends[number]])
-
     def _example(self, number: int, first: int) -> dict[str, Any]:
         told = f"“{self._seen.excerpt(number)}” is like {self._seen.where(first)}: “{self._seen.excerpt(first)}”"
         return self._seen.place(number) | {"message": told}
 
 
+class _Compared:
+    """What is known of every row, and whether two of them are alike."""
+
+    def __init__(self, signatures: array[int], shingles: array[int], ends: array[int], least: float) -> None:
+        import numpy as np
+
+        self.signatures = np.frombuffer(signatures, np.uint32).reshape(-1, _SIGNATURE)
+        self._shingles = np.frombuffer(shingles, np.uint32)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.frombuffer(ends, np.int64)])[:-1]
+        self._counts = np.frombuffer(ends, np.int64) - self._starts
+        self._least = least
+
+    def alike(self, first: Numbers, other: Numbers) -> npt.NDArray[np.bool_]:
+        """Of every pair of rows whether it is similar enough; pairs with the same first row stand together."""
+        import numpy as np
+
+        blocks = [slice(start, start + _BLOCK) for start in range(0, len(first), _BLOCK)]
+        shared = [self._shared(first[block], other[block]) for block in blocks]
+        return np.concatenate([np.empty(0), *shared]) >= self._least
+
+    def _shared(self, first: Numbers, other: Numbers) -> Shares:
+        """The share of shingles that every pair has in common: estimated, and exactly where that may decide."""
+        import numpy as np
+
+        shares: Shares = (self.signatures[first] == self.signatures[other]).mean(axis=1)
+        kept = (self._counts[first] > 0) & (self._counts[other] > 0)
+        close = np.flatnonzero(kept & (np.abs(shares - self._least) <= _CLOSE))
+        for group in np.split(close, np.flatnonzero(np.diff(first[close])) + 1) if len(close) else ():
+            shares[group] = self._exactly(int(first[group[0]]), other[group])
+        return shares
+
+    def _exactly(self, first: int, others: Numbers) -> Shares:
+        """The share of shingles that one row has in common with each of the others."""
+        import numpy as np
+
+        counts = self._counts[others]
+        mine = self._shingles[self._starts[first] : self._starts[first] + self._counts[first]]
+        theirs = self._shingles[ranges(self._starts[others], counts)]
+        place = np.minimum(np.searchsorted(mine, theirs), len(mine) - 1)
+        both = np.bincount(np.repeat(np.arange(len(others)), counts), mine[place] == theirs, len(others))
+        share: Shares = both / (len(mine) + counts - both)
+        return share
+
+
 def _shingles(row: Checked) -> Words32:
-    """Hashes of the runs of three words of a row, each once; a good and a bad answer have none in common."""
+    """Hashes of the runs of three words of a row, sorted, each once; good and bad answers have none in common."""
     import numpy as np
 
-    hashes = (np.unique(ngrams(words(row.text), _WORDS)) >> np.uint64(32)).astype(np.uint32)
-    return hashes ^ np.uint32(_OF_A_BAD_ANSWER) if row.example.label is False else hashes
+    hashes = (ngrams(words(row.text), _WORDS) >> np.uint64(32)).astype(np.uint32)
+    return np.unique(hashes ^ np.uint32(_OF_A_BAD_ANSWER) if row.example.label is False else hashes)
 
 
 def _signature(shingles: Words32) -> Words32:
     from datasketch import MinHash
 
     signature = MinHash(_SIGNATURE, scheme="affine32", permutations=_permutations(), hashfunc=int)  # hashes already
-    signature.update_batch(shingles.tolist())
+    for start in range(0, len(shingles), _BLOCK):  # each of them takes 512 bytes and more on the way
+        signature.update_batch(shingles[start : start + _BLOCK].tolist())
     hashes: Words32 = signature.hashvalues
     return hashes
 

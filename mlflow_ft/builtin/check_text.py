@@ -22,8 +22,10 @@ _EMBEDDING = re.compile("[\u202a-\u202c\u2066-\u2069]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]")
 _HARMLESS = re.compile("[’‘“”–—…•]+")
-_AROUND = 12
-"""Signs to show on either side of what is broken."""
+_NOT_MOJIBAKE = re.compile("[¬\ufffd]")
+"""Twice in a row the one is logic; the other is told for itself."""
+_AROUND = 40
+"""Most signs of a word to show on either side of what is broken."""
 
 
 def encoding(row: Checked) -> str | None:
@@ -58,11 +60,15 @@ def _mojibake(text: str) -> list[str]:
     import ftfy
     from ftfy.badness import BADNESS_RE
 
-    bad = BADNESS_RE.search(text.replace("¬", " "))  # twice in a row it is logic, not mojibake
+    bad = BADNESS_RE.search(_NOT_MOJIBAKE.sub(" ", text))
     if not bad:
         return []
-    part = text[max(0, bad.start() - _AROUND) : bad.end() + _AROUND].strip()
+    start = text.rfind(" ", 0, bad.start()) + 1
+    end = text.find(" ", bad.end())
+    part = text[max(start, bad.start() - _AROUND) : min(end if end >= 0 else len(text), bad.end() + _AROUND)]
     mended = ftfy.fix_encoding(part)
+    if mended == part and _CONTROL.search(part):  # it is no more than that
+        return []
     return [f"mojibake: {part!r}" + (f" should read {mended!r}" if mended != part else "")]
 
 
@@ -101,7 +107,7 @@ def main_script(text: str) -> tuple[str, float]:
     del counts[""]
     letters = counts.total()
     if counts["Han"] and any(counts[kana] for kana in _JAPANESE):
-        counts["Japanese"] = sum(counts.pop(script) for script in ("Han", *_JAPANESE))
+        counts["Japanese"] = sum(counts.pop(script, 0) for script in ("Han", *_JAPANESE))
     [(script, count)] = counts.most_common(1) or [("", 0)]
     return (script, count / letters) if letters >= _LETTERS and count * 2 > letters else ("", 0.0)
 

@@ -2,126 +2,220 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlflow_ft import Example
-from mlflow_ft.builtin.turns import from_json, near, tools, turns
+from mlflow_ft import Example, Message
+from mlflow_ft.builtin.tool_calls import tools_of, written_calls
+from mlflow_ft.builtin.turns import as_turns, is_turns, turns
+from mlflow_ft.builtin.values import from_json, meant, named
 
-TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 CONTEXT_COLUMNS = ("input", "context")
+CALLS_COLUMN = "answers"
+"""An answer that is a list of calls (xLAM); lists of answers of other sorts have the same name."""
+PICTURE_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
+TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 def from_turns(values: Mapping[str, Any]) -> Example:
     """A column of turns; optionally `tools` and a system prompt in columns of their own."""
     column = turn_column(values)
     messages, wishes = turns(values[column], column)
-    learned = [
-        message["role"] == "assistant" and wish is not False for message, wish in zip(messages, wishes, strict=True)
-    ]
+    learned = to_learn(messages, wishes)
     if system := system_of(values, messages):
         messages, learned = [system, *messages], [False, *learned]
     return conversation(messages, learned, values)
 
 
-def conversation(messages: Sequence[Mapping[str, Any]], learned: Sequence[bool], values: Mapping[str, Any]) -> Example:
+def to_learn(messages: Sequence[Message], wishes: Sequence[bool | None]) -> list[bool]:
+    """Of each turn whether it is learned: what the assistant says, unless the turn says otherwise."""
+    return [
+        message["role"] == "assistant" and wish is not False for message, wish in zip(messages, wishes, strict=True)
+    ]
+
+
+def conversation(messages: Sequence[Message], learned: Sequence[bool], values: Mapping[str, Any]) -> Example:
     """Turns as an example: what nobody answers is left out, and a first word of the assistant's is not learned."""
-    last = max((place for place, turn in enumerate(messages) if turn["role"] == "assistant"), default=None)
-    if last is None:
-        raise ValueError("has no turn of the assistant, so there is nothing to learn")
-    notes = []
-    if last < len(messages) - 1:
-        notes.append(f"{len(messages) - 1 - last} turns behind the last answer are left out")
-    first = next(place for place, turn in enumerate(messages) if turn["role"] != "system")
-    if messages[first]["role"] == "assistant" and learned[first]:
-        notes.append("the conversation begins with the assistant; that turn is read, not learned")
-        learned = [*learned[:first], False, *learned[first + 1 :]]
+    spoken = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not spoken:
+        raise ValueError("the conversation has no turn of the assistant, so there is nothing to learn")
+    without_pictures(values, messages)
+    notes, last, learned = [], spoken[-1], list(learned)
+    if behind := len(messages) - 1 - last:
+        notes.append(f"{behind} turn{'s' * (behind > 1)} behind the last answer left out")
+    if all(turn["role"] == "system" for turn in messages[: spoken[0]]):
+        if learned[spoken[0]]:
+            notes.append("the conversation begins with the assistant; that turn is read, not learned")
+        learned[spoken[0]] = False
     return Example(
         messages=tuple(messages[: last + 1]),
-        learned=tuple(learned[: last + 1]),
-        tools=tools(values.get("tools")),
+        learned=None if all(learned[place] for place in spoken) else tuple(learned[: last + 1]),
+        tools=tools_of(values),
         notes=tuple(notes),
     )
 
 
+def without_pictures(values: Mapping[str, Any], messages: Sequence[Message]) -> None:
+    """Raise ValueError where a row has pictures or sounds: a list of them, or one that a turn has an `<image>` for."""
+    for column in PICTURE_COLUMNS:
+        if found := values.get(column):
+            mark = f"<{column}>"
+            if isinstance(found, list) or any(mark in turn.get("content", "") for turn in messages):
+                raise ValueError(f"the row has pictures or sounds in `{column}`; only text can be learned")
+
+
 def turn_column(values: Mapping[str, Any]) -> str:
-    """The column that holds the turns."""
-    for column in TURN_COLUMNS:
-        if values.get(column) is not None:
-            return column
-    raise ValueError(f"column `messages` is missing{near('messages', values)}")
+    """The column that holds the turns: the first that may, else the first that there is."""
+    there = [column for column in TURN_COLUMNS if values.get(column) is not None]
+    if not there:
+        raise ValueError(f"column `messages` is missing{meant(TURN_COLUMNS, values)}")
+    if len(there) == 1:
+        return there[0]
+    return next((column for column in there if not isinstance(from_json(values[column]), str)), there[0])
 
 
-def system_of(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
+def system_of(values: Mapping[str, Any], messages: Sequence[Message] = ()) -> dict[str, Any] | None:
     """The system prompt in a column of its own, where the turns do not begin with one."""
-    if messages and messages[0]["role"] == "system":
-        return None
-    found = next((values[name] for name in SYSTEM_COLUMNS if isinstance(values.get(name), str)), "")
-    return {"role": "system", "content": found} if found.strip() else None
+    for column in SYSTEM_COLUMNS:
+        found = values.get(column)
+        if found is None or found == "":
+            continue
+        if not isinstance(found, str):
+            raise ValueError(f"`{column}` is {named(found)}, not text")
+        if found.strip():
+            return None if messages and messages[0]["role"] == "system" else {"role": "system", "content": found}
+    return None
 
 
-def from_alpaca(values: Mapping[str, Any]) -> Example:
-    """`{"instruction": "...", "input": "... or empty", "output": "..."}`; optionally `system` and `history`."""
-    return asked_and_answered(values, question(values, "instruction"), text(values, "output"))
+# --- questions and answers
 
 
-def from_pair(questions: Sequence[str], answers: Sequence[str]) -> Any:
-    """A converter for a question and an answer under any of these names; both may be lists of turns."""
+def from_pair(questions: Sequence[str], answers: Sequence[str]) -> Callable[[Mapping[str, Any]], Example]:
+    """A converter for a question and an answer under any of these names; each is text or a list of turns."""
 
     def convert(values: Mapping[str, Any]) -> Example:
         asked, answered = one_of(values, questions), one_of(values, answers)
-        prompt, completion = from_json(values[asked]), from_json(values[answered])
-        if isinstance(prompt, list) and isinstance(completion, list):
-            before, _ = turns(prompt, asked)
-            after, wishes = turns(completion, answered)
-            system = system_of(values, before)
-            before = [system, *before] if system else before
-            learned = [
-                turn["role"] == "assistant" and wish is not False for turn, wish in zip(after, wishes, strict=True)
-            ]
-            return conversation([*before, *after], [False] * len(before) + learned, values)
-        return asked_and_answered(values, question(values, asked), text(values, answered))
+        rounds, before = history(values), prompt_in(values, asked)
+        after, learned = unrepeated(before, *_answer(values, answered))
+        if after[0]["role"] in ("user", "system"):  # a conversation from its beginning
+            if not any(same(turn, before[-1]) for turn in after):
+                speaker = after[0]["role"]
+                raise ValueError(f"`{answered}` begins with a turn of the {speaker}, and does not repeat `{asked}`")
+            before = []
+        system = [found] if (found := system_of(values, before)) else []
+        earlier = [turn["role"] == "assistant" for turn in rounds]  # learned too, as in LLaMA-Factory
+        return conversation(
+            [*system, *rounds, *before, *after],
+            [False] * len(system) + earlier + [False] * len(before) + learned,
+            values,
+        )
 
     return convert
 
 
-def asked_and_answered(values: Mapping[str, Any], asked: str, answer: str) -> Example:
-    """A question and its answer, behind the system prompt and the earlier rounds where the row has such."""
-    system = system_of(values)
-    earlier = history(values.get("history"))
-    return Example(
-        messages=(
-            *((system,) if system else ()),
-            *earlier,
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answer},
-        ),
-        tools=tools(values.get("tools")),
-    )
+from_alpaca = from_pair(("instruction",), ("output",))
+"""`{"instruction": "...", "input": "... or empty", "output": "..."}`; optionally `system` and `history`."""
 
 
-def history(value: Any) -> list[dict[str, Any]]:
+def prompt_in(values: Mapping[str, Any], column: str) -> list[Message]:
+    """What a column asks, in turns."""
+    listed = as_turns(values[column])
+    if listed is not None:
+        return list(turns(listed, column)[0])
+    asked = question(values, column)
+    written = transcript(asked) or []
+    if written and not written[-1]["content"]:
+        written.pop()
+    return written if written and written[-1]["role"] == "user" else [{"role": "user", "content": asked}]
+
+
+def _answer(values: Mapping[str, Any], column: str) -> tuple[list[Message], list[bool]]:
+    value = values[column]
+    if made := _written_calls(values, column):
+        return [{"role": "assistant", "tool_calls": made}], [True]
+    listed = as_turns(value)
+    if listed is None:
+        return [assistant(text(values, column))], [True]
+    messages, wishes = turns(listed, column)
+    return list(messages), to_learn(messages, wishes)
+
+
+def _written_calls(values: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    """Calls of the row's tools, where an answer is a list of them; without tools, JSON is an answer like any other."""
+    value = from_json(values[column])
+    if isinstance(value, str) or is_turns(value) or not tools_of(values):
+        return []
+    try:
+        return written_calls(value)
+    except ValueError as error:
+        raise ValueError(f"`{column}` {error}") from error
+
+
+def assistant(words: str) -> Message:
+    """What the assistant says, as a turn."""
+    return {"role": "assistant", "content": words}
+
+
+def unrepeated(
+    prompt: Sequence[Message], answer: Sequence[Message], learned: Sequence[bool]
+) -> tuple[list[Message], list[bool]]:
+    """What an answer adds to the prompt, which it may repeat, and what is learned of it."""
+    count = len(prompt)
+    if len(answer) > count and all(same(one, other) for one, other in zip(prompt, answer, strict=False)):
+        return list(answer[count:]), list(learned[count:])
+    return list(answer), list(learned)
+
+
+def same(one: Message, other: Message) -> bool:
+    """Whether two turns say the same, white space around it aside."""
+    return one["role"] == other["role"] and _said(one) == _said(other)
+
+
+def _said(turn: Message) -> tuple[Any, Any]:
+    words = turn.get("content", "")
+    return words.strip() if isinstance(words, str) else words, turn.get("tool_calls")
+
+
+def history(values: Mapping[str, Any]) -> list[Message]:
     """Earlier rounds as pairs of question and answer, oldest first."""
-    value = from_json(value)
-    if value is None or value in ("", []):
+    value = from_json(values.get("history"))
+    if value is None or value == "":
         return []
     if not isinstance(value, list):
-        raise ValueError("`history` is no list of rounds")
-    rounds = []
+        raise ValueError(f"`history` is {named(value)}, not a list of rounds")
+    rounds: list[Message] = []
     for number, pair in enumerate(value, 1):
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
-            raise ValueError(f"round {number} of `history` is no pair of question and answer")
-        rounds += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
+            raise ValueError(f"round {number} of `history` is not a pair of a question and an answer")
+        rounds += [{"role": "user", "content": pair[0]}, assistant(pair[1])]
     return rounds
 
 
 def question(values: Mapping[str, Any], column: str) -> str:
     """What is asked, with its input or context below it."""
     asked = text(values, column)
-    beside = next((name for name in CONTEXT_COLUMNS if name != column and values.get(name) is not None), None)
-    context = text(values, beside) if beside else ""
-    return f"{asked}\n\n{context}" if context.strip() else asked
+    for beside in CONTEXT_COLUMNS:
+        if beside != column and values.get(beside) is not None:
+            context = text(values, beside)
+            if context.strip() and not (column == "prompt" and context in asked):  # a prompt is often made of them
+                asked = f"{asked}\n\n{context}"
+    return asked
+
+
+def transcript(written: str) -> list[Message] | None:
+    """Turns out of "\\n\\nHuman: ...\\n\\nAssistant: ..."; None where it is not written so."""
+    if "Human:" not in written:
+        return None
+    parts = TRANSCRIPT.split(f"\n\n{written.lstrip()}")
+    if len(parts) < 5 or parts[0].strip():
+        return None
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": said.strip()}
+        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def from_text(values: Mapping[str, Any]) -> Example:
@@ -130,17 +224,18 @@ def from_text(values: Mapping[str, Any]) -> Example:
 
 
 def one_of(values: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """The first of the columns that the row has."""
-    for column in columns:
-        if values.get(column) is not None:
-            return column
-    raise ValueError(f"column `{columns[0]}` is missing{near(columns[0], values)}")
+    """The first of the columns that the row has, one that is not empty before one that is, as all are in CSV files."""
+    there = [column for column in columns if values.get(column) is not None]
+    if not there:
+        raise ValueError(f"column `{columns[0]}` is missing{meant(columns, values)}")
+    return next((column for column in there if values[column] != ""), there[0])
 
 
 def text(values: Mapping[str, Any], column: str) -> str:
     """The text in a column."""
-    if values.get(column) is None:
-        raise ValueError(f"column `{column}` is missing{near(column, values)}")
-    if not isinstance(values[column], str):
-        raise ValueError(f"`{column}` is no text but {type(values[column]).__name__}")
-    return str(values[column])
+    value = values.get(column)
+    if value is None:
+        raise ValueError(f"column `{column}` is missing{meant([column], values)}")
+    if not isinstance(value, str):
+        raise ValueError(f"`{column}` is {named(value)}, not text")
+    return value

@@ -3,176 +3,213 @@
 {"from": "human", "value": "Hi"}                          {"role": "user", "content": "Hi"}
 {"from": "function_call", "value": '{"name": "f", ...}'}  {"role": "assistant", "tool_calls": [...]}
 {"role": "user", "content": [{"type": "text", ...}]}      {"role": "user", "content": "..."}
+{"input": "Hi", "output": "Hello"}                        a turn of the user and one of the assistant
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from mlflow_ft.builtin.tool_calls import answer_the_call, calls, written_calls
+from mlflow_ft.builtin.values import from_json, key_in, listed, meant, named, near, shown
 
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
-LEARN_KEYS = ("train", "weight")
+LEARN_KEYS = ("train", "training", "weight", "loss")
+CALL_KEYS = ("tool_calls", "function_call")
+ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
+"""Keys of a question and its answer, where each object of a list holds both."""
 CALL = "call"
 ROLES = {
     "system": ("system", "developer"),
-    "user": ("user", "human", "prompter", "customer"),
-    "assistant": ("assistant", "gpt", "model", "bot", "chatbot", "ai", "chatgpt"),
-    "tool": ("tool", "observation", "function", "function_response", "tool_response", "tool_result", "ipython"),
-    CALL: ("function_call", "tool_call", "function-call", "tool-call"),
+    "user": ("user", "human", "humans", "prompter", "customer"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatbot", "ai", "agent", "chatgpt", "bing", "bard", "claude"),
+    "tool": (
+        *("tool", "tools", "observation", "function", "ipython", "environment"),
+        *("function_response", "function-response", "tool_response", "tool-response", "tool_result", "tool_results"),
+    ),
+    CALL: ("function_call", "function-call", "tool_call", "tool-call", "tool_calls"),
 }
 """What chat templates call a role, and what data sets do."""
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
+_PLAIN = {name: role for name, role in ROLE_OF.items() if role not in ("tool", CALL)}
+_WORDS = ("text", "input_text", "output_text")
+_TRUTH = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
+_READ_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *LEARN_KEYS, *CALL_KEYS))
 
 
 def turns(value: Any, column: str) -> tuple[list[dict[str, Any]], list[bool | None]]:
     """The turns of a column, and of each whether it says itself that it is learned (None: it does not say)."""
-    value = from_json(value)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ValueError(f"`{column}` is no list of turns")
     messages: list[dict[str, Any]] = []
     wishes: list[bool | None] = []
-    for number, turn in enumerate(value, 1):
-        try:
-            message = _message(turn)
-            wish = _wish(turn, message["role"])
-        except ValueError as error:
-            raise ValueError(f"turn {number} of `{column}` {error}") from error
-        _answer_the_call(messages, message)
+    for number, turn in enumerate(_list_of(value, column), 1):
+        message = _plain(turn)
+        wish = None
+        if message is None:
+            try:
+                message = _message(turn)
+                wish = _wish(turn, message["role"])
+            except ValueError as error:
+                raise ValueError(f"turn {number} of `{column}` {error}") from error
+            if message["role"] == "tool":
+                answer_the_call(messages, message)
         messages.append(message)
         wishes.append(wish)
     return messages, wishes
 
 
-def from_json(value: Any) -> Any:
-    """What a CSV or Parquet file keeps as text: a list or an object written as JSON; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+def as_turns(value: Any) -> Sequence[Any] | None:
+    """The turns in a value, where it holds such or can hold nothing else; None where it is text, or no value."""
+    if isinstance(value, str):
+        found = from_json(value)  # an answer may be JSON that means other things
+        turned = [found] if isinstance(found, Mapping) else found
+        return turned if _is_turn(turned) else None
+    if isinstance(value, Mapping):
+        listed_turns: Sequence[Any] | None = _columns_as_turns(value)
+        return listed_turns or [value]
+    return value if isinstance(value, list | tuple) else None
+
+
+def _is_turn(found: Sequence[Any]) -> bool:
+    """Whether a list, of which only its text is known to be JSON, begins with a turn without a doubt."""
+    first = found[0] if found else None
+    if not isinstance(first, Mapping):
+        return False
+    return _role(_first(first, ROLE_KEYS)) is not None and key_in(first, (*CONTENT_KEYS, *CALL_KEYS)) is not None
 
 
 def is_turns(value: Any) -> bool:
     """Whether a column holds turns, by the look of the first."""
-    value = from_json(value)
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and key_in(first, ROLE_KEYS) is not None
+    return bool(roles_of(value)[:1])
 
 
 def roles_of(value: Any) -> list[str]:
-    """Who speaks, turn by turn, as far as that can be told."""
-    keys = [(turn, key_in(turn, ROLE_KEYS)) for turn in from_json(value) if isinstance(turn, Mapping)]
-    roles = (ROLE_OF.get(str(turn[key]).strip().lower(), "") for turn, key in keys if key)
+    """Who speaks, turn by turn, "" where that cannot be told; [] where it is no list of turns."""
+    found = from_json(value)
+    found = _columns_as_turns(found) if isinstance(found, Mapping) else found
+    if not isinstance(found, list) or not found or not isinstance(found[0], Mapping):
+        return []
+    if rounds := _round_keys(found[0]):
+        found = _from_rounds(found, rounds)
+    elif key_in(found[0], ROLE_KEYS) is None:
+        return []
+    roles = (_role(_first(turn, ROLE_KEYS)) or "" if isinstance(turn, Mapping) else "" for turn in found)
     return ["assistant" if role == CALL else role for role in roles]
 
 
-def key_in(turn: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    """The first of the keys that the turn has a value under."""
-    return next((key for key in keys if turn.get(key) is not None), None)
+def _role(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return None
+    return ROLE_OF.get(value) or ROLE_OF.get(value.strip().lower())
 
 
-def near(name: str, known: Collection[Any]) -> str:
-    """ " (did you mean `content`?)" where a name of those known is close, else ""."""
-    found = difflib.get_close_matches(name, [str(one) for one in known], n=1, cutoff=0.7)
-    return f" (did you mean `{found[0]}`?)" if found else ""
+# --- lists of turns, in the forms that data sets have for them
+
+
+def _list_of(value: Any, column: str) -> Sequence[Any]:
+    value = from_json(value)
+    if isinstance(value, Mapping):
+        value = _columns_as_turns(value) or value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"`{column}` is {named(value)}, not a list of turns")
+    if not value:
+        raise ValueError(f"`{column}` has no turns")
+    rounds = _round_keys(value[0])
+    return _from_rounds(value, rounds) if rounds else value
+
+
+def _columns_as_turns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """A list of turns out of lists of roles and contents, as which `datasets` keeps some; None where it is none."""
+    role, content = _first(value, ROLE_KEYS), _first(value, CONTENT_KEYS)
+    if not isinstance(role, list) or not isinstance(content, list) or len(role) != len(content):
+        return None
+    lists = {key: one for key, one in value.items() if isinstance(one, list) and len(one) == len(role)}
+    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
+
+
+def _round_keys(first: Any) -> tuple[str, str] | None:
+    if not isinstance(first, Mapping) or key_in(first, ROLE_KEYS):
+        return None
+    return next((keys for keys in ROUNDS if all(isinstance(first.get(key), str) for key in keys)), None)
+
+
+def _from_rounds(value: Sequence[Any], keys: tuple[str, str]) -> list[Any]:
+    """A turn for every question and one for every answer; what is no such round stays, and is told as a turn."""
+    found: list[Any] = []
+    for one in value:
+        if not isinstance(one, Mapping) or not all(key in one for key in keys):
+            found.append(one)
+            continue
+        found += [
+            {"role": role, "content": one[key]}
+            for role, key in zip(("user", "assistant"), keys, strict=True)
+            if one[key] is not None
+        ]
+    return found
+
+
+# --- one turn
+
+
+def _plain(turn: Any) -> dict[str, Any] | None:
+    """A turn that is a role and a text, as most are; None where it takes a closer look."""
+    if type(turn) is not dict or len(turn) != 2:
+        return None
+    role, content = turn.get("role"), turn.get("content")
+    if role is None or content is None:
+        role, content = turn.get("from"), turn.get("value")
+    if type(role) is str and type(content) is str and role in _PLAIN:
+        return {"role": _PLAIN[role], "content": content}
+    return None
 
 
 def _message(turn: Any) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
-        raise ValueError("is no object with `role` and `content`")
-    role_key, content_key = key_in(turn, ROLE_KEYS), key_in(turn, CONTENT_KEYS)
-    if role_key is None:
-        raise ValueError(f"has no `role`; its keys are {', '.join(map(str, turn)) or 'none'}{_missed(turn, 'role')}")
-    role = ROLE_OF.get(str(turn[role_key]).strip().lower())
+        raise ValueError(f"is {named(turn)}, not an object with `role` and `content`")
+    key = key_in(turn, ROLE_KEYS)
+    if key is None:
+        raise ValueError(f"has no `role`{meant(ROLE_KEYS, turn) or f'; its keys are {listed(turn)}'}")
+    role, content, made = _role(turn[key]), _first(turn, CONTENT_KEYS), calls(_first(turn, CALL_KEYS))
     if role is None:
-        known = near(str(turn[role_key]), ROLE_OF) or f"; known: {', '.join(ROLE_OF)}"
-        raise ValueError(f"has role {turn[role_key]!r}{known}")
-    content = _content(turn[content_key]) if content_key else None
-    calls = _calls(turn.get("tool_calls") or turn.get("function_call"))
+        raise ValueError(f"has the role {shown(turn[key])}, which is not known{_nearly(turn[key])}")
     if role == CALL:
-        calls, content, role = _written_calls(content), None, "assistant"
-        if not calls:
-            content = _content(turn[content_key]) if content_key else None
-    if content is None and not calls:
-        raise ValueError(f"has no text in `content`{_missed(turn, 'content')}")
+        role, written = "assistant", written_calls(content)
+        made, content = (made or written), (None if written else content)
+    words = {} if content is None else {"content": _content(content)}
+    if not words and not made:
+        raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
     # Arrow fills the keys that other rows have with None; templates test whether a key is there
-    known_keys = (*ROLE_KEYS, *CONTENT_KEYS, *LEARN_KEYS, "tool_calls", "function_call")
-    rest = {key: value for key, value in turn.items() if value is not None and key not in known_keys}
-    words = {} if content is None else {"content": content}
-    return {"role": role, **words, **({"tool_calls": calls} if calls else {}), **rest}
+    rest = {name: value for name, value in turn.items() if value is not None and name not in _READ_KEYS}
+    return {"role": role, **words, **({"tool_calls": made} if made else {}), **rest}
 
 
-def _missed(turn: Mapping[str, Any], key: str) -> str:
-    close = difflib.get_close_matches(key, [str(one) for one in turn if turn[one] is not None], n=1, cutoff=0.7)
-    return f"; did you mean `{key}` where it says `{close[0]}`?" if close else ""
+def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    key = key_in(turn, keys)
+    return None if key is None else turn[key]
+
+
+def _nearly(role: Any) -> str:
+    found = near(role, ROLE_OF) if isinstance(role, str) else None
+    return f"; did you mean `{found}`?" if found else "; the roles are system, user, assistant and tool"
 
 
 def _content(value: Any) -> str:
     """Text, or OpenAI's list of parts; pictures and sounds are no text."""
     if isinstance(value, str):
         return value
-    if not isinstance(value, Sequence):
-        raise ValueError(f"has no text in `content` but {type(value).__name__}")
-    parts = []
-    for part in value:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if not isinstance(text, str) or kind not in ("text", "input_text", "output_text"):
-            raise ValueError(f"has a part of type {kind!r}; only text can be learned")
-        parts.append(text)
-    return "\n".join(parts)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"has {named(value)} in `content`, not text")
+    return "\n".join(_part(part) for part in value)
 
 
-def _calls(value: Any) -> list[dict[str, Any]]:
-    """Tool calls as templates take them, their arguments as an object; OpenAI writes these as text."""
-    value = from_json(value)
-    if not value:
-        return []
-    found = []
-    for call in [value] if isinstance(value, Mapping) else value:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ValueError("has a tool call without the name of a function")
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = from_json({} if arguments is None or arguments == "" else arguments)
-        rest = {key: one for key, one in call.items() if key in ("id",) and one is not None}
-        found.append({"type": "function", **rest, "function": {"name": function["name"], "arguments": arguments}})
-    return found
-
-
-def _written_calls(content: str | None) -> list[dict[str, Any]]:
-    """ShareGPT's function_call turn: the call as JSON, or a list of calls; [] where it is neither."""
-    value = from_json(content)
-    if not isinstance(value, Mapping | list):
-        return []
-    try:
-        calls = _calls(value)
-    except ValueError:
-        return []
-    for number, call in enumerate(calls):
-        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates demand
-    return calls
-
-
-def _answer_the_call(before: Sequence[Mapping[str, Any]], message: dict[str, Any]) -> None:
-    """Let the result of a tool name the call that it answers, where that is plain and not said."""
-    if message["role"] != "tool" or "tool_call_id" in message:
-        return
-    results = 0
-    for turn in reversed(before):
-        if turn["role"] == "tool":
-            results += 1
-            continue
-        calls = turn.get("tool_calls", [])
-        if results < len(calls):
-            call = calls[results]
-            message |= {"tool_call_id": call["id"]} if "id" in call else {}
-            message.setdefault("name", call["function"]["name"])
-        return
+def _part(part: Any) -> str:
+    text, kind = (part.get("text"), part.get("type") or "text") if isinstance(part, Mapping) else (part, "text")
+    if not isinstance(kind, str) or kind not in _WORDS:
+        raise ValueError(f"has a part of type {shown(kind)} in `content`; only text can be learned")
+    if not isinstance(text, str):
+        raise ValueError("has a part without text in `content`")
+    return text
 
 
 def _wish(turn: Mapping[str, Any], role: str) -> bool | None:
@@ -180,26 +217,10 @@ def _wish(turn: Mapping[str, Any], role: str) -> bool | None:
     if key is None:
         return None
     value = turn[key]
-    if value not in (0, 1, "true", "false", "True", "False"):
-        raise ValueError(f"has `{key}`: {value!r}; a turn is learned or not: give true or false, 1 or 0")
-    wish = value in (1, "true", "True")
+    said = value.strip().lower() if isinstance(value, str) else value
+    wish = _TRUTH.get(said) if isinstance(said, str | int | float) else None
+    if wish is None:
+        raise ValueError(f"has {shown(value)} in `{key}`; a turn is learned or it is not: write true or false, 1 or 0")
     if wish and role != "assistant" and key == "train":
-        raise ValueError("has `train`: true, but only what the assistant says can be learned")
+        raise ValueError(f"has `train`: true, but the {role} speaks, and only what the assistant says can be learned")
     return wish
-
-
-def tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
-    """The tools that a conversation may use, each as `{"type": "function", "function": {...}}`."""
-    value = from_json(value)
-    if value is None or value in ("", [], {}):
-        return None
-    listed = [value] if isinstance(value, Mapping) else value
-    if not isinstance(listed, list):
-        raise ValueError("`tools` is no list of functions")
-    found = []
-    for tool in map(from_json, listed):
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ValueError("`tools` has one without the name of a function")
-        found.append({"type": "function", "function": dict(function)})
-    return tuple(found) or None

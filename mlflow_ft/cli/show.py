@@ -11,6 +11,13 @@ import click
 from mlflow_ft import plugins
 from mlflow_ft.plugins import KINDS
 
+MORE = {"formats": ("kind", "columns"), "checks": ("severity", "remedy", "fix"), "trainers": ("kinds",)}
+"""What is told of a record beside its name and summary, by kind."""
+
+
+def _words(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
 
 @click.command()
 @click.argument("kind", type=click.Choice(sorted(KINDS)))
@@ -28,6 +35,7 @@ def command(kind: str, *, as_json: bool) -> None:
             "defaults": dict(getattr(record, "defaults", {})),
             "paper": getattr(record, "paper", ""),
         }
+        | {name: getattr(record, name) for name in MORE.get(kind, ())}
         for record in catalogue
     ]
     if as_json:
@@ -35,6 +43,9 @@ def command(kind: str, *, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['name']:<18} {row['summary']}  ({row['provider']})")
+        for name in MORE.get(kind, ()):
+            if row[name]:
+                click.echo(f"{'':<18}   {name}: {_words(row[name])}")
         if row["paper"]:
             click.echo(f"{'':<18}   {row['paper']}")
         for line in settings(row["name"], row["defaults"]) if kind == "trainers" else ():

@@ -11,21 +11,75 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlflow_ft.errors import DataError
-
 FOLD = 200
 """Text is compressed about fivefold, and machine-made rows some thirtyfold; beyond this it is no data."""
 HARMLESS = 64 * 2**20
 """Bytes that any file may unfold into."""
+DICTIONARY = 512 * 2**20
+"""Bytes of memory that unfolding may take: `xz -9` needs 65 MiB, and a file may ask for 4 GiB."""
 BUFFER = 2**18
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class BrokenFile(Exception):  # noqa: N818  it is what it is called: a file that cannot be read any further
+    """What is wrong with a file as a whole; the rows behind the place cannot be told apart."""
+
+    def __init__(self, reason: str, *, line: int | None = None, hint: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.line = line
+        self.hint = hint
 
 
 class Readable(Protocol):
     """Bytes that come out of a compressed file."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes: ...
 
     def close(self) -> None: ...
+
+
+class _Members:
+    """What the members of a bz2 or xz file hold; Python's own readers pass over what follows a member and is none."""
+
+    def __init__(self, file: Path, begin: Callable[[], Any]) -> None:
+        self._file = file.open("rb")
+        self._begin = begin
+        self._member = begin()
+
+    def read(self, size: int, /) -> bytes:
+        while True:
+            if self._member.eof:
+                data = self._next_member()
+                if not data:
+                    return b""
+                self._member = self._begin()
+            else:
+                data = self._file.read(BUFFER) if self._member.needs_input else b""
+                if self._member.needs_input and not data:
+                    raise EOFError("it ends before its end mark")
+            if found := self._member.decompress(data, size):
+                return bytes(found)
+
+    def _next_member(self) -> bytes:
+        """The bytes from the next member on, without the zeros between two of them; b"" at the end of the file."""
+        data: bytes = self._member.unused_data
+        while not (data := data.lstrip(b"\0")):
+            data = self._file.read(BUFFER)
+            if not data:
+                return b""
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _bz2(file: Path) -> Readable:
+    return _Members(file, bz2.BZ2Decompressor)
+
+
+def _xz(file: Path) -> Readable:
+    return _Members(file, lambda: lzma.LZMADecompressor(memlimit=DICTIONARY))
 
 
 def _zstd(file: Path) -> Readable:
@@ -35,12 +89,7 @@ def _zstd(file: Path) -> Readable:
     return opened
 
 
-OPENERS: Mapping[str, Callable[[Path], Readable]] = {
-    ".gz": gzip.GzipFile,
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": _zstd,
-}
+OPENERS: Mapping[str, Callable[[Path], Readable]] = {".gz": gzip.GzipFile, ".bz2": _bz2, ".xz": _xz, ".zst": _zstd}
 """By the last suffix of a name, what opens it."""
 
 
@@ -54,7 +103,7 @@ def binary(file: Path) -> io.BufferedReader:
     """Open a file for reading bytes, decompressed.
 
     Raises:
-        DataError: while reading, too: the compression is broken, or it unfolds over 200-fold.
+        BrokenFile: while reading: the compression is broken, or it unfolds over 200-fold.
     """
     opener = OPENERS.get(file.suffix.lower())
     if opener is None:
@@ -62,11 +111,23 @@ def binary(file: Path) -> io.BufferedReader:
     return io.BufferedReader(_Guarded(file, opener(file)), buffer_size=BUFFER)
 
 
+def text(file: Path) -> io.BufferedReader:
+    """Open a file of text for reading its bytes, decompressed.
+
+    Raises:
+        BrokenFile: it is UTF-16; and while reading, as `binary` has it.
+    """
+    stream = binary(file)
+    if stream.peek(2)[:2] in UTF_16:
+        stream.close()
+        raise BrokenFile("not UTF-8 text (it looks like UTF-16)", line=1, hint="save the file as UTF-8")
+    return stream
+
+
 class _Guarded(io.RawIOBase):
     """Decompressed bytes, counted."""
 
     def __init__(self, file: Path, stream: Readable) -> None:
-        self._file = file
         self._stream = stream
         self._most = max(HARMLESS, FOLD * file.stat().st_size)
         self._read = 0
@@ -79,14 +140,14 @@ class _Guarded(io.RawIOBase):
             data = self._stream.read(len(buffer))
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"{self._file} cannot be decompressed beyond its first {self._read:,} bytes: {reason}",
+            raise BrokenFile(
+                f"it cannot be decompressed beyond its first {self._read:,} bytes: {reason}",
                 hint="the file is cut short or damaged: fetch or write it anew",
             ) from error
         self._read += len(data)
         if self._read > self._most:
-            raise DataError(
-                f"{self._file} unfolds into more than {self._most:,} bytes, over {FOLD} times its size",
+            raise BrokenFile(
+                f"it unfolds into more than {self._most:,} bytes, over {FOLD} times its size",
                 hint="it looks like a decompression bomb; if it is meant, decompress it yourself and name the result",
             )
         buffer[: len(data)] = data

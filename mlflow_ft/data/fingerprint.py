@@ -41,7 +41,7 @@ def content_hash(example: Example, encoded: Encoded) -> bytes:
     """16 bytes over what a row became: every turn, every token, every label."""
     found = hashlib.blake2b(canonical(_content(example)), digest_size=16)
     for one in (encoded, encoded.rejected) if encoded.rejected else (encoded,):
-        found.update(array("q", one.input_ids).tobytes() + array("q", one.labels).tobytes())
+        found.update(array("q", (len(one.input_ids), *one.input_ids, *one.labels)).tobytes())
     return found.digest()
 
 

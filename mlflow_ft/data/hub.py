@@ -20,12 +20,11 @@ DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", 
 def commit(name: str, settings: DataSection) -> str:
     """The commit of a Hub data set, asked of the Hub; "" where it does not answer (the data may be cached)."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         info = HfApi().dataset_info(name, revision=settings.revision, timeout=HUB_SECONDS)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, RuntimeError):
-        return ""  # reading it will say what is wrong, if anything is
+    except Exception:  # its HTTP client's own, too; reading the data will say what is wrong, if anything is
+        return ""
     return str(info.sha or "")
 
 
@@ -36,14 +35,13 @@ def rows(name: str, settings: DataSection) -> Iterator[Row]:
         DataError: the Hub does not give it.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     options = {"split": settings.split, "revision": settings.revision, "streaming": settings.max_rows is not None}
     try:
         dataset = load_dataset(name, settings.subset, **options)
         for number, values in enumerate(dataset, 1):
             yield Row(values=values, file=name, line=number)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:  # the last for a data set that is a script
+    except Exception as error:  # whatever the libraries below it raise: there is no common class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data {name!r} is no file, and the Hub does not give it: {reason}",
@@ -57,29 +55,38 @@ def saved_files(folder: Path, asked: str, settings: DataSection) -> list[Path] |
     Raises:
         DataError: it is a dictionary of splits without the one that was asked for, or its description is broken.
     """
-    if (folder / "dataset_dict.json").is_file():
-        splits = _described(folder / "dataset_dict.json").get("splits", [])
+    dictionary = folder / "dataset_dict.json"
+    if dictionary.is_file():
+        splits = _names(_described(dictionary).get("splits"))
         if settings.split not in splits:
             raise DataError(
                 f"the data set {asked!r} has no split {settings.split!r}",
-                hint=f"it has {', '.join(map(str, splits)) or 'none'}: name one with --data.split",
+                hint=f"it has {', '.join(splits) or 'none'}: name one with --data.split",
             )
         folder = folder / settings.split
-    if not (folder / "state.json").is_file():
+    elif not (folder / "state.json").is_file():
         return None
-    names = [str(file.get("filename")) for file in _described(folder / "state.json").get("_data_files", [])]
-    files = [folder / name for name in names]
-    missing = [name for name, file in zip(names, files, strict=True) if os.sep in name or not file.is_file()]
-    if missing or not files:
+    found = _described(folder / "state.json").get("_data_files")
+    names = _names([one.get("filename") if isinstance(one, dict) else None for one in _listed(found)])
+    missing = [name for name in names if os.sep in name or not (folder / name).is_file()]
+    if missing or not names:
         raise DataError(
             f"the data set {asked!r} lacks {', '.join(missing) or 'its files'}", hint="save it anew with save_to_disk"
         )
-    return files
+    return [folder / name for name in names]
 
 
-def _described(file: Path) -> dict[str, list[Any]]:
+def _described(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read: {error}", hint="save the data set anew with save_to_disk") from error
     return found if isinstance(found, dict) else {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _names(value: Any) -> list[str]:
+    return [str(one) for one in _listed(value)]

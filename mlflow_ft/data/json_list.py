@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlflow_ft.data import compressed
-from mlflow_ft.data.parsing import DECODER, MAX_ROW_BYTES, RowError, checked, malformed
-from mlflow_ft.errors import DataError
+from mlflow_ft.data import compressed, parsing
+from mlflow_ft.data.compressed import BrokenFile
+from mlflow_ft.data.parsing import DECODER, LENIENT, NO_ROW, NOT_UTF_8, RowError, checked, refused
 
 PIECE = 2**20
-PLAIN = json.JSONDecoder()
+SOLID = re.compile(r"[^ \t\r\n]")
+LONGEST_TOKEN = len("-Infinity")
+"""Letters before the end of what was read in which an error may come from the cut there."""
 
 
 def read(file: Path, *, brackets: bool = True) -> Iterator[tuple[int, Any]]:
     """Line and value of every element; a RowError in place of a value that is well formed but refused.
 
     Raises:
-        DataError: the JSON itself is malformed; what comes behind cannot be told apart any more.
+        BrokenFile: the JSON itself is malformed; what comes behind cannot be told apart any more.
     """
     text = _Text(file)
     if brackets:
         text.expect("[")
     first = True
-    while True:
-        letter = text.next_letter()
-        if letter == ("]" if brackets else ""):
-            text.finish(brackets=brackets)
-            return
+    while text.next_letter() != ("]" if brackets else ""):
         if brackets and not first:
             text.expect(",")
             text.next_letter()
         first = False
         yield text.line, text.value()
+    if brackets:
+        text.expect("]")
+        if text.next_letter():
+            raise text.broken("Extra data behind the list")
 
 
 class _Text:
     """The text of a file with a place in it; what lies before the place is let go."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
         self._pieces = _decoded(file)
         self._text = ""
         self._place = 0
@@ -51,50 +53,55 @@ class _Text:
     def next_letter(self) -> str:
         """Skip white space; the letter at the place, "" at the end of the file."""
         while True:
-            rest = self._text[self._place :].lstrip(" \t\r\n") if self._place < len(self._text) else ""
-            if rest:
-                self._advance(len(self._text) - len(rest))
-                return rest[0]
-            self._advance(len(self._text))
-            if not self._more():
+            found = SOLID.search(self._text, self._place)
+            self._advance(found.start() if found else len(self._text))
+            if found:
+                return found[0]
+            if not self._more(PIECE):
                 return ""
 
     def expect(self, letter: str) -> None:
+        """Skip white space, and the letter that has to follow."""
         found = self.next_letter()
         if found != letter:
-            raise self._broken(f"Expecting {letter!r}" + ("" if found else ", and the file ends"))
+            raise self.broken(f"Expecting {letter!r}" + ("" if found else ", and the file ends"))
         self._advance(self._place + 1)
-
-    def finish(self, *, brackets: bool) -> None:
-        """Nothing may stand behind the list."""
-        if brackets:
-            self.expect("]")
-            if self.next_letter():
-                raise self._broken("Extra data behind the list")
 
     def value(self) -> Any:
         """The value that begins here; more is read as long as it has no end."""
         while True:
             try:
-                value, end = DECODER.raw_decode(self._text, self._place)
-            except RowError as error:  # well formed, but for its keys: the end is found without looking at them
-                try:
-                    _, end = PLAIN.raw_decode(self._text, self._place)
-                    value = error
-                except (ValueError, RecursionError) as broken:
-                    if not self._grow():
-                        raise self._malformed(broken) from broken
+                value, end = self._decode()
+            except json.JSONDecodeError as error:
+                if self._cut(error) and self._grow():
                     continue
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, RecursionError) or not self._grow():
-                    raise self._malformed(error) from error
-                continue
-            if end == len(self._text) and not isinstance(value, dict | list | str | RowError) and self._grow():
+                self._advance(min(error.pos, len(self._text)))
+                raise self.broken(error.msg) from error
+            except RecursionError as error:
+                raise self.broken("nested too deeply") from error
+            closed = self._text[end - 1] in '}]"'
+            if not closed and end > len(self._text) - LONGEST_TOKEN and self._grow():
                 continue  # a number may go on
-            if not isinstance(value, RowError):
-                value = checked(value, self._text[self._place : end])
+            text = self._text[self._place : end]
             self._advance(end)
-            return value
+            return _taken(value, text)
+
+    def broken(self, reason: str) -> BrokenFile:
+        """What to raise for what is wrong at the place."""
+        hint = "one JSON object a line (.jsonl), or one list of objects (.json)"
+        return BrokenFile(f"malformed JSON: {reason}", line=self.line, hint=hint)
+
+    def _decode(self) -> tuple[Any, int]:
+        try:
+            return DECODER.raw_decode(self._text, self._place)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:
+            return refused(error), LENIENT.raw_decode(self._text, self._place)[1]
+
+    def _cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the error may come from the end of what was read, and not from the file."""
+        return error.pos >= len(self._text) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
 
     def _advance(self, place: int) -> None:
         self.line += self._text.count("\n", self._place, place)
@@ -103,51 +110,46 @@ class _Text:
     def _grow(self) -> bool:
         """Read as much again as there is of the value already, so that a long one is not tried again too often."""
         held = len(self._text) - self._place
-        if held > MAX_ROW_BYTES:
-            raise DataError(
-                f"{self._file}:{self.line}: a value has no end within {MAX_ROW_BYTES // 2**20} MiB",
+        if held > parsing.MAX_ROW_BYTES:
+            raise BrokenFile(
+                f"a value has no end within {parsing.MAX_ROW_BYTES:,} bytes",
+                line=self.line,
                 hint="a bracket or a quote is not closed, or the row is no row; write one object a line (.jsonl)",
             )
         return self._more(max(PIECE, held))
 
-    def _more(self, size: int = PIECE) -> bool:
-        self._text = self._text[self._place :]
-        self._place = 0
-        begin = len(self._text)
+    def _more(self, size: int) -> bool:
+        """Let go of what lies before the place, and read on; False at the end of the file, where nothing moves."""
         added = []
         while size > 0 and (piece := next(self._pieces, "")):
             added.append(piece)
             size -= len(piece)
-        self._text += "".join(added)
-        return len(self._text) > begin
+        if added:
+            self._text = self._text[self._place :] + "".join(added)
+            self._place = 0
+        return bool(added)
 
-    def _malformed(self, error: Exception) -> DataError:
-        if isinstance(error, json.JSONDecodeError):
-            self._advance(min(error.pos, len(self._text)))
-        return self._broken(str(malformed(error)).removeprefix("malformed JSON: ").partition(" (column")[0])
 
-    def _broken(self, reason: str) -> DataError:
-        return DataError(
-            f"{self._file}:{self.line}: malformed JSON: {reason}",
-            hint="one JSON object a line (.jsonl), or one list of objects (.json)",
-        )
+def _taken(value: Any, text: str) -> Any:
+    """The value, or the RowError that says why it is none."""
+    if isinstance(value, RowError):
+        return value
+    if len(text) > parsing.MAX_ROW_BYTES:
+        return RowError(NO_ROW.format(size=parsing.MAX_ROW_BYTES))
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return RowError(NOT_UTF_8)
+    return checked(value, text)
 
 
 def _decoded(file: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    line = 1
-    with compressed.binary(file) as stream:
-        while True:
-            data = stream.read(PIECE)
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                line += error.object.count(b"\n", 0, error.start)
-                raise DataError(
-                    f"{file}:{line}: not UTF-8 text ({error.reason})", hint="save the file as UTF-8"
-                ) from error
-            line += text.count("\n")
-            if text:
+    """The text in pieces; bytes that are no UTF-8 pass as lone surrogates, so that the row they stand in is named."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+    with compressed.text(file) as stream:
+        while data := stream.read(PIECE):
+            if text := decoder.decode(data):
                 yield text
-            elif not data:
-                return
+        if text := decoder.decode(b"", final=True):
+            yield text

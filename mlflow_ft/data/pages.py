@@ -64,15 +64,13 @@ def _told(value: Any) -> str:
 
 def _plots(check: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
     """A drawing of each series among the details, with the words that stand under it."""
-    from markupsafe import Markup
-
     histogram, sizes = check["details"].get("histogram"), check["details"].get("sizes")
     if _is_histogram(histogram) and any(any(counts) for counts in _series(histogram).values()):
         drawing = _svg(f"{check['name']}-histogram", lambda axes: _draw_histogram(axes, histogram))
-        yield {"svg": Markup(drawing), "caption": f"rows by {histogram['x']}"}
+        yield {"svg": drawing, "caption": f"rows by {histogram['x']}"}
     if isinstance(sizes, list) and sizes and all(isinstance(size, int) for size in sizes):
         drawing = _svg(f"{check['name']}-sizes", lambda axes: _draw_sizes(axes, sizes))
-        yield {"svg": Markup(drawing), "caption": "rows in the largest groups"}
+        yield {"svg": drawing, "caption": "rows in the largest groups"}
 
 
 def _is_histogram(value: Any) -> bool:
@@ -94,7 +92,7 @@ def _draw_histogram(axes: Axes, histogram: Mapping[str, Any]) -> None:
     mark = histogram.get("mark")
     if mark and mark <= 2 * edges[-1]:
         axes.axvline(mark, color=_MARK, linewidth=1.2, label=f"max_length {mark:,}")
-    if mark or len(series) > 1:
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
     axes.set_xlabel(histogram["x"], parse_math=False)
     axes.set_ylabel("rows")

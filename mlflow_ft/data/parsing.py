@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 MAX_ROW_BYTES = 64 * 2**20
 """A longer row is none: a file without line breaks, or no text at all."""
-SURROGATE = "\\ud"
+MAX_DEPTH = 100
+"""What comes behind (templates, hashes, copies) calls itself for every level, and Python ends that at 1,000 calls."""
+SURROGATES = ("\\ud", "\\uD")
+NOT_UTF_8 = "not UTF-8 text; save the file as UTF-8"
+NO_ROW = "longer than {size:,} bytes, which is no row"
 
 
 class RowError(ValueError):
@@ -17,26 +22,26 @@ class RowError(ValueError):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise RowError(f"malformed JSON: the key {twice!r} occurs twice")
     return found
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+LENIENT = json.JSONDecoder(parse_int=float)
+"""Finds the end of a value that is well formed, but refused for its keys or for a number of too many digits."""
 
 
 def parse(text: str) -> Any:
     """A value out of one piece of JSON, or the RowError that says why there is none."""
     try:
         value, end = DECODER.raw_decode(text, _begin(text))
-        if text[end:].strip():
-            raise RowError(f"malformed JSON: more stands behind the value (column {end + 1})")
-        return checked(value, text)
-    except RowError as error:
-        return error
     except (ValueError, RecursionError) as error:
-        return malformed(error)
+        return refused(error)
+    if text[end:].strip():
+        return RowError(f"malformed JSON: more stands behind the value (column {end + 1})")
+    return checked(value, text)
 
 
 def _begin(text: str) -> int:
@@ -44,8 +49,10 @@ def _begin(text: str) -> int:
 
 
 def checked(value: Any, text: str) -> Any:
-    """The value, or a RowError where its text escapes half of a character, which no encoding can hold."""
-    if SURROGATE in text or SURROGATE.upper() in text.upper():
+    """The value, or a RowError where it is nested too deeply or escapes half of a character, which no encoding has."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and _too_deep(value):
+        return RowError(f"nested more than {MAX_DEPTH} levels deep")
+    if any(escape in text for escape in SURROGATES):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
@@ -53,9 +60,22 @@ def checked(value: Any, text: str) -> Any:
     return value
 
 
-def malformed(error: Exception) -> RowError:
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return False
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return True
+
+
+def refused(error: Exception) -> RowError:
     """What is wrong with a piece of JSON, in one line."""
+    if isinstance(error, RowError):
+        return error
     if isinstance(error, RecursionError):
         return RowError("malformed JSON: nested too deeply")
-    place = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-    return RowError(f"malformed JSON: {getattr(error, 'msg', error)}{place}")
+    if isinstance(error, json.JSONDecodeError):
+        return RowError(f"malformed JSON: {error.msg} (column {error.colno})")
+    return RowError("holds a number of too many digits")  # the only other ValueError of the decoder

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow_ft.data import compressed, json_list
-from mlflow_ft.data.parsing import MAX_ROW_BYTES, RowError, parse
+from mlflow_ft.data import arrow_rows, compressed, csv_rows, json_list, parsing
+from mlflow_ft.data.compressed import BrokenFile
+from mlflow_ft.data.parsing import NO_ROW, NOT_UTF_8, RowError, parse
 from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Place, Row
 
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 UTF_8_MARK = b"\xef\xbb\xbf"
+LOOKED_AT = 2**16
+"""Bytes of a first line that say whether a .json file holds lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,11 @@ def read_file(file: Path, *, shown: str | None = None) -> Iterator[Row | Unreada
         DataError: the file is missing, empty, of an unknown kind, or broken as a whole.
     """
     name = shown or str(file)
-    reader = READERS.get(compressed.suffix(file))
-    if reader is None or not file.is_file():
-        raise DataError(f"data {name!r} is of no known kind", hint=f"known: {', '.join(READERS)}, or a Hub id")
-    if file.stat().st_size == 0:
-        raise DataError(f"data file {name!r} is empty (0 bytes)", hint="write rows into it, or name another file")
+    check_kind(file, name)
     try:
-        for line, values in reader(file):
+        if file.stat().st_size == 0:
+            raise DataError(f"data file {name!r} is empty (0 bytes)", hint="write rows into it, or name another file")
+        for line, values in READERS[compressed.suffix(file)](file):
             if isinstance(values, RowError):
                 yield Unreadable(file=name, line=line, reason=str(values))
             elif not isinstance(values, dict):
@@ -52,8 +52,24 @@ def read_file(file: Path, *, shown: str | None = None) -> Iterator[Row | Unreada
                 yield Unreadable(file=name, line=line, reason=reason)
             else:
                 yield Row(values=values, file=name, line=line)
+    except BrokenFile as error:
+        place = name if error.line is None else f"{name}:{error.line}"
+        raise DataError(f"{place}: {error.reason}", hint=error.hint) from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def check_kind(file: Path, name: str) -> None:
+    """Raise DataError where it is no file, or no reader knows its kind."""
+    if not known(file) or not _is_file(file):
+        raise DataError(f"data {name!r} is of no known kind", hint=f"known: {', '.join(READERS)}, or a Hub id")
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # nobody may look into its folder
+        return False
 
 
 def known(file: Path) -> bool:
@@ -63,31 +79,25 @@ def known(file: Path) -> bool:
 
 def _lines(file: Path) -> Iterator[tuple[int, str | RowError]]:
     """Every line as text, with its number; lines end where a newline does, and nowhere else."""
-    with compressed.binary(file) as stream:
-        _refuse_utf_16(stream, file)
+    with compressed.text(file) as stream:
         number = 0
-        while raw := stream.readline(MAX_ROW_BYTES + 1):
+        while raw := stream.readline(parsing.MAX_ROW_BYTES + 1):
             number += 1
             if number == 1:
                 raw = raw.removeprefix(UTF_8_MARK)
-            if len(raw) > MAX_ROW_BYTES:
-                yield number, RowError(f"longer than {MAX_ROW_BYTES // 2**20} MiB, which is no row")
+            if len(raw) > parsing.MAX_ROW_BYTES:
+                yield number, RowError(NO_ROW.format(size=parsing.MAX_ROW_BYTES))
                 _skip_line(stream, raw)
                 continue
             try:
                 yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                yield number, RowError(f"not UTF-8 text ({error.reason}); save the file as UTF-8")
+            except UnicodeDecodeError:
+                yield number, RowError(NOT_UTF_8)
 
 
 def _skip_line(stream: io.BufferedReader, raw: bytes) -> None:
     while raw and not raw.endswith(b"\n"):
-        raw = stream.readline(MAX_ROW_BYTES)
-
-
-def _refuse_utf_16(stream: io.BufferedReader, file: Path) -> None:
-    if stream.peek(2)[:2] in UTF_16:
-        raise DataError(f"{file}:1: not UTF-8 text (it looks like UTF-16)", hint="save the file as UTF-8")
+        raw = stream.readline(LOOKED_AT)
 
 
 def _json_lines(file: Path) -> Read:
@@ -100,19 +110,35 @@ def _json_lines(file: Path) -> Read:
 
 def _json_file(file: Path) -> Read:
     """A list of objects, JSON lines under the name .json, as many data sets have it, or objects one after another."""
-    with compressed.binary(file) as stream:
-        _refuse_utf_16(stream, file)
-        start = stream.peek(2**16).removeprefix(UTF_8_MARK).lstrip()
-    if start[:1] == b"[":
+    with compressed.text(file) as stream:
+        start = _first_line(stream)
+    letter = start.lstrip()[:1]
+    if letter == "[":
         yield from json_list.read(file)
-    elif start[:1] == b"{" and b"\n" in start and isinstance(parse(_first_line(start)), RowError):
+    elif letter == "{" and _goes_on(start):
         yield from json_list.read(file, brackets=False)
     else:
         yield from _json_lines(file)
 
 
-def _first_line(start: bytes) -> str:
-    return start.partition(b"\n")[0].decode("utf-8", "replace")
+def _first_line(stream: io.BufferedReader) -> str:
+    """The first line that is not blank, or its beginning."""
+    raw = stream.readline(LOOKED_AT).removeprefix(UTF_8_MARK)
+    while raw.isspace():
+        raw = stream.readline(LOOKED_AT)
+    return raw.decode("utf-8", "replace")
+
+
+def _goes_on(line: str) -> bool:
+    """Whether the object that begins on a line ends on another one, or the next begins behind it."""
+    text = line.strip()
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        return line.endswith("\n") and error.pos >= len(text)
+    except (ValueError, RecursionError):
+        return False
+    return text[end:].lstrip().startswith("{")
 
 
 def _text_lines(file: Path) -> Read:
@@ -123,102 +149,15 @@ def _text_lines(file: Path) -> Read:
             yield number, {"text": line.rstrip("\r\n")}
 
 
-def _csv_file(file: Path) -> Read:
-    csv.field_size_limit(2**24)
-    with compressed.binary(file) as stream:
-        _refuse_utf_16(stream, file)
-        first = stream.peek(2**16).removeprefix(UTF_8_MARK).splitlines()[:1] or [b""]
-        # bytes that are no UTF-8 pass as lone surrogates, so that the row they stand in can be named
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, delimiter=_delimiter(file, first[0]), strict=True)
-        header: list[str] = []
-        line = 1  # on which the next row begins; a row ends on a later line where a quoted field holds line breaks
-        while True:
-            try:
-                fields = next(reader, None)
-            except csv.Error as error:
-                yield line, RowError(f"malformed CSV: {error}")
-                fields = []
-            if fields is None:
-                return
-            if header and fields:
-                yield line, _csv_row(header, fields)
-            elif fields:
-                header = _csv_header(fields, f"{file}:{line}")
-            line = reader.line_num + 1
-
-
-def _delimiter(file: Path, header: bytes) -> str:
-    """A tab in .tsv files; where commas are decimal points, spreadsheets write semicolons."""
-    if compressed.suffix(file) == ".tsv":
-        return "\t"
-    return ";" if b";" in header and b"," not in header else ","
-
-
-def _csv_header(fields: list[str], place: str) -> list[str]:
-    if twice := sorted({name for name in fields if fields.count(name) > 1}):
-        raise DataError(f"{place}: the header names a column twice: {', '.join(twice)}", hint="rename one of them")
-    return fields
-
-
-def _csv_row(header: list[str], fields: list[str]) -> dict[str, Any] | RowError:
-    if len(fields) != len(header):
-        return RowError(
-            f"the row has another number of fields than the header ({len(fields)}, not {len(header)}); "
-            "put fields that hold commas or line breaks in double quotes"
-        )
-    if any("\udc80" <= letter <= "\udcff" for field in fields if not field.isascii() for letter in field):
-        return RowError("not UTF-8 text; save the file as UTF-8")
-    return dict(zip(header, fields, strict=True))
-
-
-def _parquet_file(file: Path) -> Read:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as opened:
-            yield from _numbered(opened.iter_batches(batch_size=1000))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file} is no Parquet file that can be read: {str(error).splitlines()[0]}") from error
-
-
-def _arrow_file(file: Path) -> Read:
-    """Arrow's file format (Feather), or its stream format, in which `datasets` keeps its tables."""
-    import pyarrow
-    from pyarrow import ipc
-
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            try:
-                opened = ipc.open_file(source)
-                batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
-            except pyarrow.ArrowInvalid:
-                source.seek(0)
-                batches = iter(ipc.open_stream(source))
-            yield from _numbered(batches)
-        except pyarrow.ArrowException as error:
-            raise DataError(f"{file} is no Arrow file that can be read: {str(error).splitlines()[0]}") from error
-
-
-def _numbered(batches: Iterator[Any]) -> Read:
-    number = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, 1000):
-            for values in batch.slice(start, 1000).to_pylist():
-                number += 1
-                yield number, values
-
-
 READERS: Mapping[str, Callable[[Path], Read]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json_file,
-    ".csv": _csv_file,
-    ".tsv": _csv_file,
-    ".parquet": _parquet_file,
-    ".arrow": _arrow_file,
-    ".feather": _arrow_file,
+    ".csv": csv_rows.read,
+    ".tsv": csv_rows.read,
+    ".parquet": arrow_rows.parquet,
+    ".arrow": arrow_rows.arrow,
+    ".feather": arrow_rows.arrow,
     ".txt": _text_lines,
 }
 """By suffix; those of text may be compressed as well (.gz, .zst, .bz2, .xz)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -21,10 +22,11 @@ DEMO_FOLDER = Path(__file__).parent.parent / "examples" / "demo"
 MLFLOW_SCHEMES = ("runs:", "mlflow-artifacts:", "models:")
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 """By split, the words in a file's name that say so, as `datasets` has them."""
+RUN = re.compile(r"runs:/+([0-9a-zA-Z]+)/?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class SourceFile:
 
     name: str
     """Its path within the source, so that it is the same on another machine."""
+    shown: str
+    """What messages call it: the source as the user wrote it, and within a folder the path from there."""
     path: Path | None
     sha256: str
     """Of its bytes as they are stored; of a Hub data set, its commit."""
@@ -60,15 +64,10 @@ class Source:
 
     def _all(self) -> Iterator[Row | Unreadable]:
         if self.kind == "hugging_face":
-            yield from hub.rows(self.asked, self.settings)
+            yield from hub.rows(self.uri, self.settings)
         for file in self.files if self.kind == "local" else ():
             assert file.path is not None
-            yield from readers.read_file(file.path, shown=self._shown(file))
-
-    def _shown(self, file: SourceFile) -> str:
-        """What messages call the file: as the user wrote it, and within a folder its path from there."""
-        inside = len(self.files) > 1 or file.name != Path(self.uri).name
-        return str(Path(self.asked) / file.name) if inside else self.asked
+            yield from readers.read_file(file.path, shown=file.shown)
 
 
 def paths(settings: DataSection) -> tuple[dict[str, float | None], str | None]:
@@ -84,12 +83,15 @@ def open_source(asked: str, settings: DataSection) -> Source:
     Raises:
         DataError: it is not there, or holds nothing that can be read.
     """
+    if not asked.strip():
+        raise DataError(f"data {asked!r} names no source", hint="name a file, a folder, a Hub id or an MLflow URI")
+    _check_name(asked)
     if asked.startswith(MLFLOW_SCHEMES):
         return _from_mlflow(asked, settings)
     if is_local(asked):
         return _local(asked, _path(asked), settings)
     commit = hub.commit(asked, settings)
-    file = SourceFile(name=asked, path=None, sha256=commit)
+    file = SourceFile(name=asked, shown=asked, path=None, sha256=commit)
     return Source(asked=asked, kind="hugging_face", files=(file,), uri=asked, settings=settings)
 
 
@@ -118,10 +120,25 @@ def _local(asked: str, path: Path, settings: DataSection, *, uri: str = "") -> S
             f"there is no data file {asked!r}",
             hint=f"looked in {Path.cwd()}; under `mlflow run`, relative paths start at the project's folder",
         )
-    found = _in_folder(asked, path, settings) if path.is_dir() else [path]
-    root = path if path.is_dir() else path.parent
-    files = tuple(SourceFile(name=one.relative_to(root).as_posix(), path=one, sha256=_sha256(one)) for one in found)
-    return Source(asked=asked, kind="local", files=files, uri=uri or str(path.resolve()), settings=settings)
+    folder = path.is_dir()
+    found = _in_folder(asked, path, settings) if folder else [path]
+    for one in found:
+        readers.check_kind(one, asked)
+    names = [one.relative_to(path).as_posix() if folder else one.name for one in found]
+    files = [
+        SourceFile(name=name, shown=f"{asked.rstrip('/')}/{name}" if folder else asked, path=one, sha256=_sha256(one))
+        for name, one in zip(map(_check_name, names), found, strict=True)
+    ]
+    return Source(asked=asked, kind="local", files=tuple(files), uri=uri or str(path.resolve()), settings=settings)
+
+
+def _check_name(name: str) -> str:
+    """The name, which reports and records can hold: an old file's may be in another encoding."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"the name {name!a} is not UTF-8 text", hint="rename the file") from error
+    return name
 
 
 def _sha256(file: Path) -> str:
@@ -137,46 +154,75 @@ def _in_folder(asked: str, folder: Path, settings: DataSection) -> list[Path]:
     saved = hub.saved_files(folder, asked, settings)
     if saved is not None:
         return saved
-    found = sorted(_walk(folder))
+    found = sorted(_walk(asked, folder))
     if not found:
         raise DataError(
             f"the folder {asked!r} holds no data file", hint=f"known kinds: {', '.join(readers.READERS)}, also .gz .zst"
         )
     by_split = {file: split_of(file.relative_to(folder)) for file in found}
     named = set(by_split.values()) - {None}
-    if not named or (len(named) == 1 and None in by_split.values()):
+    if not named:
         return found
     wanted = next((name for name, words in SPLIT_NAMES.items() if settings.split in words), settings.split)
-    chosen = [file for file in found if by_split[file] == wanted]
+    # beside files that are named by split, one that is not is to train on
+    chosen = [file for file in found if (by_split[file] or "train") == wanted]
     if not chosen:
         raise DataError(
             f"the folder {asked!r} has no file of the split {settings.split!r}",
-            hint=f"its files are of {', '.join(sorted(map(str, named)))}: name one with --data.split",
+            hint=f"its files are of {', '.join(sorted({of or 'train' for of in by_split.values()}))}: "
+            "name one with --data.split",
         )
     return chosen
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every data file below a folder; hidden ones and links to folders, which may go round, are passed over."""
-    for root, folders, names in os.walk(folder):
+def _walk(asked: str, folder: Path) -> Iterator[Path]:
+    """Every data file below a folder, by way of links too, but each folder once; hidden ones are passed over."""
+    seen = set()
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        about = Path(root).stat()
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             file = Path(root, name)
-            if not name.startswith(".") and name not in hub.DESCRIPTIONS and readers.known(file) and file.is_file():
+            if name.startswith(".") or name in hub.DESCRIPTIONS or not readers.known(file):
+                continue
+            if file.is_symlink() and not _exists(file):
+                raise DataError(
+                    f"{asked.rstrip('/')}/{file.relative_to(folder).as_posix()} is a link to a file that is not there",
+                    hint="fetch the file, or remove the link",
+                )
+            if file.is_file():
                 yield file
 
 
+def _refuse(error: OSError) -> None:
+    raise DataError(f"the folder {error.filename} cannot be read: {error.strerror or error}") from error
+
+
 def split_of(file: Path) -> str | None:
-    """The split that a path within a folder names: `test` for `test/rows.jsonl` and `rows-test-00.parquet`."""
-    words = re.split(r"[^a-z]+", file.as_posix().lower())
-    return next((name for name, known in SPLIT_NAMES.items() if set(known) & set(words)), None)
+    """The split that a path within a folder names: `test` for `test/rows.jsonl` and `rows-test-00.parquet`.
+
+    As `datasets` has it, a folder says more than a file's name: `train/test-cases.jsonl` is of `train`.
+    """
+    for part in (*reversed(file.parts[:-1]), file.name):
+        words = set(re.split(r"[\W\d_]+", part.lower()))
+        for name, known in SPLIT_NAMES.items():
+            if words & set(known):
+                return name
+    return None
 
 
 def _from_mlflow(asked: str, settings: DataSection) -> Source:
     """An artifact, fetched first; of a run alone, the data that it was trained on."""
     from mlflow_ft import tracking
 
-    run = re.fullmatch(r"runs:/+([0-9a-zA-Z]+)/?", asked)
-    if run:
-        return open_source(tracking.trained_on(run[1]), settings)
-    return _local(asked, tracking.fetch(asked), settings, uri=asked)
+    run = RUN.fullmatch(asked)
+    if run is None:
+        return _local(asked, tracking.fetch(asked), settings, uri=asked)
+    place = tracking.trained_on(run[1])
+    if RUN.fullmatch(place):
+        raise DataError(f"data {asked!r}: it was trained on the data of another run, {place!r}", hint="name that run")
+    return dataclasses.replace(open_source(place, settings), asked=asked)

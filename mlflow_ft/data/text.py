@@ -35,15 +35,17 @@ def normalise(text: str) -> str:
         text = text.replace(sign, plain)
     if text.isascii():
         return " ".join(text.translate(_ASCII).split())
-    text = _folded(text)
-    while not unicodedata.is_normalized("NFKC", text) or text.casefold() != text:
-        text = _folded(text)  # folding may make signs that compose anew
-    return text
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    text = str(_patterns()["others"].sub(" ", _INVISIBLE.sub("", _folded(text)))).strip()
+    again = _folded(text)  # a removed sign may have kept apart what composes
+    return text if again == text else _plain(again)
 
 
 def _folded(text: str) -> str:
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return str(_patterns()["others"].sub(" ", text)).strip()
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 @cache

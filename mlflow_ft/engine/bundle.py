@@ -8,11 +8,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mlflow_ft.engine import hardware, models
-from mlflow_ft.job import Data, Job, Trained
+from transformers import AutoTokenizer
+
+from mlflow_ft.engine import hardware, masking, models
+from mlflow_ft.errors import RefusedError
+from mlflow_ft.job import Data, Encoded, Job, Trained
 
 CHAT_MODEL = Path(__file__).with_name("chat_model.py")
 """The code of the logged models."""
+COMPARED = 8
+"""Training rows that the saved tokenizer is tried on."""
 BASE_FILE = "base.json"
 """Beside an adapter: the base model's name, revision, quantisation and type, enough to load it as it was trained on."""
 
@@ -45,6 +50,28 @@ def complete(job: Job, data: Data, folder: Path) -> None:
     ends = [*data.stop_token_ids, *(known if isinstance(known, list) else [] if known is None else [known])]
     settings |= {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": data.tokenizer.pad_token_id}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True))
+
+
+def check_tokenizer(data: Data, folder: Path) -> None:
+    """Read the saved tokenizer back: its template and what it makes of rows must be what was trained.
+
+    Raises:
+        RefusedError: it is another one.
+    """
+    saved: Any = AutoTokenizer.from_pretrained(folder)
+    examples = list(data.train.examples[:COMPARED])
+    trained = list(data.train.encoded[:COMPARED])
+    length = max((len(row.input_ids) for row in trained), default=1)
+    found = masking.encode(saved, examples, max_length=length)
+    same = all(
+        isinstance(one, Encoded) and one.input_ids[: len(row.input_ids)] == row.input_ids
+        for one, row in zip(found, trained, strict=True)
+    )
+    if saved.chat_template != data.tokenizer.chat_template or not same:
+        raise RefusedError(
+            f"the tokenizer that was saved in {folder} does not write rows as they were trained",
+            hint="nothing was registered; check that chat_template.jinja and tokenizer.json there were not changed",
+        )
 
 
 def overridable(folder: Path) -> dict[str, str]:

@@ -18,13 +18,18 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerFast
 
 from mlflow_ft.engine import tool_text
-from mlflow_ft.engine.render import MaskError, Rendered, Span, Way, prompt_text, render
+from mlflow_ft.engine.render import MaskError, Rendered, Shapes, Span, Way, prompt_text, render
 from mlflow_ft.job import Encoded
 from mlflow_ft.rows import Example, Kind
 
 IGNORED = -100
 """Label of a token that is not learned, as torch's cross entropy and transformers have it."""
 BATCH = 1000
+NO_END = "the chat template writes no end-of-turn token behind what the assistant says"
+OTHER_END = (
+    "the chat template ends what the assistant says otherwise where turns follow, and a model that learns both "
+    'does not know when to stop; learn the last turn alone ("train": false in the others)'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +71,11 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         # an end-of-turn token is one that was added to the vocabulary: it cannot come about by chance
-        self._added = {token: str(text) for token, text in tokenizer.added_tokens_decoder.items()}
+        self._added = {token: str(text).strip() for token, text in tokenizer.added_tokens_decoder.items()}
         self.special = tuple(str(text) for text in tokenizer.added_tokens_decoder.values() if text.special)
-        self._marks = tuple(
-            sorted((text.strip() for text in self._added.values() if text.strip()), key=len, reverse=True)
-        )
-        self._known = set(tool_text.PROBES) if tool_text.taught(tokenizer) else set[str]()
+        self._shapes = Shapes(tokenizer)
+        self._lacks: set[str] | None = None
+        """What the template cannot write of tools; None until a row has some."""
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | MaskError]:
         """Tokenise rows and make their labels; a row that cannot be proved is returned as its error.
@@ -80,21 +84,14 @@ class Encoder:
         beginning-of-sequence token is not doubled, nothing outside the spans is learned. A row longer than
         `max_length` is cut at its end, and has no learned token left where all of them stood behind the cut.
         """
-        results: list[Encoded | MaskError] = []
-        for found in self.tokenise(examples):
-            if isinstance(found, MaskError):
-                results.append(found)
-            else:
-                results.append(joined(found))
-        return results
+        return [found if isinstance(found, MaskError) else joined(found) for found in self.tokenise(examples)]
 
     def tokenise(self, examples: Sequence[Example]) -> list[list[Tokenised] | MaskError]:
         """Of each row its conversations as tokens: one, or the chosen and the rejected one."""
         results: list[list[Tokenised] | MaskError] = []
         for start in range(0, len(examples), BATCH):
             rendered = [self._rendered(example) for example in examples[start : start + BATCH]]
-            texts = [one.text for row in rendered if not isinstance(row, MaskError) for one in row]
-            tokens = iter(self._tokens(texts))
+            tokens = self._tokens([one.text for row in rendered if not isinstance(row, MaskError) for one in row])
             for example, row in zip(examples[start : start + BATCH], rendered, strict=True):
                 if isinstance(row, MaskError):
                     results.append(row)
@@ -113,33 +110,34 @@ class Encoder:
 
     def _rendered(self, example: Example) -> list[Rendered] | MaskError:
         """The texts of a row, each with its spans; a text that is learned whole, and a prompt, have none."""
-        self._know(tool_text.needs(example))
         try:
+            self._know_tools(example)
             if example.kind == "text":
-                return [Rendered(text=self._closed(example.text or ""), spans=())]
-            if example.kind == "prompt":
-                return [Rendered(text=prompt_text(self.tokenizer, example.messages, example.tools), spans=())]
-            return [
-                render(self.tokenizer, messages, learned, example.tools, marks=self._marks)
-                for messages, learned in example.conversations
-            ]
+                found = [Rendered(text=example.text or "", spans=())]
+            elif example.kind == "prompt":
+                found = [Rendered(text=prompt_text(self.tokenizer, example.messages, example.tools), spans=())]
+            else:
+                found = [
+                    render(self.tokenizer, messages, learned, example.tools, shapes=self._shapes)
+                    for messages, learned in example.conversations
+                ]
+            for one in found:
+                one.text.encode()
         except MaskError as error:
             return error
+        except UnicodeEncodeError:
+            return MaskError("it holds half a sign (a lone surrogate), which is no text")
+        return found
 
-    def _know(self, needs: set[str]) -> None:
-        """Extend the template where a row needs what it passes over."""
-        if needs <= self._known:
-            return
-        if tool_text.lacks(self.tokenizer, needs - self._known):
-            tool_text.teach_tools(self.tokenizer)
-            self._known = set(tool_text.PROBES)  # taught, or beyond help, which every row is told
-        self._known |= needs
+    def _know_tools(self, example: Example) -> None:
+        """Extend the template at the first row that has tools, by all that it lacks, so that no later row changes it.
 
-    def _closed(self, text: str) -> str:
-        """A plain text between the tokens that begin and end a sequence, where the tokenizer has such."""
-        begin = self.tokenizer.bos_token if self._begins else ""
-        end = self.tokenizer.eos_token or ""
-        return f"{'' if text.startswith(begin) else begin}{text}{'' if end and text.endswith(end) else end}"
+        That the template writes calls and results is proved row by row.
+        """
+        if self._lacks is None and tool_text.needs(example):
+            self._lacks = tool_text.teach_tools(self.tokenizer)
+        if example.tools and self._lacks and "offer" in self._lacks:
+            raise MaskError("the chat template does not write the tools that are offered")
 
     @cached_property
     def _begins(self) -> bool:
@@ -161,49 +159,102 @@ class Encoder:
     def _labelled(
         self, example: Example, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
     ) -> Tokenised:
-        bos = self.tokenizer.bos_token_id
+        text, bos = rendered.text, self.tokenizer.bos_token_id
+        if example.kind == "text":
+            text, ids, offsets = self._closed(text, ids, offsets)
         if bos is not None and ids[:2] == [bos, bos]:
-            raise MaskError("the beginning-of-sequence token stands there twice", text=rendered.text)
+            raise MaskError("the beginning-of-sequence token stands there twice", text=text)
         labels = [IGNORED] * len(ids)
         if example.kind == "text":
             start = 1 if bos is not None and ids[:1] == [bos] else 0
             labels[start:] = ids[start:]
-        ends = [end for _, end in offsets]
-        for span in rendered.spans:
-            first, last = self._tokens_of(span, rendered.text, ids, offsets, ends)
-            labels[first : last + 1] = ids[first : last + 1]
-        ways: dict[Kind, Way] = {"text": "whole text", "prompt": "prompt"}
+        if rendered.spans:
+            places = _Places(text, offsets)
+            for turn in rendered.spans:
+                first, last = self._tokens_of(turn, places, ids)
+                labels[first : last + 1] = ids[first : last + 1]
         weakest: Way = max((span.way for span in rendered.spans), key=WAYS.index, default="prefix differences")
         return Tokenised(
-            text=rendered.text,
+            text=text,
             ids=ids[: self.max_length],
             offsets=offsets[: self.max_length],
             labels=labels[: self.max_length],
-            way=ways.get(example.kind, weakest),
+            way=WHOLE.get(example.kind, weakest),
             length=len(ids),
         )
 
-    def _tokens_of(
-        self, span: Span, text: str, ids: list[int], offsets: list[tuple[int, int]], ends: list[int]
-    ) -> tuple[int, int]:
-        """The first token that is the assistant's, and the one that ends the turn."""
-        first = bisect_right(ends, span.begin)
-        if first < len(ids) and text[offsets[first][0] : span.begin].strip():
-            first += 1  # begins before the assistant speaks, with letters of the template's
-        behind = bisect_right(ends, span.end)
-        if span.plain:
-            start = bisect_left(offsets, (span.said, span.said))
-            found = next((at for at in range(start, behind) if self._is_mark(text, ids[at], offsets[at])), None)
-        else:
-            written = (at for at in range(behind - 1, first - 1, -1) if text[slice(*offsets[at])].strip())
-            found = next(written, None)
-        if found is None or found < first or not self._is_mark(text, ids[found], offsets[found]):
-            raise MaskError("the chat template writes no end-of-turn token behind what the assistant says", text=text)
-        return first, found
+    def _closed(
+        self, text: str, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[str, list[int], list[tuple[int, int]]]:
+        """A plain text between the tokens that begin and end a sequence, where the tokenizer has such."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if bos is not None and self._begins and ids[:1] != [bos]:
+            opening = str(self.tokenizer.bos_token)
+            ahead = len(opening)
+            text, ids = opening + text, [bos, *ids]
+            offsets = [(0, ahead), *((begin + ahead, end + ahead) for begin, end in offsets)]
+        if eos is not None and ids[-1:] != [eos]:
+            closing = str(self.tokenizer.eos_token)
+            offsets = [*offsets, (len(text), len(text) + len(closing))]
+            text, ids = text + closing, [*ids, eos]
+        return text, ids, offsets
 
-    def _is_mark(self, text: str, token: int, place: tuple[int, int]) -> bool:
+    def _tokens_of(self, span: Span, places: _Places, ids: list[int]) -> tuple[int, int]:
+        """The first token that is the assistant's, and the one that ends the turn."""
+        first, last = places.first(span.begin), None
+        for at, written in places.within(span.said, span.close):
+            if not self._is_added(ids[at], written):
+                break
+            last = at
+        behind = list(places.within(span.said, span.end)) if last is None else []
+        if span.plain and last is None:
+            last = next((at for at, written in behind if self._is_added(ids[at], written)), None)
+        elif behind and behind[-1][1] in self.special and self._is_added(ids[behind[-1][0]], behind[-1][1]):
+            last = behind[-1][0]
+        if last is None:
+            raise MaskError(NO_END if span.closed else OTHER_END, text=places.text)
+        return first, last
+
+    def _is_added(self, token: int, written: str) -> bool:
         # a sign that the vocabulary lacks becomes a special token too; it was not written as one
-        return token in self._added and text[slice(*place)].strip() == self._added[token].strip()
+        return self._added.get(token) == written
+
+
+class _Places:
+    """Where the tokens of a text stand in it; white space that a token's offsets leave out belongs to it."""
+
+    def __init__(self, text: str, offsets: list[tuple[int, int]]) -> None:
+        self.text = text
+        self._offsets = offsets
+        self._before = list(itertools.accumulate([end for _, end in offsets], max, initial=0))
+        """Of each token, how far those before it reach."""
+
+    def first(self, begin: int) -> int:
+        """The token with which a speech begins, for which a space of the template's may stand in front of its letters.
+
+        Raises:
+            MaskError: it holds letters of the template too.
+        """
+        at = max(bisect_left(self._offsets, (begin,)), bisect_left(self._before, begin))
+        if not self.text[begin : self._before[at]].strip():
+            return at
+        across = bisect_right(self._before, begin) - 1
+        if self.text[self._before[across] : begin].strip():
+            both = self.text[self._before[across] : self._before[across + 1]]
+            raise MaskError(f"one token holds the template's letters and the assistant's: {both!r}", text=self.text)
+        return across
+
+    def within(self, begin: int, end: int) -> Iterator[tuple[int, str]]:
+        """The tokens between two places that hold more than white space, and what they hold."""
+        for at in range(bisect_right(self._before, begin) - 1, len(self._offsets)):
+            start, stop = self._offsets[at]
+            written = self.text[start:stop]
+            core = written.strip()
+            start += len(written) - len(written.lstrip())
+            if start + len(core) > end:
+                return
+            if core and start >= begin:
+                yield at, core
 
 
 def joined(parts: Sequence[Tokenised]) -> Encoded:
@@ -214,6 +265,7 @@ def joined(parts: Sequence[Tokenised]) -> Encoded:
 
 WAYS: tuple[Way, ...] = ("generation markers", "prefix differences", "substitution", "whole text", "prompt")
 """From the surest to the weakest, and the two that need no span."""
+WHOLE: dict[Kind, Way] = {"text": "whole text", "prompt": "prompt"}
 
 
 def encode(

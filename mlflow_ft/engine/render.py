@@ -8,50 +8,35 @@ prefix differences   what the template adds to the prompt that a server would re
                          render(messages[:i + 1])                          "...<|im_start|>assistant\\nHi!<|im_end|>"
 substitution         where later turns change how an earlier one is written (thoughts are dropped, the system prompt
                      moves), the turn's words are replaced by a mark, and the text around the mark must stay the same
+
+They are taken in the conversation's shape (`spans`), once for all rows that have it; then each row must fit its shape.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from mlflow_ft.engine.marks import Piece, marked, signature
+from mlflow_ft.engine.spans import MaskError, Shape, Span, Tail, Way, tail
 from mlflow_ft.rows import Message
 
-Way = Literal["generation markers", "prefix differences", "substitution", "whole text", "prompt"]
+__all__ = ["MaskError", "Rendered", "Shapes", "Span", "Way", "apply", "prompt_text", "render"]
+
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-SUBSTITUTE = "Zq7Jx0Wk"
-"""Stands for a turn's words; letters and digits alone, which no template trims or splits."""
-THOUGHT_ENDS = "</think>"
-
-
-class MaskError(ValueError):
-    """The loss mask of one row cannot be proved; the message says why, `text` is the row as the template writes it."""
-
-    def __init__(self, message: str, *, text: str = "") -> None:
-        super().__init__(message)
-        self.text = text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """Where the assistant speaks in a rendered text, in characters."""
-
-    begin: int
-    said: int
-    """Behind the last word of the turn; its end, where it is not words alone (a tool call)."""
-    end: int
-    """No token behind this place belongs to the turn; its end-of-turn token stands before."""
-    plain: bool
-    """Words alone, so that the first mark behind them ends the turn."""
-    way: Way
+REFUSALS = (TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError)
+"""What a template raises that cannot write a conversation."""
+KEPT = 256
+"""Shapes that are kept: as many as there are lengths of conversations, and more."""
+Tools = Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,235 +51,173 @@ def render(
     tokenizer: PreTrainedTokenizerFast,
     messages: Sequence[Message],
     learned: Sequence[bool],
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools = None,
     *,
-    marks: tuple[str, ...] = (),
+    shapes: Shapes | None = None,
 ) -> Rendered:
     """Render a conversation, and find the span of every turn that is learned.
 
-    `marks` are the tokens that were added to the vocabulary, by which templates end turns.
+    `shapes` keeps what was found, for the next row of the same tokenizer.
 
     Raises:
         MaskError: the template refuses the turns, or what the assistant says cannot be told from the rest.
     """
-    turns = _Turns(tokenizer, messages, tools, marks)
-    wanted = [index for index, is_learned in enumerate(learned) if is_learned]
-    marked = turns.marked() if wanted and turns.has_markers else {}
-    spans = tuple(turns.span(index, marked.get(index)) for index in wanted)
-    return Rendered(text=turns.whole, spans=spans)
+    text = apply(tokenizer, messages, tools)
+    wanted = [turn for turn, is_learned in enumerate(learned) if is_learned]
+    try:
+        return Rendered(text=text, spans=(shapes or Shapes(tokenizer)).spans(text, messages, wanted, tools))
+    except MaskError as error:
+        raise MaskError(str(error), text=text) from error
 
 
-def prompt_text(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
-) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools = None) -> str:
     """Render the turns that come before an answer, ready for the model to go on."""
     return apply(tokenizer, messages, tools, prompt=True)
 
 
+# --- the template
+
+
 def apply(
-    tokenizer: PreTrainedTokenizerFast,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    *,
-    prompt: bool = False,
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools, *, prompt: bool = False
 ) -> str:
     """What the chat template makes of the turns. Calls whose arguments it wants as text are given so.
 
     Raises:
         MaskError: the template refuses the conversation.
     """
-    plain, listed = [dict(message) for message in messages], [dict(tool) for tool in tools] if tools else None
-    try:
-        return _applied(tokenizer, plain, listed, prompt=prompt)
-    except (TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
-        written = [_arguments_as_text(message) for message in plain]
-        if written != plain:
-            try:
-                return _applied(tokenizer, written, listed, prompt=prompt)
-            except (TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError):
-                pass  # the first refusal is the one to tell
-        raise MaskError(f"the chat template refuses the conversation: {error}") from error
+    listed: Any = [dict(tool) for tool in tools] if tools else None
+    refusal: Exception | None = None
+    for turns in _ways_to_put(messages):
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tools=listed, tokenize=False, add_generation_prompt=prompt))
+        except REFUSALS as error:
+            refusal = refusal or error  # the first one is the one to tell
+        else:
+            if not _written_as_python(turns, text):
+                return text
+            refusal = refusal or ValueError("it writes the arguments of a call as Python, not as JSON")
+    raise MaskError(f"the chat template refuses the conversation: {refusal}") from refusal
 
 
-def _applied(tokenizer: PreTrainedTokenizerFast, messages: list[Any], tools: Any, *, prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
+def _ways_to_put(messages: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
+    """The turns as they are; then with words and with arguments as templates want them that take no others."""
+    plain = [dict(message) for message in messages]
+    yield plain
+    if any(turn.get("tool_calls") for turn in plain):
+        worded = [{"content": "", **turn} if turn.get("tool_calls") else turn for turn in plain]
+        yield worded
+        yield [_arguments_as_text(turn) for turn in plain]
+        yield [_arguments_as_text(turn) for turn in worded]
 
 
 def _arguments_as_text(message: Mapping[str, Any]) -> dict[str, Any]:
     calls = [
-        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
-        for call in message.get("tool_calls", ())
-        if isinstance(call.get("function", {}).get("arguments"), Mapping)
+        {**call, "function": {**call["function"], "arguments": json.dumps(given, ensure_ascii=False)}}
+        if isinstance(given := call.get("function", {}).get("arguments"), Mapping)
+        else call
+        for call in message.get("tool_calls") or ()
     ]
     return {**message, "tool_calls": calls} if calls else dict(message)
 
 
-class _Turns:
-    """One conversation and its renderings."""
+def _written_as_python(turns: Sequence[Message], text: str) -> bool:
+    given = [call.get("function", call).get("arguments") for turn in turns for call in turn.get("tool_calls") or ()]
+    written = [str(one) for one in given if isinstance(one, Mapping) and one]
+    said = [str(turn.get("content")) for turn in turns] if written else []
+    return any(one in text and not any(one in words for words in said) for one in written)
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None,
-        marks: tuple[str, ...],
-    ) -> None:
+
+def _generated(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools, text: str
+) -> list[tuple[int, int]]:
+    """What the template marks as generated, in characters of the text; [] where it has no markers."""
+    listed = [dict(tool) for tool in tools] if tools else None
+    template = str(tokenizer.get_chat_template(tools=listed))
+    if not MARKERS.search(template):
+        return []
+    render_marked: Any = render_jinja_template  # its annotations leave out what it returns
+    special: dict[str, Any] = tokenizer.special_tokens_map
+    for turns in _ways_to_put(messages):
+        present = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
+        try:
+            (written,), (regions,) = render_marked(
+                [present], tools=listed, chat_template=template, return_assistant_tokens_mask=True, **special
+            )
+        except REFUSALS:
+            continue
+        if written == text:
+            return [(begin, end) for begin, end in regions if end > begin]
+    return []
+
+
+# --- shapes
+
+
+class Shapes:
+    """The shapes of one tokenizer's conversations; a row whose shape is known is rendered only once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._marks = marks
-        self._messages = messages
-        self._tools = tools
-        self.whole = apply(tokenizer, messages, tools)
+        self._kept: dict[tuple[str, str, str], Shape] = {}
+        self._tails: dict[str, Tail] = {}
 
-    def _up_to(self, index: int, *, prompt: bool = False) -> str:
-        if index == 0:
-            raise self._refused("turn 1 is the assistant's, and nothing stands before it")
-        return apply(self._tokenizer, self._messages[:index], self._tools, prompt=prompt)
+    def spans(self, text: str, messages: Sequence[Message], wanted: Sequence[int], tools: Tools) -> tuple[Span, ...]:
+        """The spans of the turns that are wanted, in a conversation and its text.
 
-    def _refused(self, reason: str) -> MaskError:
-        return MaskError(reason, text=self.whole)
+        Raises:
+            MaskError: one of them cannot be told from the rest.
+        """
+        if not wanted:
+            return ()
+        turns, pieces = marked(messages)
+        shape = self._shape(turns, pieces, tools)
+        if shape is None:
+            return tuple(self._alone(text, messages, turn, None, tools) for turn in wanted)
+        for turn in wanted:
+            shape.span(turn)  # what is wrong with the template is told first
+        ahead = shape.fit(text, pieces)
+        if ahead is None:
+            return tuple(self._alone(text, messages, turn, shape.lead(turn), tools) for turn in wanted)
+        return tuple(shape.placed(turn, text, ahead) for turn in wanted)
 
-    # --- the surest way that the template allows
+    def _alone(self, text: str, messages: Sequence[Message], turn: int, lead: str | None, tools: Tools) -> Span:
+        """The span of a turn where what others say changes how the template writes: only its own words are replaced."""
+        turns, pieces = marked(messages, only=turn)
+        shape = self._made(turns, pieces, tools, lead)
+        ahead = shape.fit(text, pieces)
+        if ahead is None:
+            raise MaskError(f"the chat template does not write turn {turn + 1} as it is")
+        return shape.placed(turn, text, ahead)
 
-    def span(self, index: int, marked: tuple[int, int] | None) -> Span:
-        if marked:
-            return self._from_markers(index, *marked)
-        last = index == len(self._messages) - 1
-        before = self._up_to(index, prompt=True)
-        after = self.whole if last else self._up_to(index + 1)
-        found = self._by_prefix(index, before, after)
-        return found or self._by_substitution(index, before)
+    def _shape(self, turns: Sequence[Message], pieces: Sequence[Piece], tools: Tools) -> Shape | None:
+        key = (self._template, signature(turns), repr(tools) if tools else "")
+        found = self._kept.pop(key, None)
+        if found is None:
+            try:
+                found = self._made(turns, pieces, tools)
+            except MaskError:
+                return None  # a template may refuse marks where it takes the row's own words
+        self._kept[key] = found
+        if len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]  # the one that was not asked for the longest
+        return found
 
-    # --- generation markers
-
-    @property
-    def has_markers(self) -> bool:
-        return bool(MARKERS.search(self._template))
+    def _made(self, turns: Sequence[Message], pieces: Sequence[Piece], tools: Tools, lead: str | None = None) -> Shape:
+        write = partial(apply, self._tokenizer, tools=tools)
+        text = write(turns)
+        if self._template not in self._tails:
+            self._tails[self._template] = tail(partial(apply, self._tokenizer, tools=None))
+        return Shape(
+            turns,
+            pieces,
+            write=write,
+            tail=self._tails[self._template],
+            text=text,
+            generated=_generated(self._tokenizer, turns, tools, text),
+            lead=lead,
+        )
 
     @property
     def _template(self) -> str:
-        return str(self._tokenizer.get_chat_template(tools=self._listed))
-
-    @property
-    def _listed(self) -> Any:
-        return [dict(tool) for tool in self._tools] if self._tools else None
-
-    def marked(self) -> dict[int, tuple[int, int]]:
-        """By turn of the assistant, what the template marks; {} where it does not mark each of them once."""
-        messages = [{key: value for key, value in turn.items() if value is not None} for turn in self._messages]
-        special: dict[str, Any] = self._tokenizer.special_tokens_map
-        render_marked: Any = render_jinja_template  # its annotations leave out what it returns
-        (text,), (indices,) = render_marked(
-            [messages],
-            tools=self._listed,
-            chat_template=self._template,
-            return_assistant_tokens_mask=True,
-            **special,
-        )
-        turns = [index for index, turn in enumerate(self._messages) if turn["role"] == "assistant"]
-        found = [(begin, end) for begin, end in indices if end > begin]
-        return dict(zip(turns, found, strict=True)) if text == self.whole and len(turns) == len(found) else {}
-
-    def _from_markers(self, index: int, begin: int, end: int) -> Span:
-        speech = self.whole[begin:end]
-        said, plain = self._said(index, speech)
-        if said is None:
-            raise self._refused(f"what the chat template marks as generated is not turn {index + 1}")
-        # an end-of-turn token that the markers leave out stands right behind them, whether or not turns follow
-        after = self.whole if index == len(self._messages) - 1 else self._up_to(index + 1)
-        behind = len(_common(after, self.whole))
-        return Span(begin=begin, said=begin + said, end=max(end, behind), plain=plain, way="generation markers")
-
-    # --- prefix differences
-
-    def _by_prefix(self, index: int, before: str, after: str) -> Span | None:
-        """The turn is what the template adds to the prompt; None where later turns change how it is written."""
-        common = _common(after, self.whole)
-        if not common.startswith(before):
-            return None
-        speech = common[len(before) :]
-        said, plain = self._said(index, speech)
-        if said is None and common != after:
-            return None
-        if said is None:
-            raise self._refused(self._missing(index, speech))
-        if common != after and not plain:
-            return None
-        return Span(begin=len(before), said=len(before) + said, end=len(common), plain=plain, way="prefix differences")
-
-    def _said(self, index: int, speech: str) -> tuple[int | None, bool]:
-        """Where in a speech the turn's words end (None where it does not hold them), and whether it is words alone."""
-        turn = self._messages[index]
-        content = turn.get("content")
-        words = content.strip() if isinstance(content, str) else ""
-        place = _find_end(words, speech, self._marks)
-        names = [str(call.get("function", call).get("name")) for call in turn.get("tool_calls", ())]
-        if place is None or not all(name in speech for name in names):
-            return None, False
-        return (place, True) if not names else (len(speech), False)
-
-    def _missing(self, index: int, speech: str) -> str:
-        turn = self._messages[index]
-        if turn.get("tool_calls"):
-            return f"the chat template does not write the tool calls of turn {index + 1}"
-        if _find_end(str(turn["content"]).rpartition(THOUGHT_ENDS)[2].strip(), speech, self._marks) is not None:
-            return f"the chat template leaves out what the assistant thinks in turn {index + 1}, its last"
-        return f"the chat template does not write turn {index + 1} as it is"
-
-    # --- substitution
-
-    def _by_substitution(self, index: int, before: str) -> Span:
-        """The turn's words are what changes where they are replaced; the text on either side must stay."""
-        content = self._messages[index].get("content")
-        if not isinstance(content, str) or not content.strip() or self._messages[index].get("tool_calls"):
-            raise self._refused(self._differs(index))
-        if SUBSTITUTE in self.whole:
-            raise self._refused(f"turn {index + 1} cannot be found: the row holds the letters {SUBSTITUTE}")
-        messages = [dict(turn) for turn in self._messages]
-        messages[index]["content"] = SUBSTITUTE
-        around = apply(self._tokenizer, messages, self._tools).split(SUBSTITUTE)
-        alone = apply(self._tokenizer, messages[: index + 1], self._tools).split(SUBSTITUTE)
-        if len(around) != 2 or len(alone) != 2 or len(around[0]) + len(around[1]) > len(self.whole):
-            raise self._refused(self._differs(index))
-        head, tail = around
-        words = self.whole[len(head) : len(self.whole) - len(tail)]
-        if not (self.whole.startswith(head) and self.whole.endswith(tail) and _ends_with(content, words)):
-            raise self._refused(self._differs(index))
-        begin = len(before) if head.startswith(before) else len(head)
-        said = len(self.whole) - len(tail)
-        end = said + len(_common(tail, alone[1]))
-        return Span(begin=begin, said=said, end=end, plain=True, way="substitution")
-
-    def _differs(self, index: int) -> str:
-        return (
-            f"the chat template renders turn {index + 1} differently when later turns follow, "
-            "so what the assistant says cannot be told from the rest"
-        )
-
-
-def _common(one: str, other: str) -> str:
-    return commonprefix([one, other])  # noqa: RUF071  # letters are what is meant
-
-
-def _find_end(words: str, speech: str, marks: tuple[str, ...]) -> int | None:
-    """Behind the last of the words in a speech; white space, which templates trim and add, does not count."""
-    if not words:
-        return 0
-    core = speech.rstrip()
-    while marks and core.endswith(marks):
-        core = core.removesuffix(next(mark for mark in marks if core.endswith(mark))).rstrip()
-    if core.endswith(words):
-        return len(core)  # the usual case; looking for a short word would find it in `<|im_end|>` as well
-    exact = speech.rfind(words)
-    if exact >= 0:
-        return exact + len(words)
-    letters = [place for place, letter in enumerate(speech) if not letter.isspace()]
-    squashed = "".join(speech[place] for place in letters)
-    wanted = "".join(words.split())
-    found = squashed.rfind(wanted)
-    return letters[found + len(wanted) - 1] + 1 if found >= 0 else None
-
-
-def _ends_with(content: str, words: str) -> bool:
-    """Whether the words are the turn's, or the end of them, where the template drops what was thought before."""
-    said, whole = "".join(words.split()), "".join(content.split())
-    return bool(said) and (said == whole or (THOUGHT_ENDS in content and whole.endswith(said)))
+        return str(self._tokenizer.chat_template)

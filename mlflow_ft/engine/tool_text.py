@@ -7,12 +7,14 @@ itself stays as it is. It is saved with the tokenizer, so that every server rend
     {"role": "assistant", "tool_calls": [...]}   <tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>
     {"role": "tool", "content": "..."}           <tool_response>\\n...\\n</tool_response>, as the user
     tools                                        in the system prompt, a JSON object a line (before the first question,
-                                                 where a template refuses a system prompt)
+                                                 where a template takes no system prompt)
+
+A template that writes calls and results in its own way, and passes over the tools alone (DeepSeek's), is taught these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -21,65 +23,70 @@ from mlflow_ft.engine.render import MaskError, apply
 from mlflow_ft.rows import Example, Message
 
 SIGN = "{#- mlflow-ft: tools as text -#}"
-OFFER = "You may call the functions below. Call one with a JSON object between <tool_call> and </tool_call>.\n<tools>\n"
-AS_SYSTEM = "{%- set ft.turns = ft.turns + [{'role': 'system', 'content': ft.system}] -%}"
-AS_USER = "{%- set turn = {'role': turn['role'], 'content': ft.system ~ '\n\n' ~ turn['content']} -%}"
-"""For a template that refuses a system prompt: the tools stand before the first words of the user."""
-PRELUDE = (
-    SIGN
-    + """{%- set ft = namespace(turns=[], system=none, calls='') -%}
+OFFER = "You may call the functions below.HOW\n<tools>\n"
+HOW = " Call one with a JSON object between <tool_call> and </tool_call>."
+AS_SYSTEM = """
+    {%- if turn['role'] == 'system' -%}
+      {%- set turn = {'role': 'system', 'content': turn['content'] ~ '\n\n' ~ ft.offer} -%}
+    {%- else -%}
+      {%- set ft.turns = [{'role': 'system', 'content': ft.offer}] -%}
+    {%- endif -%}
+    {%- set ft.offer = '' -%}"""
+AS_USER = """
+    {%- if turn['role'] == 'user' -%}
+      {%- set turn = {'role': 'user', 'content': ft.offer ~ '\n\n' ~ turn['content']} -%}
+      {%- set ft.offer = '' -%}
+    {%- endif -%}"""
+"""For a template that refuses or drops a system prompt: the tools stand before the first words of the user."""
+CALLS = """
+  {%- if turn['tool_calls'] -%}
+    {%- set ft.calls = turn['content'] or '' -%}
+    {%- for call in turn['tool_calls'] -%}
+      {%- set function = call['function'] or call -%}
+      {%- set given = function['arguments'] or {} -%}
+      {%- set ft.calls = ft.calls ~ ('\n' if ft.calls else '') ~ '<tool_call>\n{"name": '
+          ~ (function['name'] | tojson) ~ ', "arguments": ' ~ (given if given is string else given | tojson)
+          ~ '}\n</tool_call>' -%}
+    {%- endfor -%}
+    {%- set turn = {'role': 'assistant', 'content': ft.calls} -%}
+  {%- elif turn['role'] == 'tool' -%}
+    {%- set result = '<tool_response>\n' ~ (turn['content'] or '') ~ '\n</tool_response>' -%}
+    {%- if ft.turns and ft.turns[-1]['result'] -%}
+      {%- set result = ft.turns[-1]['content'] ~ '\n' ~ result -%}
+      {%- set ft.turns = ft.turns[:-1] -%}
+    {%- endif -%}
+    {%- set turn = {'role': 'user', 'content': result, 'result': true} -%}
+  {%- endif -%}"""
+PRELUDE = """{%- set ft = namespace(turns=[], offer='', calls='') -%}
 {%- if tools -%}
-  {%- set ft.system = 'OFFER' -%}
-  {%- for tool in tools -%}{%- set ft.system = ft.system ~ (tool | tojson) ~ '\n' -%}{%- endfor -%}
-  {%- set ft.system = ft.system ~ '</tools>' -%}
+  {%- set ft.offer = 'OFFER' -%}
+  {%- for tool in tools -%}{%- set ft.offer = ft.offer ~ (tool | tojson) ~ '\n' -%}{%- endfor -%}
+  {%- set ft.offer = ft.offer ~ '</tools>' -%}
 {%- endif -%}
 {%- for turn in messages -%}
-  {%- if turn['role'] == 'system' and loop.first and ft.system -%}
-    {%- set ft.turns = ft.turns + [{'role': 'system', 'content': turn['content'] ~ '\n\n' ~ ft.system}] -%}
-  {%- else -%}
-    {%- if loop.first and ft.system -%}INTRODUCE{%- endif -%}
-    {%- if turn['tool_calls'] -%}
-      {%- set ft.calls = '' -%}
-      {%- for call in turn['tool_calls'] -%}
-        {%- set function = call['function'] or call -%}
-        {%- set given = function['arguments'] or {} -%}
-        {%- set ft.calls = ft.calls ~ ('\n' if ft.calls else '') ~ '<tool_call>\n{"name": '
-            ~ (function['name'] | tojson) ~ ', "arguments": ' ~ (given if given is string else given | tojson)
-            ~ '}\n</tool_call>' -%}
-      {%- endfor -%}
-      {%- set said = turn['content'] ~ '\n' if turn['content'] else '' -%}
-      {%- set ft.turns = ft.turns + [{'role': 'assistant', 'content': said ~ ft.calls}] -%}
-    {%- elif turn['role'] == 'tool' -%}
-      {%- set result = '<tool_response>\n' ~ turn['content'] ~ '\n</tool_response>' -%}
-      {%- if ft.turns and ft.turns[-1]['tool'] -%}
-        {%- set joined = ft.turns[-1]['content'] ~ '\n' ~ result -%}
-        {%- set ft.turns = ft.turns[:-1] + [{'role': 'user', 'content': joined, 'tool': true}] -%}
-      {%- else -%}
-        {%- set ft.turns = ft.turns + [{'role': 'user', 'content': result, 'tool': true}] -%}
-      {%- endif -%}
-    {%- else -%}
-      {%- set ft.turns = ft.turns + [turn] -%}
-    {%- endif -%}
-  {%- endif -%}
+  {%- if ft.offer -%}PLACE
+  {%- endif -%}CALLS
+  {%- set ft.turns = ft.turns + [turn] -%}
 {%- endfor -%}
-{%- set messages = ft.turns -%}{%- set tools = none %}""".replace("OFFER", OFFER)
-)
-NAME = "Zq7JxCall"
-RESULT = "Zq7JxResult"
+{%- set messages = ft.turns -%}{%- set tools = none %}
+"""
+"""Ends with a line end, which Jinja takes away: what comes next is the beginning of a line, as it was before."""
+
+NAME, ARGUMENT, RESULT = "Zq7JxCall", "Zq7JxArgument", "Zq7JxResult"
 TOOL = {"type": "function", "function": {"name": NAME, "description": "d", "parameters": {"type": "object"}}}
 ASKED: Sequence[Message] = ({"role": "user", "content": "q"},)
 CALLED: Message = {
     "role": "assistant",
-    "tool_calls": [{"type": "function", "id": "call00000", "function": {"name": NAME, "arguments": {}}}],
+    "tool_calls": [{"type": "function", "id": "call00000", "function": {"name": NAME, "arguments": {"of": ARGUMENT}}}],
 }
 ANSWERED: Message = {"role": "tool", "content": RESULT, "name": NAME, "tool_call_id": "call00000"}
 DONE: Message = {"role": "assistant", "content": "a"}
 
 
-PROBES: Mapping[str, tuple[str, Sequence[Message], Sequence[Mapping[str, Any]] | None]] = {
-    "offer": (NAME, ASKED, [TOOL]),
-    "call": (NAME, (*ASKED, CALLED), None),
-    "result": (RESULT, (*ASKED, CALLED, ANSWERED, DONE), None),
+PROBES: Mapping[str, tuple[tuple[str, ...], Sequence[Message], Sequence[Mapping[str, Any]] | None]] = {
+    "offer": ((NAME,), ASKED, [TOOL]),
+    "call": ((NAME, ARGUMENT), (*ASKED, CALLED), None),
+    "result": ((RESULT,), (*ASKED, CALLED, ANSWERED, DONE), None),
 }
 """What a row may need of a template: the letters that must be written, and the conversation that shows it."""
 
@@ -92,34 +99,40 @@ def needs(example: Example) -> set[str]:
     return found | {"result" for turn in turns if turn["role"] == "tool"}
 
 
-def lacks(tokenizer: PreTrainedTokenizerFast, wanted: Iterable[str] = tuple(PROBES)) -> set[str]:
+def lacks(tokenizer: PreTrainedTokenizerFast) -> set[str]:
     """What of it the chat template passes over or refuses."""
-    return {need for need in wanted if not _writes(tokenizer, *PROBES[need])}
+    return {need for need, probe in PROBES.items() if not _writes(tokenizer, *probe)}
 
 
 def _writes(
     tokenizer: PreTrainedTokenizerFast,
-    letters: str,
+    letters: Sequence[str],
     turns: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> bool:
     try:
-        return letters in apply(tokenizer, turns, tools)
+        text = apply(tokenizer, turns, tools)
     except MaskError:
         return False
+    return all(one in text for one in letters)
 
 
-def teach_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Put the prelude in front of a template; False where that does not help. A row without tools stays as it was."""
-    template = tokenizer.chat_template
-    if not isinstance(template, str):
-        return False
-    for introduce in (AS_SYSTEM, AS_USER):
-        tokenizer.chat_template = PRELUDE.replace("INTRODUCE", introduce) + template
+def teach_tools(tokenizer: PreTrainedTokenizerFast) -> set[str]:
+    """Put a prelude in front of a template that passes over tools; a row without tools stays as it was.
+
+    Returns what the template still lacks: nothing, or as much as before, where a prelude does not help.
+    """
+    missing, template = lacks(tokenizer), tokenizer.chat_template
+    if not missing or not isinstance(template, str):
+        return missing
+    calls, how = ("", "") if missing == {"offer"} else (CALLS, HOW)
+    for place in (AS_SYSTEM, AS_USER):
+        prelude = PRELUDE.replace("CALLS", calls).replace("PLACE", place).replace("OFFER", OFFER.replace("HOW", how))
+        tokenizer.chat_template = SIGN + prelude + template
         if not lacks(tokenizer):
-            return True
+            return set()
     tokenizer.chat_template = template
-    return False
+    return missing
 
 
 def taught(tokenizer: PreTrainedTokenizerFast) -> bool:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow_ft.data import lineage, mask_page, pages
+from mlflow_ft.data.quality import Result
 from mlflow_ft.data.sources import Source
 from mlflow_ft.errors import DataError, Problem, RefusedError
 from mlflow_ft.job import BaseModel, Data, Job
 from mlflow_ft.progress import Progress
+from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
 from mlflow_ft.stages import fix, ready, show
 from mlflow_ft.stages.fix import Cleaned
 from mlflow_ft.stages.ready import Ready
+from mlflow_ft.stages.show import Shown
 
+TOLD = 2
+"""Rows that are shown in the terminal, as the trainer sees them."""
 KIND_WORDS: Mapping[Kind, str] = {
     "conversation": "conversations",
     "text": "plain text",
@@ -36,35 +42,53 @@ def prepare(job: Job, base: BaseModel) -> Data:
         ModelError: the base model has no tokenizer or no chat template.
         RefusedError: a check found what `data.fail_on` does not let pass.
     """
-    found = look(job, base)
-    trainer = job.registry.trainers[job.config.method]
-    if found.data.kind not in trainer.kinds:
-        raise wrong_kind(found.data, job.config.method, job.registry)
+    found = look(job, base, accept=partial(fits, job.config.method, job.registry))
     refuse(found, job.config.data.fail_on)
     return found.data
 
 
-def look(job: Job, base: BaseModel, *, strict: bool = True) -> Ready:
+def look(
+    job: Job,
+    base: BaseModel,
+    *,
+    strict: bool = True,
+    accept: Callable[[DataFormat], None] = lambda record: None,
+) -> Ready:
     """Prepare and check the rows, and log all that is known of them; what the checks found is not refused yet.
 
-    `strict` refuses bad rows as `data.on_bad_row` says.
+    `strict` refuses bad rows as `data.on_bad_row` says; `accept` sees the format first, and may raise.
     """
     from mlflow_ft.engine import tokenizers
 
     job.run.begin("data")
     tokenizer = tokenizers.load(job.config, base)
-    found = ready.make(job.config, tokenizer, plugins=job.plugins, registry=job.registry, progress=job.progress)
+    found = ready.make(
+        job.config,
+        tokenizer,
+        plugins=job.plugins,
+        registry=job.registry,
+        progress=job.progress,
+        strict=strict,
+        accept=accept,
+    )
+    shown = show.first_rows(found, job.config)
     tell(found, job.progress)
-    log(job, found)
+    for one in shown[:TOLD]:
+        title = f"{one.file}:{one.line}: {sum(one.supervised)} of {len(one.tokens)} tokens are learned"
+        job.progress.marked(title, show.runs(one.tokens, one.supervised))
+    log(job, found, shown)
     return found
 
 
-def wrong_kind(data: Data, method: str, registry: Registry) -> DataError:
-    """The rows are good, but not for this method."""
-    fitting = [trainer.name for trainer in registry.trainers if data.kind in trainer.kinds]
-    kinds = " or ".join(KIND_WORDS[kind] for kind in registry.trainers[method].kinds)
-    return DataError(
-        f"{method} learns from {kinds}; these rows (format {data.format}) are {KIND_WORDS[data.kind]}",
+def fits(method: str, registry: Registry, record: DataFormat) -> None:
+    """Raise DataError where the rows are good, but not for this method."""
+    wanted = registry.trainers[method].kinds
+    if record.kind in wanted:
+        return
+    fitting = [trainer.name for trainer in registry.trainers if record.kind in trainer.kinds]
+    raise DataError(
+        f"{method} learns from {' or '.join(KIND_WORDS[kind] for kind in wanted)}; these rows (format {record.name}) "
+        f"are {KIND_WORDS[record.kind]}",
         hint=f"methods that take them: {', '.join(fitting) or 'none is installed'}; "
         "or name the format to read them as with --data.format",
     )
@@ -79,13 +103,15 @@ def refuse(found: Ready, fail_on: str) -> None:
         raise RefusedError(
             f"the data is not good enough to train on: {len(worst)} check{'s' * (len(worst) != 1)} found what "
             f"data.fail_on {fail_on} does not let pass",
-            problems=[
-                Problem(place=one.name, message=f"{one.count:,} rows ({one.share:.1%}): {one.summary}", hint=one.remedy)
-                for one in worst
-            ],
+            problems=[Problem(place=one.name, message=told(one), hint=one.remedy) for one in worst],
             hint="see them with `mlflow-ft data check`, mend them with `mlflow-ft prepare --fix`, or go on all the "
             "same with --data.fail_on never",
         )
+
+
+def told(found: Result) -> str:
+    """What a check found, in a line."""
+    return f"{found.count:,} {'row' if found.count == 1 else 'rows'} ({found.share:.1%}): {found.summary}"
 
 
 def tell(found: Ready, progress: Progress) -> None:
@@ -111,7 +137,7 @@ def tell(found: Ready, progress: Progress) -> None:
     for one in found.report.worst("warn"):
         if one.name == "over-max-length":
             continue  # told above, side by side
-        progress.warn(f"{one.name}: {one.count:,} rows ({one.share:.1%}): {one.summary}")
+        progress.warn(f"{one.name}: {told(one)}")
 
 
 def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
@@ -124,7 +150,7 @@ def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
         )
 
 
-def log(job: Job, found: Ready) -> None:
+def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
     """Log data sets, counts, the masks, the report of the checks, what was left out, and which rows there are."""
     data = found.data
     job.run.log_inputs([data.train, data.eval], tags={"mlflow_ft.data_fingerprint": data.fingerprint})
@@ -139,16 +165,15 @@ def log(job: Job, found: Ready) -> None:
     counts = {f"{side.name}/{name}": value for side in (data.train, data.eval) for name, value in side.counts.items()}
     metrics = {f"data/{name}": float(value) for name, value in (counts | found.report.metrics()).items()}
     job.run.metrics(metrics)
-    for name, text in artifacts(job, found).items():
+    for name, text in artifacts(found, shown).items():
         job.run.artifact_text(text, f"data/{name}")
     with tempfile.TemporaryDirectory() as folder:
         sides = {name: (one.stored.table, one.stored.files, one.indices) for name, one in found.sides.items()}
         job.run.artifact(lineage.write_rows(sides, Path(folder)), "data")
 
 
-def artifacts(job: Job, found: Ready) -> dict[str, str]:
+def artifacts(found: Ready, shown: Sequence[Shown]) -> dict[str, str]:
     """The texts and pages that are kept of the data, by name."""
-    shown = show.first_rows(found, job.config)
     report = found.report.as_dict()
     texts = {
         "mask.txt": show.as_text(shown),
@@ -156,7 +181,9 @@ def artifacts(job: Job, found: Ready) -> dict[str, str]:
             [one.as_dict() for one in shown], title=f"What is learned of {found.data.format}"
         ),
         "quality.json": json.dumps(report, indent=2, ensure_ascii=False),
-        "quality.html": pages.quality_page(report, title=f"Data of {job.config.method}"),
+        "quality.html": pages.quality_page(
+            report, title=", ".join(source.asked for source in found.train.stored.sources)
+        ),
         "lineage.json": json.dumps(lineage.described(found.data, _sources(found)), indent=2),
     }
     if found.left_out:

@@ -64,6 +64,7 @@ def _write(job: Job, data: Data, trained: Trained, record: Packager) -> Path:
     with job.progress.bar(f"package {record.name}"):
         record.package(job, trained, folder)
         bundle.complete(job, data, folder)
+        bundle.check_tokenizer(data, folder)
         write_manifest(folder)
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from mlflow_ft.errors import DataError, Problem
 from mlflow_ft.job import Data, Split
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
+from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import found as findings
 from mlflow_ft.stages import stored
@@ -55,11 +56,19 @@ class Ready:
 
 
 def make(
-    config: Config, tokenizer: Any, *, plugins: Plugins, registry: Registry, progress: Progress, strict: bool = True
+    config: Config,
+    tokenizer: Any,
+    *,
+    plugins: Plugins,
+    registry: Registry,
+    progress: Progress,
+    strict: bool = True,
+    accept: Callable[[DataFormat], None] = lambda record: None,
 ) -> Ready:
     """Prepare, split and check the data.
 
-    `strict` refuses bad rows as `data.on_bad_row` says; without it they are left out and told by the report.
+    `strict` refuses bad rows as `data.on_bad_row` says; without it they are left out and told by the report. `accept`
+    sees the format before any row is prepared, and may raise.
 
     Raises:
         DataError: a source is missing or of no known format, rows are bad, nothing is left to learn.
@@ -71,12 +80,19 @@ def make(
         "plugins": plugins,
         "registry": registry,
         "progress": progress,
+        "accept": accept,
     }
     asked, eval_path = sources.paths(config.data)
     train = stored.prepare(asked, config, title="prepare rows", quality=True, **context)
     held = None
     if eval_path:
         held = stored.prepare({eval_path: None}, config, title="prepare held-out rows", quality=False, **context)
+        if held.record.kind != train.record.kind:
+            raise DataError(
+                f"the held-out rows are of another kind ({held.record.kind}) than those to train on "
+                f"({train.record.kind})",
+                hint=f"name others with --data.eval_path; it is {eval_path}",
+            )
     for one in (train, held) if held else (train,):
         _refuse(one, config, strict=strict and config.data.on_bad_row == "error")
     mixed = split.mix(_hashes(train), _column(train, "source"), train.weights, seed=config.run.seed)

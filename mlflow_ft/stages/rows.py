@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +21,12 @@ from mlflow_ft.progress import Bar
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Checked, Example, Place, Row
+from mlflow_ft.stages import proving
+from mlflow_ft.stages.proving import Proved
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.masking import Encoder, Tokenised
+    from mlflow_ft.engine.masking import Encoder
+    from mlflow_ft.engine.render import MaskError
 
 HOPELESS = 1000
 """So many bad rows without a good one between them: the rest is not read."""
@@ -120,9 +124,10 @@ def run(
     """Prepare every row and write those that can be learned from to `file`."""
     tally = Tally()
     rows = _rows(opened, settings, tally)
-    with store.Writer(file) as writer:
-        for batch in iter(lambda: list(itertools.islice(rows, store.BATCH)), []):
-            writer.write(list(_prepared(batch, settings, tally, encoder, quality)))
+    batches = iter(lambda: list(itertools.islice(rows, store.BATCH)), [])
+    with store.Writer(file) as writer, closing(proving.proved(batches, _examples, encoder)) as proved:
+        for batch, results in proved:
+            writer.write(list(_prepared(batch, results, settings, tally, encoder, quality)))
             bar.advance(len(batch))
             if not tally.good and len(tally.left_out) >= HOPELESS:
                 break
@@ -153,72 +158,61 @@ def _leave_out(tally: Tally, index: int, row: Place, reason: str, sort: Sort, te
     tally.left_out.append(LeftOut(index=index, file=row.file, line=row.line, reason=reason, sort=sort, text=text))
 
 
-def _prepared(
-    batch: Sequence[Numbered], settings: DataSection, tally: Tally, encoder: Encoder, quality: Quality | None
-) -> Iterator[dict[str, Any]]:
-    from mlflow_ft.engine.render import MaskError
+def _examples(batch: Sequence[Numbered]) -> list[Example]:
+    return [example for *_, example in batch]
 
-    results = encoder.tokenise([example for *_, example in batch])
+
+def _prepared(
+    batch: Sequence[Numbered],
+    results: Sequence[Proved | MaskError],
+    settings: DataSection,
+    tally: Tally,
+    encoder: Encoder,
+    quality: Quality | None,
+) -> Iterator[dict[str, Any]]:
     for (number, index, row, example), found in zip(batch, results, strict=True):
         tally.columns.update(dict.fromkeys(map(str, row.values)))
+        proved = found if isinstance(found, Proved) else None
         if quality is not None:
-            quality.see(_checked(row, example, found, index, encoder))
-        if isinstance(found, MaskError):
+            quality.see(
+                Checked(
+                    file=row.file,
+                    line=row.line,
+                    index=index,
+                    example=example,
+                    tokens=proved.length if proved else 0,
+                    special=encoder.special,
+                    max_length=encoder.max_length,
+                )
+            )
+        if not isinstance(found, Proved):
             _leave_out(tally, index, row, str(found), "prove", found.text)
         elif reason := nothing_to_learn(example, found, encoder.max_length):
             _leave_out(tally, index, row, reason, "cut")
         else:
             tally.good += 1
-            yield _record(number, row, example, found, index, settings, tally)
+            tally.ways[found.encoded.way] += 1
+            tally.ends.update(found.ends)
+            group = row.values.get(settings.split_by) if settings.split_by else None
+            yield store.record(
+                example,
+                found.encoded,
+                source=number,
+                file=tally.files[row.file],
+                line=row.line,
+                index=index,
+                length=found.length,
+                hash=fingerprint.row_hash(row.values),
+                key=fingerprint.prompt_key(example) if group is None else fingerprint.key(group),
+            )
 
 
-def _checked(row: Row, example: Example, found: Any, index: int, encoder: Encoder) -> Checked:
-    return Checked(
-        file=row.file,
-        line=row.line,
-        index=index,
-        example=example,
-        tokens=max(one.length for one in found) if isinstance(found, list) else 0,
-        special=encoder.special,
-        max_length=encoder.max_length,
-    )
-
-
-def _record(
-    number: int,
-    row: Row,
-    example: Example,
-    found: Sequence[Tokenised],
-    index: int,
-    settings: DataSection,
-    tally: Tally,
-) -> dict[str, Any]:
-    from mlflow_ft.engine import masking
-
-    encoded = masking.joined(found)
-    tally.ways[encoded.way] += 1
-    for end in masking.ends(encoded):
-        tally.ends[end] += 1
-    group = row.values.get(settings.split_by) if settings.split_by else None
-    return store.record(
-        example,
-        encoded,
-        source=number,
-        file=tally.files[row.file],
-        line=row.line,
-        index=index,
-        length=max(one.length for one in found),
-        hash=fingerprint.row_hash(row.values),
-        key=fingerprint.prompt_key(example) if group is None else fingerprint.key(group),
-    )
-
-
-def nothing_to_learn(example: Example, found: Sequence[Tokenised], max_length: int) -> str:
+def nothing_to_learn(example: Example, found: Proved, max_length: int) -> str:
     """Why a row is dropped though nothing is wrong with its mask; "" where it is not."""
     if example.kind == "prompt":
-        return f"the prompt is longer than data.max_length {max_length}" if found[0].length > max_length else ""
-    if all(any(label != -100 for label in one.labels) for one in found):
+        return f"the prompt is longer than data.max_length {max_length}" if found.length > max_length else ""
+    if found.learnable:
         return ""
-    if any(one.length > max_length for one in found):
+    if found.length > max_length:
         return f"cut at data.max_length {max_length} before anything is learned"
     return "nothing to learn: no turn of the assistant is to be learned"

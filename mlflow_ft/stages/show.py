@@ -13,7 +13,7 @@ from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Example, Row
-from mlflow_ft.stages import rows
+from mlflow_ft.stages import proving, rows
 from mlflow_ft.stages.ready import Ready
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def as_shown(file: str, line: int, example: Example, found: Any, name: str, enco
     if others:
         turns = [dict(turn) for turn in (*example.messages, *example.rejected)]
         rejected = {"messages": turns, **_tokens(others[0])}
-    reason = rows.nothing_to_learn(example, found, encoder.max_length) or None
+    reason = rows.nothing_to_learn(example, proving.summary(found), encoder.max_length) or None
     return Shown(**about, **_tokens(first), way=first.way, rejected=rejected, dropped=reason)
 
 

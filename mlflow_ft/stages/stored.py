@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -69,13 +69,17 @@ def prepare(
     progress: Progress,
     title: str,
     quality: bool,
+    accept: Callable[[DataFormat], None] = lambda record: None,
 ) -> Stored:
     """Find the sources' rows prepared, or prepare them; the tokenizer's template is extended where they need it.
+
+    `accept` sees the format before any row is prepared, and may raise.
 
     Raises:
         DataError: a source is missing, empty, broken, or of no known format.
     """
     opened = rows.open_all(asked, config.data, plugins=plugins, registry=registry)
+    accept(opened[0].record)
     parts = _parts(opened, config, tokenizer, registry)
     inspecting = [check for check in checks(config, registry) if check.compare is None] if quality else None
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import DataError
@@ -16,17 +21,17 @@ TRAINING_CONTEXTS = ("train", "training")
 
 
 def fetch(uri: str) -> Path:
-    """An artifact as a local file or folder; a local store gives the one it keeps, which is not to be changed.
+    """An artifact as a local file or folder, which is there until this process ends; it is not to be changed.
 
     Raises:
         DataError: there is no such artifact, or the server does not give it.
     """
     try:
-        found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        target = tempfile.mkdtemp(dir=_folder())
+        found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"data {uri!r} cannot be fetched from MLflow: {reason}",
+            f"data {uri!r} cannot be fetched from MLflow: {_reason(error)}",
             hint=f"check the run, the path and MLFLOW_TRACKING_URI (it is {mlflow.get_tracking_uri()})",
         ) from error
     if not found.exists():
@@ -34,25 +39,50 @@ def fetch(uri: str) -> Path:
     return found
 
 
+@cache
+def _folder() -> str:
+    """Where this process keeps what it fetches; MLflow's own would be left behind."""
+    folder = tempfile.mkdtemp(prefix="mlflow-ft-fetched-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def trained_on(run_id: str) -> str:
     """The source of the data set that a run names as its training input.
 
     Raises:
-        DataError: there is no such run, or it names no training data.
+        DataError: there is no such run, or it names no training data, or several sources of it.
     """
     try:
         run = MlflowClient().get_run(run_id)
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"data 'runs:/{run_id}': {reason}", hint="check the run and MLFLOW_TRACKING_URI") from error
-    for used in run.inputs.dataset_inputs if run.inputs else ():
-        contexts = {tag.value for tag in used.tags if tag.key == CONTEXT_KEY}
-        if contexts & set(TRAINING_CONTEXTS):
-            source = json.loads(used.dataset.source)
-            place = source.get("uri") or source.get("path") or source.get("url")
-            if isinstance(place, str):
-                return place
+        raise DataError(
+            f"data 'runs:/{run_id}': {_reason(error)}", hint="check the run and MLFLOW_TRACKING_URI"
+        ) from error
+    used = [one for one in (run.inputs.dataset_inputs if run.inputs else ()) if _is_training(one)]
+    places = list(dict.fromkeys(place for one in used if (place := _place(one.dataset))))
+    if len(places) == 1:
+        return places[0]
+    told = f"several sources: {', '.join(places)}" if places else "no training data among its inputs"
     raise DataError(
-        f"data 'runs:/{run_id}': the run names no training data among its inputs",
-        hint="name one of its artifacts instead: runs:/RUN_ID/path/of/the/file",
+        f"data 'runs:/{run_id}': the run names {told}",
+        hint="name one of them" if places else "name one of its artifacts instead: runs:/RUN_ID/path/of/the/file",
     )
+
+
+def _is_training(used: DatasetInput) -> bool:
+    return any(tag.key == CONTEXT_KEY and tag.value in TRAINING_CONTEXTS for tag in used.tags)
+
+
+def _place(dataset: Dataset) -> str | None:
+    """Where a data set came from; None where that is no place (the code of a notebook, another program's own words)."""
+    try:
+        source = json.loads(dataset.source)
+    except (ValueError, RecursionError):
+        return None
+    found = [source.get(key) for key in ("uri", "path", "url")] if isinstance(source, dict) else []
+    return next((place for place in found if isinstance(place, str) and place), None)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ from tests.cli.conftest import Run
 
 IN_KIND = {
     "formats": "alpaca",
+    "checks": "exact-duplicate",
     "trainers": "qlora",
     "adapters": "lora",
     "evaluators": "exact-match",

@@ -51,14 +51,17 @@ def places(tmp_path: Path, tiny_model: Path, untemplated: Path) -> dict[str, Pat
 BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a missing file": ("lora --data none.jsonl", ("there is no data file 'none.jsonl'", "looked in {tmp}")),
     "an empty file": ("lora --data empty.jsonl", ("'empty.jsonl' is empty (0 bytes)", "write rows into it")),
-    "malformed JSON": ("lora --data broken.jsonl", ("broken.jsonl:3: malformed JSON: ", "one JSON object a line")),
+    "malformed JSON": (
+        "lora --data broken.jsonl",
+        ("1 of 2 rows cannot be read", "broken.jsonl:3  malformed JSON: ", "mend these rows"),
+    ),
     "an unknown format": (
         "lora --data unknown.jsonl",
         ("unknown.jsonl:1: ", "no known format; their columns are text, label", "alpaca needs instruction, output"),
     ),
     "a missing column": (
         "lora --data holes.jsonl",
-        ("1 of 4 rows are not of the format alpaca", "holes.jsonl:3  column `output` is missing", "mend or remove"),
+        ("1 of 4 rows are not of the format alpaca", "holes.jsonl:3  column `output` is missing", "mend these rows"),
     ),
     "an unknown method": ("qlroa", ("unknown trainer 'qlroa'", "did you mean qlora?")),
     "no method": ("--data rows.jsonl", ("no method was named", "mlflow-ft train METHOD; methods: ")),
@@ -169,12 +172,12 @@ def test_a_process_without_a_run_makes_one_that_failed(places: dict[str, Path], 
     done = start(*arguments("lora --data broken.jsonl", places), MLFLOW_EXPERIMENT_NAME=name)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "Error: broken.jsonl:3: malformed JSON: Expecting value" in done.stderr
+    assert "broken.jsonl:3  malformed JSON: Expecting value" in done.stderr
     experiment = client.get_experiment_by_name(name)
     assert experiment
     [found] = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FAILED"
-    assert found.data.tags["mlflow_ft.error"].startswith("broken.jsonl:3: malformed JSON")
+    assert "broken.jsonl:3  malformed JSON" in found.data.tags["mlflow_ft.error"]
     assert found.data.tags["mlflow_ft.stage"] == "data"
 
 
@@ -206,12 +209,14 @@ def test_a_score_that_is_no_number_is_null_in_json() -> None:
 
 
 PAIRS: Mapping[str, dict[str, Any]] = {
-    "qlora --run.name --json": {"arguments": ("qlora", "--run.name", "--json"), "as_json": False},
-    "qlora --run.name -1 --json": {"arguments": ("qlora", "--run.name", "-1"), "as_json": True},
-    "qlora --json --run.name --help": {"arguments": ("qlora", "--run.name", "--help"), "as_json": True},
+    "qlora --run.name --json": {"arguments": ("qlora", "--run.name", "--json"), "json": False},
+    "qlora --run.name -1 --json": {"arguments": ("qlora", "--run.name", "-1"), "json": True},
+    "qlora --json --run.name --help": {"arguments": ("qlora", "--run.name", "--help"), "json": True},
     "qlora --max_steps -1 --quiet": {"arguments": ("qlora", "--max_steps", "-1"), "quiet": True},
-    "qlora --run.name=--quiet --json": {"arguments": ("qlora", "--run.name=--quiet"), "as_json": True, "quiet": False},
-    "--quiet qlora": {"arguments": ("qlora",), "as_json": False, "quiet": True},
+    "qlora --run.name=--quiet --json": {"arguments": ("qlora", "--run.name=--quiet"), "json": True, "quiet": False},
+    "--quiet qlora": {"arguments": ("qlora",), "json": False, "quiet": True},
+    "qlora --json true --quiet false": {"arguments": ("qlora",), "json": True, "quiet": False},
+    "qlora --json=false --quiet=TRUE": {"arguments": ("qlora",), "json": False, "quiet": True},
 }
 
 
@@ -219,6 +224,14 @@ PAIRS: Mapping[str, dict[str, Any]] = {
 def test_a_value_that_begins_with_a_dash_stays_a_value(line: str) -> None:
     parsed = command.make_context("train", line.split()).params
     assert {key: parsed[key] for key in PAIRS[line]} == PAIRS[line]
+
+
+def test_a_switch_that_mlflow_run_gives_no_value_is_off(run: Run) -> None:
+    parsed = command.make_context("train", ["qlora", "--json", "", "--quiet"]).params
+    assert (parsed["json"], parsed["quiet"]) == (False, True)
+    told = run("train", "qlora", "--json=perhaps")
+    assert told.code == 2
+    assert "'perhaps' is not true or false" in told.err
 
 
 def test_help_names_every_setting_and_switch(run: Run) -> None:

@@ -1,97 +1,131 @@
+"""Which rows are held out depends on what they are, never on where they stand; a mixture keeps its weights."""
+
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_ft import plugins
-from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import convert, sources, split
+from mlflow_ft.data import split
 from mlflow_ft.errors import DataError
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example
-from mlflow_ft.registry import Registry
 
-REGISTRY = Registry(plugins.load({}))
+Keys = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+def keys(count: int) -> Keys:
+    """So many different keys, which look random."""
+    return split.shuffled(np.arange(count, dtype=np.uint64), 7)
+
+
+def sides(found: Keys, *, test_size: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    kept, held = split.hold_out(found, test_size=test_size, seed=seed)
+    return kept.tolist(), held.tolist()
 
 
 @given(count=st.integers(2, 300), share=st.floats(0.01, 0.5), seed=st.integers(0, 2**32))
 def test_the_sides_are_disjoint_cover_all_rows_and_are_the_same_again(count: int, share: float, seed: int) -> None:
-    kept, held = split.hold_out(count, test_size=share, seed=seed)
+    kept, held = sides(keys(count), test_size=share, seed=seed)
     assert sorted([*kept, *held]) == list(range(count))
     assert kept == sorted(kept)
     assert held == sorted(held)
     assert len(held) == max(1, round(count * share))
-    assert (kept, held) == split.hold_out(count, test_size=share, seed=seed)
+    assert (kept, held) == sides(keys(count), test_size=share, seed=seed)
+
+
+@given(count=st.integers(2, 100), seed=st.integers(0, 100), order=st.randoms(use_true_random=False))
+def test_the_order_of_the_rows_does_not_matter(count: int, seed: int, order: Any) -> None:
+    found = keys(count)
+    places = list(range(count))
+    order.shuffle(places)
+    _, held = sides(found, test_size=0.3, seed=seed)
+    _, again = sides(found[places], test_size=0.3, seed=seed)
+    assert {int(found[index]) for index in held} == {int(found[places[index]]) for index in again}
+
+
+@given(st.lists(st.integers(0, 12), min_size=2, max_size=80), st.integers(0, 50))
+def test_no_group_stands_on_both_sides(groups: list[int], seed: int) -> None:
+    found = split.shuffled(np.array(groups, dtype=np.uint64), 3)
+    if len(set(groups)) < 2:
+        with pytest.raises(DataError):
+            split.hold_out(found, test_size=0.2, seed=seed)
+        return
+    try:
+        kept, held = sides(found, test_size=0.2, seed=seed)
+    except DataError:
+        assert max(map(groups.count, groups)) > len(groups) / 2  # the group that came first has too many rows
+        return
+    assert not {groups[index] for index in kept} & {groups[index] for index in held}
+    assert len(held) >= max(1, round(len(groups) * 0.2))
 
 
 def test_another_seed_holds_out_other_rows() -> None:
-    assert split.hold_out(100, test_size=0.2, seed=1) != split.hold_out(100, test_size=0.2, seed=2)
+    assert sides(keys(100), test_size=0.2, seed=1) != sides(keys(100), test_size=0.2, seed=2)
 
 
 def test_a_test_size_of_one_or_more_is_a_count() -> None:
-    assert len(split.hold_out(10, test_size=3, seed=0)[1]) == 3
-    assert len(split.hold_out(10, test_size=1, seed=0)[1]) == 1
+    assert len(sides(keys(10), test_size=3)[1]) == 3
+    assert len(sides(keys(10), test_size=1)[1]) == 1
 
 
 @pytest.mark.parametrize(("count", "test_size"), [(1, 0.1), (10, 10), (10, 11), (2, 0.9)])
 def test_a_side_without_rows_is_refused(count: int, test_size: float) -> None:
     with pytest.raises(DataError, match=rf"data\.test_size {test_size:g} holds out \d+ of {count} rows") as error:
-        split.hold_out(count, test_size=test_size, seed=0)
+        split.hold_out(keys(count), test_size=test_size, seed=0)
     assert "data.eval_path" in error.value.hint
 
 
-def example(question: str, answer: str) -> Example:
-    return Example(messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+def test_a_crowd_is_a_group_with_most_of_the_rows() -> None:
+    assert split.crowded(np.array([1, 1, 1, 2], dtype=np.uint64))
+    assert not split.crowded(np.array([1, 1, 2, 2], dtype=np.uint64))
+    assert not split.crowded(np.zeros(0, dtype=np.uint64))
 
 
-EXAMPLES = [example("one", "1"), example("two", "2")]
-ENCODED = [Encoded(input_ids=(1, 2), labels=(-100, 2)), Encoded(input_ids=(3, 4), labels=(-100, 4))]
+# --- mixtures
 
 
-def digest(examples: list[Example], encoded: list[Encoded], template: str = "t") -> str:
-    return split.digest(examples, encoded, template=template)
+def mixture(*counts: int) -> Keys:
+    return np.repeat(np.arange(len(counts)), counts)
 
 
-CHANGES: dict[str, Callable[[], str]] = {
-    "a turn": lambda: digest([example("one", "1 "), EXAMPLES[1]], ENCODED),
-    "a role": lambda: digest([Example(messages=({"role": "system", "content": "one"},)), EXAMPLES[1]], ENCODED),
-    "tools": lambda: digest([dataclasses.replace(EXAMPLES[0], tools=({"name": "f"},)), EXAMPLES[1]], ENCODED),
-    "the order": lambda: digest(EXAMPLES[::-1], ENCODED[::-1]),
-    "the template": lambda: digest(EXAMPLES, ENCODED, "t "),
-    "a label": lambda: digest(EXAMPLES, [dataclasses.replace(ENCODED[0], labels=(1, 2)), ENCODED[1]]),
-    "a token": lambda: digest(EXAMPLES, [dataclasses.replace(ENCODED[0], input_ids=(9, 2)), ENCODED[1]]),
-    "a row less": lambda: digest(EXAMPLES[:1], ENCODED[:1]),
-    "a row twice": lambda: digest([*EXAMPLES, EXAMPLES[1]], [*ENCODED, ENCODED[1]]),
-}
+def taken(counts: tuple[int, ...], weights: list[float | None], seed: int = 0) -> list[int]:
+    sources = mixture(*counts)
+    chosen = split.mix(keys(len(sources)), sources, weights, seed=seed)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    return [int((sources[chosen] == index).sum()) for index in range(len(counts))]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_the_digest_changes_with(change: str) -> None:
-    assert CHANGES[change]() != digest(EXAMPLES, ENCODED)
+def test_sources_without_weights_are_taken_whole() -> None:
+    assert taken((3, 5), [None, None]) == [3, 5]
 
 
-def test_the_digest_is_of_content_alone_and_fits_mlflow() -> None:
-    again = [
-        example("one", "1"),
-        Example(messages=tuple(dict(reversed(turn.items())) for turn in EXAMPLES[1].messages)),
-    ]
-    assert digest(again, ENCODED) == digest(EXAMPLES, ENCODED)
-    assert len(digest(EXAMPLES, ENCODED)) == split.DIGEST_LENGTH <= 36
+@pytest.mark.parametrize(
+    ("counts", "weights", "expected"),
+    [
+        ((100, 100), [0.7, 0.3], [100, 43]),
+        ((100, 10), [1, 1], [10, 10]),
+        ((10, 1000), [1, 5], [10, 50]),
+        ((7,), [3], [7]),
+        ((100, 1), [1000, 0.001], [100, 1]),
+    ],
+)
+def test_the_sources_of_a_mixture_stand_in_their_weights(
+    counts: tuple[int, ...], weights: list[float | None], expected: list[int]
+) -> None:
+    assert taken(counts, weights) == expected
 
 
-def test_text_that_utf_8_cannot_hold_has_a_digest() -> None:
-    assert digest([example("\ud800", "1")], ENCODED[:1]) != digest([example("\ud801", "1")], ENCODED[:1])
+def test_which_rows_a_mixture_takes_depends_on_the_seed_and_on_what_they_are() -> None:
+    found, sources = keys(40), mixture(20, 20)
+    one, other = (split.mix(found, sources, [1, 0.5], seed=seed) for seed in (1, 2))
+    assert one.tolist() != other.tolist()
+    turned = np.concatenate([np.arange(20), np.arange(39, 19, -1)])
+    again = split.mix(found[turned], sources, [1, 0.5], seed=1)
+    assert {int(found[index]) for index in one} == {int(found[turned][index]) for index in again}
 
 
-def test_the_digest_is_the_same_for_the_same_rows_in_another_file(tmp_path: Path) -> None:
-    found = []
-    for name in ("here.jsonl", "there.json"):
-        (tmp_path / name).write_text('\n{"prompt": "one", "completion": "1"}\n')
-        rows = sources.read(str(tmp_path / name), DataSection())
-        found.append(digest(convert.convert(rows, REGISTRY.formats["prompt-completion"]), ENCODED[:1]))
-    assert found[0] == found[1] == digest(EXAMPLES[:1], ENCODED[:1])
+def test_what_was_taken_is_counted_by_source() -> None:
+    sources = mixture(3, 4)
+    assert split.counts_by_source(np.array([0, 1, 5]), sources, ["a", "b"]) == {"a": (2, 3), "b": (1, 4)}

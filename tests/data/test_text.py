@@ -18,7 +18,7 @@ WORDS = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=6), max_si
 
 @given(ANY_TEXT)
 @example("ᾷͅ ŉ İ ΐ")  # folds into signs that compose anew
-@example("a­b‍c")
+@example("a\u00adb\u200dc e\u00ad\u0301")
 def test_normalising_twice_is_normalising_once(value: str) -> None:
     once = text.normalise(value)
     assert text.normalise(once) == once
@@ -27,17 +27,18 @@ def test_normalising_twice_is_normalising_once(value: str) -> None:
 
 @given(st.text(string.printable))
 def test_the_fast_way_for_ascii_is_the_same(value: str) -> None:
-    assert text.normalise(value) == text._folded(value)
+    assert text.normalise(value) == text._plain(value)
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
         ("Hello, World!", "hello world"),
-        ("don’t — “stop”", "DON'T - \"stop\""),
+        ("don’t — “stop”", 'DON\'T - "stop"'),
         ("ﬁne Straße ｆｕｌｌ", "fine STRASSE full"),
         (unicodedata.normalize("NFD", "Café Zoë"), "café zoë"),
         ("co\u00adoperate", "cooperate"),
+        ("cafe\u00ad\u0301", "café"),
         ("a\t\n  b", "a b"),
     ],
 )
@@ -72,17 +73,12 @@ def test_one_hash_for_every_run_of_words(words: list[str], size: int) -> None:
     runs = [tuple(words[start : start + size]) for start in range(max(0, len(words) - size + 1))]
     assert hashes.dtype == np.uint64
     assert len(hashes) == len(runs)
-    assert dict(zip(runs, hashes.tolist(), strict=True)) == dict(zip(runs, hashes.tolist(), strict=True))
-    assert len(set(hashes.tolist())) == len(set(runs))
-    by_run: dict[tuple[str, ...], set[int]] = {}
-    for run, value in zip(runs, hashes.tolist(), strict=True):
-        by_run.setdefault(run, set()).add(value)
-    assert all(len(values) == 1 for values in by_run.values())
+    assert len(set(zip(runs, hashes.tolist(), strict=True))) == len(set(runs)) == len(set(hashes.tolist()))
 
 
 def test_hashes_are_the_same_on_every_machine() -> None:
-    assert text.fingerprint("mlflow") == 0
-    assert text.ngrams(["a", "b", "c"], 2).tolist() == []
+    assert text.fingerprint("mlflow") == 0x772A400DAEBE67FF
+    assert text.ngrams(["a", "b", "c"], 2).tolist() == [6355122750691602634, 17499410341094839622]
 
 
 def test_the_hashes_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from mlflow_ft.data.store import Column
 from mlflow_ft.engine import hub, masking, models, sft, tokenizers
 from mlflow_ft.job import Data, Encoded, Job, Split, Trained
 from mlflow_ft.progress import Progress
-from mlflow_ft.rows import Example, Place
 from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Example, Place
 from mlflow_ft.testing import make_rows
 
 

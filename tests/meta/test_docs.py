@@ -15,7 +15,7 @@ import yaml
 
 from mlflow_ft import docs, plugins
 from mlflow_ft.cli import COMMANDS, cli
-from mlflow_ft.cli.train import SWITCHES
+from mlflow_ft.cli.pairs import PairsCommand
 from mlflow_ft.config.explain import locate
 from mlflow_ft.registry import Registry
 
@@ -55,7 +55,7 @@ def test_every_setting_and_every_built_in_is_listed() -> None:
     page = docs.methods_page()
     for trainer in docs.own(registry.trainers):
         assert f"\n## `{trainer.name}`\n" in page
-    for kind in ("formats", "adapters", "evaluators", "packagers"):
+    for kind in ("formats", "checks", "adapters", "evaluators", "packagers"):
         for record in docs.own(getattr(registry, kind)):
             assert re.search(LISTED.format(record.name), page)
 
@@ -109,10 +109,14 @@ def test_a_command_that_a_page_names_exists(page: Path, arguments: list[str]) ->
     assert name in COMMANDS, f"{page} names mlflow-ft {name}"
     if name == "train":
         assert not given or given[0].startswith("--") or given[0] in known_methods()
-        assert settings_exist([word for word in given if word not in SWITCHES])
-        return
     found = cli.get_command(click.Context(cli), name)
-    assert found
+    if isinstance(found, click.Group) and given:
+        found = found.get_command(click.Context(found), given.pop(0))
+    assert found, f"{page} names mlflow-ft {' '.join(arguments)}"
+    if isinstance(found, PairsCommand):
+        own = {f"--{option}" for option in (*found.switches, *found.options)}
+        assert settings_exist([word for word in given if word not in own])
+        return
     options = {option for parameter in found.params for option in parameter.opts}
     assert {word for word in given if word.startswith("-")} <= options
     if name == "show" and given:
@@ -130,7 +134,9 @@ def test_a_project_run_that_a_page_names_exists(page: Path, arguments: list[str]
         if option == "-P":
             key, _, method = value.partition("=")
             assert (
-                key == "config" or len(locate(key)) == 1 or (key == "method" and method in {*known_methods(), "NAME"})
+                key in ("config", "fix")
+                or len(locate(key)) == 1
+                or (key == "method" and method in {*known_methods(), "NAME"})
             )
     assert {word for word in arguments if word.startswith("-")} <= {"-e", "-P", "--env-manager"}
 
@@ -161,12 +167,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_plugin_that_a_page_shows_works() -> None:
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "plugins.md").read_text())
     module = ModuleType("shown")
-    for block in blocks[:2]:
+    for block in blocks[:3]:
         exec(block, vars(module))  # our own page
     loaded = plugins.Plugins()
     info = loaded.add(module, name="shown")
     assert (info.status, info.error) == ("active", "")
     assert {one.record.name for one in loaded.registered if one.provider == "shown"} == {
         "flash-card",
+        "shouting",
         "gentle-lora",
     }

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = MLPROJECT["entry_points"]
 COMMANDS = {name: entry_point["command"] for name, entry_point in ENTRY_POINTS.items()}
+JOBS = {"prepare"}
+"""Entry points that are commands of their own, not methods."""
 HOSTILE = "; touch owned; $(touch owned) `touch owned` ' \" \\ && touch owned | touch owned\n touch owned #{model}"
 STAND_IN = """
 import json, pathlib, sys
@@ -35,7 +37,7 @@ def builtin_methods() -> set[str]:
 def test_entry_points_are_the_built_in_methods() -> None:
     methods = builtin_methods()
     assert methods, "no built-in method was found"
-    assert set(ENTRY_POINTS) == methods | {"main"}
+    assert set(ENTRY_POINTS) == methods | {"main"} | JOBS
 
 
 def test_the_default_method_exists() -> None:
@@ -51,7 +53,8 @@ def test_environment_is_the_conda_file_alone() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_runs_the_code_of_the_project_folder(name: str) -> None:
     method = "{method}" if name == "main" else name
-    assert COMMANDS[name].startswith(f"python -m mlflow_ft train {method} ")
+    command = name if name in JOBS else f"train {method}"
+    assert COMMANDS[name].startswith(f"python -m mlflow_ft {command} ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -103,9 +106,11 @@ def test_a_value_is_never_a_command(name: str, project: Path) -> None:
     values = {parameter: f"{parameter} {HOSTILE}" for parameter in ENTRY_POINTS[name]["parameters"]}
     command = entry_point.compute_command(values, None)
     subprocess.run(["bash", "-c", command], cwd=project, check=True, timeout=60)
+    command = (name,) if name in JOBS else ("train", values.get("method", name))
     assert called_with(project) == [
-        *("train", values.get("method", name)),
+        *command,
         *("--model", values["model"], "--data", values["data"], "--config", values["config"]),
+        *(("--fix", values["fix"]) if "fix" in values else ()),
     ]
 
 

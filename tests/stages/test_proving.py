@@ -1,0 +1,87 @@
+"""Several processes give what one gives, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from mlflow_ft.engine.masking import Encoder
+from mlflow_ft.engine.render import MaskError
+from mlflow_ft.rows import Example
+from mlflow_ft.stages import proving
+from mlflow_ft.stages.proving import Proved
+
+CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "lamp", "arguments": {}}}]}
+BATCH = 7
+
+
+def row(number: int) -> Example:
+    """Answers of many lengths, tool calls, and conversations that nobody began, which cannot be proved."""
+    user = {"role": "user", "content": f"ask {number}"}
+    answer = {"role": "assistant", "content": f"answer {number} " * (number % 5 + 1)}
+    return Example(messages={3: (user, CALL), 5: (answer,)}.get(number % 7, (user, answer)))
+
+
+ROWS = [row(number) for number in range(60)]
+EncoderOf = Callable[[], Encoder]
+
+
+@pytest.fixture
+def encoder(tiny_model: Path) -> EncoderOf:
+    return lambda: Encoder(AutoTokenizer.from_pretrained(tiny_model), max_length=40)
+
+
+def run(encoder: Encoder, workers: int) -> list[Proved | tuple[str, str]]:
+    batches = iter([ROWS[start : start + BATCH] for start in range(0, len(ROWS), BATCH)])
+    found: list[Proved | tuple[str, str]] = []
+    for batch, results in proving.proved(batches, lambda batch: batch, encoder, workers=workers):
+        assert len(batch) == len(results)
+        found += [(str(one), one.text) if isinstance(one, MaskError) else one for one in results]
+    return found
+
+
+@pytest.mark.slow
+def test_several_processes_give_what_one_gives(encoder: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, helped = encoder(), encoder()
+    expected = run(alone, 0)
+    assert [isinstance(one, tuple) for one in expected] == [number % 7 == 5 for number in range(60)]
+    monkeypatch.setattr(proving, "ALONE", 1)
+    monkeypatch.setattr(proving, "prove", only_once(proving.prove))
+    assert run(helped, 2) == expected
+    assert "<tool_call>" in helped.tokenizer.chat_template
+    assert helped.tokenizer.chat_template == alone.tokenizer.chat_template
+
+
+def only_once(prove: Callable[..., list[Proved | MaskError]]) -> Callable[..., list[Proved | MaskError]]:
+    """This process proves the first batch; the rest is for the others."""
+    calls = iter([prove])
+    return lambda *given: next(calls)(*given)
+
+
+def test_few_rows_need_no_other_process(encoder: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        proving, "_by_workers", lambda *given: pytest.fail("it was asked") if list(given[0]) else iter(())
+    )
+    assert len(run(encoder(), 2)) == 60
+
+
+def test_the_next_batch_is_made_while_the_others_work_and_not_all_at_once(
+    encoder: EncoderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches are an iterator over a source of any size: at most a few of them wait."""
+    monkeypatch.setattr(proving, "ALONE", 1)
+    taken = 0
+
+    def batches() -> Iterator[list[Example]]:
+        nonlocal taken
+        for _ in range(12):
+            taken += 1
+            yield ROWS[:1]
+
+    ahead = []
+    for done, _ in enumerate(proving.proved(batches(), lambda batch: batch, encoder(), workers=1), 1):
+        ahead.append(taken - done)
+    assert max(ahead) <= 4
