@@ -58,7 +58,8 @@ class Split:
     """
 
     name: Literal["train", "eval"]
-    source: str
+    sources: tuple[str, ...]
+    """Absolute paths, Hub ids, MLflow URIs."""
     source_type: Literal["local", "hugging_face"]
     rows: Sequence[Place]
     examples: Sequence[Example]
@@ -69,6 +70,10 @@ class Split:
     """`rows`, `tokens`, `supervised_tokens`, `truncated`, and `dropped`: rows of the source that are left out."""
     digest: str
     """First 32 hex digits of a sha256 over content, template and tokens; 36 is MLflow's limit."""
+
+    @property
+    def source(self) -> str:
+        return ", ".join(self.sources)
 
 
 @dataclass(frozen=True, kw_only=True)

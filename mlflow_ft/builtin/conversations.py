@@ -61,7 +61,8 @@ def conversation(messages: Sequence[Message], learned: Sequence[bool], values: M
 def without_pictures(values: Mapping[str, Any], messages: Sequence[Message]) -> None:
     """Raise ValueError where a row has pictures or sounds: a list of them, or one that a turn has an `<image>` for."""
     for column in PICTURE_COLUMNS:
-        if found := values.get(column):
+        found = values.get(column)
+        if found is not None and found != []:
             mark = f"<{column}>"
             if isinstance(found, list) or any(mark in turn.get("content", "") for turn in messages):
                 raise ValueError(f"the row has pictures or sounds in `{column}`; only text can be learned")
@@ -77,7 +78,7 @@ def turn_column(values: Mapping[str, Any]) -> str:
     return next((column for column in there if not isinstance(from_json(values[column]), str)), there[0])
 
 
-def system_of(values: Mapping[str, Any], messages: Sequence[Message] = ()) -> dict[str, Any] | None:
+def system_of(values: Mapping[str, Any], messages: Sequence[Message]) -> dict[str, Any] | None:
     """The system prompt in a column of its own, where the turns do not begin with one."""
     for column in SYSTEM_COLUMNS:
         found = values.get(column)
@@ -86,7 +87,7 @@ def system_of(values: Mapping[str, Any], messages: Sequence[Message] = ()) -> di
         if not isinstance(found, str):
             raise ValueError(f"`{column}` is {named(found)}, not text")
         if found.strip():
-            return None if messages and messages[0]["role"] == "system" else {"role": "system", "content": found}
+            return None if messages[0]["role"] == "system" else {"role": "system", "content": found}
     return None
 
 
@@ -105,7 +106,7 @@ def from_pair(questions: Sequence[str], answers: Sequence[str]) -> Callable[[Map
                 speaker = after[0]["role"]
                 raise ValueError(f"`{answered}` begins with a turn of the {speaker}, and does not repeat `{asked}`")
             before = []
-        system = [found] if (found := system_of(values, before)) else []
+        system = [found] if (found := system_of(values, before or after)) else []
         earlier = [turn["role"] == "assistant" for turn in rounds]  # learned too, as in LLaMA-Factory
         return conversation(
             [*system, *rounds, *before, *after],
@@ -126,7 +127,7 @@ def prompt_in(values: Mapping[str, Any], column: str) -> list[Message]:
     if listed is not None:
         return list(turns(listed, column)[0])
     asked = question(values, column)
-    written = transcript(asked) or []
+    written = transcript(asked)
     if written and not written[-1]["content"]:
         written.pop()
     return written if written and written[-1]["role"] == "user" else [{"role": "user", "content": asked}]
@@ -175,8 +176,7 @@ def same(one: Message, other: Message) -> bool:
 
 
 def _said(turn: Message) -> tuple[Any, Any]:
-    words = turn.get("content", "")
-    return words.strip() if isinstance(words, str) else words, turn.get("tool_calls")
+    return turn.get("content", "").strip(), turn.get("tool_calls")
 
 
 def history(values: Mapping[str, Any]) -> list[Message]:
@@ -210,7 +210,7 @@ def transcript(written: str) -> list[Message] | None:
     if "Human:" not in written:
         return None
     parts = TRANSCRIPT.split(f"\n\n{written.lstrip()}")
-    if len(parts) < 5 or parts[0].strip():
+    if len(parts) < 5 or parts[0]:
         return None
     return [
         {"role": "user" if speaker == "Human" else "assistant", "content": said.strip()}

@@ -51,7 +51,7 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     else:
         chosen, rejected = _behind(prompt, chosen, "chosen"), _behind(prompt, rejected, "rejected")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not answer or answer[-1]["role"] != "assistant":
+        if answer[-1]["role"] != "assistant":
             raise ValueError(f"`{name}` does not end with a turn of the assistant")
     messages = _asked(values, prompt)
     return Example(

@@ -37,7 +37,7 @@ def recognise(rows: Sequence[Row], settings: DataSection, *, plugins: Plugins, r
     try:
         detected = plugins.hook.detect_format(columns=columns, sample=sample)
     except DataError as error:
-        told = f"{error.hint}; the columns are {_listed(columns)}" if error.hint else error.hint
+        told = "; ".join([*([error.hint] if error.hint else []), f"the columns are {_listed(columns)}"])
         raise DataError(f"{rows[0].place}: {error.message}", hint=told, problems=error.problems) from error
     except RecursionError as error:
         raise DataError(f"{rows[0].place}: the rows are {_TOO_DEEP}") from error
@@ -106,6 +106,8 @@ def _why_not(record: DataFormat, values: Mapping[str, Any]) -> str | None:
         record.convert(values)
     except (ValueError, RecursionError) as error:
         return _reason(error)
+    except Exception as error:  # a plugin's converter meets rows here that are not of its format
+        return f"{type(error).__name__}: {error}"
     return None
 
 

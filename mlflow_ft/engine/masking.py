@@ -211,7 +211,7 @@ class Encoder:
             last = next((at for at, written in behind if self._is_added(ids[at], written)), None)
         elif behind and behind[-1][1] in self.special and self._is_added(ids[behind[-1][0]], behind[-1][1]):
             last = behind[-1][0]
-        if last is None:
+        if last is None or last < first:
             raise MaskError(NO_END if span.closed else OTHER_END, text=places.text)
         return first, last
 

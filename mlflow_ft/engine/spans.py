@@ -163,6 +163,8 @@ class Shape:
         """What the template adds to the prompt; by the marks where later turns change how it is written."""
         if turn == 0:
             raise MaskError("turn 1 is the assistant's, and nothing stands before it")
+        if not isinstance(self._messages[turn].get("content") or "", str):
+            raise MaskError(f"what the assistant says in turn {turn + 1} is no text")
         last = turn == len(self._messages) - 1
         before = self._write(self._messages[:turn], prompt=True)
         after = self._text if last else self._write(self._messages[: turn + 1])
@@ -170,7 +172,8 @@ class Shape:
         rest = commonprefix([self._text[here:], after[there:]])  # noqa: RUF071  # letters are what is meant
         # a call, or an empty turn, ends in the same way as a turn of words where it can
         as_words = bool(self._tail.last) and after.endswith(self._tail.last)
-        said = here if words or not as_words else here + min(len(after) - len(self._tail.last) - there, len(rest))
+        spoken = len(after) - len(self._tail.last) - there if as_words and not words else 0
+        said = here + min(spoken, len(rest))
         follows = self._text.startswith(before)
         same = follows and self._text.startswith(after[: there + len(rest)])
         found = Span(

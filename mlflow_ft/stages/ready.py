@@ -229,7 +229,7 @@ def _side(side: Side, name: Literal["train", "eval"], tokenizer: Any) -> Split:
     kinds = {source.kind for source in found.sources}
     return Split(
         name=name,
-        source=", ".join(source.uri for source in found.sources),
+        sources=tuple(source.uri for source in found.sources),
         source_type="local" if kinds == {"local"} else "hugging_face",
         rows=store.places(table, found.files, indices),
         examples=store.examples(table, indices),

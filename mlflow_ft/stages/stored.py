@@ -179,7 +179,7 @@ def _key(
         code.update(file.name.encode() + file.read_bytes())
     rest = {
         "parts": parts,
-        "asked": [one.source.asked for one in opened],
+        "files": [file.shown for one in opened for file in one.source.files],
         "checks": config.checks.model_dump() if quality else None,
         "plugins": sorted((info.name, info.sha256) for info in plugins.active),
         "libraries": [metadata.version(name) for name in LIBRARIES],

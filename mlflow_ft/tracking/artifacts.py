@@ -60,13 +60,15 @@ def trained_on(run_id: str) -> str:
             f"data 'runs:/{run_id}': {_reason(error)}", hint="check the run and MLFLOW_TRACKING_URI"
         ) from error
     used = [one for one in (run.inputs.dataset_inputs if run.inputs else ()) if _is_training(one)]
-    places = list(dict.fromkeys(place for one in used if (place := _place(one.dataset))))
+    places = list(dict.fromkeys(place for one in used for place in _places(one.dataset)))
     if len(places) == 1:
         return places[0]
     told = f"several sources: {', '.join(places)}" if places else "no training data among its inputs"
     raise DataError(
         f"data 'runs:/{run_id}': the run names {told}",
-        hint="name one of them" if places else "name one of its artifacts instead: runs:/RUN_ID/path/of/the/file",
+        hint="name the ones that are meant"
+        if places
+        else "name one of its artifacts instead: runs:/RUN_ID/path/of/the/file",
     )
 
 
@@ -74,14 +76,18 @@ def _is_training(used: DatasetInput) -> bool:
     return any(tag.key == CONTEXT_KEY and tag.value in TRAINING_CONTEXTS for tag in used.tags)
 
 
-def _place(dataset: Dataset) -> str | None:
-    """Where a data set came from; None where that is no place (the code of a notebook, another program's own words)."""
+def _places(dataset: Dataset) -> list[str]:
+    """Where a data set came from; none where that is no place (the code of a notebook, another program's own words)."""
     try:
         source = json.loads(dataset.source)
     except (ValueError, RecursionError):
-        return None
-    found = [source.get(key) for key in ("uri", "path", "url")] if isinstance(source, dict) else []
-    return next((place for place in found if isinstance(place, str) and place), None)
+        return []
+    if not isinstance(source, dict):
+        return []
+    if isinstance(source.get("sources"), list):  # a mixture of ours
+        return [str(place) for place in source["sources"]]
+    found = [source.get(key) for key in ("uri", "path", "url")]
+    return [place for place in found if isinstance(place, str) and place][:1]
 
 
 def _reason(error: Exception) -> str:

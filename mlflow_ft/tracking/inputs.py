@@ -18,8 +18,9 @@ LONGEST_DIGEST = 36
 
 
 def dataset_name(split: Split) -> str:
-    """The source's own name, without the folder or the organisation it is in."""
-    return split.source.rstrip("/").rpartition("/")[2][:LONGEST_NAME] or "data"
+    """The sources' own names, without the folder or the organisation they are in."""
+    names = (source.rstrip("/").rpartition("/")[2] for source in split.sources)
+    return ", ".join(name for name in names if name)[:LONGEST_NAME] or "data"
 
 
 def dataset_digest(split: Split) -> str:
@@ -28,7 +29,9 @@ def dataset_digest(split: Split) -> str:
 
 def dataset_input(split: Split, *, tags: Mapping[str, str] | None = None) -> DatasetInput:
     """The split as MLflow shows it in a run: `train` or `eval`, where it came from, how large it is."""
-    source = {"uri": split.source} if split.source_type == "local" else {"path": split.source}
+    source: dict[str, object] = {"uri" if split.source_type == "local" else "path": split.source}
+    if len(split.sources) > 1:
+        source["sources"] = list(split.sources)
     dataset = Dataset(
         name=dataset_name(split),
         digest=dataset_digest(split),

@@ -78,6 +78,9 @@ def test_a_system_prompt_may_stand_in_a_column_of_its_own(column: str) -> None:
     assert from_alpaca({"instruction": "ask", "output": "say", column: "rule"}) == expected
     assert from_prompt_completion({"prompt": [USER], "completion": [ANSWER], column: "rule"}) == expected
     assert from_prompt_completion({"prompt": [SYSTEM, USER], "completion": [ANSWER], column: "other"}) == expected
+    whole = {"prompt": "ask", "completion": [SYSTEM, USER, ANSWER], column: "other"}
+    assert from_prompt_completion(whole) == expected
+    assert from_prompt_completion({**whole, "completion": [USER, ANSWER], column: "rule"}) == expected
     for nothing in ("", " \n", None):
         assert from_turns({"messages": [USER, ANSWER], column: nothing}) == ASKED
         assert from_alpaca({"instruction": "ask", "output": "say", column: nothing}) == ASKED
@@ -182,6 +185,8 @@ def test_calls_are_an_answer_where_there_are_tools() -> None:
         "tool_calls": [{"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"x": 1}}}],
     }
     assert from_question_answer(asked).messages[-1] == turn("assistant", json.dumps(calls))
+    named = {"query": "ask", "answer": [{**ANSWER, "name": "bob"}], "tools": TOOLS}
+    assert from_question_answer(named).messages[-1] == {**ANSWER, "name": "bob"}
     words = {"query": "ask", "answer": "I cannot do that.", "tools": TOOLS}
     assert from_question_answer(words).messages[-1] == turn("assistant", "I cannot do that.")
 
@@ -222,7 +227,9 @@ def test_a_question_and_its_answer_are_the_same_under_all_names(
         ),
         ("\n\nHuman:ask\n\nAssistant:say", [USER, ANSWER]),
         ("Human: a\n\nb: c\n\nAssistant: Human: d", [turn("user", "a\n\nb: c"), turn("assistant", "Human: d")]),
+        ("\n\nHuman:  ask \n\nAssistant: say\n", [USER, ANSWER]),
         ("I am Human: yes\n\nAssistant: no", None),
+        ("yes\n\nHuman: ask\n\nAssistant: no", None),
         ("Human: ask", None),
         ("words", None),
         ("", None),
@@ -259,6 +266,12 @@ BAD: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
         from_turns,
         {"messages": [USER, USER]},
         "the conversation has no turn of the assistant, so there is nothing to learn",
+    ),
+    "two texts": (from_turns, {"conversation": "a", "chat": "b"}, "`conversation` is text, not a list of turns"),
+    "a number for calls": (
+        from_question_answer,
+        {"query": "q", "answer": 5, "tools": TOOLS},
+        "`answer` is a number, not text",
     ),
     "a turn": (
         from_turns,
@@ -332,6 +345,7 @@ def test_what_is_wrong_with_a_row_is_told_in_one_sentence(case: str) -> None:
 def test_a_picture_counts_where_a_turn_has_a_place_for_it() -> None:
     assert from_turns({"messages": [USER, ANSWER], "images": [], "videos": None, "audios": "x"}) == ASKED
     assert from_turns({"messages": [USER, ANSWER], "image": "https://x/logo.png"}) == ASKED
+    assert from_turns({"messages": [turn("user", "<image>"), ANSWER], "image": None}).notes == ()
     with pytest.raises(ValueError, match="the row has pictures or sounds in `image`; only text can be learned"):
         from_turns({"conversations": [turn("user", "<image>\nask"), ANSWER], "image": "1.jpg"})
 

@@ -1075,6 +1075,22 @@ AMBIGUOUS: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]] = {
         [{"messages": role("u:a", "a:b"), "conversations": sharegpt("u:c", "a:d")}],
         "either `messages` or `conversations` could be its `messages`\n.*--data.columns messages=conversations",
     ),
+    "conversations that repeat the first question": (
+        [{"messages": role("u:a", "a:b", "u:a"), "ground_truth": "d"}],
+        "fit several formats: messages, prompt-only",
+    ),
+    "a preference about something else": (
+        [{"messages": role("u:x", "a:y"), "prompt": "a", "chosen": "c", "rejected": "d"}],
+        "fit several formats: preference, messages",
+    ),
+    "two questions": (
+        [{"question": "a", "query": "b", "answer": "c"}],
+        "either `question` or `query` could be its `question`",
+    ),
+    "two responses": (
+        [{"instruction": "a", "response": "b", "completion": "c"}],
+        "either `response` or `completion` could be its `response`",
+    ),
     "two prompts of a preference": (
         [{"prompt": "a", "question": "b", "chosen": "c", "rejected": "d"}],
         "either `prompt` or `question` could be its `prompt`\n.*--data.columns prompt=question reads `question`",
@@ -1171,6 +1187,26 @@ def test_a_label_that_is_true_or_false_judges_an_answer(label: Any) -> None:
 
 def test_a_label_of_a_prompt_judges_no_answer() -> None:
     assert recognise({"prompt": "ask", "label": True}) == "prompt-only"
+    assert recognise({"prompt": "ask", "answer": "2", "label": 1}) == "prompt-only"
+    assert recognise({"prompt": "ask", "answer": "2", "label": True}) == "unpaired-preference"
+
+
+def test_a_role_that_is_not_known_makes_no_conversation_of_a_preference() -> None:
+    asked = [{"from": "narrator", "value": "x"}, *sharegpt("u:ask")]
+    assert recognise({"conversations": asked, "chosen": "good", "rejected": "bad"}) == "preference"
+
+
+def test_text_under_the_name_of_turns_is_no_second_conversation() -> None:
+    assert recognise({"messages": role("u:a", "a:b"), "dialogue": "A: hi"}) == "messages"
+
+
+def test_lists_of_roles_and_contents_are_recognised() -> None:
+    values = {"messages": {"role": ["user", "assistant"], "content": ["ask", "say"]}}
+    assert recognise(values) == "messages"
+    assert read("messages", values) == ASKED
+    values = {"conversations": {"from": ["human", "gpt"], "value": ["ask", "say"]}}
+    assert recognise(values) == "sharegpt"
+    assert read("sharegpt", values) == ASKED
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], ["sports", "world"], [None], [0.5], [[True]]])
@@ -1185,6 +1221,10 @@ def test_a_label_that_may_be_either_is_told(labels: list[Any]) -> None:
     assert (
         recognise(*({"prompt": "ask", "completion": "say", "kto_tag": one} for one in labels)) == "unpaired-preference"
     )
+
+
+def test_a_text_beside_a_prompt_and_a_label_is_none_to_learn() -> None:
+    assert recognise({"prompt": "ask", "text": "x", "label": "y"}) == "prompt-only"
 
 
 def test_texts_among_labelled_rows_are_not_taken_for_texts_to_learn() -> None:

@@ -87,6 +87,12 @@ def test_answers_of_several_turns_go_ways_of_their_own() -> None:
     assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, turn("user", "else"), BAD))
     found = from_preference({"prompt": [USER], "chosen": [USER, HM, MORE, GOOD], "rejected": [USER, HM, MORE, BAD]})
     assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, MORE, BAD))
+    asks = turn("user", "hm")
+    found = from_preference({"chosen": [USER, HM, MORE, GOOD], "rejected": [USER, asks, MORE, BAD]})
+    assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(asks, MORE, BAD))
+    assert from_preference({"prompt": "ask", "chosen": [GOOD], "rejected": [USER, BAD]}) == CHOICE
+    spaced = turn("user", " ask\n")
+    assert from_preference({"prompt": [USER], "chosen": [spaced, GOOD], "rejected": [spaced, BAD]}) == CHOICE
     found = from_preference({"chosen": [USER, GOOD], "rejected": [USER, HM, MORE, BAD]})
     assert found == Example(messages=(USER,), chosen=(GOOD,), rejected=(HM, MORE, BAD))
 
@@ -166,6 +172,7 @@ def test_a_conversation_may_end_with_the_answer_that_was_chosen(column: str, ans
         {"messages": [USER, ANSWER]},
         {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]},
         {"dialogue": "A: hi", "prompt": "ask", "response": "say"},
+        {"messages": [USER, ANSWER], "prompt": "another text"},
     ],
     ids=lambda row: ",".join(row),
 )
@@ -244,6 +251,31 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
         from_preference,
         {"chosen": [GOOD], "rejected": "bad"},
         "column `prompt` is missing, and one of `chosen` and `rejected` is text, the other turns",
+    ),
+    "two shapes, the other way": (
+        from_preference,
+        {"chosen": "good", "rejected": [USER, BAD]},
+        "column `prompt` is missing, and one of `chosen` and `rejected` is text, the other turns",
+    ),
+    "one transcript": (
+        from_preference,
+        {"chosen": "good", "rejected": "Human: ask\n\nAssistant: bad"},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words",
+    ),
+    "one transcript, the other way": (
+        from_preference,
+        {"chosen": "Human: ask\n\nAssistant: good", "rejected": "bad"},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words",
+    ),
+    "a shared space": (
+        from_preference,
+        {"chosen": " good", "rejected": " bad"},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words",
+    ),
+    "nothing but the answer": (
+        from_preference,
+        {"messages": [GOOD], **ANSWERS},
+        "the prompt ends with a turn of the assistant, so there is nothing to answer",
     ),
     "another prompt": (
         from_preference,

@@ -84,13 +84,20 @@ def test_rounds_are_turns_two_by_two(rounds: list[tuple[str, str]], keys: tuple[
     assert read(*(dict(zip(keys, pair, strict=True)) for pair in rounds)) == expected
 
 
+def test_a_turn_with_keys_of_a_round_is_a_turn() -> None:
+    both = {**ANSWER, "input": "a", "output": "b"}
+    assert read(USER, both) == [USER, both]
+    assert read(both) == [both]
+    assert turns.roles_of([both]) == ["assistant"]
+
+
 def test_the_last_round_may_lack_its_answer() -> None:
     assert read({"input": "ask", "output": "say"}, {"input": "ask", "output": None}) == [USER, ANSWER, USER]
 
 
 def test_lists_of_roles_and_contents_are_turns() -> None:
     """`datasets` reads a sequence of objects as an object of sequences."""
-    listed = {"role": ["user", "assistant"], "content": ["ask", "say"], "weight": [None, 0]}
+    listed = {"role": ["user", "assistant"], "content": ["ask", "say"], "weight": [None, 0], "id": 7, "tags": ["x"]}
     assert turns.turns(listed, "messages") == ([USER, ANSWER], [None, False])
     assert turns.roles_of(listed) == ["user", "assistant"]
     assert turns.roles_of({"role": ["user"], "content": ["a", "b"]}) == []
@@ -183,9 +190,9 @@ def test_a_turn_that_is_a_call_is_the_assistants(role: str, content: Any) -> Non
     assert read({"from": role, "value": content}) == [{"role": "assistant", "tool_calls": [called]}]
 
 
-def test_a_turn_that_should_be_a_call_but_is_none_stays_as_it_is_written() -> None:
-    glaive = """{"name": "f", "arguments": '{"x": 1}'}"""
-    assert read({"from": "function_call", "value": glaive}) == [{"role": "assistant", "content": glaive}]
+@pytest.mark.parametrize("words", ["""{"name": "f", "arguments": '{"x": 1}'}""", '[{"x": 1}]', "[]", "f(x=1)", ""])
+def test_a_turn_that_should_be_a_call_but_is_none_stays_as_it_is_written(words: str) -> None:
+    assert read({"from": "function_call", "value": words}) == [{"role": "assistant", "content": words}]
 
 
 def test_results_name_the_calls_that_they_answer() -> None:
@@ -235,6 +242,10 @@ BAD: Mapping[str, tuple[Any, str]] = {
     "null for a turn": ([USER, None], "turn 2 of `messages` is null, not an object with `role` and `content`"),
     "a list for a turn": ([[USER]], "turn 1 of `messages` is a list, not an object with `role` and `content`"),
     "no role": ([{"content": "x", "id": 1}], "turn 1 of `messages` has no `role`; its keys are content, id"),
+    "many keys": (
+        [{f"k{number}": 1 for number in range(13)}],
+        "turn 1 of `messages` has no `role`; its keys are k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, k10, k11 ...",
+    ),
     "nothing": ([{}], "turn 1 of `messages` has no `role`; its keys are none"),
     "a misspelt key of a role": (
         [{"rolle": "user", "content": "x"}],
@@ -343,6 +354,12 @@ def test_nesting_has_a_bottom_in_tools_and_calls() -> None:
     with pytest.raises(ValueError, match=r"^function 1 of `tools` is nested more than 100 levels deep"):
         tool_calls.tools_of({"tools": [{"name": "f", "parameters": deep}]})
     assert read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": deep["x"]["x"]}]})
+    lists: Any = []
+    for _ in range(values.DEEPEST):
+        lists = [lists]
+    assert values.without_nulls(lists, "x") == lists
+    with pytest.raises(ValueError, match=r"^x nested more than 100 levels deep$"):
+        values.without_nulls([lists], "x")
 
 
 # --- text that looks like turns

@@ -162,6 +162,18 @@ def test_a_plugin_that_comes_later_is_asked_first() -> None:
     assert convert.recognise(rows(PAIR), settings, plugins=loaded, registry=registry).name == "prompt-completion"
 
 
+def test_a_format_that_stumbles_over_rows_of_another_does_not_hide_what_is_told() -> None:
+    own = types.ModuleType("own")
+    record = DataFormat(name="own", summary="x", columns=("a",), convert=lambda values: values["b"]["c"])
+    vars(own).update(register_formats=hookimpl(lambda: [record]))
+    loaded = plugins.load({})
+    assert loaded.add(own, name="own").status == "active"
+    for values, told in (({"a": 1}, "they are not own: KeyError: 'b'"), ({"x": 1}, "their columns are x\n")):
+        with pytest.raises(DataError) as error:
+            convert.recognise(rows(values), DataSection(), plugins=loaded, registry=Registry(loaded))
+        assert told in str(error.value)
+
+
 # --- rows
 
 
@@ -329,6 +341,14 @@ def test_a_new_name_takes_the_place_of_what_had_it() -> None:
     assert converted("question-answer", lacking, columns={"answer": "solution"}) == [ASKED], "where the row lacks it"
 
 
+def test_only_the_keys_that_turns_have_are_renamed_in_them() -> None:
+    values = {"messages": [USER, ANSWER], "content": "words"}
+    assert convert.renamed(values, DataSection(columns={"text": "content"})) == {
+        "messages": [USER, ANSWER],
+        "text": "words",
+    }
+
+
 def test_text_that_looks_like_json_stays_as_it_is() -> None:
     columns = {"role": "who", "content": "words"}
     for text in ("[1, 2]", "{broken", '{"x": 1}', "[INST]"):
@@ -347,6 +367,7 @@ CHECKED: Mapping[str, tuple[dict[str, Any], str]] = {
     ),
     "nearly": ({"columns": {"question": "aks"}}, r"'aks'\n.*; did you mean ask\?$"),
     "turned round": ({"columns": {"id": "question"}}, r"'question'\n.*; the other way round it is question=id$"),
+    "no group": ({"split_by": "zzz"}, r"data\.split_by: no row has a column 'zzz'\n.*are ask, answer, id$"),
     "a group": ({"split_by": "idd"}, r"data\.split_by: no row has a column 'idd'\n.*answer, id; did you mean id\?$"),
 }
 

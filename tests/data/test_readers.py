@@ -264,6 +264,15 @@ def test_the_first_line_of_a_json_file_may_be_bad_as_well(tmp_path: Path, first:
     assert seen(rows)[1:] == [{"a": 1}, {"a": 2}]
 
 
+def test_the_first_line_of_a_json_file_may_be_long_or_cut(tmp_path: Path) -> None:
+    long = json.dumps({"a": [1] * 50_000})
+    rows = list(read_file(write(tmp_path, "rows.json", long + '\n{"a": }\n{"a": 1}')))
+    assert [isinstance(row, Row) for row in rows] == [True, False, True]
+    (row,) = read_file(write(tmp_path, "rows.json", '\n{"a": 1,'))
+    assert isinstance(row, Unreadable)
+    assert row.line == 2
+
+
 def test_the_line_of_bad_text_is_found_far_into_a_file(tmp_path: Path) -> None:
     content = b'{"a": "0123456789"}\n' * 50_000 + b'{"a": "\xff"}\n{"a": 1}\n'
     for name, data in {
@@ -361,6 +370,15 @@ def test_a_stream_that_was_cut_between_two_batches_is_told(tmp_path: Path) -> No
     assert seen(found[:2]) == rows[:2]
     assert lines(found) == [1, 2, 3]
     assert "rows may be missing" in seen(found)[2]
+
+
+def test_streams_from_before_2019_have_another_end_mark(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_pylist(ROWS)
+    with ipc.new_stream(
+        tmp_path / "rows.arrow", table.schema, options=ipc.IpcWriteOptions(use_legacy_format=True)
+    ) as w:
+        w.write_table(table)
+    assert seen(list(read_file(tmp_path / "rows.arrow"))) == ROWS
 
 
 def test_streams_may_stand_one_after_another(tmp_path: Path) -> None:

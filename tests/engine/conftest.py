@@ -60,7 +60,7 @@ def split(name: Any, rows: list[Example], tokenizer: Any, max_length: int = 256)
     assert len(proved) == len(encoded)
     return Split(
         name=name,
-        source="rows",
+        sources=("rows",),
         source_type="local",
         rows=[Place(file="rows", line=number) for number in range(len(rows))],
         examples=rows,

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_ft.engine.masking import IGNORED, Encoder, Tokenised, encode, end_tokens
+from mlflow_ft.engine.masking import IGNORED, Encoder, Tokenised, _Places, encode, end_tokens
 from mlflow_ft.engine.render import MaskError
 from mlflow_ft.job import Encoded
 from mlflow_ft.rows import Example
 from tests.engine import talk, tokens
-from tests.engine.templates import FAMILIES, GLM4, GLM4_TOKENS
+from tests.engine.templates import FAMILIES
+from tests.engine.templates.chatml import CHATML_TOKENS
+from tests.engine.templates.others import GLM4, GLM4_TOKENS
 
 MUCH = 10_000
 WITHOUT_TOOLS = [name for name, family in FAMILIES.items() if family.tools == "no"]
@@ -198,6 +200,14 @@ def test_a_text_is_learned_whole_between_one_beginning_and_one_end(name: str, ki
     assert (again.text, again.ids[0], again.ids[-1]) == (one.text, one.ids[0], one.ids[-1])
 
 
+def test_a_text_has_no_beginning_where_the_tokenizer_writes_none() -> None:
+    tokenizer = tokens.make(FAMILIES["chatml"].jinja, CHATML_TOKENS, eos="<|im_end|>")
+    tokenizer.bos_token = "<|endoftext|>"  # Qwen's tokenizers name one, and never write it
+    [one] = proved(Encoder(tokenizer, max_length=MUCH), Example(text="red green"))
+    assert one.text == "red green<|im_end|>"
+    assert one.labels == one.ids
+
+
 # --- tokens that begin before the assistant speaks
 
 
@@ -219,6 +229,12 @@ def test_a_token_with_letters_of_the_templates_and_of_the_assistants_is_refused(
     assert isinstance(bad, MaskError)
     assert "letters" in str(bad)
     assert "':('" in str(bad)
+
+
+def test_a_token_that_takes_in_the_white_space_behind_it_begins_where_it_is_written() -> None:
+    places = _Places("ab<e>  <e>", [(0, 2), (2, 7), (7, 10)])
+    assert list(places.within(5, 10)) == [(2, "<e>")]
+    assert list(places.within(2, 5)) == [(1, "<e>")]
 
 
 # --- rows that are refused
@@ -251,10 +267,12 @@ def test_a_turn_without_an_end_of_its_own_is_refused(jinja: str) -> None:
 
 
 def test_an_unknown_sign_is_no_end() -> None:
-    tokenizer = tokens.make("{% for m in messages %}{{ m.role ~ m.content }}{% endfor %}", ("</s>",), eos="</s>")
-    assert tokenizer.unk_token_id in tokenizer.added_tokens_decoder
+    jinja = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '☃' }}{% endfor %}"
+    tokenizer = tokens.make(jinja, ("</s>",), eos="</s>")
     tokenizer.backend_tokenizer.pre_tokenizer = None  # type: ignore[assignment]  # then no sign beyond ASCII is known
-    [found] = encode(tokenizer, [chat("red", "green ☃")], max_length=MUCH)
+    assert tokenizer("☃", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+    assert tokenizer.unk_token_id in tokenizer.added_tokens_decoder
+    [found] = encode(tokenizer, [chat("red", "green")], max_length=MUCH)
     assert "no end-of-turn token" in str(found)
 
 

@@ -14,22 +14,21 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mlflow_ft.engine import render as rendering
+from mlflow_ft.engine.marks import marked
 from mlflow_ft.engine.masking import IGNORED, Encoder, Tokenised, end_tokens
 from mlflow_ft.engine.render import MaskError, Shapes, apply, prompt_text, render
+from mlflow_ft.engine.spans import Shape, Tail
 from mlflow_ft.rows import Example
 from tests.engine import talk, tokens
-from tests.engine.templates import (
-    CHATML,
-    CHATML_TOKENS,
-    FAMILIES,
-    GPT_OSS,
-    GPT_OSS_TOKENS,
-    MISTRAL3_AS_RELEASED,
-    PHI3_EARLY,
-    Script,
-    gpt_oss,
-)
+from tests.engine.templates import FAMILIES
+from tests.engine.templates.chatml import CHATML, CHATML_TOKENS
+from tests.engine.templates.gemma import PHI3_EARLY
+from tests.engine.templates.mistral import MISTRAL3_AS_RELEASED
+from tests.engine.templates.others import GPT_OSS, GPT_OSS_TOKENS, gpt_oss
+from tests.engine.templates.script import Script
 
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"x": "é"}}}
 WORDS = "{{ message['content'] }}"
 ASSISTANT = "message.role == 'assistant'"
 
@@ -212,13 +211,15 @@ def test_a_prompt_that_goes_on_to_think_does_not_hide_what_the_answer_begins_wit
         ("{{ message['content'] }} {{ messages[0].content }}", "writes what others say into turn 2"),
         ("{{ message['content'][:9] }}", "turn 2 as it is"),
         ("{{ message['content'] | replace('r', 'l') }}", "turn 2 as it is"),
+        ("{{ message['content'] | tojson if " + ASSISTANT + " else message['content'] }}", "turn 2 as it is"),
         ("{{ raise_exception('roles must alternate') }}", "refuses the conversation: roles must alternate"),
         ("{{ nothing.there }}", "refuses the conversation: 'nothing' is undefined"),
         ("{{ 1 // 0 }}", "refuses the conversation"),
     ],
 )
 def test_what_a_template_does_to_the_words_is_refused(words: str, reason: str) -> None:
-    for messages in (talked("the red one", "a green river"), talked("the red one", "a green river", "blue", "round")):
+    said = 'a "green" river'
+    for messages in (talked("the red one", said), talked("the red one", said, "blue", "round")):
         [found] = chatml(words).tokenise([Example(messages=tuple(messages))])
         assert isinstance(found, MaskError)
         assert reason in str(found)
@@ -338,6 +339,44 @@ def words(messages: Sequence[Any], turn: int) -> str:
     return str(messages[turn]["content"]).strip()
 
 
+def test_what_a_row_without_thoughts_or_calls_has_taught_is_not_held_true_of_others() -> None:
+    maker, plain = chatml(), talked("a", "b")
+    assert speeches(proved(maker, plain)) == ["b<|im_end|>"]
+    assert "thinks in turn 2" in refused(maker, [plain[0], {**plain[1], "reasoning_content": "hm"}])
+    silent = talked("a", "")
+    assert speeches(proved(maker, silent)) == ["<|im_end|>"]
+    assert "thinks in turn 2" in refused(maker, [silent[0], {**silent[1], "reasoning_content": "hm"}])
+    maker.tokenizer.chat_template = {"default": CHATML}  # such templates are not taught to write calls
+    assert speeches(proved(maker, plain)) == ["b<|im_end|>"]
+    assert "the tool calls of turn 2" in refused(maker, [plain[0], {**plain[1], "tool_calls": [CALL]}])
+
+
+def test_what_is_no_text_is_refused() -> None:
+    parts = [{"type": "text", "text": "green"}]
+    assert "turn 2 is no text" in refused(chatml(), [*talked("red"), {"role": "assistant", "content": parts}])
+
+
+def test_another_template_is_looked_at_anew() -> None:
+    maker = chatml()
+    prompting = maker.tokenizer.chat_template
+    maker.tokenizer.chat_template = prompting.partition("{% if add_generation_prompt")[0]
+    assert speeches(proved(maker, talked("a", "b"))) == ["<|im_start|>assistant\nb<|im_end|>"], "what a server asks for"
+    maker.tokenizer.chat_template = prompting
+    assert speeches(proved(maker, talked("a", "b"))) == ["b<|im_end|>"]
+
+
+def test_a_row_that_is_longer_or_put_together_otherwise_is_not_of_the_shape() -> None:
+    def write(messages: Sequence[Any], *, prompt: bool = False) -> str:
+        return "".join(f"<{one['content']}>" for one in messages) + "<" * prompt
+
+    turns, pieces = marked(talked("a", "b"))
+    shape = Shape(turns, pieces, write=write, tail=Tail(last=">", always=">"), text=write(turns), generated=())
+    assert shape.fit("<a><b>", pieces) == [0, -7, -14]
+    for other in ("<a><b>>", "<a>(b>", "<a><b", "<c><b>", "(a><b>", "<a><b)"):
+        assert shape.fit(other, pieces) is None
+    assert shape.span(1)[:4] == (11, 19, 20, 20)
+
+
 def counted(maker: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     write = maker.tokenizer.apply_chat_template
@@ -358,6 +397,22 @@ def test_a_row_of_a_known_shape_is_rendered_once(name: str, monkeypatch: pytest.
     for row in rows[1:]:
         proved(maker, row)
     assert calls == [4] * 19
+
+
+def test_rows_of_several_known_shapes_are_rendered_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, thinking = talked("a", "b"), [*talked("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}]
+    marked_on = [{**turn, "id": 7, "time": "noon"} for turn in plain]
+    other: Any = {"type": "function", "function": {**TOOL["function"], "name": "g"}}  # type: ignore[dict-item]
+    kinds = [(plain, None), (thinking, None), (marked_on, None), (plain, (TOOL,)), (plain, (other,))]
+    maker = of("qwen3")
+    for messages, tools in kinds:
+        proved(maker, messages, tools=tools)
+    calls = counted(maker, monkeypatch)
+    for number in range(5):
+        for messages, tools in kinds:
+            rows = [{**turn, "content": f"{turn['content']}{number}"} for turn in messages]
+            proved(maker, [{**turn, "id": number} if "id" in turn else turn for turn in rows], tools=tools)
+    assert calls == [2] * 25
 
 
 def test_few_shapes_are_kept_and_none_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,8 +499,6 @@ MARKED = (
 )
 """Templates to which the authors of TRL have added generation markers."""
 A_TOKEN = re.compile(r"<\|?/?[A-Za-z][A-Za-z_ -]*\|?>|<｜[^｜]+｜>|\[gMASK\]|<\|[a-z_]+>|<[a-z_]+\|>")
-TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
-CALL = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"x": "é"}}}
 TALKS = (
     (talked("red", "green"), None),
     (talked("red", "green", "blue", "round", system="be brief"), None),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from mlflow_ft.engine import tool_text
@@ -20,7 +21,9 @@ from mlflow_ft.engine.masking import Encoder, Tokenised
 from mlflow_ft.engine.render import MaskError, apply, prompt_text
 from mlflow_ft.rows import Example
 from tests.engine import talk, tokens
-from tests.engine.templates import CHATML, CHATML_TOKENS, FAMILIES, Script
+from tests.engine.templates import FAMILIES
+from tests.engine.templates.chatml import CHATML, CHATML_TOKENS
+from tests.engine.templates.script import Script
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 NATIVE = [name for name, family in FAMILIES.items() if family.tools == "all"]
@@ -276,8 +279,7 @@ def test_arguments_are_never_written_as_python_has_them() -> None:
     one = proved(own(PYTHON), turns)
     assert '<call>f {"x": "y\'", "of": null}<|im_end|>' in one.text
     quoting = [{"role": "user", "content": "what is {'x': 1} ?"}, {"role": "assistant", "tool_calls": [call(x=1)]}]
-    hermes = encoder("qwen2.5")
-    assert '"arguments": {"x": 1}}' in proved(hermes, quoting).text
+    assert '"parameters": {"x": 1}}' in proved(encoder("llama-3.1"), quoting).text
 
 
 def test_calls_whose_arguments_a_template_drops_are_taught() -> None:
@@ -291,6 +293,52 @@ HALF = CHATML.replace(
     "{{ message.content }}{% for one in (message.tool_calls or [])[:1] %}{{ one.function | tojson }}{% endfor %}"
     "{{ tools | tojson if tools else '' }}",
 )
+
+
+STRANGE = {"x": 'ü "q" \\ \n\t é', "of": ["'", {"b": "</x>"}]}
+TEXT_ALONE = (
+    "{% if one.function.arguments is not string %}{{ raise_exception('no') }}{% endif %}{{ one.function | tojson }}"
+)
+AS_LFM = r"""{{ one.function.name }}(
+{%- for name, value in one.function.arguments.items() -%}{{ name }}={%- if value is string -%}
+'{{ value | replace("\\", "\\\\") | replace("'", "\\'") | replace("\n", "\\n") | replace("\t", "\\t") }}'
+{%- else -%}{{ value | tojson }}{%- endif -%},{%- endfor -%})"""
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("{{ message.content + '' }}{{ one.function | tojson }}", json.dumps(STRANGE, ensure_ascii=False)),
+        ("{{ one.function.arguments | tojson(ensure_ascii=true) }}{{ one.function.name }}", json.dumps(STRANGE)),
+        (TEXT_ALONE, json.dumps(json.dumps(STRANGE, ensure_ascii=False), ensure_ascii=False)),
+        (AS_LFM, "f(x='ü \"q\" \\\\ \\n\\t é',of="),
+    ],
+)
+def test_arguments_may_be_quoted_in_several_ways(written: str, text: str) -> None:
+    jinja = CHATML.replace(
+        "{{ message['content'] }}",
+        "{% if not message.tool_calls %}{{ message.content }}{% endif %}{{ tools | tojson if tools else '' }}"
+        "{% for one in message.tool_calls or [] %}" + written + "{% endfor %}",
+    )
+    maker = own(jinja)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call(**STRANGE)]}]
+    one = proved(maker, turns)
+    assert not tool_text.taught(maker.tokenizer)
+    assert text in one.text
+    begin = one.text.index("assistant\n") + len("assistant\n")
+    script = Script().read(one.text[:begin]).say(1, one.text[begin:].rstrip("\n")).read("\n")
+    assert one.labels == tokens.labels(one, script, [1])
+
+
+def test_a_template_that_drops_arguments_that_are_no_text_is_refused() -> None:
+    only_text = (
+        "{% for name, value in one.function.arguments.items() if value is string %}{{ name }}{{ value }}{% endfor %}"
+    )
+    maker = own(HALF.replace("{{ one.function | tojson }}", "{{ one.function.name }}" + only_text))
+    asked = {"role": "user", "content": "a"}
+    proved(maker, [asked, {"role": "assistant", "tool_calls": [call(x="y")]}])
+    reason = refused(maker, [asked, {"role": "assistant", "tool_calls": [call(count=1)]}])
+    assert reason == "the chat template does not write the tool calls of turn 2"
 
 
 def test_a_template_that_drops_a_call_is_refused() -> None:
@@ -359,3 +407,7 @@ def test_a_call_that_nothing_ends_is_refused() -> None:
     jinja = HALF.replace("<|im_end|>", "{% if not message.tool_calls %}<|im_end|>{% endif %}")
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call(x="y")]}]
     assert "writes no end-of-turn token" in refused(own(jinja), turns)
+    tagged = jinja.replace("{{ one.function | tojson }}", "<call>{{ one.function | tojson }}</call>")
+    closing = [AddedToken(text, special=False) for text in ("<call>", "</call>")]  # a token, but no end of a turn
+    tokenizer = tokens.make(tagged, [*CHATML_TOKENS, *closing], eos="<|im_end|>")
+    assert "writes no end-of-turn token" in refused(Encoder(tokenizer, max_length=999), turns)

@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from mlflow_ft.engine.masking import IGNORED, Tokenised
-from tests.engine.templates import FAMILIES, Family, Script
+from tests.engine.templates import FAMILIES
+from tests.engine.templates.script import Family, Script
 
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
 SPLIT = LETTERS + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -27,7 +28,15 @@ TEXT = (
     "What is it? It is. No: yes!\n- one\n- two\n```python\nprint('x')\n```\n:( :( x:(y",
     "Grüße, naïve café 你好 世界 これは 😀 👍🏽\n",
 ) * 9
-KINDS = ("bytes", "bytes, own split", "bytes, own split, trimmed", "pieces, always", "pieces, first", "pieces, none")
+KINDS = (
+    "bytes",
+    "bytes, own split",
+    "bytes, own split, trimmed",
+    "pieces, always",
+    "pieces, always, by the splitter",
+    "pieces, first",
+    "pieces, none",
+)
 
 
 def _parts(kind: str) -> Tokenizer:
@@ -40,6 +49,8 @@ def _parts(kind: str) -> Tokenizer:
         tokenizer.decoder = decoders.ByteLevel()
     elif kind == "pieces, always":  # Llama 2 as it was first converted: the space comes from a normaliser
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif kind == "pieces, always, by the splitter":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     elif kind == "pieces, first":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:

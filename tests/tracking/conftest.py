@@ -148,7 +148,7 @@ def plugins() -> Plugins:
 def split() -> Split:
     return Split(
         name="train",
-        source="/data/rows.jsonl",
+        sources=("/data/rows.jsonl",),
         source_type="local",
         rows=[Place(file="rows.jsonl", line=1)] * 2,
         examples=(),

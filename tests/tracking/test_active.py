@@ -102,7 +102,7 @@ def test_without_git_there_is_no_tag(run: ActiveRun, client: MlflowClient, monke
 
 
 def test_the_data_are_dataset_inputs(run: ActiveRun, client: MlflowClient, split: Split) -> None:
-    held_out = replace(split, name="eval", source="org/rows", source_type="hugging_face", digest="f" * 32)
+    held_out = replace(split, name="eval", sources=("org/rows",), source_type="hugging_face", digest="f" * 32)
     run.log_inputs([split, held_out], tags={"format": "messages"})
 
     found = client.get_run(run.run_id).inputs.dataset_inputs

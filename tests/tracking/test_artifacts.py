@@ -210,8 +210,8 @@ def test_what_was_fetched_is_there_until_the_process_ends_and_no_longer(store: s
 @pytest.mark.usefixtures("store")
 def test_a_run_alone_means_the_data_that_it_was_trained_on(split: Split, tmp_path: Path) -> None:
     (tmp_path / "my rows.jsonl").write_text(ROWS)
-    train = replace(split, source=str(tmp_path / "my rows.jsonl"))
-    held_out = replace(split, name="eval", source="/elsewhere.jsonl", digest="e" * 32)
+    train = replace(split, sources=(str(tmp_path / "my rows.jsonl"),))
+    held_out = replace(split, name="eval", sources=("/elsewhere.jsonl",), digest="e" * 32)
     run_id = log_inputs(dataset_input(held_out), dataset_input(train))
     assert trained_on(run_id) == str(tmp_path / "my rows.jsonl")
     for asked in (f"runs:/{run_id}", f"runs:/{run_id}/"):
@@ -222,7 +222,7 @@ def test_a_run_alone_means_the_data_that_it_was_trained_on(split: Split, tmp_pat
 
 @pytest.mark.usefixtures("store")
 def test_data_of_the_hub_is_found_by_way_of_a_run(split: Split) -> None:
-    run_id = log_inputs(dataset_input(replace(split, source="owner/rows", source_type="hugging_face")))
+    run_id = log_inputs(dataset_input(replace(split, sources=("owner/rows",), source_type="hugging_face")))
     source = sources.open_source(f"runs:/{run_id}", DataSection())
     assert (source.kind, source.uri) == ("hugging_face", "owner/rows")
     with pytest.raises(DataError, match="'owner/rows' is no file, and the Hub does not give it"):
@@ -294,7 +294,9 @@ def test_several_sources_are_told_and_none_is_chosen() -> None:
     one, other = used('{"uri": "/a.jsonl"}', digest="1"), used('{"uri": "/b.jsonl"}', "training", digest="2")
     again = used('{"uri": "/a.jsonl"}', digest="3")
     assert trained_on(log_inputs(one, again)) == "/a.jsonl"
-    with pytest.raises(DataError, match=r"the run names several sources: /[ab]\.jsonl, /[ab]\.jsonl\n  name one of"):
+    with pytest.raises(
+        DataError, match=r"the run names several sources: /[ab]\.jsonl, /[ab]\.jsonl\n  name the ones that are meant"
+    ):
         trained_on(log_inputs(one, other))
 
 
@@ -319,3 +321,10 @@ def test_data_of_a_run_that_is_no_longer_there_is_told() -> None:
     run_id = log_inputs(used('{"uri": "/no/longer/there.jsonl"}'))
     with pytest.raises(DataError, match=r"there is no data file '/no/longer/there\.jsonl'"):
         sources.open_source(f"runs:/{run_id}", DataSection())
+
+
+def test_a_run_that_was_trained_on_a_mixture_names_its_sources(store: str, split: Split) -> None:
+    run_id = log_inputs(dataset_input(replace(split, sources=("/data/a.jsonl", "/data/b, c.jsonl"))))
+    with pytest.raises(DataError, match=r"the run names several sources: /data/a\.jsonl, /data/b, c\.jsonl"):
+        trained_on(run_id)
+    assert trained_on(log_inputs(dataset_input(split))) == "/data/rows.jsonl"
