@@ -10,6 +10,7 @@ Every figure is of a process of its own. On a machine that others use, too, comp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import random
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 WORDS = 20_000
 SYLLABLES = [letter + vowel for letter in "bdfgklmnprst" for vowel in "aeio"]
@@ -95,13 +98,31 @@ WORK: dict[str, Callable[[Path, Path], None]] = {
 
 
 def measured(name: str, file: Path, model: Path) -> dict[str, Any]:
-    """Run one piece of work in a process of its own; seconds of work and peak memory."""
+    """Run one piece of work in a process of its own; seconds of work and peak memory, its workers' included."""
     command = [sys.executable, __file__, "--work", name, "--file", str(file), "--model", str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    with tempfile.TemporaryFile("w+") as errors:
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        peak = 0
+        while started.poll() is None:
+            peak = max(peak, resident(started.pid))
+            time.sleep(0.2)
+        if started.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{name}: {errors.read()[-2000:]}")
+        assert started.stdout
+        found: dict[str, Any] = json.loads(started.stdout.read().splitlines()[-1])
+    return {**found, "peak_mib": max(peak / 2**20, found["peak_mib"])}
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process and those it started hold now; what they share counts as often as it is held."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for one in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += one.memory_info().rss
+    return total
 
 
 def work(name: str, file: Path, model: Path) -> None:

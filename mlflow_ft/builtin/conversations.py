@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlflow_ft import Example, Message
@@ -27,7 +28,14 @@ def from_turns(values: Mapping[str, Any]) -> Example:
     learned = to_learn(messages, wishes)
     if system := system_of(values, messages):
         messages, learned = [system, *messages], [False, *learned]
-    return conversation(messages, learned, values)
+    found = conversation(messages, learned, values)
+    other = next(
+        (name for name in SYSTEM_COLUMNS if values.get(name) not in (None, "", messages[0].get("content"))), None
+    )
+    if messages[0]["role"] == "system" and other:
+        note = f"`{other}` left out: the turns begin with a system prompt of their own"
+        return replace(found, notes=(*found.notes, note))
+    return found
 
 
 def to_learn(messages: Sequence[Message], wishes: Sequence[bool | None]) -> list[bool]:

@@ -56,9 +56,7 @@ class ChatModel(PythonModel):
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request: `messages`, and optionally temperature, top_p, max_tokens, stop, tools."""
         messages = [{key: value for key, value in turn.items() if value is not None} for turn in request["messages"]]
-        inputs = self.tokenizer.apply_chat_template(
-            messages, tools=request.get("tools"), add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device)
+        inputs = self.tokenize(messages, request.get("tools")).to(self.model.device)
         length = inputs["input_ids"].shape[1]
         limit = int(request.get("max_tokens") or request.get("max_completion_tokens") or DEFAULT_MAX_TOKENS)
         temperature = float(request.get("temperature") or 0.0)
@@ -80,6 +78,14 @@ class ChatModel(PythonModel):
         cut = min((place for place in (text.find(stop) for stop in stops) if place >= 0), default=None)
         return self.envelope(text[:cut].strip(), length, len(new), ended=ended or cut is not None)
 
+    def tokenize(self, messages: list[dict[str, Any]], tools: Any) -> Any:
+        """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
+        options = {"tools": tools, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+        try:
+            return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
+        except TypeError:  # some templates want them as OpenAI writes them, as text
+            return self.tokenizer.apply_chat_template(messages, **options)
+
     def envelope(self, text: str, prompt_tokens: int, completion_tokens: int, *, ended: bool) -> dict[str, Any]:
         """The OpenAI chat completion around an answer."""
         return {
@@ -100,6 +106,21 @@ class ChatModel(PythonModel):
                 "total_tokens": prompt_tokens + completion_tokens,
             },
         }
+
+
+def with_objects(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn whose tool calls have their arguments as objects, where they are JSON written as text."""
+    calls = [dict(call, function=dict(call["function"])) for call in turn.get("tool_calls") or () if "function" in call]
+    if len(calls) != len(turn.get("tool_calls") or ()):
+        return turn
+    for call in calls:
+        arguments = call["function"].get("arguments")
+        if isinstance(arguments, str):
+            try:
+                call["function"]["arguments"] = json.loads(arguments)
+            except ValueError:
+                continue
+    return {**turn, "tool_calls": calls} if calls else turn
 
 
 def as_requests(model_input: Any, params: Any) -> list[dict[str, Any]]:

@@ -105,8 +105,9 @@ def _by_workers(
 
 
 def _taken(encoder: Encoder, batch: T, future: Future[Any]) -> tuple[T, list[Proved | MaskError]]:
-    results, template = future.result()
-    encoder.tokenizer.chat_template = template  # a worker may have met the first row that needs tools
+    results, taught = future.result()
+    if taught:  # a worker met rows that need tools; all of them extend the template in the same way
+        encoder.tokenizer.chat_template = taught
     return batch, results
 
 
@@ -125,6 +126,10 @@ def _start(folder: str, max_length: int) -> None:
     _encoder = Encoder(tokenizer, max_length=max_length)
 
 
-def _work(examples: Sequence[Example]) -> tuple[list[Proved | MaskError], Any]:
+def _work(examples: Sequence[Example]) -> tuple[list[Proved | MaskError], str]:
+    """The results, and the chat template where it was extended for rows with tools."""
+    from mlflow_ft.engine import tool_text
+
     assert _encoder is not None
-    return prove(_encoder, examples), _encoder.tokenizer.chat_template
+    results = prove(_encoder, examples)
+    return results, str(_encoder.tokenizer.chat_template) if tool_text.taught(_encoder.tokenizer) else ""

@@ -74,7 +74,7 @@ def test_the_turns_may_stand_under_many_names(column: str) -> None:
 def test_a_system_prompt_may_stand_in_a_column_of_its_own(column: str) -> None:
     expected = Example(messages=(SYSTEM, USER, ANSWER))
     assert from_turns({"messages": [USER, ANSWER], column: "rule"}) == expected
-    assert from_turns({"messages": [SYSTEM, USER, ANSWER], column: "other"}) == expected
+    assert from_turns({"messages": [SYSTEM, USER, ANSWER], column: "other"}).messages == expected.messages
     assert from_alpaca({"instruction": "ask", "output": "say", column: "rule"}) == expected
     assert from_prompt_completion({"prompt": [USER], "completion": [ANSWER], column: "rule"}) == expected
     assert from_prompt_completion({"prompt": [SYSTEM, USER], "completion": [ANSWER], column: "other"}) == expected
@@ -352,3 +352,11 @@ def test_a_picture_counts_where_a_turn_has_a_place_for_it() -> None:
 
 def test_text_is_learned_as_it_is() -> None:
     assert from_text({"text": " words\n", "id": 1}) == Example(text=" words\n")
+
+
+def test_a_system_column_beside_another_system_prompt_is_left_out_and_told() -> None:
+    turns = [{"role": "system", "content": "Be brief."}, USER, ANSWER]
+    same, other = (from_turns({"messages": turns, "system": text}) for text in ("Be brief.", "Be long."))
+    assert same.messages == other.messages
+    assert same.notes == ()
+    assert other.notes == ("`system` left out: the turns begin with a system prompt of their own",)

@@ -63,9 +63,8 @@ def test_the_run_is_finished_and_holds_what_was_asked_and_used(store: str, run_i
     assert run.data.tags["mlflow_ft.method"] == "qlora"
     assert run.data.tags["mlflow_ft.base_revision"]
     assert run.data.tags["mlflow_ft.git_commit"]
-    contexts = [{tag.value for tag in one.tags} for one in run.inputs.dataset_inputs]
-    assert {"train"} in contexts
-    assert {"eval"} in contexts
+    contexts = {tag.value for one in run.inputs.dataset_inputs for tag in one.tags if tag.key == "mlflow.data.context"}
+    assert contexts == {"train", "eval"}
     assert all(len(one.dataset.digest) == 32 for one in run.inputs.dataset_inputs)
 
 

@@ -235,3 +235,27 @@ def test_the_adapter_comes_without_the_bases_weights(folders: dict[str, Path]) -
     assert [file.name for file in folders["adapter"].glob("*.safetensors")] == ["adapter_model.safetensors"]
     size = (folders["adapter"] / "adapter_model.safetensors").stat().st_size
     assert size < (folders["merged"] / "model.safetensors").stat().st_size
+
+
+CALL = {"type": "function", "id": "1", "function": {"name": "lamp", "arguments": '{"on": true, "é": [1]}'}}
+CALLED = [{"role": "user", "content": "light"}, {"role": "assistant", "tool_calls": [CALL]}]
+AS_OBJECT = (
+    "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+AS_TEXT = "{% for m in messages %}{% for c in m.tool_calls %}{{ '' + c.function.arguments }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [AS_OBJECT, AS_TEXT])
+def test_a_call_is_written_as_it_was_trained_however_its_arguments_come(
+    chat: Any, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", template)
+    ids = chat.tokenize(CALLED, None)["input_ids"][0]
+    assert chat.tokenizer.decode(ids) == '{"on": true, "é": [1]}'
+
+
+def test_arguments_that_are_no_json_stay_as_they_are(code: Any) -> None:
+    turn = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "no json"}}]}
+    assert code.with_objects(turn) == turn
+    assert code.with_objects(CALLED[0]) == CALLED[0]
+    assert code.with_objects({"role": "assistant", "tool_calls": [{"name": "f"}]})["tool_calls"] == [{"name": "f"}]
