@@ -22,10 +22,11 @@ from mlflow_ft.records import (
     DataFormat,
     Evaluator,
     Packager,
+    Reward,
     Score,
     Trainer,
 )
-from mlflow_ft.rows import Checked, Example, Finding, Message, Place, Row
+from mlflow_ft.rows import Checked, Example, Finding, Message, Place, Row, Task
 
 __all__ = [
     "Adapter",
@@ -48,9 +49,11 @@ __all__ = [
     "Problem",
     "RefusedError",
     "ResourceError",
+    "Reward",
     "Row",
     "Score",
     "StoppedError",
+    "Task",
     "TrackingError",
     "Trainer",
     "UndeliveredError",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Reward, Trainer
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Scores
@@ -47,6 +47,11 @@ def register_adapters() -> Iterable[Adapter]:  # type: ignore[empty-body]  # a s
 @hookspec
 def register_evaluators() -> Iterable[Evaluator]:  # type: ignore[empty-body]  # a specification has no body
     """Return the evaluators of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_rewards() -> Iterable[Reward]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the reward functions of this plugin. Called once, when the program starts."""
 
 
 @hookspec

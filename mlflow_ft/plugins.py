@@ -17,7 +17,7 @@ import pluggy
 
 from mlflow_ft import hookspecs
 from mlflow_ft.errors import PluginError
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Record, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Record, Reward, Trainer
 
 ENTRY_POINT_GROUP = "mlflow_ft"
 KINDS: Mapping[str, type] = {
@@ -26,6 +26,7 @@ KINDS: Mapping[str, type] = {
     "trainers": Trainer,
     "adapters": Adapter,
     "evaluators": Evaluator,
+    "rewards": Reward,
     "packagers": Packager,
 }
 BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS)

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlflow_ft.rows import Checked, Example, Finding, Kind, Message, Severity
+from mlflow_ft.rows import Checked, Example, Finding, Kind, Message, Severity, Task
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import ChecksSection
+    from mlflow_ft.config.schema import ChecksSection, Config
     from mlflow_ft.job import Data, Job, Model, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
@@ -89,6 +89,17 @@ class Trainer:
     needs: str = "conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text"
     kinds: tuple[Kind, ...] = ("conversation", "text")
     """What it can learn from; rows of another kind are refused before anything is loaded."""
+    task: Task = "generate"
+    """What the model is for: to generate text, or to score it (a reward model)."""
+    refuses: Callable[[Config, Adapter], str | None] = lambda config, adapter: None
+    """Why these settings cannot work with this method and adapter, and what would, in a sentence; None where they can.
+    Asked before anything is loaded."""
+    use_for: str = ""
+    """When to take it, in a sentence."""
+    memory: str = ""
+    """How much it needs, beside other methods."""
+    ranges: Mapping[str, str] = field(default_factory=dict)
+    """Usual values by full path: `{"training.learning_rate": "1e-5 to 5e-4"}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +114,13 @@ class Adapter:
     configure: Callable[[Job, Model], Foreign | None]
     merges: bool = True
     paper: str = ""
+    learned_prompt: bool = False
+    """It stands in front of the text, as virtual tokens or their keys and values, and changes no weights."""
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why these settings cannot work with this adapter, and what would, in a sentence; None where they can."""
+    use_for: str = ""
+    memory: str = ""
+    ranges: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +132,8 @@ class Answer:
     text: str
     finished: bool
     """Whether the model ended its turn by itself, within `evaluation.max_new_tokens`."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of a prompt's row, for reward functions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +173,22 @@ class Evaluator:
     summary: str
     evaluate: Callable[[Subject], Sequence[Score]]
     applies: Callable[[Data], bool] = lambda data: True
+    task: Task = "generate"
+    """Of which models it is a judge: those that generate, or those that score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """A reward function: how good sampled answers are, for methods that learn from their own answers.
+
+    `score` gets, each as a list with an item an answer, `prompts` (lists of messages), `completions` (lists with the
+    assistant's message), and by name the other columns of the prompts' rows; it returns a number for each answer, or
+    None where it has nothing to say. TRL's reward functions are of this form.
+    """
+
+    name: str
+    summary: str
+    score: Callable[..., Sequence[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,4 +206,4 @@ class Packager:
     suffix: str = ""
 
 
-Record = DataFormat | Check | Trainer | Adapter | Evaluator | Packager
+Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager

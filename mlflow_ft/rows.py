@@ -14,6 +14,8 @@ Message = Mapping[str, Any]
 Kind = Literal["conversation", "text", "preference", "unpaired", "prompt"]
 """What rows are to learn from: turns to imitate, plain text, a better and a worse answer, an answer and whether it is
 good, a prompt whose answers are judged by a reward."""
+Task = Literal["generate", "score"]
+"""What a model is for: to answer, or to say how good an answer is."""
 Severity = Literal["info", "warn", "error"]
 
 

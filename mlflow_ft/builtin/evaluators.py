@@ -54,6 +54,23 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
+def preferred(subject: Subject) -> Sequence[Score]:
+    """Share of held-out pairs in which the chosen answer is found better; how much better, on average."""
+    better = [float(chosen > rejected) for chosen, rejected in subject.pairs]
+    margins = [chosen - rejected for chosen, rejected in subject.pairs]
+    return [Score.mean("preference_accuracy", better), Score.mean("preference_margin", margins)]
+
+
+def rewarded(subject: Subject) -> Sequence[Score]:
+    """The mean of every reward over greedy answers to the held-out prompts."""
+    return [Score.mean(f"reward/{name}", values) for name, values in subject.rewards.items()]
+
+
+def has_pairs(data: Data) -> bool:
+    """Whether the held-out rows are preferences."""
+    return data.kind == "preference"
+
+
 def has_answers(data: Data) -> bool:
     """Whether some held-out conversation ends with an answer in text."""
     return any(example.answer is not None for example in data.eval.examples)
@@ -62,7 +79,12 @@ def has_answers(data: Data) -> bool:
 @hookimpl
 def register_evaluators() -> list[Evaluator]:
     return [
-        Evaluator(name="loss", summary="loss and perplexity on the learned tokens", evaluate=held_out_loss),
+        Evaluator(
+            name="loss",
+            summary="loss and perplexity on the learned tokens",
+            evaluate=held_out_loss,
+            applies=lambda data: data.kind != "prompt",
+        ),
         Evaluator(
             name="exact-match",
             summary="share of greedy answers that equal the expected one; share that ended by themselves",
@@ -74,5 +96,24 @@ def register_evaluators() -> list[Evaluator]:
             summary="share of greedy answers that are JSON, where JSON is expected",
             evaluate=valid_json,
             applies=expects_json,
+        ),
+        Evaluator(
+            name="preference",
+            summary="share of held-out pairs whose chosen answer is likelier than the rejected one; by how many nats",
+            evaluate=preferred,
+            applies=has_pairs,
+        ),
+        Evaluator(
+            name="reward-accuracy",
+            summary="share of held-out pairs whose chosen answer a reward model scores higher; by how much",
+            evaluate=preferred,
+            applies=has_pairs,
+            task="score",
+        ),
+        Evaluator(
+            name="reward",
+            summary="the rewards of greedy answers to the held-out prompts",
+            evaluate=rewarded,
+            applies=lambda data: data.kind == "prompt",
         ),
     ]

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mlflow_ft.config.schema import PRIMARY, Config, Section
+from mlflow_ft.config.schema import PRIMARY, Config
+from mlflow_ft.config.section import Section
 
 SECTIONS: Mapping[str, type[Section]] = {
     name: field.annotation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,13 +142,24 @@ def _value(node: yaml.Node, loader: yaml.SafeLoader) -> tuple[Any, Any]:
 
 
 def mapping_of(node: yaml.MappingNode, loader: yaml.SafeLoader) -> dict[Any, Any]:
-    """Names to values, each as it is written; what is no scalar becomes a value that no field takes."""
+    """Names to values, each as it is written; a list or a mapping in it becomes its text in one line."""
     found: dict[Any, Any] = {}
     for key_node, value_node in node.value:
-        value, written = _value(value_node, loader) if isinstance(value_node, yaml.ScalarNode) else ({}, None)
+        value, written = _value(value_node, loader)
+        if not isinstance(value_node, yaml.ScalarNode):
+            value, written = str(yaml.serialize(_in_line(value_node), width=sys.maxsize)).strip(), None
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
         found[key] = {} if key in found else value if written is None else written
     return found
+
+
+def _in_line(node: yaml.Node) -> yaml.Node:
+    """A list or mapping, written in brackets whatever it was."""
+    if isinstance(node, yaml.CollectionNode):
+        node.flow_style = True
+        for child in itertools.chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in node.value):
+            _in_line(child)
+    return node
 
 
 def _is_null(node: yaml.Node) -> bool:

@@ -6,15 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-
-class Section(BaseModel):
-    """A section: frozen; an unknown key is an error, and so is a number that is not finite."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
-    )
+from mlflow_ft.config.methods import AdapterSection, ObjectiveSection, RolloutSection
+from mlflow_ft.config.section import Section
 
 
 class RunSection(Section):
@@ -37,6 +32,10 @@ class ModelSection(Section):
     """A folder, a Hub id, or a short name (`smollm2-135m`). `model` alone means this."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; the commit that was used is recorded."""
+    init_from: str | None = None
+    """Go on from what was trained before, an adapter or a whole model: a folder, `models:/NAME@alias`, `runs:/...`."""
+    add_tokens: list[str] | None = None
+    """Tokens that the tokenizer does not have yet; their embeddings are trained."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """How bitsandbytes holds the frozen base: not at all, in 8 bits, in 4 bits (NF4)."""
     double_quant: bool = True
@@ -114,23 +113,6 @@ class ChecksSection(Section):
     """Further files that no training row may come from, besides the held-out rows."""
     overlap: float = Field(default=0.7, gt=0, le=1)
     """Share of a held-out row's eight-word sequences in one training row from which on it is contaminated."""
-
-
-class AdapterSection(Section):
-    """What may change; names and meaning are PEFT's."""
-
-    kind: str = "none"
-    """Name of a registered adapter (`mlflow-ft show adapters`); `none` trains every weight."""
-    r: int = Field(default=16, ge=1)
-    """Rank of the update."""
-    lora_alpha: int | None = Field(default=None, ge=1)
-    """Scale of the update is lora_alpha / r; 2r when not given."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-    target_modules: str | list[str] = "all-linear"
-    """`all-linear`, a list of module names, or a regular expression."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead."""
 
 
 class TrainingSection(Section):
@@ -213,6 +195,8 @@ class Config(Section):
     data: DataSection = DataSection()
     checks: ChecksSection = ChecksSection()
     adapter: AdapterSection = AdapterSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    rollout: RolloutSection = RolloutSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     package: PackageSection = PackageSection()

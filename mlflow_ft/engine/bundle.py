@@ -35,6 +35,7 @@ def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
         "name_or_path": trained.base.name_or_path,
         "revision": trained.base.revision,
         "origin": trained.base.origin,
+        "task": trained.base.task,
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantiser.to_dict() if quantiser else None,
     }
@@ -44,6 +45,8 @@ def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
 def complete(job: Job, data: Data, folder: Path) -> None:
     """Put the tokenizer, with the template that was trained, and the end tokens beside the weights."""
     data.tokenizer.save_pretrained(folder)
+    if job.registry.trainers[job.config.method].task == "score":
+        return  # it generates nothing
     file = folder / "generation_config.json"
     settings: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     known = settings.get("eos_token_id")

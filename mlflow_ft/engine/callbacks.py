@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,16 +13,15 @@ from mlflow_ft.errors import RefusedError
 from mlflow_ft.job import Job, Split
 from mlflow_ft.progress import Bar
 
-NAMES = {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-    "epoch": "train/epoch",
-    "mean_token_accuracy": "train/mean_token_accuracy",
-    "eval_loss": "eval/loss",
-}
-"""The trainer's names and ours; what the trainer logs beyond these is kept as `train/<its name>`."""
-SKIPPED = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}
+HELD_OUT = "eval_"
+"""With this the trainers' names for figures of held-out rows begin."""
+SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+SKIPPED = {"train_loss", "total_flos"} | {f"{side}_{name}" for side in ("train", "eval") for name in SPEED}
+
+
+def curve(name: str) -> str:
+    """The name of a training curve: `train/<the trainer's name>`, and `eval/<name>` of held-out rows."""
+    return f"eval/{name.removeprefix(HELD_OUT)}" if name.startswith(HELD_OUT) else f"train/{name}"
 
 
 class JournalCallback(TrainerCallback):
@@ -46,8 +46,9 @@ class JournalCallback(TrainerCallback):
     ) -> None:
         values = {name: value for name, value in (logs or {}).items() if name not in SKIPPED}
         tokens = values.pop("num_tokens", None)
+        values.pop(f"{HELD_OUT}num_tokens", None)
         for name, value in values.items():
-            key = NAMES.get(name, f"train/{name}")
+            key = curve(name)
             self._job.run.metric(
                 key, value, step=state.global_step, dataset=self._held_out if key.startswith("eval/") else None
             )
@@ -63,10 +64,14 @@ class JournalCallback(TrainerCallback):
 class WatchCallback(TrainerCallback):
     """Refuses a loss that is no number, stops at the end of a step when a signal came, and moves the bar."""
 
-    def __init__(self, job: Job, bar: Bar) -> None:
+    def __init__(self, job: Job, bars: ExitStack) -> None:
         self._job = job
-        self._bar = bar
+        self._bars = bars
+        self._bar: Bar | None = None
         self._note = ""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar = self._bars.enter_context(self._job.progress.bar("train", total=state.max_steps, unit="steps"))
 
     def on_log(
         self,
@@ -89,6 +94,7 @@ class WatchCallback(TrainerCallback):
             self._note = f"loss {logs['loss']:.3f}"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar.advance(1, note=self._note)
+        if self._bar:
+            self._bar.advance(1, note=self._note)
         if self._job.run.stopping:
             control.should_training_stop = True

@@ -1,5 +1,7 @@
 """The MLflow model itself, logged as code: messages in, one OpenAI chat completion out. It needs no mlflow-ft.
 
+A reward model takes the messages of a whole conversation and gives back the score of its last answer.
+
 The folder `model` beside it holds a whole model, or an adapter with `base.json`. The base of an adapter is looked for
 where `MLFLOW_FT_BASE_MODEL` or the model config `base_model_path` says, else where it was when the adapter was trained.
 """
@@ -19,7 +21,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import mlflow
 import torch
 from mlflow.pyfunc.model import PythonModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 from transformers.utils.logging import disable_progress_bar
 
 # When it is loaded on a CPU, bitsandbytes warns that an optional package for faster inference is not there.
@@ -36,21 +43,36 @@ class ChatModel(PythonModel):
         disable_progress_bar()  # a server's log is no terminal
         config = context.model_config or {}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.scores = False
         if (folder / "base.json").is_file():
             self.model: Any = load_adapter(folder, config.get("base_model_path"))
+            self.scores = not self.model.get_base_model().can_generate()
         else:
-            self.model = AutoModelForCausalLM.from_pretrained(
+            names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+            self.scores = names[0].endswith("ForSequenceClassification")
+            kind: Any = AutoModelForSequenceClassification if self.scores else AutoModelForCausalLM
+            self.model = kind.from_pretrained(
                 folder, dtype=compute_dtype(), device_map={"": device()}, trust_remote_code=False
             )
         self.model.eval()
+        if self.scores:
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+            return
         settings = json.loads((folder / "generation_config.json").read_text())
         ends = settings.get("eos_token_id", self.tokenizer.eos_token_id)
         self.end_tokens = ends if isinstance(ends, list) else [ends]
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         requests = as_requests(model_input, params)
-        answers = [self.complete(request) for request in requests]
+        answers = [self.score(request) if self.scores else self.complete(request) for request in requests]
         return answers[0] if len(answers) == 1 else answers
+
+    @torch.no_grad()
+    def score(self, request: dict[str, Any]) -> dict[str, float]:
+        """How good the last answer of a conversation is, without bounds; higher is better."""
+        messages = [{key: value for key, value in turn.items() if value is not None} for turn in request["messages"]]
+        inputs = self.tokenize(messages, request.get("tools"), add_generation_prompt=False).to(self.model.device)
+        return {"score": float(self.model(**inputs).logits[0, 0])}
 
     @torch.no_grad()
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -78,9 +100,10 @@ class ChatModel(PythonModel):
         cut = min((place for place in (text.find(stop) for stop in stops) if place >= 0), default=None)
         return self.envelope(text[:cut].strip(), length, len(new), ended=ended or cut is not None)
 
-    def tokenize(self, messages: list[dict[str, Any]], tools: Any) -> Any:
+    def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, add_generation_prompt: bool = True) -> Any:
         """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
-        options = {"tools": tools, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+        options = {"tools": tools, "return_dict": True, "return_tensors": "pt"}
+        options["add_generation_prompt"] = add_generation_prompt
         try:
             return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
         except TypeError:  # some templates want them as OpenAI writes them, as text
@@ -160,7 +183,10 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
         options["revision"] = base["revision"]
     if base["quantization"]:
         options["quantization_config"] = BitsAndBytesConfig.from_dict(base["quantization"])
-    model: Any = AutoModelForCausalLM.from_pretrained(name, **options)
+    kind: Any = AutoModelForCausalLM
+    if base.get("task") == "score":  # its head comes with the adapter
+        kind, options["num_labels"] = AutoModelForSequenceClassification, 1
+    model: Any = kind.from_pretrained(name, **options)
     for module in model.modules():  # bitsandbytes would compute in bfloat16 on some CPUs, as training did not
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

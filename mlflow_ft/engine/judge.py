@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
-from mlflow_ft.engine import batches, models, render
+from mlflow_ft.engine import batches, models, render, rewards
 from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.job import Data, Encoded, Job, Trained
 from mlflow_ft.progress import Bar
@@ -38,6 +39,24 @@ def row_losses(
     return losses
 
 
+@torch.no_grad()
+def row_scores(model: Any, rows: Sequence[Encoded], *, batch_size: int, pad_token_id: int) -> list[float]:
+    """The score that a reward model gives each row."""
+    scores = [0.0] * len(rows)
+    device = causal_model(model).device
+    for indices in batches.by_length([len(row.input_ids) for row in rows], batch_size=batch_size):
+        batch = batches.padded([rows[index] for index in indices], pad_token_id=pad_token_id)
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        for index, score in zip(indices, model(**inputs).logits[:, 0].float().tolist(), strict=True):
+            scores[index] = score
+    return scores
+
+
+def answerable(example: Example) -> bool:
+    """Whether a model can be asked for what is said last, or next."""
+    return example.answer is not None or example.kind == "prompt"
+
+
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
     """Mean over tokens, not over rows (nats); NaN where there is no token."""
     tokens = sum(count for _, count in losses)
@@ -52,6 +71,9 @@ class JudgedModel:
         self.data = data
         self._module = module
         self._job = job
+        self._scores = job.registry.trainers[job.config.method].task == "score"
+        self._batch: int = job.config.evaluation.per_device_eval_batch_size
+        self._pad: int = data.tokenizer.pad_token_id
 
     def release(self) -> None:
         """Let the model go; what was asked for stays."""
@@ -59,27 +81,48 @@ class JudgedModel:
 
     @cached_property
     def losses(self) -> Sequence[tuple[float, int]]:
-        settings = self._job.config.evaluation
         with self._job.progress.bar(f"loss of {self.name}", total=len(self.data.eval.encoded), unit="rows") as bar:
             return row_losses(
                 self._module,
                 self.data.eval.encoded,
-                batch_size=settings.per_device_eval_batch_size,
-                pad_token_id=self.data.tokenizer.pad_token_id,
+                batch_size=self._batch,
+                pad_token_id=self._pad,
                 bar=bar,
             )
 
     @cached_property
+    def pairs(self) -> Sequence[tuple[float, float]]:
+        """Of every held-out preference how good the model finds the chosen answer, and the rejected one."""
+        if self.data.kind != "preference":
+            return ()
+        rejected = [row.rejected for row in self.data.eval.encoded if row.rejected]
+        if self._scores:
+            both = [*self.data.eval.encoded, *rejected]
+            found = row_scores(self._module, both, batch_size=self._batch, pad_token_id=self._pad)
+        else:
+            others = row_losses(self._module, rejected, batch_size=self._batch, pad_token_id=self._pad)
+            found = [-total for total, _ in (*self.losses, *others)]
+        return list(zip(found[: len(rejected)], found[len(rejected) :], strict=True))
+
+    @cached_property
+    def rewards(self) -> Mapping[str, Sequence[float | None]]:
+        """Of every reward its value for each of the answers."""
+        judges = rewards.load(self._job.config, self._job.registry, model=self._job.reward_model)
+        return rewards.of_answers(judges, self.answers)
+
+    @cached_property
     def answers(self) -> Sequence[Answer]:
+        if self._scores:
+            return ()
         settings = self._job.config.evaluation
-        examples = [example for example in self.data.eval.examples if example.answer is not None][: settings.max_rows]
+        examples = list(itertools.islice(filter(answerable, self.data.eval.examples), settings.max_rows))
         with self._job.progress.bar(f"answers of {self.name}", total=len(examples), unit="rows") as bar:
             return answers(
                 self._module,
                 self.data,
                 examples,
                 max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.per_device_eval_batch_size,
+                batch_size=self._batch,
                 bar=bar,
             )
 
@@ -97,7 +140,13 @@ def answers(
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
             example = examples[index]
-            found[index] = Answer(prompt=example.prompt, expected=example.answer or "", text=text, finished=finished)
+            found[index] = Answer(
+                prompt=example.prompt,
+                expected=example.answer or "",
+                text=text,
+                finished=finished,
+                columns=example.columns,
+            )
         if bar:
             bar.advance(len(indices))
     return [found[index] for index in range(len(examples))]

@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    set_seed,
+)
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware
@@ -57,9 +64,13 @@ def load_base(
     if quantiser:
         options["quantization_config"] = quantiser
     options["device_map"] = {"": hardware.device()}
+    kind: Any = AutoModelForCausalLM
+    if base.task == "score":
+        kind, options["num_labels"] = AutoModelForSequenceClassification, 1
+        set_seed(config.run.seed)  # the head that scores is new, and the same in every process of the run
     try:
         with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(path or base.path, **options)
+            model: Any = kind.from_pretrained(path or base.path, **options)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"model {base.name!r} does not fit in the device's memory",
@@ -93,11 +104,6 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     """
     config = job.config
     adapter = job.registry.adapters[config.adapter.kind]
-    if adapter.name == "none" and config.model.quantize != "none":
-        raise ModelError(
-            f"a base quantised to {config.model.quantize} cannot be trained itself",
-            hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
-        )
     module: Any = load_base(config, base)
     agree(module, data)
     module.config.use_cache = False
@@ -106,10 +112,13 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
         module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
     model = Model(base=base, module=module, trainable=0, total=_count(module))
     set_seed(config.run.seed)  # the trainer's own seed comes when the adapter has its weights
-    peft_config = adapter.configure(job, model)
-    if peft_config is None:
+    if base.start:
+        module = with_adapter(module, base.start, trainable=True)
+    elif (peft_config := adapter.configure(job, model)) is None:
         module.requires_grad_(requires_grad=True).train()
     else:
+        if base.task == "score":
+            peft_config.task_type = TaskType.SEQ_CLS
         peft_config.base_model_name_or_path = base.name_or_path
         peft_config.revision = base.revision if base.name_or_path != str(base.path) else None
         module = _attach(module, peft_config)
@@ -126,14 +135,22 @@ def _attach(module: PreTrainedModel, peft_config: Any) -> Any:
         raise ModelError(
             f"the adapter does not fit the model: {str(error).splitlines()[0]}", hint="check adapter.target_modules"
         ) from error
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:  # small updates round away in bfloat16
-            parameter.data = parameter.data.float()
+    as_float32(wrapped)
     return wrapped
+
+
+def as_float32(module: Any) -> None:
+    """Hold what trains in float32: small updates round away in bfloat16."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def agree(module: PreTrainedModel, data: Data) -> None:
     """Make the model's configuration name the pad and end tokens of the tokenizer and of the template."""
+    if not module.can_generate():
+        module.config.pad_token_id = data.tokenizer.pad_token_id  # the score is read off the last token before it
+        return
     stops = list(dict.fromkeys((*data.stop_token_ids, *_ids(module.generation_config.eos_token_id))))
     pad = data.tokenizer.pad_token_id
     module.config.pad_token_id = pad
@@ -155,9 +172,21 @@ def load_saved(config: Config, base: BaseModel, folder: Path) -> Any:
     return load_base(config, base, path=folder)
 
 
-def with_adapter(base: Any, folder: Path) -> Any:
-    """Put a saved adapter on a loaded base model, in evaluation mode."""
-    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True).eval()
+def with_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """Put a saved adapter on a loaded base model: in evaluation mode, or to be trained further.
+
+    Raises:
+        ModelError: it is no adapter for this model.
+    """
+    try:
+        found: Any = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True, is_trainable=trainable)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"the adapter in {folder} does not fit its base model: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if trainable:
+        as_float32(found)
+    return found.train(trainable)
 
 
 def saved_dtype(config: Config, folder: Path) -> torch.dtype:

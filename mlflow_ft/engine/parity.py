@@ -6,6 +6,7 @@ its base, the merged model) is loaded from its files and compared with them. KL 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.job import Data
+from mlflow_ft.job import Data, Encoded
 
 ROWS = 8
+FIRST = 1000
+"""Held-out rows that are looked at for them."""
 POSITIONS = 96
 """Learned tokens that are compared, at most: 96 x a vocabulary of 128,000 x 4 bytes are 47 MiB."""
 
 
 def keep_reference(model: Any, data: Data, file: Path) -> None:
     """Write the logits of the model as it is in memory, on learned tokens of the first held-out rows."""
-    rows = [row for row in data.eval.encoded if row.supervised > 1][:ROWS]
+    rows = [row for row in itertools.islice(data.eval.encoded, FIRST) if len(row.input_ids) > 1][:ROWS]
     kept: dict[str, Tensor] = {}
     left = POSITIONS
     for index, row in enumerate(rows):
-        positions = [place - 1 for place, label in enumerate(row.labels) if label != -100 and place][:left]
+        positions = compared(row)[:left]
         if not positions:
             break
         left -= len(positions)
@@ -40,15 +43,28 @@ def keep_reference(model: Any, data: Data, file: Path) -> None:
     save_file(kept, file)
 
 
+def compared(row: Encoded) -> list[int]:
+    """The positions before the tokens that are learned; every position of a prompt, of which nothing is."""
+    learned = [place - 1 for place, label in enumerate(row.labels) if label != -100 and place]
+    return learned or list(range(len(row.input_ids)))
+
+
 @torch.no_grad()
 def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
-    """Logits, float32 on the CPU, of shape (positions, vocabulary), of one row of token ids."""
+    """Logits, float32 on the CPU, of shape (positions, vocabulary), of one row of token ids.
+
+    A model that scores has one for the whole row: the answer's score beside 0, that of a middling answer, of shape
+    (1, 2); their softmax is the chance that the answer is preferred (Bradley and Terry).
+    """
     causal = causal_model(model)
     output = model(
         input_ids=input_ids[None].to(causal.device),
         attention_mask=torch.ones_like(input_ids[None]).to(causal.device),
         use_cache=False,
-    ).logits[0]
+    ).logits
+    if output.dim() == 2:
+        return functional.pad(output, (0, 1)).float().cpu().contiguous()
+    output = output[0]
     at: Tensor = output[-len(input_ids) :][positions.to(output.device)].float().cpu().contiguous()
     return at
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from mlflow_ft.engine import hardware, judge, parity
-from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
-from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine import judge, training
 from mlflow_ft.engine.loss import suited
 from mlflow_ft.job import Data, Encoded, Job, Model, Trained
 
@@ -27,9 +24,6 @@ class LabelledTokensTrainer(SFTTrainer):
         self._pad_token_id: int = options["processing_class"].pad_token_id
         self._held_out = held_out
         self._loss: Any = None
-        for parameter in self._module.parameters():
-            if parameter.requires_grad:  # TRL casts the adapters of a quantised base to bfloat16
-                parameter.data = parameter.data.float()
 
     def compute_loss(
         self,
@@ -76,94 +70,23 @@ def _tensors(inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
-    """Train and leave the adapter, or the whole model, under the stage's folder.
+    """Train on the assistant's tokens, and leave the adapter, or the whole model, under the stage's folder.
 
     Raises:
         RefusedError: the loss is no number. StoppedError: a signal came; the step in progress was finished.
     """
-    folder = job.folder / "train"
-    arguments = training_arguments(job, data, folder)
-    rows = data.train.encoded.dataset()
-    with job.progress.bar("train", total=total_steps(job, data), unit="steps") as bar, job.run.deferring_stop():
-        callbacks = [JournalCallback(job, data.eval), WatchCallback(job, bar)]
-        for more in job.plugins.hook.training_callbacks(job=job):
-            callbacks.extend(more)
-        trainer = LabelledTokensTrainer(
+    own = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    arguments = training.arguments(SFTConfig, job, job.folder / "train", own)
+
+    def make(callbacks: list[TrainerCallback]) -> LabelledTokensTrainer:
+        return LabelledTokensTrainer(
             model=model.module,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=data.train.encoded.dataset(),
             eval_dataset=data.eval.encoded.dataset(),
             held_out=data.eval.encoded,
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )
-        trainer.remove_callback(PrinterCallback)  # stdout belongs to machines
-        result = trainer.train()
-    return keep(data, model, folder, steps=result.global_step, loss=float(result.training_loss))
 
-
-def keep(data: Data, model: Model, folder: Path, *, steps: int, loss: float) -> Trained:
-    """Save the trained weights, the tokenizer and the reference logits of the model as it is in memory."""
-    module = model.module.eval()
-    adapter = hasattr(module, "peft_config")
-    target = folder / ("adapter" if adapter else "model")
-    module.config.use_cache = True
-    with quiet_transformers():
-        module.save_pretrained(target)
-    data.tokenizer.save_pretrained(target)
-    parity.keep_reference(module, data, folder / "reference.safetensors")
-    metrics = {
-        "train/steps": float(steps),
-        "train/mean_loss": loss,
-        "model/trainable_weights": float(model.trainable),
-        "model/weights": float(model.total),
-    }
-    return Trained(folder=folder, base=model.base, metrics=metrics)
-
-
-def training_arguments(job: Job, data: Data, folder: Path) -> SFTConfig:
-    """The trainer's settings: the user's, and those that keep TRL from doing what is done already."""
-    settings = job.config.training
-    dtype = hardware.compute_dtype(job.config.model.dtype)
-    return SFTConfig(
-        output_dir=str(folder / "checkpoints"),
-        num_train_epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=settings.per_device_train_batch_size,
-        per_device_eval_batch_size=job.config.evaluation.per_device_eval_batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        activation_checkpointing=hardware.checkpointing(job.config),
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        optim=hardware.optimizer(job.config),
-        bf16=dtype is torch.bfloat16,
-        fp16=dtype is torch.float16,
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=settings.eval_steps,
-        eval_on_start=True,
-        save_strategy="no",
-        seed=job.config.run.seed,
-        data_seed=job.config.run.seed,
-        report_to=[],
-        disable_tqdm=True,
-        max_length=None,
-        packing=False,
-        use_cpu=not torch.cuda.is_available(),  # transformers refuses bfloat16 on a CPU that was not asked for
-        dataloader_pin_memory=torch.cuda.is_available(),
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
-
-
-def total_steps(job: Job, data: Data) -> int:
-    """Optimizer steps that the training will take on one device."""
-    settings = job.config.training
-    if settings.max_steps > 0:
-        return settings.max_steps
-    batches = -(-len(data.train.encoded) // settings.per_device_train_batch_size)
-    return max(1, round(-(-batches // settings.gradient_accumulation_steps) * settings.num_train_epochs))
+    return training.run(job, data, model, make)

@@ -24,12 +24,12 @@ def load(config: Config, base: BaseModel) -> Any:
     try:
         with quiet_transformers():
             tokenizer: Any = AutoTokenizer.from_pretrained(
-                base.path, trust_remote_code=config.model.trust_remote_code, use_fast=True
+                base.tokenizer, trust_remote_code=config.model.trust_remote_code, use_fast=True
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
             f"model {base.name!r} has no tokenizer that can be loaded: {str(error).splitlines()[0]}",
-            hint=f"looked in {base.path}; save one there with tokenizer.save_pretrained(folder)",
+            hint=f"looked in {base.tokenizer}; save one there with tokenizer.save_pretrained(folder)",
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(

@@ -39,7 +39,8 @@ def chosen(job: Job, data: Data) -> list[Evaluator]:
     """
     names = job.config.evaluation.evaluators
     if names is None:
-        return [evaluator for evaluator in job.registry.evaluators if evaluator.applies(data)]
+        task = job.registry.trainers[job.config.method].task
+        return [one for one in job.registry.evaluators if one.task == task and one.applies(data)]
     return [job.registry.evaluators[name] for name in names]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlflow_ft.job import BaseModel, Data, Job, Model
-from mlflow_ft.stages import start
+from mlflow_ft.stages import init_from, start
 
 SPACE = 3
 """Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, and air."""
@@ -11,10 +13,9 @@ SPACE = 3
 
 def find(job: Job) -> BaseModel:
     """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it."""
-    from mlflow_ft.engine import hub
-
     job.run.begin("model")
-    base = hub.find(job.config.model, job.progress)
+    task = job.registry.trainers[job.config.method].task
+    base = replace(init_from.find(job.config, job.progress), task=task)
     job.run.set_tags(
         {
             "mlflow_ft.base_model": base.name_or_path,

@@ -6,15 +6,17 @@ import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ResourceError
+from mlflow_ft.errors import ConfigError, ResourceError
 from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
+from mlflow_ft.stages import init_from
 
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
@@ -41,6 +43,10 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     with writing(made.folder):
         run.open_journal(made.folder)
     check_names(config, registry)
+    if config.rollout.reward_model:
+        uri, folder = init_from.reward_model(config.rollout.reward_model, progress)
+        made = replace(made, reward_model=folder)
+        run.set_tags({"mlflow_ft.reward_model": uri})
     run.set_tags(
         {"mlflow_ft.method": config.method, "mlflow_ft.trust_remote_code": str(config.model.trust_remote_code)}
     )
@@ -63,6 +69,30 @@ def check_names(config: Config, registry: Registry) -> None:
         registry.evaluators[name]
     for name in config.package.packagers or ():
         registry.packagers[name]
+    if config.method != PREPARE:
+        check_method(config, registry)
+
+
+def check_method(config: Config, registry: Registry) -> None:
+    """Refuse what cannot work together, with the reason, before anything is loaded.
+
+    Raises:
+        ConfigError: method, adapter, quantisation and settings do not fit.
+    """
+    trainer, adapter = registry.trainers[config.method], registry.adapters[config.adapter.kind]
+    if adapter.name == "none" and config.model.quantize != "none":
+        raise ConfigError(
+            f"a base quantised to {config.model.quantize} cannot be trained itself",
+            hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
+        )
+    for reason in (trainer.refuses(config, adapter), adapter.refuses(config)):
+        if reason:
+            raise ConfigError(f"method {trainer.name} with adapter {adapter.name}: {reason}")
+    if "merged" in (config.package.packagers or ()) and not adapter.merges:
+        raise ConfigError(
+            f"adapter {adapter.name} cannot be merged into its base: it changes no weights",
+            hint="leave `merged` out of package.packagers; base and adapter are served together",
+        )
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from mlflow_ft.tracking.artifacts import fetch, trained_on
 from mlflow_ft.tracking.delivery import deliver
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
-from mlflow_ft.tracking.manifest import verify_manifest, write_manifest
+from mlflow_ft.tracking.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.metrics import Metric
-from mlflow_ft.tracking.models import chat_signature
+from mlflow_ft.tracking.models import chat_signature, pinned
 from mlflow_ft.tracking.run import open_run, refuse
 from mlflow_ft.tracking.server import check_server
 
 __all__ = [
+    "MANIFEST",
     "ActiveRun",
     "Journal",
     "Metric",
@@ -26,6 +27,7 @@ __all__ = [
     "deliver",
     "fetch",
     "open_run",
+    "pinned",
     "refuse",
     "trained_on",
     "verify_manifest",

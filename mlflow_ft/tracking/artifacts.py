@@ -14,28 +14,28 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.errors import DataError
+from mlflow_ft.errors import DataError, FineTuneError
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
 
 TRAINING_CONTEXTS = ("train", "training")
 
 
-def fetch(uri: str) -> Path:
+def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data") -> Path:
     """An artifact as a local file or folder, which is there until this process ends; it is not to be changed.
 
     Raises:
-        DataError: there is no such artifact, or the server does not give it.
+        `error`, about `what`: there is no such artifact, or the server does not give it.
     """
     try:
         target = tempfile.mkdtemp(dir=_folder())
         found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
-    except (MlflowException, OSError, ValueError) as error:
-        raise DataError(
-            f"data {uri!r} cannot be fetched from MLflow: {_reason(error)}",
+    except (MlflowException, OSError, ValueError) as reason:
+        raise error(
+            f"{what} {uri!r} cannot be fetched from MLflow: {_reason(reason)}",
             hint=f"check the run, the path and MLFLOW_TRACKING_URI (it is {mlflow.get_tracking_uri()})",
-        ) from error
+        ) from reason
     if not found.exists():
-        raise DataError(f"data {uri!r}: the store has no such artifact", hint="list them with `mlflow artifacts list`")
+        raise error(f"{what} {uri!r}: the store has no such artifact", hint="list them with `mlflow artifacts list`")
     return found
 
 

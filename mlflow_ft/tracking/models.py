@@ -19,7 +19,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from mlflow_ft.errors import RefusedError
+from mlflow_ft.errors import ModelError, RefusedError
 
 LONGEST_MODEL_PARAM = 250
 
@@ -145,6 +145,25 @@ def register(
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*earlier, here])})
     _set_alias(client, name=name, alias=alias, version=str(version.version))
     return int(version.version)
+
+
+def pinned(uri: str) -> str:
+    """`models:/NAME@alias` as `models:/NAME/VERSION`; any other URI as it is.
+
+    Raises:
+        ModelError: the registry has no such model or alias.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not uri.startswith("models:/") or not at:
+        return uri
+    try:
+        found = MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise ModelError(
+            f"the registry has no model {name!r} with the alias {alias!r}",
+            hint=f"check MLFLOW_TRACKING_URI (it is {mlflow.get_tracking_uri()}) and the names in the MLflow UI",
+        ) from error
+    return f"models:/{name}/{found.version}"
 
 
 def _ready(client: MlflowClient, model_id: str) -> LoggedModel:

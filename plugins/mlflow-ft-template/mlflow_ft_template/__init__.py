@@ -1,4 +1,5 @@
-"""A plugin to copy: flash cards as rows, a check of them, an evaluator of answer lengths, and a method that reuses SFT.
+"""A plugin to copy: flash cards as rows, a check of them, an evaluator of answer lengths, a reward
+for short ones, and a method that reuses SFT.
 
     {"front": "Which planet is red?", "back": "Mars", "deck": "planets"}
 
@@ -11,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft import Check, Checked, DataError, DataFormat, Evaluator, Example, Score, Trainer, hookimpl
+from mlflow_ft import Check, Checked, DataError, DataFormat, Evaluator, Example, Reward, Score, Trainer, hookimpl
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Scores, Subject, Trained
@@ -38,6 +39,11 @@ def parrots(row: Checked) -> str | None:
 def brevity(subject: Subject) -> Sequence[Score]:
     """How long an answer is beside the expected one: 1 is as long, 2 twice as long (in characters)."""
     return [Score.mean("length_ratio", [len(one.text) / len(one.expected) for one in subject.answers])]
+
+
+def terse(completions: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[float]:
+    """A reward for every sampled answer, whatever was asked."""
+    return [1 / max(1, len(turns[-1]["content"].split())) for turns in completions]
 
 
 def train_gently(job: Job, data: Data, model: Model) -> Trained:
@@ -100,6 +106,11 @@ def register_trainers() -> list[Trainer]:
             defaults={"adapter.kind": "lora", "adapter.r": 4, "training.learning_rate": 1e-4},
         )
     ]
+
+
+@hookimpl
+def register_rewards() -> list[Reward]:
+    return [Reward(name="terse", summary="shorter answers are better: 1 at one word, towards 0", score=terse)]
 
 
 @hookimpl

@@ -1,0 +1,46 @@
+"""The reward functions that ship inside: the right answer, and valid JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow_ft import Message, Reward, hookimpl
+from mlflow_ft.builtin.evaluators import is_json
+
+SOLUTIONS = ("answer", "solution", "ground_truth", "target", "expected")
+"""Columns that may hold the right answer."""
+
+Completions = Sequence[Sequence[Message]]
+
+
+def exact_answer(completions: Completions, **columns: Sequence[Any]) -> list[float | None]:
+    """1 where the answer ends with the row's `answer` (or `solution` ...), else 0; None without such a column."""
+    expected = next((columns[name] for name in SOLUTIONS if name in columns), [None] * len(completions))
+    return [
+        None if wanted is None else float(_ends_with(said(turns), str(wanted)))
+        for turns, wanted in zip(completions, expected, strict=True)
+    ]
+
+
+def _ends_with(text: str, wanted: str) -> bool:
+    words, ending = text.strip().rstrip(".").split(), wanted.strip().rstrip(".").split()
+    return bool(ending) and words[-len(ending) :] == ending
+
+
+def valid_json(completions: Completions, **_: Any) -> list[float]:
+    """1 where the answer is JSON, by the strict grammar, else 0."""
+    return [float(is_json(said(turns))) for turns in completions]
+
+
+def said(turns: Sequence[Mapping[str, Any]]) -> str:
+    """The words of a sampled answer."""
+    return str(turns[-1].get("content") or "")
+
+
+@hookimpl
+def register_rewards() -> list[Reward]:
+    return [
+        Reward(name="exact-answer", summary="1 where the answer ends with the row's `answer`", score=exact_answer),
+        Reward(name="valid-json", summary="1 where the answer is JSON", score=valid_json),
+    ]

@@ -1,0 +1,84 @@
+"""The sections that say what a method is: what may change, what is minimised, how answers are sampled and rewarded."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mlflow_ft.config.section import Section
+
+
+class AdapterSection(Section):
+    """What may change; names and meaning are PEFT's."""
+
+    kind: str = "none"
+    """Name of a registered adapter (`mlflow-ft show adapters`); `none` trains every weight."""
+    r: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    lora_alpha: int | None = Field(default=None, ge=1)
+    """Scale of the update is lora_alpha / r; 2r when not given."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, a list of module names, or a regular expression."""
+    layers_to_transform: list[int] | None = None
+    """Numbers of the layers that get an adapter, from 0; all of them when not given."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead."""
+    use_dora: bool = False
+    """Split the weights into magnitude and direction, and train both (DoRA)."""
+    init_lora_weights: str | None = None
+    """How LoRA begins: pissa, olora, gaussian, eva, corda, loftq ...; PEFT's own way, no change, when not given."""
+    modules_to_save: list[str] | None = None
+    """Modules that train whole, and are saved with the adapter."""
+    trainable_token_indices: list[int] | None = None
+    """Ids of the tokens whose embeddings train too."""
+    num_virtual_tokens: int = Field(default=20, ge=1)
+    """Length of a learned prompt, in tokens."""
+    init_text: str | None = None
+    """Text whose embeddings a learned prompt begins with; random ones when not given."""
+    options: dict[str, str] | None = None
+    """Further fields of the kind's PEFT config, as `name=value`: `rank_pattern={q_proj: 8}`."""
+
+
+class ObjectiveSection(Section):
+    """What is minimised; names and meaning are TRL's."""
+
+    beta: float | None = Field(default=None, ge=0)
+    """How strongly the reference model holds the trained one; the method's own when not given."""
+    loss_type: str | list[str] | None = None
+    """Form of the loss: for dpo sigmoid, ipo, hinge, robust ...; the method's own when not given."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of preferences that are taken to be the wrong way round."""
+    precompute_ref_log_probs: bool = False
+    """Ask the reference model once, before training, and not in every step."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """Weight of good answers (kto)."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """Weight of bad answers (kto)."""
+    packing: bool = False
+    """Put several short rows into one of `data.max_length`, without letting them see each other (sft)."""
+    options: dict[str, str] | None = None
+    """Further fields of the method's own settings (TRL's config class), as `name=value`."""
+
+
+class RolloutSection(Section):
+    """How answers are sampled and rewarded, for methods that learn from their own answers (grpo, rloo, ppo)."""
+
+    reward_funcs: list[str] | None = None
+    """Reward functions: `FILE.py:function`, `module.function`, or registered ones (`mlflow-ft show rewards`)."""
+    reward_weights: list[float] | None = None
+    """Weight of each reward function, and at last of the reward model; 1 each when not given."""
+    reward_model: str | None = None
+    """A model that scores answers: a folder, `models:/NAME@alias`, `runs:/...` or a Hub id."""
+    num_generations: int = Field(default=4, ge=1)
+    """Answers that are sampled to each prompt."""
+    max_completion_length: int = Field(default=128, ge=1)
+    """Longest sampled answer, in tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the sampling."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that together have this share."""
+    num_iterations: int = Field(default=1, ge=1)
+    """Times that each batch of sampled answers is learned from."""
+    epsilon: float = Field(default=0.2, gt=0)
+    """The ratio of new to old probability is clipped to 1 plus or minus this."""

@@ -1,0 +1,105 @@
+"""What every training through TRL has in common: its settings, its callbacks, and what is left on disk afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from mlflow_ft.engine import hardware, models, options, parity
+from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.job import Data, Job, Model, Trained
+
+ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
+REFERENCE = "ref"
+"""The name under which TRL keeps a frozen copy of an adapter, as the reference."""
+
+
+def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any]) -> ArgumentsT:
+    """The trainer's settings: the user's, and those that keep TRL from doing what is done already.
+
+    `kind` is TRL's config class, `own` what is set for this method; `objective.options` add to them.
+
+    Raises:
+        ConfigError: the class does not know an option, or refuses a value.
+    """
+    settings = job.config.training
+    dtype = hardware.compute_dtype(job.config.model.dtype)
+    common: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "num_train_epochs": settings.num_train_epochs,
+        "max_steps": settings.max_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "per_device_eval_batch_size": job.config.evaluation.per_device_eval_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "activation_checkpointing": hardware.checkpointing(job.config),
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "optim": hardware.optimizer(job.config),
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "logging_steps": settings.logging_steps,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_steps": settings.eval_steps,
+        "eval_on_start": True,
+        "save_strategy": "no",
+        "seed": job.config.run.seed,
+        "data_seed": job.config.run.seed,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),  # transformers refuses bfloat16 on a CPU that was not asked for
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    ours = common | own
+    more = options.typed(job.config.objective.options, kind, section="objective", ours=ours)
+    found: ArgumentsT = options.made(kind, ours | more, section="objective")
+    return found
+
+
+def run(job: Job, data: Data, model: Model, make: Callable[[list[TrainerCallback]], Any]) -> Trained:
+    """Train with the trainer that `make` builds around the callbacks, and keep what was trained.
+
+    Raises:
+        RefusedError: the loss is no number. StoppedError: a signal came; the step in progress was finished.
+    """
+    with ExitStack() as bars, job.run.deferring_stop():
+        callbacks: list[TrainerCallback] = [JournalCallback(job, data.eval), WatchCallback(job, bars)]
+        for more in job.plugins.hook.training_callbacks(job=job):
+            callbacks.extend(more)
+        trainer = make(callbacks)
+        trainer.remove_callback(PrinterCallback)  # stdout belongs to machines
+        models.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
+        result = trainer.train()
+    return keep(job, data, model, steps=result.global_step, loss=float(result.training_loss))
+
+
+def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trained:
+    """Save the trained weights, the tokenizer and the reference logits of the model as it is in memory."""
+    folder = job.folder / "train"
+    module = model.module.eval()
+    adapter = hasattr(module, "peft_config")
+    if adapter and REFERENCE in module.peft_config:
+        module.delete_adapter(REFERENCE)
+    target = folder / ("adapter" if adapter else "model")
+    module.config.use_cache = True
+    with quiet_transformers():
+        module.save_pretrained(target)
+    data.tokenizer.save_pretrained(target)
+    parity.keep_reference(module, data, folder / "reference.safetensors")
+    metrics = {
+        "train/steps": float(steps),
+        "train/mean_loss": loss,
+        "model/trainable_weights": float(model.trainable),
+        "model/weights": float(model.total),
+    }
+    return Trained(folder=folder, base=model.base, metrics=metrics)

@@ -1,0 +1,139 @@
+"""What a training goes on from (`model.init_from`): an adapter or a whole model that was trained before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlflow_ft.config.schema import Config, ModelSection
+from mlflow_ft.errors import ConfigError, ModelError
+from mlflow_ft.job import BaseModel
+from mlflow_ft.progress import Progress
+
+ADAPTER_FILE = "adapter_config.json"
+BASE_FILE = "base.json"
+URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Weights that were trained before."""
+
+    uri: str
+    """What was asked for, with a version's number where it was an alias."""
+    folder: Path
+    base: Mapping[str, Any] | None
+    """Of an adapter, which base model it belongs to; None for a whole model."""
+
+
+def find(config: Config, progress: Progress) -> BaseModel:
+    """The base model to train, and what is on it already; fetched first where that is needed.
+
+    Raises:
+        ModelError: there is no such model, or the adapter belongs to another base. ConfigError: another adapter.kind.
+    """
+    from mlflow_ft.engine import hub
+
+    if not config.model.init_from:
+        return hub.find(config.model, progress)
+    start = read(config.model.init_from)
+    if start.base is None:
+        found = hub.find(config.model.model_copy(update={"name": str(start.folder)}), progress)
+        return replace(found, name=start.uri, name_or_path=start.uri, origin=start.uri)
+    check_kind(config, start)
+    found = hub.find(_base_settings(config, start.base), progress)
+    recorded = str(start.base.get("revision") or "")
+    if recorded.startswith("sha256:") and found.revision != recorded:
+        raise ModelError(
+            f"the adapter {start.uri} was trained on other weights than those of {found.name!r} ({found.origin})",
+            hint=f"name its base with --model; it was {start.base.get('name_or_path')}",
+        )
+    return replace(found, start=start.folder, origin=f"{found.origin}, with the adapter {start.uri}")
+
+
+def _base_settings(config: Config, base: Mapping[str, Any]) -> ModelSection:
+    """The base model that was named, else the one that the adapter names."""
+    if "model.name" in config.origins:
+        return config.model
+    revision = str(base.get("revision") or "")
+    update = {"name": base["name_or_path"], "revision": None if revision.startswith("sha256:") else revision or None}
+    return config.model.model_copy(update=update)
+
+
+def check_kind(config: Config, start: Start) -> None:
+    """Raise ConfigError where the adapter is of another kind than `adapter.kind`, or of another rank than was asked."""
+    settings = json.loads((start.folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    if config.adapter.kind == "none":
+        raise ConfigError(
+            f"{start.uri} is an adapter, and this method trains every weight",
+            hint="go on from the merged model, or take a method with an adapter (--adapter.kind lora)",
+        )
+    for name in ("r", "lora_alpha", "use_dora", "use_rslora"):
+        asked, has = getattr(config.adapter, name), settings.get(name)
+        origin = config.origins.get(f"adapter.{name}", "method")
+        if not origin.startswith("method") and has not in (None, asked):
+            raise ConfigError(f"adapter.{name} is {asked}, and {start.uri} has {has}", hint=f"leave adapter.{name} out")
+
+
+def read(asked: str) -> Start:
+    """Find the weights: in a folder, or fetched from MLflow.
+
+    Raises:
+        ModelError: there is nothing of that name, or no weights in it.
+    """
+    uri, root = (asked, Path(asked).expanduser().resolve())
+    if asked.startswith(URIS):
+        from mlflow_ft import tracking
+
+        uri = tracking.pinned(asked)
+        root = tracking.fetch(uri, error=ModelError, what="model")
+    if not root.is_dir():
+        raise ModelError(
+            f"model.init_from: {asked!r} is no folder and no MLflow URI",
+            hint=f"looked in {Path.cwd()}; URIs begin with {', '.join(URIS)}",
+        )
+    for name in (ADAPTER_FILE, "config.json"):
+        files = sorted(root.rglob(name), key=lambda file: (len(file.parts), str(file)))
+        if files:
+            return _start(uri, files[0])
+    raise ModelError(
+        f"model.init_from: {asked!r} holds neither an adapter nor a model",
+        hint=f"looked for {ADAPTER_FILE} and config.json in {root} and below it",
+    )
+
+
+def reward_model(asked: str, progress: Progress) -> tuple[str, Path]:
+    """A reward model's URI, with a version's number, and its folder.
+
+    Raises:
+        ModelError: there is no such model, or it is an adapter without its base's weights.
+    """
+    from mlflow_ft.engine import hub
+
+    if not asked.startswith(URIS) and not Path(asked).expanduser().exists():
+        found = hub.find(ModelSection(name=asked), progress)
+        return f"{found.name_or_path}@{found.revision}", found.path
+    start = read(asked)
+    if start.base is not None:
+        raise ModelError(f"the reward model {asked!r} is an adapter", hint="name the merged model")
+    return start.uri, start.folder
+
+
+def _start(uri: str, file: Path) -> Start:
+    from mlflow_ft import tracking
+
+    folder = file.parent
+    if (folder / tracking.MANIFEST).is_file():
+        tracking.verify_manifest(folder)
+    if file.name != ADAPTER_FILE:
+        return Start(uri=uri, folder=folder, base=None)
+    if (folder / BASE_FILE).is_file():
+        return Start(uri=uri, folder=folder, base=json.loads((folder / BASE_FILE).read_text(encoding="utf-8")))
+    settings = json.loads(file.read_text(encoding="utf-8"))  # PEFT's own
+    base = {"name_or_path": settings.get("base_model_name_or_path"), "revision": settings.get("revision")}
+    if not base["name_or_path"]:
+        raise ModelError(f"the adapter in {folder} does not name its base model", hint="name it with --model")
+    return Start(uri=uri, folder=folder, base=base)
