@@ -94,6 +94,8 @@ class Trainer:
     refuses: Callable[[Config, Adapter], str | None] = lambda config, adapter: None
     """Why these settings cannot work with this method and adapter, and what would, in a sentence; None where they can.
     Asked before anything is loaded."""
+    settings: tuple[str, ...] | None = None
+    """The fields of `objective` and `rollout` that it reads; others that were given are refused. None: any."""
     use_for: str = ""
     """When to take it, in a sentence."""
     memory: str = ""

@@ -1,42 +1,156 @@
-"""The adapters that ship inside."""
+"""The adapters that ship inside: none, LoRA and its nearest kin; the others are in the modules beside this one."""
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Adapter, hookimpl
+from mlflow_ft.builtin import learned_prompts, other_tuners, tuners
+from mlflow_ft.builtin.tuners import LAYERS, SAVED, Tuner
 
 if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
     from mlflow_ft.job import Job, Model
+
+LORA = LAYERS | SAVED | {
+    "r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "use_rslora": "use_rslora",
+    "init_lora_weights": "init_lora_weights",
+    "trainable_token_indices": "trainable_token_indices",
+}
+RANGES = {
+    "adapter.r": "4 to 64",
+    "adapter.lora_alpha": "r to 2r",
+    "adapter.lora_dropout": "0 to 0.1",
+    "training.learning_rate": "5e-5 to 5e-4",
+}
+BEGINNINGS = ("pissa", "olora", "gaussian", "eva", "corda", "loftq", "orthogonal", "mica", "lora_ga")
+NOT_ADALORA = ("use_rslora", "init_lora_weights", "r")
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 
 
 def no_adapter(job: Job, model: Model) -> None:
     """Every weight trains."""
 
 
-def lora(job: Job, model: Model) -> Any:
-    """LoRA: W + (lora_alpha / r) B A; only A (r x in) and B (out x r) train."""
-    from peft import LoraConfig, TaskType
+def fit_lora(job: Job, module: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What LoRA needs beside the settings: tied layers stay tied, new tokens train, the beginning has its own config."""
+    from mlflow_ft.engine import tokenizers, vocabulary
 
-    settings = job.config.adapter
-    return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=settings.r,
-        lora_alpha=2 * settings.r if settings.lora_alpha is None else settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.target_modules,
-        use_rslora=settings.use_rslora,
-    )
+    found = beginning(values.get("init_lora_weights"), values)
+    saved = set(values.get("modules_to_save") or ())
+    layers = list(vocabulary.token_layers(module, []))
+    if vocabulary.tied(module) and saved & {*layers, "lm_head"}:
+        found["ensure_weight_tying"] = True
+    new = list(tokenizers.load(job.config, base).new_tokens) if job.config.model.add_tokens else []
+    asked = list(values.get("trainable_token_indices") or ())
+    indices = {name: ([*asked, *new] if name == layers[0] else new) for name in layers if name not in saved}
+    indices = {name: ids for name, ids in indices.items() if ids}
+    return found | ({"trainable_token_indices": indices} if indices else {})
+
+
+def beginning(asked: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `LoraConfig` that a way to begin needs; its own config comes from `adapter.options` where given."""
+    import peft
+
+    if asked == "loftq":  # done by ours, on the quantised base as it is
+        return {"init_lora_weights": True}
+    own = {"eva": ("eva_config", "EvaConfig"), "corda": ("corda_config", "CordaConfig")}
+    name, kind = (own | {"lora_ga": ("lora_ga_config", "LoraGAConfig")}).get(asked or "", ("", ""))
+    return {name: getattr(peft, kind)()} if name and not values.get(name) else {}
+
+
+def refuse_lora(config: Config) -> str | None:
+    """Ways to begin that there are not, or that do not go with how the base is held."""
+    begin, quantize = config.adapter.init_lora_weights, config.model.quantize
+    dora = config.adapter.use_dora or config.adapter.kind == "dora"
+    if dora and quantize == "int8":
+        return "PEFT cannot read the weights of an int8 base, whose length DoRA needs; take --model.quantize nf4"
+    if begin is None:
+        return None
+    if begin not in BEGINNINGS and not re.fullmatch(r"pissa_niter_\d+", begin):
+        near = difflib.get_close_matches(begin, BEGINNINGS, n=1)
+        return f"adapter.init_lora_weights {begin!r} is none of {', '.join(BEGINNINGS)}" + (
+            f"; did you mean {near[0]}?" if near else ""
+        )
+    if begin == "loftq" and quantize != "nf4":
+        return "loftq corrects the errors of a base in 4 bits; add --model.quantize nf4, or leave it out"
+    if begin.startswith(CHANGE_THE_BASE) and quantize != "none":
+        return f"{begin} takes a part of the weights out of the base, which {quantize} cannot give; take loftq, or eva"
+    if begin.startswith(CHANGE_THE_BASE) and dora:
+        return f"{begin} is saved as the difference of two LoRAs, which DoRA is not; leave one of them out"
+    return None
+
+
+def fit_adalora(job: Job, module: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Half again as many ranks to begin with; how long the training is, the trainer tells when it knows it."""
+    rank = int(values["target_r"])
+    return fit_lora(job, module, values) | {"init_r": rank + (rank + 1) // 2, "total_step": 10**9}
 
 
 @hookimpl
 def register_adapters() -> list[Adapter]:
     return [
-        Adapter(name="none", summary="no adapter: every weight trains", configure=no_adapter),
         Adapter(
-            name="lora",
-            summary="low-rank updates, scaled by lora_alpha / r",
-            configure=lora,
-            paper="https://arxiv.org/abs/2106.09685",
+            name="none",
+            summary="no adapter: every weight trains",
+            configure=no_adapter,
+            refuses=tuners.refuse_none,
+            use_for="the most capacity: much data, a new language, a new domain",
+            memory="the most: weights, gradients and AdamW in float32 are 16 bytes a weight",
+            ranges={"training.learning_rate": "5e-6 to 5e-5"},
         ),
+        tuners.record(
+            "lora",
+            "low-rank updates of linear layers, scaled by lora_alpha / r",
+            Tuner(
+                config="LoraConfig",
+                settings=LORA | {"use_dora": "use_dora"},
+                fit=fit_lora,
+                new_tokens=True,
+                refuses=refuse_lora,
+            ),
+            paper="https://arxiv.org/abs/2106.09685",
+            use_for="nearly everything; begin here",
+            memory="the base, and 16 bytes for each of the few weights that train",
+            ranges=RANGES,
+        ),
+        tuners.record(
+            "dora",
+            "LoRA on the direction of the weights, with their length trained apart",
+            Tuner(
+                config="LoraConfig",
+                settings=LORA,
+                fixed={"use_dora": True},
+                fit=fit_lora,
+                quantised=("nf4",),
+                new_tokens=True,
+                refuses=refuse_lora,
+            ),
+            paper="https://arxiv.org/abs/2402.09353",
+            use_for="low ranks, where LoRA stays behind full fine-tuning",
+            memory="as LoRA, with about twice its activations and time",
+            ranges=RANGES | {"adapter.r": "4 to 32"},
+        ),
+        tuners.record(
+            "adalora",
+            "LoRA that takes ranks away from the layers that need them least; adapter.r is what is left on average",
+            Tuner(
+                config="AdaLoraConfig",
+                settings={name: ours for name, ours in LORA.items() if name not in NOT_ADALORA} | {"r": "target_r"},
+                fit=fit_adalora,
+                new_tokens=True,
+            ),
+            paper="https://arxiv.org/abs/2303.10512",
+            use_for="a budget of ranks that finds its layers by itself; needs a few hundred steps",
+            memory="as LoRA of 1.5 times the rank",
+            ranges=RANGES | {"adapter.r": "4 to 16", "training.learning_rate": "5e-4 to 3e-3"},
+        ),
+        *other_tuners.records(),
+        *learned_prompts.records(),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Trainer, hookimpl
+from mlflow_ft.builtin import online_methods, preference_methods
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Trained
@@ -42,4 +43,6 @@ def register_trainers() -> list[Trainer]:
             defaults=ADAPTER_DEFAULTS | {"model.quantize": "nf4", "model.double_quant": True},
             paper="https://arxiv.org/abs/2305.14314",
         ),
+        *preference_methods.records(),
+        *online_methods.records(),
     ]

@@ -104,7 +104,8 @@ def next_commands(outcome: Outcome) -> list[str]:
     if outcome.versions:
         first = outcome.versions[0]
         prompt = [dict(turn) for turn in outcome.scores.answers[0][1].prompt] if outcome.scores.answers else []
-        body = dumps({"messages": prompt or [{"role": "user", "content": "Hello"}]})
+        turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you"}]
+        body = dumps({"messages": prompt or turns})  # without answers it is a model that scores them
         model = f"models:/{first.name}@{first.alias}"
         lines += [
             "",

@@ -85,7 +85,6 @@ SYNONYMS: Mapping[str, str] = {
     "torch_dtype": "model.dtype",
     "train_batch_size": "training.per_device_train_batch_size",
     "train_file": "data.path",
-    "use_dora": "adapter.kind=dora",
     "val_set_size": "data.test_size",
     "warmup_ratio": "training.warmup_steps",
 }
@@ -182,19 +181,21 @@ def allowed(field: FieldInfo) -> str:
     if choices := _choices(field):
         words = f"one of {', '.join(choices)}"
     else:
-        words = " or ".join(_KINDS[get_origin(kind) or kind] for kind in kinds if kind is not NoneType)
+        words = " or ".join(_KINDS.get(kind) or _KINDS[get_origin(kind)] for kind in kinds if kind is not NoneType)
     if bounds := [bound for one in field.metadata if (bound := _bound(one))]:
         words += f"{' of' if bounds[0].startswith('at') else ''} {' and '.join(bounds)}"
     return words + (f"{',' * (' or ' in words)} or none" if NoneType in kinds else "")
 
 
-_KINDS = {
+_KINDS: Mapping[Any, str] = {
     str: "text",
     Path: "a path",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     list: "a list of names",
+    list[int]: "a list of whole numbers",
+    list[float]: "a list of numbers",
     dict: "a mapping {a: b, c: d}",
 }
 

@@ -157,6 +157,8 @@ class EvaluationSection(Section):
     """Longest generated answer, in tokens."""
     per_device_eval_batch_size: int = Field(default=16, ge=1)
     """Rows per forward pass in evaluation and generation."""
+    samples: int = Field(default=4, ge=0)
+    """Held-out prompts that are answered at every evaluation during training, and logged as tables; 0: none."""
 
 
 class PackageSection(Section):

@@ -190,13 +190,16 @@ class Column(Sequence[T], Generic[T]):
     def _made(self, table: pyarrow.Table) -> Iterator[T]:
         return (self._make(row) for row in table.select(self._names).to_pylist())
 
-    def dataset(self, names: Sequence[str] = TRAINED) -> Dataset:
-        """These rows as a `datasets.Dataset` with the columns that are named, without a copy of them in memory."""
+    def dataset(self, names: Sequence[str] = TRAINED, *, fingerprint: str = "mlflow-ft") -> Dataset:
+        """These rows as a `datasets.Dataset` with the columns that are named, without a copy of them in memory.
+
+        `fingerprint` stands for their content where something is cached by it.
+        """
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
         # a fingerprint is given, since `datasets` would hash the whole table to make one
-        whole = Dataset(InMemoryTable(self._table.select(list(names))), fingerprint="mlflow-ft")
+        whole = Dataset(InMemoryTable(self._table.select(list(names))), fingerprint=fingerprint)
         return whole if self._indices is None else whole.select(self._indices)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -31,8 +32,13 @@ def padded(rows: Sequence[Encoded], *, pad_token_id: int) -> dict[str, Tensor]:
     return batch
 
 
-def by_length(lengths: Sequence[int], *, batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, the longest first: little padding, and too little memory shows at once."""
+def by_length(lengths: Sequence[int], *, batch_size: int, padding: bool = True) -> Iterator[list[int]]:
+    """Indices in batches of like length, the longest first: little padding, and too little memory shows at once.
+
+    Without `padding` the rows of a batch are of one length.
+    """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    for _, alike in itertools.groupby(order, key=lambda index: padding or lengths[index]):
+        group = list(alike)
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]

@@ -53,8 +53,8 @@ def row_scores(model: Any, rows: Sequence[Encoded], *, batch_size: int, pad_toke
 
 
 def answerable(example: Example) -> bool:
-    """Whether a model can be asked for what is said last, or next."""
-    return example.answer is not None or example.kind == "prompt"
+    """Whether a model can be asked for what is said last, or next; not for what is known to be bad."""
+    return (example.answer is not None and example.label is not False) or example.kind == "prompt"
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
@@ -106,7 +106,9 @@ class JudgedModel:
 
     @cached_property
     def rewards(self) -> Mapping[str, Sequence[float | None]]:
-        """Of every reward its value for each of the answers."""
+        """Of every reward its value for each of the answers; empty where none is named."""
+        if not (self._job.config.rollout.reward_funcs or self._job.reward_model):
+            return {}
         judges = rewards.load(self._job.config, self._job.registry, model=self._job.reward_model)
         return rewards.of_answers(judges, self.answers)
 
@@ -136,16 +138,18 @@ def answers(
     prompts = [render.prompt_text(tokenizer, example.prompt, example.tools) for example in examples]
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     found: dict[int, Answer] = {}
-    for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size):
+    # padding would come between a learned prompt and the text, and PEFT gives no positions that leave it out
+    padding = not models.learns_prompt(model)
+    for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size, padding=padding):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
             example = examples[index]
             found[index] = Answer(
                 prompt=example.prompt,
-                expected=example.answer or "",
+                expected=str(example.answer or example.columns.get(rewards.ANSWER) or ""),
                 text=text,
                 finished=finished,
-                columns=example.columns,
+                columns=rewards.columns(example),
             )
         if bar:
             bar.advance(len(indices))
@@ -161,16 +165,17 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=causal.device)
     stops = causal.generation_config.eos_token_id
     stops = set(stops if isinstance(stops, list) else [stops])
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        use_cache=True,
-    )
+    with models.quiet_peft():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+        )
     results = []
     for new in output[:, longest:].tolist():
         end = next((position for position, token in enumerate(new) if token in stops), None)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import load_base, saved_dtype
+from mlflow_ft.engine.models import load_base, saved_dtype, with_adapter
 from mlflow_ft.job import Job, Trained
 
 
@@ -24,8 +23,9 @@ def merge(job: Job, trained: Trained, folder: Path) -> None:
     if job.config.model.quantize != "none":
         with quiet_transformers():
             base = base.dequantize(dtype=torch.float32)
+        base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # PEFT goes by them
     # Merged in float32: rounding to the saved type comes once, at the end.
-    merged = PeftModel.from_pretrained(base, trained.adapter).merge_and_unload(safe_merge=True)
+    merged = with_adapter(base, trained.adapter).merge_and_unload(safe_merge=True)
     _save(merged, saved_dtype(job.config, trained.base.path), folder)
 
 

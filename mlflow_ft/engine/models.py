@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, TaskType, prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +22,7 @@ from transformers import (
 )
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import hardware
+from mlflow_ft.engine import hardware, starts, vocabulary
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError
@@ -27,6 +30,17 @@ from mlflow_ft.job import BaseModel, Data, Job, Model, Trained
 
 PACKING = "support_avx512bf16_for_cpu"
 """The attribute of a bitsandbytes layer that lets it repack its weights."""
+NOTES = (
+    "Unsupported layer type .* encountered",  # ln-tuning: every normalising layer of these models
+    "Position ids are not supported for parameter efficient tuning",
+    "Failed to load the CUDA extension",  # boft: its own kernel; the same in torch is used
+    "Setting boft_n_butterfly_factor to 1",
+    "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
+    "Sparse invariant checks are implicitly disabled",
+    "Model with `tie_word_embeddings=True` and the",
+    "Note that `r` is not used in AdaLora",
+)
+"""What PEFT warns of, and what is taken care of here."""
 
 
 def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -81,7 +95,18 @@ def load_base(
             f"model {base.name!r} cannot be loaded from {path or base.path}: {str(error).strip().splitlines()[0]}"
         ) from error
     keep_exact(model)
+    if path is None and (tokenizer := vocabulary.grown(config, base)):
+        vocabulary.grow(model, tokenizer)
     return model.eval()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep PEFT's warnings about what is as it should be off the terminal."""
+    with warnings.catch_warnings():
+        for note in NOTES:
+            warnings.filterwarnings("ignore", message=note)
+        yield
 
 
 def keep_exact(model: PreTrainedModel) -> None:
@@ -121,20 +146,19 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
             peft_config.task_type = TaskType.SEQ_CLS
         peft_config.base_model_name_or_path = base.name_or_path
         peft_config.revision = base.revision if base.name_or_path != str(base.path) else None
-        module = _attach(module, peft_config)
+        module = _attach(module, peft_config, job=job, data=data, base=base)
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     if not trainable:
         raise ModelError(f"adapter {adapter.name!r} leaves nothing to train", hint="check adapter.target_modules")
     return Model(base=base, module=module, trainable=trainable, total=model.total)
 
 
-def _attach(module: PreTrainedModel, peft_config: Any) -> Any:
+def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
     try:
-        wrapped: Any = get_peft_model(module, peft_config)
-    except (ValueError, TypeError) as error:
-        raise ModelError(
-            f"the adapter does not fit the model: {str(error).splitlines()[0]}", hint="check adapter.target_modules"
-        ) from error
+        with quiet_peft(), quiet_transformers():
+            wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
+    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, NotImplementedError) as error:
+        raise starts.refused(error) from error
     as_float32(wrapped)
     return wrapped
 
@@ -179,7 +203,8 @@ def with_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
         ModelError: it is no adapter for this model.
     """
     try:
-        found: Any = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True, is_trainable=trainable)
+        with quiet_peft():
+            found: Any = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True, is_trainable=trainable)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"the adapter in {folder} does not fit its base model: {str(error).strip().splitlines()[0]}"
@@ -187,6 +212,11 @@ def with_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
     if trainable:
         as_float32(found)
     return found.train(trainable)
+
+
+def learns_prompt(module: Any) -> bool:
+    """Whether virtual tokens, or their keys and values, stand in front of what the model reads."""
+    return isinstance(module, PeftModel) and bool(module.active_peft_config.is_prompt_learning)
 
 
 def saved_dtype(config: Config, folder: Path) -> torch.dtype:

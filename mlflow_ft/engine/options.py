@@ -29,7 +29,7 @@ def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Co
                 hint="see `mlflow-ft show trainers`, or docs/settings.md, for its name",
             )
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
+            near = difflib.get_close_matches(name, fields | set(ours), n=1)
             hint = f"did you mean {near[0]}?" if near else f"the fields are those of {kind.__module__}.{kind.__name__}"
             raise ConfigError(f"{section}.options: {kind.__name__} has no field {name!r}", hint=hint)
         found[name] = value(text)

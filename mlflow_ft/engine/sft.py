@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from mlflow_ft.engine import judge, training
 from mlflow_ft.engine.loss import suited
+from mlflow_ft.engine.masking import IGNORED
 from mlflow_ft.job import Data, Encoded, Job, Model, Trained
 
 
@@ -45,7 +46,8 @@ class LabelledTokensTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes  # the gradients are averaged over the processes
         metrics = self._metrics["train"]
         metrics["mean_token_accuracy"].append(found.correct.float().mean().item() if found.correct.numel() else 0.0)
-        self._total_train_tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
+        length = inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["labels"].numel())
+        self._total_train_tokens += int(self.accelerator.gather(length.to(loss.device)).sum())
         metrics["num_tokens"] = [self._total_train_tokens]
         return (loss, None) if return_outputs else loss
 
@@ -66,7 +68,26 @@ class LabelledTokensTrainer(SFTTrainer):
 
 
 def _tensors(inputs: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids", "labels") if name in inputs}
+
+
+class ForPacked:
+    """Collates packed rows into one long row without padding, in which no example sees another.
+
+    There is no attention mask: positions that begin again at 0 tell the model where an example begins. Its first token
+    is never learned, since what stands before it belongs to another.
+    """
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """`input_ids`, `labels` and `position_ids`, each of shape (1, tokens)."""
+        lengths = [length for row in rows for length in row["seq_lengths"]]
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        labels = torch.tensor([label for row in rows for label in row["labels"]])
+        return {
+            "input_ids": torch.tensor([token for row in rows for token in row["input_ids"]])[None],
+            "labels": labels.masked_fill(positions == 0, IGNORED)[None],
+            "position_ids": positions[None],
+        }
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
@@ -77,12 +98,17 @@ def train(job: Job, data: Data, model: Model) -> Trained:
     """
     own = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = training.arguments(SFTConfig, job, job.folder / "train", own)
+    rows = data.train.encoded.dataset()
+    packing = job.config.objective.packing
+    if packing:
+        rows = pack_dataset(rows, job.config.data.max_length, "bfd")  # best fit decreasing: none is cut
 
     def make(callbacks: list[TrainerCallback]) -> LabelledTokensTrainer:
         return LabelledTokensTrainer(
             model=model.module,
             args=arguments,
-            train_dataset=data.train.encoded.dataset(),
+            train_dataset=rows,
+            data_collator=ForPacked() if packing else None,
             eval_dataset=data.eval.encoded.dataset(),
             held_out=data.eval.encoded,
             processing_class=data.tokenizer,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.errors import ModelError
+from mlflow_ft.errors import ConfigError, ModelError
 from mlflow_ft.job import BaseModel
 
 SHORTEST_TEMPLATE_TEXT = "{"
 
 
 def load(config: Config, base: BaseModel) -> Any:
-    """Load the base model's tokenizer with the chat template that will be used, saved and served.
+    """Load the base model's tokenizer with the tokens and the chat template that will be used, saved and served.
+
+    Its `new_tokens` are the ids of `model.add_tokens`.
 
     Raises:
         ModelError: the folder holds no tokenizer, a slow one, or no chat template and none was given.
+        ConfigError: a token of `model.add_tokens` exists already.
     """
     try:
         with quiet_transformers():
@@ -44,7 +48,33 @@ def load(config: Config, base: BaseModel) -> Any:
             hint="give one: --data.chat_template FILE.jinja, or start from the instruct version of the model",
         )
     choose_pad_token(tokenizer)
+    tokenizer.new_tokens = add_tokens(tokenizer, config.model.add_tokens or (), known=base.start is not None)
     return tokenizer
+
+
+def add_tokens(tokenizer: Any, tokens: Sequence[str], *, known: bool = False) -> tuple[int, ...]:
+    """Teach the tokenizer new tokens and return their ids. They are words, not special: an answer shows them.
+
+    `known` ones may be there already, of a training that is gone on with.
+
+    Raises:
+        ConfigError: a token exists already, or the tokenizer cannot keep it whole.
+    """
+    vocabulary = tokenizer.get_vocab()
+    there = [token for token in dict.fromkeys(tokens) if token in vocabulary or tokens.count(token) > 1]
+    if there and not known:
+        raise ConfigError(
+            f"model.add_tokens: {', '.join(map(repr, there))} is there already, or stands there twice",
+            hint="leave it out; to train the embedding of a token that exists, give its id in "
+            "adapter.trainable_token_indices",
+        )
+    added = [AddedToken(token, normalized=False, special=False) for token in tokens if token not in vocabulary]
+    tokenizer.add_tokens(added)
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    for token, number in zip(tokens, ids, strict=True):
+        if tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
+            raise ConfigError(f"model.add_tokens: the tokenizer takes {token!r} apart", hint="take another spelling")
+    return tuple(ids)
 
 
 def _template_text(given: str) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from mlflow_ft.engine import hardware, models, options, parity
+from mlflow_ft.engine import hardware, models, options, parity, starts
+from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.engine.first_step import GradientCallback
 from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.rewards import LoadedReward
+from mlflow_ft.engine.samples import SamplesCallback
+from mlflow_ft.errors import ConfigError
 from mlflow_ft.job import Data, Job, Model, Trained
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
@@ -66,14 +71,36 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
     return found
 
 
-def run(job: Job, data: Data, model: Model, make: Callable[[list[TrainerCallback]], Any]) -> Trained:
+def objective(job: Job, *names: str) -> dict[str, Any]:
+    """The fields of `objective` by name; those that were not given keep TRL's own default."""
+    values = {name: getattr(job.config.objective, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def run(
+    job: Job,
+    data: Data,
+    model: Model,
+    make: Callable[[list[TrainerCallback]], Any],
+    *,
+    judges: Sequence[LoadedReward] = (),
+) -> Trained:
     """Train with the trainer that `make` builds around the callbacks, and keep what was trained.
+
+    `judges` say of the answers that are sampled at every evaluation how good they are.
 
     Raises:
         RefusedError: the loss is no number. StoppedError: a signal came; the step in progress was finished.
+        ConfigError: TRL refuses the settings.
     """
-    with ExitStack() as bars, job.run.deferring_stop():
-        callbacks: list[TrainerCallback] = [JournalCallback(job, data.eval), WatchCallback(job, bars)]
+    with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
+        callbacks: list[TrainerCallback] = [
+            JournalCallback(job, data.eval),
+            WatchCallback(job, bars),
+            SamplesCallback(job, data, bars, judges=judges),
+            GradientCallback(zero_is_right=data.kind == "prompt"),
+            *([AllocateCallback(job)] if is_adalora(model.module) else []),
+        ]
         for more in job.plugins.hook.training_callbacks(job=job):
             callbacks.extend(more)
         trainer = make(callbacks)
@@ -81,6 +108,18 @@ def run(job: Job, data: Data, model: Model, make: Callable[[list[TrainerCallback
         models.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         result = trainer.train()
     return keep(job, data, model, steps=result.global_step, loss=float(result.training_loss))
+
+
+@contextmanager
+def refusals_of_trl(job: Job) -> Iterator[None]:
+    """Tell in a sentence what TRL finds wrong with the settings; some of it shows in the first step only."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the trainer of {job.config.method} refuses: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            hint="see objective, adapter and model.quantize among the settings",
+        ) from error
 
 
 def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trained:
@@ -93,7 +132,10 @@ def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trai
     target = folder / ("adapter" if adapter else "model")
     module.config.use_cache = True
     with quiet_transformers():
-        module.save_pretrained(target)
+        if adapter:
+            starts.save(module, target, beginning=job.folder)
+        else:
+            module.save_pretrained(target)
     data.tokenizer.save_pretrained(target)
     parity.keep_reference(module, data, folder / "reference.safetensors")
     metrics = {

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint, sources, split, store
 from mlflow_ft.data.quality import Report
 from mlflow_ft.errors import DataError, Problem
-from mlflow_ft.job import Data, Split
+from mlflow_ft.job import Data, Encoded, Split
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
@@ -213,9 +214,24 @@ def _data(config: Config, sides: tuple[Side, Side], tokenizer: Any) -> Data:
         format="+".join(train.stored.formats),
         kind=train.stored.record.kind,
         tokenizer=tokenizer,
-        stop_token_ids=tuple(token for token, _ in ends.most_common()),
+        stop_token_ids=tuple(token for token, _ in ends.most_common()) or ends_of_prompts(sides[0], tokenizer),
         fingerprint=fingerprint.fingerprint(parts),
     )
+
+
+def ends_of_prompts(side: Side, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens with which the template would end an answer to the first prompt; in a prompt itself none is learned.
+
+    An answer that is sampled must stop there, whatever the model's own settings name.
+    """
+    from mlflow_ft.engine import masking
+
+    first = next(iter(store.examples(side.stored.table, side.indices[:1])), None)
+    if first is None or first.kind != "prompt":
+        return ()
+    answered = replace(first, messages=(*first.messages, {"role": "assistant", "content": "Yes"}))
+    found = masking.encode(tokenizer, [answered], max_length=sys.maxsize)
+    return masking.end_tokens(one for one in found if isinstance(one, Encoded))
 
 
 def _side(side: Side, name: Literal["train", "eval"], tokenizer: Any) -> Split:

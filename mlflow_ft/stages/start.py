@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, ResourceError
+from mlflow_ft.errors import ConfigError, Problem, ResourceError
 from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
+from mlflow_ft.records import Trainer
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import init_from
 
@@ -52,8 +53,26 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     )
     run.log_config(config)
     run.log_environment(plugins)
+    if config.rollout.reward_funcs:
+        record_rewards(made)
     run.system_metrics()
     return made
+
+
+def record_rewards(job: Job) -> None:
+    """Keep the source of every reward function: the file as `rewards/NAME.py`, and its sha256 in a tag.
+
+    Raises:
+        ConfigError: one cannot be found; nothing was loaded yet.
+    """
+    from mlflow_ft.engine import reward_sources
+
+    tags = []
+    for one in reward_sources.find(job.config.rollout.reward_funcs or [], job.registry):
+        tags.append(f"{one.name} = {one.asked}" + (f" sha256:{one.sha256}" if one.sha256 else ""))
+        if one.source and not one.provider:  # plugins.json has the hashes of plugins
+            job.run.artifact_text(one.source.read_text(encoding="utf-8", errors="replace"), f"rewards/{one.name}.py")
+    job.run.set_tags({"mlflow_ft.reward_funcs": "; ".join(tags)})
 
 
 def check_names(config: Config, registry: Registry) -> None:
@@ -85,13 +104,39 @@ def check_method(config: Config, registry: Registry) -> None:
             f"a base quantised to {config.model.quantize} cannot be trained itself",
             hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
         )
+    check_settings(config, trainer)
     for reason in (trainer.refuses(config, adapter), adapter.refuses(config)):
         if reason:
             raise ConfigError(f"method {trainer.name} with adapter {adapter.name}: {reason}")
+    if config.objective.packing and adapter.learned_prompt:
+        raise ConfigError(
+            f"objective.packing with adapter {adapter.name}: a learned prompt stands before a row, not before each "
+            "example in it",
+            hint="leave objective.packing out, or take another adapter",
+        )
     if "merged" in (config.package.packagers or ()) and not adapter.merges:
         raise ConfigError(
             f"adapter {adapter.name} cannot be merged into its base: it changes no weights",
             hint="leave `merged` out of package.packagers; base and adapter are served together",
+        )
+
+
+def check_settings(config: Config, trainer: Trainer) -> None:
+    """Refuse settings that the method does not read: who gave them expects them to matter."""
+    idle = [
+        Problem(place=f"{origin}  {path}", message=f"means nothing to the method {trainer.name}")
+        for path, origin in config.origins.items()
+        if trainer.settings is not None
+        and path.startswith(("objective.", "rollout."))
+        and not origin.startswith("method ")
+        and path.partition(".")[2] not in trainer.settings
+    ]
+    if idle:
+        reads = ", ".join(trainer.settings or ()) or "none of them"
+        raise ConfigError(
+            f"settings of other methods: {len(idle)}",
+            problems=idle,
+            hint=f"leave them out; of objective and rollout, {trainer.name} reads {reads}",
         )
 
 

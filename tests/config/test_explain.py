@@ -64,7 +64,7 @@ def test_the_configuration_is_light_and_warns_of_nothing() -> None:
         ("model.load_in_4bit", "did you mean model.quantize=nf4?"),
         ("evaluaton", "evaluation has evaluators, max_rows, max_new_tokens, per_device_eval_batch_size"),
         ("register.zzz", "registry has model_name, alias"),
-        ("zzz", "sections: run, model, data, checks, adapter, training, evaluation, package, registry"),
+        ("zzz", "sections: run, model, data, checks, adapter, objective, rollout, training, evaluation, package, registry"),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_known_one(key: str, hint: str) -> None:
@@ -135,7 +135,7 @@ NASTY = [
 TEXT = st.sampled_from([*NASTY, "\ufeff", "\u2028", "{% for m in messages %}\n  {{ m }}\n{% endfor %}"]) | st.text()
 
 
-SHARES = {"adapter.lora_dropout", "checks.near_duplicate", "checks.overlap"}
+SHARES = {"adapter.lora_dropout", "checks.near_duplicate", "checks.overlap", "rollout.top_p", "objective.label_smoothing"}
 
 
 def values_of(path: str) -> st.SearchStrategy[Any]:
@@ -145,6 +145,9 @@ def values_of(path: str) -> st.SearchStrategy[Any]:
 def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
+    if get_origin(kind) is list and get_args(kind)[0] is not str:
+        of_numbers = st.integers(0, 10**9) if get_args(kind)[0] is int else st.floats(1e-300, 1e300)
+        return st.lists(of_numbers, max_size=3)
     if get_origin(kind) is list:
         return st.lists(TEXT, min_size=path == "data.path", max_size=3)
     if get_origin(kind) is dict:
@@ -154,7 +157,7 @@ def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
         NoneType: st.none(),
         bool: st.booleans(),
         int: st.integers(8, 10**20),
-        float: st.floats(1e-9, 1, exclude_max=True) if path in SHARES else st.floats(1e-300, 1e300),
+        float: st.floats(1e-9, 0.5, exclude_max=True) if path in SHARES else st.floats(1e-300, 1e300),
         str: TEXT.filter(bool) if path == "data.path" else TEXT,
         Path: TEXT.filter(lambda text: "\0" not in text),
     }[kind]

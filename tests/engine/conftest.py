@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +13,9 @@ import pytest
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
+from mlflow_ft.data import fingerprint
 from mlflow_ft.data.store import Column
-from mlflow_ft.engine import hub, masking, models, sft, tokenizers
+from mlflow_ft.engine import hub, masking, models, tokenizers
 from mlflow_ft.job import Data, Encoded, Job, Split, Trained
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
@@ -29,9 +30,13 @@ class ListedRun:
 
     def __init__(self) -> None:
         self.points: list[tuple[str, int, float]] = []
+        self.tables: dict[str, list[dict[str, Any]]] = {}
 
     def metric(self, key: str, value: float, *, step: int = 0, **_: Any) -> None:
         self.points.append((key, step, value))
+
+    def table(self, rows: list[dict[str, Any]], path: str) -> None:
+        self.tables[path] = rows
 
     def deferring_stop(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -47,7 +52,8 @@ class Bench:
     points: list[tuple[str, int, float]] = field(default_factory=list)
 
     def train(self) -> Trained:
-        return sft.train(self.job, self.data, models.prepare(self.job, self.data, self.base))
+        method = self.job.registry.trainers[self.job.config.method]
+        return method.train(self.job, self.data, models.prepare(self.job, self.data, self.base))
 
     def curve(self, key: str) -> list[float]:
         return [value for name, _, value in self.points if name == key]
@@ -67,11 +73,19 @@ def split(name: Any, rows: list[Example], tokenizer: Any, max_length: int = 256)
         encoded=Column.of(proved),
         columns=("messages",),
         counts={"rows": len(rows), "tokens": 0, "supervised_tokens": 0, "truncated": 0, "dropped": 0},
-        digest="0" * 32,
+        digest=fingerprint.digest([repr(row).encode() for row in proved], template=name),
     )
 
 
-def lay(folder: Path, method: str, *, model: Path, rows: list[Example] | None = None, **settings: Any) -> Bench:
+def lay(
+    folder: Path,
+    method: str,
+    *,
+    model: Path,
+    rows: list[Example] | None = None,
+    start: Path | None = None,
+    **settings: Any,
+) -> Bench:
     """Make a bench under `folder`; a quarter of the rows is held out."""
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
     quick = {"max_steps": 4, "max_new_tokens": 8, "eval_steps": 100, "per_device_train_batch_size": 4}
@@ -79,7 +93,8 @@ def lay(folder: Path, method: str, *, model: Path, rows: list[Example] | None = 
     config = asked([method, *(f"--{key}={value}" for key, value in given.items())], loaded)
     progress, run = Progress(quiet=True), ListedRun()
     rows = rows or [Example(messages=tuple(row["messages"])) for row in make_rows(32)]
-    base = hub.find(config.model, progress)
+    registry = Registry(loaded)
+    base = replace(hub.find(config.model, progress), task=registry.trainers[method].task, start=start)
     tokenizer = tokenizers.load(config, base)
     held = max(1, len(rows) // 4)
     train, held_out = split("train", rows[held:], tokenizer), split("eval", rows[:held], tokenizer)
@@ -87,14 +102,14 @@ def lay(folder: Path, method: str, *, model: Path, rows: list[Example] | None = 
         train=train,
         eval=held_out,
         format="messages",
-        kind="conversation",
+        kind=rows[0].kind,
         tokenizer=tokenizer,
         stop_token_ids=masking.end_tokens(train.encoded),
     )
     job = Job(
         config=config,
         plugins=loaded,
-        registry=Registry(loaded),
+        registry=registry,
         run=run,  # type: ignore[arg-type]  # stands in for tracking.ActiveRun
         folder=folder,
         progress=progress,

@@ -1,0 +1,83 @@
+"""What AdaLoRA needs at every step, and no trainer does: the ranks are allocated anew, the factors kept orthogonal.
+
+Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv 2303.10512. PEFT has both parts,
+but calls the first nowhere, and adds the second only to a loss that the model itself computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import AdaLoraModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.job import Job
+
+WARM_UP, SETTLED = 0.1, 0.3
+"""Shares of the steps with all ranks at the beginning, and with the final ones at the end, where none were given."""
+
+
+class AllocateCallback(TrainerCallback):
+    """Tells AdaLoRA how long the training is, holds its factors orthogonal, and lets it take ranks away."""
+
+    def __init__(self, job: Job) -> None:
+        self._given = job.config.adapter.options or {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        tuner = _tuner(more["model"])
+        settings = tuner.peft_config[tuner.trainable_adapter_name]
+        settings.total_step = steps = state.max_steps
+        if "tinit" not in self._given:
+            settings.tinit = int(WARM_UP * steps)
+        if "tfinal" not in self._given:
+            settings.tfinal = int(SETTLED * steps)
+        if settings.tinit + settings.tfinal >= steps:
+            raise ConfigError(
+                f"adalora: tinit {settings.tinit} and tfinal {settings.tfinal} leave none of the {steps} steps to "
+                "take ranks away in",
+                hint="lower them in adapter.options, or train longer",
+            )
+        tuner.rankallocator.set_total_step(steps)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        tuner = _tuner(more["model"])
+        weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
+        for parameter, gradient in orthogonality(tuner):
+            parameter.grad = gradient * weight if parameter.grad is None else parameter.grad + gradient * weight
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        _tuner(more["model"]).update_and_allocate(state.global_step + 1)
+
+
+def orthogonality(tuner: AdaLoraModel) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """The gradient of the mean of |A A' - I| and |B' B - I| (Frobenius) over all factors, equation 4 of the paper."""
+    factors = [
+        (parameter, "lora_A" in name)
+        for name, parameter in tuner.named_parameters()
+        if parameter.requires_grad and ("lora_A" in name or "lora_B" in name)
+    ]
+    with torch.enable_grad():
+        parts = []
+        for factor, is_a in factors:
+            product = factor @ factor.T if is_a else factor.T @ factor
+            parts.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+        gradients = torch.autograd.grad(torch.stack(parts).mean(), [factor for factor, _ in factors])
+    return [(factor, gradient) for (factor, _), gradient in zip(factors, gradients, strict=True)]
+
+
+def is_adalora(module: Any) -> bool:
+    """Whether the model carries an AdaLoRA adapter."""
+    return isinstance(getattr(module, "base_model", None), AdaLoraModel)
+
+
+def _tuner(module: Any) -> AdaLoraModel:
+    while not is_adalora(module):
+        module = module.module  # what wraps it, as DistributedDataParallel
+    tuner: AdaLoraModel = module.base_model
+    return tuner

@@ -1,0 +1,183 @@
+"""Where reward functions come from: a file, a dotted name, a plugin; and the source that is kept of each."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.registry import Registry
+
+Function = Callable[..., Any]
+WAYS = "write FILE.py:function, package.module.function, or a name that `mlflow-ft show rewards` lists"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedFunction:
+    """A reward function that was found, under the name that metrics and tables carry."""
+
+    name: str
+    asked: str
+    """As the user named it."""
+    function: Function
+    provider: str = ""
+    """The plugin that registered it; "" for a file or a dotted name."""
+
+    @cached_property
+    def source(self) -> Path | None:
+        """The file that holds it, where there is one."""
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(self.function))
+        except TypeError:  # an object that is called, or a function without Python code
+            file = inspect.getsourcefile(type(self.function)) if not inspect.isbuiltin(self.function) else None
+        return Path(file) if file else None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file that holds it; "" where there is none."""
+        return hashlib.sha256(self.source.read_bytes()).hexdigest() if self.source else ""
+
+
+def find(names: Sequence[str], registry: Registry) -> list[NamedFunction]:
+    """Every function that is named, each under a name of its own.
+
+    Raises:
+        ConfigError: there is no such file, module or function, it takes no completions, or one is named twice.
+    """
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise ConfigError(
+            f"rollout.reward_funcs names {twice} twice", hint="name it once, and give it a weight in reward_weights"
+        )
+    shorts = [short(name) for name in names]
+    found = []
+    for asked, name in zip(names, shorts, strict=True):
+        registered = asked in registry.rewards
+        one = NamedFunction(
+            name=name if shorts.count(name) == 1 else full(asked),
+            asked=asked,
+            function=function(asked, registry),
+            provider=registry.rewards.provider(asked) if registered else "",
+        )
+        check(one)
+        found.append(one)
+    return found
+
+
+def short(name: str) -> str:
+    """The name that metrics carry: the function's own."""
+    return name.rpartition(":")[2] if ":" in name else name.rpartition(".")[2]
+
+
+def full(name: str) -> str:
+    """A name for one of several functions of the same name: with its file, or its module, in front."""
+    place, _, attribute = name.rpartition(":") if ":" in name else name.rpartition(".")
+    return f"{Path(place).with_suffix('')}.{attribute}".strip("/.").replace("/", ".") if place else attribute
+
+
+def parameters(function: Function) -> dict[str, inspect.Parameter] | None:
+    """What a function takes, by name; None where it takes anything, or does not tell."""
+    try:
+        found = dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    anything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in found.values())
+    return None if anything else found
+
+
+def check(one: NamedFunction) -> None:
+    """Raise ConfigError where a function cannot be a reward function: it takes no completions by name."""
+    takes = parameters(one.function)
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if takes is None or ("completions" in takes and takes["completions"].kind in by_name):
+        return
+    raise ConfigError(
+        f"rollout.reward_funcs: {one.asked} is called with `completions` by name, and takes "
+        f"{', '.join(takes) or 'nothing'}",
+        hint="write def NAME(completions, **columns), and return a number for each completion",
+    )
+
+
+def function(name: str, registry: Registry) -> Function:
+    """The function of this name: `FILE.py:function`, `package.module.function`, or a registered one.
+
+    Raises:
+        ConfigError: there is no such file, module or function.
+    """
+    if name in registry.rewards:
+        return registry.rewards[name].score
+    if name.endswith(".py"):
+        raise ConfigError(f"rollout.reward_funcs: {name} names no function", hint=f"write {name}:FUNCTION")
+    if ":" not in name and "." not in name:
+        registry.rewards[name]  # raises, with the names that are known
+    place, _, attribute = name.rpartition(":") if ":" in name else name.rpartition(".")
+    module = _from_file(place) if place.endswith(".py") else _from_module(name, place)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        own = [key for key, one in vars(module).items() if inspect.isfunction(one) and not key.startswith("_")]
+        raise ConfigError(
+            f"rollout.reward_funcs: {place} has no function {attribute!r}",
+            hint=f"it has {', '.join(sorted(own)) or 'none'}",
+        )
+    result: Function = found
+    return result
+
+
+def _from_module(name: str, place: str) -> Any:
+    try:
+        with importable(Path.cwd()):
+            return importlib.import_module(place)
+    except Exception as error:  # what a stranger's module raises when it is imported
+        hint = f"looked in {Path.cwd()} and among the installed packages; {WAYS}"
+        raise _cannot_load(name, error, hint=hint) from error
+
+
+def _from_file(place: str) -> Any:
+    """The module in a file, run once for each content that the file has."""
+    file = Path(place).expanduser().absolute()
+    if not file.is_file():
+        raise ConfigError(
+            f"rollout.reward_funcs: there is no file {file}",
+            hint=f"a relative path begins at the working folder, {Path.cwd()}; under `mlflow run` that is the "
+            "project's folder: give an absolute path",
+        )
+    digest = hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).hexdigest()
+    name = f"mlflow_ft_reward_{file.stem}_{digest[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec
+    assert spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        with importable(file.parent):
+            spec.loader.exec_module(module)
+    except Exception as error:  # what a stranger's file raises when it is run
+        del sys.modules[name]
+        raise _cannot_load(place, error, hint=f"it was read from {file}") from error
+    return module
+
+
+def _cannot_load(name: str, error: Exception, *, hint: str) -> ConfigError:
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return ConfigError(f"rollout.reward_funcs: {name} cannot be loaded: {reason}", hint=hint)
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let the modules of a folder be imported, as Python does for a script there."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))

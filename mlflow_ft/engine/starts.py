@@ -1,0 +1,141 @@
+"""How an adapter begins: what its first weights are taken from, and how one that changed its base is saved for it.
+
+PiSSA, OLoRA, CorDA and LoRA-GA move a part of each weight into the adapter: W = W_rest + s B0 A0. The adapter that is
+trained belongs to W_rest, which nobody else has. So it is saved as the difference to the beginning, a LoRA of twice
+the rank on the untouched base (as in PEFT's `subtract_mutated_init`):
+
+    s B A - s B0 A0 = s [B  -B0] [A; A0]
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights, replace_lora_weights_loftq
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mlflow_ft.engine import batches
+from mlflow_ft.engine.loss import full_token_loss
+from mlflow_ft.errors import ConfigError, ModelError
+from mlflow_ft.job import BaseModel, Data, Job
+
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
+"""Beginnings that move a part of the base into the adapter."""
+SEEN = 256
+"""Training rows, at most, that a beginning made of the data looks at."""
+BEGINNING = "beginning.safetensors"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
+    """Put a new adapter on the loaded base, with the first weights that `adapter.init_lora_weights` or `init_text` ask.
+
+    Raises:
+        ModelError, ConfigError: the adapter does not fit the model.
+    """
+    begin = str(getattr(peft_config, "init_lora_weights", ""))
+    look = _batches(data, job.config.training.per_device_train_batch_size)
+    if begin == "corda":
+        preprocess_corda(module, peft_config, run_model=lambda: _run(module, look))
+    elif begin == "lora_ga":
+        preprocess_loraga(module, peft_config, train_step=lambda: _gradients(module, look))
+    wrapped: Any = get_peft_model(module, peft_config)
+    if begin == "eva":
+        initialize_lora_eva_weights(wrapped, list(look), show_progress_bar=False)
+    elif job.config.adapter.init_lora_weights == "loftq":
+        replace_lora_weights_loftq(wrapped, model_path=str(base.path / "model.safetensors"))
+    elif job.config.adapter.init_text and peft_config.is_prompt_learning and hasattr(peft_config, "prompt_tuning_init"):
+        _from_text(wrapped, job.config.adapter.init_text, data.tokenizer)
+    if begin.startswith(CHANGE_THE_BASE):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        save_file(_adapter_weights(wrapped), job.folder / BEGINNING)
+    return wrapped
+
+
+def save(module: Any, folder: Path, *, beginning: Path | None = None) -> None:
+    """Save an adapter so that it belongs to the base as it lies on the disk.
+
+    `beginning` is the job's folder, where `attach` wrote the first weights of one that changed its base.
+    """
+    # the base and the rule for new tokens make the embeddings again: never a copy of all of them beside the adapter
+    module.save_pretrained(folder, save_embedding_layers=False)
+    if beginning is None or not (beginning / BEGINNING).is_file():
+        return
+    first, trained = load_file(beginning / BEGINNING), load_file(folder / WEIGHTS)
+    for name, weight in trained.items():
+        if ".lora_A." in name:
+            trained[name] = torch.cat([weight, first[name].to(weight)], dim=0)
+        elif ".lora_B." in name:
+            trained[name] = torch.cat([weight, -first[name].to(weight)], dim=1)
+    save_file(trained, folder / WEIGHTS, metadata={"format": "pt"})
+    doubled(module.peft_config["default"]).save_pretrained(folder)
+    (beginning / BEGINNING).unlink()
+
+
+def doubled(peft_config: Any) -> Any:
+    """The config of the same LoRA with twice the rank and the same scale, and without a beginning of its own."""
+    found = copy.deepcopy(peft_config)
+    factor = 2**0.5 if found.use_rslora else 2  # the scale is alpha / sqrt(r), or alpha / r
+    found.init_lora_weights, found.inference_mode = True, True
+    found.corda_config = found.lora_ga_config = None
+    found.r, found.lora_alpha = 2 * found.r, factor * found.lora_alpha
+    found.rank_pattern = {name: 2 * rank for name, rank in (found.rank_pattern or {}).items()}
+    alphas = dict(found.alpha_pattern or {})
+    found.alpha_pattern = {name: factor * alpha for name, alpha in alphas.items()}
+    return found
+
+
+def _adapter_weights(wrapped: Any) -> dict[str, Tensor]:
+    state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return {name: weight.detach().float().clone().contiguous() for name, weight in state.items() if ".lora_" in name}
+
+
+def _batches(data: Data, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    rows = list(itertools.islice(data.train.encoded, SEEN))
+    pad = data.tokenizer.pad_token_id
+    for start in range(0, len(rows), batch_size):
+        yield batches.padded(rows[start : start + batch_size], pad_token_id=pad)
+
+
+@torch.no_grad()
+def _run(module: Any, look: Iterator[dict[str, Tensor]]) -> None:
+    for batch in look:
+        module(input_ids=batch["input_ids"].to(module.device), attention_mask=batch["attention_mask"].to(module.device))
+
+
+def _gradients(module: Any, look: Iterator[dict[str, Tensor]]) -> None:
+    for batch in look:
+        found = full_token_loss(module, {name: value.to(module.device) for name, value in batch.items()})
+        found.nll.mean().backward()
+
+
+@torch.no_grad()
+def _from_text(wrapped: Any, text: str, tokenizer: Any) -> None:
+    """Begin a learned prompt with a text's embeddings: repeated where it is shorter than the prompt, cut where longer."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError("adapter.init_text has no tokens", hint="give a sentence, such as an instruction")
+    weight = wrapped.prompt_encoder["default"].embedding.weight
+    if len(ids) > len(weight):
+        raise ConfigError(
+            f"adapter.init_text has {len(ids)} tokens, and the prompt has {len(weight)}",
+            hint=f"make it longer (--adapter.num_virtual_tokens {len(ids)}), or shorten the text",
+        )
+    tiled = torch.tensor(list(itertools.islice(itertools.cycle(ids), len(weight))))
+    weight.copy_(wrapped.word_embeddings(tiled.to(weight.device)).to(weight))
+
+
+def refused(error: Exception) -> ModelError:
+    """What PEFT or torch says of an adapter that the model's layers cannot take, as an error with a remedy."""
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return ModelError(
+        f"the adapter does not fit the model: {reason[0]}", hint="check adapter.target_modules and adapter.options"
+    )

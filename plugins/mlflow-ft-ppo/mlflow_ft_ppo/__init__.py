@@ -1,0 +1,80 @@
+"""The method `ppo`: answers are sampled, judged by rewards, and made likelier or less likely within bounds.
+
+mlflow-ft train ppo --model MODEL --data prompts.jsonl --reward_funcs rewards.py:helpful
+
+The formulas are in `engine/objective.py`, each with its paper; `engine/ppo.py` is the loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Adapter, Trainer, hookimpl
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
+    from mlflow_ft.job import Data, Job, Model, Trained
+
+
+def train(job: Job, data: Data, model: Model) -> Trained:
+    """Sample, judge and learn, step by step."""
+    from mlflow_ft_ppo.engine import ppo
+
+    return ppo.train(job, data, model)
+
+
+def refuses(config: Config, adapter: Adapter) -> str | None:
+    """Why these settings cannot work; also raises ConfigError for an option that PPO does not know."""
+    from mlflow_ft_ppo.settings import read
+
+    if not config.rollout.reward_funcs and not config.rollout.reward_model:
+        return (
+            "it learns from rewards, and none was named; name functions with --reward_funcs FILE.py:function, "
+            "or a model with --reward_model"
+        )
+    if adapter.learned_prompt:
+        return "it does not sample through a learned prompt; take lora, or another adapter that changes weights"
+    per_step = read(config).answers_per_step(config)
+    if per_step % config.rollout.num_generations:
+        return (
+            f"a step has {per_step} answers (per_device_train_batch_size x gradient_accumulation_steps x "
+            f"num_mini_batches), which is no multiple of num_generations ({config.rollout.num_generations})"
+        )
+    return None
+
+
+@hookimpl
+def register_trainers() -> list[Trainer]:
+    return [
+        Trainer(
+            name="ppo",
+            summary="learns from rewards of its own answers, with a value head and a clipped objective",
+            train=train,
+            defaults={
+                "adapter.kind": "lora",
+                "adapter.r": 16,
+                "training.learning_rate": 1e-5,
+                "training.lr_scheduler_type": "linear",
+                "rollout.num_generations": 1,
+                "rollout.num_iterations": 4,
+            },
+            paper="https://arxiv.org/abs/1707.06347",
+            needs="prompts, or conversations, whose last answers are not learned but given to the rewards as `answer`",
+            kinds=("prompt", "conversation"),
+            refuses=refuses,
+            settings=(
+                *("objective.beta", "objective.options"),
+                *("rollout.reward_funcs", "rollout.reward_weights", "rollout.reward_model"),
+                *("rollout.num_generations", "rollout.max_completion_length", "rollout.temperature", "rollout.top_p"),
+                *("rollout.num_iterations", "rollout.epsilon"),
+            ),
+            use_for="a reward that a program or a reward model can compute, where answers differ much in length or "
+            "credit should go to single tokens; grpo needs no value head and less memory",
+            memory="that of lora, and a value head; with adapter.kind none the weights are held twice",
+            ranges={
+                "training.learning_rate": "1e-6 to 1e-4 (full fine-tuning: 1e-6 to 1e-5)",
+                "objective.beta": "0.01 to 0.2",
+                "rollout.num_iterations": "1 to 4",
+            },
+        )
+    ]

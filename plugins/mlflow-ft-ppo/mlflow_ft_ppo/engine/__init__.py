@@ -1,0 +1,1 @@
+"""What computes: imported when a training begins, never before, since it imports torch."""
