@@ -6,7 +6,9 @@ import hashlib
 import importlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import sys
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +31,8 @@ KINDS: Mapping[str, type] = {
     "rewards": Reward,
     "packagers": Packager,
 }
+CHECKOUT = Path(__file__).parents[1]
+"""The folder that the package lies in; with an MLproject file in it, it is a checkout, which has plugins of its own."""
 BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS)
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,22 @@ class Registered:
     provider: str
     kind: str
     record: Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A plugin that is offered: by an installed distribution, or by a folder of the checkout."""
+
+    point: metadata.EntryPoint
+    version: str
+    folder: Path | None = None
+    """Where its package lies, where it is not installed."""
+    wanted: bool = True
+    """Whether it is loaded where nobody chose: a template, to be copied, is not."""
+
+    @property
+    def name(self) -> str:
+        return self.point.name
 
 
 class Plugins:
@@ -123,27 +143,31 @@ class Plugins:
         self.infos += (info,)
         return info
 
-    def add_entry_point(self, entry_point: metadata.EntryPoint) -> None:
-        """Import and register what an installed distribution offers under the group `mlflow_ft`."""
-        version = entry_point.dist.version if entry_point.dist else ""
+    def add_found(self, found: Found) -> None:
+        """Import and register a plugin that was found."""
+        if found.folder and str(found.folder) not in sys.path:
+            sys.path.append(str(found.folder))  # at the end: it hides nothing
         try:
-            module = entry_point.load()
+            module = found.point.load()
         except (Exception, SystemExit) as error:  # an import may raise anything
-            self._list(None, name=entry_point.name, version=version, error=_one_line(error))
+            self._list(None, name=found.name, version=found.version, error=_one_line(error))
         else:
-            self.add(module, name=entry_point.name, version=version)
+            self.add(module, name=found.name, version=found.version)
 
-    def skip(self, entry_point: metadata.EntryPoint) -> None:
-        """List a plugin that MLFLOW_FT_PLUGINS leaves out."""
-        version = entry_point.dist.version if entry_point.dist else ""
-        off = PluginInfo(name=entry_point.name, version=version, module=entry_point.value, sha256="", status="off")
+    def refuse(self, name: str, error: Exception) -> None:
+        """List a plugin that cannot even be found out about."""
+        self._list(None, name=name, version="", error=_one_line(error))
+
+    def skip(self, found: Found) -> None:
+        """List a plugin that is not loaded."""
+        off = PluginInfo(name=found.name, version=found.version, module=found.point.value, sha256="", status="off")
         self.infos += (off,)
 
 
-def load(environ: Mapping[str, str] = os.environ) -> Plugins:
-    """Load the built-ins and every installed plugin.
+def load(environ: Mapping[str, str] = os.environ, *, checkout: Path = CHECKOUT) -> Plugins:
+    """Load the built-ins, every installed plugin, and those of the checkout that are not installed.
 
-    `MLFLOW_FT_PLUGINS=a,b` chooses among the installed ones; `MLFLOW_FT_STRICT=1` makes a broken one an error.
+    `MLFLOW_FT_PLUGINS=a,b` chooses among them; `MLFLOW_FT_STRICT=1` makes a broken one an error.
 
     Raises:
         PluginError: a plugin is broken and MLFLOW_FT_STRICT is set, or one that was asked for is not installed.
@@ -152,18 +176,18 @@ def load(environ: Mapping[str, str] = os.environ) -> Plugins:
     for module in BUILTIN:
         plugins.add(importlib.import_module(module), name=module.removeprefix("mlflow_ft."), version=_own_version())
     chosen = [name.strip() for name in environ.get("MLFLOW_FT_PLUGINS", "").split(",") if name.strip()]
-    installed = sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
-    missing = set(chosen) - {point.name for point in installed}
+    offered = sorted((*installed(), *uninstalled(plugins, checkout)), key=lambda found: found.name)
+    missing = set(chosen) - {found.name for found in offered}
     if missing:
         raise PluginError(
             f"MLFLOW_FT_PLUGINS names {', '.join(sorted(missing))}, which is not installed",
-            hint=f"installed: {', '.join(point.name for point in installed) or 'none'}",
+            hint=f"installed: {', '.join(found.name for found in offered) or 'none'}",
         )
-    for point in installed:
-        if not chosen or point.name in chosen:
-            plugins.add_entry_point(point)
+    for found in offered:
+        if found.name in chosen if chosen else found.wanted:
+            plugins.add_found(found)
         else:
-            plugins.skip(point)
+            plugins.skip(found)
     broken = [info for info in plugins.infos if info.status == "broken"]
     if broken and environ.get("MLFLOW_FT_STRICT", "") not in ("", "0"):
         raise PluginError(
@@ -171,6 +195,41 @@ def load(environ: Mapping[str, str] = os.environ) -> Plugins:
             hint="mend or uninstall it, or unset MLFLOW_FT_STRICT to run without it",
         )
     return plugins
+
+
+def installed() -> Iterator[Found]:
+    """What installed distributions offer under the group `mlflow_ft`."""
+    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        yield Found(point=point, version=point.dist.version if point.dist else "")
+
+
+def uninstalled(plugins: Plugins, checkout: Path) -> Iterator[Found]:
+    """What the folders in `plugins/` of a checkout offer and no installed distribution does.
+
+    `mlflow run` makes its environment of third-party packages alone and runs the checkout in it: the entry points of
+    our own plugins are read from their pyproject.toml. One that cannot be read is listed as broken.
+    """
+    if not (checkout / "MLproject").is_file():
+        return
+    known = {(found.name, found.point.value) for found in installed()}
+    for file in sorted(checkout.glob("plugins/*/pyproject.toml")):
+        try:
+            yield from _offered(file, known)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            plugins.refuse(file.parent.name, error)
+
+
+def _offered(file: Path, known: Collection[tuple[str, str]]) -> Iterator[Found]:
+    settings = tomllib.loads(file.read_text(encoding="utf-8"))
+    project, ours = settings["project"], settings.get("tool", {}).get("mlflow-ft", {})
+    for name, module in project.get("entry-points", {}).get(ENTRY_POINT_GROUP, {}).items():
+        if (name, module) not in known:
+            yield Found(
+                point=metadata.EntryPoint(name=name, value=module, group=ENTRY_POINT_GROUP),
+                version=project["version"],
+                folder=file.parent,
+                wanted=ours.get("load-from-checkout", True),
+            )
 
 
 def _own_version() -> str:

@@ -35,6 +35,10 @@ class Progress:
         self._console: Console | None = None
 
     @property
+    def quiet(self) -> bool:
+        return self._quiet
+
+    @property
     def console(self) -> Console:
         """The rich console that everything is written to; made when first needed."""
         if self._console is None:

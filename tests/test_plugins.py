@@ -200,3 +200,88 @@ def test_a_plugin_in_a_zip_file_works_without_a_hash(tmp_path: Path, monkeypatch
     found = Plugins().add(importlib.import_module("ft_zipped"), name="zipped")
     assert (found.status, found.sha256) == ("active", "")
     del sys.modules["ft_zipped"]
+
+
+OFFER = """
+[project]
+name = "{name}"
+version = "2.5"
+entry-points.mlflow_ft.{name} = "{name}"
+"""
+Offer = Callable[..., Path]
+
+
+@pytest.fixture
+def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offer]:
+    """Put a plugin that is not installed into a checkout; returns the checkout's folder."""
+    root = tmp_path / "checkout"
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def make(name: str, source: str, settings: str = OFFER) -> Path:
+        folder = root / "plugins" / name
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(source)
+        (folder / "pyproject.toml").write_text(settings.format(name=name))
+        (root / "MLproject").touch()
+        importlib.invalidate_caches()
+        return root
+
+    yield make
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_a_plugin_of_the_checkout_works_without_being_installed(offer: Offer) -> None:
+    loaded = plugins.load({}, checkout=offer("ft_near", GOOD.format(name="near")))
+    found = info(loaded, "ft_near")
+    assert (found.status, found.version, found.module, found.error) == ("active", "2.5", "ft_near", "")
+    assert len(found.sha256) == 64
+    assert Registry(loaded).adapters.provider("near") == "ft_near"
+
+
+def test_a_plugin_of_the_checkout_that_is_installed_is_loaded_once(offer: Offer, install: Install) -> None:
+    install("ft_near", GOOD.format(name="near"))
+    path = list(sys.path)
+    loaded = plugins.load({}, checkout=offer("ft_near", "1 / 0"))
+    found = info(loaded, "ft_near")
+    assert (found.status, found.version) == ("active", "1.5")
+    assert sys.path == path
+
+
+def test_a_folder_without_a_project_file_is_no_checkout(offer: Offer) -> None:
+    root = offer("ft_near", GOOD.format(name="near"))
+    (root / "MLproject").unlink()
+    assert "ft_near" not in {one.name for one in plugins.load({}, checkout=root).infos}
+
+
+@pytest.mark.parametrize("settings", ["not toml", "[project]", "project = 1", "[project]\nentry-points = 3"])
+def test_a_plugin_of_the_checkout_that_cannot_be_read_harms_nobody(offer: Offer, settings: str) -> None:
+    offer("ft_bad", "", settings)
+    root = offer("ft_near", GOOD.format(name="near"))
+    offer("ft_raises", "1 / 0")
+    loaded = plugins.load({}, checkout=root)
+    told = {one.name: one for one in loaded.infos}
+    assert told["ft_near"].status == "active"
+    assert told["ft_raises"].error.startswith("ZeroDivisionError")
+    assert settings == "[project]" or told["ft_bad"].status == "broken"
+
+
+def test_plugins_of_the_checkout_are_chosen_like_others(offer: Offer) -> None:
+    offer("ft_one", GOOD.format(name="one"))
+    copied = OFFER + "[tool.mlflow-ft]\nload-from-checkout = false\n"
+    root = offer("ft_two", GOOD.format(name="two"), copied)
+    free = plugins.load({}, checkout=root)
+    assert [info(free, name).status for name in ("ft_one", "ft_two")] == ["active", "off"]
+    del sys.modules["ft_one"]
+    chosen = plugins.load({"MLFLOW_FT_PLUGINS": "ft_two"}, checkout=root)
+    assert [info(chosen, name).status for name in ("ft_one", "ft_two")] == ["off", "active"]
+    assert "ft_one" not in sys.modules
+
+
+def test_our_own_plugins_are_found_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "installed", lambda: iter(()))
+    found = info(plugins.load({}), "ppo")
+    assert (found.status, found.module) == ("active", "mlflow_ft_ppo")
+    assert info(plugins.load({}), "template").status == "off"

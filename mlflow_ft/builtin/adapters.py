@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Adapter, hookimpl
-from mlflow_ft.builtin import learned_prompts, other_tuners, tuners
-from mlflow_ft.builtin.tuners import LAYERS, SAVED, Tuner
+from mlflow_ft.builtin import factored_tuners, learned_prompts, other_tuners, shared_tuners, tuners
+from mlflow_ft.builtin.tuners import NAMED, Tuner
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
     from mlflow_ft.job import Job, Model
 
-LORA = LAYERS | SAVED | {
+LORA = NAMED | {
     "r": "r",
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
@@ -38,16 +38,16 @@ def no_adapter(job: Job, model: Model) -> None:
     """Every weight trains."""
 
 
-def fit_lora(job: Job, module: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What LoRA needs beside the settings: tied layers stay tied, new tokens train, the beginning has its own config."""
+def fit_lora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What LoRA needs beside the settings: ties are kept, new tokens train, a beginning has its own config."""
     from mlflow_ft.engine import tokenizers, vocabulary
 
     found = beginning(values.get("init_lora_weights"), values)
     saved = set(values.get("modules_to_save") or ())
-    layers = list(vocabulary.token_layers(module, []))
-    if vocabulary.tied(module) and saved & {*layers, "lm_head"}:
+    layers = list(vocabulary.token_layers(model.module, []))
+    if vocabulary.tied(model.module) and saved & {*layers, "lm_head"}:
         found["ensure_weight_tying"] = True
-    new = list(tokenizers.load(job.config, base).new_tokens) if job.config.model.add_tokens else []
+    new = list(tokenizers.load(job.config, model.base).new_tokens) if job.config.model.add_tokens else []
     asked = list(values.get("trainable_token_indices") or ())
     indices = {name: ([*asked, *new] if name == layers[0] else new) for name in layers if name not in saved}
     indices = {name: ids for name, ids in indices.items() if ids}
@@ -87,10 +87,10 @@ def refuse_lora(config: Config) -> str | None:
     return None
 
 
-def fit_adalora(job: Job, module: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def fit_adalora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
     """Half again as many ranks to begin with; how long the training is, the trainer tells when it knows it."""
     rank = int(values["target_r"])
-    return fit_lora(job, module, values) | {"init_r": rank + (rank + 1) // 2, "total_step": 10**9}
+    return fit_lora(job, model, values) | {"init_r": rank + (rank + 1) // 2, "total_step": 10**9}
 
 
 @hookimpl
@@ -151,6 +151,8 @@ def register_adapters() -> list[Adapter]:
             memory="as LoRA of 1.5 times the rank",
             ranges=RANGES | {"adapter.r": "4 to 16", "training.learning_rate": "5e-4 to 3e-3"},
         ),
+        *factored_tuners.records(),
+        *shared_tuners.records(),
         *other_tuners.records(),
         *learned_prompts.records(),
     ]

@@ -1,4 +1,4 @@
-"""The evaluators that ship inside: loss and perplexity, exact match, and valid JSON where JSON is expected."""
+"""The evaluators that ship inside: loss, exact match, valid JSON where it is expected, preferences and rewards."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def preferred(subject: Subject) -> Sequence[Score]:
 
 
 def rewarded(subject: Subject) -> Sequence[Score]:
-    """The mean of every reward over greedy answers to the held-out prompts."""
+    """The mean of every reward over greedy answers to the held-out prompts; none where no reward is named."""
     return [Score.mean(f"reward/{name}", values) for name, values in subject.rewards.items()]
 
 
@@ -74,6 +74,11 @@ def has_pairs(data: Data) -> bool:
 def has_answers(data: Data) -> bool:
     """Whether some held-out conversation ends with an answer in text."""
     return any(example.answer is not None for example in data.eval.examples)
+
+
+def has_prompts(data: Data) -> bool:
+    """Whether some held-out row asks for an answer in text."""
+    return data.kind == "prompt" or has_answers(data)
 
 
 @hookimpl
@@ -114,6 +119,6 @@ def register_evaluators() -> list[Evaluator]:
             name="reward",
             summary="the rewards of greedy answers to the held-out prompts",
             evaluate=rewarded,
-            applies=lambda data: data.kind == "prompt",
+            applies=has_prompts,
         ),
     ]

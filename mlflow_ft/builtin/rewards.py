@@ -15,10 +15,13 @@ Completions = Sequence[Sequence[Message]]
 
 
 def exact_answer(completions: Completions, **columns: Sequence[Any]) -> list[float | None]:
-    """1 where the answer ends with the row's `answer` (or `solution` ...), else 0; None without such a column."""
+    """1 where the answer ends with the row's `answer` (or `solution` ...), else 0; None without such a column.
+
+    Of an answer with its reasoning in front, as GSM8K writes it, what stands behind `####` counts.
+    """
     expected = next((columns[name] for name in SOLUTIONS if name in columns), [None] * len(completions))
     return [
-        None if wanted is None else float(_ends_with(said(turns), str(wanted)))
+        None if wanted is None else float(_ends_with(said(turns), str(wanted).rpartition("####")[2]))
         for turns, wanted in zip(completions, expected, strict=True)
     ]
 

@@ -24,6 +24,18 @@ def train_sft(job: Job, data: Data, model: Model) -> Trained:
 def register_trainers() -> list[Trainer]:
     return [
         Trainer(
+            name="sft",
+            summary="instruction tuning, or going on with pre-training on text, with the adapter that is named",
+            train=train_sft,
+            defaults=ADAPTER_DEFAULTS,
+            paper="https://arxiv.org/abs/2203.02155",
+            needs="conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text; or preferences, of "
+            "which the chosen answers are learned",
+            kinds=("conversation", "text", "preference"),
+            settings=("packing", "options"),
+            use_for="the first step of most alignments, and of the chains align and rlhf",
+        ),
+        Trainer(
             name="full",
             summary="every weight trains: the most memory, the most capacity",
             train=train_sft,

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from mlflow_ft.job import Job, Model
 
 ALL_LINEAR = "all-linear"
-LAYERS = {"target_modules": "target_modules", "layers_to_transform": "layers_to_transform"}
-SAVED = {"modules_to_save": "modules_to_save"}
+TARGETS = {"target_modules": "target_modules", "modules_to_save": "modules_to_save"}
+NAMED = TARGETS | {"layers_to_transform": "layers_to_transform"}
+RANK = NAMED | {"r": "r"}
+"""The settings that many kinds read, from ours to PEFT's fields."""
+FLOAT: tuple[str, ...] = ()
+"""Beside no quantised base."""
+LIKE_LORA, TINY = "as LoRA of that rank", "far less than LoRA: the base is nearly all of it"
+RATE = "training.learning_rate"
 OF_PEFT = ("task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 """Fields of every PEFT config that are nobody's choice."""
 
@@ -29,11 +35,11 @@ class Tuner:
     config: str
     """Name of the class in `peft`."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """From the names of `AdapterSection` to those of the class."""
+    """From the names of `AdapterSection` to those of the class; "" where `fit` or the engine reads it."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     all_linear: bool = True
     """Whether the layers are all linear ones when none are named; else `fit` or PEFT chooses them."""
-    fit: Callable[[Job, Any, Mapping[str, Any]], Mapping[str, Any]] = lambda job, module, values: {}
+    fit: Callable[[Job, Model, Mapping[str, Any]], Mapping[str, Any]] = lambda job, model, values: {}
     """Further fields, by the model and the values so far, which they replace; `adapter.options` stand above them."""
     quantised: Collection[str] = ("nf4", "int8")
     """The ways of holding a base beside which it was tried and trains what it says."""
@@ -60,18 +66,20 @@ def configure(tuner: Tuner, job: Job, model: Model) -> Any:
     from mlflow_ft.engine import options
 
     settings, kind = job.config.adapter, getattr(peft, tuner.config)
-    values: dict[str, Any] = {ours: getattr(settings, name) for name, ours in tuner.settings.items()}
+    values: dict[str, Any] = {ours: getattr(settings, name) for name, ours in tuner.settings.items() if ours}
     if "lora_alpha" in tuner.settings and settings.lora_alpha is None:
         values[tuner.settings["lora_alpha"]] = 2 * settings.r
     values = {name: value for name, value in values.items() if value is not None} | dict(tuner.fixed)
     values |= _layers(tuner, job, model.module, values)
     given = options.typed(settings.options, kind, section="adapter", ours=_ours(tuner))
-    values |= dict(tuner.fit(job, model.module, values | given)) | given
+    if "ensure_weight_tying" not in kind.__dataclass_fields__:
+        keep_tied(job, model, values)
+    values |= dict(tuner.fit(job, model, values | given)) | given
     return options.made(kind, {"task_type": "CAUSAL_LM"} | values, section="adapter")
 
 
 def _ours(tuner: Tuner) -> list[str]:
-    return [*tuner.settings.values(), *tuner.fixed, *OF_PEFT]
+    return [*filter(None, tuner.settings.values()), *tuner.fixed, *OF_PEFT]
 
 
 def _layers(tuner: Tuner, job: Job, module: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,15 +133,36 @@ def given(config: Config, name: str) -> bool:
     return not origin.startswith("method ")
 
 
-def untied(job: Job, module: Any, values: Mapping[str, Any]) -> None:
+def keep_tied(job: Job, model: Model, values: Mapping[str, Any]) -> None:
     """Raise ConfigError where the saved modules would tear embedding and output layer of a tied model apart."""
     from mlflow_ft.engine import vocabulary
 
-    layers = set(vocabulary.token_layers(module, [])) | {"lm_head"}
-    torn = layers & set(values.get("modules_to_save") or ())
-    if torn and vocabulary.tied(module):
+    torn = {*vocabulary.token_layers(model.module, []), "lm_head"} & set(values.get("modules_to_save") or ())
+    if torn and vocabulary.tied(model.module):
         raise ConfigError(
             f"adapter.modules_to_save: {', '.join(sorted(torn))} is tied in this model, and {job.config.adapter.kind} "
             "would train one of two copies",
             hint="take lora, which keeps them tied",
         )
+
+
+def at_most(name: str, usual: int) -> Callable[[Job, Model, Mapping[str, Any]], Mapping[str, Any]]:
+    """A number of weights that no layer may have fewer than: the usual one, or that of the smallest layer."""
+
+    def fit(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
+        from mlflow_ft.engine import linear
+
+        return {name: min(usual, linear.smallest(model.module))}
+
+    return fit
+
+
+def divide(name: str, most: int) -> Callable[[Job, Model, Mapping[str, Any]], Mapping[str, Any]]:
+    """A field that must divide the sides of every linear layer: its usual size, or the next smaller one that does."""
+
+    def fit(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
+        from mlflow_ft.engine import linear
+
+        return {name: linear.common_side(model.module, most)}
+
+    return fit

@@ -12,6 +12,8 @@ from mlflow_ft.errors import FineTuneError
 
 COMMANDS = {
     "train": "Fine-tune a model by a method, and register what comes of it.",
+    "align": "Instruction tuning, then preferences: two jobs in a row.",
+    "rlhf": "Instruction tuning, a reward model, and PPO against it: three jobs in a row.",
     "prepare": "Read, check and prove the data in a run of its own; mend what is safe to mend.",
     "data": "Look at the data: show what is learned, check it, find the models trained on it.",
     "show": "List the formats, checks, trainers, adapters, evaluators or packagers there are.",

@@ -6,7 +6,8 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,12 +52,19 @@ def understand(arguments: Sequence[str], progress: Progress, *, method: str | No
     from mlflow_ft import plugins
     from mlflow_ft.cli.asked import asked
 
-    try:
+    with told_to_run():
         loaded = plugins.load()
         for info in loaded.infos:
             if info.status == "broken":
                 progress.warn(f"plugin {info.name} is broken and left out: {info.error}")
         return asked(arguments, loaded, method=method), loaded
+
+
+@contextmanager
+def told_to_run() -> Iterator[None]:
+    """Tell what was asked for wrongly to the MLflow run that `mlflow run` opened, too."""
+    try:
+        yield
     except FineTuneError as error:
         if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds, which a typo need not cost
             from mlflow_ft import tracking

@@ -25,7 +25,9 @@ class AllocateCallback(TrainerCallback):
     def __init__(self, job: Job) -> None:
         self._given = job.config.adapter.options or {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
         tuner = _tuner(more["model"])
         settings = tuner.peft_config[tuner.trainable_adapter_name]
         settings.total_step = steps = state.max_steps

@@ -1,4 +1,4 @@
-"""Whether the first step trains anything: an adapter that gets no gradient would be saved as it began, without an error."""
+"""Whether the first step trains anything: what gets no gradient would be saved as it began, without an error."""
 
 from __future__ import annotations
 

@@ -186,13 +186,17 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
 def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
     """The base model, then the tuned one, each from its files; the first is gone from memory when the second comes.
 
+    Where an adapter was trained further, the first is the base with the adapter as it was before.
     Ask for all that is needed of one before taking the next.
     """
     base = models.load_base(job.config, trained.base)
     models.agree(base, data)
+    start = trained.base.start
+    if start:
+        base = models.with_adapter(base, start)
     first = JudgedModel(name="base", module=base, job=job, data=data)
     yield first
-    if trained.adapter is None:
+    if trained.adapter is None or start:
         first.release()
         del base
         tuned: Any = models.load_trained(job, data, trained)

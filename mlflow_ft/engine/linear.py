@@ -28,6 +28,11 @@ def norms(module: Any) -> list[str]:
     return sorted(found)
 
 
+def smallest(module: Any) -> int:
+    """Number of weights of the smallest linear layer."""
+    return min(layer.in_features * layer.out_features for _, layer in layers(module))
+
+
 def common_side(module: Any, most: int) -> int:
     """The largest number up to `most` that divides the sides of every linear layer."""
     whole = math.gcd(*(side for _, layer in layers(module) for side in (layer.in_features, layer.out_features)))

@@ -39,6 +39,7 @@ NOTES = (
     "Sparse invariant checks are implicitly disabled",
     "Model with `tie_word_embeddings=True` and the",
     "Note that `r` is not used in AdaLora",
+    "The following rank_pattern keys did not match",  # adalora writes its ranks in a form of its own
 )
 """What PEFT warns of, and what is taken care of here."""
 
@@ -156,8 +157,9 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
 def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
     try:
         with quiet_peft(), quiet_transformers():
+            warnings.filterwarnings("error", message="The following (rank|alpha)_pattern keys did not match")
             wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, NotImplementedError, UserWarning) as error:
         raise starts.refused(error) from error
     as_float32(wrapped)
     return wrapped

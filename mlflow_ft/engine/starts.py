@@ -57,6 +57,8 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
     if begin.startswith(CHANGE_THE_BASE):
         job.folder.mkdir(parents=True, exist_ok=True)
         save_file(_adapter_weights(wrapped), job.folder / BEGINNING)
+        # an adapter that is added later, TRL's frozen reference, must not move a part of the base once more
+        wrapped.peft_config["default"].init_lora_weights = True
     return wrapped
 
 
@@ -119,7 +121,7 @@ def _gradients(module: Any, look: Iterator[dict[str, Tensor]]) -> None:
 
 @torch.no_grad()
 def _from_text(wrapped: Any, text: str, tokenizer: Any) -> None:
-    """Begin a learned prompt with a text's embeddings: repeated where it is shorter than the prompt, cut where longer."""
+    """Begin a learned prompt with a text's embeddings, repeated where the text is shorter than the prompt."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigError("adapter.init_text has no tokens", hint="give a sentence, such as an instruction")

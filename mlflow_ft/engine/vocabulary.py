@@ -24,8 +24,8 @@ def grow(module: Any, tokenizer: Any) -> None:
     """Give the embeddings (and an output layer of their own) a row for every token; those above the old ones' are new.
 
     Many models have spare rows; then nothing is resized. The rows of `model.add_tokens` become the mean of all known
-    ones: at random they would be the likeliest answers, or the least likely ones, everywhere (Hewitt, 2021, "Initializing
-    new word embeddings for pretrained language models").
+    ones: at random they might be the likeliest answer everywhere (John Hewitt, "Initializing New Word Embeddings for
+    Pretrained Language Models", 2021).
     """
     rows = len(module.get_input_embeddings().weight)
     if len(tokenizer) > rows:

@@ -7,7 +7,7 @@ with open_run(config, plugins=plugins) as run:
 """
 
 from mlflow_ft.tracking.active import ActiveRun
-from mlflow_ft.tracking.artifacts import fetch, trained_on
+from mlflow_ft.tracking.artifacts import fetch, read_json, trained_on
 from mlflow_ft.tracking.delivery import deliver
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
@@ -28,6 +28,7 @@ __all__ = [
     "fetch",
     "open_run",
     "pinned",
+    "read_json",
     "refuse",
     "trained_on",
     "verify_manifest",

@@ -253,6 +253,12 @@ class ActiveRun:
             lambda: models.log_model(self.client, wanted, run_id=self.run_id, experiment_id=self.experiment_id),
         )
 
+    def nested_run(self, name: str) -> str:
+        """Make a run inside this one, for another process to open, and return its id."""
+        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}
+        made = self._do("make a nested run", lambda: self.client.create_run(self.experiment_id, tags=tags))
+        return str(made.info.run_id)
+
     def register(self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str) -> int:
         """Register a LoggedModel as the next version of `name`, move `alias` to it, return the version's number.
 

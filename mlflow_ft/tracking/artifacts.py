@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -16,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import DataError, FineTuneError
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
+from mlflow_ft.tracking.server import told
 
 TRAINING_CONTEXTS = ("train", "training")
 
@@ -37,6 +39,20 @@ def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data
     if not found.exists():
         raise error(f"{what} {uri!r}: the store has no such artifact", hint="list them with `mlflow artifacts list`")
     return found
+
+
+def read_json(run_id: str, path: str) -> Any:
+    """What a run has in a JSON artifact; None where it has no such artifact.
+
+    Raises:
+        TrackingError: there is no such run.
+    """
+    with told(f"read {path} of run {run_id}"):
+        MlflowClient().get_run(run_id)
+    try:
+        return mlflow.artifacts.load_dict(f"runs:/{run_id}/{path}")
+    except (MlflowException, OSError):
+        return None
 
 
 @cache

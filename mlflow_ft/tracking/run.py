@@ -22,6 +22,7 @@ from mlflow_ft.tracking.signals import StopSignals
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # `insist` and the journal wait longer, and can be interrupted
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # stages tell what they do themselves
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout may be read by a machine
 }
 """What MLflow is told for the length of a run, where the user did not choose."""

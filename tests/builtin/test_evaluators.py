@@ -73,3 +73,26 @@ def test_what_applies() -> None:
     assert not evaluators.expects_json(held_out(None))
     assert evaluators.has_answers(held_out(None, "text"))
     assert not evaluators.has_answers(held_out(None))
+
+
+def test_pairs_whose_chosen_answer_is_found_better() -> None:
+    found = evaluators.preferred(SimpleNamespace(pairs=[(-1.0, -3.0), (-2.0, -2.0), (-4.0, -1.0)]))  # type: ignore[arg-type]
+    assert scores(found) == pytest.approx({"preference_accuracy": 1 / 3, "preference_margin": -1 / 3})
+    assert found[0].rows == (1.0, 0.0, 0.0)
+
+
+def test_the_mean_of_every_reward_counts_what_could_be_judged() -> None:
+    values = {"length": [1.0, None, 2.0], "format": [0.0, 1.0, 1.0]}
+    found = evaluators.rewarded(SimpleNamespace(rewards=values))  # type: ignore[arg-type]
+    assert scores(found) == pytest.approx({"reward/length": 1.5, "reward/format": 2 / 3})
+    assert [score.coverage for score in found] == pytest.approx([2 / 3, 1.0])
+    assert list(evaluators.rewarded(SimpleNamespace(rewards={}))) == []  # type: ignore[arg-type]
+
+
+def test_rewards_apply_where_a_model_can_be_asked() -> None:
+    def rows(kind: str, *contents: Any) -> Any:
+        return SimpleNamespace(kind=kind, eval=held_out(*contents).eval)
+
+    assert evaluators.has_prompts(rows("prompt"))
+    assert evaluators.has_prompts(rows("conversation", "text"))
+    assert not evaluators.has_prompts(rows("conversation", None))

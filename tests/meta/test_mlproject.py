@@ -1,4 +1,4 @@
-"""MLproject: one entry point per built-in method, and a parameter's value never becomes a command."""
+"""MLproject: one entry point per method of ours, and a parameter's value never becomes a command."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = MLPROJECT["entry_points"]
 COMMANDS = {name: entry_point["command"] for name, entry_point in ENTRY_POINTS.items()}
-JOBS = {"prepare"}
+JOBS = {"prepare", "align", "rlhf"}
 """Entry points that are commands of their own, not methods."""
 HOSTILE = "; touch owned; $(touch owned) `touch owned` ' \" \\ && touch owned | touch owned\n touch owned #{model}"
 STAND_IN = """
@@ -29,19 +30,30 @@ pathlib.Path("argv.json").write_text(json.dumps(sys.argv[1:]))
 """
 
 
-def builtin_methods() -> set[str]:
+def own_plugins() -> set[str]:
+    """The plugins of this repository that are there to be used, not to be copied."""
+    files = [tomllib.loads(file.read_text()) for file in ROOT.glob("plugins/*/pyproject.toml")]
+    used = [file for file in files if file.get("tool", {}).get("mlflow-ft", {}).get("load-from-checkout", True)]
+    return {name for file in used for name in file["project"]["entry-points"]["mlflow_ft"]}
+
+
+def own_methods() -> set[str]:
+    """Those of the built-in plugins and of this repository's own."""
     trainers = Registry(plugins.load({})).trainers
-    return {trainer.name for trainer in trainers if trainers.provider(trainer.name).startswith("builtin.")}
+    providers = {trainer.name: trainers.provider(trainer.name) for trainer in trainers}
+    ours = own_plugins()
+    return {name for name, provider in providers.items() if provider.startswith("builtin.") or provider in ours}
 
 
-def test_entry_points_are_the_built_in_methods() -> None:
-    methods = builtin_methods()
-    assert methods, "no built-in method was found"
+def test_entry_points_are_our_methods() -> None:
+    methods = own_methods()
+    assert {"qlora", "ppo"} <= methods, "the built-in plugins, or those of this repository, were not found"
+    assert "gentle-lora" not in methods, "a template's method is there to be copied"
     assert set(ENTRY_POINTS) == methods | {"main"} | JOBS
 
 
 def test_the_default_method_exists() -> None:
-    assert ENTRY_POINTS["main"]["parameters"]["method"]["default"] in builtin_methods()
+    assert ENTRY_POINTS["main"]["parameters"]["method"]["default"] in own_methods()
 
 
 def test_environment_is_the_conda_file_alone() -> None:
@@ -110,7 +122,7 @@ def test_a_value_is_never_a_command(name: str, project: Path) -> None:
     assert called_with(project) == [
         *command,
         *("--model", values["model"], "--data", values["data"], "--config", values["config"]),
-        *(("--fix", values["fix"]) if "fix" in values else ()),
+        *(word for name in ("fix", "resume") if name in values for word in (f"--{name}", values[name])),
     ]
 
 

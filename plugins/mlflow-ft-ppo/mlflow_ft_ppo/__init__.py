@@ -63,10 +63,8 @@ def register_trainers() -> list[Trainer]:
             kinds=("prompt", "conversation"),
             refuses=refuses,
             settings=(
-                *("objective.beta", "objective.options"),
-                *("rollout.reward_funcs", "rollout.reward_weights", "rollout.reward_model"),
-                *("rollout.num_generations", "rollout.max_completion_length", "rollout.temperature", "rollout.top_p"),
-                *("rollout.num_iterations", "rollout.epsilon"),
+                *("beta", "options", "reward_funcs", "reward_weights", "reward_model"),
+                *("num_generations", "max_completion_length", "temperature", "top_p", "num_iterations", "epsilon"),
             ),
             use_for="a reward that a program or a reward model can compute, where answers differ much in length or "
             "credit should go to single tokens; grpo needs no value head and less memory",

@@ -37,7 +37,7 @@ class PPOSettings:
     kl_target: float | None = None
     """KL (nats an answer) that the coefficient is steered to; None: `objective.beta` stays as it is."""
     kl_horizon: float = 10_000.0
-    """Answers after which the coefficient can have about doubled or halved twice over; for `kl_target`."""
+    """Answers over which the coefficient changes by a fifth at most, where there is a `kl_target`."""
     value_learning_rate: float | None = None
     """Learning rate of the value head; that of the policy when None."""
     value_head: str | None = None

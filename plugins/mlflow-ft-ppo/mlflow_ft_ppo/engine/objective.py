@@ -24,13 +24,23 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance over the tokens that count, with Bessel's correction, a scalar; 0 of a single token."""
+    count = mask.sum()
+    squares = ((values - masked_mean(values, mask)) ** 2 * mask).sum()
+    return squares / (count - 1).clamp(min=1)
+
+
 def masked_whiten(values: Tensor, mask: Tensor, *, shift: bool = True) -> Tensor:
     """Values with variance 1 over the tokens that count, and mean 0, or the mean they had without `shift` (N+)."""
     mean = masked_mean(values, mask)
-    count = mask.sum()
-    variance = masked_mean((values - mean) ** 2, mask) * count / (count - 1).clamp(min=1)  # Bessel's correction
-    whitened = (values - mean) * torch.rsqrt(variance + TINY)
+    whitened = (values - mean) * torch.rsqrt(masked_variance(values, mask) + TINY)
     return (whitened if shift else whitened + mean) * mask
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns), a scalar: 1 where the value head knows all, 0 where it knows nothing."""
+    return 1 - masked_variance(returns - values, mask) / masked_variance(returns, mask).clamp(min=TINY)
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:

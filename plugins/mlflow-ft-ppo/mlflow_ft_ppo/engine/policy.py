@@ -118,7 +118,7 @@ def recomputing(model: Any, *, enabled: bool) -> Iterator[None]:
         yield
         return
     causal = causal_model(model)
-    causal.gradient_checkpointing_enable({"use_reentrant": False})
+    causal.activation_checkpointing_enable({"use_reentrant": False})
     layers = [module for module in causal.modules() if isinstance(module, GradientCheckpointingLayer)]
     try:
         for layer in layers:
@@ -127,4 +127,4 @@ def recomputing(model: Any, *, enabled: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-        causal.gradient_checkpointing_disable()
+        causal.activation_checkpointing_disable()

@@ -13,8 +13,8 @@ from mlflow_ft_ppo.engine.policy import PolicyWithValue
 
 Reference = Callable[[], AbstractContextManager[PolicyWithValue]]
 """`with reference() as start: start(...)`."""
-BEGINS_AS_BASE = (True, False, "gaussian")
-"""Values of `init_lora_weights` that leave the base's weights as they are; PiSSA, OLoRA and others change them."""
+BEGINS_AS_BASE = (True, "gaussian")
+"""Values of `init_lora_weights` with which a new adapter changes nothing; PiSSA, OLoRA and others change the base."""
 
 
 def of_start(policy: PolicyWithValue, model: Model) -> Reference:
@@ -56,8 +56,9 @@ def _adapter_copy(policy: PolicyWithValue, active: str, config: Any) -> Referenc
     model.add_adapter(REFERENCE, settings)
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
-        if f".{active}." in name:
-            weights[name.replace(f".{active}.", f".{REFERENCE}.")].data.copy_(weight.data)
+        twin = f"{name}.".replace(f".{active}.", f".{REFERENCE}.").removesuffix(".")
+        if twin != name:
+            weights[twin].data.copy_(weight.data)
     model.set_adapter(active)
 
     @contextmanager

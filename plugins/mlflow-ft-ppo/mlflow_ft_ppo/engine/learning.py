@@ -1,0 +1,130 @@
+"""Learning from a step's answers: passes over them in mini-batches, by the clipped losses."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import Trainer, TrainingArguments, get_scheduler
+
+from mlflow_ft_ppo.engine import objective
+from mlflow_ft_ppo.engine.experience import Experience
+from mlflow_ft_ppo.engine.policy import PolicyWithValue, Seen, recomputing
+from mlflow_ft_ppo.settings import PPOSettings
+
+
+class Learner:
+    """Policy, optimizer and schedule under accelerate; `learn` takes a step's answers."""
+
+    def __init__(
+        self,
+        policy: PolicyWithValue,
+        args: TrainingArguments,
+        settings: PPOSettings,
+        *,
+        epsilon: float,
+        passes: int,
+        max_steps: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self._args, self._settings = args, settings
+        self._epsilon, self._passes = epsilon, passes
+        self._accelerator = accelerator
+        optimizer = _optimizer(policy, args, settings)
+        per_step = passes * settings.num_mini_batches
+        self._scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(max_steps) * per_step,
+            num_training_steps=max_steps * per_step,
+        )
+        # a quantised model lies on its device already, and accelerate's own move would refuse it
+        self._policy: Any = accelerator.prepare_model(policy, device_placement=False)
+        self._optimizer: Any = accelerator.prepare_optimizer(optimizer)
+        self._unwrapped = policy
+        self._shuffle = torch.Generator().manual_seed(args.seed + accelerator.process_index)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the policy, in the step that comes next."""
+        return float(self._scheduler.get_last_lr()[0])
+
+    def learn(self, found: Experience) -> dict[str, float]:
+        """Take `num_iterations` passes over the answers; returns means over all tokens of all passes, by TRL's names."""
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=found.mask.device))
+        norms = []
+        with recomputing(self._unwrapped.model, enabled=self._args.activation_checkpointing):
+            for _ in range(self._passes):
+                order = torch.randperm(len(found.mask), generator=self._shuffle).to(found.mask.device)
+                for mini_batch in order.chunk(self._settings.num_mini_batches):
+                    norms.append(self._update(found, mini_batch, sums))
+        return _means(sums, self._settings) | {"grad_norm": max(norms)}
+
+    def _update(self, found: Experience, mini_batch: Tensor, sums: dict[str, Tensor]) -> float:
+        """One optimizer step; the loss is the mean over its tokens, however many forward passes that takes."""
+        tokens = self._accelerator.reduce(found.mask[mini_batch].sum(), reduction="mean").clamp(min=1)
+        parts = mini_batch.split(self._args.per_device_train_batch_size)
+        for number, rows in enumerate(parts):
+            waits = number < len(parts) - 1
+            with self._accelerator.no_sync(self._policy) if waits else nullcontext():
+                seen = found.answers.look(self._policy, rows)
+                self._accelerator.backward(self._loss(seen, found, rows, sums) / tokens)
+        norm = self._accelerator.clip_grad_norm_(self._unwrapped.parameters(), self._args.max_grad_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def _loss(self, seen: Seen, found: Experience, rows: Tensor, sums: dict[str, Tensor]) -> Tensor:
+        """The summed loss of some answers; adds to `sums` what is watched."""
+        mask, old = found.mask[rows], found.logprobs[rows]
+        policy, policy_clipped = objective.policy_loss(
+            seen.logprobs, old, found.advantages[rows], epsilon=self._epsilon
+        )
+        value, value_clipped = objective.value_loss(
+            seen.values, found.values[rows], found.returns[rows], epsilon=self._settings.cliprange_value
+        )
+        ratio = torch.exp(seen.logprobs - old).detach()
+        watched = {
+            "loss/policy_avg": policy,
+            "loss/value_avg": value,
+            "policy/approxkl_avg": objective.approximate_kl(seen.logprobs, old),
+            "policy/clipfrac_avg": policy_clipped.float(),
+            "val/clipfrac_avg": value_clipped.float(),
+            "val/ratio": ratio,
+            "val/ratio_var": ratio**2,
+            "entropy": seen.entropy,
+            "tokens": torch.ones_like(mask),
+        }
+        for name, values in watched.items():
+            sums[name] = sums[name] + (values.detach() * mask).sum()
+        loss = policy + self._settings.vf_coef * value
+        if self._settings.entropy_coef:
+            loss = loss - self._settings.entropy_coef * seen.entropy
+        return (loss * mask).sum()
+
+
+def _means(sums: dict[str, Tensor], settings: PPOSettings) -> dict[str, float]:
+    tokens = max(1.0, sums.pop("tokens").item())
+    means = {name: total.item() / tokens for name, total in sums.items()}
+    means["val/ratio_var"] = max(0.0, means["val/ratio_var"] - means["val/ratio"] ** 2)
+    loss = means["loss/policy_avg"] + settings.vf_coef * means["loss/value_avg"]
+    return {"loss": loss - settings.entropy_coef * means.pop("entropy"), **means}
+
+
+def _optimizer(policy: PolicyWithValue, args: TrainingArguments, settings: PPOSettings) -> torch.optim.Optimizer:
+    """The optimizer that `training.optim` names; biases and norms are not decayed, as transformers has it."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, policy.model)
+    trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    head_rate = settings.value_learning_rate or args.learning_rate
+    groups = [
+        {"params": [one for one in trained if one.dim() > 1], "weight_decay": args.weight_decay},
+        {"params": [one for one in trained if one.dim() <= 1], "weight_decay": 0.0},
+        {"params": list(policy.value_head.parameters()), "weight_decay": 0.0, "lr": head_rate},
+    ]
+    made: torch.optim.Optimizer = kind([group for group in groups if group["params"]], **options)
+    return made

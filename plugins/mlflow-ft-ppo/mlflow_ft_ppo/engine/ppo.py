@@ -1,0 +1,218 @@
+"""The loop: sample answers, judge them, work out advantages, learn from them in clipped steps.
+
+A step is one round of that, as in TRL's PPOTrainer: it samples per_device_train_batch_size x
+gradient_accumulation_steps x num_mini_batches answers on each process, and takes num_iterations x num_mini_batches
+optimizer steps on them. Dropout is off throughout: the probabilities that are learned are those that were sampled from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+
+from mlflow_ft.engine import models, rewards, training
+from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.job import Data, Job, Model, Trained
+from mlflow_ft_ppo import settings as ppo_settings
+from mlflow_ft_ppo.engine import experience, heldout, reference, rollout
+from mlflow_ft_ppo.engine.learning import Learner
+from mlflow_ft_ppo.engine.objective import KLController
+from mlflow_ft_ppo.engine.policy import PolicyWithValue
+from mlflow_ft_ppo.settings import PPOSettings
+
+
+def train(job: Job, data: Data, model: Model) -> Trained:
+    """Train by PPO, and leave the adapter or the whole model under the stage's folder, with the value head beside it.
+
+    Raises:
+        RefusedError: a reward function raised, or the loss is no number. DataError: no prompt is short enough.
+        StoppedError: a signal came; the step in progress was finished.
+    """
+    settings = ppo_settings.read(job.config)
+    args = _arguments(job, settings)
+    with ExitStack() as bars, job.run.deferring_stop():
+        run = PPO(job, data, model, settings=settings, args=args, bars=bars)
+        run.all_steps()
+    run.policy.save_head(job.folder / "train")
+    return training.keep(job, data, model, steps=run.state.global_step, loss=run.mean_loss)
+
+
+def _arguments(job: Job, settings: PPOSettings) -> TrainingArguments:
+    """The `training` section, as other methods read it; `objective.options` are PPO's own."""
+    objective = job.config.objective.model_copy(update={"options": None})
+    without = replace(job, config=job.config.model_copy(update={"objective": objective}))
+    own = {name: getattr(settings, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")}
+    return training.arguments(TrainingArguments, without, job.folder / "train", own)
+
+
+class PPO:
+    """One training: what it works with, and the steps it takes."""
+
+    def __init__(
+        self, job: Job, data: Data, model: Model, *, settings: PPOSettings, args: TrainingArguments, bars: ExitStack
+    ) -> None:
+        self._job, self._data, self._settings, self._args = job, data, settings, args
+        asked = job.config.rollout
+        self._judges = rewards.load(job.config, job.registry, model=job.reward_model)
+        self._accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.use_cpu)
+        module = model.module.eval()
+        models.as_float32(module)
+        self.policy = PolicyWithValue(module, temperature=asked.temperature)
+        if settings.value_head:
+            self.policy.load_head(Path(settings.value_head).expanduser())
+        beta = job.config.objective.beta
+        self._kl = KLController(
+            beta=ppo_settings.BETA if beta is None else beta, target=settings.kl_target, horizon=settings.kl_horizon
+        )
+        self._reference = reference.of_start(self.policy, model) if self._kl.beta else None
+        self._prompts = rollout.prompts(job, data, module)
+        self._answers = settings.answers_per_step(job.config)
+        self._everywhere = self._answers * self._accelerator.num_processes
+        self.state = self._state()
+        self._learner = Learner(
+            self.policy,
+            args,
+            settings,
+            epsilon=asked.epsilon,
+            passes=asked.num_iterations,
+            max_steps=self.state.max_steps,
+            accelerator=self._accelerator,
+        )
+        self._control = TrainerControl()
+        self._callbacks = CallbackHandler(self._callback_list(bars), module, data.tokenizer, None, None)
+        self._since: dict[str, list[float]] = defaultdict(list)
+        self._losses: list[float] = []
+
+    def _state(self) -> TrainerState:
+        """Where the training stands; an epoch is a pass over the prompts."""
+        config = self._job.config
+        prompts = self._everywhere / config.rollout.num_generations
+        per_epoch = len(self._prompts) / prompts
+        steps = config.training.max_steps
+        if steps <= 0:
+            steps = max(1, math.ceil(config.training.num_train_epochs * per_epoch))
+        state = TrainerState(
+            max_steps=steps,
+            num_train_epochs=math.ceil(steps / per_epoch),
+            epoch=0.0,
+            is_world_process_zero=self._accelerator.is_main_process,
+            is_local_process_zero=self._accelerator.is_local_main_process,
+        )
+        state.compute_steps(self._args, steps)
+        return state
+
+    def _callback_list(self, bars: ExitStack) -> list[Any]:
+        found: list[Any] = [DefaultFlowCallback()]
+        if self._accelerator.is_main_process:
+            found += [JournalCallback(self._job, self._data.eval), WatchCallback(self._job, bars)]
+        for more in self._job.plugins.hook.training_callbacks(job=self._job):
+            found.extend(more)
+        return found
+
+    @property
+    def mean_loss(self) -> float:
+        return sum(self._losses) / len(self._losses) if self._losses else math.nan
+
+    def all_steps(self) -> None:
+        """Take every step, or as many as come before a signal."""
+        seed = self._job.config.run.seed
+        set_seed(seed + self._accelerator.process_index)
+        stream = self._prompts.examples(seed)
+        self._call("on_train_begin")
+        if self._args.eval_on_start:
+            self._evaluate()
+        while self.state.global_step < self.state.max_steps and not self._control.should_training_stop:
+            self._call("on_step_begin")
+            watched = self._step(stream)
+            self._note(watched)
+            self._call("on_step_end")
+            broken = not math.isfinite(watched["loss"] + watched["grad_norm"])  # told at once: nothing could be sampled
+            if self._control.should_log or broken:
+                self._log()
+            if self._control.should_evaluate:
+                self._evaluate()
+        self._call("on_train_end")
+
+    def _step(self, stream: Any) -> dict[str, float]:
+        """Sample, judge, learn; what is watched of it."""
+        asked = self._job.config.rollout
+        examples = rollout.take(
+            stream,
+            prompts=self._answers // asked.num_generations,
+            generations=asked.num_generations,
+            process=self._accelerator.process_index,
+            processes=self._accelerator.num_processes,
+        )
+        batch_size = self._job.config.evaluation.per_device_eval_batch_size
+        with self._accelerator.autocast():
+            sampled = rollout.sample(
+                self.policy.model, self._data, self._prompts, examples, settings=asked, batch_size=batch_size
+            )
+        judged = experience.judge(self._judges, sampled, self._settings)
+        answers = rollout.tensors(
+            sampled, pad_token_id=self._data.tokenizer.pad_token_id, device=self.policy.value_head.weight.device
+        )
+        beta = self._kl.beta
+        with self._accelerator.autocast():
+            found = experience.collect(
+                self.policy,
+                self._reference,
+                answers,
+                judged,
+                settings=self._settings,
+                beta=beta,
+                batch_size=self._args.per_device_train_batch_size,
+            )
+        rate = self._learner.learning_rate
+        watched = experience.metrics(found, judged, beta=beta) | self._learner.learn(found)
+        watched["val/num_eos_tokens"] = float(sum(one.answer.finished for one in sampled))
+        watched = self._over_processes(watched)
+        self._kl.update(watched["objective/kl"], answers=self._everywhere)
+        return watched | {"learning_rate": rate, "lr": rate}
+
+    def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        """The means over all processes; what there is one of is itself."""
+        if self._accelerator.num_processes == 1:
+            return values
+        together = torch.tensor(list(values.values()), device=self._accelerator.device)
+        means = self._accelerator.reduce(together, reduction="mean").tolist()
+        return dict(zip(values, means, strict=True))
+
+    def _note(self, watched: dict[str, float]) -> None:
+        self.state.global_step += 1
+        done = self.state.global_step * self._everywhere / self._job.config.rollout.num_generations
+        self.state.epoch = done / len(self._prompts)
+        self._losses.append(watched["loss"])
+        for name, value in watched.items():
+            self._since[name].append(value)
+
+    def _log(self) -> None:
+        """Tell the means since the last time."""
+        means = {name: sum(values) / len(values) for name, values in self._since.items()}
+        self._since.clear()
+        means["episode"] = float(self.state.global_step * self._everywhere)
+        self._call("on_log", logs=means | {"epoch": self.state.epoch})
+
+    def _evaluate(self) -> None:
+        """Answer the held-out prompts greedily, judge the answers, and show some."""
+        with self._accelerator.autocast():
+            metrics, table = heldout.judge(self._job, self._data, self.policy.model, self._judges)
+        if metrics:
+            self._call("on_log", logs=metrics)
+            self._call("on_evaluate", metrics=metrics)
+        if table and self._accelerator.is_main_process:
+            self._job.run.table(table, f"train/samples_step{self.state.global_step}.json")
+        self._control.should_evaluate = False
+
+    def _call(self, event: str, **more: Any) -> None:
+        """Tell every callback."""
+        self._control = getattr(self._callbacks, event)(self._args, self.state, self._control, **more)

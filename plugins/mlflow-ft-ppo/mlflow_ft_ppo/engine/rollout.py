@@ -1,0 +1,210 @@
+"""Prompts in a seeded order, and the policy's own answers to them, sampled token by token."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from mlflow_ft.config.schema import RolloutSection
+from mlflow_ft.engine import batches, render, rewards
+from mlflow_ft.engine.loss import causal_model
+from mlflow_ft.errors import DataError
+from mlflow_ft.job import Data, Job, Split
+from mlflow_ft.records import Answer
+from mlflow_ft.rows import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One sampled answer: the tokens of prompt and answer, its end token included, and both as text."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    answer: Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """Sampled answers as the policy looks at them: each behind its prompt, padded on the right."""
+
+    input_ids: Tensor
+    """int64, (answers, length)."""
+    attention_mask: Tensor
+    """int64, (answers, length)."""
+    prompt_lengths: Tensor
+    """int64, (answers,)."""
+    mask: Tensor
+    """float32, (answers, tokens): 1 up to the first end token and on it, 0 behind."""
+
+    def look(self, policy: Any, rows: Tensor) -> Any:
+        """What a policy says of some of the answers; cut to the longest of them."""
+        length = int(self.attention_mask[rows].sum(dim=1).max())
+        return policy(
+            self.input_ids[rows, :length],
+            self.attention_mask[rows, :length],
+            self.prompt_lengths[rows],
+            tokens=self.mask.shape[1],
+        )
+
+
+def tensors(sampled: Sequence[Sampled], *, pad_token_id: int, device: Any) -> Tensors:
+    """Put sampled answers into one batch."""
+    rows = [one.prompt_ids + one.ids for one in sampled]
+    length, tokens = max(map(len, rows)), max(len(one.ids) for one in sampled)
+    ids = torch.tensor([row + [pad_token_id] * (length - len(row)) for row in rows])
+    return Tensors(
+        input_ids=ids.to(device),
+        attention_mask=_ones([len(row) for row in rows], length).to(device),
+        prompt_lengths=torch.tensor([len(one.prompt_ids) for one in sampled]).to(device),
+        mask=_ones([len(one.ids) for one in sampled], tokens).float().to(device),
+    )
+
+
+def _ones(lengths: Sequence[int], width: int) -> Tensor:
+    """Ones up to each length, then zeros; int64 of shape (rows, width)."""
+    return (torch.arange(width)[None] < torch.tensor(lengths)[:, None]).long()
+
+
+class Prompts:
+    """The prompts of a split that can be answered in full: the generation prompt, at the end, must not be cut off."""
+
+    def __init__(self, split: Split, data: Data, *, longest: int) -> None:
+        self._split = split
+        self._tokenizer = data.tokenizer
+        self.longest = longest
+        self.indices = [index for index, length in enumerate(self._lengths(data)) if length <= longest]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _lengths(self, data: Data) -> Iterator[int]:
+        if data.kind == "prompt":  # they were rendered, with the generation prompt, when the rows were read
+            for row in self._split.encoded:
+                yield self.longest + 1 if row.truncated else len(row.input_ids)
+        else:
+            for example in self._split.examples:
+                yield len(self.ids(example))
+
+    def ids(self, example: Example) -> list[int]:
+        """The tokens of what comes before the answer, the generation prompt at the end."""
+        text = render.prompt_text(self._tokenizer, example.prompt, example.tools)
+        found: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def examples(self, seed: int) -> Iterator[Example]:
+        """The prompts without end, in a new order each time round."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            for place in torch.randperm(len(self), generator=generator).tolist():
+                yield self._split.examples[self.indices[place]]
+
+
+def prompts(job: Job, data: Data, model: Any) -> Prompts:
+    """The training prompts that leave room for an answer.
+
+    Raises:
+        DataError: there is none.
+    """
+    config, settings = causal_model(model).config, job.config
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or settings.data.max_length * 2
+    room = positions - settings.rollout.max_completion_length
+    found = Prompts(data.train, data, longest=min(settings.data.max_length, room))
+    short = f"data.max_length is {settings.data.max_length}, and the model has {positions} positions, "
+    short += f"{settings.rollout.max_completion_length} of them for the answer"
+    if not found:
+        raise DataError(f"no prompt is short enough to be answered: {short}", hint="shorten the prompts, or the answers")
+    if left := len(data.train.examples) - len(found):
+        job.progress.warn(f"{left:,} of {len(data.train.examples):,} prompts are too long and left out: {short}")
+    return found
+
+
+def stops(model: Any) -> list[int]:
+    """Every token that ends an answer."""
+    found = causal_model(model).generation_config.eos_token_id
+    return list(found) if isinstance(found, list) else [] if found is None else [found]
+
+
+def cut(tokens: Sequence[int], ends: Sequence[int]) -> tuple[list[int], bool]:
+    """What was generated up to its first end token and on it, and whether there was one; behind it is padding."""
+    end = next((place for place, token in enumerate(tokens) if token in ends), None)
+    return list(tokens if end is None else tokens[: end + 1]), end is not None
+
+
+@torch.no_grad()
+def sample(
+    model: Any, data: Data, found: Prompts, examples: Sequence[Example], *, settings: RolloutSection, batch_size: int
+) -> list[Sampled]:
+    """One answer to every example, from the model's probabilities at the temperature, cut off behind its end token."""
+    ids = [found.ids(example) for example in examples]
+    ends = stops(model)
+    answers: dict[int, Sampled] = {}
+    with _sampling(model, data, settings):
+        for rows in batches.by_length([len(one) for one in ids], batch_size=batch_size):
+            generated = _generate(model, [ids[row] for row in rows], pad_token_id=data.tokenizer.pad_token_id)
+            for row, new in zip(rows, generated, strict=True):
+                tokens, finished = cut(new, ends)
+                text = data.tokenizer.decode(tokens[: len(tokens) - finished], skip_special_tokens=True)
+                answers[row] = Sampled(
+                    prompt_ids=ids[row], ids=tokens, answer=as_answer(examples[row], text, finished=finished)
+                )
+    return [answers[row] for row in range(len(examples))]
+
+
+def as_answer(example: Example, text: str, *, finished: bool) -> Answer:
+    """An answer as reward functions get it, with what they are told of the row."""
+    return Answer(
+        prompt=example.prompt,
+        expected=example.answer or "",
+        text=text,
+        finished=finished,
+        columns=rewards.columns(example),
+    )
+
+
+def _generate(model: Any, ids: list[list[int]], *, pad_token_id: int) -> list[list[int]]:
+    """What the model adds to prompts, padded on the left as generation needs it."""
+    longest = max(map(len, ids))
+    device = causal_model(model).device
+    padded = torch.tensor([[pad_token_id] * (longest - len(one)) + one for one in ids])
+    mask = _ones([len(one) for one in ids], longest).flip(1)
+    output = model.generate(input_ids=padded.to(device), attention_mask=mask.to(device))
+    new: list[list[int]] = output[:, longest:].tolist()
+    return new
+
+
+@contextmanager
+def _sampling(model: Any, data: Data, settings: RolloutSection) -> Iterator[None]:
+    """Inside, generation samples as `rollout` says, and by nothing else that the model's own defaults may hold.
+
+    A top_k or a repetition penalty would sample from another distribution than the one whose probabilities are learned.
+    """
+    causal = causal_model(model)
+    kept = causal.generation_config
+    causal.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        max_new_tokens=settings.max_completion_length,
+        eos_token_id=stops(model),
+        pad_token_id=data.tokenizer.pad_token_id,
+        bos_token_id=kept.bos_token_id,
+        use_cache=True,
+    )
+    try:
+        yield
+    finally:
+        causal.generation_config = kept
+
+
+def take(stream: Iterator[Example], *, prompts: int, generations: int, process: int, processes: int) -> list[Example]:
+    """The examples of this process's share of a step, each as often as it is answered."""
+    mine = list(itertools.islice(stream, prompts * processes))[process::processes]
+    return [example for example in mine for _ in range(generations)]

@@ -1,0 +1,130 @@
+"""Answers end with their first end token; prompts are whole; sampling is from the model's own probabilities."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from mlflow_ft_ppo.engine import rollout
+
+from mlflow_ft import ConfigError, DataError, Example
+
+END = (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept", "finished"),
+    [
+        ([5, 6, 3, 1, 1], [5, 6, 3], True),
+        ([9, 5, 3], [9], True),  # the first of several end tokens
+        ([5, 3, 3, 3], [5, 3], True),  # padded with an end token
+        ([5, 6, 7], [5, 6, 7], False),
+    ],
+)
+def test_an_answer_ends_with_its_first_end_token(tokens, kept, finished):
+    assert rollout.cut(tokens, END) == (kept, finished)
+
+
+def test_the_mask_covers_the_end_token_and_nothing_behind_it():
+    sampled = [
+        rollout.Sampled(prompt_ids=[4, 5], ids=[6, 3], answer=None),
+        rollout.Sampled(prompt_ids=[7], ids=[8, 8, 8, 8], answer=None),
+    ]
+    found = rollout.tensors(sampled, pad_token_id=0, device="cpu")
+    assert found.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert found.input_ids.tolist() == [[4, 5, 6, 3, 0], [7, 8, 8, 8, 8]]
+    assert found.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert found.prompt_lengths.tolist() == [2, 1]
+
+
+def test_processes_share_the_prompts_of_a_step_and_answer_each_as_often_as_asked():
+    taken = [
+        rollout.take(iter("abcdefgh"), prompts=2, generations=2, process=process, processes=2) for process in (0, 1)
+    ]
+    assert taken == [["a", "a", "c", "c"], ["b", "b", "d", "d"]]
+
+
+def test_every_prompt_comes_once_an_epoch_in_an_order_of_the_seed(bench):
+    one = bench()
+    found = rollout.prompts(one.job, one.data, one.prepare().module)
+    orders = [[row.prompt[0]["content"] for row in itertools.islice(found.examples(7), 2 * len(found))] for _ in "ab"]
+    assert orders[0] == orders[1]
+    first, second = orders[0][: len(found)], orders[0][len(found) :]
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(row.prompt[0]["content"] for row in one.data.train.examples)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "conversation"])
+def test_a_prompt_that_leaves_no_room_is_left_out_and_the_generation_prompt_is_there(bench, capsys, kind):
+    answer = ({"role": "assistant", "content": "yes"},) if kind == "conversation" else ()
+    texts = ["red"] * 8 + ["red " * 40]
+    rows = [Example(messages=({"role": "user", "content": text}, *answer)) for text in texts]
+    one = bench(rows=rows, **{"data.max_length": 32})
+    assert one.data.kind == kind
+    found = rollout.prompts(one.job, one.data, one.prepare().module)
+    assert found.indices == [0, 1, 2, 3]
+    text = one.data.tokenizer.decode(found.ids(rows[0]))
+    assert text == "<|im_start|>user\nred<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_without_a_prompt_that_is_short_enough_there_is_nothing_to_do(bench):
+    one = bench(max_completion_length=250)
+    with pytest.raises(DataError, match="no prompt is short enough"):
+        one.train()
+
+
+def test_sampling_is_from_the_models_own_probabilities(bench):
+    """The model's defaults (top_k, a penalty) would sample from another distribution than the one that is learned."""
+    one = bench(max_completion_length=1)
+    module = one.prepare().module
+    causal = module.get_base_model()
+    causal.generation_config.top_k = 1
+    causal.generation_config.repetition_penalty = 9.0
+    kept = causal.generation_config
+    found = rollout.prompts(one.job, one.data, module)
+    rows = [one.data.train.examples[0]] * 400
+    torch.manual_seed(0)
+    settings = one.job.config.rollout
+    sampled = rollout.sample(module, one.data, found, rows, settings=settings, batch_size=400)
+    assert len({row.ids[0] for row in sampled}) > 100
+    assert causal.generation_config is kept
+
+
+def test_the_temperature_of_sampling_is_that_of_the_log_probabilities(bench):
+    """At a low temperature the sampled tokens are likely ones, by what the policy then says of them."""
+    from mlflow_ft_ppo.engine.policy import PolicyWithValue
+
+    one = bench(max_completion_length=4, temperature=0.02)
+    module = one.prepare().module.eval()
+    found = rollout.prompts(one.job, one.data, module)
+    rows = list(one.data.train.examples)[:16]
+    torch.manual_seed(0)
+    sampled = rollout.sample(module, one.data, found, rows, settings=one.job.config.rollout, batch_size=5)
+    assert [row.answer.prompt for row in sampled] == [row.prompt for row in rows]
+    policy = PolicyWithValue(module, temperature=0.02)
+    answers = rollout.tensors(sampled, pad_token_id=1, device="cpu")
+    with torch.no_grad():
+        seen = answers.look(policy, torch.arange(16))
+    surprise = -(seen.logprobs * answers.mask).sum() / answers.mask.sum()
+    entropy = (seen.entropy * answers.mask).sum() / answers.mask.sum()
+    assert surprise < 2
+    assert surprise == pytest.approx(entropy, abs=0.5)  # the mean surprise of samples is the entropy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{gama: 0.9}", "no field 'gama'"),
+        ("{gamma: 1.5}", "gamma must be between 0 and 1"),
+        ("{kl_target: 0}", "kl_target must be above 0"),
+        ("{kl_estimator: k2}", "kl_estimator must be k1 or k3"),
+        ("{num_mini_batches: 1.5}", "whole number"),
+        ("{lam: much}", "PPOSettings refuses"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(bench, options, message):
+    from mlflow_ft_ppo.settings import read
+
+    with pytest.raises(ConfigError, match=message):
+        read(bench(**{"objective.options": options}).job.config)
