@@ -56,13 +56,12 @@ def fit_lora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any
 
 def beginning(asked: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `LoraConfig` that a way to begin needs; its own config comes from `adapter.options` where given."""
-    import peft
+    from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
 
-    if asked == "loftq":  # done by ours, on the quantised base as it is
+    if asked == "loftq":  # the engine does it, on the quantised base as it is
         return {"init_lora_weights": True}
-    own = {"eva": ("eva_config", "EvaConfig"), "corda": ("corda_config", "CordaConfig")}
-    name, kind = (own | {"lora_ga": ("lora_ga_config", "LoraGAConfig")}).get(asked or "", ("", ""))
-    return {name: getattr(peft, kind)()} if name and not values.get(name) else {}
+    kinds = {"eva": EvaConfig, "corda": CordaConfig, "lora_ga": LoraGAConfig}
+    return {f"{asked}_config": kinds[asked]()} if asked in kinds and not values.get(f"{asked}_config") else {}
 
 
 def refuse_lora(config: Config) -> str | None:
@@ -82,8 +81,8 @@ def refuse_lora(config: Config) -> str | None:
         return "loftq corrects the errors of a base in 4 bits; add --model.quantize nf4, or leave it out"
     if begin.startswith(CHANGE_THE_BASE) and quantize != "none":
         return f"{begin} takes a part of the weights out of the base, which {quantize} cannot give; take loftq, or eva"
-    if begin.startswith(CHANGE_THE_BASE) and dora:
-        return f"{begin} is saved as the difference of two LoRAs, which DoRA is not; leave one of them out"
+    if begin.startswith((*CHANGE_THE_BASE, "loftq")) and dora:
+        return f"{begin} begins as a LoRA on weights that it changes, and DoRA keeps their length; leave one of them out"
     return None
 
 

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights, replace_lora_weights_loftq
+from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft.tuners.lora import Linear4bit
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mlflow_ft.engine import batches
+from mlflow_ft.engine import batches, linear
 from mlflow_ft.engine.loss import full_token_loss
 from mlflow_ft.errors import ConfigError, ModelError
-from mlflow_ft.job import BaseModel, Data, Job
+from mlflow_ft.job import BaseModel, Data, Encoded, Job
 
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 """Beginnings that move a part of the base into the adapter."""
@@ -42,6 +45,8 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
         ModelError, ConfigError: the adapter does not fit the model.
     """
     begin = str(getattr(peft_config, "init_lora_weights", ""))
+    if begin in ("corda", "lora_ga") and peft_config.target_modules == "all-linear":
+        peft_config.target_modules = set(linear.names(module))  # they look for the layers before PEFT does
     look = _batches(data, job.config.training.per_device_train_batch_size)
     if begin == "corda":
         preprocess_corda(module, peft_config, run_model=lambda: _run(module, look))
@@ -49,9 +54,9 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
         preprocess_loraga(module, peft_config, train_step=lambda: _gradients(module, look))
     wrapped: Any = get_peft_model(module, peft_config)
     if begin == "eva":
-        initialize_lora_eva_weights(wrapped, list(look), show_progress_bar=False)
+        initialize_lora_eva_weights(wrapped, _large_enough(wrapped, data), show_progress_bar=False)
     elif job.config.adapter.init_lora_weights == "loftq":
-        replace_lora_weights_loftq(wrapped, model_path=str(base.path / "model.safetensors"))
+        _correct_rounding(wrapped, base.path)
     elif job.config.adapter.init_text and peft_config.is_prompt_learning and hasattr(peft_config, "prompt_tuning_init"):
         _from_text(wrapped, job.config.adapter.init_text, data.tokenizer)
     if begin.startswith(CHANGE_THE_BASE):
@@ -105,6 +110,55 @@ def _batches(data: Data, batch_size: int) -> Iterator[dict[str, Tensor]]:
     pad = data.tokenizer.pad_token_id
     for start in range(0, len(rows), batch_size):
         yield batches.padded(rows[start : start + batch_size], pad_token_id=pad)
+
+
+def _large_enough(wrapped: Any, data: Data) -> list[dict[str, Tensor]]:
+    """Batches with as many learned tokens as EVA looks for components; PEFT skips smaller ones, for ever."""
+    settings = wrapped.peft_config["default"]
+    needed = round(max([settings.r, *settings.rank_pattern.values()]) * settings.eva_config.rho)
+    narrowest = min(layer.in_features for _, layer in linear.layers(wrapped.get_base_model()))
+    found: list[dict[str, Tensor]] = []
+    rows: list[Encoded] = []
+    for row in itertools.islice(data.train.encoded, SEEN):
+        rows.append(row)
+        if sum(one.supervised for one in rows) >= needed + len(rows):
+            found.append(batches.padded(rows, pad_token_id=data.tokenizer.pad_token_id))
+            rows = []
+    if needed > narrowest or not found:
+        raise ConfigError(
+            f"eva looks for {needed} components (adapter.r times rho) in {narrowest} dimensions and in the learned "
+            f"tokens of {SEEN} rows at most, which have fewer",
+            hint="lower adapter.r, or begin without eva",
+        )
+    return found
+
+
+@torch.no_grad()
+def _correct_rounding(wrapped: Any, folder: Path) -> None:
+    """LoftQ (arXiv 2310.08659), one step: B A begins as the best low-rank part of what the quantisation took away.
+
+    The base stays as it is, so that the adapter belongs to any copy of it.
+
+    Raises:
+        ModelError: the folder does not hold the weights under the layers' names.
+    """
+    places = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as content:
+            places |= dict.fromkeys(content.keys(), file)
+    for name, layer in wrapped.get_base_model().named_modules():
+        if not isinstance(layer, Linear4bit):
+            continue
+        if f"{name}.weight" not in places:
+            raise ModelError(f"loftq: {folder} holds no weight {name}.weight", hint="begin without loftq")
+        with safe_open(places[f"{name}.weight"], framework="pt") as content:
+            exact = content.get_tensor(f"{name}.weight").float()
+        first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        lost = exact.to(first.device) - dequantize_module_weight(layer.get_base_layer()).float()
+        left, sizes, right = torch.linalg.svd(lost / layer.scaling["default"], full_matrices=False)
+        root = sizes[: len(first)].sqrt()
+        first.copy_(root[:, None] * right[: len(first)])
+        second.copy_(left[:, : len(first)] * root)
 
 
 @torch.no_grad()

@@ -108,12 +108,6 @@ def check_method(config: Config, registry: Registry) -> None:
     for reason in (trainer.refuses(config, adapter), adapter.refuses(config)):
         if reason:
             raise ConfigError(f"method {trainer.name} with adapter {adapter.name}: {reason}")
-    if config.objective.packing and adapter.learned_prompt:
-        raise ConfigError(
-            f"objective.packing with adapter {adapter.name}: a learned prompt stands before a row, not before each "
-            "example in it",
-            hint="leave objective.packing out, or take another adapter",
-        )
     if "merged" in (config.package.packagers or ()) and not adapter.merges:
         raise ConfigError(
             f"adapter {adapter.name} cannot be merged into its base: it changes no weights",

@@ -63,7 +63,7 @@ def test_recomputing_changes_no_gradient_and_leaves_the_model_in_evaluation_mode
             batch().look(policy, torch.arange(2)).logprobs.sum().backward()
         gradients.append([one.grad.clone() for one in policy.model.parameters()])
     assert not any(module.training for module in policy.model.modules())
-    assert not policy.model.is_gradient_checkpointing
+    assert not policy.model.is_activation_checkpointing
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second)
 

@@ -31,7 +31,9 @@ def weights(trained):
 
 
 def test_it_learns(bench):
-    one = bench(max_steps=30, per_device_train_batch_size=32, learning_rate=3e-3, eval_steps=30, **FULL)
+    """A penny for the KL: at the usual coefficient it stops where a nat costs what it earns, far below 1."""
+    settings = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "beta": 0.005}
+    one = bench(max_steps=25, per_device_train_batch_size=32, eval_steps=25, **settings, **FULL)
     one.train()
     scores = one.curve("train/objective/scores")
     assert sum(scores[:3]) / 3 < 0.6
@@ -64,7 +66,7 @@ def test_the_usual_metrics_are_there_and_agree(bench):
     assert reward == pytest.approx(score + penalty)
     assert penalty == pytest.approx(-0.05 * one.curve("train/objective/kl")[1])
     assert one.curve("train/episode") == [8, 16]
-    assert one.curve("train/objective/scores") == one.curve("train/rewards/early")
+    assert one.curve("train/objective/scores") == pytest.approx(one.curve("train/rewards/early"))
 
 
 def test_the_same_seed_gives_the_same_weights(bench):
@@ -126,10 +128,14 @@ def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(bench):
     assert any(not torch.equal(saved[name], before[name]) for name in saved)
 
 
-def test_an_adapter_that_changed_its_base_is_held_to_what_it_was(bench):
-    one = bench(num_iterations=1, init_lora_weights="pissa")
+@pytest.mark.parametrize(
+    "settings", [{"init_lora_weights": "pissa"}, {"adapter.kind": "adalora", "max_steps": 4}, {"adapter.kind": "ia3"}]
+)
+def test_an_adapter_of_another_sort_is_held_to_what_it_was(bench, settings):
+    one = bench(num_iterations=1, **settings)
     one.train()
-    assert one.curve("train/objective/kl")[0] == pytest.approx(0, abs=1e-6)
+    assert one.curve("train/objective/kl")[0] == 0
+    assert one.curve("train/objective/kl")[-1] != 0
 
 
 def test_the_value_head_is_kept_and_can_be_gone_on_from(bench):
@@ -151,7 +157,7 @@ def test_an_answer_of_which_no_judge_says_anything_is_not_learned_from(bench):
     one.train()
     with pytest.raises(RefusedError, match="no reward says anything of any of 8 answers"):
         bench(reward="silent").train()
-    assert one.curve("train/objective/scores") == one.curve("train/rewards/picky")
+    assert one.curve("train/objective/scores") == pytest.approx(one.curve("train/rewards/picky"))
 
 
 def test_a_reward_function_that_raises_is_told(bench):
@@ -207,10 +213,10 @@ def test_conversations_are_prompts_whose_answer_the_rewards_get(bench, tmp_path)
 def test_a_table_shows_the_held_out_answers_at_every_evaluation(bench):
     one = bench(max_steps=2, eval_steps=1)
     one.train()
-    assert list(one.run.tables) == [f"train/samples_step{step}.json" for step in (0, 1, 2)]
-    table = one.run.tables["train/samples_step2.json"]
+    assert list(one.run.tables) == [f"samples/step_{step:06}.json" for step in (0, 1, 2)]
+    table = one.run.tables["samples/step_000002.json"]
     assert len(table) == 4
-    assert set(table[0]) == {"prompt", "answer", "finished", "reward", "rewards/early"}
+    assert 0 <= table[0]["reward/early"] <= 1
     assert [step for name, step, _ in one.run.points if name == "eval/reward"] == [0, 1, 2]
 
 

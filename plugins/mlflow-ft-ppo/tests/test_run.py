@@ -31,7 +31,7 @@ def test_a_run_from_prompts_to_versions_that_answer(asked, tmp_path, fine_tune):
     assert run.info.status == "FINISHED"
     assert run.data.params["cfg.rollout.num_iterations"] == "4"
     assert {"train/objective/kl", "eval/reward", "eval/tuned/reward/short"} <= set(run.data.metrics)
-    assert "train/samples_step2.json" in {one.path for one in client.list_artifacts(outcome.run_id, "train")}
+    assert "samples/step_000002.json" in {one.path for one in client.list_artifacts(outcome.run_id, "samples")}
     assert {version.name for version in outcome.versions} == {"tiny-ppo", "tiny-ppo-adapter"}
     model = mlflow.pyfunc.load_model("models:/tiny-ppo@candidate")
     answer = model.predict({"messages": [{"role": "user", "content": "red"}]})

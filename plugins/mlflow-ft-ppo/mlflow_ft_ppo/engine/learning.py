@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,10 +31,12 @@ class Learner:
         passes: int,
         max_steps: int,
         accelerator: Accelerator,
+        tell: Callable[[str], None],
     ) -> None:
+        """`tell` calls the callbacks of an event: before and after every optimizer step."""
         self._args, self._settings = args, settings
         self._epsilon, self._passes = epsilon, passes
-        self._accelerator = accelerator
+        self._accelerator, self._tell = accelerator, tell
         optimizer = _optimizer(policy, args, settings)
         per_step = passes * settings.num_mini_batches
         self._scheduler = get_scheduler(
@@ -74,7 +77,9 @@ class Learner:
                 seen = found.answers.look(self._policy, rows)
                 self._accelerator.backward(self._loss(seen, found, rows, sums) / tokens)
         norm = self._accelerator.clip_grad_norm_(self._unwrapped.parameters(), self._args.max_grad_norm)
+        self._tell("on_pre_optimizer_step")
         self._optimizer.step()
+        self._tell("on_optimizer_step")
         self._scheduler.step()
         self._optimizer.zero_grad()
         return float(norm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,12 @@ from transformers import TrainerControl, TrainerState, TrainingArguments, set_se
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from mlflow_ft.engine import models, rewards, training
+from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.engine.first_step import GradientCallback
+from mlflow_ft.engine.samples import SamplesCallback
 from mlflow_ft.job import Data, Job, Model, Trained
+from mlflow_ft.rows import Example
 from mlflow_ft_ppo import settings as ppo_settings
 from mlflow_ft_ppo.engine import experience, heldout, reference, rollout
 from mlflow_ft_ppo.engine.learning import Learner
@@ -73,8 +78,9 @@ class PPO:
         self._kl = KLController(
             beta=ppo_settings.BETA if beta is None else beta, target=settings.kl_target, horizon=settings.kl_horizon
         )
-        self._reference = reference.of_start(self.policy, model) if self._kl.beta else None
         self._prompts = rollout.prompts(job, data, module)
+        first = self._prompts.ids(next(self._prompts.examples(job.config.run.seed)))
+        self._reference = reference.of_start(self.policy, first) if self._kl.beta else None
         self._answers = settings.answers_per_step(job.config)
         self._everywhere = self._answers * self._accelerator.num_processes
         self.state = self._state()
@@ -86,6 +92,7 @@ class PPO:
             passes=asked.num_iterations,
             max_steps=self.state.max_steps,
             accelerator=self._accelerator,
+            tell=self._call,
         )
         self._control = TrainerControl()
         self._callbacks = CallbackHandler(self._callback_list(bars), module, data.tokenizer, None, None)
@@ -111,9 +118,13 @@ class PPO:
         return state
 
     def _callback_list(self, bars: ExitStack) -> list[Any]:
-        found: list[Any] = [DefaultFlowCallback()]
+        job, data = self._job, self._data
+        found: list[Any] = [DefaultFlowCallback(), GradientCallback(zero_is_right=True)]
         if self._accelerator.is_main_process:
-            found += [JournalCallback(self._job, self._data.eval), WatchCallback(self._job, bars)]
+            found += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
+            found += [SamplesCallback(job, data, bars, judges=self._judges)]
+        if is_adalora(self.policy.model):
+            found += [AllocateCallback(job)]
         for more in self._job.plugins.hook.training_callbacks(job=self._job):
             found.extend(more)
         return found
@@ -142,7 +153,7 @@ class PPO:
                 self._evaluate()
         self._call("on_train_end")
 
-    def _step(self, stream: Any) -> dict[str, float]:
+    def _step(self, stream: Iterator[Example]) -> dict[str, float]:
         """Sample, judge, learn; what is watched of it."""
         asked = self._job.config.rollout
         examples = rollout.take(
@@ -203,15 +214,12 @@ class PPO:
         self._call("on_log", logs=means | {"epoch": self.state.epoch})
 
     def _evaluate(self) -> None:
-        """Answer the held-out prompts greedily, judge the answers, and show some."""
+        """Judge greedy answers to held-out prompts; the callbacks of this event log some of them."""
         with self._accelerator.autocast():
-            metrics, table = heldout.judge(self._job, self._data, self.policy.model, self._judges)
-        if metrics:
-            self._call("on_log", logs=metrics)
+            metrics = heldout.scores(self._job, self._data, self.policy.model, self._judges)
+            if metrics:
+                self._call("on_log", logs=metrics)
             self._call("on_evaluate", metrics=metrics)
-        if table and self._accelerator.is_main_process:
-            self._job.run.table(table, f"train/samples_step{self.state.global_step}.json")
-        self._control.should_evaluate = False
 
     def _call(self, event: str, **more: Any) -> None:
         """Tell every callback."""

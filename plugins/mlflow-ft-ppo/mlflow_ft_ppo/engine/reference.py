@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
+
 from mlflow_ft.engine.training import REFERENCE
-from mlflow_ft.job import Model
 from mlflow_ft_ppo.engine.policy import PolicyWithValue
 
 Reference = Callable[[], AbstractContextManager[PolicyWithValue]]
 """`with reference() as start: start(...)`."""
-BEGINS_AS_BASE = (True, "gaussian")
-"""Values of `init_lora_weights` with which a new adapter changes nothing; PiSSA, OLoRA and others change the base."""
 
 
-def of_start(policy: PolicyWithValue, model: Model) -> Reference:
-    """The cheapest way to what the policy is now: its base alone, a frozen copy of its adapter, or of all of it."""
+def of_start(policy: PolicyWithValue, prompt: Sequence[int]) -> Reference:
+    """The cheapest way to what the policy is now: its base alone, a frozen copy of its adapter, or of all of it.
+
+    Whether the adapter changes nothing yet is found out on a prompt: a new LoRA does not, one that is trained further
+    or that began with a part of the base (PiSSA) does.
+    """
     if not hasattr(policy.model, "peft_config"):
         return _whole_copy(policy)
-    active = policy.model.active_adapter
-    config = policy.model.peft_config[active]
-    if model.base.start is None and getattr(config, "init_lora_weights", True) in BEGINS_AS_BASE:
-        return _base_alone(policy)
-    return _adapter_copy(policy, active, config)
+    return _base_alone(policy) if _changes_nothing(policy.model, prompt) else _adapter_copy(policy.model, policy)
+
+
+@torch.no_grad()
+def _changes_nothing(model: Any, prompt: Sequence[int]) -> bool:
+    ids = torch.tensor([list(prompt)], device=model.device)
+    with model.disable_adapter():
+        without = model(input_ids=ids, use_cache=False).logits
+    return torch.equal(model(input_ids=ids, use_cache=False).logits, without)
 
 
 def _whole_copy(policy: PolicyWithValue) -> Reference:
@@ -47,12 +54,11 @@ def _base_alone(policy: PolicyWithValue) -> Reference:
     return without_adapter
 
 
-def _adapter_copy(policy: PolicyWithValue, active: str, config: Any) -> Reference:
+def _adapter_copy(model: Any, policy: PolicyWithValue) -> Reference:
     """A second adapter with the same weights, under the name that `training.keep` leaves out of what is saved."""
-    model = policy.model
-    settings = copy.deepcopy(config)
-    if hasattr(settings, "init_lora_weights"):
-        settings.init_lora_weights = True  # PiSSA and others would change the base's weights a second time
+    active = model.active_adapter
+    settings = copy.deepcopy(model.peft_config[active])
+    settings.inference_mode = True
     model.add_adapter(REFERENCE, settings)
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
