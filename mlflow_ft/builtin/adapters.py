@@ -32,6 +32,7 @@ RANGES = {
 BEGINNINGS = ("pissa", "olora", "gaussian", "eva", "corda", "loftq", "orthogonal", "mica", "lora_ga")
 NOT_ADALORA = ("use_rslora", "init_lora_weights", "r")
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
+OF_THE_WEIGHTS = (*CHANGE_THE_BASE, "orthogonal", "mica")
 
 
 def no_adapter(job: Job, model: Model) -> None:
@@ -45,7 +46,9 @@ def fit_lora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any
     found = beginning(values.get("init_lora_weights"), values)
     saved = set(values.get("modules_to_save") or ())
     layers = list(vocabulary.token_layers(model.module, []))
-    if vocabulary.tied(model.module) and saved & {*layers, "lm_head"}:
+    targets = values.get("target_modules")
+    touched = saved | set(targets if isinstance(targets, list) else ())
+    if vocabulary.tied(model.module) and touched & {*layers, "lm_head"}:
         found["ensure_weight_tying"] = True
     new = list(tokenizers.load(job.config, model.base).new_tokens) if job.config.model.add_tokens else []
     asked = list(values.get("trainable_token_indices") or ())
@@ -79,10 +82,12 @@ def refuse_lora(config: Config) -> str | None:
         )
     if begin == "loftq" and quantize != "nf4":
         return "loftq corrects the errors of a base in 4 bits; add --model.quantize nf4, or leave it out"
-    if begin.startswith(CHANGE_THE_BASE) and quantize != "none":
-        return f"{begin} takes a part of the weights out of the base, which {quantize} cannot give; take loftq, or eva"
+    if begin.startswith(OF_THE_WEIGHTS) and quantize != "none":
+        return f"{begin} is computed from the weights, which {quantize} has rounded; take loftq or eva, or leave it out"
     if begin.startswith((*CHANGE_THE_BASE, "loftq")) and dora:
-        return f"{begin} begins as a LoRA on weights that it changes, and DoRA keeps their length; leave one of them out"
+        return (
+            f"{begin} begins as a LoRA on weights that it changes, and DoRA keeps their length; leave one of them out"
+        )
     return None
 
 
@@ -92,66 +97,72 @@ def fit_adalora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, 
     return fit_lora(job, model, values) | {"init_r": rank + (rank + 1) // 2, "total_step": 10**9}
 
 
+RECORDS: tuple[Adapter, ...] = (
+    Adapter(
+        name="none",
+        summary="no adapter: every weight trains",
+        configure=no_adapter,
+        refuses=tuners.refuse_none,
+        use_for="the most capacity: much data, a new language, a new domain",
+        memory="the most: weights, gradients and AdamW in float32 are 16 bytes a weight",
+        ranges={"training.learning_rate": "5e-6 to 5e-5"},
+    ),
+    tuners.record(
+        "lora",
+        "low-rank updates of linear layers, scaled by lora_alpha / r",
+        Tuner(
+            config="LoraConfig",
+            settings=LORA | {"use_dora": "use_dora"},
+            fit=fit_lora,
+            new_tokens=True,
+            refuses=refuse_lora,
+        ),
+        paper="https://arxiv.org/abs/2106.09685",
+        use_for="nearly everything; begin here",
+        memory="the base, and 16 bytes for each of the few weights that train",
+        ranges=RANGES,
+    ),
+    tuners.record(
+        "dora",
+        "LoRA on the direction of the weights, with their length trained apart",
+        Tuner(
+            config="LoraConfig",
+            settings=LORA,
+            fixed={"use_dora": True},
+            fit=fit_lora,
+            quantised=("nf4",),
+            new_tokens=True,
+            refuses=refuse_lora,
+        ),
+        paper="https://arxiv.org/abs/2402.09353",
+        use_for="low ranks, where LoRA stays behind full fine-tuning",
+        memory="as LoRA, with about twice its activations and time",
+        ranges=RANGES | {"adapter.r": "4 to 32"},
+    ),
+    tuners.record(
+        "adalora",
+        "LoRA that takes ranks away from the layers that need them least; adapter.r is what is left on average",
+        Tuner(
+            config="AdaLoraConfig",
+            settings={name: ours for name, ours in LORA.items() if name not in NOT_ADALORA} | {"r": "target_r"},
+            fit=fit_adalora,
+            new_tokens=True,
+        ),
+        paper="https://arxiv.org/abs/2303.10512",
+        use_for="a budget of ranks that finds its layers by itself; needs a few hundred steps",
+        memory="as LoRA of 1.5 times the rank",
+        ranges=RANGES | {"adapter.r": "4 to 16", "training.learning_rate": "5e-4 to 3e-3"},
+    ),
+)
+"""None, LoRA and its nearest kin."""
+
+
 @hookimpl
 def register_adapters() -> list[Adapter]:
     return [
-        Adapter(
-            name="none",
-            summary="no adapter: every weight trains",
-            configure=no_adapter,
-            refuses=tuners.refuse_none,
-            use_for="the most capacity: much data, a new language, a new domain",
-            memory="the most: weights, gradients and AdamW in float32 are 16 bytes a weight",
-            ranges={"training.learning_rate": "5e-6 to 5e-5"},
-        ),
-        tuners.record(
-            "lora",
-            "low-rank updates of linear layers, scaled by lora_alpha / r",
-            Tuner(
-                config="LoraConfig",
-                settings=LORA | {"use_dora": "use_dora"},
-                fit=fit_lora,
-                new_tokens=True,
-                refuses=refuse_lora,
-            ),
-            paper="https://arxiv.org/abs/2106.09685",
-            use_for="nearly everything; begin here",
-            memory="the base, and 16 bytes for each of the few weights that train",
-            ranges=RANGES,
-        ),
-        tuners.record(
-            "dora",
-            "LoRA on the direction of the weights, with their length trained apart",
-            Tuner(
-                config="LoraConfig",
-                settings=LORA,
-                fixed={"use_dora": True},
-                fit=fit_lora,
-                quantised=("nf4",),
-                new_tokens=True,
-                refuses=refuse_lora,
-            ),
-            paper="https://arxiv.org/abs/2402.09353",
-            use_for="low ranks, where LoRA stays behind full fine-tuning",
-            memory="as LoRA, with about twice its activations and time",
-            ranges=RANGES | {"adapter.r": "4 to 32"},
-        ),
-        tuners.record(
-            "adalora",
-            "LoRA that takes ranks away from the layers that need them least; adapter.r is what is left on average",
-            Tuner(
-                config="AdaLoraConfig",
-                settings={name: ours for name, ours in LORA.items() if name not in NOT_ADALORA} | {"r": "target_r"},
-                fit=fit_adalora,
-                new_tokens=True,
-            ),
-            paper="https://arxiv.org/abs/2303.10512",
-            use_for="a budget of ranks that finds its layers by itself; needs a few hundred steps",
-            memory="as LoRA of 1.5 times the rank",
-            ranges=RANGES | {"adapter.r": "4 to 16", "training.learning_rate": "5e-4 to 3e-3"},
-        ),
-        *factored_tuners.records(),
-        *shared_tuners.records(),
+        *RECORDS,
+        *factored_tuners.RECORDS,
+        *shared_tuners.RECORDS,
         *other_tuners.records(),
-        *learned_prompts.records(),
+        *learned_prompts.RECORDS,
     ]

@@ -53,6 +53,10 @@ def refuses(config: Config, adapter: Adapter) -> str | None:
             "it learns from rewards, and none was named; name functions with --reward_funcs FILE.py:function, or a "
             "model with --reward_model"
         )
+    if adapter.name in ("adalora", "adaption-prompt"):
+        return "TRL cannot put its reference beside it, or its head on it; take lora, or another adapter"
+    if config.adapter.init_lora_weights == "lora_ga":
+        return "adapter.init_lora_weights lora_ga begins with the gradient of a loss on answers, and prompts have none"
     return groups(config)
 
 

@@ -33,9 +33,14 @@ def fit_norms(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, An
 
 def fit_tokens(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
     """The tokens that were named, and the new ones; PEFT finds the embeddings by itself."""
-    from mlflow_ft.engine import tokenizers
+    from mlflow_ft.engine import tokenizers, vocabulary
 
-    return {"token_indices": [*values.get("token_indices", ()), *tokenizers.load(job.config, model.base).new_tokens]}
+    new = tokenizers.load(job.config, model.base).new_tokens
+    layers = (
+        vocabulary.token_layers(model.module, []) if new else {}
+    )  # an output layer of its own has rows for them too
+    found = {"token_indices": [*values.get("token_indices", ()), *new]}
+    return found | ({"target_modules": list(layers)} if layers else {})
 
 
 def needs_tokens(config: Config) -> str | None:

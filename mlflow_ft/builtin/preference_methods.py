@@ -57,6 +57,13 @@ def no_learned_prompt(config: Config, adapter: Adapter) -> str | None:
     return None
 
 
+def no_second_adapter(config: Config, adapter: Adapter) -> str | None:
+    """What the reference of dpo and kto, a frozen copy of the adapter at first, and TRL's own head cannot do."""
+    if adapter.name in ("adalora", "adaption-prompt"):
+        return "TRL cannot put its reference beside it, or its head on it; take lora, or another adapter"
+    return None
+
+
 def records() -> list[Trainer]:
     """The records, for `builtin.trainers`."""
     return [
@@ -69,6 +76,7 @@ def records() -> list[Trainer]:
             needs=PAIRS,
             kinds=("preference",),
             settings=("beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "options"),
+            refuses=no_second_adapter,
             use_for="aligning a model that was instruction-tuned on similar prompts, where pairs of answers are there",
             memory="as sft with the same adapter, for rows twice as many; without an adapter a second model beside it",
             ranges={
@@ -151,6 +159,7 @@ def records() -> list[Trainer]:
                 "precompute_ref_log_probs",
                 "options",
             ),
+            refuses=no_second_adapter,
             use_for="thumbs up and down from users; weigh the rarer label higher, so that both weigh alike",
             memory="as dpo",
             ranges={

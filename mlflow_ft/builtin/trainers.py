@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Trainer, hookimpl
-from mlflow_ft.builtin import online_methods, preference_methods
+from mlflow_ft.builtin import online_methods, preference_methods, sft_methods
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Trained
@@ -29,32 +29,13 @@ def register_trainers() -> list[Trainer]:
             train=train_sft,
             defaults=ADAPTER_DEFAULTS,
             paper="https://arxiv.org/abs/2203.02155",
-            needs="conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text; or preferences, of "
-            "which the chosen answers are learned",
+            needs="conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text; or preferences, "
+            "of which the chosen answers are learned",
             kinds=("conversation", "text", "preference"),
             settings=("packing", "options"),
             use_for="the first step of most alignments, and of the chains align and rlhf",
         ),
-        Trainer(
-            name="full",
-            summary="every weight trains: the most memory, the most capacity",
-            train=train_sft,
-            defaults={"adapter.kind": "none", "training.learning_rate": 1e-5},
-        ),
-        Trainer(
-            name="lora",
-            summary="low-rank updates of all linear layers beside a frozen base",
-            train=train_sft,
-            defaults=ADAPTER_DEFAULTS,
-            paper="https://arxiv.org/abs/2106.09685",
-        ),
-        Trainer(
-            name="qlora",
-            summary="LoRA beside a base held in 4 bits (NF4, double quantisation): the least memory",
-            train=train_sft,
-            defaults=ADAPTER_DEFAULTS | {"model.quantize": "nf4", "model.double_quant": True},
-            paper="https://arxiv.org/abs/2305.14314",
-        ),
+        *sft_methods.records(train_sft),
         *preference_methods.records(),
         *online_methods.records(),
     ]

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Adapter
-from mlflow_ft.config.methods import AdapterSection
 from mlflow_ft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _layers(tuner: Tuner, job: Job, module: Any, values: Mapping[str, Any]) -> d
 
 def refuse(tuner: Tuner, config: Config) -> str | None:
     """Why the settings cannot work with this kind of adapter; None where they can."""
-    idle = [name for name in AdapterSection.model_fields if name not in (*tuner.settings, "kind", "options")]
+    idle = [name for name in type(config.adapter).model_fields if name not in (*tuner.settings, "kind", "options")]
     for name in idle:
         if given(config, name):
             reads = ", ".join(f"adapter.{one}" for one in tuner.settings)
@@ -121,7 +120,7 @@ def _check_options(tuner: Tuner, given_options: Mapping[str, str]) -> None:
 
 def refuse_none(config: Config) -> str | None:
     """Where every weight trains, the settings of an adapter are a misunderstanding."""
-    for name in AdapterSection.model_fields:
+    for name in type(config.adapter).model_fields:
         if name != "kind" and given(config, name):
             return f"adapter.{name} means nothing where every weight trains; name an adapter (--adapter.kind lora)"
     return None

@@ -10,20 +10,37 @@ import click
 
 from mlflow_ft import plugins
 from mlflow_ft.plugins import KINDS
+from mlflow_ft.records import Trainer
 
-MORE = {"formats": ("kind", "columns"), "checks": ("severity", "remedy", "fix"), "trainers": ("kinds",)}
+MORE = {
+    "formats": ("kind", "columns"),
+    "checks": ("severity", "remedy", "fix"),
+    "trainers": ("needs", "use_for", "memory", "ranges"),
+    "adapters": ("merges", "use_for", "memory", "ranges"),
+}
 """What is told of a record beside its name and summary, by kind."""
+SAID = {"use_for": "for", "ranges": "usual"}
 
 
 def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {text}" for key, text in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 @click.command()
 @click.argument("kind", type=click.Choice(sorted(KINDS)))
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
-def command(kind: str, *, as_json: bool) -> None:
-    """List the formats, checks, trainers, adapters, evaluators or packagers there are."""
+def command(kind: str, name: str | None, *, as_json: bool) -> None:
+    """List the formats, checks, trainers, adapters, evaluators, rewards or packagers there are.
+
+    \b
+    mlflow-ft show trainers             every method: what it is for, what it needs, its defaults
+    mlflow-ft show trainers dpo         one of them, with all its settings
+    """
     from mlflow_ft.registry import Registry
 
     catalogue = getattr(Registry(plugins.load()), kind)
@@ -35,34 +52,39 @@ def command(kind: str, *, as_json: bool) -> None:
             "defaults": dict(getattr(record, "defaults", {})),
             "paper": getattr(record, "paper", ""),
         }
-        | {name: getattr(record, name) for name in MORE.get(kind, ())}
-        for record in catalogue
+        | {key: getattr(record, key) for key in MORE.get(kind, ())}
+        for record in ([catalogue[name]] if name else catalogue)
     ]
     if as_json:
         click.echo(json.dumps(rows, indent=2, default=str))
         return
     for row in rows:
         click.echo(f"{row['name']:<18} {row['summary']}  ({row['provider']})")
-        for name in MORE.get(kind, ()):
-            if row[name]:
-                click.echo(f"{'':<18}   {name}: {_words(row[name])}")
+        for key in MORE.get(kind, ()):
+            if row[key] not in ("", {}, ()):
+                click.echo(f"{'':<18}   {SAID.get(key, key)}: {_words(row[key])}")
         if row["paper"]:
             click.echo(f"{'':<18}   {row['paper']}")
-        for line in settings(row["name"], row["defaults"]) if kind == "trainers" else ():
+        for line in _settings(catalogue[row["name"]], whole=bool(name)) if kind == "trainers" else ():
             click.echo(f"{'':<18}   {line}")
 
 
-def settings(method: str, defaults: Mapping[str, Any]) -> list[str]:
-    """The settings that a method trains with when nothing else is given; those of its own are marked."""
+def _settings(trainer: Trainer, *, whole: bool) -> list[str]:
+    """The settings that a method trains with when nothing else is given; those of its own are marked.
+
+    `whole` tells all of them, and not its own alone.
+    """
     from mlflow_ft.config import describe, resolve
 
-    values = resolve(method, defaults=defaults).flat()
+    defaults = trainer.defaults
+    values = resolve(trainer.name, defaults=defaults).flat()
     docs = {path: doc for path, _, _, doc in describe()}
     own = values["adapter.kind"] != "none"
-    sections = ("adapter.", "training.", "model.quantize") if own else ("adapter.kind", "training.")
+    sections = ["training.", *(("adapter.", "model.quantize") if own else ("adapter.kind",))]
+    sections += [f"{section}.{name}" for section in ("objective", "rollout") for name in trainer.settings or ()]
     return [
         f"{'*' if path in defaults else ' '} {path} = {'' if value is None else value}".rstrip().ljust(46)
         + f"  {docs[path]}"
         for path, value in values.items()
-        if path.startswith(sections)
+        if path in defaults or (whole and path.startswith(tuple(sections)))
     ]

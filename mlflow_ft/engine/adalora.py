@@ -29,7 +29,7 @@ class AllocateCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         tuner = _tuner(more["model"])
-        settings = tuner.peft_config[tuner.trainable_adapter_name]
+        settings = _settings(tuner)
         settings.total_step = steps = state.max_steps
         if "tinit" not in self._given:
             settings.tinit = int(WARM_UP * steps)
@@ -47,7 +47,7 @@ class AllocateCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         tuner = _tuner(more["model"])
-        weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
+        weight = _settings(tuner).orth_reg_weight
         for parameter, gradient in orthogonality(tuner):
             parameter.grad = gradient * weight if parameter.grad is None else parameter.grad + gradient * weight
 
@@ -76,6 +76,10 @@ def orthogonality(tuner: AdaLoraModel) -> list[tuple[torch.nn.Parameter, torch.T
 def is_adalora(module: Any) -> bool:
     """Whether the model carries an AdaLoRA adapter."""
     return isinstance(getattr(module, "base_model", None), AdaLoraModel)
+
+
+def _settings(tuner: AdaLoraModel) -> Any:
+    return tuner.peft_config[tuner.trainable_adapter_name]
 
 
 def _tuner(module: Any) -> AdaLoraModel:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from mlflow_ft.engine import hardware, masking, models
+from mlflow_ft.engine import hardware, masking, models, vocabulary
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.job import Data, Encoded, Job, Trained
 
@@ -31,13 +31,16 @@ def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
     dtype = hardware.held_dtype(job.config)
     quantiser = models.quantization(job.config, dtype)
+    tokenizer = vocabulary.grown(job.config, trained.base)
     base = {
+        "kind": job.config.adapter.kind,
         "name_or_path": trained.base.name_or_path,
         "revision": trained.base.revision,
         "origin": trained.base.origin,
         "task": trained.base.task,
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantiser.to_dict() if quantiser else None,
+        "tokens": len(tokenizer) if tokenizer else None,  # for how many the base's embeddings must have rows
     }
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2, sort_keys=True))
 

@@ -3,7 +3,8 @@
 A reward model takes the messages of a whole conversation and gives back the score of its last answer.
 
 The folder `model` beside it holds a whole model, or an adapter with `base.json`. The base of an adapter is looked for
-where `MLFLOW_FT_BASE_MODEL` or the model config `base_model_path` says, else where it was when the adapter was trained.
+where `MLFLOW_FT_BASE_MODEL` or the model config `base_model_path` says, else where it was when the adapter was trained:
+a folder, the Hub, or a model in MLflow (`models:/NAME/3`).
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import logging
 import os
 import time
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from transformers.utils.logging import disable_progress_bar
 
 # When it is loaded on a CPU, bitsandbytes warns that an optional package for faster inference is not there.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# PEFT lets the model count the positions, a learned prompt in front, and warns of it at every answer.
+warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -171,6 +175,7 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
 
     base = json.loads((folder / "base.json").read_text())
     name = os.environ.get("MLFLOW_FT_BASE_MODEL") or base_model_path or base["name_or_path"]
+    name = fetched(name)
     local = Path(name).is_dir()
     if not local and name.startswith(("/", "~", ".")):
         raise FileNotFoundError(
@@ -187,10 +192,23 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
     if base.get("task") == "score":  # its head comes with the adapter
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
     model: Any = kind.from_pretrained(name, **options)
+    if (base.get("tokens") or 0) > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(base["tokens"], mean_resizing=False)  # the adapter holds the new rows
     for module in model.modules():  # bitsandbytes would compute in bfloat16 on some CPUs, as training did not
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return PeftModel.from_pretrained(model, folder)
+
+
+def fetched(name: str) -> str:
+    """The folder of a base model that is itself kept in MLflow; any other name as it is."""
+    if not name.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+        return name
+    root = Path(mlflow.artifacts.download_artifacts(name))
+    files = sorted(root.rglob("config.json"), key=lambda file: (len(file.parts), str(file)))
+    if not files:
+        raise FileNotFoundError(f"{name}, the adapter's base, holds no model")
+    return str(files[0].parent)
 
 
 def weights_hash(folder: Path) -> str:

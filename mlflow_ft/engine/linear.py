@@ -30,7 +30,7 @@ def norms(module: Any) -> list[str]:
 
 def smallest(module: Any) -> int:
     """Number of weights of the smallest linear layer."""
-    return min(layer.in_features * layer.out_features for _, layer in layers(module))
+    return min(int(layer.in_features * layer.out_features) for _, layer in layers(module))
 
 
 def common_side(module: Any, most: int) -> int:

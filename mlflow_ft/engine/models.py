@@ -36,9 +36,10 @@ NOTES = (
     "Failed to load the CUDA extension",  # boft: its own kernel; the same in torch is used
     "Setting boft_n_butterfly_factor to 1",
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
-    "Sparse invariant checks are implicitly disabled",
-    "Model with `tie_word_embeddings=True` and the",
+    "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
     "Note that `r` is not used in AdaLora",
+    "lora with eva initialization used with low_cpu_mem_usage=False",
+    "Full backward hook is firing",  # lora_ga counts batches with one
     "The following rank_pattern keys did not match",  # adalora writes its ranks in a form of its own
 )
 """What PEFT warns of, and what is taken care of here."""
@@ -104,6 +105,7 @@ def load_base(
 @contextmanager
 def quiet_peft() -> Iterator[None]:
     """Keep PEFT's warnings about what is as it should be off the terminal."""
+    torch.sparse.check_sparse_tensor_invariants.disable()  # as it is; torch warns (shira, frod) until it is told so
     with warnings.catch_warnings():
         for note in NOTES:
             warnings.filterwarnings("ignore", message=note)
@@ -159,7 +161,7 @@ def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, 
         with quiet_peft(), quiet_transformers():
             warnings.filterwarnings("error", message="The following (rank|alpha)_pattern keys did not match")
             wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, NotImplementedError, UserWarning) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, NotImplementedError, Warning) as error:
         raise starts.refused(error) from error
     as_float32(wrapped)
     return wrapped

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,8 @@ class LabelledTokensTrainer(SFTTrainer):
     """TRL's SFTTrainer with the loss on the labelled tokens only, and the exact mean over tokens on held-out rows."""
 
     def __init__(self, *, held_out: Sequence[Encoded], **options: Any) -> None:
-        super().__init__(**options)
+        with _own_head(options["model"]):
+            super().__init__(**options)
         self._module = cast("Any", self.model)
         self._pad_token_id: int = options["processing_class"].pad_token_id
         self._held_out = held_out
@@ -46,7 +48,9 @@ class LabelledTokensTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes  # the gradients are averaged over the processes
         metrics = self._metrics["train"]
         metrics["mean_token_accuracy"].append(found.correct.float().mean().item() if found.correct.numel() else 0.0)
-        length = inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["labels"].numel())
+        length = (
+            inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["labels"].numel())
+        )
         self._total_train_tokens += int(self.accelerator.gather(length.to(loss.device)).sum())
         metrics["num_tokens"] = [self._total_train_tokens]
         return (loss, None) if return_outputs else loss
@@ -65,6 +69,16 @@ class LabelledTokensTrainer(SFTTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._module.train()
         return metrics
+
+
+@contextmanager
+def _own_head(model: Any) -> Iterator[None]:
+    """Let TRL take a model with an adapter on its output layer: its own loss would miss that; ours goes through it."""
+    model.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del model.get_output_embeddings
 
 
 def _tensors(inputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -20,12 +20,14 @@ from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_
 from peft.tuners.lora import Linear4bit
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mlflow_ft.engine import batches, linear
+from mlflow_ft.engine import batches, linear, vocabulary
 from mlflow_ft.engine.loss import full_token_loss
 from mlflow_ft.errors import ConfigError, ModelError
 from mlflow_ft.job import BaseModel, Data, Encoded, Job
@@ -47,18 +49,22 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
     begin = str(getattr(peft_config, "init_lora_weights", ""))
     if begin in ("corda", "lora_ga") and peft_config.target_modules == "all-linear":
         peft_config.target_modules = set(linear.names(module))  # they look for the layers before PEFT does
-    look = _batches(data, job.config.training.per_device_train_batch_size)
+    # CorDA's hooks take one row at a time
+    look = _batches(data, 1 if begin == "corda" else job.config.training.per_device_train_batch_size)
+    tied = vocabulary.tied(module)
+    narrowest = min((layer.in_features for _, layer in linear.layers(module)), default=0)
     if begin == "corda":
         preprocess_corda(module, peft_config, run_model=lambda: _run(module, look))
     elif begin == "lora_ga":
         preprocess_loraga(module, peft_config, train_step=lambda: _gradients(module, look))
     wrapped: Any = get_peft_model(module, peft_config)
     if begin == "eva":
-        initialize_lora_eva_weights(wrapped, _large_enough(wrapped, data), show_progress_bar=False)
+        initialize_lora_eva_weights(wrapped, _large_enough(wrapped, data, narrowest=narrowest), show_progress_bar=False)
     elif job.config.adapter.init_lora_weights == "loftq":
         _correct_rounding(wrapped, base.path)
     elif job.config.adapter.init_text and peft_config.is_prompt_learning and hasattr(peft_config, "prompt_tuning_init"):
         _from_text(wrapped, job.config.adapter.init_text, data.tokenizer)
+    _merges_once(wrapped, tied=tied)
     if begin.startswith(CHANGE_THE_BASE):
         job.folder.mkdir(parents=True, exist_ok=True)
         save_file(_adapter_weights(wrapped), job.folder / BEGINNING)
@@ -100,6 +106,17 @@ def doubled(peft_config: Any) -> Any:
     return found
 
 
+def _merges_once(wrapped: Any, *, tied: bool) -> None:
+    """Refuse an adapter over layers that are one: it would be merged into their weights twice."""
+    inside, outside = wrapped.get_input_embeddings(), wrapped.get_base_model().get_output_embeddings()
+    over = [layer for layer in (inside, outside) if isinstance(layer, BaseTunerLayer)]
+    if tied and any(not isinstance(layer, TrainableTokensLayer) for layer in over):
+        raise ConfigError(
+            "this model's output layer is its embedding layer, and an adapter over them cannot be merged",
+            hint="leave both out of adapter.target_modules; adapter.modules_to_save trains them whole",
+        )
+
+
 def _adapter_weights(wrapped: Any) -> dict[str, Tensor]:
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     return {name: weight.detach().float().clone().contiguous() for name, weight in state.items() if ".lora_" in name}
@@ -112,11 +129,10 @@ def _batches(data: Data, batch_size: int) -> Iterator[dict[str, Tensor]]:
         yield batches.padded(rows[start : start + batch_size], pad_token_id=pad)
 
 
-def _large_enough(wrapped: Any, data: Data) -> list[dict[str, Tensor]]:
+def _large_enough(wrapped: Any, data: Data, *, narrowest: int) -> list[dict[str, Tensor]]:
     """Batches with as many learned tokens as EVA looks for components; PEFT skips smaller ones, for ever."""
     settings = wrapped.peft_config["default"]
     needed = round(max([settings.r, *settings.rank_pattern.values()]) * settings.eva_config.rho)
-    narrowest = min(layer.in_features for _, layer in linear.layers(wrapped.get_base_model()))
     found: list[dict[str, Tensor]] = []
     rows: list[Encoded] = []
     for row in itertools.islice(data.train.encoded, SEEN):
@@ -142,7 +158,7 @@ def _correct_rounding(wrapped: Any, folder: Path) -> None:
     Raises:
         ModelError: the folder does not hold the weights under the layers' names.
     """
-    places = {}
+    places: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as content:
             places |= dict.fromkeys(content.keys(), file)

@@ -68,6 +68,11 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str], *, known: bool = False) ->
             hint="leave it out; to train the embedding of a token that exists, give its id in "
             "adapter.trainable_token_indices",
         )
+    if known and (missing := [token for token in tokens if token not in vocabulary]):
+        raise ConfigError(
+            f"model.add_tokens: {', '.join(map(repr, missing))} cannot come to an adapter that is trained already",
+            hint="merge it, and go on from the merged model",
+        )
     added = [AddedToken(token, normalized=False, special=False) for token in tokens if token not in vocabulary]
     tokenizer.add_tokens(added)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]

@@ -50,5 +50,5 @@ def token_layers(module: Any, ids: list[int]) -> dict[str, list[int]]:
 
 def tied(module: Any) -> bool:
     """Whether the output layer is the embedding layer."""
-    outside = module.get_output_embeddings()
+    outside = module.get_output_embeddings() if module.can_generate() else None
     return outside is not None and outside.weight is module.get_input_embeddings().weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,18 @@ from mlflow_ft.progress import Progress
 ADAPTER_FILE = "adapter_config.json"
 BASE_FILE = "base.json"
 URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
+NAMES = {
+    "prompt_tuning": "prompt",
+    "prefix_tuning": "prefix",
+    "p_tuning": "ptuning",
+    "adaption_prompt": "adaption-prompt",
+}
+"""Where the kind of an adapter has another name than PEFT's type."""
+SETTLED = {
+    "ptuning": "it keeps the prompt that its network made, not the network",
+    "adalora": "its ranks were settled when its training ended",
+}
+"""Kinds whose saved form is not what trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +36,7 @@ class Start:
     """Weights that were trained before."""
 
     uri: str
-    """What was asked for, with a version's number where it was an alias."""
+    """What was asked for: with a version's number where it was an alias, and the whole path of a folder."""
     folder: Path
     base: Mapping[str, Any] | None
     """Of an adapter, which base model it belongs to; None for a whole model."""
@@ -41,10 +54,9 @@ def find(config: Config, progress: Progress) -> BaseModel:
         return hub.find(config.model, progress)
     start = read(config.model.init_from)
     if start.base is None:
-        found = hub.find(config.model.model_copy(update={"name": str(start.folder)}), progress)
-        return replace(found, name=start.uri, name_or_path=start.uri, origin=start.uri)
+        return _whole(config, start, progress)
     check_kind(config, start)
-    found = hub.find(_base_settings(config, start.base), progress)
+    found = _base_of(config, start.base, progress)
     recorded = str(start.base.get("revision") or "")
     if recorded.startswith("sha256:") and found.revision != recorded:
         raise ModelError(
@@ -54,28 +66,60 @@ def find(config: Config, progress: Progress) -> BaseModel:
     return replace(found, start=start.folder, origin=f"{found.origin}, with the adapter {start.uri}")
 
 
-def _base_settings(config: Config, base: Mapping[str, Any]) -> ModelSection:
+def _whole(config: Config, start: Start, progress: Progress) -> BaseModel:
+    """A whole model as the base; it is found again by its URI, where it has one."""
+    from mlflow_ft.engine import hub
+
+    found = hub.find(config.model.model_copy(update={"name": str(start.folder)}), progress)
+    registered = re.fullmatch(r"models:/([^/]+)/[^/]+", start.uri)
+    name = registered[1] if registered else start.folder.name
+    return replace(found, name=name, name_or_path=start.uri, origin=start.uri)
+
+
+def _base_of(config: Config, base: Mapping[str, Any], progress: Progress) -> BaseModel:
     """The base model that was named, else the one that the adapter names."""
+    from mlflow_ft.engine import hub
+
     if "model.name" in config.origins:
-        return config.model
-    revision = str(base.get("revision") or "")
-    update = {"name": base["name_or_path"], "revision": None if revision.startswith("sha256:") else revision or None}
-    return config.model.model_copy(update=update)
+        return hub.find(config.model, progress)
+    name, revision = str(base["name_or_path"]), str(base.get("revision") or "")
+    if name.startswith(URIS):
+        return _whole(config, read(name), progress)
+    update = {"name": name, "revision": None if revision.startswith("sha256:") else revision or None}
+    return hub.find(config.model.model_copy(update=update), progress)
 
 
 def check_kind(config: Config, start: Start) -> None:
-    """Raise ConfigError where the adapter is of another kind than `adapter.kind`, or of another rank than was asked."""
+    """Raise ConfigError where the adapter is of another kind, rank or scale than was asked, or is settled for good."""
     settings = json.loads((start.folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    if config.adapter.kind == "none":
+    asked = config.adapter.kind
+    if asked == "none":
         raise ConfigError(
             f"{start.uri} is an adapter, and this method trains every weight",
             hint="go on from the merged model, or take a method with an adapter (--adapter.kind lora)",
         )
+    kind = (start.base or {}).get("kind") or kind_of(settings)
+    if kind != asked:
+        raise ConfigError(
+            f"{start.uri} is an adapter of the kind {kind}, and adapter.kind is {asked}", hint=f"--adapter.kind {kind}"
+        )
+    if reason := SETTLED.get("ptuning" if settings.get("prefix_projection") else kind):
+        raise ConfigError(f"{start.uri} cannot be trained further: {reason}", hint="train a new adapter")
     for name in ("r", "lora_alpha", "use_dora", "use_rslora"):
-        asked, has = getattr(config.adapter, name), settings.get(name)
+        wanted, has = getattr(config.adapter, name), settings.get(name)
         origin = config.origins.get(f"adapter.{name}", "method")
-        if not origin.startswith("method") and has not in (None, asked):
-            raise ConfigError(f"adapter.{name} is {asked}, and {start.uri} has {has}", hint=f"leave adapter.{name} out")
+        if not origin.startswith("method") and has not in (None, wanted):
+            raise ConfigError(
+                f"adapter.{name} is {wanted}, and {start.uri} has {has}", hint=f"leave adapter.{name} out"
+            )
+
+
+def kind_of(settings: Mapping[str, Any]) -> str:
+    """The kind of an adapter that PEFT wrote without us: by its own name of the type."""
+    if settings.get("use_dora"):
+        return "dora"
+    name = str(settings.get("peft_type", "")).lower()
+    return NAMES.get(name, name.replace("_", "-"))
 
 
 def read(asked: str) -> Start:
@@ -84,7 +128,8 @@ def read(asked: str) -> Start:
     Raises:
         ModelError: there is nothing of that name, or no weights in it.
     """
-    uri, root = (asked, Path(asked).expanduser().resolve())
+    root = Path(asked).expanduser().resolve()
+    uri = str(root)
     if asked.startswith(URIS):
         from mlflow_ft import tracking
 

@@ -17,7 +17,7 @@ def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[
     for model in package.models:
         own = {"mlflow_ft.form": model.name, "mlflow_ft.model_id": model.model_id}
         own |= {f"mlflow_ft.parity.{key}": f"{value:.6g}" for key, value in model.parity.items()}
-        name = model_name(job) + model.suffix
+        name = model_name(job, trained) + model.suffix
         number = job.run.register(name=name, model_id=model.model_id, tags=tags | own, alias=alias)
         versions.append(Version(name=name, version=number, alias=alias, model_id=model.model_id))
     for model, version in zip(package.models, versions, strict=True):
@@ -30,8 +30,8 @@ def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[
     return tuple(versions)
 
 
-def model_name(job: Job) -> str:
+def model_name(job: Job, trained: Trained) -> str:
     """The name that was given, or `<base model>-<method>`, in the letters that MLflow allows."""
     given = job.config.registry.model_name
-    short = job.config.model.name.rstrip("/").rpartition("/")[2]
+    short = trained.base.name.rstrip("/").rpartition("/")[2]
     return given or re.sub(r"[^\w.-]+", "-", f"{short}-{job.config.method}")

@@ -13,6 +13,7 @@ IN_KIND = {
     "trainers": "qlora",
     "adapters": "lora",
     "evaluators": "exact-match",
+    "rewards": "exact-answer",
     "packagers": "merged",
 }
 

@@ -84,10 +84,11 @@ def lay(
     model: Path,
     rows: list[Example] | None = None,
     start: Path | None = None,
+    loaded: plugins.Plugins | None = None,
     **settings: Any,
 ) -> Bench:
     """Make a bench under `folder`; a quarter of the rows is held out."""
-    loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
+    loaded = loaded or plugins.load({"MLFLOW_FT_PLUGINS": ""})
     quick = {"max_steps": 4, "max_new_tokens": 8, "eval_steps": 100, "per_device_train_batch_size": 4}
     given = quick | {"model": model} | settings
     config = asked([method, *(f"--{key}={value}" for key, value in given.items())], loaded)

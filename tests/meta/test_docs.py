@@ -17,6 +17,7 @@ from mlflow_ft import docs, plugins
 from mlflow_ft.cli import COMMANDS, cli
 from mlflow_ft.cli.pairs import PairsCommand
 from mlflow_ft.config.explain import locate
+from mlflow_ft.docs import methods
 from mlflow_ft.registry import Registry
 
 ROOT = Path(__file__).parents[2]
@@ -53,11 +54,32 @@ def test_every_hook_has_its_rule_its_docstring_and_an_implementation() -> None:
 def test_every_setting_and_every_built_in_is_listed() -> None:
     registry = Registry(plugins.load({}))
     page = docs.methods_page()
-    for trainer in docs.own(registry.trainers):
-        assert f"\n## `{trainer.name}`\n" in page
-    for kind in ("formats", "checks", "adapters", "evaluators", "packagers"):
-        for record in docs.own(getattr(registry, kind)):
+    for trainer in methods.own(registry.trainers):
+        assert f"\n### `{trainer.name}`\n" in page
+        assert f"\n| [`{trainer.name}`](#{trainer.name}) |" in page
+    for adapter in methods.own(registry.adapters):
+        assert f"`{adapter.name}`" in page.partition("\n## Adapters\n")[2]
+    for kind in methods.LISTED:
+        for record in methods.own(getattr(registry, kind)):
             assert re.search(LISTED.format(record.name), page)
+
+
+def test_the_decisions_name_what_there_is() -> None:
+    registry = Registry(plugins.load({}))
+    named = set(re.findall(r"`([a-z0-9]+)`", methods.DECISIONS))
+    there = {one.name for one in (*registry.trainers, *registry.adapters)} | {"align", "rlhf"}
+    assert named - there == set()
+    assert {"lora", "dpo", "grpo", "ppo", "kto"} <= named
+
+
+def test_every_method_and_adapter_says_what_it_is_for() -> None:
+    registry = Registry(plugins.load({}))
+    for record in (*methods.ours(registry.trainers), *methods.own(registry.adapters)):
+        assert record.use_for, record.name
+        assert record.memory, record.name
+    for trainer in methods.ours(registry.trainers):
+        assert trainer.ranges, trainer.name
+        assert trainer.settings is not None, trainer.name
 
 
 def test_a_bar_in_a_cell_does_not_end_it() -> None:

@@ -33,6 +33,10 @@ def picky(completions, word, **_):
     """Nothing to say where the row's word is red."""
     return [None if one == "red" else float(len(turns[-1]["content"])) for one, turns in zip(word, completions)]
 
+def of_the_prompt(completions, word, **_):
+    """Whatever is answered: what the value head can know before."""
+    return [float(one < "l") for one in word]
+
 def silent(completions, **_):
     return [None] * len(completions)
 
@@ -109,51 +113,55 @@ def questions() -> list[Example]:
     ]
 
 
+def lay(
+    folder: Path,
+    model: Path,
+    *,
+    reward: str = "early",
+    rows: list[Example] | None = None,
+    start: Path | None = None,
+    reward_model: Path | None = None,
+    **settings: Any,
+) -> Bench:
+    """Make a bench whose job lies in `folder`; four rows are held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rewards.py").write_text(REWARDS)
+    loaded = plugins.load({"MLFLOW_FT_PLUGINS": "ppo"})
+    quick = {
+        "model": model,
+        "reward_funcs": f"{folder / 'rewards.py'}:{reward}",
+        "max_steps": 2,
+        "max_completion_length": 8,
+        "eval_steps": 100,
+        "evaluation.max_rows": 4,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+    }
+    config = asked(["ppo", *(f"--{key}={value}" for key, value in (quick | settings).items())], loaded)
+    progress, run = Progress(quiet=True), ListedRun()
+    base = replace(hub.find(config.model, progress), start=start)
+    tokenizer = tokenizers.load(config, base)
+    rows = rows or questions()
+    sides = {
+        name: split(name, part, tokenizer, config.data.max_length)
+        for name, part in (("train", rows[4:]), ("eval", rows[:4]))
+    }
+    data = Data(**sides, format="prompt-only", kind=rows[0].kind, tokenizer=tokenizer, stop_token_ids=())
+    job = Job(
+        config=config,
+        plugins=loaded,
+        registry=Registry(loaded),
+        run=run,
+        folder=folder,
+        progress=progress,
+        reward_model=reward_model,
+    )
+    return Bench(job=job, data=data, base=base, run=run)
+
+
 @pytest.fixture
 def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
     """`bench(max_steps=3, **{"adapter.kind": "none"}).train()`: each bench has a folder of its own."""
-    (tmp_path / "rewards.py").write_text(REWARDS)
     made = iter(range(100))
-
-    def make(
-        *,
-        reward: str = "early",
-        rows: list[Example] | None = None,
-        start: Path | None = None,
-        reward_model: Path | None = None,
-        **settings: Any,
-    ) -> Bench:
-        loaded = plugins.load({"MLFLOW_FT_PLUGINS": "ppo"})
-        quick = {
-            "model": tiny_model,
-            "reward_funcs": f"{tmp_path / 'rewards.py'}:{reward}",
-            "max_steps": 2,
-            "max_completion_length": 8,
-            "eval_steps": 100,
-            "evaluation.max_rows": 4,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "warmup_steps": 0,
-        }
-        config = asked(["ppo", *(f"--{key}={value}" for key, value in (quick | settings).items())], loaded)
-        progress, run = Progress(quiet=True), ListedRun()
-        base = replace(hub.find(config.model, progress), start=start)
-        tokenizer = tokenizers.load(config, base)
-        rows = rows or questions()
-        sides = {
-            name: split(name, part, tokenizer, config.data.max_length)
-            for name, part in (("train", rows[4:]), ("eval", rows[:4]))
-        }
-        data = Data(**sides, format="prompt-only", kind=rows[0].kind, tokenizer=tokenizer, stop_token_ids=())
-        job = Job(
-            config=config,
-            plugins=loaded,
-            registry=Registry(loaded),
-            run=run,
-            folder=tmp_path / f"job{next(made)}",
-            progress=progress,
-            reward_model=reward_model,
-        )
-        return Bench(job=job, data=data, base=base, run=run)
-
-    return make
+    return lambda **settings: lay(tmp_path / f"job{next(made)}", tiny_model, **settings)

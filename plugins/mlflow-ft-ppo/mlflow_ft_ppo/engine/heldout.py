@@ -17,7 +17,9 @@ EVALUATED = 32
 
 
 def scores(job: Job, data: Data, model: Any, judges: Sequence[LoadedReward]) -> dict[str, float]:
-    """`eval_reward`, the mean of the weighted sums, `eval_rewards/NAME` of each judge, `eval_finished`; {} without prompts.
+    """`eval_reward`, the mean of the weighted sums, `eval_rewards/NAME` of each judge, and `eval_finished`.
+
+    Without a held-out prompt it is empty.
 
     How often a run is evaluated changes nothing of what it learns.
     """

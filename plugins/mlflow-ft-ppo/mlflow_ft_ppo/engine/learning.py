@@ -57,15 +57,15 @@ class Learner:
         return float(self._scheduler.get_last_lr()[0])
 
     def learn(self, found: Experience) -> dict[str, float]:
-        """Take `num_iterations` passes over the answers; returns means over all tokens of all passes, by TRL's names."""
+        """Take all passes over the answers; returns means over all tokens of all passes, by TRL's names."""
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=found.mask.device))
-        norms = []
-        with recomputing(self._unwrapped.model, enabled=self._args.activation_checkpointing):
+        norms: list[float] = []
+        with recomputing(self._unwrapped.model, enabled=bool(self._args.activation_checkpointing)):
             for _ in range(self._passes):
                 order = torch.randperm(len(found.mask), generator=self._shuffle).to(found.mask.device)
-                for mini_batch in order.chunk(self._settings.num_mini_batches):
-                    norms.append(self._update(found, mini_batch, sums))
-        return _means(sums, self._settings) | {"grad_norm": max(norms)}
+                mini_batches = order.chunk(self._settings.num_mini_batches)
+                norms += [self._update(found, mini_batch, sums) for mini_batch in mini_batches]
+        return _means(sums, self._settings) | {"grad_norm": sum(norms) / len(norms)}
 
     def _update(self, found: Experience, mini_batch: Tensor, sums: dict[str, Tensor]) -> float:
         """One optimizer step; the loss is the mean over its tokens, however many forward passes that takes."""

@@ -39,7 +39,7 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift: bool = True) -> Tensor
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns), a scalar: 1 where the value head knows all, 0 where it knows nothing."""
+    """1 - Var(returns - values) / Var(returns), a scalar: 1 where the values say all, 0 where nothing."""
     return 1 - masked_variance(returns - values, mask) / masked_variance(returns, mask).clamp(min=TINY)
 
 
@@ -86,7 +86,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
     """Of every token the clipped loss (PPO, equation 7), and whether clipping decided it.
 
-        ratio = exp(logprobs - old),   loss = max(-A ratio, -A clip(ratio, 1 - epsilon, 1 + epsilon))
+    ratio = exp(logprobs - old),   loss = max(-A ratio, -A clip(ratio, 1 - epsilon, 1 + epsilon))
     """
     ratio = torch.exp(logprobs - old)
     free = -advantages * ratio
@@ -116,7 +116,7 @@ class KLController:
     horizon: float = 10_000.0
 
     def update(self, kl: float, *, answers: int) -> None:
-        """beta *= 1 + clip(kl / target - 1, -0.2, 0.2) answers / horizon."""
+        """After a step of so many answers: beta *= 1 + clip(kl / target - 1, -0.2, 0.2) answers / horizon."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.beta *= 1 + error * answers / self.horizon

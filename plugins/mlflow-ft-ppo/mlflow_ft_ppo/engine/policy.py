@@ -90,7 +90,9 @@ class PolicyWithValue(nn.Module):
     def save_head(self, folder: Path) -> None:
         """Write the value head into `folder`, for a run that goes on from this one."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().cpu() for name, value in self.value_head.state_dict().items()}, folder / HEAD_FILE)
+        save_file(
+            {name: value.detach().cpu() for name, value in self.value_head.state_dict().items()}, folder / HEAD_FILE
+        )
 
     def load_head(self, file: Path) -> None:
         """Take the value head of an earlier run.

@@ -47,7 +47,8 @@ def train(job: Job, data: Data, model: Model) -> Trained:
     with ExitStack() as bars, job.run.deferring_stop():
         run = PPO(job, data, model, settings=settings, args=args, bars=bars)
         run.all_steps()
-    run.policy.save_head(job.folder / "train")
+    if run.state.is_world_process_zero:
+        run.policy.save_head(job.folder / "train")
     return training.keep(job, data, model, steps=run.state.global_step, loss=run.mean_loss)
 
 

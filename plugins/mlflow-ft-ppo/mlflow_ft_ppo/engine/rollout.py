@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from mlflow_ft.config.schema import RolloutSection
+from mlflow_ft.config.methods import RolloutSection
 from mlflow_ft.engine import batches, render, rewards
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import DataError
@@ -119,7 +119,9 @@ def prompts(job: Job, data: Data, model: Any) -> Prompts:
     short = f"data.max_length is {settings.data.max_length}, and the model has {positions} positions, "
     short += f"{settings.rollout.max_completion_length} of them for the answer"
     if not found:
-        raise DataError(f"no prompt is short enough to be answered: {short}", hint="shorten the prompts, or the answers")
+        raise DataError(
+            f"no prompt is short enough to be answered: {short}", hint="shorten the prompts, or the answers"
+        )
     if left := len(data.train.examples) - len(found):
         job.progress.warn(f"{left:,} of {len(data.train.examples):,} prompts are too long and left out: {short}")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ import click
 
 from mlflow_ft import hookspecs, plugins
 from mlflow_ft.config import PRIMARY, Config, describe
-from mlflow_ft.records import Trainer
-from mlflow_ft.registry import Catalogue, Registry
+from mlflow_ft.docs.methods import methods_page
+from mlflow_ft.docs.tables import NOTE, table_row
 
-ROOT = Path(__file__).parents[1]
-NOTE = "<!-- Made by `python -m mlflow_ft.docs`: change the code, then run it. -->"
+ROOT = Path(__file__).parents[2]
 ABOUT_HOOKS = """A plugin is a module whose functions are decorated with `@mlflow_ft.hookimpl` and named as below. A
 function takes the arguments it wants, by name. How to make and install one: [plugins](plugins.md)."""
 ABOUT_SETTINGS = """A setting is given on the command line (`--training.learning_rate 1e-4`), under `mlflow run`
@@ -112,54 +111,6 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table_row(*cells: str) -> str:
-    """One line of a table; a bar inside a cell stays a bar."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def methods_page() -> str:
-    """The methods that ship inside, with their defaults, and the other things that have a name."""
-    registry = Registry(plugins.load({}))
-    parts = [
-        "# Methods",
-        NOTE,
-        "What ships inside; plugins add to each of these lists, and `mlflow-ft show KIND` tells them all.",
-    ]
-    for trainer in own(registry.trainers):
-        parts += list(method(trainer))
-    for kind in ("formats", "checks", "adapters", "evaluators", "packagers"):
-        records = list(own(getattr(registry, kind)))
-        parts += [f"## {kind.capitalize()}", "\n".join(f"- `{record.name}`: {record.summary}" for record in records)]
-    return "\n\n".join(parts) + "\n"
-
-
-def method(trainer: Trainer) -> Iterator[str]:
-    """One method: what it does, how it is started, what it presets."""
-    yield f"## `{trainer.name}`"
-    yield f"{trainer.summary[0].upper()}{trainer.summary[1:]}." + (
-        f" [Paper]({trainer.paper})." if trainer.paper else ""
-    )
-    yield f"Needs {trainer.needs}."
-    yield "\n".join(
-        [
-            f"    mlflow run . -e {trainer.name} -P model=MODEL -P data=/path/to/rows.jsonl",
-            f"    mlflow-ft train {trainer.name} --model MODEL --data rows.jsonl",
-        ]
-    )
-    yield table(trainer.defaults)
-
-
-def table(defaults: Mapping[str, Any]) -> str:
-    """A method's own defaults."""
-    rows = [table_row(f"`{key}`", f"`{str(value).lower()}`") for key, value in defaults.items()]
-    return "\n".join([table_row("setting", "default"), "|---|---|", *rows])
-
-
-def own(catalogue: Catalogue[Any]) -> Iterator[Any]:
-    """The records that the built-in plugins registered, whatever else is installed."""
-    return (record for record in catalogue if catalogue.provider(record.name).startswith("builtin."))
-
-
 PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": methods_page}
 """File in docs/ -> the function that makes it."""
 
@@ -170,7 +121,3 @@ def main(folder: Path = ROOT / "docs") -> None:
     for name, make in PAGES.items():
         (folder / name).write_text(make(), encoding="utf-8")
         click.echo(folder / name)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,132 @@
+"""The page of methods: which to take, how they compare, and each by itself; made from their records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlflow_ft import plugins
+from mlflow_ft.docs.tables import NOTE, table_row
+from mlflow_ft.records import Adapter, Trainer
+from mlflow_ft.registry import Catalogue, Registry
+
+LISTED = ("formats", "checks", "evaluators", "rewards", "packagers")
+"""Kinds of which name and summary are told; methods and adapters have more to say."""
+DECISIONS = """What do you have?
+
+- **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which goes on with pre-training.
+- **Conversations or question and answer**, good ones, to be imitated:
+    - one GPU that holds the model in 16 bits, or a small model: `lora`, which is merged and served as any model;
+    - the model fits in 4 bits only: `qlora`;
+    - LoRA learns too little, and memory allows: a higher `adapter.r`, then `dora`, then `full`;
+    - many tasks beside one base, each in kilobytes: `ia3`; or, where not even the weights may be touched, `prompt`,
+      `ptuning` and `prefix`, which are never merged, and `adapter`.
+- **Pairs** of a better and a worse answer:
+    - the model was instruction-tuned already: `dpo`; first `sft` on the better answers, which `align` does in one go;
+    - a second model in memory is too much: `simpo` or `cpo`; the model was not instruction-tuned: `orpo`;
+    - the preferences shall judge answers that are yet to be written: `reward`, then `ppo`, which `rlhf` does in one go.
+- **Thumbs up or down** for single answers: `kto`.
+- **Prompts and a way to judge answers**, by a function (a test, a checker, a format) or a reward model:
+    - start with `grpo`; `rloo` is simpler, and as good where each answer is judged as a whole;
+    - `ppo` where a reward per answer is noisy and a learned value helps; it needs the most care, and the most memory.
+
+Whatever you take, look at the data first (`mlflow-ft data check`), train a few steps, and read the sampled answers."""
+AXES = (
+    "A method is an objective with defaults: `-e dpo -P adapter.kind=lora -P model.quantize=nf4` is QLoRA DPO. Which "
+    "combinations work is tried by a test: [combinations](combinations.md)."
+)
+
+
+def methods_page() -> str:
+    """Which method to take; all of them side by side; each by itself; and the other things that have a name."""
+    registry = Registry(plugins.load({}))
+    trainers, adapters = list(ours(registry.trainers)), list(own(registry.adapters))
+    parts = [
+        "# Methods",
+        NOTE,
+        "What is here; plugins add to each of these lists, and `mlflow-ft show KIND` tells them all.",
+        "## Which one",
+        DECISIONS,
+        "## Side by side",
+        compared(trainers),
+        AXES,
+    ]
+    for trainer in trainers:
+        parts += list(method(trainer))
+    parts += ["## Adapters", adapter_table(adapters)]
+    for kind in LISTED:
+        records = list(own(getattr(registry, kind)))
+        parts += [f"## {kind.capitalize()}", "\n".join(f"- `{record.name}`: {record.summary}" for record in records)]
+    return "\n\n".join(parts) + "\n"
+
+
+def compared(trainers: list[Trainer]) -> str:
+    """A line for each method: adapter, data, rate, memory."""
+    head = [table_row("method", "trains", "from", "learning rate", "memory"), "|---|---|---|---|---|"]
+    rows = []
+    for trainer in trainers:
+        adapter = trainer.defaults.get("adapter.kind", "none")
+        held = f", base in {trainer.defaults['model.quantize']}" if "model.quantize" in trainer.defaults else ""
+        what = "every weight" if adapter == "none" else f"`{adapter}`{held}"
+        rate = trainer.defaults.get("training.learning_rate")
+        rows.append(
+            table_row(
+                f"[`{trainer.name}`](#{trainer.name})", what, ", ".join(trainer.kinds), str(rate or ""), trainer.memory
+            )
+        )
+    return "\n".join(head + rows)
+
+
+def method(trainer: Trainer) -> Iterator[str]:
+    """One method: what it does and is for, how it is started, what it presets, what values are usual."""
+    yield f"### `{trainer.name}`"
+    yield sentence(trainer.summary) + (f" [Paper]({trainer.paper})." if trainer.paper else "")
+    if trainer.use_for:
+        yield f"For: {trainer.use_for}."
+    yield f"Needs {trainer.needs}." + (f" Memory: {trainer.memory}." if trainer.memory else "")
+    yield "\n".join(
+        [
+            f"    mlflow run . -e {trainer.name} -P model=MODEL -P data=/path/to/rows.jsonl",
+            f"    mlflow-ft train {trainer.name} --model MODEL --data rows.jsonl",
+        ]
+    )
+    yield table(trainer.defaults, trainer.ranges)
+
+
+def table(defaults: Mapping[str, Any], ranges: Mapping[str, str]) -> str:
+    """A method's own defaults, and the values that are usual."""
+    rows = [
+        table_row(f"`{key}`", f"`{str(defaults[key]).lower()}`" if key in defaults else "", ranges.get(key, ""))
+        for key in dict.fromkeys((*defaults, *ranges))
+    ]
+    return "\n".join([table_row("setting", "default", "usual"), "|---|---|---|", *rows])
+
+
+def adapter_table(adapters: list[Adapter]) -> str:
+    """A line for each adapter: what it does, whether it merges, what it is for."""
+    head = [table_row("adapter.kind", "what it does", "merges", "for"), "|---|---|---|---|"]
+    rows = [
+        table_row(
+            f"[`{one.name}`]({one.paper})" if one.paper else f"`{one.name}`",
+            one.summary,
+            "yes" if one.merges else "no",
+            one.use_for,
+        )
+        for one in adapters
+    ]
+    return "\n".join(head + rows)
+
+
+def sentence(words: str) -> str:
+    """A summary as a sentence."""
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def own(catalogue: Catalogue[Any]) -> Iterator[Any]:
+    """The records that the built-in plugins registered, whatever else is installed."""
+    return (record for record in catalogue if catalogue.provider(record.name).startswith("builtin."))
+
+
+def ours(catalogue: Catalogue[Any]) -> Iterator[Any]:
+    """Those, and the ones of this repository's own plugins."""
+    return (record for record in catalogue if catalogue.provider(record.name).startswith(("builtin.", "ppo")))

@@ -1,0 +1,153 @@
+"""Every kind of adapter, tried: it trains, comes back from its files the same, merges exactly where it says it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_ft import plugins
+from mlflow_ft.engine import bundle, judge, merge, models, parity, sft
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import start
+from tests.engine.conftest import Bench, lay
+
+ADAPTERS = {one.name: one for one in Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""})).adapters if one.name != "none"}
+NEEDED: dict[str, dict[str, Any]] = {
+    "trainable-tokens": {"adapter.trainable_token_indices": "[2, 3]"},
+    "cpt": {"adapter.init_text": "red green blue"},
+    "adaption-prompt": {"learning_rate": 0.3},  # its gate begins shut
+    "unilora": {"learning_rate": 0.3},
+}
+"""What a kind cannot do without, or shows nothing without in three steps."""
+SAME = 1e-9
+"""Largest KL divergence (nats) of what came back from the files: rounding in float32 gives 1e-15."""
+ROUNDED = 1e-4
+"""The same beside an int8 base, whose products are rounded and those of the merged model are not."""
+Bencher = Callable[..., Bench]
+
+
+@pytest.fixture
+def trying(tiny_model: Path, tmp_path: Path) -> Bencher:
+    """`trying("vera")` lays a bench for an adapter, as far as its settings go together."""
+
+    def make(kind: str, **settings: Any) -> Bench:
+        given = {"max_steps": 3, "learning_rate": 1e-2, "adapter.kind": kind} | NEEDED.get(kind, {}) | settings
+        one = lay(tmp_path / "job", "lora", **({"model": tiny_model} | given))
+        start.check_method(one.job.config, one.job.registry)
+        return one
+
+    return make
+
+
+def trained(one: Bench) -> Any:
+    """Train, and keep what the model in memory says beside what it left."""
+    model = models.prepare(one.job, one.data, one.base)
+    left = sft.train(one.job, one.data, model)
+    return SimpleNamespace(left=left, said=said(model.module, one), reference=left.folder / "reference.safetensors")
+
+
+def said(module: Any, one: Bench) -> list[str]:
+    examples = list(one.data.eval.examples)[:3]
+    return [answer.text for answer in judge.answers(module, one.data, examples, max_new_tokens=6, batch_size=3)]
+
+
+def check(one: Bench, folder: Path, *, exact: float = SAME) -> None:
+    """Train it; what comes back must be what was trained, and not what the base is."""
+    found = trained(one)
+    back = models.load_trained(one.job, one.data, found.left)
+    assert parity.compare(back, found.reference)["kl_max"] < SAME
+    assert said(back, one) == found.said
+    base = models.load_base(one.job.config, one.base)
+    assert parity.compare(base, found.reference)["kl_max"] > 100 * SAME, "it did not train"
+    if ADAPTERS[one.job.config.adapter.kind].merges:
+        folder.mkdir()
+        merge.merge(one.job, found.left, folder)
+        bundle.complete(one.job, one.data, folder)
+        merged = models.load_saved(one.job.config, one.base, folder)
+        assert not hasattr(merged, "peft_config")
+        assert parity.compare(merged, found.reference)["kl_max"] < exact
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_it_comes_back_as_it_was_trained(trying: Bencher, tmp_path: Path, kind: str) -> None:
+    check(trying(kind), tmp_path / "merged")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_it_comes_back_beside_a_quantised_base_or_is_refused(
+    trying: Bencher, tmp_path: Path, kind: str, quantize: str
+) -> None:
+    try:
+        one = trying(kind, **{"model.quantize": quantize})
+    except ConfigError as error:
+        assert quantize in str(error)  # noqa: PT017  # either is right, by the record
+        assert "--model.quantize" in str(error)
+        return
+    check(one, tmp_path / "merged", exact=ROUNDED if quantize == "int8" else SAME)
+
+
+BEGINNINGS = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva", "gaussian", "orthogonal", "mica")
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+def test_however_a_lora_begins_it_belongs_to_the_untouched_base(trying: Bencher, tmp_path: Path, begin: str) -> None:
+    check(trying("lora", **{"adapter.init_lora_weights": begin, "adapter.r": 4}), tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapter.use_rslora": "true"},
+        {"adapter.options": "rank_pattern={q_proj: 2}"},
+        {"adapter.options": "alpha_pattern={q_proj: 3}"},
+        {"adapter.modules_to_save": "[lm_head]"},
+        {"model.add_tokens": "[<a>]"},
+    ],
+    ids=str,
+)
+def test_a_beginning_that_changes_the_base_goes_with_other_settings(
+    trying: Bencher, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    check(trying("lora", **{"adapter.init_lora_weights": "pissa", "adapter.r": 4}, **settings), tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapter.use_dora": "true"},
+        {"adapter.use_rslora": "true"},
+        {"adapter.layers_to_transform": "[1]"},
+        {"adapter.target_modules": ".*(q|v)_proj"},
+        {"adapter.target_modules": "[q_proj, lm_head]"},
+        {"adapter.modules_to_save": "[lm_head]"},
+        {"adapter.trainable_token_indices": "[2, 20]"},
+        {"adapter.options": "rank_pattern={q_proj: 2}"},
+        {"adapter.options": "bias=all"},
+        {"gradient_checkpointing": "true"},
+    ],
+    ids=str,
+)
+def test_settings_of_lora(trying: Bencher, tmp_path: Path, settings: dict[str, Any]) -> None:
+    check(trying("lora", **settings), tmp_path / "merged")
+
+
+@pytest.mark.parametrize("kind", ["prompt", "ptuning", "adaption-prompt"])
+def test_learned_prompts_with_recomputed_activations_train_the_same(
+    tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    losses = []
+    for number, recompute in enumerate(("true", "false")):
+        settings = {"adapter.kind": kind, "gradient_checkpointing": recompute, "learning_rate": 0.1}
+        one = lay(tmp_path / str(number), "lora", model=tiny_model, **settings)
+        one.train()
+        losses.append(one.curve("train/loss"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert len(losses[0]) == 4

@@ -1,0 +1,29 @@
+"""Every objective with every kind of adapter and quantisation does what docs/combinations.md says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import combinations
+
+SAID = combinations.read(combinations.PAGE.read_text())
+
+
+def test_the_page_is_as_it_is_written() -> None:
+    assert combinations.page(SAID) == combinations.PAGE.read_text()
+    assert set(SAID) == set(combinations.every())
+    assert sum(told in ("merges", "works") for told in SAID.values()) > 200
+    assert not [told for told in SAID.values() if told.startswith("FAILED")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantise", combinations.QUANTISED)
+@pytest.mark.parametrize("adapter", combinations.ADAPTERS)
+@pytest.mark.parametrize("objective", combinations.OBJECTIVES)
+def test_a_combination_does_what_the_page_says(
+    tiny_model: Path, tmp_path: Path, objective: str, adapter: str, quantise: str
+) -> None:
+    found = combinations.outcome(objective, adapter, quantise, model=tiny_model, folder=tmp_path / "job")
+    assert found == SAID[objective, adapter, quantise]
