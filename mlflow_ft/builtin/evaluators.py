@@ -23,6 +23,18 @@ def held_out_loss(subject: Subject) -> Sequence[Score]:
     return [Score(name="loss", value=loss, rows=rows), Score(name="perplexity", value=perplexity)]
 
 
+def loss_by_label(subject: Subject) -> Sequence[Score]:
+    """Mean negative log-likelihood per token (nats) of the answers that are called good, and of those called bad."""
+    labels = [example.label for example in subject.data.eval.examples]
+    scores = []
+    for name, wanted in (("good_loss", True), ("bad_loss", False)):
+        found = [one for one, label in zip(subject.losses, labels, strict=True) if label is wanted and one[1]]
+        tokens = sum(count for _, count in found)
+        value = sum(total for total, _ in found) / tokens if tokens else float("nan")
+        scores.append(Score(name=name, value=value, rows=tuple(total / count for total, count in found)))
+    return scores
+
+
 def exact_match(subject: Subject) -> Sequence[Score]:
     """Share of answers that equal the expected one, but for white space at the ends."""
     rows = [float(answer.text.strip() == answer.expected.strip()) for answer in subject.answers]
@@ -88,7 +100,13 @@ def register_evaluators() -> list[Evaluator]:
             name="loss",
             summary="loss and perplexity on the learned tokens",
             evaluate=held_out_loss,
-            applies=lambda data: data.kind != "prompt",
+            applies=lambda data: data.kind not in ("prompt", "unpaired"),
+        ),
+        Evaluator(
+            name="loss-by-label",
+            summary="loss on the answers that are called good, and on those called bad",
+            evaluate=loss_by_label,
+            applies=lambda data: data.kind == "unpaired",
         ),
         Evaluator(
             name="exact-match",

@@ -53,8 +53,10 @@ def refuses(config: Config, adapter: Adapter) -> str | None:
             "it learns from rewards, and none was named; name functions with --reward_funcs FILE.py:function, or a "
             "model with --reward_model"
         )
-    if adapter.name in ("adalora", "adaption-prompt"):
-        return "TRL cannot put its reference beside it, or its head on it; take lora, or another adapter"
+    if adapter.name == "adaption-prompt":
+        return "TRL reads log-probabilities off a head that this adapter hides; take lora, or another adapter"
+    if adapter.name == "adalora" and (config.method != "grpo" or config.objective.beta):
+        return "the reference is a second adapter beside the first, and AdaLoRA allows none; take grpo with beta 0"
     if config.adapter.init_lora_weights == "lora_ga":
         return "adapter.init_lora_weights lora_ga begins with the gradient of a loss on answers, and prompts have none"
     return groups(config)

@@ -44,7 +44,8 @@ class JournalCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        values = {name: value for name, value in (logs or {}).items() if name not in SKIPPED}
+        # TRL writes None for a reward that has nothing to say of any answer
+        values = {name: value for name, value in (logs or {}).items() if name not in SKIPPED and value is not None}
         tokens = values.pop("num_tokens", None)
         values.pop(f"{HELD_OUT}num_tokens", None)
         for name, value in values.items():

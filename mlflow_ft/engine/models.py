@@ -38,6 +38,7 @@ NOTES = (
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
     "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
     "Note that `r` is not used in AdaLora",
+    "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` gives it its name back
     "lora with eva initialization used with low_cpu_mem_usage=False",
     "Full backward hook is firing",  # lora_ga counts batches with one
     "The following rank_pattern keys did not match",  # adalora writes its ranks in a form of its own
@@ -147,9 +148,10 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     else:
         if base.task == "score":
             peft_config.task_type = TaskType.SEQ_CLS
-        peft_config.base_model_name_or_path = base.name_or_path
-        peft_config.revision = base.revision if base.name_or_path != str(base.path) else None
         module = _attach(module, peft_config, job=job, data=data, base=base)
+    for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote where the weights lie on this machine
+        peft_config.base_model_name_or_path = base.name_or_path
+        peft_config.revision = None if base.revision.startswith("sha256:") else base.revision
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     if not trainable:
         raise ModelError(f"adapter {adapter.name!r} leaves nothing to train", hint="check adapter.target_modules")
@@ -208,7 +210,10 @@ def with_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
     """
     try:
         with quiet_peft():
-            found: Any = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True, is_trainable=trainable)
+            if trainable and (prompt := starts.learned_prompt(base, folder)):
+                found: Any = prompt
+            else:
+                found = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True, is_trainable=trainable)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"the adapter in {folder} does not fit its base model: {str(error).strip().splitlines()[0]}"

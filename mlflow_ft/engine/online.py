@@ -92,21 +92,15 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
         )
 
     def make(callbacks: list[TrainerCallback]) -> Any:
-        try:
-            return kind(
-                model=model.module,
-                reward_funcs=list(judges),
-                args=arguments,
-                train_dataset=train.dataset(),
-                eval_dataset=held_out.dataset(),
-                processing_class=data.tokenizer,
-                callbacks=callbacks,
-            )
-        except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"{kind.__name__} refuses the settings: {reason}", hint="see objective.options"
-            ) from error
+        return kind(
+            model=model.module,
+            reward_funcs=list(judges),
+            args=arguments,
+            train_dataset=train.dataset(),
+            eval_dataset=held_out.dataset(),
+            processing_class=data.tokenizer,
+            callbacks=callbacks,
+        )
 
     return training.run(job, data, model, make, judges=judges)
 

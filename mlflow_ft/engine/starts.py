@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft import AdaLoraModel, PeftConfig, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
 from peft.tuners.lora import Linear4bit
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -73,13 +74,32 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
     return wrapped
 
 
+def learned_prompt(module: Any, folder: Path) -> Any | None:
+    """A saved prompt, or prefix, on the base, to be trained further, which PEFT loads for answers only.
+
+    None where the folder holds an adapter of another kind.
+    """
+    peft_config = PeftConfig.from_pretrained(str(folder))
+    if not peft_config.is_prompt_learning:
+        return None
+    peft_config.inference_mode = False
+    wrapped: Any = get_peft_model(module, peft_config)
+    with torch.no_grad():
+        weight = wrapped.prompt_encoder["default"].embedding.weight
+        weight.copy_(load_file(folder / WEIGHTS)["prompt_embeddings"].reshape(weight.shape))
+    return wrapped
+
+
 def save(module: Any, folder: Path, *, beginning: Path | None = None) -> None:
     """Save an adapter so that it belongs to the base as it lies on the disk.
 
     `beginning` is the job's folder, where `attach` wrote the first weights of one that changed its base.
     """
     # the base and the rule for new tokens make the embeddings again: never a copy of all of them beside the adapter
-    module.save_pretrained(folder, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        if isinstance(module.base_model, AdaLoraModel):  # it may leave a layer no rank at all
+            warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")
+        module.save_pretrained(folder, save_embedding_layers=False)
     if beginning is None or not (beginning / BEGINNING).is_file():
         return
     first, trained = load_file(beginning / BEGINNING), load_file(folder / WEIGHTS)
@@ -172,9 +192,10 @@ def _correct_rounding(wrapped: Any, folder: Path) -> None:
         first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         lost = exact.to(first.device) - dequantize_module_weight(layer.get_base_layer()).float()
         left, sizes, right = torch.linalg.svd(lost / layer.scaling["default"], full_matrices=False)
-        root = sizes[: len(first)].sqrt()
-        first.copy_(root[:, None] * right[: len(first)])
-        second.copy_(left[:, : len(first)] * root)
+        rank = min(len(first), len(sizes))
+        root = sizes[:rank].sqrt()
+        first.zero_()[:rank] = root[:, None] * right[:rank]
+        second.zero_()[:, :rank] = left[:, :rank] * root
 
 
 @torch.no_grad()

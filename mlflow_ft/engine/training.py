@@ -98,7 +98,7 @@ def run(
             JournalCallback(job, data.eval),
             WatchCallback(job, bars),
             SamplesCallback(job, data, bars, judges=judges),
-            GradientCallback(zero_is_right=data.kind == "prompt"),
+            GradientCallback(zero_is_right=bool(judges)),
             *([AllocateCallback(job)] if is_adalora(model.module) else []),
         ]
         for more in job.plugins.hook.training_callbacks(job=job):
@@ -115,9 +115,10 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
     """Tell in a sentence what TRL finds wrong with the settings; some of it shows in the first step only."""
     try:
         yield
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"the trainer of {job.config.method} refuses: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            f"the trainer of {job.config.method} refuses: {reason}",
             hint="see objective, adapter and model.quantize among the settings",
         ) from error
 

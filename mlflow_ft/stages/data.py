@@ -74,7 +74,8 @@ def look(
     shown = show.first_rows(found, job.config)
     tell(found, job.progress)
     for one in shown[:TOLD]:
-        title = f"{one.file}:{one.line}: {sum(one.supervised)} of {len(one.tokens)} tokens are learned"
+        learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned"
+        title = f"{one.file}:{one.line}: {'a prompt' if found.data.kind == 'prompt' else learned}"
         job.progress.marked(title, show.runs(one.tokens, one.supervised))
     log(job, found, shown)
     return found
@@ -118,9 +119,11 @@ def tell(found: Ready, progress: Progress) -> None:
     """What there is to learn from, and whatever a person should know before it is trained on."""
     data = found.data
     train, held = data.train.counts, data.eval.counts
+    learned = f"{train['supervised_tokens']:,} of {train['tokens']:,} tokens are learned"
+    if data.kind == "prompt":
+        learned = f"{train['tokens']:,} tokens; the answers are sampled"
     progress.say(
-        f"data: {train['rows']:,} rows to train on and {held['rows']:,} held out ({data.format}), "
-        f"{train['supervised_tokens']:,} of {train['tokens']:,} tokens are learned"
+        f"data: {train['rows']:,} rows to train on and {held['rows']:,} held out ({data.format}), {learned}"
     )
     ways = ", ".join(f"{way} {count:,}" for way, count in sorted(found.train.stored.ways.items()))
     if data.kind in ("conversation", "preference", "unpaired"):

@@ -25,6 +25,7 @@ NAMES = {
 }
 """Where the kind of an adapter has another name than PEFT's type."""
 SETTLED = {
+    "cpt": "it keeps what the text became, not how far it may move",
     "ptuning": "it keeps the prompt that its network made, not the network",
     "adalora": "its ranks were settled when its training ended",
 }

@@ -10,6 +10,10 @@ from typing import Any
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 
+LONGEST = 7500
+"""Characters of the tag; MLflow cuts tags at 8,000, and a list that is cut is none."""
+
+
 def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
     """Columns and data, as `mlflow.log_table` writes them; the columns of all rows, in the order they come up."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -18,10 +22,13 @@ def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table_tag(known: Mapping[str, str], path: str) -> dict[str, str]:
-    """The tag by which the UI finds tables, with this one added."""
+    """The tag by which the UI finds tables, with this one added; where there are too many, the oldest are left out."""
     listed = json.loads(known.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     entry = {"path": path, "type": "table"}
-    return {MLFLOW_LOGGED_ARTIFACTS: json.dumps(listed if entry in listed else [*listed, entry])}
+    entries = listed if entry in listed else [*listed, entry]
+    while len(entries) > 1 and len(json.dumps(entries)) > LONGEST:
+        entries = entries[1:]
+    return {MLFLOW_LOGGED_ARTIFACTS: json.dumps(entries)}
 
 
 def _cell(value: Any) -> Any:

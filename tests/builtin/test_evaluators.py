@@ -96,3 +96,13 @@ def test_rewards_apply_where_a_model_can_be_asked() -> None:
     assert evaluators.has_prompts(rows("prompt"))
     assert evaluators.has_prompts(rows("conversation", "text"))
     assert not evaluators.has_prompts(rows("conversation", None))
+
+
+def test_the_loss_of_good_and_of_bad_answers_is_told_apart() -> None:
+    examples = [SimpleNamespace(label=label) for label in (True, False, True, False)]
+    subject = SimpleNamespace(
+        losses=[(2.0, 1), (9.0, 3), (4.0, 2), (0.0, 0)], data=SimpleNamespace(eval=SimpleNamespace(examples=examples))
+    )
+    good, bad = evaluators.loss_by_label(subject)  # type: ignore[arg-type]
+    assert (good.name, good.value, good.rows) == ("good_loss", 2.0, (2.0, 2.0))
+    assert (bad.name, bad.value, bad.rows) == ("bad_loss", 3.0, (3.0,))

@@ -46,7 +46,8 @@ def test_what_works(method: str, settings: dict[str, Any]) -> None:
         ({"num_generations": 1}, "num_generations must be 2 or more"),
         ({"num_generations": 3}, r"8 answers .* set training.per_device_train_batch_size to 9"),
         ({"num_generations": 6, "gradient_accumulation_steps": 2}, r"8 x gradient_accumulation_steps 2\).* to 12"),
-        ({"adapter.kind": "adalora"}, "TRL cannot put its reference beside it"),
+        ({"adapter.kind": "adalora", "objective.beta": 0.1}, "a second adapter beside the first"),
+        ({"adapter.kind": "adaption-prompt"}, "a head that this adapter hides"),
         ({"init_lora_weights": "lora_ga"}, "prompts have none"),
         ({"label_smoothing": 0.1}, "settings of other methods"),
     ],
@@ -63,6 +64,12 @@ def test_answers_of_several_processes_are_counted_together(monkeypatch: pytest.M
         check("grpo", **settings)
     monkeypatch.setenv("WORLD_SIZE", "2")
     check("grpo", **settings)
+
+
+def test_adalora_goes_without_a_reference() -> None:
+    check("grpo", **{"adapter.kind": "adalora"})
+    with pytest.raises(ConfigError, match="take grpo with beta 0"):
+        check("rloo", **{"adapter.kind": "adalora"})
 
 
 def test_the_loss_is_one_that_trl_has() -> None:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_ft.engine import bundle, hub, merge
+from mlflow_ft.engine import bundle, hub, judge, merge, models, parity, sft
 from mlflow_ft.tracking import verify_manifest, write_manifest
+from tests.engine.conftest import lay
 
 ALONE = """
 import json, sys
@@ -259,3 +261,68 @@ def test_arguments_that_are_no_json_stay_as_they_are(code: Any) -> None:
     assert code.with_objects(turn) == turn
     assert code.with_objects(CALLED[0]) == CALLED[0]
     assert code.with_objects({"role": "assistant", "tool_calls": [{"name": "f"}]})["tool_calls"] == [{"name": "f"}]
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # pytest takes the module's own filter away
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "ptuning", "adaption-prompt", "cpt"])
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_learned_prompt_answers_as_it_was_trained(
+    code: Any, learned: SimpleNamespace, tmp_path: Path, kind: str, quantize: str
+) -> None:
+    """In memory after training, and from its files by the code of the model."""
+    settings = {"adapter.kind": kind, "model.quantize": quantize, "learning_rate": 0.3, "max_steps": 12}
+    settings |= {"adapter.init_text": "red green"} if kind == "cpt" else {"adapter.num_virtual_tokens": 5}
+    one = lay(tmp_path / "job", "lora", model=learned.trained.model, **settings)
+    model = models.prepare(one.job, one.data, one.base)
+    trained = sft.train(one.job, one.data, model)
+    examples = list(one.data.eval.examples)[:4]
+    wanted = judge.answers(model.module, one.data, examples, max_new_tokens=8, batch_size=4)
+    folder = tmp_path / "packaged"
+    bundle.copy_adapter(one.job, trained, folder)
+    bundle.complete(one.job, one.data, folder)
+    write_manifest(folder)
+    chat = load(code, folder)
+    for example, answer in zip(examples, wanted, strict=True):
+        question = {"messages": [dict(turn) for turn in example.prompt], "max_tokens": 8}
+        assert said(chat.predict(None, question)) == answer.text
+    plain = models.load_base(one.job.config, one.base)
+    assert parity.compare(plain, trained.folder / "reference.safetensors")["kl_max"] > 1e-6
+    assert parity.compare(chat.model, trained.folder / "reference.safetensors")["kl_max"] < 1e-9
+
+
+def test_an_adapter_brings_its_new_tokens(code: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """The base on the disk has fewer rows than the adapter's tokenizer has tokens."""
+    small = tmp_path / "small"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(small)
+    tokenizer.save_pretrained(small)
+    one = lay(tmp_path / "job", "lora", model=small, learning_rate=1e-2, **{"model.add_tokens": "[<a>, <b>]"})
+    trained = one.train()
+    folder = tmp_path / "packaged"
+    bundle.copy_adapter(one.job, trained, folder)
+    bundle.complete(one.job, one.data, folder)
+    write_manifest(folder)
+    assert json.loads((folder / "base.json").read_text())["tokens"] == len(tokenizer) + 2
+    chat = load(code, folder)
+    assert parity.compare(chat.model, trained.folder / "reference.safetensors")["kl_max"] < 1e-9
+    assert chat.predict(None, {"messages": [{"role": "user", "content": "<a> red <b>"}]})["choices"]
+
+
+def test_a_base_that_is_kept_in_mlflow_is_fetched(
+    code: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fetched = tmp_path / "models-first-3"
+    shutil.copytree(json.loads((folders["adapter"] / "base.json").read_text())["name_or_path"], fetched / "model")
+    asked = []
+    monkeypatch.setattr(code.mlflow.artifacts, "download_artifacts", lambda uri: asked.append(uri) or str(fetched))
+    folder = Path(shutil.copytree(folders["adapter"], tmp_path / "copy"))
+    note = json.loads((folder / "base.json").read_text()) | {"name_or_path": "models:/first/3"}
+    (folder / "base.json").write_text(json.dumps(note))
+    write_manifest(folder)
+    load(code, folder)
+    assert asked == ["models:/first/3"]
+    shutil.rmtree(fetched / "model")
+    with pytest.raises(FileNotFoundError, match="models:/first/3"):
+        load(code, folder)

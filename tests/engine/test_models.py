@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,6 @@ def test_the_base_is_held_as_asked(bench: Bench, quantize: str, kind: str) -> No
     assert type(base.model.layers[0].mlp.down_proj).__name__ == kind
     assert type(base.lm_head).__name__ == "Linear"
     assert not base.training
-
-
-@pytest.mark.parametrize("quantize", ["nf4", "int8"])
-def test_a_quantised_base_does_not_train_itself(bench: Bench, quantize: str) -> None:
-    with pytest.raises(ModelError, match=quantize) as caught:
-        bench("full", **{"model.quantize": quantize}).train()
-    assert "--adapter.kind lora" in caught.value.hint
-    assert "--model.quantize none" in caught.value.hint
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -136,3 +129,12 @@ def test_saved_dtype(bench: Bench, tmp_path: Path, asked: str, stored: dict[str,
     (tmp_path / "config.json").write_text(json.dumps(stored))
     config = bench("lora", **{"package.dtype": asked}).job.config
     assert models.saved_dtype(config, tmp_path) is dtype
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+@pytest.mark.parametrize(("revision", "kept"), [("sha256:12", None), ("0123abcd", "0123abcd")])
+def test_the_adapter_names_its_base_not_where_it_lies(bench: Bench, method: str, revision: str, kept: str) -> None:
+    one = bench(method)
+    base = replace(one.base, name_or_path="owner/name", revision=revision)
+    settings = models.prepare(one.job, one.data, base).module.peft_config["default"]
+    assert (settings.base_model_name_or_path, settings.revision) == ("owner/name", kept)

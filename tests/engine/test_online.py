@@ -191,7 +191,7 @@ def test_qlora_holds_what_trains_in_float32_and_saves_no_reference(make: Bench, 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_the_reference_leaves_the_model_as_it_was(make: Bench, start: str) -> None:
     """Some beginnings move a part of the base into the adapter: the copy that is the reference must not do it again."""
-    one = make("grpo", max_steps=1, **{"adapter.kind": "lora", "adapter.r": 4, "init_lora_weights": start})
+    one = make("grpo", max_steps=1, **{"adapter.kind": "lora", "init_lora_weights": start, "objective.beta": 0.1})
     model = models.prepare(one.job, one.data, one.base)
     ids = torch.tensor([one.data.train.encoded[0].input_ids])
     with torch.no_grad():
@@ -247,6 +247,15 @@ def test_of_a_conversation_the_last_answer_is_a_column(make: Bench) -> None:
     ]
     train(one)
     assert one.curve("train/rewards/exact-answer/mean")
+
+
+def test_a_reward_that_has_nothing_to_say_leaves_no_point_in_its_curve(make: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "silent.py"
+    file.write_text("def silent(completions):\n    return [None] * len(completions)\n")
+    one = make("grpo", funcs=["early", f"{file}:silent"])
+    train(one)
+    assert one.curve("train/rewards/silent/mean") == []
+    assert one.curve("train/reward") == one.curve("train/rewards/early/mean") != []
 
 
 def test_a_reward_function_that_raises_ends_the_run(make: Bench, tmp_path: Path) -> None:
@@ -324,15 +333,23 @@ def test_what_does_not_fit_into_the_model_is_refused(make: Bench) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target_modules": "[q_proj, lm_head]", "adapter.kind": "lora"}, "GRPO refuses the settings: .*lm_head"),
+        ({"target_modules": "[q_proj, lm_head]", "adapter.kind": "lora"}, "the trainer of grpo refuses: .*lm_head"),
         ({"objective.options": "{num_generation: 3}"}, "has no field 'num_generation'"),
         ({"objective.options": "{temperature: 3}"}, "temperature has a setting of its own"),
-        ({"objective.options": "{use_vllm: true}"}, "GRPO refuses the settings: vLLM"),
+        ({"objective.options": "{use_vllm: true}"}, "the trainer of grpo refuses: vLLM"),
     ],
 )
 def test_what_trl_refuses_is_told_in_a_line(make: Bench, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         train(make("grpo", **settings))
+
+
+def test_a_first_step_without_a_gradient_is_right_where_all_answers_earn_the_same(make: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "same.py"
+    file.write_text("def same(completions):\n    return [1.0] * len(completions)\n")
+    one = make("grpo", funcs=[f"{file}:same"], rows=[Example(messages=tuple(row["messages"])) for row in make_rows(24)])
+    train(replace(one, data=replace(one.data, kind="conversation")))
+    assert one.curve("train/grad_norm") == [0.0, 0.0, 0.0]
 
 
 def test_options_reach_trl(make: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -257,6 +258,19 @@ def test_of_a_conversation_the_answer_is_a_column() -> None:
     whole = Example(messages=(*PROMPTS[0], *SAID[0]))
     assert rewards.columns(prompt) == {"answer": 72}
     assert rewards.columns(whole) == {"answer": "one"}
+
+
+def test_the_functions_that_the_docs_show() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    section = page.partition("## Reward functions\n")[2].partition("\n## ")[0]
+    shown: dict[str, Any] = {}
+    for block in re.findall(r"(?ms)^```python\n(.*?)^```", section):
+        exec(block, shown)  # our own page
+    long = [[{"role": "assistant", "content": "word " * 40}]]
+    assert judge(shown["brief"])([[]] * 3, [*SAID, *long], answer=[1, 2, 3]) == [1.0, 1.0, 0.5]
+    assert judge(shown["right"])(PROMPTS, SAID, answer=["one", None]) == [1.0, None]
+    (registered,) = shown["register_rewards"]()
+    assert registered.score is shown["brief"]
 
 
 # --- a reward model

@@ -73,6 +73,9 @@ def test_what_is_done_aside_leaves_no_trace() -> None:
         (np.random, np.random.rand),
         (torch, lambda: torch.rand(1).item()),
     ):
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
         state = {random: random.getstate, np.random: np.random.get_state, torch: torch.get_rng_state}[generator]()
         with samples.aside(module), pytest.raises(ZeroDivisionError), samples.aside(module):
             assert [part.training for part in module.modules()] == [False, False, False]

@@ -52,6 +52,24 @@ def test_a_name_that_nobody_registered_is_told_before_anything_is_loaded(registr
     assert error.value.hint
 
 
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_a_quantised_base_does_not_train_itself(registry: Registry, quantize: str) -> None:
+    config = Config.model_validate({"method": "full", "model": {"quantize": quantize}})
+    with pytest.raises(ConfigError, match=quantize) as caught:
+        start.check_names(config, registry)
+    assert "--adapter.kind lora" in caught.value.hint
+    assert "--model.quantize none" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "ptuning", "adaption-prompt", "beft", "lily"])
+def test_merging_what_does_not_merge_is_refused_before_training(registry: Registry, kind: str) -> None:
+    settings = {"method": "lora", "adapter": {"kind": kind}, "training": {"gradient_checkpointing": False}}
+    start.check_names(Config.model_validate(settings), registry)
+    config = Config.model_validate(settings | {"package": {"packagers": ["adapter", "merged"]}})
+    with pytest.raises(ConfigError, match=f"adapter {kind} cannot be merged"):
+        start.check_names(config, registry)
+
+
 FULL = {
     "python": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     "rust": RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mlflow_ft_ppo.engine import experience, rollout
 from mlflow_ft_ppo.engine import policy as policies
-from mlflow_ft_ppo.engine import rollout
 from mlflow_ft_ppo.engine.policy import PolicyWithValue, recomputing
+from mlflow_ft_ppo.settings import PPOSettings
 from transformers import AutoModelForCausalLM
 
 from mlflow_ft import ModelError
@@ -45,6 +46,15 @@ def test_logprobs_values_and_entropy_are_those_of_each_row_alone(policy):
             entropy = -(expected.exp() * expected).sum(dim=-1)
             for found, wanted in zip(seen, (logprobs, values, entropy), strict=True):
                 torch.testing.assert_close(found[row, : len(ids)], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_answer_that_was_not_judged_has_no_part_in_the_loss(policy):
+    judged = experience.Judged(scores=torch.tensor([2.0, 0.0]), known=torch.tensor([True, False]), means={})
+    found = experience.collect(policy, None, batch(), judged, settings=PPOSettings(), beta=0.05, batch_size=2)
+    assert found.mask.sum(dim=1).tolist() == [3, 0]
+    assert found.advantages[0, :3].abs().min() > 0
+    assert found.advantages[1].abs().max() == 0
+    assert found.answers.mask.sum(dim=1).tolist() == [3, 5]
 
 
 def test_the_value_head_begins_at_zero(policy):

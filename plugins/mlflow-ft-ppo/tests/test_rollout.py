@@ -112,6 +112,19 @@ def test_the_temperature_of_sampling_is_that_of_the_log_probabilities(bench):
     assert surprise == pytest.approx(entropy, abs=0.5)  # the mean surprise of samples is the entropy
 
 
+def test_padding_changes_no_answer(bench):
+    """At a temperature near 0 an answer is the likeliest one, in a batch with longer prompts as alone."""
+    rows = [Example(messages=({"role": "user", "content": "red " * count},)) for count in (1, 9, 3, 20, 1, 2, 4, 8)]
+    one = bench(rows=rows, max_completion_length=6, temperature=1e-4)
+    module = one.prepare().module.eval()
+    found = rollout.prompts(one.job, one.data, module)
+    together, alone = (
+        rollout.sample(module, one.data, found, rows, settings=one.job.config.rollout, batch_size=size)
+        for size in (8, 1)
+    )
+    assert [row.ids for row in together] == [row.ids for row in alone]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

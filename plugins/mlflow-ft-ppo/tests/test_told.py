@@ -40,6 +40,7 @@ def test_the_usual_metrics_are_there_and_agree(bench):
     assert reward == pytest.approx(score + penalty)
     assert penalty == pytest.approx(-0.05 * one.curve("train/objective/kl")[1])
     assert one.curve("train/episode") == [8, 16]
+    assert one.curve("train/lr") == one.curve("train/learning_rate") == pytest.approx([1e-3, 5e-4])  # linear, to 0
     assert one.curve("train/objective/scores") == pytest.approx(one.curve("train/rewards/early"))
 
 

@@ -1,0 +1,185 @@
+"""A training goes on from what was trained before: an adapter or a whole model, in a folder or in MLflow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from mlflow_ft import plugins
+from mlflow_ft.cli.asked import asked
+from mlflow_ft.engine import models, parity, tokenizers
+from mlflow_ft.errors import ConfigError, FineTuneError, ModelError
+from mlflow_ft.progress import Progress
+from mlflow_ft.stages import init_from
+from tests.engine.conftest import Bench, lay
+
+QUICK = {"learning_rate": 1e-2}
+Run = Callable[..., Any]
+
+
+def bench(folder: Path, method: str, *, model: Path, **settings: Any) -> Bench:
+    """A bench whose base is found as a run finds it."""
+    one = lay(folder, method, model=model, **QUICK, **settings)
+    base = init_from.find(one.job.config, Progress(quiet=True))
+    data = replace(one.data, tokenizer=tokenizers.load(one.job.config, base))
+    return Bench(job=one.job, data=data, base=base)
+
+
+def find(method: str, **settings: Any) -> Any:
+    pairs = [f"--{name}={value}" for name, value in settings.items()]
+    return init_from.find(asked([method, *pairs], plugins.load({"MLFLOW_FT_PLUGINS": ""})), Progress(quiet=True))
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`adapter("dora")`: the folder that a short training left."""
+
+    def make(kind: str, **settings: Any) -> Path:
+        one = lay(tmp_path / f"{kind}-first", "lora", model=tiny_model, **{"adapter.kind": kind}, **QUICK, **settings)
+        found = one.train().adapter
+        assert found is not None
+        return found
+
+    return make
+
+
+GO_ON = ("lora", "dora", "ia3", "vera", "oft", "fourierft", "trainable-tokens", "prompt", "prefix", "adaption-prompt")
+
+
+@pytest.mark.parametrize("kind", GO_ON)
+def test_a_training_begins_where_the_adapter_was(
+    adapter: Callable[..., Path], tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    more = {"adapter.trainable_token_indices": "[2, 3]"} if kind == "trainable-tokens" else {}
+    folder = adapter(kind, **more)
+    one = bench(tmp_path / "second", "lora", model=tiny_model, **{"adapter.kind": kind, "init_from": folder}, **more)
+    model = models.prepare(one.job, one.data, one.base)
+    reference = folder.parent / "reference.safetensors"
+    assert model.trainable > 0
+    assert parity.compare(model.module.eval(), reference)["kl_max"] < 1e-9
+    trained = one.train()
+    saved = load_file(trained.folder / "adapter" / "adapter_model.safetensors")
+    first = load_file(folder / "adapter_model.safetensors")
+    assert {name: weight.shape for name, weight in saved.items()} == {name: w.shape for name, w in first.items()}
+    assert any(not weight.equal(first[name]) for name, weight in saved.items())
+    own = trained.folder / "reference.safetensors"
+    assert parity.compare(models.load_trained(one.job, one.data, trained), own)["kl_max"] < 1e-9
+
+
+def test_new_tokens_are_still_there(adapter: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:
+    folder = adapter("lora", **{"model.add_tokens": "[<a>, <b>]"})
+    again = {"adapter.kind": "lora", "init_from": folder}
+    one = bench(tmp_path / "second", "lora", model=tiny_model, **again)
+    assert {"<a>", "<b>"} < set(one.data.tokenizer.get_vocab())
+    module = models.prepare(one.job, one.data, one.base).module.eval()
+    assert parity.compare(module, folder.parent / "reference.safetensors")["kl_max"] < 1e-9
+    bench(tmp_path / "third", "lora", model=tiny_model, **again, **{"model.add_tokens": "[<a>, <b>]"})
+    with pytest.raises(ConfigError, match="'<c>' cannot come to an adapter"):
+        bench(tmp_path / "fourth", "lora", model=tiny_model, **again, **{"model.add_tokens": "[<c>]"})
+
+
+def test_a_whole_model_is_the_base_and_its_folder_the_name(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "mine")
+    found = find("lora", init_from=tmp_path / "mine")
+    assert (found.name, found.name_or_path, found.start) == ("mine", str(tmp_path / "mine"), None)
+    assert found.revision.startswith("sha256:")
+
+
+def test_an_adapter_that_peft_wrote_by_itself(tiny_model: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    get_peft_model(base, LoraConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "theirs")
+    found = find("lora", init_from=tmp_path / "theirs")
+    assert (found.path, found.start) == (tiny_model, tmp_path / "theirs")
+    assert found.tokenizer == tiny_model  # theirs has none
+
+
+def nameless(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("prompt", {"adapter.kind": "lora"}, "--adapter.kind prompt"),
+        ("dora", {"adapter.kind": "lora"}, "--adapter.kind dora"),
+        ("lora", {"adapter.kind": "none"}, "trains every weight"),
+        ("lora", {"adapter.kind": "lora", "adapter.r": 5}, "adapter.r is 5"),
+        ("lora", {"adapter.kind": "lora", "adapter.use_rslora": "true"}, "use_rslora"),
+        ("ptuning", {"adapter.kind": "ptuning"}, "not the network"),
+        ("adalora", {"adapter.kind": "adalora"}, "ranks were settled"),
+    ],
+)
+def test_what_does_not_go_on_is_refused(
+    adapter: Callable[..., Path], kind: str, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find("lora", init_from=adapter(kind), **settings)
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_prefix_from_a_network_does_not_go_on(adapter: Callable[..., Path]) -> None:
+    folder = adapter("prefix", **{"adapter.options": "prefix_projection=true,encoder_hidden_size=16"})
+    with pytest.raises(ConfigError, match="not the network"):
+        find("prefix", init_from=folder)
+
+
+def test_nothing_there(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no folder and no MLflow URI"):
+        find("lora", init_from=tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="neither an adapter nor a model"):
+        find("lora", init_from=tmp_path / "empty")
+    folder = adapter("lora")
+    nameless(folder)
+    with pytest.raises(ModelError, match="does not name its base model"):
+        find("lora", init_from=folder)
+
+
+@pytest.mark.slow
+def test_registered_versions(fine_tune: Run, tiny_model: Path, tiny_rows: Path) -> None:
+    """lora -> its adapter, its merged model -> a prompt on that -> that prompt, all by their names in the registry."""
+    import mlflow
+
+    common = {"data": tiny_rows, **QUICK}
+    fine_tune("lora", model=tiny_model, **common, **{"registry.model_name": "first"})
+    second = fine_tune("lora", **common, init_from="models:/first-adapter@candidate", **{"adapter.r": 16})
+    assert [(one.name, one.version) for one in second.versions] == [("tiny-lora", 1), ("tiny-lora-adapter", 1)]
+    tags = mlflow.get_run(second.run_id).data.tags
+    assert tags["mlflow_ft.base_model"] == str(tiny_model)
+    assert "models:/first-adapter/1" in tags["mlflow_ft.base_origin"]
+
+    third = fine_tune("prompt", **common, init_from="models:/first@candidate")
+    assert [one.name for one in third.versions] == ["first-prompt-adapter"]
+    assert mlflow.get_run(third.run_id).data.tags["mlflow_ft.base_model"] == "models:/first/1"
+    question = {"messages": [{"role": "user", "content": "red green blue"}], "max_tokens": 4}
+    chat = mlflow.pyfunc.load_model("models:/first-prompt-adapter@candidate")
+    assert chat.predict(question)["choices"][0]["message"]["role"] == "assistant"
+    fourth = fine_tune("prompt", **common, init_from="models:/first-prompt-adapter@candidate")
+    assert mlflow.get_run(fourth.run_id).data.tags["mlflow_ft.base_model"] == "models:/first/1"
+
+
+@pytest.mark.slow
+def test_another_base_than_the_adapters_own_is_refused(
+    fine_tune: Run, tiny_model: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
+    from mlflow_ft.testing import make_tiny_model
+
+    outcome = fine_tune("lora", model=tiny_model, data=tiny_rows)
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    packaged = Path(outcome.folder) / "package" / "adapter"
+    with pytest.raises(FineTuneError, match="trained on other weights"):
+        find("lora", model=other, init_from=packaged)
+    (packaged / "adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(FineTuneError):
+        find("lora", init_from=packaged)
