@@ -53,6 +53,11 @@ def refuses(config: Config, adapter: Adapter) -> str | None:
             "it learns from rewards, and none was named; name functions with --reward_funcs FILE.py:function, or a "
             "model with --reward_model"
         )
+    if adapter.learned_prompt:
+        return (
+            "TRL pads prompts on the left, and the padding would come between the learned prompt and the text, where "
+            "it never is when the model serves; take lora, or another adapter"
+        )
     if adapter.name == "adaption-prompt":
         return "TRL reads log-probabilities off a head that this adapter hides; take lora, or another adapter"
     if adapter.name == "adalora" and (config.method != "grpo" or config.objective.beta):

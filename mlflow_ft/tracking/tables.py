@@ -9,7 +9,6 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-
 LONGEST = 7500
 """Characters of the tag; MLflow cuts tags at 8,000, and a list that is cut is none."""
 

@@ -27,7 +27,7 @@ def check(method: str, **settings: Any) -> None:
     [
         {},
         {"adapter.kind": "none"},
-        {"adapter.kind": "prompt"},
+        {"adapter.kind": "ia3"},
         {"num_generations": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         {"num_generations": 3, "objective.options": "{steps_per_generation: 3}"},
         {"reward_funcs": "", "reward_model": "a-folder"},
@@ -47,6 +47,8 @@ def test_what_works(method: str, settings: dict[str, Any]) -> None:
         ({"num_generations": 3}, r"8 answers .* set training.per_device_train_batch_size to 9"),
         ({"num_generations": 6, "gradient_accumulation_steps": 2}, r"8 x gradient_accumulation_steps 2\).* to 12"),
         ({"adapter.kind": "adalora", "objective.beta": 0.1}, "a second adapter beside the first"),
+        ({"adapter.kind": "prompt"}, "TRL pads prompts on the left"),
+        ({"adapter.kind": "prefix"}, "TRL pads prompts on the left"),
         ({"adapter.kind": "adaption-prompt"}, "a head that this adapter hides"),
         ({"init_lora_weights": "lora_ga"}, "prompts have none"),
         ({"label_smoothing": 0.1}, "settings of other methods"),

@@ -124,3 +124,25 @@ def test_a_token_that_another_takes_apart_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="takes 'aa' apart"):
         tokenizers.add_tokens(Splitting(), ["aa"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("loha", {"adapter.modules_to_save": "[lm_head]"}),
+        ("loha", {"adapter.modules_to_save": "[embed_tokens]"}),
+        ("lora", {"adapter.target_modules": "[q_proj, lm_head]"}),
+        ("lora", {"adapter.target_modules": "[q_proj, embed_tokens]"}),
+        ("lora", {"adapter.target_modules": ".*(q_proj|lm_head)"}),
+    ],
+)
+def test_what_is_one_layer_is_not_trained_as_two(
+    bench: Bencher, base: Any, kind: str, settings: dict[str, Any]
+) -> None:
+    one = bench("lora", model=base.folder, **{"adapter.kind": kind}, **settings)
+    if not base.tied:
+        assert models.prepare(one.job, one.data, one.base).trainable
+        return
+    with pytest.raises(ConfigError, match=r"tied|is its embedding layer") as caught:
+        models.prepare(one.job, one.data, one.base)
+    assert caught.value.hint

@@ -34,6 +34,8 @@ def refuses(config: Config, adapter: Adapter) -> str | None:
         )
     if adapter.learned_prompt:
         return "it does not sample through a learned prompt; take lora, or another adapter that changes weights"
+    if adapter.name == "adalora":
+        return "its ranks are given away by gradients that ppo does not keep; take lora, or another adapter"
     per_step = read(config).answers_per_step(config)
     if per_step % config.rollout.num_generations:
         return (
