@@ -99,7 +99,7 @@ def save(module: Any, folder: Path, *, beginning: Path | None = None) -> None:
     with warnings.catch_warnings():
         if isinstance(module.base_model, AdaLoraModel):  # it may leave a layer no rank at all
             warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")
-        module.save_pretrained(folder, save_embedding_layers=True)
+        module.save_pretrained(folder, save_embedding_layers=False)
     if beginning is None or not (beginning / BEGINNING).is_file():
         return
     first, trained = load_file(beginning / BEGINNING), load_file(folder / WEIGHTS)

@@ -122,9 +122,7 @@ def tell(found: Ready, progress: Progress) -> None:
     learned = f"{train['supervised_tokens']:,} of {train['tokens']:,} tokens are learned"
     if data.kind == "prompt":
         learned = f"{train['tokens']:,} tokens; the answers are sampled"
-    progress.say(
-        f"data: {train['rows']:,} rows to train on and {held['rows']:,} held out ({data.format}), {learned}"
-    )
+    progress.say(f"data: {train['rows']:,} rows to train on and {held['rows']:,} held out ({data.format}), {learned}")
     ways = ", ".join(f"{way} {count:,}" for way, count in sorted(found.train.stored.ways.items()))
     if data.kind in ("conversation", "preference", "unpaired"):
         progress.say(f"mask: proved in every row; where the assistant speaks was found by {ways}")

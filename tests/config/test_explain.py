@@ -64,7 +64,10 @@ def test_the_configuration_is_light_and_warns_of_nothing() -> None:
         ("model.load_in_4bit", "did you mean model.quantize=nf4?"),
         ("evaluaton", "evaluation has evaluators, max_rows, max_new_tokens, per_device_eval_batch_size"),
         ("register.zzz", "registry has model_name, alias"),
-        ("zzz", "sections: run, model, data, checks, adapter, objective, rollout, training, evaluation, package, registry"),
+        (
+            "zzz",
+            "sections: run, model, data, checks, adapter, objective, rollout, training, evaluation, package, registry",
+        ),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_known_one(key: str, hint: str) -> None:
@@ -135,7 +138,10 @@ NASTY = [
 TEXT = st.sampled_from([*NASTY, "\ufeff", "\u2028", "{% for m in messages %}\n  {{ m }}\n{% endfor %}"]) | st.text()
 
 
-SHARES = {"adapter.lora_dropout", "checks.near_duplicate", "checks.overlap", "rollout.top_p", "objective.label_smoothing"}
+SHARES = {
+    *("adapter.lora_dropout", "checks.near_duplicate", "checks.overlap"),
+    *("rollout.top_p", "objective.label_smoothing"),
+}
 
 
 def values_of(path: str) -> st.SearchStrategy[Any]:
