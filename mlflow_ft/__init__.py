@@ -21,10 +21,12 @@ from mlflow_ft.records import (
     Collector,
     DataFormat,
     Evaluator,
+    Gate,
     Packager,
     Reward,
     Score,
     Trainer,
+    Verdict,
 )
 from mlflow_ft.rows import Checked, Example, Finding, Message, Place, Row, Task
 
@@ -41,6 +43,7 @@ __all__ = [
     "Example",
     "Finding",
     "FineTuneError",
+    "Gate",
     "Message",
     "ModelError",
     "Packager",
@@ -57,5 +60,6 @@ __all__ = [
     "TrackingError",
     "Trainer",
     "UndeliveredError",
+    "Verdict",
     "hookimpl",
 ]

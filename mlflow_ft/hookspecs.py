@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Reward, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Packager, Reward, Trainer
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Scores
@@ -57,6 +57,11 @@ def register_rewards() -> Iterable[Reward]:  # type: ignore[empty-body]  # a spe
 @hookspec
 def register_packagers() -> Iterable[Packager]:  # type: ignore[empty-body]  # a specification has no body
     """Return the packagers of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_gates() -> Iterable[Gate]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the gates of this plugin, which stand before a promotion. Called once, when the program starts."""
 
 
 @hookspec(firstresult=True)

@@ -19,7 +19,7 @@ import pluggy
 
 from mlflow_ft import hookspecs
 from mlflow_ft.errors import PluginError
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Packager, Record, Reward, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Packager, Record, Reward, Trainer
 
 ENTRY_POINT_GROUP = "mlflow_ft"
 KINDS: Mapping[str, type] = {
@@ -30,6 +30,7 @@ KINDS: Mapping[str, type] = {
     "evaluators": Evaluator,
     "rewards": Reward,
     "packagers": Packager,
+    "gates": Gate,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that the package lies in; with an MLproject file in it, it is a checkout, which has plugins of its own."""

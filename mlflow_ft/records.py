@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_ft.rows import Checked, Example, Finding, Kind, Message, Severity, Task
 
 if TYPE_CHECKING:
+    from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import ChecksSection, Config
-    from mlflow_ft.job import Data, Job, Model, Subject, Trained
+    from mlflow_ft.job import Candidacy, Data, Job, Model, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any
@@ -208,4 +209,32 @@ class Packager:
     suffix: str = ""
 
 
-Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a gate says about one thing, in words for people and in numbers for machines."""
+
+    passed: bool
+    found: str
+    """What the evidence says: `0.91`, `12 days`, `no such score`."""
+    wanted: str
+    """What passes: `at least 0.9`."""
+    subject: str = ""
+    """What of several things was looked at: the name of the score."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A condition that a version must meet before an alias is moved to it.
+
+    `judge` gets all that is known of the version and of the present champion, and the settings of the gates; it
+    returns a verdict for each thing that was asked of it, none where nothing was. It changes nothing. A `FineTuneError`
+    that it raises counts as a verdict that did not pass.
+    """
+
+    name: str
+    summary: str
+    judge: Callable[[Candidacy, Gates], Sequence[Verdict]]
+
+
+Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Gate

@@ -16,7 +16,10 @@ COMMANDS = {
     "rlhf": "Instruction tuning, a reward model, and PPO against it: three jobs in a row.",
     "prepare": "Read, check and prove the data in a run of its own; mend what is safe to mend.",
     "data": "Look at the data: show what is learned, check it, find the models trained on it.",
-    "show": "List the formats, checks, trainers, adapters, evaluators or packagers there are.",
+    "show": "List the formats, checks, trainers, adapters, evaluators, packagers or gates there are.",
+    "promote": "Move an alias (champion) to a version, when every gate passes.",
+    "rollback": "Make the champion before the champion again.",
+    "history": "Tell every move of an alias: who, when, why.",
     "plugins": "List the plugins that were found, and whether they work.",
     "sync": "Deliver to the tracking server what a run could not while it was away.",
 }

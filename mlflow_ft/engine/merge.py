@@ -2,31 +2,86 @@
 
 An adapter trained on a quantised base corrects that base, errors of rounding included. So it is merged into the
 *dequantised* base; merging in place rounds the update away, and merging into the original weights is another model.
+
+Where it can be done tensor by tensor (`stream_merge`), the model is never in memory; PEFT does the rest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import hardware, journal_files, stream_merge, vocabulary
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import load_base, saved_dtype, with_adapter
-from mlflow_ft.job import Job, Trained
+from mlflow_ft.engine.models import load_base, quantization, saved_dtype, with_adapter
+from mlflow_ft.engine.skeleton import UnsuitedError
+from mlflow_ft.engine.stream_merge import Merge
+from mlflow_ft.job import BaseModel, Job, Trained
 
 
 def merge(job: Job, trained: Trained, folder: Path) -> None:
     """Write the merged model of a trained adapter into `folder`, without the tokenizer."""
     assert trained.adapter is not None
-    base: Any = load_base(job.config, trained.base, dtype=torch.float32)
-    if job.config.model.quantize != "none":
+    dtype = saved_dtype(job.config, trained.base.path)
+    journal_files.clear(folder)  # what an earlier merge left there may be of another training
+    fold(job.config, trained.base, trained.adapter, folder=folder, dtype=dtype)
+    journal_files.clear(folder)
+
+
+def fold(
+    config: Config,
+    base: BaseModel,
+    adapter: Path,
+    *,
+    folder: Path,
+    dtype: torch.dtype,
+    original: bool = False,
+    shard: int = stream_merge.SHARD,
+    advance: Callable[[int], None] = lambda size: None,
+) -> dict[str, Any]:
+    """Merge `adapter` into `base` as `config.model` holds it in training, and write the weights in `dtype`.
+
+    `original` takes the weights as they are on the disk, though training saw them rounded. `shard` is the largest size
+    of a file in bytes; `advance` is told of bytes that are done.
+
+    Returns:
+        `way` (`stream` or `peft`), `reason` (why not stream), and what `stream_merge.write` returns.
+    """
+    held = hardware.held_dtype(config)
+    tokenizer = vocabulary.grown(config, base)
+    wanted = Merge(
+        base=base.path,
+        adapter=adapter,
+        dtype=dtype,
+        quantiser=None if original else quantization(config, held),
+        held=held,
+        task=base.task,
+        rows=len(tokenizer) if tokenizer else None,
+    )
+    try:
+        plan = stream_merge.plan(wanted)
+    except UnsuitedError as reason:
+        plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
+        _whole(plain if original else config, base, adapter, folder=folder, dtype=dtype)
+        return {"way": "peft", "reason": str(reason)}
+    return {"way": "stream", **stream_merge.write(plan, folder, shard=shard, advance=advance)}
+
+
+def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtype: torch.dtype) -> None:
+    """Merge with the whole model in memory, as PEFT does it."""
+    quantised = config.model.quantize != "none"
+    model: Any = load_base(config, base, dtype=None if quantised else torch.float32)
+    if quantised:
         with quiet_transformers():
-            base = base.dequantize(dtype=torch.float32)
-        base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # PEFT goes by them
+            model = model.dequantize(dtype=torch.float32).float()
+        model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # PEFT goes by them
     # Merged in float32: rounding to the saved type comes once, at the end.
-    merged = with_adapter(base, trained.adapter).merge_and_unload(safe_merge=True)
-    _save(merged, saved_dtype(job.config, trained.base.path), folder)
+    merged = with_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    _save(merged, dtype, folder)
 
 
 def copy_model(job: Job, trained: Trained, folder: Path) -> None:

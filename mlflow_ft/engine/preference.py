@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mlflow_ft.engine import batches, models, training
+from mlflow_ft.engine import batches, models, starts, training
 from mlflow_ft.engine.masking import IGNORED
 from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
 
@@ -120,22 +120,23 @@ def dpo(job: Job, data: Data, model: Model) -> Trained:
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )
-        settle_reference(model)
+        settle_reference(job, model)
         return trainer
 
     return training.run(job, data, model, make)
 
 
-def settle_reference(model: Model) -> None:
+def settle_reference(job: Job, model: Model) -> None:
     """Let the base be the reference of a new adapter, by switching the adapter off.
 
     TRL makes a frozen copy of every adapter. A new one of most kinds changes nothing yet, so that a copy costs memory
     for nothing; and a new learned prompt changes everything, at random, which is nothing to hold a model to. Those
-    that begin with a part of the base's weights keep the copy: without it their base is another model.
+    that begin with a part of the base's weights, or of what rounding took from them, keep the copy: without it their
+    base is another model.
     """
-    configs = getattr(model.module, "peft_config", {})
-    begins = getattr(configs.get("default"), "init_lora_weights", True)
-    if training.REFERENCE in configs and model.base.start is None and begins in (True, "gaussian", "orthogonal"):
+    begins = job.config.adapter.init_lora_weights or ""
+    copied = training.REFERENCE in getattr(model.module, "peft_config", {})
+    if copied and model.base.start is None and not begins.startswith((*starts.CHANGE_THE_BASE, "loftq")):
         model.module.delete_adapter(training.REFERENCE)
 
 

@@ -73,7 +73,7 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str], *, known: bool = False) ->
             f"model.add_tokens: {', '.join(map(repr, missing))} cannot come to an adapter that is trained already",
             hint="merge it, and go on from the merged model",
         )
-    added = [AddedToken(token, normalized=False, special=True) for token in tokens if token not in vocabulary]
+    added = [AddedToken(token, normalized=False, special=False) for token in tokens if token not in vocabulary]
     tokenizer.add_tokens(added)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
     for token, number in zip(tokens, ids, strict=True):

@@ -45,7 +45,7 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )
-        settle_reference(model)
+        settle_reference(job, model)
         return trainer
 
     return training.run(job, data, model, make)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from mlflow_ft.job import Data, Job, Scores, Subject, Trained
 from mlflow_ft.records import Answer, Evaluator, Score
 from mlflow_ft.stages import done
+
+ROWS_FILE = "eval/rows.json"
+"""The artifact with the scores of every held-out row, by which two models are compared row by row."""
 
 
 def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
@@ -27,6 +32,7 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         job.run.metrics(values, dataset=data.eval)
         done.finish(job.folder / "evaluate" / name, values)
     job.run.table(table(scores), "eval/answers.json")
+    job.run.artifact_text(json.dumps(row_scores(scores, digest=data.eval.digest)), ROWS_FILE)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
     return scores
 
@@ -55,6 +61,22 @@ def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
     values = {f"eval/{name}/{score.name}": score.value for score in scores}
     values |= {f"eval/{name}/{score.name}_coverage": score.coverage for score in scores if score.coverage < 1}
     return values
+
+
+def row_scores(scores: Scores, *, digest: str) -> dict[str, Any]:
+    """Of every score that is a mean over rows the rows' values, in the order of the held-out rows of that digest."""
+    return {
+        "digest": digest,
+        "scores": {
+            name: {score.name: [_finite(row) for row in score.rows] for score in found if score.rows}
+            for name, found in (("base", scores.base), ("tuned", scores.tuned))
+        },
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no NaN and no infinity: such a row has no score."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def table(scores: Scores) -> list[dict[str, Any]]:

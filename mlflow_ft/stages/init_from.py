@@ -57,13 +57,7 @@ def find(config: Config, progress: Progress) -> BaseModel:
     if start.base is None:
         return _whole(config, start, progress)
     check_kind(config, start)
-    found = _base_of(config, start.base, progress)
-    recorded = str(start.base.get("revision") or "")
-    if recorded.startswith("sha256:") and found.revision != recorded:
-        raise ModelError(
-            f"the adapter {start.uri} was trained on other weights than those of {found.name!r} ({found.origin})",
-            hint=f"name its base with --model; it was {start.base.get('name_or_path')}",
-        )
+    found = base_of(config, start, progress)
     return replace(found, start=start.folder, origin=f"{found.origin}, with the adapter {start.uri}")
 
 
@@ -77,17 +71,34 @@ def _whole(config: Config, start: Start, progress: Progress) -> BaseModel:
     return replace(found, name=name, name_or_path=start.uri, origin=start.uri)
 
 
-def _base_of(config: Config, base: Mapping[str, Any], progress: Progress) -> BaseModel:
-    """The base model that was named, else the one that the adapter names."""
+def base_of(config: Config, start: Start, progress: Progress, *, option: str = "--model") -> BaseModel:
+    """The base model that was named (`model.name`), else the one that the adapter names. `option` names another.
+
+    Raises:
+        ModelError: the adapter names none, or it was trained on other weights.
+    """
     from mlflow_ft.engine import hub
 
-    if "model.name" in config.origins:
-        return hub.find(config.model, progress)
-    name, revision = str(base["name_or_path"]), str(base.get("revision") or "")
-    if name.startswith(URIS):
-        return _whole(config, read(name), progress)
-    update = {"name": name, "revision": None if revision.startswith("sha256:") else revision or None}
-    return hub.find(config.model.model_copy(update=update), progress)
+    base = start.base or {}
+    name, revision = str(base.get("name_or_path") or ""), str(base.get("revision") or "")
+    named = "model.name" in config.origins
+    if named and not config.model.name.startswith(URIS):
+        found = hub.find(config.model, progress)
+    elif named:
+        found = _whole(config, read(config.model.name, setting=option), progress)
+    elif not name:
+        raise ModelError(f"the adapter in {start.folder} does not name its base model", hint=f"name it with {option}")
+    elif name.startswith(URIS):
+        found = _whole(config, read(name), progress)
+    else:
+        update = {"name": name, "revision": None if revision.startswith("sha256:") else revision or None}
+        found = hub.find(config.model.model_copy(update=update), progress)
+    if revision.startswith("sha256:") and revision not in (found.revision, f"sha256:{hub.weights_hash(found.path)}"):
+        raise ModelError(
+            f"the adapter {start.uri} was trained on other weights than those of {found.name!r} ({found.origin})",
+            hint=f"name its base with {option}; it was {name}",
+        )
+    return found
 
 
 def check_kind(config: Config, start: Start) -> None:
@@ -123,8 +134,8 @@ def kind_of(settings: Mapping[str, Any]) -> str:
     return NAMES.get(name, name.replace("_", "-"))
 
 
-def read(asked: str) -> Start:
-    """Find the weights: in a folder, or fetched from MLflow.
+def read(asked: str, *, setting: str = "model.init_from") -> Start:
+    """Find the weights: in a folder, or fetched from MLflow. `setting` is what named them.
 
     Raises:
         ModelError: there is nothing of that name, or no weights in it.
@@ -138,7 +149,7 @@ def read(asked: str) -> Start:
         root = tracking.fetch(uri, error=ModelError, what="model")
     if not root.is_dir():
         raise ModelError(
-            f"model.init_from: {asked!r} is no folder and no MLflow URI",
+            f"{setting}: {asked!r} is no folder and no MLflow URI",
             hint=f"looked in {Path.cwd()}; URIs begin with {', '.join(URIS)}",
         )
     for name in (ADAPTER_FILE, "config.json"):
@@ -146,7 +157,7 @@ def read(asked: str) -> Start:
         if files:
             return _start(uri, files[0])
     raise ModelError(
-        f"model.init_from: {asked!r} holds neither an adapter nor a model",
+        f"{setting}: {asked!r} holds neither an adapter nor a model",
         hint=f"looked for {ADAPTER_FILE} and config.json in {root} and below it",
     )
 
@@ -180,6 +191,4 @@ def _start(uri: str, file: Path) -> Start:
         return Start(uri=uri, folder=folder, base=json.loads((folder / BASE_FILE).read_text(encoding="utf-8")))
     settings = json.loads(file.read_text(encoding="utf-8"))  # PEFT's own
     base = {"name_or_path": settings.get("base_model_name_or_path"), "revision": settings.get("revision")}
-    if not base["name_or_path"]:
-        raise ModelError(f"the adapter in {folder} does not name its base model", hint="name it with --model")
     return Start(uri=uri, folder=folder, base=base)

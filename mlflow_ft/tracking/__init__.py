@@ -15,7 +15,7 @@ from mlflow_ft.tracking.manifest import MANIFEST, verify_manifest, write_manifes
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import chat_signature, pinned
 from mlflow_ft.tracking.run import open_run, refuse
-from mlflow_ft.tracking.server import check_server
+from mlflow_ft.tracking.server import check_server, told
 
 __all__ = [
     "MANIFEST",
@@ -30,6 +30,7 @@ __all__ = [
     "pinned",
     "read_json",
     "refuse",
+    "told",
     "trained_on",
     "verify_manifest",
     "versions_with_rows",

@@ -131,7 +131,7 @@ def register(
         RefusedError: the model is not READY, or has no MLmodel file; MLflow itself would register it.
     """
     model = _ready(client, model_id)
-    _ensure_registered_model(client, name)
+    ensure_registered_model(client, name)
     # on SQL stores the version does not keep its model_id, so that it is a tag too
     version = client.create_model_version(
         name,
@@ -143,7 +143,7 @@ def register(
     earlier = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
     here = {"name": name, "version": int(version.version)}
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*earlier, here])})
-    _set_alias(client, name=name, alias=alias, version=str(version.version))
+    set_alias(client, name=name, alias=alias, version=str(version.version))
     return int(version.version)
 
 
@@ -175,15 +175,17 @@ def _ready(client: MlflowClient, model_id: str) -> LoggedModel:
     return model
 
 
-def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+def ensure_registered_model(client: MlflowClient, name: str, *, description: str | None = None) -> None:
+    """Make the registered model, unless it is there; of several at once exactly one makes it."""
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
             raise
 
 
-def _set_alias(client: MlflowClient, *, name: str, alias: str, version: str) -> None:
+def set_alias(client: MlflowClient, *, name: str, alias: str, version: str) -> None:
+    """Move the alias; at no moment does it point nowhere."""
     try:
         client.set_registered_model_alias(name, alias, version)
     except MlflowException:  # several runs that create one alias at once: all but one fail on PostgreSQL

@@ -76,7 +76,7 @@ def _start(config: Config, plugins: Plugins, *, environ: MutableMapping[str, str
         started = mlflow.start_run(
             run_id=given,
             run_name=config.run.name,
-            experiment_id=None if given else _experiment_id(config.run.experiment),
+            experiment_id=None if given or config.run.experiment is None else experiment_id(config.run.experiment),
             log_system_metrics=False,
         )
     run = ActiveRun(
@@ -96,11 +96,9 @@ def _start(config: Config, plugins: Plugins, *, environ: MutableMapping[str, str
     return run
 
 
-def _experiment_id(name: str | None) -> str | None:
-    """Id of the experiment, which is made if need be; None leaves the choice to MLflow."""
-    if name is None:
-        return None
-    client = MlflowClient()
+def experiment_id(name: str, *, client: MlflowClient | None = None) -> str:
+    """Id of the experiment, which is made if need be."""
+    client = client or MlflowClient()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:

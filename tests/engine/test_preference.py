@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mlflow_ft.engine import models, preference, unpaired
+from mlflow_ft.engine import models, parity, preference, unpaired
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.job import Encoded
 from mlflow_ft.rows import Example
@@ -324,3 +324,15 @@ def test_the_relatives_of_dpo_train(bench: Callable[..., Any], loss: str) -> Non
     )
     one.train()
     assert all(map(math.isfinite, one.curve("train/loss")))
+
+
+@pytest.mark.parametrize("begins", ["pissa", "olora"])
+def test_an_adapter_that_begins_with_a_part_of_the_base_is_held_to_the_base(
+    bench: Callable[..., Any], begins: str
+) -> None:
+    one = bench("dpo", rows=pairs(), max_steps=2, learning_rate=1e-2, **{"adapter.init_lora_weights": begins})
+    trained = one.train()
+    assert one.curve("train/loss")[0] == pytest.approx(math.log(2), abs=1e-5)
+    again = models.load_trained(one.job, one.data, trained)
+    found = parity.compare(again, trained.folder / "reference.safetensors")
+    assert found["kl_max"] < 1e-6

@@ -1,0 +1,62 @@
+"""mlflow-ft history NAME: every move of an alias, who made it, when, and why."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_ft.tracking.promotion import Move
+
+
+@click.command()
+@click.argument("name")
+@click.option("--of", "alias", default="champion", show_default=True, help="The alias.")
+@click.option("--all", "every", is_flag=True, help="Also those that came too late and moved nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the moves as JSON on stdout.")
+def command(name: str, *, alias: str, every: bool, as_json: bool) -> None:
+    """Tell every move of an alias of the registered model NAME, the oldest first."""
+    from mlflow import MlflowClient
+
+    from mlflow_ft import tracking
+    from mlflow_ft.tracking import contenders
+    from mlflow_ft.tracking.promotion import Ledger
+
+    tracking.check_server()
+    client = MlflowClient()
+    contenders.find_model(client, name)
+    ledger = Ledger(client, name, alias)
+    standing = ledger.standing()
+    moves = ledger.attempts() if every else list(standing.moves)
+    if as_json:
+        told = {"name": name, "alias": alias, "version": standing.champion, "moved_by_hand": standing.by_hand}
+        click.echo(json.dumps(told | {"moves": [as_dict(move) for move in moves]}, indent=2))
+        return
+    for move in moves:
+        click.echo(line(move))
+    has = "no version" if standing.champion is None else f"version {standing.champion}"
+    click.echo(f"{alias} of {name}: {has}" + ("; it was moved there by other means" if standing.by_hand else ""))
+
+
+def as_dict(move: Move) -> dict[str, Any]:
+    """A move as JSON."""
+    plain = ("number", "kind", "alias", "before", "after", "by", "reason", "decision", "done", "counts")
+    return {"at": _when(move)} | {name: getattr(move, name) for name in plain}
+
+
+def line(move: Move) -> str:
+    """A move in a line."""
+    before = "none" if move.before is None else str(move.before)
+    words = [_when(move), move.kind, f"{before} -> {move.after}", f"by {move.by}"]
+    if not move.counts:
+        words.append("came too late")
+    elif not move.done:
+        words.append("not completed yet")
+    return "  ".join([*words, *([move.reason or move.decision] if move.reason or move.decision else [])])
+
+
+def _when(move: Move) -> str:
+    return datetime.fromtimestamp(move.at_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,78 @@
+"""mlflow-ft merge: an adapter folded into its base, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_ft.errors import ConfigError
+
+SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@click.command()
+@click.option(
+    "--adapter", default="", help="A folder, runs:/RUN_ID, models:/NAME@alias, models:/NAME/3 or models:/m-ID."
+)
+@click.option("--base", default="", help="The base: a folder, a Hub id, models:/...; the recorded one when not given.")
+@click.option("--out", default="", help="The folder to write; it is there whole at the end, or not at all.")
+@click.option("--dtype", default="auto", help="float32, bfloat16, float16; auto: the type of the base's files.")
+@click.option(
+    "--into", default="dequantised", help="dequantised: what a quantised base stood for in training; original."
+)
+@click.option("--quantize", default="", help="nf4, int8: how the base was held, where the adapter does not record it.")
+@click.option("--max_shard_size", default="5GB", help="Size of a file, at most: 500MB, 5GB.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
+def command(*, out: str, as_json: bool, quiet: bool, max_shard_size: str, **given: Any) -> None:
+    """Merge an adapter into its base, tensor by tensor: memory for one layer, whatever the model's size.
+
+    \b
+    mlflow-ft merge --adapter models:/NAME-adapter@champion --out merged
+    mlflow-ft merge --adapter ./adapter --base ./base --dtype bfloat16 --out merged
+
+    An adapter that was trained beside a quantised base belongs to what that base stood for: it is merged into the
+    dequantised weights, never into 4 or 8 bits. A merge that was stopped goes on when it is called again.
+    """
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.stages import merge
+
+    if not out:
+        raise ConfigError("no folder to write was named", hint="--out FOLDER")
+    asked = merge.Asked(
+        out=Path(out),
+        shard=_bytes(max_shard_size),
+        **{name: value or None for name, value in given.items()} | _texts(given),
+    )
+    progress = Progress(quiet=quiet)
+    done = merge.merge(asked, progress)
+    if as_json:
+        click.echo(json.dumps({"folder": str(done.folder), "already": done.already, **done.record}, indent=2))
+        return
+    if done.already:
+        progress.say(f"already done: {done.folder} holds this merge")
+        return
+    progress.facts(
+        {
+            "merged": str(done.folder),
+            "base": f"{done.record['base']['name_or_path']} ({done.record['into']} weights)",
+            "type": done.record["dtype"],
+        }
+    )
+
+
+def _texts(given: dict[str, Any]) -> dict[str, str]:
+    """Those that have a default, which `mlflow run` replaces with an empty text."""
+    defaults = {"adapter": "", "dtype": "auto", "into": "dequantised"}
+    return {name: given[name] or default for name, default in defaults.items()}
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)\s*([KMG]?B)?", text.strip(), re.IGNORECASE)
+    if not found or not int(found[1]):
+        raise ConfigError(f"--max_shard_size: {text!r} is no size", hint="write 500MB or 5GB")
+    return int(found[1]) * SIZES[(found[2] or "").upper().replace("B", "B")] if found[2] else int(found[1])

@@ -1,0 +1,42 @@
+"""A command under `mlflow run`: MLflow gives each declared parameter, and an empty text for one that was not given."""
+
+from __future__ import annotations
+
+import click
+
+from mlflow_ft.cli.pairs import PairsCommand
+from mlflow_ft.errors import ConfigError
+
+
+class OptionsCommand(PairsCommand):
+    """Options and switches, and words without a name; a value may begin with a dash, an empty one counts as not given.
+
+    The command gets the words as `arguments`; a `--key` that is no option is refused.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        super().parse_args(ctx, args)
+        words = [word for word in ctx.params["arguments"] if word]
+        unknown = [word for word in words if word.startswith("--")]
+        if unknown:
+            known = ", ".join(f"--{name}" for name in (*self.options, *self.switches))
+            raise ConfigError(f"there is no option {unknown[0]}", hint=f"options: {known}")
+        ctx.params["arguments"] = tuple(words)
+        return []
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Options"):
+            own = [(f"--{shown}", text) for shown, text in self.options.values()]
+            formatter.write_dl([*own, *((f"--{name}", text) for name, text in self.switches.items())])
+
+
+def one_name(arguments: tuple[str, ...], *, usage: str) -> str:
+    """The registered model that is named.
+
+    Raises:
+        ConfigError: none is named, or several are.
+    """
+    if len(arguments) != 1:
+        told = f"{len(arguments)} names were given" if arguments else "no registered model was named"
+        raise ConfigError(told, hint=f"write {usage}")
+    return arguments[0]

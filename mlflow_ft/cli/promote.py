@@ -1,0 +1,121 @@
+"""mlflow-ft promote NAME: move an alias to a version, when every gate passes."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_ft.cli.options import OptionsCommand, one_name
+
+if TYPE_CHECKING:
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.stages.promote import Decision
+
+SWITCHES = {
+    "dry-run": "Ask every gate and tell what they say; nothing is written.",
+    "json": "Print the decision as JSON on stdout.",
+    "quiet": "Tell nothing but errors.",
+}
+OPTIONS = {
+    "version N": "The version's number, or an alias that it has [candidate].",
+    "to ALIAS": "The alias to move [champion].",
+    "gates FILE": "A YAML file of gates; else those that the version's run has kept, else the defaults.",
+    "by WHO": "Who decides [the user's name].",
+    "copy-to NAME": "Copy the version's bytes to another registered model; it is that model's alias that moves.",
+    "registry URI": "The tracking server whose registry has the model that is copied to; the same when not given.",
+}
+DONE = ("promoted", "would be promoted", "champion already")
+
+
+@click.command(cls=OptionsCommand, options_metavar="NAME [--KEY VALUE]...", switches=SWITCHES, options=OPTIONS)
+def command(
+    arguments: tuple[str, ...],
+    *,
+    version: str | None,
+    to: str | None,
+    gates: str | None,
+    by: str | None,
+    copy_to: str | None,
+    registry: str | None,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+) -> int:
+    """Hold a version of the registered model NAME against every gate, and move the alias when all pass.
+
+    \b
+    mlflow-ft promote NAME --version 3
+    mlflow-ft promote NAME --gates gates.yaml --dry-run
+    mlflow-ft promote staging.NAME --copy-to prod.NAME
+
+    Exit code 1 when a gate does not pass, or somebody else was faster.
+    """
+    from mlflow_ft import plugins
+    from mlflow_ft.cli.train import told_to_run
+    from mlflow_ft.config.gates import gates_file
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.stages import promote
+
+    progress = Progress(quiet=quiet)
+    with told_to_run():
+        name = one_name(arguments, usage="mlflow-ft promote NAME --version N")
+        asked = promote.Asked(
+            name=name,
+            version=version or "candidate",
+            to=to or "champion",
+            gates=gates_file(Path(gates).expanduser()) if gates else None,
+            gates_from=gates or "",
+            by=by or who(),
+            now_ms=int(time.time() * 1000),
+            dry_run=dry_run,
+            copy_to=copy_to or "",
+            registry=registry or "",
+            open_run=os.environ.get("MLFLOW_RUN_ID", ""),
+        )
+        decision = promote.promote(asked, plugins=plugins.load(), progress=progress)
+    if json:
+        click.echo(promote.dumps(decision))
+    else:
+        tell(decision, progress)
+    return 0 if decision.outcome in DONE else 1
+
+
+def who() -> str:
+    """The user's name, as the system knows it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have none
+        return "unknown"
+
+
+def tell(decision: Decision, progress: Progress) -> None:
+    """Every verdict in a table, then how it ended."""
+    rows = [
+        [one.name, "pass" if one.verdict.passed else "FAIL", one.verdict.found, one.verdict.wanted]
+        for one in decision.judged
+    ]
+    if rows:
+        progress.table(f"Gates ({decision.gates_from})", ["gate", "result", "found", "wanted"], rows, text=(0, 1, 2, 3))
+    for note in decision.notes:
+        progress.say(note)
+    model = decision.target or decision.name
+    before = f"it was version {decision.champion}" if decision.champion is not None else "there was none"
+    what = f"{decision.name} version {decision.version}"
+    if decision.copied is not None:
+        what += f", copied as {decision.target} version {decision.copied},"
+    words = {
+        "promoted": f"{what} is the {decision.alias} now; {before}",
+        "champion already": f"{what} is the {decision.alias} of {model} already; nothing was moved",
+    }
+    progress.say(words.get(decision.outcome, f"{what}: {decision.outcome}"))
+    if decision.failed and decision.outcome in ("refused", "would be refused"):
+        progress.say(f"not passed: {', '.join(decision.failed)}; {decision.alias} of {model} stays as it was")
+    if decision.error:
+        progress.say(str(decision.error))
+    if decision.artifact:
+        progress.facts({"decision": decision.artifact})

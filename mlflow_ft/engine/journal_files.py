@@ -1,0 +1,58 @@
+"""Which files of a folder are whole: a line for each, written beside the folder when the file is on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+SUFFIX = ".journal"
+
+
+class Journal:
+    """The finished files of a folder that is being written; after a crash it says where to go on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = _beside(folder)
+        self._known = dict(self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        if not self._file.is_file():
+            return []
+        found = []
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                found.append((str(entry["file"]), str(entry["sha256"])))
+            except (ValueError, KeyError, TypeError):
+                break  # the line that was being written when the power went
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether the file was finished, and still holds what it held then."""
+        file = self._folder / name
+        return name in self._known and file.is_file() and _sha256(file) == self._known[name]
+
+    def add(self, name: str) -> None:
+        """Note that a file is whole. The caller has brought it to the disk."""
+        self._known[name] = _sha256(self._folder / name)
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"file": name, "sha256": self._known[name]}) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def clear(folder: Path) -> None:
+    """Forget what was finished in a folder."""
+    _beside(folder).unlink(missing_ok=True)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(folder.name + SUFFIX)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,59 @@
+"""The weights that a quantised base stood for in training, one at a time: rounded by bitsandbytes, and read back.
+
+Rounding works in blocks of a weight, so that a tensor alone gives the same bits as the whole model: those of
+`AutoModelForCausalLM.from_pretrained(base, quantization_config=...).dequantize()`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from torch import Tensor
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import AutoHfQuantizer
+
+from mlflow_ft.engine import hardware
+from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.skeleton import bare_model
+
+
+class Rounding:
+    """Which weights of a model bitsandbytes quantises, and what it makes of them."""
+
+    def __init__(self, base: Path, quantiser: BitsAndBytesConfig, *, held: torch.dtype, task: str = "generate") -> None:
+        """`held` is the type in which the base was loaded for training."""
+        self._held = held
+        model = bare_model(base, task=task)
+        with quiet_transformers():
+            rule: Any = AutoHfQuantizer.from_config(quantiser, pre_quantized=False)
+            rule.preprocess_model(model=model, device_map={"": hardware.device()}, dtype=held)
+        kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+        self._layers = {f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, kinds)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._layers
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """The weight that was trained on, in float32."""
+        if not weight.is_floating_point():
+            return weight
+        weight = weight.to(self._held)
+        if name not in self._layers:
+            return weight.float()
+        turned = issubclass(self._layers[name].source_cls, Conv1D)  # transformers rounds those the other way round
+        rounded = self._rounded(self._layers[name], weight.T.contiguous() if turned else weight)
+        return rounded.T.contiguous() if turned else rounded
+
+    def _rounded(self, layer: Any, weight: Tensor) -> Tensor:
+        settings = dict(layer.weight.__dict__)
+        device = hardware.device()
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            packed = bitsandbytes.nn.Params4bit(weight, requires_grad=False, **settings).to(device)
+            return bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state).float().cpu()
+        settings.pop("SCB", None)
+        eight: Any = bitsandbytes.nn.Int8Params(weight, requires_grad=False, **settings).to(device)
+        return bitsandbytes.functional.int8_vectorwise_dequant(eight.data, eight.SCB).float().cpu()

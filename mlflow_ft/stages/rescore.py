@@ -1,0 +1,179 @@
+"""The champion scored on the candidate's held-out rows, where its own scores are on other ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mlflow_ft.config import read_yaml, resolve
+from mlflow_ft.config.gates import Gates
+from mlflow_ft.config.schema import Config, ModelSection
+from mlflow_ft.errors import FineTuneError, ModelError
+from mlflow_ft.job import BaseModel, Contender, Data, Encoded, Job
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.progress import Progress
+from mlflow_ft.records import Score
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import evaluate, init_from, ready
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BY_TOKEN = ("loss", "perplexity", "preference_margin")
+"""Ends of the names of scores whose unit is the tokenizer's: they compare models with one tokenizer alone."""
+
+
+def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
+    """Whether a gate compares the two, and their scores are on different rows."""
+    asked = gates.beats_champion is not None or any(candidate.score(name) is not None for name in gates.max_regression)
+    known = champion.eval_digest and champion.rows
+    return asked and not (known and champion.eval_digest == candidate.eval_digest)
+
+
+def champion(
+    candidate: Contender,
+    champion: Contender,
+    here: MlflowClient,
+    there: MlflowClient,
+    *,
+    plugins: Plugins,
+    progress: Progress,
+) -> tuple[Contender, str]:
+    """The champion with its scores on the candidate's held-out rows, and a sentence about it.
+
+    Where that cannot be done it has no scores, and says why: the gates that need them do not pass.
+    """
+    who = f"the champion (version {champion.version})"
+    try:
+        scores = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
+    except FineTuneError as error:
+        reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
+        return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
+    rows = {score.name: score.rows for score in scores if score.rows}
+    metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
+    return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), (
+        f"{who} had no scores on these rows: it was loaded, and scored on them"
+    )
+
+
+def _others(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("eval/tuned/")}
+
+
+def _scores(
+    candidate: Contender,
+    champion: Contender,
+    here: MlflowClient,
+    there: MlflowClient,
+    *,
+    plugins: Plugins,
+    progress: Progress,
+) -> Sequence[Score]:
+    from mlflow_ft.engine import judge, models
+    from mlflow_ft.tracking import copies
+
+    registry = Registry(plugins)
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(here, candidate, registry, Path(folder))
+        data = _held_out(config, candidate, plugins=plugins, registry=registry, progress=progress)
+        start = init_from.read(str(copies.download(there, champion.name, champion.version, Path(folder, "champion"))))
+        own = _own_config(config, start, here, champion, registry, Path(folder))
+        base = _base(own, start, registry.trainers[config.method].task, progress)
+        theirs = in_tokens_of(data, start.folder if (start.folder / "tokenizer_config.json").is_file() else base.path)
+        module = models.load_saved(own, base, start.folder)
+        models.agree(module if start.base is None else module.get_base_model(), theirs)
+        job = Job(
+            config=config,
+            plugins=plugins,
+            registry=registry,
+            run=cast(Any, None),  # nothing is told to a run: evaluators see the subject alone
+            folder=Path(folder),
+            progress=progress,
+        )
+        subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
+        found = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
+    same_tokens = theirs is data
+    return [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
+
+
+def config_of(client: MlflowClient, one: Contender, registry: Registry, folder: Path) -> Config:
+    """The configuration of a version's run.
+
+    Raises:
+        ModelError: the run did not keep it. ConfigError: it asks for what there is no more.
+    """
+    from mlflow_ft.tracking import contenders
+
+    text = contenders.read(client, one.run_id, "config.yaml") if one.run_id else None
+    if not text:
+        raise ModelError(f"run {one.run_id or '(none)'} of {one.name} version {one.version} has no config.yaml")
+    file = folder / f"{one.version}.yaml"
+    file.write_text(text, encoding="utf-8")
+    given = read_yaml(file)
+    method = str(next((value.value for value in given if value.key == "method"), ""))
+    return resolve(method, defaults=registry.trainers[method].defaults, file=given)
+
+
+def _held_out(
+    config: Config, candidate: Contender, *, plugins: Plugins, registry: Registry, progress: Progress
+) -> Data:
+    """The candidate's rows, prepared as its run did, and held to the digest that the run recorded."""
+    from mlflow_ft.engine import tokenizers
+
+    base = init_from.find(config, progress)
+    tokenizer = tokenizers.load(config, base)
+    data = ready.make(config, tokenizer, plugins=plugins, registry=registry, progress=progress).data
+    if data.eval.digest != candidate.eval_digest:
+        raise ModelError("the candidate's held-out rows are not what they were when it was scored")
+    return data
+
+
+def _own_config(
+    config: Config, start: init_from.Start, client: MlflowClient, champion: Contender, registry: Registry, folder: Path
+) -> Config:
+    """How the champion is held in memory: an adapter on its base as it was trained, a whole model as the candidate."""
+    return config if start.base is None else config_of(client, champion, registry, folder)
+
+
+def _base(config: Config, start: init_from.Start, task: Any, progress: Progress) -> BaseModel:
+    from mlflow_ft.engine import hub
+
+    if start.base is None:
+        found = hub.find(ModelSection(name=str(start.folder)), progress)
+    else:
+        name, revision = str(start.base["name_or_path"]), str(start.base.get("revision") or "")
+        if name.startswith(init_from.URIS):
+            name = str(init_from.read(name).folder)
+        pinned = None if revision.startswith("sha256:") else revision or None
+        found = hub.find(
+            config.model.model_copy(update={"name": name, "revision": pinned, "init_from": None}), progress
+        )
+        if revision.startswith("sha256:") and found.revision != revision:
+            raise ModelError(f"the champion's base {name} is not what it was trained on")
+    return replace(found, task=task)
+
+
+def in_tokens_of(data: Data, folder: Path) -> Data:
+    """The held-out rows in the tokens of another model; the same object where they are the same tokens."""
+    from transformers import AutoTokenizer
+
+    from mlflow_ft.data.store import Column
+    from mlflow_ft.engine import masking, tokenizers
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizers.choose_pad_token(tokenizer)
+    length = max((len(row.input_ids) for row in data.eval.encoded), default=1) * 4
+    found = masking.encode(tokenizer, list(data.eval.examples), max_length=length)
+    encoded = [row for row in found if isinstance(row, Encoded)]
+    if len(encoded) < len(found):
+        raise ModelError(
+            "the champion's chat template does not write the candidate's rows so that a mask can be proved"
+        )
+    pairs = zip(encoded, data.eval.encoded, strict=True)
+    if all(one.input_ids == other.input_ids and one.labels == other.labels for one, other in pairs):
+        return data
+    split = replace(data.eval, encoded=Column.of(encoded))
+    return replace(data, tokenizer=tokenizer, eval=split, stop_token_ids=masking.end_tokens(encoded))

@@ -1,0 +1,148 @@
+"""A registered version with all the evidence about it that its run has kept."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from mlflow_ft.errors import ModelError
+from mlflow_ft.job import Contender
+from mlflow_ft.tracking.inputs import CONTEXT_KEY
+from mlflow_ft.tracking.server import shown, told
+
+ROWS_FILE = "eval/rows.json"
+QUALITY_FILE = "data/quality.json"
+GATES_FILE = "gates.yaml"
+CARD = "README.md"
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def find_version(client: MlflowClient, name: str, asked: str) -> ModelVersion:
+    """A version by its number, or by an alias.
+
+    Raises:
+        ModelError: the registry has no such model, version or alias. TrackingError: it does not answer.
+    """
+    with told(f"read {name} in the registry"):
+        try:
+            if asked.isdecimal():
+                return client.get_model_version(name, asked)
+            return client.get_model_version_by_alias(name, asked)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
+            raise ModelError(f"the registry has no {name} {asked}", hint=_there_are(client, name)) from error
+
+
+def find_model(client: MlflowClient, name: str) -> None:
+    """Raise ModelError where the registry has no model of this name."""
+    with told(f"read {name} in the registry"):
+        try:
+            client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
+            raise ModelError(f"the registry has no model {name!r}", hint=_there_are(client, name)) from error
+
+
+def numbers(client: MlflowClient, name: str) -> set[int]:
+    """The versions that there are."""
+    quote, found, token = '"' if "'" in name else "'", set[int](), None
+    with told(f"list the versions of {name}"):
+        while True:
+            page = client.search_model_versions(f"name={quote}{name}{quote}", page_token=token)
+            found |= {int(version.version) for version in page}
+            token = page.token
+            if not token:
+                return found
+
+
+def _there_are(client: MlflowClient, name: str) -> str:
+    try:
+        versions = client.search_model_versions(f"name='{name}'", max_results=20, order_by=["version_number DESC"])
+        aliases = client.get_registered_model(name).aliases
+    except MlflowException:
+        return f"there is no registered model of this name in {shown(mlflow.get_tracking_uri())}"
+    numbers = ", ".join(str(one.version) for one in reversed(versions)) or "none"
+    return f"versions: {numbers}; aliases: {', '.join(sorted(aliases)) or 'none'}"
+
+
+def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowClient | None = None) -> Contender:
+    """Everything that is known of a version. What is not known is empty: it is for the gates to mind.
+
+    `elsewhere` is asked for the run too: that of a version which was copied stays in the store that it came from.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    run_id = version.tags.get("mlflow_ft.run_id") or version.run_id or ""
+    with told(f"read what is known of {version.name} version {version.version}"):
+        owner, run = client, _run(client, run_id)
+        if run is None and elsewhere is not None:
+            owner, run = elsewhere, _run(elsewhere, run_id)
+        rows = (run and read(owner, run_id, ROWS_FILE)) or {}
+        digest = rows.get("digest") or _digest(run)
+        return Contender(
+            name=version.name,
+            version=int(version.version),
+            run_id=run_id,
+            model_id=version.tags.get("mlflow_ft.model_id", ""),
+            tags=dict(version.tags),
+            described=bool((version.description or "").strip()) or _has_card(client, version),
+            status=run.info.status if run else "",
+            ended_ms=run.info.end_time if run else None,
+            params=dict(run.data.params) if run else {},
+            metrics=dict(run.data.metrics) if run else {},
+            quality=(run and read(owner, run_id, QUALITY_FILE)) or None,
+            eval_digest=digest,
+            rows={name: tuple(values) for name, values in rows.get("scores", {}).get("tuned", {}).items()},
+        )
+
+
+def read(client: MlflowClient, run_id: str, path: str) -> Any:
+    """What a run has in a JSON artifact, or the text of another one; None where it has no such artifact."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            text = Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+            return json.loads(text) if path.endswith(".json") else text
+        except (MlflowException, OSError, ValueError):
+            return None
+
+
+def _run(client: MlflowClient, run_id: str) -> Run | None:
+    try:
+        return client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise
+        return None
+
+
+def _digest(run: Run | None) -> str:
+    for one in run.inputs.dataset_inputs if run and run.inputs else ():
+        if any(tag.key == CONTEXT_KEY and tag.value == "eval" for tag in one.tags):
+            return str(one.dataset.digest)
+    return ""
+
+
+def _has_card(client: MlflowClient, version: ModelVersion) -> bool:
+    model_id = version.tags.get("mlflow_ft.model_id")
+    if not model_id:
+        return False
+    try:
+        places = [None, "artifacts/model"]
+        return any(
+            Path(file.path).name == CARD
+            for place in places
+            for file in client.list_logged_model_artifacts(model_id, place)
+        )
+    except MlflowException:
+        return False

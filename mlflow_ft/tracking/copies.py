@@ -1,0 +1,119 @@
+"""A version copied as bytes, to another registered model or another registry, and not as a pointer.
+
+`copy_model_version` makes a pointer: when the first model is deleted and collected, the copy downloads an empty folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+
+from mlflow_ft.errors import Problem, RefusedError
+from mlflow_ft.tracking.manifest import verify_manifest
+from mlflow_ft.tracking.models import ensure_registered_model
+from mlflow_ft.tracking.run import experiment_id
+from mlflow_ft.tracking.server import told
+
+EXPERIMENT = "mlflow-ft copies"
+"""Where the copies lie; an experiment of their own, which nobody cleans up with the runs of a project."""
+WEIGHTS = "artifacts/model"
+LINEAGE = (
+    "mlflow_ft.run_id",
+    "mlflow_ft.method",
+    "mlflow_ft.base_model",
+    "mlflow_ft.base_revision",
+    "mlflow_ft.data_digest",
+    "mlflow_ft.data_fingerprint",
+    "mlflow_ft.form",
+)
+"""What a copy says of where it comes from. What was decided about the first version does not travel."""
+
+
+def copy_version(source: MlflowClient, version: ModelVersion, *, to: str, client: MlflowClient) -> int:
+    """Copy the bytes of a version, hold them to their manifest at both ends, and register them as the next of `to`.
+
+    Raises:
+        RefusedError: the files are not those that were packaged, or did not arrive as they left.
+        ModelError: there is no manifest. TrackingError: a server does not answer.
+    """
+    what = f"copy {version.name} version {version.version} to {to}"
+    with told(what), tempfile.TemporaryDirectory() as folder:
+        model = download(source, version.name, int(version.version), Path(folder, "from"))
+        _check(model, version)
+        sent = _hashes(model)
+        copied = client.create_logged_model(
+            experiment_id(EXPERIMENT, client=client),
+            name=to.translate(str.maketrans("/:.", "---")),
+            model_type=version.tags.get("mlflow_ft.form", "copy"),
+            tags={"mlflow_ft.copied_from": f"models:/{version.name}/{version.version}"},
+        )
+        try:
+            client.log_model_artifacts(copied.model_id, str(model))
+            _arrived(client, copied.artifact_location, sent, Path(folder, "to"))
+        except BaseException:
+            client.finalize_logged_model(copied.model_id, LoggedModelStatus.FAILED)
+            raise
+        client.finalize_logged_model(copied.model_id, LoggedModelStatus.READY)
+        ensure_registered_model(client, to)
+        made = client.create_model_version(
+            to, source=copied.artifact_location, tags=_tags(source, version, copied.model_id), model_id=copied.model_id
+        )
+    return int(made.version)
+
+
+def _tags(source: MlflowClient, version: ModelVersion, model_id: str) -> dict[str, str]:
+    kept = {key: value for key, value in version.tags.items() if key in LINEAGE or key.startswith("mlflow_ft.parity.")}
+    return kept | {
+        "mlflow_ft.copied_from": f"models:/{version.name}/{version.version}",
+        "mlflow_ft.copied_from_model_id": version.tags.get("mlflow_ft.model_id", ""),
+        "mlflow_ft.model_id": model_id,
+    }
+
+
+def _check(model: Path, version: ModelVersion) -> None:
+    if not (model / "MLmodel").is_file():
+        raise RefusedError(
+            f"{version.name} version {version.version} has no files: its model was deleted",
+            hint="nothing was copied; promote another version",
+        )
+    verify_manifest(model / WEIGHTS)
+
+
+def _arrived(client: MlflowClient, location: str, sent: Mapping[str, str], folder: Path) -> None:
+    """Read the copy back, every byte of it."""
+    found = _hashes(_fetch(client, location, folder))
+    wrong = sorted(name for name in sent.keys() | found.keys() if sent.get(name) != found.get(name))
+    if wrong:
+        raise RefusedError(
+            "the copy did not arrive as it left; it is not registered",
+            problems=[Problem(place=name, message="is not what was sent") for name in wrong],
+        )
+
+
+def download(client: MlflowClient, name: str, version: int, folder: Path) -> Path:
+    """The files of a version, as a folder below `folder`."""
+    return _fetch(client, client.get_model_version_download_uri(name, str(version)), folder)
+
+
+def _fetch(client: MlflowClient, location: str, folder: Path) -> Path:
+    folder.mkdir()
+    found = mlflow.artifacts.download_artifacts(
+        artifact_uri=location, dst_path=str(folder), tracking_uri=client.tracking_uri, registry_uri=client.tracking_uri
+    )
+    return Path(found)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found

@@ -1,0 +1,241 @@
+"""Who has an alias, and how it came to: an append-only record of moves, in which of two at once only one counts.
+
+MLflow moves an alias without a precondition and keeps no history. So every move is first appended, as a version of the
+registered model `NAME.promotions`: version numbers are unique and in the order of the commits, and a version's tags are
+written with it. A move names the last one that it has seen; it counts only when no other that counts came in between.
+Whoever reads the record finds the same moves to count. Only then the alias is moved, by the one whose move it is.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from mlflow_ft.errors import RefusedError, TrackingError
+from mlflow_ft.tracking.models import ensure_registered_model, set_alias
+from mlflow_ft.tracking.server import told
+
+SUFFIX = ".promotions"
+TAG = "mlflow_ft.move."
+ABOUT = "Every move of an alias of this model, one a version; written by `mlflow-ft promote` and `mlflow-ft rollback`."
+UNFINISHED_MS = 120_000
+"""After this long a move whose alias was not set is taken for one whose process died, and is completed."""
+TRIES = 12
+LONGEST = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """One line of the record."""
+
+    number: int
+    kind: str
+    """`promote` or `rollback`."""
+    alias: str
+    before: int | None
+    """The version that had the alias."""
+    after: int
+    by: str
+    reason: str
+    decision: str
+    """Where the evidence is: the URI of an artifact."""
+    at_ms: int
+    token: str
+    seen: str
+    """Token of the last move that counted when this one was prepared; "" where there was none."""
+    done: bool
+    """Whether the alias was set."""
+    counts: bool = True
+    """Whether it was the first after the move that it had seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The alias, and the moves that led there, as they were at one moment."""
+
+    champion: int | None
+    moves: tuple[Move, ...]
+    """The ones that count, oldest first."""
+
+    @property
+    def last(self) -> Move | None:
+        return self.moves[-1] if self.moves else None
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether something else than the last move put the alias where it is."""
+        return bool(self.last and self.last.done and self.last.after != self.champion)
+
+    @property
+    def earlier(self) -> tuple[int, ...]:
+        """The champions before the present one, the latest first; what was rolled back is no champion again."""
+        line: list[int] = []
+        for move in self.moves:
+            if move.before is not None and line[-1:] != [move.before]:
+                line.append(move.before)
+            if move.kind == "rollback" and move.after in line:
+                del line[line.index(move.after) + 1 :]
+            elif line[-1:] != [move.after]:
+                line.append(move.after)
+        return tuple(dict.fromkeys(version for version in reversed(line) if version != self.champion))
+
+
+class Ledger:
+    """The moves of one alias of one registered model."""
+
+    def __init__(self, client: MlflowClient, name: str, alias: str) -> None:
+        self.client = client
+        self.name = name
+        self.alias = alias
+        self.record = name + SUFFIX
+
+    def standing(self) -> Standing:
+        """The alias and its moves. The moves are read first: what comes in between makes the append fail, later.
+
+        Raises:
+            TrackingError: the server does not answer.
+        """
+        with told(f"read the promotions of {self.name}"):
+            moves = tuple(move for move in self.attempts() if move.counts)
+            aliases = self.client.get_registered_model(self.name).aliases
+        number = aliases.get(self.alias)
+        return Standing(champion=int(number) if number is not None else None, moves=moves)
+
+    def attempts(self) -> list[Move]:
+        """Every line for this alias, those that do not count included, oldest first."""
+        found = sorted((_move(version) for version in self._versions()), key=lambda move: move.number)
+        return counted(move for move in found if move.alias == self.alias)
+
+    def _versions(self) -> Iterable[ModelVersion]:
+        quote = '"' if "'" in self.record else "'"
+        token = None
+        while True:
+            page = self.client.search_model_versions(f"name={quote}{self.record}{quote}", page_token=token)
+            yield from (version for version in page if f"{TAG}token" in version.tags)
+            token = page.token
+            if not token:
+                return
+
+    def settled(self, *, now_ms: int) -> Standing:
+        """The standing when no move is under way; one whose process died is completed.
+
+        Raises:
+            RefusedError: a move is under way.
+        """
+        standing = self.standing()
+        last = standing.last
+        if last is None or last.done:
+            return standing
+        if now_ms - last.at_ms < UNFINISHED_MS:
+            raise RefusedError(
+                f"{last.by} is moving {self.alias} of {self.name} to version {last.after} right now",
+                hint="nothing was moved here; look at `mlflow-ft history`, and try again",
+            )
+        if standing.champion in (last.before, last.after):  # else somebody moved it by hand since
+            self._set(last)
+        self._mark(last)
+        return self.standing()
+
+    def move(self, to: int, *, kind: str, standing: Standing, by: str, reason: str = "", decision: str = "") -> Move:
+        """Append the move, and set the alias where it counts.
+
+        Raises:
+            RefusedError: another move came first; the alias was not touched.
+            TrackingError: the server does not take it.
+        """
+        tags = {
+            "token": uuid4().hex,
+            "seen": standing.last.token if standing.last else "",
+            "alias": self.alias,
+            "kind": kind,
+            "before": "" if standing.champion is None else str(standing.champion),
+            "after": str(to),
+            "by": by,
+            "reason": reason[:LONGEST],
+            "decision": decision,
+        }
+        with told(f"record the move of {self.alias} of {self.name}"):
+            ensure_registered_model(self.client, self.record, description=ABOUT)
+            self._append(tags, to)
+            mine = next(one for one in self.attempts() if one.token == tags["token"])
+            if not mine.counts:
+                raise self._lost(to)
+            self._set(mine)
+            if (last := self.standing().last) and last.token != mine.token:
+                self._set(last)  # this process slept, and another one completed the move and went on
+            self._mark(mine)
+        return mine
+
+    def _append(self, tags: dict[str, str], to: int) -> None:
+        """Append once, however often it must be tried; a busy store refuses, and takes it a moment later."""
+
+        def append() -> None:
+            if not any(one.token == tags["token"] for one in self.attempts()):  # the answer alone may have been lost
+                self.client.create_model_version(
+                    self.record,
+                    source=f"models:/{self.name}/{to}",
+                    tags={f"{TAG}{key}": value for key, value in tags.items()},
+                )
+
+        _again(append)
+
+    def _lost(self, to: int) -> RefusedError:
+        last = self.standing().last
+        assert last is not None  # one came first
+        return RefusedError(
+            f"{self.alias} of {self.name} was not moved to version {to}: {last.by} moved it to version {last.after} "
+            "first",
+            hint="look at `mlflow-ft history`; to hold this version against the new one, promote it again",
+        )
+
+    def _set(self, move: Move) -> None:
+        _again(lambda: set_alias(self.client, name=self.name, alias=self.alias, version=str(move.after)))
+
+    def _mark(self, move: Move) -> None:
+        _again(lambda: self.client.set_model_version_tag(self.record, str(move.number), f"{TAG}done", "true"))
+
+
+def counted(moves: Iterable[Move]) -> list[Move]:
+    """Say of every move whether it counts: the first one that has seen the last one that counts, and so on."""
+    last, found = "", []
+    for move in moves:
+        counts = move.seen == last
+        last = move.token if counts else last
+        found.append(replace(move, counts=counts))
+    return found
+
+
+def _move(version: ModelVersion) -> Move:
+    tags = {key.removeprefix(TAG): value for key, value in version.tags.items() if key.startswith(TAG)}
+    return Move(
+        number=int(version.version),
+        kind=tags["kind"],
+        alias=tags["alias"],
+        before=int(tags["before"]) if tags.get("before") else None,
+        after=int(tags["after"]),
+        by=tags.get("by", ""),
+        reason=tags.get("reason", ""),
+        decision=tags.get("decision", ""),
+        at_ms=int(version.creation_timestamp),
+        token=tags["token"],
+        seen=tags.get("seen", ""),
+        done=tags.get("done") == "true",
+    )
+
+
+def _again(call: Callable[[], None], *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Call until the store takes it: many writers at once make SQLite lock and PostgreSQL find duplicates."""
+    for attempt in range(TRIES):
+        try:
+            return call()
+        except (MlflowException, OSError, TrackingError):
+            if attempt == TRIES - 1:
+                raise
+            sleep(random.uniform(0.02, 0.1) * (attempt + 1))
