@@ -117,8 +117,8 @@ def beats_champion(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
         Verdict(
             subject=name,
             passed=found.low > test.margin,
-            found=f"better by {found.difference:.4g}, at least {found.low:.4g} "
-            f"(p {found.p_value:.2g}, {found.rows} rows)",
+            found=f"{'better' if found.difference > 0 else 'worse'} by {abs(found.difference):.4g}; lower bound "
+            f"{found.low:+.4g}, p {found.p_value:.2g}, {found.rows} rows",
             wanted=wanted,
             numbers={
                 "difference": found.difference,

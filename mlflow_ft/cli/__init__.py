@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": "Read, check and prove the data in a run of its own; mend what is safe to mend.",
     "data": "Look at the data: show what is learned, check it, find the models trained on it.",
     "show": "List the formats, checks, trainers, adapters, evaluators, packagers or gates there are.",
+    "merge": "Merge an adapter into its base, tensor by tensor, into a folder.",
     "promote": "Move an alias (champion) to a version, when every gate passes.",
     "rollback": "Make the champion before the champion again.",
     "history": "Tell every move of an alias: who, when, why.",

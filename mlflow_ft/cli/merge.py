@@ -11,18 +11,18 @@ import click
 
 from mlflow_ft.errors import ConfigError
 
-SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+DEFAULTS = {"adapter": "", "dtype": "auto", "into": "dequantised"}
+"""Also where `mlflow run` hands on an empty text."""
 
 
 @click.command()
-@click.option(
-    "--adapter", default="", help="A folder, runs:/RUN_ID, models:/NAME@alias, models:/NAME/3 or models:/m-ID."
-)
+@click.option("--adapter", default="", help="A folder, runs:/RUN_ID, models:/NAME@alias, models:/NAME/3, models:/m-ID.")
 @click.option("--base", default="", help="The base: a folder, a Hub id, models:/...; the recorded one when not given.")
 @click.option("--out", default="", help="The folder to write; it is there whole at the end, or not at all.")
 @click.option("--dtype", default="auto", help="float32, bfloat16, float16; auto: the type of the base's files.")
 @click.option(
-    "--into", default="dequantised", help="dequantised: what a quantised base stood for in training; original."
+    "--into", default="dequantised", help="dequantised: what a quantised base stood for in training; or original."
 )
 @click.option("--quantize", default="", help="nf4, int8: how the base was held, where the adapter does not record it.")
 @click.option("--max_shard_size", default="5GB", help="Size of a file, at most: 500MB, 5GB.")
@@ -43,11 +43,8 @@ def command(*, out: str, as_json: bool, quiet: bool, max_shard_size: str, **give
 
     if not out:
         raise ConfigError("no folder to write was named", hint="--out FOLDER")
-    asked = merge.Asked(
-        out=Path(out),
-        shard=_bytes(max_shard_size),
-        **{name: value or None for name, value in given.items()} | _texts(given),
-    )
+    values: dict[str, Any] = {name: value or DEFAULTS.get(name) for name, value in given.items()}
+    asked = merge.Asked(out=Path(out), shard=_bytes(max_shard_size), **values)
     progress = Progress(quiet=quiet)
     done = merge.merge(asked, progress)
     if as_json:
@@ -65,14 +62,8 @@ def command(*, out: str, as_json: bool, quiet: bool, max_shard_size: str, **give
     )
 
 
-def _texts(given: dict[str, Any]) -> dict[str, str]:
-    """Those that have a default, which `mlflow run` replaces with an empty text."""
-    defaults = {"adapter": "", "dtype": "auto", "into": "dequantised"}
-    return {name: given[name] or default for name, default in defaults.items()}
-
-
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*([KMG]?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d+)\s*([KMG]B)", text.strip().upper())
     if not found or not int(found[1]):
         raise ConfigError(f"--max_shard_size: {text!r} is no size", hint="write 500MB or 5GB")
-    return int(found[1]) * SIZES[(found[2] or "").upper().replace("B", "B")] if found[2] else int(found[1])
+    return int(found[1]) * SIZES[found[2]]

@@ -22,6 +22,7 @@ SWITCHES = {
     "quiet": "Tell nothing but errors.",
 }
 OPTIONS = {
+    "name NAME": "The registered model, where it does not stand first.",
     "version N": "The version's number, or an alias that it has [candidate].",
     "to ALIAS": "The alias to move [champion].",
     "gates FILE": "A YAML file of gates; else those that the version's run has kept, else the defaults.",
@@ -36,6 +37,7 @@ DONE = ("promoted", "would be promoted", "champion already")
 def command(
     arguments: tuple[str, ...],
     *,
+    name: str | None,
     version: str | None,
     to: str | None,
     gates: str | None,
@@ -61,11 +63,11 @@ def command(
     from mlflow_ft.progress import Progress
     from mlflow_ft.stages import promote
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file that is read
     progress = Progress(quiet=quiet)
     with told_to_run():
-        name = one_name(arguments, usage="mlflow-ft promote NAME --version N")
         asked = promote.Asked(
-            name=name,
+            name=one_name((*arguments, *([name] if name else [])), usage="mlflow-ft promote NAME --version N"),
             version=version or "candidate",
             to=to or "champion",
             gates=gates_file(Path(gates).expanduser()) if gates else None,

@@ -91,16 +91,28 @@ def _coerce(path: str, given: Given) -> Any:
 
 def _as_mapping(text: str) -> Any:
     """`{a: 1, b: 2}`, as in YAML, or `a=1,b=2`; the text itself, which no such field takes, where it is neither."""
-    if _in_brackets(text, "{}"):
+    if text[:1] == "{" and text[-1:] == "}":
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
         except yaml.YAMLError:
             return text
         return mapping_of(node, loader) if isinstance(node, yaml.MappingNode) else text
-    pairs = [item.partition("=") for item in text.split(",")]
+    pairs = [item.partition("=") for item in _items(text)]
     found = {name.strip(): value.strip() for name, equals, value in pairs if equals and name.strip() and value.strip()}
     return found if len(found) == len(pairs) else text
+
+
+def _items(text: str) -> list[str]:
+    """What stands between the commas that are not within brackets: `a=1,b={c: 2, d: 3}` is two."""
+    found, depth = [""], 0
+    for letter in text:
+        depth += (letter in "{[(") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
 
 
 def _text(given: Given) -> str | None:

@@ -83,6 +83,14 @@ class DataSection(Section):
     fail_on: Literal["error", "warn", "never"] = "error"
     """Severity of a finding of the data checks from which on nothing is trained."""
 
+    @field_validator("columns")
+    @classmethod
+    def _names_columns(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        for name, column in (columns or {}).items():
+            if column[:1] in ("{", "["):
+                raise ValueError(f"{name} takes the name of one column")
+        return columns
+
     @field_validator("path")
     @classmethod
     def _names_a_source(cls, path: str | list[str] | dict[str, float]) -> str | list[str] | dict[str, float]:
@@ -179,6 +187,8 @@ class RegistrySection(Section):
     """Registered model; `<base model>-<method>` when not given. The adapter is registered as NAME-adapter."""
     alias: str = "candidate"
     """Alias that the new versions get. `champion` is refused: it moves on evidence, never because a run ended."""
+    gates: Path | None = None
+    """A YAML file of gates, kept with the run: what `promote` holds these versions to when no other gates are named."""
 
     @field_validator("alias")
     @classmethod

@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import torch
+from bitsandbytes import functional
+from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from mlflow_ft.engine import hardware
 from mlflow_ft.engine.hub import quiet_transformers
@@ -31,8 +32,10 @@ class Rounding:
         with quiet_transformers():
             rule: Any = AutoHfQuantizer.from_config(quantiser, pre_quantized=False)
             rule.preprocess_model(model=model, device_map={"": hardware.device()}, dtype=held)
-        kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
-        self._layers = {f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, kinds)}
+        kinds = (Linear4bit, Linear8bitLt)
+        self._layers: dict[str, Any] = {
+            f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, kinds)
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._layers
@@ -51,9 +54,13 @@ class Rounding:
     def _rounded(self, layer: Any, weight: Tensor) -> Tensor:
         settings = dict(layer.weight.__dict__)
         device = hardware.device()
-        if isinstance(layer, bitsandbytes.nn.Linear4bit):
-            packed = bitsandbytes.nn.Params4bit(weight, requires_grad=False, **settings).to(device)
-            return bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state).float().cpu()
-        settings.pop("SCB", None)
-        eight: Any = bitsandbytes.nn.Int8Params(weight, requires_grad=False, **settings).to(device)
-        return bitsandbytes.functional.int8_vectorwise_dequant(eight.data, eight.SCB).float().cpu()
+        if isinstance(layer, Linear4bit):
+            four: Any = Params4bit(weight, requires_grad=False, **settings)
+            four = four.to(device)
+            found: Tensor = functional.dequantize_4bit(four.data, four.quant_state)
+        else:
+            settings.pop("SCB", None)
+            eight: Any = Int8Params(weight, requires_grad=False, **settings)
+            eight = eight.to(device)
+            found = functional.int8_vectorwise_dequant(eight.data, eight.SCB)
+        return found.float().cpu()

@@ -27,6 +27,7 @@ from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import quiet_peft
 
 META = torch.device("meta")
+MOVES = "_move_adapter_to_device_of_base_layer"
 ADAPTER = "adapter_model.safetensors"
 LAYERWISE = (
     *("LORA", "LOHA", "LOKR", "HIRA", "MISS", "GRALORA", "DELORA", "DEFT", "GLORA", "PEANUT", "VERA", "PVERA"),
@@ -178,7 +179,7 @@ def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> None:
     peft_config.inference_mode = True
     wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
     with _stay():
-        loaded = set_peft_model_state_dict(wrapped, state, low_cpu_mem_usage=True)
+        loaded: Any = set_peft_model_state_dict(wrapped, state, low_cpu_mem_usage=True)
     # of a resized embedding layer PEFT saves some weights under two names, one of which it does not read
     placed = [weight for key, weight in state.items() if key not in loaded.unexpected_keys]
     for key in loaded.unexpected_keys:
@@ -192,12 +193,12 @@ def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> None:
 @contextmanager
 def _stay() -> Iterator[None]:
     """PEFT moves the weights that it has read to the device of the base, which is none here."""
-    moves = BaseTunerLayer._move_adapter_to_device_of_base_layer
-    BaseTunerLayer._move_adapter_to_device_of_base_layer = _nowhere
+    moves = getattr(BaseTunerLayer, MOVES)
+    setattr(BaseTunerLayer, MOVES, _nowhere)
     try:
         yield
     finally:
-        BaseTunerLayer._move_adapter_to_device_of_base_layer = moves
+        setattr(BaseTunerLayer, MOVES, moves)
 
 
 def _nowhere(*_: Any, **__: Any) -> None:

@@ -4,7 +4,8 @@
     stream_merge.write(plan, folder)
 
 Each file is written whole, brought to the disk and noted in a journal; a merge that was stopped goes on behind the
-last one, until `journal_files.clear`. The result is what PEFT's `merge_and_unload(safe_merge=True)` of the model in float32 gives, bit for bit.
+last one, until `journal_files.clear`. The result is what PEFT's `merge_and_unload(safe_merge=True)` of the model in
+float32 gives, bit for bit.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Plan:
     @cached_property
     def rounding(self) -> Rounding | None:
         wanted = self.merge
-        return wanted.quantiser and Rounding(wanted.base, wanted.quantiser, held=wanted.held, task=wanted.task)
+        if wanted.quantiser is None:
+            return None
+        return Rounding(wanted.base, wanted.quantiser, held=wanted.held, task=wanted.task)
 
     def weight(self, name: str) -> Tensor:
         """A weight of the base as it was in training, in float32."""
@@ -124,10 +127,10 @@ def _sources(files: ModelFiles, bones: Skeleton, wanted: Merge) -> dict[str, str
         if name is not None:
             found[name] = stored
     for group in bones.tied:
-        stored = [name for name in sorted(group) if name in found]
-        if len(stored) > 1:
-            raise UnsuitedError(f"the base's files hold one weight twice: {', '.join(stored)}")
-        found |= {name: found[stored[0]] for name in group if stored}
+        there = [name for name in sorted(group) if name in found]
+        if len(there) > 1:
+            raise UnsuitedError(f"the base's files hold one weight twice: {', '.join(there)}")
+        found |= {name: found[there[0]] for name in group if there}
     for name in bones.shapes:
         if name not in found and name not in bones.replaced and name not in bones.units:
             raise UnsuitedError(f"the base's files do not hold {name}")

@@ -146,7 +146,7 @@ def write(file: Path, entries: Sequence[Entry], tensor: Callable[[Entry], Tensor
             found = tensor(entry)
             assert (tuple(found.shape), found.dtype) == (entry.shape, entry.dtype), entry.name
             if found.numel():
-                stream.write(memoryview(found.contiguous().reshape(-1).view(torch.uint8).numpy()))
+                stream.write(found.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
 

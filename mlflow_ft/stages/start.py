@@ -55,6 +55,8 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     run.log_environment(plugins)
     if config.rollout.reward_funcs:
         record_rewards(made)
+    if config.registry.gates:
+        record_gates(made, config.registry.gates)
     run.system_metrics()
     return made
 
@@ -73,6 +75,21 @@ def record_rewards(job: Job) -> None:
         if one.source and not one.provider:  # plugins.json has the hashes of plugins
             job.run.artifact_text(one.source.read_text(encoding="utf-8", errors="replace"), f"rewards/{one.name}.py")
     job.run.set_tags({"mlflow_ft.reward_funcs": "; ".join(tags)})
+
+
+def record_gates(job: Job, file: Path) -> None:
+    """Keep the gates that a promotion of this run's versions is to hold them to.
+
+    Raises:
+        ConfigError: the file cannot be read, or asks for what there is not.
+    """
+    from mlflow_ft.config.gates import gates_file
+    from mlflow_ft.stages.promote import choose
+    from mlflow_ft.tracking.contenders import GATES_FILE
+
+    file = file.expanduser()
+    choose(gates_file(file), job.registry)
+    job.run.artifact_text(file.read_text(encoding="utf-8"), GATES_FILE)
 
 
 def check_names(config: Config, registry: Registry) -> None:

@@ -148,16 +148,24 @@ def register(
 
 
 def pinned(uri: str) -> str:
-    """`models:/NAME@alias` as `models:/NAME/VERSION`; any other URI as it is.
+    """`models:/NAME@alias` and `models:/NAME/latest` as `models:/NAME/VERSION`; any other URI as it is.
 
     Raises:
         ModelError: the registry has no such model or alias.
     """
     name, at, alias = uri.removeprefix("models:/").partition("@")
-    if not uri.startswith("models:/") or not at:
+    latest = uri.endswith("/latest")
+    if not uri.startswith("models:/") or not (at or latest):
         return uri
+    client = MlflowClient()
+    if latest:
+        name = name.removesuffix("/latest")
+        versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
+        if not versions:
+            raise ModelError(f"the registry has no version of {name!r}", hint="look at the names in the MLflow UI")
+        return f"models:/{name}/{versions[0].version}"
     try:
-        found = MlflowClient().get_model_version_by_alias(name, alias)
+        found = client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         raise ModelError(
             f"the registry has no model {name!r} with the alias {alias!r}",

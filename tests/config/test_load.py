@@ -164,7 +164,7 @@ def test_the_sources_and_their_weights() -> None:
         ("data.columns", "instruction", '"instruction" is not a mapping {a: b, c: d} or none'),
         ("data.columns", "instruction=", '"instruction=" is not a mapping {a: b, c: d} or none'),
         ("data.columns", "a=b=c,{", '"a=b=c,{" is not a mapping {a: b, c: d} or none'),
-        ("data.columns", "{a: {b: c}}", "is not a mapping {a: b, c: d} or none"),
+        ("data.columns", "{a: {b: c}}", "a takes the name of one column"),
         ("data.columns", "{a: b", '"{a: b" is not a mapping {a: b, c: d} or none'),
         ("data.columns", "{a: b, a: c}", "is not a mapping {a: b, c: d} or none"),
     ],
@@ -408,3 +408,25 @@ def test_a_training_gives_no_version_the_alias_of_the_champion() -> None:
     with pytest.raises(ConfigError, match="a training does not make a champion"):
         resolve("qlora", defaults={}, command_line=pairs(["--registry.alias", "Champion"]))
     assert resolve("qlora", defaults={}, command_line=pairs(["--alias", "staging"])).registry.alias == "staging"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "fan_in_fan_out=true,rank_pattern={q_proj: 8, v_proj: 4}",
+        "{fan_in_fan_out: true, rank_pattern: {q_proj: 8, v_proj: 4}}",
+    ],
+)
+def test_an_option_may_be_a_mapping_itself(tmp_path: Path, given: str) -> None:
+    wanted = {"fan_in_fan_out": "true", "rank_pattern": "{q_proj: 8, v_proj: 4}"}
+    assert typed("--adapter.options", given).adapter.options == wanted
+    lines = "adapter:\n  options:\n    fan_in_fan_out: true\n    rank_pattern:\n      q_proj: 8\n      v_proj: 4\n"
+    config = resolve("lora", defaults={}, file=written(tmp_path, lines))
+    assert config.adapter.options == wanted
+
+
+def test_an_option_may_be_a_list() -> None:
+    assert typed("--objective.options", "loss_weights=[0.5, 1],ld_alpha=1e-3").objective.options == {
+        "loss_weights": "[0.5, 1]",
+        "ld_alpha": "1e-3",
+    }

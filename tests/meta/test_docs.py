@@ -15,6 +15,7 @@ import yaml
 
 from mlflow_ft import docs, plugins
 from mlflow_ft.cli import COMMANDS, cli
+from mlflow_ft.cli.chain import CHAINS
 from mlflow_ft.cli.pairs import PairsCommand
 from mlflow_ft.config.explain import locate
 from mlflow_ft.docs import methods
@@ -110,7 +111,13 @@ def typed(command: str) -> list[tuple[Path, list[str]]]:
 
 def settings_exist(given: list[str], prefix: str = "--") -> bool:
     keys = [word.removeprefix(prefix).partition("=")[0] for word in given if word.startswith(prefix)]
-    return all(len(locate(key)) == 1 or key == "config" for key in keys)
+    return all(len(locate(of_any_stage(key))) == 1 or key == "config" for key in keys)
+
+
+def of_any_stage(key: str) -> str:
+    """A setting without the stage of a chain that may stand in front of it: `dpo.data` is `data`."""
+    stage, dot, rest = key.partition(".")
+    return rest if dot and stage in {one.method for chain in CHAINS.values() for one in chain} else key
 
 
 def known_methods() -> set[str]:
@@ -150,21 +157,22 @@ def test_a_command_that_a_page_names_exists(page: Path, arguments: list[str]) ->
 )
 def test_a_project_run_that_a_page_names_exists(page: Path, arguments: list[str]) -> None:
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    own = entry_points[arguments[arguments.index("-e") + 1]]["parameters"] if "-e" in arguments else {}
     for option, value in itertools.pairwise(arguments):
         if option == "-e":
             assert value in entry_points, f"{page} names the entry point {value}"
         if option == "-P":
             key, _, method = value.partition("=")
             assert (
-                key in ("config", "fix")
-                or len(locate(key)) == 1
+                key in ("config", *own)
+                or len(locate(of_any_stage(key))) == 1
                 or (key == "method" and method in {*known_methods(), "NAME"})
             )
     assert {word for word in arguments if word.startswith("-")} <= {"-e", "-P", "--env-manager"}
 
 
 def settings_in_spans() -> Iterator[tuple[Path, str]]:
-    sections = "run|model|data|checks|adapter|training|evaluation|package|registry"
+    sections = "run|model|data|checks|adapter|objective|rollout|training|evaluation|package|registry"
     for page in PAGES:
         for line in lines(page):
             if re.fullmatch(rf"(?:{sections})\.\w+", line) and not line.endswith((".jsonl", ".json", ".yaml")):
@@ -181,7 +189,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
-            assert f"\n## {target[1:]}\n" in text
+            assert re.search(rf"(?m)^##+ `?{target[1:]}`?$", text), target
         elif "://" not in target:
             assert (ROOT / page).parent.joinpath(target.partition("#")[0]).exists(), f"{page} links to {target}"
 

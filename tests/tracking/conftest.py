@@ -61,10 +61,12 @@ def _no_run_left() -> Iterator[None]:
 
 
 class Server:
-    """`mlflow server` on a port of its own over one SQLite file; it can be killed and started again."""
+    """`mlflow server` on a port of its own, over one SQLite file if no other store is named; it can be killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, backend: str = "", workers: int = 1) -> None:
         self.folder = folder
+        self.backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
+        self.workers = workers
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
@@ -73,7 +75,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--workers", str(self.workers), "--backend-store-uri", self.backend]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         environ = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
         log = (self.folder / "server.log").open("ab")

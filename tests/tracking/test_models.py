@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import RefusedError, TrackingError
+from mlflow_ft.errors import ModelError, RefusedError, TrackingError
 from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import ActiveRun, open_run
+from mlflow_ft.tracking import ActiveRun, models, open_run
 
 REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0.0}
 
@@ -194,3 +194,19 @@ def _wait_for_server(uri: str, process: subprocess.Popen[bytes], log: Path) -> N
         except requests.RequestException:
             time.sleep(0.1)
     pytest.fail(f"the server did not start: {log.read_text()}")
+
+
+def test_an_alias_and_the_latest_version_are_pinned_to_a_number(tracking_store: str) -> None:
+    client = MlflowClient()
+    client.create_registered_model("named")
+    for _ in range(2):
+        client.create_model_version("named", source="file:///nowhere")
+    client.set_registered_model_alias("named", "best", "1")
+    assert models.pinned("models:/named@best") == "models:/named/1"
+    assert models.pinned("models:/named/latest") == "models:/named/2"
+    for kept in ("models:/named/1", "runs:/abc/model", "folder"):
+        assert models.pinned(kept) == kept
+    with pytest.raises(ModelError, match="no model 'named' with the alias 'worst'"):
+        models.pinned("models:/named@worst")
+    with pytest.raises(ModelError, match="no version of 'other'"):
+        models.pinned("models:/other/latest")

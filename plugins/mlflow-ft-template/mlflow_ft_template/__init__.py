@@ -1,5 +1,5 @@
 """A plugin to copy: flash cards as rows, a check of them, an evaluator of answer lengths, a reward
-for short ones, and a method that reuses SFT.
+for short ones, a method that reuses SFT, and a gate that keeps long-winded models from promotion.
 
     {"front": "Which planet is red?", "back": "Mars", "deck": "planets"}
 
@@ -12,10 +12,24 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft import Check, Checked, DataError, DataFormat, Evaluator, Example, Reward, Score, Trainer, hookimpl
+from mlflow_ft import (
+    Check,
+    Checked,
+    DataError,
+    DataFormat,
+    Evaluator,
+    Example,
+    Gate,
+    Reward,
+    Score,
+    Trainer,
+    Verdict,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
-    from mlflow_ft.job import Data, Job, Model, Scores, Subject, Trained
+    from mlflow_ft.config.gates import Gates
+    from mlflow_ft.job import Candidacy, Data, Job, Model, Scores, Subject, Trained
 
 FEWEST_ROWS = 4
 log = logging.getLogger(__name__)
@@ -44,6 +58,16 @@ def brevity(subject: Subject) -> Sequence[Score]:
 def terse(completions: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[float]:
     """A reward for every sampled answer, whatever was asked."""
     return [1 / max(1, len(turns[-1]["content"].split())) for turns in completions]
+
+
+def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """The gates file sets `options: {brief: {most: 1.5}}`; where it does not, nothing is asked."""
+    most = gates.options.get("brief", {}).get("most")
+    if most is None:
+        return []
+    ratio = about.candidate.score("length_ratio")
+    found = "no such score" if ratio is None else f"{ratio:.2f} times as long"
+    return [Verdict(passed=ratio is not None and ratio <= most, found=found, wanted=f"at most {most:g}")]
 
 
 def train_gently(job: Job, data: Data, model: Model) -> Trained:
@@ -111,6 +135,11 @@ def register_trainers() -> list[Trainer]:
 @hookimpl
 def register_rewards() -> list[Reward]:
     return [Reward(name="terse", summary="shorter answers are better: 1 at one word, towards 0", score=terse)]
+
+
+@hookimpl
+def register_gates() -> list[Gate]:
+    return [Gate(name="brief", summary="answers are not much longer than the expected ones", judge=brief)]
 
 
 @hookimpl

@@ -1,0 +1,57 @@
+"""Further fields of a library's config class: typed, checked by name, and refused with the class's own words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mlflow_ft.engine import options
+from mlflow_ft.errors import ConfigError
+
+
+@dataclass
+class Settings:
+    rate: float = 0.1
+    names: list[str] | None = None
+    on: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate < 0:
+            raise ValueError("rate is negative")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("7", 7),
+        ("true", True),
+        ("[a, b]", ["a", "b"]),
+        ("{a: 1}", {"a": 1}),
+        ("a: b: c", "a: b: c"),
+        ("x", "x"),
+    ],
+)
+def test_text_is_what_yaml_takes_it_for(text: str, value: Any) -> None:
+    assert options.value(text) == value
+
+
+def test_every_option_is_a_field() -> None:
+    assert options.typed({"rate": "1e-3", "on": "true"}, Settings, section="objective") == {"rate": 0.001, "on": True}
+    assert options.typed(None, Settings, section="objective") == {}
+    with pytest.raises(ConfigError, match="Settings has no field 'rte'") as error:
+        options.typed({"rte": "1"}, Settings, section="objective")
+    assert error.value.hint == "did you mean rate?"
+
+
+def test_what_another_setting_says_is_not_an_option() -> None:
+    with pytest.raises(ConfigError, match="rate has a setting of its own"):
+        options.typed({"rate": "1"}, Settings, section="objective", ours={"rate": 0.2})
+
+
+def test_the_class_says_what_it_refuses() -> None:
+    with pytest.raises(ConfigError, match="Settings refuses the settings: rate is negative"):
+        options.made(Settings, {"rate": -1}, section="objective")
+    assert options.made(Settings, {"rate": 2}, section="objective") == Settings(rate=2)
