@@ -12,8 +12,10 @@ import click
 from mlflow_ft.errors import ConfigError
 
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-DEFAULTS = {"adapter": "", "dtype": "auto", "into": "dequantised"}
+COMBINATIONS = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
+DEFAULTS = {"adapter": "", "dtype": "auto", "into": "dequantised", "combination": "cat"}
 """Also where `mlflow run` hands on an empty text."""
+WORDS = ("adapter", "base", "dtype", "into", "quantize", "combination")
 
 
 @click.command()
@@ -26,14 +28,19 @@ DEFAULTS = {"adapter": "", "dtype": "auto", "into": "dequantised"}
 )
 @click.option("--quantize", default="", help="nf4, int8: how the base was held, where the adapter does not record it.")
 @click.option("--max_shard_size", default="5GB", help="Size of a file, at most: 500MB, 5GB.")
+@click.option("--weights", default="", help="Of several adapters (with commas between them), one for each: 0.7,0.3.")
+@click.option("--combination", default="cat", help=f"How several become one: {', '.join(COMBINATIONS)}.")
+@click.option("--rank", default="", help="Rank of what several become; the sum of theirs when not given.")
+@click.option("--density", default="0.5", help="Share of each that TIES, DARE and pruning keep.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
-def command(*, out: str, as_json: bool, quiet: bool, max_shard_size: str, **given: Any) -> None:
+def command(*, out: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Merge an adapter into its base, tensor by tensor: memory for one layer, whatever the model's size.
 
     \b
     mlflow-ft merge --adapter models:/NAME-adapter@champion --out merged
     mlflow-ft merge --adapter ./adapter --base ./base --dtype bfloat16 --out merged
+    mlflow-ft merge --adapter ./first,./second --weights 0.7,0.3 --out merged
 
     An adapter that was trained beside a quantised base belongs to what that base stood for: it is merged into the
     dequantised weights, never into 4 or 8 bits. A merge that was stopped goes on when it is called again.
@@ -43,8 +50,8 @@ def command(*, out: str, as_json: bool, quiet: bool, max_shard_size: str, **give
 
     if not out:
         raise ConfigError("no folder to write was named", hint="--out FOLDER")
-    values: dict[str, Any] = {name: value or DEFAULTS.get(name) for name, value in given.items()}
-    asked = merge.Asked(out=Path(out), shard=_bytes(max_shard_size), **values)
+    values: dict[str, Any] = {name: given[name] or DEFAULTS.get(name) for name in WORDS}
+    asked = merge.Asked(out=Path(out), **values, **_numbers(given))
     progress = Progress(quiet=quiet)
     done = merge.merge(asked, progress)
     if as_json:
@@ -60,6 +67,20 @@ def command(*, out: str, as_json: bool, quiet: bool, max_shard_size: str, **give
             "type": done.record["dtype"],
         }
     )
+
+
+def _numbers(given: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {
+            "shard": _bytes(given["max_shard_size"] or "5GB"),
+            "weights": tuple(float(one) for one in given["weights"].split(",") if one.strip()),
+            "rank": int(given["rank"]) if given["rank"] else None,
+            "density": float(given["density"] or 0.5),
+        }
+    except ValueError as error:
+        raise ConfigError(
+            f"--weights, --rank or --density: {error}", hint="write --weights 0.7,0.3 --rank 16"
+        ) from error
 
 
 def _bytes(text: str) -> int:

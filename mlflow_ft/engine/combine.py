@@ -6,8 +6,8 @@ An update of a layer is s B A. `cat` stands the factors beside each other, which
 
 `svd` is the same at a lower rank; `ties_svd` (arXiv 2306.01708), `dare_linear_svd`, `dare_ties_svd` (arXiv 2311.03099)
 and `magnitude_prune_svd` combine the whole updates, as PEFT does, and keep the best approximation of the rank that is
-asked for. PEFT's `add_weighted_adapter` gets the scale of rsLoRA wrong by the root of the rank, and takes DoRA, whose lengths
-do not add up, without a word; its `linear` forms add factors, not updates.
+asked for. PEFT's `add_weighted_adapter` gets the scale of rsLoRA wrong by the root of the rank, and takes DoRA, whose
+lengths do not add up, without a word; its `linear` forms add factors, not updates.
 """
 
 from __future__ import annotations

@@ -88,7 +88,12 @@ class Plan:
             return self._final(name, self.weight(name))
         mine = [one for one, its in self.skeleton.units.items() if its == unit]
         weights = {one.removeprefix(f"{unit}."): self.weight(one) for one in mine if self._has_base(one)}
-        return self._final(name, self.skeleton.merged(unit, weights)[name])
+        try:
+            return self._final(name, self.skeleton.merged(unit, weights)[name])
+        except ValueError as error:  # PEFT looks for numbers that are not finite itself
+            raise RefusedError(
+                f"{name} would hold numbers that are not finite: {error}", hint="look for them in the adapter"
+            ) from error
 
     def _has_base(self, name: str) -> bool:
         return name in self.sources or name in self.skeleton.replaced

@@ -139,7 +139,8 @@ def write(file: Path, entries: Sequence[Entry], tensor: Callable[[Entry], Tensor
         header[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": place}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    with file.open("wb") as stream:
+    draft = file.with_name(file.name + ".part")  # never over a file that somebody has mapped into memory
+    with draft.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for entry in ordered:
@@ -149,6 +150,7 @@ def write(file: Path, entries: Sequence[Entry], tensor: Callable[[Entry], Tensor
                 stream.write(found.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
+    draft.replace(file)
 
 
 def _begins(entries: Sequence[Entry]) -> Iterator[int]:

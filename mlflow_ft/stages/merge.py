@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from mlflow_ft.config.methods import AdapterSection
 from mlflow_ft.config.schema import Config, ModelSection, PackageSection
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, ResourceError
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
-from mlflow_ft.stages import init_from, whole
+from mlflow_ft.stages import adapters, init_from, whole
+from mlflow_ft.stages.adapters import Asked, Dtype, Into, Quantize
 
-Into = Literal["dequantised", "original"]
-Quantize = Literal["none", "nf4", "int8"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+__all__ = ["Asked", "Merged", "merge"]
+
 FORMAT = 1
 """Goes into the fingerprint: a merge of another version of this code is another merge."""
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is to be merged, and where to."""
-
-    adapter: str
-    """A folder, `runs:/RUN_ID`, `models:/NAME@alias`, `models:/m-...`."""
-    out: Path
-    base: str | None = None
-    """The base; the one that the adapter names when not given."""
-    dtype: Dtype = "auto"
-    """Type of the merged weights; auto is that of the base's files."""
-    into: Into = "dequantised"
-    """Of an adapter that was trained beside a quantised base: what that base stood for, or its original weights."""
-    quantize: Quantize | None = None
-    """How the base was held in training, where the adapter's own record does not say it."""
-    shard: int = 5 * 10**9
-    """Bytes of a file, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +43,13 @@ def merge(asked: Asked, progress: Progress) -> Merged:
         RefusedError: the merged weights are not finite. ResourceError: the disk is too small.
     """
     _check(asked)
+    with tempfile.TemporaryDirectory(prefix="mlflow-ft-merge-") as scratch:
+        start = adapters.find(asked, Path(scratch), progress)
+        return _merged(asked, start, progress)
+
+
+def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
     out = asked.out.expanduser().absolute()
-    start = find_adapter(asked.adapter)
     config = config_of(asked, start)
     base = _base(asked, config, start, progress)
     facts = _facts(asked, config, start, base)
@@ -88,24 +73,6 @@ def _check(asked: Asked) -> None:
         value = getattr(asked, name)
         if value is not None and value not in get_args(known):
             raise ConfigError(f"--{name} {value!r} is none of {', '.join(get_args(known))}")
-
-
-def find_adapter(asked: str) -> init_from.Start:
-    """The adapter's folder and what it says of its base. A run alone means the adapter that it logged.
-
-    Raises:
-        ModelError: there is none, or a whole model.
-    """
-    uri = f"{asked.rstrip('/')}/adapter" if re.fullmatch(r"runs:/[^/]+/?", asked) else asked
-    start = init_from.read(uri, setting="--adapter")
-    if start.base is None:
-        raise ModelError(f"{asked} is a whole model; there is nothing to merge", hint="name the adapter")
-    missing = [name for name in ADAPTER_FILES if not (start.folder / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"the adapter in {start.folder} has no {', '.join(missing)}", hint="only safetensors are read, no pickles"
-        )
-    return start
 
 
 def config_of(asked: Asked, start: init_from.Start) -> Config:
@@ -162,7 +129,7 @@ def _base(asked: Asked, config: Config, start: init_from.Start, progress: Progre
 
 def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
     """What makes one merge another: two with the same facts give the same bytes."""
-    adapter = {name: _sha256(start.folder / name) for name in ADAPTER_FILES}
+    adapter = {name: _sha256(start.folder / name) for name in adapters.FILES}
     quantised = config.model.quantize != "none"
     return {
         "format": FORMAT,

@@ -8,12 +8,15 @@ import pytest
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import EXAMPLES, asked
+from mlflow_ft.docs import methods
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import start
 
 NAMES = sorted(file.stem for file in EXAMPLES.glob("*.yaml"))
 
 
 def test_there_is_an_example_for_every_built_in_method() -> None:
-    assert set(NAMES) >= {"full", "lora", "qlora"}
+    assert set(NAMES) == {trainer.name for trainer in methods.ours(Registry(plugins.load({})).trainers)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -21,6 +24,7 @@ def test_an_example_loads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     config = asked(["--config", name, "--data", "rows.jsonl"], plugins.load())
     assert config.method == name
+    start.check_names(config, Registry(plugins.load()))
     assert config.origins["training.learning_rate"].startswith(f"{name}.yaml line ")
 
 

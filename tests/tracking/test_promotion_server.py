@@ -21,7 +21,7 @@ from tests.tracking.test_promotion import PROMOTERS, alias, check_race, ledger_o
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (shutil.which("initdb") and shutil.which("postgres")), reason="no PostgreSQL"),
-    pytest.mark.skipif(importlib.util.find_spec("psycopg2") is None, reason="no psycopg2, with which MLflow reads it"),
+    pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="no psycopg, with which MLflow reads it"),
 ]
 
 
@@ -40,19 +40,19 @@ def postgres() -> Iterator[str]:
         shutil.chown(folder, user)
     port, data = free_port(), folder / "data"
     plain = {"user": user, "cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
-    make = ["initdb", "--auth=trust", "--username=mlflow", f"--pgdata={data}"]
+    make = ["initdb", "--encoding=UTF8", "--auth=trust", "--username=mlflow", f"--pgdata={data}"]
     subprocess.run(make, check=True, capture_output=True, **plain)  # type: ignore[call-overload]  # several types
     command = ["postgres", "-D", str(data), "-p", str(port), "-k", str(folder), "-c", "fsync=off"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, **plain)  # type: ignore[call-overload]  # as above
     try:
-        import psycopg2
+        import psycopg
 
         def answers() -> bool:
             assert process.poll() is None, (folder / "log").read_text()
             try:
-                psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", dbname="postgres").close()
-            except psycopg2.OperationalError:
+                psycopg.connect(host="127.0.0.1", port=port, user="mlflow", dbname="postgres").close()
+            except psycopg.OperationalError:
                 return False
             return True
 
@@ -67,9 +67,11 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def on_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"), backend=postgres, workers=2)
-    server.start()
-    yield server
-    server.kill()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 def test_of_twenty_at_once_one_wins(on_postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:

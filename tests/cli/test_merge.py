@@ -1,0 +1,287 @@
+"""mlflow-ft merge: from wherever the adapter is, to a folder that is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mlflow_ft.testing import make_tiny_model
+from mlflow_ft.tracking import verify_manifest, write_manifest
+from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+IDS = torch.arange(20)[None]
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that PEFT made by itself."""
+    return made(tiny_model, tmp_path_factory.mktemp("adapter"))
+
+
+def made(base: Path, folder: Path, *, seed: int = 0, **settings: Any) -> Path:
+    torch.manual_seed(seed)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    usual = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    get_peft_model(model, LoraConfig(**(usual | settings))).save_pretrained(folder)
+    return folder
+
+
+def recorded(adapter: Path, folder: Path, **facts: Any) -> Path:
+    """A copy of an adapter with a record of its base, as our own have it."""
+    shutil.copytree(adapter, folder)
+    (folder / "base.json").write_text(json.dumps({"kind": "lora", "task": "generate", "dtype": "float32"} | facts))
+    return folder
+
+
+def test_a_folder_with_all_that_serving_needs(run: Run, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
+    told = run("merge", "--adapter", adapter, "--out", tmp_path / "merged", "--json")
+    assert told.code == 0, told.err
+    found = json.loads(told.out)
+    assert (found["way"], found["already"], found["into"]) == ("stream", False, "original")
+    verify_manifest(tmp_path / "merged")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert model.dtype == torch.float32
+    assert {one.name for one in tmp_path.iterdir()} == {"merged"}, "something was left behind"
+
+    again = run("merge", "--adapter", adapter, "--out", tmp_path / "merged")
+    assert again.code == 0
+    assert "already done" in again.err
+    other = run("merge", "--adapter", adapter, "--out", tmp_path / "merged", "--dtype", "bfloat16")
+    assert other.code == 2
+    assert "holds something else" in other.err
+    (tmp_path / "merged" / "config.json").write_text("{}")
+    assert run("merge", "--adapter", adapter, "--out", tmp_path / "merged").code == 1
+
+
+def test_every_end_token_of_adapter_base_and_tokenizer(
+    run: Run, adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [7], "top_k": 5}')
+    own = shutil.copytree(adapter, tmp_path / "adapter")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, own / file)
+    (own / "chat_template.jinja").write_text("{{ 'trained' }}")
+    (own / "generation_config.json").write_text('{"eos_token_id": 9, "pad_token_id": 1}')
+    told = run("merge", "--adapter", own, "--base", tmp_path / "base", "--out", tmp_path / "merged")
+    assert told.code == 0, told.err
+    settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [9, 7, 3]
+    assert (settings["pad_token_id"], settings["top_k"]) == (1, 5)
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "{{ 'trained' }}"
+
+
+def test_another_base_than_the_recorded_one_is_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    own = recorded(adapter, tmp_path / "own", name_or_path="its-base", revision="sha256:0123")
+    told = run("merge", "--adapter", own, "--base", other, "--out", tmp_path / "merged")
+    assert told.code == 2
+    assert "was trained on other weights" in told.err
+    assert "its-base" in told.err
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no folder to write"),
+        (["--out", "x"], "no adapter was named"),
+        (["--out", "x", "--adapter", "nowhere"], "no folder and no MLflow URI"),
+        (["--out", "x", "--adapter", "models:/nothing@champion"], "nothing"),
+        (["--out", "x", "--adapter", "MODEL"], "whole model"),
+        (["--out", "x", "--adapter", "ADAPTER", "--dtype", "int3"], "int3"),
+        (["--out", "x", "--adapter", "ADAPTER", "--into", "place"], "place"),
+        (["--out", "x", "--adapter", "ADAPTER", "--quantize", "fp4"], "fp4"),
+        (["--out", "x", "--adapter", "ADAPTER", "--max_shard_size", "much"], "much"),
+        (["--out", "x", "--adapter", "ADAPTER,ADAPTER"], "no weights"),
+        (["--out", "x", "--adapter", "ADAPTER,ADAPTER", "--weights", "1"], "1 weights"),
+        (["--out", "x", "--adapter", "ADAPTER,ADAPTER", "--weights", "a,b"], "'a'"),
+        (["--out", "x", "--adapter", "ADAPTER,ADAPTER", "--weights", "1,1", "--combination", "linear"], "linear"),
+        (["--out", "x", "--adapter", "ADAPTER", "--base", "nowhere/at-all"], "nowhere/at-all"),
+    ],
+)
+def test_what_cannot_work_is_told(
+    client: MlflowClient, run: Run, adapter: Path, tiny_model: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    given = [one.replace("ADAPTER", str(adapter)).replace("MODEL", str(tiny_model)) for one in arguments]
+    told = run("merge", *given)
+    assert told.code == 2
+    assert words in told.err
+    assert "Traceback" not in told.err
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_dequantised_or_original(run: Run, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
+    quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    own = recorded(adapter, tmp_path / "own", name_or_path=str(tiny_model), quantization=quantization)
+    weights = {}
+    for into in ("dequantised", "original"):
+        told = run("merge", "--adapter", own, "--into", into, "--out", tmp_path / into, "--json")
+        assert json.loads(told.out)["into"] == into
+        weights[into] = load_file(tmp_path / into / "model.safetensors")
+    plain = run("merge", "--adapter", adapter, "--out", tmp_path / "plain")
+    assert plain.code == 0
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(weights["original"][name], load_file(tmp_path / "plain" / "model.safetensors")[name])
+    error = (weights["dequantised"][name] - weights["original"][name]).abs().max()
+    assert 1e-4 < error < 0.1, "4 bits round, but not so far"
+    assert torch.equal(weights["original"]["lm_head.weight"], weights["dequantised"]["lm_head.weight"])
+
+
+def test_several_become_one(run: Run, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
+    second = made(tiny_model, tmp_path / "second", seed=1, r=2, use_rslora=True, target_modules=["q_proj"])
+    for name, more in (("both", [f"{adapter},{second}", "--weights", "0.5,-2"]), ("one", [adapter]), ("two", [second])):
+        assert run("merge", "--adapter", *more, "--out", tmp_path / name).code == 0
+    base, both, one, two = (
+        load_file(folder / "model.safetensors")
+        for folder in (tiny_model, tmp_path / "both", tmp_path / "one", tmp_path / "two")
+    )
+    for name, weight in base.items():
+        wanted = weight + 0.5 * (one[name] - weight) - 2 * (two[name] - weight)
+        torch.testing.assert_close(both[name], wanted, rtol=1e-5, atol=1e-5, msg=name)
+    assert not torch.equal(
+        two["model.layers.0.self_attn.q_proj.weight"], base["model.layers.0.self_attn.q_proj.weight"]
+    )
+
+
+def test_adapters_of_two_bases_are_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    second = made(other, tmp_path / "second")
+    told = run("merge", "--adapter", f"{adapter},{second}", "--weights", "1,1", "--out", tmp_path / "merged")
+    assert told.code == 2
+    assert "different bases" in told.err
+
+
+def test_what_peft_must_do_is_told_and_done(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    own = made(tiny_model, tmp_path / "own", init_lora_weights="olora")
+    told = run("merge", "--adapter", own, "--out", tmp_path / "merged")
+    assert told.code == 0, told.err
+    assert "the whole model was in memory: it began as olora" in told.err
+    verify_manifest(tmp_path / "merged")
+
+
+def test_a_merge_that_is_refused_leaves_nothing(run: Run, adapter: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(adapter, tmp_path / "own")
+    weights = load_file(own / "adapter_model.safetensors")
+    name = next(one for one in weights if "lora_B" in one)
+    save_file(
+        {key: one.clone() for key, one in weights.items()} | {name: torch.full_like(weights[name], 3e38)},
+        own / "adapter_model.safetensors",
+    )
+    told = run("merge", "--adapter", own, "--out", tmp_path / "merged")
+    assert told.code == 1
+    assert "not finite" in told.err
+    assert {one.name for one in tmp_path.iterdir()} == {"own"}
+
+
+def test_a_changed_logged_adapter_is_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(adapter, tmp_path / "own")
+    write_manifest(own)
+    (own / "adapter_model.safetensors").write_bytes(b"changed")
+    assert run("merge", "--adapter", own, "--out", tmp_path / "merged").code == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlflow_ft.engine import companions, journal_files, tensor_files
+from mlflow_ft.stages import whole
+from mlflow_ft import tracking
+place, count = sys.argv.pop(1), [0]
+def kill_in(owner, name, when):
+    inner = getattr(owner, name)
+    def outer(*args, **more):
+        count[0] += 1
+        if count[0] == when: os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*args, **more)
+    setattr(owner, name, outer)
+{"shard": lambda: kill_in(tensor_files.os, "fsync", 3),
+ "journal": lambda: kill_in(journal_files.Journal, "add", 2),
+ "companions": lambda: kill_in(companions, "copy", 1),
+ "manifest": lambda: kill_in(tracking, "write_manifest", 1),
+ "rename": lambda: kill_in(Path, "rename", 1)}[place]()
+from mlflow_ft import cli
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"), [("shard", 1), ("journal", 1), ("companions", 4), ("manifest", 4), ("rename", 4)]
+)
+def test_a_killed_merge_leaves_no_model_and_goes_on(
+    run: Run, adapter: Path, tmp_path: Path, place: str, kept: int
+) -> None:
+    arguments = ["merge", "--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--max_shard_size", "200KB"]
+    command = [sys.executable, "-c", KILLED, place, *arguments]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "merged").exists()
+    told = run(*arguments, "--json")
+    assert told.code == 0, told.err
+    found = json.loads(told.out)
+    assert (found["shards"], found["resumed"]) == (4, kept)
+    assert {one.name for one in tmp_path.iterdir()} == {"merged"}
+    verify_manifest(tmp_path / "merged")
+    assert run("merge", "--adapter", adapter, "--out", tmp_path / "straight").code == 0
+    straight = load_file(tmp_path / "straight" / "model.safetensors")
+    pieces = [load_file(file) for file in sorted((tmp_path / "merged").glob("*.safetensors"))]
+    assert {name for piece in pieces for name in piece} == set(straight)
+    assert all(torch.equal(weight, straight[name]) for piece in pieces for name, weight in piece.items())
+
+
+def test_two_at_once_do_not_write_one_folder(run: Run, adapter: Path, tmp_path: Path) -> None:
+    from mlflow_ft.errors import RefusedError
+    from mlflow_ft.stages import whole
+
+    with whole.writing(tmp_path / "out", "key") as folder:
+        (folder / "file").write_text("x")
+        with pytest.raises(RefusedError, match="another process"), whole.writing(tmp_path / "out", "key"):
+            pass
+    assert (tmp_path / "out" / "file").is_file()
+
+
+@pytest.mark.slow
+def test_from_a_run_a_version_and_a_logged_model(
+    client: MlflowClient, run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    """What the run itself packaged as merged, from its adapter wherever MLflow has it."""
+    from mlflow_ft.testing import make_rows, write_jsonl
+
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(24))
+    settings = {"max_steps": 2, "learning_rate": 1e-2, "max_new_tokens": 4, "evaluation.max_rows": 2}
+    settings |= {"model": tiny_model, "data": rows, "registry.model_name": "merging", "quantize": "nf4"}
+    told = run("train", "lora", *(f"--{key}={value}" for key, value in settings.items()), "--json")
+    assert told.code == 0, told.err
+    run_id = json.loads(told.out)["run_id"]
+    model_id = client.get_model_version("merging-adapter", "1").tags["mlflow_ft.model_id"]
+    packaged = next((tmp_path / "outputs").glob("*/package/merged/model.safetensors"))
+    for number, uri in enumerate((f"runs:/{run_id}", "models:/merging-adapter@candidate", f"models:/{model_id}")):
+        told = run("merge", "--adapter", uri, "--out", tmp_path / str(number))
+        assert told.code == 0, told.err
+        found = load_file(tmp_path / str(number) / "model.safetensors")
+        wanted = load_file(packaged)
+        assert set(found) == set(wanted)
+        assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
+        settings_of = json.loads((tmp_path / str(number) / "generation_config.json").read_text())
+        assert (
+            settings_of["eos_token_id"]
+            == json.loads((packaged.parent / "generation_config.json").read_text())["eos_token_id"]
+        )
