@@ -15,7 +15,7 @@ SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 COMBINATIONS = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
 DEFAULTS = {"adapter": "", "dtype": "auto", "into": "dequantised", "combination": "cat"}
 """Also where `mlflow run` hands on an empty text."""
-WORDS = ("adapter", "base", "dtype", "into", "quantize", "combination")
+WORDS = ("adapter", "base", "data", "dtype", "into", "quantize", "combination")
 
 
 @click.command()
@@ -32,6 +32,7 @@ WORDS = ("adapter", "base", "dtype", "into", "quantize", "combination")
 @click.option("--combination", default="cat", help=f"How several become one: {', '.join(COMBINATIONS)}.")
 @click.option("--rank", default="", help="Rank of what several become; the sum of theirs when not given.")
 @click.option("--density", default="0.5", help="Share of each that TIES, DARE and pruning keep.")
+@click.option("--data", default="", help="Rows to tell the loss on; this takes the whole model in memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
 def command(*, out: str, as_json: bool, quiet: bool, **given: Any) -> None:
@@ -60,13 +61,13 @@ def command(*, out: str, as_json: bool, quiet: bool, **given: Any) -> None:
     if done.already:
         progress.say(f"already done: {done.folder} holds this merge")
         return
-    progress.facts(
-        {
-            "merged": str(done.folder),
-            "base": f"{done.record['base']['name_or_path']} ({done.record['into']} weights)",
-            "type": done.record["dtype"],
-        }
-    )
+    facts = {
+        "merged": str(done.folder),
+        "base": f"{done.record['base']['name_or_path']} ({done.record['into']} weights)",
+        "type": done.record["dtype"],
+    }
+    losses = done.record.get("loss", {})
+    progress.facts(facts | {f"loss, {name}": f"{loss:.4f}" for name, loss in losses.items()})
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, Any]:

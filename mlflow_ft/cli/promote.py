@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_ft.cli.options import OptionsCommand, one_name
+from mlflow_ft.errors import RefusedError
 
 if TYPE_CHECKING:
     from mlflow_ft.progress import Progress
@@ -57,7 +58,7 @@ def command(
 
     Exit code 1 when a gate does not pass, or somebody else was faster.
     """
-    from mlflow_ft import plugins
+    from mlflow_ft import plugins, tracking
     from mlflow_ft.cli.train import told_to_run
     from mlflow_ft.config.gates import gates_file
     from mlflow_ft.progress import Progress
@@ -84,7 +85,11 @@ def command(
         click.echo(promote.dumps(decision))
     else:
         tell(decision, progress)
-    return 0 if decision.outcome in DONE else 1
+    if decision.outcome in DONE:
+        return 0
+    why = decision.error or RefusedError(f"not passed: {', '.join(decision.failed)}")
+    tracking.refuse(why, stage="promote")  # where `mlflow run` opened a run
+    return 1
 
 
 def who() -> str:

@@ -85,7 +85,7 @@ class Plan:
         """A weight of the merged model, in its final type."""
         unit = self.skeleton.units.get(name)
         if unit is None:
-            return self._final(name, self.weight(name))
+            return self._final(name, self._untouched(name))
         mine = [one for one, its in self.skeleton.units.items() if its == unit]
         weights = {one.removeprefix(f"{unit}."): self.weight(one) for one in mine if self._has_base(one)}
         try:
@@ -95,12 +95,19 @@ class Plan:
                 f"{name} would hold numbers that are not finite: {error}", hint="look for them in the adapter"
             ) from error
 
+    def _untouched(self, name: str) -> Tensor:
+        """A weight that no layer of the adapter is over; where it can be, as it lies in the file, without a copy."""
+        plain = self.rounding is None and name not in self.skeleton.replaced
+        if plain and self.files.entries[self.sources[name]].shape == tuple(self.skeleton.shapes[name]):
+            return self.files.read(self.sources[name])
+        return self.weight(name)
+
     def _has_base(self, name: str) -> bool:
         return name in self.sources or name in self.skeleton.replaced
 
     def _final(self, name: str, weight: Tensor) -> Tensor:
         found = weight.to(self.merge.dtype) if weight.is_floating_point() else weight
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+        if found.is_floating_point() and found.numel() and not torch.stack(torch.aminmax(found)).isfinite().all():
             raise RefusedError(
                 f"{name} would hold numbers that are not finite in {self.merge.dtype}",
                 hint="the adapter may be broken; a wider type (--dtype float32) rules out an overflow",
@@ -207,6 +214,12 @@ def write(
     Returns:
         `shards`, `resumed` (how many of them were there already), `bytes`, `untied` (names).
     """
+
+    def tensor(entry: Entry) -> Tensor:
+        merged = found.merged(entry.name)
+        advance(entry.size)
+        return merged
+
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder)
     shared = tensor_files.shards(found.entries, limit=shard)
@@ -216,12 +229,6 @@ def write(
             resumed += 1
             advance(sum(entry.size for entry in group))
             continue
-
-        def tensor(entry: Entry) -> Tensor:
-            merged = found.merged(entry.name)
-            advance(entry.size)
-            return merged
-
         tensor_files.write(folder / name, group, tensor)
         journal.add(name)
     if len(shared) > 1:

@@ -35,6 +35,8 @@ class Asked:
     """Of an adapter that was trained beside a quantised base: what that base stood for, or its original weights."""
     quantize: Quantize | None = None
     """How the base was held in training, where the adapter's own record does not say it."""
+    data: str | None = None
+    """Rows to tell the loss on, of the model as it was trained and of each merged form; it takes the whole model."""
     shard: int = 5 * 10**9
     """Bytes of a file, at most."""
     weights: tuple[float, ...] = ()

@@ -93,7 +93,10 @@ def base_of(config: Config, start: Start, progress: Progress, *, option: str = "
     else:
         update = {"name": name, "revision": None if revision.startswith("sha256:") else revision or None}
         found = hub.find(config.model.model_copy(update=update), progress)
-    if revision.startswith("sha256:") and revision not in (found.revision, f"sha256:{hub.weights_hash(found.path)}"):
+    if not revision.startswith("sha256:") or found.revision == revision:
+        return found
+    # of a model on the Hub the commit is known, and not yet the weights' hash
+    if found.revision.startswith("sha256:") or f"sha256:{hub.weights_hash(found.path)}" != revision:
         raise ModelError(
             f"the adapter {start.uri} was trained on other weights than those of {found.name!r} ({found.origin})",
             hint=f"name its base with {option}; it was {name}",

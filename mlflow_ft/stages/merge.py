@@ -16,7 +16,7 @@ from mlflow_ft.config.schema import Config, ModelSection, PackageSection
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, ResourceError
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
-from mlflow_ft.stages import adapters, init_from, whole
+from mlflow_ft.stages import adapters, init_from, merge_loss, whole
 from mlflow_ft.stages.adapters import Asked, Dtype, Into, Quantize
 
 __all__ = ["Asked", "Merged", "merge"]
@@ -130,17 +130,20 @@ def _base(asked: Asked, config: Config, start: init_from.Start, progress: Progre
 def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
     """What makes one merge another: two with the same facts give the same bytes."""
     adapter = {name: _sha256(start.folder / name) for name in adapters.FILES}
-    quantised = config.model.quantize != "none"
     return {
         "format": FORMAT,
         "adapter": {"uri": start.uri, **adapter},
         "base": {"name_or_path": base.name_or_path, "revision": base.revision},
         "quantize": config.model.quantize,
         "double_quant": config.model.double_quant if config.model.quantize == "nf4" else None,
-        "into": asked.into if quantised else "original",
+        "into": _into(asked, config),
         "dtype": asked.dtype,
         "shard": asked.shard,
     }
+
+
+def _into(asked: Asked, config: Config) -> str:
+    return asked.into if config.model.quantize != "none" else "original"
 
 
 def _write(
@@ -164,6 +167,11 @@ def _write(
                 advance=lambda size: bar.advance(size / 2**20),
             )
         companions.copy(start.folder, base.path, folder, generates=base.task != "score")
+        if asked.data:
+            into = _into(asked, config)
+            report["loss"] = merge_loss.measure(
+                asked.data, config, base, start.folder, merged=folder, into=into, progress=progress
+            )
     except FineTuneError:
         shutil.rmtree(folder, ignore_errors=True)  # what is wrong stays wrong: nothing to go on with
         forget(folder)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_ft.config.gates import Gates, read_gates
-from mlflow_ft.errors import ConfigError, FineTuneError
+from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, RefusedError, TrackingError, UndeliveredError
 from mlflow_ft.job import Candidacy, Contender
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
@@ -20,7 +20,7 @@ from mlflow_ft.registry import Registry
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from mlflow_ft.tracking.promotion import Standing
+    from mlflow_ft.tracking.promotion import Ledger, Standing
 
 Outcome = Literal[
     "about to move", "promoted", "refused", "would be promoted", "would be refused", "champion already", "came too late"
@@ -132,7 +132,8 @@ def promote(asked: Asked, *, plugins: Plugins, progress: Progress) -> Decision:
     version = contenders.find_version(here, asked.name, asked.version)
     ledger = Ledger(there, target, asked.to)
     moving.ensure_target(there, asked)
-    standing = ledger.settled(now_ms=asked.now_ms)  # before the evidence: what moves from now on makes ours come late
+    # before the evidence: what moves from now on makes ours come late
+    standing = ledger.standing() if asked.dry_run else ledger.settled(now_ms=asked.now_ms)
     candidate = contenders.contender(here, version)
     gates, gates_from = settings(asked, here, candidate)
     chosen = choose(gates, Registry(plugins))
@@ -165,13 +166,15 @@ def promote(asked: Asked, *, plugins: Plugins, progress: Progress) -> Decision:
 
 
 def conclude(
-    decision: Decision, asked: Asked, *, here: MlflowClient, there: MlflowClient, standing: Standing, ledger: Any
+    decision: Decision, asked: Asked, *, here: MlflowClient, there: MlflowClient, standing: Standing, ledger: Ledger
 ) -> Decision:
     """Keep the decision, then move the alias, then say how it ended.
 
     The evidence is kept first: no alias moves without it.
+
+    Raises:
+        UndeliveredError: how it ended could not be written.
     """
-    from mlflow_ft.errors import RefusedError
     from mlflow_ft.stages import moving
 
     if asked.dry_run:
@@ -180,21 +183,38 @@ def conclude(
     if not decision.passed:
         moving.tag(here, decision)
         return decision
+    decision = move(decision, asked, here=here, there=there, standing=standing, ledger=ledger)
     try:
-        number = decision.version
-        if asked.copy_to:
-            number = moving.copy(here, there, asked, decision)
-            decision = replace(decision, copied=number)
-        move = ledger.move(number, kind="promote", standing=standing, by=asked.by, decision=decision.artifact)
-    except RefusedError as error:
-        decision = replace(decision, outcome="came too late", error=error)
-    else:
-        decision = replace(decision, outcome="promoted", number=move.number)
-    decision = moving.keep(here, decision, asked)
-    moving.tag(here, decision)
-    if decision.copied is not None:
-        moving.tag(there, replace(decision, name=asked.copy_to, version=decision.copied))
+        decision = moving.keep(here, decision, asked)
+        moving.tag(here, decision)
+        if decision.copied is not None:
+            moving.tag(there, replace(decision, name=asked.copy_to, version=decision.copied))
+    except TrackingError as error:
+        raise UndeliveredError(
+            f"{decision.name} version {decision.version}: {decision.outcome}; but {error.message}",
+            hint=f"what moved is in `mlflow-ft history`, and the evidence in {decision.artifact or 'no run'}",
+        ) from error
     return decision
+
+
+def move(
+    decision: Decision, asked: Asked, *, here: MlflowClient, there: MlflowClient, standing: Standing, ledger: Ledger
+) -> Decision:
+    """Copy the version where that was asked for, and move the alias; what speaks against it is the decision's error."""
+    from mlflow_ft.stages import moving
+
+    number = decision.version
+    if asked.copy_to:
+        try:
+            number = moving.copy(here, there, asked, decision)
+        except (RefusedError, ModelError) as error:
+            return replace(decision, outcome="refused", error=error)
+        decision = replace(decision, copied=number)
+    try:
+        made = ledger.move(number, kind="promote", standing=standing, by=asked.by, decision=decision.artifact)
+    except RefusedError as error:
+        return replace(decision, outcome="came too late", error=error)
+    return replace(decision, outcome="promoted", number=made.number)
 
 
 def settings(asked: Asked, client: MlflowClient, candidate: Contender) -> tuple[Gates, str]:

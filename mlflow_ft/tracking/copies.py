@@ -21,7 +21,7 @@ from mlflow_ft.tracking.models import ensure_registered_model
 from mlflow_ft.tracking.run import experiment_id
 from mlflow_ft.tracking.server import told
 
-EXPERIMENT = "mlflow-ft copies"
+EXPERIMENT = "copied models"
 """Where the copies lie; an experiment of their own, which nobody cleans up with the runs of a project."""
 WEIGHTS = "artifacts/model"
 LINEAGE = (
@@ -63,12 +63,15 @@ def copy_version(source: MlflowClient, version: ModelVersion, *, to: str, client
         client.finalize_logged_model(copied.model_id, LoggedModelStatus.READY)
         ensure_registered_model(client, to)
         made = client.create_model_version(
-            to, source=copied.artifact_location, tags=_tags(source, version, copied.model_id), model_id=copied.model_id
+            to,
+            source=copied.artifact_location,
+            tags=_tags(version, copied.model_id),
+            model_id=copied.model_id if client is source else None,  # MLflow looks it up in the store that is set
         )
     return int(made.version)
 
 
-def _tags(source: MlflowClient, version: ModelVersion, model_id: str) -> dict[str, str]:
+def _tags(version: ModelVersion, model_id: str) -> dict[str, str]:
     kept = {key: value for key, value in version.tags.items() if key in LINEAGE or key.startswith("mlflow_ft.parity.")}
     return kept | {
         "mlflow_ft.copied_from": f"models:/{version.name}/{version.version}",

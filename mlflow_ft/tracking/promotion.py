@@ -17,8 +17,9 @@ from uuid import uuid4
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 
-from mlflow_ft.errors import RefusedError, TrackingError
+from mlflow_ft.errors import ConfigError, RefusedError, TrackingError
 from mlflow_ft.tracking.models import ensure_registered_model, set_alias
 from mlflow_ft.tracking.server import told
 
@@ -88,9 +89,20 @@ class Standing:
 
 
 class Ledger:
-    """The moves of one alias of one registered model."""
+    """The moves of one alias of one registered model.
+
+    Raises:
+        ConfigError: MLflow takes no such alias; that must be known before a move to it is recorded.
+    """
 
     def __init__(self, client: MlflowClient, name: str, alias: str) -> None:
+        try:
+            _validate_model_alias_name(alias)
+            _validate_model_alias_name_reserved(alias)
+        except MlflowException as error:
+            raise ConfigError(
+                f"{alias!r} cannot be an alias: {error.message}", hint="take one such as champion"
+            ) from error
         self.client = client
         self.name = name
         self.alias = alias
@@ -104,9 +116,17 @@ class Ledger:
         """
         with told(f"read the promotions of {self.name}"):
             moves = tuple(move for move in self.attempts() if move.counts)
-            aliases = self.client.get_registered_model(self.name).aliases
+            aliases = self._aliases()
         number = aliases.get(self.alias)
         return Standing(champion=int(number) if number is not None else None, moves=moves)
+
+    def _aliases(self) -> dict[str, str]:
+        try:
+            return dict(self.client.get_registered_model(self.name).aliases)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}  # a model that is yet to be copied to
 
     def attempts(self) -> list[Move]:
         """Every line for this alias, those that do not count included, oldest first."""
@@ -138,10 +158,21 @@ class Ledger:
                 f"{last.by} is moving {self.alias} of {self.name} to version {last.after} right now",
                 hint="nothing was moved here; look at `mlflow-ft history`, and try again",
             )
-        if standing.champion in (last.before, last.after):  # else somebody moved it by hand since
-            self._set(last)
-        self._mark(last)
+        with told(f"complete the move of {self.alias} of {self.name} to version {last.after}"):
+            # else somebody moved it by hand since, or deleted the version
+            if standing.champion in (last.before, last.after) and self._exists(last.after):
+                self._set(last)
+            self._mark(last)
         return self.standing()
+
+    def _exists(self, version: int) -> bool:
+        try:
+            self.client.get_model_version(self.name, str(version))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def move(self, to: int, *, kind: str, standing: Standing, by: str, reason: str = "", decision: str = "") -> Move:
         """Append the move, and set the alias where it counts.

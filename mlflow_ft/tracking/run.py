@@ -196,7 +196,7 @@ def _environment(environ: MutableMapping[str, str], values: Mapping[str, str]) -
                 environ[name] = value
 
 
-def refuse(error: Exception, *, environ: MutableMapping[str, str] = os.environ) -> None:
+def refuse(error: Exception, *, stage: str = "config", environ: MutableMapping[str, str] = os.environ) -> None:
     """Leave the run that `mlflow run` opened FAILED and with the message, for an error that comes before `open_run`.
 
     Nothing happens where no run was opened, or where the server does not answer: the error itself goes first.
@@ -208,7 +208,7 @@ def refuse(error: Exception, *, environ: MutableMapping[str, str] = os.environ) 
     client = MlflowClient(uri)
     try:
         client.set_tag(given, "mlflow_ft.error", cut(str(error), LONGEST_ERROR))
-        client.set_tag(given, "mlflow_ft.stage", "config")
+        client.set_tag(given, "mlflow_ft.stage", stage)
         client.set_terminated(given, "FAILED")
     except MlflowException as refused:
         log.warning("could not mark run %s as FAILED: %s", given, refused)

@@ -23,7 +23,7 @@ from mlflow_ft.tracking import verify_manifest, write_manifest
 from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
-IDS = torch.arange(20)[None]
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 
 
 @pytest.fixture(scope="session")
@@ -130,8 +130,7 @@ def test_what_cannot_work_is_told(
 
 
 def test_dequantised_or_original(run: Run, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
-    quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    own = recorded(adapter, tmp_path / "own", name_or_path=str(tiny_model), quantization=quantization)
+    own = recorded(adapter, tmp_path / "own", name_or_path=str(tiny_model), quantization=NF4)
     weights = {}
     for into in ("dequantised", "original"):
         told = run("merge", "--adapter", own, "--into", into, "--out", tmp_path / into, "--json")
@@ -144,6 +143,18 @@ def test_dequantised_or_original(run: Run, adapter: Path, tiny_model: Path, tmp_
     error = (weights["dequantised"][name] - weights["original"][name]).abs().max()
     assert 1e-4 < error < 0.1, "4 bits round, but not so far"
     assert torch.equal(weights["original"]["lm_head.weight"], weights["dequantised"]["lm_head.weight"])
+
+
+def test_the_loss_of_each_is_told(run: Run, adapter: Path, tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> None:
+    own = recorded(adapter, tmp_path / "own", name_or_path=str(tiny_model), quantization=NF4)
+    told = run("merge", "--adapter", own, "--data", tiny_rows, "--out", tmp_path / "merged", "--json")
+    assert told.code == 0, told.err
+    losses = json.loads(told.out)["loss"]
+    assert set(losses) == {"trained", "dequantised", "original"}
+    assert losses["dequantised"] == pytest.approx(losses["trained"], rel=1e-5)
+    assert abs(losses["original"] - losses["trained"]) > 10 * abs(losses["dequantised"] - losses["trained"])
+    assert not list(tmp_path.glob("*.other*"))
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_several_become_one(run: Run, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -183,7 +194,7 @@ def test_a_merge_that_is_refused_leaves_nothing(run: Run, adapter: Path, tmp_pat
     weights = load_file(own / "adapter_model.safetensors")
     name = next(one for one in weights if "lora_B" in one)
     save_file(
-        {key: one.clone() for key, one in weights.items()} | {name: torch.full_like(weights[name], 3e38)},
+        {key: one.clone() for key, one in weights.items()} | {name: torch.full_like(weights[name], torch.inf)},
         own / "adapter_model.safetensors",
     )
     told = run("merge", "--adapter", own, "--out", tmp_path / "merged")
@@ -223,6 +234,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "kept"), [("shard", 1), ("journal", 1), ("companions", 4), ("manifest", 4), ("rename", 4)]
 )

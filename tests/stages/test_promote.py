@@ -16,11 +16,12 @@ from mlflow import MlflowClient
 
 from mlflow_ft import Gate, Verdict, plugins
 from mlflow_ft.config.gates import Gates, gates_file, read_gates
-from mlflow_ft.errors import ConfigError, DataError, ModelError, RefusedError
+from mlflow_ft.errors import ConfigError, DataError, ModelError, RefusedError, TrackingError, UndeliveredError
 from mlflow_ft.progress import Progress
-from mlflow_ft.stages import moving
+from mlflow_ft.stages import moving, rescore
 from mlflow_ft.stages.promote import Asked, Decision, promote
-from mlflow_ft.tracking import write_manifest
+from mlflow_ft.tracking import promotion, write_manifest
+from mlflow_ft.tracking.contenders import contender, find_version
 from mlflow_ft.tracking.promotion import Ledger
 
 DAY_MS = 86_400_000
@@ -175,6 +176,32 @@ def test_a_dry_run_writes_nothing(shop: Shop) -> None:
     assert [one.name for one in shop.client.search_registered_models()] == ["chat"]
 
 
+def test_a_dry_run_completes_no_move_and_makes_no_model(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = shop.version()
+    assert shop.promote(version, copy_to="prod.chat", dry_run=True).outcome == "would be promoted"
+    assert [one.name for one in shop.client.search_registered_models()] == ["chat"]
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "set_alias", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            shop.promote(version)
+    later = int(time.time() * 1000) + promotion.UNFINISHED_MS
+    assert shop.promote(version, dry_run=True, now_ms=later).champion is None
+    assert shop.champion() is None
+    assert shop.promote(version, now_ms=later).outcome == "champion already"  # the move was completed first
+    assert shop.champion() == version
+
+
+def test_a_move_whose_end_cannot_be_written_is_told_as_made(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise TrackingError("could not tag chat version 1: no answer")
+
+    monkeypatch.setattr(moving, "tag", away)
+    with pytest.raises(UndeliveredError, match="chat version 1: promoted; but could not tag") as error:
+        shop.promote(shop.version())
+    assert "runs:/" in error.value.hint
+    assert shop.champion() == 1
+
+
 def test_the_champion_itself_is_not_promoted_again(shop: Shop) -> None:
     shop.promote(shop.version())
     assert shop.promote(1).outcome == "champion already"
@@ -322,6 +349,16 @@ def test_a_champion_that_cannot_be_scored_on_these_rows_is_not_beaten(shop: Shop
     assert not verdict.passed
     assert "has no scores on these rows, and could not be scored on them: run" in verdict.found
     assert "has no config.yaml" in verdict.found
+
+
+def test_the_champion_is_scored_again_only_where_a_gate_compares_it_on_other_rows(shop: Shop) -> None:
+    one = contender(shop.client, find_version(shop.client, "chat", str(shop.version())))
+    other, alone = replace(one, eval_digest="0" * 32), Gates(beats_champion=None)
+    assert not rescore.needed(one, one, Gates())
+    assert rescore.needed(one, other, Gates())
+    assert rescore.needed(one, replace(one, rows={}), Gates())
+    assert not rescore.needed(one, other, alone)
+    assert rescore.needed(one, other, Gates(beats_champion=None, max_regression={"loss": 0.1}))
 
 
 # --- which gates

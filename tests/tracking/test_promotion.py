@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_ft.errors import RefusedError
+from mlflow_ft.errors import ConfigError, RefusedError
 from mlflow_ft.tracking import promotion
 from mlflow_ft.tracking.promotion import Ledger, Move, Standing, counted
 
@@ -135,6 +135,21 @@ def test_a_move_whose_process_died_is_completed_by_the_next(unfinished: Ledger) 
     assert standing.last.done
     promote(unfinished, 3)
     assert alias(unfinished) == 3
+
+
+def test_a_dead_move_to_a_version_that_was_deleted_does_not_stand_in_the_way(unfinished: Ledger) -> None:
+    unfinished.client.delete_model_version("chat", "2")
+    assert unfinished.settled(now_ms=now() + promotion.UNFINISHED_MS).champion == 1
+    promote(unfinished, 3)
+    assert alias(unfinished) == 3
+
+
+@pytest.mark.parametrize("name", ["", "latest", "v1", "a b"])
+def test_an_alias_that_mlflow_does_not_take_is_refused_before_anything_is_recorded(
+    client: MlflowClient, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be an alias"):
+        Ledger(client, "chat", name)
 
 
 def test_a_dead_move_does_not_undo_what_was_moved_by_hand_since(unfinished: Ledger) -> None:

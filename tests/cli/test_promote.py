@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.cli.conftest import Run
+from tests.stages.test_promote import Shop
+
+
+@pytest.fixture
+def shop(client: MlflowClient, tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
+    """Versions of a registered model of this test's own."""
+    return Shop(client=client, folder=tmp_path / "models")
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return request.node.name
+
+
+def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> None:
+    shop.version(name=name)
+    told = run("promote", name, "--version", 1, "--by", "ann")
+    assert (told.code, told.out) == (0, "")
+    for gate in ("finished", "parity", "data-checks", "beats-champion"):
+        assert gate in told.err
+    assert f"{name} version 1 is the champion now; there was none" in told.err
+    assert "decision  runs:/" in told.err
+    again = run("promote", name, "--version", 1)
+    assert again.code == 0
+    assert "already; nothing was moved" in again.err
+
+
+def test_a_refusal_ends_with_1_and_names_the_gates(run: Run, shop: Shop, name: str) -> None:
+    shop.version(name=name)
+    shop.version(name=name, rows={"loss": [2.0] * 8}, kl="0.5")
+    assert run("promote", name, "--version", 1, "--quiet").code == 0
+    told = run("promote", name, "--version", 2)
+    assert told.code == 1
+    assert told.err.count("FAIL") == 2
+    assert "not passed: parity, beats-champion loss" in told.err
+    assert shop.champion(name) == 1
+
+
+def test_a_machine_is_told_the_same_on_stdout(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
+    shop.version(name=name)
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("max_scores: {loss: 0.5}\n")
+    told = run("promote", name, "--version", 1, "--gates", gates, "--dry-run", "--json")
+    assert told.code == 1
+    found = json.loads(told.out)
+    assert (found["outcome"], found["passed"], found["gates_from"]) == ("would be refused", False, str(gates))
+    [verdict] = [one for one in found["gates"] if one["gate"] == "scores"]
+    assert verdict["numbers"] == {"value": 1.0, "bound": 0.5}
+    assert shop.champion(name) is None
+
+
+def test_history_and_rollback(run: Run, shop: Shop, name: str) -> None:
+    for number, loss in enumerate((2.0, 1.0), 1):
+        shop.version(name=name, rows={"loss": [loss] * 8})
+        assert run("promote", name, "--version", number, "--by", "ann", "--quiet").code == 0
+    assert run("rollback", name).code == 2  # a reason is needed
+    told = run("rollback", name, "--reason", "rude in use", "--by", "bob")
+    assert (told.code, told.out) == (0, f"{name} version 1 is the champion again; it was version 2\n")
+    lines = run("history", name).out.splitlines()
+    assert [line.split("  ")[1:4] for line in lines[:3]] == [
+        ["promote", "none -> 1", "by ann"],
+        ["promote", "1 -> 2", "by ann"],
+        ["rollback", "2 -> 1", "by bob"],
+    ]
+    assert lines[2].endswith("rude in use")
+    assert lines[3] == f"champion of {name}: version 1"
+    found = json.loads(run("history", name, "--json").out)
+    assert (found["version"], found["moved_by_hand"]) == (1, False)
+    assert [(move["before"], move["after"]) for move in found["moves"]] == [(None, 1), (1, 2), (2, 1)]
+    again = run("rollback", name, "--reason", "once more", "--json")
+    assert again.code == 1
+    assert "is the first champion" in again.err
+    shop.client.set_registered_model_alias(name, "champion", "2")
+    assert "moved there by other means" in run("history", name).out
+
+
+def test_wrong_input_is_told_in_a_line_with_2(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
+    shop.version(name=name)
+    assert "no registered model was named" in run("promote").err
+    assert "2 names were given" in run("promote", name, name).err
+    assert "there is no option --verson" in run("promote", name, "--verson", 1).err
+    assert "cannot read" in run("promote", name, "--gates", tmp_path / "gone.yaml").err
+    assert "no registered model" in run("history", "gone").err
+    assert "no registered model" in run("rollback", "gone", "--reason", "x").err
+    for arguments in (["promote"], ["promote", name, "--version", "7"], ["history", "gone"]):
+        told = run(*arguments)
+        assert (told.code, told.out) == (2, "")
+        assert "Traceback" not in told.err
+
+
+def test_what_mlflow_run_gives_empty_is_not_given(
+    run: Run, shop: Shop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.version(name=name)
+    own = shop.client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", own)
+    told = run("promote", "--name", name, "--version", "1", "--to", "", "--gates", "", "--dry-run", "")
+    assert told.code == 0
+    assert shop.champion(name) == 1
+    [kept] = shop.client.list_artifacts(own, "promotion")
+    assert kept.path.startswith("promotion/champion-version-1-")
+
+
+def test_a_refusal_is_told_to_the_run_that_mlflow_opened(
+    run: Run, shop: Shop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.version(name=name, kl="0.5")
+    own = shop.client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", own)
+    assert run("promote", "--name", name, "--version", "1").code == 1
+    found = shop.client.get_run(own)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["mlflow_ft.error"] == "not passed: parity"
+    assert found.data.tags["mlflow_ft.stage"] == "promote"
+
+
+def test_a_wrong_request_is_told_to_the_run_that_mlflow_opened(
+    run: Run, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shop.client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", own)
+    assert run("promote", "--name", "gone").code == 2
+    found = shop.client.get_run(own)
+    assert found.info.status == "FAILED"
+    assert "the registry has no gone candidate" in found.data.tags["mlflow_ft.error"]

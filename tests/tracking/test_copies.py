@@ -1,0 +1,82 @@
+"""A version copied as bytes, in a file and over a real server, and loaded from where it went."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import RefusedError
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.tracking import copies, open_run, write_manifest
+from mlflow_ft.tracking.copies import copy_version
+from tests.tracking.conftest import Server
+
+REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0.0}
+
+
+def registered(client: MlflowClient, config: Config, plugins: Plugins, echo: dict[str, Any]) -> Any:
+    """A version of ours: its folder `model` has a manifest."""
+    folder = echo["artifacts"]["weights"]
+    write_manifest(folder)
+    artifacts = echo["artifacts"] | {"model": folder}
+    with open_run(config, plugins=plugins) as run:
+        model_id = run.log_model(**echo | {"artifacts": artifacts})
+        tags = {"mlflow_ft.run_id": run.run_id, "gate": "passed", "mlflow_ft.parity.kl_mean": "0.001"}
+        number = run.register(name="staging.chat", model_id=model_id, tags=tags, alias="candidate")
+    return client.get_model_version("staging.chat", str(number))
+
+
+def check(client: MlflowClient, version: Any) -> None:
+    """Copy, delete what was copied, and ask the copy."""
+    number = copy_version(client, version, to="prod.chat", client=client)
+    tags = client.get_model_version("prod.chat", str(number)).tags
+    assert tags["mlflow_ft.copied_from"] == "models:/staging.chat/1"
+    assert tags["mlflow_ft.copied_from_model_id"] == version.tags["mlflow_ft.model_id"] != tags["mlflow_ft.model_id"]
+    assert tags["mlflow_ft.parity.kl_mean"] == "0.001"
+    assert "gate" not in tags
+    client.delete_model_version("staging.chat", "1")
+    client.delete_logged_model(version.tags["mlflow_ft.model_id"])
+    answer = mlflow.pyfunc.load_model(f"models:/prod.chat/{number}").predict(REQUEST)
+    assert answer["choices"][0]["message"]["content"] == "hello hi 5 0.0"
+
+
+def test_a_copy_is_whole_when_the_first_is_gone(
+    client: MlflowClient, config: Config, plugins: Plugins, echo: dict[str, Any]
+) -> None:
+    version = registered(client, config, plugins, echo)
+    first = Path(client.get_model_version_download_uri("staging.chat", "1"))
+    number = copy_version(client, version, to="kept.chat", client=client)
+    check(client, version)
+    shutil.rmtree(first)  # as `mlflow gc` does
+    answer = mlflow.pyfunc.load_model(f"models:/kept.chat/{number}").predict(REQUEST)
+    assert answer["object"] == "chat.completion"
+
+
+def test_a_copy_over_a_server(server: Server, config: Config, plugins: Plugins, echo: dict[str, Any]) -> None:
+    client = MlflowClient(server.uri)
+    check(client, registered(client, config, plugins, echo))
+
+
+def test_what_does_not_arrive_as_it_left_is_not_registered(
+    client: MlflowClient, config: Config, plugins: Plugins, echo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = registered(client, config, plugins, echo)
+    upload = MlflowClient.log_model_artifacts
+
+    def loses_a_file(self: MlflowClient, model_id: str, local_dir: str, *more: Any) -> None:
+        upload(self, model_id, local_dir, *more)
+        (Path(self.get_logged_model(model_id).artifact_location) / "MLmodel").write_text("cut")
+
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", loses_a_file)
+    with pytest.raises(RefusedError, match="did not arrive as it left") as error:
+        copy_version(client, version, to="prod.chat", client=client)
+    assert [problem.place for problem in error.value.problems] == ["MLmodel"]
+    assert not client.search_registered_models("name='prod.chat'")
+    found = client.search_logged_models([client.get_experiment_by_name(copies.EXPERIMENT).experiment_id])
+    assert [str(one.status) for one in found] == ["FAILED"]
