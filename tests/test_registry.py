@@ -54,4 +54,4 @@ def test_an_unknown_name_gets_the_nearest_one_else_all_of_them() -> None:
 
 def test_a_catalogue_is_listed_in_the_order_of_registration() -> None:
     names = [trainer.name for trainer in Registry(plugins.load({})).trainers]
-    assert names[:3] == ["full", "lora", "qlora"]
+    assert names[:4] == ["sft", "full", "lora", "qlora"]

@@ -72,7 +72,8 @@ class PairsCommand(click.Command):
         with formatter.section("Options"):
             own = [(f"--{shown}", text) for shown, text in self.options.values()]
             own += [(f"--{name}", text) for name, text in self.switches.items()]
-            formatter.write_dl([("--config FILE", "A YAML file, or the name of an example: qlora, dpo, grpo ..."), *own])
+            file = ("--config FILE", "A YAML file, or the name of an example: qlora, dpo, grpo ...")
+            formatter.write_dl([file, *own])
         with formatter.section("Settings (a name that is unique needs no section: --learning_rate 1e-4)"):
             formatter.write_dl([(f"--{path} {kind}", f"{doc} [{default}]") for path, kind, default, doc in describe()])
 
