@@ -16,7 +16,7 @@ COMMANDS = {
     "rlhf": "Instruction tuning, a reward model, and PPO against it: three jobs in a row.",
     "prepare": "Read, check and prove the data in a run of its own; mend what is safe to mend.",
     "data": "Look at the data: show what is learned, check it, find the models trained on it.",
-    "show": "List the formats, checks, trainers, adapters, evaluators, packagers or gates there are.",
+    "show": "List the formats, checks, trainers, adapters, evaluators, rewards, packagers or gates there are.",
     "merge": "Merge an adapter into its base, tensor by tensor, into a folder.",
     "promote": "Move an alias (champion) to a version, when every gate passes.",
     "rollback": "Make the champion before the champion again.",

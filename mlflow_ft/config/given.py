@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mlflow_ft.config.explain import FIELDS, SECTIONS, shown
+from mlflow_ft.config.section import InLine
 from mlflow_ft.errors import ConfigError, Problem
 
 
@@ -147,7 +148,7 @@ def mapping_of(node: yaml.MappingNode, loader: yaml.SafeLoader) -> dict[Any, Any
     for key_node, value_node in node.value:
         value, written = _value(value_node, loader)
         if not isinstance(value_node, yaml.ScalarNode):
-            value, written = str(yaml.serialize(_in_line(value_node), width=sys.maxsize)).strip(), None
+            value, written = InLine(str(yaml.serialize(_in_line(value_node), width=sys.maxsize)).strip()), None
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
         found[key] = {} if key in found else value if written is None else written
     return found

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from mlflow_ft.config.methods import AdapterSection, ObjectiveSection, RolloutSection
-from mlflow_ft.config.section import Section
+from mlflow_ft.config.section import InLine, Section
 
 
 class RunSection(Section):
@@ -83,11 +83,11 @@ class DataSection(Section):
     fail_on: Literal["error", "warn", "never"] = "error"
     """Severity of a finding of the data checks from which on nothing is trained."""
 
-    @field_validator("columns")
+    @field_validator("columns", mode="before")
     @classmethod
-    def _names_columns(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
-        for name, column in (columns or {}).items():
-            if column[:1] in ("{", "["):
+    def _names_columns(cls, columns: Any) -> Any:
+        for name, column in columns.items() if isinstance(columns, Mapping) else ():
+            if isinstance(column, InLine):
                 raise ValueError(f"{name} takes the name of one column")
         return columns
 

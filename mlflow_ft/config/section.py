@@ -5,6 +5,12 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 
+class InLine(str):
+    """A list or a mapping where text is expected, as its text in one line: `{q_proj: 8}`."""
+
+    __slots__ = ()
+
+
 class Section(BaseModel):
     """A section: frozen; an unknown key is an error, and so is a number that is not finite."""
 

@@ -63,7 +63,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "lora --data holes.jsonl",
         ("1 of 4 rows are not of the format alpaca", "holes.jsonl:3  column `output` is missing", "mend these rows"),
     ),
-    "an unknown method": ("qlroa", ("unknown trainer 'qlroa'", "did you mean qlora?")),
+    "an unknown method": ("qlorra", ("unknown trainer 'qlorra'", "did you mean qlora?")),
     "no method": ("--data rows.jsonl", ("no method was named", "mlflow-ft train METHOD; methods: ")),
     "an unknown key": (
         "lora --adapter.rnak 4",
@@ -74,7 +74,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "lora --learning_rate fast --adapter.r 0",
         ("2 problems", '"fast" is not a number above 0', '"0" is not a whole number of at least 1'),
     ),
-    "an unknown adapter": ("lora --data rows.jsonl --adapter.kind lroa", ("unknown adapter 'lroa'", "mean lora?")),
+    "an unknown adapter": ("lora --data rows.jsonl --adapter.kind lorra", ("unknown adapter 'lorra'", "mean lora?")),
     "no such config": ("lora --config none.yaml", ("there is no config file 'none.yaml'", "looked in {tmp}")),
     "a folder that is no model": (
         "lora --data rows.jsonl --model folder",
