@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, TaskType, prepare_model_for_kbit_training
+from peft.tuners.boft import layer as boft_layer
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -28,12 +29,14 @@ from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError
 from mlflow_ft.job import BaseModel, Data, Job, Model, Trained
 
+if not torch.cuda.is_available():  # PEFT would try to compile its CUDA kernel for every layer, in vain
+    boft_layer.get_fbd_cuda = lambda: None
 PACKING = "support_avx512bf16_for_cpu"
 """The attribute of a bitsandbytes layer that lets it repack its weights."""
 NOTES = (
     "Unsupported layer type .* encountered",  # ln-tuning: every normalising layer of these models
     "Position ids are not supported for parameter efficient tuning",
-    "Failed to load the CUDA extension",  # boft: its own kernel; the same in torch is used
+    "Failed to load the CUDA extension",  # boft, where there is a GPU but no compiler; the same in torch is used
     "Setting boft_n_butterfly_factor to 1",
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
     "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
