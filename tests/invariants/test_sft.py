@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_plain_trl_script_learns_the_same(bench: Bench, tmp_path: Path, method
     one.train()
     model = AutoModelForCausalLM.from_pretrained(one.base.path)
     set_seed(42)
-    adapter = one.job.registry.adapters[one.job.config.adapter.kind].configure(one.job, None)
+    adapter = one.job.registry.adapters[one.job.config.adapter.kind].configure(one.job, SimpleNamespace(module=model))
     trainer = SFTTrainer(
         model=model,
         peft_config=adapter,
