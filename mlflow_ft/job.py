@@ -33,6 +33,11 @@ class Job:
     reward_model: Path | None = None
     """The folder of `rollout.reward_model`."""
 
+    @property
+    def task(self) -> Task:
+        """What the method trains a model for."""
+        return self.registry.trainers[self.config.method].task
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:

@@ -138,6 +138,11 @@ class Answer:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The other columns of a prompt's row, for reward functions."""
 
+    @property
+    def asked(self) -> str:
+        """The prompt as a table shows it, without the system prompt."""
+        return "\n\n".join(str(turn.get("content")) for turn in self.prompt if turn["role"] != "system")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow_ft.job import Encoded
@@ -18,6 +19,12 @@ DIGEST_LENGTH = 32
 def row_hash(values: Mapping[str, Any]) -> bytes:
     """16 bytes over a row's columns as they were read: the same for the same row in another file, order or format."""
     return hashlib.blake2b(canonical(values), digest_size=16).digest()
+
+
+def file_hash(file: Path) -> str:
+    """Sha256 of one file, as hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def canonical(value: Any) -> bytes:

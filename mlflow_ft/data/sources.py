@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Literal
 
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import hub, readers
+from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Row
@@ -143,8 +143,7 @@ def _check_name(name: str) -> str:
 
 def _sha256(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 

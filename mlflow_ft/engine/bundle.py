@@ -48,12 +48,11 @@ def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
 def complete(job: Job, data: Data, folder: Path) -> None:
     """Put the tokenizer, with the template that was trained, and the end tokens beside the weights."""
     data.tokenizer.save_pretrained(folder)
-    if job.registry.trainers[job.config.method].task == "score":
+    if job.task == "score":
         return  # it generates nothing
     file = folder / "generation_config.json"
     settings: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    known = settings.get("eos_token_id")
-    ends = [*data.stop_token_ids, *(known if isinstance(known, list) else [] if known is None else [known])]
+    ends = [*data.stop_token_ids, *models.token_ids(settings.get("eos_token_id"))]
     settings |= {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": data.tokenizer.pad_token_id}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from mlflow_ft.engine import models
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.stream_merge import GENERATION
 
@@ -48,17 +49,18 @@ def copy(adapter: Path, base: Path, folder: Path, *, generates: bool = True) -> 
 
 def _write_ends(adapter: Path, base: Path, folder: Path) -> None:
     settings = [_read(place / GENERATION) for place in (adapter, base)]
-    known = list(dict.fromkeys(token for one in (*settings, _read(base / "config.json")) for token in _ends(one)))
+    known = list(
+        dict.fromkeys(
+            token
+            for one in (*settings, _read(base / "config.json"))
+            for token in models.token_ids(one.get("eos_token_id"))
+        )
+    )
     found = _read(folder / GENERATION) | settings[1] | settings[0]
     ends = list(dict.fromkeys((*known, *_of_tokenizer(folder))))
     if ends:
         found["eos_token_id"] = ends
     (folder / GENERATION).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _ends(settings: dict[str, Any]) -> list[int]:
-    found = settings.get("eos_token_id")
-    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def _of_tokenizer(folder: Path) -> Iterator[int]:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 
 from mlflow_ft.config.schema import ModelSection
 from mlflow_ft.data.cache import cache_dir
+from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ModelError
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
@@ -211,12 +212,6 @@ def weights_hash(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name}:{file_hash(file)}\n".encode())
     return digest.hexdigest()
-
-
-def file_hash(file: Path) -> str:
-    """Sha256 of one file, as hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

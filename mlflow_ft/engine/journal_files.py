@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
+
+from mlflow_ft.data.fingerprint import file_hash
 
 SUFFIX = ".journal"
 
@@ -33,11 +34,11 @@ class Journal:
     def has(self, name: str) -> bool:
         """Whether the file was finished, and still holds what it held then."""
         file = self._folder / name
-        return name in self._known and file.is_file() and _sha256(file) == self._known[name]
+        return name in self._known and file.is_file() and file_hash(file) == self._known[name]
 
     def add(self, name: str) -> None:
         """Note that a file is whole. The caller has brought it to the disk."""
-        self._known[name] = _sha256(self._folder / name)
+        self._known[name] = file_hash(self._folder / name)
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"file": name, "sha256": self._known[name]}) + "\n")
             stream.flush()
@@ -51,8 +52,3 @@ def clear(folder: Path) -> None:
 
 def _beside(folder: Path) -> Path:
     return folder.with_name(folder.name + SUFFIX)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

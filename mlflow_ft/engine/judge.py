@@ -71,7 +71,7 @@ class JudgedModel:
         self.data = data
         self._module = module
         self._job = job
-        self._scores = job.registry.trainers[job.config.method].task == "score"
+        self._scores = job.task == "score"
         self._batch: int = job.config.evaluation.per_device_eval_batch_size
         self._pad: int = data.tokenizer.pad_token_id
 
@@ -134,26 +134,28 @@ def answers(
     model: Any, data: Data, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int, bar: Bar | None = None
 ) -> list[Answer]:
     """Let the model answer, greedily, in place of each conversation's last turn."""
-    tokenizer = data.tokenizer
-    prompts = [render.prompt_text(tokenizer, example.prompt, example.tools) for example in examples]
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
     found: dict[int, Answer] = {}
     # padding would come between a learned prompt and the text, and PEFT gives no positions that leave it out
     padding = not models.learns_prompt(model)
     for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size, padding=padding):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
-            example = examples[index]
-            found[index] = Answer(
-                prompt=example.prompt,
-                expected=str(example.answer or example.columns.get(rewards.ANSWER) or ""),
-                text=text,
-                finished=finished,
-                columns=rewards.columns(example),
-            )
+            found[index] = answer_to(examples[index], text, finished=finished)
         if bar:
             bar.advance(len(indices))
     return [found[index] for index in range(len(examples))]
+
+
+def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
+    """An answer beside what was expected, with what reward functions are told of the row."""
+    return Answer(
+        prompt=example.prompt,
+        expected=str(example.answer or example.columns.get(rewards.ANSWER) or ""),
+        text=text,
+        finished=finished,
+        columns=rewards.columns(example),
+    )
 
 
 def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
@@ -163,8 +165,7 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
     pad = data.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=causal.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=causal.device)
-    stops = causal.generation_config.eos_token_id
-    stops = set(stops if isinstance(stops, list) else [stops])
+    stops = models.token_ids(causal.generation_config.eos_token_id)
     with models.quiet_peft():
         output = model.generate(
             input_ids=ids,

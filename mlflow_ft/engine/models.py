@@ -184,7 +184,7 @@ def agree(module: PreTrainedModel, data: Data) -> None:
     if not module.can_generate():
         module.config.pad_token_id = data.tokenizer.pad_token_id  # the score is read off the last token before it
         return
-    stops = list(dict.fromkeys((*data.stop_token_ids, *_ids(module.generation_config.eos_token_id))))
+    stops = list(dict.fromkeys((*data.stop_token_ids, *token_ids(module.generation_config.eos_token_id))))
     pad = data.tokenizer.pad_token_id
     module.config.pad_token_id = pad
     defaults = module.generation_config.to_dict()
@@ -248,5 +248,6 @@ def _count(module: torch.nn.Module) -> int:
     )
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
+def token_ids(value: int | list[int] | None) -> list[int]:
+    """The end tokens of a configuration, which may hold none, one or several."""
     return [] if value is None else list(value) if isinstance(value, list) else [value]

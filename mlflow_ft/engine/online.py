@@ -197,8 +197,7 @@ def tokens(tokenizer: Any, example: Example, template_options: Mapping[str, Any]
     """A prompt's token ids, and what is wrong with it: TRL renders prompts itself, and must come to the same ids."""
     if example.tools:
         return [], "it offers tools, which TRL's trainers would leave out of the prompt"
-    text = render.prompt_text(tokenizer, example.prompt)
-    ours: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ours = render.prompt_ids(tokenizer, example)
     try:
         (theirs,) = tokenizer.apply_chat_template(
             [[dict(turn) for turn in example.prompt]],

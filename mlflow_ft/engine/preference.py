@@ -103,16 +103,14 @@ def dpo(job: Job, data: Data, model: Model) -> Trained:
     The reference is the base with a new adapter switched off; of an adapter that is trained further a frozen copy; of
     a whole model that trains a second copy, unless `objective.precompute_ref_log_probs` asks it once, before training.
     """
-    settings = job.config.objective
     own = AS_THEY_ARE | training.objective(job, "beta", "loss_type", "label_smoothing", "precompute_ref_log_probs")
     arguments = training.arguments(DPOConfig, job, job.folder / "train", own)
-    adapter = hasattr(model.module, "peft_config")
-    reference = None if adapter or settings.precompute_ref_log_probs else models.load_base(job.config, model.base)
+    second = second_model(job, model)
 
     def make(callbacks: list[TrainerCallback]) -> DPOTrainer:
         trainer = PreparedDPOTrainer(
             model=model.module,
-            ref_model=reference,
+            ref_model=second,
             args=arguments,
             data_collator=ForDPO(data.tokenizer.pad_token_id),
             train_dataset=pairs(data.train),
@@ -124,6 +122,13 @@ def dpo(job: Job, data: Data, model: Model) -> Trained:
         return trainer
 
     return training.run(job, data, model, make)
+
+
+def second_model(job: Job, model: Model) -> Any | None:
+    """The reference of a whole model that trains; None where an adapter is switched off, or it was asked before."""
+    if hasattr(model.module, "peft_config") or job.config.objective.precompute_ref_log_probs:
+        return None
+    return models.load_base(job.config, model.base)
 
 
 def settle_reference(job: Job, model: Model) -> None:

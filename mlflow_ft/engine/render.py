@@ -27,9 +27,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from mlflow_ft.engine.marks import Piece, marked, signature
 from mlflow_ft.engine.spans import MaskError, Shape, Span, Tail, Way, tail
-from mlflow_ft.rows import Message
+from mlflow_ft.rows import Example, Message
 
-__all__ = ["MaskError", "Rendered", "Shapes", "Span", "Way", "apply", "prompt_text", "render"]
+__all__ = ["MaskError", "Rendered", "Shapes", "Span", "Way", "apply", "prompt_ids", "prompt_text", "render"]
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 REFUSALS = (TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError)
@@ -73,6 +73,13 @@ def render(
 def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools = None) -> str:
     """Render the turns that come before an answer, ready for the model to go on."""
     return apply(tokenizer, messages, tools, prompt=True)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int]:
+    """The tokens of what comes before an example's answer, the generation prompt at their end."""
+    text = prompt_text(tokenizer, example.prompt, example.tools)
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
 
 
 # --- the template

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.registry import Registry
 
@@ -44,7 +45,7 @@ class NamedFunction:
     @cached_property
     def sha256(self) -> str:
         """Of the file that holds it; "" where there is none."""
-        return hashlib.sha256(self.source.read_bytes()).hexdigest() if self.source else ""
+        return file_hash(self.source) if self.source else ""
 
 
 def find(names: Sequence[str], registry: Registry) -> list[NamedFunction]:

@@ -52,7 +52,7 @@ def aside(model: Any | None = None) -> Iterator[None]:
 
 def prompts(job: Job, data: Data) -> list[Example]:
     """The first `evaluation.samples` held-out rows that ask for different things; none for a model that scores."""
-    if job.registry.trainers[job.config.method].task == "score":
+    if job.task == "score":
         return []
     found: dict[str, Example] = {}
     for example in itertools.islice(filter(judge.answerable, data.eval.examples), FIRST):
@@ -104,7 +104,7 @@ def table(step: int, answers: Sequence[Answer], judged: Mapping[str, Sequence[fl
     return [
         {
             "step": step,
-            "prompt": "\n\n".join(str(turn.get("content")) for turn in one.prompt if turn["role"] != "system"),
+            "prompt": one.asked,
             "expected": one.expected,
             "answer": one.text,
             "finished": one.finished,

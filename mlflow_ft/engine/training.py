@@ -94,20 +94,27 @@ def run(
         ConfigError: TRL refuses the settings.
     """
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
-        callbacks: list[TrainerCallback] = [
-            JournalCallback(job, data.eval),
-            WatchCallback(job, bars),
-            SamplesCallback(job, data, bars, judges=judges),
-            GradientCallback(zero_is_right=bool(judges)),
-            *([AllocateCallback(job)] if is_adalora(model.module) else []),
-        ]
-        for more in job.plugins.hook.training_callbacks(job=job):
-            callbacks.extend(more)
-        trainer = make(callbacks)
+        trainer = make(callbacks(job, data, model.module, bars, judges=judges))
         trainer.remove_callback(PrinterCallback)  # stdout belongs to machines
         models.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         result = trainer.train()
     return keep(job, data, model, steps=result.global_step, loss=float(result.training_loss))
+
+
+def callbacks(
+    job: Job, data: Data, module: Any, bars: ExitStack, *, judges: Sequence[LoadedReward] = (), tells: bool = True
+) -> list[TrainerCallback]:
+    """What happens beside the steps of any training; of several processes one alone `tells` of it."""
+    found: list[TrainerCallback] = []
+    if tells:
+        found += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
+        found += [SamplesCallback(job, data, bars, judges=judges)]
+    found += [GradientCallback(zero_is_right=bool(judges))]
+    if is_adalora(module):
+        found += [AllocateCallback(job)]
+    for more in job.plugins.hook.training_callbacks(job=job):
+        found.extend(more)
+    return found
 
 
 @contextmanager

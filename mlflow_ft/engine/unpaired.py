@@ -9,9 +9,9 @@ from transformers import TrainerCallback
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from mlflow_ft.engine import models, training
+from mlflow_ft.engine import training
 from mlflow_ft.engine.masking import IGNORED
-from mlflow_ft.engine.preference import AS_THEY_ARE, settle_reference
+from mlflow_ft.engine.preference import AS_THEY_ARE, second_model, settle_reference
 from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
 
 Row = dict[str, Any]
@@ -29,15 +29,13 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
     names = ("beta", "loss_type", "desirable_weight", "undesirable_weight", "precompute_ref_log_probs")
     own = AS_THEY_ARE | training.objective(job, *names)
     arguments = training.arguments(KTOConfig, job, job.folder / "train", own)
-    adapter = hasattr(model.module, "peft_config")
-    alone = adapter or job.config.objective.precompute_ref_log_probs
-    reference = None if alone else models.load_base(job.config, model.base)
+    second = second_model(job, model)
     size = arguments.per_device_train_batch_size
 
     def make(callbacks: list[TrainerCallback]) -> KTOTrainer:
         trainer = PreparedKTOTrainer(
             model=model.module,
-            ref_model=reference,
+            ref_model=second,
             args=arguments,
             data_collator=DataCollatorForUnpairedPreference(pad_token_id=data.tokenizer.pad_token_id),
             train_dataset=answers(data.train, batch_size=size),

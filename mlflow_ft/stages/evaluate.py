@@ -45,8 +45,7 @@ def chosen(job: Job, data: Data) -> list[Evaluator]:
     """
     names = job.config.evaluation.evaluators
     if names is None:
-        task = job.registry.trainers[job.config.method].task
-        return [one for one in job.registry.evaluators if one.task == task and one.applies(data)]
+        return [one for one in job.registry.evaluators if one.task == job.task and one.applies(data)]
     return [job.registry.evaluators[name] for name in names]
 
 
@@ -83,7 +82,7 @@ def table(scores: Scores) -> list[dict[str, Any]]:
     """A row for each held-out prompt: what was asked and expected, what either model answered."""
     return [
         {
-            "prompt": "\n\n".join(str(turn.get("content")) for turn in base.prompt if turn["role"] != "system"),
+            "prompt": base.asked,
             "expected": base.expected,
             "base": base.text,
             "tuned": tuned.text,

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from mlflow_ft.config.methods import AdapterSection
 from mlflow_ft.config.schema import Config, ModelSection, PackageSection
+from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, ResourceError
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
@@ -129,7 +130,7 @@ def _base(asked: Asked, config: Config, start: init_from.Start, progress: Progre
 
 def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
     """What makes one merge another: two with the same facts give the same bytes."""
-    adapter = {name: _sha256(start.folder / name) for name in adapters.FILES}
+    adapter = {name: file_hash(start.folder / name) for name in adapters.FILES}
     return {
         "format": FORMAT,
         "adapter": {"uri": start.uri, **adapter},
@@ -211,8 +212,3 @@ def forget(folder: Path) -> None:
     from mlflow_ft.engine import journal_files
 
     journal_files.clear(folder)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,8 +14,7 @@ SPACE = 3
 def find(job: Job) -> BaseModel:
     """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it."""
     job.run.begin("model")
-    task = job.registry.trainers[job.config.method].task
-    base = replace(init_from.find(job.config, job.progress), task=task)
+    base = replace(init_from.find(job.config, job.progress), task=job.task)
     job.run.set_tags(
         {
             "mlflow_ft.base_model": base.name_or_path,

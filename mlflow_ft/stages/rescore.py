@@ -150,16 +150,8 @@ def _base(config: Config, start: init_from.Start, task: Any, progress: Progress)
 
     if start.base is None:
         found = hub.find(ModelSection(name=str(start.folder)), progress)
-    else:
-        name, revision = str(start.base["name_or_path"]), str(start.base.get("revision") or "")
-        if name.startswith(init_from.URIS):
-            name = str(init_from.read(name).folder)
-        pinned = None if revision.startswith("sha256:") else revision or None
-        found = hub.find(
-            config.model.model_copy(update={"name": name, "revision": pinned, "init_from": None}), progress
-        )
-        if revision.startswith("sha256:") and found.revision != revision:
-            raise ModelError(f"the champion's base {name} is not what it was trained on")
+    else:  # the base that the adapter names, whatever its run was told
+        found = init_from.base_of(config.model_copy(update={"origins": {}}), start, progress)
     return replace(found, task=task)
 
 

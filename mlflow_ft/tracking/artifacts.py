@@ -16,6 +16,7 @@ from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import DataError, FineTuneError
+from mlflow_ft.tracking import contenders
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
 from mlflow_ft.tracking.server import told
 
@@ -47,12 +48,10 @@ def read_json(run_id: str, path: str) -> Any:
     Raises:
         TrackingError: there is no such run.
     """
+    client = MlflowClient()
     with told(f"read {path} of run {run_id}"):
-        MlflowClient().get_run(run_id)
-    try:
-        return mlflow.artifacts.load_dict(f"runs:/{run_id}/{path}")
-    except (MlflowException, OSError):
-        return None
+        client.get_run(run_id)
+    return contenders.read(client, run_id, path)
 
 
 @cache

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 
+from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import Problem, RefusedError
 from mlflow_ft.tracking.manifest import verify_manifest
 from mlflow_ft.tracking.models import ensure_registered_model
@@ -117,6 +117,5 @@ def _hashes(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            with file.open("rb") as stream:
-                found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[file.relative_to(folder).as_posix()] = file_hash(file)
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ModelError, Problem, RefusedError
 
 MANIFEST = "manifest.json"
@@ -82,5 +82,4 @@ def _refuse_forbidden(folder: Path) -> None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": file_hash(path), "bytes": path.stat().st_size}

@@ -20,6 +20,7 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_ft.errors import ModelError, RefusedError
+from mlflow_ft.tracking import contenders
 
 LONGEST_MODEL_PARAM = 250
 
@@ -160,10 +161,10 @@ def pinned(uri: str) -> str:
     client = MlflowClient()
     if latest:
         name = name.removesuffix("/latest")
-        versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
+        versions = contenders.numbers(client, name)
         if not versions:
             raise ModelError(f"the registry has no version of {name!r}", hint="look at the names in the MLflow UI")
-        return f"models:/{name}/{versions[0].version}"
+        return f"models:/{name}/{max(versions)}"
     try:
         found = client.get_model_version_by_alias(name, alias)
     except MlflowException as error:

@@ -21,10 +21,6 @@ from transformers import TrainerControl, TrainerState, TrainingArguments, set_se
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from mlflow_ft.engine import models, rewards, training
-from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
-from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
-from mlflow_ft.engine.first_step import GradientCallback
-from mlflow_ft.engine.samples import SamplesCallback
 from mlflow_ft.job import Data, Job, Model, Trained
 from mlflow_ft.rows import Example
 from mlflow_ft_ppo import settings as ppo_settings
@@ -119,16 +115,15 @@ class PPO:
         return state
 
     def _callback_list(self, bars: ExitStack) -> list[Any]:
-        job, data = self._job, self._data
-        found: list[Any] = [DefaultFlowCallback(), GradientCallback(zero_is_right=True)]
-        if self._accelerator.is_main_process:
-            found += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
-            found += [SamplesCallback(job, data, bars, judges=self._judges)]
-        if is_adalora(self.policy.model):
-            found += [AllocateCallback(job)]
-        for more in self._job.plugins.hook.training_callbacks(job=self._job):
-            found.extend(more)
-        return found
+        common = training.callbacks(
+            self._job,
+            self._data,
+            self.policy.model,
+            bars,
+            judges=self._judges,
+            tells=self._accelerator.is_main_process,
+        )
+        return [DefaultFlowCallback(), *common]
 
     @property
     def mean_loss(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mlflow_ft.config.methods import RolloutSection
-from mlflow_ft.engine import batches, render, rewards
+from mlflow_ft.engine import batches, judge, models, render
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import DataError
 from mlflow_ft.job import Data, Job, Split
@@ -94,9 +94,7 @@ class Prompts:
 
     def ids(self, example: Example) -> list[int]:
         """The tokens of what comes before the answer, the generation prompt at the end."""
-        text = render.prompt_text(self._tokenizer, example.prompt, example.tools)
-        found: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        return render.prompt_ids(self._tokenizer, example)
 
     def examples(self, seed: int) -> Iterator[Example]:
         """The prompts without end, in a new order each time round."""
@@ -129,8 +127,7 @@ def prompts(job: Job, data: Data, model: Any) -> Prompts:
 
 def stops(model: Any) -> list[int]:
     """Every token that ends an answer."""
-    found = causal_model(model).generation_config.eos_token_id
-    return list(found) if isinstance(found, list) else [] if found is None else [found]
+    return models.token_ids(causal_model(model).generation_config.eos_token_id)
 
 
 def cut(tokens: Sequence[int], ends: Sequence[int]) -> tuple[list[int], bool]:
@@ -154,20 +151,9 @@ def sample(
                 tokens, finished = cut(new, ends)
                 text = data.tokenizer.decode(tokens[: len(tokens) - finished], skip_special_tokens=True)
                 answers[row] = Sampled(
-                    prompt_ids=ids[row], ids=tokens, answer=as_answer(examples[row], text, finished=finished)
+                    prompt_ids=ids[row], ids=tokens, answer=judge.answer_to(examples[row], text, finished=finished)
                 )
     return [answers[row] for row in range(len(examples))]
-
-
-def as_answer(example: Example, text: str, *, finished: bool) -> Answer:
-    """An answer as reward functions get it, with what they are told of the row."""
-    return Answer(
-        prompt=example.prompt,
-        expected=example.answer or "",
-        text=text,
-        finished=finished,
-        columns=rewards.columns(example),
-    )
 
 
 def _generate(model: Any, ids: list[list[int]], *, pad_token_id: int) -> list[list[int]]:
