@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from uuid import uuid4
 
 from mlflow import MlflowClient
@@ -30,6 +31,8 @@ UNFINISHED_MS = 120_000
 """After this long a move whose alias was not set is taken for one whose process died, and is completed."""
 TRIES = 12
 LONGEST = 4000
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,13 +196,13 @@ class Ledger:
             "decision": decision,
         }
         with told(f"record the move of {self.alias} of {self.name}"):
-            ensure_registered_model(self.client, self.record, description=ABOUT)
+            _again(lambda: ensure_registered_model(self.client, self.record, description=ABOUT))
             self._append(tags, to)
-            mine = next(one for one in self.attempts() if one.token == tags["token"])
+            mine = next(one for one in _again(self.attempts) if one.token == tags["token"])
             if not mine.counts:
                 raise self._lost(to)
             self._set(mine)
-            if (last := self.standing().last) and last.token != mine.token:
+            if (last := _again(self.standing).last) and last.token != mine.token:
                 self._set(last)  # this process slept, and another one completed the move and went on
             self._mark(mine)
         return mine
@@ -218,7 +221,7 @@ class Ledger:
         _again(append)
 
     def _lost(self, to: int) -> RefusedError:
-        last = self.standing().last
+        last = _again(self.standing).last
         assert last is not None  # one came first
         return RefusedError(
             f"{self.alias} of {self.name} was not moved to version {to}: {last.by} moved it to version {last.after} "
@@ -261,12 +264,13 @@ def _move(version: ModelVersion) -> Move:
     )
 
 
-def _again(call: Callable[[], None], *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Call until the store takes it: many writers at once make SQLite lock and PostgreSQL find duplicates."""
-    for attempt in range(TRIES):
+def _again(call: Callable[[], Answer], *, sleep: Callable[[float], None] = time.sleep) -> Answer:
+    """Call until the store takes it: many at once make SQLite lock, PostgreSQL find duplicates, a server run dry of
+    connections.
+    """
+    for attempt in range(1, TRIES):
         try:
             return call()
         except (MlflowException, OSError, TrackingError):
-            if attempt == TRIES - 1:
-                raise
-            sleep(random.uniform(0.02, 0.1) * (attempt + 1))
+            sleep(random.uniform(0.02, 0.1) * attempt)
+    return call()

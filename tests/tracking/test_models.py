@@ -210,3 +210,13 @@ def test_an_alias_and_the_latest_version_are_pinned_to_a_number(tracking_store: 
         models.pinned("models:/named@worst")
     with pytest.raises(ModelError, match="no version of 'other'"):
         models.pinned("models:/other/latest")
+
+
+def test_a_registered_model_that_is_there_takes_one_connection_of_the_store(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "AssertionPool")  # raises at a second one
+    one = MlflowClient(store)
+    for _ in range(2):
+        models.ensure_registered_model(one, "chat")
+    assert [model.name for model in one.search_registered_models()] == ["chat"]

@@ -237,7 +237,7 @@ def race(uri: str) -> tuple[dict[int, str], set[Any]]:
     processes = [context.Process(target=promoter, args=(uri, number, barrier, told)) for number in numbers]
     for process in processes:
         process.start()
-    outcomes = [told.get(timeout=150) for _ in processes]
+    outcomes = [told.get(timeout=300) for _ in processes]
     stop.set()
     states = seen.get(timeout=60)
     for process in (*processes, watcher):
