@@ -19,8 +19,9 @@ help:
 demo: .venv
 	@mlflow run . -e qlora --env-manager local
 
+# Files side by side, one on each core; a file's tests share what is slow to make.
 test: .venv
-	@python -m pytest $(PYTEST_ARGS)
+	@python -m pytest --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv
 	@echo "ruff check";  ruff check --quiet .

@@ -10,6 +10,8 @@ import tempfile
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: idle threads leave the cores to others
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a worker already
 
 os.environ["MLFLOW_FT_DATA_CACHE"] = tempfile.mkdtemp(prefix="mlflow-ft-tests-")  # nothing prepared by other code
 atexit.register(shutil.rmtree, os.environ["MLFLOW_FT_DATA_CACHE"], ignore_errors=True)
