@@ -21,7 +21,7 @@ demo: .venv
 
 # Files side by side, one on each core; a file's tests share what is slow to make.
 test: .venv
-	@python -m pytest --numprocesses logical --dist loadfile $(PYTEST_ARGS)
+	@python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv
 	@echo "ruff check";  ruff check --quiet .
@@ -35,7 +35,7 @@ lint: .venv
 .venv/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@echo "installing into .venv (minutes, the first time)"
 	@$(PYTHON) -m venv .venv
-	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint,gguf]'
 	@for plugin in $(PLUGINS); do python -m pip install -qq --disable-pip-version-check --no-deps -e "$$plugin"; done
 	@touch $@
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Packager, Reward, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Reward, Trainer
 
 if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Scores
@@ -57,6 +57,11 @@ def register_rewards() -> Iterable[Reward]:  # type: ignore[empty-body]  # a spe
 @hookspec
 def register_packagers() -> Iterable[Packager]:  # type: ignore[empty-body]  # a specification has no body
     """Return the packagers of this plugin. Called once, when the program starts."""
+
+
+@hookspec
+def register_exporters() -> Iterable[Exporter]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the forms of this plugin that are made of the whole model. Called once, when the program starts."""
 
 
 @hookspec

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
+    from mlflow_ft.data.quality import Report
     from mlflow_ft.data.store import Column
     from mlflow_ft.plugins import Plugins
     from mlflow_ft.progress import Progress
@@ -97,6 +98,8 @@ class Data:
     """The tokens that end an assistant's turn, in the template that was used."""
     fingerprint: str = ""
     """32 hex digits over the sources' bytes, the format, every step of the preparation, template and tokenizer."""
+    report: Report | None = None
+    """What the checks found; None where nobody looked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +192,20 @@ class Scores:
     """Of every held-out prompt the base model's answer and the tuned one's."""
 
 
+class Form(Protocol):
+    """A form of the trained model, read back from its files by whatever program runs it."""
+
+    def logits(self, input_ids: Any, positions: Any) -> Any:
+        """Logits (or log-probabilities), a torch.Tensor of shape (positions, vocabulary), of one row of token ids.
+
+        Both arguments are torch.Tensors of one dimension; position p is asked for what comes behind token p. A program
+        that tells only the most probable tokens gives their log-probabilities, and NaN for the others.
+        """
+
+    def continued(self, input_ids: Any, length: int) -> list[int]:
+        """The most probable next tokens behind a row of token ids, at most `length`, up to and with an end token."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
     """One form of the trained model, logged: the folder, the LoggedModel, and how near it is to the trained one."""
@@ -201,10 +218,22 @@ class Packaged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A form for another program, logged as files of the run."""
+
+    name: str
+    folder: Path
+    uri: str
+    """`runs:/RUN_ID/exports/NAME`."""
+    parity: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Package:
     """Every form that was logged, the main one first."""
 
     models: tuple[Packaged, ...]
+    files: tuple[Exported, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

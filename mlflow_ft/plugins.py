@@ -19,7 +19,7 @@ import pluggy
 
 from mlflow_ft import hookspecs
 from mlflow_ft.errors import PluginError
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Packager, Record, Reward, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
 
 ENTRY_POINT_GROUP = "mlflow_ft"
 KINDS: Mapping[str, type] = {
@@ -30,6 +30,7 @@ KINDS: Mapping[str, type] = {
     "evaluators": Evaluator,
     "rewards": Reward,
     "packagers": Packager,
+    "exporters": Exporter,
     "gates": Gate,
 }
 CHECKOUT = Path(__file__).parents[1]

@@ -13,6 +13,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +23,7 @@ from mlflow_ft.rows import Checked, Example, Finding, Kind, Message, Severity, T
 if TYPE_CHECKING:
     from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import ChecksSection, Config
-    from mlflow_ft.job import Candidacy, Data, Job, Model, Subject, Trained
+    from mlflow_ft.job import Candidacy, Data, Form, Job, Model, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any
@@ -203,8 +204,8 @@ class Reward:
 class Packager:
     """A form of the trained model that is kept and registered: its adapter, the merged model.
 
-    `package` writes a folder that is complete by itself and returns nothing; the stage adds the manifest, compares
-    the folder's model with the trained one, logs it and registers it as `NAME` plus `suffix`.
+    `package` writes a folder that is complete by itself and returns nothing; the stage compares the folder's
+    model with the trained one, adds the card and the manifest, logs it and registers it as `NAME` plus `suffix`.
     """
 
     name: str
@@ -212,6 +213,30 @@ class Packager:
     package: Callable[[Job, Trained, Path], None]
     applies: Callable[[Job, Trained], bool] = lambda job, trained: True
     suffix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """A form that is made of the whole model (merged, or fully tuned): in fewer bits, or for another program.
+
+    `export` reads the folder of the whole model, in transformers' form with its tokenizer, and writes another one that
+    is complete by itself. `opened` loads that one again, by the program that will run it, to be compared with the
+    trained model before anything is logged; it is a context manager that lets the model go at its end.
+    """
+
+    name: str
+    summary: str
+    export: Callable[[Path, Path], None]
+    opened: Callable[[Path], AbstractContextManager[Form]]
+    ready: Callable[[Path | None], str | None] = lambda folder: None
+    """Why it cannot be done here, before anything is spent: a tool that is not installed, a model that it does not
+    know (the folder holds its config and tokenizer; None where they are not known yet)."""
+    max_kl: float = 0.1
+    """Largest mean KL divergence per token (nats) from the trained model that its rounding may cause."""
+    min_top1: float = 0.7
+    """Smallest share of tokens on which it must agree with the trained model."""
+    suffix: str = ""
+    """Registered as `NAME` plus this, as a model that MLflow serves; logged as files of the run where it is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,4 +267,4 @@ class Gate:
     judge: Callable[[Candidacy, Gates], Sequence[Verdict]]
 
 
-Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Gate
+Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, cast
 
 from mlflow_ft.errors import ConfigError, PluginError
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Packager, Record, Reward, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -65,6 +65,7 @@ class Registry:
         self.evaluators: Catalogue[Evaluator] = Catalogue("evaluators", plugins)
         self.rewards: Catalogue[Reward] = Catalogue("rewards", plugins)
         self.packagers: Catalogue[Packager] = Catalogue("packagers", plugins)
+        self.exporters: Catalogue[Exporter] = Catalogue("exporters", plugins)
         self.gates: Catalogue[Gate] = Catalogue("gates", plugins)
 
 

@@ -16,11 +16,14 @@ COMMANDS = {
     "rlhf": "Instruction tuning, a reward model, and PPO against it: three jobs in a row.",
     "prepare": "Read, check and prove the data in a run of its own; mend what is safe to mend.",
     "data": "Look at the data: show what is learned, check it, find the models trained on it.",
-    "show": "List the formats, checks, trainers, adapters, evaluators, rewards, packagers or gates there are.",
+    "show": "List the methods, formats, checks, adapters, evaluators, rewards, exporters, gates there are.",
     "merge": "Merge an adapter into its base, tensor by tensor, into a folder.",
+    "export": "Write a model in another form (4 bits, GGUF), compared with the trained one.",
     "promote": "Move an alias (champion) to a version, when every gate passes.",
     "rollback": "Make the champion before the champion again.",
     "history": "Tell every move of an alias: who, when, why.",
+    "serve": "Answer chat requests over HTTP: a model, or several adapters on one base.",
+    "chat": "Talk to a model in the terminal; base and tuned side by side with --compare.",
     "plugins": "List the plugins that were found, and whether they work.",
     "sync": "Deliver to the tracking server what a run could not while it was away.",
 }
@@ -64,6 +67,8 @@ def main() -> None:
     # Idle OpenMP threads spin by default, and take the processor from the one that works wherever cores are shared:
     # a training step on two busy cores took 60 s instead of 2. Must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # MLflow's own bars would stand between the lines that tell what is done.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         code = cli.main(standalone_mode=False)
     except FineTuneError as error:

@@ -42,9 +42,8 @@ class Gates(Section):
 
     names: list[str] | None = None
     """Registered gates to hold the version to; all of them when not given."""
-    require: list[Requirement] = Field(default_factory=lambda: [*get_args(Requirement)[:3]])
-    """Gates that are passed or not: the run FINISHED, parity within its limit, no error in the data; a model
-    card, which is not asked for by default."""
+    require: list[Requirement] = Field(default_factory=lambda: [*get_args(Requirement)])
+    """Gates that are passed or not: the run FINISHED, parity within its limit, no error in the data, a model card."""
     min_scores: dict[str, float] = Field(default_factory=dict)
     """Score to the least that it may be: `{exact_match: 0.9}`."""
     max_scores: dict[str, float] = Field(default_factory=dict)

@@ -176,8 +176,18 @@ class PackageSection(Section):
     """Registered packagers to run; every one that applies when not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the saved weights; auto: as the base model's files for a merged model, as trained for a full one."""
+    exports: list[str] | None = None
+    """Further forms, made of the whole model (`mlflow-ft show exporters`): `[nf4, gguf-q8_0]`; none when not given."""
     max_kl: float = Field(default=0.02, gt=0)
     """Largest mean KL divergence per token (nats) from the trained model; beyond it nothing is registered."""
+    max_kl_share: float = Field(default=0.5, gt=0)
+    """Largest part of the way from the base to the trained model that a form may be off; 1 is as far as the base."""
+    min_top1: float = Field(default=0.75, ge=0, le=1)
+    """Smallest share of tokens on which a form and the trained model must agree."""
+    max_perplexity_change: float = Field(default=0.1, gt=0)
+    """Largest relative change of the perplexity, against the trained model's on the same tokens."""
+    export_max_kl: float | None = Field(default=None, gt=0)
+    """Largest mean KL divergence for `exports`; each has its own, in place of the limits above, when not given."""
 
 
 class RegistrySection(Section):

@@ -10,7 +10,7 @@ from mlflow_ft.docs.tables import NOTE, table_row
 from mlflow_ft.records import Adapter, Trainer
 from mlflow_ft.registry import Catalogue, Registry
 
-LISTED = ("formats", "checks", "evaluators", "rewards", "packagers", "gates")
+LISTED = ("formats", "checks", "evaluators", "rewards", "packagers", "exporters", "gates")
 """Kinds of which name and summary are told; methods and adapters have more to say."""
 DECISIONS = """What do you have?
 

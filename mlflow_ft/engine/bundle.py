@@ -84,11 +84,13 @@ def overridable(folder: Path) -> dict[str, str]:
     return {"base_model_path": ""} if (folder / BASE_FILE).is_file() else {}
 
 
-def requirements(job: Job, trained: Trained) -> list[str]:
+def requirements(folder: Path) -> list[str]:
     """What a machine needs to load a packaged model: exact versions, and not mlflow-ft."""
     names = ["mlflow", "torch", "transformers", "safetensors", "accelerate", "jinja2"]
-    if trained.adapter is not None:
+    adapter = folder / BASE_FILE
+    settings = json.loads((adapter if adapter.is_file() else folder / "config.json").read_text(encoding="utf-8"))
+    if adapter.is_file():
         names.append("peft")
-        if job.config.model.quantize != "none":
-            names.append("bitsandbytes")
+    if settings.get("quantization") or settings.get("quantization_config"):
+        names.append("bitsandbytes")
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]

@@ -10,10 +10,12 @@ a folder, the Hub, or a model in MLflow (`models:/NAME/3`).
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 import uuid
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import mlflow
 import torch
+from jinja2 import TemplateError
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
-# When it is loaded on a CPU, bitsandbytes warns that an optional package for faster inference is not there.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
+for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(module).setLevel(logging.ERROR)
 # PEFT lets the model count the positions, a learned prompt in front, and warns of it at every answer.
 warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
 DEFAULT_MAX_TOKENS = 256
+WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
+BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
+NOT_OFFERED = ("stream", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias")
+refused = MlflowException.invalid_parameter_value  # MLflow's servers answer with status 400 and the sentence
 
 
 class ChatModel(PythonModel):
@@ -45,24 +49,19 @@ class ChatModel(PythonModel):
         folder = Path(context.artifacts["model"])
         verify(folder)
         disable_progress_bar()  # a server's log is no terminal
-        config = context.model_config or {}
+        elsewhere = (context.model_config or {}).get("base_model_path")
+        self.adopt(load_adapter(folder, elsewhere) if (folder / "base.json").is_file() else load_whole(folder), folder)
+
+    def adopt(self, model: Any, folder: Path) -> None:
+        """Answer with a model that is loaded; tokenizer, template and end tokens are those of the folder."""
+        self.model: Any = model.eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.scores = False
-        if (folder / "base.json").is_file():
-            self.model: Any = load_adapter(folder, config.get("base_model_path"))
-            self.scores = not self.model.get_base_model().can_generate()
-        else:
-            names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-            self.scores = names[0].endswith("ForSequenceClassification")
-            kind: Any = AutoModelForSequenceClassification if self.scores else AutoModelForCausalLM
-            self.model = kind.from_pretrained(
-                folder, dtype=compute_dtype(), device_map={"": device()}, trust_remote_code=False
-            )
-        self.model.eval()
+        self.scores = not (model.get_base_model() if hasattr(model, "get_base_model") else model).can_generate()
         if self.scores:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
             return
-        settings = json.loads((folder / "generation_config.json").read_text())
+        file = folder / "generation_config.json"
+        settings = json.loads(file.read_text()) if file.is_file() else {}
         ends = settings.get("eos_token_id", self.tokenizer.eos_token_id)
         self.end_tokens = ends if isinstance(ends, list) else [ends]
 
@@ -74,65 +73,97 @@ class ChatModel(PythonModel):
     @torch.no_grad()
     def score(self, request: dict[str, Any]) -> dict[str, float]:
         """How good the last answer of a conversation is, without bounds; higher is better."""
-        messages = [{key: value for key, value in turn.items() if value is not None} for turn in request["messages"]]
-        inputs = self.tokenize(messages, request.get("tools"), add_generation_prompt=False).to(self.model.device)
-        return {"score": float(self.model(**inputs).logits[0, 0])}
+        inputs = self.tokenize(turns(request), request.get("tools"), add_generation_prompt=False)
+        return {"score": float(self.model(**inputs.to(self.model.device)).logits[0, 0])}
 
     @torch.no_grad()
-    def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer one request: `messages`, and optionally temperature, top_p, max_tokens, stop, tools."""
-        messages = [{key: value for key, value in turn.items() if value is not None} for turn in request["messages"]]
-        inputs = self.tokenize(messages, request.get("tools")).to(self.model.device)
+    def complete(self, request: dict[str, Any], watch: Any = None) -> dict[str, Any]:
+        """Answer a request. `watch` gets the text so far, token by token, and ends the answer when it returns true."""
+        limit, stops, sampling = checked(request)
+        inputs = self.tokenize(turns(request), request.get("tools")).to(self.model.device)
         length = inputs["input_ids"].shape[1]
-        limit = int(request.get("max_tokens") or request.get("max_completion_tokens") or DEFAULT_MAX_TOKENS)
-        temperature = float(request.get("temperature") or 0.0)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": float(request.get("top_p") or 1.0)}
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        stops = request.get("stop") or []
-        stops = [stops] if isinstance(stops, str) else [str(stop) for stop in stops]
+        learned = [
+            getattr(one, "num_virtual_tokens", 0) or 0 for one in getattr(self.model, "peft_config", {}).values()
+        ]
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        if (room := most - length - max(learned, default=0)) < 1:
+            raise refused(f"the messages are {length} tokens long; the model reads {most}, its answer included")
+        limit = min(limit, room)
+
+        def ends(ids: Any, scores: Any, **_: Any) -> Any:
+            text = self.tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+            done = bool(watch and watch(text)) or any(stop in text for stop in stops)
+            return torch.full((len(ids),), done, device=ids.device)
+
         output = self.model.generate(
             **inputs,
             max_new_tokens=limit,
             eos_token_id=self.end_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
-            **({"stop_strings": stops, "tokenizer": self.tokenizer} if stops else {}),
-            **(sampling if temperature > 0 else greedy),
+            stopping_criteria=[ends] if stops or watch else None,
+            **sampling,
         )
         new = output[0, length:].tolist()
-        ended = bool(new) and new[-1] in self.end_tokens
         text = self.tokenizer.decode(new, skip_special_tokens=True)
-        cut = min((place for place in (text.find(stop) for stop in stops) if place >= 0), default=None)
-        return self.envelope(text[:cut].strip(), length, len(new), ended=ended or cut is not None)
+        ended = new[-1] in self.end_tokens or len(new) < limit or any(stop in text for stop in stops)
+        message = {"role": "assistant", "content": shown(text, stops)}
+        usage = {"prompt_tokens": length, "completion_tokens": len(new), "total_tokens": length + len(new)}
+        return {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": "mlflow-ft",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}],
+            "usage": usage,
+        }
 
     def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, add_generation_prompt: bool = True) -> Any:
         """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
         options = {"tools": tools, "return_dict": True, "return_tensors": "pt"}
         options["add_generation_prompt"] = add_generation_prompt
         try:
-            return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
-        except TypeError:  # some templates want them as OpenAI writes them, as text
-            return self.tokenizer.apply_chat_template(messages, **options)
+            try:
+                return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
+            except TypeError:  # some templates want them as OpenAI writes them, as text
+                return self.tokenizer.apply_chat_template(messages, **options)
+        except (TemplateError, TypeError) as error:
+            raise refused(f"the chat template does not take these messages: {error}") from error
 
-    def envelope(self, text: str, prompt_tokens: int, completion_tokens: int, *, ended: bool) -> dict[str, Any]:
-        """The OpenAI chat completion around an answer."""
-        return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": "mlflow-ft",
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": "stop" if ended else "length",
-                }
-            ],
-            "usage": {
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": completion_tokens,
-                "total_tokens": prompt_tokens + completion_tokens,
-            },
-        }
+
+def shown(text: str, stops: list[str]) -> str:
+    """An answer up to its first stop text."""
+    return text[: min((place for place in map(text.find, stops) if place >= 0), default=None)].strip()
+
+
+def checked(request: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
+    """How long an answer may get, its stop texts, how it is sampled; what cannot be done is refused, not left out."""
+    given = {name: request[name] for name in BOUNDS if request.get(name) is not None}
+    for name, value in given.items():
+        (low, high), whole = BOUNDS[name], name in WHOLE
+        number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        if not number or (whole and value % 1):
+            wanted = f"a {'whole ' * whole}number from {low} {'up' if high > 1 else 'to 1'}"
+            raise refused(f"`{name}` is {value!r}; it must be {wanted}")
+    if asked := [name for name in NOT_OFFERED if request.get(name)]:
+        raise refused(f"`{asked[0]}` is not offered here")
+    stops = [request["stop"]] if isinstance(request.get("stop"), str) else request.get("stop") or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise refused(f"`stop` is {stops!r}; it must be a text, or a list of texts")
+    limit = given.get("max_tokens") or given.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+    if not given.get("temperature"):
+        return int(limit), stops, {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    # of all tokens unless top_k is given: transformers' own default is the likeliest 50
+    sampling = {"temperature": given["temperature"], "top_p": given.get("top_p", 1.0), "top_k": given.get("top_k", 0)}
+    return int(limit), stops, {"do_sample": True, **sampling}
+
+
+def turns(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a request, without what is null."""
+    messages = request.get("messages")
+    whole = isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)
+    if not messages or not whole:
+        raise refused("`messages` must be a list, not an empty one, of objects with role and content")
+    return [{key: value for key, value in turn.items() if value is not None} for turn in messages]
 
 
 def with_objects(turn: dict[str, Any]) -> dict[str, Any]:
@@ -141,12 +172,8 @@ def with_objects(turn: dict[str, Any]) -> dict[str, Any]:
     if len(calls) != len(turn.get("tool_calls") or ()):
         return turn
     for call in calls:
-        arguments = call["function"].get("arguments")
-        if isinstance(arguments, str):
-            try:
-                call["function"]["arguments"] = json.loads(arguments)
-            except ValueError:
-                continue
+        with suppress(ValueError, TypeError):  # no JSON, or an object already
+            call["function"]["arguments"] = json.loads(call["function"].get("arguments"))
     return {**turn, "tool_calls": calls} if calls else turn
 
 
@@ -169,6 +196,15 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, list) else value
 
 
+def load_whole(folder: Path) -> Any:
+    """Load a model that is whole in a folder."""
+    names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    scores = names[0].endswith("ForSequenceClassification")
+    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    options = {"dtype": compute_dtype(), "device_map": {"": device()}, "trust_remote_code": False}
+    return exact(kind.from_pretrained(folder, **options))
+
+
 def load_adapter(folder: Path, base_model_path: str | None) -> Any:
     """Load the base model as the adapter was trained on it, and put the adapter on."""
     from peft import PeftModel
@@ -183,8 +219,13 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
         )
     if local and base["revision"].startswith("sha256:") and weights_hash(Path(name)) != base["revision"]:
         raise ValueError(f"{name} is not the base model that the adapter was trained on: its weights differ")
+    return PeftModel.from_pretrained(load_base(name, base), folder)
+
+
+def load_base(name: str, base: dict[str, Any]) -> Any:
+    """Load a base model, a folder or a Hub id, as `base.json` says that an adapter was trained on it."""
     options = {"dtype": getattr(torch, base["dtype"]), "device_map": {"": device()}, "trust_remote_code": False}
-    if not local:
+    if not Path(name).is_dir():
         options["revision"] = base["revision"]
     if base["quantization"]:
         options["quantization_config"] = BitsAndBytesConfig.from_dict(base["quantization"])
@@ -194,10 +235,15 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
     model: Any = kind.from_pretrained(name, **options)
     if (base.get("tokens") or 0) > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(base["tokens"], mean_resizing=False)  # the adapter holds the new rows
-    for module in model.modules():  # bitsandbytes would compute in bfloat16 on some CPUs, as training did not
+    return exact(model)
+
+
+def exact(model: Any) -> Any:
+    """The model, kept from computing in bfloat16 on some CPUs, as bitsandbytes would and training did not."""
+    for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return PeftModel.from_pretrained(model, folder)
+    return model
 
 
 def fetched(name: str) -> str:

@@ -37,14 +37,18 @@ def copy(adapter: Path, base: Path, folder: Path, *, generates: bool = True) -> 
     The adapter's own tokenizer comes first, since its chat template is the one that was trained.
     """
     own = (adapter / TOKENIZER).is_file() or (adapter / "tokenizer.json").is_file()
-    source = adapter if own else base
+    copy_files(adapter if own else base, folder)
+    if generates:
+        _write_ends(adapter, base, folder)
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy the files of a tokenizer, chat templates included."""
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if (source / TEMPLATES).is_dir():
         shutil.copytree(source / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
-    if generates:
-        _write_ends(adapter, base, folder)
 
 
 def _write_ends(adapter: Path, base: Path, folder: Path) -> None:

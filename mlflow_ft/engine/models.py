@@ -201,7 +201,10 @@ def load_trained(job: Job, data: Data, trained: Trained) -> Any:
 def load_saved(config: Config, base: BaseModel, folder: Path) -> Any:
     """Load a folder of weights in the type that training holds them in: an adapter on its base, or a whole model."""
     if (folder / "adapter_config.json").is_file():
-        return with_adapter(load_base(config, base), folder)
+        found = with_adapter(load_base(config, base), folder)
+        if (folder / "generation_config.json").is_file():  # the end tokens that it was trained with
+            causal_model(found).generation_config = GenerationConfig.from_pretrained(folder)
+        return found
     return load_base(config, base, path=folder)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from mlflow_ft.engine import hardware, models, options, parity, starts
+from mlflow_ft.engine import hardware, models, options, reference, starts
 from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.first_step import GradientCallback
@@ -145,7 +145,7 @@ def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trai
         else:
             module.save_pretrained(target)
     data.tokenizer.save_pretrained(target)
-    parity.keep_reference(module, data, folder / "reference.safetensors")
+    reference.keep(module, data, folder / "reference.safetensors")
     metrics = {
         "train/steps": float(steps),
         "train/mean_loss": loss,

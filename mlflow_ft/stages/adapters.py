@@ -18,6 +18,8 @@ Into = Literal["dequantised", "original"]
 Quantize = Literal["none", "nf4", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+OF_ONE = ("manifest.json", "README.md")
+"""What an adapter's folder says of that adapter alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def _combined(asked: Asked, found: Sequence[init_from.Start], folder: Path, prog
             f"of a layer's combined update at most {lost:.1%} (Frobenius norm) is beyond the rank, and is lost"
         )
     for file in found[0].folder.iterdir():
-        if file.is_file() and file.name not in (*FILES, "manifest.json"):
+        if file.is_file() and file.name not in (*FILES, *OF_ONE):
             shutil.copyfile(file, folder / file.name)
     return init_from.Start(uri=" + ".join(one.uri for one in found), folder=folder, base=found[0].base)
 

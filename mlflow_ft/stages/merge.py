@@ -52,7 +52,7 @@ def merge(asked: Asked, progress: Progress) -> Merged:
 def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
     out = asked.out.expanduser().absolute()
     config = config_of(asked, start)
-    base = _base(asked, config, start, progress)
+    base = base_of(asked, config, start, progress)
     facts = _facts(asked, config, start, base)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     if record := whole.finished(out, key):
@@ -111,7 +111,7 @@ def _quantize(quantization: Mapping[str, Any]) -> str:
     return "nf4"
 
 
-def _base(asked: Asked, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
+def base_of(asked: Asked, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
     base = start.base or {}
     found = init_from.base_of(config, start, progress, option="--base")
     recorded = str(base.get("revision") or "")

@@ -15,6 +15,7 @@ def find(job: Job) -> BaseModel:
     """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it."""
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
+    start.check_exports(job.config, job.registry, base.path)
     job.run.set_tags(
         {
             "mlflow_ft.base_model": base.name_or_path,

@@ -3,48 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import Data, Job, Package, Packaged, Scores, Trained
-from mlflow_ft.records import Packager
-from mlflow_ft.stages import done
+from mlflow_ft.job import Data, Exported, Form, Job, Package, Packaged, Scores, Trained
+from mlflow_ft.records import Exporter, Packager
+from mlflow_ft.stages import card, compare, done
 from mlflow_ft.stages.evaluate import as_metrics
+from mlflow_ft.stages.names import model_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A form on the disk that was found to be the trained model."""
+
+    record: Packager | Exporter
+    folder: Path
+    parity: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a model by itself, and not an adapter beside one."""
+        return not (self.folder / "adapter_config.json").is_file()
 
 
 def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
-    """Package every form that applies and log each as an MLflow model.
+    """Package every form that applies, make what is exported of the whole one, and log each.
 
     Raises:
         RefusedError: a form is not the model that was trained; nothing is logged or registered then.
     """
     job.run.begin("package")
-    records = chosen(job, trained)
-    folders = {record.name: _write(job, data, trained, record) for record in records}
-    parities = {name: _compare(job, data, trained, name, folder) for name, folder in folders.items()}
+    job.run.artifact(trained.folder / compare.REFERENCE, "parity")
+    kept = [_packaged(job, data, trained, record) for record in chosen(job, trained)]
+    exporters = [job.registry.exporters[name] for name in job.config.package.exports or ()]
+    whole = next((form.folder for form in kept if form.whole), None)
+    kept += [_exported(job, data, trained, record, whole) for record in exporters if whole]
+    for form in kept:
+        _seal(job, data, trained, form, scores)
     models = tuple(
         Packaged(
-            name=record.name,
-            folder=folders[record.name],
-            suffix=record.suffix,
-            parity=parities[record.name],
-            model_id=_log(job, data, trained, record, folders[record.name], parities[record.name], scores),
+            name=form.name,
+            folder=form.folder,
+            suffix=form.record.suffix,
+            parity=form.parity,
+            model_id=_log(job, data, trained, form, scores),
         )
-        for record in records
+        for form in kept
+        if served(form.record)
     )
+    files = tuple(_log_files(job, form) for form in kept if not served(form.record))
     done.finish(job.folder / "package", {model.name: model.model_id for model in models})
-    return Package(models=models)
+    return Package(models=models, files=files)
+
+
+def served(record: Packager | Exporter) -> bool:
+    """Whether MLflow serves the form; else it is files for another program."""
+    return isinstance(record, Packager) or bool(record.suffix)
 
 
 def lineage(job: Job, data: Data, trained: Trained) -> dict[str, str]:
     """Where a model comes from, as the logged models and the registered versions both tell it."""
+    from mlflow_ft.tracking import plugin_tag
+
     return {
         "mlflow_ft.method": job.config.method,
         "mlflow_ft.base_model": trained.base.name_or_path,
         "mlflow_ft.base_revision": trained.base.revision,
         "mlflow_ft.data_digest": data.train.digest,
         "mlflow_ft.data_fingerprint": data.fingerprint,
-    }
+    } | plugin_tag(job.plugins)
 
 
 def chosen(job: Job, trained: Trained) -> list[Packager]:
@@ -55,9 +87,9 @@ def chosen(job: Job, trained: Trained) -> list[Packager]:
     return [record for record in job.registry.packagers if record.applies(job, trained)]
 
 
-def _write(job: Job, data: Data, trained: Trained, record: Packager) -> Path:
-    from mlflow_ft.engine import bundle
-    from mlflow_ft.tracking import write_manifest
+def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
+    from mlflow_ft.engine import bundle, models
+    from mlflow_ft.engine.reference import Loaded
 
     folder = job.folder / "package" / record.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,51 +97,78 @@ def _write(job: Job, data: Data, trained: Trained, record: Packager) -> Path:
         record.package(job, trained, folder)
         bundle.complete(job, data, folder)
         bundle.check_tokenizer(data, folder)
-        write_manifest(folder)
-    return folder
+    limits = compare.Limits.of_package(job.config.package)
+    with job.progress.bar(f"compare {record.name}"):
+        form = Loaded(models.load_saved(job.config, trained.base, folder))
+        parity = _compared(job, data, trained, record.name, form, limits)
+    return Kept(record=record, folder=folder, parity=parity)
 
 
-def _compare(job: Job, data: Data, trained: Trained, name: str, folder: Path) -> Mapping[str, float]:
-    from mlflow_ft.engine import models, parity
+def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> Kept:
+    from mlflow_ft.engine import bundle
 
-    with job.progress.bar(f"compare {name}"):
-        model = models.load_saved(job.config, trained.base, folder)
-        found = parity.compare(model, trained.folder / "reference.safetensors")
-    job.run.metrics({f"parity/{name}/{key}": value for key, value in found.items()}, dataset=data.eval)
-    limit = job.config.package.max_kl
-    if not found["kl_mean"] <= limit:
-        raise RefusedError(
-            f"the packaged form {name!r} is not the model that was trained: mean KL {found['kl_mean']:.4g} nats per "
-            f"token, and package.max_kl is {limit:g}",
-            hint=f"nothing was registered; the trained weights are in {trained.folder}; where the saved type rounds "
-            "the training away, save a finer one (--package.dtype float32)",
-        )
-    return found
+    folder = job.folder / "package" / record.name
+    with job.progress.bar(f"export {record.name}"):
+        record.export(source, folder)
+        if served(record):
+            bundle.check_tokenizer(data, folder)
+    limits = compare.Limits.of_export(job.config.package, record)
+    with job.progress.bar(f"compare {record.name}"), record.opened(folder) as form:
+        parity = _compared(job, data, trained, record.name, form, limits)
+    return Kept(record=record, folder=folder, parity=parity)
 
 
-def _log(
-    job: Job,
-    data: Data,
-    trained: Trained,
-    record: Packager,
-    folder: Path,
-    parity: Mapping[str, float],
-    scores: Scores,
-) -> str:
+def _compared(
+    job: Job, data: Data, trained: Trained, name: str, form: Form, limits: compare.Limits
+) -> Mapping[str, float]:
+    found = compare.measure(form, trained.folder / compare.REFERENCE)
+    job.run.metrics({f"parity/{name}/{key}": value for key, value in found.numbers.items()}, dataset=data.eval)
+    job.run.table(compare.table(found, data.tokenizer), f"parity/{name}.json")
+    compare.refuse(name, found, limits, data.tokenizer, kept=trained.folder)
+    return found.numbers
+
+
+def _seal(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> None:
+    """Say what the folder is, and what it holds, file by file; nothing is written into it afterwards."""
+    from mlflow_ft.tracking import write_manifest
+
+    about = card.About(
+        job=job,
+        data=data,
+        trained=trained,
+        scores=scores,
+        form=form.record,
+        folder=form.folder,
+        parity=form.parity,
+        name=model_name(job, trained) + form.record.suffix,
+        run=job.run.read(),
+    )
+    card.write(about)
+    write_manifest(form.folder)
+
+
+def _log(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> str:
     from mlflow_ft.engine import bundle
     from mlflow_ft.tracking import chat_signature
 
-    with job.progress.bar(f"log {record.name}"):
+    with job.progress.bar(f"log {form.name}"):
         model_id = job.run.log_model(
-            name=record.name,
+            name=form.name,
             code=bundle.CHAT_MODEL,
-            artifacts={"model": folder},
+            artifacts={"model": form.folder},
             signature=chat_signature(),
-            pip_requirements=bundle.requirements(job, trained),
+            pip_requirements=bundle.requirements(form.folder),
             metadata=lineage(job, data, trained),
-            model_type=f"{job.config.method}-{record.name}",
-            model_config=bundle.overridable(folder),
+            model_type=f"{job.config.method}-{form.name}",
+            model_config=bundle.overridable(form.folder),
         )
-    values = as_metrics("tuned", scores.tuned) | {f"parity/{record.name}/{key}": value for key, value in parity.items()}
-    job.run.metrics(values, model_id=model_id, dataset=data.eval)
+    parity = {f"parity/{form.name}/{key}": value for key, value in form.parity.items()}
+    job.run.metrics(as_metrics("tuned", scores.tuned) | parity, model_id=model_id, dataset=data.eval)
     return model_id
+
+
+def _log_files(job: Job, form: Kept) -> Exported:
+    with job.progress.bar(f"log {form.name}"):
+        job.run.artifact(form.folder, "exports")
+    uri = f"runs:/{job.run.run_id}/exports/{form.name}"
+    return Exported(name=form.name, folder=form.folder, uri=uri, parity=form.parity)

@@ -102,7 +102,7 @@ def make(
     report, removable = findings.of(config, *sides, registry=registry, plugins=plugins)
     names = [source.asked for source in train.sources]
     return Ready(
-        data=_data(config, sides, tokenizer),
+        data=replace(_data(config, sides, tokenizer), report=report),
         train=sides[0],
         eval=sides[1],
         report=report,

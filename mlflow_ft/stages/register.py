@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from mlflow_ft.job import Data, Job, Package, Trained, Version
+from mlflow_ft.stages import card
+from mlflow_ft.stages.names import model_name
 from mlflow_ft.stages.package import lineage
 
 
@@ -15,23 +15,22 @@ def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[
     tags = {"mlflow_ft.run_id": job.run.run_id} | lineage(job, data, trained)
     versions = []
     for model in package.models:
+        text = (model.folder / card.CARD).read_text(encoding="utf-8")
         own = {"mlflow_ft.form": model.name, "mlflow_ft.model_id": model.model_id}
         own |= {f"mlflow_ft.parity.{key}": f"{value:.6g}" for key, value in model.parity.items()}
         name = model_name(job, trained) + model.suffix
-        number = job.run.register(name=name, model_id=model.model_id, tags=tags | own, alias=alias)
+        number = job.run.register(
+            name=name, model_id=model.model_id, tags=tags | own, alias=alias, description=card.description(text)
+        )
         versions.append(Version(name=name, version=number, alias=alias, model_id=model.model_id))
+    exports = {f"mlflow_ft.export.{form.name}": form.uri for form in package.files}
+    for form in package.files:
+        exports |= {f"mlflow_ft.parity.{form.name}.{key}": f"{value:.6g}" for key, value in form.parity.items()}
     for model, version in zip(package.models, versions, strict=True):
         links = {
             f"mlflow_ft.{other.name}_version": f"models:/{linked.name}/{linked.version}"
             for other, linked in zip(package.models, versions, strict=True)
             if other.name != model.name
         }
-        job.run.tag_version(version.name, version.version, links)
+        job.run.tag_version(version.name, version.version, links | (exports if version is versions[0] else {}))
     return tuple(versions)
-
-
-def model_name(job: Job, trained: Trained) -> str:
-    """The name that was given, or `<base model>-<method>`, in the letters that MLflow allows."""
-    given = job.config.registry.model_name
-    short = trained.base.name.rstrip("/").rpartition("/")[2]
-    return given or re.sub(r"[^\w.-]+", "-", f"{short}-{job.config.method}")

@@ -105,6 +105,8 @@ def check_names(config: Config, registry: Registry) -> None:
         registry.evaluators[name]
     for name in config.package.packagers or ():
         registry.packagers[name]
+    for name in config.package.exports or ():
+        registry.exporters[name]
     if config.method != PREPARE:
         check_method(config, registry)
 
@@ -130,6 +132,31 @@ def check_method(config: Config, registry: Registry) -> None:
             f"adapter {adapter.name} cannot be merged into its base: it changes no weights",
             hint="leave `merged` out of package.packagers; base and adapter are served together",
         )
+    check_exports(config, registry)
+
+
+def check_exports(config: Config, registry: Registry, base: Path | None = None) -> None:
+    """Refuse forms that cannot be made of what is trained, or not on this machine; `base` is the base model's folder.
+
+    Raises:
+        ConfigError: there will be no whole model, or an exporter is not ready.
+    """
+    names = config.package.exports or ()
+    adapter = registry.adapters[config.adapter.kind]
+    whole = "model" if adapter.name == "none" else "merged"
+    if names and whole == "merged" and not adapter.merges:
+        raise ConfigError(
+            f"package.exports are made of the merged model, and adapter {adapter.name} cannot be merged into its base",
+            hint="leave package.exports out; base and adapter are served together",
+        )
+    if names and whole not in (config.package.packagers or (whole,)):
+        raise ConfigError(
+            "package.exports are made of the whole model, and package.packagers leaves it out",
+            hint=f"--package.packagers {','.join([whole, *(config.package.packagers or ())])}",
+        )
+    for name in names:
+        if reason := registry.exporters[name].ready(base):
+            raise ConfigError(f"package.exports: {name} cannot be made: {reason}")
 
 
 def check_settings(config: Config, trainer: Trainer) -> None:

@@ -16,8 +16,8 @@ RECORD = "merge.json"
 KEY = "fingerprint"
 
 
-def finished(out: Path, key: str) -> dict[str, Any] | None:
-    """The record of a folder that holds what is asked for; None where there is nothing yet.
+def finished(out: Path, key: str, *, record: str = RECORD) -> dict[str, Any] | None:
+    """What the file `record` of a folder says, where it holds what is asked for; None where there is nothing yet.
 
     Raises:
         ConfigError: the folder holds something else. RefusedError: it was changed since.
@@ -26,11 +26,11 @@ def finished(out: Path, key: str) -> dict[str, Any] | None:
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    record = _read(out / RECORD)
-    if record.get(KEY) != key:
+    found = _read(out / record)
+    if found.get(KEY) != key:
         raise ConfigError(f"{out} is there and holds something else", hint="name another folder, or remove it")
     verify_manifest(out)
-    return record
+    return found
 
 
 def place(out: Path, key: str) -> Path:
@@ -64,9 +64,9 @@ def writing(out: Path, key: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Say what the folder holds; `fingerprint` recognises it."""
-    (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def write_record(folder: Path, facts: Mapping[str, Any], *, record: str = RECORD) -> None:
+    """Say in the file `record` what the folder holds; `fingerprint` recognises it."""
+    (folder / record).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ with open_run(config, plugins=plugins) as run:
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.artifacts import fetch, read_json, trained_on
 from mlflow_ft.tracking.delivery import deliver
+from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.manifest import MANIFEST, verify_manifest, write_manifest
@@ -28,6 +29,7 @@ __all__ = [
     "fetch",
     "open_run",
     "pinned",
+    "plugin_tag",
     "read_json",
     "refuse",
     "told",

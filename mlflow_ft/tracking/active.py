@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Param, Run, RunTag
 from mlflow.models import ModelSignature
 
 from mlflow_ft.config.schema import Config
@@ -159,6 +159,10 @@ class ActiveRun:
 
     # --- what the run is
 
+    def read(self) -> Run:
+        """The run as the server has it now."""
+        return self._do("read the run", lambda: self.client.get_run(self.run_id))
+
     def log_config(self, config: Config, *, text: str | None = None) -> None:
         """Log every value as param `cfg.<path>`, and the whole as `config.yaml`.
 
@@ -169,7 +173,7 @@ class ActiveRun:
 
             text = to_yaml(config)
         wanted = {f"cfg.{path}": cut(str(value), LONGEST_PARAM) for path, value in config.flat().items()}
-        known = self._do("read the run's params", lambda: self.client.get_run(self.run_id).data.params)
+        known = self.read().data.params
         params = [Param(key, value) for key, value in wanted.items() if key not in known]
         for start in range(0, len(params), BATCH):
             batch = params[start : start + BATCH]
@@ -212,8 +216,7 @@ class ActiveRun:
     def table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """Write rows as one JSON file that MLflow's UI shows as a table; `path` ends in .json."""
         self.artifact_text(tables.table_json(rows), path)
-        known = self._do("read the run's tags", lambda: self.client.get_run(self.run_id).data.tags)
-        self.set_tags(tables.table_tag(known, path))
+        self.set_tags(tables.table_tag(self.read().data.tags, path))
 
     # --- models
 
@@ -259,18 +262,16 @@ class ActiveRun:
         made = self._do("make a nested run", lambda: self.client.create_run(self.experiment_id, tags=tags))
         return str(made.info.run_id)
 
-    def register(self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str) -> int:
+    def register(
+        self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str, description: str | None = None
+    ) -> int:
         """Register a LoggedModel as the next version of `name`, move `alias` to it, return the version's number.
 
         Raises:
             RefusedError: the model is not READY or has no MLmodel file.
         """
-        return self._do(
-            f"register {name}",
-            lambda: models.register(
-                self.client, name=name, model_id=model_id, run_id=self.run_id, tags=tags, alias=alias
-            ),
-        )
+        call = partial(models.register, self.client, name=name, model_id=model_id, run_id=self.run_id)
+        return self._do(f"register {name}", partial(call, tags=tags, alias=alias, description=description))
 
     def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags on a registered model version."""

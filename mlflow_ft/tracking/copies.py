@@ -31,6 +31,7 @@ LINEAGE = (
     "mlflow_ft.base_revision",
     "mlflow_ft.data_digest",
     "mlflow_ft.data_fingerprint",
+    "mlflow_ft.plugins",
     "mlflow_ft.form",
 )
 """What a copy says of where it comes from. What was decided about the first version does not travel."""
@@ -67,6 +68,7 @@ def copy_version(source: MlflowClient, version: ModelVersion, *, to: str, client
             source=copied.artifact_location,
             tags=_tags(version, copied.model_id),
             model_id=copied.model_id if client is source else None,  # MLflow looks it up in the store that is set
+            description=version.description,
         )
     return int(made.version)
 

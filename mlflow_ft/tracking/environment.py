@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from mlflow_ft.plugins import Plugins
+from mlflow_ft.plugins import PluginInfo, Plugins
 
 NAMED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "mlflow")
 GIT_SECONDS = 10
@@ -36,9 +36,12 @@ def version_tags() -> dict[str, str]:
 
 
 def plugin_tag(plugins: Plugins) -> dict[str, str]:
-    """The active plugins that are not built in, as `mlflow_ft.plugins`; no tag where there is none."""
-    names = [f"{info.name} {info.version}" for info in plugins.active if not _is_builtin(info.module)]
-    return {"mlflow_ft.plugins": ", ".join(names)} if names else {}
+    """The active plugins, as `mlflow_ft.plugins`: version, and first digits of the sha256 over their source.
+
+    Those that ship inside are of one version, and one hash: they are named once.
+    """
+    told = dict.fromkeys(f"{_called(info)} {info.version} sha256:{info.sha256[:12]}" for info in plugins.active)
+    return {"mlflow_ft.plugins": ", ".join(told)}
 
 
 def plugin_table(plugins: Plugins) -> str:
@@ -52,8 +55,8 @@ def packages() -> str:
     return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 
-def _is_builtin(module: str) -> bool:
-    return module.startswith("mlflow_ft.builtin.")
+def _called(info: PluginInfo) -> str:
+    return "built in" if info.module.startswith("mlflow_ft.builtin.") else info.name
 
 
 def _git(*arguments: str, folder: Path) -> str | None:

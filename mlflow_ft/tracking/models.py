@@ -16,22 +16,29 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+from mlflow.types.schema import AnyType
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_ft.errors import ModelError, RefusedError
 from mlflow_ft.tracking import contenders
 
 LONGEST_MODEL_PARAM = 250
+BESIDE = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
+LONGEST_VERSION_TAG = 5000
 
 
 def chat_signature() -> ModelSignature:
     """OpenAI's chat completion as an MLflow signature: `mlflow models serve` takes and answers plain chat JSON.
 
     With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the columns that the request had
-    (`messages` holds a list of dicts), and returns one dict. Keys that the schema does not know are dropped.
+    (`messages` holds a list of dicts), and returns one dict. Keys that the schema does not know are dropped. MLflow's
+    own schema does not know `model`, `seed` and `max_completion_tokens`, nor a `stop` that is one text.
     """
-    return ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA)
+    own = [ColSpec(AnyType(), "stop", required=False) if one.name == "stop" else one for one in CHAT_MODEL_INPUT_SCHEMA]
+    own += [ColSpec(kind, name, required=False) for name, kind in BESIDE.items()]
+    return ModelSignature(inputs=Schema(own), outputs=CHAT_MODEL_OUTPUT_SCHEMA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +131,14 @@ def _size(path: Path) -> int:
 
 
 def register(
-    client: MlflowClient, *, name: str, model_id: str, run_id: str, tags: Mapping[str, str], alias: str
+    client: MlflowClient,
+    *,
+    name: str,
+    model_id: str,
+    run_id: str,
+    tags: Mapping[str, str],
+    alias: str,
+    description: str | None = None,
 ) -> int:
     """Register a LoggedModel as the next version of `name`, move `alias` to it, and return the version's number.
 
@@ -139,7 +153,8 @@ def register(
         source=f"models:/{model_id}",
         run_id=run_id,
         model_id=model_id,
-        tags={**tags, "mlflow_ft.model_id": model_id},
+        tags={key: value[:LONGEST_VERSION_TAG] for key, value in tags.items()} | {"mlflow_ft.model_id": model_id},
+        description=description,
     )
     earlier = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
     here = {"name": name, "version": int(version.version)}

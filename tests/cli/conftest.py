@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_ft import cli
+from mlflow_ft import cli, pipeline, plugins
+from mlflow_ft.cli.asked import asked
+from mlflow_ft.engine import shared
+from mlflow_ft.progress import Progress
+from mlflow_ft.testing import make_rows, write_jsonl
 
 
 class Told(NamedTuple):
@@ -54,3 +59,34 @@ def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mlflo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.chdir(tmp_path)
     return MlflowClient(store)
+
+
+@pytest.fixture(scope="session")
+def spoken(store: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that knows its rows; two LoRA runs on it, `one` and `two`, are registered."""
+    folder = tmp_path_factory.mktemp("spoken")
+    rows = write_jsonl(folder / "rows.jsonl", make_rows())
+    loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
+    common = {"data": rows, "max_new_tokens": 8, "evaluation.max_rows": 1, "run.output_dir": folder / "outputs"}
+
+    def train(method: str, **settings: object) -> pipeline.Outcome:
+        pairs = [f"--{key}={value}" for key, value in (common | settings).items()]
+        return pipeline.run(asked([method, *pairs], loaded), loaded, progress=Progress(quiet=True))
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_URI", store)
+        environment.chdir(folder)
+        how = {"max_steps": 80, "learning_rate": 5e-3, "per_device_train_batch_size": 8}
+        known = Path(train("full", model=tiny_model, model_name="know", **how).folder) / "package" / "model"
+        for name, seed in (("one", 1), ("two", 7)):
+            how = {"max_steps": 4, "learning_rate": 3e-2, "run.seed": seed}
+            train("lora", model=known, model_name=name, **how)
+    return known
+
+
+def answers_of_folder(folder: Path, prompts: list[str]) -> list[str]:
+    """What a packaged model says by the code that is logged with it."""
+    model = shared.ChatModel()
+    model.load_context(SimpleNamespace(artifacts={"model": str(folder)}, model_config=None))
+    asked = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
+    return [str(model.predict(None, one)["choices"][0]["message"]["content"]) for one in asked]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_ft.engine import bundle, hub, judge, merge, models, parity, sft
@@ -141,6 +143,96 @@ def test_stop_strings_end_the_answer_before_themselves(chat: Any, question: tupl
         found = chat.predict(None, {"messages": question[0], "stop": stop})
         assert said(found) == first
         assert found["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_stop_text_is_a_text_whatever_its_tokens(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
+    """It may begin within a token and end within another; what stands in the prompt is no part of the answer."""
+    unstopped = chat.predict(None, {"messages": question[0]})
+    whole = said(unstopped)
+    stop = whole[2:8]
+    assert len(chat.tokenizer.tokenize(stop)) > 1
+    found = chat.predict(None, {"messages": question[0], "stop": [stop]})
+    assert said(found) == whole[:2]
+    assert found["choices"][0]["finish_reason"] == "stop"
+    assert found["usage"]["completion_tokens"] < unstopped["usage"]["completion_tokens"]
+    prompt = chat.tokenizer.apply_chat_template(question[0], add_generation_prompt=True, tokenize=False)
+    across = prompt[-1] + whole[:3]
+    found = chat.predict(None, {"messages": question[0], "stop": across})
+    assert said(found) == whole
+    assert chat.predict(None, {"messages": question[0], "stop": "<|im_end|>"})["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_watched_answer_is_told_token_by_token_and_ends_on_demand(
+    chat: Any, question: tuple[list[dict[str, str]], str]
+) -> None:
+    told: list[str] = []
+    whole = chat.complete({"messages": question[0]}, told.append)
+    assert len(told) == whole["usage"]["completion_tokens"]
+    assert told[-1].strip() == said(whole)
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(told))
+    cut = chat.complete({"messages": question[0]}, lambda text: len(text) > 3)
+    assert 1 <= cut["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"]
+    assert cut["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"messages": []}, "`messages` must be a list"),
+        ({"messages": ["hello"]}, "`messages` must be a list"),
+        ({"max_tokens": 0}, "`max_tokens` is 0; it must be a whole number from 1 up"),
+        ({"max_tokens": float("inf")}, "`max_tokens` is inf"),
+        ({"max_completion_tokens": 2.5}, "`max_completion_tokens` is 2.5"),
+        ({"temperature": -0.1}, "`temperature` is -0.1; it must be a number from 0 up"),
+        ({"temperature": "1"}, "`temperature` is '1'"),
+        ({"top_p": 1.5}, "`top_p` is 1.5; it must be a number from 0 to 1"),
+        ({"top_k": -1}, "`top_k` is -1"),
+        ({"n": 2}, "`n` is 2"),
+        ({"stream": True}, "`stream` is not offered"),
+        ({"frequency_penalty": 0.5}, "`frequency_penalty` is not offered"),
+        ({"stop": 7}, "`stop` is"),
+        ({"stop": [""]}, "`stop` is"),
+        ({"messages": [{"role": "user", "content": "red " * 300}]}, "the model reads 256, its answer included"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_told_with_status_400(chat: Any, wrong: dict[str, Any], words: str) -> None:
+    right = {"messages": [{"role": "user", "content": "red"}], "n": 1, "stream": False, "top_k": 0, "stop": []}
+    assert chat.predict(None, right)["choices"]
+    with pytest.raises(MlflowException, match=words) as told:
+        chat.predict(None, right | wrong)
+    assert told.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('roles must alternate') }}", "{{ messages[0].content + 1 }}"])
+def test_what_the_template_refuses_is_told_with_status_400(
+    chat: Any, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", template)
+    with pytest.raises(MlflowException, match="the chat template does not take these messages: ") as told:
+        chat.predict(None, {"messages": [{"role": "user", "content": "red"}]})
+    assert told.value.get_http_status_code() == 400
+
+
+def test_an_answer_ends_where_the_model_can_read_no_further(chat: Any) -> None:
+    messages = [{"role": "user", "content": "red " * 240}]
+    length = len(chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+    found = chat.predict(None, {"messages": messages, "max_tokens": 100, "temperature": 90.0, "stop": "zzz"})
+    assert found["usage"]["total_tokens"] <= 256
+    assert found["usage"]["completion_tokens"] == 256 - length
+    assert found["choices"][0]["finish_reason"] == "length"
+
+
+def test_sampling_is_from_all_tokens_unless_fewer_are_asked_for(
+    chat: Any, question: tuple[list[dict[str, str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would take the likeliest 50, which OpenAI's interface does not say."""
+    import torch
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(chat.tokenizer, "decode", lambda ids, **_: f"{ids}")
+    asked = {"messages": question[0], "temperature": 1e6, "max_tokens": 1}
+    assert len({said(chat.predict(None, asked)) for _ in range(100)}) > 60
+    assert len({said(chat.predict(None, asked | {"top_k": 3})) for _ in range(100)}) == 3
 
 
 def test_temperature_0_is_greedy_and_another_is_not(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:

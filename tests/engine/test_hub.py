@@ -76,7 +76,7 @@ def test_a_model_in_the_cache_needs_no_network(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     known = hub.SHORT_NAMES["smollm2-135m"]
-    folder = tmp_path / "models" / f"smollm2-135m-{known.wheel}-{known.version}"
+    folder = tmp_path / "models" / f"smollm2-135m-{known.wheel}-{known.version}-{hub.FORM}"
     shutil.copytree(tiny_model, folder)
     monkeypatch.setenv("MLFLOW_FT_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mlflow_ft.engine import models, parity, starts
+from mlflow_ft.engine import reference as model_reference
 from mlflow_ft.errors import ConfigError, ModelError
 
 Bencher = Callable[..., Any]
@@ -25,7 +26,7 @@ def test_loftq_of_full_rank_takes_all_of_the_rounding_back(bench: Bencher, tmp_p
     exact, plain = bench("lora"), bench("lora", **{"model.quantize": "nf4"})
     settings = {"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"}
     reference = tmp_path / "exact.safetensors"
-    parity.keep_reference(models.load_base(exact.job.config, exact.base), exact.data, reference)
+    model_reference.keep(models.load_base(exact.job.config, exact.base), exact.data, reference)
     rounded = parity.compare(models.load_base(plain.job.config, plain.base), reference)["kl_mean"]
     half = parity.compare(prepared(bench("lora", **settings, **{"adapter.r": 32})).module.eval(), reference)["kl_mean"]
     whole = parity.compare(prepared(bench("lora", **settings, **{"adapter.r": 64})).module.eval(), reference)["kl_mean"]
@@ -43,7 +44,7 @@ def test_loftq_and_weights_of_other_names(bench: Bencher, tmp_path: Path) -> Non
 def test_before_the_first_step_the_model_is_the_base(bench: Bencher, tmp_path: Path, begin: str) -> None:
     one = bench("lora", **{"adapter.init_lora_weights": begin, "adapter.r": 4})
     reference = tmp_path / "base.safetensors"
-    parity.keep_reference(models.load_base(one.job.config, one.base), one.data, reference)
+    model_reference.keep(models.load_base(one.job.config, one.base), one.data, reference)
     assert parity.compare(prepared(one).module.eval(), reference)["kl_max"] < 1e-6
 
 

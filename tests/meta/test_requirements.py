@@ -85,9 +85,9 @@ def test_every_constraint_is_exact(name: str) -> None:
     assert name not in INSTALLERS
 
 
-@pytest.mark.parametrize("name", sorted(DIRECT | extra("test") | extra("lint") | extra("gpu")))
+@pytest.mark.parametrize("name", sorted(DIRECT | extra("test") | extra("lint") | extra("gpu") | extra("gguf")))
 def test_the_tested_version_is_in_range(name: str) -> None:
-    requirement = (DIRECT | extra("test") | extra("lint") | extra("gpu"))[name]
+    requirement = (DIRECT | extra("test") | extra("lint") | extra("gpu") | extra("gguf"))[name]
     assert pinned_version(PINS[name]) in requirement.specifier
 
 

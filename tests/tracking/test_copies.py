@@ -28,14 +28,20 @@ def registered(client: MlflowClient, config: Config, plugins: Plugins, echo: dic
     with open_run(config, plugins=plugins) as run:
         model_id = run.log_model(**echo | {"artifacts": artifacts})
         tags = {"mlflow_ft.run_id": run.run_id, "gate": "passed", "mlflow_ft.parity.kl_mean": "0.001"}
-        number = run.register(name="staging.chat", model_id=model_id, tags=tags, alias="candidate")
+        tags |= {"mlflow_ft.plugins": "x" * 6000}
+        number = run.register(
+            name="staging.chat", model_id=model_id, tags=tags, alias="candidate", description="# What it is"
+        )
     return client.get_model_version("staging.chat", str(number))
 
 
 def check(client: MlflowClient, version: Any) -> None:
     """Copy, delete what was copied, and ask the copy."""
     number = copy_version(client, version, to="prod.chat", client=client)
-    tags = client.get_model_version("prod.chat", str(number)).tags
+    copied = client.get_model_version("prod.chat", str(number))
+    assert copied.description == "# What it is"
+    tags = copied.tags
+    assert tags["mlflow_ft.plugins"] == "x" * 5000
     assert tags["mlflow_ft.copied_from"] == "models:/staging.chat/1"
     assert tags["mlflow_ft.copied_from_model_id"] == version.tags["mlflow_ft.model_id"] != tags["mlflow_ft.model_id"]
     assert tags["mlflow_ft.parity.kl_mean"] == "0.001"

@@ -1,0 +1,95 @@
+"""mlflow-ft serve MODEL: answer chat requests over HTTP, as MLflow's own server does and as OpenAI's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_ft.errors import ConfigError, StoppedError
+
+if TYPE_CHECKING:
+    from mlflow_ft.progress import Progress
+
+BASE = "base"
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=ADAPTER", help="An adapter on the base; repeat it.")
+@click.option("--base", envvar="MLFLOW_FT_BASE_MODEL", help="Where the base is; the recorded one when not given.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free.")
+@click.option(
+    "--timeout", default=600, show_default=True, type=click.IntRange(1), help="Seconds that a request may take."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print url and models as a line of JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
+def command(
+    model: str | None,
+    *,
+    adapters: tuple[str, ...],
+    base: str | None,
+    host: str,
+    port: int,
+    timeout: int,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Serve MODEL: NAME@alias, NAME/3, models:/..., runs:/RUN_ID/merged, a folder, a model on the Hub.
+
+    \b
+    mlflow-ft serve NAME@champion
+    mlflow-ft serve --adapter json=NAME-adapter@champion --adapter prose=OTHER-adapter/2
+    mlflow-ft serve ./base --adapter mine=./adapter --port 8000
+
+    /invocations, /ping and /version are those of `mlflow models serve`; /v1/chat/completions and /v1/models are
+    OpenAI's, streaming included. With --adapter the base is loaded once, and the request's `model` chooses: an
+    adapter's name, or `base`. MODEL is their base then.
+    """
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.stages import serve
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file that is read
+    progress = Progress(quiet=quiet)
+    asked = serve.Asked(model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout)
+
+    def ready(url: str, names: tuple[str, ...]) -> None:
+        if as_json:
+            click.echo(json.dumps({"url": url, "models": names}))
+        tell(url, names, progress)
+
+    try:
+        serve.serve(asked, progress, ready)
+    except StoppedError as error:  # that is how it ends
+        return error.exit_code
+    return 0
+
+
+def named(adapters: tuple[str, ...]) -> dict[str, str]:
+    """Adapters by name.
+
+    Raises:
+        ConfigError: one has no name, or one that is taken.
+    """
+    found: dict[str, str] = {}
+    for one in adapters:
+        name, equals, uri = one.partition("=")
+        if not (name and equals and uri):
+            raise ConfigError(f"--adapter {one}: an adapter needs a name", hint="write --adapter NAME=ADAPTER")
+        if name == BASE or name in found:
+            reason = "is that of the model without an adapter" if name == BASE else "is there twice"
+            raise ConfigError(f"--adapter {one}: the name {name!r} {reason}", hint="take another name")
+        found[name] = uri
+    return found
+
+
+def tell(url: str, names: tuple[str, ...], progress: Progress) -> None:
+    """Where it listens, and how to ask."""
+    body = {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}
+    progress.say(f"{', '.join(names)}: answering on {url} (stop with Ctrl-C)")
+    progress.say(f"  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+    progress.say(f"    -d {shlex.quote(json.dumps(body))}")

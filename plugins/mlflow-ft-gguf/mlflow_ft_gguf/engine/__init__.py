@@ -1,0 +1,1 @@
+"""The work itself; imported only when something is exported."""

@@ -1,0 +1,114 @@
+"""A GGUF file as llama.cpp reads it: its own program, in a process of its own, asked over 127.0.0.1."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import requests
+import torch
+from torch import Tensor
+
+from mlflow_ft.errors import ModelError
+
+CONTEXT = 4096
+"""Tokens, at most; a held-out row that is longer is cut by the training, too, where data.max_length is the default."""
+KNOWN = 1000
+"""Most probable next tokens that are asked for."""
+LONGEST = 600
+"""Seconds that an answer may take."""
+MARK = "listening "
+
+
+class LlamaCpp:
+    """A `mlflow_ft.job.Form` that asks llama.cpp."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.session = requests.Session()
+        self.vocabulary = int(self.get("/v1/models")["data"][0]["meta"]["n_vocab"])
+
+    def get(self, path: str) -> Any:
+        answer = self.session.get(self.address + path, timeout=LONGEST)
+        answer.raise_for_status()
+        return answer.json()
+
+    def post(self, path: str, **asked: Any) -> Any:
+        answer = self.session.post(self.address + path, json=asked, timeout=LONGEST)
+        if answer.status_code != requests.codes.ok:
+            raise ModelError(f"llama.cpp refuses: {answer.text[:300]}")
+        return answer.json()
+
+    def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        ids = input_ids.tolist()
+        return torch.stack([self._next(ids[: place + 1]) for place in positions.tolist()])
+
+    def _next(self, ids: Sequence[int]) -> Tensor:
+        """Log-probabilities of the next token, of shape (vocabulary,); NaN for those that are not told."""
+        asked = {"n_predict": 1, "temperature": 0, "n_probs": min(KNOWN, self.vocabulary), "cache_prompt": True}
+        answer = self.post("/completion", prompt=list(ids), **asked)
+        known = answer["completion_probabilities"][0]["top_logprobs"]
+        places = torch.tensor([one["id"] for one in known])
+        found = torch.full((self.vocabulary,), math.nan)
+        found[places] = torch.tensor([one["logprob"] for one in known])
+        return found
+
+    def continued(self, input_ids: Tensor, length: int) -> list[int]:
+        answer = self.post(
+            "/completion", prompt=input_ids.tolist(), n_predict=length, temperature=0, return_tokens=True
+        )
+        return [int(token) for token in answer["tokens"]]
+
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of a text whose special tokens are meant."""
+        answer = self.post("/tokenize", content=text, parse_special=True, add_special=False)
+        return [int(token) for token in answer["tokens"]]
+
+    def rendered(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt that llama.cpp makes of a conversation, by the template in the file."""
+        return str(self.post("/apply-template", messages=list(messages))["prompt"])
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[LlamaCpp]:
+    """The GGUF file in a folder, read by llama.cpp until the block ends.
+
+    Raises:
+        ModelError: llama.cpp cannot read it.
+    """
+    file = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if file is None:
+        raise ModelError(f"there is no GGUF file in {folder}")
+    command = [sys.executable, "-m", "mlflow_ft_gguf.child", str(file.absolute()), str(CONTEXT)]
+    package = Path(__file__).parents[2]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=package,  # in a checkout the plugin need not be installed
+        )
+        try:
+            yield LlamaCpp(_address(process, file, log))
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _address(process: subprocess.Popen[str], file: Path, log: IO[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(MARK):
+            return line.removeprefix(MARK).strip()
+    process.wait(LONGEST)
+    log.seek(0)
+    lines = [line for line in log.read().splitlines() if line.strip()]
+    raise ModelError(f"llama.cpp cannot read {file}: {lines[-1] if lines else 'it gives no reason'}")

@@ -1,0 +1,153 @@
+"""mlflow-ft chat: turns of one conversation, by arguments, by stdin and in a terminal; base and tuned compared."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from mlflow_ft.cli import chat
+from tests.cli.conftest import Run, answers_of_folder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*Type hint used in the model's predict:UserWarning"),
+]
+
+
+def lines(text: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_prompts_are_turns_of_one_conversation(run: Run, client: MlflowClient, spoken: Path) -> None:
+    prompts = ["blue lamp green", "red door"]
+    asked = [word for prompt in prompts for word in ("--prompt", prompt)]
+    told = run("chat", "one@candidate", *asked, "--system", "be brief", "--json")
+    assert told.code == 0, told.err
+    found = lines(told.out)
+    assert [one["prompt"] for one in found] == prompts
+    assert all(set(one) == {"prompt", "tuned"} for one in found)
+    model = mlflow.pyfunc.load_model("models:/one/1")
+    messages = [{"role": "system", "content": "be brief"}]
+    for one in found:
+        messages.append({"role": "user", "content": one["prompt"]})
+        wanted = model.predict({"messages": messages})["choices"][0]["message"]["content"]
+        assert one["tuned"] == wanted
+        messages.append({"role": "assistant", "content": wanted})
+    plain = run("chat", "one@candidate", *asked, "--system", "be brief")
+    assert plain.out.splitlines() == [one["tuned"] for one in found]
+
+
+@pytest.mark.parametrize("name", ["two@candidate", "two-adapter/1"])
+def test_base_and_tuned_are_compared(run: Run, client: MlflowClient, spoken: Path, name: str) -> None:
+    """Of a merged version the base is the model that it was trained from; of an adapter it is in the same memory."""
+    prompts = ["blue lamp green", "song", "red door"]
+    for prompt, base in zip(prompts, answers_of_folder(spoken, prompts), strict=True):
+        told = run("chat", name, "--compare", "--prompt", prompt, "--json")
+        assert told.code == 0, told.err
+        (found,) = lines(told.out)
+        tuned = mlflow.pyfunc.load_model(f"models:/{name}").predict({"messages": [{"role": "user", "content": prompt}]})
+        assert found == {"prompt": prompt, "tuned": tuned["choices"][0]["message"]["content"], "base": base}
+
+
+def test_what_a_model_was_before_may_be_named(run: Run, client: MlflowClient, spoken: Path, tiny_model: Path) -> None:
+    told = run("chat", spoken, "--compare", "--prompt", "song")
+    assert told.code == 2
+    assert "does not say which model it was before" in told.err
+    told = run("chat", spoken, "--compare", "--base", tiny_model, "--prompt", "blue lamp green", "--max-tokens", 4)
+    assert told.code == 0, told.err
+    tuned, base = told.out.splitlines()
+    assert tuned == "tuned: green lamp blue"
+    assert base.startswith("base: ")
+    assert base != "base: green lamp blue"
+
+
+def test_lines_of_stdin_are_prompts(
+    run: Run, client: MlflowClient, spoken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def piped(*words: str) -> list[str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{word}\n" for word in words)))
+        told = run("chat", "two@candidate")
+        assert told.code == 0, told.err
+        return told.out.splitlines()
+
+    first, second = piped("red door", "", "blue lamp green")
+    assert piped("red door", "/reset", "red door", "/exit", "song") == [first, first]
+    assert piped("blue lamp green") != [second], "a turn does not know of the one before"
+
+
+def test_in_a_terminal(spoken: Path, store: str, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store, "COLUMNS": "100", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow_ft", "chat", str(spoken), "--quiet"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        close_fds=True,
+    )
+    os.close(theirs)
+    said = ""
+    try:
+        said = until(ours, "> ")
+        os.write(ours, b"blue lamp green\n")
+        said += until(ours, "green lamp blue\r\n")
+        os.write(ours, b"red " * 260 + b"\n")
+        said += until(ours, "the model reads 256")
+        os.write(ours, b"/reset\nblue lamp green\n")
+        said += until(ours, "green lamp blue\r\n")
+        os.write(ours, b"\x04")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert "/reset forgets" in said
+    assert "Traceback" not in said
+
+
+def until(terminal: int, wanted: str, seconds: float = 120) -> str:
+    """What is written on a terminal up to some text."""
+    found, deadline = "", time.monotonic() + seconds
+    while wanted not in found:
+        assert time.monotonic() < deadline, found
+        found += os.read(terminal, 4096).decode(errors="replace")
+    return found
+
+
+@pytest.mark.parametrize(("width", "beside"), [(100, True), (60, False)])
+def test_two_answers_stand_side_by_side_where_there_is_room(width: int, beside: bool) -> None:  # noqa: FBT001  # a table
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    chat.beside({"tuned": "new [bold]words[/bold]", "base": "old words"}, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
+    assert any("old words" in line and "new [bold]words[/bold]" in line for line in shown.splitlines()) is beside
+    assert shown.index("base") < shown.index("tuned")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing@champion"], "no model 'nothing'"),
+        (["one@candidate", "--temperature", "-1"], "--temperature"),
+        (["one@candidate", "--max-tokens", "0"], "--max-tokens"),
+        (["one@candidate", "--prompt", "red " * 300], "the model reads 256"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(
+    run: Run, client: MlflowClient, spoken: Path, arguments: list[str], words: str
+) -> None:
+    told = run("chat", "--prompt", "red", *arguments)
+    assert told.code == 2
+    assert words in told.err
+    assert "Traceback" not in told.err

@@ -1,0 +1,337 @@
+"""mlflow-ft serve: a real server in a process of its own, asked by OpenAI's own client and over MLflow's routes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+import openai
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from tests.cli.conftest import Run, answers_of_folder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*Type hint used in the model's predict:UserWarning"),
+]
+ASKED = [{"role": "user", "content": "blue lamp green"}]
+ADAPTERS = ["--adapter", "one=one-adapter@candidate", "--adapter", "two=models:/two-adapter/1"]
+
+
+class Server(NamedTuple):
+    """One that answers."""
+
+    url: str
+    names: list[str]
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def say(self, model: str, **more: Any) -> Any:
+        return self.client.chat.completions.create(**{"model": model, "messages": ASKED, "temperature": 0} | more)
+
+    def invoke(self, **request: Any) -> requests.Response:
+        return requests.post(f"{self.url}/invocations", json=request, timeout=60)
+
+
+@contextmanager
+def serving(*arguments: str, store: str, folder: Path) -> Iterator[Server]:
+    """`mlflow-ft serve ARGUMENTS` on a free port."""
+    command = [sys.executable, "-m", "mlflow_ft", "serve", *arguments, "--port", "0", "--json"]
+    log = folder / f"server-{time.monotonic_ns()}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, env=os.environ | {"MLFLOW_TRACKING_URI": store}, stdout=subprocess.PIPE, stderr=file, text=True
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        told = json.loads(line)
+        yield Server(told["url"], told["models"], process, log)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(spoken: Path, store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two adapters on one base."""
+    with serving(*ADAPTERS, store=store, folder=tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+def text_of(answer: Any) -> str:
+    return str(answer.choices[0].message.content)
+
+
+def alone(uri: str) -> Any:
+    return mlflow.pyfunc.load_model(uri)
+
+
+def test_every_adapter_answers_as_it_does_alone(server: Server, spoken: Path, client: MlflowClient) -> None:
+    assert server.names == ["one", "two", "base"]
+    prompts = ["blue lamp green", "red door", "song", "heavy small apple stone"]
+    said = {}
+    for name in server.names:
+        if name == "base":
+            wanted = answers_of_folder(spoken, prompts)
+        else:
+            model = alone(f"models:/{name}-adapter/1")
+            wanted = [
+                model.predict({"messages": [{"role": "user", "content": prompt}]})["choices"][0]["message"]["content"]
+                for prompt in prompts
+            ]
+        said[name] = [text_of(server.say(name, messages=[{"role": "user", "content": one}])) for one in prompts]
+        assert said[name] == wanted
+    assert said["one"] != said["two"] != said["base"] != said["one"], "the test tells nothing"
+
+
+def test_an_openai_client_works(server: Server) -> None:
+    assert [one.id for one in server.client.models.list()] == server.names
+    assert server.client.models.retrieve("two").id == "two"
+    found = server.say("base", max_tokens=64)
+    assert (found.object, found.model, found.choices[0].finish_reason) == ("chat.completion", "base", "stop")
+    assert text_of(found) == "green lamp blue"
+    usage = found.usage
+    assert usage.completion_tokens == 4, "three words and the end token"
+    assert usage.total_tokens == usage.prompt_tokens + 4
+    parts = [{"type": "text", "text": "blue lamp "}, {"type": "text", "text": "green"}]
+    same = server.say("base", messages=[{"role": "user", "content": parts}])
+    assert text_of(same) == text_of(found)
+    assert same.usage.prompt_tokens == usage.prompt_tokens
+
+
+def test_a_streamed_answer_is_the_same(server: Server) -> None:
+    for more in ({}, {"stop": "mp"}, {"stop": ["never", "p b"]}, {"max_tokens": 2}):
+        whole = server.say("base", **more)
+        chunks = list(server.say("base", stream=True, stream_options={"include_usage": True}, **more))
+        texts = [one.choices[0].delta.content for one in chunks if one.choices and one.choices[0].delta.content]
+        assert "".join(texts) == text_of(whole)
+        assert [one.choices[0].finish_reason for one in chunks if one.choices][-1] == whole.choices[0].finish_reason
+        assert chunks[-1].usage == whole.usage
+        assert len({one.id for one in chunks}) == 1
+    assert len([one for one in server.say("base", stream=True) if one.choices[0].delta.content]) > 1
+
+
+def test_stop_texts_and_limits(server: Server) -> None:
+    found = server.say("base", stop="mp b")
+    assert (text_of(found), found.choices[0].finish_reason) == ("green la", "stop")
+    found = server.say("base", max_tokens=2)
+    assert (found.choices[0].finish_reason, found.usage.completion_tokens) == ("length", 2)
+    seeds = [text_of(server.say("base", temperature=9.0, max_tokens=8, seed=seed)) for seed in (1, 1, 2)]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "words"),
+    [
+        ({"model": "three"}, 404, "there is no model 'three' here; there are: one, two, base"),
+        ({"model": "three", "stream": True}, 404, "no model 'three'"),
+        ({"messages": []}, 400, "`messages` must be a list"),
+        ({"messages": [{"content": "no role"}]}, 400, "`messages` must be a list"),
+        ({"messages": 5}, 400, "`messages` must be a list"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "no text"),
+        ({"messages": [{"role": "user", "content": "red " * 300}]}, 400, "the model reads 256"),
+        ({"max_tokens": -1}, 400, "`max_tokens` is -1; it must be a whole number from 1 up"),
+        ({"max_tokens": 1.5}, 400, "whole number"),
+        ({"max_tokens": 0, "stream": True}, 400, "`max_tokens` is 0"),
+        ({"temperature": "hot"}, 400, "`temperature` is 'hot'; it must be a number from 0 up"),
+        ({"temperature": True}, 400, "`temperature` is True"),
+        ({"top_p": 2}, 400, "`top_p` is 2; it must be a number from 0 to 1"),
+        ({"n": 2}, 400, "`n` is 2"),
+        ({"stop": 5}, 400, "`stop` is 5"),
+        ({"stop": ["a", ""]}, 400, "`stop` is"),
+        ({"seed": "a"}, 400, "`seed` is 'a'"),
+        ({"logprobs": True}, 400, "`logprobs` is not offered"),
+        ({"response_format": {"type": "json_object"}}, 400, "`response_format`"),
+        ({"tool_choice": "required"}, 400, "`tool_choice`"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_sentence(server: Server, more: dict[str, Any], status: int, words: str) -> None:
+    with pytest.raises(openai.APIStatusError) as told:
+        server.say("one", extra_body=more)
+    assert told.value.status_code == status
+    body = told.value.response.json()["error"]
+    assert words in body["message"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert "Traceback" not in told.value.response.text
+
+
+@pytest.mark.parametrize("body", ["no json", "[1]", '"text"', b"\xff"])
+def test_a_body_that_is_no_request(server: Server, body: Any) -> None:
+    found = requests.post(f"{server.url}/v1/chat/completions", data=body, timeout=30)
+    assert found.status_code == 400
+    assert "no JSON" in found.json()["error"]["message"]
+
+
+def test_mlflows_own_routes(server: Server) -> None:
+    assert requests.get(f"{server.url}/ping", timeout=30).status_code == 200
+    assert requests.get(f"{server.url}/version", timeout=30).text == mlflow.__version__
+    for name in ("two", "one", "base"):
+        found = server.invoke(messages=ASKED, model=name).json()
+        assert found["choices"][0]["message"]["content"] == text_of(server.say(name))
+    first = server.invoke(messages=ASKED, stop=" ").json()
+    assert (first["model"], first["choices"][0]["finish_reason"]) == ("one", "stop")
+    rows = [{"messages": ASKED, "model": "base"}, {"messages": ASKED, "model": "two"}]
+    answers = server.invoke(dataframe_records=rows).json()["predictions"]
+    assert [one["model"] for one in answers] == ["base", "two"]
+    refused = server.invoke(messages=ASKED, model="three")
+    assert refused.status_code == 404
+    assert "there are: one, two, base" in refused.json()["message"]
+    refused = server.invoke(messages=ASKED, max_tokens=-1)
+    assert refused.status_code == 400
+    assert "`max_tokens` is -1" in refused.json()["message"]
+    assert "Traceback" not in refused.text
+
+
+LONG = {"temperature": 50.0, "max_tokens": 240, "seed": 3}
+"""An answer that goes on to its limit."""
+
+
+def test_a_client_that_goes_away_does_not_keep_others_waiting(server: Server) -> None:
+    """Long answers are abandoned after their first words: they must not be written to their end."""
+    started = time.monotonic()
+    assert server.say("base", **LONG).usage.completion_tokens == 240
+    whole = time.monotonic() - started
+    started = time.monotonic()
+    for _ in range(8):
+        stream = server.say("base", stream=True, **LONG)
+        next(iter(stream))
+        stream.close()
+    server.say("one", max_tokens=1)
+    assert time.monotonic() - started < 4 * whole
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_quietly_and_the_answers_that_are_written(
+    spoken: Path, store: str, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    name = str(spoken)
+    with serving(name, store=store, folder=tmp_path) as found:
+        assert found.names == [name]
+        started = time.monotonic()
+        assert text_of(found.say(name)) == "green lamp blue"
+        found.say(name, **LONG)
+        each = time.monotonic() - started
+        waiting = [threading.Thread(target=quietly, args=[found, name]) for _ in range(24)]
+        for one in waiting:
+            one.start()
+        time.sleep(each)
+        started = time.monotonic()
+        found.process.send_signal(number)
+        assert found.process.wait(60) == code
+        assert time.monotonic() - started < max(12 * each, 3)
+        for one in waiting:
+            one.join()
+        log = found.log.read_text()
+    assert "answering on http://127.0.0.1:" in log
+    assert "Traceback" not in log
+    assert "Error" not in log
+
+
+def quietly(server: Server, name: str) -> None:
+    with suppress(openai.OpenAIError):
+        server.say(name, **LONG)
+
+
+def test_mlflow_serves_the_same(spoken: Path, store: str, tmp_path: Path) -> None:
+    """One version, by `mlflow models serve`, by `mlflow-ft serve` and by `mlflow models predict`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store, "PATH": path}
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/two/1", "--env-manager", "local"]
+    with (tmp_path / "mlflow.log").open("w") as log:
+        other = subprocess.Popen(
+            [*command, "-p", str(port)], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    wanted = {"messages": ASKED, "max_tokens": 16, "stop": "zz"}
+    wrong = {"messages": ASKED, "max_tokens": -1}
+    try:
+        with serving("two@candidate", store=store, folder=tmp_path) as found:
+            mine = found.invoke(**wanted).json()
+            mine_wrong = found.invoke(**wrong)
+        theirs = Server(f"http://127.0.0.1:{port}", [], found.process, tmp_path / "mlflow.log")
+        wait_for(theirs.url, other)
+        same, same_wrong = theirs.invoke(**wanted).json(), theirs.invoke(**wrong)
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+    for key in ("choices", "usage", "object"):
+        assert mine[key] == same[key]
+    assert (mine_wrong.status_code, mine_wrong.json()) == (same_wrong.status_code, same_wrong.json())
+    assert mine_wrong.status_code == 400
+
+    rows = [[ASKED], [[{"role": "user", "content": "red door"}]]]
+    (tmp_path / "in.json").write_text(json.dumps({"dataframe_split": {"columns": ["messages"], "data": rows}}))
+    files = ["-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")]
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", "models:/two/1", "--env-manager", "local"]
+    done = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert len(answers) == 2
+    assert answers[0]["choices"] == mine["choices"]
+
+
+def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
+    for _ in range(600):
+        assert process.poll() is None
+        try:
+            if requests.get(f"{url}/ping", timeout=1).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.2)
+    pytest.fail("mlflow models serve did not start")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no model was named"),
+        (["nowhere"], "no model that is known here"),
+        (["nothing@champion"], "no model 'nothing' with the alias 'champion'"),
+        (["models:/one/9"], "cannot be fetched"),
+        (["runs:/0123"], "name what it logged: runs:/0123/merged"),
+        (["--adapter", "one-adapter@candidate"], "an adapter needs a name"),
+        (["--adapter", "base=one-adapter@candidate"], "is that of the model without an adapter"),
+        (["--adapter", "a=one-adapter/1", "--adapter", "a=two-adapter/1"], "is there twice"),
+        (["--adapter", "a=one/1"], "is a whole model, not an adapter"),
+        (["--adapter", "a=one-adapter/1", "--base", "x", "y"], "named twice"),
+        (["--adapter", "a=one-adapter/1", "TINY"], "was trained on other weights"),
+        (["one-adapter@candidate", "--base", "TINY"], "was trained on other weights"),
+        (["one@candidate", "--host", "no.such.host.invalid"], "cannot be listened on"),
+    ],
+)
+def test_what_cannot_be_served_is_told_at_once(
+    run: Run, client: MlflowClient, spoken: Path, tiny_model: Path, arguments: list[str], words: str
+) -> None:
+    told = run("serve", *(str(tiny_model) if one == "TINY" else one for one in arguments), "--port", "0")
+    assert told.code == 2
+    assert words in told.err
+    assert "Traceback" not in told.err
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(run: Run, client: MlflowClient, spoken: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told = run("serve", "one@candidate", "--port", taken.getsockname()[1])
+    assert told.code == 2
+    assert "cannot be listened on: Address already in use" in told.err
+    assert "load" not in told.err
