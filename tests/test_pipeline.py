@@ -52,6 +52,7 @@ class Shop:
             "max_steps": 3,
             "eval_steps": 1,
             "max_new_tokens": 8,
+            "package.round_trip": "false",
             "evaluation.max_rows": 4,
             "registry.model_name": f"tiny-{method}",
             **settings,

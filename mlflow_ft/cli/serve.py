@@ -12,6 +12,7 @@ import click
 from mlflow_ft.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
+    from mlflow_ft.engine.shared import Served
     from mlflow_ft.progress import Progress
 
 BASE = "base"
@@ -57,10 +58,10 @@ def command(
     progress = Progress(quiet=quiet)
     asked = serve.Asked(model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout)
 
-    def ready(url: str, names: tuple[str, ...]) -> None:
+    def ready(url: str, served: Served) -> None:
         if as_json:
-            click.echo(json.dumps({"url": url, "models": names}))
-        tell(url, names, progress)
+            click.echo(json.dumps({"url": url, "models": served.names}))
+        tell(url, served, progress)
 
     try:
         serve.serve(asked, progress, ready)
@@ -87,9 +88,10 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def tell(url: str, names: tuple[str, ...], progress: Progress) -> None:
+def tell(url: str, served: Served, progress: Progress) -> None:
     """Where it listens, and how to ask."""
-    body = {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}
-    progress.say(f"{', '.join(names)}: answering on {url} (stop with Ctrl-C)")
-    progress.say(f"  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+    body = {"model": served.names[0], "messages": [{"role": "user", "content": "Hello"}]}
+    route = "invocations" if served.scores else "v1/chat/completions"
+    progress.say(f"{', '.join(served.names)}: answering on {url} (stop with Ctrl-C)")
+    progress.say(f"  curl -s {url}/{route} -H 'Content-Type: application/json' \\")
     progress.say(f"    -d {shlex.quote(json.dumps(body))}")

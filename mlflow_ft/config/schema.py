@@ -189,6 +189,9 @@ class PackageSection(Section):
     export_max_kl: float | None = Field(default=None, gt=0)
     """Largest mean KL divergence for `exports`; each has its own, in place of the limits above, when not given."""
 
+    round_trip: bool = True
+    """Load every logged model from the store, in a process that has its requirements alone, before it is registered."""
+
 
 class RegistrySection(Section):
     """The model registry."""

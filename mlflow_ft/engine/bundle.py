@@ -16,6 +16,8 @@ from mlflow_ft.job import Data, Encoded, Job, Trained
 
 CHAT_MODEL = Path(__file__).with_name("chat_model.py")
 """The code of the logged models."""
+FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
+"""The code that loads them as a stranger would."""
 COMPARED = 8
 """Training rows that the saved tokenizer is tried on."""
 BASE_FILE = "base.json"

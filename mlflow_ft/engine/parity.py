@@ -72,8 +72,8 @@ def compare(model: Any, reference: Path) -> Mapping[str, float]:
     return measure(Loaded(model), reference).numbers
 
 
-def measure(form: Form, reference: Path) -> Parity:
-    """Compare a form with what the trained model left in `reference`.
+def measure(form: Form, reference: Path, *, answers: bool = True) -> Parity:
+    """Compare a form with what the trained model left in `reference`; with `answers` also in how it goes on.
 
     Returns:
         In `numbers`: `kl_mean`, `kl_max` (D(trained || form), nats per token), `top1_agreement` (share of tokens),
@@ -86,7 +86,7 @@ def measure(form: Form, reference: Path) -> Parity:
     rows = [_row(form, kept, index) for index in range(sum(name.endswith(".input_ids") for name in kept))]
     divergence = torch.cat([row.kl for row in rows])
     agreement = torch.cat([row.trained.argmax(dim=-1) == row.told.argmax(dim=-1) for row in rows])
-    answers = [answer for row in rows if (answer := _answer(form, kept, row))]
+    said = [answer for row in rows if answers and (answer := _answer(form, kept, row))]
     numbers = {
         "kl_mean": divergence.mean().item(),
         "kl_max": divergence.max().item(),
@@ -95,14 +95,14 @@ def measure(form: Form, reference: Path) -> Parity:
     trained, found = (torch.cat([row.losses(getattr(row, name)) for row in rows]) for name in ("trained", "told"))
     if len(trained):
         numbers["perplexity_change"] = torch.expm1(found.mean() - trained.mean()).item()
-    if answers:
-        numbers["greedy_agreement"] = sum(one["trained"] == one["found"] for one in answers) / len(answers)
-        numbers["unstopped"] = float(sum(_goes_on(**one) for one in answers))
+    if said:
+        numbers["greedy_agreement"] = sum(one["trained"] == one["found"] for one in said) / len(said)
+        numbers["unstopped"] = float(sum(_goes_on(**one) for one in said))
     base = [kept[f"{row.index}.base_kl"] for row in rows if f"{row.index}.base_kl" in kept]
     if base and (far := torch.cat(base).mean().item()) > 0:
         numbers["kl_share"] = numbers["kl_mean"] / far
     numbers["tokens"] = float(len(divergence))
-    return Parity(numbers=numbers, tokens=[token for row in rows for token in _tokens(row)], answers=answers)
+    return Parity(numbers=numbers, tokens=[token for row in rows for token in _tokens(row)], answers=said)
 
 
 def _row(form: Form, kept: Mapping[str, Tensor], index: int) -> _Row:

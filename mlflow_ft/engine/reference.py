@@ -20,7 +20,7 @@ from torch.nn import functional
 from mlflow_ft.engine import models
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError
-from mlflow_ft.job import Data, Encoded
+from mlflow_ft.job import Data, Encoded, Form
 
 ROWS = 8
 FIRST = 1000
@@ -157,6 +157,12 @@ def continued(model: Any, input_ids: Tensor, length: int) -> list[int]:
             top_k=None,
         )
     return [int(token) for token in output[0, len(input_ids) :]]
+
+
+def text(form: Form, tokenizer: Any, input_ids: Sequence[int]) -> str:
+    """What a form says behind a prompt, greedily, in at most `LENGTH` tokens, without its end token."""
+    found = form.continued(torch.tensor(input_ids), LENGTH)
+    return str(tokenizer.decode(found, skip_special_tokens=True)).strip()
 
 
 def kl(expected: Tensor, found: Tensor) -> Tensor:

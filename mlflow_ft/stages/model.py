@@ -7,8 +7,9 @@ from dataclasses import replace
 from mlflow_ft.job import BaseModel, Data, Job, Model
 from mlflow_ft.stages import init_from, start
 
-SPACE = 3
-"""Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, and air."""
+SPACE = 4
+"""Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, that copy read
+back, and air."""
 
 
 def find(job: Job) -> BaseModel:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_ft.job import Data, Exported, Form, Job, Package, Packaged, Scores, Trained
 from mlflow_ft.records import Exporter, Packager
-from mlflow_ft.stages import card, compare, done
+from mlflow_ft.stages import card, compare, done, round_trip
 from mlflow_ft.stages.evaluate import as_metrics
 from mlflow_ft.stages.names import model_name
 
@@ -20,6 +20,8 @@ class Kept:
     record: Packager | Exporter
     folder: Path
     parity: Mapping[str, float]
+    said: Sequence[str] = ()
+    """What it answers to a few held-out prompts; see `round_trip`."""
 
     @property
     def name(self) -> str:
@@ -56,6 +58,7 @@ def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
         for form in kept
         if served(form.record)
     )
+    round_trip.check(job, data, trained, models, {form.name: form.said for form in kept})
     files = tuple(_log_files(job, form) for form in kept if not served(form.record))
     done.finish(job.folder / "package", {model.name: model.model_id for model in models})
     return Package(models=models, files=files)
@@ -101,7 +104,8 @@ def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
     with job.progress.bar(f"compare {record.name}"):
         form = Loaded(models.load_saved(job.config, trained.base, folder))
         parity = _compared(job, data, trained, record.name, form, limits)
-    return Kept(record=record, folder=folder, parity=parity)
+        said = round_trip.said(job, data, form) if served(record) else ()
+    return Kept(record=record, folder=folder, parity=parity, said=said)
 
 
 def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> Kept:
@@ -115,7 +119,8 @@ def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: 
     limits = compare.Limits.of_export(job.config.package, record)
     with job.progress.bar(f"compare {record.name}"), record.opened(folder) as form:
         parity = _compared(job, data, trained, record.name, form, limits)
-    return Kept(record=record, folder=folder, parity=parity)
+        said = round_trip.said(job, data, form) if served(record) else ()
+    return Kept(record=record, folder=folder, parity=parity, said=said)
 
 
 def _compared(

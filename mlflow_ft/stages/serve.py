@@ -34,8 +34,8 @@ class Asked:
     """Seconds until the first token, or until the whole answer where it is not streamed."""
 
 
-def serve(asked: Asked, progress: Progress, ready: Callable[[str, tuple[str, ...]], None]) -> None:
-    """Load and answer; `ready` is called with the address and the models' names when requests are answered.
+def serve(asked: Asked, progress: Progress, ready: Callable[[str, Served], None]) -> None:
+    """Load and answer; `ready` is called with the address and the models when requests are answered.
 
     Raises:
         StoppedError: a signal came. ConfigError, ModelError, RefusedError: it cannot be served.
@@ -55,7 +55,7 @@ def serve(asked: Asked, progress: Progress, ready: Callable[[str, tuple[str, ...
         url = f"http://{_shown(asked.host)}:{listener.getsockname()[1]}"
         if asked.host not in HERE:
             progress.warn(f"whoever reaches {url} can ask: there is no password")
-        http_server.run(app, listener, stopping=stopping, ready=lambda: ready(url, models.names))
+        http_server.run(app, listener, stopping=stopping, ready=lambda: ready(url, models))
 
 
 def check(asked: Asked) -> None:

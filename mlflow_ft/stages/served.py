@@ -101,6 +101,8 @@ def compared(asked: str, *, base: str | None, progress: Progress) -> Served:
     else:
         found = _before(start, base, progress)
     tuned = _load(start, base=base, progress=progress)
+    if tuned.scores:  # there is nothing to compare: whoever asks is told so
+        return shared.Served({TUNED: tuned})
     return shared.Served({TUNED: tuned, shared.BASE: _load_base(found, start, tuned, progress)})
 
 

@@ -23,14 +23,18 @@ from mlflow_ft.tracking.server import told
 TRAINING_CONTEXTS = ("train", "training")
 
 
-def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data") -> Path:
+def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data", into: Path | None = None) -> Path:
     """An artifact as a local file or folder, which is there until this process ends; it is not to be changed.
+
+    `into` names the folder that holds it, where it is not needed for so long.
 
     Raises:
         `error`, about `what`: there is no such artifact, or the server does not give it.
     """
     try:
-        target = tempfile.mkdtemp(dir=_folder())
+        holder = into or Path(_folder())
+        holder.mkdir(parents=True, exist_ok=True)
+        target = tempfile.mkdtemp(dir=holder)
         found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError, ValueError) as reason:
         raise error(

@@ -95,6 +95,7 @@ def test_a_chain_goes_on_where_it_was_interrupted(
     monkeypatch.setenv("MLFLOW_FT_PLUGINS", "")
     loaded, progress, client = plugins.load({"MLFLOW_FT_PLUGINS": ""}), Progress(quiet=True), MlflowClient()
     quick: dict[str, Any] = {"max_steps": 1, "eval_steps": 1, "max_new_tokens": 4, "evaluation.samples": 0}
+    quick["package.round_trip"] = "false"
     common = [f"--{name}={value}" for name, value in (quick | {"model": tiny_model}).items()]
     with pytest.raises(FineTuneError) as error:
         chain.run(

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mlflow_ft.cli import chat
 from tests.cli.conftest import Run, answers_of_folder
@@ -133,6 +135,19 @@ def test_two_answers_stand_side_by_side_where_there_is_room(width: int, beside: 
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
     assert any("old words" in line and "new [bold]words[/bold]" in line for line in shown.splitlines()) is beside
     assert shown.index("base") < shown.index("tuned")
+
+
+@pytest.mark.parametrize("more", [[], ["--compare", "--base", "TINY"]])
+def test_a_reward_model_has_nothing_to_say(
+    run: Run, client: MlflowClient, tiny_model: Path, tmp_path: Path, more: list[str]
+) -> None:
+    judge: Any = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    judge.save_pretrained(tmp_path / "judge")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "judge")
+    more = [str(tiny_model) if word == "TINY" else word for word in more]
+    told = run("chat", tmp_path / "judge", "--prompt", "red", *more)
+    assert told.code == 2
+    assert "a reward model scores answers and gives none" in told.err
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,7 @@ def test_the_models_that_were_trained_on_a_file_are_found(
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", make_rows(26))
     quick = ["--max_steps", 1, "--max_new_tokens", 4, "--evaluation.max_rows", 2, "--eval_steps", 1]
+    quick += ["--package.round_trip", "false"]
     name = ["--registry.model_name", "found-again"]
     assert run("train", "lora", "--data", data, "--model", tiny_model, *quick, *name).code == 0
     part = tmp_path / "renamed.json"

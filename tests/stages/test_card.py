@@ -88,6 +88,7 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             "max_steps": 2,
             "eval_steps": 1,
             "max_new_tokens": 8,
+            "package.round_trip": "false",
             "evaluation.max_rows": 4,
             "fail_on": "never",
             "on_bad_row": "drop",

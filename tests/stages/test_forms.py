@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from mlflow_ft import Exporter, Packager, hookimpl
 from mlflow_ft.builtin import exporters, packagers
+from mlflow_ft.engine import bundle
 from mlflow_ft.errors import ConfigError, RefusedError
 from mlflow_ft.job import Job, Trained
-from mlflow_ft.stages import compare
+from mlflow_ft.stages import compare, package
 from mlflow_ft.testing import make_tiny_model
 
 WELL = {"max_steps": 8, "learning_rate": 0.02, "max_new_tokens": 16}
@@ -163,6 +164,54 @@ def test_the_model_in_fewer_bits_is_registered_beside_it(
         answer = mlflow.pyfunc.load_model(str(folder)).predict({"messages": [{"role": "user", "content": "red"}]})
         assert answer["object"] == "chat.completion"
     assert metrics["parity/nf4/kl_mean"] > metrics["parity/int8/kl_mean"] > metrics["parity/merged/kl_mean"]
+
+
+def spoilt(plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let something happen to a form after it was compared."""
+    seal = package._seal
+
+    def sealed(job: Job, data: Any, trained: Trained, form: package.Kept, scores: Any) -> None:
+        plant(form.folder)
+        seal(job, data, trained, form, scores)
+
+    monkeypatch.setattr(package, "_seal", sealed)
+
+
+def test_what_was_logged_is_loaded_by_a_stranger(
+    fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path
+) -> None:
+    outcome = fine_tune(
+        *("lora",), model=tiny_model, data=tiny_rows, **{"package.exports": "nf4", "package.round_trip": "true"}, **WELL
+    )
+    metrics = MlflowClient().get_run(outcome.run_id).data.metrics
+    for form in ("merged", "adapter", "nf4"):
+        assert metrics[f"round_trip/{form}/kl_mean"] == pytest.approx(metrics[f"parity/{form}/kl_mean"], abs=1e-9)
+
+
+def other_weights(folder: Path) -> None:
+    if (folder / WEIGHTS).is_file():
+        weights(folder, lambda held: {name: held[name] * 1.5 for name in held})
+
+
+def test_what_is_another_model_to_a_stranger_is_not_registered(
+    fine_tune: Callable[..., Any],
+    tiny_model: Path,
+    tiny_rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoilt(other_weights, monkeypatch)
+    with pytest.raises(RefusedError, match="'merged' is another one when it is loaded in a fresh process"):
+        fine_tune("lora", model=tiny_model, data=tiny_rows, **{"package.round_trip": "true"}, **WELL)
+    assert not MlflowClient().search_registered_models()
+
+
+def test_a_requirement_that_is_not_told_is_missed(
+    fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = bundle.requirements
+    monkeypatch.setattr(bundle, "requirements", lambda folder: [one for one in full(folder) if "peft" not in one])
+    with pytest.raises(RefusedError, match="No module named 'peft'"):
+        fine_tune("lora", model=tiny_model, data=tiny_rows, **{"package.round_trip": "true"}, **WELL)
 
 
 def test_a_form_that_rounds_too_much_is_refused(
