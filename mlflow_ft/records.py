@@ -237,6 +237,9 @@ class Exporter:
     """Smallest share of tokens on which it must agree with the trained model."""
     suffix: str = ""
     """Registered as `NAME` plus this, as a model that MLflow serves; logged as files of the run where it is empty."""
+    grid: str = ""
+    """The `model.quantize` whose rounding this repeats. A model that was merged into a base dequantised from the same
+    grid would snap back to it, and lose the adapter; it is made of the merge into the original weights instead."""
 
 
 @dataclass(frozen=True, kw_only=True)

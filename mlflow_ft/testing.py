@@ -133,7 +133,7 @@ def fine_tune(tracking_store: str) -> Callable[..., Outcome]:
         for module in modules:
             info = loaded.add(module, name=module.__name__, version="test")
             assert info.status == "active", info.error
-        quick = {"max_steps": 2, "max_new_tokens": 8, "evaluation.max_rows": 4, "eval_steps": 1}
+        quick: dict[str, Any] = {"max_steps": 2, "max_new_tokens": 8, "evaluation.max_rows": 4, "eval_steps": 1}
         quick["package.round_trip"] = "false"  # a process that imports torch and MLflow takes longer than the training
         pairs = [f"--{key}={value}" for key, value in (quick | settings).items()]
         return pipeline.run(asked([method, *pairs], loaded), loaded, progress=Progress(quiet=True))

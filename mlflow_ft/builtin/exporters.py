@@ -51,11 +51,13 @@ def register_exporters() -> list[Exporter]:
             summary="in 4 bits (NF4, double quantisation) by bitsandbytes: a quarter of the memory, for GPUs",
             export=export_nf4,
             suffix="-nf4",
+            grid="nf4",
         ),
         made(
             name="int8",
             summary="in 8 bits (LLM.int8()) by bitsandbytes: half the memory, for GPUs",
             export=export_int8,
             suffix="-int8",
+            grid="int8",
         ),
     ]

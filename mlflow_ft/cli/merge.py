@@ -33,14 +33,17 @@ WORDS = ("adapter", "base", "data", "dtype", "into", "quantize", "combination")
 @click.option("--rank", default="", help="Rank of what several become; the sum of theirs when not given.")
 @click.option("--density", default="0.5", help="Share of each that TIES, DARE and pruning keep.")
 @click.option("--data", default="", help="Rows to tell the loss on; this takes the whole model in memory.")
+@click.option("--register", "name", default="", help="Log the merged model, compare it, and register it as this.")
+@click.option("--max_kl", default="", help="With --register: mean KL per token (nats) that is let pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
-def command(*, out: str, as_json: bool, quiet: bool, **given: Any) -> None:
+def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Merge an adapter into its base, tensor by tensor: memory for one layer, whatever the model's size.
 
     \b
     mlflow-ft merge --adapter models:/NAME-adapter@champion --out merged
     mlflow-ft merge --adapter ./adapter --base ./base --dtype bfloat16 --out merged
+    mlflow-ft merge --adapter models:/NAME-adapter/3 --out merged --register NAME
     mlflow-ft merge --adapter ./first,./second --weights 0.7,0.3 --out merged
 
     An adapter that was trained beside a quantised base belongs to what that base stood for: it is merged into the
@@ -55,19 +58,37 @@ def command(*, out: str, as_json: bool, quiet: bool, **given: Any) -> None:
     asked = merge.Asked(out=Path(out), **values, **_numbers(given))
     progress = Progress(quiet=quiet)
     done = merge.merge(asked, progress)
+    kept = _registered(asked, done, name, max_kl, progress) if name else {}
     if as_json:
-        click.echo(json.dumps({"folder": str(done.folder), "already": done.already, **done.record}, indent=2))
+        click.echo(json.dumps({"folder": str(done.folder), "already": done.already, **done.record, **kept}, indent=2))
         return
     if done.already:
         progress.say(f"already done: {done.folder} holds this merge")
-        return
     facts = {
         "merged": str(done.folder),
         "base": f"{done.record['base']['name_or_path']} ({done.record['into']} weights)",
         "type": done.record["dtype"],
     }
     losses = done.record.get("loss", {})
-    progress.facts(facts | {f"loss, {name}": f"{loss:.4f}" for name, loss in losses.items()})
+    facts |= {f"loss, {name}": f"{loss:.4f}" for name, loss in losses.items()}
+    if kept:
+        facts |= {
+            "mean KL": f"{kept['parity']['kl_mean']:.3g} nats per token from the adapter on its base",
+            "registered": f"{kept['registered']} @candidate",
+        }
+    progress.facts(facts)
+
+
+def _registered(asked: Any, done: Any, name: str, max_kl: str, progress: Any) -> dict[str, Any]:
+    from mlflow_ft.stages import merged_version
+
+    try:
+        limit = float(max_kl) if max_kl else None
+    except ValueError as error:
+        raise ConfigError(f"--max_kl: {max_kl!r} is no number", hint="write --max_kl 0.2") from error
+    version = merged_version.register(asked, done, name, progress, max_kl=limit)
+    uri = f"models:/{version.name}/{version.version}"
+    return {"registered": uri, "model_id": version.model_id, "run_id": version.run_id, "parity": dict(version.parity)}
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, Any]:

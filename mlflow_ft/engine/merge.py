@@ -23,12 +23,12 @@ from mlflow_ft.engine.stream_merge import Merge
 from mlflow_ft.job import BaseModel, Job, Trained
 
 
-def merge(job: Job, trained: Trained, folder: Path) -> None:
-    """Write the merged model of a trained adapter into `folder`, without the tokenizer."""
+def merge(job: Job, trained: Trained, folder: Path, *, original: bool = False) -> None:
+    """Write the merged model of a trained adapter into `folder`, without the tokenizer; see `fold`."""
     assert trained.adapter is not None
     dtype = saved_dtype(job.config, trained.base.path)
     journal_files.clear(folder)  # what an earlier merge left there may be of another training
-    fold(job.config, trained.base, trained.adapter, folder=folder, dtype=dtype)
+    fold(job.config, trained.base, trained.adapter, folder=folder, dtype=dtype, original=original)
     journal_files.clear(folder)
 
 

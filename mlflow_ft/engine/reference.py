@@ -56,27 +56,23 @@ def keep(model: Any, data: Data, file: Path) -> None:
     save_file(kept, file)
 
 
-def keep_answers(folder: Path, tokenizer: Any, questions: Sequence[str], file: Path) -> None:
-    """Write the reference of the whole model in `folder`: its own answers to questions, by its chat template.
+def keep_answers(model: Any, tokenizer: Any, questions: Sequence[str], file: Path) -> None:
+    """Write the reference of a model in memory: its own answers to questions, by its chat template.
 
     Raises:
         ModelError: the tokenizer has no chat template.
     """
-    from mlflow_ft.engine import quantised
-
     if not tokenizer.chat_template:
         raise ModelError(
             "the model has no chat template, so that it cannot be asked", hint="give it chat_template.jinja"
         )
-    with quantised.opened(folder) as form:
-        rows = []
-        for question in questions:
-            asked = tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-            )
-            answer = form.continued(torch.tensor(asked), LENGTH)
-            rows.append(Encoded(input_ids=(*asked, *answer), labels=(*[-100] * len(asked), *answer)))
-        save_file(of_rows(form.model, rows), file)
+    rows = []
+    for question in questions:
+        messages = [{"role": "user", "content": question}]
+        asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        answer = continued(model, torch.tensor(asked), LENGTH)
+        rows.append(Encoded(input_ids=(*asked, *answer), labels=(*[-100] * len(asked), *answer)))
+    save_file(of_rows(model, rows), file)
 
 
 def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
@@ -93,7 +89,7 @@ def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
         ids, positions = torch.tensor(row.input_ids), torch.tensor(places)
         logits = logits_at(model, ids, positions)
         kept |= {f"{index}.input_ids": ids, f"{index}.positions": positions, f"{index}.logits": logits}
-        if hasattr(model, "disable_adapter"):
+        if comes_off(model):
             with models.quiet_peft(), without_adapter(model):
                 bare = logits_at(model, ids, positions)
             width = min(bare.shape[1], logits.shape[1])
@@ -103,6 +99,12 @@ def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
                 continued(model, prompt(ids, positions), LENGTH), dtype=torch.int64
             )
     return kept
+
+
+def comes_off(model: Any) -> bool:
+    """Whether there is an adapter that can be switched off; biases that it has trained would stay."""
+    configs = getattr(model, "peft_config", {}).values()
+    return bool(configs) and all(getattr(config, "bias", None) in (None, "none", False) for config in configs)
 
 
 def without_adapter(model: Any) -> AbstractContextManager[None]:

@@ -45,6 +45,11 @@ class Limits:
         )
 
     @classmethod
+    def of_kl(cls, max_kl: float) -> Limits:
+        """Of a form that is let pass up to a divergence that was named, whatever else it is."""
+        return cls(max_kl=max_kl, min_top1=0.0, max_perplexity_change=float("inf"), remedy="allow more (--max_kl)")
+
+    @classmethod
     def of_export(cls, settings: PackageSection, exporter: Exporter) -> Limits:
         """Of a form that is meant to be rougher."""
         max_kl = settings.export_max_kl or exporter.max_kl

@@ -16,7 +16,7 @@ from mlflow_ft.errors import ConfigError, ModelError
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Exporter
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import compare, init_from, served, whole
+from mlflow_ft.stages import adapters, compare, init_from, merge, served, whole
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -106,8 +106,9 @@ def _made(
         for file in folder.rglob("*"):  # what a stopped export left is no beginning
             if file.is_file():
                 file.unlink()
+        source = _suited(exporter, version, start.folder, Path(scratch), progress)
         with progress.bar(f"export {exporter.name}"):
-            exporter.export(start.folder, folder)
+            exporter.export(source, folder)
         reference, whose = _reference(version, start.folder, tokenizer, Path(scratch), progress)
         with progress.bar(f"compare {exporter.name}"), exporter.opened(folder) as form:
             found = compare.measure(form, reference)
@@ -116,6 +117,20 @@ def _made(
         whole.write_record(folder, {"model": start.uri, "form": exporter.name, whole.KEY: key} | made, record=RECORD)
         write_manifest(folder)
     return made
+
+
+def _suited(exporter: Exporter, version: ModelVersion | None, folder: Path, scratch: Path, progress: Progress) -> Path:
+    """The model's folder, or its adapter's merge into the original weights; see `Exporter.grid`."""
+    from mlflow import MlflowClient
+
+    adapter = version.tags.get("mlflow_ft.adapter_version") if version else None
+    if not (version and adapter and exporter.grid and version.run_id):
+        return folder
+    run = MlflowClient().get_run(version.tags.get("mlflow_ft.run_id") or version.run_id)
+    if run.data.params.get("cfg.model.quantize") != exporter.grid:
+        return folder
+    progress.say(f"its base was in {exporter.grid} already: the adapter is merged into the original weights instead")
+    return merge.merge(adapters.Asked(adapter=adapter, out=scratch / "original", into="original"), progress).folder
 
 
 def _reference(
@@ -135,11 +150,11 @@ def _reference(
 
 
 def _of_itself(folder: Path, tokenizer: Any, scratch: Path, progress: Progress) -> Path:
-    from mlflow_ft.engine import reference
+    from mlflow_ft.engine import quantised, reference
 
     file = scratch / compare.REFERENCE
-    with progress.bar("ask the model itself"):
-        reference.keep_answers(folder, tokenizer, QUESTIONS, file)
+    with progress.bar("ask the model itself"), quantised.opened(folder) as form:
+        reference.keep_answers(form.model, tokenizer, QUESTIONS, file)
     return file
 
 

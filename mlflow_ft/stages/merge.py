@@ -111,6 +111,15 @@ def _quantize(quantization: Mapping[str, Any]) -> str:
     return "nf4"
 
 
+def trained(asked: Asked, scratch: Path, progress: Progress) -> Any:
+    """The adapter on its base as it was trained, in memory."""
+    from mlflow_ft.engine import models
+
+    start = adapters.find(asked, scratch, progress)
+    config = config_of(asked, start)
+    return models.load_saved(config, base_of(asked, config, start, progress), start.folder)
+
+
 def base_of(asked: Asked, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
     base = start.base or {}
     found = init_from.base_of(config, start, progress, option="--base")

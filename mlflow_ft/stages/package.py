@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +115,8 @@ def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: 
     from mlflow_ft.engine import bundle
 
     folder = job.folder / "package" / record.name
-    with job.progress.bar(f"export {record.name}"):
-        record.export(source, folder)
+    with job.progress.bar(f"export {record.name}"), _suited(job, trained, record, source) as whole:
+        record.export(whole, folder)
         if served(record):
             bundle.check_tokenizer(data, folder)
     limits = compare.Limits.of_export(job.config.package, record)
@@ -121,6 +124,21 @@ def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: 
         parity = _compared(job, data, trained, record.name, form, limits)
         said = round_trip.said(job, data, form) if served(record) else ()
     return Kept(record=record, folder=folder, parity=parity, said=said)
+
+
+@contextmanager
+def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Iterator[Path]:
+    """The whole model to make a form of: the packaged one, or the merge into the original weights; see `grid`."""
+    if trained.adapter is None or not record.grid or record.grid != job.config.model.quantize:
+        yield source
+        return
+    from mlflow_ft.engine import companions, merge
+
+    with tempfile.TemporaryDirectory(dir=job.folder / "package") as scratch:
+        merge.merge(job, trained, Path(scratch, "original"), original=True)
+        companions.copy_files(source, Path(scratch, "original"))
+        shutil.copy(source / "generation_config.json", Path(scratch, "original"))
+        yield Path(scratch, "original")
 
 
 def _compared(

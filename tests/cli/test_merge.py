@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -303,3 +304,36 @@ def test_from_a_run_a_version_and_a_logged_model(
             settings_of["eos_token_id"]
             == json.loads((packaged.parent / "generation_config.json").read_text())["eos_token_id"]
         )
+
+    told = run(
+        *(
+            "merge",
+            "--adapter",
+            "models:/merging-adapter/1",
+            "--out",
+            tmp_path / "3",
+            "--register",
+            "merging-2",
+            "--json",
+        )
+    )
+    assert told.code == 0, told.err
+    kept = json.loads(told.out)
+    version, adapter = client.get_model_version("merging-2", "1"), client.get_model_version("merging-adapter", "1")
+    assert Path(kept["folder"]).is_dir()
+    assert version.tags["mlflow_ft.adapter_version"] == "models:/merging-adapter/1"
+    for name in ("run_id", "method", "base_model", "base_revision", "data_digest", "data_fingerprint"):
+        assert version.tags[f"mlflow_ft.{name}"] == adapter.tags[f"mlflow_ft.{name}"]
+    assert float(version.tags["mlflow_ft.parity.kl_mean"]) == pytest.approx(kept["parity"]["kl_mean"], rel=1e-4)
+    assert kept["parity"]["kl_mean"] < 1e-6
+    assert client.get_model_version_by_alias("merging-2", "candidate").version == version.version
+    assert client.get_run(kept["run_id"]).info.status == "FINISHED"
+    answer = mlflow.pyfunc.load_model("models:/merging-2/1").predict({"messages": [{"role": "user", "content": "red"}]})
+    assert answer["object"] == "chat.completion"
+
+    asked = ("merge", "--adapter", f"runs:/{run_id}", "--into", "original", "--out", tmp_path / "4")
+    told = run(*asked, "--register", "merging-3", "--max_kl", "1e-9")
+    assert told.code == 1
+    assert "is not the model that was trained" in told.err
+    assert [one.info.status for one in client.search_runs(["0"], max_results=1)] == ["FAILED"]
+    assert not client.search_registered_models(filter_string="name = 'merging-3'")

@@ -49,7 +49,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(known: Path) -> Path:
     """What the model says, as a reference."""
     file = known.parent / "reference.safetensors"
-    reference.keep_answers(known, AutoTokenizer.from_pretrained(known), QUESTIONS, file)
+    model = LlamaForCausalLM.from_pretrained(known).eval()
+    reference.keep_answers(model, AutoTokenizer.from_pretrained(known), QUESTIONS, file)
     return file
 
 

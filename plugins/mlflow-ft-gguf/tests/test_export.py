@@ -38,10 +38,8 @@ def test_another_model_is_not(known: Path, server: LlamaCpp, tmp_path: Path) -> 
 
     other = LlamaForCausalLM.from_pretrained(known)
     other.model.layers[1].mlp.down_proj.weight.data.mul_(3)
-    other.save_pretrained(tmp_path / "other")
     tokenizer: Any = AutoTokenizer.from_pretrained(known)
-    tokenizer.save_pretrained(tmp_path / "other")
-    reference.keep_answers(tmp_path / "other", tokenizer, ["Name a colour."], tmp_path / "reference")
+    reference.keep_answers(other.eval(), tokenizer, ["Name a colour."], tmp_path / "reference")
     limit = next(kind.max_kl for kind in mlflow_ft_gguf.KINDS if kind.name == "q4_k_m")
     assert parity.measure(server, tmp_path / "reference").numbers["kl_mean"] > limit
 
