@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
 
+class Checkpointer(Protocol):
+    """Keeps a model as it stands during training."""
+
+    def __call__(self, module: Any, step: int, metrics: Mapping[str, float], /) -> None:
+        """`metrics` are those of the evaluation at this optimizer step: `eval/loss` ..."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One fine-tuning job, which is one MLflow run: what was asked, and the means to do it."""
@@ -33,6 +40,8 @@ class Job:
     progress: Progress
     reward_model: Path | None = None
     """The folder of `rollout.reward_model`."""
+    keep_checkpoint: Checkpointer | None = None
+    """Called at every evaluation during training, where checkpoints were asked for."""
 
     @property
     def task(self) -> Task:
@@ -65,7 +74,7 @@ class Split:
     The sequences read from disk what is looked at; iterate rather than keep what they give.
     """
 
-    name: Literal["train", "eval"]
+    name: Literal["train", "eval", "guard"]
     sources: tuple[str, ...]
     """Absolute paths, Hub ids, MLflow URIs."""
     source_type: Literal["local", "hugging_face"]
@@ -100,6 +109,8 @@ class Data:
     """32 hex digits over the sources' bytes, the format, every step of the preparation, template and tokenizer."""
     report: Report | None = None
     """What the checks found; None where nobody looked."""
+    guards: Mapping[str, Data] = field(default_factory=dict)
+    """Guard sets by name (`evaluation.guards`): each with its rows as the held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +269,8 @@ class Contender:
     """The report of the data checks (`data/quality.json`)."""
     eval_digest: str
     """Digest of the held-out rows that it was scored on."""
+    guards: Mapping[str, str] = field(default_factory=dict)
+    """Of every guard set the digest of its rows; its scores are `GUARD/SCORE`."""
     rows: Mapping[str, tuple[float | None, ...]]
     """By score the value of every held-out row, in their order; of the scores that are means over rows."""
     unscored: str = ""

@@ -155,6 +155,8 @@ class Score:
     name: str
     value: float
     rows: tuple[float | None, ...] = ()
+    guard: str = ""
+    """The guard set that it was found on; empty for the held-out rows. Set by the stage."""
 
     @classmethod
     def mean(cls, name: str, rows: Sequence[float | None]) -> Score:

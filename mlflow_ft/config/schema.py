@@ -150,6 +150,8 @@ class TrainingSection(Section):
     """Name from transformers; auto is paged_adamw_8bit for a quantised base on a GPU, else adamw_torch_fused."""
     logging_steps: int = Field(default=1, ge=1)
     """Optimizer steps between two points of the training curves."""
+    log_checkpoints: bool = False
+    """Log the model as it stands at every evaluation as a logged model of its own, with the held-out loss."""
     eval_steps: float = Field(default=0.25, gt=0)
     """Optimizer steps between two held-out losses, or their share of all steps when below 1."""
 
@@ -165,6 +167,9 @@ class EvaluationSection(Section):
     """Longest generated answer, in tokens."""
     per_device_eval_batch_size: int = Field(default=16, ge=1)
     """Rows per forward pass in evaluation and generation."""
+    guards: dict[str, str] | None = None
+    """Further data by name (`{safety: refusals.jsonl}`), scored before and after as `safety/SCORE`: what must not get
+    worse."""
     samples: int = Field(default=4, ge=0)
     """Held-out prompts that are answered at every evaluation during training, and logged as tables; 0: none."""
 

@@ -75,6 +75,10 @@ class JudgedModel:
         self._batch: int = job.config.evaluation.per_device_eval_batch_size
         self._pad: int = data.tokenizer.pad_token_id
 
+    def over(self, data: Data) -> JudgedModel:
+        """The same model on other held-out rows."""
+        return JudgedModel(name=self.name, module=self._module, job=self._job, data=data)
+
     def release(self) -> None:
         """Let the model go; what was asked for stays."""
         self._module = None

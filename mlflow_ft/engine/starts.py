@@ -90,16 +90,17 @@ def learned_prompt(module: Any, folder: Path) -> Any | None:
     return wrapped
 
 
-def save(module: Any, folder: Path, *, beginning: Path | None = None) -> None:
+def save(module: Any, folder: Path, *, beginning: Path | None = None, last: bool = True) -> None:
     """Save an adapter so that it belongs to the base as it lies on the disk.
 
-    `beginning` is the job's folder, where `attach` wrote the first weights of one that changed its base.
+    `beginning` is the job's folder, where `attach` wrote the first weights of one that changed its base; they are
+    removed with the `last` save. Another adapter that a trainer has put beside it is left out.
     """
     # the base and the rule for new tokens make the embeddings again: never a copy of all of them beside the adapter
     with warnings.catch_warnings():
         if isinstance(module.base_model, AdaLoraModel):  # it may leave a layer no rank at all
             warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")
-        module.save_pretrained(folder, save_embedding_layers=False)
+        module.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     if beginning is None or not (beginning / BEGINNING).is_file():
         return
     first, trained = load_file(beginning / BEGINNING), load_file(folder / WEIGHTS)
@@ -110,7 +111,8 @@ def save(module: Any, folder: Path, *, beginning: Path | None = None) -> None:
             trained[name] = torch.cat([weight, -first[name].to(weight)], dim=1)
     save_file(trained, folder / WEIGHTS, metadata={"format": "pt"})
     doubled(module.peft_config["default"]).save_pretrained(folder)
-    (beginning / BEGINNING).unlink()
+    if last:
+        (beginning / BEGINNING).unlink()
 
 
 def doubled(peft_config: Any) -> Any:

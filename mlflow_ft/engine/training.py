@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from mlflow_ft.engine import hardware, models, options, reference, starts
 from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.engine.checkpoints import CheckpointCallback
 from mlflow_ft.engine.first_step import GradientCallback
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.rewards import LoadedReward
@@ -109,6 +110,7 @@ def callbacks(
     if tells:
         found += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
         found += [SamplesCallback(job, data, bars, judges=judges)]
+        found += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
     found += [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
         found += [AllocateCallback(job)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
-from mlflow_ft.stages import fix, ready, show
+from mlflow_ft.stages import fix, guards, ready, show
 from mlflow_ft.stages.fix import Cleaned
 from mlflow_ft.stages.ready import Ready
 from mlflow_ft.stages.show import Shown
@@ -44,7 +45,20 @@ def prepare(job: Job, base: BaseModel) -> Data:
     """
     found = look(job, base, accept=partial(fits, job.config.method, job.registry))
     refuse(found, job.config.data.fail_on)
-    return found.data
+    return guarded(job, found.data)
+
+
+def guarded(job: Job, data: Data) -> Data:
+    """The data with the guard sets, which are logged as inputs of the run, too.
+
+    Raises:
+        DataError: one of them cannot be used.
+    """
+    found = guards.prepare(job.config, data, plugins=job.plugins, registry=job.registry, progress=job.progress)
+    for name, one in found.items():
+        job.run.log_inputs([one.eval], tags={"mlflow_ft.guard": name})
+        job.progress.say(f"guard {name}: {one.eval.counts['rows']:,} rows ({one.format})")
+    return replace(data, guards=found)
 
 
 def look(

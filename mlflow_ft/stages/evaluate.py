@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mlflow_ft.job import Data, Job, Scores, Subject, Trained
 from mlflow_ft.records import Answer, Evaluator, Score
-from mlflow_ft.stages import done
+from mlflow_ft.stages import done, guards
 
 ROWS_FILE = "eval/rows.json"
 """The artifact with the scores of every held-out row, by which two models are compared row by row."""
@@ -21,18 +21,21 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
 
     job.run.begin("evaluate")
     evaluators = chosen(job, data)
-    judged = {subject.name: _judge(evaluators, subject) for subject in judge.subjects(job, data, trained)}
+    guarding = {name: chosen(job, guard) for name, guard in data.guards.items()}
+    judged = {
+        subject.name: _judge(evaluators, subject, guards.scores(subject, data, guarding))
+        for subject in judge.subjects(job, data, trained)
+    }
     scores = Scores(
         base=judged["base"][0],
         tuned=judged["tuned"][0],
         answers=tuple(zip(judged["base"][1], judged["tuned"][1], strict=True)),
     )
     for name, found in (("base", scores.base), ("tuned", scores.tuned)):
-        values = as_metrics(name, found)
-        job.run.metrics(values, dataset=data.eval)
-        done.finish(job.folder / "evaluate" / name, values)
+        log_scores(job, data, name, found)
+        done.finish(job.folder / "evaluate" / name, as_metrics(name, found))
     job.run.table(table(scores), "eval/answers.json")
-    job.run.artifact_text(json.dumps(row_scores(scores, digest=data.eval.digest)), ROWS_FILE)
+    job.run.artifact_text(json.dumps(row_scores(scores, data)), ROWS_FILE)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
     return scores
 
@@ -49,10 +52,20 @@ def chosen(job: Job, data: Data) -> list[Evaluator]:
     return [job.registry.evaluators[name] for name in names]
 
 
-def _judge(evaluators: Sequence[Evaluator], subject: Subject) -> tuple[tuple[Score, ...], Sequence[Answer]]:
+def _judge(
+    evaluators: Sequence[Evaluator], subject: Subject, guarded: Iterable[Score]
+) -> tuple[tuple[Score, ...], Sequence[Answer]]:
     """The scores of one model, and its answers; asked for here, while the model is in memory."""
     scores = tuple(score for evaluator in evaluators for score in evaluator.evaluate(subject))
-    return scores, subject.answers
+    return (*scores, *guarded), subject.answers
+
+
+def log_scores(job: Job, data: Data, name: str, scores: Sequence[Score], *, model_id: str | None = None) -> None:
+    """Log a model's scores as metrics, each linked to the rows that it was found on."""
+    for guard in ("", *data.guards):
+        found = as_metrics(name, [score for score in scores if score.guard == guard])
+        rows = data.guards[guard].eval if guard else data.eval
+        job.run.metrics(found, model_id=model_id, dataset=rows)
 
 
 def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
@@ -62,12 +75,15 @@ def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
     return values
 
 
-def row_scores(scores: Scores, *, digest: str) -> dict[str, Any]:
-    """Of every score that is a mean over rows the rows' values, in the order of the held-out rows of that digest."""
+def row_scores(scores: Scores, data: Data) -> dict[str, Any]:
+    """Of every score that is a mean over held-out rows their values, in the rows' order; and which rows these are."""
     return {
-        "digest": digest,
+        "digest": data.eval.digest,
+        "guards": guards.digests(data),
         "scores": {
-            name: {score.name: [_finite(row) for row in score.rows] for score in found if score.rows}
+            name: {
+                score.name: [_finite(row) for row in score.rows] for score in found if score.rows and not score.guard
+            }
             for name, found in (("base", scores.base), ("tuned", scores.tuned))
         },
     }

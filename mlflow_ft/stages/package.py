@@ -12,7 +12,7 @@ from pathlib import Path
 from mlflow_ft.job import Data, Exported, Form, Job, Package, Packaged, Scores, Trained
 from mlflow_ft.records import Exporter, Packager
 from mlflow_ft.stages import card, compare, done, round_trip
-from mlflow_ft.stages.evaluate import as_metrics
+from mlflow_ft.stages.evaluate import log_scores
 from mlflow_ft.stages.names import model_name
 
 
@@ -186,7 +186,8 @@ def _log(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> 
             model_config=bundle.overridable(form.folder),
         )
     parity = {f"parity/{form.name}/{key}": value for key, value in form.parity.items()}
-    job.run.metrics(as_metrics("tuned", scores.tuned) | parity, model_id=model_id, dataset=data.eval)
+    log_scores(job, data, "tuned", scores.tuned, model_id=model_id)
+    job.run.metrics(parity, model_id=model_id, dataset=data.eval)
     return model_id
 
 

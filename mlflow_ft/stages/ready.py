@@ -95,7 +95,7 @@ def make(
                 hint=f"name others with --data.eval_path; it is {eval_path}",
             )
     for one in (train, held) if held else (train,):
-        _refuse(one, config, strict=strict and config.data.on_bad_row == "error")
+        refuse(one, config, strict=strict and config.data.on_bad_row == "error")
     mixed = split.mix(_hashes(train), _column(train, "source"), train.weights, seed=config.run.seed)
     kept, out = (mixed, held_out_all(held)) if held else _split(train, mixed, config, strict=strict)
     sides = Side(stored=train, indices=kept), Side(stored=held or train, indices=out)
@@ -151,7 +151,8 @@ def _split(train: Stored, mixed: Indices, config: Config, *, strict: bool) -> tu
 # --- what is wrong with rows
 
 
-def _refuse(found: Stored, config: Config, *, strict: bool) -> None:
+def refuse(found: Stored, config: Config, *, strict: bool) -> None:
+    """Raise DataError where rows are bad and `strict` says so, or none is left."""
     bad = found.bad
     if bad and (strict or not found.table.num_rows):
         raise DataError(_headline(bad, found), problems=[_problem(one) for one in bad], hint=_remedy(bad))
@@ -209,8 +210,8 @@ def _data(config: Config, sides: tuple[Side, Side], tokenizer: Any) -> Data:
         "seed": config.run.seed,
     }
     return Data(
-        train=_side(train, "train", tokenizer),
-        eval=_side(held, "eval", tokenizer),
+        train=side_of(train, "train", tokenizer),
+        eval=side_of(held, "eval", tokenizer),
         format="+".join(train.stored.formats),
         kind=train.stored.record.kind,
         tokenizer=tokenizer,
@@ -234,7 +235,8 @@ def ends_of_prompts(side: Side, tokenizer: Any) -> tuple[int, ...]:
     return masking.end_tokens(one for one in found if isinstance(one, Encoded))
 
 
-def _side(side: Side, name: Literal["train", "eval"], tokenizer: Any) -> Split:
+def side_of(side: Side, name: Literal["train", "eval", "guard"], tokenizer: Any) -> Split:
+    """The rows of a side as a split."""
     found = side.stored
     table, indices = found.table, side.indices
     hashes: Iterable[bytes] = (

@@ -17,7 +17,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Score
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import evaluate, init_from, ready
+from mlflow_ft.stages import evaluate, guards, init_from, ready
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,9 +28,12 @@ BY_TOKEN = ("loss", "perplexity", "preference_margin")
 
 def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
     """Whether a gate compares the two, and their scores are on different rows."""
-    asked = gates.beats_champion is not None or any(candidate.score(name) is not None for name in gates.max_regression)
+    guarded = [name for name in gates.max_regression if candidate.score(name) is not None]
+    others = {name.partition("/")[0] for name in guarded} & set(candidate.guards)
+    if any(candidate.guards[name] != champion.guards.get(name) for name in others):
+        return True
     known = champion.eval_digest and champion.rows
-    return asked and not (known and champion.eval_digest == candidate.eval_digest)
+    return bool(gates.beats_champion or guarded) and not (known and champion.eval_digest == candidate.eval_digest)
 
 
 def champion(
@@ -82,7 +85,11 @@ def _scores(
         start = init_from.read(str(copies.download(there, champion.name, champion.version, Path(folder, "champion"))))
         own = _own_config(config, start, here, champion, registry, Path(folder))
         base = _base(own, start, registry.trainers[config.method].task, progress)
-        theirs = in_tokens_of(data, start.folder if (start.folder / "tokenizer_config.json").is_file() else base.path)
+        tokenizer = start.folder if (start.folder / "tokenizer_config.json").is_file() else base.path
+        theirs = in_tokens_of(data, tokenizer)
+        guarded = {name: in_tokens_of(guard, tokenizer) for name, guard in data.guards.items()}
+        same_tokens = theirs is data
+        theirs = replace(theirs, guards=guarded)
         module = models.load_saved(own, base, start.folder)
         models.agree(module if start.base is None else module.get_base_model(), theirs)
         job = Job(
@@ -95,7 +102,8 @@ def _scores(
         )
         subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
         found = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
-    same_tokens = theirs is data
+        chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
+        found += guards.scores(subject, theirs, chosen)
     return [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
 
 
@@ -135,6 +143,13 @@ def _held_out(
     data = ready.make(config, tokenizer, plugins=plugins, registry=registry, progress=progress).data
     if data.eval.digest != candidate.eval_digest:
         raise ModelError("the candidate's held-out rows are not what they were when it was scored")
+    found = guards.prepare(config, data, plugins=plugins, registry=registry, progress=progress)
+    data = replace(data, guards=found)
+    changed = [name for name, digest in guards.digests(data).items() if digest != candidate.guards.get(name)]
+    if changed:
+        raise ModelError(
+            f"the rows of {', '.join(changed)} are not what they were when the candidate was scored on them"
+        )
     return data
 
 

@@ -17,7 +17,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Trainer
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import init_from
+from mlflow_ft.stages import guards, init_from
 
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
@@ -107,6 +107,7 @@ def check_names(config: Config, registry: Registry) -> None:
         registry.packagers[name]
     for name in config.package.exports or ():
         registry.exporters[name]
+    guards.check_names(config)
     if config.method != PREPARE:
         check_method(config, registry)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mlflow_ft.job import BaseModel, Data, Job, Trained
-from mlflow_ft.stages import done, model
+from mlflow_ft.stages import checkpoints, done, model
 
 
 def train(job: Job, data: Data, base: BaseModel) -> Trained:
@@ -13,7 +13,8 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     loaded = model.load(job, data, base)
     job.run.begin("train")
     job.plugins.hook.before_train(job=job, data=data, model=loaded)
-    trained = job.registry.trainers[job.config.method].train(job, data, loaded)
+    asked = checkpoints.asked(job, data, base)
+    trained = job.registry.trainers[job.config.method].train(asked, data, loaded)
     job.run.metrics(trained.metrics)
     described = {name: str(value) for name, value in dataclasses.asdict(base).items()}
     done.finish(trained.folder, {"base": described, "metrics": dict(trained.metrics)})

@@ -103,6 +103,7 @@ def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowC
             metrics=dict(run.data.metrics) if run else {},
             quality=(run and read(owner, run_id, QUALITY_FILE)) or None,
             eval_digest=digest,
+            guards=rows.get("guards") or {},
             rows={name: tuple(values) for name, values in rows.get("scores", {}).get("tuned", {}).items()},
         )
 

@@ -24,7 +24,7 @@ def matter(about: About, licence: Licence) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     base = hub_base(about.base)
-    scored = {score.name for score in about.scores.tuned}
+    scored = {score.name for score in about.scores.tuned if not score.guard}
     kind = about.config.adapter.kind
     results = results_of(about)
     return ModelCardData(
@@ -85,5 +85,5 @@ def results_of(about: About) -> list[EvalResult]:
             metric_name=f"{score.name} (held-out rows)",
         )
         for score in about.scores.tuned
-        if math.isfinite(score.value)
+        if math.isfinite(score.value) and not score.guard
     ]

@@ -88,6 +88,9 @@ def scores(about: About) -> str:
         "`base` is the model as it was before this training, `tuned` the trained one, with which Parity compares these "
         "files."
     )
+    for name, guard in about.data.guards.items():
+        rows_of = f"{counted(guard.eval.counts['rows'], 'row')} (digest {code(guard.eval.digest)})"
+        said += f" Scores {code(name + '/...')} are of the guard set {code(name)}: {rows_of}."
     if about.scores.answers:
         said += (
             f" Answers were generated greedily, to {counted(len(about.scores.answers), 'prompt')}, with at most "

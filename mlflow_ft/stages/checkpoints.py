@@ -1,0 +1,52 @@
+"""Checkpoints on request: the model as it stands at each evaluation, logged with its held-out loss."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mlflow_ft.job import BaseModel, Data, Job, Trained
+from mlflow_ft.stages.package import lineage
+
+
+def asked(job: Job, data: Data, base: BaseModel) -> Job:
+    """The job, with what keeps its checkpoints where `training.log_checkpoints` asks for them."""
+    if not job.config.training.log_checkpoints:
+        return job
+    return replace(job, keep_checkpoint=partial(keep, job, data, base))
+
+
+def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics: Mapping[str, float]) -> None:
+    """Log the model as `checkpoint-STEP`, its metrics linked to it and to the held-out rows.
+
+    It is saved as it is: it was not compared, and is not registered.
+    """
+    from mlflow_ft.engine import bundle, checkpoints
+    from mlflow_ft.tracking import chat_signature, write_manifest
+
+    folder = job.folder / "checkpoints" / f"step-{step:06}"
+    try:
+        weights = checkpoints.save(module, folder, beginning=job.folder)
+        trained = Trained(folder=folder, base=base, metrics={})
+        if trained.adapter:
+            weights = folder / "packaged"
+            bundle.copy_adapter(job, trained, weights)
+        bundle.complete(job, data, weights)
+        write_manifest(weights)
+        model_id = job.run.log_model(
+            name=f"checkpoint-{step}",
+            code=bundle.CHAT_MODEL,
+            artifacts={"model": weights},
+            signature=chat_signature(),
+            pip_requirements=bundle.requirements(weights),
+            metadata=lineage(job, data, trained),
+            model_type=f"{job.config.method}-checkpoint",
+            model_config=bundle.overridable(weights),
+            step=step,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # MLflow has it
+    job.run.metrics(metrics, step=step, model_id=model_id, dataset=data.eval)
