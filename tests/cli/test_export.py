@@ -1,0 +1,93 @@
+"""mlflow-ft export: a version, a folder, an adapter; what was made is the model, whole, and kept with the version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_ft.stages import whole
+from mlflow_ft.testing import make_rows, write_jsonl
+from mlflow_ft.tracking import verify_manifest
+from tests.cli.conftest import Run
+
+
+@pytest.mark.slow
+def test_a_version_in_four_bits(client: MlflowClient, run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Of a QLoRA training: merged into the dequantised base, it would snap back to the grid and lose the adapter."""
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(24))
+    settings = {"max_steps": 8, "learning_rate": 0.02, "max_new_tokens": 4, "evaluation.max_rows": 2}
+    settings |= {"model": tiny_model, "data": rows, "registry.model_name": "exporting", "package.round_trip": "false"}
+    told = run("train", "qlora", *(f"--{key}={value}" for key, value in settings.items()), "--json")
+    assert told.code == 0, told.err
+    run_id = json.loads(told.out)["run_id"]
+
+    out = tmp_path / "nf4"
+    told = run("export", "exporting@candidate", "--to", "nf4", "--out", out, "--json")
+    assert told.code == 0, told.err
+    assert "the adapter is merged into the original weights instead" in told.err
+    done = json.loads(told.out)
+    assert done["compared_with"] == "the trained model, on held-out rows"
+    assert done["logged"] == f"runs:/{run_id}/exports/nf4"
+    assert (done["model"], done["already"]) == ("models:/exporting/1", False)
+    verify_manifest(out)
+    version = client.get_model_version("exporting", "1")
+    metrics = client.get_run(run_id).data.metrics
+    assert version.tags["mlflow_ft.export.nf4"] == done["logged"]
+    assert metrics["parity/nf4/kl_mean"] == done["parity"]["kl_mean"] < 0.1
+    kept = {Path(file.path).name for file in client.list_artifacts(run_id, "exports/nf4")}
+    assert {"config.json", "model.safetensors", "export.json", "manifest.json", "chat_template.jinja"} <= kept
+
+    again = json.loads(run("export", "exporting/1", "--to", "nf4", "--out", out, "--json").out)
+    assert (again["already"], again["parity"]) == (True, done["parity"])
+    (out / "config.json").write_text("{}")
+    told = run("export", "exporting/1", "--to", "nf4", "--out", out)
+    assert told.code == 1
+    assert "config.json" in told.err
+
+    told = run("export", "exporting/1", "--to", "int8", "--out", tmp_path / "int8", "--max_kl", "1e-12")
+    assert told.code == 1
+    assert "'int8' is not the model that was trained" in told.err
+    assert not (tmp_path / "int8").exists()
+    assert "mlflow_ft.export.int8" not in client.get_model_version("exporting", "1").tags
+
+    told = run("export", "exporting-adapter/1", "--to", "nf4", "--out", tmp_path / "adapter")
+    assert told.code == 2
+    assert "is an adapter\n  merge it first" in told.err
+
+
+def test_a_folder_is_compared_with_itself_and_a_stopped_export_is_no_beginning(
+    client: MlflowClient, run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    runs = len(client.search_runs(["0"]))
+    told = run("export", tiny_model, "--to", "int8", "--out", tmp_path / "first", "--json")
+    assert told.code == 0, told.err
+    done = json.loads(told.out)
+    assert (done["compared_with"], done["logged"]) == ("the model that it was made of", "")
+    left = whole.place(tmp_path / "second", done["fingerprint"])
+    left.mkdir()
+    (left / "half.safetensors").write_bytes(b"half")
+    told = run("export", tiny_model, "--to", "int8", "--out", tmp_path / "second")
+    assert told.code == 0, told.err
+    names = {file.name for file in (tmp_path / "second").iterdir()}
+    assert names == {file.name for file in (tmp_path / "first").iterdir()}
+    assert not left.exists()
+    assert len(client.search_runs(["0"])) == runs
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "no model was named"),
+        (("nothing",), "no form"),
+        (("nothing", "--to", "nf5"), "did you mean nf4?"),
+        (("nothing", "--to", "nf4"), "'nothing' is no model"),
+        (("nothing", "--to", "nf4", "--max_kl", "much"), "'much' is no number"),
+    ],
+)
+def test_what_is_wrong_is_told(client: MlflowClient, run: Run, words: tuple[str, ...], said: str) -> None:
+    told = run("export", *words)
+    assert told.code == 2
+    assert said in told.err
