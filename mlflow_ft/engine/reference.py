@@ -102,8 +102,13 @@ def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
 
 
 def comes_off(model: Any) -> bool:
-    """Whether there is an adapter that can be switched off; biases that it has trained would stay."""
+    """Whether there is an adapter that can be switched off.
+
+    Biases that it has trained would stay; and PEFT 0.21 cannot take a learned prompt off a model that scores.
+    """
     configs = getattr(model, "peft_config", {}).values()
+    if models.learns_prompt(model) and not causal_model(model).can_generate():
+        return False
     return bool(configs) and all(getattr(config, "bias", None) in (None, "none", False) for config in configs)
 
 

@@ -269,7 +269,8 @@ def test_the_models_that_were_trained_on_a_file_are_found(
     assert run("train", "lora", "--data", data, "--model", tiny_model, *quick, *name).code == 0
     part = tmp_path / "renamed.json"
     part.write_text(json.dumps([*make_rows(13)[:5], {"messages": [QUESTION, ANSWER]}], indent=1))
-    rows = json.loads(run("data", "find-models", part, "--json").out)
+    found = json.loads(run("data", "find-models", part, "--json").out)
+    rows = [row for row in found if row["name"].startswith("found-again")]  # others here learned these rows, too
     assert [(row["name"], row["version"]) for row in rows] == [("found-again", 1), ("found-again-adapter", 1)]
     assert rows[0]["aliases"] == ["candidate"]
     assert 0 < rows[0]["shared_rows"] <= 5

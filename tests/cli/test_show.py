@@ -15,6 +15,7 @@ IN_KIND = {
     "evaluators": "exact-match",
     "rewards": "exact-answer",
     "packagers": "merged",
+    "exporters": "nf4",
     "gates": "beats-champion",
 }
 
