@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_ft.rows import Checked, Example, Finding, Kind, Message, Severity, Task
 
 if TYPE_CHECKING:
+    from mlflow_ft.candidacy import Candidacy
     from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import ChecksSection, Config
-    from mlflow_ft.job import Candidacy, Data, Form, Job, Model, Subject, Trained
+    from mlflow_ft.job import Data, Form, Job, Model, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any

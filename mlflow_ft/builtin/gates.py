@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mlflow_ft import Gate, Verdict, hookimpl
 
 if TYPE_CHECKING:
+    from mlflow_ft.candidacy import Candidacy, Contender
     from mlflow_ft.config.gates import Gates
-    from mlflow_ft.job import Candidacy, Contender
 
 CHOICE = ("loss", "preference_accuracy", "exact_match")
 """What `beats_champion.metric: auto` takes, the first that there is; else the first that has a value for each row."""

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from mlflow_ft.candidacy import Contender
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import Contender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

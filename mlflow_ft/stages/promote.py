@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from mlflow_ft.candidacy import Candidacy, Contender
 from mlflow_ft.config.gates import Gates, read_gates
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, RefusedError, TrackingError, UndeliveredError
-from mlflow_ft.job import Candidacy, Contender
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Gate, Verdict

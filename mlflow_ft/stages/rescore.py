@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mlflow_ft.candidacy import Contender
 from mlflow_ft.config import read_yaml, resolve
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.config.schema import Config, ModelSection
 from mlflow_ft.errors import FineTuneError, ModelError
-from mlflow_ft.job import BaseModel, Contender, Data, Encoded, Job
+from mlflow_ft.job import BaseModel, Data, Encoded, Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Score

@@ -13,8 +13,8 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from mlflow_ft.candidacy import Contender
 from mlflow_ft.errors import ModelError
-from mlflow_ft.job import Contender
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
 from mlflow_ft.tracking.server import shown, told
 
