@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -65,7 +64,6 @@ def command(
     from mlflow_ft.stages import served
     from mlflow_ft.stages.conversation import Conversation
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file that is read
     load = served.compared if compare else served.alone
     models = load(model, base=base or None, progress=Progress(quiet=quiet))
     talk = Conversation(models, system=system, options={"temperature": temperature, "max_tokens": max_tokens})

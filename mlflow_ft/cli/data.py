@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +144,6 @@ def _write(report: dict[str, Any], folder: Path, config: Config) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def find_models(file: str, *, as_json: bool) -> None:
     """List the registered model versions that were trained on rows of FILE, whatever the file was called then."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each version's list of rows
     from mlflow_ft import tracking
     from mlflow_ft.config.schema import DataSection
     from mlflow_ft.data import lineage

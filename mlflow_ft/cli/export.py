@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mlflow_ft import plugins
+from mlflow_ft.cli.options import divergence
 from mlflow_ft.errors import ConfigError
 
 
@@ -38,9 +39,7 @@ def command(*, named: str, model: str, to: str, out: str, max_kl: str, log: bool
         if not value:
             raise ConfigError(words, hint="see `mlflow-ft export --help` and `mlflow-ft show exporters`")
     progress = Progress(quiet=quiet)
-    asked = export.Asked(
-        model=named or model, to=to, out=Path(out or f"{to}"), max_kl=_number(max_kl) if max_kl else None, log=log
-    )
+    asked = export.Asked(model=named or model, to=to, out=Path(out or to), max_kl=divergence(max_kl), log=log)
     done = export.export(asked, Registry(plugins.load()), progress)
     if as_json:
         shown = {"folder": str(done.folder), "already": done.already, "logged": done.logged, **done.record}
@@ -54,10 +53,3 @@ def command(*, named: str, model: str, to: str, out: str, max_kl: str, log: bool
         "top token": f"the same in {parity['top1_agreement']:.1%} of {parity['tokens']:.0f} places",
     }
     progress.facts(facts | ({"kept in": done.logged} if done.logged else {}))
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"--max_kl: {text!r} is no number", hint="write --max_kl 0.2") from error

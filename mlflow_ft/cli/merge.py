@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mlflow_ft.cli.options import divergence
 from mlflow_ft.errors import ConfigError
 
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -82,11 +83,7 @@ def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **g
 def _registered(asked: Any, done: Any, name: str, max_kl: str, progress: Any) -> dict[str, Any]:
     from mlflow_ft.stages import merged_version
 
-    try:
-        limit = float(max_kl) if max_kl else None
-    except ValueError as error:
-        raise ConfigError(f"--max_kl: {max_kl!r} is no number", hint="write --max_kl 0.2") from error
-    version = merged_version.register(asked, done, name, progress, max_kl=limit)
+    version = merged_version.register(asked, done, name, progress, max_kl=divergence(max_kl))
     uri = f"models:/{version.name}/{version.version}"
     return {"registered": uri, "model_id": version.model_id, "run_id": version.run_id, "parity": dict(version.parity)}
 

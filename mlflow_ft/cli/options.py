@@ -30,6 +30,18 @@ class OptionsCommand(PairsCommand):
             formatter.write_dl([*own, *((f"--{name}", text) for name, text in self.switches.items())])
 
 
+def divergence(text: str) -> float | None:
+    """What `--max_kl` says; None where it was not given.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise ConfigError(f"--max_kl: {text!r} is no number", hint="write --max_kl 0.2") from error
+
+
 def one_name(arguments: tuple[str, ...], *, usage: str) -> str:
     """The registered model that is named.
 

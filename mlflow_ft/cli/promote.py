@@ -64,7 +64,6 @@ def command(
     from mlflow_ft.progress import Progress
     from mlflow_ft.stages import promote
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file that is read
     progress = Progress(quiet=quiet)
     with told_to_run():
         asked = promote.Asked(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -54,7 +53,6 @@ def command(
     from mlflow_ft.progress import Progress
     from mlflow_ft.stages import serve
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file that is read
     progress = Progress(quiet=quiet)
     asked = serve.Asked(model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout)
 

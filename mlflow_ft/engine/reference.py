@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
         logits = logits_at(model, ids, positions)
         kept |= {f"{index}.input_ids": ids, f"{index}.positions": positions, f"{index}.logits": logits}
         if comes_off(model):
-            with models.quiet_peft(), without_adapter(model):
+            with models.quiet_peft(), model.disable_adapter():
                 bare = logits_at(model, ids, positions)
             width = min(bare.shape[1], logits.shape[1])
             kept[f"{index}.base_kl"] = kl(logits[:, :width], bare[:, :width])
@@ -110,12 +109,6 @@ def comes_off(model: Any) -> bool:
     if models.learns_prompt(model) and not causal_model(model).can_generate():
         return False
     return bool(configs) and all(getattr(config, "bias", None) in (None, "none", False) for config in configs)
-
-
-def without_adapter(model: Any) -> AbstractContextManager[None]:
-    """The base model alone, inside."""
-    found: AbstractContextManager[None] = model.disable_adapter()
-    return found
 
 
 def compared(row: Encoded) -> list[int]:

@@ -13,10 +13,21 @@ from mlflow_ft.job import Form
 from mlflow_ft.records import Exporter
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from mlflow_ft.engine.parity import Parity
 
 REFERENCE = "reference.safetensors"
 """What the trained model left, in the folder of the training, and among the run's artifacts in `parity/`."""
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Name three colours.",
+    "Translate to German: good morning.",
+    "What is 17 + 25?",
+    "Turn into JSON: the lamp in the kitchen is on.",
+)
+"""What a model is asked where no run has kept what the trained model said."""
 NEGLIGIBLE = 1e-3
 """Nats per token that are no sign of a fault, however short the way from the base model was."""
 SHOWN = 3
@@ -119,6 +130,22 @@ def table(found: Parity, tokenizer: Any) -> Sequence[Mapping[str, Any]]:
         for one in found.tokens
     ]
     return [*answers, *tokens]
+
+
+def kept_reference(client: MlflowClient, run_id: str | None, folder: Path) -> Path | None:
+    """What the trained model said, as its run has kept it, fetched into `folder`; None where it has not."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(run_id, f"parity/{REFERENCE}", str(folder))) if run_id else None
+    except (MlflowException, OSError):
+        return None
+
+
+def tags(parity: Mapping[str, float], *, form: str = "") -> dict[str, str]:
+    """A version's own parity as its tags; that of files which were made of it with their `form`."""
+    prefix = f"mlflow_ft.parity.{form}." if form else "mlflow_ft.parity."
+    return {prefix + key: f"{value:.6g}" for key, value in parity.items()}
 
 
 def measure(form: Form, reference: Path) -> Parity:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,15 +21,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 RECORD = "export.json"
-QUESTIONS = (
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
-    "Name three colours.",
-    "Translate to German: good morning.",
-    "What is 17 + 25?",
-    "Turn into JSON: the lamp in the kitchen is on.",
-)
-"""What a model is asked where its run has not kept how the trained model answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +57,10 @@ def export(asked: Asked, registry: Registry, progress: Progress) -> Done:
         ConfigError: no such form, or it cannot be made here. ModelError: there is no such model, or it is an adapter.
         RefusedError: what was made is not the model. TrackingError: it could not be logged; the folder is complete.
     """
+    from mlflow import MlflowClient
+
+    from mlflow_ft.tracking.contenders import version_of
+
     exporter = registry.exporters[asked.to]
     start = served.find(asked.model, progress)
     if start.base is not None:
@@ -75,7 +69,7 @@ def export(asked: Asked, registry: Registry, progress: Progress) -> Done:
         )
     if reason := exporter.ready(start.folder):
         raise ConfigError(f"{asked.to} cannot be made: {reason}")
-    version = _version(start.uri) if asked.log else None
+    version = version_of(MlflowClient(), start.uri) if asked.log else None
     out = asked.out.expanduser().absolute()
     facts = {"model": start.uri, "weights": _weights(start.folder), "form": asked.to}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -138,14 +132,11 @@ def _reference(
 ) -> tuple[Path, str]:
     """What the trained model said, as its run has kept it, else what the model in `folder` says here; and which."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     if version and version.run_id:
-        try:
-            found = MlflowClient().download_artifacts(version.run_id, f"parity/{compare.REFERENCE}", str(scratch))
-            return Path(found), "the trained model, on held-out rows"
-        except (MlflowException, OSError):
-            progress.say("the run has not kept what the trained model said; it is compared with the model itself")
+        if found := compare.kept_reference(MlflowClient(), version.run_id, scratch):
+            return found, "the trained model, on held-out rows"
+        progress.say("the run has not kept what the trained model said; it is compared with the model itself")
     return _of_itself(folder, tokenizer, scratch, progress), "the model that it was made of"
 
 
@@ -154,7 +145,7 @@ def _of_itself(folder: Path, tokenizer: Any, scratch: Path, progress: Progress) 
 
     file = scratch / compare.REFERENCE
     with progress.bar("ask the model itself"), quantised.opened(folder) as form:
-        reference.keep_answers(form.model, tokenizer, QUESTIONS, file)
+        reference.keep_answers(form.model, tokenizer, compare.QUESTIONS, file)
     return file
 
 
@@ -165,16 +156,6 @@ def _weights(folder: Path) -> str:
 
 
 # --- in MLflow
-
-
-def _version(uri: str) -> ModelVersion | None:
-    """The version that the model is, where it is one."""
-    from mlflow import MlflowClient
-
-    from mlflow_ft.tracking.contenders import find_version
-
-    found = re.match(r"models:/([^/]+)/(\d+)", uri)
-    return find_version(MlflowClient(), found[1], found[2]) if found else None
 
 
 def _is_logged(version: ModelVersion, name: str) -> bool:
@@ -193,10 +174,9 @@ def _log(version: ModelVersion, name: str, folder: Path, record: Mapping[str, An
     store, uri = MlflowClient(), f"runs:/{version.run_id}/exports/{name}"
     with told(f"keep {name} with run {version.run_id}"), progress.bar(f"log {name}"):
         store.log_artifacts(version.run_id, str(folder), f"exports/{name}")
-        tags = {f"mlflow_ft.export.{name}": uri}
         for key, value in record["parity"].items():
             store.log_metric(version.run_id, f"parity/{name}/{key}", value)
-            tags[f"mlflow_ft.parity.{name}.{key}"] = f"{value:.6g}"
+        tags = {f"mlflow_ft.export.{name}": uri} | compare.tags(record["parity"], form=name)
         for key, value in tags.items():
             store.set_model_version_tag(version.name, version.version, key, value)
     return uri

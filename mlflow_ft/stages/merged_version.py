@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 FORM = "merged"
 LINEAGE = ("run_id", "method", "base_model", "base_revision", "data_digest", "data_fingerprint", "plugins")
 """Tags of the adapter's version that are true of what it was merged into, too."""
-QUESTIONS = ("What is the capital of France?", "Name three colours.", "Write one sentence about the sea.")
-"""Where the adapter's run has not kept how the trained model answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +49,12 @@ def register(asked: Asked, done: merge.Merged, name: str, progress: Progress, *,
 
     from mlflow_ft import tracking
     from mlflow_ft.engine import quantised
-    from mlflow_ft.tracking import models
+    from mlflow_ft.tracking import contenders, models
 
     tracking.check_server()
     client = MlflowClient(mlflow.get_tracking_uri())
     tokenizer: Any = AutoTokenizer.from_pretrained(done.folder)
-    source = _source(client, str(done.record["adapter"]["uri"]))
+    source = contenders.version_of(client, str(done.record["adapter"]["uri"]))
     with tempfile.TemporaryDirectory() as scratch, _run(client, f"merge {done.record['adapter']['uri']}") as run:
         reference = _reference(client, asked, source, Path(scratch), tokenizer, progress)
         with progress.bar("compare merged"), quantised.opened(done.folder) as form:
@@ -77,14 +75,6 @@ def register(asked: Asked, done: merge.Merged, name: str, progress: Progress, *,
             description=_description(done),
         )
     return Registered(name=name, version=version, model_id=model_id, run_id=run.info.run_id, parity=found.numbers)
-
-
-def _source(client: MlflowClient, uri: str) -> ModelVersion | None:
-    """The version that the adapter is, where it is one."""
-    from mlflow_ft.tracking.contenders import find_version
-
-    found = re.match(r"models:/([^/]+)/(\d+)", uri)
-    return find_version(client, found[1], found[2]) if found else None
 
 
 @contextmanager
@@ -108,18 +98,17 @@ def _reference(
     client: MlflowClient, asked: Asked, source: ModelVersion | None, scratch: Path, tokenizer: Any, progress: Progress
 ) -> Path:
     """What the trained model said, as its run has kept it; else the adapter is put on its base and asked."""
-    from mlflow.exceptions import MlflowException
-
-    if run_id := _run_of(source, asked):
-        try:
-            return Path(client.download_artifacts(run_id, f"parity/{compare.REFERENCE}", str(scratch)))
-        except (MlflowException, OSError):
-            progress.say("the run has not kept what the trained model said; the adapter is asked on its base")
     from mlflow_ft.engine import reference
+
+    run_id = _run_of(source, asked)
+    if found := compare.kept_reference(client, run_id, scratch):
+        return found
+    if run_id:
+        progress.say("the run has not kept what the trained model said; the adapter is asked on its base")
 
     file = scratch / compare.REFERENCE
     with progress.bar("ask the adapter on its base"):
-        reference.keep_answers(merge.trained(asked, scratch, progress), tokenizer, QUESTIONS, file)
+        reference.keep_answers(merge.trained(asked, scratch, progress), tokenizer, compare.QUESTIONS, file)
     return file
 
 
@@ -138,7 +127,7 @@ def _tags(source: ModelVersion | None, done: merge.Merged, parity: Mapping[str, 
     tags |= {"mlflow_ft.base_revision": str(done.record["base"]["revision"])}
     if source:
         tags["mlflow_ft.adapter_version"] = f"models:/{source.name}/{source.version}"
-    return tags | {f"mlflow_ft.parity.{key}": f"{value:.6g}" for key, value in parity.items()}
+    return tags | compare.tags(parity)
 
 
 def _log(client: MlflowClient, run: Run, done: merge.Merged, tags: Mapping[str, str], progress: Progress) -> str:

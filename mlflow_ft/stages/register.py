@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlflow_ft.job import Data, Job, Package, Trained, Version
-from mlflow_ft.stages import card
+from mlflow_ft.stages import card, compare
 from mlflow_ft.stages.names import model_name
 from mlflow_ft.stages.package import lineage
 
@@ -17,7 +17,7 @@ def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[
     for model in package.models:
         text = (model.folder / card.CARD).read_text(encoding="utf-8")
         own = {"mlflow_ft.form": model.name, "mlflow_ft.model_id": model.model_id}
-        own |= {f"mlflow_ft.parity.{key}": f"{value:.6g}" for key, value in model.parity.items()}
+        own |= compare.tags(model.parity)
         name = model_name(job, trained) + model.suffix
         number = job.run.register(
             name=name, model_id=model.model_id, tags=tags | own, alias=alias, description=card.description(text)
@@ -25,7 +25,7 @@ def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[
         versions.append(Version(name=name, version=number, alias=alias, model_id=model.model_id))
     exports = {f"mlflow_ft.export.{form.name}": form.uri for form in package.files}
     for form in package.files:
-        exports |= {f"mlflow_ft.parity.{form.name}.{key}": f"{value:.6g}" for key, value in form.parity.items()}
+        exports |= compare.tags(form.parity, form=form.name)
     for model, version in zip(package.models, versions, strict=True):
         links = {
             f"mlflow_ft.{other.name}_version": f"models:/{linked.name}/{linked.version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def find_version(client: MlflowClient, name: str, asked: str) -> ModelVersion:
             if error.error_code not in GONE:
                 raise
             raise ModelError(f"the registry has no {name} {asked}", hint=_there_are(client, name)) from error
+
+
+def version_of(client: MlflowClient, uri: str) -> ModelVersion | None:
+    """The version that `models:/NAME/3` names; None for any other URI.
+
+    Raises:
+        ModelError: the registry has no such version. TrackingError: it does not answer.
+    """
+    found = re.match(r"models:/([^/]+)/(\d+)", uri)
+    return find_version(client, found[1], found[2]) if found else None
 
 
 def find_model(client: MlflowClient, name: str) -> None:
