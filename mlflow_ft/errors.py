@@ -18,6 +18,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHOWN_PROBLEMS = 8
+LONGEST_BRIEF = 500
+"""Characters of another library's message that are shown."""
+
+
+def brief(error: BaseException, *, with_type: bool = False) -> str:
+    """Say in one line what another library's error says: its first line, and all of what a colon there announces.
+
+    `with_type` puts the error's class in front, as for code that is not a library's.
+
+    >>> brief(RuntimeError("Error(s) in loading state_dict:\\n\\tsize mismatch for weight\\n\\tsize mismatch for bias"))
+    'Error(s) in loading state_dict: size mismatch for weight; size mismatch for bias'
+    >>> brief(KeyError("lora_alpha"))
+    "KeyError: 'lora_alpha'"
+    """
+    text = f"{type(error).__name__}: {error}" if with_type or isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first, *others = lines
+    if first.endswith(":"):
+        first = f"{first} {'; '.join(others)}" if others else first.removesuffix(":")
+    return first if len(first) <= LONGEST_BRIEF else f"{first[:LONGEST_BRIEF].rstrip()} ..."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import pluggy
 
 from mlflow_ft import hookspecs
-from mlflow_ft.errors import PluginError
+from mlflow_ft.errors import PluginError, brief
 from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
 
 ENTRY_POINT_GROUP = "mlflow_ft"
@@ -110,7 +110,7 @@ class Plugins:
         except (Exception, SystemExit) as error:  # whatever a stranger's plugin raises must not stop the others
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
-            return self._list(module, name=name, version=version, error=_one_line(error))
+            return self._list(module, name=name, version=version, error=brief(error, with_type=True))
         self.registered += tuple(found)
         return self._list(module, name=name, version=version)
 
@@ -120,7 +120,7 @@ class Plugins:
             try:
                 implementation.function(*(arguments[name] for name in implementation.argnames))
             except Exception as error:  # watchers may not stop a run
-                log.warning("plugin %s: %s raised %s", implementation.plugin_name, hook, _one_line(error))
+                log.warning("plugin %s: %s raised %s", implementation.plugin_name, hook, brief(error, with_type=True))
 
     def _collect(self, name: str) -> Iterable[Registered]:
         for kind, record_type in KINDS.items():
@@ -152,13 +152,13 @@ class Plugins:
         try:
             module = found.point.load()
         except (Exception, SystemExit) as error:  # an import may raise anything
-            self._list(None, name=found.name, version=found.version, error=_one_line(error))
+            self._list(None, name=found.name, version=found.version, error=brief(error, with_type=True))
         else:
             self.add(module, name=found.name, version=found.version)
 
     def refuse(self, name: str, error: Exception) -> None:
         """List a plugin that cannot even be found out about."""
-        self._list(None, name=name, version="", error=_one_line(error))
+        self._list(None, name=name, version="", error=brief(error, with_type=True))
 
     def skip(self, found: Found) -> None:
         """List a plugin that is not loaded."""
@@ -256,7 +256,3 @@ def _source_hash(module: ModuleType) -> str:
     except OSError:  # imported from a zip file
         return ""
     return digest.hexdigest()
-
-
-def _one_line(error: BaseException | Any) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

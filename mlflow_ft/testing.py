@@ -48,11 +48,10 @@ def make_rows(count: int = 48) -> list[dict[str, Any]]:
     return rows
 
 
-def make_tiny_model(folder: Path, *, chat_template: str | None = CHATML, seed: int = 0) -> Path:
-    """Write a Llama of 2 layers and about 100,000 random weights, with a tokenizer trained on the rows, to `folder`."""
-    import torch
+def make_tiny_tokenizer(*, chat_template: str | None = CHATML) -> Any:
+    """A tokenizer of 512 tokens trained on the rows; it reads any text, and `<|im_end|>` ends a turn."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     special = ["<unk>", "<pad>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -70,6 +69,15 @@ def make_tiny_model(folder: Path, *, chat_template: str | None = CHATML, seed: i
     )
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     fast.chat_template = chat_template
+    return fast
+
+
+def make_tiny_model(folder: Path, *, chat_template: str | None = CHATML, seed: int = 0) -> Path:
+    """Write a Llama of 2 layers and about 100,000 random weights, with `make_tiny_tokenizer`'s, to `folder`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fast = make_tiny_tokenizer(chat_template=chat_template)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=512,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlflow_ft import errors
-from mlflow_ft.errors import SHOWN_PROBLEMS, DataError, FineTuneError, Problem, StoppedError
+from mlflow_ft.errors import LONGEST_BRIEF, SHOWN_PROBLEMS, DataError, FineTuneError, Problem, StoppedError, brief
 
 CODES = {"RefusedError": 1, "UndeliveredError": 3}
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FineTuneError)]
@@ -32,3 +32,22 @@ def test_a_message_stays_bounded_however_many_problems_there_are() -> None:
     assert told.endswith(f"... and {1000 - SHOWN_PROBLEMS} more")
     exactly = str(DataError("8 rows", problems=problems[:SHOWN_PROBLEMS]))
     assert "more" not in exactly
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (RuntimeError("Errors in loading:\n\tsize of a\n\n\tkeys of b"), "Errors in loading: size of a; keys of b"),
+        (OSError("Make sure that:"), "Make sure that"),
+        (KeyError("r"), "KeyError: 'r'"),
+        (ValueError(" \n "), "ValueError"),
+    ],
+)
+def test_what_a_library_says_is_never_cut_at_a_colon(error: Exception, wanted: str) -> None:
+    assert brief(error) == wanted
+
+
+def test_what_a_library_says_stays_bounded_and_may_name_its_class() -> None:
+    assert len(brief(ValueError("all of:\n" + "x\n" * 10_000))) <= LONGEST_BRIEF + 4
+    assert brief(ValueError("one\ntwo"), with_type=True) == "ValueError: one"

@@ -77,7 +77,7 @@ BROKEN = {
     "a syntax error": ("def (", "SyntaxError: "),
     "an exit": ("raise SystemExit(3)", "SystemExit: 3"),
     "a hook that raises": ("@hookimpl\ndef register_formats():\n    raise KeyError('x\\ny')", "KeyError: "),
-    "a hook that exits": ("@hookimpl\ndef register_formats():\n    raise SystemExit", "SystemExit: "),
+    "a hook that exits": ("@hookimpl\ndef register_formats():\n    raise SystemExit", "SystemExit"),
     "a hook that returns nothing": ("@hookimpl\ndef register_formats():\n    pass", "TypeError: "),
     "a record of the wrong type": (
         "@hookimpl\ndef register_trainers():\n    return [Adapter(name='x', summary='x', configure=None)]",

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from mlflow_ft.config.explain import shown
 from mlflow_ft.config.section import Section
-from mlflow_ft.errors import ConfigError, Problem
+from mlflow_ft.errors import ConfigError, Problem, brief
 
 LOWER = ("loss", "perplexity", "kl_mean", "kl_max")
 """Ends of the names of scores that are better when they are lower."""
@@ -73,7 +73,7 @@ def read_gates(text: str, *, place: str) -> Gates:
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{place} is no YAML: {str(error).splitlines()[0]}", hint="see docs/promotion.md") from error
+        raise ConfigError(f"{place} is no YAML: {brief(error)}", hint="see docs/promotion.md") from error
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{place} is no mapping of gates", hint="write for instance `min_scores: {exact_match: 0.9}`")
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.data.compressed import BrokenFile
 from mlflow_ft.data.parsing import MAX_DEPTH, RowError
+from mlflow_ft.errors import brief
 
 if TYPE_CHECKING:
     import pyarrow
@@ -85,8 +86,7 @@ def _of_streams(source: pyarrow.MemoryMappedFile) -> Batches:
 
 
 def _broken(kind: str, error: Exception) -> BrokenFile:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return BrokenFile(f"no {kind} file that can be read: {reason}", hint="fetch or write the file anew")
+    return BrokenFile(f"no {kind} file that can be read: {brief(error)}", hint="fetch or write the file anew")
 
 
 def _check(schema: pyarrow.Schema) -> None:
@@ -121,4 +121,4 @@ def _values(batch: pyarrow.RecordBatch) -> list[Any]:
     except (ValueError, ArithmeticError, RecursionError) as error:
         if batch.num_rows > 1:
             return [_values(batch.slice(index, 1))[0] for index in range(batch.num_rows)]
-        return [RowError(f"its values cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}")]
+        return [RowError(f"its values cannot be read: {brief(error)}")]

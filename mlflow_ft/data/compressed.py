@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlflow_ft.errors import brief
+
 FOLD = 200
 """Text is compressed about fivefold, and machine-made rows some thirtyfold; beyond this it is no data."""
 HARMLESS = 64 * 2**20
@@ -139,9 +141,8 @@ class _Guarded(io.RawIOBase):
         try:
             data = self._stream.read(len(buffer))
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BrokenFile(
-                f"it cannot be decompressed beyond its first {self._read:,} bytes: {reason}",
+                f"it cannot be decompressed beyond its first {self._read:,} bytes: {brief(error)}",
                 hint="the file is cut short or damaged: fetch or write it anew",
             ) from error
         self._read += len(data)

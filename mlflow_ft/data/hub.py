@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.errors import DataError
+from mlflow_ft.errors import DataError, brief
 from mlflow_ft.rows import Row
 
 HUB_SECONDS = 10.0
@@ -42,9 +42,8 @@ def rows(name: str, settings: DataSection) -> Iterator[Row]:
         for number, values in enumerate(dataset, 1):
             yield Row(values=values, file=name, line=number)
     except Exception as error:  # whatever the libraries below it raise: there is no common class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"data {name!r} is no file, and the Hub does not give it: {reason}",
+            f"data {name!r} is no file, and the Hub does not give it: {brief(error)}",
             hint=f"check the name, the network, data.subset and data.split; looked for the file in {Path.cwd()}",
         ) from error
 

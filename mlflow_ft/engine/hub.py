@@ -23,7 +23,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from mlflow_ft.config.schema import ModelSection
 from mlflow_ft.data.cache import cache_dir
 from mlflow_ft.data.fingerprint import file_hash
-from mlflow_ft.errors import ModelError
+from mlflow_ft.errors import ModelError, brief
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 
@@ -127,7 +127,7 @@ def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, 
         ) from error
     except OSError as error:  # every network error of huggingface_hub is one
         raise ModelError(
-            f"model {name!r} is no folder, and the Hub does not give it: {_first_line(error)}",
+            f"model {name!r} is no folder, and the Hub does not give it: {brief(error)}",
             hint=f"check the name and the network, or give a local folder (looked for {Path.cwd() / name})",
         ) from error
     return BaseModel(
@@ -247,10 +247,6 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _last_line(text: str) -> str:

@@ -26,7 +26,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware, starts, vocabulary
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.errors import ModelError, ResourceError
+from mlflow_ft.errors import ModelError, ResourceError, brief
 from mlflow_ft.job import BaseModel, Data, Job, Model, Trained
 
 if not torch.cuda.is_available():  # PEFT would try to compile its CUDA kernel for every layer, in vain
@@ -97,9 +97,7 @@ def load_base(
             hint="quantise it (--model.quantize nf4), or take a smaller one",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"model {base.name!r} cannot be loaded from {path or base.path}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ModelError(f"model {base.name!r} cannot be loaded from {path or base.path}: {brief(error)}") from error
     keep_exact(model)
     if path is None and (tokenizer := vocabulary.grown(config, base)):
         vocabulary.grow(model, tokenizer)
@@ -221,9 +219,7 @@ def with_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
             else:
                 found = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True, is_trainable=trainable)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(
-            f"the adapter in {folder} does not fit its base model: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ModelError(f"the adapter in {folder} does not fit its base model: {brief(error)}") from error
     if trainable:
         as_float32(found)
     return found.train(trainable)

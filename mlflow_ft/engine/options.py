@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mlflow_ft.errors import ConfigError
+from mlflow_ft.errors import ConfigError, brief
 
 
 def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Collection[str] = ()) -> dict[str, Any]:
@@ -59,5 +59,4 @@ def made(kind: type, values: Mapping[str, Any], *, section: str) -> Any:
     try:
         return kind(**values)
     except (ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{kind.__name__} refuses the settings: {reason}", hint=f"see {section}") from error
+        raise ConfigError(f"{kind.__name__} refuses the settings: {brief(error)}", hint=f"see {section}") from error

@@ -21,7 +21,7 @@ from mlflow_ft.engine import companions, hardware, models
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.reference import Loaded
 from mlflow_ft.engine.stream_merge import GENERATION
-from mlflow_ft.errors import ModelError
+from mlflow_ft.errors import ModelError, brief
 
 HEADS = ["lm_head", "embed_out", "output", "score"]
 """What comes last is left as it is: its rounding would go straight into the answer."""
@@ -77,8 +77,6 @@ def _load(folder: Path, **options: Any) -> Any:
         with quiet_transformers():
             model = kind.from_pretrained(folder, device_map={"": hardware.device()}, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder} cannot be read in this form: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"{folder} cannot be read in this form: {brief(error)}") from error
     models.keep_exact(model)
     return model.eval()

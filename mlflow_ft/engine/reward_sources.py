@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.data.fingerprint import file_hash
-from mlflow_ft.errors import ConfigError
+from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.registry import Registry
 
 Function = Callable[..., Any]
@@ -169,8 +169,7 @@ def _from_file(place: str) -> Any:
 
 
 def _cannot_load(name: str, error: Exception, *, hint: str) -> ConfigError:
-    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    return ConfigError(f"rollout.reward_funcs: {name} cannot be loaded: {reason}", hint=hint)
+    return ConfigError(f"rollout.reward_funcs: {name} cannot be loaded: {brief(error, with_type=True)}", hint=hint)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware, reward_sources
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.errors import ConfigError, ModelError, RefusedError
+from mlflow_ft.errors import ConfigError, ModelError, RefusedError, brief
 from mlflow_ft.records import Answer
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Example, Message
@@ -146,8 +146,7 @@ class RewardModel:
             with quiet_transformers():
                 model, told = kind.from_pretrained(folder, num_labels=1, output_loading_info=True, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"the reward model cannot be loaded from {folder}: {reason}") from error
+            raise ModelError(f"the reward model cannot be loaded from {folder}: {brief(error)}") from error
         if told["missing_keys"]:
             raise ModelError(
                 f"{folder} holds no reward model: it has no weights for {', '.join(sorted(told['missing_keys']))}",

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from mlflow_ft.engine import models
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.errors import ConfigError, RefusedError
+from mlflow_ft.errors import ConfigError, RefusedError, brief
 
 with warnings.catch_warnings(record=True):  # MLflow wants another type in `predict`; recording wins over its own filter
     from mlflow_ft.engine import chat_model
@@ -166,9 +166,8 @@ def _put(module: Any, folder: Path, key: str, *, name: str) -> Any:
             else:
                 module = PeftModel.from_pretrained(module, folder, adapter_name=key)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, NotImplementedError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"adapter {name!r} cannot be put on the base beside the others: {reason}",
+            f"adapter {name!r} cannot be put on the base beside the others: {brief(error)}",
             hint="serve it by itself: mlflow-ft serve MODEL",
         ) from error
     return module.eval()

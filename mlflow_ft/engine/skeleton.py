@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import quiet_peft
+from mlflow_ft.errors import brief
 
 META = torch.device("meta")
 MOVES = "_move_adapter_to_device_of_base_layer"
@@ -99,7 +100,7 @@ def build(base: Path, adapter: Path, *, task: str = "generate", rows: int | None
     try:
         return _built(base, adapter, task=task, rows=rows)
     except FAILURES as error:
-        raise UnsuitedError(f"it cannot be laid out without weights: {str(error).strip().splitlines()[0]}") from error
+        raise UnsuitedError(f"it cannot be laid out without weights: {brief(error)}") from error
 
 
 def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleton:

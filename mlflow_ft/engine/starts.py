@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mlflow_ft.engine import batches, linear, vocabulary
 from mlflow_ft.engine.loss import full_token_loss
-from mlflow_ft.errors import ConfigError, ModelError
+from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel, Data, Encoded, Job
 
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
@@ -230,7 +230,6 @@ def _from_text(wrapped: Any, text: str, tokenizer: Any) -> None:
 
 def refused(error: Exception) -> ModelError:
     """What PEFT or torch says of an adapter that the model's layers cannot take, as an error with a remedy."""
-    reason = str(error).strip().splitlines() or [type(error).__name__]
     return ModelError(
-        f"the adapter does not fit the model: {reason[0]}", hint="check adapter.target_modules and adapter.options"
+        f"the adapter does not fit the model: {brief(error)}", hint="check adapter.target_modules and adapter.options"
     )

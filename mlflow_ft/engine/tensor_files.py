@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mlflow_ft.errors import ModelError
+from mlflow_ft.errors import ModelError, brief
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -108,7 +108,7 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{file} cannot be read: {brief(error)}") from error
 
 
 def shards(entries: Sequence[Entry], *, limit: int) -> dict[str, list[Entry]]:

@@ -10,7 +10,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.errors import ConfigError, ModelError
+from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel
 
 SHORTEST_TEMPLATE_TEXT = "{"
@@ -32,7 +32,7 @@ def load(config: Config, base: BaseModel) -> Any:
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
-            f"model {base.name!r} has no tokenizer that can be loaded: {str(error).splitlines()[0]}",
+            f"model {base.name!r} has no tokenizer that can be loaded: {brief(error)}",
             hint=f"looked in {base.tokenizer}; save one there with tokenizer.save_pretrained(folder)",
         ) from error
     if not tokenizer.is_fast:

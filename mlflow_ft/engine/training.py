@@ -18,7 +18,7 @@ from mlflow_ft.engine.first_step import GradientCallback
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.rewards import LoadedReward
 from mlflow_ft.engine.samples import SamplesCallback
-from mlflow_ft.errors import ConfigError
+from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.job import Data, Job, Model, Trained
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
@@ -125,9 +125,8 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
     try:
         yield
     except (ValueError, NotImplementedError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"the trainer of {job.config.method} refuses: {reason}",
+            f"the trainer of {job.config.method} refuses: {brief(error)}",
             hint="see objective, adapter and model.quantize among the settings",
         ) from error
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_ft.candidacy import Candidacy, Contender
 from mlflow_ft.config.gates import Gates, read_gates
-from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, RefusedError, TrackingError, UndeliveredError
+from mlflow_ft.errors import (
+    ConfigError,
+    FineTuneError,
+    ModelError,
+    RefusedError,
+    TrackingError,
+    UndeliveredError,
+    brief,
+)
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Gate, Verdict
@@ -261,7 +269,7 @@ def verdicts(gate: Gate, about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     try:
         return gate.judge(about, gates)
     except Exception as error:  # a stranger's gate must not hide what the others say
-        told = error.message if isinstance(error, FineTuneError) else f"{type(error).__name__}: {error}"
+        told = error.message if isinstance(error, FineTuneError) else brief(error, with_type=True)
         return [Verdict(passed=False, found=told.splitlines()[0], wanted="a verdict")]
 
 

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.errors import DataError, FineTuneError
+from mlflow_ft.errors import DataError, FineTuneError, brief
 from mlflow_ft.tracking import contenders
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
 from mlflow_ft.tracking.server import told
@@ -38,7 +38,7 @@ def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data
         found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError, ValueError) as reason:
         raise error(
-            f"{what} {uri!r} cannot be fetched from MLflow: {_reason(reason)}",
+            f"{what} {uri!r} cannot be fetched from MLflow: {brief(reason)}",
             hint=f"check the run, the path and MLFLOW_TRACKING_URI (it is {mlflow.get_tracking_uri()})",
         ) from reason
     if not found.exists():
@@ -76,7 +76,7 @@ def trained_on(run_id: str) -> str:
         run = MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise DataError(
-            f"data 'runs:/{run_id}': {_reason(error)}", hint="check the run and MLFLOW_TRACKING_URI"
+            f"data 'runs:/{run_id}': {brief(error)}", hint="check the run and MLFLOW_TRACKING_URI"
         ) from error
     used = [one for one in (run.inputs.dataset_inputs if run.inputs else ()) if _is_training(one)]
     places = list(dict.fromkeys(place for one in used for place in _places(one.dataset)))
@@ -107,7 +107,3 @@ def _places(dataset: Dataset) -> list[str]:
         return [str(place) for place in source["sources"]]
     found = [source.get(key) for key in ("uri", "path", "url")]
     return [place for place in found if isinstance(place, str) and place][:1]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.data.lineage import ROWS, read_hashes
+from mlflow_ft.errors import brief
 
 PAGE = 1000
 log = logging.getLogger(__name__)
@@ -61,5 +62,5 @@ def _rows_of(client: MlflowClient, run_id: str) -> frozenset[bytes]:
             file = Path(client.download_artifacts(run_id, f"data/{ROWS}", folder))
             return frozenset(read_hashes(file).get("train", ()))
         except (MlflowException, OSError) as error:
-            log.warning("run %s does not tell its rows: %s", run_id, str(error).splitlines()[0])
+            log.warning("run %s does not tell its rows: %s", run_id, brief(error))
             return frozenset()

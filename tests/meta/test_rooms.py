@@ -76,3 +76,9 @@ def test_the_public_api_is_listed_whole() -> None:
     }
     [names] = exported(Path("mlflow_ft/__init__.py"))
     assert set(names) - {"__version__"} == imported - {"annotations"}
+
+
+@pytest.mark.parametrize("file", [file for file in MODULES if file.name != "errors.py"], ids=str)
+def test_the_words_of_other_libraries_are_shortened_in_one_place(file: Path) -> None:
+    """`errors.brief` knows that a first line which ends in a colon says nothing by itself."""
+    assert not re.search(r"str\(error\)[^\n]*splitlines\(\)\[", (ROOT / file).read_text())

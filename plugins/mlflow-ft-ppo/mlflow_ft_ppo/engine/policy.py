@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.errors import ModelError
+from mlflow_ft.errors import ModelError, brief
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -104,7 +104,7 @@ class PolicyWithValue(nn.Module):
             self.value_head.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(
-                f"the value head {str(file)!r} cannot be read: {str(error).strip().splitlines()[-1].strip()}",
+                f"the value head {str(file)!r} cannot be read: {brief(error)}",
                 hint=f"it is {HEAD_FILE} in the folder `train` of a ppo run on the same model",
             ) from error
 
