@@ -19,14 +19,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the moves as JSON on stdout.")
 def command(name: str, *, alias: str, every: bool, as_json: bool) -> None:
     """Tell every move of an alias of the registered model NAME, the oldest first."""
-    from mlflow import MlflowClient
-
     from mlflow_ft import tracking
     from mlflow_ft.tracking import contenders
     from mlflow_ft.tracking.promotion import Ledger
 
-    tracking.check_server()
-    client = MlflowClient()
+    client = tracking.connect()
     contenders.find_model(client, name)
     ledger = Ledger(client, name, alias)
     standing = ledger.standing()

@@ -57,8 +57,7 @@ def export(asked: Asked, registry: Registry, progress: Progress) -> Done:
         ConfigError: no such form, or it cannot be made here. ModelError: there is no such model, or it is an adapter.
         RefusedError: what was made is not the model. TrackingError: it could not be logged; the folder is complete.
     """
-    from mlflow import MlflowClient
-
+    from mlflow_ft import tracking
     from mlflow_ft.tracking.contenders import version_of
 
     exporter = registry.exporters[asked.to]
@@ -69,7 +68,7 @@ def export(asked: Asked, registry: Registry, progress: Progress) -> Done:
         )
     if reason := exporter.ready(start.folder):
         raise ConfigError(f"{asked.to} cannot be made: {reason}")
-    version = version_of(MlflowClient(), start.uri) if asked.log else None
+    version = version_of(tracking.connect(), start.uri) if asked.log else None
     out = asked.out.expanduser().absolute()
     facts = {"model": start.uri, "weights": _weights(start.folder), "form": asked.to}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

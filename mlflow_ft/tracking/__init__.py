@@ -16,7 +16,7 @@ from mlflow_ft.tracking.manifest import MANIFEST, verify_manifest, write_manifes
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import chat_signature, pinned
 from mlflow_ft.tracking.run import open_run, refuse
-from mlflow_ft.tracking.server import check_server, told
+from mlflow_ft.tracking.server import check_server, connect, told
 
 __all__ = [
     "MANIFEST",
@@ -25,6 +25,7 @@ __all__ = [
     "Metric",
     "chat_signature",
     "check_server",
+    "connect",
     "deliver",
     "fetch",
     "open_run",

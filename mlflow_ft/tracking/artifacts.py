@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import DataError, FineTuneError, brief
 from mlflow_ft.tracking import contenders
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
-from mlflow_ft.tracking.server import told
+from mlflow_ft.tracking.server import check_server, connect, told
 
 TRAINING_CONTEXTS = ("train", "training")
 
@@ -30,7 +29,9 @@ def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data
 
     Raises:
         `error`, about `what`: there is no such artifact, or the server does not give it.
+        TrackingError: no server answers.
     """
+    check_server()
     try:
         holder = into or Path(_folder())
         holder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def read_json(run_id: str, path: str) -> Any:
     Raises:
         TrackingError: there is no such run.
     """
-    client = MlflowClient()
+    client = connect()
     with told(f"read {path} of run {run_id}"):
         client.get_run(run_id)
     return contenders.read(client, run_id, path)
@@ -73,7 +74,7 @@ def trained_on(run_id: str) -> str:
         DataError: there is no such run, or it names no training data, or several sources of it.
     """
     try:
-        run = MlflowClient().get_run(run_id)
+        run = connect().get_run(run_id)
     except MlflowException as error:
         raise DataError(
             f"data 'runs:/{run_id}': {brief(error)}", hint="check the run and MLFLOW_TRACKING_URI"

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_ft.data.lineage import ROWS, read_hashes
 from mlflow_ft.errors import brief
+from mlflow_ft.tracking.server import connect
 
 PAGE = 1000
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class VersionRows:
 
 def versions_with_rows() -> Iterator[VersionRows]:
     """Every registered version whose run kept which rows it was trained on, by name and number."""
-    client = MlflowClient()
+    client = connect()
     known: dict[str, frozenset[bytes]] = {}
     for version in sorted(_versions(client), key=lambda one: (one.name, int(one.version))):
         run_id = version.tags["mlflow_ft.run_id"]

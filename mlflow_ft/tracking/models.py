@@ -23,6 +23,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_ft.errors import ModelError, RefusedError
 from mlflow_ft.tracking import contenders
+from mlflow_ft.tracking.server import connect
 
 LONGEST_MODEL_PARAM = 250
 BESIDE = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
@@ -173,7 +174,7 @@ def pinned(uri: str) -> str:
     latest = uri.endswith("/latest")
     if not uri.startswith("models:/") or not (at or latest):
         return uri
-    client = MlflowClient()
+    client = connect()
     if latest:
         name = name.removesuffix("/latest")
         versions = contenders.numbers(client, name)

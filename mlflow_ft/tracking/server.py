@@ -13,9 +13,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import mlflow
 import requests
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import TrackingError
+from mlflow_ft.tracking import local_store
 
 PROBE_SECONDS = 5.0
 PATIENCE_SECONDS = 300.0
@@ -25,18 +27,29 @@ log = logging.getLogger(__name__)
 
 
 def check_server(uri: str | None = None, *, timeout: float = PROBE_SECONDS) -> None:
-    """Raise where the tracking URI cannot work; to be told before any model is loaded.
+    """Raise where the tracking URI cannot work, before any model is loaded; make a local store that is new.
 
     `uri` is MLflow's own (MLFLOW_TRACKING_URI) when it is not given. Databricks is not probed.
 
     Raises:
-        TrackingError: nothing answers, it is no MLflow server, it refuses, or the folder cannot be written.
+        TrackingError: nothing answers, it is not an MLflow server, it refuses, the folder cannot be written, or the
+        store is damaged.
     """
     uri = uri or mlflow.get_tracking_uri()
     if _is_http(uri):
         _check_http(uri, timeout)
     elif uri.startswith("sqlite:"):
         _check_sqlite(uri)
+
+
+def connect(uri: str | None = None) -> MlflowClient:
+    """MLflow's client of a tracking server that answers, or of a local store that is ready.
+
+    Raises:
+        TrackingError: as `check_server`.
+    """
+    check_server(uri)
+    return MlflowClient(uri or mlflow.get_tracking_uri())
 
 
 def answers(uri: str, *, timeout: float = PROBE_SECONDS) -> bool:
@@ -167,3 +180,4 @@ def _check_sqlite(uri: str) -> None:
     # SQLite writes its journal beside the file: the folder must be writable too
     if not all(os.access(place, os.W_OK) for place in (path.absolute().parent, path) if place.exists()):
         raise TrackingError(f"{shown(uri)}: {path} cannot be written", hint="change its owner, or name another file")
+    local_store.prepare(path.absolute(), uri)

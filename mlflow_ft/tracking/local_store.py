@@ -1,0 +1,85 @@
+"""A local SQLite store is made by one process at a time: two that migrate it at once break it for good.
+
+MLflow makes the tables of a new store when it is first opened, step by step, without a lock. Processes that start
+together stumble over each other's half-made tables, and what is left cannot be opened any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from mlflow import MlflowClient
+
+from mlflow_ft.errors import TrackingError, brief
+
+PATIENCE_SECONDS = 300.0
+"""How long to wait for another process to make the tables, which takes seconds."""
+CHATTY = ("alembic", "mlflow.store.db.utils")
+"""Loggers that report every step of a migration."""
+HALF_MADE = "_alembic_tmp_"
+"""How the names of tables begin that a migration leaves where it was disturbed."""
+CONTENTS = ("runs", "registered_models", "logged_models", "datasets")
+
+
+@cache
+def prepare(path: Path, uri: str) -> None:
+    """Make or migrate the tables of the SQLite store at `path`, once per process, while other processes wait.
+
+    Raises:
+        TrackingError: the store is half-made or damaged; the message says how to repair it. Another process has been
+        making it for minutes.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock, timeout=PATIENCE_SECONDS), _quiet():
+            client = MlflowClient(uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+    except Timeout as error:
+        raise TrackingError(
+            f"{uri}: another process has held {lock} for {PATIENCE_SECONDS:.0f} seconds",
+            hint="wait for it to end, or stop it; then start this again",
+        ) from error
+    except Exception as error:  # sqlite3's, SQLAlchemy's, Alembic's and MLflow's own, which have no common class
+        raise TrackingError(f"{uri} cannot be opened: {brief(error)}", hint=remedy(path, uri)) from error
+
+
+def remedy(path: Path, uri: str) -> str:
+    """What to do about a store that MLflow cannot open, by what is in the file."""
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            tables = {str(name) for (name,) in connection.execute(query)}
+            filled = [name for name in CONTENTS if name in tables and _rows(connection, name)]
+    except sqlite3.Error as error:
+        return f"{path} is not an SQLite database ({error}): name another file in MLFLOW_TRACKING_URI"
+    left = sorted(name for name in tables if name.startswith(HALF_MADE))
+    if not filled:
+        return f"two processes may have made it at once; it holds no runs and no models: remove {path} and start again"
+    drop = " ".join(f"DROP TABLE {name};" for name in left)
+    repair = f'sqlite3 {path} "{drop}", then ' if left else ""
+    return f"a migration was disturbed. Copy {path} first; then {repair}mlflow db upgrade {uri}"
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> bool:
+    assert table in CONTENTS
+    return connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None  # noqa: S608  # a constant
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the steps of the migration off the terminal."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
