@@ -33,7 +33,7 @@ def brief(error: BaseException, *, with_type: bool = False) -> str:
     "KeyError: 'lora_alpha'"
     """
     text = f"{type(error).__name__}: {error}" if with_type or isinstance(error, KeyError) else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip().removesuffix(".") for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     first, *others = lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,17 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None) -
     Raises:
         FineTuneError: whatever the user can mend, or the evidence refuses; the run is FAILED, with the message as tag.
     """
-    from mlflow_ft import tracking
-    from mlflow_ft.stages import data, evaluate, model, package, register, start, train
+    from mlflow_ft.stages import data, evaluate, model, package, preflight, register, start, train
+
+    registry, progress = Registry(plugins), progress or Progress()
+    with preflight.told_to_run():
+        accept = partial(data.fits, config.method, registry)
+        preflight.check(config, plugins=plugins, registry=registry, accept=accept)
+    from mlflow_ft import tracking  # takes seconds, which a mistyped path need not cost
 
     tracking.check_server()
     with tracking.open_run(config, plugins=plugins) as active:
-        job = start.job(config, plugins, Registry(plugins), active, progress or Progress())
+        job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job):
             base = model.find(job)
             rows = data.prepare(job, base)
@@ -79,13 +85,17 @@ def prepare(
         FineTuneError: whatever the user can mend. RefusedError: a check found what `data.fail_on` does not let pass,
         and it was not fixed.
     """
-    from mlflow_ft import tracking
     from mlflow_ft.engine import hub
-    from mlflow_ft.stages import data, start
+    from mlflow_ft.stages import data, preflight, start
+
+    registry, progress = Registry(plugins), progress or Progress()
+    with preflight.told_to_run():
+        preflight.check(config, plugins=plugins, registry=registry)
+    from mlflow_ft import tracking
 
     tracking.check_server()
     with tracking.open_run(config, plugins=plugins) as active:
-        job = start.job(config, plugins, Registry(plugins), active, progress or Progress())
+        job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job):
             found = data.look(job, hub.find(config.model, job.progress, weights=False), strict=not fix)
             cleaned = data.clean(job, found, out) if fix else None

@@ -9,6 +9,7 @@ import sys
 import click
 
 from mlflow_ft.errors import FineTuneError
+from mlflow_ft.processes import check_single
 
 COMMANDS = {
     "train": "Fine-tune a model by a method, and register what comes of it.",
@@ -60,6 +61,7 @@ def cli() -> None:
     Exit codes: 0 done; 1 refused by evidence; 2 wrong input; 3 complete on disk, not yet delivered to the tracking
     server; 130 and 143 stopped by a signal.
     """
+    check_single()
 
 
 def main() -> None:

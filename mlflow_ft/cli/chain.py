@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from json import dumps, loads
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
 FOLDER = "chain"
+LATER = "models:/before/1"
+"""Stands for the model of a stage that has not run yet."""
 ASKED_FILE = f"{FOLDER}/asked.json"
 Left = Mapping[str, Any]
 """What a stage left: the JSON that `mlflow-ft train --json` prints."""
@@ -115,26 +118,32 @@ def version_of(left: Left, *, whole: bool) -> str:
     return f"models:/{one['name']}/{one['version']}"
 
 
-def check(chain: str, arguments: Sequence[str], loaded: Plugins) -> tuple[dict[str, list[str]], Config]:
+def check(
+    chain: str, arguments: Sequence[str], loaded: Plugins, *, finished: Collection[str] = ()
+) -> tuple[dict[str, list[str]], Config]:
     """Resolve every stage's settings before the first one starts; the first stage's config is the run's.
 
+    What the `finished` stages read need not be there any more.
+
     Raises:
-        ConfigError: a stage's method is not there, or its settings cannot work.
+        FineTuneError: a stage's method is not there, its settings cannot work, or name what is not there.
     """
     from mlflow_ft.cli.asked import asked
     from mlflow_ft.registry import Registry
-    from mlflow_ft.stages import start
+    from mlflow_ft.stages import data, preflight
 
     stages, registry = CHAINS[chain], Registry(loaded)
     given = split(arguments, stages)
     configs = []
     for stage in stages:
         placeholder = {name: {"versions": [{"name": "before", "version": 1}]} for name in given}
+        accept = partial(data.fits, stage.method, registry)
         try:
             config = asked([stage.method, *settings(stage, given[stage.method], placeholder)], loaded)
-            start.check_names(config, registry)
-        except ConfigError as error:
-            raise ConfigError(
+            if stage.method not in finished:
+                preflight.check(config, plugins=loaded, registry=registry, accept=accept, later=[LATER])
+        except FineTuneError as error:
+            raise type(error)(
                 f"stage {stage.method} of {chain}: {error.message}", hint=error.hint, problems=error.problems
             ) from error
         configs.append(config)
@@ -164,7 +173,12 @@ def run(
     if resume and (before is None or before["chain"] != chain):
         raise ConfigError(f"run {resume} is no run of {chain}", hint="name the run that `mlflow-ft` told at its end")
     everything = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
-    given, config = check(chain, everything, loaded)
+    done_before = {
+        stage.method: kept
+        for stage in CHAINS[chain]
+        if resume and (kept := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
+    }
+    given, config = check(chain, everything, loaded, finished=done_before)
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
     left: dict[str, Left] = {}
@@ -173,7 +187,7 @@ def run(
         active.set_tags({"mlflow_ft.method": chain})
         for number, stage in enumerate(CHAINS[chain], start=1):
             active.begin(stage.method)
-            known = tracking.read_json(resume, f"{FOLDER}/{stage.method}.json") if resume else None
+            known = done_before.get(stage.method)
             if known is not None:
                 progress.say(f"stage {number}, {stage.method}: done before, in run {known['run_id']}")
             else:
@@ -234,7 +248,7 @@ def command_of(chain: str, about: str) -> click.Command:
     """The command that runs a chain."""
 
     def command(arguments: tuple[str, ...], *, json: bool, quiet: bool, resume: str | None) -> None:
-        from mlflow_ft.cli.train import told_to_run
+        from mlflow_ft.stages.preflight import told_to_run
 
         progress = Progress(quiet=quiet)
         with told_to_run():

@@ -178,13 +178,14 @@ def find_models(file: str, *, as_json: bool) -> None:
 def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]:
     """What was asked for, the plugins, the model's tokenizer, and where to tell what happens."""
     from mlflow_ft.cli.train import understand
-    from mlflow_ft.engine import hub, tokenizers
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.start import PREPARE, check_names
+    from mlflow_ft.registry import Registry
+    from mlflow_ft.stages import preflight
+    from mlflow_ft.stages.start import PREPARE
 
     progress = Progress()
     config, loaded = understand(arguments, progress, method=PREPARE)
-    from mlflow_ft.registry import Registry
+    preflight.check(config, plugins=loaded, registry=Registry(loaded))
+    from mlflow_ft.engine import hub, tokenizers  # take seconds, which a mistyped path need not cost
 
-    check_names(config, Registry(loaded))
     return config, loaded, tokenizers.load(config, hub.find(config.model, progress, weights=False)), progress

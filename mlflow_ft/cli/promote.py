@@ -59,10 +59,10 @@ def command(
     Exit code 1 when a gate does not pass, or somebody else was faster.
     """
     from mlflow_ft import plugins, tracking
-    from mlflow_ft.cli.train import told_to_run
     from mlflow_ft.config.gates import gates_file
     from mlflow_ft.progress import Progress
     from mlflow_ft.stages import promote
+    from mlflow_ft.stages.preflight import told_to_run
 
     progress = Progress(quiet=quiet)
     with told_to_run():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_ft.cli.pairs import PairsCommand
-from mlflow_ft.errors import FineTuneError
 
 if TYPE_CHECKING:
     from mlflow_ft.config import Config
@@ -51,6 +48,7 @@ def understand(arguments: Sequence[str], progress: Progress, *, method: str | No
     """Load the plugins and resolve what was asked for; what is wrong with it is told to the open MLflow run too."""
     from mlflow_ft import plugins
     from mlflow_ft.cli.asked import asked
+    from mlflow_ft.stages.preflight import told_to_run
 
     with told_to_run():
         loaded = plugins.load()
@@ -58,19 +56,6 @@ def understand(arguments: Sequence[str], progress: Progress, *, method: str | No
             if info.status == "broken":
                 progress.warn(f"plugin {info.name} is broken and left out: {info.error}")
         return asked(arguments, loaded, method=method), loaded
-
-
-@contextmanager
-def told_to_run() -> Iterator[None]:
-    """Tell what was asked for wrongly to the MLflow run that `mlflow run` opened, too."""
-    try:
-        yield
-    except FineTuneError as error:
-        if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds, which a typo need not cost
-            from mlflow_ft import tracking
-
-            tracking.refuse(error)
-        raise
 
 
 def as_dict(outcome: Outcome) -> dict[str, object]:

@@ -28,6 +28,29 @@ def commit(name: str, settings: DataSection) -> str:
     return str(info.sha or "")
 
 
+def check(name: str, settings: DataSection) -> None:
+    """Raise DataError where the Hub has no such data set, or does not answer and nothing of it is kept here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        HfApi().dataset_info(name, revision=settings.revision, timeout=HUB_SECONDS)
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise _not_there(name, error) from error
+    except Exception as error:  # no network, or the Hub's own trouble; its HTTP client's errors have no common class
+        if not _is_kept(name):
+            raise _not_there(name, error) from error
+
+
+def _is_kept(name: str) -> bool:
+    """Whether `datasets` or the Hub's own client has fetched something of this name before."""
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    own = Path(HF_DATASETS_CACHE, name.lower().replace("/", "___"))
+    return own.is_dir() or Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}").is_dir()
+
+
 def rows(name: str, settings: DataSection) -> Iterator[Row]:
     """The rows of a Hub data set; streamed, not fetched whole, where `data.max_rows` wants a part of them.
 
@@ -42,10 +65,14 @@ def rows(name: str, settings: DataSection) -> Iterator[Row]:
         for number, values in enumerate(dataset, 1):
             yield Row(values=values, file=name, line=number)
     except Exception as error:  # whatever the libraries below it raise: there is no common class
-        raise DataError(
-            f"data {name!r} is no file, and the Hub does not give it: {brief(error)}",
-            hint=f"check the name, the network, data.subset and data.split; looked for the file in {Path.cwd()}",
-        ) from error
+        raise _not_there(name, error) from error
+
+
+def _not_there(name: str, error: Exception) -> DataError:
+    return DataError(
+        f"data {name!r} is not a file, and the Hub does not give it: {brief(error)}",
+        hint=f"check the name, the network, data.subset and data.split; looked for the file in {Path.cwd()}",
+    )
 
 
 def saved_files(folder: Path, asked: str, settings: DataSection) -> list[Path] | None:

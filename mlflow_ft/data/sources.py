@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -38,8 +39,17 @@ class SourceFile:
     shown: str
     """What messages call it: the source as the user wrote it, and within a folder the path from there."""
     path: Path | None
-    sha256: str
-    """Of its bytes as they are stored; of a Hub data set, its commit."""
+    commit: str = ""
+    """Of a Hub data set."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its bytes as they are stored; of a Hub data set, its commit.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return self.commit if self.path is None else _sha256(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +101,24 @@ def open_source(asked: str, settings: DataSection) -> Source:
     if is_local(asked):
         return _local(asked, _path(asked), settings)
     commit = hub.commit(asked, settings)
-    file = SourceFile(name=asked, shown=asked, path=None, sha256=commit)
+    file = SourceFile(name=asked, shown=asked, path=None, commit=commit)
     return Source(asked=asked, kind="hugging_face", files=(file,), uri=asked, settings=settings)
+
+
+def check(asked: str, settings: DataSection) -> None:
+    """Find out whether there is such a source, as far as that can be told without fetching or reading it.
+
+    Raises:
+        DataError: it is not there, or holds nothing that can be read.
+    """
+    if is_local(asked) or not asked.strip():
+        open_source(asked, settings)
+    elif asked.startswith(MLFLOW_SCHEMES):
+        from mlflow_ft import tracking
+
+        tracking.check_uri(asked)
+    else:
+        hub.check(asked, settings)
 
 
 def is_local(asked: str) -> bool:
@@ -126,7 +152,7 @@ def _local(asked: str, path: Path, settings: DataSection, *, uri: str = "") -> S
         readers.check_kind(one, asked)
     names = [one.relative_to(path).as_posix() if folder else one.name for one in found]
     files = [
-        SourceFile(name=name, shown=f"{asked.rstrip('/')}/{name}" if folder else asked, path=one, sha256=_sha256(one))
+        SourceFile(name=name, shown=f"{asked.rstrip('/')}/{name}" if folder else asked, path=one)
         for name, one in zip(map(_check_name, names), found, strict=True)
     ]
     return Source(asked=asked, kind="local", files=tuple(files), uri=uri or str(path.resolve()), settings=settings)

@@ -91,11 +91,8 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
         json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ModelError(f"model {name!r}: {folder / 'config.json'} is no JSON: {error}") from error
-    if weights and not list(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"model {name!r}: the folder {folder} has no *.safetensors weights",
-            hint="save it with save_pretrained(folder, safe_serialization=True); pickled weights are not read",
-        )
+    if weights:
+        check_weights(folder, name)
     return BaseModel(
         name=name,
         path=folder,
@@ -103,6 +100,15 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
         revision=f"sha256:{weights_hash(folder)}" if weights else "",
         origin=f"folder {folder}",
     )
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Raise ModelError where a model's folder holds no weights that are read."""
+    if not list(folder.glob(WEIGHTS)):
+        raise ModelError(
+            f"model {name!r}: the folder {folder} has no *.safetensors weights",
+            hint="save it with save_pretrained(folder, safe_serialization=True); pickled weights are not read",
+        )
 
 
 def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, *, weights: bool) -> BaseModel:

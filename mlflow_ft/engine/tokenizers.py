@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import template_text
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel
-
-SHORTEST_TEMPLATE_TEXT = "{"
 
 
 def load(config: Config, base: BaseModel) -> Any:
@@ -41,7 +39,7 @@ def load(config: Config, base: BaseModel) -> Any:
             hint="convert it to tokenizer.json (transformers' PreTrainedTokenizerFast)",
         )
     if config.data.chat_template:
-        tokenizer.chat_template = _template_text(config.data.chat_template)
+        tokenizer.chat_template = template_text.read(config.data.chat_template)
     if not tokenizer.chat_template:
         raise ModelError(
             f"model {base.name!r} has a tokenizer without a chat template",
@@ -80,17 +78,6 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str], *, known: bool = False) ->
         if tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
             raise ConfigError(f"model.add_tokens: the tokenizer takes {token!r} apart", hint="take another spelling")
     return tuple(ids)
-
-
-def _template_text(given: str) -> str:
-    if SHORTEST_TEMPLATE_TEXT in given:
-        return given
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise ModelError(
-            f"data.chat_template: there is no file {given!r}", hint=f"looked in {Path.cwd()}; a template holds '{{'"
-        )
-    return path.read_text()
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerFast) -> None:

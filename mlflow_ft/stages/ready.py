@@ -19,7 +19,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import found as findings
-from mlflow_ft.stages import stored
+from mlflow_ft.stages import rows, stored
 from mlflow_ft.stages.found import Removable, Side
 from mlflow_ft.stages.rows import LeftOut
 from mlflow_ft.stages.stored import Stored
@@ -88,12 +88,7 @@ def make(
     held = None
     if eval_path:
         held = stored.prepare({eval_path: None}, config, title="prepare held-out rows", quality=False, **context)
-        if held.record.kind != train.record.kind:
-            raise DataError(
-                f"the held-out rows are of another kind ({held.record.kind}) than those to train on "
-                f"({train.record.kind})",
-                hint=f"name others with --data.eval_path; it is {eval_path}",
-            )
+        rows.check_kind(held.record, train.record, eval_path)
     for one in (train, held) if held else (train,):
         refuse(one, config, strict=strict and config.data.on_bad_row == "error")
     mixed = split.mix(_hashes(train), _column(train, "source"), train.weights, seed=config.run.seed)

@@ -101,6 +101,15 @@ def open_all(
     return opened
 
 
+def check_kind(held: DataFormat, train: DataFormat, eval_path: str) -> None:
+    """Raise DataError where the held-out rows are of another kind than those to train on."""
+    if held.kind != train.kind:
+        raise DataError(
+            f"the held-out rows are of another kind ({held.kind}) than those to train on ({train.kind})",
+            hint=f"name others with --data.eval_path; it is {eval_path}",
+        )
+
+
 def _none(source: Source) -> list[Row]:
     """The first row that can be read; what is wrong with the others is told later."""
     readable = (row for row in source.rows() if isinstance(row, Row))

@@ -30,7 +30,7 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     """Open the run's folder and journal, and log config, environment and plugins before anything is loaded.
 
     Raises:
-        ConfigError: a name in the config is not registered. ResourceError: the folder cannot be written.
+        ConfigError: the reward model or the gates are not what they were. ResourceError: the folder cannot be written.
     """
     run.begin("config")
     made = Job(
@@ -43,7 +43,6 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     )
     with writing(made.folder):
         run.open_journal(made.folder)
-    check_names(config, registry)
     if config.rollout.reward_model:
         uri, folder = init_from.reward_model(config.rollout.reward_model, progress)
         made = replace(made, reward_model=folder)
@@ -83,13 +82,18 @@ def record_gates(job: Job, file: Path) -> None:
     Raises:
         ConfigError: the file cannot be read, or asks for what there is not.
     """
-    from mlflow_ft.config.gates import gates_file
-    from mlflow_ft.stages.promote import choose
     from mlflow_ft.tracking.contenders import GATES_FILE
 
-    file = file.expanduser()
-    choose(gates_file(file), job.registry)
-    job.run.artifact_text(file.read_text(encoding="utf-8"), GATES_FILE)
+    read_gates(file, job.registry)
+    job.run.artifact_text(file.expanduser().read_text(encoding="utf-8"), GATES_FILE)
+
+
+def read_gates(file: Path, registry: Registry) -> None:
+    """Raise ConfigError where a file of gates cannot be read, or asks for what there is not."""
+    from mlflow_ft.config.gates import gates_file
+    from mlflow_ft.stages.promote import choose
+
+    choose(gates_file(file.expanduser()), registry)
 
 
 def check_names(config: Config, registry: Registry) -> None:

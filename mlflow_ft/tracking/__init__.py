@@ -7,7 +7,7 @@ with open_run(config, plugins=plugins) as run:
 """
 
 from mlflow_ft.tracking.active import ActiveRun
-from mlflow_ft.tracking.artifacts import fetch, read_json, trained_on
+from mlflow_ft.tracking.artifacts import check_uri, fetch, read_json, trained_on
 from mlflow_ft.tracking.delivery import deliver
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.journal import Journal
@@ -25,6 +25,7 @@ __all__ = [
     "Metric",
     "chat_signature",
     "check_server",
+    "check_uri",
     "connect",
     "deliver",
     "fetch",

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.errors import DataError, FineTuneError, brief
-from mlflow_ft.tracking import contenders
+from mlflow_ft.errors import DataError, FineTuneError, ModelError, brief
+from mlflow_ft.tracking import contenders, models
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
 from mlflow_ft.tracking.server import check_server, connect, told
 
@@ -45,6 +46,35 @@ def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data
     if not found.exists():
         raise error(f"{what} {uri!r}: the store has no such artifact", hint="list them with `mlflow artifacts list`")
     return found
+
+
+def check_uri(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data") -> None:
+    """Find out whether MLflow knows what a URI names, without fetching it.
+
+    Raises:
+        `error`, about `what`: there is no such run, model, version, alias or artifact.
+        TrackingError: no server answers.
+    """
+    client = connect()
+    scheme, _, place = uri.partition(":/")
+    try:
+        if scheme == "runs":
+            _find_artifact(client, place.strip("/"))
+        elif scheme == "models":
+            models.find(client, uri)
+    except (MlflowException, OSError, ModelError) as reason:
+        hint = getattr(reason, "hint", "") or f"check the name and MLFLOW_TRACKING_URI (it is {client.tracking_uri})"
+        raise error(f"{what} {uri!r}: {brief(reason)}", hint=hint) from reason
+
+
+def _find_artifact(client: MlflowClient, place: str) -> None:
+    """Raise where there is no such run, or it has no such artifact: `RUN_ID/some/path`."""
+    run_id, _, path = place.partition("/")
+    client.get_run(run_id)
+    parent = path.rpartition("/")[0]
+    there = [one.path for one in client.list_artifacts(run_id, parent or None)] if path else [path]
+    if path not in there:
+        raise ModelError(f"the run has no artifact {path!r}", hint=f"it has {', '.join(there) or 'none there'}")
 
 
 def read_json(run_id: str, path: str) -> Any:

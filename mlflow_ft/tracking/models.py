@@ -191,6 +191,19 @@ def pinned(uri: str) -> str:
     return f"models:/{name}/{found.version}"
 
 
+def find(client: MlflowClient, uri: str) -> None:
+    """Raise where there is nothing that `models:/...` names.
+
+    Raises:
+        ModelError: the registry has no such model, version or alias. MlflowException: there is no such logged model.
+    """
+    name, _, version = pinned(uri).removeprefix("models:/").partition("/")
+    if name.startswith("m-") and not version.isdecimal():
+        client.get_logged_model(name)
+    else:
+        contenders.find_version(client, name, version.partition("/")[0])
+
+
 def _ready(client: MlflowClient, model_id: str) -> LoggedModel:
     model = client.get_logged_model(model_id)
     if model.status != LoggedModelStatus.READY:

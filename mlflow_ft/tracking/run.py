@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import StoppedError, TrackingError, UndeliveredError
 from mlflow_ft.plugins import Plugins
+from mlflow_ft.processes import check_single
 from mlflow_ft.tracking.active import ActiveRun, cut
 from mlflow_ft.tracking.delivery import RunFile
 from mlflow_ft.tracking.environment import plugin_tag
@@ -45,9 +46,11 @@ def open_run(
     tag `mlflow_ft.error` and the stage in `mlflow_ft.stage`. SIGTERM and SIGINT raise StoppedError inside the block.
 
     Raises:
+        ConfigError: a launcher started several processes, each of which would open a run.
         TrackingError: the run cannot be opened.
         UndeliveredError: the block ended well, but metrics or the state did not reach the server.
     """
+    check_single(environ)
     signals = StopSignals()
     unset = {name: value for name, value in DEFAULTS.items() if name not in environ}
     with signals.installed(), _environment(environ, unset):

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow_ft import plugins
 from mlflow_ft.cli import chain
 from mlflow_ft.cli.chain import CHAINS, Stage
-from mlflow_ft.errors import ConfigError, FineTuneError, RefusedError, StoppedError, UndeliveredError
+from mlflow_ft.errors import ConfigError, DataError, FineTuneError, RefusedError, StoppedError, UndeliveredError
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import WORDS, make_rows, write_jsonl
 
@@ -61,11 +61,20 @@ def test_a_stage_that_was_stopped_stops_the_chain() -> None:
     assert error.exit_code == 143
 
 
-def test_settings_of_every_stage_are_looked_at_before_the_first_one_starts() -> None:
+def test_settings_of_every_stage_are_looked_at_before_the_first_one_starts(files: dict[str, Path]) -> None:
+    data = f"--sft.data={files['chat']}"
     with pytest.raises(ConfigError) as error:
-        chain.check("align", ["--dpo.beta", "-1", "--sft.data", "x"], plugins.load())
+        chain.check("align", ["--dpo.beta", "-1", data], plugins.load())
     assert "stage dpo of align" in str(error.value)
     assert "--beta" in str(error.value)
+    with pytest.raises(DataError, match=r"stage dpo of align: there is no data file 'gone\.jsonl'"):
+        chain.check("align", [data, "--dpo.data", "gone.jsonl"], plugins.load())
+
+
+def test_what_a_finished_stage_read_may_be_gone(files: dict[str, Path]) -> None:
+    arguments = ["--sft.data", "gone.jsonl", f"--dpo.data={files['pairs']}"]
+    given, _ = chain.check("align", arguments, plugins.load(), finished={"sft"})
+    assert given["sft"] == ["--data=gone.jsonl"]
 
 
 def test_what_is_given_anew_replaces_what_was_given_before() -> None:
@@ -84,7 +93,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {
         "chat": write_jsonl(tmp_path / "chat.jsonl", make_rows(20)),
         "pairs": write_jsonl(tmp_path / "pairs.jsonl", pairs),
-        "broken": write_jsonl(tmp_path / "broken.jsonl", [pairs[0] | {"chosen": None}] * 5),
+        "broken": write_jsonl(
+            tmp_path / "broken.jsonl", [*pairs * 6, pairs[0] | {"chosen": None}]
+        ),  # not among the first
     }
 
 

@@ -520,7 +520,7 @@ def test_a_hub_id_without_the_hub_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, max_rows: int | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="is no file, and the Hub does not give it") as error:
+    with pytest.raises(DataError, match="is not a file, and the Hub does not give it") as error:
         read(name, max_rows=max_rows)
     assert repr(name) in str(error.value)
     assert f"looked for the file in {tmp_path}" in str(error.value)

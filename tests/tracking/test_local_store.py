@@ -100,8 +100,8 @@ def test_a_store_with_runs_whose_migration_was_disturbed_is_repaired_by_what_the
             "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (0, 'Default', 'active')"
         )
         connection.execute(
-            "INSERT INTO runs (run_uuid, experiment_id, status, user_id, lifecycle_stage, name, source_type, start_time) "
-            "VALUES ('abc', 0, 'FINISHED', 'me', 'active', 'first', 'LOCAL', 1)"
+            "INSERT INTO runs (run_uuid, experiment_id, status, user_id, lifecycle_stage, name, source_type, "
+            "start_time) VALUES ('abc', 0, 'FINISHED', 'me', 'active', 'first', 'LOCAL', 1)"
         )
         connection.commit()
     broken(path)

@@ -1,0 +1,162 @@
+"""Before an MLflow run is opened: every name, path and file that was asked for, looked at in about a second.
+
+All that is wrong is reported at once, and a mistyped path leaves no FAILED run. What needs the whole of a file, or a
+model in memory, is found out later, in the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from mlflow_ft.config.schema import Config, DataSection
+from mlflow_ft.data import sources
+from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.progress import Progress
+from mlflow_ft.records import DataFormat
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import init_from, rows, start
+
+Look = Callable[[], object]
+"""Raises a FineTuneError where something is wrong."""
+
+
+def check(
+    config: Config,
+    *,
+    plugins: Plugins,
+    registry: Registry,
+    accept: Callable[[DataFormat], None] = lambda record: None,
+    later: Collection[str] = (),
+) -> None:
+    """Look at all that the configuration names. `accept` sees the format of the training rows, and may raise.
+
+    `later` are values that name what is not there yet, but will be.
+
+    Raises:
+        FineTuneError: one thing is wrong. ConfigError: several are; each is listed with the place it was asked for.
+    """
+    start.check_names(config, registry)
+    wrong: list[tuple[str, FineTuneError]] = []
+    looks = [*_models(config, later), *_files(config, registry), *_data(config)]
+    for path, look in looks:
+        try:
+            look()
+        except FineTuneError as error:
+            wrong.append((path, error))
+    if not any(path.startswith("data.") for path, _ in wrong):
+        try:
+            _formats(config, plugins, registry, accept)
+        except FineTuneError as error:
+            wrong.append(("data.path", error))
+    if len(wrong) == 1:
+        raise wrong[0][1]
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} things that were asked for are wrong; no run was opened",
+            problems=[_problem(config, path, error) for path, error in wrong],
+        )
+
+
+def _problem(config: Config, path: str, error: FineTuneError) -> Problem:
+    inside = "; ".join(str(one) for one in error.problems)
+    message = f"{error.message}: {inside}" if inside else error.message
+    return Problem(place=f"{config.origins.get(path, 'default')}  {path}", message=message, hint=error.hint)
+
+
+def _models(config: Config, later: Collection[str]) -> Iterator[tuple[str, Look]]:
+    named = "model.name" in config.origins or not config.model.init_from
+    if named and config.model.name not in later:
+        yield "model.name", partial(_model, config)
+    starts = {"model.init_from": config.model.init_from, "rollout.reward_model": config.rollout.reward_model}
+    for path, uri in starts.items():
+        if not uri or uri in later:
+            continue
+        if uri.startswith(init_from.URIS):
+            yield path, partial(_in_mlflow, uri, path)
+        elif _is_path(uri):
+            yield path, partial(init_from.read, uri, setting=path)
+
+
+def _in_mlflow(uri: str, path: str) -> None:
+    from mlflow_ft import tracking
+
+    tracking.check_uri(uri, error=ModelError, what=path)
+
+
+def _is_path(name: str) -> bool:
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def _model(config: Config) -> None:
+    """Find the base model; of a model on the Hub the small files, of one with a short name nothing."""
+    from mlflow_ft.engine import hub
+
+    name = config.model.name
+    if name in hub.SHORT_NAMES:
+        return
+    if name.startswith(init_from.URIS):
+        _in_mlflow(name, "model.name")
+        return
+    base = hub.find(config.model, Progress(quiet=True), weights=False)
+    if Path(name).expanduser().is_dir() and config.method != start.PREPARE:
+        hub.check_weights(base.path, name)
+
+
+def _files(config: Config, registry: Registry) -> Iterator[tuple[str, Look]]:
+    from mlflow_ft.engine import reward_sources, template_text
+
+    if config.data.chat_template:
+        yield "data.chat_template", partial(template_text.read, config.data.chat_template)
+    if config.rollout.reward_funcs:
+        yield "rollout.reward_funcs", partial(reward_sources.find, config.rollout.reward_funcs, registry)
+    if config.registry.gates:
+        yield "registry.gates", partial(start.read_gates, config.registry.gates, registry)
+
+
+def _data(config: Config) -> Iterator[tuple[str, Look]]:
+    train, held_out = sources.paths(config.data)
+    named = [("data.path", name) for name in train]
+    named += [("data.eval_path", held_out)] if held_out else []
+    named += [("evaluation.guards", name) for name in (config.evaluation.guards or {}).values()]
+    named += [("checks.benchmarks", name) for name in config.checks.benchmarks or ()]
+    for path, name in named:
+        settings = config.data if path.startswith("data.") else DataSection(path=name)
+        yield path, partial(sources.check, name, settings)
+
+
+def _formats(config: Config, plugins: Plugins, registry: Registry, accept: Callable[[DataFormat], None]) -> None:
+    """Recognise the formats by the first rows of the sources, where all of them are files."""
+    train, held_out = sources.paths(config.data)
+    recognised = _opened(train, config, plugins, registry)
+    if recognised is None:
+        return
+    accept(recognised)
+    held = _opened({held_out: None}, config, plugins, registry) if held_out else None
+    if held_out and held:
+        rows.check_kind(held, recognised, held_out)
+
+
+def _opened(
+    named: Mapping[str, float | None], config: Config, plugins: Plugins, registry: Registry
+) -> DataFormat | None:
+    if not all(sources.is_local(name) for name in named):
+        return None
+    return rows.open_all(named, config.data, plugins=plugins, registry=registry)[0].record
+
+
+@contextmanager
+def told_to_run() -> Iterator[None]:
+    """Report what is wrong to the MLflow run that `mlflow run` opened, too."""
+    try:
+        yield
+    except FineTuneError as error:
+        if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds, which a typo need not cost
+            from mlflow_ft import tracking
+
+            tracking.refuse(error)
+        raise

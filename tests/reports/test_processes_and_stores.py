@@ -1,0 +1,112 @@
+"""Several processes, a new store, and paths that are not there: what public reports say about starting a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_ft.testing import make_rows, write_jsonl
+from tests.cli.conftest import Run
+
+METHODS = ("lora", "full", "dpo", "grpo", "ppo")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_make_no_run(
+    run: Run, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """mlflow#11782 and #5817: torchrun with two processes made two runs and four crossed versions."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = len(client.search_runs(["0"]))
+    told = run("train", method)
+    assert told.code == 2
+    assert len(told.err.splitlines()) == 1
+    assert "2 processes" in told.err
+    assert len(client.search_runs(["0"])) == before
+
+
+def test_torchrun_itself_is_answered_by_that_sentence(tmp_path: Path) -> None:
+    """mlflow#11782, with the real launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    done = subprocess.run(
+        [*command, "-m", "mlflow_ft", "train", "lora"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"},
+    )
+    assert done.returncode
+    assert "torchrun or accelerate launch started this in 2 processes" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_path_that_is_not_there_is_reported_before_a_run_is_opened(
+    run: Run, client: MlflowClient, tmp_path: Path
+) -> None:
+    """A newcomer's walk: each mistyped path left a FAILED run with a random name, after seven seconds."""
+    before = len(client.search_runs(["0"]))
+    named = {
+        "data": "rowz.jsonl",
+        "data.eval_path": "held.parquet",
+        "model": "./no-model",
+        "data.chat_template": "no.jinja",
+        "registry.gates": "no.yaml",
+        "checks.benchmarks": "no.csv",
+        "evaluation.guards": "safe=no.json",
+        "model.init_from": "models:/nobody@champion",
+    }
+    told = run("train", "lora", *(f"--{path}={value}" for path, value in named.items()))
+    assert told.code == 2
+    assert told.err.startswith(f"Error: {len(named)} things that were asked for are wrong; no run was opened\n")
+    for path, value in named.items():
+        line = next(line for line in told.err.splitlines() if line.startswith(f"  --{path} "))
+        assert value.partition("=")[2] in line
+    assert len(client.search_runs(["0"])) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_wrong_path_is_one_error(run: Run, client: MlflowClient, tmp_path: Path) -> None:
+    told = run("train", "lora", "--data", "rowz.jsonl")
+    assert told.code == 2
+    assert told.err.splitlines()[0] == "Error: there is no data file 'rowz.jsonl'"
+
+
+def test_rows_of_another_kind_and_of_no_kind_open_no_run(run: Run, client: MlflowClient, tmp_path: Path) -> None:
+    before = len(client.search_runs(["0"]))
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(4))
+    odd = write_jsonl(tmp_path / "odd.jsonl", [{"x": 1, "y": 2}])
+    assert "dpo learns from preferences" in run("train", "dpo", "--data", rows).err
+    assert "odd.jsonl:1: the rows are of no known format" in run("train", "lora", "--data", odd).err
+    assert "of another kind" in run("train", "lora", "--data", rows, "--data.eval_path", pairs(tmp_path)).err
+    assert len(client.search_runs(["0"])) == before
+
+
+def pairs(folder: Path) -> Path:
+    return write_jsonl(folder / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+
+
+@pytest.mark.parametrize("command", [["prepare"], ["data", "show"], ["data", "check"], ["align"]])
+def test_other_commands_look_first_too(run: Run, client: MlflowClient, command: list[str]) -> None:
+    before = len(client.search_runs(["0"]))
+    key = "--sft.data" if command == ["align"] else "--data"
+    told = run(*command, key, "rowz.jsonl")
+    assert told.code == 2
+    assert "there is no data file 'rowz.jsonl'" in told.err
+    assert len(client.search_runs(["0"])) == before
+
+
+def test_the_run_that_mlflow_opened_ends_failed_with_the_message(
+    run: Run, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+    assert run("train", "lora", "--data", "rowz.jsonl").code == 2
+    info = client.get_run(opened)
+    assert info.info.status == "FAILED"
+    assert "rowz.jsonl" in info.data.tags["mlflow_ft.error"]
