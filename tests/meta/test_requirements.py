@@ -138,3 +138,25 @@ def test_what_is_imported_is_required() -> None:
         if not {canonicalize_name(name) for name in distributions.get(module, [module])} & allowed
     ]
     assert not unlisted
+
+
+def test_the_image_installs_what_conda_names() -> None:
+    """The Dockerfile takes the lines of conda.yaml's pip section by their indentation."""
+    (script,) = re.findall(r"sed -n 's/(.*)//p' conda\.yaml", (ROOT / "Dockerfile").read_text())
+    lines = (ROOT / "conda.yaml").read_text().splitlines()
+    named = [line.removeprefix(script.removeprefix("^")) for line in lines if re.match(script, line)]
+    assert by_name(named) == CONDA_PIP
+
+
+def test_everything_the_image_copies_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    copied = [
+        name
+        for line in re.findall(r"^COPY (.*) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+        for name in line.split()
+    ]
+    let_through = [
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    ]
+    assert sorted(copied) == sorted(let_through)
+    assert all(Path(name).exists() for name in copied)

@@ -1,0 +1,43 @@
+# The project and everything it needs, with the versions that were tested (constraints.txt).
+#
+#   docker build -t mlflow-ft .
+#   docker run --rm --gpus all -v "$PWD:/data" -e MLFLOW_TRACKING_URI=http://HOST:5000 mlflow-ft \
+#       mlflow-ft train qlora --model MODEL --data /data/rows.jsonl --run.output_dir /data/outputs
+#
+# There is no entry point: MLflow's `docker_env` runs `bash -c COMMAND` in the image. On a machine without a GPU the same
+# image runs on the CPU; torch's wheel brings its own CUDA libraries, so the host needs the NVIDIA driver alone.
+FROM python:3.11.7-slim-bookworm
+
+# Triton compiles kernels when they are first used (gcc); the run records the commit it was started from (git).
+# The packages are Debian's own of this release; pinning them would only break the build when they are updated.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc git libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache
+
+WORKDIR /opt/mlflow-ft
+
+# Third-party packages first: this layer, the large one, is built anew only when a version changes.
+COPY constraints.txt conda.yaml ./
+RUN sed -n 's/^      - //p' conda.yaml > requirements.txt \
+    && pip install --constraint constraints.txt --requirement requirements.txt
+
+COPY pyproject.toml README.md LICENSE MLproject ./
+COPY mlflow_ft ./mlflow_ft
+COPY plugins ./plugins
+RUN pip install --constraint constraints.txt '.[gguf]' \
+    && for plugin in plugins/*/; do pip install --no-deps "./$plugin"; done
+
+RUN useradd --create-home --uid 1000 trainer \
+    && mkdir --parents /cache /data \
+    && chown trainer:trainer /cache /data
+USER 1000
+WORKDIR /data
+
+CMD ["mlflow-ft", "--help"]
