@@ -106,8 +106,11 @@ def _into(asked: Asked, config: Config) -> str:
 def _write(
     asked: Asked, config: Config, start: init_from.Start, base: BaseModel, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    from mlflow_ft.engine import companions, merge, models
+    from mlflow_ft.engine import companions, merge, models, text_part
 
+    parts = text_part.of(base.path, task=base.task)
+    if parts and parts.text_alone:
+        progress.say(parts.merged(base.name))
     dtype = models.saved_dtype(config, base.path)
     needed = _bytes(base.path, dtype.itemsize)
     _check_space(folder, needed)
@@ -139,7 +142,8 @@ def _write(
         progress.warn(f"the whole model was in memory: {report['reason']}")
     if names := report.get("untied"):
         progress.say(f"{', '.join(names)} now has weights of its own: the adapter has changed one of two tied layers")
-    return {"dtype": str(dtype).removeprefix("torch."), **report}
+    part = {"text_part_of": parts.whole} if parts and parts.text_alone else {}
+    return {"dtype": str(dtype).removeprefix("torch."), **part, **report}
 
 
 def _bytes(base: Path, itemsize: int) -> int:

@@ -31,9 +31,11 @@ def find(job: Job) -> BaseModel:
 
 def load(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training."""
-    from mlflow_ft.engine import hardware, models
+    from mlflow_ft.engine import hardware, models, text_part
 
     job.run.begin("model")
+    if parts := text_part.of(base.path, task=base.task):
+        job.progress.say(parts.said(base.name, adapter=job.config.adapter.kind != "none"))
     with job.progress.bar("load model"):
         model = models.prepare(job, data, base)
     device = hardware.describe()
