@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mlflow_ft.engine import adapter_files, misfits
-from mlflow_ft.engine.weight_names import Shapes, matched, unwrapped
+from mlflow_ft.engine.layer_names import as_named_here
+from mlflow_ft.engine.weight_names import Shapes, counted, matched, unwrapped
 from mlflow_ft.errors import ModelError
 
 FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError)
@@ -84,7 +85,7 @@ def attached(module: Any, folder: Path, *, key: str = KEY, trainable: bool = Fal
     Raises:
         ModelError: the config is broken. UnattachedError: PEFT cannot put such an adapter on this base.
     """
-    config = adapter_files.config(folder)
+    config = config_for(module, folder)
     config.inference_mode = not trainable
     try:
         if isinstance(module, PeftModel):
@@ -93,6 +94,18 @@ def attached(module: Any, folder: Path, *, key: str = KEY, trainable: bool = Fal
         return MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)(module, config, key)
     except FAILURES as error:
         raise _unattached(error, folder) from error
+
+
+def config_for(module: Any, folder: Path) -> Any:
+    """The config of an adapter as PEFT reads it, with the names that this base has for its layers.
+
+    Raises:
+        ModelError: the config is broken.
+    """
+    config = adapter_files.config(folder)
+    base = module.get_base_model() if isinstance(module, PeftModel) else module
+    as_named_here(config, [name for name, _ in base.named_modules()])
+    return config
 
 
 def _unattached(error: Exception, folder: Path) -> UnattachedError:
@@ -116,22 +129,41 @@ def fitted(wrapped: Any, state: Mapping[str, Tensor], *, key: str = KEY, where: 
     except FAILURES as error:  # beside another adapter PEFT may have put on half of it
         raise _unattached(error, where) from error
     more = {name: shape for name, shape in _shapes(wrapped.state_dict()).items() if name not in wanted}
+    tried = [_shapes(state)]
+    for names, read in _readings(wrapped, state, key, where):
+        found = _without_copies(wrapped, read, {**more, **wanted})
+        tried.append(_shapes(found))
+        partners = matched(tried[-1], wanted, more=more)
+        if partners is not None:
+            # where transformers joins several tensors to one (experts), PEFT does so again as it loads them
+            renamed = {name: partners.get(new, new) for name, new in names.items()}
+            renamed = {name: new for name, new in renamed.items() if name != new}
+            if not renamed:
+                return Fit(state=dict(state), renamed={})
+            say(misfits.renaming(renamed))
+            return Fit(state={partners[name]: one.contiguous() for name, one in found.items()}, renamed=renamed)
+    raise misfits.error(tried, wanted, more, where=where, base=_name(wrapped))
+
+
+def _readings(
+    wrapped: Any, state: Mapping[str, Tensor], key: str, where: Path
+) -> Iterator[tuple[dict[str, str], dict[str, Tensor]]]:
+    """Ways to read the tensors: under the names of the file, and under those without wrappers.
+
+    Each comes with what the file's names become, and with the tensors as transformers 5 calls and joins them.
+    """
     for change in (str, unwrapped):
         names = {name: change(name) for name in state}
         if len(set(names.values())) < len(state):
             continue
-        found = _as_transformers_calls_them(wrapped, {names[name]: weight for name, weight in state.items()}, key)
-        found = _without_copies(wrapped, found, {**more, **wanted})
-        partners = matched(_shapes(found), wanted, more=more)
-        if partners is not None:
-            fit = {partners[name]: weight for name, weight in found.items()}
-            # where transformers joins several tensors to one (experts), PEFT does so again as it loads them
-            renamed = {name: partners.get(new, new) for name, new in names.items()}
-            renamed = {name: new for name, new in renamed.items() if name != new}
-            if renamed:
-                say(misfits.renaming(renamed))
-            return Fit(state=fit if renamed else dict(state), renamed=renamed)
-    raise misfits.error(_shapes(state), wanted, more, where=where, base=_name(wrapped))
+        read = _as_transformers_calls_them(wrapped, {names[name]: weight for name, weight in state.items()}, key)
+        if len(read) < len(state) and not counted(state):
+            raise ModelError(
+                f"the adapter in {where} does not fit {_name(wrapped)}: the numbers of the experts in its file do not "
+                "run from 0 without a gap",
+                hint=f"save the adapter again: {adapter_files.INCOMPLETE}",
+            )
+        yield names, read
 
 
 def prove(wrapped: Any, fit: Fit, *, key: str = KEY, where: Path) -> None:

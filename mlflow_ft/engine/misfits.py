@@ -38,10 +38,14 @@ class Misfit:
         return len(self.foreign) + len(self.absent) + len(self.other)
 
 
-def error(there: Shapes, wanted: Shapes, more: Shapes, *, where: Path, base: str) -> ModelError:
-    """The error that says what of the weights `there` does not fit those that are `wanted`, or may be (`more`)."""
-    plain, by_short = _compared(there, wanted, more), _compared(*_shortened(there, wanted, more))
-    misfit = by_short if len(by_short) < len(plain) else plain
+def error(tried: Sequence[Shapes], wanted: Shapes, more: Shapes, *, where: Path, base: str) -> ModelError:
+    """The error that says what of an adapter's weights does not fit those that are `wanted`, or may be (`more`).
+
+    `tried` are the weights under the names that were tried; the error is about those that are nearest.
+    """
+    found = [_compared(there, wanted, more) for there in tried]
+    found += [_compared(*_shortened(there, wanted, more)) for there in tried]
+    misfit = min(found, key=len)
     told = "; ".join(_told(misfit))
     return ModelError(f"the adapter in {where} does not fit {base}: {told}", hint=_hint(misfit))
 
@@ -87,8 +91,8 @@ def _hint(misfit: Misfit) -> str:
         return "save the adapter again, whole"
     if any(part in name.split(".") for name in misfit.foreign for part in PICTURES):
         return (
-            "it was trained on a model with its part for pictures or sound, which this one does not have; "
-            f"{NAME_IT}, or merge it with PEFT on the whole model"
+            "it changes the part of a model for pictures or sound, too, which is not loaded here; put it on the whole "
+            "model with PEFT, or train an adapter of the text part"
         )
     if misfit.other and not misfit.foreign and not misfit.absent:
         return f"it was trained on a model of another size, or its config was changed; {NAME_IT}"

@@ -145,7 +145,7 @@ def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None =
     try:
         model = bare_model(base, task=task)
         _grow(model, max(rows or 0, _rows(model, state)))
-        peft_config = adapter_files.config(adapter)
+        peft_config = fitting.config_for(model, adapter)
         with quiet_peft(), quiet_transformers():
             wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
             return fitting.fitted(wrapped, state, where=adapter, say=say)
@@ -199,7 +199,7 @@ def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> list[str]:
         ModelError: it does not fit this model. UnsuitedError, ValueError: PEFT does not merge it.
     """
     notes: list[str] = []
-    peft_config = adapter_files.config(adapter)
+    peft_config = fitting.config_for(model, adapter)
     peft_config.inference_mode = True
     wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
     fit = fitting.fitted(wrapped, state, where=adapter, say=notes.append)

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import adapter_files, fitting, hardware
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import quantization, quiet_peft
+from mlflow_ft.engine.models import keep_exact, quantization, quiet_peft
 from mlflow_ft.engine.skeleton import META, UnsuitedError, bare_model
 from mlflow_ft.errors import FineTuneError
 from mlflow_ft.job import BaseModel
@@ -69,7 +69,9 @@ class Parts:
                 f"{name} reads {others}, too: it is loaded whole ({self.loaded}), and its part for {others} is not "
                 "trained and stays as it is."
             )
-        fits = f" The adapter is for the whole model ({self.whole}) as well." if adapter else ""
+        fits = (
+            f" Whether the adapter fits the whole model ({self.whole}), too, is measured at the end." if adapter else ""
+        )
         kept = "A merged model" if adapter else "What is kept"
         return (
             f"{name} reads {others}, too: its text part alone ({self.loaded}) is loaded and trained.{fits} {kept} is "
@@ -211,7 +213,7 @@ def _class(parts: Parts) -> Any:
 
 
 def on_whole(config: Config, base: BaseModel, adapter: Path) -> Any:
-    """The adapter on the whole model, as anybody puts it there with transformers and PEFT alone."""
+    """The adapter on the whole model, as anybody puts it there with transformers and PEFT alone; see `keep_exact`."""
     parts = of(base.path)
     assert parts is not None
     dtype = hardware.held_dtype(config)
@@ -219,4 +221,6 @@ def on_whole(config: Config, base: BaseModel, adapter: Path) -> Any:
     if quantiser := quantization(config, dtype):
         options["quantization_config"] = quantiser
     with quiet_peft(), quiet_transformers():
-        return PeftModel.from_pretrained(_class(parts).from_pretrained(base.path, **options), adapter).eval()
+        model = _class(parts).from_pretrained(base.path, **options)
+        keep_exact(model)
+        return PeftModel.from_pretrained(model, adapter).eval()

@@ -57,6 +57,18 @@ def unwrapped(name: str) -> str:
     return found if found.startswith("base_model.") or "." not in found else f"base_model.model.{found}"
 
 
+def counted(names: Iterable[str]) -> bool:
+    """Whether the experts of each layer, where they have weights of their own, are numbered from 0 without a gap.
+
+    transformers 5 holds them in one weight, in the order of their numbers, and would not see that one is missing.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for name in names:
+        if parts := re.match(r"(.*\.experts)\.(\d+)\.(.*)", name):
+            found.setdefault((parts[1], parts[3]), set()).add(int(parts[2]))
+    return all(numbers == set(range(len(numbers))) for numbers in found.values())
+
+
 def matched(there: Shapes, wanted: Shapes, *, more: Shapes) -> dict[str, str] | None:
     """From the names that are there to the wanted ones, if all fit; None if any does not.
 

@@ -119,11 +119,15 @@ def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: comp
 
     Where it is too far there, it gets the names of the text part again, and fits that alone.
     """
+    alone = "the adapter is for the text part of its base alone"
     from mlflow_ft.engine import bundle, parity, text_part
     from mlflow_ft.engine.fitting import FAILURES
     from mlflow_ft.engine.reference import Loaded
 
     if not bundle.fits_whole(folder):
+        parts = text_part.of(trained.base.path, task=job.task)
+        if parts and parts.text_alone and (folder / "adapter_config.json").is_file():
+            job.progress.say(f"{alone}: one of this kind cannot have the names of the whole model ({parts.whole})")
         return {}
     try:
         with job.progress.bar("compare the adapter on the whole model"):
@@ -134,7 +138,7 @@ def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: comp
         found = math.nan
     if not found <= limits.max_kl:
         bundle.copy_adapter(job, trained, folder, for_whole=False)
-        job.progress.warn(f"the adapter is for the text part alone: on the whole model its mean KL is {found:.3g}")
+        job.progress.warn(f"{alone}: on the whole model its mean KL is {found:.3g}")
         return {}
     job.progress.say(f"the adapter on the whole model: mean KL {found:.2g} nats per token to the trained one")
     job.run.metrics({"parity/adapter/whole_kl_mean": found}, dataset=data.eval)
