@@ -55,10 +55,14 @@ def _compared(there: Shapes, wanted: Shapes, more: Shapes) -> Misfit:
     return Misfit(
         there=there,
         wanted=wanted,
-        foreign=[name for name in there if name not in known],
-        absent=[name for name in wanted if name not in there],
-        other={n: known[n] for n, shape in there.items() if n in known and tuple(shape) != tuple(known[n])},
+        foreign=[name for name in sorted(there) if name not in known],
+        absent=[name for name in sorted(wanted) if name not in there],
+        other={name: known[name] for name in sorted(there) if name in known and _differ(there[name], known[name])},
     )
+
+
+def _differ(one: Sequence[int], two: Sequence[int]) -> bool:
+    return tuple(one) != tuple(two)
 
 
 def _shortened(*sides: Shapes) -> list[dict[str, Sequence[int]]]:

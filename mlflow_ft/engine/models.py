@@ -39,6 +39,7 @@ NOTES = (
     "Failed to load the CUDA extension",  # boft, where there is a GPU but no compiler; the same in torch is used
     "Setting boft_n_butterfly_factor to 1",
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
+    "`lora_bias=True` was passed but the targeted layer",  # a merge refuses it, and so does training before one
     "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
     "Note that `r` is not used in AdaLora",
     "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` gives it its name back

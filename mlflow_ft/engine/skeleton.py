@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,16 @@ def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None =
             return fitting.fitted(wrapped, state, where=adapter, say=say)
     except FAILURES as error:
         raise UnsuitedError(f"it cannot be laid out without weights: {brief(error)}") from error
+
+
+def check(base: Path, adapter: Path, *, task: str = "generate") -> None:
+    """Refuse an adapter that does not fit `base` before the base's weights are loaded, where that can be seen without.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    with suppress(UnsuitedError):
+        fit(base, adapter, task=task)
 
 
 def _check_kind(settings: Mapping[str, Any]) -> None:

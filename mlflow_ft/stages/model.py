@@ -17,6 +17,10 @@ def find(job: Job) -> BaseModel:
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
     start.check_exports(job.config, job.registry, base.path)
+    if base.start:
+        from mlflow_ft.engine import skeleton
+
+        skeleton.check(base.path, base.start, task=base.task)
     job.run.set_tags(
         {
             "mlflow_ft.base_model": base.name_or_path,

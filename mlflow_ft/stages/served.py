@@ -147,7 +147,12 @@ def _load_base(found: BaseModel, start: init_from.Start, tuned: Any, progress: P
 
 def _base_of(start: init_from.Start, base: str | None, progress: Progress) -> BaseModel:
     asked = adapters.Asked(adapter=start.uri, out=Path(), base=uri_of(base) if base else None)
-    return adapters.base_of(asked, adapters.config_of(asked, start), start, progress)
+    found = adapters.base_of(asked, adapters.config_of(asked, start), start, progress)
+    if start.base is not None and (start.folder / init_from.ADAPTER_FILE).is_file():
+        from mlflow_ft.engine import skeleton
+
+        skeleton.check(found.path, start.folder, task=found.task)
+    return found
 
 
 def _before(start: init_from.Start, base: str | None, progress: Progress) -> BaseModel:
