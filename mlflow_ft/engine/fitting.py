@@ -125,7 +125,7 @@ def fitted(wrapped: Any, state: Mapping[str, Tensor], *, key: str = KEY, where: 
         told = ", ".join(f"{name}={value!r}" for name, value in sorted(later.items()))
         say(f"PEFT {peft.__version__} does not know and leaves out what the adapter's config sets: {told}")
     try:
-        wanted = _shapes(_saved(wrapped, key))
+        wanted = _shapes(saved(wrapped, key))
     except FAILURES as error:  # beside another adapter PEFT may have put on half of it
         raise _unattached(error, where) from error
     more = {name: shape for name, shape in _shapes(wrapped.state_dict()).items() if name not in wanted}
@@ -136,7 +136,7 @@ def fitted(wrapped: Any, state: Mapping[str, Tensor], *, key: str = KEY, where: 
         partners = matched(tried[-1], wanted, more=more)
         if partners is not None:
             # where transformers joins several tensors to one (experts), PEFT does so again as it loads them
-            renamed = {name: partners.get(new, new) for name, new in names.items()}
+            renamed = partners | {name: partners.get(new, new) for name, new in names.items()}
             renamed = {name: new for name, new in renamed.items() if name != new}
             if not renamed:
                 return Fit(state=dict(state), renamed={})
@@ -169,7 +169,7 @@ def _readings(
 def prove(wrapped: Any, fit: Fit, *, key: str = KEY, where: Path) -> None:
     """Raise ModelError where a weight of the adapter in the model is not the one of the files."""
     state = _as_transformers_calls_them(wrapped, fit.state, key)
-    for name, weight in _saved(wrapped, key).items():
+    for name, weight in saved(wrapped, key).items():
         if name not in state or not _same(weight, state[name]):
             raise ModelError(
                 f"the adapter in {where} does not fit {_name(wrapped)}: PEFT did not take {name} as it is in the file",
@@ -184,8 +184,8 @@ def _same(weight: Tensor, saved: Tensor) -> bool:
     return not one.numel() or bool((one - two).abs().max() <= SAME * two.abs().max())
 
 
-def _saved(wrapped: Any, key: str) -> dict[str, Tensor]:
-    """What PEFT would save of the adapter as it is on the model: what its config asks for."""
+def saved(wrapped: Any, key: str = KEY) -> dict[str, Tensor]:
+    """What PEFT would save of the adapter as it is on the model, by name: all that its config asks for."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")  # ranks of 0
         found: dict[str, Tensor] = get_peft_model_state_dict(wrapped, adapter_name=key, save_embedding_layers=False)

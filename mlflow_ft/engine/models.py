@@ -46,6 +46,7 @@ NOTES = (
     "lora with eva initialization used with low_cpu_mem_usage=False",
     "Full backward hook is firing",  # lora_ga counts batches with one
     "The following rank_pattern keys did not match",  # adalora writes its ranks in a form of its own
+    r"The following alpha_pattern keys did not match .*: \['\.\*",  # those that PEFT itself writes for fused experts
 )
 """What PEFT warns of, and what is taken care of here."""
 

@@ -215,6 +215,8 @@ def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> list[str]:
     fit = fitting.fitted(wrapped, state, where=adapter, say=notes.append)
     with _stay():
         set_peft_model_state_dict(wrapped, fit.state, low_cpu_mem_usage=True)
+    if loose := [name for name, weight in fitting.saved(wrapped).items() if weight.is_meta]:
+        raise UnsuitedError(f"PEFT does not place {loose[0]} without the base's weights")
     fitting.prove(wrapped, fit, where=adapter)
     unmergeable.check(wrapped, where=adapter)
     tuner: BaseTuner = wrapped.base_model
