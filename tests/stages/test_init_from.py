@@ -183,3 +183,40 @@ def test_another_base_than_the_adapters_own_is_refused(
     (packaged / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(FineTuneError):
         find("lora", init_from=packaged)
+
+
+def test_the_highest_adapter_is_meant_and_several_are_not_guessed(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter("lora")
+    for name in ("checkpoint-9", "checkpoint-10"):
+        shutil.copytree(folder, tmp_path / "out" / name)
+    with pytest.raises(ModelError, match="2 adapters, and none above them: checkpoint-9, checkpoint-10") as caught:
+        init_from.read(str(tmp_path / "out"))
+    assert caught.value.hint.endswith("/out/checkpoint-10")
+    shutil.copytree(folder, tmp_path / "out", dirs_exist_ok=True)
+    assert init_from.read(str(tmp_path / "out")).folder == tmp_path / "out"
+    shutil.rmtree(tmp_path / "out" / "checkpoint-9")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "out" / "checkpoint-10").rename(tmp_path / "one" / "checkpoint-10")
+    assert init_from.read(str(tmp_path / "one")).folder == tmp_path / "one" / "checkpoint-10"
+
+
+def test_a_whole_model_is_meant_whatever_lies_below_it(
+    adapter: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    shutil.copytree(adapter("lora"), tmp_path / "whole" / "ref")
+    found = init_from.read(str(tmp_path / "whole"))
+    assert (found.folder, found.base) == (tmp_path / "whole", None)
+    for name in ("a", "b"):
+        shutil.copytree(tiny_model, tmp_path / "two" / name)
+    with pytest.raises(ModelError, match="2 models, and none above them: a, b"):
+        init_from.read(str(tmp_path / "two"))
+
+
+def test_a_base_that_the_adapter_names_and_is_not_here(adapter: Callable[..., Path]) -> None:
+    folder = adapter("lora")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/home/me/llama"}))
+    with pytest.raises(ModelError, match=r"names '/home/me/llama' as its base model, which cannot be found") as caught:
+        find("lora", init_from=folder)
+    assert "--model" in caught.value.hint
