@@ -429,5 +429,5 @@ def test_a_base_with_fewer_layers_is_refused(code: Any, folders: dict[str, Path]
     write_manifest(folder)
     config = AutoConfig.from_pretrained(note["name_or_path"], num_hidden_layers=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="does not fit .*base: 14 weights without a partner"):
+    with pytest.raises(ValueError, match=r"does not fit .*base: 14 weights without a partner"):
         load(code, folder, base_model_path=str(tmp_path / "base"))
