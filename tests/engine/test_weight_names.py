@@ -75,9 +75,9 @@ def test_all_fit_or_none_does() -> None:
 
 def test_a_name_that_two_weights_here_share_is_not_guessed() -> None:
     here = {"model.layers.0.q_proj.weight": (2, 4), "model.language_model.layers.0.q_proj.weight": (2, 4)}
-    assert (
-        matched({"layers.0.q_proj.weight": (2, 4), "base_model.layers.0.q_proj.weight": (2, 4)}, here, more={}) is None
-    )
+    two = {"layers.0.q_proj.weight": (2, 4), "base_model.layers.0.q_proj.weight": (2, 4)}
+    assert matched(two, here, more={}) is None
+    assert matched({"layers.0.q_proj.weight": (2, 4)}, {}, more=here) is None
 
 
 @given(st.permutations(list(WANTED)), st.sampled_from(SAME[1:]))
