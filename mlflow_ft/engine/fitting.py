@@ -25,7 +25,7 @@ from mlflow_ft.engine.layer_names import as_named_here
 from mlflow_ft.engine.weight_names import Shapes, counted, matched, unwrapped
 from mlflow_ft.errors import ModelError
 
-FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError)
+FAILURES = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError)
 """What PEFT and torch raise at an adapter that they cannot put on a model."""
 KEY = "default"
 """PEFT's name of the only adapter on a model."""
@@ -100,11 +100,21 @@ def config_for(module: Any, folder: Path) -> Any:
     """The config of an adapter as PEFT reads it, with the names that this base has for its layers.
 
     Raises:
-        ModelError: the config is broken.
+        ModelError: the config is broken, or is about tokens that this base does not have.
     """
-    config = adapter_files.config(folder)
-    base = module.get_base_model() if isinstance(module, PeftModel) else module
+    config: Any = adapter_files.config(folder)
+    base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
     as_named_here(config, [name for name, _ in base.named_modules()])
+    tokens = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    last = max(
+        [-1, *(token for ids in (tokens.values() if isinstance(tokens, Mapping) else [tokens]) for token in ids)]
+    )
+    if last >= 0 and last >= (rows := len(base.get_input_embeddings().weight)):
+        raise ModelError(
+            f"the adapter in {folder} trains the token {last}, and its base has {rows:,}",
+            hint="its base had further tokens in training, whose embeddings were not saved with the adapter "
+            "(save_embedding_layers); save it again with them",
+        )
     return config
 
 

@@ -127,7 +127,7 @@ def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtyp
         merged = wrapped.merge_and_unload(safe_merge=True)
     except FAILURES as error:
         told = f"PEFT cannot merge the adapter in {adapter}: {brief(error)}"
-        raise ModelError(told, hint=unmergeable.ALONE) from error
+        raise ModelError(told, hint=unmergeable.UNKNOWN) from error
     _save(merged, dtype, folder)
     return notes
 

@@ -42,7 +42,7 @@ WITHOUT = ("velora_config", "monteclora_config", "kasa_config", "arrow_config", 
 """Variants of LoRA that keep more of a layer than its files hold, or do not merge."""
 
 
-FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError, NotImplementedError)
+FAILURES = (*fitting.FAILURES, ImportError)
 """What transformers and PEFT raise at an architecture or adapter that they cannot build without weights; when they
 do it with weights, they say what is wrong, or do it."""
 

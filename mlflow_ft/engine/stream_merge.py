@@ -28,7 +28,7 @@ from mlflow_ft.engine.journal_files import Journal
 from mlflow_ft.engine.rounding import Rounding
 from mlflow_ft.engine.skeleton import Skeleton, UnsuitedError
 from mlflow_ft.engine.tensor_files import Entry, ModelFiles
-from mlflow_ft.engine.unmergeable import ALONE
+from mlflow_ft.engine.unmergeable import UNKNOWN
 from mlflow_ft.errors import ModelError, RefusedError, brief
 
 SHARD = 5 * 10**9
@@ -97,7 +97,7 @@ class Plan:
                 f"{name} would hold numbers that are not finite: {error}", hint="look for them in the adapter"
             ) from error
         except FAILURES as error:
-            raise ModelError(f"PEFT cannot merge {name}: {brief(error)}", hint=ALONE) from error
+            raise ModelError(f"PEFT cannot merge {name}: {brief(error)}", hint=UNKNOWN) from error
 
     def _untouched(self, name: str) -> Tensor:
         """A weight that no layer of the adapter is over; where it can be, as it lies in the file, without a copy."""

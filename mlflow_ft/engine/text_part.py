@@ -90,8 +90,8 @@ def of(base: Path, *, task: Task = "generate") -> Parts | None:
     """The parts of the model in a folder; None where it reads text alone, or is made of code that came with it."""
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        return None
+    except fitting.FAILURES:
+        return None  # whoever loads the model reports what is wrong with it
     names = [name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None]
     kinds = {READS[start]: None for name in names for start in READS if name.startswith(start)}
     auto: Any = AutoModelForSequenceClassification if task == "score" else AutoModelForCausalLM

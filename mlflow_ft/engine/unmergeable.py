@@ -14,6 +14,7 @@ from torch import nn
 from mlflow_ft.errors import ModelError, brief
 
 ALONE = "it can be served on its base as it is (mlflow-ft serve)"
+UNKNOWN = "it may belong to another base (--base), or be of a kind that PEFT does not merge"
 REPLICATED = "it repeats layers of its base (layer_replication), which share their weights: no merge gives each its own"
 
 
@@ -47,7 +48,7 @@ def of_model(wrapped: Any) -> str:
     for name, layer in _smallest(wrapped):
         try:
             copy.deepcopy(layer).merge(safe_merge=True)
-        except (ValueError, RuntimeError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
+        except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
             return f"PEFT does not merge {name}: {brief(error)}"
     return ""
 

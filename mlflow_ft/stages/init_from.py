@@ -193,8 +193,13 @@ def _only(files: Sequence[Path], *, asked: str, root: Path, setting: str) -> Pat
     Raises:
         ModelError: several do, as in the folder of a training that was stopped before it wrote its last adapter.
     """
+    from mlflow_ft import tracking
+
     highest = min(len(file.parts) for file in files)
     found = sorted((file for file in files if len(file.parts) == highest), key=_by_number)
+    sealed = [file for file in found if (file.parent / tracking.MANIFEST).is_file()]
+    if len(found) > 1 and len(sealed) == 1:
+        return sealed[0]  # a run's folder: what it packaged, beside what it trained
     if len(found) > 1:
         names = [str(file.parent.relative_to(root)) for file in found]
         shown = ", ".join(names if len(names) <= SHOWN else [*names[: SHOWN - 1], "...", names[-1]])

@@ -188,6 +188,15 @@ def test_names_in_the_config_are_read_as_the_bases_too(tiny_model: Path, tmp_pat
     torch.testing.assert_close(on_base(tiny_model, own)[0], wanted, rtol=0, atol=0)
 
 
+def test_tokens_that_the_base_does_not_have(tiny_model: Path, tmp_path: Path) -> None:
+    made(tiny_model, tmp_path / "own", target_modules=["q_proj"], trainable_token_indices=[3, 511])
+    on_base(tiny_model, tmp_path / "own")
+    for tokens in ([3, 512], {"embed_tokens": [3, 600]}):
+        own = configured(tmp_path / "own", tmp_path / f"own{len(tokens)}", trainable_token_indices=tokens)
+        with pytest.raises(ModelError, match=r"trains the token (512|600), and its base has 512"):
+            on_base(tiny_model, own)
+
+
 def test_ranks_of_0_are_no_fault(tiny_model: Path, tmp_path: Path) -> None:
     """AdaLoRA takes a layer all its ranks."""
     config = AdaLoraConfig(target_modules=["q_proj", "up_proj"], init_r=2, total_step=10, task_type="CAUSAL_LM")

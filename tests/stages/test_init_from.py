@@ -20,6 +20,7 @@ from mlflow_ft.engine import models, parity, tokenizers
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
+from mlflow_ft.tracking import write_manifest
 from tests.engine.conftest import Bench, lay
 
 QUICK = {"learning_rate": 1e-2}
@@ -220,3 +221,13 @@ def test_a_base_that_the_adapter_names_and_is_not_here(adapter: Callable[..., Pa
     with pytest.raises(ModelError, match=r"names '/home/me/llama' as its base model, which cannot be found") as caught:
         find("lora", init_from=folder)
     assert "--model" in caught.value.hint
+
+
+def test_of_a_runs_folder_what_it_packaged_is_meant(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    for stage in ("train", "package"):
+        shutil.copytree(
+            adapter("lora") if stage == "train" else tmp_path / "train/adapter", tmp_path / stage / "adapter"
+        )
+    write_manifest(tmp_path / "package" / "adapter")
+    (tmp_path / "lora-first").rename(tmp_path.parent / f"{tmp_path.name}-first")
+    assert init_from.read(str(tmp_path)).folder == tmp_path / "package" / "adapter"
