@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from mlflow_ft.engine import hardware, masking, models, vocabulary
+from mlflow_ft.engine import hardware, masking, models, text_part, vocabulary
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.job import Data, Encoded, Job, Trained
 
@@ -24,8 +24,12 @@ BASE_FILE = "base.json"
 """Beside an adapter: the base model's name, revision, quantisation and type, enough to load it as it was trained on."""
 
 
-def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
-    """Copy the adapter and write down its base. The base's own weights stay where they are."""
+def copy_adapter(job: Job, trained: Trained, folder: Path, *, for_whole: bool = True) -> None:
+    """Copy the adapter and write down its base. The base's own weights stay where they are.
+
+    Of a base whose text part alone was trained, its weights get the names of the whole model, where `for_whole` is true
+    and such an adapter can have them.
+    """
     assert trained.adapter is not None
     folder.mkdir(parents=True, exist_ok=True)
     for file in trained.adapter.iterdir():
@@ -34,6 +38,7 @@ def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
     dtype = hardware.held_dtype(job.config)
     quantiser = models.quantization(job.config, dtype)
     tokenizer = vocabulary.grown(job.config, trained.base)
+    renamed = text_part.rename_for_whole(folder, trained.base.path) if for_whole and job.task != "score" else None
     base = {
         "kind": job.config.adapter.kind,
         "name_or_path": trained.base.name_or_path,
@@ -43,8 +48,15 @@ def copy_adapter(job: Job, trained: Trained, folder: Path) -> None:
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantiser.to_dict() if quantiser else None,
         "tokens": len(tokenizer) if tokenizer else None,  # for how many the base's embeddings must have rows
+        "renamed": renamed,  # beginnings of names: of the whole model, which the adapter has, and of its text part
     }
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2, sort_keys=True))
+
+
+def fits_whole(folder: Path) -> bool:
+    """Whether the adapter in `folder` has the names of the whole model, of which the text part was trained."""
+    file = folder / BASE_FILE
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("renamed"))
 
 
 def complete(job: Job, data: Data, folder: Path) -> None:

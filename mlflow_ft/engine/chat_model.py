@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import uuid
 import warnings
@@ -27,14 +28,15 @@ import torch
 from jinja2 import TemplateError
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 # On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
 for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(module).setLevel(logging.ERROR)
-# PEFT lets the model count the positions, a learned prompt in front, and warns of it at every answer.
-warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
+# PEFT warns at every answer that the model counts the positions, and of layers to which AdaLoRA left no rank.
+warnings.filterwarnings("ignore", message=r"Position ids are not supported|Adapter .* LoRA tensor\(s\) have invalid")
 DEFAULT_MAX_TOKENS = 256
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
 BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
@@ -82,11 +84,10 @@ class ChatModel(PythonModel):
         limit, stops, sampling = checked(request)
         inputs = self.tokenize(turns(request), request.get("tools")).to(self.model.device)
         length = inputs["input_ids"].shape[1]
-        learned = [
-            getattr(one, "num_virtual_tokens", 0) or 0 for one in getattr(self.model, "peft_config", {}).values()
-        ]
+        adapters = getattr(self.model, "peft_config", {}).values()
+        learned = max((getattr(one, "num_virtual_tokens", 0) or 0 for one in adapters), default=0)
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        if (room := most - length - max(learned, default=0)) < 1:
+        if (room := most - length - learned) < 1:
             raise refused(f"the messages are {length} tokens long; the model reads {most}, its answer included")
         limit = min(limit, room)
 
@@ -95,14 +96,9 @@ class ChatModel(PythonModel):
             done = bool(watch and watch(text)) or any(stop in text for stop in stops)
             return torch.full((len(ids),), done, device=ids.device)
 
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=limit,
-            eos_token_id=self.end_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-            stopping_criteria=[ends] if stops or watch else None,
-            **sampling,
-        )
+        stopping = [ends] if stops or watch else None
+        tokens = {"eos_token_id": self.end_tokens, "pad_token_id": self.tokenizer.pad_token_id}
+        output = self.model.generate(**inputs, max_new_tokens=limit, stopping_criteria=stopping, **tokens, **sampling)
         new = output[0, length:].tolist()
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         ended = new[-1] in self.end_tokens or len(new) < limit or any(stop in text for stop in stops)
@@ -206,12 +202,11 @@ def load_whole(folder: Path) -> Any:
 
 
 def load_adapter(folder: Path, base_model_path: str | None) -> Any:
-    """Load the base model as the adapter was trained on it, and put the adapter on."""
-    from peft import PeftModel
+    """Load the base model as the adapter was trained on it, and put the adapter on: all of it, or none."""
+    from peft import PeftModel, get_peft_model_state_dict
 
     base = json.loads((folder / "base.json").read_text())
-    name = os.environ.get("MLFLOW_FT_BASE_MODEL") or base_model_path or base["name_or_path"]
-    name = fetched(name)
+    name = fetched(os.environ.get("MLFLOW_FT_BASE_MODEL") or base_model_path or base["name_or_path"])
     local = Path(name).is_dir()
     if not local and name.startswith(("/", "~", ".")):
         raise FileNotFoundError(
@@ -219,7 +214,15 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
         )
     if local and base["revision"].startswith("sha256:") and weights_hash(Path(name)) != base["revision"]:
         raise ValueError(f"{name} is not the base model that the adapter was trained on: its weights differ")
-    return PeftModel.from_pretrained(load_base(name, base), folder)
+    whole, part = base.get("renamed") or ("", "")  # the adapter has the names of the whole; this is its text part
+    mapping = {f"^{re.escape(whole)}": part} if whole else None
+    model = PeftModel.from_pretrained(load_base(name, base), folder, key_mapping=mapping)
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        saved = {re.sub(f"(?<=^base_model.model.){re.escape(whole)}", part, key) for key in file.offset_keys()}
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if apart := sorted((wanted - saved) | (saved - wanted - set(model.state_dict()))):  # PEFT only warns
+        raise ValueError(f"the adapter does not fit {name}: {len(apart)} weights without a partner, as {apart[:3]}")
+    return model
 
 
 def load_base(name: str, base: dict[str, Any]) -> Any:
@@ -259,10 +262,8 @@ def fetched(name: str) -> str:
 
 def weights_hash(folder: Path) -> str:
     """Sha256 over the names and hashes of a folder's weight files, as the adapter's `base.json` has it."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{file.name}:{file_hash(file)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+    lines = "".join(f"{file.name}:{file_hash(file)}\n" for file in sorted(folder.glob("*.safetensors")))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def file_hash(file: Path) -> str:

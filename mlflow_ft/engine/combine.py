@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from peft.utils import merge_utils
 from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from mlflow_ft.engine.skeleton import ADAPTER, CHANGE_THE_BASE, WITHOUT
+from mlflow_ft.engine import adapter_files
+from mlflow_ft.engine.adapter_files import CONFIG, WEIGHTS
+from mlflow_ft.engine.skeleton import CHANGE_THE_BASE, WITHOUT
 from mlflow_ft.errors import ConfigError
 
 METHODS = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
@@ -39,6 +41,7 @@ ALONE = (
     "lora_bias",
     "use_bdlora",
     "target_parameters",
+    "layer_replication",
     *WITHOUT,
 )
 """What an adapter may not have: it does not add up, or only one can be in a model."""
@@ -75,9 +78,9 @@ def combine(adapters: Sequence[Path], how: How, folder: Path) -> float:
     Raises:
         ConfigError: an adapter cannot be combined, or the settings do not fit.
     """
-    settings = [json.loads((one / "adapter_config.json").read_text(encoding="utf-8")) for one in adapters]
-    _check(adapters, settings, how)
-    states = [load_file(one / ADAPTER) for one in adapters]
+    check(adapters, how)
+    settings = [adapter_files.settings(one) for one in adapters]
+    states = [adapter_files.tensors(one) for one in adapters]
     parts = [_factors(state, its) for state, its in zip(states, settings, strict=True)]
     embeddings = {name.removesuffix(EMBEDDING) for state in states for name in state if name.endswith(EMBEDDING)}
     state = _inner(states)
@@ -92,13 +95,14 @@ def combine(adapters: Sequence[Path], how: How, folder: Path) -> float:
             ranks[layer.removeprefix(PREFIX)] = len(found.down)
             state |= _named(layer, found, embedding=layer in embeddings)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / ADAPTER, metadata={"format": "pt"})
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(_settings(settings[0], ranks), indent=2, sort_keys=True)
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    (folder / CONFIG).write_text(text, encoding="utf-8")
     return lost
 
 
-def _check(adapters: Sequence[Path], settings: Sequence[Mapping[str, Any]], how: How) -> None:
+def check(adapters: Sequence[Path], how: How) -> None:
+    """Raise ConfigError where an adapter cannot be combined, or the settings do not fit; reads the configs alone."""
     if how.method not in METHODS:
         raise ConfigError(f"--combination {how.method!r} is none of {', '.join(METHODS)}")
     if len(how.weights) != len(adapters):
@@ -107,7 +111,8 @@ def _check(adapters: Sequence[Path], settings: Sequence[Mapping[str, Any]], how:
         raise ConfigError("cat has the sum of the ranks", hint="take --combination svd for another rank")
     if not 0 < how.density <= 1:
         raise ConfigError(f"--density {how.density:g} is not above 0 and at most 1")
-    for one, its in zip(adapters, settings, strict=True):
+    for one in adapters:
+        its = adapter_files.settings(one)
         if its.get("peft_type") != "LORA":
             raise ConfigError(
                 f"{one} is no LoRA, and only LoRA adapters can be combined", hint="merge one after the other"

@@ -8,18 +8,31 @@ Where it can be done tensor by tensor (`stream_merge`), the model is never in me
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import hardware, journal_files, stream_merge, vocabulary
+from mlflow_ft.engine import (
+    adapter_files,
+    fitting,
+    hardware,
+    journal_files,
+    skeleton,
+    stream_merge,
+    unmergeable,
+    vocabulary,
+)
+from mlflow_ft.engine.fitting import FAILURES, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import load_base, quantization, saved_dtype, with_adapter
+from mlflow_ft.engine.models import load_base, quantization, quiet_peft, saved_dtype, with_adapter
 from mlflow_ft.engine.skeleton import UnsuitedError
 from mlflow_ft.engine.stream_merge import Merge
+from mlflow_ft.errors import ModelError, brief
 from mlflow_ft.job import BaseModel, Job, Trained
 
 
@@ -49,8 +62,14 @@ def fold(
     of a file in bytes; `advance` is told of bytes that are done.
 
     Returns:
-        `way` (`stream` or `peft`), `reason` (why not stream), and what `stream_merge.write` returns.
+        `way` (`stream` or `peft`), `reason` (why not stream), `notes` (sentences on what was not as the adapter's files
+        have it: a renaming), and what `stream_merge.write` returns.
+
+    Raises:
+        ModelError: the adapter does not fit the base, or cannot be merged into it. RefusedError: a merged weight is not
+        finite.
     """
+    unmergeable.check_config(adapter_files.settings(adapter), where=adapter)
     held = hardware.held_dtype(config)
     tokenizer = vocabulary.grown(config, base)
     wanted = Merge(
@@ -66,13 +85,34 @@ def fold(
         plan = stream_merge.plan(wanted)
     except UnsuitedError as reason:
         plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
-        _whole(plain if original else config, base, adapter, folder=folder, dtype=dtype)
-        return {"way": "peft", "reason": str(reason)}
-    return {"way": "stream", **stream_merge.write(plan, folder, shard=shard, advance=advance)}
+        notes = _whole(plain if original else config, base, adapter, folder=folder, dtype=dtype)
+        return {"way": "peft", "reason": str(reason), "notes": notes}
+    report = stream_merge.write(plan, folder, shard=shard, advance=advance)
+    return {"way": "stream", "notes": list(plan.skeleton.notes), **report}
 
 
-def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtype: torch.dtype) -> None:
-    """Merge with the whole model in memory, as PEFT does it."""
+def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: Path, *, say: Say = nobody) -> Path:
+    """The adapter's folder, or a copy in `folder` whose weights have the names that the base has for them.
+
+    Raises:
+        ModelError: the adapter does not fit the base.
+    """
+    tokenizer = vocabulary.grown(config, base)
+    try:
+        fit = skeleton.fit(base.path, adapter, task=base.task, rows=len(tokenizer) if tokenizer else None, say=say)
+    except UnsuitedError:
+        with quiet_peft():
+            wrapped = fitting.attached(load_base(config, base), adapter)
+            fit = fitting.fitted(wrapped, adapter_files.tensors(adapter), where=adapter, say=say)
+    if not fit.renamed:
+        return adapter
+    shutil.copytree(adapter, folder)
+    save_file(fit.state, folder / adapter_files.WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtype: torch.dtype) -> list[str]:
+    """Merge with the whole model in memory, as PEFT does it; what is to be said of the adapter comes back."""
     quantised = config.model.quantize != "none"
     model: Any = load_base(config, base, dtype=None if quantised else torch.float32)
     if quantised:
@@ -80,8 +120,16 @@ def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtyp
             model = model.dequantize(dtype=torch.float32).float()
         model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # PEFT goes by them
     # Merged in float32: rounding to the saved type comes once, at the end.
-    merged = with_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    notes: list[str] = []
+    wrapped = with_adapter(model, adapter, say=notes.append)
+    unmergeable.check(wrapped, where=adapter)
+    try:
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    except FAILURES as error:
+        told = f"PEFT cannot merge the adapter in {adapter}: {brief(error)}"
+        raise ModelError(told, hint=unmergeable.UNKNOWN) from error
     _save(merged, dtype, folder)
+    return notes
 
 
 def copy_model(job: Job, trained: Trained, folder: Path) -> None:

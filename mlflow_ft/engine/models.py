@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import hardware, starts, vocabulary
+from mlflow_ft.engine import fitting, hardware, starts, unmergeable, vocabulary
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError, brief
@@ -39,12 +39,14 @@ NOTES = (
     "Failed to load the CUDA extension",  # boft, where there is a GPU but no compiler; the same in torch is used
     "Setting boft_n_butterfly_factor to 1",
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
+    "`lora_bias=True` was passed but the targeted layer",  # a merge refuses it, and so does training before one
     "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
     "Note that `r` is not used in AdaLora",
     "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` gives it its name back
     "lora with eva initialization used with low_cpu_mem_usage=False",
     "Full backward hook is firing",  # lora_ga counts batches with one
     "The following rank_pattern keys did not match",  # adalora writes its ranks in a form of its own
+    r"The following alpha_pattern keys did not match .*: \['\.\*",  # those that PEFT itself writes for fused experts
 )
 """What PEFT warns of, and what is taken care of here."""
 
@@ -143,13 +145,15 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     model = Model(base=base, module=module, trainable=0, total=_count(module))
     set_seed(config.run.seed)  # the trainer's own seed comes when the adapter has its weights
     if base.start:
-        module = with_adapter(module, base.start, trainable=True)
+        module = with_adapter(module, base.start, trainable=True, say=job.progress.say)
     elif (peft_config := adapter.configure(job, model)) is None:
         module.requires_grad_(requires_grad=True).train()
     else:
         if base.task == "score":
             peft_config.task_type = TaskType.SEQ_CLS
         module = _attach(module, peft_config, job=job, data=data, base=base)
+    if isinstance(module, PeftModel) and adapter.merges:
+        _check_mergeable(module, config)
     for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote where the weights lie on this machine
         peft_config.base_model_name_or_path = base.name_or_path
         peft_config.revision = None if base.revision.startswith("sha256:") else base.revision
@@ -168,6 +172,15 @@ def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, 
         raise starts.refused(error) from error
     as_float32(wrapped)
     return wrapped
+
+
+def _check_mergeable(module: PeftModel, config: Config) -> None:
+    wanted = "merged" in (config.package.packagers or ("merged",))
+    if wanted and (reason := unmergeable.of_model(module)):
+        raise ModelError(
+            f"the merged model could not be made after the training: adapter {config.adapter.kind}: {reason}",
+            hint="change adapter.options, or keep the adapter alone with --package.packagers adapter",
+        )
 
 
 def as_float32(module: Any) -> None:
@@ -196,33 +209,32 @@ def load_trained(job: Job, data: Data, trained: Trained) -> Any:
     return module
 
 
-def load_saved(config: Config, base: BaseModel, folder: Path) -> Any:
-    """Load a folder of weights in the type that training holds them in: an adapter on its base, or a whole model."""
+def load_saved(config: Config, base: BaseModel, folder: Path, *, say: fitting.Say = fitting.nobody) -> Any:
+    """Load a folder of weights in the type that training holds them in: an adapter on its base, or a whole model.
+
+    `say` is that of `with_adapter`.
+    """
     if (folder / "adapter_config.json").is_file():
-        found = with_adapter(load_base(config, base), folder)
+        found = with_adapter(load_base(config, base), folder, say=say)
         if (folder / "generation_config.json").is_file():  # the end tokens that it was trained with
             causal_model(found).generation_config = GenerationConfig.from_pretrained(folder)
         return found
     return load_base(config, base, path=folder)
 
 
-def with_adapter(base: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """Put a saved adapter on a loaded base model: in evaluation mode, or to be trained further.
+def with_adapter(base: Any, folder: Path, *, trainable: bool = False, say: fitting.Say = fitting.nobody) -> Any:
+    """Put a saved adapter on a loaded base model, all of it: in evaluation mode, or to be trained further.
+
+    `say` gets a sentence where the adapter's weights had to be renamed to fit.
 
     Raises:
-        ModelError: it is no adapter for this model.
+        ModelError: its files are broken, or it is not an adapter for this model.
     """
-    try:
-        with quiet_peft():
-            if trainable and (prompt := starts.learned_prompt(base, folder)):
-                found: Any = prompt
-            else:
-                found = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=True, is_trainable=trainable)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"the adapter in {folder} does not fit its base model: {brief(error)}") from error
+    with quiet_peft():
+        wrapped = fitting.put_on(base, folder, trainable=trainable, say=say)
     if trainable:
-        as_float32(found)
-    return found.train(trainable)
+        as_float32(wrapped)
+    return wrapped.train(trainable)
 
 
 def learns_prompt(module: Any) -> bool:

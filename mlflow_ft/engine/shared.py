@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 
-from mlflow_ft.engine import models
+from mlflow_ft.engine import fitting, models
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ConfigError, RefusedError, brief
 
@@ -114,14 +113,17 @@ class Shared(Served):
             yield
 
 
-def share(base: Path, note: Mapping[str, Any], adapters: Mapping[str, AdapterFolder]) -> Shared:
+def share(
+    base: Path, note: Mapping[str, Any], adapters: Mapping[str, AdapterFolder], *, say: fitting.Say = fitting.nobody
+) -> Shared:
     """Load a base model once, as `note` (an adapter's `base.json`) says, and put every adapter on it.
 
     What is served is what each adapter is alone: after each step the base without adapters, and every adapter that
     was there before, must give the logits that they gave.
 
     Raises:
-        ConfigError: PEFT cannot hold these adapters on one model. RefusedError: one changes the base, or another one.
+        ModelError: an adapter does not fit the base. ConfigError: PEFT cannot hold these adapters on one model.
+        RefusedError: one changes the base, or another one.
     """
     with quiet_transformers():
         model: Any = chat_model.load_base(str(base), dict(note))
@@ -131,7 +133,7 @@ def share(base: Path, note: Mapping[str, Any], adapters: Mapping[str, AdapterFol
     module: Any = None
     seen: dict[str, torch.Tensor] = {}
     for number, (name, adapter) in enumerate(adapters.items()):
-        module = _put(module or model, adapter.weights, _key(number), name=name)
+        module = _put(module or model, adapter.weights, _key(number), name=name, say=say)
         with module.disable_adapter():
             _hold(bare, _logits(module, probe), f"adapter {name!r} changes its base for all that share it")
         for earlier, logits in seen.items():
@@ -158,19 +160,15 @@ def settled(text: str, stop: str | list[str] | None = None) -> str:
     return chat_model.shown(text, stops)
 
 
-def _put(module: Any, folder: Path, key: str, *, name: str) -> Any:
+def _put(module: Any, folder: Path, key: str, *, name: str, say: fitting.Say) -> Any:
     try:
         with models.quiet_peft():
-            if isinstance(module, PeftModel):
-                module.load_adapter(folder, adapter_name=key)
-            else:
-                module = PeftModel.from_pretrained(module, folder, adapter_name=key)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, NotImplementedError, SafetensorError) as error:
+            return fitting.put_on(module, folder, key=key, say=lambda text: say(f"adapter {name!r}: {text}")).eval()
+    except fitting.UnattachedError as error:
         raise ConfigError(
-            f"adapter {name!r} cannot be put on the base beside the others: {brief(error)}",
+            f"adapter {name!r} cannot be put on the base beside the others: {brief(error.__cause__ or error)}",
             hint="serve it by itself: mlflow-ft serve MODEL",
         ) from error
-    return module.eval()
 
 
 @torch.no_grad()

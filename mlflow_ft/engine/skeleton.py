@@ -7,29 +7,29 @@ merged by PEFT's own code, and gives them back: the result is PEFT's bit for bit
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from mlflow_ft.engine import adapter_files, fitting, unmergeable
+from mlflow_ft.engine.fitting import Fit, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import quiet_peft
+from mlflow_ft.engine.weight_names import short
 from mlflow_ft.errors import brief
 
 META = torch.device("meta")
 MOVES = "_move_adapter_to_device_of_base_layer"
-ADAPTER = "adapter_model.safetensors"
 LAYERWISE = (
     *("LORA", "LOHA", "LOKR", "HIRA", "MISS", "GRALORA", "DELORA", "DEFT", "GLORA", "PEANUT", "VERA", "PVERA"),
     *("RANDLORA", "VBLORA", "TINYLORA", "FOURIERFT", "WAVEFT", "SUPERTUNING", "OFT", "BOFT", "HRA", "ROAD", "C3A"),
@@ -42,7 +42,7 @@ WITHOUT = ("velora_config", "monteclora_config", "kasa_config", "arrow_config", 
 """Variants of LoRA that keep more of a layer than its files hold, or do not merge."""
 
 
-FAILURES = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError, NotImplementedError)
+FAILURES = (*fitting.FAILURES, ImportError)
 """What transformers and PEFT raise at an architecture or adapter that they cannot build without weights; when they
 do it with weights, they say what is wrong, or do it."""
 
@@ -65,6 +65,8 @@ class Skeleton:
     """From the name of a weight that the adapter may change to the module that holds it."""
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights of the base that the adapter holds whole: biases, resized embeddings."""
+    notes: Sequence[str] = ()
+    """What was not as the adapter's files have it, in sentences."""
 
     def merged(self, unit: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Merge one module: its weights in the base (by their names in it) to those of the merged model.
@@ -94,9 +96,10 @@ def build(base: Path, adapter: Path, *, task: str = "generate", rows: int | None
     `rows` is for how many tokens the embeddings must have room; the rows that the adapter itself brings count, too.
 
     Raises:
-        UnsuitedError: the adapter's kind, or how it was made, asks for the whole model.
+        UnsuitedError: the adapter's kind, or how it was made, asks for the whole model. ModelError: the adapter's files
+        are broken, or it does not fit this base.
     """
-    _check_kind(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")))
+    _check_kind(adapter_files.settings(adapter))
     try:
         return _built(base, adapter, task=task, rows=rows)
     except FAILURES as error:
@@ -104,7 +107,7 @@ def build(base: Path, adapter: Path, *, task: str = "generate", rows: int | None
 
 
 def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleton:
-    state = {name: _exact(weight) for name, weight in load_file(adapter / ADAPTER).items()}
+    state = {name: _exact(weight) for name, weight in adapter_files.tensors(adapter).items()}
     model = bare_model(base, task=task)
     _grow(model, max(rows or 0, _rows(model, state)))
     names = dict(model.named_parameters(remove_duplicate=False))
@@ -112,12 +115,12 @@ def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleto
     tied = _ties(names)
     with quiet_peft(), quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
-        _attach(model, adapter, state)
+        notes = _attach(model, adapter, state)
     units = {name: unit for unit in _units(model) for name in shapes if name.startswith(f"{unit}.")}
     replaced = {_plain(name): weight for name, weight in model.named_parameters() if _plain(name) in shapes}
     replaced = {name: weight.detach() for name, weight in replaced.items() if not weight.is_meta}
     _check_whole(model, units)
-    return Skeleton(model=model, shapes=shapes, tied=tied, units=units, replaced=replaced)
+    return Skeleton(model=model, shapes=shapes, tied=tied, units=units, replaced=replaced, notes=notes)
 
 
 def bare_model(base: Path, *, task: str = "generate") -> Any:
@@ -130,6 +133,34 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
         kind, config.num_labels = AutoModelForSequenceClassification, 1
     with torch.device(META), quiet_transformers():
         return kind.from_config(config, dtype=torch.float32).eval()
+
+
+def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = nobody) -> Fit:
+    """The adapter's tensors by the names that `base` has for them, found without the base's weights.
+
+    Raises:
+        ModelError: the adapter does not fit. UnsuitedError: it can only be put on a base with its weights.
+    """
+    state = adapter_files.tensors(adapter)
+    try:
+        model = bare_model(base, task=task)
+        _grow(model, max(rows or 0, _rows(model, state)))
+        peft_config = fitting.config_for(model, adapter)
+        with quiet_peft(), quiet_transformers():
+            wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
+            return fitting.fitted(wrapped, state, where=adapter, say=say)
+    except FAILURES as error:
+        raise UnsuitedError(f"it cannot be laid out without weights: {brief(error)}") from error
+
+
+def check(base: Path, adapter: Path, *, task: str = "generate") -> None:
+    """Refuse an adapter that does not fit `base` before the base's weights are loaded, where that can be seen without.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    with suppress(UnsuitedError):
+        fit(base, adapter, task=task)
 
 
 def _check_kind(settings: Mapping[str, Any]) -> None:
@@ -151,9 +182,10 @@ def _exact(weight: Tensor) -> Tensor:
 def _rows(model: Any, state: Mapping[str, Tensor]) -> int:
     """For how many tokens the adapter holds weights of the embedding layer; 0 where it holds none."""
     names = {id(layer): name for name, layer in model.named_modules()}
-    name = f"base_model.model.{names[id(model.get_input_embeddings())]}"
-    whole = [len(weight) for key, weight in state.items() if key.startswith(f"{name}.") and key.endswith("weight")]
-    low_rank = [state[key].shape[1] for key in (f"{name}.lora_embedding_A",) if key in state]
+    name = short(f"base_model.model.{names[id(model.get_input_embeddings())]}")
+    held = {short(key): weight for key, weight in state.items() if short(key).startswith(f"{name}.") and weight.dim()}
+    whole = [len(weight) for key, weight in held.items() if key.endswith("weight")]
+    low_rank = [weight.shape[-1] for key, weight in held.items() if key.endswith("lora_embedding_A")]
     return max([0, *whole, *low_rank])
 
 
@@ -170,25 +202,27 @@ def _ties(names: Mapping[str, nn.Parameter]) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(group) for group in groups.values() if len(group) > 1)
 
 
-def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> None:
-    """Put the adapter on, whose weights stay in memory.
+def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> list[str]:
+    """Put the adapter on, whose weights stay in memory; what is to be said of them comes back.
 
     Raises:
-        UnsuitedError: PEFT finds no place for a weight of the adapter, or does not merge it.
+        ModelError: it does not fit this model. UnsuitedError, ValueError: PEFT does not merge it.
     """
-    peft_config = PeftConfig.from_pretrained(str(adapter))
+    notes: list[str] = []
+    peft_config = fitting.config_for(model, adapter)
     peft_config.inference_mode = True
     wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
+    fit = fitting.fitted(wrapped, state, where=adapter, say=notes.append)
     with _stay():
-        loaded: Any = set_peft_model_state_dict(wrapped, state, low_cpu_mem_usage=True)
-    # of a resized embedding layer PEFT saves some weights under two names, one of which it does not read
-    placed = [weight for key, weight in state.items() if key not in loaded.unexpected_keys]
-    for key in loaded.unexpected_keys:
-        if not any(torch.equal(state[key], weight) for weight in placed if weight.shape == state[key].shape):
-            raise UnsuitedError(f"the model has no place for {key}")
+        set_peft_model_state_dict(wrapped, fit.state, low_cpu_mem_usage=True)
+    if loose := [name for name, weight in fitting.saved(wrapped).items() if weight.is_meta]:
+        raise UnsuitedError(f"PEFT does not place {loose[0]} without the base's weights")
+    fitting.prove(wrapped, fit, where=adapter)
+    unmergeable.check(wrapped, where=adapter)
     tuner: BaseTuner = wrapped.base_model
     tuner._check_merge_allowed()
     wrapped.eval()
+    return notes
 
 
 @contextmanager

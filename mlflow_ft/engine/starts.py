@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraModel, PeftConfig, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft import AdaLoraModel, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
 from peft.tuners.lora import Linear4bit
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -71,22 +71,6 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
         save_file(_adapter_weights(wrapped), job.folder / BEGINNING)
         # an adapter that is added later, TRL's frozen reference, must not move a part of the base once more
         wrapped.peft_config["default"].init_lora_weights = True
-    return wrapped
-
-
-def learned_prompt(module: Any, folder: Path) -> Any | None:
-    """A saved prompt, or prefix, on the base, to be trained further, which PEFT loads for answers only.
-
-    None where the folder holds an adapter of another kind.
-    """
-    peft_config = PeftConfig.from_pretrained(str(folder))
-    if not peft_config.is_prompt_learning:
-        return None
-    peft_config.inference_mode = False
-    wrapped: Any = get_peft_model(module, peft_config)
-    with torch.no_grad():
-        weight = wrapped.prompt_encoder["default"].embedding.weight
-        weight.copy_(load_file(folder / WEIGHTS)["prompt_embeddings"].reshape(weight.shape))
     return wrapped
 
 

@@ -23,11 +23,13 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from mlflow_ft.engine import skeleton, tensor_files
+from mlflow_ft.engine.fitting import FAILURES
 from mlflow_ft.engine.journal_files import Journal
 from mlflow_ft.engine.rounding import Rounding
 from mlflow_ft.engine.skeleton import Skeleton, UnsuitedError
 from mlflow_ft.engine.tensor_files import Entry, ModelFiles
-from mlflow_ft.errors import RefusedError
+from mlflow_ft.engine.unmergeable import UNKNOWN
+from mlflow_ft.errors import ModelError, RefusedError, brief
 
 SHARD = 5 * 10**9
 """Bytes of a file, at most."""
@@ -94,6 +96,8 @@ class Plan:
             raise RefusedError(
                 f"{name} would hold numbers that are not finite: {error}", hint="look for them in the adapter"
             ) from error
+        except FAILURES as error:
+            raise ModelError(f"PEFT cannot merge {name}: {brief(error)}", hint=UNKNOWN) from error
 
     def _untouched(self, name: str) -> Tensor:
         """A weight that no layer of the adapter is over; where it can be, as it lies in the file, without a copy."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mlflow_ft.config.methods import AdapterSection
+from mlflow_ft.config.schema import Config, ModelSection, PackageSection
 from mlflow_ft.errors import ConfigError, ModelError
+from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
 
@@ -79,6 +83,58 @@ def _read(asked: str) -> init_from.Start:
     return start
 
 
+def config_of(asked: Asked, start: init_from.Start) -> Config:
+    """How the base was held in training, as a configuration.
+
+    Raises:
+        ConfigError: in a way that is not known here.
+    """
+    base = start.base or {}
+    quantization = base.get("quantization") or {}
+    quantize = asked.quantize or _quantize(quantization)
+    settings: dict[str, Any] = {"quantize": quantize, "dtype": base.get("dtype") or "auto"}
+    if quantize == "nf4":
+        settings["double_quant"] = bool(quantization.get("bnb_4bit_use_double_quant", True))
+    origins = {}
+    if asked.base:
+        settings["name"], origins["model.name"] = asked.base, "--base"
+    return Config(
+        method="merge",
+        model=ModelSection(**settings),
+        adapter=AdapterSection(kind=str(base.get("kind") or "lora")),
+        package=PackageSection(dtype=asked.dtype),
+        origins=origins,
+    )
+
+
+def _quantize(quantization: Mapping[str, Any]) -> str:
+    if quantization.get("load_in_8bit"):
+        return "int8"
+    if not quantization.get("load_in_4bit"):
+        return "none"
+    kind = quantization.get("bnb_4bit_quant_type")
+    if kind != "nf4":
+        raise ConfigError(f"the adapter was trained beside a base in {kind}", hint="only nf4 and int8 are known here")
+    return "nf4"
+
+
+def base_of(asked: Asked, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
+    base = start.base or {}
+    found = init_from.base_of(config, start, progress, option="--base")
+    recorded = str(base.get("revision") or "")
+    if recorded and not recorded.startswith("sha256:") and not found.revision.startswith("sha256:"):
+        if recorded != found.revision:
+            raise ModelError(
+                f"the adapter {start.uri} was trained on {base.get('name_or_path')} at {recorded}, and --base is "
+                f"{found.name} at {found.revision}",
+                hint="leave --base out, and the recorded revision is fetched",
+            )
+    elif asked.base and not recorded.startswith("sha256:"):
+        progress.warn(f"the adapter does not record its base's weights: that {found.name} is its base is on your word")
+    grown = start.folder if base.get("tokens") else None
+    return replace(found, task=base.get("task") or "generate", start=grown)
+
+
 def _combined(asked: Asked, found: Sequence[init_from.Start], folder: Path, progress: Progress) -> init_from.Start:
     """Several adapters of one base as one.
 
@@ -94,7 +150,10 @@ def _combined(asked: Asked, found: Sequence[init_from.Start], folder: Path, prog
     if not asked.weights:
         raise ConfigError(f"{len(found)} adapters and no weights", hint="--weights 0.5,0.5; 1,1 adds them up")
     how = combine.How(method=asked.combination, weights=asked.weights, rank=asked.rank, density=asked.density)
-    lost = combine.combine([one.folder for one in found], how, folder)
+    combine.check([one.folder for one in found], how)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        folders = [_fitting(asked, one, Path(scratch, str(place)), progress) for place, one in enumerate(found)]
+        lost = combine.combine(folders, how, folder)
     if lost:
         progress.say(
             f"of a layer's combined update at most {lost:.1%} (Frobenius norm) is beyond the rank, and is lost"
@@ -103,6 +162,23 @@ def _combined(asked: Asked, found: Sequence[init_from.Start], folder: Path, prog
         if file.is_file() and file.name not in (*FILES, *OF_ONE):
             shutil.copyfile(file, folder / file.name)
     return init_from.Start(uri=" + ".join(one.uri for one in found), folder=folder, base=found[0].base)
+
+
+def _fitting(asked: Asked, start: init_from.Start, folder: Path, progress: Progress) -> Path:
+    """The adapter's folder, or a copy in `folder` with the names that its base has for the weights.
+
+    Raises:
+        ModelError: it does not fit its base.
+    """
+    from mlflow_ft.engine import merge
+
+    config = config_of(asked, start)
+    base = base_of(asked, config, start, progress)
+
+    def say(text: str) -> None:
+        progress.say(f"{start.uri}: {text}")
+
+    return merge.with_names_of_base(config, base, start.folder, folder, say=say)
 
 
 def _same_base(base: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ SETTLED = {
     "adalora": "its ranks were settled when its training ended",
 }
 """Kinds whose saved form is not what trained."""
+SHOWN = 6
+"""Folders that a message names, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +90,8 @@ def base_of(config: Config, start: Start, progress: Progress, *, option: str = "
         found = _whole(config, read(config.model.name, setting=option), progress)
     elif not name:
         raise ModelError(f"the adapter in {start.folder} does not name its base model", hint=f"name it with {option}")
-    elif name.startswith(URIS):
-        found = _whole(config, read(name), progress)
     else:
-        update = {"name": name, "revision": None if revision.startswith("sha256:") else revision or None}
-        found = hub.find(config.model.model_copy(update=update), progress)
+        found = _named_by(start, config, progress, option=option)
     if not revision.startswith("sha256:") or found.revision == revision:
         return found
     # of a model on the Hub the commit is known, and not yet the weights' hash
@@ -102,6 +101,28 @@ def base_of(config: Config, start: Start, progress: Progress, *, option: str = "
             hint=f"name its base with {option}; it was {name}",
         )
     return found
+
+
+def _named_by(start: Start, config: Config, progress: Progress, *, option: str) -> BaseModel:
+    """The base that the adapter itself names: a folder of the machine that it was trained on, a Hub id, or a URI.
+
+    Raises:
+        ModelError: it is not here.
+    """
+    from mlflow_ft.engine import hub
+
+    base = start.base or {}
+    name, revision = str(base["name_or_path"]), str(base.get("revision") or "")
+    update = {"name": name, "revision": None if revision.startswith("sha256:") else revision or None}
+    try:
+        if name.startswith(URIS):
+            return _whole(config, read(name, setting="its base model"), progress)
+        return hub.find(config.model.model_copy(update=update), progress)
+    except ModelError as error:
+        raise ModelError(
+            f"the adapter {start.uri} names {name!r} as its base model, which cannot be found here: {error.message}",
+            hint=f"name its base with {option}: a folder, a Hub id or an MLflow URI\n  ({error.hint})",
+        ) from error
 
 
 def check_kind(config: Config, start: Start) -> None:
@@ -156,13 +177,44 @@ def read(asked: str, *, setting: str = "model.init_from") -> Start:
             hint=f"looked in {Path.cwd()}; URIs begin with {', '.join(URIS)}",
         )
     for name in (ADAPTER_FILE, "config.json"):
-        files = sorted(root.rglob(name), key=lambda file: (len(file.parts), str(file)))
-        if files:
-            return _start(uri, files[0])
+        if (root / "config.json").is_file() and list(root.glob("*.safetensors")) and not (root / name).is_file():
+            continue  # the folder is a whole model itself, whatever lies below it
+        if files := list(root.rglob(name)):
+            return _start(uri, _only(files, asked=asked, root=root, setting=setting))
     raise ModelError(
         f"{setting}: {asked!r} holds neither an adapter nor a model",
         hint=f"looked for {ADAPTER_FILE} and config.json in {root} and below it",
     )
+
+
+def _only(files: Sequence[Path], *, asked: str, root: Path, setting: str) -> Path:
+    """The file that lies highest.
+
+    Raises:
+        ModelError: several do, as in the folder of a training that was stopped before it wrote its last adapter.
+    """
+    from mlflow_ft import tracking
+
+    highest = min(len(file.parts) for file in files)
+    found = sorted((file for file in files if len(file.parts) == highest), key=_by_number)
+    sealed = [file for file in found if (file.parent / tracking.MANIFEST).is_file()]
+    if len(found) > 1 and len(sealed) == 1:
+        return sealed[0]  # a run's folder: what it packaged, beside what it trained
+    if len(found) > 1:
+        names = [str(file.parent.relative_to(root)) for file in found]
+        shown = ", ".join(names if len(names) <= SHOWN else [*names[: SHOWN - 1], "...", names[-1]])
+        what = "adapters" if found[0].name == ADAPTER_FILE else "models"
+        uri = asked.rstrip("/")
+        raise ModelError(
+            f"{setting}: {asked!r} holds {len(found)} {what}, and none above them: {shown}",
+            hint=f"name the one that you mean, such as {uri}/{names[-1]}",
+        )
+    return found[0]
+
+
+def _by_number(file: Path) -> list[tuple[int, str]]:
+    """In the order of the numbers in their names: checkpoint-30 before checkpoint-100."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", str(file))]
 
 
 def reward_model(asked: str, progress: Progress) -> tuple[str, Path]:

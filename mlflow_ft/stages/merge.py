@@ -7,14 +7,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from mlflow_ft.config.methods import AdapterSection
-from mlflow_ft.config.schema import Config, ModelSection, PackageSection
+from mlflow_ft.config.schema import Config
 from mlflow_ft.data.fingerprint import file_hash
-from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, ResourceError
+from mlflow_ft.errors import ConfigError, FineTuneError, ResourceError
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import adapters, init_from, merge_loss, whole
@@ -22,7 +21,7 @@ from mlflow_ft.stages.adapters import Asked, Dtype, Into, Quantize
 
 __all__ = ["Asked", "Merged", "merge"]
 
-FORMAT = 1
+FORMAT = 2
 """Goes into the fingerprint: a merge of another version of this code is another merge."""
 
 
@@ -51,8 +50,8 @@ def merge(asked: Asked, progress: Progress) -> Merged:
 
 def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
     out = asked.out.expanduser().absolute()
-    config = config_of(asked, start)
-    base = base_of(asked, config, start, progress)
+    config = adapters.config_of(asked, start)
+    base = adapters.base_of(asked, config, start, progress)
     facts = _facts(asked, config, start, base)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     if record := whole.finished(out, key):
@@ -76,65 +75,13 @@ def _check(asked: Asked) -> None:
             raise ConfigError(f"--{name} {value!r} is none of {', '.join(get_args(known))}")
 
 
-def config_of(asked: Asked, start: init_from.Start) -> Config:
-    """How the base was held in training, as a configuration.
-
-    Raises:
-        ConfigError: in a way that is not known here.
-    """
-    base = start.base or {}
-    quantization = base.get("quantization") or {}
-    quantize = asked.quantize or _quantize(quantization)
-    settings: dict[str, Any] = {"quantize": quantize, "dtype": base.get("dtype") or "auto"}
-    if quantize == "nf4":
-        settings["double_quant"] = bool(quantization.get("bnb_4bit_use_double_quant", True))
-    origins = {}
-    if asked.base:
-        settings["name"], origins["model.name"] = asked.base, "--base"
-    return Config(
-        method="merge",
-        model=ModelSection(**settings),
-        adapter=AdapterSection(kind=str(base.get("kind") or "lora")),
-        package=PackageSection(dtype=asked.dtype),
-        origins=origins,
-    )
-
-
-def _quantize(quantization: Mapping[str, Any]) -> str:
-    if quantization.get("load_in_8bit"):
-        return "int8"
-    if not quantization.get("load_in_4bit"):
-        return "none"
-    kind = quantization.get("bnb_4bit_quant_type")
-    if kind != "nf4":
-        raise ConfigError(f"the adapter was trained beside a base in {kind}", hint="only nf4 and int8 are known here")
-    return "nf4"
-
-
 def trained(asked: Asked, scratch: Path, progress: Progress) -> Any:
     """The adapter on its base as it was trained, in memory."""
     from mlflow_ft.engine import models
 
     start = adapters.find(asked, scratch, progress)
-    config = config_of(asked, start)
-    return models.load_saved(config, base_of(asked, config, start, progress), start.folder)
-
-
-def base_of(asked: Asked, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
-    base = start.base or {}
-    found = init_from.base_of(config, start, progress, option="--base")
-    recorded = str(base.get("revision") or "")
-    if recorded and not recorded.startswith("sha256:") and not found.revision.startswith("sha256:"):
-        if recorded != found.revision:
-            raise ModelError(
-                f"the adapter {start.uri} was trained on {base.get('name_or_path')} at {recorded}, and --base is "
-                f"{found.name} at {found.revision}",
-                hint="leave --base out, and the recorded revision is fetched",
-            )
-    elif asked.base and not recorded.startswith("sha256:"):
-        progress.warn(f"the adapter does not record its base's weights: that {found.name} is its base is on your word")
-    grown = start.folder if base.get("tokens") else None
-    return replace(found, task=base.get("task") or "generate", start=grown)
+    config = adapters.config_of(asked, start)
+    return models.load_saved(config, adapters.base_of(asked, config, start, progress), start.folder, say=progress.say)
 
 
 def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
@@ -159,8 +106,11 @@ def _into(asked: Asked, config: Config) -> str:
 def _write(
     asked: Asked, config: Config, start: init_from.Start, base: BaseModel, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    from mlflow_ft.engine import companions, merge, models
+    from mlflow_ft.engine import companions, merge, models, text_part
 
+    parts = text_part.of(base.path, task=base.task)
+    if parts and parts.text_alone:
+        progress.say(parts.merged(base.name))
     dtype = models.saved_dtype(config, base.path)
     needed = _bytes(base.path, dtype.itemsize)
     _check_space(folder, needed)
@@ -186,11 +136,14 @@ def _write(
         shutil.rmtree(folder, ignore_errors=True)  # what is wrong stays wrong: nothing to go on with
         forget(folder)
         raise
+    for note in report["notes"]:
+        progress.say(note)
     if report["way"] == "peft":
         progress.warn(f"the whole model was in memory: {report['reason']}")
     if names := report.get("untied"):
         progress.say(f"{', '.join(names)} now has weights of its own: the adapter has changed one of two tied layers")
-    return {"dtype": str(dtype).removeprefix("torch."), **report}
+    part = {"text_part_of": parts.whole} if parts and parts.text_alone else {}
+    return {"dtype": str(dtype).removeprefix("torch."), **part, **report}
 
 
 def _bytes(base: Path, itemsize: int) -> int:

@@ -17,6 +17,10 @@ def find(job: Job) -> BaseModel:
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
     start.check_exports(job.config, job.registry, base.path)
+    if base.start:
+        from mlflow_ft.engine import skeleton
+
+        skeleton.check(base.path, base.start, task=base.task)
     job.run.set_tags(
         {
             "mlflow_ft.base_model": base.name_or_path,
@@ -31,9 +35,11 @@ def find(job: Job) -> BaseModel:
 
 def load(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training."""
-    from mlflow_ft.engine import hardware, models
+    from mlflow_ft.engine import hardware, models, text_part
 
     job.run.begin("model")
+    if parts := text_part.of(base.path, task=base.task):
+        job.progress.say(parts.said(base.name, adapter=job.config.adapter.kind != "none"))
     with job.progress.bar("load model"):
         model = models.prepare(job, data, base)
     device = hardware.describe()

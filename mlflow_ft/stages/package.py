@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_ft.errors import brief
 from mlflow_ft.job import Data, Exported, Form, Job, Package, Packaged, Scores, Trained
 from mlflow_ft.records import Exporter, Packager
 from mlflow_ft.stages import card, compare, done, round_trip
@@ -104,11 +106,43 @@ def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
         bundle.complete(job, data, folder)
         bundle.check_tokenizer(data, folder)
     limits = compare.Limits.of_package(job.config.package)
+    on_whole = _on_whole(job, data, trained, folder, limits)
     with job.progress.bar(f"compare {record.name}"):
         form = Loaded(models.load_saved(job.config, trained.base, folder))
         parity = _compared(job, data, trained, record.name, form, limits)
         said = round_trip.said(job, data, form) if served(record) else ()
-    return Kept(record=record, folder=folder, parity=parity, said=said)
+    return Kept(record=record, folder=folder, parity={**parity, **on_whole}, said=said)
+
+
+def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: compare.Limits) -> Mapping[str, float]:
+    """How far an adapter is from the trained model on the whole of a base whose text part was trained.
+
+    Where it is too far there, it gets the names of the text part again, and fits that alone.
+    """
+    alone = "the adapter is for the text part of its base alone"
+    from mlflow_ft.engine import bundle, parity, text_part
+    from mlflow_ft.engine.fitting import FAILURES
+    from mlflow_ft.engine.reference import Loaded
+
+    if not bundle.fits_whole(folder):
+        parts = text_part.of(trained.base.path, task=job.task)
+        if parts and parts.text_alone and (folder / "adapter_config.json").is_file():
+            job.progress.say(f"{alone}: one of this kind cannot have the names of the whole model ({parts.whole})")
+        return {}
+    try:
+        with job.progress.bar("compare the adapter on the whole model"):
+            form = Loaded(text_part.on_whole(job.config, trained.base, folder))
+            found = parity.measure(form, trained.folder / compare.REFERENCE, answers=False).numbers["kl_mean"]
+    except FAILURES as error:
+        job.progress.say(f"the whole model cannot be asked here: {brief(error)}")
+        found = math.nan
+    if not found <= limits.max_kl:
+        bundle.copy_adapter(job, trained, folder, for_whole=False)
+        job.progress.warn(f"{alone}: on the whole model its mean KL is {found:.3g}")
+        return {}
+    job.progress.say(f"the adapter on the whole model: mean KL {found:.2g} nats per token to the trained one")
+    job.run.metrics({"parity/adapter/whole_kl_mean": found}, dataset=data.eval)
+    return {"whole_kl_mean": found}
 
 
 def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> Kept:

@@ -91,7 +91,7 @@ def _scores(
         guarded = {name: in_tokens_of(guard, tokenizer) for name, guard in data.guards.items()}
         same_tokens = theirs is data
         theirs = replace(theirs, guards=guarded)
-        module = models.load_saved(own, base, start.folder)
+        module = models.load_saved(own, base, start.folder, say=progress.say)
         models.agree(module if start.base is None else module.get_base_model(), theirs)
         job = Job(
             config=config,

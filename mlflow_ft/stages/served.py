@@ -12,7 +12,7 @@ from mlflow_ft.config.schema import ModelSection
 from mlflow_ft.errors import ConfigError, ModelError, RefusedError
 from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
-from mlflow_ft.stages import adapters, init_from, merge
+from mlflow_ft.stages import adapters, init_from
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.shared import AdapterFolder, Served
@@ -78,7 +78,7 @@ def together(named: Mapping[str, str], *, base: str | None, progress: Progress) 
         _check_same(first, name, notes[first], note, (bases[first], bases[name]))
     folders = {name: _with_tokenizer(start, bases[name].path) for name, start in starts.items()}
     with progress.bar(f"load {bases[first].name} with {', '.join(starts)}"):
-        return shared.share(bases[first].path, notes[first], folders)
+        return shared.share(bases[first].path, notes[first], folders, say=progress.say)
 
 
 def compared(asked: str, *, base: str | None, progress: Progress) -> Served:
@@ -95,7 +95,8 @@ def compared(asked: str, *, base: str | None, progress: Progress) -> Served:
         try:
             note = _sharable(TUNED, start)
             with progress.bar(f"load {found.name} with {start.uri}"):
-                return shared.share(found.path, note, {TUNED: _with_tokenizer(start, found.path)})
+                adapter = {TUNED: _with_tokenizer(start, found.path)}
+                return shared.share(found.path, note, adapter, say=progress.say)
         except (ConfigError, RefusedError) as error:
             progress.say(f"the base is loaded once more: {error.message}")
     else:
@@ -116,7 +117,8 @@ def _load(start: init_from.Start, *, base: str | None, progress: Progress) -> An
             chat.adopt(chat_model.load_whole(start.folder), start.folder)
         else:
             found = _base_of(start, base, progress)
-            module = models.with_adapter(chat_model.load_base(str(found.path), _note(start)), start.folder)
+            held = chat_model.load_base(str(found.path), _note(start))
+            module = models.with_adapter(held, start.folder, say=progress.say)
             chat.adopt(module, _with_tokenizer(start, found.path).tokenizer)
     if not chat.tokenizer.chat_template:
         raise ModelError(
@@ -145,7 +147,12 @@ def _load_base(found: BaseModel, start: init_from.Start, tuned: Any, progress: P
 
 def _base_of(start: init_from.Start, base: str | None, progress: Progress) -> BaseModel:
     asked = adapters.Asked(adapter=start.uri, out=Path(), base=uri_of(base) if base else None)
-    return merge.base_of(asked, merge.config_of(asked, start), start, progress)
+    found = adapters.base_of(asked, adapters.config_of(asked, start), start, progress)
+    if start.base is not None and (start.folder / init_from.ADAPTER_FILE).is_file():
+        from mlflow_ft.engine import skeleton
+
+        skeleton.check(found.path, start.folder, task=found.task)
+    return found
 
 
 def _before(start: init_from.Start, base: str | None, progress: Progress) -> BaseModel:

@@ -418,3 +418,16 @@ def test_a_base_that_is_kept_in_mlflow_is_fetched(
     shutil.rmtree(fetched / "model")
     with pytest.raises(FileNotFoundError, match="models:/first/3"):
         load(code, folder)
+
+
+def test_a_base_with_fewer_layers_is_refused(code: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Where the base's revision is a commit, nothing else tells it from another model."""
+    folder = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    note = json.loads((folder / "base.json").read_text()) | {"revision": "0123"}
+    (folder / "base.json").write_text(json.dumps(note))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    config = AutoConfig.from_pretrained(note["name_or_path"], num_hidden_layers=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"does not fit .*base: 14 weights without a partner"):
+        load(code, folder, base_model_path=str(tmp_path / "base"))

@@ -164,8 +164,8 @@ def test_an_adapter_that_changes_another_is_refused(
 ) -> None:
     put = shared._put
 
-    def harmful(module: Any, folder: Path, key: str, *, name: str) -> Any:
-        found = put(module, folder, key, name=name)
+    def harmful(module: Any, folder: Path, key: str, *, name: str, **more: Any) -> Any:
+        found = put(module, folder, key, name=name, **more)
         if name == "b":
             next(value for key, value in found.named_parameters() if "served0" in key).data += 1
         return found

@@ -20,6 +20,7 @@ from mlflow_ft.engine import models, parity, tokenizers
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
+from mlflow_ft.tracking import write_manifest
 from tests.engine.conftest import Bench, lay
 
 QUICK = {"learning_rate": 1e-2}
@@ -183,3 +184,50 @@ def test_another_base_than_the_adapters_own_is_refused(
     (packaged / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(FineTuneError):
         find("lora", init_from=packaged)
+
+
+def test_the_highest_adapter_is_meant_and_several_are_not_guessed(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter("lora")
+    for name in ("checkpoint-9", "checkpoint-10"):
+        shutil.copytree(folder, tmp_path / "out" / name)
+    with pytest.raises(ModelError, match="2 adapters, and none above them: checkpoint-9, checkpoint-10") as caught:
+        init_from.read(str(tmp_path / "out"))
+    assert caught.value.hint.endswith("/out/checkpoint-10")
+    shutil.copytree(folder, tmp_path / "out", dirs_exist_ok=True)
+    assert init_from.read(str(tmp_path / "out")).folder == tmp_path / "out"
+    shutil.rmtree(tmp_path / "out" / "checkpoint-9")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "out" / "checkpoint-10").rename(tmp_path / "one" / "checkpoint-10")
+    assert init_from.read(str(tmp_path / "one")).folder == tmp_path / "one" / "checkpoint-10"
+
+
+def test_a_whole_model_is_meant_whatever_lies_below_it(
+    adapter: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    shutil.copytree(adapter("lora"), tmp_path / "whole" / "ref")
+    found = init_from.read(str(tmp_path / "whole"))
+    assert (found.folder, found.base) == (tmp_path / "whole", None)
+    for name in ("a", "b"):
+        shutil.copytree(tiny_model, tmp_path / "two" / name)
+    with pytest.raises(ModelError, match="2 models, and none above them: a, b"):
+        init_from.read(str(tmp_path / "two"))
+
+
+def test_a_base_that_the_adapter_names_and_is_not_here(adapter: Callable[..., Path]) -> None:
+    folder = adapter("lora")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/home/me/llama"}))
+    with pytest.raises(ModelError, match=r"names '/home/me/llama' as its base model, which cannot be found") as caught:
+        find("lora", init_from=folder)
+    assert "--model" in caught.value.hint
+
+
+def test_of_a_runs_folder_what_it_packaged_is_meant(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    for stage in ("train", "package"):
+        shutil.copytree(
+            adapter("lora") if stage == "train" else tmp_path / "train/adapter", tmp_path / stage / "adapter"
+        )
+    write_manifest(tmp_path / "package" / "adapter")
+    (tmp_path / "lora-first").rename(tmp_path.parent / f"{tmp_path.name}-first")
+    assert init_from.read(str(tmp_path)).folder == tmp_path / "package" / "adapter"

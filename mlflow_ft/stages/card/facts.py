@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from mlflow_ft.config.schema import Config
+    from mlflow_ft.engine.text_part import Parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,20 @@ class About:
     def is_adapter(self) -> bool:
         """Whether the folder needs the base model's weights."""
         return (self.folder / "adapter_config.json").is_file()
+
+    @property
+    def parts(self) -> Parts | None:
+        """The parts of a base that reads more than text."""
+        from mlflow_ft.engine import text_part
+
+        return text_part.of(self.base.path, task=self.base.task)
+
+    @property
+    def fits_whole(self) -> bool:
+        """Whether it is an adapter with the names of the whole model, of which the text part was trained."""
+        from mlflow_ft.engine import bundle
+
+        return bundle.fits_whole(self.folder)
 
     @property
     def scores_answers(self) -> bool:

@@ -18,7 +18,8 @@ HIGHER = ("exact_match", "valid_json", "preference_accuracy", "finished")
 
 def limits(about: About) -> str:
     """All of them, as a list."""
-    return bullets([*chain.from_iterable(tell(about) for tell in (scored, worse, learned, found, held, code_run))])
+    told = (scored, worse, learned, found, parts, held, code_run)
+    return bullets([*chain.from_iterable(tell(about) for tell in told)])
 
 
 def scored(about: About) -> Iterator[str]:
@@ -97,6 +98,31 @@ def found(about: About) -> Iterator[str]:
             told = ", ".join(f"{code(one.name)} ({counted(one.count, 'row')})" for one in names)
             let = f" by {code(f'data.fail_on {about.config.data.fail_on}')}"
             yield f"The data checks found {words}, which were let pass{let}: {told}. See the section Data."
+
+
+def parts(about: About) -> Iterator[str]:
+    """What became of the parts of the base that read more than text."""
+    whole = about.parts
+    if whole is None:
+        return
+    others = " and ".join(whole.reads)
+    if not whole.text_alone:
+        yield f"It was trained on text alone. Its part for {others} is the base's; both were not tested together."
+    elif not about.is_adapter:
+        yield (
+            f"It is the text part ({code(whole.loaded)}) of {code(whole.whole)}, and does not read {others}: the "
+            "base's part for that is not in these files."
+        )
+    elif about.fits_whole:
+        yield (
+            f"It was trained on the text part of {code(whole.whole)}. Its weights have the names of the whole model, "
+            f"where it was compared with the trained one, too, without {others}."
+        )
+    else:
+        yield (
+            f"It was trained on the text part ({code(whole.loaded)}) of {code(whole.whole)}, and is for that part "
+            "alone: PEFT does not put it on the whole model."
+        )
 
 
 def held(about: About) -> Iterator[str]:

@@ -66,6 +66,8 @@ def _by_transformers(about: About) -> list[str]:
 
 def _by_peft(about: About) -> list[str]:
     kind, base = _kind(about), about.base
+    if about.fits_whole and about.parts:
+        kind = about.parts.whole
     place = _quoted(base.name_or_path)
     if base.name_or_path.startswith(URIS):
         place = f"mlflow.artifacts.download_artifacts({place}) + {_quoted(WEIGHTS)}"

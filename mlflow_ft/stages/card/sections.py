@@ -36,6 +36,7 @@ PARITY: Mapping[str, str] = {
     "top1_agreement": "share of tokens with the same first choice",
     "perplexity_change": "change of perplexity, relative to the trained model's",
     "greedy_agreement": "share of prompts with the same greedy answer",
+    "whole_kl_mean": "mean KL divergence on the whole model (nats per token), without pictures",
     "unstopped": "prompts behind which it does not stop where the trained model does",
     "kl_share": "share of the way back to the base model (0 is the trained model)",
     "tokens": "tokens that were compared",
@@ -113,6 +114,7 @@ def parity(about: About) -> str:
     words = {**PARITY, **(OF_SCORES if about.scores_answers else {})}
     limit = {
         "kl_mean": f"at most {number(limits.max_kl)}",
+        "whole_kl_mean": f"at most {number(limits.max_kl)}",
         "top1_agreement": f"at least {number(limits.min_top1)}",
         "perplexity_change": f"at most {number(limits.max_perplexity_change)}, up or down",
         "unstopped": "none",
