@@ -18,6 +18,7 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerFast
 
 from mlflow_ft.engine import tool_text
+from mlflow_ft.engine.places import WAYS
 from mlflow_ft.engine.render import MaskError, Rendered, Shapes, Span, Way, prompt_text, render
 from mlflow_ft.job import Encoded
 from mlflow_ft.rows import Example, Kind
@@ -263,8 +264,6 @@ def joined(parts: Sequence[Tokenised]) -> Encoded:
     return replace(first, rejected=others[0]) if others else first
 
 
-WAYS: tuple[Way, ...] = ("generation markers", "prefix differences", "substitution", "whole text", "prompt")
-"""From the surest to the weakest, and the two that need no span."""
 WHOLE: dict[Kind, Way] = {"text": "whole text", "prompt": "prompt"}
 
 
