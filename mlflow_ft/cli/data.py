@@ -44,15 +44,17 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
     "supervised": [0 or 1...], "mask": how it was found, "rejected": the other answer of a preference,
     "dropped": why nothing is learned of it, or null}.
     """
+    from mlflow_ft.pipeline import clock_of
     from mlflow_ft.registry import Registry
     from mlflow_ft.stages import show as stage
 
     config, loaded, tokenizer, progress = _opened(arguments)
     rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded))
     dropped = total = 0
-    for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
-        total, dropped = total + 1, dropped + (one.dropped is not None)
-        click.echo(dumps(one.as_dict(), ensure_ascii=False) if json else _for_people(one))
+    with clock_of(config):
+        for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
+            total, dropped = total + 1, dropped + (one.dropped is not None)
+            click.echo(dumps(one.as_dict(), ensure_ascii=False) if json else _for_people(one))
     progress.say(f"{total:,} rows; nothing is learned of {dropped:,}")
 
 
@@ -90,12 +92,14 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
 
     The exit code is 1 where a check found something as severe as data.fail_on.
     """
+    from mlflow_ft.pipeline import clock_of
     from mlflow_ft.registry import Registry
     from mlflow_ft.stages import ready
 
     config, loaded, tokenizer, progress = _opened(arguments)
     registry = Registry(loaded)
-    found = ready.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
+    with clock_of(config):
+        found = ready.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
     report = found.report.as_dict()
     if out:
         _write(report, Path(out).expanduser(), config)

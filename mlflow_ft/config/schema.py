@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,10 @@ class DataSection(Section):
     """Read at most so many rows of a source."""
     chat_template: str | None = None
     """A Jinja file, or the template itself, for a tokenizer that has none or for another shape of turns."""
+    date: datetime.date | None = None
+    """The day that chat templates are told which write one (Llama 3, gpt-oss); the day of the run, when not given."""
+    turns: Literal["all", "last", "each"] = "all"
+    """Turns of the assistant that are learned: all of a row, the last, or each as the last turn of a row of its own."""
     on_bad_row: Literal["error", "drop"] = "error"
     """A row that cannot be read, converted or proved: stop, or leave it out, counted and listed."""
     fail_on: Literal["error", "warn", "never"] = "error"

@@ -77,9 +77,9 @@ def held(moment: datetime | None) -> Iterator[Clock]:
 
 def _check(moment: datetime) -> None:
     wanted = template_code.ANY_FORMAT
-    [[told], _] = chat_template_utils.render_jinja_template(  # type: ignore[misc]  # its annotation lacks a part
-        [[{"role": "user", "content": ""}]], chat_template=f"{{{{ {template_code.CLOCK}('{wanted}') }}}}"
-    )
+    render: Any = chat_template_utils.render_jinja_template  # its annotations leave out what it returns
+    template = f"{{{{ {template_code.CLOCK}('{wanted}') }}}}"
+    [[told], _] = render([[{"role": "user", "content": ""}]], chat_template=template)
     if told != moment.strftime(wanted):
         raise ModelError(
             "the clock that chat templates are told cannot be held with this release of transformers",
@@ -102,6 +102,11 @@ def listening() -> Iterator[Mapping[str, str]]:
         outer.asked.update(inner.asked)
 
 
+def current() -> datetime:
+    """The moment that templates would be told now."""
+    return moment() or datetime.now()  # noqa: DTZ005  # as transformers does
+
+
 def moment() -> datetime | None:
     """The moment at which the clock is held; None where it goes on."""
     clock = _held.get()
@@ -111,8 +116,8 @@ def moment() -> datetime | None:
 def moved(at: datetime) -> datetime:
     """A later moment that every usual format writes otherwise."""
     parts = ("%Y", "%y", "%m", "%d", "%a", "%j", "%H", "%I", "%M", "%S", "%p", "%f")
-    shift = timedelta(hours=13, minutes=7, seconds=11, microseconds=13)
-    later = (at + timedelta(days=days) + shift for days in range(366, 800))
+    shift = timedelta(days=366, minutes=7, seconds=11, microseconds=13)
+    later = (at + timedelta(hours=hours) + shift for hours in range(24 * 400))
     return next(one for one in later if all(one.strftime(part) != at.strftime(part) for part in parts))
 
 
@@ -121,9 +126,13 @@ def of_run(config: Config, now: datetime) -> datetime:
     return datetime.combine(config.data.date, time()) if config.data.date else now.replace(tzinfo=None)
 
 
+def templates(tokenizer: Any) -> list[str]:
+    """The tokenizer's chat templates; most have one."""
+    given = tokenizer.chat_template
+    return [str(one) for one in (given.values() if isinstance(given, Mapping) else [given]) if one]
+
+
 def told_to(tokenizer: Any, at: datetime) -> dict[str, str]:
     """What a clock tells the tokenizer's templates, by each format that they may ask for."""
-    given = tokenizer.chat_template
-    templates = given.values() if isinstance(given, Mapping) else [given]
-    formats = {one for template in templates if template for one in template_code.read(str(template)).formats}
+    formats = {one for template in templates(tokenizer) for one in template_code.read(template).formats}
     return {one: at.strftime(one) for one in sorted(formats)}

@@ -99,18 +99,24 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int
 
 
 def apply(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools, *, prompt: bool = False
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    tools: Tools,
+    *,
+    prompt: bool = False,
+    template: str | None = None,
 ) -> str:
-    """What the chat template makes of the turns. Calls whose arguments it wants as text are given so.
+    """What the chat template, or another `template`, makes of the turns; arguments are text where it wants them so.
 
     Raises:
         MaskError: the template refuses the conversation.
     """
     listed: Any = [dict(tool) for tool in tools] if tools else None
+    given: Any = {"tools": listed, "chat_template": template, "add_generation_prompt": prompt, "tokenize": False}
     refusal: Exception | None = None
     for turns in _ways_to_put(messages):
         try:
-            text = str(tokenizer.apply_chat_template(turns, tools=listed, tokenize=False, add_generation_prompt=prompt))
+            text = str(tokenizer.apply_chat_template(turns, **given))
         except REFUSALS as error:
             refusal = refusal or error  # the first one is the one to tell
         else:

@@ -24,6 +24,8 @@ from mlflow_ft.stages.fix import Cleaned
 from mlflow_ft.stages.ready import Ready
 from mlflow_ft.stages.show import Shown
 
+CLOCK_TAG = "mlflow_ft.template_clock"
+"""Of a run whose chat template may ask the time: the moment that it is told, local time."""
 TOLD = 2
 """Rows that are shown in the terminal, as the trainer sees them."""
 KIND_WORDS: Mapping[Kind, str] = {
@@ -167,6 +169,8 @@ def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
 
 def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
     """Log data sets, counts, the masks, the report of the checks, what was left out, and which rows there are."""
+    from mlflow_ft.engine import clock
+
     data = found.data
     job.run.log_inputs([data.train, data.eval], tags={"mlflow_ft.data_fingerprint": data.fingerprint})
     job.run.set_tags(
@@ -177,6 +181,8 @@ def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
             "mlflow_ft.data_mask": ", ".join(sorted(found.train.stored.ways)),
         }
     )
+    if clock.told_to(data.tokenizer, clock.current()):
+        job.run.set_tags({CLOCK_TAG: clock.current().isoformat()})
     counts = {f"{side.name}/{name}": value for side in (data.train, data.eval) for name, value in side.counts.items()}
     metrics = {f"data/{name}": float(value) for name, value in (counts | found.report.metrics()).items()}
     job.run.metrics(metrics)

@@ -212,6 +212,7 @@ def _data(config: Config, sides: tuple[Side, Side], tokenizer: Any) -> Data:
         tokenizer=tokenizer,
         stop_token_ids=tuple(token for token, _ in ends.most_common()) or ends_of_prompts(sides[0], tokenizer),
         fingerprint=fingerprint.fingerprint(parts),
+        clock={**train.stored.clock, **held.stored.clock},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.records import Score
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import evaluate, guards, init_from, ready
+from mlflow_ft.stages.data import CLOCK_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,9 +52,12 @@ def champion(
 
     Where that cannot be done it has no scores, and says why: the gates that need them do not pass.
     """
+    from mlflow_ft.engine import clock
+
     who = f"the champion (version {champion.version})"
     try:
-        scores = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
+        with clock.held(moment_of(here, candidate)):
+            scores = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
     except FineTuneError as error:
         reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
         return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
@@ -106,6 +111,21 @@ def _scores(
         chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
         found += guards.scores(subject, theirs, chosen)
     return [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
+
+
+def moment_of(client: MlflowClient, one: Contender) -> datetime:
+    """The moment that the chat template was told in a version's run: only then are its rows what they were.
+
+    Runs that do not say were before runs did; they told it the time as it went on.
+    """
+    from mlflow_ft.tracking.server import told
+
+    if not one.run_id:
+        return datetime.now()  # noqa: DTZ005  # templates are told local time
+    with told(f"read the run {one.run_id}"):
+        run = client.get_run(one.run_id)
+    moment = run.data.tags.get(CLOCK_TAG)
+    return datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # as above
 
 
 def config_of(client: MlflowClient, one: Contender, registry: Registry, folder: Path) -> Config:

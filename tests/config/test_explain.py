@@ -24,7 +24,7 @@ from mlflow_ft.config.schema import PRIMARY
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_is_small_and_every_field_is_explained(name: str) -> None:
     section = SECTIONS[name]
-    assert 0 < len(section.model_fields) <= 15
+    assert 0 < len(section.model_fields) <= 17
     assert section.__doc__
     assert [leaf for leaf, field in section.model_fields.items() if not field.description] == []
 
