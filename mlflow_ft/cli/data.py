@@ -42,7 +42,8 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
 
     With --json each row is {"row", "file", "line", "format", "messages", "tokens": [text...],
     "supervised": [0 or 1...], "mask": how it was found, "rejected": the other answer of a preference,
-    "dropped": why nothing is learned of it, or null}.
+    "turn": the one that is learned where --data.turns divides rows, "unwritten_thoughts": turns whose
+    thoughts the template leaves out, "dropped": why nothing is learned of it, or null}.
     """
     from mlflow_ft.pipeline import clock_of
     from mlflow_ft.registry import Registry
@@ -63,8 +64,12 @@ def _for_people(one: Shown) -> str:
     from mlflow_ft.stages import show as stage
 
     learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned ({one.way})" if one.tokens else ""
-    head = click.style(f"{one.file}:{one.line}  {one.format}  {learned}", bold=True)
+    head = click.style(f"{one.place}  {one.format}  {learned}", bold=True)
     lines = [head, *([click.style(f"dropped: {one.dropped}", fg="red")] if one.dropped else [])]
+    if one.unwritten:
+        turns = ", ".join(map(str, one.unwritten))
+        told = f"the template does not write the thoughts of turn {turns}: they are not learned"
+        lines.append(click.style(told, fg="yellow"))
     parts = [("", one.tokens, one.supervised)]
     if one.rejected:
         parts.append(("rejected:", one.rejected["tokens"], one.rejected["supervised"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,13 @@ class DataSection(Section):
             if isinstance(column, InLine):
                 raise ValueError(f"{name} takes the name of one column")
         return columns
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_day(cls, day: Any) -> Any:
+        if isinstance(day, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", day):
+            raise ValueError("a day is written as 2026-01-31")
+        return day
 
     @field_validator("path")
     @classmethod

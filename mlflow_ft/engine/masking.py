@@ -30,7 +30,8 @@ BATCH = 1000
 NO_END = "the chat template writes no end-of-turn token behind what the assistant says"
 OTHER_END = (
     "the chat template ends what the assistant says otherwise where turns follow, and a model that learns both "
-    'does not know when to stop; learn the last turn alone ("train": false in the others)'
+    "does not know when to stop; learn each turn in a row of its own (--data.turns each), or the last turn alone "
+    '(--data.turns last, or "train": false in the others)'
 )
 
 
@@ -46,6 +47,8 @@ class Tokenised:
     way: Way
     length: int
     """In tokens, before it was cut."""
+    unwritten: tuple[int, ...] = ()
+    """The learned turns, from 0, whose thoughts the template leaves out."""
 
     @cached_property
     def pieces(self) -> list[str]:
@@ -180,6 +183,7 @@ class Encoder:
             labels=labels[: self.max_length],
             way=WHOLE.get(example.kind, weakest),
             length=len(ids),
+            unwritten=rendered.unwritten,
         )
 
     def _closed(

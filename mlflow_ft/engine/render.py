@@ -25,6 +25,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from mlflow_ft.engine import thoughts
 from mlflow_ft.engine.marks import NOTHING, Marked, marked, signature
 from mlflow_ft.engine.spans import MaskError, Shape, Span, Tail, Way, tail
 from mlflow_ft.engine.template_code import Code, read
@@ -80,7 +81,9 @@ def render(
         found = (shapes or Shapes(tokenizer)).spans(text, messages, wanted, tools)
     except MaskError as error:
         raise MaskError(str(error), text=text) from error
-    return Rendered(text=text, spans=found.spans, unwritten=found.unwritten)
+    template = str(tokenizer.chat_template)
+    aside = [turn for turn in wanted if thoughts.are_lost(messages[turn], text, template)]
+    return Rendered(text=text, spans=found.spans, unwritten=tuple(sorted({*found.unwritten, *aside})))
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools = None) -> str:

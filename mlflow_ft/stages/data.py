@@ -91,7 +91,7 @@ def look(
     tell(found, job.progress)
     for one in shown[:TOLD]:
         learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned"
-        title = f"{one.file}:{one.line}: {'a prompt' if found.data.kind == 'prompt' else learned}"
+        title = f"{one.place}: {'a prompt' if found.data.kind == 'prompt' else learned}"
         job.progress.marked(title, show.runs(one.tokens, one.supervised))
     log(job, found, shown)
     return found
@@ -142,6 +142,14 @@ def tell(found: Ready, progress: Progress) -> None:
     ways = ", ".join(f"{way} {count:,}" for way, count in sorted(found.train.stored.ways.items()))
     if data.kind in ("conversation", "preference", "unpaired"):
         progress.say(f"mask: proved in every row; where the assistant speaks was found by {ways}")
+    if (stored := found.train.stored).count > stored.read:
+        progress.say(
+            f"turns: {stored.read:,} rows became {stored.count:,}, one for each turn that is learned; "
+            f"{show.cost(stored):.1f} times the tokens"
+        )
+    if data.clock:
+        dates = ", ".join(data.clock.values())
+        progress.say(f"template: it writes the date, in every row of this run {dates} (--data.date DAY fixes it)")
     for name, (taken, there) in found.taken.items():
         progress.say(f"mixture: {taken:,} of {there:,} rows of {name}")
     if found.taught_tools:

@@ -36,6 +36,8 @@ class Proved:
     """Something is learned of it: of a preference, of both answers."""
     ends: tuple[int, ...]
     """The tokens that end the assistant's turns."""
+    unwritten: int = 0
+    """Learned turns whose thoughts the template leaves out."""
 
 
 def prove(encoder: Encoder, examples: Sequence[Example]) -> list[Proved | MaskError]:
@@ -54,6 +56,7 @@ def summary(found: Sequence[Tokenised]) -> Proved:
         length=max(one.length for one in found),
         learnable=all(one.supervised for one in parts),
         ends=tuple(masking.ends(encoded)),
+        unwritten=sum(len(one.unwritten) for one in found),
     )
 
 

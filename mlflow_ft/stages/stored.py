@@ -47,8 +47,10 @@ class Stored:
     files: tuple[str, ...]
     """What messages call the files; the column `file` counts them."""
     columns: tuple[str, ...]
+    read: int
+    """Rows that were read."""
     count: int
-    """Rows that were read, whatever became of them."""
+    """What became of them, all of it: the same, or more where `data.turns` divides them."""
     left_out: tuple[LeftOut, ...]
     ways: Mapping[str, int]
     ends: Mapping[int, int]
@@ -111,6 +113,7 @@ def _meta(tally: rows.Tally, quality: Quality | None, encoder: Encoder) -> dict[
     report = quality.report(tally.rows) if quality else None
     return {
         "rows": tally.rows,
+        "parts": tally.parts,
         "left_out": [asdict(one) for one in tally.left_out],
         "ways": tally.ways,
         "ends": list(tally.ends.items()),
@@ -136,7 +139,8 @@ def _read(folder: Path, opened: Sequence[rows.Opened], parts: Mapping[str, Any],
         table=table,
         files=tuple(meta["files"]),
         columns=tuple(meta["columns"]),
-        count=meta["rows"],
+        read=meta["rows"],
+        count=meta["parts"],
         left_out=tuple(LeftOut(**one) for one in meta["left_out"]),
         ways=meta["ways"],
         ends=dict(meta["ends"]),

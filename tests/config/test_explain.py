@@ -165,6 +165,7 @@ def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
     return {
         NoneType: st.none(),
         bool: st.booleans(),
+        date: st.dates(date(1000, 1, 1)),
         int: st.integers(8, 10**20),
         float: st.floats(1e-9, 0.5, exclude_max=True) if path in SHARES else st.floats(1e-300, 1e300),
         str: TEXT.filter(bool) if path == "data.path" else TEXT,

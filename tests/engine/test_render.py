@@ -420,7 +420,7 @@ def test_few_shapes_are_kept_and_none_is_needed(monkeypatch: pytest.MonkeyPatch)
     expected = [proved(kept, row).labels for row in rows]
     monkeypatch.setattr(rendering, "KEPT", 1)
     assert [proved(forgetful, row).labels for row in rows] == expected
-    assert len(forgetful._shapes._kept) == 1
+    assert len(forgetful._steady._shapes._kept) == 1
 
 
 def test_what_changes_with_time_costs_only_time() -> None:
