@@ -110,7 +110,7 @@ class Data:
     report: Report | None = None
     """What the checks found; None where nobody looked."""
     clock: Mapping[str, str] = field(default_factory=dict)
-    """By format (`%d %b %Y`), the date or time that the chat template wrote into rows; empty where it writes none."""
+    """By format (`%d %b %Y`), the date or time as of which the chat template wrote rows; empty where it asks none."""
     guards: Mapping[str, Data] = field(default_factory=dict)
     """Guard sets by name (`evaluation.guards`): each with its rows as the held-out ones."""
 

@@ -8,6 +8,7 @@ the run (`clock`); what is learned must not depend on it, for the model will be 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -48,15 +49,14 @@ class Steady:
         text = found[0].text
         if state is not None and random.getstate() != state:
             raise MaskError(f"the chat template draws random numbers; {REMEDY}", text=text)
-        dates = {wanted: told for wanted, told in asked.items() if any(told in one.text for one in found)}
-        self.dates |= dates
+        self.dates |= {wanted: told for wanted, told in asked.items() if any(told in one.text for one in found)}
         form = _form(example)
         if form not in self._seen and len(self._seen) < MOST_FORMS:
             self._seen.add(form)
             if self._again(example) != [one.text for one in found]:
                 raise MaskError(f"the chat template does not write the row twice in the same way; {REMEDY}", text=text)
-            if dates and self._later(example) != [_learned(one) for one in found]:
-                raise MaskError(f"the chat template writes the date into what the assistant says; {REMEDY}", text=text)
+            if asked:
+                self._at_another_time(example, found, asked)
         return found
 
     def _written(self, example: Example, shapes: Shapes) -> list[Rendered]:
@@ -75,19 +75,22 @@ class Steady:
         talks = [example.messages] if prompt else [messages for messages, _ in example.conversations]
         return [apply(self._tokenizer, talk, example.tools, prompt=prompt, template=fresh) for talk in talks]
 
-    def _later(self, example: Example) -> list[list[tuple[Any, ...]]]:
-        """What would be learned of the row at another time."""
-        moment = clock.moment()
-        assert moment is not None, "only a held clock tells what is written into rows"
-        with clock.held(clock.moved(moment)):
-            return [_learned(one) for one in self._written(example, Shapes(self._tokenizer))]
+    def _at_another_time(self, example: Example, found: list[Rendered], asked: Mapping[str, str]) -> None:
+        """Write the row at another time, when the same must be learned of it."""
+        with clock.held(clock.moved(clock.current())):
+            later = self._written(example, Shapes(self._tokenizer))
+        if [one.text for one in later] != [one.text for one in found]:
+            self.dates |= asked
+        if [_learned(one) for one in later] != [_learned(one) for one in found]:
+            message = f"the chat template writes the date or time into what the assistant says; {REMEDY}"
+            raise MaskError(message, text=found[0].text)
 
 
 def _form(example: Example) -> str:
     """The same for rows of which a template can hardly write one steadily and the other not."""
     turns = (*example.messages, *example.chosen)
-    parts = [(turn["role"], sorted(turn), bool(turn.get("content"))) for turn in turns]
-    return repr((example.kind, bool(example.tools), parts))
+    parts = {repr((turn["role"], sorted(turn), bool(turn.get("content")))) for turn in turns}
+    return repr((example.kind, bool(example.tools), sorted(parts)))
 
 
 def _learned(one: Rendered) -> list[tuple[Any, ...]]:

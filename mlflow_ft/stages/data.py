@@ -149,7 +149,7 @@ def tell(found: Ready, progress: Progress) -> None:
         )
     if data.clock:
         dates = ", ".join(data.clock.values())
-        progress.say(f"template: it writes the date, in every row of this run {dates} (--data.date DAY fixes it)")
+        progress.say(f"template: it asks the date; every row of this run is written as of {dates} (or --data.date DAY)")
     for name, (taken, there) in found.taken.items():
         progress.say(f"mixture: {taken:,} of {there:,} rows of {name}")
     if found.taught_tools:

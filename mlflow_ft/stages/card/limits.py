@@ -92,9 +92,9 @@ def dated(about: About) -> Iterator[str]:
     if dates := about.data.clock.values():
         told = " and ".join(code(one) for one in dates)
         yield (
-            f"The chat template writes the date into the prompt. Every row it was trained and scored on says {told}; a "
-            "server writes the day on which it is asked, which the model has never seen. What is learned of a row was "
-            "proved to be the same on another day."
+            f"The chat template asks the date. Every row it was trained and scored on was written as of {told}; a "
+            "server writes the day on which it is asked, which the model was not trained with. What is learned of a "
+            "row was proved to be the same on another day."
         )
 
 
