@@ -8,7 +8,8 @@ the run (`clock`); what is learned must not depend on it, for the model will be 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -43,20 +44,17 @@ class Steady:
         """
         if example.kind == "text":
             return [Rendered(text=example.text or "", spans=())]
-        state = random.getstate() if any(read(one).draws for one in clock.templates(self._tokenizer)) else None
-        with clock.listening() as asked:
-            found = self._written(example, self._shapes)
-        text = found[0].text
-        if state is not None and random.getstate() != state:
-            raise MaskError(f"the chat template draws random numbers; {REMEDY}", text=text)
-        self.dates |= {wanted: told for wanted, told in asked.items() if any(told in one.text for one in found)}
         form = _form(example)
-        if form not in self._seen and len(self._seen) < MOST_FORMS:
+        is_new = form not in self._seen and len(self._seen) < MOST_FORMS
+        if is_new:
             self._seen.add(form)
-            if self._again(example) != [one.text for one in found]:
-                raise MaskError(f"the chat template does not write the row twice in the same way; {REMEDY}", text=text)
-            if asked:
-                self._at_another_time(example, found, asked)
+        with self._drawing_nothing(example), clock.listening() as asked:
+            if is_new:
+                self._again(example)
+            found = self._written(example, self._shapes)
+        self.dates |= {wanted: told for wanted, told in asked.items() if any(told in one.text for one in found)}
+        if is_new and asked:
+            self._at_another_time(example, found, asked)
         return found
 
     def _written(self, example: Example, shapes: Shapes) -> list[Rendered]:
@@ -67,13 +65,31 @@ class Steady:
             for messages, learned in example.conversations
         ]
 
-    def _again(self, example: Example) -> list[str]:
-        """The texts by the template as if it were read for the first time: what lies elsewhere in memory shows."""
+    @contextmanager
+    def _drawing_nothing(self, example: Example) -> Iterator[None]:
+        """Refuse a row for which the template draws random numbers, whatever else is wrong with it then."""
+        if not any(read(one).draws for one in clock.templates(self._tokenizer)):
+            yield
+            return
+        state = random.getstate()
+        try:
+            yield
+        finally:
+            if random.getstate() != state:
+                raise MaskError(f"the chat template draws random numbers; {REMEDY}", text=self._texts(example)[0])
+
+    def _again(self, example: Example) -> None:
+        """Write a row by the template as if it were read for the first time: what lies elsewhere in memory shows."""
         listed: Any = [dict(tool) for tool in example.tools] if example.tools else None
-        fresh = FRESH + str(self._tokenizer.get_chat_template(tools=listed))
+        first = self._texts(example)
+        if self._texts(example, FRESH + str(self._tokenizer.get_chat_template(tools=listed))) != first:
+            message = f"the chat template does not write the row twice in the same way; {REMEDY}"
+            raise MaskError(message, text=first[0])
+
+    def _texts(self, example: Example, template: str | None = None) -> list[str]:
         prompt = example.kind == "prompt"
         talks = [example.messages] if prompt else [messages for messages, _ in example.conversations]
-        return [apply(self._tokenizer, talk, example.tools, prompt=prompt, template=fresh) for talk in talks]
+        return [apply(self._tokenizer, talk, example.tools, prompt=prompt, template=template) for talk in talks]
 
     def _at_another_time(self, example: Example, found: list[Rendered], asked: Mapping[str, str]) -> None:
         """Write the row at another time, when the same must be learned of it."""
