@@ -49,9 +49,14 @@ class Steady:
         if is_new:
             self._seen.add(form)
         with self._drawing_nothing(example), clock.listening() as asked:
+            try:
+                found = self._written(example, self._shapes)
+            except MaskError:
+                if is_new:
+                    self._again(example, self._texts(example))  # it may be the reason
+                raise
             if is_new:
-                self._again(example)
-            found = self._written(example, self._shapes)
+                self._again(example, [one.text for one in found])
         self.dates |= {wanted: told for wanted, told in asked.items() if any(told in one.text for one in found)}
         if is_new and asked:
             self._at_another_time(example, found, asked)
@@ -78,10 +83,9 @@ class Steady:
             if random.getstate() != state:
                 raise MaskError(f"the chat template draws random numbers; {REMEDY}", text=self._texts(example)[0])
 
-    def _again(self, example: Example) -> None:
+    def _again(self, example: Example, first: list[str]) -> None:
         """Write a row by the template as if it were read for the first time: what lies elsewhere in memory shows."""
         listed: Any = [dict(tool) for tool in example.tools] if example.tools else None
-        first = self._texts(example)
         if self._texts(example, FRESH + str(self._tokenizer.get_chat_template(tools=listed))) != first:
             message = f"the chat template does not write the row twice in the same way; {REMEDY}"
             raise MaskError(message, text=first[0])
