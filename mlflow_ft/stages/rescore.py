@@ -57,11 +57,10 @@ def champion(
     who = f"the champion (version {champion.version})"
     try:
         with clock.held(moment_of(here, candidate)):
-            scores = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
+            scores, rows = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
     except FineTuneError as error:
         reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
         return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
-    rows = {score.name: score.rows for score in scores if score.rows}
     metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
     return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), (
         f"{who} had no scores on these rows: it was loaded, and scored on them"
@@ -80,7 +79,8 @@ def _scores(
     *,
     plugins: Plugins,
     progress: Progress,
-) -> Sequence[Score]:
+) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]]]:
+    """The scores, and of each the values of the rows as the run of a version keeps them."""
     from mlflow_ft.engine import judge, models
     from mlflow_ft.tracking import copies
 
@@ -110,7 +110,8 @@ def _scores(
         found = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
         chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
         found += guards.scores(subject, theirs, chosen)
-    return [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
+    found = [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
+    return found, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in found if score.rows}
 
 
 def moment_of(client: MlflowClient, one: Contender) -> datetime:

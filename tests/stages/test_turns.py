@@ -17,7 +17,7 @@ from mlflow_ft.engine import clock, hub, tokenizers
 from mlflow_ft.errors import DataError
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import fix, ready, show, stored
+from mlflow_ft.stages import evaluate, fix, ready, show, stored
 from mlflow_ft.stages.ready import Ready
 from mlflow_ft.testing import CHATML, make_tiny_tokenizer, write_jsonl
 from tests.engine.templates.qwen import QWEN3
@@ -219,3 +219,15 @@ def test_a_template_that_asks_no_time_has_the_same_rows_for_ever(make: Make, mon
     again = make(talks(8), now="2031-01-01")
     assert (first.data.clock, "clock" in first.train.stored.parts) == ({}, False)
     assert first.data.fingerprint == again.data.fingerprint
+
+
+def test_two_models_are_compared_by_one_value_a_conversation(make: Make, model: Path) -> None:
+    found = make(talks(12), turns="each").data
+    count = len(found.eval.examples)
+    config = asked([f"--model={model}", "--turns=each", "--evaluation.max_rows=4"], LOADED, method="prepare")
+    values = tuple(float(number) for number in range(count))
+    assert evaluate.by_conversation(values, found, config) == tuple(number + 1.0 for number in range(0, count, 3))
+    assert evaluate.by_conversation([None, 2.0, 4.0, None], found, config) == (3.0, None), "those that were answered"
+    assert evaluate.by_conversation([1.0, 2.0], found, config) == (1.0, 2.0), "an evaluator's own rows"
+    whole = asked([f"--model={model}"], LOADED, method="prepare")
+    assert evaluate.by_conversation(values, found, whole) == values
