@@ -125,6 +125,7 @@ def _tell(found: Ready) -> None:
     import sys
 
     from mlflow_ft.progress import Progress
+    from mlflow_ft.stages.found import UNWRITTEN
 
     told = Progress(stream=sys.stdout)
     columns, rows = found.report.table()
@@ -135,6 +136,8 @@ def _tell(found: Ready) -> None:
     for one in found.report.checks:
         for example in one.examples if one.count else ():
             told.say(f"{one.name}: {example['file']}:{example['line']}  {example.get('message', '')}".rstrip())
+        if one.count and one.name == UNWRITTEN:
+            told.say(f"{one.name}: {one.remedy}")
     clean = ", ".join(one.name for one in found.report.checks if not one.count)
     told.say(f"nothing found: {clean}")
 

@@ -21,6 +21,7 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
 from mlflow_ft.stages import fix, guards, ready, show
 from mlflow_ft.stages.fix import Cleaned
+from mlflow_ft.stages.found import UNWRITTEN
 from mlflow_ft.stages.ready import Ready
 from mlflow_ft.stages.show import Shown
 
@@ -162,7 +163,7 @@ def tell(found: Ready, progress: Progress) -> None:
     for one in found.report.worst("warn"):
         if one.name == "over-max-length":
             continue  # told above, side by side
-        progress.warn(f"{one.name}: {told(one)}")
+        progress.warn(f"{one.name}: {told(one)}" + (f"; {one.remedy}" if one.name == UNWRITTEN else ""))
 
 
 def _tell_cut(found: Ready, side: str, progress: Progress) -> None:

@@ -131,7 +131,10 @@ def _unwritten(stored: Stored, config: Config) -> Iterator[Result]:
     )
 
 
-KEEP = "give a template that keeps them (--data.chat_template); they are read as reasoning_content, or within <think>"
+KEEP = (
+    "give a template that keeps them (--data.chat_template); templates read thoughts under `reasoning_content`, as "
+    "text, or within <think>"
+)
 DIVIDE = (
     "learn each turn as the last of a row of its own, which keeps its thoughts but takes more tokens "
     f"(--data.turns each), or the last turn alone (--data.turns last), or {KEEP}"
