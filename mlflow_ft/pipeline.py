@@ -74,7 +74,7 @@ def clock_of(config: Config, now: datetime | None = None) -> Iterator[None]:
     """One moment for every chat template that is rendered inside: the day of `data.date`, else `now`."""
     from mlflow_ft.engine import clock
 
-    with clock.held(clock.of_run(config, now or datetime.now().astimezone())):
+    with clock.held(clock.of_run(config, now or clock.current())):
         yield
 
 

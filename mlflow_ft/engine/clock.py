@@ -46,15 +46,21 @@ class Clock:
 _held: ContextVar[Clock | None] = ContextVar("mlflow_ft_clock", default=None)
 
 
+_NAMES = vars(chat_template_utils)
+"""Of transformers' module, where `datetime` is read by nothing but `strftime_now`."""
+_going: list[Any] = [_NAMES["datetime"]]
+"""The clocks that go on, the last one counts: transformers' own, or what others put in its place."""
+
+
 class _Told:
     """Stands in the place of `datetime` in transformers' module of chat templates."""
 
     @staticmethod
     def now() -> Any:
-        return _held.get() or datetime.now()  # noqa: DTZ005  # as transformers does
+        return _held.get() or _going[-1].now()
 
 
-chat_template_utils.datetime = _Told  # type: ignore[attr-defined,assignment]  # read by nothing there but strftime_now
+_NAMES["datetime"] = _Told
 
 
 @contextmanager
@@ -67,12 +73,29 @@ def held(moment: datetime | None) -> Iterator[Clock]:
     clock = Clock(moment=moment or PROBE)
     token = _held.set(clock if moment else None)
     try:
-        if moment:
-            _check(moment)
-            clock.asked.clear()
-        yield clock
+        with _in_place():
+            if moment:
+                _check(moment)
+                clock.asked.clear()
+            yield clock
     finally:
         _held.reset(token)
+
+
+@contextmanager
+def _in_place() -> Iterator[None]:
+    """Others may have put a clock of their own into transformers' module; it goes on beneath ours."""
+    found = _NAMES["datetime"]
+    if found is _Told:
+        yield
+        return
+    _going.append(found)
+    _NAMES["datetime"] = _Told
+    try:
+        yield
+    finally:
+        _going.remove(found)
+        _NAMES["datetime"] = found
 
 
 def _check(moment: datetime) -> None:
@@ -104,7 +127,9 @@ def listening() -> Iterator[Mapping[str, str]]:
 
 def current() -> datetime:
     """The moment that templates would be told now."""
-    return moment() or datetime.now()  # noqa: DTZ005  # as transformers does
+    found = _NAMES["datetime"]
+    going: datetime = (_going[-1] if found is _Told else found).now()
+    return moment() or going
 
 
 def moment() -> datetime | None:

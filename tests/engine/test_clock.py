@@ -65,9 +65,30 @@ def test_what_is_asked_inside_is_told_outside_too() -> None:
 
 
 def test_another_way_of_telling_the_time_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template_utils, "datetime", datetime)
+    def render(*_: Any, **__: Any) -> Any:
+        return [[datetime.fromisoformat("1999-01-02").strftime(ANY_FORMAT)], []]
+
+    monkeypatch.setattr(chat_template_utils, "render_jinja_template", render)
     with pytest.raises(ModelError, match="cannot be held with this release of transformers"), clock.held(DAY):
         pass
+
+
+def test_a_clock_that_others_have_set_goes_on_where_none_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Yesterday:
+        @staticmethod
+        def now() -> datetime:
+            return datetime.fromisoformat("2001-02-03")
+
+    year = "{{ strftime_now('%Y') }}"
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_template_utils, "datetime", Yesterday)
+        assert clock.current().year == 2001
+        with clock.held(DAY):
+            assert written(year) == "2026"
+            with clock.held(None):
+                assert written(year) == "2001"
+        assert written(year) == "2001"
+    assert written(year) == str(clock.current().year) != "2001"
 
 
 @given(st.datetimes(datetime.fromisoformat("1900-01-01"), datetime.fromisoformat("9000-01-01")))
