@@ -109,6 +109,8 @@ class Data:
     """32 hex digits over the sources' bytes, the format, every step of the preparation, template and tokenizer."""
     report: Report | None = None
     """What the checks found; None where nobody looked."""
+    clock: Mapping[str, str] = field(default_factory=dict)
+    """By format (`%d %b %Y`), the date or time as of which the chat template wrote rows; empty where it asks none."""
     guards: Mapping[str, Data] = field(default_factory=dict)
     """Guard sets by name (`evaluation.guards`): each with its rows as the held-out ones."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +33,10 @@ class Outcome:
     versions: tuple[Version, ...]
 
 
-def run(config: Config, plugins: Plugins, *, progress: Progress | None = None) -> Outcome:
+def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, now: datetime | None = None) -> Outcome:
     """Fine-tune one model: one job, one MLflow run, from the rows to the registered versions.
+
+    `now` is the clock of the whole run, for chat templates that write the date; the present moment when not given.
 
     Raises:
         FineTuneError: whatever the user can mend, or the evidence refuses; the run is FAILED, with the message as tag.
@@ -47,7 +52,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None) -
     tracking.check_server()
     with tracking.open_run(config, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
-        with start.told_to_plugins(job):
+        with start.told_to_plugins(job), clock_of(config, now):
             base = model.find(job)
             rows = data.prepare(job, base)
             trained = train.train(job, rows, base)
@@ -64,6 +69,15 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None) -
     )
 
 
+@contextmanager
+def clock_of(config: Config, now: datetime | None = None) -> Iterator[None]:
+    """One moment for every chat template that is rendered inside: the day of `data.date`, else `now`."""
+    from mlflow_ft.engine import clock
+
+    with clock.held(clock.of_run(config, now or clock.current())):
+        yield
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """What a run that only looks at the data has to show."""
@@ -77,7 +91,13 @@ class Prepared:
 
 
 def prepare(
-    config: Config, plugins: Plugins, *, fix: bool = False, out: Path | None = None, progress: Progress | None = None
+    config: Config,
+    plugins: Plugins,
+    *,
+    fix: bool = False,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    now: datetime | None = None,
 ) -> Prepared:
     """The data stage in a run of its own: everything is told and logged, and with `fix` a cleaned copy is written.
 
@@ -96,7 +116,7 @@ def prepare(
     tracking.check_server()
     with tracking.open_run(config, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
-        with start.told_to_plugins(job):
+        with start.told_to_plugins(job), clock_of(config, now):
             found = data.look(job, hub.find(config.model, job.progress, weights=False), strict=not fix)
             cleaned = data.clean(job, found, out) if fix else None
             if not fix:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from functools import partial
 from json import dumps, loads
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,14 @@ def unless_given(before: Sequence[str], arguments: Sequence[str]) -> list[str]:
     return [f"--{one.key}={one.value}" for one in pairs(before) if one.key not in anew]
 
 
+def dated(arguments: Sequence[str], today: date) -> list[str]:
+    """The settings, with the day on which the chain began, unless they say which day it is."""
+    from mlflow_ft.config import pairs
+
+    given = any(one.key.rpartition(".")[2] == "date" for one in pairs(arguments))
+    return [*arguments, *([] if given else [f"--data.date={today.isoformat()}"])]
+
+
 def settings(stage: Stage, given: Sequence[str], left: Mapping[str, Left]) -> list[str]:
     """All arguments of a stage's job; a setting that the user gave is not given twice."""
     own = dict(stage.defaults)
@@ -157,11 +166,13 @@ def run(
     *,
     resume: str | None = None,
     progress: Progress,
+    today: date | None = None,
     environ: MutableMapping[str, str] = os.environ,
 ) -> Done:
     """Run every stage that is not done yet, each in a nested run of its own.
 
-    `resume` is the run of a chain that was interrupted: its settings are taken, and its finished stages too.
+    `resume` is the run of a chain that was interrupted: its settings are taken, and its finished stages too. `today`
+    is the day that chat templates are told in every stage, also where one is resumed later.
 
     Raises:
         FineTuneError: a stage failed; the stages before it are kept, and the hint says how to go on.
@@ -173,6 +184,7 @@ def run(
     if resume and (before is None or before["chain"] != chain):
         raise ConfigError(f"run {resume} is no run of {chain}", hint="name the run that `mlflow-ft` told at its end")
     everything = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
+    everything = dated(everything, today or datetime.now().astimezone().date())
     done_before = {
         stage.method: kept
         for stage in CHAINS[chain]

@@ -42,17 +42,20 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
 
     With --json each row is {"row", "file", "line", "format", "messages", "tokens": [text...],
     "supervised": [0 or 1...], "mask": how it was found, "rejected": the other answer of a preference,
-    "dropped": why nothing is learned of it, or null}.
+    "turn": the one that is learned where --data.turns divides rows, "unwritten_thoughts": turns whose
+    thoughts the template leaves out, "dropped": why nothing is learned of it, or null}.
     """
+    from mlflow_ft.pipeline import clock_of
     from mlflow_ft.registry import Registry
     from mlflow_ft.stages import show as stage
 
     config, loaded, tokenizer, progress = _opened(arguments)
     rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded))
     dropped = total = 0
-    for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
-        total, dropped = total + 1, dropped + (one.dropped is not None)
-        click.echo(dumps(one.as_dict(), ensure_ascii=False) if json else _for_people(one))
+    with clock_of(config):
+        for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
+            total, dropped = total + 1, dropped + (one.dropped is not None)
+            click.echo(dumps(one.as_dict(), ensure_ascii=False) if json else _for_people(one))
     progress.say(f"{total:,} rows; nothing is learned of {dropped:,}")
 
 
@@ -61,8 +64,12 @@ def _for_people(one: Shown) -> str:
     from mlflow_ft.stages import show as stage
 
     learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned ({one.way})" if one.tokens else ""
-    head = click.style(f"{one.file}:{one.line}  {one.format}  {learned}", bold=True)
+    head = click.style(f"{one.place}  {one.format}  {learned}", bold=True)
     lines = [head, *([click.style(f"dropped: {one.dropped}", fg="red")] if one.dropped else [])]
+    if one.unwritten:
+        turns = ", ".join(map(str, one.unwritten))
+        told = f"the template does not write the thoughts of turn {turns}: they are not learned"
+        lines.append(click.style(told, fg="yellow"))
     parts = [("", one.tokens, one.supervised)]
     if one.rejected:
         parts.append(("rejected:", one.rejected["tokens"], one.rejected["supervised"]))
@@ -90,12 +97,14 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
 
     The exit code is 1 where a check found something as severe as data.fail_on.
     """
+    from mlflow_ft.pipeline import clock_of
     from mlflow_ft.registry import Registry
     from mlflow_ft.stages import ready
 
     config, loaded, tokenizer, progress = _opened(arguments)
     registry = Registry(loaded)
-    found = ready.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
+    with clock_of(config):
+        found = ready.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
     report = found.report.as_dict()
     if out:
         _write(report, Path(out).expanduser(), config)
@@ -116,6 +125,7 @@ def _tell(found: Ready) -> None:
     import sys
 
     from mlflow_ft.progress import Progress
+    from mlflow_ft.stages.found import UNWRITTEN
 
     told = Progress(stream=sys.stdout)
     columns, rows = found.report.table()
@@ -126,6 +136,8 @@ def _tell(found: Ready) -> None:
     for one in found.report.checks:
         for example in one.examples if one.count else ():
             told.say(f"{one.name}: {example['file']}:{example['line']}  {example.get('message', '')}".rstrip())
+        if one.count and one.name == UNWRITTEN:
+            told.say(f"{one.name}: {one.remedy}")
     clean = ", ".join(one.name for one in found.report.checks if not one.count)
     told.say(f"nothing found: {clean}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import json
 import math
@@ -193,6 +194,7 @@ _KINDS: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
+    datetime.date: "a day such as 2026-01-31",
     list: "a list of names",
     list[int]: "a list of whole numbers",
     list[float]: "a list of numbers",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +80,10 @@ class DataSection(Section):
     """Read at most so many rows of a source."""
     chat_template: str | None = None
     """A Jinja file, or the template itself, for a tokenizer that has none or for another shape of turns."""
+    date: datetime.date | None = None
+    """The day that chat templates are told which write one (Llama 3, gpt-oss); the day of the run, when not given."""
+    turns: Literal["all", "last", "each"] = "all"
+    """Turns of the assistant that are learned: all of a row, the last, or each as the last turn of a row of its own."""
     on_bad_row: Literal["error", "drop"] = "error"
     """A row that cannot be read, converted or proved: stop, or leave it out, counted and listed."""
     fail_on: Literal["error", "warn", "never"] = "error"
@@ -90,6 +96,13 @@ class DataSection(Section):
             if isinstance(column, InLine):
                 raise ValueError(f"{name} takes the name of one column")
         return columns
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_day(cls, day: Any) -> Any:
+        if isinstance(day, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", day):
+            raise ValueError("a day is written as 2026-01-31")
+        return day
 
     @field_validator("path")
     @classmethod

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy
 
 ROWS = "rows.parquet"
-"""Artifact with side, file, line and hash of every row; 16 bytes of it tell a row again in any file."""
+"""Artifact with side, file, line, turn and hash of every row; 16 bytes of it tell a row again in any file."""
 
 
 def described(data: Data, sides: Mapping[str, tuple[Iterable[Source], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -41,13 +41,16 @@ def described(data: Data, sides: Mapping[str, tuple[Iterable[Source], Mapping[st
 
 
 def write_rows(sides: Mapping[str, tuple[Any, tuple[str, ...], numpy.ndarray[Any, Any]]], folder: Path) -> Path:
-    """Write where every row of each side stands, and its hash, as one small Parquet file; returns the file."""
+    """Write where every row of each side stands, and its hash, as one small Parquet file; returns the file.
+
+    `turn` is the one that is learned, from 1, where `data.turns` divides rows, else 0; the hash is that of the row.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     tables = []
     for name, (table, files, indices) in sides.items():
-        part = table.select(["file", "line", "hash"]).take(indices)
+        part = table.select(["file", "line", "turn", "hash"]).take(indices)
         file = pa.DictionaryArray.from_arrays(part.column("file").combine_chunks(), pa.array(files, pa.string()))
         tables.append(
             pa.table(
@@ -55,6 +58,7 @@ def write_rows(sides: Mapping[str, tuple[Any, tuple[str, ...], numpy.ndarray[Any
                     "side": pa.array([name] * len(indices), pa.string()),
                     "file": file.cast(pa.string()),
                     "line": part.column("line"),
+                    "turn": part.column("turn"),
                     "hash": part.column("hash"),
                 }
             )

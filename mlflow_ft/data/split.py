@@ -37,6 +37,13 @@ def hold_out(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def last_of_each(index: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+    """Of every run of equal numbers the place of the last: of a row that is divided, its last part."""
+    import numpy as np
+
+    return np.flatnonzero(np.append(index[1:] != index[:-1], [True] * bool(len(index))))
+
+
 def crowded(keys: numpy.ndarray[Any, Any]) -> bool:
     """Whether one group has most of the rows, so that they cannot be split by group."""
     import numpy as np

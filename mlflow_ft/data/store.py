@@ -48,6 +48,8 @@ def schema() -> pyarrow.Schema:
         "rejected_labels": ids,
         "tokens": pa.int32(),
         "supervised": pa.int32(),
+        "turn": pa.int32(),
+        "unwritten": pa.int32(),
     }
     return pa.schema(list(columns.items()))
 
@@ -98,8 +100,12 @@ def _token_lists(values: Sequence[Sequence[int] | None]) -> pyarrow.Array:
     return pa.ListArray.from_arrays(begins, numbers, mask=missing)
 
 
-def record(example: Example, encoded: Encoded, **about: Any) -> dict[str, Any]:
-    """One row as the store keeps it; `about` are its source, file, line, index, length, hash and key."""
+def record(example: Example, encoded: Encoded, *, turn: int = 0, unwritten: int = 0, **about: Any) -> dict[str, Any]:
+    """One row as the store keeps it; `about` are its source, file, line, index, length, hash and key.
+
+    `turn` is the one that is learned, from 1, where the row is a part of a conversation, else 0; `unwritten` are the
+    learned turns whose thoughts the template leaves out.
+    """
     rejected = encoded.rejected
     return {
         **about,
@@ -113,6 +119,8 @@ def record(example: Example, encoded: Encoded, **about: Any) -> dict[str, Any]:
         "rejected_labels": rejected.labels if rejected else None,
         "tokens": len(encoded.input_ids) + (len(rejected.input_ids) if rejected else 0),
         "supervised": encoded.supervised + (rejected.supervised if rejected else 0),
+        "turn": turn,
+        "unwritten": unwritten,
     }
 
 

@@ -1,14 +1,16 @@
 """Loads logged models as a stranger would; run by its path, in a process of its own, and imported by nothing.
 
 `python -P fresh_process.py TASK` reads a JSON object: `models` (a list of `name`, `folder`, `requests`), `reference`
-(a safetensors file) and `out` (a folder). Only what a model's own requirements bring can be imported. It writes
-`NAME.json` with the answers, and `NAME.safetensors` with the logits `N` of each row of the reference.
+(a safetensors file), `out` (a folder), and `clock` (what templates are told of the time, or null). Only what a model's
+own requirements bring can be imported. It writes `NAME.json` with the answers, and `NAME.safetensors` with the logits
+`N` of each row of the reference.
 """
 
 import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,12 +74,26 @@ def hidden(requirements: Iterable[str]) -> set[str]:
 def main(file: str) -> None:
     """Do what the task says."""
     task = json.loads(Path(file).read_text(encoding="utf-8"))
+    if task.get("clock"):
+        hold_clock(datetime.fromisoformat(task["clock"]))
     finders = list(sys.meta_path)
     for model in task["models"]:
         lines = Path(model["folder"], "requirements.txt").read_text(encoding="utf-8").splitlines()
         names = {"mlflow_ft"} | hidden(line for line in lines if line.strip())  # it may lie in the path, not installed
         sys.meta_path[:] = [OnlyWhatIsNeeded(finder, names) for finder in finders]
         answer(model, task)
+
+
+def hold_clock(moment: datetime) -> None:
+    """Tell chat templates one moment, as the process that began this one does (`mlflow_ft.engine.clock`)."""
+    from transformers.utils import chat_template_utils
+
+    class Held:
+        @staticmethod
+        def now() -> datetime:
+            return moment
+
+    vars(chat_template_utils)["datetime"] = Held
 
 
 def answer(model: dict[str, Any], task: dict[str, Any]) -> None:

@@ -18,7 +18,9 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerFast
 
 from mlflow_ft.engine import tool_text
-from mlflow_ft.engine.render import MaskError, Rendered, Shapes, Span, Way, prompt_text, render
+from mlflow_ft.engine.places import WAYS
+from mlflow_ft.engine.render import MaskError, Rendered, Span, Way
+from mlflow_ft.engine.steady import Steady
 from mlflow_ft.job import Encoded
 from mlflow_ft.rows import Example, Kind
 
@@ -28,7 +30,8 @@ BATCH = 1000
 NO_END = "the chat template writes no end-of-turn token behind what the assistant says"
 OTHER_END = (
     "the chat template ends what the assistant says otherwise where turns follow, and a model that learns both "
-    'does not know when to stop; learn the last turn alone ("train": false in the others)'
+    "does not know when to stop; learn each turn in a row of its own (--data.turns each), or the last turn alone "
+    '(--data.turns last, or "train": false in the others)'
 )
 
 
@@ -44,6 +47,8 @@ class Tokenised:
     way: Way
     length: int
     """In tokens, before it was cut."""
+    unwritten: tuple[int, ...] = ()
+    """The learned turns, from 0, whose thoughts the template leaves out."""
 
     @cached_property
     def pieces(self) -> list[str]:
@@ -73,9 +78,14 @@ class Encoder:
         # an end-of-turn token is one that was added to the vocabulary: it cannot come about by chance
         self._added = {token: str(text).strip() for token, text in tokenizer.added_tokens_decoder.items()}
         self.special = tuple(str(text) for text in tokenizer.added_tokens_decoder.values() if text.special)
-        self._shapes = Shapes(tokenizer)
+        self._steady = Steady(tokenizer)
         self._lacks: set[str] | None = None
         """What the template cannot write of tools; None until a row has some."""
+
+    @property
+    def dates(self) -> dict[str, str]:
+        """By format, the date or time that the template wrote into the rows so far, as the held clock told it."""
+        return self._steady.dates
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | MaskError]:
         """Tokenise rows and make their labels; a row that cannot be proved is returned as its error.
@@ -112,15 +122,7 @@ class Encoder:
         """The texts of a row, each with its spans; a text that is learned whole, and a prompt, have none."""
         try:
             self._know_tools(example)
-            if example.kind == "text":
-                found = [Rendered(text=example.text or "", spans=())]
-            elif example.kind == "prompt":
-                found = [Rendered(text=prompt_text(self.tokenizer, example.messages, example.tools), spans=())]
-            else:
-                found = [
-                    render(self.tokenizer, messages, learned, example.tools, shapes=self._shapes)
-                    for messages, learned in example.conversations
-                ]
+            found = self._steady.rendered(example)
             for one in found:
                 one.text.encode()
         except MaskError as error:
@@ -181,6 +183,7 @@ class Encoder:
             labels=labels[: self.max_length],
             way=WHOLE.get(example.kind, weakest),
             length=len(ids),
+            unwritten=rendered.unwritten,
         )
 
     def _closed(
@@ -263,8 +266,6 @@ def joined(parts: Sequence[Tokenised]) -> Encoded:
     return replace(first, rejected=others[0]) if others else first
 
 
-WAYS: tuple[Way, ...] = ("generation markers", "prefix differences", "substitution", "whole text", "prompt")
-"""From the surest to the weakest, and the two that need no span."""
 WHOLE: dict[Kind, Way] = {"text": "whole text", "prompt": "prompt"}
 
 

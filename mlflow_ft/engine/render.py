@@ -19,14 +19,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mlflow_ft.engine.marks import Piece, marked, signature
+from mlflow_ft.engine import thoughts
+from mlflow_ft.engine.marks import NOTHING, Marked, marked, signature
 from mlflow_ft.engine.spans import MaskError, Shape, Span, Tail, Way, tail
+from mlflow_ft.engine.template_code import Code, read
 from mlflow_ft.rows import Example, Message
 
 __all__ = ["MaskError", "Rendered", "Shapes", "Span", "Way", "apply", "prompt_ids", "prompt_text", "render"]
@@ -34,6 +36,8 @@ __all__ = ["MaskError", "Rendered", "Shapes", "Span", "Way", "apply", "prompt_id
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 REFUSALS = (TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError)
 """What a template raises that cannot write a conversation."""
+MANY = 8
+"""Turns that are found one by one in a row that has no shape in common with others."""
 KEPT = 256
 """Shapes that are kept: as many as there are lengths of conversations, and more."""
 Tools = Sequence[Mapping[str, Any]] | None
@@ -45,6 +49,15 @@ class Rendered:
 
     text: str
     spans: tuple[Span, ...]
+    unwritten: tuple[int, ...] = ()
+    """The learned turns whose thoughts the template leaves out."""
+
+
+class Found(NamedTuple):
+    """Where the turns that are learned stand, and which of them lose their thoughts."""
+
+    spans: tuple[Span, ...]
+    unwritten: tuple[int, ...]
 
 
 def render(
@@ -65,9 +78,12 @@ def render(
     text = apply(tokenizer, messages, tools)
     wanted = [turn for turn, is_learned in enumerate(learned) if is_learned]
     try:
-        return Rendered(text=text, spans=(shapes or Shapes(tokenizer)).spans(text, messages, wanted, tools))
+        found = (shapes or Shapes(tokenizer)).spans(text, messages, wanted, tools)
     except MaskError as error:
         raise MaskError(str(error), text=text) from error
+    template = str(tokenizer.chat_template)
+    aside = [turn for turn in wanted if thoughts.are_lost(messages[turn], text, template)]
+    return Rendered(text=text, spans=found.spans, unwritten=tuple(sorted({*found.unwritten, *aside})))
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools = None) -> str:
@@ -86,18 +102,24 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int
 
 
 def apply(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools, *, prompt: bool = False
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    tools: Tools,
+    *,
+    prompt: bool = False,
+    template: str | None = None,
 ) -> str:
-    """What the chat template makes of the turns. Calls whose arguments it wants as text are given so.
+    """What the chat template, or another `template`, makes of the turns; arguments are text where it wants them so.
 
     Raises:
         MaskError: the template refuses the conversation.
     """
     listed: Any = [dict(tool) for tool in tools] if tools else None
+    given: Any = {"tools": listed, "chat_template": template, "add_generation_prompt": prompt, "tokenize": False}
     refusal: Exception | None = None
     for turns in _ways_to_put(messages):
         try:
-            text = str(tokenizer.apply_chat_template(turns, tools=listed, tokenize=False, add_generation_prompt=prompt))
+            text = str(tokenizer.apply_chat_template(turns, **given))
         except REFUSALS as error:
             refusal = refusal or error  # the first one is the one to tell
         else:
@@ -129,10 +151,13 @@ def _arguments_as_text(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _written_as_python(turns: Sequence[Message], text: str) -> bool:
+    """Whether the text holds the arguments of a call as Python writes them, and nobody has said so."""
     given = [call.get("function", call).get("arguments") for turn in turns for call in turn.get("tool_calls") or ()]
-    written = [str(one) for one in given if isinstance(one, Mapping) and one]
-    said = [str(turn.get("content")) for turn in turns] if written else []
-    return any(one in text and not any(one in words for words in said) for one in written)
+    written = {str(one) for one in given if isinstance(one, Mapping) and one}
+    if not any(start in text for start in {one[:2] for one in written}):  # `{'`, which no JSON has
+        return False
+    said = "\0".join(str(turn.get("content")) for turn in turns)
+    return any(one in text and one not in said for one in written)
 
 
 def _generated(
@@ -169,40 +194,55 @@ class Shapes:
         self._kept: dict[tuple[str, str, str], Shape] = {}
         self._tails: dict[str, Tail] = {}
 
-    def spans(self, text: str, messages: Sequence[Message], wanted: Sequence[int], tools: Tools) -> tuple[Span, ...]:
+    def spans(self, text: str, messages: Sequence[Message], wanted: Sequence[int], tools: Tools) -> Found:
         """The spans of the turns that are wanted, in a conversation and its text.
 
         Raises:
             MaskError: one of them cannot be told from the rest.
         """
         if not wanted:
-            return ()
-        turns, pieces = marked(messages)
-        shape = self._shape(turns, pieces, tools)
-        if shape is None:
-            return tuple(self._alone(text, messages, turn, None, tools) for turn in wanted)
-        for turn in wanted:
-            shape.span(turn)  # what is wrong with the template is told first
-        ahead = shape.fit(text, pieces)
-        if ahead is None:
-            return tuple(self._alone(text, messages, turn, shape.lead(turn), tools) for turn in wanted)
-        return tuple(shape.placed(turn, text, ahead) for turn in wanted)
+            return Found((), ())
+        marks = marked(messages, self._code)
+        shape = self._shape(marks, tools)
+        if shape is not None:
+            for turn in wanted:
+                shape.span(turn)  # what is wrong with the template is told first
+            if found := _placed(shape, text, marks, wanted):
+                return found
+        if len(wanted) > MANY and (found := self._by_own_words(text, messages, wanted, tools)):
+            return found
+        alone = [self._alone(text, messages, turn, shape.lead(turn) if shape else None, tools) for turn in wanted]
+        return Found(
+            tuple(span for one in alone for span in one.spans), tuple(turn for one in alone for turn in one.unwritten)
+        )
 
-    def _alone(self, text: str, messages: Sequence[Message], turn: int, lead: str | None, tools: Tools) -> Span:
-        """The span of a turn where what others say changes how the template writes: only its own words are replaced."""
-        turns, pieces = marked(messages, only=turn)
-        shape = self._made(turns, pieces, tools, lead)
-        ahead = shape.fit(text, pieces)
-        if ahead is None:
+    def _by_own_words(
+        self, text: str, messages: Sequence[Message], wanted: Sequence[int], tools: Tools
+    ) -> Found | None:
+        """The spans where what others say changes how the template writes: what the assistant says is replaced alone.
+
+        None where they cannot be told so.
+        """
+        marks = marked(messages, self._code, role="assistant")
+        try:
+            return _placed(self._made(marks, tools), text, marks, wanted)
+        except MaskError:
+            return None
+
+    def _alone(self, text: str, messages: Sequence[Message], turn: int, lead: str | None, tools: Tools) -> Found:
+        """The span of a turn where its own words alone are replaced."""
+        marks = marked(messages, self._code, only=turn)
+        found = _placed(self._made(marks, tools, lead), text, marks, [turn])
+        if found is None:
             raise MaskError(f"the chat template does not write turn {turn + 1} as it is")
-        return shape.placed(turn, text, ahead)
+        return found
 
-    def _shape(self, turns: Sequence[Message], pieces: Sequence[Piece], tools: Tools) -> Shape | None:
-        key = (self._template, signature(turns), repr(tools) if tools else "")
+    def _shape(self, marks: Marked, tools: Tools) -> Shape | None:
+        key = (self._template, signature(marks.turns), repr(tools) if tools else "")
         found = self._kept.pop(key, None)
         if found is None:
             try:
-                found = self._made(turns, pieces, tools)
+                found = self._made(marks, tools)
             except MaskError:
                 return None  # a template may refuse marks where it takes the row's own words
         self._kept[key] = found
@@ -210,21 +250,35 @@ class Shapes:
             del self._kept[next(iter(self._kept))]  # the one that was not asked for the longest
         return found
 
-    def _made(self, turns: Sequence[Message], pieces: Sequence[Piece], tools: Tools, lead: str | None = None) -> Shape:
+    def _made(self, marks: Marked, tools: Tools, lead: str | None = None) -> Shape:
         write = partial(apply, self._tokenizer, tools=tools)
-        text = write(turns)
+        text = write(marks.turns)
         if self._template not in self._tails:
             self._tails[self._template] = tail(partial(apply, self._tokenizer, tools=None))
         return Shape(
-            turns,
-            pieces,
+            marks,
             write=write,
             tail=self._tails[self._template],
             text=text,
-            generated=_generated(self._tokenizer, turns, tools, text),
+            generated=_generated(self._tokenizer, marks.turns, tools, text),
             lead=lead,
         )
 
     @property
     def _template(self) -> str:
         return str(self._tokenizer.chat_template)
+
+    @property
+    def _code(self) -> Code:
+        """What the template looks for in words; nothing of several templates, which are not told apart here."""
+        template = self._tokenizer.chat_template
+        return read(template) if isinstance(template, str) else NOTHING
+
+
+def _placed(shape: Shape, text: str, marks: Marked, wanted: Sequence[int]) -> Found | None:
+    """The turns of a row, by its shape; None where it does not fit."""
+    ahead = shape.fit(text, marks)
+    if ahead is None:
+        return None
+    unwritten = tuple(turn for turn in wanted if shape.unwritten(turn))
+    return Found(tuple(shape.placed(turn, ahead) for turn in wanted), unwritten)

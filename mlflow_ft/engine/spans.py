@@ -8,42 +8,18 @@ by letter, its words in place of the marks: that proves who says what, whatever 
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import commonprefix
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
-from mlflow_ft.engine.marks import MARK, Piece, argument_names, mark, numbers, quotations
+from mlflow_ft.engine.alike import Alike
+from mlflow_ft.engine.marks import MARK, Marked, argument_names, mark, numbers, quotations
+from mlflow_ft.engine.places import Frame, MaskError, Span, Way
 from mlflow_ft.rows import Message
 
-Way = Literal["generation markers", "prefix differences", "substitution", "whole text", "prompt"]
-
-
-class MaskError(ValueError):
-    """The loss mask of one row cannot be proved; the message says why, `text` is the row as the template writes it."""
-
-    def __init__(self, message: str, *, text: str = "") -> None:
-        super().__init__(message)
-        self.text = text
-
-
-class Span(NamedTuple):
-    """Where the assistant speaks in a rendered text, in characters."""
-
-    begin: int
-    said: int
-    """Behind the last word of the turn."""
-    close: int
-    """The turn ends in the last of the added tokens between `said` and here, where there are any."""
-    end: int
-    """No token behind this place belongs to the turn; its end-of-turn token stands before."""
-    plain: bool
-    """Whether the first added token behind `said` may end the turn; else (of some calls) a special one at the end."""
-    closed: bool
-    """Whether all stands behind `said` that the template writes where no turn follows."""
-    way: Way
+__all__ = ["MaskError", "Shape", "Span", "Tail", "Way", "Write", "tail"]
 
 
 class Write(Protocol):
@@ -81,8 +57,7 @@ class Shape:
 
     def __init__(
         self,
-        messages: Sequence[Message],
-        pieces: Sequence[Piece],
+        marks: Marked,
         *,
         write: Write,
         tail: Tail,
@@ -90,48 +65,36 @@ class Shape:
         generated: Sequence[tuple[int, int]],
         lead: str | None = None,
     ) -> None:
-        self._messages = messages
-        self._pieces = [piece._replace(text="") for piece in pieces]  # a shape outlives the row that it was made of
+        self._messages: Sequence[Message] = marks.turns
+        self._pieces = [piece._replace(text="") for piece in marks.pieces]  # a shape outlives its first row
         self._write = write
         self._tail = tail
         self._lead = lead
         self._text = text
         self._generated = generated
+        self._frame = Frame(text, marks)
         self._slots = [(found.start(), found.end(), int(found[1])) for found in MARK.finditer(text)]
-        if any(number >= len(pieces) for *_, number in self._slots):
-            raise MaskError(f"the row holds letters such as {mark(0)}, which stand for words here")
-        edges = [0, *(edge for begin, end, _ in self._slots for edge in (begin, end)), len(text)]
-        self._between = [text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True)]
-        self._ends = [end for _, end, _ in self._slots]
+        self._written = {number for *_, number in self._slots}
+        self._own: dict[int, list[int]] = {}
+        for number, piece in enumerate(self._pieces):
+            self._own.setdefault(piece.turn, []).append(number)
+        self._alike = Alike(text, self._pieces, self._messages)
+        self._spans: dict[int, Span] = {}
         self._found: dict[int, Span] = {}
 
     # --- a row of this shape
 
-    def fit(self, text: str, pieces: Sequence[Piece]) -> list[int] | None:
+    def fit(self, text: str, marks: Marked) -> list[int] | None:
         """How far a row's text is ahead of the shape behind each mark; None where it is not the shape and its words."""
-        if not text.startswith(self._between[0]):
-            return None
-        place, ahead = len(self._between[0]), [0]
-        for (_, end, number), following in zip(self._slots, self._between[1:], strict=True):
-            _, role, kind, words = pieces[number]
-            for form in quotations(words) if kind == "call" or role == "tool" else (words,):
-                behind = place + len(form)
-                if text.startswith(form, place) and text.startswith(following, behind):
-                    break
-            else:
-                return None
-            ahead.append(behind - end)
-            place = behind + len(following)
-        return ahead if place == len(text) else None
+        return self._frame.fit(text, marks)
 
-    def placed(self, turn: int, text: str, ahead: Sequence[int]) -> Span:
+    def placed(self, turn: int, ahead: list[int]) -> Span:
         """The span of a turn in a row that fits."""
-        found = self.span(turn)
-        begin, said, close, end = (
-            place + ahead[bisect_right(self._ends, place)]
-            for place in (found.begin, found.said, found.close, found.end)
-        )
-        return found._replace(begin=begin, said=said, close=close, end=end)
+        return self._frame.carried(self.span(turn), ahead)
+
+    def unwritten(self, turn: int) -> bool:
+        """Whether the template leaves out what the assistant thinks in a turn."""
+        return any(self._pieces[number].kind == "thought" for number in self._of(turn) - self._written)
 
     # --- a turn in the shape
 
@@ -144,14 +107,29 @@ class Shape:
         if turn not in self._found:
             if self._passed:
                 raise MaskError(self._passed)
-            self._found[turn] = self._as_generated(turn, self._span(turn))
+            self._found[turn] = self._as_generated(turn, self._as_others(turn) or self._by_itself(turn))
         return self._found[turn]
+
+    def _as_others(self, turn: int) -> Span | None:
+        """The span of a turn that the template writes as it writes others; None where it is found by itself."""
+        samples = self._alike.samples(turn)
+        try:
+            found = self._alike.carried({one: self._by_itself(one) for one in samples}, turn) if samples else None
+        except MaskError:
+            return None
+        if found is not None:
+            self._check(turn, found, last=False)
+        return found
+
+    def _by_itself(self, turn: int) -> Span:
+        if turn not in self._spans:
+            self._spans[turn] = self._span(turn)
+        return self._spans[turn]
 
     @cached_property
     def _passed(self) -> str:
         """Why nothing can be learned where the template passes over what others say; "" where it does not."""
-        written = set(numbers(self._text))
-        passed = [at for at, one in enumerate(self._pieces) if at not in written and one.role != "assistant"]
+        passed = [at for at, one in enumerate(self._pieces) if at not in self._written and one.role != "assistant"]
         if not passed:
             return ""
         whose = f"turn {self._pieces[passed[0]].turn + 1}, the {self._pieces[passed[0]].role}'s,"
@@ -197,7 +175,7 @@ class Shape:
     def _last_mark(self, turn: int, before: str, after: str) -> tuple[int, int, bool]:
         """Where the turn's last mark ends, here and where no turn follows; whether it stands for words."""
         own = [found for found in MARK.finditer(after) if self._pieces[int(found[1])].turn == turn]
-        if not own and not self._own(turn):
+        if not own and not self._of(turn):
             if not (self._text.startswith(before) and after.startswith(before)):
                 raise MaskError(self._differs(turn))
             return len(before), len(before), False
@@ -213,11 +191,12 @@ class Shape:
     def lead(self, turn: int) -> str:
         """What a turn begins with before its first word, of the template's (a space, a channel)."""
         begin = self.span(turn).begin
-        return MARK.split(self._text[begin:], maxsplit=1)[0]
+        first = MARK.search(self._text, begin)
+        return self._text[begin : first.start() if first else None]
 
     def _begin(self, turn: int, before: str) -> int:
         """Where a turn begins whose prompt is written otherwise: behind what both add to the turn before it."""
-        own = self._own(turn)
+        own = self._of(turn)
         at = next(at for at, (*_, number) in enumerate(self._slots) if number in own)
         first, _, number = self._slots[at]
         if self._lead is not None and self._text.endswith(self._lead, 0, first):
@@ -236,11 +215,12 @@ class Shape:
             raise MaskError(self._differs(turn))
         return place + len(header)
 
-    def _own(self, turn: int) -> set[int]:
-        return {number for number, piece in enumerate(self._pieces) if piece.turn == turn}
+    def _of(self, turn: int) -> set[int]:
+        """The numbers of a turn's own pieces."""
+        return set(self._own.get(turn, ()))
 
     def _check(self, turn: int, found: Span, *, last: bool) -> None:
-        within, own = set(numbers(self._text, found.begin, found.end)), self._own(turn)
+        within, own = set(numbers(self._text, found.begin, found.end)), self._of(turn)
         if within - own:
             raise MaskError(f"the chat template writes what others say into turn {turn + 1}")
         if any(last or self._pieces[number].kind != "thought" for number in own - within):
@@ -251,7 +231,7 @@ class Shape:
             raise MaskError(f"the chat template does not write the tool calls of turn {turn + 1}")
 
     def _missing(self, turn: int, within: set[int]) -> str:
-        missing = {self._pieces[number].kind for number in self._own(turn) - within}
+        missing = {self._pieces[number].kind for number in self._of(turn) - within}
         if "call" in missing:
             return f"the chat template does not write the tool calls of turn {turn + 1}"
         if missing == {"thought"}:
@@ -268,13 +248,22 @@ class Shape:
 
     # --- generation markers
 
+    @cached_property
+    def _regions(self) -> Mapping[int, Sequence[tuple[int, int, set[int]]]]:
+        """By turn, what the template marks as generated that holds something of it, and the marks in it."""
+        found: dict[int, list[tuple[int, int, set[int]]]] = {}
+        for begin, end in self._generated:
+            within = set(numbers(self._text, begin, end))
+            if any(self._pieces[number].role != "assistant" for number in within):
+                raise MaskError("the chat template marks as generated what others than the assistant say")
+            for turn in {self._pieces[number].turn for number in within}:
+                found.setdefault(turn, []).append((begin, end, within))
+        return found
+
     def _as_generated(self, turn: int, found: Span) -> Span:
         """The span as the template marks it, which must agree with the one that was found without its help."""
-        regions = [(begin, end, set(numbers(self._text, begin, end))) for begin, end in self._generated]
-        if any(self._pieces[number].role != "assistant" for *_, within in regions for number in within):
-            raise MaskError("the chat template marks as generated what others than the assistant say")
-        own = self._own(turn) & set(numbers(self._text, found.begin, found.end))
-        mine = [(begin, end) for begin, end, within in regions if within & own]
+        own = self._of(turn) & set(numbers(self._text, found.begin, found.end))
+        mine = [(begin, end) for begin, end, within in self._regions.get(turn, ()) if within & own]
         if not mine:
             return found
         begin, end = mine[0][0], mine[-1][1]

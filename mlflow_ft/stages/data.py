@@ -21,9 +21,12 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
 from mlflow_ft.stages import fix, guards, ready, show
 from mlflow_ft.stages.fix import Cleaned
+from mlflow_ft.stages.found import UNWRITTEN
 from mlflow_ft.stages.ready import Ready
 from mlflow_ft.stages.show import Shown
 
+CLOCK_TAG = "mlflow_ft.template_clock"
+"""Of a run whose chat template may ask the time: the moment that it is told, local time."""
 TOLD = 2
 """Rows that are shown in the terminal, as the trainer sees them."""
 KIND_WORDS: Mapping[Kind, str] = {
@@ -89,7 +92,7 @@ def look(
     tell(found, job.progress)
     for one in shown[:TOLD]:
         learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned"
-        title = f"{one.file}:{one.line}: {'a prompt' if found.data.kind == 'prompt' else learned}"
+        title = f"{one.place}: {'a prompt' if found.data.kind == 'prompt' else learned}"
         job.progress.marked(title, show.runs(one.tokens, one.supervised))
     log(job, found, shown)
     return found
@@ -140,6 +143,14 @@ def tell(found: Ready, progress: Progress) -> None:
     ways = ", ".join(f"{way} {count:,}" for way, count in sorted(found.train.stored.ways.items()))
     if data.kind in ("conversation", "preference", "unpaired"):
         progress.say(f"mask: proved in every row; where the assistant speaks was found by {ways}")
+    if (stored := found.train.stored).count > stored.read:
+        progress.say(
+            f"turns: {stored.read:,} rows became {stored.count:,}, one for each turn that is learned; "
+            f"{show.cost(stored):.1f} times the tokens"
+        )
+    if data.clock:
+        dates = ", ".join(data.clock.values())
+        progress.say(f"template: it asks the date; every row of this run is written as of {dates} (or --data.date DAY)")
     for name, (taken, there) in found.taken.items():
         progress.say(f"mixture: {taken:,} of {there:,} rows of {name}")
     if found.taught_tools:
@@ -152,7 +163,7 @@ def tell(found: Ready, progress: Progress) -> None:
     for one in found.report.worst("warn"):
         if one.name == "over-max-length":
             continue  # told above, side by side
-        progress.warn(f"{one.name}: {told(one)}")
+        progress.warn(f"{one.name}: {told(one)}" + (f"; {one.remedy}" if one.name == UNWRITTEN else ""))
 
 
 def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
@@ -167,6 +178,8 @@ def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
 
 def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
     """Log data sets, counts, the masks, the report of the checks, what was left out, and which rows there are."""
+    from mlflow_ft.engine import clock
+
     data = found.data
     job.run.log_inputs([data.train, data.eval], tags={"mlflow_ft.data_fingerprint": data.fingerprint})
     job.run.set_tags(
@@ -177,6 +190,8 @@ def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
             "mlflow_ft.data_mask": ", ".join(sorted(found.train.stored.ways)),
         }
     )
+    if clock.told_to(data.tokenizer, clock.current()):
+        job.run.set_tags({CLOCK_TAG: clock.current().isoformat()})
     counts = {f"{side.name}/{name}": value for side in (data.train, data.eval) for name, value in side.counts.items()}
     metrics = {f"data/{name}": float(value) for name, value in (counts | found.report.metrics()).items()}
     job.run.metrics(metrics)

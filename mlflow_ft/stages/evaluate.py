@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Data, Job, Scores, Subject, Trained
 from mlflow_ft.records import Answer, Evaluator, Score
 from mlflow_ft.stages import done, guards
@@ -35,7 +37,7 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         log_scores(job, data, name, found)
         done.finish(job.folder / "evaluate" / name, as_metrics(name, found))
     job.run.table(table(scores), "eval/answers.json")
-    job.run.artifact_text(json.dumps(row_scores(scores, data)), ROWS_FILE)
+    job.run.artifact_text(json.dumps(row_scores(scores, data, job.config)), ROWS_FILE)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
     return scores
 
@@ -75,18 +77,44 @@ def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
     return values
 
 
-def row_scores(scores: Scores, data: Data) -> dict[str, Any]:
+def row_scores(scores: Scores, data: Data, config: Config) -> dict[str, Any]:
     """Of every score that is a mean over held-out rows their values, in the rows' order; and which rows these are."""
     return {
         "digest": data.eval.digest,
         "guards": guards.digests(data),
         "scores": {
             name: {
-                score.name: [_finite(row) for row in score.rows] for score in found if score.rows and not score.guard
+                score.name: [_finite(row) for row in by_conversation(score.rows, data, config)]
+                for score in found
+                if score.rows and not score.guard
             }
             for name, found in (("base", scores.base), ("tuned", scores.tuned))
         },
     }
+
+
+def by_conversation(rows: Sequence[float | None], data: Data, config: Config) -> tuple[float | None, ...]:
+    """The values of held-out rows; one value a conversation, their mean, where `data.turns` made a row of each turn.
+
+    Two models are compared by a test that takes rows to be independent, which the turns of one conversation are not.
+    """
+    if config.data.turns != "each":
+        return tuple(rows)
+    from mlflow_ft.engine import judge
+
+    examples = list(data.eval.examples)
+    answered = list(itertools.islice(filter(judge.answerable, examples), config.evaluation.max_rows))
+    judged = next((some for some in (examples, answered) if len(some) == len(rows)), None)
+    if judged is None:  # an evaluator's own choice of rows
+        return tuple(rows)
+    groups: list[list[float | None]] = []
+    for number, (example, value) in enumerate(zip(judged, rows, strict=True)):
+        before = judged[number - 1].messages if number else ()
+        if not before or example.messages[: len(before)] != before:
+            groups.append([])
+        groups[-1].append(value)
+    known = [[value for value in group if value is not None] for group in groups]
+    return tuple(sum(values) / len(values) if values else None for values in known)
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.data import benchmarks, store
+from mlflow_ft.data import benchmarks, split, store
 from mlflow_ft.data.quality import SEVERITIES, Quality, Report, Result
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.records import Check
@@ -45,15 +45,15 @@ def of(config: Config, train: Side, held: Side, *, registry: Registry, plugins: 
     quality = Quality(comparing, config.checks)
     against = [*_as_checked(held, config), *benchmarks.read(config, plugins=plugins, registry=registry)]
     quality.compare(against, lambda: _as_checked(train, config))
-    compared = quality.report(train.stored.count)
-    inspected = train.stored.report or Report(rows=train.stored.count, checks=())
+    compared = quality.report(train.stored.read)
+    inspected = train.stored.report or Report(rows=train.stored.read, checks=())
     removable: dict[int, tuple[str, ...]] = {}
     for report in (inspected, compared):
         for index, names in report.removable().items():
             removable[index] = (*removable.get(index, ()), *names)
-    results = [*inspected.checks, *compared.checks, *_left_out(train.stored, config)]
+    results = [*inspected.checks, *compared.checks, *_left_out(train.stored, config), *_unwritten(train.stored, config)]
     results.sort(key=lambda one: (SEVERITIES.index(one.severity), not one.count))
-    return Report(rows=train.stored.count, checks=tuple(results)), removable
+    return Report(rows=train.stored.read, checks=tuple(results)), removable
 
 
 def checks(config: Config, registry: Registry) -> list[Check]:
@@ -63,10 +63,11 @@ def checks(config: Config, registry: Registry) -> list[Check]:
 
 
 def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
-    """The rows of a side as a check sees them, from disk."""
+    """The rows of a side as a check sees them, from disk; of one that is divided the longest part."""
     table = side.stored.table.select(["file", "line", "index", "length", "example"])
-    for start in range(0, side.count, store.BATCH):
-        for row in table.take(side.indices[start : start + store.BATCH]).to_pylist():
+    longest = side.indices[split.last_of_each(table.column("index").to_numpy()[side.indices])]
+    for start in range(0, len(longest), store.BATCH):
+        for row in table.take(longest[start : start + store.BATCH]).to_pylist():
             yield Checked(
                 file=side.stored.files[row["file"]],
                 line=row["line"],
@@ -98,6 +99,46 @@ def _left_out(stored: Stored, config: Config) -> Iterator[Result]:
         config.checks.max_examples,
         remedy=f"raise data.max_length (it is {config.data.max_length}), or take these rows out",
     )
+
+
+UNWRITTEN = "unwritten-thoughts"
+
+
+def _unwritten(stored: Stored, config: Config) -> Iterator[Result]:
+    """The rows with thoughts in earlier turns that the template leaves out, so that they are not learned."""
+    import numpy as np
+
+    summary = "the thoughts of {} turns are not written by the chat template, and not learned"
+    lost = stored.table.column("unwritten").to_numpy()
+    rows = np.flatnonzero(lost)
+    shown = stored.table.select(["file", "line", "unwritten"]).take(rows[: config.checks.max_examples]).to_pylist()
+    yield Result(
+        name=UNWRITTEN,
+        severity="warn",
+        summary=summary.format(f"{lost.sum():,}" if len(rows) else "earlier"),
+        count=len(rows),
+        share=len(rows) / stored.count if stored.count else 0.0,
+        examples=tuple(
+            {
+                "file": stored.files[one["file"]],
+                "line": one["line"],
+                "message": f"the thoughts of {one['unwritten']} turn{'s' * (one['unwritten'] > 1)} are left out",
+            }
+            for one in shown
+        ),
+        details={"turns": int(lost.sum())},
+        remedy=DIVIDE if stored.record.kind == "conversation" and config.data.turns == "all" else KEEP,
+    )
+
+
+KEEP = (
+    "give a template that keeps them (--data.chat_template); templates read thoughts under `reasoning_content`, as "
+    "text, or within <think>"
+)
+DIVIDE = (
+    "learn each turn as the last of a row of its own, which keeps its thoughts but takes more tokens "
+    f"(--data.turns each), or the last turn alone (--data.turns last), or {KEEP}"
+)
 
 
 def _result(

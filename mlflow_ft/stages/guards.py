@@ -48,6 +48,7 @@ def prepare(
             max_length=config.data.max_length,
             max_rows=config.data.max_rows,
             on_bad_row=config.data.on_bad_row,
+            turns=config.data.turns,
         )
         template = data.tokenizer.chat_template
         rows = stored.prepare(

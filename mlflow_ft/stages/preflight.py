@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_ft.config.schema import Config, DataSection
-from mlflow_ft.data import sources
+from mlflow_ft.data import sources, turns
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
@@ -136,6 +136,7 @@ def _formats(config: Config, plugins: Plugins, registry: Registry, accept: Calla
     if recognised is None:
         return
     accept(recognised)
+    turns.check(recognised.kind, config.data)
     held = _opened({held_out: None}, config, plugins, registry) if held_out else None
     if held_out and held:
         rows.check_kind(held, recognised, held_out)

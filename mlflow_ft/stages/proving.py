@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_ft.job import Encoded
@@ -35,6 +36,8 @@ class Proved:
     """Something is learned of it: of a preference, of both answers."""
     ends: tuple[int, ...]
     """The tokens that end the assistant's turns."""
+    unwritten: int = 0
+    """Learned turns whose thoughts the template leaves out."""
 
 
 def prove(encoder: Encoder, examples: Sequence[Example]) -> list[Proved | MaskError]:
@@ -53,6 +56,7 @@ def summary(found: Sequence[Tokenised]) -> Proved:
         length=max(one.length for one in found),
         learnable=all(one.supervised for one in parts),
         ends=tuple(masking.ends(encoded)),
+        unwritten=sum(len(one.unwritten) for one in found),
     )
 
 
@@ -85,13 +89,15 @@ def _by_workers(
     first = next(batches, None)
     if first is None:
         return
+
     from joblib.externals.loky import get_reusable_executor  # its workers do not run the main program again
+
+    from mlflow_ft.engine import clock
 
     with tempfile.TemporaryDirectory() as folder:
         encoder.tokenizer.save_pretrained(folder)
-        executor = get_reusable_executor(
-            max_workers=count, initializer=_start, initargs=(folder, encoder.max_length), timeout=60
-        )
+        given = (folder, encoder.max_length, clock.moment())
+        executor = get_reusable_executor(max_workers=count, initializer=_start, initargs=given, timeout=60)
         pending: deque[tuple[T, Future[Any]]] = deque([(first, executor.submit(_work, examples_of(first)))])
         try:
             for batch in batches:
@@ -105,7 +111,8 @@ def _by_workers(
 
 
 def _taken(encoder: Encoder, batch: T, future: Future[Any]) -> tuple[T, list[Proved | MaskError]]:
-    results, taught = future.result()
+    results, taught, dates = future.result()
+    encoder.dates.update(dates)
     if taught:  # a worker met rows that need tools; all of them extend the template in the same way
         encoder.tokenizer.chat_template = taught
     return batch, results
@@ -113,23 +120,28 @@ def _taken(encoder: Encoder, batch: T, future: Future[Any]) -> tuple[T, list[Pro
 
 _encoder: Encoder | None = None
 """Of a worker."""
+_moment: datetime | None = None
+"""At which the clock is held in a worker, too."""
 
 
-def _start(folder: str, max_length: int) -> None:
+def _start(folder: str, max_length: int, moment: datetime | None) -> None:
     from transformers import AutoTokenizer
 
     from mlflow_ft.engine.masking import Encoder
 
-    global _encoder
+    global _encoder, _moment
+    _moment = moment
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     _encoder = Encoder(tokenizer, max_length=max_length)
 
 
-def _work(examples: Sequence[Example]) -> tuple[list[Proved | MaskError], str]:
-    """The results, and the chat template where it was extended for rows with tools."""
-    from mlflow_ft.engine import tool_text
+def _work(examples: Sequence[Example]) -> tuple[list[Proved | MaskError], str, dict[str, str]]:
+    """The results, the chat template where it was extended for rows with tools, and the dates that it wrote."""
+    from mlflow_ft.engine import clock, tool_text
 
     assert _encoder is not None
-    results = prove(_encoder, examples)
-    return results, str(_encoder.tokenizer.chat_template) if tool_text.taught(_encoder.tokenizer) else ""
+    with clock.held(_moment):
+        results = prove(_encoder, examples)
+    taught = str(_encoder.tokenizer.chat_template) if tool_text.taught(_encoder.tokenizer) else ""
+    return results, taught, _encoder.dates

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.data import fingerprint, sources, split, store
+from mlflow_ft.data import fingerprint, sources, split, store, turns
 from mlflow_ft.data.quality import Report
 from mlflow_ft.errors import DataError, Problem
 from mlflow_ft.job import Data, Encoded, Split
@@ -76,12 +76,16 @@ def make(
     """
     from mlflow_ft.engine import tool_text
 
+    def accepted(record: DataFormat) -> None:
+        turns.check(record.kind, config.data)
+        accept(record)
+
     context: dict[str, Any] = {
         "tokenizer": tokenizer,
         "plugins": plugins,
         "registry": registry,
         "progress": progress,
-        "accept": accept,
+        "accept": accepted,
     }
     asked, eval_path = sources.paths(config.data)
     train = stored.prepare(asked, config, title="prepare rows", quality=True, **context)
@@ -132,7 +136,7 @@ def _split(train: Stored, mixed: Indices, config: Config, *, strict: bool) -> tu
     Too few rows to split are an error where they are to be trained on.
     """
     keys = _column(train, "key")[mixed]
-    if not config.data.split_by and split.crowded(keys):
+    if not config.data.split_by and split.crowded(keys[split.last_of_each(_column(train, "index")[mixed])]):
         keys = _hashes(train)[mixed]  # one prompt for most rows: it is the answers that differ
     try:
         kept, out = split.hold_out(keys, test_size=config.data.test_size, seed=config.run.seed)
@@ -212,6 +216,7 @@ def _data(config: Config, sides: tuple[Side, Side], tokenizer: Any) -> Data:
         tokenizer=tokenizer,
         stop_token_ids=tuple(token for token, _ in ends.most_common()) or ends_of_prompts(sides[0], tokenizer),
         fingerprint=fingerprint.fingerprint(parts),
+        clock={**train.stored.clock, **held.stored.clock},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.records import Score
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import evaluate, guards, init_from, ready
+from mlflow_ft.stages.data import CLOCK_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,13 +52,15 @@ def champion(
 
     Where that cannot be done it has no scores, and says why: the gates that need them do not pass.
     """
+    from mlflow_ft.engine import clock
+
     who = f"the champion (version {champion.version})"
     try:
-        scores = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
+        with clock.held(moment_of(here, candidate)):
+            scores, rows = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
     except FineTuneError as error:
         reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
         return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
-    rows = {score.name: score.rows for score in scores if score.rows}
     metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
     return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), (
         f"{who} had no scores on these rows: it was loaded, and scored on them"
@@ -75,7 +79,8 @@ def _scores(
     *,
     plugins: Plugins,
     progress: Progress,
-) -> Sequence[Score]:
+) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]]]:
+    """The scores, and of each the values of the rows as the run of a version keeps them."""
     from mlflow_ft.engine import judge, models
     from mlflow_ft.tracking import copies
 
@@ -105,7 +110,23 @@ def _scores(
         found = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
         chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
         found += guards.scores(subject, theirs, chosen)
-    return [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
+    found = [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
+    return found, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in found if score.rows}
+
+
+def moment_of(client: MlflowClient, one: Contender) -> datetime:
+    """The moment that the chat template was told in a version's run: only then are its rows what they were.
+
+    Runs that do not say were before runs did; they told it the time as it went on.
+    """
+    from mlflow_ft.tracking.server import told
+
+    if not one.run_id:
+        return datetime.now()  # noqa: DTZ005  # templates are told local time
+    with told(f"read the run {one.run_id}"):
+        run = client.get_run(one.run_id)
+    moment = run.data.tags.get(CLOCK_TAG)
+    return datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # as above
 
 
 def config_of(client: MlflowClient, one: Contender, registry: Registry, folder: Path) -> Config:

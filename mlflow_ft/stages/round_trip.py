@@ -66,9 +66,18 @@ def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], ex
         ]
         asked.sort(key=lambda one: Path(one["folder"], "requirements.txt").read_text().count("=="))
         reference = trained.folder / compare.REFERENCE
-        _run({"models": asked, "reference": str(reference), "out": scratch}, Path(scratch))
+        task = {"models": asked, "reference": str(reference), "out": scratch, "clock": _moment()}
+        _run(task, Path(scratch))
         for model in models:
             _compare(job, data, model, Path(scratch), reference, expected[model.name])
+
+
+def _moment() -> str | None:
+    """The moment at which this process holds the clock: an answer may depend on the date in the prompt."""
+    from mlflow_ft.engine import clock
+
+    moment = clock.moment()
+    return moment.isoformat() if moment else None
 
 
 def _request(example: Example) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import convert, fingerprint, sources, store
+from mlflow_ft.data import convert, fingerprint, sources, store, turns
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.data.sources import Source
+from mlflow_ft.data.turns import Part
 from mlflow_ft.errors import DataError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Bar
@@ -62,6 +63,9 @@ class Tally:
     """What a pass has counted."""
 
     rows: int = 0
+    """That were read."""
+    parts: int = 0
+    """Into which `data.turns` divided them; as many as there are rows where it does not."""
     left_out: list[LeftOut] = field(default_factory=list)
     ways: Counter[str] = field(default_factory=Counter)
     ends: Counter[int] = field(default_factory=Counter)
@@ -143,24 +147,36 @@ def run(
     return tally
 
 
-Numbered = tuple[int, int, Row, Example]
-"""The number of its source, its own number, the row, and what it says."""
+class Numbered(NamedTuple):
+    """What is learned from at once, and which row it is of."""
+
+    source: int
+    number: int
+    """Of the row, among all that were read, from 0."""
+    row: Row
+    whole: Example
+    """What the row says."""
+    part: Part
 
 
 def _rows(opened: Sequence[Opened], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
-    """Every row that could be converted."""
+    """Every row that could be converted, in its parts."""
     for number, one in enumerate(opened):
         for found in convert.convert(one.source.rows(), one.record, settings):
             index, row = tally.rows, found if isinstance(found, Unreadable) else found[0]
             tally.rows += 1
             tally.files.setdefault(row.file, len(tally.files))
             if isinstance(found, Unreadable):
+                tally.parts += 1
                 sort: Sort = "convert" if found.converting else "read"
                 _leave_out(tally, index, found, found.reason, sort)
                 if not tally.good and len(tally.left_out) >= HOPELESS:
                     return
             else:
-                yield number, index, *found
+                row, example = found
+                for part in turns.parts(example, settings):
+                    tally.parts += 1
+                    yield Numbered(number, index, row, example, part)
 
 
 def _leave_out(tally: Tally, index: int, row: Place, reason: str, sort: Sort, text: str = "") -> None:
@@ -168,7 +184,7 @@ def _leave_out(tally: Tally, index: int, row: Place, reason: str, sort: Sort, te
 
 
 def _examples(batch: Sequence[Numbered]) -> list[Example]:
-    return [example for *_, example in batch]
+    return [one.part.example for one in batch]
 
 
 def _prepared(
@@ -179,40 +195,41 @@ def _prepared(
     encoder: Encoder,
     quality: Quality | None,
 ) -> Iterator[dict[str, Any]]:
-    for (number, index, row, example), found in zip(batch, results, strict=True):
+    for (source, index, row, whole, part), found in zip(batch, results, strict=True):
         tally.columns.update(dict.fromkeys(map(str, row.values)))
-        proved = found if isinstance(found, Proved) else None
-        if quality is not None:
+        if quality is not None and part.final:  # checks look at rows as they were written
             quality.see(
                 Checked(
                     file=row.file,
                     line=row.line,
                     index=index,
-                    example=example,
-                    tokens=proved.length if proved else 0,
+                    example=whole,
+                    tokens=found.length if isinstance(found, Proved) else 0,
                     special=encoder.special,
                     max_length=encoder.max_length,
                 )
             )
         if not isinstance(found, Proved):
             _leave_out(tally, index, row, str(found), "prove", found.text)
-        elif reason := nothing_to_learn(example, found, encoder.max_length):
-            _leave_out(tally, index, row, reason, "cut")
+        elif reason := nothing_to_learn(part.example, found, encoder.max_length):
+            _leave_out(tally, index, row, f"turn {part.turn}: {reason}" if part.turn else reason, "cut")
         else:
             tally.good += 1
             tally.ways[found.encoded.way] += 1
             tally.ends.update(found.ends)
             group = row.values.get(settings.split_by) if settings.split_by else None
             yield store.record(
-                example,
+                part.example,
                 found.encoded,
-                source=number,
+                turn=part.turn,
+                unwritten=found.unwritten,
+                source=source,
                 file=tally.files[row.file],
                 line=row.line,
                 index=index,
                 length=found.length,
                 hash=fingerprint.row_hash(row.values),
-                key=fingerprint.prompt_key(example) if group is None else fingerprint.key(group),
+                key=fingerprint.prompt_key(whole) if group is None else fingerprint.key(group),
             )
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.config.schema import Config
-from mlflow_ft.data import convert, sources
+from mlflow_ft.config.schema import Config, DataSection
+from mlflow_ft.data import convert, sources, split, turns
 from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
-from mlflow_ft.rows import Example, Row
+from mlflow_ft.rows import Example, Place, Row
 from mlflow_ft.stages import proving, rows
 from mlflow_ft.stages.ready import Ready
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.masking import Encoder, Tokenised
+    from mlflow_ft.stages.stored import Stored
 
 KEPT = 5
 """Training rows whose mask is kept as an artifact, for a person to read."""
@@ -39,6 +40,15 @@ class Shown:
     way: str = ""
     rejected: Mapping[str, Any] | None = None
     dropped: str | None = None
+    turn: int = 0
+    """The turn that is learned, from 1, where `data.turns` divides the row; else 0."""
+    unwritten: Sequence[int] = ()
+    """The learned turns, from 1, whose thoughts the template leaves out."""
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, and which part of it this is."""
+        return f"{self.file}:{self.line}" + (f" turn {self.turn}" if self.turn else "")
 
     def as_dict(self) -> dict[str, Any]:
         """The row as one JSON object."""
@@ -46,6 +56,8 @@ class Shown:
         found |= {name: list(getattr(self, name)) for name in ("messages", "tokens", "supervised")}
         found |= {"mask": self.way} if self.way else {}
         found |= {"rejected": dict(self.rejected)} if self.rejected else {}
+        found |= {"turn": self.turn} if self.turn else {}
+        found |= {"unwritten_thoughts": list(self.unwritten)} if self.unwritten else {}
         return found | {"dropped": self.dropped}
 
 
@@ -59,25 +71,32 @@ def every_row(config: Config, tokenizer: Any, *, plugins: Plugins, registry: Reg
 
     asked, _ = sources.paths(config.data)
     opened = rows.open_all(asked, config.data, plugins=plugins, registry=registry)
+    turns.check(opened[0].record.kind, config.data)
     encoder = Encoder(tokenizer, max_length=config.data.max_length)
     numbers = itertools.count(1)
     for one in opened:
         found = convert.convert(one.source.rows(), one.record, config.data)
         for batch in iter(lambda found=found: list(itertools.islice(found, BATCH)), []):  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            yield from _shown(batch, one.record.name, encoder, numbers)
+            yield from _shown(batch, one.record.name, config.data, encoder, numbers)
 
 
 def _shown(
-    batch: Sequence[tuple[Row, Example] | Unreadable], name: str, encoder: Encoder, numbers: Iterator[int]
+    batch: Sequence[tuple[Row, Example] | Unreadable],
+    name: str,
+    settings: DataSection,
+    encoder: Encoder,
+    numbers: Iterator[int],
 ) -> Iterator[Shown]:
-    good = [one for one in batch if not isinstance(one, Unreadable)]
-    results = iter(encoder.tokenise([example for _, example in good]))
-    for one in batch:
+    divided = [None if isinstance(one, Unreadable) else turns.parts(one[1], settings) for one in batch]
+    results = iter(encoder.tokenise([part.example for parts in divided for part in parts or ()]))
+    for one, parts in zip(batch, divided, strict=True):
+        number = next(numbers)
         if isinstance(one, Unreadable):
-            yield Shown(row=next(numbers), file=one.file, line=one.line, format=name, dropped=one.reason)
-        else:
-            row, example = one
-            yield as_shown(row.file, row.line, example, next(results), name, encoder, next(numbers))
+            yield Shown(row=number, file=one.file, line=one.line, format=name, dropped=one.reason)
+        for part in parts or ():
+            place: Place = one if isinstance(one, Unreadable) else one[0]
+            shown = as_shown(place.file, place.line, part.example, next(results), name, encoder, number)
+            yield replace(shown, turn=part.turn)
 
 
 def as_shown(file: str, line: int, example: Example, found: Any, name: str, encoder: Encoder, number: int) -> Shown:
@@ -89,10 +108,13 @@ def as_shown(file: str, line: int, example: Example, found: Any, name: str, enco
     first, *others = found
     rejected = None
     if others:
-        turns = [dict(turn) for turn in (*example.messages, *example.rejected)]
-        rejected = {"messages": turns, **_tokens(others[0])}
+        said = [dict(turn) for turn in (*example.messages, *example.rejected)]
+        rejected = {"messages": said, **_tokens(others[0])}
     reason = rows.nothing_to_learn(example, proving.summary(found), encoder.max_length) or None
-    return Shown(**about, **_tokens(first), way=first.way, rejected=rejected, dropped=reason)
+    unwritten = sorted({turn + 1 for one in found for turn in one.unwritten})
+    return Shown(
+        **about, **_tokens(first), way=first.way, rejected=rejected, dropped=reason, unwritten=tuple(unwritten)
+    )
 
 
 def _tokens(one: Tokenised) -> dict[str, Any]:
@@ -106,10 +128,11 @@ def first_rows(found: Ready, config: Config) -> list[Shown]:
     train = found.data.train
     encoder = Encoder(found.data.tokenizer, max_length=config.data.max_length)
     examples = list(train.examples[:KEPT])
+    learned = found.train.stored.table.column("turn").take(found.train.indices[:KEPT]).to_pylist()
     return [
-        as_shown(place.file, place.line, example, result, found.data.format, encoder, number)
-        for number, (place, example, result) in enumerate(
-            zip(train.rows[:KEPT], examples, encoder.tokenise(examples), strict=True), 1
+        replace(as_shown(place.file, place.line, example, result, found.data.format, encoder, number), turn=turn)
+        for number, (place, example, result, turn) in enumerate(
+            zip(train.rows[:KEPT], examples, encoder.tokenise(examples), learned, strict=True), 1
         )
     ]
 
@@ -118,7 +141,7 @@ def as_text(found: Sequence[Shown]) -> str:
     """Rows for people: what is learned stands between `[[` and `]]`."""
     lines = ["What stands between [[ and ]] is learned; the rest is read.", ""]
     for one in found:
-        lines += [f"--- {one.file}:{one.line}: {sum(one.supervised)} of {len(one.tokens)} tokens", marked(one), ""]
+        lines += [f"--- {one.place}: {sum(one.supervised)} of {len(one.tokens)} tokens", marked(one), ""]
     return "\n".join(lines)
 
 
@@ -131,6 +154,14 @@ def runs(tokens: Sequence[str], supervised: Sequence[int]) -> list[tuple[bool, s
     """Unbroken pieces of text that are learned, or not."""
     grouped = itertools.groupby(zip(tokens, supervised, strict=True), key=lambda pair: bool(pair[1]))
     return [(learned, "".join(text for text, _ in pairs)) for learned, pairs in grouped]
+
+
+def cost(stored: Stored) -> float:
+    """How many times the tokens of its rows are read, where each turn is learned in a row of its own."""
+    import numpy as np
+
+    tokens, index = (stored.table.column(name).to_numpy() for name in ("tokens", "index"))
+    return float(np.sum(tokens) / max(1, np.sum(tokens[split.last_of_each(index)])))
 
 
 def remedy_for_length(found: Ready, side: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from mlflow_ft.config.schema import Config
@@ -22,6 +22,9 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.stages import rows
 from mlflow_ft.stages.found import checks
 from mlflow_ft.stages.rows import LeftOut
+
+if TYPE_CHECKING:
+    from mlflow_ft.engine.masking import Encoder
 
 ROWS_FILE = "rows.arrow"
 META_FILE = "meta.json"
@@ -44,14 +47,18 @@ class Stored:
     files: tuple[str, ...]
     """What messages call the files; the column `file` counts them."""
     columns: tuple[str, ...]
+    read: int
+    """Rows that were read."""
     count: int
-    """Rows that were read, whatever became of them."""
+    """What became of them, all of it: the same, or more where `data.turns` divides them."""
     left_out: tuple[LeftOut, ...]
     ways: Mapping[str, int]
     ends: Mapping[int, int]
     report: Report | None
     parts: Mapping[str, Any]
     """What the fingerprint is over."""
+    clock: Mapping[str, str]
+    """By format, the date or time that the chat template wrote into rows."""
 
     @property
     def bad(self) -> tuple[LeftOut, ...]:
@@ -78,9 +85,13 @@ def prepare(
     Raises:
         DataError: a source is missing, empty, broken, or of no known format.
     """
+    from mlflow_ft.engine import clock
+
     opened = rows.open_all(asked, config.data, plugins=plugins, registry=registry)
     accept(opened[0].record)
     parts = _parts(opened, config, tokenizer, registry)
+    moment = clock.current()
+    told = clock.told_to(tokenizer, moment)
     inspecting = [check for check in checks(config, registry) if check.compare is None] if quality else None
 
     def make(folder: Path) -> None:
@@ -88,26 +99,28 @@ def prepare(
 
         encoder = Encoder(tokenizer, max_length=config.data.max_length)
         seen = Quality(inspecting, config.checks) if inspecting is not None else None
-        with progress.bar(title, unit="rows") as bar:
+        with clock.held(moment), progress.bar(title, unit="rows") as bar:
             tally = rows.run(opened, config.data, encoder=encoder, quality=seen, file=folder / ROWS_FILE, bar=bar)
-        (folder / META_FILE).write_text(json.dumps(_meta(tally, seen, tokenizer)), encoding="utf-8")
+        (folder / META_FILE).write_text(json.dumps(_meta(tally, seen, encoder)), encoding="utf-8")
 
-    folder, found = cache.find_or_make(_key(parts, opened, config, plugins, quality=quality), make)
+    folder, found = cache.find_or_make(_key(parts, opened, config, plugins, told, quality=quality), make)
     if found:
         progress.say(f"{title}: prepared before, with the same data, template and settings")
     return _read(folder, opened, parts, tokenizer)
 
 
-def _meta(tally: rows.Tally, quality: Quality | None, tokenizer: Any) -> dict[str, Any]:
+def _meta(tally: rows.Tally, quality: Quality | None, encoder: Encoder) -> dict[str, Any]:
     report = quality.report(tally.rows) if quality else None
     return {
         "rows": tally.rows,
+        "parts": tally.parts,
         "left_out": [asdict(one) for one in tally.left_out],
         "ways": tally.ways,
         "ends": list(tally.ends.items()),
         "columns": list(tally.columns),
         "files": list(tally.files),
-        "chat_template": tokenizer.chat_template,
+        "chat_template": encoder.tokenizer.chat_template,
+        "clock": encoder.dates,
         "report": report.as_dict() if report else None,
         "removable": report.removable() if report else {},
     }
@@ -117,6 +130,7 @@ def _read(folder: Path, opened: Sequence[rows.Opened], parts: Mapping[str, Any],
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     tokenizer.chat_template = meta["chat_template"]
     table = store.read(folder / ROWS_FILE)
+    made = {"sources": _sources(parts["sources"], table), "chat_template": _hash(meta["chat_template"])}
     return Stored(
         sources=tuple(one.source for one in opened),
         weights=tuple(one.weight for one in opened),
@@ -125,12 +139,14 @@ def _read(folder: Path, opened: Sequence[rows.Opened], parts: Mapping[str, Any],
         table=table,
         files=tuple(meta["files"]),
         columns=tuple(meta["columns"]),
-        count=meta["rows"],
+        read=meta["rows"],
+        count=meta["parts"],
         left_out=tuple(LeftOut(**one) for one in meta["left_out"]),
         ways=meta["ways"],
         ends=dict(meta["ends"]),
         report=Report.from_dict(meta["report"], meta["removable"]) if meta["report"] else None,
-        parts={**parts, "sources": _sources(parts["sources"], table), "chat_template": _hash(meta["chat_template"])},
+        parts={**parts, **made, **({"clock": meta["clock"]} if meta["clock"] else {})},
+        clock=meta["clock"],
     )
 
 
@@ -150,7 +166,8 @@ def _parts(opened: Sequence[rows.Opened], config: Config, tokenizer: Any, regist
             }
             for one in opened
         ],
-        "settings": {name: getattr(settings, name) for name in names},
+        "settings": {name: getattr(settings, name) for name in names}
+        | ({} if settings.turns == "all" else {"turns": settings.turns}),
         "tokenizer": _hash(tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())),
         "chat_template": _hash(tokenizer.chat_template),
     }
@@ -169,9 +186,17 @@ def _hash(*values: Any) -> str:
 
 
 def _key(
-    parts: Mapping[str, Any], opened: Sequence[rows.Opened], config: Config, plugins: Plugins, *, quality: bool
+    parts: Mapping[str, Any],
+    opened: Sequence[rows.Opened],
+    config: Config,
+    plugins: Plugins,
+    told: Mapping[str, str],
+    *,
+    quality: bool,
 ) -> str:
-    """The fingerprint's parts, and what else the entry depends on: names in messages, the checks, the code itself."""
+    """The fingerprint's parts, and what else the entry depends on: names in messages, the checks, the code itself, and
+    what a template that asks the time is told.
+    """
     if not all(file.sha256 for one in opened for file in one.source.files):
         return uuid4().hex
     code = hashlib.sha256()
@@ -179,6 +204,7 @@ def _key(
         code.update(file.name.encode() + file.read_bytes())
     rest = {
         "parts": parts,
+        "clock": told,
         "files": [file.shown for one in opened for file in one.source.files],
         "checks": config.checks.model_dump() if quality else None,
         "plugins": sorted((info.name, info.sha256) for info in plugins.active),

@@ -327,10 +327,9 @@ def test_a_shape_tells_the_same_as_each_turn_by_itself(name: str, data: st.DataO
     tokenizer, messages = tokens.of(name), data.draw(talk.conversations(name))
     wanted = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     shapes, text = Shapes(tokenizer), apply(tokenizer, messages, None)
-    for turn, known in zip(wanted, shapes.spans(text, messages, wanted, None), strict=True):
-        found = shapes._alone(
-            text, messages, turn, text[known.begin : known.said].partition(words(messages, turn))[0], None
-        )
+    for turn, known in zip(wanted, shapes.spans(text, messages, wanted, None).spans, strict=True):
+        lead = text[known.begin : known.said].partition(words(messages, turn))[0]
+        [found] = shapes._alone(text, messages, turn, lead, None).spans
         assert (found.begin, found.said, found.plain, found.way) == (known.begin, known.said, known.plain, known.way)
         assert text[found.said : found.end].strip() == text[known.said : known.end].strip()
 
@@ -369,11 +368,11 @@ def test_a_row_that_is_longer_or_put_together_otherwise_is_not_of_the_shape() ->
     def write(messages: Sequence[Any], *, prompt: bool = False) -> str:
         return "".join(f"<{one['content']}>" for one in messages) + "<" * prompt
 
-    turns, pieces = marked(talked("a", "b"))
-    shape = Shape(turns, pieces, write=write, tail=Tail(last=">", always=">"), text=write(turns), generated=())
-    assert shape.fit("<a><b>", pieces) == [0, -7, -14]
+    marks = marked(talked("a", "b"))
+    shape = Shape(marks, write=write, tail=Tail(last=">", always=">"), text=write(marks.turns), generated=())
+    assert shape.fit("<a><b>", marks) == [0, -7, -14]
     for other in ("<a><b>>", "<a>(b>", "<a><b", "<c><b>", "(a><b>", "<a><b)"):
-        assert shape.fit(other, pieces) is None
+        assert shape.fit(other, marks) is None
     assert shape.span(1)[:4] == (11, 19, 20, 20)
 
 
@@ -421,7 +420,7 @@ def test_few_shapes_are_kept_and_none_is_needed(monkeypatch: pytest.MonkeyPatch)
     expected = [proved(kept, row).labels for row in rows]
     monkeypatch.setattr(rendering, "KEPT", 1)
     assert [proved(forgetful, row).labels for row in rows] == expected
-    assert len(forgetful._shapes._kept) == 1
+    assert len(forgetful._steady._shapes._kept) == 1
 
 
 def test_what_changes_with_time_costs_only_time() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from mlflow_ft.engine import clock
 from mlflow_ft.engine.masking import Encoder
 from mlflow_ft.engine.render import MaskError
 from mlflow_ft.rows import Example
@@ -53,6 +55,25 @@ def test_several_processes_give_what_one_gives(encoder: EncoderOf, monkeypatch: 
     assert run(helped, 2) == expected
     assert "<tool_call>" in helped.tokenizer.chat_template
     assert helped.tokenizer.chat_template == alone.tokenizer.chat_template
+
+
+@pytest.mark.slow
+def test_other_processes_are_told_the_same_time(encoder: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dated() -> Encoder:
+        made = encoder()
+        made.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + str(made.tokenizer.chat_template)
+        return made
+
+    alone, helped = dated(), dated()
+    with clock.held(datetime.fromisoformat("2026-05-06T23:59")):
+        expected = run(alone, 0)
+        monkeypatch.setattr(proving, "ALONE", 1)
+        monkeypatch.setattr(proving, "prove", only_once(proving.prove))
+        assert run(helped, 2) == expected
+    assert alone.dates == helped.dates == {"%d %b %Y": "06 May 2026"}
+    with clock.held(datetime.fromisoformat("2026-05-07")):
+        monkeypatch.undo()
+        assert run(dated(), 0) != expected
 
 
 def only_once(prove: Callable[..., list[Proved | MaskError]]) -> Callable[..., list[Proved | MaskError]]:

@@ -18,7 +18,7 @@ HIGHER = ("exact_match", "valid_json", "preference_accuracy", "finished")
 
 def limits(about: About) -> str:
     """All of them, as a list."""
-    told = (scored, worse, learned, found, parts, held, code_run)
+    told = (scored, worse, learned, dated, found, parts, held, code_run)
     return bullets([*chain.from_iterable(tell(about) for tell in told)])
 
 
@@ -84,6 +84,17 @@ def learned(about: About) -> Iterator[str]:
         yield (
             "It is a reward model: it writes no answers, and its scores have no unit. They rank answers to one prompt; "
             "between prompts they say nothing."
+        )
+
+
+def dated(about: About) -> Iterator[str]:
+    """Which date the model saw, where its chat template writes one."""
+    if dates := about.data.clock.values():
+        told = " and ".join(code(one) for one in dates)
+        yield (
+            f"The chat template asks the date. Every row it was trained and scored on was written as of {told}; a "
+            "server writes the day on which it is asked, which the model was not trained with. What is learned of a "
+            "row was proved to be the same on another day."
         )
 
 

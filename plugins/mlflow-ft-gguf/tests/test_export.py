@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from mlflow_ft_gguf.engine import converter, exporting, kquants, llamacpp
 from mlflow_ft_gguf.engine.llamacpp import LlamaCpp
 from transformers import AutoTokenizer
 
-from mlflow_ft.engine import parity, reference
+from mlflow_ft.engine import clock, parity, reference
 from mlflow_ft.errors import ModelError, RefusedError, ResourceError
 from mlflow_ft.testing import make_tiny_model
 
@@ -62,6 +64,18 @@ def test_fewer_bits_where_llama_cpp_puts_them(known: Path, f16: Path, said: Path
     assert reader.get_field("general.file_type").contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     tokens = gguf.GGUFReader(f16 / "model-f16.gguf").get_field("tokenizer.ggml.tokens").contents()
     assert reader.get_field("tokenizer.ggml.tokens").contents() == tokens
+
+
+def test_a_template_that_writes_the_date(known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """llama.cpp tells it the present day; the Modelfile keeps that of the run, and says so."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(known)
+    dated = shutil.copytree(known, tmp_path / "dated")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(dated)
+    with clock.held(datetime.fromisoformat("2020-05-06")):
+        exporting.export(dated, tmp_path / "f16", kind="f16")
+    assert "06 May 2020" in (tmp_path / "f16" / "Modelfile").read_text()
+    assert "in the Modelfile it stays 06 May 2020" in caplog.text
 
 
 def test_which_layers_get_more_bits() -> None:

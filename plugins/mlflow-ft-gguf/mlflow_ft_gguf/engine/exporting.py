@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from mlflow_ft.engine import clock
 from mlflow_ft.errors import FineTuneError, RefusedError
 from mlflow_ft_gguf.engine import converter, kquants, llamacpp, ollama
 from mlflow_ft_gguf.engine.llamacpp import LlamaCpp
@@ -61,9 +62,13 @@ def export(source: Path, folder: Path, *, kind: str) -> None:
             converter.convert(source, plain, kind="f32")
             kquants.quantise(plain, file, kind=kind)
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    with llamacpp.opened(folder) as server:
+    with clock.held(None), llamacpp.opened(folder) as server:  # llama.cpp tells templates the present time
         check(server, tokenizer)
-    text = ollama.modelfile(tokenizer, source, file.name)
+    with clock.held(clock.current()) as told:
+        text = ollama.modelfile(tokenizer, source, file.name)
+    if text and told.asked:
+        dates = ", ".join(told.asked.values())
+        log.warning("the chat template writes the date; in the Modelfile it stays %s, for Ollama has no clock", dates)
     if text:
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     else:
