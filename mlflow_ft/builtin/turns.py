@@ -18,6 +18,7 @@ ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
 LEARN_KEYS = ("train", "training", "weight", "loss")
 CALL_KEYS = ("tool_calls", "function_call")
+MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
 """Keys of a question and its answer, where each object of a list holds both."""
 CALL = "call"
@@ -138,13 +139,14 @@ def _from_rounds(value: Sequence[Any], keys: tuple[str, str]) -> list[Any]:
     """A turn for every question and one for every answer; what is no such round stays, and is told as a turn."""
     found: list[Any] = []
     for one in value:
-        if not isinstance(one, Mapping) or not all(key in one for key in keys):
+        # of a round in a table, an answer that is null is not there at all
+        if not isinstance(one, Mapping) or not set(keys) & set(one) or key_in(one, ROLE_KEYS):
             found.append(one)
             continue
         found += [
             {"role": role, "content": one[key]}
             for role, key in zip(("user", "assistant"), keys, strict=True)
-            if one[key] is not None
+            if one.get(key) is not None
         ]
     return found
 
@@ -179,9 +181,15 @@ def _message(turn: Any) -> dict[str, Any]:
     words = {} if content is None else {"content": _content(content)}
     if not words and not made:
         raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
-    # Arrow fills the keys that other rows have with None; templates test whether a key is there
+    if media := next((key for key in MEDIA_KEYS if _is_media(turn.get(key))), None):
+        raise ValueError(f"has pictures or sounds in `{media}`; only text can be learned")
+    # a key that is null is one that is not there, to OpenAI; templates test whether a key is there
     rest = {name: value for name, value in turn.items() if value is not None and name not in _READ_KEYS}
     return {"role": role, **words, **({"tool_calls": made} if made else {}), **rest}
+
+
+def _is_media(value: Any) -> bool:
+    return value is not None and not isinstance(value, bool | int | float) and value not in ("", [])
 
 
 def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:

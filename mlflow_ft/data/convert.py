@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow_ft.config.schema import DataSection
+from mlflow_ft.data.arrow_tables import TableRow
 from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.errors import DataError
 from mlflow_ft.plugins import Plugins
@@ -180,7 +181,18 @@ def convert(
         except (ValueError, RecursionError) as error:
             yield Unreadable(file=row.file, line=row.line, reason=_reason(error), converting=True)
         else:
-            yield row, with_system(example, settings.system)
+            yield row, with_system(_with_nulls(example, row, settings), settings.system)
+
+
+def _with_nulls(example: Example, row: Row, settings: DataSection) -> Example:
+    """The example with the columns that go to reward functions as the table has them: every object with every key."""
+    values = row.values
+    if not example.columns or not isinstance(values, TableRow):
+        return example
+    own = settings.columns or {}
+    return dataclasses.replace(
+        example, columns={name: values.as_stored(own.get(name, name)) for name in example.columns}
+    )
 
 
 def with_system(example: Example, prompt: str | None) -> Example:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlflow_ft import Example, Message
 from mlflow_ft.builtin import conversations, tool_calls, turns, values
+from mlflow_ft.rows import Opaque
 
 USER = {"role": "user", "content": "ask"}
 ANSWER = {"role": "assistant", "content": "say"}
@@ -160,7 +164,6 @@ def test_only_the_assistant_can_be_learned() -> None:
         [{"type": "function", "function": {**FUNCTION, "arguments": json.dumps(FUNCTION["arguments"])}}],
         [{"name": "weather", "parameters": {"city": "Bonn"}}],
         [{"function": None, **FUNCTION, "id": None}],
-        [{"function": {**FUNCTION, "arguments": {"city": "Bonn", "unit": None}}}],
         json.dumps([CALL]),
         json.dumps(FUNCTION),
     ],
@@ -176,7 +179,10 @@ def test_calls_are_read_in_every_form(calls: Any) -> None:
 
 @pytest.mark.parametrize(
     ("given", "arguments"),
-    [(None, {}), ("", {}), ({}, {}), ("{}", {}), ("not JSON", "not JSON"), ('{"x": null}', {"x": None})],
+    [
+        *((None, {}), ("", {}), ({}, {}), ("{}", {}), ("not JSON", "not JSON"), ('{"x": null}', {"x": None})),
+        ({"x": None, "y": [None, {"z": None}]}, {"x": None, "y": [None, {"z": None}]}),
+    ],
 )
 def test_arguments_are_an_object_where_they_can_be(given: Any, arguments: Any) -> None:
     [turn] = read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": given}]})
@@ -214,12 +220,16 @@ def test_results_name_the_calls_that_they_answer() -> None:
         {"name": "f"},
         ['{"name": "f"}'],
         '[{"name": "f"}]',
-        [{"type": "function", "function": {"name": "f", "description": None, "parameters": None}}],
     ],
 )
 @pytest.mark.parametrize("column", ["tools", "functions"])
 def test_tools_are_read_in_every_form(given: Any, column: str) -> None:
     assert tool_calls.tools_of({column: given}) == ({"type": "function", "function": {"name": "f"}},)
+
+
+def test_a_null_in_a_tool_is_kept() -> None:
+    function = {"name": "f", "description": None, "parameters": {"properties": {"x": {"default": None}}}}
+    assert tool_calls.tools_of({"tools": [function]}) == ({"type": "function", "function": function},)
 
 
 @pytest.mark.parametrize("given", [None, "", " ", [], {}, "[]", "{}"])
@@ -302,8 +312,8 @@ BAD: Mapping[str, tuple[Any, str]] = {
         "turn 1 of `messages` has a tool call without the name of a function",
     ),
     "a broken round": (
-        [{"input": "ask", "output": "say"}, {"input": "ask"}],
-        "turn 3 of `messages` has no `role`; its keys are input",
+        [{"input": "ask", "output": "say"}, {"prompt": "ask"}],
+        "turn 3 of `messages` has no `role`; its keys are prompt",
     ),
 }
 
@@ -357,9 +367,25 @@ def test_nesting_has_a_bottom_in_tools_and_calls() -> None:
     lists: Any = []
     for _ in range(values.DEEPEST):
         lists = [lists]
-    assert values.without_nulls(lists, "x") == lists
+    values.check_json(lists, "x")
     with pytest.raises(ValueError, match=r"^x nested more than 100 levels deep$"):
-        values.without_nulls([lists], "x")
+        values.check_json([lists], "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"when": datetime(2024, 5, 1, tzinfo=UTC)}, "x not JSON: `when` is a timestamp; cast the column to text, or"),
+        ({"a": [{"day": date(2024, 5, 1)}]}, "x not JSON: `a[].day` is a date; cast the column"),
+        ({"price": Decimal("3.50")}, "x not JSON: `price` is a decimal number; cast the column"),
+        ({"a": {"photo": Opaque("a picture")}}, "x not JSON: `a.photo` is a picture; cast the column"),
+        ({"a": b"x"}, "x not JSON: `a` is binary data; cast the column"),
+        ({"a": float("nan")}, "x not JSON: `a` is nan, which JSON does not have"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_by_name(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        values.check_json(value, "x")
 
 
 # --- text that looks like turns
