@@ -50,7 +50,7 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
     from mlflow_ft.stages import show as stage
 
     config, loaded, tokenizer, progress = _opened(arguments)
-    rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded))
+    rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded), tell=progress.say)
     dropped = total = 0
     with clock_of(config):
         for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):

@@ -70,7 +70,7 @@ def _named(value: Any) -> str:
     """What a value is, in JSON's words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return {str: "a text", list: "a list"}.get(type(value), "a number")
+    return "a list" if isinstance(value, list) else "a text" if isinstance(value, str) else "a number"
 
 
 def check_kind(file: Path, name: str) -> None:
@@ -89,6 +89,17 @@ def _is_file(file: Path) -> bool:
 def known(file: Path) -> bool:
     """Whether a file's name says that it holds rows."""
     return compressed.suffix(file) in READERS
+
+
+def is_object(file: Path) -> bool:
+    """Whether a .json file begins with an object, in which its rows may lie."""
+    if compressed.suffix(file) != ".json":
+        return False
+    try:
+        with compressed.text(file) as stream:
+            return _first_line(stream).lstrip().startswith("{")
+    except (BrokenFile, OSError):
+        return False
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str | RowError]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config, DataSection
-from mlflow_ft.data import convert, sources, split, turns
+from mlflow_ft.data import sources, split, turns
 from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
@@ -61,8 +61,17 @@ class Shown:
         return found | {"dropped": self.dropped}
 
 
-def every_row(config: Config, tokenizer: Any, *, plugins: Plugins, registry: Registry) -> Iterator[Shown]:
+def every_row(
+    config: Config,
+    tokenizer: Any,
+    *,
+    plugins: Plugins,
+    registry: Registry,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> Iterator[Shown]:
     """Every training row in the order of the sources, one by one; nothing is kept.
+
+    `tell` gets what was made of a source that a person should know.
 
     Raises:
         DataError: a source is missing, empty, broken as a whole, or of no known format.
@@ -75,7 +84,9 @@ def every_row(config: Config, tokenizer: Any, *, plugins: Plugins, registry: Reg
     encoder = Encoder(tokenizer, max_length=config.data.max_length)
     numbers = itertools.count(1)
     for one in opened:
-        found = convert.convert(one.source.rows(), one.record, config.data)
+        for sentence in one.told:
+            tell(sentence)
+        found = one.examples(config.data)
         for batch in iter(lambda found=found: list(itertools.islice(found, BATCH)), []):  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             yield from _shown(batch, one.record.name, config.data, encoder, numbers)
 

@@ -89,6 +89,8 @@ def prepare(
 
     opened = rows.open_all(asked, config.data, plugins=plugins, registry=registry)
     accept(opened[0].record)
+    for sentence in dict.fromkeys(sentence for one in opened for sentence in one.told):
+        progress.say(sentence)
     parts = _parts(opened, config, tokenizer, registry)
     moment = clock.current()
     told = clock.told_to(tokenizer, moment)

@@ -22,6 +22,7 @@ from mlflow_ft import Example, Message, plugins
 from mlflow_ft.builtin import formats
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import convert, readers
+from mlflow_ft.data.recognition import Recogniser
 from mlflow_ft.errors import DataError
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Row
@@ -65,7 +66,7 @@ def rows(*values: Mapping[str, Any]) -> list[Row]:
 
 def recognise(*values: Mapping[str, Any], **given: Any) -> str:
     section = DataSection(**given)
-    return convert.recognise(rows(*values), section, plugins=LOADED, registry=REGISTRY).name
+    return Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(rows(*values)).name
 
 
 def read(name: str, values: Mapping[str, Any]) -> Example:
@@ -1147,7 +1148,7 @@ READ: Mapping[str, Example] = {
 def test_what_the_message_says_settles_it(name: str) -> None:
     case, section = SETTLED[name][0], DataSection(**SETTLED[name][1])
     there = rows(*AMBIGUOUS[case][0])
-    record = convert.recognise(there, section, plugins=LOADED, registry=REGISTRY)
+    record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(there)
     [(_, found)] = [one for one in convert.convert(there, record, section) if isinstance(one, tuple)]
     assert found == READ[name]
 

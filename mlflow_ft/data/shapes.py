@@ -1,0 +1,199 @@
+"""Where the rows of a file are when they are not simply its objects: under a key, in lists, one in another.
+
+    {"version": "1", "data": [{"messages": [...]}, ...]}      the rows lie under `data`
+    {"rows": [{"row_idx": 0, "row": {"messages": [...]}}]}     under `rows`, each under `row`
+    [[{"role": ...}, ...], [{"role": ...}, ...]]               each list is a conversation
+    {"messages": [[{"role": ...}, ...], [...]]}                each of the lists is a row of its own
+
+A shape is looked for where the rows as they stand are of no format, and taken only where one alone fits: what fits is
+tried on the first rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlflow_ft.data.parsing import RowError, parse
+from mlflow_ft.data.readers import Unreadable
+from mlflow_ft.records import DataFormat
+from mlflow_ft.rows import Example, Row
+
+EACH = "[]"
+"""A step to every element of a list; any other step is a key."""
+MESSAGES = "messages"
+DEEPEST = 4
+MOST_KEYS = 50
+FEW = 20
+"""Rows on which a shape is tried."""
+Rows = Sequence[Mapping[str, Any]]
+Fits = Callable[[Rows], DataFormat | None]
+"""The format that reads rows, None where none does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How to come from what a file holds to its rows."""
+
+    steps: tuple[str, ...] = ()
+    column: str = ""
+    """What stands at the end of the steps is a list of turns, which becomes this column; "" where it is a row."""
+    beside: bool = False
+    """The rows have what stands beside them on the way, too: a system prompt, tools."""
+    told: str = ""
+    """In words, for people."""
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The keys of the list in which the rows of a .json file can be read one by one; () where they cannot."""
+        place = self.steps.index(EACH) if EACH in self.steps else 0
+        return () if self.beside else self.steps[:place]
+
+    def rows(self, read: Row | Unreadable, *, inside: bool = False) -> Iterator[Row | Unreadable]:
+        """The rows in what was read; itself, where it has none. `inside` says that the list's elements were read."""
+        value = read.values if isinstance(read, Row) else read.value
+        steps = self.steps[len(self.inside) + 1 :] if inside else self.steps
+        found = list(unfolded(value, steps, beside=self.beside)) if value is not None else []
+        for one, others in found:
+            if self.column and isinstance(one, list):
+                yield Row(values={**others, self.column: one}, file=read.file, line=read.line)
+            elif isinstance(one, Mapping):
+                yield Row(values={**others, **one}, file=read.file, line=read.line)
+            else:
+                yield Unreadable(file=read.file, line=read.line, reason=f"no row stands there: {self.told}")
+        if not found:
+            yield read
+
+
+def unfolded(value: Any, steps: Sequence[str], *, beside: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What stands at the end of the steps, with what stands beside it on the way."""
+    if not steps:
+        yield value, {}
+        return
+    step, *rest = steps
+    value = parsed(value)
+    if step == EACH:
+        for one in value if isinstance(value, list) else ():
+            yield from unfolded(one, rest, beside=beside)
+    elif isinstance(value, Mapping) and value.get(step) is not None:
+        own = {key: one for key, one in value.items() if key != step} if beside else {}
+        for one, others in unfolded(value[step], rest, beside=beside):
+            yield one, {**own, **others}
+
+
+def parsed(value: Any) -> Any:
+    """JSON that is kept as text, as a list or an object; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        found = parse(value)
+        return value if isinstance(found, RowError) else found
+    return value
+
+
+def find(roots: Sequence[Any], fits: Fits, *, is_whole: bool) -> list[Shape]:
+    """The shapes in which the first values of a file are rows, the shallowest ones; `is_whole` says that there is one.
+
+    None is taken on trust: every shape makes rows that some format reads.
+    """
+    level: list[tuple[Any, tuple[str, ...]]] = [(roots[0], ())] if roots else []
+    for _ in range(DEEPEST):
+        found = [shape for value, steps in level for shape in _here(value, steps, fits, is_whole=is_whole)]
+        found = [shape for shape in found if _read(shape, roots, fits) is not None]
+        if found:
+            return [_told(shape, roots, fits) for shape in found]
+        level = [deeper for value, steps in level for deeper in _below(value, steps)]
+    return []
+
+
+def _here(value: Any, steps: tuple[str, ...], fits: Fits, *, is_whole: bool) -> Iterator[Shape]:
+    if isinstance(value, Mapping):
+        if steps and _is_strong(fits([value])):
+            yield Shape(steps=steps)
+        return
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value[:FEW]):
+        return
+    as_rows, as_turns = fits(value[:FEW]), fits([{MESSAGES: value}])
+    if as_rows and as_turns:
+        return  # questions with their answers: rows, or the rounds of one conversation
+    if as_rows and steps and (_is_strong(as_rows) or (is_whole and EACH not in steps)):
+        yield Shape(steps=(*steps, EACH))
+    if as_turns and (not steps or steps[-1] == EACH):
+        container = steps[-2] if len(steps) > 1 else EACH
+        if container == EACH or is_whole or fits([{container: value}]):
+            own = container != EACH and fits([{container: value}]) is not None
+            yield Shape(steps=steps, column=container if own else MESSAGES, beside=own)
+
+
+def _below(value: Any, steps: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    if isinstance(value, list):
+        yield from ((parsed(one), (*steps, EACH)) for one in value[:1])
+    elif isinstance(value, Mapping):
+        for key in list(value)[:MOST_KEYS]:
+            if (inner := parsed(value[key])) and isinstance(inner, Mapping | list):
+                yield inner, (*steps, str(key))
+
+
+def _is_strong(record: DataFormat | None) -> bool:
+    """Whether more than one column says that these are rows: a lone `text` stands anywhere."""
+    return record is not None and record.kind not in ("text", "prompt")
+
+
+def _read(shape: Shape, roots: Sequence[Any], fits: Fits) -> DataFormat | None:
+    return fits(sample(shape, roots))
+
+
+def sample(shape: Shape, roots: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """The first rows in the first values of a file."""
+    read = [Row(values={}, file="", line=0) if root is None else _as_read(root) for root in roots]
+    rows = (row for one in read for row in shape.rows(one))
+    return [row.values for row, _ in zip(rows, range(FEW), strict=False) if isinstance(row, Row)]
+
+
+def _as_read(root: Any) -> Row | Unreadable:
+    if isinstance(root, Mapping):
+        return Row(values=root, file="", line=0)
+    return Unreadable(file="", line=0, reason="", value=root)
+
+
+def _told(shape: Shape, roots: Sequence[Any], fits: Fits) -> Shape:
+    """The shape in words, and with what stands beside the rows where that changes what they say."""
+    with_others = replace(shape, beside=True)
+    names = list(dict.fromkeys(name for one in roots[:1] for name in _beside(one, shape.steps)))
+    record = _read(shape, roots, fits)
+    if not shape.beside and names and record is not None and record == _read(with_others, roots, fits):
+        pairs = zip(sample(shape, roots), sample(with_others, roots), strict=False)
+        if any(_said(record, alone) != _said(record, both) for alone, both in pairs):
+            shape = with_others
+    words = _words(shape)
+    if names:
+        listed = ", ".join(names[:8]) + " ..." * (len(names) > 8)
+        words += f" ({'each with' if shape.beside else 'left out'}: {listed})"
+    return replace(shape, told=words)
+
+
+def _said(record: DataFormat, values: Mapping[str, Any]) -> Any:
+    try:
+        found: Example = record.convert(values)
+    except ValueError as error:
+        return str(error)
+    return replace(found, columns={}, notes=())
+
+
+def _beside(value: Any, steps: Sequence[str]) -> Iterator[str]:
+    for step in steps:
+        value = parsed(value)
+        if step == EACH:
+            value = value[0] if isinstance(value, list) and value else None
+        elif isinstance(value, Mapping):
+            yield from (str(key) for key in value if key != step)
+            value = value.get(step)
+
+
+def _words(shape: Shape) -> str:
+    keys = [step for step in shape.steps if step != EACH]
+    where = ", each under ".join(f"`{key}`" for key in keys)
+    if shape.column in keys:
+        return f"{where} holds several conversations; each of them is read as a row of its own"
+    if shape.column:
+        return f"each list of turns{f' under {where}' if keys else ''} is read as one conversation"
+    return f"the rows lie under {where}" if keys else "the rows lie in lists"
