@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.data import compressed
+from mlflow_ft.data import chat_logs, commands
 from mlflow_ft.data.shapes import EACH, FEW, Fits
 
 if TYPE_CHECKING:
     from mlflow_ft.data.sources import Source
 
-OPEN = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 ROLE_KEYS = ("role", "from", "speaker", "sender")
-AUTHOR_KEYS = (*ROLE_KEYS, "author", "user", "user_name", "username", "sender_name", "name", "nickname")
-SAID_KEYS = ("content", "text", "message", "body", "value")
 Rows = list[Mapping[str, Any]]
 
 
@@ -36,8 +31,8 @@ class Converter:
     make: Callable[[Any], Rows]
     expression: str
     """Of `d`, what the file holds."""
-    uses: tuple[str, ...] = ()
-    """Modules that the expression needs."""
+    uses: str = ""
+    """A module that the expression needs."""
 
 
 OF_OBJECTS = (
@@ -66,6 +61,16 @@ OF_OBJECTS = (
 )
 OF_LISTS = (
     Converter(
+        what="each list is one conversation",
+        make=lambda d: [{"messages": _list(turns)} for turns in d],
+        expression='[{"messages": turns} for turns in d]',
+    ),
+    Converter(
+        what="each list holds several rows",
+        make=lambda d: [row for rows in d for row in _list(rows)],
+        expression="[row for rows in d for row in rows]",
+    ),
+    Converter(
         what="the first row holds the names of the columns",
         make=lambda d: [dict(zip(_texts(d[0]), row, strict=True)) for row in d[1:]],
         expression="[dict(zip(d[0], row)) for row in d[1:]]",
@@ -82,7 +87,7 @@ OF_LISTS = (
     ),
 )
 ONE = Converter(
-    what="each row is a turn; if all of them are one conversation",
+    what="if all of them are one conversation",
     make=lambda d: [{"messages": d}],
     expression='[{"messages": d}]',
 )
@@ -105,6 +110,12 @@ def _objects(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
+def _list(found: Any) -> list[Any]:
+    if not isinstance(found, list):
+        raise TypeError("not a list")
+    return found
+
+
 def _texts(found: Any) -> list[str]:
     if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
         raise ValueError("not texts")
@@ -115,14 +126,18 @@ def ways(source: Source, roots: Sequence[Any], fits: Fits) -> list[str]:
     """What would make rows of the first values of a file; [] where nothing that is known here does."""
     if not roots:
         return []
-    if turns := list(_of_turns(source, roots, fits)):
-        return turns
+    turns = list(_of_turns(roots, fits))
     known = OF_OBJECTS if len(roots) == 1 and isinstance(roots[0], Mapping) else OF_LISTS
     whole = roots[0] if known is OF_OBJECTS else list(roots)
-    for one in known:
-        if _makes(one, whole, fits):
-            return [f"{one.what}; write the rows out first:", command(source, one)]
-    return list(_of_a_chat(roots))
+    fitting = turns or [one for one in known if _makes(one, whole, fits)]
+    if not fitting:
+        return chat_logs.ways(roots, fits)
+    each = "each row is one turn, and a row must be a whole conversation; " if turns else ""
+    lines = [f"{each}write the rows out first{', as they are meant' if len(fitting) > 1 else ''}"]
+    for one in fitting:
+        written = commands.writing(source, one.expression, uses=one.uses)
+        lines += [f"{one.what}:", written] if written else [f"{one.what}: {{{chr(34)}messages{chr(34)}: [...]}}"]
+    return lines
 
 
 def _makes(one: Converter, whole: Any, fits: Fits) -> bool:
@@ -133,18 +148,15 @@ def _makes(one: Converter, whole: Any, fits: Fits) -> bool:
     return bool(made) and all(isinstance(row, Mapping) for row in made) and fits(made[:FEW]) is not None
 
 
-def _of_turns(source: Source, roots: Sequence[Any], fits: Fits) -> Iterator[str]:
-    """Rows that are turns: of one conversation, of one a group, or of a question and its answer each."""
-    turns = [one for one in roots if isinstance(one, Mapping)]
+def _of_turns(roots: Sequence[Any], fits: Fits) -> Iterator[Converter]:
+    """Of rows that are turns: one conversation, one of every group, or one of every question and its answer."""
+    turns = [one for one in roots if isinstance(one, Mapping) and any(isinstance(one.get(k), str) for k in ROLE_KEYS)]
     if len(turns) < len(roots) or not _makes(ONE, turns, fits):
         return
-    ways = [_grouped(key) for key in _groups(turns)]
-    ways += [ONE] + [PAIRS] * all(fits(PAIRS.make(turns[at : at + 2])) for at in range(0, len(turns) - 1, 2))
-    yield "each row is one turn, and a row must be a whole conversation; write conversations first"
-    for one in ways:
-        if _makes(one, turns, fits):
-            yield f"{one.what.removeprefix('each row is a turn; ')}:"
-            yield command(source, one)
+    yield from (one for one in map(_grouped, _groups(turns)) if _makes(one, turns, fits))
+    yield ONE
+    if all(fits(PAIRS.make(turns[at : at + 2])) for at in range(0, len(turns) - 1, 2)):
+        yield PAIRS
 
 
 def _groups(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -163,87 +175,19 @@ def _grouped(key: str) -> Converter:
         make=lambda d: [{"messages": list(turns)} for _, turns in itertools.groupby(d, key=lambda turn: turn.get(key))],
         expression='[{"messages": list(turns)} for _, turns in '
         f"itertools.groupby(d, key=lambda turn: turn.get({name}))]",
-        uses=("itertools",),
+        uses="itertools",
     )
 
 
-def of_steps(steps: Sequence[str], *, column: str) -> Converter:
-    """What takes the rows that lie at the end of steps."""
+def of_steps(steps: Sequence[str], *, column: str, rows: bool) -> str:
+    """What takes the rows that lie at the end of steps, in each of several `rows` or in the one value of a file."""
     expression, names = "d", iter("abcdefgh")
     loops = ""
-    for step in steps:
+    for step in (*([EACH] if rows else []), *steps):
         if step == EACH:
             name = next(names)
             loops, expression = f"{loops} for {name} in {expression}", name
         else:
             expression = f"{expression}[{json.dumps(step)}]"
     made = f"{{{json.dumps(column)}: {expression}}}" if column else expression
-    return Converter(what="", make=lambda d: [], expression=f"[{made}{loops}]")
-
-
-def command(source: Source, one: Converter) -> str:
-    """What to type so that the rows are written as JSON lines, and where to find them."""
-    path = source.files[0].path
-    file = Path(path) if path else Path("FILE")
-    module = OPEN.get(file.suffix.lower())
-    opened = f'{f"{module}." if module else ""}open({json.dumps(str(file))}, "rt", encoding="utf-8")'
-    is_lines = compressed.suffix(file) in (".jsonl", ".ndjson")
-    read = f"[json.loads(line) for line in {opened} if line.strip()]" if is_lines else f"json.load({opened})"
-    target = f"{file.name.partition('.')[0] or 'data'}-rows.jsonl"
-    modules = ", ".join(sorted({"json", *one.uses, *([module] if module else [])}))
-    code = (
-        f"import {modules}; d = {read}; "
-        f'open({json.dumps(target)}, "w", encoding="utf-8").writelines('
-        f'json.dumps(row) + "\\n" for row in {one.expression})'
-    )
-    return f"  python -c {shlex.quote(code)}    # then --data {shlex.quote(target)}"
-
-
-# --- logs of people
-
-
-def _of_a_chat(roots: Sequence[Any]) -> Iterator[str]:
-    """What to write, where a list of messages names people, and nobody is the user or the assistant."""
-    log = next((found for found in _lists_in(roots) if len(_speakers(found)) > 1), None)
-    if log is None:
-        return
-    speakers = list(dict.fromkeys(_speakers(log)))
-    asked, answered = _first_said(log, speakers[0]), _first_said(log, speakers[1])
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    named = ", ".join(repr(one[:40]) for one in speakers[:6]) + " ..." * (len(speakers) > 6)
-    yield f"it is a log of what people wrote ({named}); nothing in it says whose words are to be learned"
-    yield (
-        "write a conversation a line (.jsonl), with the role assistant where that person speaks, and user elsewhere; "
-        f"if {speakers[1][:40]!r} is meant:"
-    )
-    yield f"  {json.dumps({'messages': turns}, ensure_ascii=False)}"
-
-
-def _lists_in(roots: Sequence[Any]) -> Iterator[list[Any]]:
-    yield [one for one in roots if isinstance(one, Mapping)]
-    for root in roots[:1]:
-        for one in root.values() if isinstance(root, Mapping) else ():
-            if isinstance(one, list):
-                yield [inner for inner in one[:FEW] if isinstance(inner, Mapping)]
-
-
-def _speakers(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [speaker for one in log if (speaker := _speaker(one)) and _words(one)]
-
-
-def _speaker(one: Mapping[str, Any]) -> str:
-    for key in AUTHOR_KEYS:
-        value = one.get(key)
-        found = value if isinstance(value, str) else _speaker(value) if isinstance(value, Mapping) else ""
-        if found:
-            return found
-    return ""
-
-
-def _words(one: Mapping[str, Any]) -> str:
-    return next((one[key] for key in SAID_KEYS if isinstance(one.get(key), str) and one[key].strip()), "")
-
-
-def _first_said(log: Sequence[Mapping[str, Any]], speaker: str) -> str:
-    said = next(_words(one) for one in log if _speaker(one) == speaker and _words(one))
-    return said if len(said) <= 80 else f"{said[:79]}…"
+    return f"[{made}{loops}]"

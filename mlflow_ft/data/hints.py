@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import converters
+from mlflow_ft.data import commands, converters, readers
 from mlflow_ft.data.convert import renamed, why_not, with_names
-from mlflow_ft.data.shapes import Fits, Shape
+from mlflow_ft.data.shapes import Fits, Shape, find, where
 from mlflow_ft.errors import DataError
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
@@ -23,19 +23,21 @@ _SHOWN_COLUMNS = 30
 
 def better(error: DataError, source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits: Fits) -> DataError:
     """The error with what would help for this file; as it is, where nothing that was tried does."""
-    ways = [*_places(source, fitting), *converters.ways(source, roots, fits)]
-    if not ways:
-        return error
-    return DataError(error.message, hint="\n  ".join(ways), problems=error.problems)
+    ways = converters.ways(source, roots, fits) or list(_places(source, roots, fitting, fits))
+    return DataError(error.message, hint="\n  ".join(ways), problems=error.problems) if ways else error
 
 
-def _places(source: Source, fitting: Sequence[Shape]) -> Iterator[str]:
-    """Where rows lie, when they lie in several places, and how to take those of one."""
-    if len(fitting) < 2:
+def _places(source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits: Fits) -> Iterator[str]:
+    """Where rows lie that were not read, since they lie in several places or may be none, and how to take them."""
+    fitting = fitting or [shape for shape in find(roots, fits, is_whole=False, weak=True) if len(shape.steps) < 3]
+    if not fitting:
         return
-    yield "rows lie in several places: " + "; ".join(f"`{'.'.join(shape.steps)}`" for shape in fitting[:8])
-    yield "write those that are meant into a file of their own, and name that; for the first:"
-    yield converters.command(source, converters.of_steps(fitting[0].steps, column=fitting[0].column))
+    first = fitting[0]
+    yield "what may be rows lies under " + "; under ".join(where(shape.steps) for shape in fitting[:8])
+    yield f"write those that are meant into a file of their own, and name that; those under {where(first.steps)}:"
+    path = source.files[0].path
+    in_rows = len(roots) > 1 or (path is not None and (readers.first_letter(path) == "[" or readers.has_lines(path)))
+    yield commands.writing(source, converters.of_steps(first.steps, column=first.column, rows=in_rows))
 
 
 def of_split(found: Sequence[Shape], split: str) -> list[Shape]:
@@ -109,7 +111,7 @@ def _remedy(sample: Sequence[Mapping[str, Any]], columns: Sequence[str], registr
 
 
 def _named_columns(first: Mapping[str, Any], columns: Sequence[str], registry: Registry) -> Iterator[str]:
-    """Values of `data.columns` that read the first row, where it is one list of turns or two texts that can be meant."""
+    """Values of `data.columns` that read the first row, where one list of turns or two texts can be meant."""
     lists = [column for column in columns if isinstance(first.get(column), list)]
     for keys in _turn_keys(first.get(lists[0])) if len(lists) == 1 else ():
         yield from _tried({"messages": lists[0], **keys}, first, registry)

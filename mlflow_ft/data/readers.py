@@ -93,13 +93,26 @@ def known(file: Path) -> bool:
 
 def is_object(file: Path) -> bool:
     """Whether a .json file begins with an object, in which its rows may lie."""
-    if compressed.suffix(file) != ".json":
-        return False
+    return compressed.suffix(file) == ".json" and first_letter(file) == "{"
+
+
+def first_letter(file: Path) -> str:
+    """The first letter of a text; "" where there is none, or the file cannot be read."""
     try:
         with compressed.text(file) as stream:
-            return _first_line(stream).lstrip().startswith("{")
+            return _first_line(stream).lstrip()[:1]
     except (BrokenFile, OSError):
+        return ""
+
+
+def has_lines(file: Path) -> bool:
+    """Whether a file of JSON holds a value a line, and not one value alone."""
+    with compressed.text(file) as stream:
+        first, second = _first_line(stream), _first_line(stream)
+    if _goes_on(first) and not isinstance(parse(second), dict):
         return False
+    is_list = first.lstrip().startswith("[")
+    return is_list if compressed.suffix(file) != ".json" and is_list else bool(second.strip()) and not is_list
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str | RowError]]:

@@ -65,7 +65,7 @@ class Recogniser:
         if found is not None:
             return found
         roots = _roots(source, read)
-        fitting = hints.of_split(shapes.find(roots, self.fits, is_whole=len(roots) == 1), self.settings.split)
+        fitting = hints.of_split(shapes.find(roots, self.fits, is_whole=_is_whole(roots)), self.settings.split)
         if len(fitting) == 1:
             shaped = replace(source, shape=fitting[0])
             found = self._of_rows(shaped, [row for row in _begin(shaped)[0] if isinstance(row, Row)])
@@ -73,12 +73,17 @@ class Recogniser:
                 return found
         if broken:
             raise broken
-        rows = rows or [_first(source)]
+        try:
+            return self._as_they_stand(source, rows or [_first(source)])
+        except DataError as error:
+            raise hints.better(error, source, roots, fitting, self.fits) from error
+
+    def _as_they_stand(self, source: Source, rows: Sequence[Row]) -> Understood:
         if self.settings.format != "auto":  # that is what the rows are to be; why they are not is told row by row
             return self._understood(source, rows, self.registry.formats[self.settings.format], ())
         if found := self._of_rows(source, rows):
             return found
-        raise hints.better(self._unrecognised(rows), source, roots, fitting, self.fits)
+        raise self._unrecognised(rows)
 
     def check_names(self, opened: Sequence[Source]) -> None:
         """Raise DataError where the settings name a column that no row of these sources has."""
@@ -207,6 +212,14 @@ def _roots(source: Source, read: Sequence[Row | Unreadable]) -> list[Any]:
     except BrokenFile:
         return []
     return [] if whole is None else [whole]
+
+
+def _is_whole(roots: Sequence[Any]) -> bool:
+    """Whether a file holds one value, and no list in it stands beside another of its length, as a score an answer."""
+    if len(roots) != 1:
+        return False
+    lists = [len(one) for one in roots[0].values() if isinstance(one, list)] if isinstance(roots[0], Mapping) else []
+    return len(set(lists)) == len(lists)
 
 
 def check_columns(columns: Sequence[str], settings: DataSection) -> None:

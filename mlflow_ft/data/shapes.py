@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from mlflow_ft.data.parsing import RowError, parse
@@ -68,11 +69,11 @@ class Shape:
 
 def unfolded(value: Any, steps: Sequence[str], *, beside: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What stands at the end of the steps, with what stands beside it on the way."""
+    value = parsed(value)
     if not steps:
         yield value, {}
         return
     step, *rest = steps
-    value = parsed(value)
     if step == EACH:
         for one in value if isinstance(value, list) else ():
             yield from unfolded(one, rest, beside=beside)
@@ -90,38 +91,49 @@ def parsed(value: Any) -> Any:
     return value
 
 
-def find(roots: Sequence[Any], fits: Fits, *, is_whole: bool) -> list[Shape]:
-    """The shapes in which the first values of a file are rows, the shallowest ones; `is_whole` says that there is one.
+def find(roots: Sequence[Any], fits: Fits, *, is_whole: bool, weak: bool = False) -> list[Shape]:
+    """The shapes in which the first values of a file are rows, the shallowest ones.
 
-    None is taken on trust: every shape makes rows that some format reads.
+    `is_whole` says that the file is one value, so that a list in it can only hold its rows. With `weak`, a lone text or
+    prompt is taken for a row, too, which stands in many places that are none. None is taken on trust: every shape makes
+    rows that some format reads.
     """
     level: list[tuple[Any, tuple[str, ...]]] = [(roots[0], ())] if roots else []
     for _ in range(DEEPEST):
-        found = [shape for value, steps in level for shape in _here(value, steps, fits, is_whole=is_whole)]
-        found = [shape for shape in found if _read(shape, roots, fits) is not None]
+        found: list[Shape] = []
+        deeper: list[tuple[Any, tuple[str, ...]]] = []
+        for value, steps in level:
+            here = _here(value, steps, fits, is_whole=is_whole, weak=weak)
+            found += [shape for shape in here or () if _read(shape, roots, fits) is not None]
+            deeper += _below(value, steps) if here == [] else []
         if found:
             return [_told(shape, roots, fits) for shape in found]
-        level = [deeper for value, steps in level for deeper in _below(value, steps)]
+        level = deeper
     return []
 
 
-def _here(value: Any, steps: tuple[str, ...], fits: Fits, *, is_whole: bool) -> Iterator[Shape]:
+def _here(value: Any, steps: tuple[str, ...], fits: Fits, *, is_whole: bool, weak: bool) -> list[Shape] | None:
+    """The shapes that end here; None where rows do, but of which shape cannot be told."""
     if isinstance(value, Mapping):
-        if steps and _is_strong(fits([value])):
-            yield Shape(steps=steps)
-        return
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value[:FEW]):
-        return
+        return [Shape(steps=steps)] if steps and _is_row(fits([value]), weak=weak) else []
+    if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value[:FEW]):
+        return []
     as_rows, as_turns = fits(value[:FEW]), fits([{MESSAGES: value}])
     if as_rows and as_turns:
-        return  # questions with their answers: rows, or the rounds of one conversation
-    if as_rows and steps and (_is_strong(as_rows) or (is_whole and EACH not in steps)):
-        yield Shape(steps=(*steps, EACH))
+        return None  # questions with their answers: rows, or the rounds of one conversation
     if as_turns and (not steps or steps[-1] == EACH):
-        container = steps[-2] if len(steps) > 1 else EACH
-        if container == EACH or is_whole or fits([{container: value}]):
-            own = container != EACH and fits([{container: value}]) is not None
-            yield Shape(steps=steps, column=container if own else MESSAGES, beside=own)
+        return _of_turns(value, steps, fits, is_whole=is_whole)
+    if as_rows and steps and _is_row(as_rows, weak=weak or (is_whole and EACH not in steps)):
+        return [Shape(steps=(*steps, EACH))]
+    return []
+
+
+def _of_turns(value: list[Any], steps: tuple[str, ...], fits: Fits, *, is_whole: bool) -> list[Shape]:
+    """Lists of turns in a list: rows, where the list stands alone or is called as turns are; else they are versions."""
+    key = steps[-2] if len(steps) > 1 else EACH
+    if key != EACH and fits([{key: value}]):
+        return [Shape(steps=steps, column=key, beside=True)]
+    return [Shape(steps=steps, column=MESSAGES)] if key == EACH or is_whole else []
 
 
 def _below(value: Any, steps: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
@@ -133,9 +145,9 @@ def _below(value: Any, steps: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str,
                 yield inner, (*steps, str(key))
 
 
-def _is_strong(record: DataFormat | None) -> bool:
-    """Whether more than one column says that these are rows: a lone `text` stands anywhere."""
-    return record is not None and record.kind not in ("text", "prompt")
+def _is_row(record: DataFormat | None, *, weak: bool) -> bool:
+    """Whether more than one column says that this is a row: a lone `text` stands anywhere."""
+    return record is not None and (weak or record.kind not in ("text", "prompt"))
 
 
 def _read(shape: Shape, roots: Sequence[Any], fits: Fits) -> DataFormat | None:
@@ -189,11 +201,16 @@ def _beside(value: Any, steps: Sequence[str]) -> Iterator[str]:
             value = value.get(step)
 
 
+def where(steps: Sequence[str]) -> str:
+    """The place at the end of steps: "`data.items`, each under `row`"."""
+    groups = [list(keys) for is_each, keys in groupby(steps, key=lambda step: step == EACH) if not is_each]
+    return ", each under ".join(f"`{'.'.join(keys)}`" for keys in groups)
+
+
 def _words(shape: Shape) -> str:
-    keys = [step for step in shape.steps if step != EACH]
-    where = ", each under ".join(f"`{key}`" for key in keys)
-    if shape.column in keys:
-        return f"{where} holds several conversations; each of them is read as a row of its own"
+    place = where(shape.steps)
+    if shape.column in shape.steps:
+        return f"{place} holds several conversations; each of them is read as a row of its own"
     if shape.column:
-        return f"each list of turns{f' under {where}' if keys else ''} is read as one conversation"
-    return f"the rows lie under {where}" if keys else "the rows lie in lists"
+        return f"each list of turns{f' under {place}' if place else ''} is read as one conversation"
+    return f"the rows lie under {place}" if place else "the rows lie in lists"
