@@ -155,7 +155,8 @@ def _of_turns(roots: Sequence[Any], fits: Fits) -> Iterator[Converter]:
         return
     yield from (one for one in map(_grouped, _groups(turns)) if _makes(one, turns, fits))
     yield ONE
-    if all(fits(PAIRS.make(turns[at : at + 2])) for at in range(0, len(turns) - 1, 2)):
+    pairs = [fits([row]) for row in PAIRS.make(turns)]
+    if pairs and all(record is not None and record.kind == "conversation" for record in pairs):
         yield PAIRS
 
 

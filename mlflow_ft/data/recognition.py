@@ -131,10 +131,16 @@ class Recogniser:
 
     def _read(self, values: Values, classes: Mapping[str, Sequence[str]]) -> tuple[DataFormat | None, list[AsText]]:
         """The format of rows, and which of their numbers it reads as text."""
-        record = self._detect(values)
+        record, refusal = None, None
+        try:
+            record = self._detect(values)
+        except DataError as error:
+            refusal = error
         if record is not None and _count(values, record) == len(values):
             return record, []
         as_text = numbers.needed(values, numbers.candidates(values, classes), self._score)
+        if refusal and not as_text:
+            raise refusal
         return (self._detect(numbers.applied(values, as_text)) if as_text else record), as_text
 
     def _score(self, values: Values) -> int:

@@ -61,6 +61,8 @@ class Shape:
                 yield Row(values={**others, self.column: one}, file=read.file, line=read.line)
             elif isinstance(one, Mapping):
                 yield Row(values={**others, **one}, file=read.file, line=read.line)
+            elif not steps:
+                yield read
             else:
                 yield Unreadable(file=read.file, line=read.line, reason=f"no row stands there: {self.told}")
         if not found:

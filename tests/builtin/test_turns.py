@@ -117,6 +117,8 @@ def test_what_else_a_turn_says_is_kept_unless_it_is_null() -> None:
     [
         ([], ""),
         (["a", "b"], "a\nb"),
+        ([{"type": "text", "value": "a"}, {"type": "text", "content": "b"}], "a\nb"),
+        ([{"type": "text", "text": {"value": "a", "annotations": []}}], "a"),
         ([{"type": "text", "text": "a", "image_url": None}, {"type": "input_text", "text": "b"}], "a\nb"),
         ([{"type": "output_text", "text": "a"}], "a"),
         ([{"type": None, "text": "a"}], "a"),
@@ -150,6 +152,34 @@ def test_only_the_assistant_can_be_learned() -> None:
     assert wishes({**USER, "train": False}, {**USER, "weight": 1}) == [False, True]
     with pytest.raises(ValueError, match="turn 1 of `messages` has `train`: true, but the user speaks"):
         read({**USER, "train": True})
+
+
+@pytest.mark.parametrize("key", turns.LEARN_KEYS)
+def test_a_fraction_of_a_weight_is_refused_under_every_name(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"has 0\.5 in `{key}`; a turn is learned or it is not"):
+        read({**ANSWER, key: 0.5})
+
+
+def test_names_of_a_weight_that_say_different_things_are_refused() -> None:
+    assert wishes({**ANSWER, "train": True, "weight": 1, "loss": None}) == [True]
+    with pytest.raises(ValueError, match="says in `train` and `weight` that it is learned, and that it is not"):
+        read({**ANSWER, "train": True, "weight": 0})
+
+
+@pytest.mark.parametrize("key", ["train_detail", "training_detail", "train-detail"])
+def test_parts_of_a_turn_cannot_be_learned_alone(key: str) -> None:
+    assert read({**ANSWER, key: []})
+    with pytest.raises(ValueError, match="says which parts of it are learned, and a turn is learned whole or not"):
+        read({**ANSWER, key: [{"begin_offset": 0, "end_offset": 1, "train": True}]})
+
+
+@pytest.mark.parametrize("key", turns.MEDIA_KEYS)
+def test_a_picture_that_a_turn_has_is_refused(key: str) -> None:
+    for value in (["a.png"], {"bytes": b"x"}, "a.png", Opaque("a picture")):
+        with pytest.raises(ValueError, match=f"has pictures or sounds in `{key}`; only text can be learned"):
+            read({**USER, key: value})
+    for value in (None, [], "", 0, False):
+        assert read({**USER, key: value})[0]["content"] == "ask"
 
 
 # --- tools
@@ -275,11 +305,13 @@ BAD: Mapping[str, tuple[Any, str]] = {
     ),
     "a strange role": (
         [{"role": "zoo", "content": "x"}],
-        "turn 1 of `messages` has the role 'zoo', which is not known; the roles are system, user, assistant and tool",
+        "turn 1 of `messages` has the role 'zoo', which is not known; the roles are "
+        "system, user, assistant and tool: whoever's words are to be learned is the assistant",
     ),
     "a number for a role": (
         [{"role": 1, "content": "x"}],
-        "turn 1 of `messages` has the role 1, which is not known; the roles are system, user, assistant and tool",
+        "turn 1 of `messages` has the role 1, which is not known; the roles are "
+        "system, user, assistant and tool: whoever's words are to be learned is the assistant",
     ),
     "no text": ([USER, {"role": "assistant"}], "turn 2 of `messages` has no text in `content`"),
     "null for a text": ([{"role": "assistant", "content": None}], "turn 1 of `messages` has no text in `content`"),
