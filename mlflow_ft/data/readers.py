@@ -109,7 +109,7 @@ def has_lines(file: Path) -> bool:
     """Whether a file of JSON holds a value a line, and not one value alone."""
     with compressed.text(file) as stream:
         first, second = _first_line(stream), _first_line(stream)
-    if _goes_on(first) and not isinstance(parse(second), dict):
+    if _is_open(first) and not isinstance(parse(second), dict):
         return False
     is_list = first.lstrip().startswith("[")
     return is_list if compressed.suffix(file) != ".json" and is_list else bool(second.strip()) and not is_list
@@ -143,7 +143,7 @@ def _json_lines(file: Path) -> Read:
     with compressed.text(file) as stream:
         start, following = _first_line(stream), _first_line(stream)
     letter = start.lstrip()[:1]
-    if letter and letter in "[{" and _goes_on(start) and not isinstance(parse(following), dict):
+    if letter and letter in "[{" and _is_open(start) and not isinstance(parse(following), dict):
         yield from json_list.read(file, brackets=letter == "[")
     else:
         yield from _each_line(file)
@@ -183,11 +183,21 @@ def _goes_on(line: str) -> bool:
     text = line.strip()
     try:
         _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return _is_open(line)
+    return text[end:].lstrip().startswith("{")
+
+
+def _is_open(line: str) -> bool:
+    """Whether what begins on a line ends on another one."""
+    text = line.strip()
+    try:
+        json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:
         return line.endswith("\n") and error.pos >= len(text)
     except (ValueError, RecursionError):
-        return False
-    return text[end:].lstrip().startswith("{")
+        pass
+    return False
 
 
 def _text_lines(file: Path) -> Read:

@@ -270,6 +270,7 @@ def test_no_tools_are_no_tools(given: Any) -> None:
 
 # --- what is wrong
 
+ROLES = "the roles are system, user, assistant and tool: whoever's words are to be learned is the assistant"
 BAD: Mapping[str, tuple[Any, str]] = {
     "text": ("words", "`messages` is text, not a list of turns"),
     "a number": (7, "`messages` is a number, not a list of turns"),
@@ -305,13 +306,11 @@ BAD: Mapping[str, tuple[Any, str]] = {
     ),
     "a strange role": (
         [{"role": "zoo", "content": "x"}],
-        "turn 1 of `messages` has the role 'zoo', which is not known; the roles are "
-        "system, user, assistant and tool: whoever's words are to be learned is the assistant",
+        f"turn 1 of `messages` has the role 'zoo', which is not known; {ROLES}",
     ),
     "a number for a role": (
         [{"role": 1, "content": "x"}],
-        "turn 1 of `messages` has the role 1, which is not known; the roles are "
-        "system, user, assistant and tool: whoever's words are to be learned is the assistant",
+        f"turn 1 of `messages` has the role 1, which is not known; {ROLES}",
     ),
     "no text": ([USER, {"role": "assistant"}], "turn 2 of `messages` has no text in `content`"),
     "null for a text": ([{"role": "assistant", "content": None}], "turn 1 of `messages` has no text in `content`"),

@@ -199,7 +199,10 @@ def test_the_object_may_be_larger_than_a_row_may_be(
     assert rows(found) == MESSAGES * 100
 
 
-def test_memory_does_not_grow_with_the_rows_in_an_object(write: Callable[..., Path]) -> None:
+def test_memory_does_not_grow_with_the_rows_in_an_object(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_list, "PIECE", 2**14)
     peaks = []
     for count in (500, 4_000, 16_000):  # the first warms up what is made once
         found = understood(write("rows.json", {"data": MESSAGES * (count // 2)}))
