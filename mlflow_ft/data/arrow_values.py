@@ -85,6 +85,8 @@ def _decoded(array: pyarrow.Array) -> pyarrow.Array:
 def _leaves(array: pyarrow.Array) -> Values:
     import pyarrow as pa
 
+    if pa.types.is_interval(array.type):
+        return _opaque(array, "an interval")
     try:
         return list(array.to_pylist())
     except pa.ArrowInvalid:

@@ -18,13 +18,13 @@ OPEN = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 NOT_PLAIN = re.compile(r"[^\w-]+")
 
 
-def writing(source: Source, expression: str, *, uses: str = "") -> str:
-    """What to type so that `expression`, over `d`, which the first file holds, is written row by row.
+def writing(source: Source, expression: str, *, uses: str = "", of_object: bool = False) -> str:
+    """What to type so that `expression`, over `d`, the values of the first file, is written row by row.
 
-    "" where that file is of no kind that one line can read.
+    `of_object`: over the one object that the file holds. "" where the file is of no kind that one line can read.
     """
     file = source.files[0].path
-    loaded = _loading(file) if file else None
+    loaded = _loading(file, of_object=of_object) if file else None
     if file is None or loaded is None:
         return ""
     read, modules = loaded
@@ -37,7 +37,7 @@ def writing(source: Source, expression: str, *, uses: str = "") -> str:
     return f"  python -c {shlex.quote(code)}    # then --data {target}"
 
 
-def _loading(file: Path) -> tuple[str, list[str]] | None:
+def _loading(file: Path, *, of_object: bool) -> tuple[str, list[str]] | None:
     """An expression for what a file holds, and the modules that it needs."""
     last, kind = file.suffix.lower(), compressed.suffix(file)
     module = OPEN.get(last)
@@ -55,4 +55,5 @@ def _loading(file: Path) -> tuple[str, list[str]] | None:
     opened = f'{opener}({json.dumps(str(file))}, "rt", encoding="utf-8-sig")'
     if readers.has_lines(file):
         return f"[json.loads(line) for line in {opened} if line.strip()]", modules
-    return f"json.load({opened})", modules
+    whole = f"json.load({opened})"
+    return whole if of_object or readers.first_letter(file) == "[" else f"[{whole}]", modules

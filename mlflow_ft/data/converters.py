@@ -86,6 +86,23 @@ OF_LISTS = (
         expression='[{"text": text} for text in d]',
     ),
 )
+OF_ROWS = (
+    Converter(
+        what="the turns are Gemini's, with `parts`",
+        make=lambda d: [{"messages": [_of_parts(turn) for turn in _gemini(row)]} for row in d],
+        expression='[{"messages": [{"role": turn.get("role", "system"), "content": "".join(part["text"] for part in '
+        'turn["parts"])} for turn in [row.get("systemInstruction") or row.get("system_instruction") or {"parts": []}, '
+        '*row["contents"]] if turn["parts"]]} for row in d]',
+    ),
+    Converter(
+        what="each row is a request and its response, as a log of OpenAI's API has them",
+        make=lambda d: [
+            {"messages": [*row["request"]["messages"], row["response"]["choices"][0]["message"]]} for row in d
+        ],
+        expression='[{"messages": [*row["request"]["messages"], row["response"]["choices"][0]["message"]]} '
+        "for row in d]",
+    ),
+)
 ONE = Converter(
     what="if all of them are one conversation",
     make=lambda d: [{"messages": d}],
@@ -110,6 +127,15 @@ def _objects(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
+def _gemini(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    system = row.get("systemInstruction") or row.get("system_instruction") or {"parts": []}
+    return [turn for turn in (system, *row["contents"]) if turn["parts"]]
+
+
+def _of_parts(turn: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": turn.get("role", "system"), "content": "".join(part["text"] for part in turn["parts"])}
+
+
 def _list(found: Any) -> list[Any]:
     if not isinstance(found, list):
         raise TypeError("not a list")
@@ -127,15 +153,16 @@ def ways(source: Source, roots: Sequence[Any], fits: Fits) -> list[str]:
     if not roots:
         return []
     turns = list(_of_turns(roots, fits))
-    known = OF_OBJECTS if len(roots) == 1 and isinstance(roots[0], Mapping) else OF_LISTS
-    whole = roots[0] if known is OF_OBJECTS else list(roots)
-    fitting = turns or [one for one in known if _makes(one, whole, fits)]
+    fitting = turns or [one for one in OF_ROWS if _makes(one, list(roots), fits)]
+    is_object = len(roots) == 1 and isinstance(roots[0], Mapping)
+    known = OF_OBJECTS if is_object else OF_LISTS
+    fitting = fitting or [one for one in known if _makes(one, roots[0] if is_object else list(roots), fits)]
     if not fitting:
         return chat_logs.ways(roots, fits)
     each = "each row is one turn, and a row must be a whole conversation; " if turns else ""
     lines = [f"{each}write the rows out first{', as they are meant' if len(fitting) > 1 else ''}"]
     for one in fitting:
-        written = commands.writing(source, one.expression, uses=one.uses)
+        written = commands.writing(source, one.expression, uses=one.uses, of_object=one in OF_OBJECTS)
         lines += [f"{one.what}:", written] if written else [f"{one.what}: {{{chr(34)}messages{chr(34)}: [...]}}"]
     return lines
 

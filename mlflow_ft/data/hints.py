@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow_ft.data.sources import Source
 
 _SHOWN_COLUMNS = 30
+SPEAKERS = (("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("inputs", "targets"))
+"""Columns that are called as those who speak in them."""
 
 
 def better(error: DataError, source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits: Fits) -> DataError:
@@ -36,8 +37,9 @@ def _places(source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits
     yield "what may be rows lies under " + "; under ".join(where(shape.steps) for shape in fitting[:8])
     yield f"write those that are meant into a file of their own, and name that; those under {where(first.steps)}:"
     path = source.files[0].path
-    in_rows = len(roots) > 1 or (path is not None and (readers.first_letter(path) == "[" or readers.has_lines(path)))
-    yield commands.writing(source, converters.of_steps(first.steps, column=first.column, rows=in_rows))
+    of_object = len(roots) == 1 and path is not None and readers.first_letter(path) == "{"
+    expression = converters.of_steps(first.steps, column=first.column, rows=not of_object)
+    yield commands.writing(source, expression, of_object=of_object)
 
 
 def of_split(found: Sequence[Shape], split: str) -> list[Shape]:
@@ -104,9 +106,10 @@ def _remedy(sample: Sequence[Mapping[str, Any]], columns: Sequence[str], registr
     ways = [f"they are not {name}: {reason}" for reason, name in reasons.items()]
     if readable := [f"--data.format {name}" for name, reason in against.items() if reason is None]:
         ways.append(f"to read them all the same: {' or '.join(readable)}")
-    example = next(_named_columns(first, columns, registry), "--data.columns prompt=COLUMN,completion=COLUMN")
+    named = next(_named_columns(first, columns, registry), "")
+    example = "to say which columns are meant, for example: --data.columns prompt=COLUMN,completion=COLUMN"
     needs = "; ".join(f"{record.name} needs {', '.join(record.columns)}" for record in registry.formats)
-    ways += [f"to say which columns are meant, for example: {example}", needs]
+    ways += [f"if these columns are meant: {named}" if named else example, needs]
     return "\n  ".join(ways)
 
 
@@ -115,8 +118,10 @@ def _named_columns(first: Mapping[str, Any], columns: Sequence[str], registry: R
     lists = [column for column in columns if isinstance(first.get(column), list)]
     for keys in _turn_keys(first.get(lists[0])) if len(lists) == 1 else ():
         yield from _tried({"messages": lists[0], **keys}, first, registry)
-    if len(columns) == 2 and all(isinstance(first.get(column), str) and first[column] for column in columns):
-        yield from _tried({"prompt": columns[0], "completion": columns[1]}, first, registry)
+    texts = [column for column in columns if isinstance(first.get(column), str) and first[column]]
+    for asked, answered in (*SPEAKERS, *([texts] if len(texts) == len(columns) == 2 else [])):
+        if {asked, answered} <= set(texts):
+            yield from _tried({"prompt": asked, "completion": answered}, first, registry)
 
 
 def _tried(names: Mapping[str, str], first: Mapping[str, Any], registry: Registry) -> Iterator[str]:
@@ -129,9 +134,12 @@ def _tried(names: Mapping[str, str], first: Mapping[str, Any], registry: Registr
 
 
 def _turn_keys(value: Any) -> Iterator[dict[str, str]]:
-    """Which keys of the objects in a list may say who speaks, and what is said."""
+    """Which keys of the objects in a list may say who speaks, and what is said: the key with the most text."""
     if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
         return
     texts = [str(key) for key, inner in value[0].items() if isinstance(inner, str)]
-    for role, content in itertools.permutations(texts[:8], 2):
-        yield {"role": role, "content": content}
+    said = sorted(
+        texts[:8], key=lambda key: -sum(len(str(turn.get(key))) for turn in value if isinstance(turn, Mapping))
+    )
+    for role in texts[:8]:
+        yield from ({"role": role, "content": content} for content in said if content != role)

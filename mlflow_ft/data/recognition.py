@@ -38,10 +38,10 @@ class Understood:
     """The columns of its first rows."""
 
     @property
-    def told(self) -> list[str]:
+    def told(self) -> tuple[str, ...]:
         """What was made of the source that it does not say itself, a sentence each."""
         shape = self.source.shape
-        return [f"{self.source.asked}: {one}" for one in ([shape.told] if shape else []) + [*map(str, self.as_text)]]
+        return (*([shape.told] if shape else []), *map(str, self.as_text))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def every_row(
     encoder = Encoder(tokenizer, max_length=sys.maxsize)  # a row is shown with what is cut away of it
     numbers = itertools.count(1)
     for one in opened:
-        for sentence in one.told:
+        for sentence in one.sentences:
             tell(sentence)
         found = one.examples(config.data)
         for batch in iter(lambda found=found: list(itertools.islice(found, BATCH)), []):  # type: ignore[misc]  # mypy cannot infer a lambda with a default

@@ -961,7 +961,10 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     "FiscalNote/billsum": ({"text": "words", "summary": "x", "title": "T"}, ["--data.format text"]),
     "eriktks/conll2003": ({"id": "0", "tokens": ["x"], "ner_tags": [3]}, [NO_TYPO]),
     "bigcode/the-stack": ({"content": "x = 1", "size": 5, "lang": "Python"}, [NO_TYPO]),
-    "Muennighoff/flan": ({"inputs": "ask", "targets": "say", "task": "x"}, [NO_TYPO]),
+    "Muennighoff/flan": (
+        {"inputs": "ask", "targets": "say", "task": "x"},
+        ["if these columns are meant: --data.columns prompt=inputs,completion=targets"],
+    ),
     "openbmb/UltraFeedback": (
         {"source": "x", "instruction": "ask", "models": ["a"], "completions": [{"response": "say"}]},
         ["--data.format prompt-only"],
@@ -982,7 +985,10 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
         {"qid": 1, "question": "ask", "response_j": "good", "response_k": "bad", "metadata": []},
         ["--data.format prompt-only"],
     ),
-    "Josephgflowers/Finance-Instruct-500k": ({"system": "rule", "user": "ask", "assistant": "say"}, [NO_TYPO]),
+    "Josephgflowers/Finance-Instruct-500k": (
+        {"system": "rule", "user": "ask", "assistant": "say"},
+        ["if these columns are meant: --data.columns prompt=user,completion=assistant"],
+    ),
     "keivalya/MedQuad-MedicalQnADataset": (
         {"qtype": "x", "Question": "ask", "Answer": "say"},
         [

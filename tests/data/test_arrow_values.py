@@ -194,6 +194,7 @@ OPAQUE: dict[str, tuple[Any, pa.Field | None, str]] = {
         None,
         "a map that has a key twice",
     ),
+    "an interval": (pa.array([(1, 2, 3), None], pa.month_day_nano_interval()), None, "an interval"),
     "a time zone that nobody knows": (
         pa.array([1, None], pa.timestamp("s", "Mars/Crater")),
         None,

@@ -59,6 +59,25 @@ FILES: dict[str, tuple[Any, list[list[dict[str, Any]]]]] = {
         [{"id": 1, "body": {"prompt": "a"}}, {"id": 2, "body": {"prompt": "b"}}],
         [[{"prompt": "a"}, {"prompt": "b"}]],
     ),
+    "Gemini's turns": (
+        [
+            {
+                "systemInstruction": {"parts": [{"text": "s"}]},
+                "contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "x"}]}],
+            },
+            {"contents": [{"role": "user", "parts": [{"text": "b"}]}, {"role": "model", "parts": [{"text": "y"}]}]},
+        ],
+        [
+            [
+                {"messages": [{"role": "system", "content": "s"}, A[0], {"role": "model", "content": "x"}]},
+                {"messages": [B[0], {"role": "model", "content": "y"}]},
+            ]
+        ],
+    ),
+    "a log of requests": (
+        [{"request": {"messages": A[:1]}, "response": {"choices": [{"message": A[1]}]}}],
+        [[{"messages": A}]],
+    ),
     "rounds or rows": (
         [[{"input": "a", "output": "x"}], [{"input": "b", "output": "y"}]],
         [
@@ -121,26 +140,33 @@ def test_a_compression_that_python_does_not_know_gets_no_command(tmp_path: Path)
 
 
 COLUMNS: dict[str, tuple[dict[str, Any], str]] = {
-    "two texts": ({"frage": "a", "antwort": "x"}, "prompt=frage,completion=antwort"),
-    "turns under another name": ({"id": 1, "transcript": A}, "messages=transcript"),
+    "two texts": ({"frage": "a", "antwort": "x"}, "x"),
+    "who speaks as columns": ({"system": "s", "user": "a", "assistant": "x", "id": "1"}, "x"),
+    "turns under another name": ({"id": 1, "transcript": A}, "x"),
     "turns and their keys": (
-        {"id": 1, "log": [{"at": "9:00", "who": "customer", "said": "a"}, {"at": "9:01", "who": "agent", "said": "x"}]},
-        "messages=log,role=who,content=at",
+        {
+            "id": 1,
+            "log": [
+                {"at": "9:00", "who": "customer", "said": "hello"},
+                {"at": "9:01", "who": "agent", "said": "Good day"},
+            ],
+        },
+        "Good day",
     ),
 }
 
 
 @pytest.mark.parametrize("case", COLUMNS)
 def test_the_names_that_a_message_gives_columns_read_the_rows(tmp_path: Path, case: str) -> None:
-    row, _ = COLUMNS[case]
+    row, answer = COLUMNS[case]
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError) as error:
         understood(tmp_path / "rows.jsonl")
-    found = re.search(r"for example: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
+    found = re.search(r"if these columns are meant: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
     assert found
     given = dict(pair.split("=") for pair in found[1].split(","))
     read = understood(tmp_path / "rows.jsonl", columns=given)
-    assert read.record.convert(renamed(row, read.source.settings)).messages
+    assert read.record.convert(renamed(row, read.source.settings)).answer == answer
 
 
 LOGS: dict[str, Any] = {

@@ -110,12 +110,12 @@ def test_numbers_are_taken_as_text_and_that_is_told(tmp_path: Path, case: str) -
     found = of(tmp_path, *rows)
     assert found.record.name == name
     assert said(found) == answers
-    assert found.told == [f"{tmp_path / 'rows.jsonl'}: {one}" for one in told]
+    assert found.told == tuple(told)
 
 
 def test_where_text_and_numbers_are_mixed_the_numbers_are_refused_by_row(tmp_path: Path) -> None:
     found = of(tmp_path, {"question": "a", "answer": 4}, {"question": "b", "answer": "six"})
-    assert (said(found), found.told) == (["`answer` is a number, not text", "six"], [])
+    assert (said(found), found.told) == (["`answer` is a number, not text", "six"], ())
 
 
 def test_where_all_of_the_first_rows_are_numbers_the_others_must_be(tmp_path: Path) -> None:
