@@ -6,16 +6,19 @@ import json
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from mlflow_ft import DataFormat, Example, hookimpl, plugins
 from mlflow_ft.builtin.conversations import TURN_COLUMNS
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import convert
+from mlflow_ft.data import convert, readers
 from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.data.recognition import Recogniser, check_columns
 from mlflow_ft.errors import ConfigError, DataError
@@ -467,3 +470,20 @@ def test_good_and_bad_answers_together_are_not_learned_in_silence() -> None:
 def test_every_turn_column_is_known_to_be_one() -> None:
     for column in TURN_COLUMNS:
         assert recognise({column: [USER, ANSWER]}) == "messages"
+
+
+def test_columns_for_rewards_keep_the_nulls_of_their_table(tmp_path: Path) -> None:
+    """A reward function may ask for a key that is null in some rows."""
+    given_rows = [
+        {"prompt": "a", "tests": [{"input": "1", "expected": None}], "about": {"x": 1, "y": None}},
+        {"prompt": "b", "tests": [{"input": None, "expected": "2"}], "about": {"x": None, "y": 2}},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(given_rows), tmp_path / "rows.parquet")
+    section = DataSection(columns={"prompt": "prompt", "extra": "about"})
+    read = list(readers.read_file(tmp_path / "rows.parquet"))
+    found = [
+        one[1].columns
+        for one in convert.convert(read, REGISTRY.formats["prompt-only"], section)
+        if isinstance(one, tuple)
+    ]
+    assert found == [{"tests": row["tests"], "extra": row["about"]} for row in given_rows]
