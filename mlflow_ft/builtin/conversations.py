@@ -10,7 +10,7 @@ from typing import Any
 from mlflow_ft import Example, Message
 from mlflow_ft.builtin.tool_calls import tools_of, written_calls
 from mlflow_ft.builtin.turns import LEARN_KEYS, MEDIA_KEYS, as_turns, is_turns, truth_of, turns
-from mlflow_ft.builtin.values import from_json, meant, named
+from mlflow_ft.builtin.values import from_json, meant, named, not_text
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
 SYSTEM_COLUMNS = ("system", "system_prompt")
@@ -119,7 +119,7 @@ def system_of(values: Mapping[str, Any], messages: Sequence[Message]) -> dict[st
         if found is None or found == "":
             continue
         if not isinstance(found, str):
-            raise ValueError(f"`{column}` is {named(found)}, not text")
+            raise ValueError(f"`{column}` is {not_text(found)}")
         if found.strip():
             return None if messages[0]["role"] == "system" else {"role": "system", "content": found}
     return None
@@ -271,5 +271,5 @@ def text(values: Mapping[str, Any], column: str) -> str:
     if value is None:
         raise ValueError(f"column `{column}` is missing{meant([column], values)}")
     if not isinstance(value, str):
-        raise ValueError(f"`{column}` is {named(value)}, not text")
+        raise ValueError(f"`{column}` is {not_text(value)}")
     return value

@@ -63,6 +63,12 @@ def named(value: Any) -> str:
     return next((words for kind, words in KINDS if isinstance(value, kind)), type(value).__name__)
 
 
+def not_text(value: Any) -> str:
+    """What a value is that should be text: "a number, not text", and of a table's types what to do."""
+    is_of_json = value is None or isinstance(value, Mapping | list | tuple | str | int | float | Opaque)
+    return f"{named(value)}, not text" + ("" if is_of_json else "; cast the column to text")
+
+
 def shown(value: Any) -> str:
     """A value as a message can show it, however long or deep it is."""
     return _short.repr(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -416,3 +417,21 @@ def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
     assert found.notes == ("`image` left out: pictures and sounds are not read",)
     with pytest.raises(ValueError, match="the row has pictures or sounds in `image`"):
         from_turns({"messages": [turn("user", "see <image>"), ANSWER], "image": Opaque("a picture")})
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (datetime(2024, 5, 1, tzinfo=UTC), "a timestamp, not text; cast the column to text"),
+        (date(2024, 5, 1), "a date, not text; cast the column to text"),
+        (timedelta(1), "a duration, not text; cast the column to text"),
+        (b"x", "binary data, not text; cast the column to text"),
+        (Opaque("a picture"), "a picture, not text"),
+        (7, "a number, not text"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_name(value: Any, words: str) -> None:
+    for values in ({"prompt": "a", "completion": value}, {"prompt": "a", "completion": "b", "system": value}):
+        column = "completion" if values["completion"] is value else "system"
+        with pytest.raises(ValueError, match=f"^`{column}` is {words}$"):
+            from_pair(("prompt",), ("completion",))(values)
