@@ -48,11 +48,11 @@ def format_of(sample: Sequence[Mapping[str, Any]]) -> str | None:
 
 def from_claude(values: Mapping[str, Any]) -> Example:
     """A conversation of Claude's export; a file that was attached is not in it."""
-    found = values.get("chat_messages")
-    if not isinstance(found, list):
-        raise ValueError(f"`chat_messages` is {named(found)}, not a list of turns")
+    given = values.get("chat_messages")
+    if not isinstance(given, list):
+        raise ValueError(f"`chat_messages` is {named(given)}, not a list of turns")
     turns = []
-    for number, turn in enumerate(found, 1):
+    for number, turn in enumerate(given, 1):
         if not isinstance(turn, Mapping):
             raise ValueError(f"turn {number} of `chat_messages` is {named(turn)}, not an object")
         if turn.get("attachments") or turn.get("files"):
@@ -69,11 +69,11 @@ def from_chatgpt(values: Mapping[str, Any]) -> Example:
         raise ValueError(f"`mapping` is {named(nodes)}, not an object")
     messages: list[Any] = []
     while node is not None:
-        found = nodes.get(node)
-        if not isinstance(found, Mapping) or len(messages) > MOST_TURNS:
+        inner = nodes.get(node)
+        if not isinstance(inner, Mapping) or len(messages) > MOST_TURNS:
             raise ValueError(f"`mapping` has no node {shown(node)}, or goes in a circle")
-        messages.append(found.get("message"))
-        node = found.get("parent")
+        messages.append(inner.get("message"))
+        node = inner.get("parent")
     return from_turns({"messages": list(_said(reversed(messages)))})
 
 

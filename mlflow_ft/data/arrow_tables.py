@@ -25,7 +25,7 @@ class Table:
         """Of columns of class numbers, the names of the classes; in the rows the numbers stay."""
         for name, feature in self._features.items():
             if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
-                self.classes[name] = [str(one) for one in feature.get("names") or ()]
+                self.classes[name] = [str(class_name) for class_name in feature.get("names") or ()]
 
     def rows(self, batch: pyarrow.RecordBatch) -> list[TableRow]:
         """The rows of a batch.
@@ -33,12 +33,12 @@ class Table:
         Raises:
             ValueError, ArithmeticError: a value is damaged, or outside of what Python can hold.
         """
-        found = [TableRow(self) for _ in range(batch.num_rows)]
+        rows = [TableRow(self) for _ in range(batch.num_rows)]
         for index, field in enumerate(self.fields):
             feature = None if field.name in self.classes else self._features.get(field.name)
-            for row, value in zip(found, column(batch.column(index), field, feature), strict=True):
+            for row, value in zip(rows, column(batch.column(index), field, feature), strict=True):
                 row[field.name] = value
-        return found
+        return rows
 
 
 class TableRow(dict[str, Any]):
@@ -63,14 +63,14 @@ def _filled(value: Any, kind: pyarrow.DataType) -> Any:
         fields = (kind.field(index) for index in range(kind.num_fields))
         return {field.name: _filled(value.get(field.name), field.type) for field in fields}
     if isinstance(value, list) and t.is_nested(kind) and hasattr(kind, "value_field"):
-        return [_filled(one, kind.value_type) for one in value]
+        return [_filled(element, kind.value_type) for element in value]
     return value
 
 
 def _features(schema: pyarrow.Schema) -> Mapping[str, Any]:
     """What `datasets` wrote into a schema of the columns' meaning; {} where it wrote nothing."""
     try:
-        found = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))["info"]["features"]
+        written = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))["info"]["features"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, Mapping) else {}
+    return written if isinstance(written, Mapping) else {}

@@ -113,7 +113,7 @@ def _extension(storage: pyarrow.Array, kind: Any, field: pyarrow.Field, feature:
         ]
     if isinstance(kind, pa.FixedShapeTensorType):
         tensors = pa.ExtensionArray.from_storage(kind, storage)
-        return [one.to_numpy().tolist() if one.is_valid else None for one in tensors]
+        return [tensor.to_numpy().tolist() if tensor.is_valid else None for tensor in tensors]
     if isinstance(kind, pa.Bool8Type):
         return [None if value is None else value != 0 for value in storage.to_pylist()]
     return _named(storage, str(kind.extension_name), field, feature)
@@ -139,7 +139,7 @@ def _opaque(array: pyarrow.Array, what: str) -> Values:
 def _classes(numbers: Sequence[int | None], names: Any) -> Values:
     """The names of classes; a number without a name (-1 is "not labelled") stays."""
     known = names if isinstance(names, list) else []
-    return [known[one] if one is not None and 0 <= one < len(known) else one for one in numbers]
+    return [known[n] if n is not None and 0 <= n < len(known) else n for n in numbers]
 
 
 # --- nested types
@@ -148,8 +148,8 @@ def _classes(numbers: Sequence[int | None], names: Any) -> Values:
 def _structs(array: pyarrow.Array, feature: Any) -> Values:
     kind = array.type
     fields = [kind.field(index) for index in range(kind.num_fields)]
-    if len({one.name for one in fields}) < len(fields):
-        raise ValueError("an object has a key twice: " + ", ".join(one.name for one in fields))
+    if len({field.name for field in fields}) < len(fields):
+        raise ValueError("an object has a key twice: " + ", ".join(field.name for field in fields))
     inner = feature if isinstance(feature, Mapping) and "_type" not in feature else {}
     whole: Values = [{} for _ in range(len(array))]
     for index, field in enumerate(fields):
@@ -184,7 +184,10 @@ def _lists(array: pyarrow.Array, feature: Any) -> Values:
     values = column(array.values.slice(begin, end - begin), field, inner)
     lists: Values = [values[start - begin : stop - begin] for start, stop in places]
     if array.null_count:
-        return [one if is_there else None for one, is_there in zip(lists, array.is_valid().to_pylist(), strict=True)]
+        return [
+            elements if is_there else None
+            for elements, is_there in zip(lists, array.is_valid().to_pylist(), strict=True)
+        ]
     return lists
 
 
@@ -204,17 +207,17 @@ def _ranges(array: pyarrow.Array) -> Iterator[tuple[int, int]]:
     if t.is_fixed_size_list(array.type):
         size = array.type.list_size
         starts = range(array.offset * size, (array.offset + count) * size, size) if size else [0] * count
-        found = [(start, start + size) for start in starts]
+        places = [(start, start + size) for start in starts]
     elif t.is_list_view(array.type) or t.is_large_list_view(array.type):
-        found = [(at, at + size) for at, size in zip(array.offsets.to_pylist(), array.sizes.to_pylist(), strict=True)]
+        places = [(at, at + size) for at, size in zip(array.offsets.to_pylist(), array.sizes.to_pylist(), strict=True)]
     else:
         ends = array.offsets.to_pylist()
-        found = list(pairwise(ends))
+        places = list(pairwise(ends))
     if not array.null_count:
-        return iter(found)
-    first = found[0] if found else (0, 0)
+        return iter(places)
+    first = places[0] if places else (0, 0)
     there = array.is_valid().to_pylist()
-    return ((one if is_there else (first[0], first[0])) for one, is_there in zip(found, there, strict=True))
+    return ((place if is_there else (first[0], first[0])) for place, is_there in zip(places, there, strict=True))
 
 
 def _maps(array: pyarrow.Array) -> Values:
@@ -223,11 +226,11 @@ def _maps(array: pyarrow.Array) -> Values:
     begin, end = (places[0][0], max(stop for _, stop in places)) if places else (0, 0)
     keys = column(array.keys.slice(begin, end - begin), kind.key_field)
     items = column(array.items.slice(begin, end - begin), kind.item_field)
-    found: Values = []
+    objects: Values = []
     for (start, stop), is_there in zip(places, array.is_valid().to_pylist(), strict=True):
         names, values = keys[start - begin : stop - begin], items[start - begin : stop - begin]
-        found.append(_object(names, values, kind) if is_there else None)
-    return found
+        objects.append(_object(names, values, kind) if is_there else None)
+    return objects
 
 
 def _object(names: Values, values: Values, kind: Any) -> Any:

@@ -115,16 +115,16 @@ PAIRS = Converter(
 )
 
 
-def _lists(found: Mapping[str, Any]) -> list[list[Any]]:
-    if len(found) < 2 or not all(isinstance(one, list) for one in found.values()):
+def _lists(value: Mapping[str, Any]) -> list[list[Any]]:
+    if len(value) < 2 or not all(isinstance(inner, list) for inner in value.values()):
         raise ValueError("not lists")
-    return list(found.values())
+    return list(value.values())
 
 
-def _objects(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    if not all(isinstance(one, Mapping) for one in found.values()):
+def _objects(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if not all(isinstance(inner, Mapping) for inner in value.values()):
         raise ValueError("not objects")
-    return list(found.values())
+    return list(value.values())
 
 
 def _gemini(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -136,16 +136,16 @@ def _of_parts(turn: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": turn.get("role", "system"), "content": "".join(part["text"] for part in turn["parts"])}
 
 
-def _list(found: Any) -> list[Any]:
-    if not isinstance(found, list):
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
         raise TypeError("not a list")
-    return found
+    return value
 
 
-def _texts(found: Any) -> list[str]:
-    if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(inner, str) for inner in value):
         raise ValueError("not texts")
-    return found
+    return value
 
 
 def ways(source: Source, roots: Sequence[Any], fits: Fits) -> list[str]:
@@ -153,23 +153,27 @@ def ways(source: Source, roots: Sequence[Any], fits: Fits) -> list[str]:
     if not roots:
         return []
     turns = list(_of_turns(roots, fits))
-    fitting = turns or [one for one in OF_ROWS if _makes(one, list(roots), fits)]
+    fitting = turns or [converter for converter in OF_ROWS if _makes(converter, list(roots), fits)]
     is_object = len(roots) == 1 and isinstance(roots[0], Mapping)
     known = OF_OBJECTS if is_object else OF_LISTS
-    fitting = fitting or [one for one in known if _makes(one, roots[0] if is_object else list(roots), fits)]
+    fitting = fitting or [
+        converter for converter in known if _makes(converter, roots[0] if is_object else list(roots), fits)
+    ]
     if not fitting:
         return chat_logs.ways(roots, fits)
     each = "each row is one turn, and a row must be a whole conversation; " if turns else ""
     lines = [f"{each}write the rows out first{', as they are meant' if len(fitting) > 1 else ''}"]
-    for one in fitting:
-        written = commands.writing(source, one.expression, uses=one.uses, of_object=one in OF_OBJECTS)
-        lines += [f"{one.what}:", written] if written else [f"{one.what}: {{{chr(34)}messages{chr(34)}: [...]}}"]
+    for converter in fitting:
+        written = commands.writing(source, converter.expression, uses=converter.uses, of_object=converter in OF_OBJECTS)
+        lines += (
+            [f"{converter.what}:", written] if written else [f"{converter.what}: as JSON lines (.jsonl), a row a line"]
+        )
     return lines
 
 
-def _makes(one: Converter, whole: Any, fits: Fits) -> bool:
+def _makes(converter: Converter, whole: Any, fits: Fits) -> bool:
     try:
-        made = one.make(whole)
+        made = converter.make(whole)
     except (ValueError, TypeError, LookupError, AttributeError):
         return False
     return bool(made) and all(isinstance(row, Mapping) for row in made) and fits(made[:FEW]) is not None
@@ -177,14 +181,18 @@ def _makes(one: Converter, whole: Any, fits: Fits) -> bool:
 
 def _of_turns(roots: Sequence[Any], fits: Fits) -> Iterator[Converter]:
     """Of rows that are turns: one conversation, one of every group, or one of every question and its answer."""
-    turns = [one for one in roots if isinstance(one, Mapping) and any(isinstance(one.get(k), str) for k in ROLE_KEYS)]
+    turns = [turn for turn in roots if isinstance(turn, Mapping) and _names_a_role(turn)]
     if len(turns) < len(roots) or not _makes(ONE, turns, fits):
         return
-    yield from (one for one in map(_grouped, _groups(turns)) if _makes(one, turns, fits))
+    yield from (converter for converter in map(_grouped, _groups(turns)) if _makes(converter, turns, fits))
     yield ONE
     pairs = [fits([row]) for row in PAIRS.make(turns)]
     if pairs and all(record is not None and record.kind == "conversation" for record in pairs):
         yield PAIRS
+
+
+def _names_a_role(turn: Mapping[str, Any]) -> bool:
+    return any(isinstance(turn.get(key), str) for key in ROLE_KEYS)
 
 
 def _groups(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -42,10 +42,10 @@ def _places(source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits
     yield commands.writing(source, expression, of_object=of_object)
 
 
-def of_split(found: Sequence[Shape], split: str) -> list[Shape]:
+def of_split(fitting: Sequence[Shape], split: str) -> list[Shape]:
     """Of several places for rows the one that is called as the split that was asked for."""
-    named = [shape for shape in found if _split_of(shape.steps) == _split_of([split])]
-    return named if len(found) > 1 and len(named) == 1 else list(found)
+    named = [shape for shape in fitting if _split_of(shape.steps) == _split_of([split])]
+    return named if len(fitting) > 1 and len(named) == 1 else list(fitting)
 
 
 def _split_of(words: Sequence[str]) -> str | None:
@@ -127,9 +127,9 @@ def _named_columns(first: Mapping[str, Any], columns: Sequence[str], registry: R
 def _tried(names: Mapping[str, str], first: Mapping[str, Any], registry: Registry) -> Iterator[str]:
     given = {wanted: column for wanted, column in names.items() if wanted != column}
     plain = all(column.isprintable() and not set(column) & set(" ,=\"'{}[]") for column in given.values())
-    found = renamed(first, DataSection(columns=given)) if given and plain else None
+    row = renamed(first, DataSection(columns=given)) if given and plain else None
     wanted = "messages" if "messages" in names else "prompt-completion"
-    if found is not None and any(record.name == wanted and _fits(record, found) for record in registry.formats):
+    if row is not None and any(record.name == wanted and _fits(record, row) for record in registry.formats):
         yield "--data.columns " + ",".join(f"{wanted}={column}" for wanted, column in given.items())
 
 

@@ -34,13 +34,15 @@ class AsText:
         shown = f"{_json(self.example)} becomes the text {json.dumps(self.text(self.example), ensure_ascii=False)}"
         if self.classes:
             return f"{where} holds numbers of classes; their names are taken ({shown})"
-        return f"{where} is {self.sort} in every row; it is taken as text ({shown})"
+        return f"{where} is {self.sort}; it is taken as text ({shown})"
 
     def text(self, value: Any) -> str:
         """A value as text."""
-        if self.classes and isinstance(value, int) and 0 <= value < len(self.classes):
-            return self.classes[value]
-        return _json(value)
+        if not self.classes:
+            return _json(value)
+        if not isinstance(value, int) or not 0 <= value < len(self.classes):
+            raise ValueError(f"`{self.column}` is {value}, and no class has this number")
+        return self.classes[value]
 
     def apply(self, values: Values) -> dict[str, Any]:
         """A row's columns with text in place of the numbers.
@@ -99,14 +101,16 @@ def candidates(rows: Sequence[Values], classes: Mapping[str, Sequence[str]]) -> 
         for column, value in values.items():
             for speaker, words in _spoken(value):
                 seen.setdefault((str(column), speaker), []).append(words)
-    found = []
-    for (column, speaker), values_seen in seen.items():
-        there = [value for value in values_seen if value is not None]
+    columns = []
+    for (column, speaker), every_value in seen.items():
+        there = [value for value in every_value if value is not None]
         sorts = {sort_of(value) for value in there}
         if len(sorts) == 1 and (sort := sorts.pop()):
             names = () if speaker else tuple(classes.get(column, ()))
-            found.append(AsText(column=column, sort=sort, speaker=speaker, classes=names, example=there[0]))
-    return found
+            named = [value for value in there if not names or value in range(len(names))]
+            if named:
+                columns.append(AsText(column=column, sort=sort, speaker=speaker, classes=names, example=named[0]))
+    return columns
 
 
 def _spoken(value: Any) -> Iterator[tuple[str, Any]]:
@@ -129,28 +133,39 @@ def _said(turn: Any) -> tuple[str, str, Any] | None:
     return None if speaker is None or key is None else (speaker, key, turn[key])
 
 
-def needed(rows: Sequence[Values], found: Sequence[AsText], score: Callable[[Sequence[Values]], int]) -> list[AsText]:
-    """Those without which fewer rows are read, as `score` counts them; [] where they help none."""
-    best = score(applied(rows, found)) if found else 0
-    if best <= (score(rows) if found else 0):
+def needed(rows: Sequence[Values], columns: Sequence[AsText], score: Callable[[Sequence[Values]], int]) -> list[AsText]:
+    """Those columns without which fewer rows are read, as `score` counts them; [] where they help no row."""
+    best = score(applied(rows, columns)) if columns else 0
+    if best <= (score(rows) if columns else 0):
         return []
-    wanted = list(found)
-    for one in found:
-        others = [other for other in wanted if other != one]
+    wanted = list(columns)
+    for column in columns:
+        others = [other for other in wanted if other != column]
         if score(applied(rows, others)) >= best:
             wanted = others
     return wanted
 
 
-def applied(rows: Sequence[Values], found: Sequence[AsText]) -> list[Values]:
-    """The rows with text in place of the numbers."""
-    return [with_text(values, found) for values in rows]
+def applied(rows: Sequence[Values], columns: Sequence[AsText]) -> list[Values]:
+    """The rows with text in place of the numbers; one that has something else there stays as it is, to be refused."""
+    return [_with_text_or_as_it_is(values, columns) for values in rows]
 
 
-def with_text(values: Values, found: Sequence[AsText]) -> Values:
-    """One row with text in place of the numbers."""
-    for one in found:
-        values = one.apply(values)
+def _with_text_or_as_it_is(values: Values, columns: Sequence[AsText]) -> Values:
+    try:
+        return with_text(values, columns)
+    except ValueError:
+        return values
+
+
+def with_text(values: Values, columns: Sequence[AsText]) -> Values:
+    """One row with text in place of the numbers.
+
+    Raises:
+        ValueError: the row has something else there than the others.
+    """
+    for column in columns:
+        values = column.apply(values)
     return values
 
 

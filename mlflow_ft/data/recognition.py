@@ -1,4 +1,4 @@
-"""What a source holds, told by its first rows: where its rows are, which format they have, what is to become text."""
+"""What a source holds, by its first rows: where its rows are, which format they have, which numbers become text."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Understood:
     """The columns of its first rows."""
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def remarks(self) -> tuple[str, ...]:
         """What was made of the source that it does not say itself, a sentence each."""
         shape = self.source.shape
-        return (*([shape.told] if shape else []), *map(str, self.as_text))
+        return (*([shape.description] if shape else []), *map(str, self.as_text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,17 @@ class Recogniser:
         """
         read, broken = _begin(source)
         rows = [row for row in read if isinstance(row, Row)]
-        found = self._of_rows(source, rows) if rows and not broken else None
-        if found is not None:
-            return found
+        if rows and broken:
+            raise broken
+        if rows and (understood := self._of_rows(source, rows)):
+            return understood
         roots = _roots(source, read)
         fitting = hints.of_split(shapes.find(roots, self.fits, is_whole=_is_whole(roots)), self.settings.split)
         if len(fitting) == 1:
             shaped = replace(source, shape=fitting[0])
-            found = self._of_rows(shaped, [row for row in _begin(shaped)[0] if isinstance(row, Row)])
-            if found is not None:
-                return found
+            inner = [row for row in _begin(shaped)[0] if isinstance(row, Row)]
+            if inner and (understood := self._of_rows(shaped, inner)):
+                return understood
         if broken:
             raise broken
         try:
@@ -79,10 +80,12 @@ class Recogniser:
             raise hints.better(error, source, roots, fitting, self.fits) from error
 
     def _as_they_stand(self, source: Source, rows: Sequence[Row]) -> Understood:
-        if self.settings.format != "auto":  # that is what the rows are to be; why they are not is told row by row
+        if (
+            self.settings.format != "auto"
+        ):  # that is what the rows are to be; what is wrong with each is reported by row
             return self._understood(source, rows, self.registry.formats[self.settings.format], ())
-        if found := self._of_rows(source, rows):
-            return found
+        if understood := self._of_rows(source, rows):
+            return understood
         raise self._unrecognised(rows)
 
     def check_names(self, opened: Sequence[Source]) -> None:
@@ -104,19 +107,19 @@ class Recogniser:
 
     def fits(self, values: Values) -> DataFormat | None:
         """The format that reads some of these rows; None where there is none."""
-        there = [renamed(one, self.settings) for one in values]
+        renamed_values = [renamed(row, self.settings) for row in values]
         try:
-            record, as_text = self._read(there, {})
-        except DataError:
+            record, as_text = self._read(renamed_values, {})
+        except Exception:  # a plugin meets values here that may not be rows at all
             return None
-        return record if record and _count(numbers.applied(there, as_text), record) else None
+        return record if record and _count(numbers.applied(renamed_values, as_text), record) else None
 
     def _of_rows(self, source: Source, rows: Sequence[Row]) -> Understood | None:
         values = self._renamed(rows)
         own = {column: wanted for wanted, column in (self.settings.columns or {}).items()}
         try:
             record, as_text = self._read(values, numbers.class_names(rows[0], own))
-        except DataError:
+        except (DataError, RecursionError):
             self._detected(rows, values)  # which raises it with its place
             raise
         if record is None or not (self.settings.format == "auto" or _count(numbers.applied(values, as_text), record)):
@@ -147,14 +150,14 @@ class Recogniser:
         """How many of the rows are read."""
         try:
             record = self._detect(values)
-        except DataError:
+        except (DataError, RecursionError):
             return 0
         return _count(values, record) if record else 0
 
     def _detect(self, values: Values) -> DataFormat | None:
         if self.settings.format != "auto":
             return self.registry.formats[self.settings.format]
-        columns = list(dict.fromkeys(str(column) for one in values for column in one))
+        columns = list(dict.fromkeys(str(column) for row in values for column in row))
         detected = self.plugins.hook.detect_format(columns=columns, sample=list(values))
         return None if detected is None else self.registry.formats[detected]
 
@@ -163,9 +166,9 @@ class Recogniser:
         try:
             return self._detect(values)
         except DataError as error:
-            columns = list(dict.fromkeys(str(column) for one in values for column in one))
-            told = "; ".join([*([error.hint] if error.hint else []), f"the columns are {hints.listed(columns)}"])
-            raise DataError(f"{rows[0].place}: {error.message}", hint=told, problems=error.problems) from error
+            columns = list(dict.fromkeys(str(column) for row in values for column in row))
+            hint = "; ".join([*([error.hint] if error.hint else []), f"the columns are {hints.listed(columns)}"])
+            raise DataError(f"{rows[0].place}: {error.message}", hint=hint, problems=error.problems) from error
         except RecursionError as error:
             raise DataError(f"{rows[0].place}: the rows are {TOO_DEEP}") from error
 
@@ -182,7 +185,7 @@ class Recogniser:
 
 
 def _count(values: Values, record: DataFormat) -> int:
-    return sum(why_not(record, one) is None for one in values)
+    return sum(why_not(record, row) is None for row in values)
 
 
 def _begin(source: Source) -> tuple[list[Row | Unreadable], DataError | None]:
@@ -209,10 +212,10 @@ def _first(source: Source) -> Row:
 def _roots(source: Source, read: Sequence[Row | Unreadable]) -> list[Any]:
     """The first values of a source, rows or not; of one object that is too large for a row, its outline."""
     values = [row.values if isinstance(row, Row) else row.value for row in read]
-    found = [value for value in values if value is not None]
+    there = [value for value in values if value is not None]
     first = source.files[0].path if source.kind == "local" else None
-    if found or first is None or not readers.is_object(first):
-        return found
+    if there or first is None or not readers.is_object(first):
+        return there
     try:
         whole = json_list.outline(first, most=OUTLINED)
     except BrokenFile:
@@ -224,8 +227,9 @@ def _is_whole(roots: Sequence[Any]) -> bool:
     """Whether a file holds one value, and no list in it stands beside another of its length, as a score an answer."""
     if len(roots) != 1:
         return False
-    lists = [len(one) for one in roots[0].values() if isinstance(one, list)] if isinstance(roots[0], Mapping) else []
-    return len(set(lists)) == len(lists)
+    values = roots[0].values() if isinstance(roots[0], Mapping) else ()
+    lengths = [len(value) for value in values if isinstance(value, list)]
+    return len(set(lengths)) == len(lengths)
 
 
 def check_columns(columns: Sequence[str], settings: DataSection) -> None:

@@ -5,7 +5,7 @@
     [[{"role": ...}, ...], [{"role": ...}, ...]]               each list is a conversation
     {"messages": [[{"role": ...}, ...], [...]]}                each of the lists is a row of its own
 
-A shape is looked for where the rows as they stand are of no format, and taken only where one alone fits: what fits is
+A shape is looked for where the rows as they stand are of no format, and taken only where it alone fits: every shape is
 tried on the first rows.
 """
 
@@ -25,7 +25,7 @@ EACH = "[]"
 """A step to every element of a list; any other step is a key."""
 MESSAGES = "messages"
 DEEPEST = 4
-MOST_KEYS = 50
+MOST_KEYS, MOST_PLACES = 50, 200
 FEW = 20
 """Rows on which a shape is tried."""
 Rows = Sequence[Mapping[str, Any]]
@@ -42,8 +42,8 @@ class Shape:
     """What stands at the end of the steps is a list of turns, which becomes this column; "" where it is a row."""
     beside: bool = False
     """The rows have what stands beside them on the way, too: a system prompt, tools."""
-    told: str = ""
-    """In words, for people."""
+    description: str = ""
+    """The shape in words, for people."""
 
     @property
     def inside(self) -> tuple[str, ...]:
@@ -55,17 +55,17 @@ class Shape:
         """The rows in what was read; itself, where it has none. `inside` says that the list's elements were read."""
         value = read.values if isinstance(read, Row) else read.value
         steps = self.steps[len(self.inside) + 1 :] if inside else self.steps
-        found = list(unfolded(value, steps, beside=self.beside)) if value is not None else []
-        for one, others in found:
-            if self.column and isinstance(one, list):
-                yield Row(values={**others, self.column: one}, file=read.file, line=read.line)
-            elif isinstance(one, Mapping):
-                yield Row(values={**others, **one}, file=read.file, line=read.line)
+        ends = list(unfolded(value, steps, beside=self.beside)) if value is not None else []
+        for end, others in ends:
+            if self.column and isinstance(end, list):
+                yield Row(values={**others, self.column: end}, file=read.file, line=read.line)
+            elif isinstance(end, Mapping):
+                yield Row(values={**others, **end}, file=read.file, line=read.line)
             elif not steps:
                 yield read
             else:
-                yield Unreadable(file=read.file, line=read.line, reason=f"no row stands there: {self.told}")
-        if not found:
+                yield Unreadable(file=read.file, line=read.line, reason=f"there is no row here: {self.description}")
+        if not ends:
             yield read
 
 
@@ -77,48 +77,48 @@ def unfolded(value: Any, steps: Sequence[str], *, beside: bool) -> Iterator[tupl
         return
     step, *rest = steps
     if step == EACH:
-        for one in value if isinstance(value, list) else ():
-            yield from unfolded(one, rest, beside=beside)
+        for element in value if isinstance(value, list) else ():
+            yield from unfolded(element, rest, beside=beside)
     elif isinstance(value, Mapping) and value.get(step) is not None:
-        own = {key: one for key, one in value.items() if key != step} if beside else {}
-        for one, others in unfolded(value[step], rest, beside=beside):
-            yield one, {**own, **others}
+        own = {key: other for key, other in value.items() if key != step} if beside else {}
+        for end, others in unfolded(value[step], rest, beside=beside):
+            yield end, {**own, **others}
 
 
 def parsed(value: Any) -> Any:
     """JSON that is kept as text, as a list or an object; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        found = parse(value)
-        return value if isinstance(found, RowError) else found
+        meant = parse(value)
+        return value if isinstance(meant, RowError) else meant
     return value
 
 
 def find(roots: Sequence[Any], fits: Fits, *, is_whole: bool, weak: bool = False) -> list[Shape]:
     """The shapes in which the first values of a file are rows, the shallowest ones.
 
-    `is_whole` says that the file is one value, so that a list in it can only hold its rows. With `weak`, a lone text or
-    prompt is taken for a row, too, which stands in many places that are none. None is taken on trust: every shape makes
-    rows that some format reads.
+    `is_whole` says that the file is one value, so that a list in it can only hold its rows. With `weak`, an object with
+    a text or a prompt alone is taken for a row, too; many objects that are not rows have one. Every shape that is
+    returned makes rows that some format reads.
     """
     level: list[tuple[Any, tuple[str, ...]]] = [(roots[0], ())] if roots else []
     for _ in range(DEEPEST):
-        found: list[Shape] = []
+        shapes: list[Shape] = []
         deeper: list[tuple[Any, tuple[str, ...]]] = []
         for value, steps in level:
             here = _here(value, steps, fits, is_whole=is_whole, weak=weak)
-            found += [shape for shape in here or () if _read(shape, roots, fits) is not None]
+            shapes += [shape for shape in here or () if _read(shape, roots, fits) is not None]
             deeper += _below(value, steps) if here == [] else []
-        if found:
-            return [_told(shape, roots, fits) for shape in found]
-        level = deeper
+        if shapes:
+            return [_described(shape, roots, fits) for shape in shapes]
+        level = deeper[:MOST_PLACES]
     return []
 
 
 def _here(value: Any, steps: tuple[str, ...], fits: Fits, *, is_whole: bool, weak: bool) -> list[Shape] | None:
-    """The shapes that end here; None where rows do, but of which shape cannot be told."""
+    """The shapes that end here; None where there are rows, in one of two shapes."""
     if isinstance(value, Mapping):
         return [Shape(steps=steps)] if steps and _is_row(fits([value]), weak=weak) else []
-    if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value[:FEW]):
+    if not isinstance(value, list) or not value or not all(isinstance(element, Mapping) for element in value[:FEW]):
         return []
     as_rows, as_turns = fits(value[:FEW]), fits([{MESSAGES: value}])
     if as_rows and as_turns:
@@ -140,7 +140,7 @@ def _of_turns(value: list[Any], steps: tuple[str, ...], fits: Fits, *, is_whole:
 
 def _below(value: Any, steps: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
     if isinstance(value, list):
-        yield from ((parsed(one), (*steps, EACH)) for one in value[:1])
+        yield from ((parsed(element), (*steps, EACH)) for element in value[:1])
     elif isinstance(value, Mapping):
         for key in list(value)[:MOST_KEYS]:
             if (inner := parsed(value[key])) and isinstance(inner, Mapping | list):
@@ -158,8 +158,7 @@ def _read(shape: Shape, roots: Sequence[Any], fits: Fits) -> DataFormat | None:
 
 def sample(shape: Shape, roots: Sequence[Any]) -> list[Mapping[str, Any]]:
     """The first rows in the first values of a file."""
-    read = [Row(values={}, file="", line=0) if root is None else _as_read(root) for root in roots]
-    rows = (row for one in read for row in shape.rows(one))
+    rows = (row for root in roots for row in shape.rows(_as_read(root)))
     return [row.values for row, _ in zip(rows, range(FEW), strict=False) if isinstance(row, Row)]
 
 
@@ -169,10 +168,10 @@ def _as_read(root: Any) -> Row | Unreadable:
     return Unreadable(file="", line=0, reason="", value=root)
 
 
-def _told(shape: Shape, roots: Sequence[Any], fits: Fits) -> Shape:
+def _described(shape: Shape, roots: Sequence[Any], fits: Fits) -> Shape:
     """The shape in words, and with what stands beside the rows where that changes what they say."""
     with_others = replace(shape, beside=True)
-    names = list(dict.fromkeys(name for one in roots[:1] for name in _beside(one, shape.steps)))
+    names = list(dict.fromkeys(name for root in roots[:1] for name in _beside(root, shape.steps)))
     record = _read(shape, roots, fits)
     if not shape.beside and names and record is not None and record == _read(with_others, roots, fits):
         pairs = zip(sample(shape, roots), sample(with_others, roots), strict=False)
@@ -182,15 +181,15 @@ def _told(shape: Shape, roots: Sequence[Any], fits: Fits) -> Shape:
     if names:
         listed = ", ".join(names[:8]) + " ..." * (len(names) > 8)
         words += f" ({'each with' if shape.beside else 'left out'}: {listed})"
-    return replace(shape, told=words)
+    return replace(shape, description=words)
 
 
 def _said(record: DataFormat, values: Mapping[str, Any]) -> Any:
     try:
-        found: Example = record.convert(values)
+        example: Example = record.convert(values)
     except ValueError as error:
         return str(error)
-    return replace(found, columns={}, notes=())
+    return replace(example, columns={}, notes=())
 
 
 def _beside(value: Any, steps: Sequence[str]) -> Iterator[str]:

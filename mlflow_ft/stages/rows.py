@@ -45,13 +45,13 @@ class Opened:
     weight: float | None
     as_text: tuple[AsText, ...] = ()
     """Columns whose numbers are taken as text."""
-    told: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     """What was made of it that a person should know, a sentence each."""
 
     @property
     def sentences(self) -> list[str]:
         """What was made of it, for people, with its name."""
-        return [f"{self.source.asked}: {sentence}" for sentence in self.told]
+        return [f"{self.source.asked}: {sentence}" for sentence in self.remarks]
 
     def examples(self, settings: DataSection) -> Iterator[tuple[Row, Example] | Unreadable]:
         """Every row, converted; in place of one that is not of the format stands why."""
@@ -109,7 +109,7 @@ def open_all(
         raise refusal
     recognition.check_columns(list(dict.fromkeys(name for one in understood for name in one.columns)), settings)
     opened = [
-        Opened(source=one.source, record=one.record, weight=weight, as_text=one.as_text, told=one.told)
+        Opened(source=one.source, record=one.record, weight=weight, as_text=one.as_text, remarks=one.remarks)
         for one, weight in zip(understood, asked.values(), strict=True)
     ]
     kinds = {one.record.kind: one.source.asked for one in opened}

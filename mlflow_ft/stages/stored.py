@@ -165,7 +165,7 @@ def _parts(opened: Sequence[rows.Opened], config: Config, tokenizer: Any, regist
                 "weight": one.weight,
                 "format": one.record.name,
                 "format_from": registry.formats.provider(one.record.name),
-                **({"read_as": list(one.told)} if one.told else {}),
+                **({"read_as": list(one.remarks)} if one.remarks else {}),
             }
             for one in opened
         ],

@@ -48,58 +48,58 @@ ROWS: dict[str, tuple[list[dict[str, Any]], str, list[str], list[str]]] = {
         [{"question": "2+2?", "answer": 4}, {"question": "3+3?", "answer": 6}],
         "question-answer",
         ["4", "6"],
-        ['`answer` is a number in every row; it is taken as text (4 becomes the text "4")'],
+        ['`answer` is a number; it is taken as text (4 becomes the text "4")'],
     ),
     "fractions": (
         [{"instruction": "half", "input": "7", "output": 3.5}, {"instruction": "half", "input": "6", "output": 3}],
         "alpaca",
         ["3.5", "3"],
-        ['`output` is a number in every row; it is taken as text (3.5 becomes the text "3.5")'],
+        ['`output` is a number; it is taken as text (3.5 becomes the text "3.5")'],
     ),
     "truths": (
         [{"prompt": "is it?", "completion": True}, {"prompt": "and now?", "completion": False}],
         "prompt-completion",
         ["true", "false"],
-        ['`completion` is true or false in every row; it is taken as text (true becomes the text "true")'],
+        ['`completion` is true or false; it is taken as text (true becomes the text "true")'],
     ),
     "what is asked, too": (
         [{"instruction": "double", "input": 2, "output": "4"}],
         "alpaca",
         ["4"],
-        ['`input` is a number in every row; it is taken as text (2 becomes the text "2")'],
+        ['`input` is a number; it is taken as text (2 becomes the text "2")'],
     ),
     "preferences": (
         [{"prompt": "2+2?", "chosen": 4, "rejected": 5}],
         "preference",
         ["4"],
         [
-            '`chosen` is a number in every row; it is taken as text (4 becomes the text "4")',
-            '`rejected` is a number in every row; it is taken as text (5 becomes the text "5")',
+            '`chosen` is a number; it is taken as text (4 becomes the text "4")',
+            '`rejected` is a number; it is taken as text (5 becomes the text "5")',
         ],
     ),
     "answers with a label": (
         [{"prompt": "2+2?", "completion": 4, "label": True}, {"prompt": "2+2?", "completion": 5, "label": False}],
         "unpaired-preference",
         ["4", "5"],
-        ['`completion` is a number in every row; it is taken as text (4 becomes the text "4")'],
+        ['`completion` is a number; it is taken as text (4 becomes the text "4")'],
     ),
     "turns": (
         [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": n}]} for n in (4, 5)],
         "messages",
         ["4", "5"],
-        ['what assistant says in `messages` is a number in every row; it is taken as text (4 becomes the text "4")'],
+        ['what assistant says in `messages` is a number; it is taken as text (4 becomes the text "4")'],
     ),
     "ShareGPT's turns": (
         [{"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": 4}]}],
         "sharegpt",
         ["4"],
-        ['what gpt says in `conversations` is a number in every row; it is taken as text (4 becomes the text "4")'],
+        ['what gpt says in `conversations` is a number; it is taken as text (4 becomes the text "4")'],
     ),
     "no other column": (
         [{"id": 7, "question": "2+2?", "answer": 4, "score": 0.5, "ok": True}],
         "question-answer",
         ["4"],
-        ['`answer` is a number in every row; it is taken as text (4 becomes the text "4")'],
+        ['`answer` is a number; it is taken as text (4 becomes the text "4")'],
     ),
 }
 
@@ -110,12 +110,12 @@ def test_numbers_are_taken_as_text_and_that_is_told(tmp_path: Path, case: str) -
     found = of(tmp_path, *rows)
     assert found.record.name == name
     assert said(found) == answers
-    assert found.told == tuple(told)
+    assert found.remarks == tuple(told)
 
 
 def test_where_text_and_numbers_are_mixed_the_numbers_are_refused_by_row(tmp_path: Path) -> None:
     found = of(tmp_path, {"question": "a", "answer": 4}, {"question": "b", "answer": "six"})
-    assert (said(found), found.told) == (["`answer` is a number, not text", "six"], ())
+    assert (said(found), found.remarks) == (["`answer` is a number, not text", "six"], ())
 
 
 def test_where_all_of_the_first_rows_are_numbers_the_others_must_be(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_numbers_in_rows_that_were_found_under_a_key(tmp_path: Path) -> None:
     file.write_text(json.dumps({"data": ROWS["whole numbers"][0]}))
     found = understood(file)
     assert said(found) == ["4", "6"]
-    assert len(found.told) == 2
+    assert len(found.remarks) == 2
 
 
 def test_numbers_under_another_name_and_of_a_named_format(tmp_path: Path) -> None:
@@ -179,8 +179,12 @@ def test_the_numbers_of_classes_become_the_names_of_the_classes(tmp_path: Path) 
     made.to_parquet(tmp_path / "rows.parquet")
     found = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
     assert said(found) == ["good", "bad"]
-    [told] = found.told
+    [told] = found.remarks
     assert told.endswith('`completion` holds numbers of classes; their names are taken (1 becomes the text "good")')
+    unlabelled = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
+    unlabelled.to_parquet(tmp_path / "rows.parquet")
+    found = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
+    assert said(found) == ["good", "`completion` is -1, and no class has this number"]
     judged = datasets.Dataset.from_dict(
         {"prompt": ["a", "b"], "completion": ["x", "y"], "kto_tag": [1, 0]},
         features=datasets.Features(

@@ -108,7 +108,7 @@ def test_rows_are_found_where_they_lie(write: Callable[..., Path], case: str, in
     file = write("rows.json", value, indent=indent)
     found = understood(file)
     assert rows(found) == expected
-    assert found.told == (told,)
+    assert found.remarks == (told,)
 
 
 @pytest.mark.parametrize("case", ["a key", "conversations in a conversation", "lists of turns", "JSON in text"])
@@ -117,7 +117,7 @@ def test_rows_are_found_in_every_line(write: Callable[..., Path], case: str) -> 
     values = value if isinstance(value, list) else [value, value]
     found = understood(write("rows.jsonl", *values))
     assert rows(found) == (expected if isinstance(value, list) else expected * 2)
-    assert found.told[0].endswith(told)
+    assert found.remarks[0].endswith(told)
 
 
 def test_a_row_has_the_line_on_which_it_begins(write: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -246,13 +247,23 @@ def test_a_folder_with_reports_beside_the_rows_names_them(
     assert "--data.on_bad_row drop" in told.err
 
 
-def test_a_setting_longer_than_mlflow_keeps_is_used_whole(tmp_path: Path, show: Show) -> None:
+def test_a_setting_longer_than_mlflow_keeps_is_used_and_kept_whole(
+    tmp_path: Path, run: Run, tiny_model: Path, client: MlflowClient
+) -> None:
     """huggingface/transformers#8849 and its relatives: a parameter of more than 6,000 letters."""
     system = "Be kind. " * 1000
-    [row] = show(
-        lines(tmp_path / "rows.jsonl", {"messages": role("u:a", "a:b")}), "--data.system", system, "--max_length", 9999
-    )
-    assert system in row["text"]
+    rows = [{"messages": role(f"u:ask {n}", f"a:say {n}")} for n in range(12)]
+    data = lines(tmp_path / "rows.jsonl", *rows)
+    told = run("prepare", "--data", data, "--model", tiny_model, "--data.system", system, "--max_length", 9999)
+    assert told.code == 0, told.err
+    run_id = re.search(r"  run +(\w+)", told.err + told.out)
+    assert run_id
+    found = client.get_run(run_id[1])
+    assert len(found.data.params["cfg.data.system"]) <= 6000
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    assert system in Path(client.download_artifacts(run_id[1], "config.yaml", str(folder))).read_text()
+    assert system in Path(client.download_artifacts(run_id[1], "data/mask.txt", str(folder))).read_text()
 
 
 # --- open shapes
