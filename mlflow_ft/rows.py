@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal
 
 Message = Mapping[str, Any]
@@ -37,6 +38,19 @@ class Row(Place):
     """One row as it was read: its columns, and where it stands."""
 
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A value of a table that is no text, number, list or object: what it is, in words that a message can show."""
+
+    what: str
+    """`a picture`, `a value of the extension type geoarrow.wkb, which is not known here`."""
+    value: Any = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        digest = blake2b(repr(self.value).encode("utf-8", "replace"), digest_size=8).hexdigest()
+        return f"<{self.what}: {digest}>"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlflow_ft import Check, hookimpl
 from mlflow_ft.builtin import (
+    check_calls,
     check_contamination,
     check_duplicates,
     check_lengths,
@@ -40,6 +41,13 @@ _TURNS = (
         summary="texts that spell a special token of the tokenizer: it is read as the token, not as words",
         inspect=check_turns.special_token,
         remedy="take the tokens out of the texts: the chat template writes them",
+    ),
+    Check(
+        name="null-argument",
+        summary="nulls in calls and tools that nothing declares: a table's padding, written out as JSON?",
+        inspect=check_calls.padded,
+        kinds=("conversation", "preference", "unpaired"),
+        remedy="read the table itself (Parquet, a saved data set): its padding is left out; or take these nulls out",
     ),
     Check(
         name="changed",

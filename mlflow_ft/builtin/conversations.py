@@ -9,15 +9,16 @@ from typing import Any
 
 from mlflow_ft import Example, Message
 from mlflow_ft.builtin.tool_calls import tools_of, written_calls
-from mlflow_ft.builtin.turns import as_turns, is_turns, turns
-from mlflow_ft.builtin.values import from_json, meant, named
+from mlflow_ft.builtin.turns import LEARN_KEYS, MEDIA_KEYS, as_turns, is_turns, truth_of, turns
+from mlflow_ft.builtin.values import from_json, meant, named, not_text
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 CONTEXT_COLUMNS = ("input", "context")
 CALLS_COLUMN = "answers"
 """An answer that is a list of calls (xLAM); lists of answers of other sorts have the same name."""
-PICTURE_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
+WEIGHT_COLUMNS = ("weights", "turn_weights", "message_weights", "loss_weights", "train_on_turns", *LEARN_KEYS)
+"""Columns with a list beside the turns that says which of them are learned."""
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -25,7 +26,7 @@ def from_turns(values: Mapping[str, Any]) -> Example:
     """A column of turns; optionally `tools` and a system prompt in columns of their own."""
     column = turn_column(values)
     messages, wishes = turns(values[column], column)
-    learned = to_learn(messages, wishes)
+    learned = to_learn(messages, weighted(values, messages, wishes))
     if system := system_of(values, messages):
         messages, learned = [system, *messages], [False, *learned]
     found = conversation(messages, learned, values)
@@ -45,13 +46,34 @@ def to_learn(messages: Sequence[Message], wishes: Sequence[bool | None]) -> list
     ]
 
 
+def weighted(
+    values: Mapping[str, Any], messages: Sequence[Message], wishes: Sequence[bool | None]
+) -> Sequence[bool | None]:
+    """What each turn says of being learned, and a column of weights says of all: one a turn, or one an answer."""
+    column = next((name for name in WEIGHT_COLUMNS if isinstance(from_json(values.get(name)), list)), None)
+    if column is None:
+        return wishes
+    weights = from_json(values[column])
+    spoken = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
+    places = spoken if len(weights) == len(spoken) else range(len(messages))
+    if len(weights) != len(places):
+        raise ValueError(f"`{column}` has {len(weights)} weights for {len(messages)} turns")
+    found = list(wishes)
+    for place, weight in zip(places, weights, strict=True):
+        wish = None if weight is None else truth_of(weight, f"`{column}` has {{}} for turn {place + 1}")
+        if None not in (wish, found[place]) and wish != found[place]:
+            raise ValueError(f"`{column}` says of turn {place + 1} something else than the turn itself")
+        found[place] = wish if found[place] is None else found[place]
+    return found
+
+
 def conversation(messages: Sequence[Message], learned: Sequence[bool], values: Mapping[str, Any]) -> Example:
     """Turns as an example: what nobody answers is left out, and a first word of the assistant's is not learned."""
     spoken = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not spoken:
         raise ValueError("the conversation has no turn of the assistant, so there is nothing to learn")
-    without_pictures(values, messages)
-    notes, last, learned = [], spoken[-1], list(learned)
+    notes = [f"`{column}` left out: pictures and sounds are not read" for column in without_pictures(values, messages)]
+    last, learned = spoken[-1], list(learned)
     if behind := len(messages) - 1 - last:
         notes.append(f"{behind} turn{'s' * (behind > 1)} behind the last answer left out")
     if all(turn["role"] == "system" for turn in messages[: spoken[0]]):
@@ -66,14 +88,18 @@ def conversation(messages: Sequence[Message], learned: Sequence[bool], values: M
     )
 
 
-def without_pictures(values: Mapping[str, Any], messages: Sequence[Message]) -> None:
-    """Raise ValueError where a row has pictures or sounds: a list of them, or one that a turn has an `<image>` for."""
-    for column in PICTURE_COLUMNS:
-        found = values.get(column)
-        if found is not None and found != []:
-            mark = f"<{column}>"
-            if isinstance(found, list) or any(mark in turn.get("content", "") for turn in messages):
-                raise ValueError(f"the row has pictures or sounds in `{column}`; only text can be learned")
+def without_pictures(values: Mapping[str, Any], messages: Sequence[Message]) -> list[str]:
+    """The columns of pictures or sounds that a row has beside its words; a text there is a name, or about them.
+
+    Raises:
+        ValueError: the words are about them: there is a list of them, or a turn has an `<image>` for one.
+    """
+    there = [column for column in MEDIA_KEYS if values.get(column) not in (None, [], "")]
+    for column in there:
+        mark = f"<{column}>"
+        if isinstance(values[column], list) or any(mark in turn.get("content", "") for turn in messages):
+            raise ValueError(f"the row has pictures or sounds in `{column}`; only text can be learned")
+    return [column for column in there if not isinstance(values[column], str)]
 
 
 def turn_column(values: Mapping[str, Any]) -> str:
@@ -93,7 +119,7 @@ def system_of(values: Mapping[str, Any], messages: Sequence[Message]) -> dict[st
         if found is None or found == "":
             continue
         if not isinstance(found, str):
-            raise ValueError(f"`{column}` is {named(found)}, not text")
+            raise ValueError(f"`{column}` is {not_text(found)}")
         if found.strip():
             return None if messages[0]["role"] == "system" else {"role": "system", "content": found}
     return None
@@ -245,5 +271,5 @@ def text(values: Mapping[str, Any], column: str) -> str:
     if value is None:
         raise ValueError(f"column `{column}` is missing{meant([column], values)}")
     if not isinstance(value, str):
-        raise ValueError(f"`{column}` is {named(value)}, not text")
+        raise ValueError(f"`{column}` is {not_text(value)}")
     return value

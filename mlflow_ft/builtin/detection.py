@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow_ft import DataError, Example, Message
 from mlflow_ft.builtin.conversations import CALLS_COLUMN, TURN_COLUMNS, same
-from mlflow_ft.builtin.preferences import ANSWER_COLUMNS, PROMPT_COLUMNS, truth
+from mlflow_ft.builtin.preferences import ANSWER_COLUMNS, PROMPT_COLUMNS, truth, with_answers
 from mlflow_ft.builtin.tool_calls import TOOL_COLUMNS, written_calls
 from mlflow_ft.builtin.turns import ROLE_KEYS, is_turns, roles_of
 from mlflow_ft.builtin.values import from_json, key_in
@@ -61,6 +61,7 @@ class Detector:
 
     def of_row(self, values: Values) -> tuple[str, ...]:
         """Every format that a row fits, those that make the same of it only once."""
+        values = with_answers(values)
         there = {str(name) for name, value in values.items() if value is not None and value != ""}
         names = list(self._strong(values, there)) or list(_weak(values, there))
         return tuple(names) if len(names) < 2 else tuple(self._different(values, names))
@@ -165,11 +166,16 @@ def _weak(values: Values, there: Collection[str]) -> Iterator[str]:
         return  # steps of an answer, judged one by one; several answers
     if {"completion", "response"} & set(there) and "prompt" in there:
         return  # a pair whose answer is no text
-    if isinstance(values.get("text"), str) and not set(TARGETS) & set(there):
+    if isinstance(values.get("text"), str) and not set(TARGETS) & set(there) and not _is_message(values):
         yield "text"
     turns = [roles for name in ("prompt", *TURN_COLUMNS) if (roles := roles_of(values.get(name)))]
     if (turns and turns[0][-1] != "assistant") or (not turns and isinstance(values.get("prompt"), str)):
         yield "prompt-only"
+
+
+def _is_message(values: Values) -> bool:
+    """Whether a row is what somebody wrote in a chat, as Slack and Telegram export it: no text to be learned alone."""
+    return values.get("type") == "message" and any(values.get(name) for name in ("user", "from", "sender", "author"))
 
 
 def _is_judged(values: Values) -> bool:

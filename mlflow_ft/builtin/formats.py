@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_ft import DataFormat, hookimpl
+from mlflow_ft.builtin import exports
 from mlflow_ft.builtin.conversations import (
     CALLS_COLUMN,
     CONTEXT_COLUMNS,
@@ -75,6 +76,7 @@ def register_formats() -> list[DataFormat]:
             convert=from_prompt,
             kind="prompt",
         ),
+        *exports.formats(),
     ]
 
 
@@ -100,4 +102,4 @@ _DETECTOR = Detector(
 @hookimpl
 def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
     """The one format that the rows fit; rows that fit none are told later, one by one."""
-    return _DETECTOR.format_of(sample)
+    return exports.format_of(sample) or _DETECTOR.format_of(sample)

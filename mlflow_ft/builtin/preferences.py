@@ -43,6 +43,7 @@ GUESSED = "no column holds the prompt: what both answers begin with is taken for
 
 def from_preference(values: Mapping[str, Any]) -> Example:
     """A prompt, or a conversation, or neither (then it is what both answers begin with), and two answers."""
+    values = with_answers(values)
     chosen, rejected = _answer(values, "chosen"), _answer(values, "rejected")
     prompt = _prompt(values, chosen)
     notes: tuple[str, ...] = ()
@@ -57,6 +58,17 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     return Example(
         messages=messages, chosen=tuple(chosen), rejected=tuple(rejected), tools=tools_of(values), notes=notes
     )
+
+
+def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with its answers under `chosen` and `rejected`, where turns stand in `chosen_messages` or the like."""
+    for column in TURN_COLUMNS:
+        names = {f"chosen_{column}": "chosen", f"rejected_{column}": "rejected"}
+        if any(values.get(name) is not None for name in names.values()):
+            return values
+        if all(is_turns(values.get(name)) for name in names):
+            return {names.get(name, name): value for name, value in values.items() if name not in names.values()}
+    return values
 
 
 def _asked(values: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_ft.builtin.values import from_json, named, without_nulls
+from mlflow_ft.builtin.values import check_json, from_json, named
 
 TOOL_COLUMNS = ("tools", "functions")
 
@@ -28,10 +28,8 @@ def _call(call: Any) -> dict[str, Any]:
     if function is None:
         raise ValueError("has a tool call without the name of a function")
     given = function.get("arguments", function.get("parameters"))
-    if isinstance(given, str):
-        given = from_json(given) if given else {}
-    else:
-        given = {} if given is None else without_nulls(given, "has a tool call with arguments that are")
+    given = {} if given is None or given == "" else from_json(given)
+    check_json(given, "has a tool call with arguments that are")
     rest = {"id": call["id"]} if call.get("id") is not None else {}
     return {"type": "function", **rest, "function": {"name": function["name"], "arguments": given}}
 
@@ -90,6 +88,6 @@ def _tools(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
         function = _function(tool)
         if function is None:
             raise ValueError(f"function {number} of `{column}` has no name")
-        what = f"function {number} of `{column}` is"
-        found.append({"type": "function", "function": without_nulls(function, what)})
+        check_json(function, f"function {number} of `{column}` is")
+        found.append({"type": "function", "function": dict(function)})
     return tuple(found)

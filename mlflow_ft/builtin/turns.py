@@ -16,8 +16,9 @@ from mlflow_ft.builtin.values import from_json, key_in, listed, meant, named, ne
 
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
-LEARN_KEYS = ("train", "training", "weight", "loss")
+LEARN_KEYS = ("train", "training", "weight", "loss", "loss_weight", "loss_scale", "train_on_turn", "trainable")
 CALL_KEYS = ("tool_calls", "function_call")
+MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
 """Keys of a question and its answer, where each object of a list holds both."""
 CALL = "call"
@@ -35,6 +36,17 @@ ROLES = {
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 _PLAIN = {name: role for name, role in ROLE_OF.items() if role not in ("tool", CALL)}
 _WORDS = ("text", "input_text", "output_text")
+_PART_KEYS = ("text", "value", "content")
+_INSTEAD = {
+    "thinking": "write the thought under `reasoning_content` of the turn",
+    "reasoning": "write the thought under `reasoning_content` of the turn",
+    "tool_use": "write the call under `tool_calls` of the turn",
+    "tool_call": "write the call under `tool_calls` of the turn",
+    "tool_result": "write the result as a turn of its own, of the role tool",
+}
+"""Where else what a part holds can be read."""
+_DETAIL_KEYS = ("train_detail", "training_detail", "train-detail")
+"""axolotl's segments of a turn."""
 _TRUTH = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
 _READ_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *LEARN_KEYS, *CALL_KEYS))
 
@@ -138,13 +150,14 @@ def _from_rounds(value: Sequence[Any], keys: tuple[str, str]) -> list[Any]:
     """A turn for every question and one for every answer; what is no such round stays, and is told as a turn."""
     found: list[Any] = []
     for one in value:
-        if not isinstance(one, Mapping) or not all(key in one for key in keys):
+        # of a round in a table, an answer that is null is not there at all
+        if not isinstance(one, Mapping) or not set(keys) & set(one) or key_in(one, ROLE_KEYS):
             found.append(one)
             continue
         found += [
             {"role": role, "content": one[key]}
             for role, key in zip(("user", "assistant"), keys, strict=True)
-            if one[key] is not None
+            if one.get(key) is not None
         ]
     return found
 
@@ -179,9 +192,15 @@ def _message(turn: Any) -> dict[str, Any]:
     words = {} if content is None else {"content": _content(content)}
     if not words and not made:
         raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
-    # Arrow fills the keys that other rows have with None; templates test whether a key is there
+    if media := next((key for key in MEDIA_KEYS if _is_media(turn.get(key))), None):
+        raise ValueError(f"has pictures or sounds in `{media}`; only text can be learned")
+    # a key that is null is one that is not there, to OpenAI; templates test whether a key is there
     rest = {name: value for name, value in turn.items() if value is not None and name not in _READ_KEYS}
     return {"role": role, **words, **({"tool_calls": made} if made else {}), **rest}
+
+
+def _is_media(value: Any) -> bool:
+    return value is not None and not isinstance(value, bool | int | float) and value not in ("", [])
 
 
 def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -191,7 +210,9 @@ def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 def _nearly(role: Any) -> str:
     found = near(role, ROLE_OF) if isinstance(role, str) else None
-    return f"; did you mean `{found}`?" if found else "; the roles are system, user, assistant and tool"
+    if found:
+        return f"; did you mean `{found}`?"
+    return "; the roles are system, user, assistant and tool: whoever's words are to be learned is the assistant"
 
 
 def _content(value: Any) -> str:
@@ -204,23 +225,45 @@ def _content(value: Any) -> str:
 
 
 def _part(part: Any) -> str:
-    text, kind = (part.get("text"), part.get("type") or "text") if isinstance(part, Mapping) else (part, "text")
+    text, kind = (_words_of(part), part.get("type") or "text") if isinstance(part, Mapping) else (part, "text")
     if not isinstance(kind, str) or kind not in _WORDS:
-        raise ValueError(f"has a part of type {shown(kind)} in `content`; only text can be learned")
+        instead = (
+            _INSTEAD.get(kind, "only text can be learned") if isinstance(kind, str) else "only text can be learned"
+        )
+        raise ValueError(f"has a part of type {shown(kind)} in `content`; {instead}")
     if not isinstance(text, str):
         raise ValueError("has a part without text in `content`")
     return text
 
 
+def _words_of(part: Mapping[str, Any]) -> Any:
+    """The text of a part, under `text`, `value` or `content`; OpenAI's threads have `{"text": {"value": "..."}}`."""
+    found = _first(part, _PART_KEYS)
+    return _first(found, _PART_KEYS) if isinstance(found, Mapping) else found
+
+
 def _wish(turn: Mapping[str, Any], role: str) -> bool | None:
-    key = key_in(turn, LEARN_KEYS)
-    if key is None:
-        return None
-    value = turn[key]
+    if any(turn.get(key) for key in _DETAIL_KEYS):
+        raise ValueError(
+            "says which parts of it are learned, and a turn is learned whole or not: write `train` true or false"
+        )
+    found = {key: truth_of(turn[key], f"has {{}} in `{key}`") for key in LEARN_KEYS if turn.get(key) is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"says in {' and '.join(f'`{key}`' for key in found)} that it is learned, and that it is not")
+    if found.get("train") and role != "assistant":
+        raise ValueError(f"has `train`: true, but the {role} speaks, and only what the assistant says can be learned")
+    return next(iter(found.values()), None)
+
+
+def truth_of(value: Any, where: str) -> bool:
+    """Whether a weight says that a turn is learned.
+
+    Raises:
+        ValueError: it is neither 0 nor 1, true nor false; `where` says where it stands, with `{}` for the value.
+    """
     said = value.strip().lower() if isinstance(value, str) else value
     wish = _TRUTH.get(said) if isinstance(said, str | int | float) else None
     if wish is None:
-        raise ValueError(f"has {shown(value)} in `{key}`; a turn is learned or it is not: write true or false, 1 or 0")
-    if wish and role != "assistant" and key == "train":
-        raise ValueError(f"has `train`: true, but the {role} speaks, and only what the assistant says can be learned")
+        told = where.format(shown(value))
+        raise ValueError(f"{told}; a turn is learned or it is not: write true or false, 1 or 0")
     return wish

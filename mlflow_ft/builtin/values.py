@@ -6,11 +6,30 @@ import difflib
 import json
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from math import isfinite
 from typing import Any
+
+from mlflow_ft.rows import Opaque
 
 DEEPEST = 100
 """Levels of nesting in a tool or in the arguments of a call."""
+KINDS: Sequence[tuple[Any, str]] = (
+    (str, "text"),
+    (Mapping, "an object"),
+    (list | tuple, "a list"),
+    (int | float, "a number"),
+    (Decimal, "a decimal number"),
+    (bytes, "binary data"),
+    (datetime, "a timestamp"),
+    (date, "a date"),
+    (time, "a time"),
+    (timedelta, "a duration"),
+)
+"""In which order a value is asked what it is, and what it is called; a timestamp is a date to Python."""
 _LONGEST_NAME = 40
+_LONGEST_PATH = 100
 _MOST_NAMES = 60
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
@@ -36,13 +55,18 @@ def key_in(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:
 
 
 def named(value: Any) -> str:
-    """What a value is, in the words of JSON: "text", "a list", "an object", "a number", "null"."""
+    """What a value is, in the words of JSON: "text", "a list", "an object", "a number", "null"; of others a table's."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    for kind, words in ((str, "text"), (Mapping, "an object"), (list | tuple, "a list"), (int | float, "a number")):
-        if isinstance(value, kind):
-            return words
-    return type(value).__name__
+    if isinstance(value, Opaque):
+        return value.what
+    return next((words for kind, words in KINDS if isinstance(value, kind)), type(value).__name__)
+
+
+def not_text(value: Any) -> str:
+    """What a value is that should be text: "a number, not text", and of a table's types what to do."""
+    is_of_json = value is None or isinstance(value, Mapping | list | tuple | str | int | float | Opaque)
+    return f"{named(value)}, not text" + ("" if is_of_json else "; cast the column to text")
 
 
 def shown(value: Any) -> str:
@@ -72,16 +96,23 @@ def meant(names: Sequence[str], values: Mapping[str, Any]) -> str:
     return ""
 
 
-def without_nulls(value: Any, what: str, *, depth: int = 0) -> Any:
-    """The value without the keys that Arrow fills with null because other rows have them.
+def check_json(value: Any, what: str, *, path: str = "", depth: int = 0) -> None:
+    """Raise ValueError where a value cannot be written as JSON: a date, a picture, NaN, or nested too deeply.
 
-    Raises:
-        ValueError: it is nested too deeply.
+    What JSON cannot hold comes from tables; cast to text, it can be.
     """
     if depth > DEEPEST:
         raise ValueError(f"{what} nested more than {DEEPEST} levels deep")
     if isinstance(value, Mapping):
-        return {key: without_nulls(one, what, depth=depth + 1) for key, one in value.items() if one is not None}
-    if isinstance(value, list):
-        return [without_nulls(one, what, depth=depth + 1) for one in value]
-    return value
+        for key, inner in value.items():
+            check_json(inner, what, path=f"{path}.{key}" if path else str(key), depth=depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_json(inner, what, path=f"{path}[]", depth=depth + 1)
+    elif isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{what} not JSON: `{path[:_LONGEST_PATH]}` is {value}, which JSON does not have")
+    elif not (value is None or isinstance(value, str | int | float)):
+        raise ValueError(
+            f"{what} not JSON: `{path[:_LONGEST_PATH]}` is {named(value)}; cast the column to text, or write the rows "
+            "as JSON lines"
+        )

@@ -43,20 +43,23 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
     With --json each row is {"row", "file", "line", "format", "messages", "tokens": [text...],
     "supervised": [0 or 1...], "mask": how it was found, "rejected": the other answer of a preference,
     "turn": the one that is learned where --data.turns divides rows, "unwritten_thoughts": turns whose
-    thoughts the template leaves out, "dropped": why nothing is learned of it, or null}.
+    thoughts the template leaves out, "cut": what data.max_length cuts away ({"max_length", "tokens",
+    "cut_away", "learned_cut_away", "end_of_turn_lost"}), or null, "dropped": why nothing is learned of it,
+    or null}.
     """
     from mlflow_ft.pipeline import clock_of
     from mlflow_ft.registry import Registry
     from mlflow_ft.stages import show as stage
 
     config, loaded, tokenizer, progress = _opened(arguments)
-    rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded))
-    dropped = total = 0
+    rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded), tell=progress.say)
+    dropped = total = cut = 0
     with clock_of(config):
         for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
-            total, dropped = total + 1, dropped + (one.dropped is not None)
+            total, dropped, cut = total + 1, dropped + (one.dropped is not None), cut + (one.cut is not None)
             click.echo(dumps(one.as_dict(), ensure_ascii=False) if json else _for_people(one))
-    progress.say(f"{total:,} rows; nothing is learned of {dropped:,}")
+    were_cut = f"; {cut:,} cut at data.max_length {config.data.max_length:,}" if cut else ""
+    progress.say(f"{total:,} rows; nothing is learned of {dropped:,}{were_cut}")
 
 
 def _for_people(one: Shown) -> str:
@@ -70,15 +73,16 @@ def _for_people(one: Shown) -> str:
         turns = ", ".join(map(str, one.unwritten))
         told = f"the template does not write the thoughts of turn {turns}: they are not learned"
         lines.append(click.style(told, fg="yellow"))
-    parts = [("", one.tokens, one.supervised)]
+    parts = [("", one.tokens, one.supervised, one.cut)]
     if one.rejected:
-        parts.append(("rejected:", one.rejected["tokens"], one.rejected["supervised"]))
-    for label, tokens, supervised in parts:
+        parts.append(("rejected:", one.rejected["tokens"], one.rejected["supervised"], one.rejected["cut"]))
+    for label, tokens, supervised, cut in parts:
         text = "".join(
             click.style(f"[[{words}]]", fg="green") if is_learned else words
             for is_learned, words in stage.runs(tokens, supervised)
         )
         lines += [label] * bool(label) + [text] * bool(tokens)
+        lines += [click.style(f"... {stage.words_for_cut(cut)}", fg="yellow")] if cut else []
     return "\n".join([*lines, ""])
 
 
@@ -156,11 +160,14 @@ def _write(report: dict[str, Any], folder: Path, config: Config) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def find_models(file: str, *, as_json: bool) -> None:
     """List the registered model versions that were trained on rows of FILE, whatever the file was called then."""
-    from mlflow_ft import tracking
+    from mlflow_ft import plugins, tracking
     from mlflow_ft.config.schema import DataSection
-    from mlflow_ft.data import lineage
+    from mlflow_ft.data import lineage, sources
+    from mlflow_ft.registry import Registry
 
-    wanted = lineage.hashes_of(file, DataSection(path=file))
+    loaded = plugins.load()
+    source = sources.open_source(file, DataSection(path=file))
+    wanted = lineage.hashes_of(source, plugins=loaded, registry=Registry(loaded))
     found = [one for one in tracking.versions_with_rows() if (one.rows & wanted)]
     rows: list[dict[str, Any]] = [
         {

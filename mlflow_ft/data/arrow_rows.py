@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow_ft.data.arrow_tables import Table
 from mlflow_ft.data.compressed import BrokenFile
 from mlflow_ft.data.parsing import MAX_DEPTH, RowError
 from mlflow_ft.errors import brief
@@ -37,8 +38,8 @@ def parquet(file: Path) -> Rows:
     try:
         # read in pieces: without a buffer a whole row group, which may be the whole file, is held
         with reader.ParquetFile(file, buffer_size=PIECE, pre_buffer=False) as opened:
-            _check(opened.schema_arrow)
-            yield from _numbered(opened.iter_batches(batch_size=BATCH))
+            check(opened.schema_arrow)
+            yield from numbered(opened.iter_batches(batch_size=BATCH))
     except (pyarrow.ArrowException, ValueError, OSError) as error:  # names that are no UTF-8 are ValueErrors
         raise _broken("Parquet", error) from error
 
@@ -55,7 +56,7 @@ def arrow(file: Path) -> Rows:
         with pyarrow.memory_map(str(file)) as source:
             is_file = source.read(len(FILE_MAGIC)) == FILE_MAGIC
             source.seek(0)
-            yield from _numbered(_of_file(source) if is_file else _of_streams(source))
+            yield from numbered(_of_file(source) if is_file else _of_streams(source))
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise _broken("Arrow", error) from error
 
@@ -64,7 +65,7 @@ def _of_file(source: pyarrow.MemoryMappedFile) -> Batches:
     from pyarrow import ipc
 
     opened = ipc.open_file(source)
-    _check(opened.schema)
+    check(opened.schema)
     for index in range(opened.num_record_batches):
         yield opened.get_batch(index)
 
@@ -78,7 +79,7 @@ def _of_streams(source: pyarrow.MemoryMappedFile) -> Batches:
         marked = source.read(len(CONTINUES)) == CONTINUES  # streams from before 2019 are not
         source.seek(begin)
         opened = ipc.open_stream(source)
-        _check(opened.schema)
+        check(opened.schema)
         yield from opened
         source.seek(source.tell() - len(END))
         if source.read(len(END)) != END and marked:
@@ -89,7 +90,7 @@ def _broken(kind: str, error: Exception) -> BrokenFile:
     return BrokenFile(f"no {kind} file that can be read: {brief(error)}", hint="fetch or write the file anew")
 
 
-def _check(schema: pyarrow.Schema) -> None:
+def check(schema: pyarrow.Schema) -> None:
     """Two columns of one name would become one, and what is nested deeply ends what calls itself for every level."""
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise BrokenFile(f"it names a column twice: {', '.join(twice)}", hint="rename one of them")
@@ -100,25 +101,27 @@ def _check(schema: pyarrow.Schema) -> None:
         raise BrokenFile(f"its columns are nested more than {MAX_DEPTH} levels deep")
 
 
-def _numbered(batches: Batches) -> Rows:
+def numbered(batches: Batches) -> Rows:
+    """The rows of batches, each a `TableRow`, counted from 1."""
     number = 0
     for batch in batches:
         if isinstance(batch, RowError):
             number += 1
             yield number, batch
             continue
+        table = Table(batch.schema)
         for start in range(0, batch.num_rows, BATCH):
-            for values in _values(batch.slice(start, BATCH)):
+            for values in _values(batch.slice(start, BATCH), table):
                 number += 1
                 yield number, values
 
 
-def _values(batch: pyarrow.RecordBatch) -> list[Any]:
+def _values(batch: pyarrow.RecordBatch, table: Table) -> list[Any]:
     """The rows as Python values; where that fails, one by one, so that the good ones come."""
     try:
         batch.validate(full=True)  # offsets that point anywhere would crash the process
-        return list(batch.to_pylist())
+        return list(table.rows(batch))
     except (ValueError, ArithmeticError, RecursionError) as error:
         if batch.num_rows > 1:
-            return [_values(batch.slice(index, 1))[0] for index in range(batch.num_rows)]
+            return [_values(batch.slice(index, 1), table)[0] for index in range(batch.num_rows)]
         return [RowError(f"its values cannot be read: {brief(error)}")]

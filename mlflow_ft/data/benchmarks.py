@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.data import convert, sources
+from mlflow_ft.data import sources
+from mlflow_ft.data.numbers import AsText, with_text
+from mlflow_ft.data.recognition import Recogniser
 from mlflow_ft.errors import DataError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
@@ -24,16 +25,18 @@ def read(config: Config, *, plugins: Plugins, registry: Registry) -> Iterator[Ch
             update={"format": "auto", "columns": None, "split_by": None, "max_rows": None, "split": "test"}
         )
         source = sources.open_source(name, settings)
-        first = [row for row in itertools.islice(source.rows(), convert.SAMPLE) if isinstance(row, Row)]
+        record, as_text = None, tuple[AsText, ...]()
         try:
-            record = convert.recognise(first, settings, plugins=plugins, registry=registry) if first else None
+            understood = Recogniser(settings=settings, plugins=plugins, registry=registry).understand(source)
         except DataError:
-            record = None  # a benchmark is of any shape
+            pass  # a benchmark is of any shape
+        else:
+            source, record, as_text = understood.source, understood.record, understood.as_text
         for index, row in enumerate(source.rows()):
             if not isinstance(row, Row):
                 continue
             try:
-                example = record.convert(row.values) if record else _words(row)
+                example = record.convert(with_text(row.values, as_text)) if record else _words(row)
             except ValueError:
                 example = _words(row)
             yield Checked(file=row.file, line=row.line, index=index, example=example, tokens=0)

@@ -25,9 +25,9 @@ def read(file: Path) -> Iterator[tuple[int, Any]]:
     """
     csv.field_size_limit(parsing.MAX_ROW_BYTES)
     with compressed.text(file) as stream:
-        delimiter = "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
+        sign = "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
         lines = _Lines(stream)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(lines, delimiter=sign, strict=True)
         header: list[str] = []
         while True:
             lines.begin()
@@ -42,6 +42,12 @@ def read(file: Path) -> Iterator[tuple[int, Any]]:
                 yield lines.first, _row(header, fields)
             elif fields:
                 header = _header(fields, lines.first)
+
+
+def delimiter(file: Path) -> str:
+    """What stands between the fields of a file."""
+    with compressed.text(file) as stream:
+        return "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
 
 
 def _delimiter(stream: io.BufferedReader) -> str:

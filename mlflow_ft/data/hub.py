@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.config.schema import DataSection
+from mlflow_ft.data import arrow_rows
+from mlflow_ft.data.parsing import RowError
+from mlflow_ft.data.readers import Unreadable
 from mlflow_ft.errors import DataError, brief
 from mlflow_ft.rows import Row
 
@@ -51,8 +54,11 @@ def _is_kept(name: str) -> bool:
     return own.is_dir() or Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}").is_dir()
 
 
-def rows(name: str, settings: DataSection) -> Iterator[Row]:
+def rows(name: str, settings: DataSection) -> Iterator[Row | Unreadable]:
     """The rows of a Hub data set; streamed, not fetched whole, where `data.max_rows` wants a part of them.
+
+    They are read from its Arrow tables, as those of a file are: `datasets` itself would fill objects with nulls, and
+    open every picture.
 
     Raises:
         DataError: the Hub does not give it.
@@ -61,9 +67,14 @@ def rows(name: str, settings: DataSection) -> Iterator[Row]:
 
     options = {"split": settings.split, "revision": settings.revision, "streaming": settings.max_rows is not None}
     try:
-        dataset = load_dataset(name, settings.subset, **options)
-        for number, values in enumerate(dataset, 1):
-            yield Row(values=values, file=name, line=number)
+        dataset = load_dataset(name, settings.subset, **options).with_format("arrow")
+        tables = dataset.iter(batch_size=min(arrow_rows.BATCH, settings.max_rows or arrow_rows.BATCH))
+        batches = (batch for table in tables for batch in table.to_batches())
+        for number, values in arrow_rows.numbered(batches):
+            if isinstance(values, RowError):
+                yield Unreadable(file=name, line=number, reason=str(values))
+            else:
+                yield Row(values=values, file=name, line=number)
     except Exception as error:  # whatever the libraries below it raise: there is no common class
         raise _not_there(name, error) from error
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import sources
 from mlflow_ft.data.fingerprint import row_hash
+from mlflow_ft.data.recognition import Recogniser
 from mlflow_ft.data.sources import Source
+from mlflow_ft.errors import DataError
 from mlflow_ft.job import Data
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Row
 
 if TYPE_CHECKING:
@@ -79,7 +82,8 @@ def read_hashes(file: Path) -> dict[str, set[bytes]]:
     return found
 
 
-def hashes_of(name: str, settings: DataSection) -> frozenset[bytes]:
-    """The hashes of the rows of a source, as they are read."""
-    found = sources.open_source(name, settings).rows()
-    return frozenset(row_hash(row.values) for row in found if isinstance(row, Row))
+def hashes_of(source: Source, *, plugins: Plugins, registry: Registry) -> frozenset[bytes]:
+    """The hashes of the rows of a source, as they are read for a training."""
+    with suppress(DataError):  # rows of no known format have hashes, too
+        source = Recogniser(settings=source.settings, plugins=plugins, registry=registry).understand(source).source
+    return frozenset(row_hash(row.values) for row in source.rows() if isinstance(row, Row))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,9 @@ MAX_ROW_BYTES = 64 * 2**20
 MAX_DEPTH = 100
 """What comes behind (templates, hashes, copies) calls itself for every level, and Python ends that at 1,000 calls."""
 SURROGATES = ("\\ud", "\\uD")
+CUT = "it was cut short, or a quote or a bracket is not closed"
+BEGUN = re.compile(r"\s*(u[0-9a-fA-F]{0,4}|-|[.eE][-+]?|tr?u?|fa?l?s?|nu?l?|Na?|-?In?f?i?n?i?t?)?\s*")
+"""What may still stand where a value, an escape or a name was begun, and not ended."""
 NOT_UTF_8 = "not UTF-8 text; save the file as UTF-8"
 NO_ROW = "longer than {size:,} bytes, which is no row"
 
@@ -70,6 +74,11 @@ def _too_deep(value: Any) -> bool:
     return True
 
 
+def is_cut(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether JSON is wrong only in that it ends too early."""
+    return error.msg.startswith("Unterminated string") or bool(BEGUN.fullmatch(text, error.pos))
+
+
 def refused(error: Exception) -> RowError:
     """What is wrong with a piece of JSON, in one line."""
     if isinstance(error, RowError):
@@ -77,5 +86,7 @@ def refused(error: Exception) -> RowError:
     if isinstance(error, RecursionError):
         return RowError("malformed JSON: nested too deeply")
     if isinstance(error, json.JSONDecodeError):
-        return RowError(f"malformed JSON: {error.msg} (column {error.colno})")
+        text = error.doc.rstrip()
+        end = f", and the row ends at column {len(text)}: {CUT}" if is_cut(error, text) else ""
+        return RowError(f"malformed JSON: {error.msg} (column {error.colno}){end}")
     return RowError("holds a number of too many digits")  # the only other ValueError of the decoder

@@ -16,6 +16,7 @@ from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import hub, readers
 from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.data.readers import Unreadable
+from mlflow_ft.data.shapes import Shape
 from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Row
 
@@ -63,6 +64,8 @@ class Source:
     uri: str
     """Where it really is: an absolute path, a Hub id, an MLflow URI."""
     settings: DataSection
+    shape: Shape | None = None
+    """Where the rows are in its files, when they are not simply their objects."""
 
     def rows(self) -> Iterator[Row | Unreadable]:
         """Every row in order, at most `data.max_rows`.
@@ -74,10 +77,18 @@ class Source:
 
     def _all(self) -> Iterator[Row | Unreadable]:
         if self.kind == "hugging_face":
-            yield from hub.rows(self.uri, self.settings)
+            yield from self._shaped(hub.rows(self.uri, self.settings))
         for file in self.files if self.kind == "local" else ():
             assert file.path is not None
-            yield from readers.read_file(file.path, shown=file.shown)
+            inside = self.shape.inside if self.shape and readers.is_object(file.path) else ()
+            read = readers.read_file(file.path, shown=file.shown, inside=inside)
+            yield from self._shaped(read, inside=bool(inside))
+
+    def _shaped(self, read: Iterator[Row | Unreadable], *, inside: bool = False) -> Iterator[Row | Unreadable]:
+        if self.shape is None:
+            return read
+        shape = self.shape
+        return (row for one in read for row in shape.rows(one, inside=inside))
 
 
 def paths(settings: DataSection) -> tuple[dict[str, float | None], str | None]:

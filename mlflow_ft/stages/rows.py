@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import convert, fingerprint, sources, store, turns
+from mlflow_ft.data import convert, fingerprint, recognition, sources, store, turns
+from mlflow_ft.data.numbers import AsText
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.data.readers import Unreadable
+from mlflow_ft.data.recognition import Recogniser
 from mlflow_ft.data.sources import Source
 from mlflow_ft.data.turns import Part
 from mlflow_ft.errors import DataError
@@ -36,12 +38,24 @@ Sort = Literal["read", "convert", "prove", "cut"]
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A source, its format, and its first rows, which told the format."""
+    """A source, its format, and what its first rows told of it."""
 
     source: Source
     record: DataFormat
     weight: float | None
-    columns: tuple[str, ...]
+    as_text: tuple[AsText, ...] = ()
+    """Columns whose numbers are taken as text."""
+    remarks: tuple[str, ...] = ()
+    """What was made of it that a person should know, a sentence each."""
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was made of it, for people, with its name."""
+        return [f"{self.source.asked}: {sentence}" for sentence in self.remarks]
+
+    def examples(self, settings: DataSection) -> Iterator[tuple[Row, Example] | Unreadable]:
+        """Every row, converted; in place of one that is not of the format stands why."""
+        return convert.convert(self.source.rows(), self.record, settings, as_text=self.as_text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +91,26 @@ class Tally:
 def open_all(
     asked: Mapping[str, float | None], settings: DataSection, *, plugins: Plugins, registry: Registry
 ) -> list[Opened]:
-    """Open every source and recognise its format.
+    """Find every source and recognise its rows by the first of them.
 
     Raises:
-        DataError: one is missing or empty, its format is not known, or two are of different kinds.
+        DataError: a source is missing, empty, of no known format, or of another kind than the others.
     """
-    found = []
-    for name, weight in asked.items():
-        source = sources.open_source(name, settings)
-        rows = [row for row in itertools.islice(source.rows(), convert.SAMPLE) if isinstance(row, Row)]
-        found.append((source, rows, weight))
-    columns = [tuple(dict.fromkeys(str(column) for row in rows for column in row.values)) for _, rows, _ in found]
-    convert.check_columns(list(dict.fromkeys(itertools.chain(*columns))), settings)
+    recogniser = Recogniser(settings=settings, plugins=plugins, registry=registry)
+    found = [sources.open_source(name, settings) for name in asked]
+    understood, refusal = [], None
+    for source in found:
+        try:
+            understood.append(recogniser.understand(source))
+        except DataError as error:
+            refusal = refusal or error
+    if refusal:
+        recogniser.check_names(found)  # a column that is named wrongly is what hinders
+        raise refusal
+    recognition.check_columns(list(dict.fromkeys(name for one in understood for name in one.columns)), settings)
     opened = [
-        Opened(
-            source=source,
-            record=convert.recognise(rows or _none(source), settings, plugins=plugins, registry=registry),
-            weight=weight,
-            columns=own,
-        )
-        for (source, rows, weight), own in zip(found, columns, strict=True)
+        Opened(source=one.source, record=one.record, weight=weight, as_text=one.as_text, remarks=one.remarks)
+        for one, weight in zip(understood, asked.values(), strict=True)
     ]
     kinds = {one.record.kind: one.source.asked for one in opened}
     if len(kinds) > 1:
@@ -112,17 +126,6 @@ def check_kind(held: DataFormat, train: DataFormat, eval_path: str) -> None:
             f"the held-out rows are of another kind ({held.kind}) than those to train on ({train.kind})",
             hint=f"name others with --data.eval_path; it is {eval_path}",
         )
-
-
-def _none(source: Source) -> list[Row]:
-    """The first row that can be read; what is wrong with the others is told later."""
-    readable = (row for row in source.rows() if isinstance(row, Row))
-    if (first := next(readable, None)) is not None:
-        return [first]
-    unreadable = next((row for row in source.rows() if isinstance(row, Unreadable)), None)
-    if unreadable is None:
-        raise DataError(f"data {source.asked!r} has no rows", hint="write rows into it, or name another")
-    raise DataError(f"{unreadable.place}: {unreadable.reason}", hint="no row of it can be read")
 
 
 def run(
@@ -162,7 +165,7 @@ class Numbered(NamedTuple):
 def _rows(opened: Sequence[Opened], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
     """Every row that could be converted, in its parts."""
     for number, one in enumerate(opened):
-        for found in convert.convert(one.source.rows(), one.record, settings):
+        for found in one.examples(settings):
             index, row = tally.rows, found if isinstance(found, Unreadable) else found[0]
             tally.rows += 1
             tally.files.setdefault(row.file, len(tally.files))

@@ -89,6 +89,8 @@ def prepare(
 
     opened = rows.open_all(asked, config.data, plugins=plugins, registry=registry)
     accept(opened[0].record)
+    for sentence in dict.fromkeys(sentence for one in opened for sentence in one.sentences):
+        progress.say(sentence)
     parts = _parts(opened, config, tokenizer, registry)
     moment = clock.current()
     told = clock.told_to(tokenizer, moment)
@@ -163,6 +165,7 @@ def _parts(opened: Sequence[rows.Opened], config: Config, tokenizer: Any, regist
                 "weight": one.weight,
                 "format": one.record.name,
                 "format_from": registry.formats.provider(one.record.name),
+                **({"read_as": list(one.remarks)} if one.remarks else {}),
             }
             for one in opened
         ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_ft import Checked, Example, Finding
-from mlflow_ft.builtin import check_preferences, check_text, check_turns
+from mlflow_ft.builtin import check_calls, check_preferences, check_text, check_turns
 from mlflow_ft.config.schema import ChecksSection
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
@@ -121,6 +121,35 @@ def test_a_pair_without_a_better_answer() -> None:
     assert check_preferences.identical_pair(row(other)) is None
     calls = Example(messages=prompt, chosen=(CALL,), rejected=({**CALL, "tool_calls": [{"function": {"name": "g"}}]},))
     assert check_preferences.identical_pair(row(calls)) is None
+
+
+# --- calls ---
+
+
+def calling(arguments: Any, properties: Any) -> Checked:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = ({"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]})
+    return row(Example(messages=messages, tools=(tool,)))
+
+
+DECLARED = {"x": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "properties", "message"),
+    [
+        ({"x": 1, "y": None}, DECLARED, "turn 2 calls f with null for y, which the tool does not declare"),
+        ({"x": 1}, {**DECLARED, "y": None}, "the tool f has parameters without a schema (null): y"),
+        ({"x": None}, DECLARED, None),
+        ({"x": {"z": None}}, DECLARED, None),
+        ({"x": 1, "y": None}, None, None),
+        ("not JSON", DECLARED, None),
+    ],
+)
+def test_nulls_that_look_like_a_tables_padding(arguments: Any, properties: Any, message: str | None) -> None:
+    assert check_calls.padded(calling(arguments, properties)) == message
+    assert check_calls.padded(of_roles("suac")) is None
 
 
 # --- broken characters ---

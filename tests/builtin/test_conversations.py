@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from mlflow_ft import Example
 from mlflow_ft.builtin import conversations, formats
 from mlflow_ft.builtin.conversations import from_alpaca, from_pair, from_text, from_turns
+from mlflow_ft.rows import Opaque
 
 SYSTEM = {"role": "system", "content": "rule"}
 USER = {"role": "user", "content": "ask"}
@@ -360,3 +363,75 @@ def test_a_system_column_beside_another_system_prompt_is_left_out_and_told() -> 
     assert same.messages == other.messages
     assert same.notes == ()
     assert other.notes == ("`system` left out: the turns begin with a system prompt of their own",)
+
+
+# --- weights beside the turns
+
+FOUR = [USER, ANSWER, USER, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("weights", "learned"),
+    [
+        ({"weights": [0, 0, 0, 1]}, (False, False, False, True)),
+        ({"weights": [1, 0, 1, 1]}, (False, False, False, True)),
+        ({"loss_weights": [1.0, None, 0.0, 1.0]}, None),
+        ({"train_on_turns": [False, True]}, (False, False, False, True)),
+        ({"weight": "[1, 0]"}, (False, True, False, False)),
+        ({"loss": ["true", "false"]}, (False, True, False, False)),
+        ({"weight": 1.0, "weights": None}, None),
+    ],
+)
+def test_a_column_says_which_turns_are_learned(weights: dict[str, Any], learned: Any) -> None:
+    assert from_turns({"messages": FOUR, **weights}).learned == learned
+
+
+def test_a_column_of_weights_is_beside_the_turns_and_a_system_prompt_of_its_own() -> None:
+    found = from_turns({"messages": FOUR, "weights": [0, 0, 0, 1], "system": "be kind"})
+    assert found.learned == (False, False, False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"weights": [0, 0.5, 0, 1]}, "`weights` has 0.5 for turn 2; a turn is learned or it is not"),
+        ({"weights": [0, 1, 2]}, "`weights` has 3 weights for 4 turns"),
+        ({"weights": ["x", 1]}, "`weights` has 'x' for turn 2; a turn"),
+        ({"weights": []}, "`weights` has 0 weights for 4 turns"),
+    ],
+)
+def test_a_column_of_weights_that_does_not_fit_is_refused(weights: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        from_turns({"messages": FOUR, **weights})
+
+
+def test_a_column_of_weights_and_a_turn_must_say_the_same() -> None:
+    turns = [USER, {**ANSWER, "weight": 0}]
+    assert from_turns({"messages": turns, "weights": [0, 0]}).learned == (False, False)
+    with pytest.raises(ValueError, match="`weights` says of turn 2 something else than the turn itself"):
+        from_turns({"messages": turns, "weights": [0, 1]})
+
+
+def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
+    found = from_turns({"messages": [USER, ANSWER], "image": Opaque("a picture")})
+    assert found.notes == ("`image` left out: pictures and sounds are not read",)
+    with pytest.raises(ValueError, match="the row has pictures or sounds in `image`"):
+        from_turns({"messages": [turn("user", "see <image>"), ANSWER], "image": Opaque("a picture")})
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (datetime(2024, 5, 1, tzinfo=UTC), "a timestamp, not text; cast the column to text"),
+        (date(2024, 5, 1), "a date, not text; cast the column to text"),
+        (timedelta(1), "a duration, not text; cast the column to text"),
+        (b"x", "binary data, not text; cast the column to text"),
+        (Opaque("a picture"), "a picture, not text"),
+        (7, "a number, not text"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_name(value: Any, words: str) -> None:
+    for values in ({"prompt": "a", "completion": value}, {"prompt": "a", "completion": "b", "system": value}):
+        column = "completion" if values["completion"] is value else "system"
+        with pytest.raises(ValueError, match=f"^`{column}` is {words}$"):
+            from_pair(("prompt",), ("completion",))(values)

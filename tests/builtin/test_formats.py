@@ -22,6 +22,7 @@ from mlflow_ft import Example, Message, plugins
 from mlflow_ft.builtin import formats
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import convert, readers
+from mlflow_ft.data.recognition import Recogniser
 from mlflow_ft.errors import DataError
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Row
@@ -65,7 +66,7 @@ def rows(*values: Mapping[str, Any]) -> list[Row]:
 
 def recognise(*values: Mapping[str, Any], **given: Any) -> str:
     section = DataSection(**given)
-    return convert.recognise(rows(*values), section, plugins=LOADED, registry=REGISTRY).name
+    return Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(rows(*values)).name
 
 
 def read(name: str, values: Mapping[str, Any]) -> Example:
@@ -857,8 +858,9 @@ def test_what_arrow_fills_in_because_other_rows_have_it_is_left_out(tmp_path: Pa
     calling["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": "Bonn"}
     parquet.write_table(pa.Table.from_pylist([calling, other, plain]), tmp_path / "rows.parquet")
     found = [row.values for row in readers.read_file(tmp_path / "rows.parquet") if isinstance(row, Row)]
-    assert found[2]["messages"][0].keys() == found[0]["messages"][1].keys()
-    assert found[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bonn", "x": None, "y": None}
+    assert parquet.read_table(tmp_path / "rows.parquet").to_pylist()[0]["messages"][0]["tool_calls"] is None
+    assert found[2]["messages"] == plain["messages"]
+    assert found[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bonn"}
     assert recognise(*found) == "messages"
     first, second, third = (read("messages", values) for values in found)
     assert first.messages == expected.messages
@@ -959,7 +961,10 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     "FiscalNote/billsum": ({"text": "words", "summary": "x", "title": "T"}, ["--data.format text"]),
     "eriktks/conll2003": ({"id": "0", "tokens": ["x"], "ner_tags": [3]}, [NO_TYPO]),
     "bigcode/the-stack": ({"content": "x = 1", "size": 5, "lang": "Python"}, [NO_TYPO]),
-    "Muennighoff/flan": ({"inputs": "ask", "targets": "say", "task": "x"}, [NO_TYPO]),
+    "Muennighoff/flan": (
+        {"inputs": "ask", "targets": "say", "task": "x"},
+        ["if these columns are meant: --data.columns prompt=inputs,completion=targets"],
+    ),
     "openbmb/UltraFeedback": (
         {"source": "x", "instruction": "ask", "models": ["a"], "completions": [{"response": "say"}]},
         ["--data.format prompt-only"],
@@ -980,7 +985,10 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
         {"qid": 1, "question": "ask", "response_j": "good", "response_k": "bad", "metadata": []},
         ["--data.format prompt-only"],
     ),
-    "Josephgflowers/Finance-Instruct-500k": ({"system": "rule", "user": "ask", "assistant": "say"}, [NO_TYPO]),
+    "Josephgflowers/Finance-Instruct-500k": (
+        {"system": "rule", "user": "ask", "assistant": "say"},
+        ["if these columns are meant: --data.columns prompt=user,completion=assistant"],
+    ),
     "keivalya/MedQuad-MedicalQnADataset": (
         {"qtype": "x", "Question": "ask", "Answer": "say"},
         [
@@ -1146,7 +1154,7 @@ READ: Mapping[str, Example] = {
 def test_what_the_message_says_settles_it(name: str) -> None:
     case, section = SETTLED[name][0], DataSection(**SETTLED[name][1])
     there = rows(*AMBIGUOUS[case][0])
-    record = convert.recognise(there, section, plugins=LOADED, registry=REGISTRY)
+    record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(there)
     [(_, found)] = [one for one in convert.convert(there, record, section) if isinstance(one, tuple)]
     assert found == READ[name]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_ft import Example
-from mlflow_ft.builtin import conversations, preferences
+from mlflow_ft.builtin import conversations, formats, preferences
 from mlflow_ft.builtin.preferences import GUESSED, from_preference, from_prompt, from_unpaired
 
 SYSTEM = {"role": "system", "content": "rule"}
@@ -346,3 +346,19 @@ def test_what_is_wrong_with_a_row_is_told_in_one_sentence(case: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         converter(values)
     assert str(error.value) == message
+
+
+# --- answers under other names
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "conversation"])
+def test_answers_may_be_called_as_turns_are(column: str) -> None:
+    asked, good, bad = ({"role": role, "content": role} for role in ("user", "assistant", "assistant"))
+    good, bad = {**good, "content": "good"}, {**bad, "content": "bad"}
+    values = {f"chosen_{column}": [asked, good], f"rejected_{column}": [asked, bad], "chosen_score": 1.0}
+    found = from_preference(values)
+    assert (found.messages, found.chosen, found.rejected) == ((asked,), (good,), (bad,))
+    assert formats.detect_format(list(values), [values]) == "preference"
+    assert from_preference({**values, "chosen": "own", "rejected": "other", "prompt": "p"}).answer == "own"
+    with pytest.raises(ValueError, match="column `chosen` is missing"):
+        from_preference({f"chosen_{column}": "words", f"rejected_{column}": "others"})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlflow_ft import Example, Message
 from mlflow_ft.builtin import conversations, tool_calls, turns, values
+from mlflow_ft.rows import Opaque
 
 USER = {"role": "user", "content": "ask"}
 ANSWER = {"role": "assistant", "content": "say"}
@@ -113,6 +117,8 @@ def test_what_else_a_turn_says_is_kept_unless_it_is_null() -> None:
     [
         ([], ""),
         (["a", "b"], "a\nb"),
+        ([{"type": "text", "value": "a"}, {"type": "text", "content": "b"}], "a\nb"),
+        ([{"type": "text", "text": {"value": "a", "annotations": []}}], "a"),
         ([{"type": "text", "text": "a", "image_url": None}, {"type": "input_text", "text": "b"}], "a\nb"),
         ([{"type": "output_text", "text": "a"}], "a"),
         ([{"type": None, "text": "a"}], "a"),
@@ -148,6 +154,34 @@ def test_only_the_assistant_can_be_learned() -> None:
         read({**USER, "train": True})
 
 
+@pytest.mark.parametrize("key", turns.LEARN_KEYS)
+def test_a_fraction_of_a_weight_is_refused_under_every_name(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"has 0\.5 in `{key}`; a turn is learned or it is not"):
+        read({**ANSWER, key: 0.5})
+
+
+def test_names_of_a_weight_that_say_different_things_are_refused() -> None:
+    assert wishes({**ANSWER, "train": True, "weight": 1, "loss": None}) == [True]
+    with pytest.raises(ValueError, match="says in `train` and `weight` that it is learned, and that it is not"):
+        read({**ANSWER, "train": True, "weight": 0})
+
+
+@pytest.mark.parametrize("key", ["train_detail", "training_detail", "train-detail"])
+def test_parts_of_a_turn_cannot_be_learned_alone(key: str) -> None:
+    assert read({**ANSWER, key: []})
+    with pytest.raises(ValueError, match="says which parts of it are learned, and a turn is learned whole or not"):
+        read({**ANSWER, key: [{"begin_offset": 0, "end_offset": 1, "train": True}]})
+
+
+@pytest.mark.parametrize("key", turns.MEDIA_KEYS)
+def test_a_picture_that_a_turn_has_is_refused(key: str) -> None:
+    for value in (["a.png"], {"bytes": b"x"}, "a.png", Opaque("a picture")):
+        with pytest.raises(ValueError, match=f"has pictures or sounds in `{key}`; only text can be learned"):
+            read({**USER, key: value})
+    for value in (None, [], "", 0, False):
+        assert read({**USER, key: value})[0]["content"] == "ask"
+
+
 # --- tools
 
 
@@ -160,7 +194,6 @@ def test_only_the_assistant_can_be_learned() -> None:
         [{"type": "function", "function": {**FUNCTION, "arguments": json.dumps(FUNCTION["arguments"])}}],
         [{"name": "weather", "parameters": {"city": "Bonn"}}],
         [{"function": None, **FUNCTION, "id": None}],
-        [{"function": {**FUNCTION, "arguments": {"city": "Bonn", "unit": None}}}],
         json.dumps([CALL]),
         json.dumps(FUNCTION),
     ],
@@ -176,7 +209,10 @@ def test_calls_are_read_in_every_form(calls: Any) -> None:
 
 @pytest.mark.parametrize(
     ("given", "arguments"),
-    [(None, {}), ("", {}), ({}, {}), ("{}", {}), ("not JSON", "not JSON"), ('{"x": null}', {"x": None})],
+    [
+        *((None, {}), ("", {}), ({}, {}), ("{}", {}), ("not JSON", "not JSON"), ('{"x": null}', {"x": None})),
+        ({"x": None, "y": [None, {"z": None}]}, {"x": None, "y": [None, {"z": None}]}),
+    ],
 )
 def test_arguments_are_an_object_where_they_can_be(given: Any, arguments: Any) -> None:
     [turn] = read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": given}]})
@@ -214,12 +250,16 @@ def test_results_name_the_calls_that_they_answer() -> None:
         {"name": "f"},
         ['{"name": "f"}'],
         '[{"name": "f"}]',
-        [{"type": "function", "function": {"name": "f", "description": None, "parameters": None}}],
     ],
 )
 @pytest.mark.parametrize("column", ["tools", "functions"])
 def test_tools_are_read_in_every_form(given: Any, column: str) -> None:
     assert tool_calls.tools_of({column: given}) == ({"type": "function", "function": {"name": "f"}},)
+
+
+def test_a_null_in_a_tool_is_kept() -> None:
+    function = {"name": "f", "description": None, "parameters": {"properties": {"x": {"default": None}}}}
+    assert tool_calls.tools_of({"tools": [function]}) == ({"type": "function", "function": function},)
 
 
 @pytest.mark.parametrize("given", [None, "", " ", [], {}, "[]", "{}"])
@@ -230,6 +270,7 @@ def test_no_tools_are_no_tools(given: Any) -> None:
 
 # --- what is wrong
 
+ROLES = "the roles are system, user, assistant and tool: whoever's words are to be learned is the assistant"
 BAD: Mapping[str, tuple[Any, str]] = {
     "text": ("words", "`messages` is text, not a list of turns"),
     "a number": (7, "`messages` is a number, not a list of turns"),
@@ -265,11 +306,11 @@ BAD: Mapping[str, tuple[Any, str]] = {
     ),
     "a strange role": (
         [{"role": "zoo", "content": "x"}],
-        "turn 1 of `messages` has the role 'zoo', which is not known; the roles are system, user, assistant and tool",
+        f"turn 1 of `messages` has the role 'zoo', which is not known; {ROLES}",
     ),
     "a number for a role": (
         [{"role": 1, "content": "x"}],
-        "turn 1 of `messages` has the role 1, which is not known; the roles are system, user, assistant and tool",
+        f"turn 1 of `messages` has the role 1, which is not known; {ROLES}",
     ),
     "no text": ([USER, {"role": "assistant"}], "turn 2 of `messages` has no text in `content`"),
     "null for a text": ([{"role": "assistant", "content": None}], "turn 1 of `messages` has no text in `content`"),
@@ -302,8 +343,8 @@ BAD: Mapping[str, tuple[Any, str]] = {
         "turn 1 of `messages` has a tool call without the name of a function",
     ),
     "a broken round": (
-        [{"input": "ask", "output": "say"}, {"input": "ask"}],
-        "turn 3 of `messages` has no `role`; its keys are input",
+        [{"input": "ask", "output": "say"}, {"prompt": "ask"}],
+        "turn 3 of `messages` has no `role`; its keys are prompt",
     ),
 }
 
@@ -357,9 +398,25 @@ def test_nesting_has_a_bottom_in_tools_and_calls() -> None:
     lists: Any = []
     for _ in range(values.DEEPEST):
         lists = [lists]
-    assert values.without_nulls(lists, "x") == lists
+    values.check_json(lists, "x")
     with pytest.raises(ValueError, match=r"^x nested more than 100 levels deep$"):
-        values.without_nulls([lists], "x")
+        values.check_json([lists], "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"when": datetime(2024, 5, 1, tzinfo=UTC)}, "x not JSON: `when` is a timestamp; cast the column to text, or"),
+        ({"a": [{"day": date(2024, 5, 1)}]}, "x not JSON: `a[].day` is a date; cast the column"),
+        ({"price": Decimal("3.50")}, "x not JSON: `price` is a decimal number; cast the column"),
+        ({"a": {"photo": Opaque("a picture")}}, "x not JSON: `a.photo` is a picture; cast the column"),
+        ({"a": b"x"}, "x not JSON: `a` is binary data; cast the column"),
+        ({"a": float("nan")}, "x not JSON: `a` is nan, which JSON does not have"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_by_name(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        values.check_json(value, "x")
 
 
 # --- text that looks like turns

@@ -97,6 +97,35 @@ def test_show_tells_rows_that_are_cut(run: Run, data: Path, tiny_model: Path) ->
     assert "cut at data.max_length 8 before anything is learned" in rows[0]["dropped"]
 
 
+def test_show_says_what_is_cut_of_a_row(run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient) -> None:
+    """The last token of a row, a line end, is not learned; the one before it ends the turn."""
+    pair = {"prompt": "red", "chosen": "green", "rejected": "blue green red"}
+    data = write_jsonl(tmp_path / "rows.jsonl", [pair])
+    [whole] = as_rows(run("data", "show", data, "--model", tiny_model, "--json"))
+    count, other = len(whole["tokens"]), len(whole["rejected"]["tokens"])
+    assert other > count
+    assert (whole["cut"], whole["rejected"]["cut"]) == (None, None)
+    [line_end] = as_rows(run("data", "show", data, "--model", tiny_model, "--json", "--max_length", count - 1))
+    assert line_end["cut"] == {
+        "max_length": count - 1,
+        "tokens": count,
+        "cut_away": 1,
+        "learned_cut_away": 0,
+        "end_of_turn_lost": False,
+    }
+    assert line_end["rejected"]["cut"]["end_of_turn_lost"]
+    told = run("data", "show", data, "--model", tiny_model, "--max_length", count - 2)
+    assert (
+        f"cut at data.max_length {count - 2}: 2 of {count} tokens are left out, 1 of them learned, and the" in told.out
+    )
+    assert f"--data.max_length {count} keeps all" in told.out
+    assert f"--data.max_length {other} keeps all" in told.out
+    assert f"1 rows; nothing is learned of 0; 1 cut at data.max_length {count - 2}" in told.err
+    [none] = as_rows(run("data", "show", data, "--model", tiny_model, "--json", "--max_length", 8))
+    assert none["cut"]["learned_cut_away"] == sum(whole["supervised"])
+    assert "before anything is learned" in none["dropped"]
+
+
 def test_a_reader_that_has_seen_enough_ends_it_quietly(data: Path, tiny_model: Path) -> None:
     write_jsonl(data, [{"messages": [QUESTION, ANSWER]}] * 2000)
     command = f"{sys.executable} -m mlflow_ft data show {data} --model {tiny_model} --json | head -1"

@@ -6,17 +6,21 @@ import json
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from mlflow_ft import DataFormat, Example, hookimpl, plugins
 from mlflow_ft.builtin.conversations import TURN_COLUMNS
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import convert
+from mlflow_ft.data import convert, readers
 from mlflow_ft.data.readers import Unreadable
+from mlflow_ft.data.recognition import Recogniser, check_columns
 from mlflow_ft.errors import ConfigError, DataError
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Row
@@ -38,7 +42,7 @@ def rows(*values: Mapping[str, Any]) -> list[Row]:
 
 
 def recognise(*values: Mapping[str, Any], **settings: Any) -> str:
-    return convert.recognise(rows(*values), DataSection(**settings), plugins=LOADED, registry=REGISTRY).name
+    return Recogniser(settings=DataSection(**settings), plugins=LOADED, registry=REGISTRY).recognise(rows(*values)).name
 
 
 def converted(name: str, *values: Mapping[str, Any], **settings: Any) -> list[Example | str]:
@@ -112,7 +116,7 @@ def test_a_column_that_is_nearly_one_gets_a_did_you_mean(values: dict[str, Any],
     assert f"did you mean {meant}" in error.value.hint
     assert error.value.hint.endswith(f"? Mend the file, or --data.columns {columns}")
     section = DataSection(columns=dict(pair.split("=") for pair in columns.split(",")))
-    record = convert.recognise(rows(values), section, plugins=LOADED, registry=REGISTRY)
+    record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(rows(values))
     [found] = convert.convert(rows(values), record, section)
     assert isinstance(found, tuple), "what the message says helps"
 
@@ -158,8 +162,11 @@ def test_a_plugin_that_comes_later_is_asked_first() -> None:
     assert loaded.add(own, name="own").status == "active"
     settings, registry = DataSection(columns={"a": "mine"}), Registry(loaded)
     for values in ({"mine": "x", **PAIR}, {"mine": "x"}):
-        assert convert.recognise(rows(values), settings, plugins=loaded, registry=registry).name == "own"
-    assert convert.recognise(rows(PAIR), settings, plugins=loaded, registry=registry).name == "prompt-completion"
+        assert Recogniser(settings=settings, plugins=loaded, registry=registry).recognise(rows(values)).name == "own"
+    assert (
+        Recogniser(settings=settings, plugins=loaded, registry=registry).recognise(rows(PAIR)).name
+        == "prompt-completion"
+    )
 
 
 def test_a_format_that_stumbles_over_rows_of_another_does_not_hide_what_is_told() -> None:
@@ -170,7 +177,7 @@ def test_a_format_that_stumbles_over_rows_of_another_does_not_hide_what_is_told(
     assert loaded.add(own, name="own").status == "active"
     for values, told in (({"a": 1}, "they are not own: KeyError: 'b'"), ({"x": 1}, "their columns are x\n")):
         with pytest.raises(DataError) as error:
-            convert.recognise(rows(values), DataSection(), plugins=loaded, registry=Registry(loaded))
+            Recogniser(settings=DataSection(), plugins=loaded, registry=Registry(loaded)).recognise(rows(values))
         assert told in str(error.value)
 
 
@@ -295,8 +302,8 @@ def test_columns_under_other_names_are_read_the_same(name: str, data: st.DataObj
     columns = dict(zip(values, own, strict=True))
     written = {columns[column]: value for column, value in values.items()}
     section = DataSection(columns=columns)
-    convert.check_columns(list(written), section)
-    record = convert.recognise(rows(written), section, plugins=LOADED, registry=REGISTRY)
+    check_columns(list(written), section)
+    record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(rows(written))
     [found] = convert.convert(rows(written), record, section)
     assert record.name == name
     assert isinstance(found, tuple)
@@ -322,7 +329,7 @@ def test_any_permutation_of_names_is_undone(data: st.DataObject) -> None:
 )
 def test_the_keys_of_turns_are_renamed_too(turns: Any) -> None:
     columns = {"messages": "talk", "role": "who", "content": "words", "train": "learn"}
-    convert.check_columns(["talk"], DataSection(columns=columns))
+    check_columns(["talk"], DataSection(columns=columns))
     assert recognise({"talk": turns}, columns=columns) == "messages"
     [found] = converted("messages", {"talk": turns}, columns=columns)
     assert found == Example(messages=(USER, ANSWER), learned=(False, False))
@@ -376,12 +383,12 @@ CHECKED: Mapping[str, tuple[dict[str, Any], str]] = {
 def test_a_column_that_no_row_has_is_told(case: str) -> None:
     settings, message = CHECKED[case]
     with pytest.raises(DataError, match=rf"(?s){message}"):
-        convert.check_columns(["ask", "answer", "id"], DataSection(**settings))
+        check_columns(["ask", "answer", "id"], DataSection(**settings))
 
 
 def test_columns_that_are_there_are_not_told() -> None:
     section = DataSection(columns={"question": "ask", "role": "who", "content": "words"}, split_by="id")
-    convert.check_columns(["ask", "answer", "id"], section)
+    check_columns(["ask", "answer", "id"], section)
 
 
 # --- data.system
@@ -463,3 +470,20 @@ def test_good_and_bad_answers_together_are_not_learned_in_silence() -> None:
 def test_every_turn_column_is_known_to_be_one() -> None:
     for column in TURN_COLUMNS:
         assert recognise({column: [USER, ANSWER]}) == "messages"
+
+
+def test_columns_for_rewards_keep_the_nulls_of_their_table(tmp_path: Path) -> None:
+    """A reward function may ask for a key that is null in some rows."""
+    given_rows = [
+        {"prompt": "a", "tests": [{"input": "1", "expected": None}], "about": {"x": 1, "y": None}},
+        {"prompt": "b", "tests": [{"input": None, "expected": "2"}], "about": {"x": None, "y": 2}},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(given_rows), tmp_path / "rows.parquet")
+    section = DataSection(columns={"prompt": "prompt", "extra": "about"})
+    read = list(readers.read_file(tmp_path / "rows.parquet"))
+    found = [
+        one[1].columns
+        for one in convert.convert(read, REGISTRY.formats["prompt-only"], section)
+        if isinstance(one, tuple)
+    ]
+    assert found == [{"tests": row["tests"], "extra": row["about"]} for row in given_rows]

@@ -1,0 +1,36 @@
+"""A check of calls: nulls that a table put there, in a file that was written from one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlflow_ft import Checked
+
+
+def padded(row: Checked) -> str | None:
+    """A null for an argument that the tool does not declare, or in place of the schema of a parameter."""
+    declared = dict(_declared(row.example.tools or ()))
+    for tool, properties in declared.items():
+        if none := [name for name, schema in properties.items() if schema is None]:
+            return f"the tool {tool} has parameters without a schema (null): {', '.join(none[:3])}"
+    turns = (*row.example.messages, *row.example.chosen, *row.example.rejected)
+    for number, turn in enumerate(turns, 1):
+        for call in turn.get("tool_calls") or ():
+            name, given = call["function"]["name"], call["function"].get("arguments")
+            known = declared.get(name)
+            if known is None or not isinstance(given, Mapping):
+                continue
+            if none := [key for key, value in given.items() if value is None and key not in known]:
+                return (
+                    f"turn {number} calls {name} with null for {', '.join(none[:3])}, which the tool does not declare"
+                )
+    return None
+
+
+def _declared(tools: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for tool in tools:
+        parameters = tool["function"].get("parameters")
+        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+        if isinstance(properties, Mapping):
+            yield str(tool["function"]["name"]), properties
