@@ -132,6 +132,13 @@ class BaseModel:
     task: Task = "generate"
     start: Path | None = None
     """The folder of an adapter on this base that is trained further."""
+    start_uri: str = ""
+    """Where that adapter came from."""
+
+    @property
+    def whole_name(self) -> str:
+        """What the training begins with: the base model, and the adapter that is on it already."""
+        return f"{self.name_or_path} with the adapter {self.start_uri}" if self.start_uri else self.name_or_path
 
     @property
     def tokenizer(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ OPTIONS = {
     "copy-to NAME": "Copy the version's bytes to another registered model; it is that model's alias that moves.",
     "registry URI": "The tracking server whose registry has the model that is copied to; the same when not given.",
 }
+RESULTS = {"pass": "pass", "fail": "FAIL", "abstain": "abstains", "waived": "waived"}
 DONE = ("promoted", "would be promoted", "champion already")
 
 
@@ -102,7 +104,12 @@ def who() -> str:
 def tell(decision: Decision, progress: Progress) -> None:
     """Every verdict in a table, then how it ended."""
     rows = [
-        [one.name, "pass" if one.verdict.passed else "FAIL", one.verdict.found, one.verdict.wanted]
+        [
+            one.name,
+            RESULTS[one.result],
+            one.verdict.found,
+            f"waived: {one.waived}" if one.waived else one.verdict.wanted,
+        ]
         for one in decision.judged
     ]
     if rows:
@@ -121,7 +128,20 @@ def tell(decision: Decision, progress: Progress) -> None:
     progress.say(words.get(decision.outcome, f"{what}: {decision.outcome}"))
     if decision.failed and decision.outcome in ("refused", "would be refused"):
         progress.say(f"not passed: {', '.join(decision.failed)}; {decision.alias} of {model} stays as it was")
+        for line in remedies(decision):
+            progress.say(line)
     if decision.error:
         progress.say(str(decision.error))
     if decision.artifact:
         progress.facts({"decision": decision.artifact})
+
+
+def remedies(decision: Decision) -> list[str]:
+    """What helps where a comparison was refused."""
+    failed = [one for one in decision.judged if one.result == "fail"]
+    lines = []
+    if any(one.verdict.numbers.get("rows", math.inf) < one.verdict.numbers.get("min_rows", 0) for one in failed):
+        lines.append("  hold out more rows (data.test_size, data.eval_path) and train again, or lower min_rows there")
+    if any(one.gate == "beats-base" for one in failed):
+        lines.append('  a first champion must beat its base; else write `waive: {beats-base: "WHY"}` into a gates file')
+    return lines
