@@ -16,7 +16,7 @@ from mlflow_ft.errors import RefusedError
 
 if TYPE_CHECKING:
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.promote import Decision
+    from mlflow_ft.stages.decision import Decision, Judged
 
 SWITCHES = {
     "dry-run": "Ask every gate and tell what they say; nothing is written.",
@@ -64,6 +64,7 @@ def command(
     from mlflow_ft.config.gates import gates_file
     from mlflow_ft.progress import Progress
     from mlflow_ft.stages import promote
+    from mlflow_ft.stages.decision import dumps
     from mlflow_ft.stages.preflight import told_to_run
 
     progress = Progress(quiet=quiet)
@@ -83,7 +84,7 @@ def command(
         )
         decision = promote.promote(asked, plugins=plugins.load(), progress=progress)
     if json:
-        click.echo(promote.dumps(decision))
+        click.echo(dumps(decision))
     else:
         tell(decision, progress)
     if decision.outcome in DONE:
@@ -103,15 +104,7 @@ def who() -> str:
 
 def tell(decision: Decision, progress: Progress) -> None:
     """Every verdict in a table, then how it ended."""
-    rows = [
-        [
-            one.name,
-            RESULTS[one.result],
-            one.verdict.found,
-            f"waived: {one.waived}" if one.waived else one.verdict.wanted,
-        ]
-        for one in decision.judged
-    ]
+    rows = [[one.name, RESULTS[one.result], one.verdict.found, _wanted(one)] for one in decision.judged]
     if rows:
         progress.table(f"Gates ({decision.gates_from})", ["gate", "result", "found", "wanted"], rows, text=(0, 1, 2, 3))
     for note in decision.notes:
@@ -134,6 +127,10 @@ def tell(decision: Decision, progress: Progress) -> None:
         progress.say(str(decision.error))
     if decision.artifact:
         progress.facts({"decision": decision.artifact})
+
+
+def _wanted(one: Judged) -> str:
+    return f"{one.verdict.wanted}; waived: {one.waived}" if one.result == "waived" else one.verdict.wanted
 
 
 def remedies(decision: Decision) -> list[str]:

@@ -40,6 +40,13 @@ class Judged:
             return "pass"
         return "waived" if self.waived else "fail"
 
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as JSON, which knows no NaN and no infinity."""
+        told = asdict(self.verdict)
+        told["numbers"] = {name: value if math.isfinite(value) else None for name, value in told["numbers"].items()}
+        waived = self.waived if self.result == "waived" else None
+        return {"gate": self.gate, "result": self.result, "waived": waived} | told
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -101,20 +108,10 @@ class Decision:
             "passed": self.passed,
             "artifact": self.artifact,
             "notes": list(self.notes),
-            "gates": [
-                {"gate": one.gate, "result": one.result, "waived": one.waived if one.result == "waived" else None}
-                | _finite(asdict(one.verdict))
-                for one in self.judged
-            ],
+            "gates": [one.as_dict() for one in self.judged],
             "config": self.gates.model_dump(mode="json"),
             "error": str(self.error) if self.error else None,
         }
-
-
-def _finite(found: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN and no infinity."""
-    numbers = {name: value if math.isfinite(value) else None for name, value in found["numbers"].items()}
-    return found | {"numbers": numbers}
 
 
 def dumps(decision: Decision) -> str:
