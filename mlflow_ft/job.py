@@ -201,6 +201,23 @@ class Subject(Protocol):
     def rewards(self) -> Mapping[str, Sequence[float | None]]:
         """Of every reward function (`rollout.reward_funcs`) and of the reward model its value for each of `answers`."""
 
+    @cached_property
+    def weighted_reward(self) -> Sequence[float | None]:
+        """For each of `answers` the sum of all rewards, each with its weight: what the training went by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worse:
+    """That the tuned model is worse than its base."""
+
+    score: str
+    sure: bool
+    """Beyond chance; else it is said, and nothing follows."""
+    sentence: str
+    """With the numbers."""
+    broken: bool = False
+    """NaN or infinite: nothing can be measured of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -210,6 +227,7 @@ class Scores:
     tuned: tuple[Score, ...]
     answers: tuple[tuple[Answer, Answer], ...]
     """Of every held-out prompt the base model's answer and the tuned one's."""
+    worse: Worse | None = None
 
 
 class Form(Protocol):

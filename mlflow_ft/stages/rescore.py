@@ -25,7 +25,7 @@ from mlflow_ft.stages.data import CLOCK_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-BY_TOKEN = ("loss", "perplexity", "preference_margin")
+BY_TOKEN = ("loss", "perplexity", "preference_margin", "label_margin")
 """Ends of the names of scores whose unit is the tokenizer's: they compare models with one tokenizer alone."""
 
 

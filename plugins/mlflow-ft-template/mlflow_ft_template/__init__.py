@@ -129,6 +129,7 @@ def register_trainers() -> list[Trainer]:
             summary="LoRA of a low rank at a low learning rate, for small data",
             train=train_gently,
             defaults={"adapter.kind": "lora", "adapter.r": 4, "training.learning_rate": 1e-4},
+            scores=("loss",),
         )
     ]
 
@@ -140,7 +141,9 @@ def register_rewards() -> list[Reward]:
 
 @hookimpl
 def register_gates() -> list[Gate]:
-    return [Gate(name="brief", summary="answers are not much longer than the expected ones", judge=brief)]
+    return [
+        Gate(name="brief", summary="answers are not much longer than the expected ones", judge=brief, options=("most",))
+    ]
 
 
 @hookimpl
