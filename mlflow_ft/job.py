@@ -167,6 +167,8 @@ class Trained:
     """Holds `adapter/` or `model/`, and `reference.safetensors`: logits of the model as it was in memory."""
     base: BaseModel
     metrics: Mapping[str, float]
+    findings: tuple[str, ...] = ()
+    """What went wrong in the training without ending it, a sentence each: for the card, and a tag of the run."""
 
     @property
     def adapter(self) -> Path | None:

@@ -137,7 +137,8 @@ def remedies(decision: Decision) -> list[str]:
     """What helps where a comparison was refused."""
     failed = [one for one in decision.judged if one.result == "fail"]
     lines = []
-    if any(one.verdict.numbers.get("rows", math.inf) < one.verdict.numbers.get("min_rows", 0) for one in failed):
+    numbers = [one.verdict.numbers for one in failed]
+    if any(one.get("rows", math.inf) < one.get("min_rows", 0) and "needed" in one for one in numbers):
         lines.append("  hold out more rows (data.test_size, data.eval_path) and train again, or lower min_rows there")
     if any(one.gate == "beats-base" for one in failed):
         lines.append('  a first champion must beat its base; else write `waive: {beats-base: "WHY"}` into a gates file')

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import PackageSection, RegistrySection
 from mlflow_ft.progress import Progress
-from mlflow_ft.stages import compare, merge
+from mlflow_ft.stages import compare, merge, worse
 from mlflow_ft.stages.adapters import Asked
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FORM = "merged"
-LINEAGE = ("run_id", "method", "base_model", "base_revision", "data_digest", "data_fingerprint", "plugins")
+LINEAGE = (
+    *("run_id", "method", "base_model", "base_revision", "data_digest", "data_fingerprint", "plugins"),
+    *("worse", "refused"),
+)
 """Tags of the adapter's version that are true of what it was merged into, too."""
 
 
@@ -34,6 +37,8 @@ class Registered:
     version: int
     model_id: str
     run_id: str
+    alias: str
+    """Empty where the adapter was found to be worse than its base."""
     parity: Mapping[str, float]
 
 
@@ -65,16 +70,19 @@ def register(asked: Asked, done: merge.Merged, name: str, progress: Progress, *,
         compare.refuse(FORM, found, limits, tokenizer, kept=done.folder)
         tags = _tags(source, done, found.numbers)
         model_id = _log(client, run, done, tags, progress)
+        alias = "" if worse.REFUSED in tags else RegistrySection().alias
         version = models.register(
             client,
             name=name,
             model_id=model_id,
             run_id=run.info.run_id,
             tags=tags,
-            alias=RegistrySection().alias,
+            alias=alias,
             description=_description(done),
         )
-    return Registered(name=name, version=version, model_id=model_id, run_id=run.info.run_id, parity=found.numbers)
+    return Registered(
+        name=name, version=version, model_id=model_id, run_id=run.info.run_id, alias=alias, parity=found.numbers
+    )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ CONFIDENCE = 0.99
 OVERWHELMING = 1.0
 """Nats per token that every held-out row must lose, on average, where the rows are too few for the test."""
 LOSSES = ("loss", "good_loss")
+WORSE = "the tuned model is worse than its base"
 TAG = "mlflow_ft.worse"
 REFUSED = "mlflow_ft.refused"
 
@@ -95,12 +96,7 @@ def broken(base: Mapping[str, Score], tuned: Mapping[str, Score]) -> Worse | Non
     for name in LOSSES:
         before, after = base.get(name), tuned.get(name)
         if before and after and math.isfinite(before.value) and not math.isfinite(after.value):
-            return Worse(
-                score=name,
-                sure=True,
-                broken=True,
-                sentence=f"the tuned model is worse than its base: {name} {before.value:.4g} before, {after.value} after",
-            )
+            return Worse(score=name, sure=True, broken=True, sentence=f"{WORSE}: {_change(before, after)}")
     return None
 
 
@@ -120,14 +116,16 @@ def by_rows(job: Job, base: Mapping[str, Score], tuned: Mapping[str, Score]) -> 
     found = paired_test(worse_by, margin=0.0, confidence=CONFIDENCE)
     every = all(one > 0 for one in worse_by)
     overwhelming = name in LOSSES and every and found.difference >= OVERWHELMING
-    share = "all of them" if every else f"{sum(one > 0 for one in worse_by)} of them"
-    told = (
-        f"the tuned model is worse than its base: {name} {base[name].value:.4g} before, {tuned[name].value:.4g} after, "
-        f"on {found.rows} held-out rows (worse on {share}, by {found.difference:.4g} on average, p {found.p_value:.2g})"
-    )
     sure = found.low > 0 or overwhelming
+    share = "all of them" if every else f"{sum(one > 0 for one in worse_by)} of them"
+    test = "" if overwhelming else f", p {found.p_value:.2g}"
     more = "" if sure else f"; that may be chance, and about {found.needed:,} rows would show it"
-    return Worse(score=name, sure=sure, sentence=told + more)
+    return Worse(
+        score=name,
+        sure=sure,
+        sentence=f"{WORSE}: {_change(base[name], tuned[name])}, on {found.rows} held-out rows (worse on {share}, by "
+        f"{found.difference:.4g} on average{test}){more}",
+    )
 
 
 def ruined(base: Mapping[str, Score], tuned: Mapping[str, Score], tokens: int) -> Worse | None:
@@ -139,13 +137,13 @@ def ruined(base: Mapping[str, Score], tuned: Mapping[str, Score], tokens: int) -
     for name in LOSSES:
         before, after = base.get(name), tuned.get(name)
         if before and after and after.value >= max(before.value, guess) + OVERWHELMING:
-            return Worse(
-                score=name,
-                sure=True,
-                sentence=f"the tuned model is worse than its base, and than guessing: {name} {before.value:.4g} before, "
-                f"{after.value:.4g} after, and {guess:.4g} for a guess among all {tokens:,} tokens",
-            )
+            words = f"{_change(before, after)}, and {guess:.4g} for a guess among all {tokens:,} tokens"
+            return Worse(score=name, sure=True, sentence=f"{WORSE}, and than guessing: {words}")
     return None
+
+
+def _change(before: Score, after: Score) -> str:
+    return f"{before.name} {before.value:.4g} before, {after.value:.4g} after"
 
 
 def _finite(score: Score) -> list[float | None]:

@@ -79,6 +79,8 @@ def learned(about: About) -> Iterator[str]:
             yield f"{counted(count, 'row')} ({share}) {side} were cut there, and lost their end."
     if count := data.train.counts["dropped"]:
         yield f"Left out of the source, since nothing could be learned of them: {counted(count, 'row')}."
+    for finding in about.trained.findings:
+        yield f"{finding[0].upper()}{plain(finding[1:])}."
     if told := about.tags.get("mlflow_ft.reward_funcs"):
         yield f"It was trained for the rewards of {plain(told)}; what these do not measure was not asked of it."
     if told := about.tags.get("mlflow_ft.reward_model"):
