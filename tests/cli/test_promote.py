@@ -25,7 +25,7 @@ def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> No
     shop.version(name=name)
     told = run("promote", name, "--version", 1, "--by", "ann")
     assert (told.code, told.out) == (0, "")
-    for gate in ("finished", "parity", "data-checks", "beats-champion"):
+    for gate in ("finished", "parity", "data-checks", "beats-base loss"):
         assert gate in told.err
     assert f"{name} version 1 is the champion now; there was none" in told.err
     assert "decision  runs:/" in told.err
@@ -36,7 +36,7 @@ def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> No
 
 def test_a_refusal_ends_with_1_and_names_the_gates(run: Run, shop: Shop, name: str) -> None:
     shop.version(name=name)
-    shop.version(name=name, rows={"loss": [2.0] * 8}, kl="0.5")
+    shop.version(name=name, rows={"loss": [2.0] * 40}, kl="0.5")
     assert run("promote", name, "--version", 1, "--quiet").code == 0
     told = run("promote", name, "--version", 2)
     assert told.code == 1
@@ -60,7 +60,7 @@ def test_a_machine_is_told_the_same_on_stdout(run: Run, shop: Shop, name: str, t
 
 def test_history_and_rollback(run: Run, shop: Shop, name: str) -> None:
     for number, loss in enumerate((2.0, 1.0), 1):
-        shop.version(name=name, rows={"loss": [loss] * 8})
+        shop.version(name=name, rows={"loss": [loss] * 40})
         assert run("promote", name, "--version", number, "--by", "ann", "--quiet").code == 0
     assert run("rollback", name).code == 2  # a reason is needed
     told = run("rollback", name, "--reason", "rude in use", "--by", "bob")

@@ -62,10 +62,10 @@ def terse(completions: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[
 
 
 def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """The gates file sets `options: {brief: {most: 1.5}}`; where it does not, nothing is asked."""
+    """The gates file sets `options: {brief: {most: 1.5}}`; where it does not, the gate abstains."""
     most = gates.options.get("brief", {}).get("most")
     if most is None:
-        return []
+        return [Verdict.abstain("options.brief.most is not set")]
     ratio = about.candidate.score("length_ratio")
     found = "no such score" if ratio is None else f"{ratio:.2f} times as long"
     return [Verdict(passed=ratio is not None and ratio <= most, found=found, wanted=f"at most {most:g}")]
