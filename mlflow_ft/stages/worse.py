@@ -18,6 +18,8 @@ CONFIDENCE = 0.99
 """A training that changes nothing is called worse in one case of a hundred."""
 OVERWHELMING = 1.0
 """Nats per token that every held-out row must lose, on average, where the rows are too few for the test."""
+RUINED = 2.0
+"""Nats per token by which a model guesses worse than one that finds all tokens alike."""
 LOSSES = ("loss", "good_loss")
 WORSE = "the tuned model is worse than its base"
 TAG = "mlflow_ft.worse"
@@ -136,7 +138,10 @@ def ruined(base: Mapping[str, Score], tuned: Mapping[str, Score], tokens: int) -
     guess = math.log(max(2, tokens))
     for name in LOSSES:
         before, after = base.get(name), tuned.get(name)
-        if before and after and after.value >= max(before.value, guess) + OVERWHELMING:
+        if not (before and after and math.isfinite(before.value)):
+            continue
+        lost = sum(row is None or row > guess for row in after.rows)  # one row may be odd, most are not
+        if after.value > max(before.value, guess) + RUINED and 2 * lost > len(after.rows):
             words = f"{_change(before, after)}, and {guess:.4g} for a guess among all {tokens:,} tokens"
             return Worse(score=name, sure=True, sentence=f"{WORSE}, and than guessing: {words}")
     return None
