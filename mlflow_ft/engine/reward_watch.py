@@ -40,7 +40,7 @@ class RewardWatch:
     >>> for _ in range(10):
     ...     watch.see([[0.0, 0.0], [1.0, 1.0]], cut=[False, True, False, False])
     >>> watch.findings()
-    ('in 10 of 10 batches of answers answers that are compared had equal rewards: nothing was learned from them',)
+    ('in 10 of 10 sampled batches the answers that are compared had equal rewards: nothing was learned from them',)
     """
 
     def __init__(self, settings: RolloutSection, progress: Progress) -> None:
@@ -48,7 +48,7 @@ class RewardWatch:
         self._seen = 0
         several = settings.num_generations > 1
         self._equal = Streak(
-            what="answers that are compared had equal rewards: nothing was learned from them",
+            what="the answers that are compared had equal rewards: nothing was learned from them",
             remedy="Reward what is half right, too; take prompts that the model answers well now and then; raise "
             "rollout.temperature" + (" or rollout.num_generations" if several else ""),
         )
@@ -69,14 +69,14 @@ class RewardWatch:
         self._seen += 1
         for streak, happened in ((self._equal, all(map(equal, groups))), (self._cut, bool(cut) and all(cut))):
             if streak.see(happened=happened):
-                self._progress.warn(f"in {PATIENCE} batches of answers in a row {streak.what}. {streak.remedy}")
+                self._progress.warn(f"in {PATIENCE} sampled batches in a row {streak.what}. {streak.remedy}")
 
     def findings(self) -> tuple[str, ...]:
         """What was so for long, or in all batches of a short training; said in the terminal where it was not yet."""
         found = []
         for streak in (self._equal, self._cut):
             if streak.longest >= PATIENCE or (self._seen and streak.batches == self._seen):
-                found.append(f"in {streak.batches} of {self._seen} batches of answers {streak.what}")
+                found.append(f"in {streak.batches} of {self._seen} sampled batches {streak.what}")
                 if streak.longest < PATIENCE:
                     self._progress.warn(f"{found[-1]}. {streak.remedy}")
         return tuple(found)

@@ -39,10 +39,10 @@ def watched(batches: Sequence[tuple[Any, Any]]) -> tuple[list[str], tuple[str, .
 def test_ten_batches_in_a_row_are_said_once_with_the_remedy_and_found_at_the_end() -> None:
     warnings, findings = watched([(SAME, ENDS)] * (PATIENCE + 5) + [(VARIED, ENDS)] * 5)
     assert len(warnings) == 1
-    assert warnings[0].startswith("in 10 batches of answers in a row answers that are compared had equal rewards")
+    assert warnings[0].startswith("in 10 sampled batches in a row the answers that are compared had equal rewards")
     assert "rollout.temperature" in warnings[0]
     assert findings == (
-        "in 15 of 20 batches of answers answers that are compared had equal rewards: nothing was learned from them",
+        "in 15 of 20 sampled batches the answers that are compared had equal rewards: nothing was learned from them",
     )
     warnings, findings = watched([(VARIED, CUT)] * PATIENCE)
     assert "every answer was cut at rollout.max_completion_length (128 tokens)" in warnings[0]
@@ -58,7 +58,7 @@ def test_one_batch_that_differs_begins_the_count_anew() -> None:
 def test_both_are_said_and_a_short_training_that_was_so_throughout_too() -> None:
     warnings, findings = watched([(SAME, CUT)] * 3)
     assert len(warnings) == len(findings) == 2
-    assert findings[0].startswith("in 3 of 3 batches")
+    assert findings[0].startswith("in 3 of 3 sampled batches")
     assert watched([]) == ([], ())
 
 
