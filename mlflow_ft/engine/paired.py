@@ -29,6 +29,9 @@ AT_ONCE = 4_000_000
 """Numbers that are drawn at a time."""
 ALL_SUBSETS = 16
 """Up to so many rows every subset is looked at; beyond, random ones."""
+MANY = 5000
+"""Rows from which on fewer samples say as much."""
+ENOUGH = 2000
 FEW = 30
 """Rows that differ. With fewer, the rows that were seen say little about the worst that was not: a fault in one row of
 ten stays unseen in 29 rows with a chance of 4.7 %."""
@@ -91,6 +94,7 @@ def paired_test(
         raise ValueError("a paired test needs rows, all with finite scores")
     draw = np.random.default_rng(seed)
     worst = worst_unseen(values)
+    samples = samples if len(values) < MANY else min(samples, ENOUGH)
     tests = [
         _outcome(means, margin=margin, confidence=confidence, tolerance=ROUNDING * float(np.abs(values).max()))
         for means in (_of_subsets(values, draw, samples), _of_weights(values, worst, draw, samples))

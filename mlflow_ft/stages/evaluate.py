@@ -38,12 +38,13 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         log_scores(job, data, name, found)
         done.finish(job.folder / "evaluate" / name, as_metrics(name, found))
     job.run.table(table(scores), "eval/answers.json")
+    began = trained.base.whole_name if job.config.model.init_from else ""
     kept = row_scores(scores, data, job.config) | {
         "aims": job.registry.trainers[job.config.method].scores,
         "base_model": trained.base.whole_name,
     }
     job.run.artifact_text(json.dumps(kept), ROWS_FILE)
-    scores = replace(scores, worse=worse.look(job, data, scores))
+    scores = replace(scores, worse=worse.look(job, data, scores, began=began))
     job.plugins.watch("after_evaluate", job=job, scores=scores)
     if scores.worse and scores.worse.broken:  # no form of it could be compared
         worse.refuse(job, trained, scores)

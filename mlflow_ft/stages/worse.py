@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlflow_ft.candidacy import CHOICE, aimed_at
@@ -26,10 +27,11 @@ TAG = "mlflow_ft.worse"
 REFUSED = "mlflow_ft.refused"
 
 
-def look(job: Job, data: Data, scores: Scores) -> Worse | None:
+def look(job: Job, data: Data, scores: Scores, *, began: str = "") -> Worse | None:
     """Compare the tuned model with its base by the score that the method is for; None where it is not worse.
 
-    What is worse beyond chance is a warning and a tag of the run; what may be chance is said, no more.
+    What is worse beyond chance is a warning and a tag of the run; what may be chance is said, no more. `began` names
+    the base where it was trained before.
     """
     base = {one.name: one for one in scores.base if not one.guard}
     tuned = {one.name: one for one in scores.tuned if not one.guard}
@@ -38,6 +40,8 @@ def look(job: Job, data: Data, scores: Scores) -> Worse | None:
         found = ruined(base, tuned, len(data.tokenizer)) or found
     if found is None:
         return None
+    if began:
+        found = replace(found, sentence=found.sentence.replace(WORSE, f"{WORSE} ({began})", 1))
     if not found.sure:
         job.progress.say(found.sentence)
         return found

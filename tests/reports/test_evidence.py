@@ -69,6 +69,13 @@ def test_who_asks_for_a_warning_gets_the_alias_with_a_warning_everywhere(
     refused = run("promote", name)
     assert (refused.code, client.get_registered_model(name).aliases) == (1, {"candidate": 1})
     assert "beats-base loss" in refused.err
+    # what goes on from it has it as its base, and says so
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(30))
+    how = ("--learning_rate", 5e-3, "--max_steps", 8, "--registry.model_name", name, *QUICK)
+    assert run("train", "full", "--init_from", f"models:/{name}/1", "--data", rows, *how).code == 0
+    gates = json.loads(run("promote", name, "--dry-run", "--json").out)["gates"]
+    [found] = [one["found"] for one in gates if one["gate"] == "beats-base"]
+    assert found.startswith(f"better than its base models:/{name}/1 by ")
 
 
 def pair(number: int, *, short_is_chosen: bool) -> dict[str, Any]:

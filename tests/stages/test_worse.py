@@ -95,6 +95,19 @@ def test_kto_on_preferences_and_a_method_without_its_score_take_the_next() -> No
     assert looked("lora", [score("cost", [1.0] * 40)], [score("cost", [0.0] * 40)])[0] is None  # who knows which way?
 
 
+def test_what_the_training_began_with_is_named_where_it_was_trained_before() -> None:
+    scores: Any = SimpleNamespace(base=(score("loss", [1.0] * 40),), tuned=(score("loss", [2.0] * 40),))
+    job: Any = SimpleNamespace(
+        config=asked(["lora", "--model=x"], LOADED), registry=REGISTRY, run=ListedRun(), progress=Progress(quiet=True)
+    )
+    data: Any = SimpleNamespace(tokenizer=range(TOKENS))
+    found = worse.look(job, data, scores, began="tiny with the adapter models:/chat/3")
+    assert found
+    assert found.sentence.startswith(
+        "the tuned model is worse than its base (tiny with the adapter models:/chat/3): loss"
+    )
+
+
 def test_what_may_be_chance_is_said_and_no_more() -> None:
     said: list[str] = []
     base, tuned = [2.0, 2.1] * 20, [2.05, 2.06] * 20
