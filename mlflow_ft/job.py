@@ -137,8 +137,10 @@ class BaseModel:
 
     @property
     def whole_name(self) -> str:
-        """What the training begins with: the base model, and the adapter that is on it already."""
-        return f"{self.name_or_path} with the adapter {self.start_uri}" if self.start_uri else self.name_or_path
+        """What the training begins with: the base model, and the adapter that is on it already; short, for people."""
+        path = Path(self.name_or_path)
+        name = path.name if path.is_absolute() else self.name_or_path
+        return f"{name} with the adapter {self.start_uri}" if self.start_uri else name
 
     @property
     def tokenizer(self) -> Path:

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FORM = "merged"
-LINEAGE = (
-    *("run_id", "method", "base_model", "base_revision", "data_digest", "data_fingerprint", "plugins"),
-    *("worse", "refused"),
-)
+LINEAGE = ("run_id", "method", "base_model", "base_revision", "data_digest", "data_fingerprint", "plugins")
 """Tags of the adapter's version that are true of what it was merged into, too."""
 
 
@@ -68,7 +65,7 @@ def register(asked: Asked, done: merge.Merged, name: str, progress: Progress, *,
             client.log_metric(run.info.run_id, f"parity/{FORM}/{key}", value)
         limits = compare.Limits.of_package(PackageSection()) if max_kl is None else compare.Limits.of_kl(max_kl)
         compare.refuse(FORM, found, limits, tokenizer, kept=done.folder)
-        tags = _tags(source, done, found.numbers)
+        tags = _tags(source, done, found.numbers) | _worse(client, source, asked)
         model_id = _log(client, run, done, tags, progress)
         alias = "" if worse.REFUSED in tags else RegistrySection().alias
         version = models.register(
@@ -136,6 +133,13 @@ def _tags(source: ModelVersion | None, done: merge.Merged, parity: Mapping[str, 
     if source:
         tags["mlflow_ft.adapter_version"] = f"models:/{source.name}/{source.version}"
     return tags | compare.tags(parity)
+
+
+def _worse(client: MlflowClient, source: ModelVersion | None, asked: Asked) -> dict[str, str]:
+    """That the adapter was found to be worse than its base, as its version says, or its run."""
+    run_id = _run_of(source, asked)
+    known = source.tags if source else client.get_run(run_id).data.tags if run_id else {}
+    return {name: known[name] for name in (worse.TAG, worse.REFUSED) if name in known}
 
 
 def _log(client: MlflowClient, run: Run, done: merge.Merged, tags: Mapping[str, str], progress: Progress) -> str:

@@ -76,6 +76,7 @@ def refuse(job: Job, trained: Trained, scores: Scores, versions: Sequence[Versio
     if not refused(job, scores) or scores.worse is None:
         return
     job.run.begin("evaluate")
+    job.run.set_tags({REFUSED: "worse than its base"})
     job.progress.table("Held-out rows", ["score", "base", "tuned"], side_by_side(scores))
     names = " and ".join(f"{one.name} version {one.version}" for one in versions)
     kept = f"registered without the alias {job.config.registry.alias}: {names}" if names else "nothing was registered"

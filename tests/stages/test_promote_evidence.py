@@ -88,6 +88,12 @@ def test_few_rows_claim_nothing_and_say_how_many_it_takes(shop: Shop) -> None:
     assert verdict.numbers["p_value"] >= 1 / 16
 
 
+def test_however_good_29_rows_are_too_few(shop: Shop) -> None:
+    rows = {"loss": [1.0] * 29}
+    assert not shop.judged(shop.version(rows=rows))["beats-base loss"].passed
+    assert shop.judged(shop.version(rows=rows), gates_of("beats_base: {min_rows: 29}"))["beats-base loss"].passed
+
+
 def test_a_lower_number_of_rows_changes_nothing_of_what_the_test_asks(shop: Shop) -> None:
     gates = gates_of("beats_base: {min_rows: 2}")
     four = shop.judged(shop.version(rows={"loss": [1.0] * 4}), gates)["beats-base loss"]
