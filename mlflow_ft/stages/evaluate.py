@@ -34,9 +34,9 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         tuned=judged["tuned"][0],
         answers=tuple(zip(judged["base"][1], judged["tuned"][1], strict=True)),
     )
-    for name, found in (("base", scores.base), ("tuned", scores.tuned)):
-        log_scores(job, data, name, found)
-        done.finish(job.folder / "evaluate" / name, as_metrics(name, found))
+    for name, several in (("base", scores.base), ("tuned", scores.tuned)):
+        log_scores(job, data, name, several)
+        done.finish(job.folder / "evaluate" / name, as_metrics(name, several))
     job.run.table(table(scores), "eval/answers.json")
     began = trained.base.whole_name if job.config.model.init_from else ""
     kept = row_scores(scores, data, job.config) | {
@@ -44,7 +44,8 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         "base_model": trained.base.whole_name,
     }
     job.run.artifact_text(json.dumps(kept), ROWS_FILE)
-    scores = replace(scores, worse=worse.look(job, data, scores, began=began))
+    found = worse.look(job, scores, kept["scores"], tokens=len(data.tokenizer), began=began)
+    scores = replace(scores, worse=found)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
     if scores.worse and scores.worse.broken:  # no form of it could be compared
         worse.refuse(job, trained, scores)

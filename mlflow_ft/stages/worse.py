@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlflow_ft.candidacy import CHOICE, aimed_at
+from mlflow_ft.candidacy import CHOICE, Rows, aimed_at
 from mlflow_ft.config.gates import Gates, gates_file
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import Data, Job, Scores, Trained, Version, Worse
+from mlflow_ft.job import Job, Scores, Trained, Version, Worse
 
 if TYPE_CHECKING:
     from mlflow_ft.records import Score
@@ -27,17 +27,21 @@ TAG = "mlflow_ft.worse"
 REFUSED = "mlflow_ft.refused"
 
 
-def look(job: Job, data: Data, scores: Scores, *, began: str = "") -> Worse | None:
+def look(job: Job, scores: Scores, rows: Mapping[str, Rows], *, tokens: int, began: str = "") -> Worse | None:
     """Compare the tuned model with its base by the score that the method is for; None where it is not worse.
 
-    What is worse beyond chance is a warning and a tag of the run; what may be chance is said, no more. `began` names
-    the base where it was trained before.
+    What is worse beyond chance is a warning and a tag of the run; what may be chance is said, no more.
+
+    Args:
+        rows: Of `base` and `tuned` the values that the run keeps in `eval/rows.json`.
+        tokens: Of the tokenizer.
+        began: Names the base where it was trained before.
     """
     base = {one.name: one for one in scores.base if not one.guard}
     tuned = {one.name: one for one in scores.tuned if not one.guard}
-    found = broken(base, tuned) or by_rows(job, base, tuned)
+    found = broken(base, tuned) or by_rows(job, base, tuned, rows)
     if found is None or not found.sure:
-        found = ruined(base, tuned, len(data.tokenizer)) or found
+        found = ruined(base, tuned, tokens) or found
     if found is None:
         return None
     if began:
@@ -107,17 +111,16 @@ def broken(base: Mapping[str, Score], tuned: Mapping[str, Score]) -> Worse | Non
     return None
 
 
-def by_rows(job: Job, base: Mapping[str, Score], tuned: Mapping[str, Score]) -> Worse | None:
+def by_rows(job: Job, base: Mapping[str, Score], tuned: Mapping[str, Score], rows: Mapping[str, Rows]) -> Worse | None:
     """Worse on the method's own score, by the test that promotions ask for."""
     from mlflow_ft.engine.paired import paired_test, row_differences
 
     aims = job.registry.trainers[job.config.method].scores
-    rows = [{name: one.rows for name, one in scores.items() if one.rows} for scores in (base, tuned)]
-    name = aimed_at(aims, *rows)
-    if name is None or name not in (*aims, *CHOICE) or len(base[name].rows) != len(tuned[name].rows):
+    before, after = rows["base"], rows["tuned"]
+    name = aimed_at(aims, before, after)
+    if name is None or name not in (*aims, *CHOICE) or len(before[name]) != len(after[name]):
         return None
-    lower = _lower(job, name)
-    worse_by = row_differences(_finite(base[name]), _finite(tuned[name]), lower_is_better=lower)
+    worse_by = row_differences(before[name], after[name], lower_is_better=_lower(job, name))
     if not worse_by or sum(worse_by) <= 0:
         return None
     found = paired_test(worse_by, margin=0.0, confidence=CONFIDENCE)
@@ -154,10 +157,6 @@ def ruined(base: Mapping[str, Score], tuned: Mapping[str, Score], tokens: int) -
 
 def _change(before: Score, after: Score) -> str:
     return f"{before.name} {before.value:.4g} before, {after.value:.4g} after"
-
-
-def _finite(score: Score) -> list[float | None]:
-    return [row if row is not None and math.isfinite(row) else None for row in score.rows]
 
 
 def _lower(job: Job, name: str) -> bool:

@@ -15,7 +15,7 @@ from mlflow_ft.cli.asked import asked
 from mlflow_ft.job import Worse
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import worse
+from mlflow_ft.stages import evaluate, worse
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": "ppo"})
 REGISTRY = Registry(LOADED)
@@ -53,8 +53,14 @@ def looked(
     job: Any = SimpleNamespace(
         config=asked([method, "--model=x", *rewarded, *more], LOADED), registry=REGISTRY, run=run, progress=progress
     )
+    return worse.look(job, *kept(base, tuned), tokens=TOKENS), run.tags
+
+
+def kept(base: Sequence[Score], tuned: Sequence[Score]) -> tuple[Any, Any]:
+    """The scores of both models, and the rows of them that a run keeps."""
     scores: Any = SimpleNamespace(base=tuple(base), tuned=tuple(tuned))
-    return worse.look(job, SimpleNamespace(tokenizer=range(TOKENS)), scores), run.tags
+    data: Any = SimpleNamespace(eval=SimpleNamespace(digest="d"), guards={})
+    return scores, evaluate.row_scores(scores, data, asked(["lora", "--model=x"], LOADED))["scores"]
 
 
 SCORE_OF = {
@@ -96,12 +102,11 @@ def test_kto_on_preferences_and_a_method_without_its_score_take_the_next() -> No
 
 
 def test_what_the_training_began_with_is_named_where_it_was_trained_before() -> None:
-    scores: Any = SimpleNamespace(base=(score("loss", [1.0] * 40),), tuned=(score("loss", [2.0] * 40),))
+    scores, rows = kept([score("loss", [1.0] * 40)], [score("loss", [2.0] * 40)])
     job: Any = SimpleNamespace(
         config=asked(["lora", "--model=x"], LOADED), registry=REGISTRY, run=ListedRun(), progress=Progress(quiet=True)
     )
-    data: Any = SimpleNamespace(tokenizer=range(TOKENS))
-    found = worse.look(job, data, scores, began="tiny with the adapter models:/chat/3")
+    found = worse.look(job, scores, rows, tokens=TOKENS, began="tiny with the adapter models:/chat/3")
     assert found
     assert found.sentence.startswith(
         "the tuned model is worse than its base (tiny with the adapter models:/chat/3): loss"
