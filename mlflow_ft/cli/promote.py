@@ -119,6 +119,8 @@ def tell(decision: Decision, progress: Progress) -> None:
         "champion already": f"{what} is the {decision.alias} of {model} already; nothing was moved",
     }
     progress.say(words.get(decision.outcome, f"{what}: {decision.outcome}"))
+    if decision.reason:
+        progress.say(decision.reason)
     if decision.failed and decision.outcome in ("refused", "would be refused"):
         progress.say(f"not passed: {', '.join(decision.failed)}; {decision.alias} of {model} stays as it was")
         for line in remedies(decision):

@@ -45,6 +45,22 @@ def test_a_refusal_ends_with_1_and_names_the_gates(run: Run, shop: Shop, name: s
     assert shop.champion(name) == 1
 
 
+def test_a_waiver_is_shown_in_the_table_at_the_end_and_in_the_history(
+    run: Run, shop: Shop, name: str, tmp_path: Path
+) -> None:
+    shop.version(name=name, base_rows={"loss": [0.5] * 40})
+    refused = run("promote", name, "--version", 1)
+    assert refused.code == 1
+    assert 'else write `waive: {beats-base: "WHY"}` into a gates file' in refused.err
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("waive: {beats-base: a rehearsal}\n")
+    told = run("promote", name, "--version", 1, "--gates", gates)
+    assert told.code == 0
+    assert "waived: a" in told.err  # in the table, where it may be broken
+    assert "\nbeats-base waived: a rehearsal\n" in told.err
+    assert "beats-base waived: a rehearsal" in run("history", name).out
+
+
 def test_a_machine_is_told_the_same_on_stdout(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
     shop.version(name=name)
     gates = tmp_path / "gates.yaml"
