@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+CHOICE = ("loss", "preference_accuracy", "exact_match")
+"""What a method that does not say what it is for is taken to be for, the first that there is."""
+Rows = Mapping[str, Sequence[float | None]]
+
+
+def aimed_at(aims: Sequence[str], *models: Rows) -> str | None:
+    """The score by which models are compared: the first of `aims` that all of them have for each row, else another one.
+
+    None where they have none in common.
+    """
+    names = (*aims, *CHOICE, *(models[0] if models else ()))
+    return next((name for name in names if all(name in rows for rows in models)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +46,12 @@ class Contender:
     """Of every guard set the digest of its rows; its scores are `GUARD/SCORE`."""
     rows: Mapping[str, tuple[float | None, ...]]
     """By score the value of every held-out row, in their order; of the scores that are means over rows."""
+    base_rows: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """The same of the model that its training began with."""
+    base: str = ""
+    """What that model was, as a message names it."""
+    aims: tuple[str, ...] = ()
+    """The scores that its method is for, the first that there is; see `Trainer.scores`."""
     unscored: str = ""
     """Why there are no scores on the rows that are asked about, in a sentence."""
 

@@ -36,7 +36,11 @@ def register_checks() -> Iterable[Check]:  # type: ignore[empty-body]  # a speci
 
 @hookspec
 def register_trainers() -> Iterable[Trainer]:  # type: ignore[empty-body]  # a specification has no body
-    """Return the methods of this plugin. Called once, when the program starts."""
+    """Return the methods of this plugin. Called once, when the program starts.
+
+    `Trainer.scores` names the score that a method is for, the first that is measured: by it a tuned model is compared
+    with its base after the training, and with the champion at a promotion (`metric: auto`).
+    """
 
 
 @hookspec
@@ -66,7 +70,11 @@ def register_exporters() -> Iterable[Exporter]:  # type: ignore[empty-body]  # a
 
 @hookspec
 def register_gates() -> Iterable[Gate]:  # type: ignore[empty-body]  # a specification has no body
-    """Return the gates of this plugin, which stand before a promotion. Called once, when the program starts."""
+    """Return the gates of this plugin, which stand before a promotion. Called once, when the program starts.
+
+    A gate reads its settings from `options` of the gates file, under its name, and declares them as `Gate.options`: any
+    other is refused. With nothing to say of a model it abstains (`Verdict.abstain`), which is shown.
+    """
 
 
 @hookspec(firstresult=True)

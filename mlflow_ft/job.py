@@ -132,6 +132,15 @@ class BaseModel:
     task: Task = "generate"
     start: Path | None = None
     """The folder of an adapter on this base that is trained further."""
+    start_uri: str = ""
+    """Where that adapter came from."""
+
+    @property
+    def whole_name(self) -> str:
+        """What the training begins with: the base model, and the adapter that is on it already; short, for people."""
+        path = Path(self.name_or_path)
+        name = path.name if path.is_absolute() else self.name_or_path
+        return f"{name} with the adapter {self.start_uri}" if self.start_uri else name
 
     @property
     def tokenizer(self) -> Path:
@@ -160,6 +169,8 @@ class Trained:
     """Holds `adapter/` or `model/`, and `reference.safetensors`: logits of the model as it was in memory."""
     base: BaseModel
     metrics: Mapping[str, float]
+    findings: tuple[str, ...] = ()
+    """What went wrong in the training without ending it, a sentence each: for the card, and a tag of the run."""
 
     @property
     def adapter(self) -> Path | None:
@@ -194,6 +205,23 @@ class Subject(Protocol):
     def rewards(self) -> Mapping[str, Sequence[float | None]]:
         """Of every reward function (`rollout.reward_funcs`) and of the reward model its value for each of `answers`."""
 
+    @cached_property
+    def weighted_reward(self) -> Sequence[float | None]:
+        """For each of `answers` the sum of all rewards, each with its weight: what the training went by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worse:
+    """That the tuned model is worse than its base."""
+
+    score: str
+    sure: bool
+    """Beyond chance; else it is said, and nothing follows."""
+    sentence: str
+    """With the numbers."""
+    broken: bool = False
+    """NaN or infinite: nothing can be measured of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -203,6 +231,7 @@ class Scores:
     tuned: tuple[Score, ...]
     answers: tuple[tuple[Answer, Answer], ...]
     """Of every held-out prompt the base model's answer and the tuned one's."""
+    worse: Worse | None = None
 
 
 class Form(Protocol):

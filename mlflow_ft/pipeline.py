@@ -41,7 +41,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     Raises:
         FineTuneError: whatever the user can mend, or the evidence refuses; the run is FAILED, with the message as tag.
     """
-    from mlflow_ft.stages import data, evaluate, model, package, preflight, register, start, train
+    from mlflow_ft.stages import data, evaluate, model, package, preflight, register, start, train, worse
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.told_to_run():
@@ -58,7 +58,8 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
             trained = train.train(job, rows, base)
             scores = evaluate.evaluate(job, rows, trained)
             packaged = package.package(job, rows, trained, scores)
-            versions = register.register(job, rows, trained, packaged)
+            versions = register.register(job, rows, trained, packaged, scores)
+            worse.refuse(job, trained, scores, versions)
     return Outcome(
         run_id=active.run_id,
         tracking_uri=active.tracking_uri,

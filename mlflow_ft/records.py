@@ -105,6 +105,10 @@ class Trainer:
     """How much it needs, beside other methods."""
     ranges: Mapping[str, str] = field(default_factory=dict)
     """Usual values by full path: `{"training.learning_rate": "1e-5 to 5e-4"}`."""
+    scores: tuple[str, ...] = ()
+    """The score that the method is for: the first of these that has a value for each held-out row. By it the tuned
+    model is compared with its base after the training (`evaluation.on_worse`) and at a promotion (`metric: auto`).
+    Empty: the first of loss, preference_accuracy and exact_match that there is, else any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,14 +253,20 @@ class Exporter:
 class Verdict:
     """What a gate says about one thing, in words for people and in numbers for machines."""
 
-    passed: bool
+    passed: bool | None
+    """None: the gate abstains, since it has nothing to say of this model."""
     found: str
-    """What the evidence says: `0.91`, `12 days`, `no such score`."""
+    """What the evidence says: `0.91`, `12 days`, `no such score`; why the gate abstains."""
     wanted: str
     """What passes: `at least 0.9`."""
     subject: str = ""
     """What of several things was looked at: the name of the score."""
     numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def abstain(cls, why: str, *, subject: str = "") -> Verdict:
+        """Neither for nor against; shown with the reason."""
+        return cls(passed=None, found=why, wanted="", subject=subject)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +274,18 @@ class Gate:
     """A condition that a version must meet before an alias is moved to it.
 
     `judge` gets all that is known of the version and of the present champion, and the settings of the gates; it
-    returns a verdict for each thing that was asked of it, none where nothing was. It changes nothing. A `FineTuneError`
-    that it raises counts as a verdict that did not pass.
+    returns a verdict for each thing that was asked of it; where nothing was, it abstains (`Verdict.abstain`, or no
+    verdict at all). It changes nothing. A `FineTuneError` that it raises counts as a verdict that did not pass.
     """
 
     name: str
     summary: str
     judge: Callable[[Candidacy, Gates], Sequence[Verdict]]
+    options: tuple[str, ...] = ()
+    """The keys that it reads under `options` of the gates file; any other is refused. `limits.high` is `high` in the
+    mapping `limits`, and `limits.*` any key in it."""
+    always: bool = False
+    """Asked whatever `names` of the gates file says; it can only be waived, by name and with a reason."""
 
 
 Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate

@@ -24,7 +24,10 @@ def held_out_loss(subject: Subject) -> Sequence[Score]:
 
 
 def loss_by_label(subject: Subject) -> Sequence[Score]:
-    """Mean negative log-likelihood per token (nats) of the answers that are called good, and of those called bad."""
+    """Mean negative log-likelihood per token (nats) of the answers called good, and of those called bad.
+
+    `label_margin` is by how much the good ones are likelier; both labels weigh alike, however many rows have them.
+    """
     labels = [example.label for example in subject.data.eval.examples]
     scores = []
     for name, wanted in (("good_loss", True), ("bad_loss", False)):
@@ -32,7 +35,21 @@ def loss_by_label(subject: Subject) -> Sequence[Score]:
         tokens = sum(count for _, count in found)
         value = sum(total for total, _ in found) / tokens if tokens else float("nan")
         scores.append(Score(name=name, value=value, rows=tuple(total / count for total, count in found)))
-    return scores
+    return [*scores, Score.mean("label_margin", margins(subject.losses, labels))]
+
+
+def margins(losses: Sequence[tuple[float, int]], labels: Sequence[bool | None]) -> list[float | None]:
+    """Of every row its log-likelihood per token, turned round where the answer is called bad, times its label's weight.
+
+    Their mean is the mean of the good answers less that of the bad ones.
+    """
+    scored = [label for (_, count), label in zip(losses, labels, strict=True) if count and label is not None]
+    weight = {label: len(scored) / scored.count(label) for label in set(scored)}
+    signs = {True: -1.0, False: 1.0}
+    return [
+        signs[label] * weight[label] * total / count if count and label is not None else None
+        for (total, count), label in zip(losses, labels, strict=True)
+    ]
 
 
 def exact_match(subject: Subject) -> Sequence[Score]:
@@ -74,8 +91,10 @@ def preferred(subject: Subject) -> Sequence[Score]:
 
 
 def rewarded(subject: Subject) -> Sequence[Score]:
-    """The mean of every reward over greedy answers to the held-out prompts; none where no reward is named."""
-    return [Score.mean(f"reward/{name}", values) for name, values in subject.rewards.items()]
+    """The mean of every reward over greedy answers to the held-out prompts, and of their weighted sum; none where no
+    reward is named."""
+    scores = [Score.mean(f"reward/{name}", values) for name, values in subject.rewards.items()]
+    return [*scores, Score.mean("weighted_reward", subject.weighted_reward)] if scores else []
 
 
 def has_pairs(data: Data) -> bool:

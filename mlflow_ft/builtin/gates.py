@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Gate, Verdict, hookimpl
+from mlflow_ft.builtin import beats
 
 if TYPE_CHECKING:
-    from mlflow_ft.candidacy import Candidacy, Contender
+    from mlflow_ft.candidacy import Candidacy
     from mlflow_ft.config.gates import Gates
 
-CHOICE = ("loss", "preference_accuracy", "exact_match")
-"""What `beats_champion.metric: auto` takes, the first that there is; else the first that has a value for each row."""
 DAY_MS = 86_400_000
 MISSING = "no such score"
 
@@ -64,14 +63,16 @@ def required(name: str, judge: Callable[[Candidacy, Gates], Sequence[Verdict]]) 
     return Gate(
         name=name,
         summary=(judge.__doc__ or "").rstrip(".").lower(),
-        judge=lambda about, gates: judge(about, gates) if name in gates.require else (),
+        judge=lambda about, gates: (
+            judge(about, gates) if name in gates.require else [Verdict.abstain("it is not in `require`")]
+        ),
     )
 
 
 def freshness(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     """The run did not end too long ago."""
     if gates.max_age_days is None:
-        return ()
+        return [Verdict.abstain("max_age_days is not set")]
     wanted = f"at most {gates.max_age_days:g} days"
     if about.candidate.ended_ms is None:
         return [Verdict(passed=False, found="the run has not ended", wanted=wanted)]
@@ -83,6 +84,8 @@ def scores(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     """Scores on the held-out rows, each by itself."""
     bounds = [(name, bound, 1, "at least") for name, bound in gates.min_scores.items()]
     bounds += [(name, bound, -1, "at most") for name, bound in gates.max_scores.items()]
+    if not bounds:
+        return [Verdict.abstain("min_scores and max_scores name none")]
     verdicts = []
     for name, bound, sign, words in bounds:
         value = about.candidate.score(name)
@@ -98,61 +101,10 @@ def scores(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     return verdicts
 
 
-def beats_champion(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """Better than the present champion on the same rows, by a margin, as a paired bootstrap finds."""
-    test = gates.beats_champion
-    if test is None:
-        return ()
-    if about.champion is None:
-        return [Verdict(passed=True, found="there is no champion yet", wanted="nothing to beat")]
-    name = _metric(about.candidate, about.champion) if test.metric == "auto" else test.metric
-    wanted = f"better by more than {test.margin:g}, {test.confidence:.0%} sure"
-    reason, differences = differences_of(about.candidate, about.champion, name, lower=gates.lower(name))
-    if reason:
-        return [Verdict(subject=name, passed=False, found=reason, wanted=wanted)]
-    from mlflow_ft.engine.paired import paired_bootstrap
-
-    found = paired_bootstrap(differences, margin=test.margin, confidence=test.confidence, samples=test.samples)
-    return [
-        Verdict(
-            subject=name,
-            passed=found.low > test.margin,
-            found=f"{'better' if found.difference > 0 else 'worse'} by {abs(found.difference):.4g}; lower bound "
-            f"{found.low:+.4g}, p {found.p_value:.2g}, {found.rows} rows",
-            wanted=wanted,
-            numbers={
-                "difference": found.difference,
-                "low": found.low,
-                "p_value": found.p_value,
-                "rows": float(found.rows),
-                "margin": test.margin,
-                "confidence": test.confidence,
-            },
-        )
-    ]
-
-
-def differences_of(candidate: Contender, champion: Contender, name: str, *, lower: bool) -> tuple[str, list[float]]:
-    """Of every row by how much the candidate is better; or first why they cannot be compared."""
-    if champion.unscored:
-        return champion.unscored, []
-    ours, theirs = candidate.rows.get(name), champion.rows.get(name)
-    if ours is None or theirs is None:
-        whose = "candidate" if ours is None else "champion"
-        return f"the {whose} has no score {name!r} for each row", []
-    if len(ours) != len(theirs):
-        return f"the candidate has {len(ours)} rows and the champion {len(theirs)}", []
-    lost = sum(one is None and other is not None for one, other in zip(ours, theirs, strict=True))
-    if lost:
-        return f"the candidate has no score for {lost} rows for which the champion has one", []
-    pairs = [(one, other) for one, other in zip(ours, theirs, strict=True) if one is not None and other is not None]
-    if len(pairs) < 2:
-        return f"{len(pairs)} rows have a score: too few for a test", []
-    return "", [other - one if lower else one - other for one, other in pairs]
-
-
 def no_regression(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     """Guarded scores are not worse than the champion's by more than is allowed; before a first champion, the base's."""
+    if not gates.max_regression:
+        return [Verdict.abstain("max_regression names no score")]
     return [_guarded(about, name, most, lower=gates.lower(name)) for name, most in gates.max_regression.items()]
 
 
@@ -172,11 +124,6 @@ def _guarded(about: Candidacy, name: str, most: float, *, lower: bool) -> Verdic
         wanted=wanted,
         numbers={"value": ours, "before": before, "worse": worse, "allowed": most},
     )
-
-
-def _metric(candidate: Contender, champion: Contender) -> str:
-    both = [name for name in candidate.rows if name in champion.rows]
-    return next((name for name in (*CHOICE, *both) if name in both), next(iter(candidate.rows), CHOICE[0]))
 
 
 def _number(text: str) -> float | None:
@@ -202,8 +149,14 @@ def register_gates() -> list[Gate]:
         Gate(name="scores", summary="scores are within `min_scores` and `max_scores`", judge=scores),
         Gate(
             name="beats-champion",
-            summary="better than the champion on the same rows by a margin, by a paired bootstrap",
-            judge=beats_champion,
+            summary="better than the champion on the same rows by a margin, by a paired test",
+            judge=beats.beats_champion,
+        ),
+        Gate(
+            name="beats-base",
+            summary="where there is no champion yet, better than the base model on the same rows, by a paired test",
+            judge=beats.beats_base,
+            always=True,
         ),
         Gate(
             name="no-regression",

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mlflow_ft.job import Data, Job, Model, Trained
 
 LORA = {"adapter.kind": "lora", "adapter.r": 16}
+PREFERRED = ("preference_accuracy",)
+"""Not the margin: it has the unit of a tokenizer, and grows where one of two likely answers is made unlikely."""
 PAIRS = "preferences: a prompt with a chosen and a rejected answer"
 LEARNING_RATE = "5e-7 to 5e-6 for all weights, 5e-6 to 5e-5 with an adapter"
 
@@ -70,6 +72,7 @@ DPO = Trainer(
     train=train_dpo,
     defaults=LORA | {"training.learning_rate": 2e-5, "objective.beta": 0.1},
     paper="https://arxiv.org/abs/2305.18290",
+    scores=PREFERRED,
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "options"),
@@ -88,6 +91,7 @@ CPO = Trainer(
     train=train_cpo,
     defaults=LORA | {"training.learning_rate": 2e-5, "objective.beta": 0.1},
     paper="https://arxiv.org/abs/2401.08417",
+    scores=PREFERRED,
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
@@ -111,6 +115,7 @@ SIMPO = Trainer(
         "objective.options": {"cpo_alpha": "0.0", "simpo_gamma": "0.5"},
     },
     paper="https://arxiv.org/abs/2405.14734",
+    scores=PREFERRED,
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
@@ -129,6 +134,7 @@ ORPO = Trainer(
     train=train_orpo,
     defaults=LORA | {"training.learning_rate": 5e-5, "objective.beta": 0.1},
     paper="https://arxiv.org/abs/2403.07691",
+    scores=PREFERRED,
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "options"),
@@ -146,6 +152,7 @@ KTO = Trainer(
     train=train_kto,
     defaults=LORA | {"training.learning_rate": 2e-5, "objective.beta": 0.1},
     paper="https://arxiv.org/abs/2402.01306",
+    scores=("label_margin", *PREFERRED),
     needs="answers with a label (true or false), or preferences, of which both answers are taken",
     kinds=("unpaired", "preference"),
     settings=(
@@ -172,6 +179,7 @@ REWARD = Trainer(
     task="score",
     defaults=LORA | {"training.learning_rate": 1e-4, "training.num_train_epochs": 1},
     paper="https://arxiv.org/abs/2203.02155",
+    scores=PREFERRED,
     needs=PAIRS,
     kinds=("preference",),
     settings=("options",),

@@ -19,7 +19,7 @@ PROMPT_RANGES = {"adapter.num_virtual_tokens": "8 to 128"}
 
 def records(train: Callable[[Job, Data, Model], Trained]) -> list[Trainer]:
     """full, lora, qlora, dora, ia3, prompt, prefix, ptuning and adapter, all trained by `train`."""
-    made: Callable[..., Trainer] = partial(Trainer, train=train, settings=("packing", "options"))
+    made: Callable[..., Trainer] = partial(Trainer, train=train, settings=("packing", "options"), scores=("loss",))
     return [*_of_the_weights(made), *_beside_the_weights(made)]
 
 

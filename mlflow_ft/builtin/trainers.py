@@ -31,6 +31,7 @@ def register_trainers() -> list[Trainer]:
             "of which the chosen answers are learned",
             kinds=("conversation", "text", "preference"),
             settings=("packing", "options"),
+            scores=("loss",),
             use_for="the first step of most alignments, and of the chains align and rlhf",
             memory="that of the adapter: see lora, full",
             ranges=sft_methods.LORA_RANGES | {"training.num_train_epochs": "1 to 5"},

@@ -52,7 +52,7 @@ def line(move: Move) -> str:
         words.append("came too late")
     elif not move.done:
         words.append("not completed yet")
-    return "  ".join([*words, *([move.reason or move.decision] if move.reason or move.decision else [])])
+    return "  ".join([*words, *(text for text in (move.reason, move.decision) if text)])
 
 
 def _when(move: Move) -> str:

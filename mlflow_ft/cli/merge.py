@@ -75,7 +75,8 @@ def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **g
     if kept:
         facts |= {
             "mean KL": f"{kept['parity']['kl_mean']:.3g} nats per token from the adapter on its base",
-            "registered": f"{kept['registered']} @candidate",
+            "registered": f"{kept['registered']} "
+            + (f"@{kept['alias']}" if kept["alias"] else "without an alias: the adapter is worse than its base"),
         }
     progress.facts(facts)
 
@@ -85,7 +86,13 @@ def _registered(asked: Any, done: Any, name: str, max_kl: str, progress: Any) ->
 
     version = merged_version.register(asked, done, name, progress, max_kl=divergence(max_kl))
     uri = f"models:/{version.name}/{version.version}"
-    return {"registered": uri, "model_id": version.model_id, "run_id": version.run_id, "parity": dict(version.parity)}
+    return {
+        "registered": uri,
+        "alias": version.alias,
+        "model_id": version.model_id,
+        "run_id": version.run_id,
+        "parity": dict(version.parity),
+    }
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, Any]:

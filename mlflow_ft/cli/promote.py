@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlflow_ft.errors import RefusedError
 
 if TYPE_CHECKING:
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.promote import Decision
+    from mlflow_ft.stages.decision import Decision, Judged
 
 SWITCHES = {
     "dry-run": "Ask every gate and tell what they say; nothing is written.",
@@ -31,6 +32,7 @@ OPTIONS = {
     "copy-to NAME": "Copy the version's bytes to another registered model; it is that model's alias that moves.",
     "registry URI": "The tracking server whose registry has the model that is copied to; the same when not given.",
 }
+RESULTS = {"pass": "pass", "fail": "FAIL", "abstain": "abstains", "waived": "waived"}
 DONE = ("promoted", "would be promoted", "champion already")
 
 
@@ -62,6 +64,7 @@ def command(
     from mlflow_ft.config.gates import gates_file
     from mlflow_ft.progress import Progress
     from mlflow_ft.stages import promote
+    from mlflow_ft.stages.decision import dumps
     from mlflow_ft.stages.preflight import told_to_run
 
     progress = Progress(quiet=quiet)
@@ -81,7 +84,7 @@ def command(
         )
         decision = promote.promote(asked, plugins=plugins.load(), progress=progress)
     if json:
-        click.echo(promote.dumps(decision))
+        click.echo(dumps(decision))
     else:
         tell(decision, progress)
     if decision.outcome in DONE:
@@ -101,10 +104,7 @@ def who() -> str:
 
 def tell(decision: Decision, progress: Progress) -> None:
     """Every verdict in a table, then how it ended."""
-    rows = [
-        [one.name, "pass" if one.verdict.passed else "FAIL", one.verdict.found, one.verdict.wanted]
-        for one in decision.judged
-    ]
+    rows = [[one.name, RESULTS[one.result], one.verdict.found, _wanted(one)] for one in decision.judged]
     if rows:
         progress.table(f"Gates ({decision.gates_from})", ["gate", "result", "found", "wanted"], rows, text=(0, 1, 2, 3))
     for note in decision.notes:
@@ -119,9 +119,29 @@ def tell(decision: Decision, progress: Progress) -> None:
         "champion already": f"{what} is the {decision.alias} of {model} already; nothing was moved",
     }
     progress.say(words.get(decision.outcome, f"{what}: {decision.outcome}"))
+    if decision.reason:
+        progress.say(decision.reason)
     if decision.failed and decision.outcome in ("refused", "would be refused"):
         progress.say(f"not passed: {', '.join(decision.failed)}; {decision.alias} of {model} stays as it was")
+        for line in remedies(decision):
+            progress.say(line)
     if decision.error:
         progress.say(str(decision.error))
     if decision.artifact:
         progress.facts({"decision": decision.artifact})
+
+
+def _wanted(one: Judged) -> str:
+    return f"{one.verdict.wanted}; waived: {one.waived}" if one.result == "waived" else one.verdict.wanted
+
+
+def remedies(decision: Decision) -> list[str]:
+    """What helps where a comparison was refused."""
+    failed = [one for one in decision.judged if one.result == "fail"]
+    lines = []
+    numbers = [one.verdict.numbers for one in failed]
+    if any(one.get("rows", math.inf) < one.get("min_rows", 0) and "needed" in one for one in numbers):
+        lines.append("  hold out more rows (data.test_size, data.eval_path) and train again, or lower min_rows there")
+    if any(one.gate == "beats-base" for one in failed):
+        lines.append('  a first champion must beat its base; else write `waive: {beats-base: "WHY"}` into a gates file')
+    return lines

@@ -15,11 +15,12 @@ from mlflow_ft.records import Trainer
 MORE = {
     "formats": ("kind", "columns"),
     "checks": ("severity", "remedy", "fix"),
-    "trainers": ("needs", "use_for", "memory", "ranges"),
+    "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
+    "gates": ("options",),
 }
 """What is told of a record beside its name and summary, by kind."""
-SAID = {"use_for": "for", "ranges": "usual"}
+SAID = {"use_for": "for", "ranges": "usual", "scores": "measured by"}
 
 
 def _words(value: Any) -> str:

@@ -69,6 +69,7 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
             name: {score.name: score.value if math.isfinite(score.value) else None for score in scores}
             for name, scores in (("base", outcome.scores.base), ("tuned", outcome.scores.tuned))
         },
+        "worse": outcome.scores.worse.sentence if outcome.scores.worse else None,
         "versions": [
             {"name": one.name, "version": one.version, "alias": one.alias, "model_id": one.model_id}
             for one in outcome.versions
@@ -78,9 +79,11 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
 
 def tell(outcome: Outcome, progress: Progress) -> None:
     """The closing summary: before and after, where it is, and what to type next."""
-    tuned = {score.name: score.value for score in outcome.scores.tuned}
-    rows = [[one.name, f"{one.value:.4g}", f"{tuned[one.name]:.4g}"] for one in outcome.scores.base]
-    progress.table("Held-out rows", ["score", "base", "tuned"], rows)
+    from mlflow_ft.stages.worse import side_by_side
+
+    progress.table("Held-out rows", ["score", "base", "tuned"], side_by_side(outcome.scores))
+    if outcome.scores.worse:
+        (progress.warn if outcome.scores.worse.sure else progress.say)(outcome.scores.worse.sentence)
     facts = {"run": outcome.run_id, "tracking": outcome.url or outcome.tracking_uri, "files": outcome.folder}
     facts |= {"registered": ", ".join(f"{one.name} version {one.version} @{one.alias}" for one in outcome.versions)}
     progress.facts(facts)

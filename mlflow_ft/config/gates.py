@@ -1,47 +1,89 @@
-"""What a promotion asks for: small frozen sections, read from one YAML file.
+"""What a promotion asks for: small frozen sections, read from one YAML file; what is not known in it is refused.
 
 min_scores: {exact_match: 0.9}
 beats_champion: {metric: loss, margin: 0.01, confidence: 0.95}
 max_regression: {valid_json: 0.0}
 max_age_days: 30
+waive: {beats-base: the base model cannot do this task at all}
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
-from mlflow_ft.config.explain import shown
+from mlflow_ft.config.explain import members, own_words, shown
+from mlflow_ft.config.given import headline, syntax_error
 from mlflow_ft.config.section import Section
 from mlflow_ft.errors import ConfigError, Problem, brief
 
+EXAMPLE = "write for instance `min_scores: {exact_match: 0.9}`; see docs/promotion.md"
 LOWER = ("loss", "perplexity", "kl_mean", "kl_max")
 """Ends of the names of scores that are better when they are lower."""
+HIGHER_ALL_THE_SAME = ("bad_loss",)
+"""Ends of those that are not: answers that are called bad are to become unlikely."""
+LETTERS = 5
+"""That a reason has, at least."""
 Requirement = Literal["finished", "parity", "data-checks", "card"]
 
 
-class BeatsChampion(Section):
-    """The paired test against the present champion, on the same held-out rows."""
+def lower_is_better(score: str, own: Collection[str] = ()) -> bool:
+    """Whether a score is better when it is lower; `own` are further names of which that is known."""
+    return score in own or (score.endswith(LOWER) and not score.endswith(HIGHER_ALL_THE_SAME))
 
-    metric: str = "auto"
-    """A score with a value for each row; auto: the first of `CHOICE` that the candidate has."""
+
+class PairedTest(Section):
+    """A comparison with another model on the same held-out rows, row by row."""
+
+    metric: str | list[str] = "auto"
+    """A score with a value for each row, or several, of which each must pass; auto: the one that the method is for."""
     margin: float = Field(default=0.0, ge=0)
     """By how much the candidate must be better, in the unit of the score."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """How sure the test must be that the difference is above the margin."""
+    """How sure the test must be that the difference is above the margin; of all scores together, where there are
+    several."""
+    min_rows: int = Field(default=30, ge=1)
+    """With fewer rows nothing is claimed. A lower number changes nothing of what the test asks for."""
     samples: int = Field(default=10_000, ge=1000, le=1_000_000)
-    """Bootstrap samples over the rows."""
+    """Random subsets of the rows, where there are too many to look at all."""
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _names_scores(cls, metric: Any) -> Any:
+        names = [metric] if isinstance(metric, str) else metric
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("takes the name of a score, or a list of names")
+        return metric
+
+    @property
+    def metrics(self) -> list[str]:
+        """Each score once."""
+        return list(dict.fromkeys([self.metric] if isinstance(self.metric, str) else self.metric))
+
+
+class BeatsChampion(PairedTest):
+    """The paired test against the present champion."""
+
+
+class BeatsBase(PairedTest):
+    """The paired test against the model that the training began with."""
+
+    always: bool = False
+    """Ask where there is a champion to beat, too."""
 
 
 class Gates(Section):
     """The settings of every gate. What is not set is not asked, but for what has a default here."""
 
     names: list[str] | None = None
-    """Registered gates to hold the version to; all of them when not given."""
+    """Registered gates to hold the version to; all of them when not given. `beats-base` is asked whatever it says."""
     require: list[Requirement] = Field(default_factory=lambda: [*get_args(Requirement)])
     """Gates that are passed or not: the run FINISHED, parity within its limit, no error in the data, a model card."""
     min_scores: dict[str, float] = Field(default_factory=dict)
@@ -49,44 +91,75 @@ class Gates(Section):
     max_scores: dict[str, float] = Field(default_factory=dict)
     """Score to the most that it may be: `{loss: 1.2}`."""
     beats_champion: BeatsChampion | None = BeatsChampion()
-    """The paired test; `null`: no test."""
+    """The paired test against the present champion; `null`: no test."""
+    beats_base: BeatsBase = BeatsBase()
+    """The paired test against the base model, for a first champion; not asked only where it is waived."""
     max_regression: dict[str, float] = Field(default_factory=dict)
     """Score to how much worse than the champion it may be; of the base model where there is no champion yet."""
     max_age_days: float | None = Field(default=None, gt=0)
     """How long ago the run may have ended."""
     lower_is_better: list[str] = Field(default_factory=list)
     """Scores of your own that are better when they are lower; those that end in `loss` or `perplexity` are known."""
+    waive: dict[str, str] = Field(default_factory=dict)
+    """Gates that need not pass, each with the reason, which is kept: `{beats-base: WHY}`."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings for the gates of plugins, by the gate's name."""
 
+    @field_validator("beats_base", mode="before")
+    @classmethod
+    def _is_not_left_out(cls, value: Any) -> Any:
+        if value is None or value is False:
+            raise ValueError(
+                "a first champion must beat its base; to do without, waive it with a reason: waive: {beats-base: WHY}"
+            )
+        return value
+
+    @field_validator("waive")
+    @classmethod
+    def _has_reasons(cls, waive: dict[str, str]) -> dict[str, str]:
+        for name, reason in waive.items():
+            if sum(letter.isalpha() for letter in reason) < LETTERS:
+                raise ValueError(f"{name}: {reason!r} is not a reason; say in words why it need not pass")
+        return waive
+
     def lower(self, metric: str) -> bool:
         """Whether a score is better when it is lower."""
-        return metric in self.lower_is_better or metric.endswith(LOWER)
+        return lower_is_better(metric, self.lower_is_better)
+
+    def scores(self) -> Iterator[tuple[str, str]]:
+        """Every score that is named, with the setting that names it."""
+        for setting in ("min_scores", "max_scores", "max_regression", "lower_is_better"):
+            yield from ((setting, name) for name in getattr(self, setting))
+        for setting in ("beats_champion", "beats_base"):
+            test: PairedTest | None = getattr(self, setting)
+            yield from ((f"{setting}.metric", name) for name in (test.metrics if test else ()) if name != "auto")
 
 
 def read_gates(text: str, *, place: str) -> Gates:
     """The gates that a YAML text asks for; `place` is what messages call it.
 
     Raises:
-        ConfigError: it is no YAML mapping, or asks for what there is not; every problem is told.
+        ConfigError: it is not a YAML mapping, or asks for what there is not; every problem is reported.
     """
     try:
-        found = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        problems = list(_given_twice(node, place))
+        found = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{place} is no YAML: {brief(error)}", hint="see docs/promotion.md") from error
+        raise syntax_error(place, text, error) from error
+    except (ValueError, RecursionError) as error:  # what looks like a date and is none; brackets without end
+        raise ConfigError(f"{place} cannot be read: {brief(error)}", hint=EXAMPLE) from error
     if not isinstance(found, dict) or not found:
-        raise ConfigError(f"{place} is no mapping of gates", hint="write for instance `min_scores: {exact_match: 0.9}`")
+        raise ConfigError(f"{place} is not a mapping of gates", hint=EXAMPLE)
     try:
         gates = Gates.model_validate(found)
     except ValidationError as error:
-        problems = [_problem(place, dict(detail)) for detail in error.errors()]
-        raise ConfigError(f"{len(problems)} problems in {place}", problems=problems) from error
-    wrong = [name for name in gates.min_scores if gates.lower(name)]
-    if wrong:
-        raise ConfigError(
-            f"{place}: min_scores has {', '.join(wrong)}, which is better when it is lower",
-            hint=f"write max_scores: {{{wrong[0]}: {gates.min_scores[wrong[0]]:g}}}",
-        )
+        problems += [_problem(place, detail) for detail in error.errors()]
+        raise ConfigError(headline(problems, f"in {place}"), problems=problems) from error
+    problems += _turned_round(gates, place)
+    if problems:
+        raise ConfigError(headline(problems, f"in {place}"), problems=problems)
     return gates
 
 
@@ -103,11 +176,50 @@ def gates_file(path: Path) -> Gates:
     return read_gates(text, place=str(path))
 
 
-def _problem(place: str, detail: dict[str, Any]) -> Problem:
+def near(name: str, known: Sequence[str], *, what: str = "known") -> str:
+    """What may have been meant, or else all that there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"{what}: {', '.join(known) or 'none'}"
+
+
+def _given_twice(node: yaml.Node | None, place: str) -> Iterator[Problem]:
+    """YAML keeps the last of two values of one key, and says nothing."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    line = f"{place} line {key.start_mark.line + 1}"
+                    yield Problem(place=line, message=f"{key.value} is given twice", hint="keep one of them")
+                seen.add(key.value)
+            yield from _given_twice(value, place)
+    elif isinstance(node, yaml.SequenceNode):
+        for one in node.value:
+            yield from _given_twice(one, place)
+
+
+def _problem(place: str, detail: ErrorDetails) -> Problem:
     path = [str(part) for part in detail["loc"]]
+    where = f"{place}  {'.'.join(path)}"
     if detail["type"] == "extra_forbidden":
-        section = BeatsChampion if path[0] == "beats_champion" and len(path) > 1 else Gates
-        near = difflib.get_close_matches(path[-1], section.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(section.model_fields)}"
-        return Problem(place=f"{place}  {'.'.join(path)}", message="unknown key", hint=hint)
-    return Problem(place=f"{place}  {'.'.join(path)}", message=f"{shown(detail['input'])}: {detail['msg']}")
+        return Problem(place=where, message="unknown key", hint=_hint(path))
+    if own := own_words(detail):
+        return Problem(place=where, message=own)
+    return Problem(place=where, message=f"{shown(detail['input'])}: {detail['msg']}")
+
+
+def _hint(path: Sequence[str]) -> str:
+    section: type[Section] = Gates
+    for part in path[:-1]:
+        section = next(kind for kind in members(section.model_fields[part]) if kind is not NoneType)
+    if section is Gates and path[-1] in PairedTest.model_fields:
+        return f"{path[-1]} stands under beats_champion or beats_base"
+    return near(path[-1], list(section.model_fields))
+
+
+def _turned_round(gates: Gates, place: str) -> Iterator[Problem]:
+    """Bounds from the wrong side."""
+    for name, bound in gates.min_scores.items():
+        if gates.lower(name):
+            message, hint = "it is better when it is lower", f"write max_scores: {{{name}: {bound:g}}}"
+            yield Problem(place=f"{place}  min_scores.{name}", message=message, hint=hint)

@@ -76,12 +76,13 @@ def read_yaml(path: Path) -> list[Given]:
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply", hint="write section: and its fields below it") from error
     except yaml.YAMLError as error:
-        raise _syntax(path, text, error) from error
+        raise syntax_error(str(path), text, error) from error
     raise_all(problems, f"in {path}")
     return given
 
 
-def _syntax(path: Path, text: str, error: yaml.YAMLError) -> ConfigError:
+def syntax_error(place: str, text: str, error: yaml.YAMLError) -> ConfigError:
+    """What is wrong with a text that is not YAML, and where; `place` is what the message calls it."""
     hint = "check the indentation, the colons and the quotes there and just above"
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
         line, reason = mark.line + 1, error.problem or error.context
@@ -92,7 +93,7 @@ def _syntax(path: Path, text: str, error: yaml.YAMLError) -> ConfigError:
     else:
         line, reason = text.count("\n", 0, getattr(error, "position", 0)) + 1, getattr(error, "reason", str(error))
         hint = "remove the control characters there"
-    return ConfigError(f"{path} line {line}: not YAML: {reason}", hint=hint)
+    return ConfigError(f"{place} line {line}: not YAML: {reason}", hint=hint)
 
 
 def _walk(

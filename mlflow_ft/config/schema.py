@@ -183,6 +183,8 @@ class EvaluationSection(Section):
     guards: dict[str, str] | None = None
     """Further data by name (`{safety: refusals.jsonl}`), scored before and after as `safety/SCORE`: what must not get
     worse."""
+    on_worse: Literal["refuse", "warn"] = "refuse"
+    """A tuned model that is worse than its base, beyond chance: registered without the alias, exit code 1; or warn."""
     samples: int = Field(default=4, ge=0)
     """Held-out prompts that are answered at every evaluation during training, and logged as tables; 0: none."""
 

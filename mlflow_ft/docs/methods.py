@@ -83,7 +83,8 @@ def method(trainer: Trainer) -> Iterator[str]:
     yield sentence(trainer.summary) + (f" [Paper]({trainer.paper})." if trainer.paper else "")
     if trainer.use_for:
         yield f"For: {trainer.use_for}."
-    yield f"Needs {trainer.needs}." + (f" Memory: {trainer.memory}." if trainer.memory else "")
+    measured = f" Measured by {' or '.join(f'`{name}`' for name in trainer.scores)}." if trainer.scores else ""
+    yield f"Needs {trainer.needs}." + (f" Memory: {trainer.memory}." if trainer.memory else "") + measured
     yield "\n".join(
         [
             f"    mlflow run . -e {trainer.name} -P model=MODEL -P data=/path/to/rows.jsonl",

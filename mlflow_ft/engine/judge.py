@@ -111,10 +111,20 @@ class JudgedModel:
     @cached_property
     def rewards(self) -> Mapping[str, Sequence[float | None]]:
         """Of every reward its value for each of the answers; empty where none is named."""
+        return self._rewarded[0]
+
+    @cached_property
+    def weighted_reward(self) -> Sequence[float | None]:
+        """For each of the answers the weighted sum of all rewards."""
+        return self._rewarded[1]
+
+    @cached_property
+    def _rewarded(self) -> tuple[Mapping[str, Sequence[float | None]], Sequence[float | None]]:
         if not (self._job.config.rollout.reward_funcs or self._job.reward_model):
-            return {}
+            return {}, ()
         judges = rewards.load(self._job.config, self._job.registry, model=self._job.reward_model)
-        return rewards.of_answers(judges, self.answers)
+        values = rewards.of_answers(judges, self.answers)
+        return values, rewards.weighted(judges, values)
 
     @cached_property
     def answers(self) -> Sequence[Answer]:

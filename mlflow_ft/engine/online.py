@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -14,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from mlflow_ft.engine import render, rewards, training
 from mlflow_ft.engine.loss import causal_model
+from mlflow_ft.engine.reward_watch import RewardWatch
 from mlflow_ft.engine.rewards import LoadedReward
 from mlflow_ft.engine.samples import aside
 from mlflow_ft.errors import ConfigError, DataError, Problem
@@ -28,6 +30,26 @@ OF_GROUPS = ("frac_reward_zero_std", "clip_ratio", "cispo_clip_ratio")
 """What TRL measures by comparing the answers of a group, or two versions of the model."""
 TOLD = 5
 ROW = "row"
+
+
+class Watched:
+    """Shows every batch of answers to a `RewardWatch`."""
+
+    watch: RewardWatch
+    model: Any
+    num_generations: Any
+    reward_weights: Any
+    _metrics: Any
+
+    def _calculate_rewards(self, *args: Any, **options: Any) -> Any:
+        """As TRL's trainers do: a tensor of shape (answers of all processes, rewards), NaN where one says nothing."""
+        found = super()._calculate_rewards(*args, **options)  # type: ignore[misc]  # a mixin
+        if self.model.training:
+            sums = (found * self.reward_weights.to(found.device)).nansum(dim=1)
+            sums[found.isnan().all(dim=1)] = math.nan
+            cut = self._metrics["train"]["completions/clipped_ratio"][-1] >= 1  # of this batch: it was just sampled
+            self.watch.see(sums.view(-1, self.num_generations).tolist(), cut=[cut])
+        return found
 
 
 class AsideEvaluation:
@@ -52,11 +74,11 @@ class AsideEvaluation:
         return found
 
 
-class GRPO(AsideEvaluation, GRPOTrainer):
+class GRPO(Watched, AsideEvaluation, GRPOTrainer):
     """Group relative policy optimisation: arXiv 2402.03300."""
 
 
-class RLOO(AsideEvaluation, RLOOTrainer):
+class RLOO(Watched, AsideEvaluation, RLOOTrainer):
     """REINFORCE with a leave-one-out baseline: arXiv 2402.14740."""
 
 
@@ -91,8 +113,10 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
             "rollout.num_generations",
         )
 
+    watch = RewardWatch(job.config.rollout, job.progress)
+
     def make(callbacks: list[TrainerCallback]) -> Any:
-        return kind(
+        trainer = kind(
             model=model.module,
             reward_funcs=list(judges),
             args=arguments,
@@ -101,8 +125,11 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )
+        trainer.watch = watch
+        return trainer
 
-    return training.run(job, data, model, make, judges=judges)
+    trained = training.run(job, data, model, make, judges=judges)
+    return replace(trained, findings=watch.findings())
 
 
 def settings(job: Job, judges: Sequence[LoadedReward]) -> dict[str, Any]:

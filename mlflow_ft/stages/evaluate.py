@@ -6,12 +6,13 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Data, Job, Scores, Subject, Trained
 from mlflow_ft.records import Answer, Evaluator, Score
-from mlflow_ft.stages import done, guards
+from mlflow_ft.stages import done, guards, worse
 
 ROWS_FILE = "eval/rows.json"
 """The artifact with the scores of every held-out row, by which two models are compared row by row."""
@@ -33,12 +34,21 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         tuned=judged["tuned"][0],
         answers=tuple(zip(judged["base"][1], judged["tuned"][1], strict=True)),
     )
-    for name, found in (("base", scores.base), ("tuned", scores.tuned)):
-        log_scores(job, data, name, found)
-        done.finish(job.folder / "evaluate" / name, as_metrics(name, found))
+    for name, several in (("base", scores.base), ("tuned", scores.tuned)):
+        log_scores(job, data, name, several)
+        done.finish(job.folder / "evaluate" / name, as_metrics(name, several))
     job.run.table(table(scores), "eval/answers.json")
-    job.run.artifact_text(json.dumps(row_scores(scores, data, job.config)), ROWS_FILE)
+    began = trained.base.whole_name if job.config.model.init_from else ""
+    kept = row_scores(scores, data, job.config) | {
+        "aims": job.registry.trainers[job.config.method].scores,
+        "base_model": trained.base.whole_name,
+    }
+    job.run.artifact_text(json.dumps(kept), ROWS_FILE)
+    found = worse.look(job, scores, kept["scores"], tokens=len(data.tokenizer), began=began)
+    scores = replace(scores, worse=found)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
+    if scores.worse and scores.worse.broken:  # no form of it could be compared
+        worse.refuse(job, trained, scores)
     return scores
 
 

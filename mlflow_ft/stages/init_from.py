@@ -60,7 +60,9 @@ def find(config: Config, progress: Progress) -> BaseModel:
         return _whole(config, start, progress)
     check_kind(config, start)
     found = base_of(config, start, progress)
-    return replace(found, start=start.folder, origin=f"{found.origin}, with the adapter {start.uri}")
+    return replace(
+        found, start=start.folder, start_uri=start.uri, origin=f"{found.origin}, with the adapter {start.uri}"
+    )
 
 
 def _whole(config: Config, start: Start, progress: Progress) -> BaseModel:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import PackageSection, RegistrySection
 from mlflow_ft.progress import Progress
-from mlflow_ft.stages import compare, merge
+from mlflow_ft.stages import compare, merge, worse
 from mlflow_ft.stages.adapters import Asked
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Registered:
     version: int
     model_id: str
     run_id: str
+    alias: str
+    """Empty where the adapter was found to be worse than its base."""
     parity: Mapping[str, float]
 
 
@@ -63,18 +65,21 @@ def register(asked: Asked, done: merge.Merged, name: str, progress: Progress, *,
             client.log_metric(run.info.run_id, f"parity/{FORM}/{key}", value)
         limits = compare.Limits.of_package(PackageSection()) if max_kl is None else compare.Limits.of_kl(max_kl)
         compare.refuse(FORM, found, limits, tokenizer, kept=done.folder)
-        tags = _tags(source, done, found.numbers)
+        tags = _tags(source, done, found.numbers) | _worse(client, source, asked)
         model_id = _log(client, run, done, tags, progress)
+        alias = "" if worse.REFUSED in tags else RegistrySection().alias
         version = models.register(
             client,
             name=name,
             model_id=model_id,
             run_id=run.info.run_id,
             tags=tags,
-            alias=RegistrySection().alias,
+            alias=alias,
             description=_description(done),
         )
-    return Registered(name=name, version=version, model_id=model_id, run_id=run.info.run_id, parity=found.numbers)
+    return Registered(
+        name=name, version=version, model_id=model_id, run_id=run.info.run_id, alias=alias, parity=found.numbers
+    )
 
 
 @contextmanager
@@ -128,6 +133,13 @@ def _tags(source: ModelVersion | None, done: merge.Merged, parity: Mapping[str, 
     if source:
         tags["mlflow_ft.adapter_version"] = f"models:/{source.name}/{source.version}"
     return tags | compare.tags(parity)
+
+
+def _worse(client: MlflowClient, source: ModelVersion | None, asked: Asked) -> dict[str, str]:
+    """That the adapter was found to be worse than its base, as its version says, or its run."""
+    run_id = _run_of(source, asked)
+    known = source.tags if source else client.get_run(run_id).data.tags if run_id else {}
+    return {name: known[name] for name in (worse.TAG, worse.REFUSED) if name in known}
 
 
 def _log(client: MlflowClient, run: Run, done: merge.Merged, tags: Mapping[str, str], progress: Progress) -> str:

@@ -14,7 +14,8 @@ from mlflow_ft.errors import RefusedError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from mlflow_ft.stages.promote import Asked, Decision
+    from mlflow_ft.stages.decision import Decision
+    from mlflow_ft.stages.promote import Asked
     from mlflow_ft.tracking.promotion import Move
 
 FOLDER = "promotion"
@@ -61,7 +62,7 @@ def keep(client: MlflowClient, decision: Decision, asked: Asked) -> Decision:
     Raises:
         TrackingError: it could not be written: nothing is moved without its evidence.
     """
-    from mlflow_ft.stages.promote import dumps
+    from mlflow_ft.stages.decision import dumps
     from mlflow_ft.tracking.server import told
 
     at = datetime.fromtimestamp(decision.at_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -87,7 +88,8 @@ def tag(client: MlflowClient, decision: Decision) -> None:
         "": decision.outcome,
         ".at": whole["at"],
         ".by": decision.by,
-        ".gates": f"failed: {', '.join(decision.failed)}" if decision.failed else f"{len(decision.judged)} passed",
+        ".gates": f"failed: {', '.join(decision.failed)}" if decision.failed else decision.counts,
+        ".waived": decision.reason or "none",
         ".numbers": json.dumps(numbers),
         ".config": json.dumps(whole["config"]),
         ".decision": decision.artifact or "none",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from mlflow_ft.job import Data, Job, Package, Trained, Version
-from mlflow_ft.stages import card, compare
+from mlflow_ft.job import Data, Job, Package, Scores, Trained, Version
+from mlflow_ft.stages import card, compare, worse
 from mlflow_ft.stages.names import model_name
 from mlflow_ft.stages.package import lineage
 
 
-def register(job: Job, data: Data, trained: Trained, package: Package) -> tuple[Version, ...]:
-    """Register every packaged model as NAME plus its suffix, give it the alias, and link the versions by tags."""
+def register(job: Job, data: Data, trained: Trained, package: Package, scores: Scores) -> tuple[Version, ...]:
+    """Register every packaged model as NAME plus its suffix, give it the alias, and link the versions by tags.
+
+    One that is worse than its base gets no alias (`evaluation.on_worse`): it can be looked at, and is nobody's choice.
+    """
     job.run.begin("register")
-    alias = job.config.registry.alias
-    tags = {"mlflow_ft.run_id": job.run.run_id} | lineage(job, data, trained)
+    alias = "" if worse.refused(job, scores) else job.config.registry.alias
+    tags = {"mlflow_ft.run_id": job.run.run_id} | lineage(job, data, trained) | worse.version_tags(job, scores)
     versions = []
     for model in package.models:
         text = (model.folder / card.CARD).read_text(encoding="utf-8")

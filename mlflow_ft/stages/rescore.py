@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -25,8 +25,10 @@ from mlflow_ft.stages.data import CLOCK_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-BY_TOKEN = ("loss", "perplexity", "preference_margin")
+BY_TOKEN = ("loss", "perplexity", "preference_margin", "label_margin")
 """Ends of the names of scores whose unit is the tokenizer's: they compare models with one tokenizer alone."""
+REWARD = "reward/"
+"""With this the names of rewards begin, each by itself."""
 
 
 def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
@@ -62,9 +64,10 @@ def champion(
         reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
         return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
     metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
-    return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), (
-        f"{who} had no scores on these rows: it was loaded, and scored on them"
-    )
+    note = f"{who} had no scores on these rows: it was loaded, and scored on them"
+    if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
+        note += "; its rewards are not known, for their code is not run again (hold out the same rows for both)"
+    return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), note
 
 
 def _others(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -144,13 +147,19 @@ def config_of(client: MlflowClient, one: Contender, registry: Registry, folder: 
     file.write_text(text, encoding="utf-8")
     given = read_yaml(file)
     method = str(next((value.value for value in given if value.key == "method"), ""))
-    return harmless(resolve(method, defaults=registry.trainers[method].defaults, file=given))
+    return harmless(resolve(method, defaults=registry.trainers[method].defaults, file=given), registry.rewards)
 
 
-def harmless(config: Config) -> Config:
-    """The same without what would run code of the run's author: that was allowed there, and nobody asked here."""
+def harmless(config: Config, registered: Container[object] = ()) -> Config:
+    """The same without what would run code of the run's author: that was allowed there, and nobody asked here.
+
+    Rewards that plugins have `registered` here are no such code; they stay where there are no others.
+    """
     model = config.model.model_copy(update={"trust_remote_code": False})
-    rollout = config.rollout.model_copy(update={"reward_funcs": None, "reward_model": None})
+    names = config.rollout.reward_funcs or []
+    if config.rollout.reward_model or not all(name in registered for name in names):
+        names = []
+    rollout = config.rollout.model_copy(update={"reward_funcs": names or None, "reward_model": None})
     return config.model_copy(update={"model": model, "rollout": rollout})
 
 

@@ -16,6 +16,8 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     asked = checkpoints.asked(job, data, base)
     trained = job.registry.trainers[job.config.method].train(asked, data, loaded)
     job.run.metrics(trained.metrics)
+    if trained.findings:
+        job.run.set_tags({"mlflow_ft.training_findings": "; ".join(trained.findings)})
     described = {name: str(value) for name, value in dataclasses.asdict(base).items()}
     done.finish(trained.folder, {"base": described, "metrics": dict(trained.metrics)})
     return trained

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,15 @@ def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowC
             quality=(run and read(owner, run_id, QUALITY_FILE)) or None,
             eval_digest=digest,
             guards=rows.get("guards") or {},
-            rows={name: tuple(values) for name, values in rows.get("scores", {}).get("tuned", {}).items()},
+            rows=_rows(rows, "tuned"),
+            base_rows=_rows(rows, "base"),
+            base=rows.get("base_model") or (run.data.tags.get("mlflow_ft.base_model", "") if run else ""),
+            aims=tuple(rows.get("aims", ())),
         )
+
+
+def _rows(kept: Mapping[str, Any], of: str) -> dict[str, tuple[float | None, ...]]:
+    return {name: tuple(values) for name, values in kept.get("scores", {}).get(of, {}).items()}
 
 
 def read(client: MlflowClient, run_id: str, path: str) -> Any:

@@ -33,6 +33,7 @@ LINEAGE = (
     "mlflow_ft.data_fingerprint",
     "mlflow_ft.plugins",
     "mlflow_ft.form",
+    "mlflow_ft.worse",
 )
 """What a copy says of where it comes from. What was decided about the first version does not travel."""
 

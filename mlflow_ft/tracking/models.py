@@ -143,6 +143,8 @@ def register(
 ) -> int:
     """Register a LoggedModel as the next version of `name`, move `alias` to it, and return the version's number.
 
+    An empty alias is none.
+
     Raises:
         RefusedError: the model is not READY, or has no MLmodel file; MLflow itself would register it.
     """
@@ -160,7 +162,8 @@ def register(
     earlier = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
     here = {"name": name, "version": int(version.version)}
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*earlier, here])})
-    set_alias(client, name=name, alias=alias, version=str(version.version))
+    if alias:
+        set_alias(client, name=name, alias=alias, version=str(version.version))
     return int(version.version)
 
 

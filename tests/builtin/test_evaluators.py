@@ -83,9 +83,10 @@ def test_pairs_whose_chosen_answer_is_found_better() -> None:
 
 def test_the_mean_of_every_reward_counts_what_could_be_judged() -> None:
     values = {"length": [1.0, None, 2.0], "format": [0.0, 1.0, 1.0]}
-    found = evaluators.rewarded(SimpleNamespace(rewards=values))  # type: ignore[arg-type]
-    assert scores(found) == pytest.approx({"reward/length": 1.5, "reward/format": 2 / 3})
-    assert [score.coverage for score in found] == pytest.approx([2 / 3, 1.0])
+    subject = SimpleNamespace(rewards=values, weighted_reward=[2.0, 0.5, 4.0])
+    found = evaluators.rewarded(subject)  # type: ignore[arg-type]
+    assert scores(found) == pytest.approx({"reward/length": 1.5, "reward/format": 2 / 3, "weighted_reward": 6.5 / 3})
+    assert [score.coverage for score in found] == pytest.approx([2 / 3, 1.0, 1.0])
     assert list(evaluators.rewarded(SimpleNamespace(rewards={}))) == []  # type: ignore[arg-type]
 
 
@@ -103,6 +104,14 @@ def test_the_loss_of_good_and_of_bad_answers_is_told_apart() -> None:
     subject = SimpleNamespace(
         losses=[(2.0, 1), (9.0, 3), (4.0, 2), (0.0, 0)], data=SimpleNamespace(eval=SimpleNamespace(examples=examples))
     )
-    good, bad = evaluators.loss_by_label(subject)  # type: ignore[arg-type]
+    good, bad, margin = evaluators.loss_by_label(subject)  # type: ignore[arg-type]
     assert (good.name, good.value, good.rows) == ("good_loss", 2.0, (2.0, 2.0))
     assert (bad.name, bad.value, bad.rows) == ("bad_loss", 3.0, (3.0,))
+    assert (margin.name, margin.value) == ("label_margin", pytest.approx(bad.value - good.value))
+    assert margin.rows == pytest.approx((-3.0, 9.0, -3.0, None))  # of three scored rows two are good
+
+
+def test_answers_of_one_label_have_their_own_likelihood_as_margin() -> None:
+    assert evaluators.margins([(2.0, 1), (3.0, 1)], [True, True]) == [-2.0, -3.0]
+    assert evaluators.margins([(2.0, 1), (3.0, 1)], [False, False]) == [2.0, 3.0]
+    assert evaluators.margins([(2.0, 0)], [None]) == [None]

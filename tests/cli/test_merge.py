@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,19 @@ def test_from_a_run_a_version_and_a_logged_model(
     assert client.get_run(kept["run_id"]).info.status == "FINISHED"
     answer = mlflow.pyfunc.load_model("models:/merging-2/1").predict({"messages": [{"role": "user", "content": "red"}]})
     assert answer["object"] == "chat.completion"
+
+    # what was refused for being worse than its base is not offered as a candidate by a merge
+    for number, (uri, mark) in enumerate(
+        (
+            ("models:/merging-adapter/1", partial(client.set_model_version_tag, "merging-adapter", "1")),
+            (f"runs:/{run_id}", partial(client.set_tag, run_id)),
+        )
+    ):
+        mark("mlflow_ft.refused", "worse than its base")
+        told = run("merge", "--adapter", uri, "--out", tmp_path / f"5-{number}", "--register", "merging-4")
+        assert told.code == 0, told.err
+        assert "without an alias: the adapter is worse than its base" in told.err
+    assert client.get_registered_model("merging-4").aliases == {}
 
     asked = ("merge", "--adapter", f"runs:/{run_id}", "--into", "original", "--out", tmp_path / "4")
     told = run(*asked, "--register", "merging-3", "--max_kl", "1e-9")

@@ -25,7 +25,7 @@ def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> No
     shop.version(name=name)
     told = run("promote", name, "--version", 1, "--by", "ann")
     assert (told.code, told.out) == (0, "")
-    for gate in ("finished", "parity", "data-checks", "beats-champion"):
+    for gate in ("finished", "parity", "data-checks", "beats-base loss"):
         assert gate in told.err
     assert f"{name} version 1 is the champion now; there was none" in told.err
     assert "decision  runs:/" in told.err
@@ -36,13 +36,29 @@ def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> No
 
 def test_a_refusal_ends_with_1_and_names_the_gates(run: Run, shop: Shop, name: str) -> None:
     shop.version(name=name)
-    shop.version(name=name, rows={"loss": [2.0] * 8}, kl="0.5")
+    shop.version(name=name, rows={"loss": [2.0] * 40}, kl="0.5")
     assert run("promote", name, "--version", 1, "--quiet").code == 0
     told = run("promote", name, "--version", 2)
     assert told.code == 1
     assert told.err.count("FAIL") == 2
     assert "not passed: parity, beats-champion loss" in told.err
     assert shop.champion(name) == 1
+
+
+def test_a_waiver_is_shown_in_the_table_at_the_end_and_in_the_history(
+    run: Run, shop: Shop, name: str, tmp_path: Path
+) -> None:
+    shop.version(name=name, base_rows={"loss": [0.5] * 40})
+    refused = run("promote", name, "--version", 1)
+    assert refused.code == 1
+    assert 'else write `waive: {beats-base: "WHY"}` into a gates file' in refused.err
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("waive: {beats-base: a rehearsal}\n")
+    told = run("promote", name, "--version", 1, "--gates", gates)
+    assert told.code == 0
+    assert "waived: a" in told.err  # in the table, where it may be broken
+    assert "\nbeats-base waived: a rehearsal\n" in told.err
+    assert "beats-base waived: a rehearsal" in run("history", name).out
 
 
 def test_a_machine_is_told_the_same_on_stdout(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
@@ -60,7 +76,7 @@ def test_a_machine_is_told_the_same_on_stdout(run: Run, shop: Shop, name: str, t
 
 def test_history_and_rollback(run: Run, shop: Shop, name: str) -> None:
     for number, loss in enumerate((2.0, 1.0), 1):
-        shop.version(name=name, rows={"loss": [loss] * 8})
+        shop.version(name=name, rows={"loss": [loss] * 40})
         assert run("promote", name, "--version", number, "--by", "ann", "--quiet").code == 0
     assert run("rollback", name).code == 2  # a reason is needed
     told = run("rollback", name, "--reason", "rude in use", "--by", "bob")

@@ -194,7 +194,7 @@ def test_json_prints_the_outcome_and_nothing_else_on_stdout(
     )
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
-    assert set(outcome) == {"run_id", "tracking_uri", "folder", "scores", "versions"}
+    assert set(outcome) == {"run_id", "tracking_uri", "folder", "scores", "worse", "versions"}
     assert client.get_run(outcome["run_id"]).info.status == "FINISHED"
     assert {one["name"] for one in outcome["versions"]} == {"told-as-json", "told-as-json-adapter"}
     assert outcome["scores"]["tuned"]["loss"] > 0
@@ -203,7 +203,7 @@ def test_json_prints_the_outcome_and_nothing_else_on_stdout(
 
 
 def test_a_score_that_is_no_number_is_null_in_json() -> None:
-    scores = SimpleNamespace(base=[Score.mean("accuracy", [None])], tuned=[Score.mean("accuracy", [0.5])])
+    scores = SimpleNamespace(base=[Score.mean("accuracy", [None])], tuned=[Score.mean("accuracy", [0.5])], worse=None)
     outcome = SimpleNamespace(run_id="r", tracking_uri="u", folder="f", scores=scores, versions=())
     told = json.loads(json.dumps(as_dict(cast(Outcome, outcome)), allow_nan=False))
     assert told["scores"] == {"base": {"accuracy": None}, "tuned": {"accuracy": 0.5}}

@@ -64,7 +64,10 @@ def test_the_configuration_is_light_and_warns_of_nothing() -> None:
         ("model.load_in_4bit", "did you mean model.quantize=nf4?"),
         (
             "evaluaton",
-            "evaluation has evaluators, max_rows, max_new_tokens, per_device_eval_batch_size, guards, samples",
+            (
+                "evaluation has evaluators, max_rows, max_new_tokens, per_device_eval_batch_size, guards, on_worse, "
+                "samples"
+            ),
         ),
         ("register.zzz", "registry has model_name, alias, gates"),
         (

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_ft import Gate, Verdict, plugins
-from mlflow_ft.config.gates import Gates, gates_file, read_gates
+from mlflow_ft.config.gates import Gates, gates_file, lower_is_better, read_gates
 from mlflow_ft.errors import ConfigError, DataError, ModelError, RefusedError, TrackingError, UndeliveredError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import moving, rescore
@@ -29,6 +29,12 @@ LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
 GOOD = {
     "checks": [{"name": "empty", "severity": "error", "count": 0}, {"name": "short", "severity": "warn", "count": 3}]
 }
+
+
+def worse(rows: dict[str, Sequence[float | None]]) -> dict[str, Sequence[float | None]]:
+    """What a base model may have scored that was beaten on every row."""
+    by = {name: 1.0 if lower_is_better(name) else -1.0 for name in rows}
+    return {name: [None if one is None else one + by[name] for one in values] for name, values in rows.items()}
 
 
 @dataclass
@@ -45,6 +51,9 @@ class Shop:
         name: str = "chat",
         rows: dict[str, Sequence[float | None]] | None = None,
         base: dict[str, float] | None = None,
+        base_rows: dict[str, Sequence[float | None]] | None = None,
+        aims: Sequence[str] = (),
+        tags: dict[str, str] | None = None,
         digest: str = "d" * 32,
         status: str = "FINISHED",
         kl: str = "0.001",
@@ -52,9 +61,9 @@ class Shop:
         days: float = 1,
         description: str | None = "What it is.",
     ) -> int:
-        """Register a version with the evidence that a run of ours leaves."""
+        """Register a version with the evidence that a run of ours leaves; it beats its base unless told otherwise."""
         ended = int(time.time() * 1000 - days * DAY_MS)
-        rows = {"loss": [1.0] * 8} if rows is None else rows
+        rows = {"loss": [1.0] * 40} if rows is None else rows
         run_id = self.client.create_run("0", start_time=ended - 1000).info.run_id
         self.client.log_param(run_id, "cfg.package.max_kl", "0.02")
         for key, values in rows.items():
@@ -62,11 +71,13 @@ class Shop:
             self.client.log_metric(run_id, f"eval/tuned/{key}", sum(known) / len(known))
         for key, value in (base or {}).items():
             self.client.log_metric(run_id, f"eval/base/{key}", value)
-        self.client.log_text(run_id, json.dumps({"digest": digest, "scores": {"tuned": rows}}), "eval/rows.json")
+        kept = {"digest": digest, "scores": {"tuned": rows, "base": worse(rows) if base_rows is None else base_rows}}
+        self.client.log_text(run_id, json.dumps(kept | {"aims": aims, "base_model": "tiny"}), "eval/rows.json")
         if quality:
             self.client.log_text(run_id, json.dumps(quality), "data/quality.json")
         self.client.set_terminated(run_id, status, end_time=ended)
-        tags = {"mlflow_ft.run_id": run_id, "mlflow_ft.form": "merged", "gate": "passed", "mlflow_ft.method": "lora"}
+        tags = {"gate": "passed", "mlflow_ft.method": "lora"} | (tags or {})
+        tags |= {"mlflow_ft.run_id": run_id, "mlflow_ft.form": "merged"}
         tags |= {"mlflow_ft.parity.kl_mean": kl} if kl else {}
         model = self.model(run_id)
         moving_in = self.client.get_logged_model(model).artifact_location
@@ -96,7 +107,9 @@ class Shop:
         return promote(wanted, plugins=self.loaded, progress=Progress(quiet=True))
 
     def judged(self, version: int, gates: Gates | None = None, **more: Any) -> dict[str, Verdict]:
-        return {one.name: one.verdict for one in self.promote(version, gates, dry_run=True, **more).judged}
+        """The verdicts by name, without those of gates that abstain."""
+        judged = self.promote(version, gates, dry_run=True, **more).judged
+        return {one.name: one.verdict for one in judged if one.result != "abstain"}
 
     def champion(self, name: str = "chat") -> int | None:
         number = self.client.get_registered_model(name).aliases.get("champion")
@@ -123,15 +136,26 @@ def shop(empty_store: Path, tracking_store: str, tmp_path: Path) -> Shop:
 # --- the decision
 
 
-def test_the_first_champion_needs_good_evidence_and_nothing_to_beat(shop: Shop) -> None:
+def test_the_first_champion_needs_good_evidence_and_beats_its_base(shop: Shop) -> None:
     decision = shop.promote(shop.version())
     assert (decision.outcome, decision.failed, decision.champion) == ("promoted", [], None)
-    assert {one.name for one in decision.judged} == {"finished", "parity", "data-checks", "card", "beats-champion"}
+    passed = {one.name for one in decision.judged if one.result == "pass"}
+    assert passed == {"finished", "parity", "data-checks", "card", "beats-base loss"}
+    abstained = {one.name: one.verdict.found for one in decision.judged if one.result == "abstain"}
+    ours = {
+        "freshness": "max_age_days is not set",
+        "scores": "min_scores and max_scores name none",
+        "beats-champion": "there is no champion yet",
+        "no-regression": "max_regression names no score",
+    }
+    assert abstained == abstained | ours
+    assert decision.counts == f"5 passed, {len(abstained)} abstained"
+    assert shop.tags(1)["mlflow_ft.promotion.champion.gates"] == decision.counts
     assert shop.champion() == 1
 
 
 def test_the_decision_is_an_artifact_of_the_run_and_tags_of_the_version(shop: Shop) -> None:
-    shop.promote(shop.version(rows={"loss": [2.0] * 8}))
+    shop.promote(shop.version(rows={"loss": [2.0] * 40}))
     gates = Gates(max_scores={"loss": 1.5})
     decision = shop.promote(shop.version(), gates, gates_from="strict.yaml")
     run_id, _, path = decision.artifact.removeprefix("runs:/").partition("/")
@@ -154,7 +178,7 @@ def test_the_decision_is_an_artifact_of_the_run_and_tags_of_the_version(shop: Sh
 
 def test_what_is_refused_is_told_whole_kept_and_moves_nothing(shop: Shop) -> None:
     shop.promote(shop.version())
-    worse = shop.version(rows={"loss": [2.0] * 8}, status="FAILED", kl="0.5", quality=None)
+    worse = shop.version(rows={"loss": [2.0] * 40}, status="FAILED", kl="0.5", quality=None)
     decision = shop.promote(worse)
     assert decision.outcome == "refused"
     assert decision.failed == ["finished", "parity", "data-checks", "beats-champion loss"]
@@ -170,7 +194,7 @@ def test_a_dry_run_writes_nothing(shop: Shop) -> None:
     before = shop.tags(version)
     decision = shop.promote(version, dry_run=True)
     assert (decision.outcome, decision.artifact) == ("would be promoted", "")
-    assert shop.promote(version, Gates(min_scores={"nothing": 1}), dry_run=True).outcome == "would be refused"
+    assert shop.promote(version, Gates(max_scores={"loss": 0.1}), dry_run=True).outcome == "would be refused"
     assert (shop.champion(), shop.tags(version)) == (None, before)
     assert not shop.client.list_artifacts(decision.run_id, "promotion")
     assert [one.name for one in shop.client.search_registered_models()] == ["chat"]
@@ -266,46 +290,49 @@ def test_gates_that_are_passed_or_not(shop: Shop) -> None:
 
 def test_evidence_that_is_not_there_does_not_pass(shop: Shop) -> None:
     nothing = shop.version(kl="", quality=None)
-    judged = shop.judged(nothing, Gates(max_age_days=3, min_scores={"f1": 0.1}))
-    assert {name for name, verdict in judged.items() if not verdict.passed} == {"parity", "data-checks", "scores f1"}
+    judged = shop.judged(nothing, Gates(max_age_days=3))
+    assert {name for name, verdict in judged.items() if not verdict.passed} == {"parity", "data-checks"}
     shop.client.create_registered_model("bare")
     shop.client.create_model_version("bare", source="file:///nowhere")
-    judged = shop.judged(1, Gates(max_age_days=3), name="bare")
-    assert {name for name, one in judged.items() if one.passed} == {"beats-champion"}
+    judged = shop.judged(1, Gates(max_age_days=3, min_scores={"f1": 0.1}), name="bare")
+    assert {name for name, one in judged.items() if one.passed} == set()
     assert judged["finished"].found == "there is no such run"
+    assert judged["scores f1"].found == "no such score"
+    assert "has no score" in judged["beats-base"].found
 
 
 def test_scores_are_held_to_their_bounds_each_by_itself(shop: Shop) -> None:
-    version = shop.version(rows={"exact_match": [1.0, 1.0, 0.0, 1.0], "loss": [0.5] * 4})
+    version = shop.version(rows={"exact_match": [1.0, 1.0, 0.0, 1.0], "f1": [0.1] * 4, "loss": [0.5] * 4})
     judged = shop.judged(version, Gates(min_scores={"exact_match": 0.75, "f1": 0.2}, max_scores={"loss": 0.4}))
     found = {name: verdict.passed for name, verdict in judged.items() if name.startswith("scores")}
     assert found == {"scores exact_match": True, "scores f1": False, "scores loss": False}
 
 
 def test_the_champion_must_be_beaten_on_the_same_rows_by_the_margin(shop: Shop) -> None:
-    rows = [0.5 + 0.1 * number for number in range(12)]
+    rows = [0.5 + 0.1 * number for number in range(36)]
     shop.promote(shop.version(rows={"loss": rows}))
     better = shop.version(rows={"loss": [value - 0.2 + 0.01 * (number % 2) for number, value in enumerate(rows)]})
-    lucky = shop.version(rows={"loss": [*rows[:-1], rows[-1] - 2.4]})
+    lucky = shop.version(rows={"loss": [*rows[:-1], rows[-1] - 3.6]})
     same = shop.version(rows={"loss": rows})
     won = shop.judged(better)["beats-champion loss"]
     assert won.passed
     assert won.numbers["difference"] == pytest.approx(0.195)
-    assert 0.19 < won.numbers["low"] < 0.195
-    assert won.numbers["rows"] == 12
+    assert 0.15 < won.numbers["low"] < 0.195
+    assert (won.numbers["rows"], won.numbers["differing"], won.numbers["scores"]) == (36, 36, 1)
     assert not shop.judged(better, read_gates("beats_champion: {margin: 0.194}", place="x"))[
         "beats-champion loss"
     ].passed
     chance = shop.judged(lucky)["beats-champion loss"]
-    assert chance.numbers["difference"] == pytest.approx(0.2)  # one row alone: the mean says yes, the test no
+    assert chance.numbers["difference"] == pytest.approx(0.1)  # one row alone: the mean says yes, the test no
+    assert "about" in chance.found
     assert not chance.passed
     assert not shop.judged(same)["beats-champion loss"].passed
     assert "beats-champion" not in shop.judged(same, read_gates("beats_champion: null", place="x"))
 
 
 def test_higher_is_better_where_it_is_no_loss(shop: Shop) -> None:
-    shop.promote(shop.version(rows={"exact_match": [0.0, 1.0] * 10, "cost": [5.0] * 20}))
-    version = shop.version(rows={"exact_match": [1.0] * 20, "cost": [4.0] * 20})
+    shop.promote(shop.version(rows={"exact_match": [0.0, 1.0] * 20, "cost": [5.0] * 40}))
+    version = shop.version(rows={"exact_match": [1.0] * 40, "cost": [4.0] * 40})
     assert shop.judged(version)["beats-champion exact_match"].passed
     cost = {"beats_champion": {"metric": "cost"}}
     assert not shop.judged(version, Gates.model_validate(cost))["beats-champion cost"].passed
@@ -315,25 +342,27 @@ def test_higher_is_better_where_it_is_no_loss(shop: Shop) -> None:
 
 
 def test_rows_without_a_score_are_left_out_but_never_to_the_candidates_gain(shop: Shop) -> None:
-    shop.promote(shop.version(rows={"loss": [1.0, 1.0, 1.0, 1.0, None]}))
-    fair = shop.judged(shop.version(rows={"loss": [0.5, 0.6, 0.5, 0.6, 0.5]}))["beats-champion loss"]
-    assert (fair.passed, fair.numbers["rows"]) == (True, 4)
-    selective = shop.judged(shop.version(rows={"loss": [0.5, 0.6, None, None, 0.5]}))["beats-champion loss"]
+    shop.promote(shop.version(rows={"loss": [*[1.0] * 39, None]}))
+    fair = shop.judged(shop.version(rows={"loss": [0.5, 0.6] * 20}))["beats-champion loss"]
+    assert (fair.passed, fair.numbers["rows"]) == (True, 39)
+    selective = shop.judged(shop.version(rows={"loss": [None, None, *[0.5, 0.6] * 19]}))["beats-champion loss"]
     assert not selective.passed
     assert "no score for 2 rows for which the champion has one" in selective.found
     short = shop.judged(shop.version(rows={"loss": [0.5, 0.6]}))["beats-champion loss"]
-    assert "2 rows and the champion 5" in short.found
+    assert "2 rows and the champion 40" in short.found
 
 
 def test_guarded_scores_may_be_worse_by_so_much(shop: Shop) -> None:
     gates = Gates.model_validate({"beats_champion": None, "max_regression": {"valid_json": 0.1, "loss": 0.2}})
-    first = shop.version(rows={"valid_json": [1.0, 0.0], "loss": [1.0, 1.0]}, base={"valid_json": 0.9, "loss": 2.0})
+    first = shop.version(
+        rows={"valid_json": [1.0, 0.0] * 20, "loss": [1.0] * 40}, base={"valid_json": 0.9, "loss": 2.0}
+    )
     judged = shop.judged(first, gates)
     assert not judged["no-regression valid_json"].passed  # there is no champion yet: beside the base model
     assert judged["no-regression loss"].passed
     shop.promote(first, Gates())
-    within = shop.judged(shop.version(rows={"valid_json": [0.8, 0.0], "loss": [1.2, 1.2]}), gates)
-    beyond = shop.judged(shop.version(rows={"valid_json": [0.79, 0.0], "loss": [1.3, 1.2]}), gates)
+    within = shop.judged(shop.version(rows={"valid_json": [0.8, 0.0] * 20, "loss": [1.2, 1.2] * 20}), gates)
+    beyond = shop.judged(shop.version(rows={"valid_json": [0.79, 0.0] * 20, "loss": [1.3, 1.2] * 20}), gates)
     assert {name: one.passed for name, one in within.items() if name.startswith("no-r")} == {
         "no-regression valid_json": True,
         "no-regression loss": True,
@@ -344,7 +373,7 @@ def test_guarded_scores_may_be_worse_by_so_much(shop: Shop) -> None:
 
 def test_a_champion_that_cannot_be_scored_on_these_rows_is_not_beaten(shop: Shop) -> None:
     shop.promote(shop.version())
-    judged = shop.judged(shop.version(rows={"loss": [0.1] * 8}, digest="e" * 32))
+    judged = shop.judged(shop.version(rows={"loss": [0.1] * 40}, digest="e" * 32))
     verdict = judged["beats-champion loss"]
     assert not verdict.passed
     assert "has no scores on these rows, and could not be scored on them: run" in verdict.found
@@ -397,13 +426,19 @@ def test_a_gate_that_raises_has_not_passed_and_the_others_are_told(shop: Shop, m
 
 def test_gates_are_chosen_by_name_and_must_ask_for_something(shop: Shop) -> None:
     version = shop.version()
-    assert set(shop.judged(version, Gates(names=["finished"]))) == {"finished"}
+    assert set(shop.judged(version, Gates(names=["finished"]))) == {
+        "finished",
+        "beats-base loss",
+    }  # it cannot be left out
     with pytest.raises(ConfigError, match="unknown gate 'finnished'"):
         shop.promote(version, Gates(names=["finnished"]))
     with pytest.raises(ConfigError, match="unknown gate 'bref'"):
         shop.promote(version, Gates(options={"bref": {}}))
-    with pytest.raises(ConfigError, match="ask for nothing"):
-        shop.promote(version, Gates(names=["freshness"]))
+    with pytest.raises(ConfigError, match=r"unknown gate 'beats-bas'\n.*beats-base"):
+        shop.promote(version, Gates(waive={"beats-bas": "it is the first of its kind"}))
+    shop.promote(version)
+    with pytest.raises(ConfigError, match=r"ask for nothing.*max_age_days is not set"):
+        shop.promote(shop.version(), Gates(names=["freshness"]))
 
 
 @pytest.mark.parametrize(
@@ -415,8 +450,8 @@ def test_gates_are_chosen_by_name_and_must_ask_for_something(shop: Shop) -> None
         ("beats_champion: {confidence: 1.5}", "beats_champion.confidence"),
         ("require: [finish]", "require.0"),
         ("min_scores: {loss: 1}", "write max_scores: {loss: 1}"),
-        ("[1, 2]", "no mapping"),
-        ("a: [", "no YAML"),
+        ("[1, 2]", "is not a mapping"),
+        ("a: [", "line 1: not YAML"),
     ],
 )
 def test_a_file_of_gates_that_is_wrong(text: str, words: str) -> None:
@@ -441,7 +476,7 @@ def rollback(shop: Shop, reason: str = "worse in use", **more: Any) -> moving.Re
 
 def test_a_rollback_makes_the_champion_before_champion_again(shop: Shop) -> None:
     for loss in (3.0, 2.0, 1.0):
-        assert shop.promote(shop.version(rows={"loss": [loss] * 8})).outcome == "promoted"
+        assert shop.promote(shop.version(rows={"loss": [loss] * 40})).outcome == "promoted"
     assert rollback(shop).move.after == 2
     assert shop.champion() == 2
     assert shop.tags(3)["mlflow_ft.promotion.champion"] == "rolled back"
@@ -461,7 +496,7 @@ def test_a_rollback_makes_the_champion_before_champion_again(shop: Shop) -> None
 
 def test_a_champion_before_that_was_deleted_is_passed_over(shop: Shop) -> None:
     for loss in (3.0, 2.0, 1.0):
-        shop.promote(shop.version(rows={"loss": [loss] * 8}))
+        shop.promote(shop.version(rows={"loss": [loss] * 40}))
     shop.client.delete_model_version("chat", "2")
     assert rollback(shop).move.after == 1
 
@@ -494,7 +529,7 @@ def test_a_copy_is_bytes_and_does_not_carry_what_was_decided(shop: Shop) -> None
 
 def test_a_copy_must_beat_the_champion_where_it_goes(shop: Shop) -> None:
     for name, loss in (("prod.chat", 1.0), ("staging.chat", 2.0)):
-        shop.promote(shop.version(name=name, rows={"loss": [loss] * 8}), name=name)
+        shop.promote(shop.version(name=name, rows={"loss": [loss] * 40}), name=name)
     decision = shop.promote(1, name="staging.chat", copy_to="prod.chat")
     assert (decision.outcome, decision.failed) == ("refused", ["beats-champion loss"])
     assert shop.champion("prod.chat") == 1
@@ -524,7 +559,7 @@ def test_a_copy_to_another_registry(shop: Shop, empty_store: Path, tmp_path: Pat
     location = Path(there.get_model_version_download_uri("chat", "1"))
     assert (location / "artifacts" / "model" / "model.safetensors").is_file()
     assert there.get_logged_model(found.tags["mlflow_ft.model_id"]).artifact_location == str(location)
-    worse = shop.promote(shop.version(rows={"loss": [2.0] * 8}), copy_to="chat", registry=other)
+    worse = shop.promote(shop.version(rows={"loss": [2.0] * 40}), copy_to="chat", registry=other)
     assert worse.failed == ["beats-champion loss"]  # the champion's run is in the first store
 
 

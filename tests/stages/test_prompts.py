@@ -50,7 +50,10 @@ def test_a_run_keeps_its_reward_functions(
     assert [one.path for one in client.list_artifacts(outcome.run_id, "rewards")] == ["rewards/length.py"]
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/rewards/length.py") == LENGTH
     scores = {score.name: score for score in outcome.scores.tuned}
-    assert set(scores) == {"reward/length", "reward/exact-answer"}
+    assert set(scores) == {"reward/length", "reward/exact-answer", "weighted_reward"}
+    assert scores["weighted_reward"].value == pytest.approx(
+        scores["reward/length"].value + scores["reward/exact-answer"].value
+    )
     assert {"train/reward", "eval/reward", "eval/tuned/reward/length", "train/rewards/length/mean"} <= set(
         run.data.metrics
     )

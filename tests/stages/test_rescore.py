@@ -13,6 +13,7 @@ from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.progress import Progress
+from mlflow_ft.registry import Registry
 from mlflow_ft.stages import rescore
 from mlflow_ft.stages.promote import Asked, promote
 from mlflow_ft.testing import CHATML, make_tiny_model
@@ -49,10 +50,11 @@ def test_a_champion_on_other_rows_is_scored_on_the_candidates(
     fine_tune: Run, tiny_model: Path, tiny_rows: Path
 ) -> None:
     common = {"model": tiny_model, "data": tiny_rows, "registry.model_name": "chat", "learning_rate": 5e-3}
-    fine_tune("full", **common, **{"data.test_size": 0.4})
     gates = tiny_rows.with_name("gates.yaml")
-    gates.write_text("max_scores: {loss: 9}\n")
-    fine_tune("full", **common, max_steps=20, **{"registry.gates": gates})
+    gates.write_text("max_scores: {loss: 9}\nbeats_champion: {min_rows: 10}\nbeats_base: {min_rows: 10}\n")
+    common["registry.gates"] = gates
+    fine_tune("full", **common, **{"data.test_size": 0.4})
+    fine_tune("full", **common, max_steps=20, **{"data.test_size": 0.3})
     who = {"name": "chat", "by": "ann", "now_ms": 0}
     for version in (1, 2):
         decision = promote(Asked(version=str(version), **who), plugins=plugins.load(), progress=QUIET)
@@ -98,9 +100,16 @@ def test_losses_of_another_tokenizer_are_not_compared(
 
 def test_code_that_a_run_was_allowed_is_not_run_again(tiny_model: Path) -> None:
     given = ["lora", f"--model={tiny_model}", "--trust_remote_code=true", "--rollout.reward_funcs=own.py:score"]
-    config = rescore.harmless(asked(given, plugins.load({"MLFLOW_FT_PLUGINS": ""})))
+    loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
+    config = rescore.harmless(asked(given, loaded), Registry(loaded).rewards)
     assert not config.model.trust_remote_code
     assert (config.rollout.reward_funcs, config.rollout.reward_model) == (None, None)
+    for names, kept in (("exact-answer,valid-json", ["exact-answer", "valid-json"]), ("exact-answer,own.py:a", None)):
+        given = ["grpo", f"--model={tiny_model}", f"--reward_funcs=[{names}]"]
+        config = rescore.harmless(asked(given, loaded), Registry(loaded).rewards)
+        assert config.rollout.reward_funcs == kept  # what a plugin brings here is not the run's own code
+    given.append("--rollout.reward_model=models:/judge/1")
+    assert rescore.harmless(asked(given, loaded), Registry(loaded).rewards).rollout.reward_model is None
 
 
 def test_gates_that_cannot_be_stop_a_training_before_it_begins(

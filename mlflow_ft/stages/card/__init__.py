@@ -33,7 +33,14 @@ def text(about: About) -> str:
         "Training": sections.training(about),
     }
     body = "".join(f"\n## {title}\n\n{section}\n" for title, section in parts.items())
-    return f"---\n{matter(about, known)}\n---\n\n# {plain(about.name)}\n\n{sections.opening(about)}\n{body}"
+    opening = warning(about) + sections.opening(about)
+    return f"---\n{matter(about, known)}\n---\n\n# {plain(about.name)}\n\n{opening}\n{body}"
+
+
+def warning(about: About) -> str:
+    """What must be read before anything else; "" where there is nothing of the kind."""
+    worse = about.scores.worse
+    return f"**Worse than its base.** {plain(worse.sentence)}.\n\n" if worse and worse.sure else ""
 
 
 def description(card: str) -> str:

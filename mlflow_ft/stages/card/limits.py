@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterator
 from itertools import chain
 
-from mlflow_ft.config.gates import LOWER
+from mlflow_ft.config.gates import lower_is_better
 from mlflow_ft.data.quality import percent
 from mlflow_ft.records import Score
 from mlflow_ft.stages.card.facts import About
 from mlflow_ft.stages.card.markdown import bullets, code, counted, number, plain
 
-HIGHER = ("exact_match", "valid_json", "preference_accuracy", "finished")
-"""Built-in scores that are better when they are higher; of a plugin's it is not known."""
+HIGHER = (
+    *("exact_match", "valid_json", "preference_accuracy", "preference_margin", "finished"),
+    *("label_margin", "bad_loss", "weighted_reward"),
+)
+"""Ends of the names of built-in scores that are better when they are higher; of a plugin's it is not known."""
 
 
 def limits(about: About) -> str:
@@ -60,9 +63,9 @@ def worse(about: About) -> Iterator[str]:
 
 
 def _is_worse(after: Score, before: Score) -> bool:
-    if after.name.endswith(LOWER):
+    if lower_is_better(after.name):
         return after.value > before.value
-    return after.name in HIGHER and after.value < before.value
+    return after.name.endswith(HIGHER) and after.value < before.value
 
 
 def learned(about: About) -> Iterator[str]:
@@ -76,6 +79,8 @@ def learned(about: About) -> Iterator[str]:
             yield f"{counted(count, 'row')} ({share}) {side} were cut there, and lost their end."
     if count := data.train.counts["dropped"]:
         yield f"Left out of the source, since nothing could be learned of them: {counted(count, 'row')}."
+    for finding in about.trained.findings:
+        yield f"{finding[0].upper()}{plain(finding[1:])}."
     if told := about.tags.get("mlflow_ft.reward_funcs"):
         yield f"It was trained for the rewards of {plain(told)}; what these do not measure was not asked of it."
     if told := about.tags.get("mlflow_ft.reward_model"):

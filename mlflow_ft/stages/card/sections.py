@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from mlflow_ft.config.gates import LOWER
+from mlflow_ft.config.gates import lower_is_better
 from mlflow_ft.data.quality import percent
 from mlflow_ft.job import Split
 from mlflow_ft.plugins import PluginInfo
@@ -80,7 +80,7 @@ def scores(about: About) -> str:
     rows = []
     for name in names:
         pair = base.get(name), tuned.get(name)
-        told = code(name) + (" (lower is better)" if name.endswith(LOWER) else "")
+        told = code(name) + (" (lower is better)" if lower_is_better(name) else "")
         row = [told, *(number(one.value if one else None) for one in pair), _rows(*pair)]
         rows.append([*row, *(percent(one.coverage) if one else "" for one in pair)] if partly else row)
     evaluation, held = about.config.evaluation, about.data.eval

@@ -61,6 +61,7 @@ def register_trainers() -> list[Trainer]:
                 "rollout.num_iterations": 4,
             },
             paper="https://arxiv.org/abs/1707.06347",
+            scores=("weighted_reward",),
             needs="prompts, or conversations, whose last answers are not learned but given to the rewards as `answer`",
             kinds=("prompt", "conversation"),
             refuses=refuses,

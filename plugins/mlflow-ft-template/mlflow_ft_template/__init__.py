@@ -62,10 +62,10 @@ def terse(completions: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[
 
 
 def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """The gates file sets `options: {brief: {most: 1.5}}`; where it does not, nothing is asked."""
+    """The gates file sets `options: {brief: {most: 1.5}}`; where it does not, the gate abstains."""
     most = gates.options.get("brief", {}).get("most")
     if most is None:
-        return []
+        return [Verdict.abstain("options.brief.most is not set")]
     ratio = about.candidate.score("length_ratio")
     found = "no such score" if ratio is None else f"{ratio:.2f} times as long"
     return [Verdict(passed=ratio is not None and ratio <= most, found=found, wanted=f"at most {most:g}")]
@@ -129,6 +129,7 @@ def register_trainers() -> list[Trainer]:
             summary="LoRA of a low rank at a low learning rate, for small data",
             train=train_gently,
             defaults={"adapter.kind": "lora", "adapter.r": 4, "training.learning_rate": 1e-4},
+            scores=("loss",),
         )
     ]
 
@@ -140,7 +141,9 @@ def register_rewards() -> list[Reward]:
 
 @hookimpl
 def register_gates() -> list[Gate]:
-    return [Gate(name="brief", summary="answers are not much longer than the expected ones", judge=brief)]
+    return [
+        Gate(name="brief", summary="answers are not much longer than the expected ones", judge=brief, options=("most",))
+    ]
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments, set_se
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from mlflow_ft.engine import models, rewards, training
+from mlflow_ft.engine.reward_watch import RewardWatch
 from mlflow_ft.job import Data, Job, Model, Trained
 from mlflow_ft.rows import Example
 from mlflow_ft_ppo import settings as ppo_settings
@@ -28,6 +29,7 @@ from mlflow_ft_ppo.engine import experience, heldout, reference, rollout
 from mlflow_ft_ppo.engine.learning import Learner
 from mlflow_ft_ppo.engine.objective import KLController
 from mlflow_ft_ppo.engine.policy import PolicyWithValue
+from mlflow_ft_ppo.engine.rollout import Sampled
 from mlflow_ft_ppo.settings import PPOSettings
 
 
@@ -45,7 +47,8 @@ def train(job: Job, data: Data, model: Model) -> Trained:
         run.all_steps()
     if run.state.is_world_process_zero:
         run.policy.save_head(job.folder / "train")
-    return training.keep(job, data, model, steps=run.state.global_step, loss=run.mean_loss)
+    trained = training.keep(job, data, model, steps=run.state.global_step, loss=run.mean_loss)
+    return replace(trained, findings=run.watch.findings())
 
 
 def _arguments(job: Job, settings: PPOSettings) -> TrainingArguments:
@@ -72,6 +75,7 @@ class PPO:
         if settings.value_head:
             self.policy.load_head(Path(settings.value_head).expanduser())
         beta = job.config.objective.beta
+        self.watch = RewardWatch(asked, job.progress)
         self._kl = KLController(
             beta=ppo_settings.BETA if beta is None else beta, target=settings.kl_target, horizon=settings.kl_horizon
         )
@@ -165,6 +169,7 @@ class PPO:
                 self.policy.model, self._data, self._prompts, examples, settings=asked, batch_size=batch_size
             )
         judged = experience.judge(self._judges, sampled, self._settings)
+        self._watch(sampled, judged)
         answers = rollout.tensors(
             sampled, pad_token_id=self._data.tokenizer.pad_token_id, device=self.policy.value_head.weight.device
         )
@@ -185,6 +190,12 @@ class PPO:
         watched = self._over_processes(watched)
         self._kl.update(watched["objective/kl"], answers=self._everywhere)
         return watched | {"learning_rate": rate, "lr": rate}
+
+    def _watch(self, sampled: Sequence[Sampled], judged: experience.Judged) -> None:
+        """Show the answers to what watches over them; all of a step are compared, through the value head."""
+        scores = zip(judged.scores.tolist(), judged.known.tolist(), strict=True)
+        rewards_of_step = [score if known else None for score, known in scores]
+        self.watch.see([rewards_of_step], cut=[not one.answer.finished for one in sampled])
 
     def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
         """The means over all processes; what there is one of is itself."""

@@ -1,0 +1,119 @@
+"""What was decided about a version: the verdict of every gate, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from mlflow_ft.config.gates import Gates
+from mlflow_ft.errors import FineTuneError
+from mlflow_ft.records import Verdict
+
+Outcome = Literal[
+    "about to move", "promoted", "refused", "would be promoted", "would be refused", "champion already", "came too late"
+]
+
+Result = Literal["pass", "fail", "abstain", "waived"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A verdict and the gate that gave it."""
+
+    gate: str
+    verdict: Verdict
+    waived: str = ""
+    """The reason why the gate need not pass."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.gate} {self.verdict.subject}".strip()
+
+    @property
+    def result(self) -> Result:
+        if self.verdict.passed is None:
+            return "abstain"
+        if self.verdict.passed:
+            return "pass"
+        return "waived" if self.waived else "fail"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as JSON, which knows no NaN and no infinity."""
+        told = asdict(self.verdict)
+        told["numbers"] = {name: value if math.isfinite(value) else None for name, value in told["numbers"].items()}
+        waived = self.waived if self.result == "waived" else None
+        return {"gate": self.gate, "result": self.result, "waived": waived} | told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was decided, by whom, when, and on what evidence."""
+
+    outcome: Outcome
+    name: str
+    version: int
+    alias: str
+    champion: int | None
+    """The version that had the alias."""
+    by: str
+    at_ms: int
+    run_id: str
+    judged: tuple[Judged, ...]
+    gates: Gates
+    gates_from: str
+    notes: tuple[str, ...] = ()
+    target: str = ""
+    """The registered model whose alias it is, where the version is copied there."""
+    copied: int | None = None
+    """The number of the copy."""
+    number: int | None = None
+    """Of the move, in the record."""
+    artifact: str = ""
+    error: FineTuneError | None = field(default=None, compare=False)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+    @property
+    def failed(self) -> list[str]:
+        return [one.name for one in self.judged if one.result == "fail"]
+
+    @property
+    def waived(self) -> dict[str, str]:
+        """The gates that did not pass and need not, each with the reason."""
+        return {one.gate: one.waived for one in self.judged if one.result == "waived"}
+
+    @property
+    def reason(self) -> str:
+        """What was waived, and why, in a sentence; "" where nothing was."""
+        return "; ".join(f"{gate} waived: {why}" for gate, why in self.waived.items())
+
+    @property
+    def counts(self) -> str:
+        """How many verdicts of each sort there are."""
+        results = [one.result for one in self.judged]
+        sorts = {"pass": "passed", "abstain": "abstained", "waived": "waived"}
+        return ", ".join(f"{results.count(one)} {word}" for one, word in sorts.items() if one in results)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The decision as JSON, complete: the settings of the gates and every number are in it."""
+        plain = ("outcome", "name", "version", "alias", "champion", "by", "run_id", "gates_from", "target", "copied")
+        return {key: getattr(self, key) for key in plain} | {
+            "number": self.number,
+            "at": datetime.fromtimestamp(self.at_ms / 1000, UTC).isoformat(),
+            "passed": self.passed,
+            "artifact": self.artifact,
+            "notes": list(self.notes),
+            "gates": [one.as_dict() for one in self.judged],
+            "config": self.gates.model_dump(mode="json"),
+            "error": str(self.error) if self.error else None,
+        }
+
+
+def dumps(decision: Decision) -> str:
+    """The decision as it is kept."""
+    return json.dumps(decision.as_dict(), indent=2, ensure_ascii=False, default=str)
