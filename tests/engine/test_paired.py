@@ -161,7 +161,7 @@ def alarms(shape: Shape, rows: int, *, margin: float = 0.0, shift: float = 0.0) 
 
 
 UNSEEN = ("a fifth loses much", 5)
-"""0.8 ** 5: in a third of the samples no row shows the loss, and no test can know of it; that is what min_rows is for."""
+"""0.8 ** 5: in a third of the samples no row shows the loss, and no test can see it; that is why min_rows exists."""
 SIZES = [(name, rows) for name in EQUAL for rows in (5, 20, 50, 200) if (name, rows) != UNSEEN]
 
 
