@@ -35,8 +35,10 @@ from transformers.utils.logging import disable_progress_bar
 # On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
 for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(module).setLevel(logging.ERROR)
-# PEFT warns at every answer that the model counts the positions, and of layers to which AdaLoRA left no rank.
-warnings.filterwarnings("ignore", message=r"Position ids are not supported|Adapter .* LoRA tensor\(s\) have invalid")
+# PEFT warns at every answer that the model counts the positions, of layers to which AdaLoRA left no rank, and of
+# patterns that it wrote itself for experts.
+PEFT = r"Position ids are not supported|Adapter .* LoRA tensor\(s\) have invalid|The following (rank|alpha)_pattern keys"
+warnings.filterwarnings("ignore", message=PEFT)
 DEFAULT_MAX_TOKENS = 256
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
 BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
@@ -57,6 +59,7 @@ class ChatModel(PythonModel):
     def adopt(self, model: Any, folder: Path) -> None:
         """Answer with a model that is loaded; tokenizer, template and end tokens are those of the folder."""
         self.model: Any = model.eval()
+        self.model.config.get_text_config().output_router_logits = False  # generation fails where a base has it on
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.scores = not (model.get_base_model() if hasattr(model, "get_base_model") else model).can_generate()
         if self.scores:

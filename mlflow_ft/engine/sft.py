@@ -35,18 +35,24 @@ class LabelledTokensTrainer(SFTTrainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002  # transformers' own signature
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The summed loss over the tokens of the whole step, so that accumulation does not change it."""
-        if self.aux_loss_enabled:  # a mixture of experts: TRL adds the routers' loss
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]  # TRL
+        """The summed loss over the tokens of the whole step, so that accumulation does not change it.
+
+        A mixture of experts has the loss beside it that balances its experts. It is no sum over tokens: of a step in
+        several parts it is the mean of theirs, as in TRL.
+        """
         unwrapped = self.accelerator.unwrap_model(model)
         if self._loss is None:
             self._loss = suited(unwrapped, _tensors(inputs))
-        found = self._loss(unwrapped, _tensors(inputs), wrapped=model)
+        found = self._loss(unwrapped, _tensors(inputs), wrapped=model, balance=self.aux_loss_enabled)
         tokens = torch.as_tensor(found.nll.numel() if num_items_in_batch is None else num_items_in_batch)
         loss = found.nll.sum() / tokens.clamp(min=1).to(found.nll.device)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the gradients are averaged over the processes
         metrics = self._metrics["train"]
+        if found.balance is not None:
+            parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * found.balance.to(loss.device) / parts
+            metrics["aux_loss"].append(self.accelerator.gather(found.balance.detach()).mean().item())
         metrics["mean_token_accuracy"].append(found.correct.float().mean().item() if found.correct.numel() else 0.0)
         length = (
             inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["labels"].numel())

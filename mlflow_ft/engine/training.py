@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from mlflow_ft.engine import hardware, models, options, reference, starts
+from mlflow_ft.engine import hardware, models, options, reference, routers, starts
 from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.checkpoints import CheckpointCallback
@@ -95,7 +95,9 @@ def run(
         ConfigError: TRL refuses the settings.
     """
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
-        trainer = make(callbacks(job, data, model.module, bars, judges=judges))
+        with routers.wanted(model.module):
+            trainer = make(callbacks(job, data, model.module, bars, judges=judges))
+        routers.settle(trainer, model.module, job.progress)
         trainer.remove_callback(PrinterCallback)  # stdout belongs to machines
         models.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         result = trainer.train()

@@ -11,6 +11,7 @@ from mlflow_ft.data.quality import percent
 from mlflow_ft.records import Score
 from mlflow_ft.stages.card.facts import About
 from mlflow_ft.stages.card.markdown import bullets, code, counted, number, plain
+from mlflow_ft.stages.model import EXPERTS
 
 HIGHER = ("exact_match", "valid_json", "preference_accuracy", "finished")
 """Built-in scores that are better when they are higher; of a plugin's it is not known."""
@@ -76,6 +77,8 @@ def learned(about: About) -> Iterator[str]:
             yield f"{counted(count, 'row')} ({share}) {side} were cut there, and lost their end."
     if count := data.train.counts["dropped"]:
         yield f"Left out of the source, since nothing could be learned of them: {counted(count, 'row')}."
+    if told := about.tags.get(EXPERTS):
+        yield f"It is {plain(told)}."
     if told := about.tags.get("mlflow_ft.reward_funcs"):
         yield f"It was trained for the rewards of {plain(told)}; what these do not measure was not asked of it."
     if told := about.tags.get("mlflow_ft.reward_model"):

@@ -1,0 +1,71 @@
+"""The routers of mixtures of experts: their logits are asked for in training steps, and nowhere else.
+
+Training adds a loss that spreads the tokens over the experts (Switch Transformer, arXiv 2101.03961), weighted by
+`router_aux_loss_coef` of the model's config. transformers computes it wherever the config has `output_router_logits`;
+in generation the shapes do not fit, and the model fails. So the switch is off in every config that is loaded or saved,
+and the trainers ask for the logits in each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from mlflow_ft.engine.loss import causal_model
+from mlflow_ft.progress import Progress
+
+SWITCH, WEIGHT = "output_router_logits", "router_aux_loss_coef"
+
+
+def silence(config: PreTrainedConfig) -> None:
+    """Switch the router logits off in a model's config and in those of its parts."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if getattr(part, SWITCH, None):
+            setattr(part, SWITCH, False)
+
+
+@contextmanager
+def wanted(module: Any) -> Iterator[None]:
+    """Inside, a trainer that is made finds the logits switched on where its loss needs them; afterwards they are off.
+
+    TRL's trainers read the switch or the weight from the model's config when they are made, and SFT's writes both.
+    """
+    config = causal_model(module).config.get_text_config()
+    before = {name: getattr(config, name) for name in (SWITCH, WEIGHT) if hasattr(config, name)}
+    if len(before) == 2:
+        setattr(config, SWITCH, bool(before[WEIGHT]))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+@torch.no_grad()
+def balanced(module: Any) -> bool:
+    """Whether transformers computes the loss that spreads the tokens over this model's experts."""
+    causal = causal_model(module)
+    if not hasattr(causal.config.get_text_config(), SWITCH) or not causal.can_generate():
+        return False
+    training = causal.training
+    causal.eval()
+    try:
+        ids = torch.zeros((1, 4), dtype=torch.long, device=causal.device)
+        return getattr(causal(input_ids=ids, use_cache=False, **{SWITCH: True}), "aux_loss", None) is not None
+    finally:
+        causal.train(training)
+
+
+def settle(trainer: Any, module: Any, progress: Progress) -> None:
+    """Say what a trainer of TRL adds to its loss to balance the experts; where the model computes nothing, add nothing."""
+    if not getattr(trainer, "aux_loss_enabled", False):
+        return
+    if not balanced(module):
+        trainer.aux_loss_enabled = False
+        return
+    weight = getattr(trainer, "router_aux_loss_coef", None) or getattr(trainer, "aux_loss_coef", 0.0)
+    progress.say(f"a loss that balances the experts is added to the training loss, with weight {weight:g}")
