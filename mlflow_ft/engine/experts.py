@@ -58,7 +58,7 @@ def parameters(module: nn.Module) -> list[str]:
 
 def _plain(name: str) -> str:
     """A weight's name without what PEFT puts into it."""
-    return re.sub(r"\.(base_layer|original_module)(?=\.)", "", name)
+    return re.sub(r"\.(base_layer|original_module)(?=\.|$)", "", name)
 
 
 def _short(name: str) -> str:
@@ -86,26 +86,33 @@ def told(module: nn.Module, *, by_name: bool, quantize: str) -> str:
     experts = fused(module)
     if not experts:
         return ""
-    routers = _routers(module)
     changed = _changed(module)
-    sides = {"the experts": experts, "the routers": routers}
-    trained = [_named(side, some) for side, some in sides.items() if some and _all_in(some, changed)]
-    left = [_named(side, some) for side, some in sides.items() if some and not _all_in(some, changed)]
-    sentence = "a mixture of experts: "
-    sentence += f"{' and '.join(trained)} train" if trained else "no expert and no router trains"
-    if trained and left:
-        sentence += f"; {' and '.join(left)} stay as they are"
-    if by_name and not _all_in(experts, changed):
-        sentence += f" (--adapter.target_parameters {ALL} adapts the experts)"
-    return sentence + _memory(experts, quantize)
+    sides = (("the experts", experts), ("the routers", _routers(module)))
+    train, stay = (
+        [_named(side, [name for name, one in some.items() if (id(one) in changed) is those]) for side, some in sides]
+        for those in (True, False)
+    )
+    parts = [f"the adapter is on {', '.join(layers)}" for layers in [_adapted(module)] if layers]
+    parts += [f"{' and '.join(filter(None, train))} train"] if any(train) else []
+    parts += [f"{' and '.join(filter(None, stay))} stay as they are"] if any(stay) else []
+    if by_name and stay[0]:
+        parts[-1] += f" (--adapter.target_parameters {ALL} adapts the experts)"
+    return "a mixture of experts: " + "; ".join(parts) + _memory(experts, quantize)
 
 
-def _named(side: str, weights: Mapping[str, nn.Parameter]) -> str:
-    return f"{side} ({', '.join(sorted({_short(name) for name in weights}))})"
+def _named(side: str, names: list[str]) -> str:
+    return f"{side} ({', '.join(sorted({_short(name) for name in names}))})" if names else ""
 
 
-def _all_in(weights: Mapping[str, nn.Parameter], changed: set[int]) -> bool:
-    return all(id(weight) in changed for weight in weights.values())
+def _adapted(module: nn.Module) -> list[str]:
+    """The last names of the layers that an adapter is on, weights that were named one by one apart."""
+    layers = [name for name, one in module.named_modules() if isinstance(one, BaseTunerLayer) and not _wraps(one)]
+    return sorted({name.rpartition(".")[2] for name in layers})
+
+
+def _wraps(layer: Any) -> bool:
+    """Whether an adapter's layer is over one weight of another layer."""
+    return hasattr(layer, "parameter_name")
 
 
 def _routers(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -124,8 +131,8 @@ def _changed(module: nn.Module) -> set[int]:
     """The ids of the base's weights that train, whole or by what an adapter adds to them."""
     found = {id(weight) for weight in module.parameters() if weight.requires_grad}
     for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer) and hasattr(layer, "parameter_name"):
-            found.add(id(getattr(layer.get_base_layer(), layer.parameter_name)))
+        if isinstance(layer, BaseTunerLayer) and _wraps(layer):
+            found.add(id(getattr(layer.get_base_layer(), str(layer.parameter_name))))
         elif isinstance(layer, BaseTunerLayer):
             found |= {id(weight) for weight in layer.get_base_layer().parameters()}
         elif isinstance(layer, AuxiliaryTrainingWrapper):

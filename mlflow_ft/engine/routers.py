@@ -61,7 +61,7 @@ def balanced(module: Any) -> bool:
 
 
 def settle(trainer: Any, module: Any, progress: Progress) -> None:
-    """Say what a trainer of TRL adds to its loss to balance the experts; where the model computes nothing, add nothing."""
+    """Say what a trainer of TRL adds to its loss to balance the experts; nothing, where the model computes none."""
     if not getattr(trainer, "aux_loss_enabled", False):
         return
     if not balanced(module):
