@@ -26,6 +26,9 @@ AGREEMENT = 1e-4
 ROUGH_AGREEMENT = 1e-2
 """The same of the mean, for types of lower precision, whose rounding single tokens show."""
 
+OF_ROWS = ("input_ids", "attention_mask", "position_ids", "labels")
+"""The tensors of a batch that have a row for each of its rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLoss:
@@ -100,6 +103,11 @@ def _held_back(head: Any) -> Iterator[Any]:
         head.forward = original
 
 
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch on the model's device; what is no tensor stays as it is."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
 def causal_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -117,14 +125,15 @@ def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     It does not where a model changes its logits behind the head (soft-capping, scaling); such a model needs the loss
     over its full logits.
     """
-    first = {name: value[:1] for name, value in inputs.items()}
-    training = model.training
+    first = {name: value[:1] if name in OF_ROWS else value for name, value in inputs.items()}
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         ours = token_loss(model, first).nll
         theirs = full_token_loss(model, first).nll
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     if getattr(causal_model(model).config, "final_logit_softcapping", None):
         return False  # it changes small logits too little to be seen here
     if causal_model(model).dtype == torch.float32:

@@ -181,7 +181,7 @@ def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, 
     try:
         with quiet_peft(), quiet_transformers():
             wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
-    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, AttributeError, Warning) as error:
         raise starts.refused(error) from error
     as_float32(wrapped)
     return wrapped

@@ -13,9 +13,9 @@ from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from mlflow_ft.engine import render, rewards, training
+from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.rewards import LoadedReward
-from mlflow_ft.engine.samples import aside
 from mlflow_ft.errors import ConfigError, DataError, Problem
 from mlflow_ft.job import Data, Job, Model, Split, Trained
 from mlflow_ft.rows import Example

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
@@ -159,18 +157,6 @@ def orpo(job: Job, data: Data, model: Model) -> Trained:
     return _without_reference(PreparedORPOTrainer, arguments, job, data, model)
 
 
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Keep the bars of `datasets` off the terminal."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
 def _length(job: Job) -> dict[str, int]:
     """Rows are not longer than this; TRL warns where it is not told."""
     return {"max_length": job.config.data.max_length}
@@ -178,7 +164,7 @@ def _length(job: Job) -> dict[str, int]:
 
 def _without_reference(kind: Any, arguments: Any, job: Job, data: Data, model: Model) -> Trained:
     def make(callbacks: list[TrainerCallback]) -> Any:
-        with quiet_datasets():
+        with training.quiet_datasets():
             trainer = kind(
                 model=model.module,
                 args=arguments,
