@@ -67,13 +67,13 @@ class Seen:
 
 
 class NeighboursCallback(TrainerCallback):
-    """Calls `check` with the model when it is ready to train, before anything is computed with it.
+    """Makes checks on the model when it is ready to train, before anything is computed with it.
 
     Weights that are spread over processes cannot be looked at so.
     """
 
-    def __init__(self, check: Check) -> None:
-        self._check = check
+    def __init__(self, *checks: Check) -> None:
+        self._checks = checks
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
@@ -81,7 +81,8 @@ class NeighboursCallback(TrainerCallback):
         if args.deepspeed or args.fsdp:
             return
         with _as_it_trains(more["model"]):
-            self._check(more["model"], args.bf16 or args.fp16)
+            for check in self._checks:
+                check(more["model"], args.bf16 or args.fp16)
 
 
 def see_each_other(
@@ -238,8 +239,9 @@ def _same_twice(model: Any) -> bool:
 
 
 def some(data: Data) -> list[Row]:
-    """The first training rows."""
-    return [row.input_ids for row in itertools.islice(data.train.encoded, LOOKED_AT)]
+    """The first training rows, and half of one, so that not all are of one length."""
+    rows = [row.input_ids for row in itertools.islice(data.train.encoded, LOOKED_AT)]
+    return [*rows, *(row[: len(row) // 2] for row in rows[:1] if len(row) > 1)]
 
 
 def padded(job: Job, data: Data, trainer: Any) -> Check:

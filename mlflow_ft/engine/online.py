@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from mlflow_ft.engine import render, rewards, training
+from mlflow_ft.engine import left_padding, render, rewards, training
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.rewards import LoadedReward
@@ -102,7 +102,8 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
             callbacks=callbacks,
         )
 
-    return training.run(job, data, model, make, judges=judges)
+    temperature = job.config.rollout.temperature
+    return training.run(job, data, model, make, judges=judges, check=left_padding.proof, fused=temperature)
 
 
 def settings(job: Job, judges: Sequence[LoadedReward]) -> dict[str, Any]:

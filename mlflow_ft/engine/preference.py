@@ -119,7 +119,7 @@ def dpo(job: Job, data: Data, model: Model) -> Trained:
         settle_reference(job, model)
         return trainer
 
-    return training.run(job, data, model, make)
+    return training.run(job, data, model, make, fused=1.0)
 
 
 def second_model(job: Job, model: Model) -> Any | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from mlflow_ft.engine import fused_head
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.progress import Progress
 
@@ -60,12 +61,18 @@ def balanced(module: Any) -> bool:
         causal.train(training)
 
 
-def settle(trainer: Any, module: Any, progress: Progress) -> None:
-    """Say what a trainer of TRL adds to its loss to balance the experts; nothing, where the model computes none."""
+def settle(trainer: Any, module: Any, progress: Progress, *, fused: bool) -> None:
+    """Say what a trainer of TRL adds to its loss to balance the experts, or that it adds nothing.
+
+    `fused` is whether it goes through TRL's own output layer.
+    """
     if not getattr(trainer, "aux_loss_enabled", False):
         return
-    if not balanced(module):
-        trainer.aux_loss_enabled = False
+    if balanced(module) and (not fused or fused_head.balances(module)):
+        weight = getattr(trainer, "router_aux_loss_coef", None) or getattr(trainer, "aux_loss_coef", 0.0)
+        progress.say(f"a loss that balances the experts is added to the training loss, with weight {weight:g}")
         return
-    weight = getattr(trainer, "router_aux_loss_coef", None) or getattr(trainer, "aux_loss_coef", 0.0)
-    progress.say(f"a loss that balances the experts is added to the training loss, with weight {weight:g}")
+    trainer.aux_loss_enabled = False
+    kind = type(causal_model(module)).__name__
+    whose = "TRL" if balanced(module) else "transformers"
+    progress.say(f"no loss balances the experts: {whose} computes none for {kind}")

@@ -11,7 +11,7 @@ import datasets
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from mlflow_ft.engine import hardware, models, neighbours, options, reference, routers, starts
+from mlflow_ft.engine import fused_head, hardware, models, neighbours, options, reference, routers, starts
 from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.checkpoints import CheckpointCallback
@@ -88,11 +88,13 @@ def run(
     *,
     judges: Sequence[LoadedReward] = (),
     check: Callable[[Job, Data, Any], Check] = neighbours.padded,
+    fused: float | None = None,
 ) -> Trained:
     """Train with the trainer that `make` builds around the callbacks, and keep what was trained.
 
     `judges` say of the answers that are sampled at every evaluation how good they are; `check` makes, of job, data and
-    trainer, what proves before the first step that rows do not change each other.
+    trainer, what proves before the first step that rows do not change each other. `fused` is the temperature at which
+    TRL's own output layer scores tokens; None where the trainer does not go through it.
 
     Raises:
         RefusedError: the loss is no number. StoppedError: a signal came; the step in progress was finished.
@@ -101,8 +103,11 @@ def run(
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
         with routers.wanted(model.module):
             trainer = make(callbacks(job, data, model.module, bars, judges=judges))
-        trainer.add_callback(NeighboursCallback(check(job, data, trainer)))
-        routers.settle(trainer, model.module, job.progress)
+        checks = [check(job, data, trainer)]
+        if fused is not None:
+            checks.append(fused_head.proof(job, data, temperature=fused))
+        trainer.add_callback(NeighboursCallback(*checks))
+        routers.settle(trainer, model.module, job.progress, fused=fused is not None)
         trainer.remove_callback(PrinterCallback)  # stdout belongs to machines
         models.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         result = trainer.train()

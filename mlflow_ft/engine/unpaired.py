@@ -46,7 +46,7 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
         settle_reference(job, model)
         return trainer
 
-    return training.run(job, data, model, make)
+    return training.run(job, data, model, make, fused=1.0)
 
 
 def answers(split: Split, *, batch_size: int) -> Any:
