@@ -43,10 +43,10 @@ def no_adapter(job: Job, model: Model) -> None:
 
 def fit_lora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
     """What LoRA needs beside the settings; of a mixture of experts `all-linear` is the layers that are linear."""
-    from mlflow_ft.engine import experts
+    from mlflow_ft.engine import experts, linear
 
     found = fit_low_rank(job, model, values)
-    if job.config.adapter.target_modules == tuners.ALL_LINEAR and (names := experts.linear_targets(model.module)):
+    if job.config.adapter.target_modules == tuners.ALL_LINEAR and (names := linear.for_lora(model.module)):
         found["target_modules"] = names
     asked = job.config.adapter.target_parameters
     if asked == experts.ALL and not experts.fused(model.module):
@@ -55,7 +55,8 @@ def fit_lora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any
             hint="leave it out, or name the weights as a list",
         )
     if asked == experts.ALL:
-        found["target_parameters"] = experts.parameters(model.module)
+        layers = job.config.adapter.layers_to_transform
+        found["target_parameters"] = experts.parameters(model.module, layers=layers)
     elif asked:
         found["target_parameters"] = [asked] if isinstance(asked, str) else asked
     return found
@@ -120,6 +121,8 @@ def refuse_parameters(config: Config, *, dora: bool) -> str | None:
     settings = config.adapter
     if dora:
         return "PEFT has no DoRA for them; take lora, or leave it out"
+    if settings.layers_to_transform is not None and settings.target_parameters != "experts":
+        return "adapter.layers_to_transform does not choose among them; name them with the number of their layer"
     if settings.lora_dropout:
         return "PEFT has no dropout before them; take --adapter.lora_dropout 0, or leave it out"
     if settings.init_lora_weights not in (None, "gaussian"):

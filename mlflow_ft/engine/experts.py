@@ -7,13 +7,12 @@ So `all-linear` does not cover them; PEFT's LoRA reaches them by the names of th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
 from mlflow_ft.engine.loss import causal_model
@@ -51,9 +50,18 @@ def _counts(settings: Mapping[str, Any]) -> Iterator[int]:
             yield from (one for one in (value if isinstance(value, list) else [value]) if type(one) is int and one > 1)
 
 
-def parameters(module: nn.Module) -> list[str]:
-    """What PEFT calls the fused weights, without the place: `["experts.down_proj", "experts.gate_up_proj"]`."""
-    return sorted({_short(name) for name in fused(module)})
+def parameters(module: nn.Module, *, layers: Collection[int] | None = None) -> list[str]:
+    """What PEFT calls the fused weights, without the place: `["experts.down_proj", "experts.gate_up_proj"]`.
+
+    With `layers`, the numbers of layers, their full names in these: PEFT would take all others too.
+    """
+    if layers is None:
+        return sorted({_short(name) for name in fused(module)})
+    return [name for name in fused(module) if _number(name) in layers]
+
+
+def _number(name: str) -> int | None:
+    return int(match.group(1)) if (match := re.search(r"\.(\d+)\.", name)) else None
 
 
 def _plain(name: str) -> str:
@@ -64,18 +72,6 @@ def _plain(name: str) -> str:
 def _short(name: str) -> str:
     """The last two parts of a name."""
     return ".".join(_plain(name).split(".")[-2:])
-
-
-def linear_targets(module: Any) -> list[str] | None:
-    """The names that `all-linear` stands for with LoRA; None where PEFT itself reads it so.
-
-    PEFT takes the names that experts had in transformers 4 (gate_proj, w1 ...), and that of the router, for the fused
-    weights, and lets `all-linear` mean them too. That holds every expert's weights a second time in each forward pass,
-    trains the router, and goes neither with DoRA nor with dropout; so experts are adapted only where they are named.
-    """
-    asked = LoraConfig(target_modules="all-linear")
-    convert_peft_config_for_transformers(asked, module, None)
-    return sorted(asked.target_modules or ()) if asked.target_parameters else None
 
 
 def told(module: nn.Module, *, by_name: bool, quantize: str) -> str:
@@ -89,7 +85,10 @@ def told(module: nn.Module, *, by_name: bool, quantize: str) -> str:
     changed = _changed(module)
     sides = (("the experts", experts), ("the routers", _routers(module)))
     train, stay = (
-        [_named(side, [name for name, one in some.items() if (id(one) in changed) is those]) for side, some in sides]
+        [
+            _named(side, some, [name for name, one in some.items() if (id(one) in changed) is those])
+            for side, some in sides
+        ]
         for those in (True, False)
     )
     parts = [f"the adapter is on {', '.join(layers)}" for layers in [_adapted(module)] if layers]
@@ -100,8 +99,11 @@ def told(module: nn.Module, *, by_name: bool, quantize: str) -> str:
     return "a mixture of experts: " + "; ".join(parts) + _memory(experts, quantize)
 
 
-def _named(side: str, names: list[str]) -> str:
-    return f"{side} ({', '.join(sorted({_short(name) for name in names}))})" if names else ""
+def _named(side: str, weights: Collection[str], names: Collection[str]) -> str:
+    """Some of the weights of a side, and of how many layers where they are not all of that name."""
+    every, some = (Counter(map(_short, several)) for several in (weights, names))
+    told = [name if some[name] == every[name] else f"{name} of {some[name]} of {every[name]} layers" for name in some]
+    return f"{side} ({', '.join(sorted(told))})" if names else ""
 
 
 def _adapted(module: nn.Module) -> list[str]:

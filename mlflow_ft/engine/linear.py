@@ -6,7 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
+
+MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+PAST_THE_ADAPTER = ("out_proj", "conv1d")
+"""What PEFT refuses to put LoRA on in these models (`_check_lora_target_modules_mamba`)."""
 
 
 def layers(module: Any) -> Iterator[tuple[str, Any]]:
@@ -20,6 +26,23 @@ def layers(module: Any) -> Iterator[tuple[str, Any]]:
 def names(module: Any) -> list[str]:
     """What the linear layers are called, without the place: `["down_proj", "gate_proj", ...]`."""
     return sorted({name.rpartition(".")[2] for name, _ in layers(module)})
+
+
+def for_lora(module: Any) -> list[str] | None:
+    """The names that `all-linear` stands for with LoRA; None where PEFT itself reads it so.
+
+    Of a mixture of experts PEFT takes the names that experts had in transformers 4 (gate_proj, w1 ...), and that of the
+    router, for the fused weights, and lets `all-linear` mean them too. That makes every expert's weights a second time
+    in each forward pass, trains the router, and goes neither with DoRA nor with dropout; so experts are adapted only
+    where they are named. Of Mamba it refuses the layers whose weights go to a kernel without their adapter.
+    """
+    asked = LoraConfig(target_modules="all-linear")
+    convert_peft_config_for_transformers(asked, module, None)
+    if asked.target_parameters:
+        return sorted(asked.target_modules or ())
+    if module.config.model_type in MAMBAS:
+        return [name for name in names(module) if name not in PAST_THE_ADAPTER]
+    return None
 
 
 def norms(module: Any) -> list[str]:

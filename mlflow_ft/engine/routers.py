@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from mlflow_ft.engine import fused_head
+from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.progress import Progress
 
@@ -48,17 +49,17 @@ def wanted(module: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def balanced(module: Any) -> bool:
-    """Whether transformers computes the loss that spreads the tokens over this model's experts."""
+    """Whether transformers computes the loss that spreads the tokens over this model's experts, adapter included."""
     causal = causal_model(module)
     if not hasattr(causal.config.get_text_config(), SWITCH) or not causal.can_generate():
         return False
-    training = causal.training
-    causal.eval()
-    try:
-        ids = torch.zeros((1, 4), dtype=torch.long, device=causal.device)
-        return getattr(causal(input_ids=ids, use_cache=False, **{SWITCH: True}), "aux_loss", None) is not None
-    finally:
-        causal.train(training)
+    ids = torch.zeros((1, 4), dtype=torch.long, device=causal.device)
+    with aside(module):
+        try:
+            output = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **{SWITCH: True})
+        except RuntimeError:  # behind a learned prefix the mask is longer than what the routers see
+            return False
+    return getattr(output, "aux_loss", None) is not None
 
 
 def settle(trainer: Any, module: Any, progress: Progress, *, fused: bool) -> None:
@@ -75,4 +76,4 @@ def settle(trainer: Any, module: Any, progress: Progress, *, fused: bool) -> Non
     trainer.aux_loss_enabled = False
     kind = type(causal_model(module)).__name__
     whose = "TRL" if balanced(module) else "transformers"
-    progress.say(f"no loss balances the experts: {whose} computes none for {kind}")
+    progress.say(f"no loss balances the experts: {whose} computes none for {kind} so")

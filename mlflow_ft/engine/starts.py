@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mlflow_ft.engine import batches, linear, vocabulary
+from mlflow_ft.engine import batches, experts, linear, vocabulary
 from mlflow_ft.engine.loss import full_token_loss
 from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel, Data, Encoded, Job
@@ -96,9 +96,12 @@ def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:
         for name in names:
             pattern, places = (re.escape(name), weights) if field == "target_parameters" else (name, adapted)
             if not any(re.match(rf"(.*\.)?({pattern})$", place) for place in places):
+                fused, layers = experts.parameters(wrapped), {place.rpartition(".")[2] for place in adapted}
                 raise ModelError(
                     f"adapter.{field}: {name!r} fits {'no weight' if places is weights else 'no adapted layer'}",
-                    hint=f"adapted are: {', '.join(sorted({place.rpartition('.')[2] for place in adapted}))}",
+                    hint=f"the fused weights of experts are: {', '.join(fused) or 'none'}"
+                    if places is weights
+                    else f"adapted are: {', '.join(sorted(layers))}",
                 )
 
 
