@@ -19,8 +19,19 @@ def layers(module: Any) -> Iterator[tuple[str, Any]]:
     """Every linear layer but the output layer, quantised or not, with its full name."""
     outside = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear) and layer is not outside:
+        if isinstance(layer, nn.Linear) and layer is not outside and not _does_more(layer):
             yield name, layer
+
+
+def _does_more(layer: nn.Linear) -> bool:
+    """Whether a model made its own of a linear layer, such as a router: an adapter would do the rest no more."""
+    own = type(layer).forward is not nn.Linear.forward
+    return own and type(layer).__module__.startswith("transformers.models.")
+
+
+def all_plain(module: Any) -> bool:
+    """Whether every linear layer is one in the usual sense, so that PEFT's `all-linear` means those of `layers`."""
+    return not any(isinstance(layer, nn.Linear) and _does_more(layer) for layer in module.modules())
 
 
 def names(module: Any) -> list[str]:
@@ -42,7 +53,7 @@ def for_lora(module: Any) -> list[str] | None:
         return sorted(asked.target_modules or ())
     if module.config.model_type in MAMBAS:
         return [name for name in names(module) if name not in PAST_THE_ADAPTER]
-    return None
+    return None if all_plain(module) else names(module)
 
 
 def norms(module: Any) -> list[str]:
