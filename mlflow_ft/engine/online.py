@@ -16,6 +16,7 @@ from mlflow_ft.engine import left_padding, render, rewards, training
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.rewards import LoadedReward
+from mlflow_ft.engine.routers import UnbalancedEvaluation
 from mlflow_ft.errors import ConfigError, DataError, Problem
 from mlflow_ft.job import Data, Job, Model, Split, Trained
 from mlflow_ft.rows import Example
@@ -52,11 +53,11 @@ class AsideEvaluation:
         return found
 
 
-class GRPO(AsideEvaluation, GRPOTrainer):
+class GRPO(AsideEvaluation, UnbalancedEvaluation, GRPOTrainer):
     """Group relative policy optimisation: arXiv 2402.03300."""
 
 
-class RLOO(AsideEvaluation, RLOOTrainer):
+class RLOO(AsideEvaluation, UnbalancedEvaluation, RLOOTrainer):
     """REINFORCE with a leave-one-out baseline: arXiv 2402.14740."""
 
 

@@ -14,6 +14,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from mlflow_ft.engine import batches, models, starts, training
 from mlflow_ft.engine.masking import IGNORED
+from mlflow_ft.engine.routers import UnbalancedEvaluation
 from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
 
 PAIR = ("input_ids", "labels", "rejected_ids", "rejected_labels")
@@ -78,15 +79,15 @@ class PairsAsTheyAre:
         return feature
 
 
-class PreparedDPOTrainer(PairsAsTheyAre, DPOTrainer):
+class PreparedDPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
     """DPO over our pairs."""
 
 
-class PreparedCPOTrainer(PairsAsTheyAre, CPOTrainer):
+class PreparedCPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, CPOTrainer):
     """CPO and SimPO over our pairs."""
 
 
-class PreparedORPOTrainer(PairsAsTheyAre, ORPOTrainer):
+class PreparedORPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, ORPOTrainer):
     """ORPO over our pairs."""
 
 

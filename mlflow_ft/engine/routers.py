@@ -47,6 +47,21 @@ def wanted(module: Any) -> Iterator[None]:
             setattr(config, name, value)
 
 
+class UnbalancedEvaluation:
+    """Evaluates without the loss that balances the experts, so that held-out losses are those of the method alone."""
+
+    aux_loss_enabled: bool
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """As transformers' Trainer does."""
+        enabled, self.aux_loss_enabled = self.aux_loss_enabled, False
+        try:
+            found: dict[str, float] = super().evaluate(*args, **options)  # type: ignore[misc]  # a mixin
+        finally:
+            self.aux_loss_enabled = enabled
+        return found
+
+
 @torch.no_grad()
 def balanced(module: Any) -> bool:
     """Whether transformers computes the loss that spreads the tokens over this model's experts, adapter included."""
