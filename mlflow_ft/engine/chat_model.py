@@ -35,10 +35,8 @@ from transformers.utils.logging import disable_progress_bar
 # On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
 for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(module).setLevel(logging.ERROR)
-# PEFT warns at every answer that the model counts the positions, of layers to which AdaLoRA left no rank, and of
-# patterns that it wrote itself for experts.
-PEFT = r"Position ids are not supported|Adapter .* LoRA tensor\(s\) have invalid|The following (rank|alpha)_pattern keys"
-warnings.filterwarnings("ignore", message=PEFT)
+# PEFT warns that the model counts the positions, of layers without a rank (AdaLoRA), of patterns of its own (experts).
+warnings.filterwarnings("ignore", message=r"Position ids are|Adapter .* LoRA tensor|The following \w+_pattern keys")
 DEFAULT_MAX_TOKENS = 256
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
 BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
