@@ -37,7 +37,7 @@ for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._function
     logging.getLogger(module).setLevel(logging.ERROR)
 # PEFT warns that the model counts the positions, of layers without a rank (AdaLoRA), of patterns of its own (experts).
 warnings.filterwarnings("ignore", message=r"Position ids are|Adapter .* LoRA tensor|The following \w+_pattern keys")
-DEFAULT_MAX_TOKENS = 256
+DEFAULT_MAX_TOKENS, AS_TENSORS = 256, {"return_dict": True, "return_tensors": "pt"}
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
 BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
 NOT_OFFERED = ("stream", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias")
@@ -116,8 +116,7 @@ class ChatModel(PythonModel):
 
     def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, add_generation_prompt: bool = True) -> Any:
         """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
-        options = {"tools": tools, "return_dict": True, "return_tensors": "pt"}
-        options["add_generation_prompt"] = add_generation_prompt
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **AS_TENSORS}
         try:
             try:
                 return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
