@@ -35,7 +35,7 @@ Row = Sequence[int]
 Collate = Callable[[Sequence[Row]], Batch]
 Check = Callable[[Any, bool], None]
 """Gets the model, and whether it computes in a type of lower precision than that of its weights."""
-PAIRS, LOOKED_AT = 3, 200
+PAIRS, LOOKED_AT = 2, 200
 """How many pairs of rows are compared, taken from the first rows."""
 SHORT, LONG = 8, 65
 """Tokens of a row of a pair, at least where there are such rows, and at most."""
@@ -47,13 +47,13 @@ NOISE = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Largest differences (nats) that are rounding: of a token in float32, of the mean over a row in other types."""
+    """Largest differences (nats) that are rounding: of a token in float32, of the mean of tokens in other types."""
 
     content: float
     alone: float
 
 
-EXACT, ROUGH = Limits(content=1e-5, alone=1e-3), Limits(content=1e-3, alone=5e-2)
+EXACT, ROUGH = Limits(content=1e-5, alone=1e-3), Limits(content=1e-4, alone=5e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def see_each_other(
 
     Args:
         model: as it will train.
-        rows: token ids; a few short ones of them are compared, two at a time and in both orders.
+        rows: token ids; a few short ones of them are compared, two at a time, packed ones in both orders.
         collate: gives `input_ids` with `attention_mask`, of shape (rows, length), or with `position_ids`, of shape
             (1, tokens).
         batch: a whole batch, whose rows are compared with themselves alone.
@@ -101,8 +101,14 @@ def see_each_other(
     look = _Look(model, rough=rough)
     found: list[Seen] = []
     for first, second in pairs(rows):
-        for one, other in ((first, second), (second, first)):
-            if difference := max(look.content(one, other, collate), look.alone(collate([one, other]))):
+        laid = collate([first, second])
+        if "attention_mask" in laid:  # a batch of rows that are padded, for which it is the same in any pair
+            difference = look.alone(laid)
+            return Seen(difference=difference, layers="") if difference else None
+        both = ((first, second), (second, first))
+        noise = max(look.noise(one, other, collate) for one, other in both)
+        for one, other in both:
+            if difference := max(look.content(one, other, collate, noise), look.alone(collate([one, other]))):
                 layers = found[0].layers if found else _layers(model, one, other, collate)
                 found.append(Seen(difference=difference, layers=layers))
     if not found and batch is not None and (difference := look.alone(batch)):
@@ -131,27 +137,28 @@ class _Look:
         self._exact = not rough and self._causal.dtype == torch.float32 and not _rounded(self._causal)
         self._limits = EXACT if self._exact else ROUGH
 
-    def content(self, one: Row, other: Row, collate: Collate) -> float:
-        """How far the losses of `other` change with the tokens of the row before it; 0 where they do not.
+    def content(self, one: Row, other: Row, collate: Collate, noise: float) -> float:
+        """How far the losses of `other` change with the tokens of the row `one` before it; 0 where it is `noise`."""
+        laid = (collate([before, other]) for before in (one, _changed(self._model, one)))
+        difference = self._apart(*(self._losses(batch)[1] for batch in laid))
+        return difference if difference > self._limits.content + NOISE * noise else 0.0
 
-        What comes behind a row cannot change it: that it seems to is rounding, and counts as such.
+    def noise(self, one: Row, other: Row, collate: Collate) -> float:
+        """How far the losses of `other` seem to change with the tokens of the row `one` behind it.
+
+        They cannot; that they do is rounding, as of experts that get other numbers of tokens.
         """
-        changed = _changed(self._model, one)
-        after = self._apart(self._losses(collate([one, other]))[1], self._losses(collate([changed, other]))[1])
-        before = self._apart(self._losses(collate([other, one]))[0], self._losses(collate([other, changed]))[0])
-        return after if after > self._limits.content + NOISE * min(before, self._limits.alone) else 0.0
+        laid = (collate([other, behind]) for behind in (one, _changed(self._model, one)))
+        return min(self._limits.alone, self._apart(*(self._losses(batch)[0] for batch in laid)))
 
     def alone(self, batch: Batch) -> float:
         """How far the losses of the rows in a batch are from those they have alone; 0 where it is rounding."""
         rows = _rows(batch)
         together = self._losses(batch)
         chosen = sorted({round(place * (len(rows) - 1) / (OF_A_BATCH - 1)) for place in range(OF_A_BATCH)})
-        apart = [
-            self._apart(together[index], self._losses(_single(rows[index]))[0])
-            for index in chosen
-            if len(rows[index]) > 1
-        ]
-        difference = max(apart, default=0.0)
+        chosen = [index for index in chosen if len(rows[index]) > 1]
+        alone = [self._losses(_single(rows[index]))[0] for index in chosen]
+        difference = self._apart(torch.cat([together[index] for index in chosen]), torch.cat(alone)) if chosen else 0.0
         return difference if difference > self._limits.alone else 0.0
 
     def _apart(self, one: Tensor, other: Tensor) -> float:

@@ -137,6 +137,11 @@ def train(job: Job, data: Data, model: Model) -> Trained:
     """
     own = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = training.arguments(SFTConfig, job, job.folder / "train", own)
+    if arguments.loss_type != "nll" or arguments.label_smoothing_factor:
+        raise ConfigError(
+            "objective.options: the loss here is the mean over the learned tokens, and no other",
+            hint="leave loss_type and label_smoothing_factor out",
+        )
     rows = data.train.encoded.dataset()
     packing = job.config.objective.packing
     if packing:
