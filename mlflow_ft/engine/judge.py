@@ -141,8 +141,7 @@ def answers(
     ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
     pad = data.tokenizer.pad_token_id
     found: dict[int, Answer] = {}
-    padding = batch_size > 1 and bool(ids) and left_padding.leaves_answers_alone(model, ids, pad_token_id=pad)
-    for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size, padding=padding):
+    for indices in left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
             found[index] = answer_to(examples[index], text, finished=finished)

@@ -2,13 +2,13 @@
 
 Most models leave it out by the attention mask, and count positions without it. Some that keep a state have no use for
 a mask (RWKV, xLSTM), or not with a cache (lightning attention); some count positions from the padding on where nobody
-counts for them (GPT-2). So it is measured, on the model itself.
+counts for them (GPT-2), and some keep one state for all rows (RWKV). So it is measured, on the model itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mlflow_ft.engine import models, neighbours
+from mlflow_ft.engine.batches import by_length
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.neighbours import Batch, Check, Row
 from mlflow_ft.errors import ConfigError
@@ -27,7 +28,10 @@ NEW = 3
 """Tokens that are generated: the second and third go through the cache."""
 ROUNDING, NOISE = 1e-4, 10
 """A difference of a log-probability (nats) counts beyond this and so many times what another batch size changes."""
-_LEFT_ALONE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+BATCHED = 0.05
+"""Mean difference (nats) that another batch size may make at most: rounding is less in any type."""
+Way = Literal["padded", "alike", "alone"]
+_WAYS: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
 
 
 def padded(rows: Sequence[Row], *, pad_token_id: int) -> dict[str, Tensor]:
@@ -38,29 +42,38 @@ def padded(rows: Sequence[Row], *, pad_token_id: int) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-def leaves_answers_alone(model: Any, prompts: Sequence[Row], *, pad_token_id: int) -> bool:
-    """Whether the model says to a padded prompt what it says to the prompt alone; measured once for each model.
+def batches(model: Any, prompts: Sequence[Row], *, batch_size: int, pad_token_id: int) -> Iterator[list[int]]:
+    """Indices of prompts that can be answered together: padded, or only those of one length, or one at a time."""
+    way = together(model, prompts, pad_token_id=pad_token_id) if batch_size > 1 and len(prompts) > 1 else "alike"
+    lengths = [len(prompt) for prompt in prompts]
+    return by_length(lengths, batch_size=1 if way == "alone" else batch_size, padding=way == "padded")
 
-    True where all prompts are of one length, which need no padding.
+
+def together(model: Any, prompts: Sequence[Row], *, pad_token_id: int) -> Way:
+    """How the model can answer several prompts at once as it answers each alone; measured once for each model.
+
+    "padded" on the left, "alike": only prompts of one length, or "alone".
     """
-    short, long = min(prompts, key=len), max(prompts, key=len)
-    if len(short) == len(long):
-        return True
     if models.learns_prompt(model):
-        return False  # padding would come between the learned prompt and the text
+        return "alike"  # padding would come between the learned prompt and the text
     causal = causal_model(model)
-    if causal not in _LEFT_ALONE:
-        long = long[-max(LONGEST, len(short) + 1) :]
-        _LEFT_ALONE[causal] = _same_answer(model, short[-LONGEST:], long, pad_token_id)
-    return _LEFT_ALONE[causal]
+    if causal not in _WAYS:
+        short, long = min(prompts, key=len)[-LONGEST:], max(prompts, key=len)
+        long = long[-max(LONGEST, len(short) + 1) :] if len(long) > len(short) else [*long, *long]
+        _WAYS[causal] = _way(model, short, long, pad_token_id)
+    return _WAYS[causal]
 
 
-def _same_answer(model: Any, short: Row, long: Row, pad_token_id: int) -> bool:
+def _way(model: Any, short: Row, long: Row, pad_token_id: int) -> Way:
     alone, twice, beside = (
         _answered(model, padded(prompts, pad_token_id=pad_token_id), pad_token_id)[0]
         for prompts in ([short], [short, short], [short, long])
     )
-    return float((beside - alone).abs().max()) <= ROUNDING + NOISE * float((twice - alone).abs().max())
+    batched = (twice - alone).abs()
+    if float(batched.mean()) > BATCHED:
+        return "alone"
+    same = float((beside - alone).abs().max()) <= ROUNDING + NOISE * float(batched.max())
+    return "padded" if same else "alike"
 
 
 @torch.no_grad()
@@ -114,7 +127,7 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
                 for hook in hooks:
                     hook.remove()
                 raise refused(job, f"by up to {seen.difference:.2g} nats a token")
-        if not leaves_answers_alone(model, rows, pad_token_id=pad):
+        if together(model, rows, pad_token_id=pad) != "padded":
             raise refused(job, "and so the answers that are sampled")
 
     return check

@@ -38,6 +38,7 @@ NOTES = (
     "Position ids are not supported for parameter efficient tuning",
     "Failed to load the CUDA extension",  # boft, where there is a GPU but no compiler; the same in torch is used
     "Setting boft_n_butterfly_factor to 1",
+    "fan_in_fan_out is set to False but the target module is `Conv1D`",  # GPT-2's layers; PEFT sets it
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
     "`lora_bias=True` was passed but the targeted layer",  # a merge refuses it, and so does training before one
     "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mlflow_ft.config.methods import RolloutSection
-from mlflow_ft.engine import batches, judge, left_padding, models, render
+from mlflow_ft.engine import judge, left_padding, models, render
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import DataError
 from mlflow_ft.job import Data, Job, Split
@@ -145,9 +145,9 @@ def sample(
     ends = stops(model)
     answers: dict[int, Sampled] = {}
     pad = data.tokenizer.pad_token_id
-    padding = left_padding.leaves_answers_alone(model, ids, pad_token_id=pad)
+    together = left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad)
     with _sampling(model, data, settings):
-        for rows in batches.by_length([len(one) for one in ids], batch_size=batch_size, padding=padding):
+        for rows in together:
             generated = _generate(model, [ids[row] for row in rows], pad_token_id=pad)
             for row, new in zip(rows, generated, strict=True):
                 tokens, finished = cut(new, ends)
