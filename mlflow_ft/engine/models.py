@@ -46,8 +46,9 @@ NOTES = (
     "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` gives it its name back
     "lora with eva initialization used with low_cpu_mem_usage=False",
     "Full backward hook is firing",  # lora_ga counts batches with one
-    # adalora and PEFT itself, for fused experts, write keys that this warning takes for misfits; `starts.attach` looks
+    # these take keys that adalora and PEFT itself write (fused experts) for misfits; `starts.attach` looks itself
     "The following (rank|alpha)_pattern keys did not match",
+    r"target_parameters=.* were set but no parameter was matched",
 )
 """What PEFT warns of, and what is taken care of here."""
 
