@@ -35,9 +35,9 @@ from transformers.utils.logging import disable_progress_bar
 # On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
 for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(module).setLevel(logging.ERROR)
-# PEFT warns at every answer that the model counts the positions, and of layers to which AdaLoRA left no rank.
-warnings.filterwarnings("ignore", message=r"Position ids are not supported|Adapter .* LoRA tensor\(s\) have invalid")
-DEFAULT_MAX_TOKENS = 256
+# PEFT warns that the model counts the positions, of layers without a rank (AdaLoRA), of patterns of its own (experts).
+warnings.filterwarnings("ignore", message=r"Position ids are|Adapter .* LoRA tensor|The following \w+_pattern keys")
+DEFAULT_MAX_TOKENS, AS_TENSORS = 256, {"return_dict": True, "return_tensors": "pt"}
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
 BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
 NOT_OFFERED = ("stream", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias")
@@ -57,6 +57,7 @@ class ChatModel(PythonModel):
     def adopt(self, model: Any, folder: Path) -> None:
         """Answer with a model that is loaded; tokenizer, template and end tokens are those of the folder."""
         self.model: Any = model.eval()
+        self.model.config.get_text_config().output_router_logits = False  # generation fails where a base has it on
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.scores = not (model.get_base_model() if hasattr(model, "get_base_model") else model).can_generate()
         if self.scores:
@@ -115,8 +116,7 @@ class ChatModel(PythonModel):
 
     def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, add_generation_prompt: bool = True) -> Any:
         """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
-        options = {"tools": tools, "return_dict": True, "return_tensors": "pt"}
-        options["add_generation_prompt"] = add_generation_prompt
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **AS_TENSORS}
         try:
             try:
                 return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType, prepare_model_for_kbit_training
+from peft import PeftModel, TaskType
 from peft.tuners.boft import layer as boft_layer
 from safetensors import SafetensorError
 from transformers import (
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import fitting, hardware, starts, unmergeable, vocabulary
+from mlflow_ft.engine import experts, fitting, hardware, routers, starts, unmergeable, vocabulary
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError, brief
@@ -38,6 +38,7 @@ NOTES = (
     "Position ids are not supported for parameter efficient tuning",
     "Failed to load the CUDA extension",  # boft, where there is a GPU but no compiler; the same in torch is used
     "Setting boft_n_butterfly_factor to 1",
+    "fan_in_fan_out is set to False but the target module is `Conv1D`",  # GPT-2's layers; PEFT sets it
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
     "`lora_bias=True` was passed but the targeted layer",  # a merge refuses it, and so does training before one
     "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
@@ -45,8 +46,9 @@ NOTES = (
     "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` gives it its name back
     "lora with eva initialization used with low_cpu_mem_usage=False",
     "Full backward hook is firing",  # lora_ga counts batches with one
-    "The following rank_pattern keys did not match",  # adalora writes its ranks in a form of its own
-    r"The following alpha_pattern keys did not match .*: \['\.\*",  # those that PEFT itself writes for fused experts
+    # these take keys that adalora and PEFT itself write (fused experts) for misfits; `starts.attach` looks itself
+    "The following (rank|alpha)_pattern keys did not match",
+    r"target_parameters=.* were set but no parameter was matched",
 )
 """What PEFT warns of, and what is taken care of here."""
 
@@ -101,6 +103,7 @@ def load_base(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {base.name!r} cannot be loaded from {path or base.path}: {brief(error)}") from error
     keep_exact(model)
+    routers.silence(model.config)
     if path is None and (tokenizer := vocabulary.grown(config, base)):
         vocabulary.grow(model, tokenizer)
     return model.eval()
@@ -140,8 +143,7 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     agree(module, data)
     module.config.use_cache = False
     if config.model.quantize != "none":
-        # the trainer itself switches checkpointing on
-        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
+        freeze(module)
     model = Model(base=base, module=module, trainable=0, total=_count(module))
     set_seed(config.run.seed)  # the trainer's own seed comes when the adapter has its weights
     if base.start:
@@ -163,12 +165,25 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     return Model(base=base, module=module, trainable=trainable, total=model.total)
 
 
+def freeze(module: PreTrainedModel) -> None:
+    """Make a quantised base ready for an adapter: nothing of it trains, and what is not rounded is float32.
+
+    As PEFT's `prepare_model_for_kbit_training`, but for the experts of a mixture, which bitsandbytes does not round:
+    they are nearly all of the model, and stay in the type that they were loaded in.
+    """
+    kept = {id(weight) for weight in experts.fused(module).values()}
+    for weight in module.parameters():
+        weight.requires_grad = False
+        rough = weight.dtype in (torch.float16, torch.bfloat16) and type(weight).__name__ != "Params4bit"
+        if rough and id(weight) not in kept:
+            weight.data = weight.data.float()
+
+
 def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
     try:
         with quiet_peft(), quiet_transformers():
-            warnings.filterwarnings("error", message="The following (rank|alpha)_pattern keys did not match")
             wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, NotImplementedError, Warning) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, AttributeError, Warning) as error:
         raise starts.refused(error) from error
     as_float32(wrapped)
     return wrapped

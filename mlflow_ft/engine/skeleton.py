@@ -21,7 +21,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from mlflow_ft.engine import adapter_files, fitting, unmergeable
+from mlflow_ft.engine import adapter_files, fitting, routers, unmergeable
 from mlflow_ft.engine.fitting import Fit, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import quiet_peft
@@ -128,6 +128,7 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if getattr(config, "quantization_config", None):
         raise UnsuitedError("the base's own files are quantised")
+    routers.silence(config)
     kind: Any = AutoModelForCausalLM
     if task == "score":
         kind, config.num_labels = AutoModelForSequenceClassification, 1

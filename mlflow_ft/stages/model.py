@@ -11,6 +11,9 @@ SPACE = 4
 """Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, that copy read
 back, and air."""
 
+EXPERTS = "mlflow_ft.experts"
+"""The tag that says what trains of a mixture of experts."""
+
 
 def find(job: Job) -> BaseModel:
     """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it."""
@@ -35,7 +38,7 @@ def find(job: Job) -> BaseModel:
 
 def load(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training."""
-    from mlflow_ft.engine import hardware, models, text_part
+    from mlflow_ft.engine import experts, hardware, models, text_part
 
     job.run.begin("model")
     if parts := text_part.of(base.path, task=base.task):
@@ -49,4 +52,8 @@ def load(job: Job, data: Data, base: BaseModel) -> Model:
         f"{device}; {model.total:,} weights (quantised: {job.config.model.quantize}), "
         f"{model.trainable:,} train ({share:.1%})"
     )
+    config = job.config
+    if told := experts.told(model.module, by_name=config.adapter.kind == "lora", quantize=config.model.quantize):
+        job.run.set_tags({EXPERTS: told})
+        job.progress.say(told)
     return model

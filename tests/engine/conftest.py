@@ -21,6 +21,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Example, Place
 from mlflow_ft.testing import make_rows
+from tests.reports.conftest import small as small
 
 
 class ListedRun:
