@@ -53,7 +53,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     with tracking.open_run(config, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job), clock_of(config, now):
-            base = model.find(job)
+            job, base = model.find(job)
             rows = data.prepare(job, base)
             trained = train.train(job, rows, base)
             scores = evaluate.evaluate(job, rows, trained)
@@ -107,7 +107,7 @@ def prepare(
         and it was not fixed.
     """
     from mlflow_ft.engine import hub
-    from mlflow_ft.stages import data, preflight, start
+    from mlflow_ft.stages import data, model, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.told_to_run():
@@ -118,7 +118,9 @@ def prepare(
     with tracking.open_run(config, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job), clock_of(config, now):
-            found = data.look(job, hub.find(config.model, job.progress, weights=False), strict=not fix)
+            base = hub.find(config.model, job.progress, weights=False)
+            job = model.fitted(job, base)
+            found = data.look(job, base, strict=not fix)
             cleaned = data.clean(job, found, out) if fix else None
             if not fix:
                 data.refuse(found, config.data.fail_on)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from mlflow_ft.engine import batches, models, render, rewards
+from mlflow_ft.engine import batches, generation, models, render, rewards, room
 from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.job import Data, Encoded, Job, Trained
 from mlflow_ft.progress import Bar
@@ -152,6 +152,8 @@ def answers(
     found: dict[int, Answer] = {}
     # padding would come between a learned prompt and the text, and PEFT gives no positions that leave it out
     padding = not models.learns_prompt(model)
+    if crowded(model, max(map(len, ids), default=0), max_new_tokens):
+        batch_size = 1  # each answer may be as long as its own prompt allows, whatever stands beside it
     for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size, padding=padding):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
@@ -159,6 +161,12 @@ def answers(
         if bar:
             bar.advance(len(indices))
     return [found[index] for index in range(len(examples))]
+
+
+def crowded(model: Any, length: int, more: int) -> bool:
+    """Whether a model has no positions for so many tokens behind `length`."""
+    left = room.left(model, length)
+    return left is not None and left < more
 
 
 def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
@@ -176,6 +184,10 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
     """Greedy continuations, and whether each ended its turn. Padded on the left, as generation needs it."""
     causal = causal_model(model)
     longest = max(map(len, prompts))
+    if crowded(model, longest, max_new_tokens):
+        max_new_tokens = room.left(model, longest) or 0
+    if not max_new_tokens:
+        return [("", False)] * len(prompts)
     pad = data.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=causal.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=causal.device)
@@ -185,10 +197,7 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **generation.GREEDY,
             use_cache=True,
         )
     results = []

@@ -22,6 +22,8 @@ from mlflow_ft.engine import (
     fitting,
     hardware,
     journal_files,
+    own_quantization,
+    room,
     skeleton,
     stream_merge,
     unmergeable,
@@ -32,7 +34,7 @@ from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import load_base, quantization, quiet_peft, saved_dtype, with_adapter
 from mlflow_ft.engine.skeleton import UnsuitedError
 from mlflow_ft.engine.stream_merge import Merge
-from mlflow_ft.errors import ModelError, brief
+from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel, Job, Trained
 
 
@@ -71,15 +73,21 @@ def fold(
     """
     unmergeable.check_config(adapter_files.settings(adapter), where=adapter)
     held = hardware.held_dtype(config)
+    own = own_quantization.of(base.path)
+    if original and own and own.held:
+        raise ConfigError(
+            f"the base's own files are in {own.told}: there are no original weights to merge into",
+            hint="leave --into out: the adapter is merged into what the weights stand for",
+        )
     tokenizer = vocabulary.grown(config, base)
     wanted = Merge(
         base=base.path,
         adapter=adapter,
         dtype=dtype,
-        quantiser=None if original else quantization(config, held),
+        quantiser=None if original or own else quantization(config, held),
         held=held,
         task=base.task,
-        rows=len(tokenizer) if tokenizer else None,
+        rows=room.size(tokenizer) if tokenizer else None,
     )
     try:
         plan = stream_merge.plan(wanted)
@@ -98,8 +106,9 @@ def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: P
         ModelError: the adapter does not fit the base.
     """
     tokenizer = vocabulary.grown(config, base)
+    rows = room.size(tokenizer) if tokenizer else None
     try:
-        fit = skeleton.fit(base.path, adapter, task=base.task, rows=len(tokenizer) if tokenizer else None, say=say)
+        fit = skeleton.fit(base.path, adapter, task=base.task, rows=rows, say=say)
     except UnsuitedError:
         with quiet_peft():
             wrapped = fitting.attached(load_base(config, base), adapter)
@@ -113,12 +122,14 @@ def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: P
 
 def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtype: torch.dtype) -> list[str]:
     """Merge with the whole model in memory, as PEFT does it; what is to be said of the adapter comes back."""
-    quantised = config.model.quantize != "none"
+    own = own_quantization.of(base.path)
+    quantised = own.held is not None if own else config.model.quantize != "none"
     model: Any = load_base(config, base, dtype=None if quantised else torch.float32)
     if quantised:
         with quiet_transformers():
             model = model.dequantize(dtype=torch.float32).float()
         model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # PEFT goes by them
+        model._weight_conversions = None  # how the quantised files were read; nothing is to be written so
     # Merged in float32: rounding to the saved type comes once, at the end.
     notes: list[str] = []
     wrapped = with_adapter(model, adapter, say=notes.append)

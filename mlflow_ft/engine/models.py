@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import fitting, hardware, starts, unmergeable, vocabulary
+from mlflow_ft.engine import fitting, generation, hardware, own_quantization, starts, unmergeable, vocabulary
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError, brief
@@ -64,6 +64,21 @@ def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | Non
     return BitsAndBytesConfig(load_in_8bit=True) if config.model.quantize == "int8" else None
 
 
+def note_of_base(config: Config, base: BaseModel) -> dict[str, Any]:
+    """How the base is held, as an adapter's record keeps it: `dtype`, `quantization`, and whose that is."""
+    dtype = hardware.held_dtype(config)
+    own, quantiser = own_quantization.of(base.path), quantization(config, dtype)
+    name = str(dtype).removeprefix("torch.")
+    settings = quantiser.to_dict() if quantiser else None
+    if own:
+        settings = own.computed_in(name) if own.held else own.plain()
+    return {
+        "dtype": name,
+        "quantization": settings,
+        "quantized_files": bool(own and own.held),  # the base's own files, which transformers reads by themselves
+    }
+
+
 def load_base(
     config: Config,
     base: BaseModel,
@@ -82,14 +97,19 @@ def load_base(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.model.trust_remote_code}
     if config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
-    quantiser = quantization(config, dtype) if path is None else None
-    if quantiser:
+    own = own_quantization.of(base.path) if path is None else None
+    if own:
+        own_quantization.check(own)
+        options |= own.options()
+    elif path is None and (quantiser := quantization(config, dtype)):
         options["quantization_config"] = quantiser
     options["device_map"] = {"": hardware.device()}
     kind: Any = AutoModelForCausalLM
     if base.task == "score":
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
         set_seed(config.run.seed)  # the head that scores is new, and the same in every process of the run
+    elif found := generation.for_loading(path or base.path):
+        options |= found
     try:
         with quiet_transformers():
             model: Any = kind.from_pretrained(path or base.path, **options)
@@ -100,7 +120,9 @@ def load_base(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {base.name!r} cannot be loaded from {path or base.path}: {brief(error)}") from error
-    keep_exact(model)
+    keep_exact(model, dtype if own else None)
+    if own and own.held is None:
+        model._weight_conversions = None  # how its files were read; nothing is written so
     if path is None and (tokenizer := vocabulary.grown(config, base)):
         vocabulary.grow(model, tokenizer)
     return model.eval()
@@ -116,16 +138,22 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def keep_exact(model: PreTrainedModel) -> None:
+def keep_exact(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
     """Keep bitsandbytes from repacking 4-bit weights for inference, which it does on CPUs that have AVX512-BF16.
 
     The first forward pass in evaluation mode would round the constants of every layer to bfloat16, for good, and the
     training that follows would go through a kernel that hands no gradient back: a run that is evaluated before it is
-    trained learns silently less (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`).
+    trained learns silently less (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`). And compute in `dtype`,
+    whatever types the base's own files name: transformers leaves those of quantised files as they are.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, PACKING):
             setattr(module, PACKING, False)
+            module.compute_dtype, module.compute_type_is_set = dtype or module.compute_dtype, True
+    for weight in model.parameters() if dtype else ():
+        if type(weight) is torch.nn.Parameter and weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
 
 
 def prepare(job: Job, data: Data, base: BaseModel) -> Model:
@@ -216,8 +244,8 @@ def load_saved(config: Config, base: BaseModel, folder: Path, *, say: fitting.Sa
     """
     if (folder / "adapter_config.json").is_file():
         found = with_adapter(load_base(config, base), folder, say=say)
-        if (folder / "generation_config.json").is_file():  # the end tokens that it was trained with
-            causal_model(found).generation_config = GenerationConfig.from_pretrained(folder)
+        if (settings := generation.read(folder)).settings:  # with the end tokens that it was trained with
+            causal_model(found).generation_config = settings.config
         return found
     return load_base(config, base, path=folder)
 

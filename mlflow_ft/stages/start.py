@@ -146,6 +146,8 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
     Raises:
         ConfigError: there will be no whole model, or an exporter is not ready.
     """
+    from mlflow_ft.engine import own_quantization
+
     names = config.package.exports or ()
     adapter = registry.adapters[config.adapter.kind]
     whole = "model" if adapter.name == "none" else "merged"
@@ -159,9 +161,16 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
             "package.exports are made of the whole model, and package.packagers leaves it out",
             hint=f"--package.packagers {','.join([whole, *(config.package.packagers or ())])}",
         )
+    own = own_quantization.of(base) if base else None
     for name in names:
         if reason := registry.exporters[name].ready(base):
             raise ConfigError(f"package.exports: {name} cannot be made: {reason}")
+        if own and own.make == registry.exporters[name].grid:
+            raise ConfigError(
+                f"package.exports: {name} cannot be made: the base's own files are in {own.told}, and rounding to the "
+                "same grid once more would take the adapter away",
+                hint="leave it out, and serve the adapter beside its base; or name the base in full precision",
+            )
 
 
 def check_settings(config: Config, trainer: Trainer) -> None:
