@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mlflow_ft import Adapter, hookimpl
 from mlflow_ft.builtin import factored_tuners, learned_prompts, other_tuners, shared_tuners, tuners
 from mlflow_ft.builtin.tuners import NAMED, Tuner
+from mlflow_ft.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
     from mlflow_ft.job import Job, Model
 
 LORA = NAMED | {
+    "target_parameters": "",
     "r": "r",
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
@@ -30,7 +32,7 @@ RANGES = {
     "training.learning_rate": "5e-5 to 5e-4",
 }
 BEGINNINGS = ("pissa", "olora", "gaussian", "eva", "corda", "loftq", "orthogonal", "mica", "lora_ga")
-NOT_ADALORA = ("use_rslora", "init_lora_weights", "r")
+NOT_ADALORA = ("use_rslora", "init_lora_weights", "r", "target_parameters")
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 OF_THE_WEIGHTS = (*CHANGE_THE_BASE, "orthogonal", "mica")
 
@@ -40,7 +42,28 @@ def no_adapter(job: Job, model: Model) -> None:
 
 
 def fit_lora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What LoRA needs beside the settings: ties are kept, new tokens train, a beginning has its own config."""
+    """What LoRA needs beside the settings; of a mixture of experts `all-linear` is the layers that are linear."""
+    from mlflow_ft.engine import experts, linear
+
+    found = fit_low_rank(job, model, values)
+    if job.config.adapter.target_modules == tuners.ALL_LINEAR and (names := linear.for_lora(model.module)):
+        found["target_modules"] = names
+    asked = job.config.adapter.target_parameters
+    if asked == experts.ALL and not experts.fused(model.module):
+        raise ConfigError(
+            f"adapter.target_parameters {experts.ALL}: this model has no fused experts",
+            hint="leave it out, or name the weights as a list",
+        )
+    if asked == experts.ALL:
+        layers = job.config.adapter.layers_to_transform
+        found["target_parameters"] = experts.parameters(model.module, layers=layers)
+    elif asked:
+        found["target_parameters"] = [asked] if isinstance(asked, str) else asked
+    return found
+
+
+def fit_low_rank(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Ties are kept, new tokens train, a beginning has its own config."""
     from mlflow_ft.engine import tokenizers, vocabulary
 
     found = beginning(values.get("init_lora_weights"), values)
@@ -73,6 +96,8 @@ def refuse_lora(config: Config) -> str | None:
     dora = config.adapter.use_dora or config.adapter.kind == "dora"
     if dora and quantize == "int8":
         return "PEFT cannot read the weights of an int8 base, whose length DoRA needs; take --model.quantize nf4"
+    if config.adapter.target_parameters and (reason := refuse_parameters(config, dora=dora)):
+        return f"adapter.target_parameters: {reason}"
     if begin is None:
         return None
     if begin not in BEGINNINGS and not re.fullmatch(r"pissa_niter_\d+", begin):
@@ -91,10 +116,24 @@ def refuse_lora(config: Config) -> str | None:
     return None
 
 
+def refuse_parameters(config: Config, *, dora: bool) -> str | None:
+    """What PEFT cannot do on weights that no layer owns, such as fused experts."""
+    settings = config.adapter
+    if dora:
+        return "PEFT has no DoRA for them; take lora, or leave it out"
+    if settings.layers_to_transform is not None and settings.target_parameters != "experts":
+        return "adapter.layers_to_transform does not choose among them; name them with the number of their layer"
+    if settings.lora_dropout:
+        return "PEFT has no dropout before them; take --adapter.lora_dropout 0, or leave it out"
+    if settings.init_lora_weights not in (None, "gaussian"):
+        return f"{settings.init_lora_weights} begins with the weights of layers; leave one of the two out"
+    return None
+
+
 def fit_adalora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
     """Half again as many ranks to begin with; how long the training is, the trainer tells when it knows it."""
     rank = int(values["target_r"])
-    return fit_lora(job, model, values) | {"init_r": rank + (rank + 1) // 2, "total_step": 10**9}
+    return fit_low_rank(job, model, values) | {"init_r": rank + (rank + 1) // 2, "total_step": 10**9}
 
 
 RECORDS: tuple[Adapter, ...] = (

@@ -17,7 +17,8 @@ def padded(row: Checked) -> str | None:
     turns = (*row.example.messages, *row.example.chosen, *row.example.rejected)
     for number, turn in enumerate(turns, 1):
         for call in turn.get("tool_calls") or ():
-            name, given = call["function"]["name"], call["function"].get("arguments")
+            function = _function(call)
+            name, given = str(function.get("name")), function.get("arguments")
             known = declared.get(name)
             if known is None or not isinstance(given, Mapping):
                 continue
@@ -30,7 +31,14 @@ def padded(row: Checked) -> str | None:
 
 def _declared(tools: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for tool in tools:
-        parameters = tool["function"].get("parameters")
+        function = _function(tool)
+        parameters = function.get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
         if isinstance(properties, Mapping):
-            yield str(tool["function"]["name"]), properties
+            yield str(function.get("name")), properties
+
+
+def _function(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a call or a tool says of its function; a plugin's format may leave out OpenAI's envelope, or give text."""
+    function = given.get("function", given)
+    return function if isinstance(function, Mapping) else {}

@@ -16,12 +16,38 @@ FEEDFORWARD = ("down_proj", "fc2", "fc_out", "wo", "w2", "c_proj", "dense_4h_to_
 """What the last layer of the feed-forward part is called."""
 
 
+KEYS_AND_VALUES = ("k_proj", "v_proj", "kv_b_proj", "key", "value", "query_key_value", "qkv_proj", "c_attn", "Wqkv")
+"""What the layers that make keys and values are called."""
+
+
 def fit_ia3(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the named layers those of the feed-forward part, whose inputs are scaled, not their outputs."""
+    """Of the named layers those of the feed-forward part, whose inputs are scaled, not their outputs.
+
+    Where none are named and PEFT knows none for this sort of model, they are found by their usual names.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
+
+    from mlflow_ft.engine import linear
+
     names = values.get("target_modules")
+    if names is None and model.module.config.model_type not in KNOWN:
+        names = [name for name in linear.names(model.module) if name in (*KEYS_AND_VALUES, *FEEDFORWARD)]
     if not isinstance(names, list) or values.get("feedforward_modules") is not None:
         return {}
-    return {"feedforward_modules": [name for name in names if name.rpartition(".")[2] in FEEDFORWARD]}
+    found = {"feedforward_modules": [name for name in names if name.rpartition(".")[2] in FEEDFORWARD]}
+    return found | ({"target_modules": names} if values.get("target_modules") is None and names else {})
+
+
+def fit_beft(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The layers that make values, where none are named and PEFT knows none for this sort of model."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_BEFT_TARGET_MODULES_MAPPING as KNOWN
+
+    from mlflow_ft.engine import linear
+
+    if values.get("target_modules") or model.module.config.model_type in KNOWN:
+        return {}
+    names = [name for name in linear.names(model.module) if name in ("v_proj", "value", "kv_b_proj")]
+    return {"target_modules": names} if names else {}
 
 
 def fit_norms(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +199,7 @@ def unmerged() -> list[Adapter]:
         record(
             "beft",
             "adds a trained bias to the value projections, or to the layers that are named",
-            Tuner(config="BeftConfig", settings=TARGETS, all_linear=False),
+            Tuner(config="BeftConfig", settings=TARGETS, all_linear=False, fit=fit_beft),
             merges=False,
             paper="https://arxiv.org/abs/2509.15974",
             use_for="a few kilobytes, for little data",

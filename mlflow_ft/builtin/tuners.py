@@ -89,7 +89,7 @@ def _layers(tuner: Tuner, job: Job, module: Any, values: Mapping[str, Any]) -> d
         return {}
     if not tuner.all_linear and not given(job.config, "target_modules"):
         return {"target_modules": None}
-    if values.get("layers_to_transform") is None and tuner.all_linear:
+    if values.get("layers_to_transform") is None and tuner.all_linear and linear.all_plain(module):
         return {}
     return {"target_modules": linear.names(module)}  # PEFT takes the numbers of layers only beside a list
 

@@ -19,7 +19,9 @@ class AdapterSection(Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     target_modules: str | list[str] = "all-linear"
-    """`all-linear`, a list of module names, or a regular expression."""
+    """`all-linear`, a list of module names, or a regular expression. Fused experts are no linear layers."""
+    target_parameters: str | list[str] | None = None
+    """LoRA on weights that no linear layer owns, by name: `experts` means the fused experts of a mixture of experts."""
     layers_to_transform: list[int] | None = None
     """Numbers of the layers that get an adapter, from 0; all of them when not given."""
     use_rslora: bool = False

@@ -1,9 +1,8 @@
 """The MLflow model itself, logged as code: messages in, one OpenAI chat completion out. It needs no mlflow-ft.
 
 A reward model takes the messages of a whole conversation and gives back the score of its last answer.
-The folder `model` beside it holds a whole model, or an adapter with `base.json`. The base of an adapter is looked for
-where `MLFLOW_FT_BASE_MODEL` or the model config `base_model_path` says, else where it was when the adapter was trained:
-a folder, the Hub, or a model in MLflow (`models:/NAME/3`).
+The folder `model` beside it holds a whole model, or an adapter with `base.json`. An adapter's base (a folder, a Hub id
+or `models:/NAME/3`) is where `MLFLOW_FT_BASE_MODEL`, else the model config `base_model_path`, else `base.json` says.
 """
 
 import hashlib
@@ -35,9 +34,9 @@ from transformers.utils.logging import disable_progress_bar
 # On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
 for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(module).setLevel(logging.ERROR)
-# PEFT warns at every answer that the model counts the positions, and of layers to which AdaLoRA left no rank.
-warnings.filterwarnings("ignore", message=r"Position ids are not supported|Adapter .* LoRA tensor\(s\) have invalid")
-DEFAULT_MAX_TOKENS = 256
+# PEFT warns that the model counts the positions, of layers without a rank (AdaLoRA), of patterns of its own (experts).
+warnings.filterwarnings("ignore", message=r"Position ids are|Adapter .* LoRA tensor|The following \w+_pattern keys")
+DEFAULT_MAX_TOKENS, AS_TENSORS = 256, {"return_dict": True, "return_tensors": "pt"}
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
 BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
 OTHERS = ("stop_strings", "token_healing", "prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha")
@@ -59,6 +58,7 @@ class ChatModel(PythonModel):
     def adopt(self, model: Any, folder: Path) -> None:
         """Answer with a model that is loaded; tokenizer, template and end tokens are those of the folder."""
         self.model: Any = model.eval()
+        self.model.config.get_text_config().output_router_logits = False  # generation fails where a base has it on
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.scores = not (model.get_base_model() if hasattr(model, "get_base_model") else model).can_generate()
         if self.scores:
@@ -110,7 +110,7 @@ class ChatModel(PythonModel):
 
     def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, prompt: bool = True) -> Any:
         """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
-        options = {"tools": tools, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": prompt}
+        options = {"tools": tools, "add_generation_prompt": prompt, **AS_TENSORS}
         try:
             try:
                 return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
@@ -203,8 +203,7 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
     name = fetched(os.environ.get("MLFLOW_FT_BASE_MODEL") or base_model_path or base["name_or_path"])
     local = Path(name).is_dir()
     if not local and name.startswith(("/", "~", ".")):
-        where = "set MLFLOW_FT_BASE_MODEL to its folder"
-        raise FileNotFoundError(f"the adapter's base model ({base['origin']}) is not at {name}; {where}")
+        raise FileNotFoundError(f"the base model ({base['origin']}) is not at {name}; set MLFLOW_FT_BASE_MODEL to it")
     if local and base["revision"].startswith("sha256:") and weights_hash(Path(name)) != base["revision"]:
         raise ValueError(f"{name} is not the base model that the adapter was trained on: its weights differ")
     whole, part = base.get("renamed") or ("", "")  # the adapter has the names of the whole; this is its text part
@@ -221,8 +220,7 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
 
 def load_base(name: str, base: dict[str, Any], **options: Any) -> Any:
     """Load a base as `base.json` says that an adapter was trained on it; `options` go to `from_pretrained`."""
-    dtype = getattr(torch, base["dtype"])
-    options |= {"dtype": dtype, "device_map": {"": device()}, "trust_remote_code": False}
+    options |= {"dtype": getattr(torch, base["dtype"]), "device_map": {"": device()}, "trust_remote_code": False}
     if not Path(name).is_dir():
         options["revision"] = base["revision"]
     if base["quantization"] and not base.get("quantized_files"):
@@ -230,16 +228,15 @@ def load_base(name: str, base: dict[str, Any], **options: Any) -> Any:
     kind: Any = AutoModelForCausalLM
     if base.get("task") == "score":  # its head comes with the adapter
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
-    model: Any = kind.from_pretrained(name, **options)
+    model = kind.from_pretrained(name, **options)
     if (base.get("tokens") or 0) > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(base["tokens"], mean_resizing=False)  # the adapter holds the new rows
-    return exact(model, dtype if base.get("quantized_files") else None)
+    return exact(model, options["dtype"] if base.get("quantized_files") else None)
 
 
 def generation(folder: Path) -> dict[str, Any]:
     """How the model of a folder generates; empty where its folder does not say."""
-    file = folder / "generation_config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text()) if (file := folder / "generation_config.json").is_file() else {}
 
 
 def exact(model: Any, dtype: Any = None) -> Any:
@@ -259,16 +256,15 @@ def fetched(name: str) -> str:
     if not name.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         return name
     found = Path(mlflow.artifacts.download_artifacts(name)).rglob("config.json")
-    files = sorted(found, key=lambda file: (len(file.parts), str(file)))
-    if not files:
+    if not (files := sorted(found, key=lambda file: (len(file.parts), str(file)))):
         raise FileNotFoundError(f"{name}, the adapter's base, holds no model")
     return str(files[0].parent)
 
 
 def weights_hash(folder: Path) -> str:
     """Sha256 over the names and hashes of a folder's weight files, as the adapter's `base.json` has it."""
-    lines = "".join(f"{file.name}:{file_hash(file)}\n" for file in sorted(folder.glob("*.safetensors")))
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    lines = (f"{file.name}:{file_hash(file)}\n" for file in sorted(folder.glob("*.safetensors")))
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
 def file_hash(file: Path) -> str:

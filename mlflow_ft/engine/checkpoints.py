@@ -8,9 +8,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_ft.engine import starts
+from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.callbacks import HELD_OUT, SKIPPED, curve
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.samples import aside
 from mlflow_ft.job import Checkpointer
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from mlflow_ft.engine import batches, generation, models, render, rewards, room
+from mlflow_ft.engine import batches, generation, left_padding, models, render, rewards, room
 from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.job import Data, Encoded, Job, Trained
 from mlflow_ft.progress import Bar
@@ -149,12 +149,11 @@ def answers(
 ) -> list[Answer]:
     """Let the model answer, greedily, in place of each conversation's last turn."""
     ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
+    pad = data.tokenizer.pad_token_id
     found: dict[int, Answer] = {}
-    # padding would come between a learned prompt and the text, and PEFT gives no positions that leave it out
-    padding = not models.learns_prompt(model)
     if crowded(model, max(map(len, ids), default=0), max_new_tokens):
         batch_size = 1  # each answer may be as long as its own prompt allows, whatever stands beside it
-    for indices in batches.by_length([len(one) for one in ids], batch_size=batch_size, padding=padding):
+    for indices in left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
             found[index] = answer_to(examples[index], text, finished=finished)
@@ -188,20 +187,17 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
         max_new_tokens = room.left(model, longest) or 0
     if not max_new_tokens:
         return [("", False)] * len(prompts)
-    pad = data.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=causal.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=causal.device)
+    batch = left_padding.padded(prompts, pad_token_id=data.tokenizer.pad_token_id)
     stops = models.token_ids(causal.generation_config.eos_token_id)
     with models.quiet_peft():
         output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            **{name: value.to(causal.device) for name, value in batch.items()},
             max_new_tokens=max_new_tokens,
             **generation.GREEDY,
             use_cache=True,
         )
     results = []
-    for new in output[:, longest:].tolist():
+    for new in output[:, batch["input_ids"].shape[1] :].tolist():
         end = next((position for position, token in enumerate(new) if token in stops), None)
         results.append((data.tokenizer.decode(new[:end], skip_special_tokens=True).strip(), end is not None))
     return results

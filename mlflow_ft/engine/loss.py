@@ -26,6 +26,9 @@ AGREEMENT = 1e-4
 ROUGH_AGREEMENT = 1e-2
 """The same of the mean, for types of lower precision, whose rounding single tokens show."""
 
+OF_ROWS = ("input_ids", "attention_mask", "position_ids", "labels")
+"""The tensors of a batch that have a row for each of its rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLoss:
@@ -37,22 +40,26 @@ class TokenLoss:
     """bool, shape (learned tokens,)."""
     row: Tensor
     """Index of the row in the batch, shape (learned tokens,)."""
+    balance: Tensor | None = None
+    """How unevenly a mixture of experts uses its experts, a scalar; None where it was not asked for."""
 
 
-def token_loss(model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None) -> TokenLoss:
+def token_loss(
+    model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None, balance: bool = False
+) -> TokenLoss:
     """Run the model on a batch and return the loss of every labelled token.
 
     Args:
         model: the model itself, whose head is held back.
         inputs: `input_ids`, `attention_mask` and `labels`, each of shape (rows, length).
         wrapped: what to call instead of `model`, where something wraps it (DistributedDataParallel).
+        balance: whether to ask the routers of a mixture of experts how even they are.
     """
     labels = inputs["labels"]
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
     head = causal_model(model).get_output_embeddings()
     with _held_back(head) as apply_head:
-        hidden = (wrapped or model)(**rest, use_cache=False).logits
-    hidden = hidden[:, -labels.shape[1] :]  # soft prompts stand in front
+        output = _run(wrapped or model, inputs, balance=balance)
+    hidden = output.logits[:, -labels.shape[1] :]  # soft prompts stand in front
     targets = labels[:, 1:]
     learned = targets != -100
     selected, wanted = hidden[:, :-1][learned], targets[learned]
@@ -62,7 +69,16 @@ def token_loss(model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Mo
         losses.append(nll)
         hits.append(hit)
     row = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(learned.sum(dim=1))
-    return TokenLoss(nll=torch.cat(losses), correct=torch.cat(hits), row=row)
+    return TokenLoss(nll=torch.cat(losses), correct=torch.cat(hits), row=row, balance=_balance(output))
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Tensor], *, balance: bool) -> Any:
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    return model(**rest, use_cache=False, **({"output_router_logits": True} if balance else {}))
+
+
+def _balance(output: Any) -> Tensor | None:
+    return getattr(output, "aux_loss", None)
 
 
 def _chunk(apply_head: Any, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +103,11 @@ def _held_back(head: Any) -> Iterator[Any]:
         head.forward = original
 
 
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch on the model's device; what is no tensor stays as it is."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
 def causal_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -104,14 +125,15 @@ def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     It does not where a model changes its logits behind the head (soft-capping, scaling); such a model needs the loss
     over its full logits.
     """
-    first = {name: value[:1] for name, value in inputs.items()}
-    training = model.training
+    first = {name: value[:1] if name in OF_ROWS else value for name, value in inputs.items()}
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         ours = token_loss(model, first).nll
         theirs = full_token_loss(model, first).nll
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     if getattr(causal_model(model).config, "final_logit_softcapping", None):
         return False  # it changes small logits too little to be seen here
     if causal_model(model).dtype == torch.float32:
@@ -119,14 +141,17 @@ def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     return bool(torch.allclose(ours.mean(), theirs.mean(), rtol=ROUGH_AGREEMENT, atol=ROUGH_AGREEMENT))
 
 
-def full_token_loss(model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None) -> TokenLoss:
+def full_token_loss(
+    model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None, balance: bool = False
+) -> TokenLoss:
     """The same as `token_loss` over the model's own logits: slower and larger, and right for every model."""
     labels = inputs["labels"]
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    logits = (wrapped or model)(**rest, use_cache=False).logits[:, -labels.shape[1] : -1]
+    output = _run(wrapped or model, inputs, balance=balance)
+    logits = output.logits[:, -labels.shape[1] : -1]
     targets = labels[:, 1:]
     learned = targets != -100
     selected, wanted = logits[learned].float(), targets[learned]
     row = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(learned.sum(dim=1))
     nll = functional.cross_entropy(selected, wanted, reduction="none")
-    return TokenLoss(nll=nll, correct=selected.detach().argmax(dim=-1) == wanted, row=row)
+    correct = selected.detach().argmax(dim=-1) == wanted
+    return TokenLoss(nll=nll, correct=correct, row=row, balance=_balance(output))

@@ -8,6 +8,7 @@ Where it can be done tensor by tensor (`stream_merge`), the model is never in me
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from mlflow_ft.engine import (
     own_quantization,
     room,
     skeleton,
+    stored_parts,
     stream_merge,
     unmergeable,
     vocabulary,
@@ -156,5 +158,9 @@ def _save(model: Any, dtype: torch.dtype, folder: Path) -> None:
     model.config.use_cache = True
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    exact = stored_parts.kept_exact(model, dtype)
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point() and not any(part in name for part in exact):
+            tensor.data = tensor.data.to(dtype)
     with quiet_transformers():
-        model.to(dtype).save_pretrained(folder)
+        model.save_pretrained(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType, prepare_model_for_kbit_training
+from peft import PeftModel
 from peft.tuners.boft import layer as boft_layer
 from safetensors import SafetensorError
 from transformers import (
@@ -23,11 +23,18 @@ from transformers import (
 )
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import fitting, generation, hardware, own_quantization, starts, unmergeable, vocabulary
+from mlflow_ft.engine import (
+    fitting,
+    generation,
+    hardware,
+    own_quantization,
+    routers,
+    vocabulary,
+)
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError, brief
-from mlflow_ft.job import BaseModel, Data, Job, Model, Trained
+from mlflow_ft.job import BaseModel, Data, Job, Trained
 
 if not torch.cuda.is_available():  # PEFT would try to compile its CUDA kernel for every layer, in vain
     boft_layer.get_fbd_cuda = lambda: None
@@ -38,6 +45,7 @@ NOTES = (
     "Position ids are not supported for parameter efficient tuning",
     "Failed to load the CUDA extension",  # boft, where there is a GPU but no compiler; the same in torch is used
     "Setting boft_n_butterfly_factor to 1",
+    "fan_in_fan_out is set to False but the target module is `Conv1D`",  # GPT-2's layers; PEFT sets it
     "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
     "`lora_bias=True` was passed but the targeted layer",  # a merge refuses it, and so does training before one
     "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
@@ -45,8 +53,9 @@ NOTES = (
     "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` gives it its name back
     "lora with eva initialization used with low_cpu_mem_usage=False",
     "Full backward hook is firing",  # lora_ga counts batches with one
-    "The following rank_pattern keys did not match",  # adalora writes its ranks in a form of its own
-    r"The following alpha_pattern keys did not match .*: \['\.\*",  # those that PEFT itself writes for fused experts
+    # these take keys that adalora and PEFT itself write (fused experts) for misfits; `starts.attach` looks itself
+    "The following (rank|alpha)_pattern keys did not match",
+    r"target_parameters=.* were set but no parameter was matched",
 )
 """What PEFT warns of, and what is taken care of here."""
 
@@ -121,6 +130,7 @@ def load_base(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {base.name!r} cannot be loaded from {path or base.path}: {brief(error)}") from error
     keep_exact(model, dtype if own else None)
+    routers.silence(model.config)
     if own and own.held is None:
         model._weight_conversions = None  # how its files were read; nothing is written so
     if path is None and (tokenizer := vocabulary.grown(config, base)):
@@ -154,61 +164,6 @@ def keep_exact(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None
     for weight in model.parameters() if dtype else ():
         if type(weight) is torch.nn.Parameter and weight.is_floating_point():
             weight.data = weight.data.to(dtype)
-
-
-def prepare(job: Job, data: Data, base: BaseModel) -> Model:
-    """Load the base model for training, with the adapter that `adapter.kind` names.
-
-    Raises:
-        ModelError: nothing would train, or a quantised base would be asked to.
-    """
-    config = job.config
-    adapter = job.registry.adapters[config.adapter.kind]
-    module: Any = load_base(config, base)
-    agree(module, data)
-    module.config.use_cache = False
-    if config.model.quantize != "none":
-        # the trainer itself switches checkpointing on
-        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
-    model = Model(base=base, module=module, trainable=0, total=_count(module))
-    set_seed(config.run.seed)  # the trainer's own seed comes when the adapter has its weights
-    if base.start:
-        module = with_adapter(module, base.start, trainable=True, say=job.progress.say)
-    elif (peft_config := adapter.configure(job, model)) is None:
-        module.requires_grad_(requires_grad=True).train()
-    else:
-        if base.task == "score":
-            peft_config.task_type = TaskType.SEQ_CLS
-        module = _attach(module, peft_config, job=job, data=data, base=base)
-    if isinstance(module, PeftModel) and adapter.merges:
-        _check_mergeable(module, config)
-    for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote where the weights lie on this machine
-        peft_config.base_model_name_or_path = base.name_or_path
-        peft_config.revision = None if base.revision.startswith("sha256:") else base.revision
-    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    if not trainable:
-        raise ModelError(f"adapter {adapter.name!r} leaves nothing to train", hint="check adapter.target_modules")
-    return Model(base=base, module=module, trainable=trainable, total=model.total)
-
-
-def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
-    try:
-        with quiet_peft(), quiet_transformers():
-            warnings.filterwarnings("error", message="The following (rank|alpha)_pattern keys did not match")
-            wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, NotImplementedError, Warning) as error:
-        raise starts.refused(error) from error
-    as_float32(wrapped)
-    return wrapped
-
-
-def _check_mergeable(module: PeftModel, config: Config) -> None:
-    wanted = "merged" in (config.package.packagers or ("merged",))
-    if wanted and (reason := unmergeable.of_model(module)):
-        raise ModelError(
-            f"the merged model could not be made after the training: adapter {config.adapter.kind}: {reason}",
-            hint="change adapter.options, or keep the adapter alone with --package.packagers adapter",
-        )
 
 
 def as_float32(module: Any) -> None:
@@ -278,13 +233,6 @@ def saved_dtype(config: Config, folder: Path) -> torch.dtype:
     name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
     dtype: torch.dtype = getattr(torch, str(name).removeprefix("torch."))
     return dtype
-
-
-def _count(module: torch.nn.Module) -> int:
-    """Number of weights; bitsandbytes packs two 4-bit ones into a byte."""
-    return sum(
-        parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1) for parameter in module.parameters()
-    )
 
 
 def token_ids(value: int | list[int] | None) -> list[int]:

@@ -13,11 +13,12 @@ from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from mlflow_ft.engine import render, rewards, training
+from mlflow_ft.engine import left_padding, render, rewards, training
+from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.reward_watch import RewardWatch
 from mlflow_ft.engine.rewards import LoadedReward
-from mlflow_ft.engine.samples import aside
+from mlflow_ft.engine.routers import UnbalancedEvaluation
 from mlflow_ft.errors import ConfigError, DataError, Problem
 from mlflow_ft.job import Data, Job, Model, Split, Trained
 from mlflow_ft.rows import Example
@@ -74,11 +75,11 @@ class AsideEvaluation:
         return found
 
 
-class GRPO(Watched, AsideEvaluation, GRPOTrainer):
+class GRPO(Watched, AsideEvaluation, UnbalancedEvaluation, GRPOTrainer):
     """Group relative policy optimisation: arXiv 2402.03300."""
 
 
-class RLOO(Watched, AsideEvaluation, RLOOTrainer):
+class RLOO(Watched, AsideEvaluation, UnbalancedEvaluation, RLOOTrainer):
     """REINFORCE with a leave-one-out baseline: arXiv 2402.14740."""
 
 
@@ -128,7 +129,8 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
         trainer.watch = watch
         return trainer
 
-    trained = training.run(job, data, model, make, judges=judges)
+    temperature = job.config.rollout.temperature
+    trained = training.run(job, data, model, make, judges=judges, check=left_padding.proof, fused=temperature)
     return replace(trained, findings=watch.findings())
 
 

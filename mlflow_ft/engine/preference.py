@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
@@ -16,6 +14,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from mlflow_ft.engine import batches, models, starts, training
 from mlflow_ft.engine.masking import IGNORED
+from mlflow_ft.engine.routers import UnbalancedEvaluation
 from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
 
 PAIR = ("input_ids", "labels", "rejected_ids", "rejected_labels")
@@ -80,15 +79,15 @@ class PairsAsTheyAre:
         return feature
 
 
-class PreparedDPOTrainer(PairsAsTheyAre, DPOTrainer):
+class PreparedDPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
     """DPO over our pairs."""
 
 
-class PreparedCPOTrainer(PairsAsTheyAre, CPOTrainer):
+class PreparedCPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, CPOTrainer):
     """CPO and SimPO over our pairs."""
 
 
-class PreparedORPOTrainer(PairsAsTheyAre, ORPOTrainer):
+class PreparedORPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, ORPOTrainer):
     """ORPO over our pairs."""
 
 
@@ -121,7 +120,7 @@ def dpo(job: Job, data: Data, model: Model) -> Trained:
         settle_reference(job, model)
         return trainer
 
-    return training.run(job, data, model, make)
+    return training.run(job, data, model, make, fused=1.0)
 
 
 def second_model(job: Job, model: Model) -> Any | None:
@@ -159,18 +158,6 @@ def orpo(job: Job, data: Data, model: Model) -> Trained:
     return _without_reference(PreparedORPOTrainer, arguments, job, data, model)
 
 
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Keep the bars of `datasets` off the terminal."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
 def _length(job: Job) -> dict[str, int]:
     """Rows are not longer than this; TRL warns where it is not told."""
     return {"max_length": job.config.data.max_length}
@@ -178,7 +165,7 @@ def _length(job: Job) -> dict[str, int]:
 
 def _without_reference(kind: Any, arguments: Any, job: Job, data: Data, model: Model) -> Trained:
     def make(callbacks: list[TrainerCallback]) -> Any:
-        with quiet_datasets():
+        with training.quiet_datasets():
             trainer = kind(
                 model=model.module,
                 args=arguments,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_ft.engine import judge, rewards
+from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.rewards import LoadedReward
 from mlflow_ft.errors import TrackingError
 from mlflow_ft.job import Data, Job
@@ -28,26 +26,6 @@ LONGEST = 64
 """Tokens of an answer, at most: a sample shows how the model speaks, and must cost little beside a training step."""
 Row = Mapping[str, Any]
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def aside(model: Any | None = None) -> Iterator[None]:
-    """Do something beside the training that leaves no trace in it: every random generator is put back afterwards.
-
-    `model` is in evaluation mode inside, and each of its modules in its own mode again behind it.
-    """
-    modes = [(module, module.training) for module in model.modules()] if model is not None else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            if model is not None:
-                model.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def prompts(job: Job, data: Data) -> list[Example]:

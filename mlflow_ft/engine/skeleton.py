@@ -21,7 +21,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from mlflow_ft.engine import adapter_files, fitting, own_quantization, unmergeable
+from mlflow_ft.engine import adapter_files, fitting, own_quantization, routers, unmergeable
 from mlflow_ft.engine.fitting import Fit, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import quiet_peft
@@ -130,6 +130,7 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
         if own.held is None:
             raise UnsuitedError(f"the base's own files are in {own.told}")
         config.quantization_config = None  # what each weight stands for goes into a model that is not quantised
+    routers.silence(config)
     kind: Any = AutoModelForCausalLM
     if task == "score":
         kind, config.num_labels = AutoModelForSequenceClassification, 1

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mlflow_ft.engine import batches, linear, vocabulary
+from mlflow_ft.engine import batches, experts, linear, vocabulary
 from mlflow_ft.engine.loss import full_token_loss
 from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel, Data, Encoded, Job
@@ -58,7 +59,9 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
         preprocess_corda(module, peft_config, run_model=lambda: _run(module, look))
     elif begin == "lora_ga":
         preprocess_loraga(module, peft_config, train_step=lambda: _gradients(module, look))
+    named = _named(peft_config)
     wrapped: Any = get_peft_model(module, peft_config)
+    _check_named(wrapped, named)
     if begin == "eva":
         initialize_lora_eva_weights(wrapped, _large_enough(wrapped, data, narrowest=narrowest), show_progress_bar=False)
     elif job.config.adapter.init_lora_weights == "loftq":
@@ -72,6 +75,34 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
         # an adapter that is added later, TRL's frozen reference, must not move a part of the base once more
         wrapped.peft_config["default"].init_lora_weights = True
     return wrapped
+
+
+def _named(peft_config: Any) -> dict[str, list[str]]:
+    """What a config asks for by the names of layers and weights, before PEFT writes names of its own into it."""
+    fields = ("rank_pattern", "alpha_pattern", "target_parameters")
+    return {field: list(getattr(peft_config, field, None) or ()) for field in fields}
+
+
+def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:
+    """Refuse names that fit nothing, which PEFT would leave out with a warning, or without one.
+
+    Raises:
+        ModelError: a pattern fits no adapted layer or weight, or a weight that was named is not there.
+    """
+    tuner = wrapped.base_model
+    weights = list(getattr(tuner, "targeted_parameter_names", ()))
+    adapted = [*getattr(tuner, "targeted_module_names", ()), *weights]
+    for field, names in named.items():
+        for name in names:
+            pattern, places = (re.escape(name), weights) if field == "target_parameters" else (name, adapted)
+            if not any(re.match(rf"(.*\.)?({pattern})$", place) for place in places):
+                fused, layers = experts.parameters(wrapped), {place.rpartition(".")[2] for place in adapted}
+                raise ModelError(
+                    f"adapter.{field}: {name!r} fits {'no weight' if places is weights else 'no adapted layer'}",
+                    hint=f"the fused weights of experts are: {', '.join(fused) or 'none'}"
+                    if places is weights
+                    else f"adapted are: {', '.join(sorted(layers))}",
+                )
 
 
 def save(module: Any, folder: Path, *, beginning: Path | None = None, last: bool = True) -> None:

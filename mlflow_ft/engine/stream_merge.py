@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
-from mlflow_ft.engine import bnb_files, generation, skeleton, tensor_files
+from mlflow_ft.engine import bnb_files, generation, skeleton, stored_parts, tensor_files
 from mlflow_ft.engine.fitting import FAILURES
 from mlflow_ft.engine.journal_files import Journal
 from mlflow_ft.engine.rounding import Rounding
@@ -62,6 +62,8 @@ class Plan:
     files: ModelFiles
     sources: Mapping[str, str]
     """From the name of a weight to its name in the base's files; weights that the adapter brings whole have none."""
+    parts: Mapping[str, str]
+    """From the name of a tensor that stays as it is, such as one expert of those that are fused, to its weight's."""
     untied: frozenset[str]
     """Weights that were one with another, and are not in the merged model."""
     entries: tuple[Entry, ...]
@@ -83,6 +85,9 @@ class Plan:
 
     def merged(self, name: str) -> Tensor:
         """A weight of the merged model, in its final type."""
+        if name in self.parts:
+            stored = self.files.read(name)
+            return self._final(name, self.rounding(self.parts[name], stored) if self.rounding else stored)
         unit = self.skeleton.units.get(name)
         if unit is None:
             return self._final(name, self._untouched(name))
@@ -107,11 +112,17 @@ class Plan:
     def _has_base(self, name: str) -> bool:
         return name in self.sources or name in self.skeleton.replaced
 
+    def type_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """The final type of a weight that is of `dtype` in the base."""
+        exact = stored_parts.kept_exact(self.skeleton.model, self.merge.dtype)
+        kept = not dtype.is_floating_point or any(part in self.parts.get(name, name) for part in exact)
+        return dtype if kept else self.merge.dtype
+
     def _final(self, name: str, weight: Tensor) -> Tensor:
-        found = weight.to(self.merge.dtype) if weight.is_floating_point() else weight
+        found = weight.to(self.type_of(name, weight.dtype))
         if found.is_floating_point() and found.numel() and not torch.stack(torch.aminmax(found)).isfinite().all():
             raise RefusedError(
-                f"{name} would hold numbers that are not finite in {self.merge.dtype}",
+                f"{name} would hold numbers that are not finite in {found.dtype}",
                 hint="the adapter may be broken; a wider type (--dtype float32) rules out an overflow",
             )
         return found
@@ -125,16 +136,23 @@ def plan(wanted: Merge) -> Plan:
     """
     bones = skeleton.build(wanted.base, wanted.adapter, task=wanted.task, rows=wanted.rows)
     files = bnb_files.of(wanted.base, bones.model)
-    sources = _sources(files, bones, wanted)
-    found = Plan(merge=wanted, skeleton=bones, files=files, sources=sources, untied=frozenset(), entries=())
+    parts = stored_parts.untouched(files, bones)
+    sources = _sources(files, bones, wanted, parts)
+    found = Plan(
+        merge=wanted, skeleton=bones, files=files, sources=sources, parts=parts, untied=frozenset(), entries=()
+    )
+    if found.rounding and any(name in found.rounding for name in parts.values()):
+        raise UnsuitedError("the base's files hold in parts what was rounded whole")
     found = replace(found, untied=_untied(found))
     return replace(found, entries=tuple(_entries(found)))
 
 
-def _sources(files: ModelFiles, bones: Skeleton, wanted: Merge) -> dict[str, str]:
+def _sources(files: ModelFiles, bones: Skeleton, wanted: Merge, parts: Mapping[str, str]) -> dict[str, str]:
     prefix = f"{bones.model.base_model_prefix}."
     found: dict[str, str] = {}
     for stored in files.places:
+        if stored in parts:
+            continue
         name = next((one for one in (stored, prefix + stored) if one in bones.shapes), None)
         if name is None and not (wanted.task == "score" and stored.startswith("lm_head.")):
             raise UnsuitedError(f"the base's files hold {stored}, which the model calls otherwise")
@@ -146,7 +164,7 @@ def _sources(files: ModelFiles, bones: Skeleton, wanted: Merge) -> dict[str, str
             raise UnsuitedError(f"the base's files hold one weight twice: {', '.join(there)}")
         found |= {name: found[there[0]] for name in group if there}
     for name in bones.shapes:
-        if name not in found and name not in bones.replaced and name not in bones.units:
+        if name not in found and name not in bones.replaced and name not in bones.units and name not in parts.values():
             raise UnsuitedError(f"the base's files do not hold {name}")
     for name, stored_name in found.items():
         _check_shape(name, files.entries[stored_name].shape, bones.shapes[name])
@@ -197,13 +215,12 @@ def _entries(found: Plan) -> Iterator[Entry]:
     bones = found.skeleton
     dropped = {name for group in bones.tied for name in group if name != _stored_name(found, group)} - found.untied
     order = {stored: number for number, stored in enumerate(found.files.places)}
-    names = sorted(bones.shapes, key=lambda name: order.get(found.sources.get(name, ""), len(order)))
-    for name in names:
-        if name in dropped:
-            continue
-        stored = found.files.entries[found.sources[name]].dtype if name in found.sources else torch.float32
-        dtype = found.merge.dtype if stored.is_floating_point else stored
-        yield Entry(name=name, shape=tuple(bones.shapes[name]), dtype=dtype)
+    whole = (bones.shapes.keys() - dropped - set(found.parts.values())) | found.parts.keys()
+    sources = {**{name: name for name in found.parts}, **found.sources}
+    for name in sorted(whole, key=lambda name: (order.get(sources.get(name, ""), len(order)), name)):
+        stored = found.files.entries[sources[name]].dtype if name in sources else torch.float32
+        shape = found.files.entries[name].shape if name in found.parts else bones.shapes[name]
+        yield Entry(name=name, shape=tuple(shape), dtype=found.type_of(name, stored))
 
 
 def write(

@@ -7,15 +7,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import datasets
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from mlflow_ft.engine import hardware, models, options, reference, starts
+from mlflow_ft.engine import fused_head, hardware, models, neighbours, options, reference, routers, starts
 from mlflow_ft.engine.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.checkpoints import CheckpointCallback
 from mlflow_ft.engine.first_step import GradientCallback
 from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.neighbours import Check, NeighboursCallback
 from mlflow_ft.engine.rewards import LoadedReward
 from mlflow_ft.engine.samples import SamplesCallback
 from mlflow_ft.errors import ConfigError, brief
@@ -85,17 +87,27 @@ def run(
     make: Callable[[list[TrainerCallback]], Any],
     *,
     judges: Sequence[LoadedReward] = (),
+    check: Callable[[Job, Data, Any], Check] = neighbours.padded,
+    fused: float | None = None,
 ) -> Trained:
     """Train with the trainer that `make` builds around the callbacks, and keep what was trained.
 
-    `judges` say of the answers that are sampled at every evaluation how good they are.
+    `judges` say of the answers that are sampled at every evaluation how good they are; `check` makes, of job, data and
+    trainer, what proves before the first step that rows do not change each other. `fused` is the temperature at which
+    TRL's own output layer scores tokens; None where the trainer does not go through it.
 
     Raises:
         RefusedError: the loss is no number. StoppedError: a signal came; the step in progress was finished.
         ConfigError: TRL refuses the settings.
     """
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
-        trainer = make(callbacks(job, data, model.module, bars, judges=judges))
+        with routers.wanted(model.module):
+            trainer = make(callbacks(job, data, model.module, bars, judges=judges))
+        checks = [check(job, data, trainer)]
+        if fused is not None:
+            checks.append(fused_head.proof(job, data, temperature=fused))
+        trainer.add_callback(NeighboursCallback(*checks))
+        routers.settle(trainer, model.module, job.progress, fused=fused is not None)
         trainer.remove_callback(PrinterCallback)  # stdout belongs to machines
         models.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         result = trainer.train()
@@ -117,6 +129,18 @@ def callbacks(
     for more in job.plugins.hook.training_callbacks(job=job):
         found.extend(more)
     return found
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep the bars of `datasets` off the terminal."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 @contextmanager

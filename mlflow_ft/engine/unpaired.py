@@ -12,12 +12,13 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from mlflow_ft.engine import training
 from mlflow_ft.engine.masking import IGNORED
 from mlflow_ft.engine.preference import AS_THEY_ARE, second_model, settle_reference
+from mlflow_ft.engine.routers import UnbalancedEvaluation
 from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
 
 Row = dict[str, Any]
 
 
-class PreparedKTOTrainer(KTOTrainer):
+class PreparedKTOTrainer(UnbalancedEvaluation, KTOTrainer):
     """KTO over our rows, which have the mismatched answers of the KL estimate already."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -46,7 +47,7 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
         settle_reference(job, model)
         return trainer
 
-    return training.run(job, data, model, make)
+    return training.run(job, data, model, make, fused=1.0)
 
 
 def answers(split: Split, *, batch_size: int) -> Any:

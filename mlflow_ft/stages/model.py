@@ -15,6 +15,9 @@ SPACE = 4
 """Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, that copy read
 back, and air."""
 
+EXPERTS = "mlflow_ft.experts"
+"""The tag that says what trains of a mixture of experts."""
+
 
 def find(job: Job) -> tuple[Job, BaseModel]:
     """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it.
@@ -69,17 +72,21 @@ def _tell_own(job: Job, own: Own) -> None:
 
 def load(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training."""
-    from mlflow_ft.engine import hardware, models, own_quantization, text_part
+    from mlflow_ft.engine import experts, hardware, own_quantization, text_part, trainable
 
     job.run.begin("model")
     if parts := text_part.of(base.path, task=base.task):
         job.progress.say(parts.said(base.name, adapter=job.config.adapter.kind != "none"))
     with job.progress.bar("load model"):
-        model = models.prepare(job, data, base)
+        model = trainable.prepare(job, data, base)
     device = hardware.describe()
     job.run.set_tags({"mlflow_ft.device": device})
     share = model.trainable / model.total
     own = own_quantization.of(base.path)
     held = own.make if own and own.held else job.config.model.quantize
     job.progress.say(f"{device}; {model.total:,} weights (quantised: {held}), {model.trainable:,} train ({share:.1%})")
+    config = job.config
+    if told := experts.told(model.module, by_name=config.adapter.kind == "lora", quantize=config.model.quantize):
+        job.run.set_tags({EXPERTS: told})
+        job.progress.say(told)
     return model

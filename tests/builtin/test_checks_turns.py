@@ -152,6 +152,16 @@ def test_nulls_that_look_like_a_tables_padding(arguments: Any, properties: Any, 
     assert check_calls.padded(of_roles("suac")) is None
 
 
+def test_calls_and_tools_of_other_forms_are_looked_at_too() -> None:
+    tool = {"name": "f", "parameters": {"properties": DECLARED}}
+    call = {"name": "f", "arguments": {"y": None}}
+    asked = {"role": "user", "content": "x"}
+    bare = Example(messages=(asked, {"role": "assistant", "tool_calls": [call]}), tools=(tool,))
+    assert check_calls.padded(row(bare)) == "turn 2 calls f with null for y, which the tool does not declare"
+    as_text = {"role": "assistant", "tool_calls": [{"function": "f(y=None)"}]}
+    assert check_calls.padded(row(Example(messages=(asked, as_text), tools=({"function": "f"},)))) is None
+
+
 # --- broken characters ---
 
 

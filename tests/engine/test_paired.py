@@ -160,11 +160,13 @@ def alarms(shape: Shape, rows: int, *, margin: float = 0.0, shift: float = 0.0) 
     return sum(one.low > margin for one in found) / RUNS
 
 
-@pytest.mark.parametrize("rows", [5, 20, 50, 200])
-@pytest.mark.parametrize("name", EQUAL)
+UNSEEN = ("a fifth loses much", 5)
+"""0.8 ** 5: in a third of the samples no row shows the loss, and no test can see it; that is why min_rows exists."""
+SIZES = [(name, rows) for name in EQUAL for rows in (5, 20, 50, 200) if (name, rows) != UNSEEN]
+
+
+@pytest.mark.parametrize(("name", "rows"), SIZES)
 def test_of_equal_models_at_most_one_in_twenty_is_found_better(name: str, rows: int) -> None:
-    if name == "a fifth loses much" and rows == 5:
-        pytest.skip("0.8 ** 5: in a third of the samples no test can know of the loss; that is what min_rows is for")
     assert alarms(EQUAL[name], rows) <= MOST
 
 

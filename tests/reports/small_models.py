@@ -29,6 +29,22 @@ TEXT: Mapping[str, Any] = {
     "bos_token_id": None,
 }
 EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "bos_token_id")
+LATENT: Mapping[str, Any] = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,  # the first layer has no experts
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+}
+"""Attention through a latent of keys and values, as DeepSeek has it, and shared experts beside the routed ones."""
 LINEAR_ATTENTION: Mapping[str, Any] = {
     "num_hidden_layers": 4,  # the last of four attends to all positions, the others keep a state
     "linear_num_key_heads": 2,
@@ -69,6 +85,40 @@ KINDS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     ),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", TEXT),
     "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", TEXT | EXPERTS | {"num_local_experts": 4}),
+    "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", TEXT | EXPERTS | {"num_experts": 4}),
+    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", TEXT | EXPERTS | LATENT),
+    "granitemoe": ("GraniteMoeConfig", "GraniteMoeForCausalLM", TEXT | EXPERTS | {"num_local_experts": 4}),
+    "llama4": ("Llama4TextConfig", "Llama4ForCausalLM", TEXT | {"num_local_experts": 4, "intermediate_size_mlp": 128}),
+    "jamba": (
+        "JambaConfig",
+        "JambaForCausalLM",
+        TEXT
+        | {"num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    ),
+    "minimax": (
+        "MiniMaxConfig",
+        "MiniMaxForCausalLM",
+        TEXT | {"num_local_experts": 4, "layer_types": ["linear_attention", "full_attention"], "block_size": 16},
+    ),
+    "lfm2": ("Lfm2Config", "Lfm2ForCausalLM", TEXT | {"layer_types": ["conv", "full_attention"], "block_dim": 64}),
+    "rwkv": ("RwkvConfig", "RwkvForCausalLM", {name: TEXT[name] for name in SIZES} | {"attention_hidden_size": 64}),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        "RecurrentGemmaForCausalLM",
+        {name: TEXT[name] for name in SIZES}
+        | {"num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 64, "attention_window_size": 64},
+    ),
+    "bloom": (
+        "BloomConfig",
+        "BloomForCausalLM",
+        {"vocab_size": 512, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bos_token_id": None},
+    ),
+    "opt": (
+        "OPTConfig",
+        "OPTForCausalLM",
+        {name: TEXT[name] for name in (*SIZES, "num_attention_heads", "max_position_embeddings")}
+        | {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    ),
 }
 """By name: the class of the config, that of the model, and what the config is given."""
 

@@ -11,6 +11,7 @@ from mlflow_ft.data.quality import percent
 from mlflow_ft.records import Score
 from mlflow_ft.stages.card.facts import About
 from mlflow_ft.stages.card.markdown import bullets, code, counted, number, plain
+from mlflow_ft.stages.model import EXPERTS
 
 HIGHER = (
     *("exact_match", "valid_json", "preference_accuracy", "preference_margin", "finished"),
@@ -81,6 +82,8 @@ def learned(about: About) -> Iterator[str]:
         yield f"Left out of the source, since nothing could be learned of them: {counted(count, 'row')}."
     for finding in about.trained.findings:
         yield f"{finding[0].upper()}{plain(finding[1:])}."
+    if told := about.tags.get(EXPERTS):
+        yield f"It is {plain(told)}."
     if told := about.tags.get("mlflow_ft.reward_funcs"):
         yield f"It was trained for the rewards of {plain(told)}; what these do not measure was not asked of it."
     if told := about.tags.get("mlflow_ft.reward_model"):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlflow_ft.engine import judge, rewards
+from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.rewards import LoadedReward
-from mlflow_ft.engine.samples import aside
 from mlflow_ft.job import Data, Job
 from mlflow_ft.records import Score
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mlflow_ft.config.methods import RolloutSection
-from mlflow_ft.engine import batches, judge, models, render
+from mlflow_ft.engine import judge, left_padding, models, render
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import DataError
 from mlflow_ft.job import Data, Job, Split
@@ -144,9 +144,11 @@ def sample(
     ids = [found.ids(example) for example in examples]
     ends = stops(model)
     answers: dict[int, Sampled] = {}
+    pad = data.tokenizer.pad_token_id
+    together = left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad)
     with _sampling(model, data, settings):
-        for rows in batches.by_length([len(one) for one in ids], batch_size=batch_size):
-            generated = _generate(model, [ids[row] for row in rows], pad_token_id=data.tokenizer.pad_token_id)
+        for rows in together:
+            generated = _generate(model, [ids[row] for row in rows], pad_token_id=pad)
             for row, new in zip(rows, generated, strict=True):
                 tokens, finished = cut(new, ends)
                 text = data.tokenizer.decode(tokens[: len(tokens) - finished], skip_special_tokens=True)
@@ -158,12 +160,10 @@ def sample(
 
 def _generate(model: Any, ids: list[list[int]], *, pad_token_id: int) -> list[list[int]]:
     """What the model adds to prompts, padded on the left as generation needs it."""
-    longest = max(map(len, ids))
     device = causal_model(model).device
-    padded = torch.tensor([[pad_token_id] * (longest - len(one)) + one for one in ids])
-    mask = _ones([len(one) for one in ids], longest).flip(1)
-    output = model.generate(input_ids=padded.to(device), attention_mask=mask.to(device))
-    new: list[list[int]] = output[:, longest:].tolist()
+    batch = left_padding.padded(ids, pad_token_id=pad_token_id)
+    output = model.generate(**{name: value.to(device) for name, value in batch.items()})
+    new: list[list[int]] = output[:, batch["input_ids"].shape[1] :].tolist()
     return new
 
 

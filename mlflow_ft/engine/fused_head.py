@@ -1,0 +1,77 @@
+"""The output layer that TRL puts into a model for dpo, kto, grpo and rloo: does it say what the model says?
+
+It scores the hidden states itself, in chunks, and knows of some models what they do behind their output layer
+(scaling, soft-capping); of others it does not, and their log-probabilities would be wrong without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from mlflow_ft.engine.loss import causal_model
+from mlflow_ft.errors import ConfigError, brief
+from mlflow_ft.job import Data, Job
+
+FAILURES = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+"""What TRL's code raises at a model that is built otherwise than it expects."""
+LONGEST = 64
+"""Tokens of a row that are looked at."""
+EXACT, ROUGH = 1e-4, 5e-2
+"""Largest difference of a log-probability (nats) that is rounding: in float32, and of the mean in other types."""
+
+
+def proof(job: Job, data: Data, *, temperature: float) -> Callable[[Any, bool], None]:
+    """A check of the first training row, for a trainer that goes through TRL's output layer."""
+    row = next(iter(data.train.encoded)).input_ids[:LONGEST]
+
+    def call(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
+        check(job, model, row, temperature=temperature, rough=rough)
+
+    return call
+
+
+@torch.no_grad()
+def check(job: Job, model: Any, row: Sequence[int], *, temperature: float, rough: bool) -> None:
+    """Compare the log-probabilities of a row's tokens by TRL's output layer with those of the model's own logits.
+
+    `temperature` is what TRL's output layer divides the logits by.
+
+    Raises:
+        ConfigError: they differ, or TRL's output layer does not fit the model.
+    """
+    causal = causal_model(model)
+    ids = torch.tensor([list(row)], device=causal.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    logits = model(**inputs, use_cache=False).logits[:, -ids.shape[1] : -1].float()
+    own = functional.log_softmax(logits / temperature, dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+    try:
+        fused = model(**inputs, labels=ids, fused_lm_head=True).log_probs[:, -own.shape[1] :]
+    except FAILURES as error:
+        raise refused(job, causal, f"does not fit it: {brief(error)}") from error
+    differences = (fused.float() - own).abs()
+    exact = causal.dtype == torch.float32 and not rough
+    if (difference := float(differences.max() if exact else differences.mean())) > (EXACT if exact else ROUGH):
+        raise refused(job, causal, f"gives log-probabilities that are off by {difference:.2g} nats")
+
+
+def refused(job: Job, causal: Any, reason: str) -> ConfigError:
+    """That the method cannot be used with this model, and why."""
+    return ConfigError(
+        f"{job.config.method} cannot train a {type(causal).__name__}: the output layer that TRL puts into it {reason}",
+        hint="take a method that reads the model's own logits: sft, orpo, cpo, simpo",
+    )
+
+
+@torch.no_grad()
+def balances(model: Any) -> bool:
+    """Whether the loss that balances the experts of a mixture comes with TRL's output layer too."""
+    ids = torch.zeros((1, 4), dtype=torch.long, device=causal_model(model).device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "output_router_logits": True}
+    try:
+        return model(**inputs, fused_lm_head=True).aux_loss is not None
+    except FAILURES:
+        return False
