@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from mlflow_ft.engine import generation, masking, models, room, text_part, vocabulary
+from mlflow_ft.engine import adapter_files, generation, masking, models, room, text_part, vocabulary
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.job import BaseModel, Data, Encoded, Job, Trained
 
@@ -91,6 +91,19 @@ def check_tokenizer(data: Data, folder: Path) -> None:
             f"the tokenizer that was saved in {folder} does not write rows as they were trained",
             hint="nothing was registered; check that chat_template.jinja and tokenizer.json there were not changed",
         )
+
+
+def check_config(folder: Path) -> None:
+    """Read the saved configuration back, the model's or the adapter's, as whoever loads the folder does.
+
+    Raises:
+        ModelError: the adapter's cannot be read. ValueError, OSError, ...: transformers cannot read the model's.
+    """
+    if (folder / "adapter_config.json").is_file():
+        adapter_files.config(folder)
+    else:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    generation.read(folder)
 
 
 def overridable(folder: Path) -> dict[str, str]:

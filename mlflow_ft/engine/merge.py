@@ -35,7 +35,7 @@ from mlflow_ft.engine.fitting import FAILURES, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import load_base, quantization, quiet_peft, saved_dtype, with_adapter
 from mlflow_ft.engine.skeleton import UnsuitedError
-from mlflow_ft.engine.stream_merge import Merge
+from mlflow_ft.engine.stream_merge import Merge, Plan
 from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel, Job, Trained
 
@@ -73,6 +73,23 @@ def fold(
         ModelError: the adapter does not fit the base, or cannot be merged into it. RefusedError: a merged weight is not
         finite.
     """
+    try:
+        plan = planned(config, base, adapter, dtype=dtype, original=original)
+    except UnsuitedError as reason:
+        plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
+        notes = _whole(plain if original else config, base, adapter, folder=folder, dtype=dtype)
+        return {"way": "peft", "reason": str(reason), "notes": notes}
+    report = stream_merge.write(plan, folder, shard=shard, advance=advance)
+    return {"way": "stream", "notes": list(plan.skeleton.notes), **report}
+
+
+def planned(config: Config, base: BaseModel, adapter: Path, *, dtype: torch.dtype, original: bool = False) -> Plan:
+    """How `fold` merges tensor by tensor, found from names, shapes and the adapter; the model's weights are not read.
+
+    Raises:
+        ModelError: the adapter does not fit the base, or cannot be merged into it. UnsuitedError: PEFT must merge it,
+        with the whole model in memory.
+    """
     unmergeable.check_config(adapter_files.settings(adapter), where=adapter)
     held = hardware.held_dtype(config)
     own = own_quantization.of(base.path)
@@ -91,14 +108,7 @@ def fold(
         task=base.task,
         rows=room.size(tokenizer) if tokenizer else None,
     )
-    try:
-        plan = stream_merge.plan(wanted)
-    except UnsuitedError as reason:
-        plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
-        notes = _whole(plain if original else config, base, adapter, folder=folder, dtype=dtype)
-        return {"way": "peft", "reason": str(reason), "notes": notes}
-    report = stream_merge.write(plan, folder, shard=shard, advance=advance)
-    return {"way": "stream", "notes": list(plan.skeleton.notes), **report}
+    return stream_merge.plan(wanted)
 
 
 def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: Path, *, say: Say = nobody) -> Path:
@@ -152,6 +162,28 @@ def copy_model(job: Job, trained: Trained, folder: Path) -> None:
     """
     model = load_base(job.config, trained.base, path=trained.model, dtype=torch.float32)
     _save(model, saved_dtype(job.config, trained.model), folder)
+
+
+def rehearse(job: Job, trained: Trained, folder: Path) -> None:
+    """Plan the merge of an adapter that is not trained yet, and write the configuration of the merged model.
+
+    Raises:
+        ModelError: the adapter cannot be merged into the base.
+    """
+    assert trained.adapter is not None
+    base, dtype = trained.base, saved_dtype(job.config, trained.base.path)
+    try:
+        plan = planned(job.config, base, trained.adapter, dtype=dtype)
+    except UnsuitedError:  # PEFT will merge it; `unmergeable.of_model` has tried a layer of each kind
+        shutil.copyfile(base.path / "config.json", folder / "config.json")
+    else:
+        stream_merge.write_config(plan, folder)
+
+
+def rehearse_copy(job: Job, trained: Trained, folder: Path) -> None:
+    """Write all of a model that will be fully tuned but its weights; `trained.model` holds no more than that."""
+    saved_dtype(job.config, trained.model)
+    shutil.copytree(trained.model, folder, dirs_exist_ok=True)
 
 
 def _save(model: Any, dtype: torch.dtype, folder: Path) -> None:

@@ -252,7 +252,7 @@ def write(
         journal.add(name)
     if len(shared) > 1:
         (folder / tensor_files.INDEX).write_text(json.dumps(tensor_files.index(shared), indent=2, sort_keys=True))
-    _write_config(found, folder)
+    write_config(found, folder)
     return {
         "shards": len(shared),
         "resumed": resumed,
@@ -261,7 +261,8 @@ def write(
     }
 
 
-def _write_config(found: Plan, folder: Path) -> None:
+def write_config(found: Plan, folder: Path) -> None:
+    """Write how the merged model is built and how it generates: config.json, generation_config.json."""
     config = found.skeleton.model.config
     config.use_cache = True
     config.dtype = found.merge.dtype

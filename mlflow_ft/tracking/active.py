@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import BaseFileLock, FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run, RunTag
 from mlflow.models import ModelSignature
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import TrackingError
 from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import environment, inputs, models, tables
@@ -29,6 +31,8 @@ LONGEST_PARAM = 6000
 LONGEST_TAG = 8000
 BATCH = 100
 CUT = " ... [cut]"
+LOCK_FILE = "run.lock"
+"""Held in a run's folder by the process that works on it."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class ActiveRun:
         self._clock = clock
         self._journal: Journal | None = None
         self._monitor: JournalledMonitor | None = None
+        self._lock: BaseFileLock | None = None
 
     @property
     def url(self) -> str | None:
@@ -85,8 +90,17 @@ class ActiveRun:
     # --- metrics, through the journal
 
     def open_journal(self, folder: Path) -> None:
-        """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first."""
+        """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first.
+
+        Raises:
+            TrackingError: another process keeps them there.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / LOCK_FILE, timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise TrackingError(f"another process works on the run {self.run_id} in {folder}") from error
         RunFile(run_id=self.run_id, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id).write(folder)
         send = sender(tracking_uri=self.tracking_uri, run_id=self.run_id)
         self._journal = Journal(folder / JOURNAL_FILE, send)
@@ -134,7 +148,10 @@ class ActiveRun:
     def close_journal(self, timeout: float) -> int:
         """Deliver what is left and return how many entries could not be; `open_run` does this at its end."""
         journal, self._journal = self._journal, None
-        return journal.close(timeout) if journal else 0
+        left = journal.close(timeout) if journal else 0
+        if self._lock:
+            self._lock.release()
+        return left
 
     def system_metrics(self) -> None:
         """Journal CPU, memory, disk, network and GPU every 10 s until the run closes (MLFLOW_SYSTEM_METRICS_*)."""
