@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config import read_yaml, resolve
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, DataError, ModelError, RefusedError
+from mlflow_ft.errors import ConfigError, DataError, FineTuneError, ModelError, RefusedError
 from mlflow_ft.job import BaseModel, Data, Job, Trained
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
@@ -182,9 +182,13 @@ def kept(job: Job, trained: Trained) -> Iterator[None]:
         yield
     except RefusedError:
         raise
-    except BaseException:
+    except BaseException as error:
         weights = trained.adapter or trained.model
-        job.progress.warn(
+        told = (
             f"the trained weights are kept in {weights}; when the cause is gone: mlflow-ft package {job.run.run_id}"
         )
+        if isinstance(error, FineTuneError):
+            error.hint = "\n  ".join(filter(None, (error.hint, told)))
+        else:
+            error.add_note(told)
         raise
