@@ -28,6 +28,7 @@ from mlflow_ft.engine import (
     generation,
     hardware,
     own_quantization,
+    pooling,
     routers,
     vocabulary,
 )
@@ -217,6 +218,8 @@ def with_adapter(base: Any, folder: Path, *, trainable: bool = False, say: fitti
         wrapped = fitting.put_on(base, folder, trainable=trainable, say=say)
     if trainable:
         as_float32(wrapped)
+    elif learns_prompt(wrapped) and not causal_model(wrapped).can_generate():
+        pooling.read_at_end(wrapped)
     return wrapped.train(trainable)
 
 

@@ -9,7 +9,7 @@ from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, set_seed
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import experts, models, starts, unmergeable
+from mlflow_ft.engine import experts, models, pooling, starts, unmergeable
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ModelError
 from mlflow_ft.job import BaseModel, Data, Job, Model
@@ -43,6 +43,8 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote where the weights lie on this machine
         peft_config.base_model_name_or_path = base.name_or_path
         peft_config.revision = None if base.revision.startswith("sha256:") else base.revision
+    if models.learns_prompt(module) and base.task == "score":
+        pooling.read_at_end(module)
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     if not trainable:
         raise ModelError(f"adapter {adapter.name!r} leaves nothing to train", hint="check adapter.target_modules")

@@ -184,9 +184,7 @@ def kept(job: Job, trained: Trained) -> Iterator[None]:
         raise
     except BaseException as error:
         weights = trained.adapter or trained.model
-        told = (
-            f"the trained weights are kept in {weights}; when the cause is gone: mlflow-ft package {job.run.run_id}"
-        )
+        told = f"the trained weights are kept in {weights}; when the cause is gone: mlflow-ft package {job.run.run_id}"
         if isinstance(error, FineTuneError):
             error.hint = "\n  ".join(filter(None, (error.hint, told)))
         else:

@@ -10,16 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run, RunTag
 from mlflow.models import ModelSignature
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import TrackingError
 from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import environment, inputs, models, tables
+from mlflow_ft.tracking import environment, inputs, models, run_lock, tables
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
@@ -31,8 +30,6 @@ LONGEST_PARAM = 6000
 LONGEST_TAG = 8000
 BATCH = 100
 CUT = " ... [cut]"
-LOCK_FILE = "run.lock"
-"""Held in a run's folder by the process that works on it."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -96,11 +93,7 @@ class ActiveRun:
             TrackingError: another process keeps them there.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / LOCK_FILE, timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise TrackingError(f"another process works on the run {self.run_id} in {folder}") from error
+        self._lock = run_lock.acquired(folder, self.run_id)
         RunFile(run_id=self.run_id, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id).write(folder)
         send = sender(tracking_uri=self.tracking_uri, run_id=self.run_id)
         self._journal = Journal(folder / JOURNAL_FILE, send)

@@ -225,7 +225,7 @@ def test_data_of_the_hub_is_found_by_way_of_a_run(split: Split) -> None:
     run_id = log_inputs(dataset_input(replace(split, sources=("owner/rows",), source_type="hugging_face")))
     source = sources.open_source(f"runs:/{run_id}", DataSection())
     assert (source.kind, source.uri) == ("hugging_face", "owner/rows")
-    with pytest.raises(DataError, match="'owner/rows' is no file, and the Hub does not give it"):
+    with pytest.raises(DataError, match="'owner/rows' is not a file, and the Hub does not give it"):
         list(source.rows())
 
 
