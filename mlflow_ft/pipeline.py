@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.job import Scores, Version
+from mlflow_ft.job import Data, Job, Scores, Trained, Version
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
@@ -19,6 +19,7 @@ from mlflow_ft.registry import Registry
 if TYPE_CHECKING:
     from mlflow_ft.stages.fix import Cleaned
     from mlflow_ft.stages.ready import Ready
+    from mlflow_ft.tracking import ActiveRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     Raises:
         FineTuneError: whatever the user can mend, or the evidence refuses; the run is FAILED, with the message as tag.
     """
-    from mlflow_ft.stages import data, evaluate, model, package, preflight, register, start, train, worse
+    from mlflow_ft.stages import data, model, preflight, start, train
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.told_to_run():
@@ -53,13 +54,47 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     with tracking.open_run(config, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job), clock_of(config, now):
-            base = model.find(job)
+            job, base = model.find(job)
             rows = data.prepare(job, base)
             trained = train.train(job, rows, base)
-            scores = evaluate.evaluate(job, rows, trained)
-            packaged = package.package(job, rows, trained, scores)
-            versions = register.register(job, rows, trained, packaged, scores)
-            worse.refuse(job, trained, scores, versions)
+            return _finished(job, rows, trained, active)
+
+
+def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) -> Outcome:
+    """Take up a run that was trained and not packaged: evaluate, package and register what its folder holds.
+
+    The run is opened again and ends FINISHED. What an earlier attempt registered or logged is replaced, so that the
+    run has one set of models and versions.
+
+    Raises:
+        FineTuneError: as `run`, and where the run was not trained to its end, is finished already, or its base or rows
+        are not what they were.
+    """
+    from mlflow_ft.stages import start, unpackaged
+
+    registry, progress = Registry(plugins), progress or Progress()
+    from mlflow_ft import tracking
+    from mlflow_ft.tracking import unfinished
+
+    left = unpackaged.find(run_id, registry)
+    with unfinished.reopening(left.run), tracking.open_run(left.config, plugins=plugins) as active:
+        job = unpackaged.reopen(left, plugins, registry, active, progress)
+        with start.told_to_plugins(job), clock_of(left.config, left.moment):
+            trained = unpackaged.trained(job, left)
+            rows = unpackaged.data(job, left, trained.base)
+            unpackaged.clear(left, job.progress)
+            return _finished(job, rows, trained, active)
+
+
+def _finished(job: Job, rows: Data, trained: Trained, active: ActiveRun) -> Outcome:
+    """What comes after the training: scores, forms, versions."""
+    from mlflow_ft.stages import evaluate, package, register, unpackaged, worse
+
+    with unpackaged.kept(job, trained):
+        scores = evaluate.evaluate(job, rows, trained)
+        packaged = package.package(job, rows, trained, scores)
+        versions = register.register(job, rows, trained, packaged, scores)
+    worse.refuse(job, trained, scores, versions)
     return Outcome(
         run_id=active.run_id,
         tracking_uri=active.tracking_uri,
@@ -107,7 +142,7 @@ def prepare(
         and it was not fixed.
     """
     from mlflow_ft.engine import hub
-    from mlflow_ft.stages import data, preflight, start
+    from mlflow_ft.stages import data, model, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.told_to_run():
@@ -118,7 +153,9 @@ def prepare(
     with tracking.open_run(config, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job), clock_of(config, now):
-            found = data.look(job, hub.find(config.model, job.progress, weights=False), strict=not fix)
+            base = hub.find(config.model, job.progress, weights=False)
+            job = model.fitted(job, base)
+            found = data.look(job, base, strict=not fix)
             cleaned = data.clean(job, found, out) if fix else None
             if not fix:
                 data.refuse(found, config.data.fail_on)

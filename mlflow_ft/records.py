@@ -213,6 +213,10 @@ class Packager:
 
     `package` writes a folder that is complete by itself and returns nothing; the stage compares the folder's
     model with the trained one, adds the card and the manifest, logs it and registers it as `NAME` plus `suffix`.
+
+    `rehearse` writes what it can of such a folder before the training, without trained weights, and raises what
+    `package` would raise: `Trained` then holds the adapter as it begins, or the configuration of a model without its
+    weights. Where it is None, nothing of the form is tried beforehand.
     """
 
     name: str
@@ -220,6 +224,7 @@ class Packager:
     package: Callable[[Job, Trained, Path], None]
     applies: Callable[[Job, Trained], bool] = lambda job, trained: True
     suffix: str = ""
+    rehearse: Callable[[Job, Trained, Path], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlflow_ft import plugins
-from mlflow_ft.engine import bundle, judge, merge, models, parity, sft
+from mlflow_ft.engine import bundle, judge, merge, models, parity, sft, trainable
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 from tests.engine.conftest import Bench, lay
@@ -43,7 +43,7 @@ def trying(tiny_model: Path, tmp_path: Path) -> Bencher:
 
 def trained(one: Bench) -> Any:
     """Train, and keep what the model in memory says beside what it left."""
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     left = sft.train(one.job, one.data, model)
     return SimpleNamespace(left=left, said=said(model.module, one), reference=left.folder / "reference.safetensors")
 

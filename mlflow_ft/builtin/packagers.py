@@ -32,6 +32,20 @@ def package_adapter(job: Job, trained: Trained, folder: Path) -> None:
     bundle.copy_adapter(job, trained, folder)
 
 
+def rehearse_merged(job: Job, trained: Trained, folder: Path) -> None:
+    """Plan the merge of the adapter as it begins, and write the configuration of the merged model."""
+    from mlflow_ft.engine import merge
+
+    merge.rehearse(job, trained, folder)
+
+
+def rehearse_full(job: Job, trained: Trained, folder: Path) -> None:
+    """Write the configuration of the model, and find the type of its weights."""
+    from mlflow_ft.engine import merge
+
+    merge.rehearse_copy(job, trained, folder)
+
+
 def merges(job: Job, trained: Trained) -> bool:
     """Whether there is an adapter that can be folded into the base."""
     return trained.adapter is not None and job.registry.adapters[job.config.adapter.kind].merges
@@ -44,18 +58,21 @@ def register_packagers() -> list[Packager]:
             name="merged",
             summary="base and adapter in one model; the base is dequantised first, never merged in place",
             package=package_merged,
+            rehearse=rehearse_merged,
             applies=merges,
         ),
         Packager(
             name="model",
             summary="the fully tuned model",
             package=package_full,
+            rehearse=rehearse_full,
             applies=lambda job, trained: trained.adapter is None,
         ),
         Packager(
             name="adapter",
             summary="the adapter without the base model's weights",
             package=package_adapter,
+            rehearse=package_adapter,
             applies=lambda job, trained: trained.adapter is not None,
             suffix="-adapter",
         ),

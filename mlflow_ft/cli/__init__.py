@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "Look at the data: show what is learned, check it, find the models trained on it.",
     "show": "List the methods, formats, checks, adapters, evaluators, rewards, exporters, gates there are.",
     "merge": "Merge an adapter into its base, tensor by tensor, into a folder.",
+    "package": "Package and register the model of a run that failed after its training.",
     "export": "Write a model in another form (4 bits, GGUF), compared with the trained one.",
     "promote": "Move an alias (champion) to a version, when every gate passes.",
     "rollback": "Make the champion before the champion again.",

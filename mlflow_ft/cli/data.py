@@ -199,7 +199,7 @@ def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]
     from mlflow_ft.cli.train import understand
     from mlflow_ft.progress import Progress
     from mlflow_ft.registry import Registry
-    from mlflow_ft.stages import preflight
+    from mlflow_ft.stages import fitting, preflight
     from mlflow_ft.stages.start import PREPARE
 
     progress = Progress()
@@ -207,4 +207,6 @@ def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]
     preflight.check(config, plugins=loaded, registry=Registry(loaded))
     from mlflow_ft.engine import hub, tokenizers  # take seconds, which a mistyped path need not cost
 
-    return config, loaded, tokenizers.load(config, hub.find(config.model, progress, weights=False)), progress
+    base = hub.find(config.model, progress, weights=False)
+    config = fitting.fitted(config, base, Registry(loaded), progress)
+    return config, loaded, tokenizers.load(config, base), progress

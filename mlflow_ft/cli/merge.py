@@ -16,7 +16,7 @@ SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 COMBINATIONS = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
 DEFAULTS = {"adapter": "", "dtype": "auto", "into": "dequantised", "combination": "cat"}
 """Also where `mlflow run` hands on an empty text."""
-WORDS = ("adapter", "base", "data", "dtype", "into", "quantize", "combination")
+WORDS = ("adapter", "base", "data", "dtype", "into", "quantize", "combination", "pad_token")
 
 
 @click.command()
@@ -33,6 +33,7 @@ WORDS = ("adapter", "base", "data", "dtype", "into", "quantize", "combination")
 @click.option("--combination", default="cat", help=f"How several become one: {', '.join(COMBINATIONS)}.")
 @click.option("--rank", default="", help="Rank of what several become; the sum of theirs when not given.")
 @click.option("--density", default="0.5", help="Share of each that TIES, DARE and pruning keep.")
+@click.option("--pad_token", default="", help="Token to pad with, where the tokenizer's own has no embedding.")
 @click.option("--data", default="", help="Rows to tell the loss on; this takes the whole model in memory.")
 @click.option("--register", "name", default="", help="Log the merged model, compare it, and register it as this.")
 @click.option("--max_kl", default="", help="With --register: mean KL per token (nats) that is let pass.")

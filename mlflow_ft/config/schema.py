@@ -37,7 +37,9 @@ class ModelSection(Section):
     init_from: str | None = None
     """Go on from what was trained before, an adapter or a whole model: a folder, `models:/NAME@alias`, `runs:/...`."""
     add_tokens: list[str] | None = None
-    """Tokens that the tokenizer does not have yet; their embeddings are trained."""
+    """Tokens that the tokenizer does not have yet, or that the model has no embeddings for; these are trained."""
+    pad_token: str | None = None
+    """Token of the tokenizer to pad rows with; its own, or another special one that ends no turn, when not given."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """How bitsandbytes holds the frozen base: not at all, in 8 bits, in 4 bits (NF4)."""
     double_quant: bool = True

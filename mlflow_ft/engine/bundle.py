@@ -8,11 +8,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from mlflow_ft.engine import hardware, masking, models, text_part, vocabulary
+from mlflow_ft.engine import adapter_files, generation, masking, models, room, text_part, vocabulary
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import Data, Encoded, Job, Trained
+from mlflow_ft.job import BaseModel, Data, Encoded, Job, Trained
 
 CHAT_MODEL = Path(__file__).with_name("chat_model.py")
 """The code of the logged models."""
@@ -35,8 +35,6 @@ def copy_adapter(job: Job, trained: Trained, folder: Path, *, for_whole: bool = 
     for file in trained.adapter.iterdir():
         if file.name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy2(file, folder / file.name)
-    dtype = hardware.held_dtype(job.config)
-    quantiser = models.quantization(job.config, dtype)
     tokenizer = vocabulary.grown(job.config, trained.base)
     renamed = text_part.rename_for_whole(folder, trained.base.path) if for_whole and job.task != "score" else None
     base = {
@@ -45,9 +43,8 @@ def copy_adapter(job: Job, trained: Trained, folder: Path, *, for_whole: bool = 
         "revision": trained.base.revision,
         "origin": trained.base.origin,
         "task": trained.base.task,
-        "dtype": str(dtype).removeprefix("torch."),
-        "quantization": quantiser.to_dict() if quantiser else None,
-        "tokens": len(tokenizer) if tokenizer else None,  # for how many the base's embeddings must have rows
+        **models.note_of_base(job.config, trained.base),
+        "tokens": room.size(tokenizer) if tokenizer else None,  # for how many the base's embeddings must have rows
         "renamed": renamed,  # beginnings of names: of the whole model, which the adapter has, and of its text part
     }
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2, sort_keys=True))
@@ -59,16 +56,19 @@ def fits_whole(folder: Path) -> bool:
     return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("renamed"))
 
 
-def complete(job: Job, data: Data, folder: Path) -> None:
-    """Put the tokenizer, with the template that was trained, and the end tokens beside the weights."""
+def complete(job: Job, data: Data, folder: Path, *, base: BaseModel | None = None) -> None:
+    """Put the tokenizer, with the template that was trained, and how it generates beside the weights.
+
+    An adapter answers by the generation settings of its `base`, as it did when it was trained; end tokens are added.
+    """
     data.tokenizer.save_pretrained(folder)
     if job.task == "score":
         return  # it generates nothing
-    file = folder / "generation_config.json"
-    settings: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    file = folder / generation.FILE
+    settings = dict(generation.read(base.path if base and not file.is_file() else folder).settings)
     ends = [*data.stop_token_ids, *models.token_ids(settings.get("eos_token_id"))]
     settings |= {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": data.tokenizer.pad_token_id}
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True))
+    generation.write(settings, folder)
 
 
 def check_tokenizer(data: Data, folder: Path) -> None:
@@ -91,6 +91,19 @@ def check_tokenizer(data: Data, folder: Path) -> None:
             f"the tokenizer that was saved in {folder} does not write rows as they were trained",
             hint="nothing was registered; check that chat_template.jinja and tokenizer.json there were not changed",
         )
+
+
+def check_config(folder: Path) -> None:
+    """Read the saved configuration back, the model's or the adapter's, as whoever loads the folder does.
+
+    Raises:
+        ModelError: the adapter's cannot be read. ValueError, OSError, ...: transformers cannot read the model's.
+    """
+    if (folder / "adapter_config.json").is_file():
+        adapter_files.config(folder)
+    else:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    generation.read(folder)
 
 
 def overridable(folder: Path) -> dict[str, str]:

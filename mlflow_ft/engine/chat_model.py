@@ -1,10 +1,8 @@
 """The MLflow model itself, logged as code: messages in, one OpenAI chat completion out. It needs no mlflow-ft.
 
 A reward model takes the messages of a whole conversation and gives back the score of its last answer.
-
-The folder `model` beside it holds a whole model, or an adapter with `base.json`. The base of an adapter is looked for
-where `MLFLOW_FT_BASE_MODEL` or the model config `base_model_path` says, else where it was when the adapter was trained:
-a folder, the Hub, or a model in MLflow (`models:/NAME/3`).
+The folder `model` beside it holds a whole model, or an adapter with `base.json`. An adapter's base (a folder, a Hub id
+or `models:/NAME/3`) is where `MLFLOW_FT_BASE_MODEL`, else the model config `base_model_path`, else `base.json` says.
 """
 
 import hashlib
@@ -29,7 +27,8 @@ from jinja2 import TemplateError
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.logging import disable_progress_bar
 
 # On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
@@ -40,6 +39,8 @@ warnings.filterwarnings("ignore", message=r"Position ids are|Adapter .* LoRA ten
 DEFAULT_MAX_TOKENS, AS_TENSORS = 256, {"return_dict": True, "return_tensors": "pt"}
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
 BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
+OTHERS = ("stop_strings", "token_healing", "prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha")
+ONE = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False, **dict.fromkeys(OTHERS)}
 NOT_OFFERED = ("stream", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias")
 refused = MlflowException.invalid_parameter_value  # MLflow's servers answer with status 400 and the sentence
 
@@ -63,9 +64,7 @@ class ChatModel(PythonModel):
         if self.scores:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
             return
-        file = folder / "generation_config.json"
-        settings = json.loads(file.read_text()) if file.is_file() else {}
-        ends = settings.get("eos_token_id", self.tokenizer.eos_token_id)
+        ends = generation(folder).get("eos_token_id", self.tokenizer.eos_token_id)
         self.end_tokens = ends if isinstance(ends, list) else [ends]
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
@@ -76,8 +75,8 @@ class ChatModel(PythonModel):
     @torch.no_grad()
     def score(self, request: dict[str, Any]) -> dict[str, float]:
         """How good the last answer of a conversation is, without bounds; higher is better."""
-        inputs = self.tokenize(turns(request), request.get("tools"), add_generation_prompt=False)
-        return {"score": float(self.model(**inputs.to(self.model.device)).logits[0, 0])}
+        inputs = self.tokenize(turns(request), request.get("tools"), prompt=False).to(self.model.device)
+        return {"score": float(self.model(**inputs).logits[0, 0])}
 
     @torch.no_grad()
     def complete(self, request: dict[str, Any], watch: Any = None) -> dict[str, Any]:
@@ -97,26 +96,21 @@ class ChatModel(PythonModel):
             done = bool(watch and watch(text)) or any(stop in text for stop in stops)
             return torch.full((len(ids),), done, device=ids.device)
 
-        stopping = [ends] if stops or watch else None
-        tokens = {"eos_token_id": self.end_tokens, "pad_token_id": self.tokenizer.pad_token_id}
-        output = self.model.generate(**inputs, max_new_tokens=limit, stopping_criteria=stopping, **tokens, **sampling)
+        how: Any = {"stopping_criteria": [ends] if stops or watch else None, **ONE, **sampling}
+        how |= {"eos_token_id": self.end_tokens, "pad_token_id": self.tokenizer.pad_token_id}
+        output = self.model.generate(**inputs, max_new_tokens=limit, **how)
         new = output[0, length:].tolist()
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         ended = new[-1] in self.end_tokens or len(new) < limit or any(stop in text for stop in stops)
         message = {"role": "assistant", "content": shown(text, stops)}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}]
         usage = {"prompt_tokens": length, "completion_tokens": len(new), "total_tokens": length + len(new)}
-        return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": "mlflow-ft",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}],
-            "usage": usage,
-        }
+        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time())}
+        return {**about, "model": "mlflow-ft", "choices": choices, "usage": usage}
 
-    def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, add_generation_prompt: bool = True) -> Any:
+    def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, prompt: bool = True) -> Any:
         """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
-        options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **AS_TENSORS}
+        options = {"tools": tools, "add_generation_prompt": prompt, **AS_TENSORS}
         try:
             try:
                 return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
@@ -178,7 +172,7 @@ def as_requests(model_input: Any, params: Any) -> list[dict[str, Any]]:
     if hasattr(model_input, "to_dict"):
         model_input = model_input.to_dict(orient="records")
     requests = model_input if isinstance(model_input, list) else [model_input]
-    return [{**(params or {}), **plain(request)} for request in requests]
+    return [{**(params or {}), **plain(one)} for one in requests]
 
 
 def plain(value: Any) -> Any:
@@ -192,13 +186,13 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, list) else value
 
 
-def load_whole(folder: Path) -> Any:
-    """Load a model that is whole in a folder."""
+def load_whole(folder: Path, **options: Any) -> Any:
+    """Load a model that is whole in a folder; `options` go to `from_pretrained`."""
     names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-    scores = names[0].endswith("ForSequenceClassification")
-    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    options = {"dtype": compute_dtype(), "device_map": {"": device()}, "trust_remote_code": False}
-    return exact(kind.from_pretrained(folder, **options))
+    kind: Any = AutoModelForCausalLM
+    if names[0].endswith("ForSequenceClassification"):
+        kind = AutoModelForSequenceClassification
+    return exact(kind.from_pretrained(folder, dtype=compute_dtype(), device_map={"": device()}, **options))
 
 
 def load_adapter(folder: Path, base_model_path: str | None) -> Any:
@@ -209,14 +203,13 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
     name = fetched(os.environ.get("MLFLOW_FT_BASE_MODEL") or base_model_path or base["name_or_path"])
     local = Path(name).is_dir()
     if not local and name.startswith(("/", "~", ".")):
-        raise FileNotFoundError(
-            f"the adapter's base model ({base['origin']}) is not at {name}; set MLFLOW_FT_BASE_MODEL to its folder"
-        )
+        raise FileNotFoundError(f"the base model ({base['origin']}) is not at {name}; set MLFLOW_FT_BASE_MODEL to it")
     if local and base["revision"].startswith("sha256:") and weights_hash(Path(name)) != base["revision"]:
         raise ValueError(f"{name} is not the base model that the adapter was trained on: its weights differ")
     whole, part = base.get("renamed") or ("", "")  # the adapter has the names of the whole; this is its text part
     mapping = {f"^{re.escape(whole)}": part} if whole else None
-    model = PeftModel.from_pretrained(load_base(name, base), folder, key_mapping=mapping)
+    settings = GenerationConfig.from_dict(generation(folder))  # the base's, repaired where need be
+    model = PeftModel.from_pretrained(load_base(name, base, generation_config=settings), folder, key_mapping=mapping)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         saved = {re.sub(f"(?<=^base_model.model.){re.escape(whole)}", part, key) for key in file.offset_keys()}
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
@@ -225,27 +218,36 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
     return model
 
 
-def load_base(name: str, base: dict[str, Any]) -> Any:
-    """Load a base model, a folder or a Hub id, as `base.json` says that an adapter was trained on it."""
-    options = {"dtype": getattr(torch, base["dtype"]), "device_map": {"": device()}, "trust_remote_code": False}
+def load_base(name: str, base: dict[str, Any], **options: Any) -> Any:
+    """Load a base as `base.json` says that an adapter was trained on it; `options` go to `from_pretrained`."""
+    options |= {"dtype": getattr(torch, base["dtype"]), "device_map": {"": device()}, "trust_remote_code": False}
     if not Path(name).is_dir():
         options["revision"] = base["revision"]
-    if base["quantization"]:
-        options["quantization_config"] = BitsAndBytesConfig.from_dict(base["quantization"])
+    if base["quantization"] and not base.get("quantized_files"):
+        options["quantization_config"] = AutoQuantizationConfig.from_dict(base["quantization"])
     kind: Any = AutoModelForCausalLM
     if base.get("task") == "score":  # its head comes with the adapter
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
-    model: Any = kind.from_pretrained(name, **options)
+    model = kind.from_pretrained(name, **options)
     if (base.get("tokens") or 0) > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(base["tokens"], mean_resizing=False)  # the adapter holds the new rows
-    return exact(model)
+    return exact(model, options["dtype"] if base.get("quantized_files") else None)
 
 
-def exact(model: Any) -> Any:
-    """The model, kept from computing in bfloat16 on some CPUs, as bitsandbytes would and training did not."""
+def generation(folder: Path) -> dict[str, Any]:
+    """How the model of a folder generates; empty where its folder does not say."""
+    return json.loads(file.read_text()) if (file := folder / "generation_config.json").is_file() else {}
+
+
+def exact(model: Any, dtype: Any = None) -> Any:
+    """The model, computing as in training: not as bitsandbytes would on some CPUs, nor in the types of its files."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+            module.compute_dtype, module.compute_type_is_set = dtype or module.compute_dtype, True
+    for weight in model.parameters() if dtype else ():
+        if type(weight) is torch.nn.Parameter and weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
     return model
 
 
@@ -253,17 +255,16 @@ def fetched(name: str) -> str:
     """The folder of a base model that is itself kept in MLflow; any other name as it is."""
     if not name.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         return name
-    root = Path(mlflow.artifacts.download_artifacts(name))
-    files = sorted(root.rglob("config.json"), key=lambda file: (len(file.parts), str(file)))
-    if not files:
+    found = Path(mlflow.artifacts.download_artifacts(name)).rglob("config.json")
+    if not (files := sorted(found, key=lambda file: (len(file.parts), str(file)))):
         raise FileNotFoundError(f"{name}, the adapter's base, holds no model")
     return str(files[0].parent)
 
 
 def weights_hash(folder: Path) -> str:
     """Sha256 over the names and hashes of a folder's weight files, as the adapter's `base.json` has it."""
-    lines = "".join(f"{file.name}:{file_hash(file)}\n" for file in sorted(folder.glob("*.safetensors")))
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    lines = (f"{file.name}:{file_hash(file)}\n" for file in sorted(folder.glob("*.safetensors")))
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
 def file_hash(file: Path) -> str:
@@ -293,8 +294,7 @@ def device() -> torch.device:
 
 def compute_dtype() -> torch.dtype:
     """bfloat16 on a GPU that has it, float32 elsewhere: a CPU without bfloat16 units is several times slower in it."""
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if on_gpu else torch.float32
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 
 mlflow.models.set_model(ChatModel())

@@ -40,11 +40,13 @@ class CheckpointCallback(TrainerCallback):
             self._keep(model, state.global_step, numbers)
 
 
-def save(module: Any, folder: Path, *, beginning: Path) -> Path:
-    """Save the weights as they are, an adapter or all of them; `beginning` is the job's folder.
+def save(module: Any, folder: Path, *, beginning: Path, weights: bool = True) -> Path:
+    """Save the model as it is, an adapter or all of it; `beginning` is the job's folder.
+
+    Without `weights` a model that has no adapter leaves its configuration alone.
 
     Returns:
-        The folder with the weights: `folder/adapter` or `folder/model`.
+        The folder that was written: `folder/adapter` or `folder/model`.
     """
     adapter = hasattr(module, "peft_config")
     target = folder / ("adapter" if adapter else "model")
@@ -55,7 +57,7 @@ def save(module: Any, folder: Path, *, beginning: Path) -> Path:
             if adapter:
                 starts.save(module, target, beginning=beginning, last=False)
             else:
-                module.save_pretrained(target)
+                module.save_pretrained(target, **({} if weights else {"state_dict": {}}))
     finally:
         module.config.use_cache = cached
     return target

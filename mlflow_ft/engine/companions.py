@@ -10,9 +10,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from mlflow_ft.engine import models
+from mlflow_ft.engine import generation, models, room, tokenizers
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.stream_merge import GENERATION
 
 TOKENIZER = "tokenizer_config.json"
 FILES = (
@@ -51,8 +50,23 @@ def copy_files(source: Path, folder: Path) -> None:
         shutil.copytree(source / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
 
 
+def pad_with(token: str, folder: Path) -> None:
+    """Let the tokenizer of a folder pad with another of its tokens, for which its model has an embedding.
+
+    Raises:
+        ConfigError: it has no such token, or the model no embedding for it.
+    """
+    with quiet_transformers():
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizers.choose_pad_token(tokenizer, asked=token, rows=room.tokens(folder))
+    tokenizer.save_pretrained(folder)
+    settings = dict(generation.read(folder).settings)
+    if settings:
+        generation.write(settings | {"pad_token_id": tokenizer.pad_token_id}, folder)
+
+
 def _write_ends(adapter: Path, base: Path, folder: Path) -> None:
-    settings = [_read(place / GENERATION) for place in (adapter, base)]
+    settings = [generation.read(place).settings for place in (adapter, base)]
     known = list(
         dict.fromkeys(
             token
@@ -60,11 +74,11 @@ def _write_ends(adapter: Path, base: Path, folder: Path) -> None:
             for token in models.token_ids(one.get("eos_token_id"))
         )
     )
-    found = _read(folder / GENERATION) | settings[1] | settings[0]
+    found = {**generation.read(folder).settings, **settings[1], **settings[0]}
     ends = list(dict.fromkeys((*known, *_of_tokenizer(folder))))
     if ends:
         found["eos_token_id"] = ends
-    (folder / GENERATION).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    generation.write(generation.repaired(found).settings, folder)
 
 
 def _of_tokenizer(folder: Path) -> Iterator[int]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from mlflow_ft.engine import batches, left_padding, models, render, rewards
+from mlflow_ft.engine import batches, generation, left_padding, models, render, rewards, room
 from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.job import Data, Encoded, Job, Trained
 from mlflow_ft.progress import Bar
@@ -151,6 +151,8 @@ def answers(
     ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
     pad = data.tokenizer.pad_token_id
     found: dict[int, Answer] = {}
+    if crowded(model, max(map(len, ids), default=0), max_new_tokens):
+        batch_size = 1  # each answer may be as long as its own prompt allows, whatever stands beside it
     for indices in left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
@@ -158,6 +160,12 @@ def answers(
         if bar:
             bar.advance(len(indices))
     return [found[index] for index in range(len(examples))]
+
+
+def crowded(model: Any, length: int, more: int) -> bool:
+    """Whether a model has no positions for so many tokens behind `length`."""
+    left = room.left(model, length)
+    return left is not None and left < more
 
 
 def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
@@ -174,16 +182,18 @@ def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
 def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
     """Greedy continuations, and whether each ended its turn. Padded on the left, as generation needs it."""
     causal = causal_model(model)
+    longest = max(map(len, prompts))
+    if crowded(model, longest, max_new_tokens):
+        max_new_tokens = room.left(model, longest) or 0
+    if not max_new_tokens:
+        return [("", False)] * len(prompts)
     batch = left_padding.padded(prompts, pad_token_id=data.tokenizer.pad_token_id)
     stops = models.token_ids(causal.generation_config.eos_token_id)
     with models.quiet_peft():
         output = model.generate(
             **{name: value.to(causal.device) for name, value in batch.items()},
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **generation.GREEDY,
             use_cache=True,
         )
     results = []

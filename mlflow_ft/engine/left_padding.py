@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mlflow_ft.engine import models, neighbours
+from mlflow_ft.engine import generation, models, neighbours
 from mlflow_ft.engine.batches import by_length
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.neighbours import Batch, Check, Row
@@ -85,14 +85,10 @@ def _answered(model: Any, batch: Batch, pad_token_id: int) -> Tensor:
             **{name: value.to(device) for name, value in batch.items()},
             max_new_tokens=NEW,
             min_new_tokens=NEW,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             use_cache=True,
             pad_token_id=pad_token_id,
             output_logits=True,
-            return_dict_in_generate=True,
+            **{**generation.GREEDY, "return_dict_in_generate": True},
         )
     return functional.log_softmax(torch.stack(output.logits, dim=1).float(), dim=-1)
 

@@ -23,6 +23,8 @@ from mlflow_ft.engine import (
     fitting,
     hardware,
     journal_files,
+    own_quantization,
+    room,
     skeleton,
     stored_parts,
     stream_merge,
@@ -33,8 +35,8 @@ from mlflow_ft.engine.fitting import FAILURES, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import load_base, quantization, quiet_peft, saved_dtype, with_adapter
 from mlflow_ft.engine.skeleton import UnsuitedError
-from mlflow_ft.engine.stream_merge import Merge
-from mlflow_ft.errors import ModelError, brief
+from mlflow_ft.engine.stream_merge import Merge, Plan
+from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel, Job, Trained
 
 
@@ -71,26 +73,42 @@ def fold(
         ModelError: the adapter does not fit the base, or cannot be merged into it. RefusedError: a merged weight is not
         finite.
     """
-    unmergeable.check_config(adapter_files.settings(adapter), where=adapter)
-    held = hardware.held_dtype(config)
-    tokenizer = vocabulary.grown(config, base)
-    wanted = Merge(
-        base=base.path,
-        adapter=adapter,
-        dtype=dtype,
-        quantiser=None if original else quantization(config, held),
-        held=held,
-        task=base.task,
-        rows=len(tokenizer) if tokenizer else None,
-    )
     try:
-        plan = stream_merge.plan(wanted)
+        plan = planned(config, base, adapter, dtype=dtype, original=original)
     except UnsuitedError as reason:
         plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
         notes = _whole(plain if original else config, base, adapter, folder=folder, dtype=dtype)
         return {"way": "peft", "reason": str(reason), "notes": notes}
     report = stream_merge.write(plan, folder, shard=shard, advance=advance)
     return {"way": "stream", "notes": list(plan.skeleton.notes), **report}
+
+
+def planned(config: Config, base: BaseModel, adapter: Path, *, dtype: torch.dtype, original: bool = False) -> Plan:
+    """How `fold` merges tensor by tensor, found from names, shapes and the adapter; the model's weights are not read.
+
+    Raises:
+        ModelError: the adapter does not fit the base, or cannot be merged into it. UnsuitedError: PEFT must merge it,
+        with the whole model in memory.
+    """
+    unmergeable.check_config(adapter_files.settings(adapter), where=adapter)
+    held = hardware.held_dtype(config)
+    own = own_quantization.of(base.path)
+    if original and own and own.held:
+        raise ConfigError(
+            f"the base's own files are in {own.told}: there are no original weights to merge into",
+            hint="leave --into out: the adapter is merged into what the weights stand for",
+        )
+    tokenizer = vocabulary.grown(config, base)
+    wanted = Merge(
+        base=base.path,
+        adapter=adapter,
+        dtype=dtype,
+        quantiser=None if original or own else quantization(config, held),
+        held=held,
+        task=base.task,
+        rows=room.size(tokenizer) if tokenizer else None,
+    )
+    return stream_merge.plan(wanted)
 
 
 def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: Path, *, say: Say = nobody) -> Path:
@@ -100,8 +118,9 @@ def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: P
         ModelError: the adapter does not fit the base.
     """
     tokenizer = vocabulary.grown(config, base)
+    rows = room.size(tokenizer) if tokenizer else None
     try:
-        fit = skeleton.fit(base.path, adapter, task=base.task, rows=len(tokenizer) if tokenizer else None, say=say)
+        fit = skeleton.fit(base.path, adapter, task=base.task, rows=rows, say=say)
     except UnsuitedError:
         with quiet_peft():
             wrapped = fitting.attached(load_base(config, base), adapter)
@@ -115,12 +134,14 @@ def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: P
 
 def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtype: torch.dtype) -> list[str]:
     """Merge with the whole model in memory, as PEFT does it; what is to be said of the adapter comes back."""
-    quantised = config.model.quantize != "none"
+    own = own_quantization.of(base.path)
+    quantised = own.held is not None if own else config.model.quantize != "none"
     model: Any = load_base(config, base, dtype=None if quantised else torch.float32)
     if quantised:
         with quiet_transformers():
             model = model.dequantize(dtype=torch.float32).float()
         model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # PEFT goes by them
+        model._weight_conversions = None  # how the quantised files were read; nothing is to be written so
     # Merged in float32: rounding to the saved type comes once, at the end.
     notes: list[str] = []
     wrapped = with_adapter(model, adapter, say=notes.append)
@@ -141,6 +162,28 @@ def copy_model(job: Job, trained: Trained, folder: Path) -> None:
     """
     model = load_base(job.config, trained.base, path=trained.model, dtype=torch.float32)
     _save(model, saved_dtype(job.config, trained.model), folder)
+
+
+def rehearse(job: Job, trained: Trained, folder: Path) -> None:
+    """Plan the merge of an adapter that is not trained yet, and write the configuration of the merged model.
+
+    Raises:
+        ModelError: the adapter cannot be merged into the base.
+    """
+    assert trained.adapter is not None
+    base, dtype = trained.base, saved_dtype(job.config, trained.base.path)
+    try:
+        plan = planned(job.config, base, trained.adapter, dtype=dtype)
+    except UnsuitedError:  # PEFT will merge it; `unmergeable.of_model` has tried a layer of each kind
+        shutil.copyfile(base.path / "config.json", folder / "config.json")
+    else:
+        stream_merge.write_config(plan, folder)
+
+
+def rehearse_copy(job: Job, trained: Trained, folder: Path) -> None:
+    """Write all of a model that will be fully tuned but its weights; `trained.model` holds no more than that."""
+    saved_dtype(job.config, trained.model)
+    shutil.copytree(trained.model, folder, dirs_exist_ok=True)
 
 
 def _save(model: Any, dtype: torch.dtype, folder: Path) -> None:

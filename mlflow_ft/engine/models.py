@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType
+from peft import PeftModel
 from peft.tuners.boft import layer as boft_layer
 from safetensors import SafetensorError
 from transformers import (
@@ -23,11 +23,19 @@ from transformers import (
 )
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import experts, fitting, hardware, routers, starts, unmergeable, vocabulary
+from mlflow_ft.engine import (
+    fitting,
+    generation,
+    hardware,
+    own_quantization,
+    pooling,
+    routers,
+    vocabulary,
+)
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError, ResourceError, brief
-from mlflow_ft.job import BaseModel, Data, Job, Model, Trained
+from mlflow_ft.job import BaseModel, Data, Job, Trained
 
 if not torch.cuda.is_available():  # PEFT would try to compile its CUDA kernel for every layer, in vain
     boft_layer.get_fbd_cuda = lambda: None
@@ -66,6 +74,21 @@ def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | Non
     return BitsAndBytesConfig(load_in_8bit=True) if config.model.quantize == "int8" else None
 
 
+def note_of_base(config: Config, base: BaseModel) -> dict[str, Any]:
+    """How the base is held, as an adapter's record keeps it: `dtype`, `quantization`, and whose that is."""
+    dtype = hardware.held_dtype(config)
+    own, quantiser = own_quantization.of(base.path), quantization(config, dtype)
+    name = str(dtype).removeprefix("torch.")
+    settings = quantiser.to_dict() if quantiser else None
+    if own:
+        settings = own.computed_in(name) if own.held else own.plain()
+    return {
+        "dtype": name,
+        "quantization": settings,
+        "quantized_files": bool(own and own.held),  # the base's own files, which transformers reads by themselves
+    }
+
+
 def load_base(
     config: Config,
     base: BaseModel,
@@ -84,14 +107,19 @@ def load_base(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.model.trust_remote_code}
     if config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
-    quantiser = quantization(config, dtype) if path is None else None
-    if quantiser:
+    own = own_quantization.of(base.path) if path is None else None
+    if own:
+        own_quantization.check(own)
+        options |= own.options()
+    elif path is None and (quantiser := quantization(config, dtype)):
         options["quantization_config"] = quantiser
     options["device_map"] = {"": hardware.device()}
     kind: Any = AutoModelForCausalLM
     if base.task == "score":
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
         set_seed(config.run.seed)  # the head that scores is new, and the same in every process of the run
+    elif found := generation.for_loading(path or base.path):
+        options |= found
     try:
         with quiet_transformers():
             model: Any = kind.from_pretrained(path or base.path, **options)
@@ -102,8 +130,10 @@ def load_base(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {base.name!r} cannot be loaded from {path or base.path}: {brief(error)}") from error
-    keep_exact(model)
+    keep_exact(model, dtype if own else None)
     routers.silence(model.config)
+    if own and own.held is None:
+        model._weight_conversions = None  # how its files were read; nothing is written so
     if path is None and (tokenizer := vocabulary.grown(config, base)):
         vocabulary.grow(model, tokenizer)
     return model.eval()
@@ -119,83 +149,22 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def keep_exact(model: PreTrainedModel) -> None:
+def keep_exact(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
     """Keep bitsandbytes from repacking 4-bit weights for inference, which it does on CPUs that have AVX512-BF16.
 
     The first forward pass in evaluation mode would round the constants of every layer to bfloat16, for good, and the
     training that follows would go through a kernel that hands no gradient back: a run that is evaluated before it is
-    trained learns silently less (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`).
+    trained learns silently less (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`). And compute in `dtype`,
+    whatever types the base's own files name: transformers leaves those of quantised files as they are.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, PACKING):
             setattr(module, PACKING, False)
-
-
-def prepare(job: Job, data: Data, base: BaseModel) -> Model:
-    """Load the base model for training, with the adapter that `adapter.kind` names.
-
-    Raises:
-        ModelError: nothing would train, or a quantised base would be asked to.
-    """
-    config = job.config
-    adapter = job.registry.adapters[config.adapter.kind]
-    module: Any = load_base(config, base)
-    agree(module, data)
-    module.config.use_cache = False
-    if config.model.quantize != "none":
-        freeze(module)
-    model = Model(base=base, module=module, trainable=0, total=_count(module))
-    set_seed(config.run.seed)  # the trainer's own seed comes when the adapter has its weights
-    if base.start:
-        module = with_adapter(module, base.start, trainable=True, say=job.progress.say)
-    elif (peft_config := adapter.configure(job, model)) is None:
-        module.requires_grad_(requires_grad=True).train()
-    else:
-        if base.task == "score":
-            peft_config.task_type = TaskType.SEQ_CLS
-        module = _attach(module, peft_config, job=job, data=data, base=base)
-    if isinstance(module, PeftModel) and adapter.merges:
-        _check_mergeable(module, config)
-    for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote where the weights lie on this machine
-        peft_config.base_model_name_or_path = base.name_or_path
-        peft_config.revision = None if base.revision.startswith("sha256:") else base.revision
-    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    if not trainable:
-        raise ModelError(f"adapter {adapter.name!r} leaves nothing to train", hint="check adapter.target_modules")
-    return Model(base=base, module=module, trainable=trainable, total=model.total)
-
-
-def freeze(module: PreTrainedModel) -> None:
-    """Make a quantised base ready for an adapter: nothing of it trains, and what is not rounded is float32.
-
-    As PEFT's `prepare_model_for_kbit_training`, but for the experts of a mixture, which bitsandbytes does not round:
-    they are nearly all of the model, and stay in the type that they were loaded in.
-    """
-    kept = {id(weight) for weight in experts.fused(module).values()}
-    for weight in module.parameters():
-        weight.requires_grad = False
-        rough = weight.dtype in (torch.float16, torch.bfloat16) and type(weight).__name__ != "Params4bit"
-        if rough and id(weight) not in kept:
-            weight.data = weight.data.float()
-
-
-def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
-    try:
-        with quiet_peft(), quiet_transformers():
-            wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
-    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, AttributeError, Warning) as error:
-        raise starts.refused(error) from error
-    as_float32(wrapped)
-    return wrapped
-
-
-def _check_mergeable(module: PeftModel, config: Config) -> None:
-    wanted = "merged" in (config.package.packagers or ("merged",))
-    if wanted and (reason := unmergeable.of_model(module)):
-        raise ModelError(
-            f"the merged model could not be made after the training: adapter {config.adapter.kind}: {reason}",
-            hint="change adapter.options, or keep the adapter alone with --package.packagers adapter",
-        )
+            module.compute_dtype, module.compute_type_is_set = dtype or module.compute_dtype, True
+    for weight in model.parameters() if dtype else ():
+        if type(weight) is torch.nn.Parameter and weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
 
 
 def as_float32(module: Any) -> None:
@@ -231,8 +200,8 @@ def load_saved(config: Config, base: BaseModel, folder: Path, *, say: fitting.Sa
     """
     if (folder / "adapter_config.json").is_file():
         found = with_adapter(load_base(config, base), folder, say=say)
-        if (folder / "generation_config.json").is_file():  # the end tokens that it was trained with
-            causal_model(found).generation_config = GenerationConfig.from_pretrained(folder)
+        if (settings := generation.read(folder)).settings:  # with the end tokens that it was trained with
+            causal_model(found).generation_config = settings.config
         return found
     return load_base(config, base, path=folder)
 
@@ -249,6 +218,8 @@ def with_adapter(base: Any, folder: Path, *, trainable: bool = False, say: fitti
         wrapped = fitting.put_on(base, folder, trainable=trainable, say=say)
     if trainable:
         as_float32(wrapped)
+    elif learns_prompt(wrapped) and not causal_model(wrapped).can_generate():
+        pooling.read_at_end(wrapped)
     return wrapped.train(trainable)
 
 
@@ -265,13 +236,6 @@ def saved_dtype(config: Config, folder: Path) -> torch.dtype:
     name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
     dtype: torch.dtype = getattr(torch, str(name).removeprefix("torch."))
     return dtype
-
-
-def _count(module: torch.nn.Module) -> int:
-    """Number of weights; bitsandbytes packs two 4-bit ones into a byte."""
-    return sum(
-        parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1) for parameter in module.parameters()
-    )
 
 
 def token_ids(value: int | list[int] | None) -> list[int]:

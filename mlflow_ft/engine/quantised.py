@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +16,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-from mlflow_ft.engine import companions, hardware, models
+from mlflow_ft.engine import companions, generation, hardware, models
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.reference import Loaded
-from mlflow_ft.engine.stream_merge import GENERATION
 from mlflow_ft.errors import ModelError, brief
 
 HEADS = ["lm_head", "embed_out", "output", "score"]
@@ -48,8 +46,8 @@ def write(source: Path, folder: Path, *, quantize: Literal["int8", "nf4"]) -> No
     with quiet_transformers():
         model.save_pretrained(folder)
     companions.copy_files(source, folder)
-    if (source / GENERATION).is_file():
-        shutil.copyfile(source / GENERATION, folder / GENERATION)
+    (folder / generation.FILE).unlink(missing_ok=True)  # transformers writes its own reading of it
+    generation.copy(source, folder)
 
 
 @contextmanager
@@ -75,6 +73,7 @@ def _load(folder: Path, **options: Any) -> Any:
         kind = AutoModelForSequenceClassification
     try:
         with quiet_transformers():
+            options |= generation.for_loading(folder)
             model = kind.from_pretrained(folder, device_map={"": hardware.device()}, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be read in this form: {brief(error)}") from error

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mlflow_ft.engine import models
+from mlflow_ft.engine import generation, models, room
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ModelError
 from mlflow_ft.job import Data, Encoded, Form
@@ -146,15 +146,16 @@ def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
 def continued(model: Any, input_ids: Tensor, length: int) -> list[int]:
     """The most probable next tokens, at most `length`, up to and with an end token."""
     device = causal_model(model).device
+    if (left := room.left(model, len(input_ids))) is not None and left < length:
+        length = left
+    if not length:
+        return []
     with models.quiet_peft():
         output = model.generate(
             input_ids=input_ids[None].to(device),
             attention_mask=torch.ones_like(input_ids[None]).to(device),
             max_new_tokens=length,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **generation.GREEDY,
         )
     return [int(token) for token in output[0, len(input_ids) :]]
 

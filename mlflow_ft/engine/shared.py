@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from mlflow_ft.engine import fitting, models
+from mlflow_ft.engine import fitting, generation, models, room
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ConfigError, RefusedError, brief
 
@@ -126,9 +126,10 @@ def share(
         RefusedError: one changes the base, or another one.
     """
     with quiet_transformers():
-        model: Any = chat_model.load_base(str(base), dict(note))
+        model: Any = chat_model.load_base(str(base), dict(note), **generation.for_loading(base))
     model.eval()
-    probe = torch.arange(PROBE, device=model.device)[None] * 7 % model.get_input_embeddings().weight.shape[0]
+    length = min(PROBE, room.positions(model) or PROBE)
+    probe = torch.arange(length, device=model.device)[None] * 7 % model.get_input_embeddings().weight.shape[0]
     bare = _logits(model, probe)
     module: Any = None
     seen: dict[str, torch.Tensor] = {}

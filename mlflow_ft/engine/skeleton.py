@@ -21,7 +21,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from mlflow_ft.engine import adapter_files, fitting, routers, unmergeable
+from mlflow_ft.engine import adapter_files, fitting, own_quantization, routers, unmergeable
 from mlflow_ft.engine.fitting import Fit, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import quiet_peft
@@ -109,7 +109,7 @@ def build(base: Path, adapter: Path, *, task: str = "generate", rows: int | None
 def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleton:
     state = {name: _exact(weight) for name, weight in adapter_files.tensors(adapter).items()}
     model = bare_model(base, task=task)
-    _grow(model, max(rows or 0, _rows(model, state)))
+    _grow(model, max(rows or 0, brought_rows(model, {name: weight.shape for name, weight in state.items()})))
     names = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: weight.shape for name, weight in names.items()}
     tied = _ties(names)
@@ -126,8 +126,10 @@ def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleto
 def bare_model(base: Path, *, task: str = "generate") -> Any:
     """The architecture of a folder's config.json, on the meta device."""
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    if getattr(config, "quantization_config", None):
-        raise UnsuitedError("the base's own files are quantised")
+    if own := own_quantization.of(base):
+        if own.held is None:
+            raise UnsuitedError(f"the base's own files are in {own.told}")
+        config.quantization_config = None  # what each weight stands for goes into a model that is not quantised
     routers.silence(config)
     kind: Any = AutoModelForCausalLM
     if task == "score":
@@ -145,7 +147,7 @@ def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None =
     state = adapter_files.tensors(adapter)
     try:
         model = bare_model(base, task=task)
-        _grow(model, max(rows or 0, _rows(model, state)))
+        _grow(model, max(rows or 0, brought_rows(model, {name: weight.shape for name, weight in state.items()})))
         peft_config = fitting.config_for(model, adapter)
         with quiet_peft(), quiet_transformers():
             wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
@@ -180,13 +182,13 @@ def _exact(weight: Tensor) -> Tensor:
     return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
-def _rows(model: Any, state: Mapping[str, Tensor]) -> int:
-    """For how many tokens the adapter holds weights of the embedding layer; 0 where it holds none."""
+def brought_rows(model: Any, shapes: Mapping[str, Sequence[int]]) -> int:
+    """For how many tokens an adapter with tensors of these shapes has weights of the embedding layer; 0: for none."""
     names = {id(layer): name for name, layer in model.named_modules()}
     name = short(f"base_model.model.{names[id(model.get_input_embeddings())]}")
-    held = {short(key): weight for key, weight in state.items() if short(key).startswith(f"{name}.") and weight.dim()}
-    whole = [len(weight) for key, weight in held.items() if key.endswith("weight")]
-    low_rank = [weight.shape[-1] for key, weight in held.items() if key.endswith("lora_embedding_A")]
+    held = {short(key): shape for key, shape in shapes.items() if short(key).startswith(f"{name}.") and shape}
+    whole = [shape[0] for key, shape in held.items() if key.endswith("weight")]
+    low_rank = [shape[-1] for key, shape in held.items() if key.endswith("lora_embedding_A")]
     return max([0, *whole, *low_rank])
 
 

@@ -11,7 +11,6 @@ float32 gives, bit for bit.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
-from mlflow_ft.engine import skeleton, stored_parts, tensor_files
+from mlflow_ft.engine import bnb_files, generation, skeleton, stored_parts, tensor_files
 from mlflow_ft.engine.fitting import FAILURES
 from mlflow_ft.engine.journal_files import Journal
 from mlflow_ft.engine.rounding import Rounding
@@ -35,7 +34,6 @@ SHARD = 5 * 10**9
 """Bytes of a file, at most."""
 SAME = 1e-6
 """Largest relative difference of two merges of one tied weight that are the same: rounding in float32."""
-GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class Merge:
     dtype: torch.dtype
     """Of the merged weights; the merge itself is in float32."""
     quantiser: BitsAndBytesConfig | None = None
-    """How the base was held in training; None: as its files are."""
+    """How the base was held in training; None: as its files are, or what they stand for where they are quantised."""
     held: torch.dtype = torch.float32
     """The type that a quantised base was loaded in."""
     task: str = "generate"
@@ -136,8 +134,8 @@ def plan(wanted: Merge) -> Plan:
     Raises:
         UnsuitedError: PEFT must merge it, with the whole model in memory; the reason is told.
     """
-    files = ModelFiles(wanted.base)
     bones = skeleton.build(wanted.base, wanted.adapter, task=wanted.task, rows=wanted.rows)
+    files = bnb_files.of(wanted.base, bones.model)
     parts = stored_parts.untouched(files, bones)
     sources = _sources(files, bones, wanted, parts)
     found = Plan(
@@ -254,7 +252,7 @@ def write(
         journal.add(name)
     if len(shared) > 1:
         (folder / tensor_files.INDEX).write_text(json.dumps(tensor_files.index(shared), indent=2, sort_keys=True))
-    _write_config(found, folder)
+    write_config(found, folder)
     return {
         "shards": len(shared),
         "resumed": resumed,
@@ -263,7 +261,8 @@ def write(
     }
 
 
-def _write_config(found: Plan, folder: Path) -> None:
+def write_config(found: Plan, folder: Path) -> None:
+    """Write how the merged model is built and how it generates: config.json, generation_config.json."""
     config = found.skeleton.model.config
     config.use_cache = True
     config.dtype = found.merge.dtype
@@ -271,5 +270,4 @@ def _write_config(found: Plan, folder: Path) -> None:
     if found.untied:
         config.tie_word_embeddings = False
     config.save_pretrained(folder)
-    if (found.merge.base / GENERATION).is_file() and not (folder / GENERATION).is_file():
-        shutil.copyfile(found.merge.base / GENERATION, folder / GENERATION)
+    generation.copy(found.merge.base, folder)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import template_text
+from mlflow_ft.engine import room, template_text
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.job import BaseModel
+
+CANDIDATES = 3
+"""Tokens that a message offers."""
 
 
 def load(config: Config, base: BaseModel) -> Any:
     """Load the base model's tokenizer with the tokens and the chat template that will be used, saved and served.
 
-    Its `new_tokens` are the ids of `model.add_tokens`.
+    Its `new_tokens` are the ids of `model.add_tokens`, its `rows` say for how many tokens the model has embeddings.
 
     Raises:
-        ModelError: the folder holds no tokenizer, a slow one, or no chat template and none was given.
-        ConfigError: a token of `model.add_tokens` exists already.
+        ModelError: the folder holds no tokenizer, a slow one, or no chat template and none was given; there is no
+        token to pad with. ConfigError: a token of `model.add_tokens` exists already, or `model.pad_token` does not.
     """
     try:
         with quiet_transformers():
@@ -45,21 +50,29 @@ def load(config: Config, base: BaseModel) -> Any:
             f"model {base.name!r} has a tokenizer without a chat template",
             hint="give one: --data.chat_template FILE.jinja, or start from the instruct version of the model",
         )
-    choose_pad_token(tokenizer)
-    tokenizer.new_tokens = add_tokens(tokenizer, config.model.add_tokens or (), known=base.start is not None)
+    rows = room.tokens(base.path, trust_remote_code=config.model.trust_remote_code)
+    new = add_tokens(tokenizer, config.model.add_tokens or (), known=base.start is not None, rows=rows)
+    if rows is not None and (new or base.start):
+        rows = max(rows, room.size(tokenizer))  # so many `vocabulary.grow` makes
+    choose_pad_token(tokenizer, asked=config.model.pad_token, rows=rows)
+    tokenizer.new_tokens, tokenizer.rows = new, rows
     return tokenizer
 
 
-def add_tokens(tokenizer: Any, tokens: Sequence[str], *, known: bool = False) -> tuple[int, ...]:
+def add_tokens(
+    tokenizer: Any, tokens: Sequence[str], *, known: bool = False, rows: int | None = None
+) -> tuple[int, ...]:
     """Teach the tokenizer new tokens and return their ids. They are words, not special: an answer shows them.
 
-    `known` ones may be there already, of a training that is gone on with.
+    `known` ones may be there already, of a training that is gone on with; and so may those for which the model has no
+    embeddings, of which it has `rows`.
 
     Raises:
         ConfigError: a token exists already, or the tokenizer cannot keep it whole.
     """
     vocabulary = tokenizer.get_vocab()
-    there = [token for token in dict.fromkeys(tokens) if token in vocabulary or tokens.count(token) > 1]
+    limit = sys.maxsize if rows is None else rows
+    there = [one for one in dict.fromkeys(tokens) if vocabulary.get(one, limit) < limit or tokens.count(one) > 1]
     if there and not known:
         raise ConfigError(
             f"model.add_tokens: {', '.join(map(repr, there))} is there already, or stands there twice",
@@ -80,17 +93,63 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str], *, known: bool = False) ->
     return tuple(ids)
 
 
-def choose_pad_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give the tokenizer a pad token that does not end a turn, where it has one to give.
+def choose_pad_token(tokenizer: Any, *, asked: str | None = None, rows: int | None = None) -> None:
+    """Give the tokenizer a pad token that does not end a turn, where it has one to give; or the one that is asked for.
 
     A pad token inside the list of end tokens makes generation from a padded batch stop at once, and a collator that
     masks every pad token unlearns stopping. Our labels never depend on the pad token, so the end token may serve as
-    the last resort.
+    the last resort. `rows` says for how many tokens the model has embeddings: a batch is padded with one of them.
+
+    Raises:
+        ConfigError: there is no such token, or the model has no embedding for it. ModelError: the same of the
+        tokenizer's own, or there is none to pad with.
     """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if asked is not None:
+        _check_asked(tokenizer, asked, rows)
+        tokenizer.pad_token = asked
         return
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        free = _free(tokenizer, rows)
+        tokenizer.pad_token = free[0] if free else tokenizer.eos_token
+    number = tokenizer.pad_token_id
+    if number is None:
+        raise ModelError(
+            "the tokenizer has no pad token, and no other special token to pad rows with",
+            hint="name one of its tokens, which rows do not hold: --model.pad_token TOKEN",
+        )
+    if rows is not None and number >= rows:
+        free = [*_free(tokenizer, rows), *filter(partial(_has_row, tokenizer, rows), [tokenizer.eos_token])]
+        names = " or ".join(f"--model.pad_token '{token}'" for token in free[:CANDIDATES])
+        raise ModelError(
+            f"the tokenizer pads with {tokenizer.pad_token!r} (id {number:,}), and the model has embeddings for "
+            f"{rows:,} tokens (ids 0 to {rows - 1:,})",
+            hint=f"pad with a token that it has one for ({names or '--model.pad_token TOKEN'}), or give this one an "
+            f"embedding: --model.add_tokens '{tokenizer.pad_token}'",
+        )
+
+
+def _check_asked(tokenizer: Any, asked: str, rows: int | None) -> None:
+    number = tokenizer.get_vocab().get(asked)
+    if number is None:
+        names = ", ".join(map(repr, _free(tokenizer, rows)[:CANDIDATES])) or "one of its tokens"
+        raise ConfigError(
+            f"model.pad_token: the tokenizer has no token {asked!r}",
+            hint=f"name one that it has, such as {names}; --model.add_tokens '{asked}' makes a new one",
+        )
+    if rows is not None and number >= rows:
+        raise ConfigError(
+            f"model.pad_token: {asked!r} has the id {number:,}, and the model has embeddings for {rows:,} tokens",
+            hint=f"name another, or give it an embedding: --model.add_tokens '{asked}'",
+        )
+
+
+def _free(tokenizer: Any, rows: int | None) -> list[str]:
+    """Special tokens that neither begin nor end a text, those that are called so first; each with an embedding."""
     taken = {tokenizer.eos_token, tokenizer.bos_token, None}
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     named = [token for token in special if "pad" in token.lower()]
-    free = [token for token in (*named, tokenizer.unk_token) if token not in taken]
-    tokenizer.pad_token = free[0] if free else tokenizer.eos_token
+    return [token for token in (*named, tokenizer.unk_token) if token not in taken and _has_row(tokenizer, rows, token)]
+
+
+def _has_row(tokenizer: Any, rows: int | None, token: str | None) -> bool:
+    return token is not None and (rows is None or tokenizer.convert_tokens_to_ids(token) < rows)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import tokenizers
+from mlflow_ft.engine import room, tokenizers
 from mlflow_ft.job import BaseModel
 
 
@@ -28,8 +28,8 @@ def grow(module: Any, tokenizer: Any) -> None:
     Pretrained Language Models", 2021).
     """
     rows = len(module.get_input_embeddings().weight)
-    if len(tokenizer) > rows:
-        module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if room.size(tokenizer) > rows:
+        module.resize_token_embeddings(room.size(tokenizer), mean_resizing=False)
     new = getattr(tokenizer, "new_tokens", ())
     known = min([rows, *new])
     layers = {id(layer): layer for layer in (module.get_input_embeddings(), module.get_output_embeddings()) if layer}

@@ -53,6 +53,8 @@ class Asked:
     """Of the adapter that they become; the sum of theirs when not given."""
     density: float = 0.5
     """Share of each that TIES, DARE and pruning keep."""
+    pad_token: str | None = None
+    """Token of the tokenizer to pad rows with, where its own is none that the model has an embedding for."""
 
 
 def find(asked: Asked, scratch: Path, progress: Progress) -> init_from.Start:
@@ -91,7 +93,7 @@ def config_of(asked: Asked, start: init_from.Start) -> Config:
     """
     base = start.base or {}
     quantization = base.get("quantization") or {}
-    quantize = asked.quantize or _quantize(quantization)
+    quantize = asked.quantize or _quantize(quantization, own=bool(base.get("quantized_files")))
     settings: dict[str, Any] = {"quantize": quantize, "dtype": base.get("dtype") or "auto"}
     if quantize == "nf4":
         settings["double_quant"] = bool(quantization.get("bnb_4bit_use_double_quant", True))
@@ -107,13 +109,13 @@ def config_of(asked: Asked, start: init_from.Start) -> Config:
     )
 
 
-def _quantize(quantization: Mapping[str, Any]) -> str:
+def _quantize(quantization: Mapping[str, Any], *, own: bool) -> str:
     if quantization.get("load_in_8bit"):
         return "int8"
     if not quantization.get("load_in_4bit"):
         return "none"
     kind = quantization.get("bnb_4bit_quant_type")
-    if kind != "nf4":
+    if kind != "nf4" and not own:
         raise ConfigError(f"the adapter was trained beside a base in {kind}", hint="only nf4 and int8 are known here")
     return "nf4"
 

@@ -34,7 +34,7 @@ def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics:
         if trained.adapter:
             weights = folder / "packaged"
             bundle.copy_adapter(job, trained, weights)
-        bundle.complete(job, data, weights)
+        bundle.complete(job, data, weights, base=base)
         write_manifest(weights)
         model_id = job.run.log_model(
             name=f"checkpoint-{step}",

@@ -122,6 +122,15 @@ def _suited(exporter: Exporter, version: ModelVersion | None, folder: Path, scra
     run = MlflowClient().get_run(version.tags.get("mlflow_ft.run_id") or version.run_id)
     if run.data.params.get("cfg.model.quantize") != exporter.grid:
         return folder
+    own = run.data.tags.get("mlflow_ft.base_quantization")
+    if own == exporter.grid:
+        raise ConfigError(
+            f"{exporter.name} cannot be made: the files of its base were in {exporter.grid} already, and rounding to "
+            "the same grid once more would take the adapter away",
+            hint="serve the adapter beside its base, or export another form",
+        )
+    if own:
+        return folder
     progress.say(f"its base was in {exporter.grid} already: the adapter is merged into the original weights instead")
     return merge.merge(adapters.Asked(adapter=adapter, out=scratch / "original", into="original"), progress).folder
 

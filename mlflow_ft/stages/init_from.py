@@ -51,7 +51,7 @@ def find(config: Config, progress: Progress) -> BaseModel:
     Raises:
         ModelError: there is no such model, or the adapter belongs to another base. ConfigError: another adapter.kind.
     """
-    from mlflow_ft.engine import hub
+    from mlflow_ft.engine import adapter_tokens, hub
 
     if not config.model.init_from:
         return hub.find(config.model, progress)
@@ -60,6 +60,7 @@ def find(config: Config, progress: Progress) -> BaseModel:
         return _whole(config, start, progress)
     check_kind(config, start)
     found = base_of(config, start, progress)
+    adapter_tokens.check(start.folder, found, pads=False)
     return replace(
         found, start=start.folder, start_uri=start.uri, origin=f"{found.origin}, with the adapter {start.uri}"
     )

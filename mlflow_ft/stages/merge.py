@@ -49,9 +49,12 @@ def merge(asked: Asked, progress: Progress) -> Merged:
 
 
 def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
+    from mlflow_ft.engine import adapter_tokens
+
     out = asked.out.expanduser().absolute()
     config = adapters.config_of(asked, start)
     base = adapters.base_of(asked, config, start, progress)
+    adapter_tokens.check(start.folder, base, pads=asked.pad_token is None)
     facts = _facts(asked, config, start, base)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     if record := whole.finished(out, key):
@@ -93,14 +96,18 @@ def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel
         "base": {"name_or_path": base.name_or_path, "revision": base.revision},
         "quantize": config.model.quantize,
         "double_quant": config.model.double_quant if config.model.quantize == "nf4" else None,
-        "into": _into(asked, config),
+        "into": _into(asked, config, base),
         "dtype": asked.dtype,
         "shard": asked.shard,
-    }
+    } | ({"pad_token": asked.pad_token} if asked.pad_token else {})
 
 
-def _into(asked: Asked, config: Config) -> str:
-    return asked.into if config.model.quantize != "none" else "original"
+def _into(asked: Asked, config: Config, base: BaseModel) -> str:
+    from mlflow_ft.engine import own_quantization
+
+    own = own_quantization.of(base.path)
+    quantised = own.held is not None if own else config.model.quantize != "none"
+    return asked.into if quantised else "original"
 
 
 def _write(
@@ -127,8 +134,10 @@ def _write(
                 advance=lambda size: bar.advance(size / 2**20),
             )
         companions.copy(start.folder, base.path, folder, generates=base.task != "score")
+        if asked.pad_token:
+            companions.pad_with(asked.pad_token, folder)
         if asked.data:
-            into = _into(asked, config)
+            into = _into(asked, config, base)
             report["loss"] = merge_loss.measure(
                 asked.data, config, base, start.folder, merged=folder, into=into, progress=progress
             )
@@ -147,9 +156,9 @@ def _write(
 
 
 def _bytes(base: Path, itemsize: int) -> int:
-    from mlflow_ft.engine.tensor_files import ModelFiles
+    from mlflow_ft.engine import bnb_files
 
-    entries = ModelFiles(base).entries.values()
+    entries = bnb_files.of(base).entries.values()
     return sum(entry.size // entry.dtype.itemsize * itemsize for entry in entries)
 
 

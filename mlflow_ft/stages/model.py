@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mlflow_ft.job import BaseModel, Data, Job, Model
-from mlflow_ft.stages import init_from, start
+from mlflow_ft.stages import fitting, init_from, start
+
+if TYPE_CHECKING:
+    from mlflow_ft.engine.own_quantization import Own
 
 SPACE = 4
 """Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, that copy read
@@ -15,10 +19,17 @@ EXPERTS = "mlflow_ft.experts"
 """The tag that says what trains of a mixture of experts."""
 
 
-def find(job: Job) -> BaseModel:
-    """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it."""
+def find(job: Job) -> tuple[Job, BaseModel]:
+    """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it.
+
+    Returns the job fitted to it, too; see `fitted`.
+    """
+    from mlflow_ft.engine import generation, own_quantization
+
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
+    own = own_quantization.of(base.path)
+    own_quantization.check_training(job.config, own)
     start.check_exports(job.config, job.registry, base.path)
     if base.start:
         from mlflow_ft.engine import skeleton
@@ -31,27 +42,49 @@ def find(job: Job) -> BaseModel:
             "mlflow_ft.base_origin": base.origin,
         }
     )
-    start.check_space(job, SPACE * sum(file.stat().st_size for file in base.path.glob("*.safetensors")))
+    start.check_space(job, SPACE * own_quantization.whole_size(base.path))
     job.progress.say(f"model: {base.name} ({base.origin})")
-    return base
+    if own:
+        _tell_own(job, own)
+    if text := generation.told(generation.read(base.path), base.path):
+        job.progress.warn(text)
+        job.run.set_tags({"mlflow_ft.generation_config": text})
+    return fitted(job, base), base
+
+
+def fitted(job: Job, base: BaseModel) -> Job:
+    """The job with the settings that fit the base; where one was changed, the run keeps it."""
+    config = fitting.fitted(job.config, base, job.registry, job.progress)
+    if config is job.config:
+        return job
+    job.run.log_config(config)
+    return replace(job, config=config)
+
+
+def _tell_own(job: Job, own: Own) -> None:
+    """Say how the files of a base are quantised, and what is made of that."""
+    way = "they are read as plain weights"
+    if own.held:
+        way = f"they are held as they are, computing in {job.config.model.dtype}; a merge goes into what they stand for"
+    job.progress.say(f"its own files are in {own.told}: {way}")
+    job.run.set_tags({"mlflow_ft.base_quantization": own.make})
 
 
 def load(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training."""
-    from mlflow_ft.engine import experts, hardware, models, text_part
+    from mlflow_ft.engine import experts, hardware, own_quantization, text_part, trainable
 
     job.run.begin("model")
     if parts := text_part.of(base.path, task=base.task):
         job.progress.say(parts.said(base.name, adapter=job.config.adapter.kind != "none"))
     with job.progress.bar("load model"):
-        model = models.prepare(job, data, base)
+        model = trainable.prepare(job, data, base)
     device = hardware.describe()
     job.run.set_tags({"mlflow_ft.device": device})
     share = model.trainable / model.total
-    job.progress.say(
-        f"{device}; {model.total:,} weights (quantised: {job.config.model.quantize}), "
-        f"{model.trainable:,} train ({share:.1%})"
-    )
+    own = own_quantization.of(base.path)
+    held = own.make if own and own.held else job.config.model.quantize
+    job.progress.say(f"{device}; {model.total:,} weights (quantised: {held}), {model.trainable:,} train ({share:.1%})")
     config = job.config
     if told := experts.told(model.module, by_name=config.adapter.kind == "lora", quantize=config.model.quantize):
         job.run.set_tags({EXPERTS: told})

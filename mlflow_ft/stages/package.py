@@ -103,14 +103,14 @@ def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
     folder.mkdir(parents=True, exist_ok=True)
     with job.progress.bar(f"package {record.name}"):
         record.package(job, trained, folder)
-        bundle.complete(job, data, folder)
+        bundle.complete(job, data, folder, base=trained.base)
         bundle.check_tokenizer(data, folder)
     limits = compare.Limits.of_package(job.config.package)
     on_whole = _on_whole(job, data, trained, folder, limits)
     with job.progress.bar(f"compare {record.name}"):
         form = Loaded(models.load_saved(job.config, trained.base, folder))
         parity = _compared(job, data, trained, record.name, form, limits)
-        said = round_trip.said(job, data, form) if served(record) else ()
+        said = round_trip.said(job, data, trained, form) if served(record) else ()
     return Kept(record=record, folder=folder, parity={**parity, **on_whole}, said=said)
 
 
@@ -156,14 +156,17 @@ def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: 
     limits = compare.Limits.of_export(job.config.package, record)
     with job.progress.bar(f"compare {record.name}"), record.opened(folder) as form:
         parity = _compared(job, data, trained, record.name, form, limits)
-        said = round_trip.said(job, data, form) if served(record) else ()
+        said = round_trip.said(job, data, trained, form) if served(record) else ()
     return Kept(record=record, folder=folder, parity=parity, said=said)
 
 
 @contextmanager
 def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Iterator[Path]:
     """The whole model to make a form of: the packaged one, or the merge into the original weights; see `grid`."""
-    if trained.adapter is None or not record.grid or record.grid != job.config.model.quantize:
+    from mlflow_ft.engine import own_quantization
+
+    rounded = bool(record.grid) and record.grid == job.config.model.quantize
+    if trained.adapter is None or not rounded or own_quantization.of(trained.base.path):
         yield source
         return
     from mlflow_ft.engine import companions, merge
@@ -171,7 +174,7 @@ def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Itera
     with tempfile.TemporaryDirectory(dir=job.folder / "package") as scratch:
         merge.merge(job, trained, Path(scratch, "original"), original=True)
         companions.copy_files(source, Path(scratch, "original"))
-        shutil.copy(source / "generation_config.json", Path(scratch, "original"))
+        shutil.copyfile(source / "generation_config.json", Path(scratch, "original", "generation_config.json"))
         yield Path(scratch, "original")
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,6 +99,7 @@ def make(
     mixed = split.mix(_hashes(train), _column(train, "source"), train.weights, seed=config.run.seed)
     kept, out = (mixed, held_out_all(held)) if held else _split(train, mixed, config, strict=strict)
     sides = Side(stored=train, indices=kept), Side(stored=held or train, indices=out)
+    _check_prompt(sides[0], tokenizer)
     report, removable = findings.of(config, *sides, registry=registry, plugins=plugins)
     names = [source.asked for source in train.sources]
     return Ready(
@@ -109,6 +111,18 @@ def make(
         taken=split.counts_by_source(mixed, _column(train, "source"), names) if any(train.weights) else {},
         taught_tools=tool_text.taught(tokenizer),
     )
+
+
+def _check_prompt(side: Side, tokenizer: Any) -> None:
+    """Refuse tokens without embeddings in what the template writes before an answer, which no row may hold."""
+    from mlflow_ft.engine import render, room
+
+    first = next(iter(store.examples(side.stored.table, side.indices[:1])), None)
+    if first is None or first.kind == "text":
+        return
+    with suppress(render.MaskError, *render.REFUSALS):  # what cannot be asked is reported by who asks it
+        ids = render.prompt_ids(tokenizer, first)
+        room.refuse_ids(tokenizer, ids, place="what the template writes before an answer")
 
 
 def _column(found: Stored, name: str) -> Indices:

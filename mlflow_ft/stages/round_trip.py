@@ -28,20 +28,36 @@ ASKED = 2
 Answers = Mapping[str, Sequence[str]]
 
 
-def prompts(job: Job, data: Data) -> list[Example]:
-    """The first held-out rows that a model can be asked for; none for a model that scores."""
-    from mlflow_ft.engine import samples
+def prompts(job: Job, data: Data, trained: Trained) -> list[Example]:
+    """The first held-out rows that a model can be asked for, and that leave it positions for the answer.
 
-    return samples.prompts(job, data)[:ASKED]
+    None for a model that scores.
+    """
+    from mlflow_ft.engine import reference, render, room, samples
+
+    found = samples.prompts(job, data)
+    most = room.made_for(trained.base.path, trust_remote_code=job.config.model.trust_remote_code)
+    if most is not None:
+        most -= reference.LENGTH + _virtual(trained)
+        found = [one for one in found if len(render.prompt_ids(data.tokenizer, one)) <= most]
+    return found[:ASKED]
 
 
-def said(job: Job, data: Data, form: Form) -> list[str]:
+def _virtual(trained: Trained) -> int:
+    """Positions that a learned prompt takes."""
+    if trained.adapter is None:
+        return 0
+    settings = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(settings.get("num_virtual_tokens") or 0)
+
+
+def said(job: Job, data: Data, trained: Trained, form: Form) -> list[str]:
     """What a form in memory says to them, greedily."""
     from mlflow_ft.engine import reference, render
 
     return [
         reference.text(form, data.tokenizer, render.prompt_ids(data.tokenizer, example))
-        for example in (prompts(job, data) if job.config.package.round_trip else ())
+        for example in (prompts(job, data, trained) if job.config.package.round_trip else ())
     ]
 
 
@@ -55,7 +71,7 @@ def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], ex
     """
     if not job.config.package.round_trip or not models:
         return
-    requests = [_request(example) for example in prompts(job, data)]
+    requests = [_request(example) for example in prompts(job, data, trained)]
     with (
         tempfile.TemporaryDirectory(dir=job.folder) as scratch,
         job.progress.bar("load what was logged in a fresh process"),

@@ -109,15 +109,15 @@ def compared(asked: str, *, base: str | None, progress: Progress) -> Served:
 
 def _load(start: init_from.Start, *, base: str | None, progress: Progress) -> Any:
     """A model by itself, ready to answer."""
-    from mlflow_ft.engine import chat_model, hub, models
+    from mlflow_ft.engine import chat_model, generation, hub, models
 
     chat = chat_model.ChatModel()
     with progress.bar(f"load {start.uri}"), hub.quiet_transformers():
         if start.base is None:
-            chat.adopt(chat_model.load_whole(start.folder), start.folder)
+            chat.adopt(chat_model.load_whole(start.folder, **generation.for_loading(start.folder)), start.folder)
         else:
             found = _base_of(start, base, progress)
-            held = chat_model.load_base(str(found.path), _note(start))
+            held = chat_model.load_base(str(found.path), _note(start), **generation.for_loading(found.path))
             module = models.with_adapter(held, start.folder, say=progress.say)
             chat.adopt(module, _with_tokenizer(start, found.path).tokenizer)
     if not chat.tokenizer.chat_template:
@@ -130,11 +130,16 @@ def _load(start: init_from.Start, *, base: str | None, progress: Progress) -> An
 
 def _load_base(found: BaseModel, start: init_from.Start, tuned: Any, progress: Progress) -> Any:
     """The base as a model of its own. It is asked in the words of the tuned one, as it was when both were scored."""
-    from mlflow_ft.engine import chat_model, hub
+    from mlflow_ft.engine import chat_model, generation, hub
 
+    options = generation.for_loading(found.path)
     with progress.bar(f"load {found.name}"), hub.quiet_transformers():
         note = {} if start.base is None else _note(start)
-        held = chat_model.load_base(str(found.path), note) if note else chat_model.load_whole(found.path)
+        held = (
+            chat_model.load_base(str(found.path), note, **options)
+            if note
+            else chat_model.load_whole(found.path, **options)
+        )
     chat = chat_model.ChatModel()
     chat.adopt(held, found.path)
     if len(tuned.tokenizer) <= held.get_input_embeddings().weight.shape[0]:
@@ -146,11 +151,14 @@ def _load_base(found: BaseModel, start: init_from.Start, tuned: Any, progress: P
 
 
 def _base_of(start: init_from.Start, base: str | None, progress: Progress) -> BaseModel:
+    from mlflow_ft.engine import adapter_tokens
+
     asked = adapters.Asked(adapter=start.uri, out=Path(), base=uri_of(base) if base else None)
     found = adapters.base_of(asked, adapters.config_of(asked, start), start, progress)
     if start.base is not None and (start.folder / init_from.ADAPTER_FILE).is_file():
         from mlflow_ft.engine import skeleton
 
+        adapter_tokens.check(start.folder, found, pads=False)
         skeleton.check(found.path, start.folder, task=found.task)
     return found
 
@@ -219,7 +227,7 @@ def _check_same(
 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "int8" if value.get("load_in_8bit") else str(value.get("bnb_4bit_quant_type"))
+        return "int8" if value.get("load_in_8bit") else str(value.get("bnb_4bit_quant_type") or value["quant_method"])
     return str(value or "none")
 
 

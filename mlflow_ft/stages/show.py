@@ -104,6 +104,8 @@ def _shown(
     encoder: Encoder,
     numbers: Iterator[int],
 ) -> Iterator[Shown]:
+    from mlflow_ft.engine import room
+
     divided = [None if isinstance(one, Unreadable) else turns.parts(one[1], settings) for one in batch]
     results = iter(encoder.tokenise([part.example for parts in divided for part in parts or ()]))
     for one, parts in zip(batch, divided, strict=True):
@@ -112,7 +114,10 @@ def _shown(
             yield Shown(row=number, file=one.file, line=one.line, format=name, dropped=one.reason)
         for part in parts or ():
             place: Place = one if isinstance(one, Unreadable) else one[0]
-            shown = as_shown(place, part.example, next(results), name, max_length=settings.max_length, number=number)
+            result = next(results)
+            for tokenised in result if isinstance(result, list) else ():
+                room.refuse_ids(encoder.tokenizer, tokenised.ids, place=f"{place.file}:{place.line}")
+            shown = as_shown(place, part.example, result, name, max_length=settings.max_length, number=number)
             yield replace(shown, turn=part.turn)
 
 

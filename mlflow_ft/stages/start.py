@@ -33,22 +33,14 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
         ConfigError: the reward model or the gates are not what they were. ResourceError: the folder cannot be written.
     """
     run.begin("config")
-    made = Job(
-        config=config,
-        plugins=plugins,
-        registry=registry,
-        run=run,
-        folder=config.run.output_dir.expanduser().resolve() / run.run_id,
-        progress=progress,
-    )
-    with writing(made.folder):
-        run.open_journal(made.folder)
-    if config.rollout.reward_model:
-        uri, folder = init_from.reward_model(config.rollout.reward_model, progress)
-        made = replace(made, reward_model=folder)
-        run.set_tags({"mlflow_ft.reward_model": uri})
+    folder = config.run.output_dir.expanduser().resolve() / run.run_id
+    made = opened(config, plugins, registry, run, progress, folder=folder)
     run.set_tags(
-        {"mlflow_ft.method": config.method, "mlflow_ft.trust_remote_code": str(config.model.trust_remote_code)}
+        {
+            "mlflow_ft.method": config.method,
+            "mlflow_ft.trust_remote_code": str(config.model.trust_remote_code),
+            "mlflow_ft.folder": str(folder),
+        }
     )
     run.log_config(config)
     run.log_environment(plugins)
@@ -57,6 +49,25 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     if config.registry.gates:
         record_gates(made, config.registry.gates)
     run.system_metrics()
+    return made
+
+
+def opened(
+    config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress, *, folder: Path
+) -> Job:
+    """Open the run's folder and its journal, and find the reward model.
+
+    Raises:
+        ConfigError: the reward model is not what it was. ResourceError: the folder cannot be written. TrackingError:
+        another process works in it.
+    """
+    made = Job(config=config, plugins=plugins, registry=registry, run=run, folder=folder, progress=progress)
+    with writing(folder):
+        run.open_journal(folder)
+    if config.rollout.reward_model:
+        uri, reward_model = init_from.reward_model(config.rollout.reward_model, progress)
+        made = replace(made, reward_model=reward_model)
+        run.set_tags({"mlflow_ft.reward_model": uri})
     return made
 
 
@@ -146,6 +157,8 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
     Raises:
         ConfigError: there will be no whole model, or an exporter is not ready.
     """
+    from mlflow_ft.engine import own_quantization
+
     names = config.package.exports or ()
     adapter = registry.adapters[config.adapter.kind]
     whole = "model" if adapter.name == "none" else "merged"
@@ -159,9 +172,16 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
             "package.exports are made of the whole model, and package.packagers leaves it out",
             hint=f"--package.packagers {','.join([whole, *(config.package.packagers or ())])}",
         )
+    own = own_quantization.of(base) if base else None
     for name in names:
         if reason := registry.exporters[name].ready(base):
             raise ConfigError(f"package.exports: {name} cannot be made: {reason}")
+        if own and own.make == registry.exporters[name].grid:
+            raise ConfigError(
+                f"package.exports: {name} cannot be made: the base's own files are in {own.told}, and rounding to the "
+                "same grid once more would take the adapter away",
+                hint="leave it out, and serve the adapter beside its base; or name the base in full precision",
+            )
 
 
 def check_settings(config: Config, trainer: Trainer) -> None:

@@ -108,7 +108,32 @@ def prepare(
     folder, found = cache.find_or_make(_key(parts, opened, config, plugins, told, quality=quality), make)
     if found:
         progress.say(f"{title}: prepared before, with the same data, template and settings")
-    return _read(folder, opened, parts, tokenizer)
+    done = _read(folder, opened, parts, tokenizer)
+    _check_ids(done, tokenizer)
+    return done
+
+
+def _check_ids(found: Stored, tokenizer: Any) -> None:
+    """Refuse rows with tokens that the model has no embeddings for, before its weights are loaded.
+
+    Raises:
+        ModelError: there is such a row.
+    """
+    import pyarrow.compute as pc
+
+    from mlflow_ft.engine import room
+
+    rows = getattr(tokenizer, "rows", None)
+    for column in ("input_ids", "rejected_ids"):
+        ids = found.table.column(column)
+        most = pc.max(pc.list_flatten(ids)).as_py() if rows is not None else None
+        if most is None or most < rows:
+            continue
+        over = pc.greater_equal(pc.list_flatten(ids), rows)
+        index = pc.list_parent_indices(ids).filter(over)[0].as_py()
+        line = found.table.column("line")[index].as_py()
+        place = f"{found.files[found.table.column('file')[index].as_py()]}:{line}"
+        room.refuse_ids(tokenizer, pc.unique(pc.list_flatten(ids).filter(over)).to_pylist(), place=place)
 
 
 def _meta(tally: rows.Tally, quality: Quality | None, encoder: Encoder) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from mlflow_ft.job import BaseModel, Data, Job, Trained
-from mlflow_ft.stages import checkpoints, done, model
+from mlflow_ft.stages import checkpoints, done, model, rehearsal
 
 
 def train(job: Job, data: Data, base: BaseModel) -> Trained:
     """Train, and mark the stage's folder complete when all of it is on disk."""
     loaded = model.load(job, data, base)
+    rehearsal.rehearse(job, data, loaded)
     job.run.begin("train")
     job.plugins.hook.before_train(job=job, data=data, model=loaded)
     asked = checkpoints.asked(job, data, base)
@@ -19,5 +20,6 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     if trained.findings:
         job.run.set_tags({"mlflow_ft.training_findings": "; ".join(trained.findings)})
     described = {name: str(value) for name, value in dataclasses.asdict(base).items()}
-    done.finish(trained.folder, {"base": described, "metrics": dict(trained.metrics)})
+    noted = {"base": described, "metrics": dict(trained.metrics), "findings": list(trained.findings)}
+    done.finish(trained.folder, noted)
     return trained

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import BaseFileLock
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run, RunTag
 from mlflow.models import ModelSignature
@@ -17,7 +18,7 @@ from mlflow.models import ModelSignature
 from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import environment, inputs, models, tables
+from mlflow_ft.tracking import environment, inputs, models, run_lock, tables
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
@@ -60,6 +61,7 @@ class ActiveRun:
         self._clock = clock
         self._journal: Journal | None = None
         self._monitor: JournalledMonitor | None = None
+        self._lock: BaseFileLock | None = None
 
     @property
     def url(self) -> str | None:
@@ -85,8 +87,13 @@ class ActiveRun:
     # --- metrics, through the journal
 
     def open_journal(self, folder: Path) -> None:
-        """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first."""
+        """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first.
+
+        Raises:
+            TrackingError: another process keeps them there.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = run_lock.acquired(folder, self.run_id)
         RunFile(run_id=self.run_id, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id).write(folder)
         send = sender(tracking_uri=self.tracking_uri, run_id=self.run_id)
         self._journal = Journal(folder / JOURNAL_FILE, send)
@@ -134,7 +141,10 @@ class ActiveRun:
     def close_journal(self, timeout: float) -> int:
         """Deliver what is left and return how many entries could not be; `open_run` does this at its end."""
         journal, self._journal = self._journal, None
-        return journal.close(timeout) if journal else 0
+        left = journal.close(timeout) if journal else 0
+        if self._lock:
+            self._lock.release()
+        return left
 
     def system_metrics(self) -> None:
         """Journal CPU, memory, disk, network and GPU every 10 s until the run closes (MLFLOW_SYSTEM_METRICS_*)."""

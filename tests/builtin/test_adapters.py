@@ -12,7 +12,7 @@ import pytest
 from mlflow_ft import plugins
 from mlflow_ft.builtin.tuners import OF_PEFT, Tuner
 from mlflow_ft.config.methods import AdapterSection
-from mlflow_ft.engine import models
+from mlflow_ft.engine import models, trainable
 from mlflow_ft.errors import ConfigError, FineTuneError
 from mlflow_ft.job import Model
 from mlflow_ft.registry import Registry
@@ -164,7 +164,7 @@ def test_what_the_model_cannot_take_is_an_error_with_a_remedy(
 ) -> None:
     one = bench("lora", **{"adapter.kind": kind}, **settings)
     with pytest.raises(FineTuneError) as caught:
-        models.prepare(one.job, one.data, one.base)
+        trainable.prepare(one.job, one.data, one.base)
     assert words in str(caught.value)
     assert caught.value.hint
 

@@ -77,7 +77,7 @@ def test_every_end_token_of_adapter_base_and_tokenizer(
     run: Run, adapter: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_model, tmp_path / "base")
-    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [7], "top_k": 5}')
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [7], "do_sample": true, "top_k": 5}')
     own = shutil.copytree(adapter, tmp_path / "adapter")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, own / file)

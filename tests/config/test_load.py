@@ -88,7 +88,8 @@ def test_keys_that_cannot_be_used_are_told_together() -> None:
         "--revision (command line)  ambiguous key; write model.revision or data.revision",
         (
             "--adapter (command line)  a section, not a field; "
-            "adapter has kind, r, lora_alpha, lora_dropout, target_modules, layers_to_transform, use_rslora, use_dora, "
+            "adapter has kind, r, lora_alpha, lora_dropout, target_modules, target_parameters, layers_to_transform, "
+            "use_rslora, use_dora, "
             "init_lora_weights, modules_to_save, trainable_token_indices, num_virtual_tokens, init_text, options"
         ),
         "--data.fromat (command line)  unknown key; did you mean data.format?",
@@ -286,7 +287,8 @@ def test_the_problems_of_all_layers_are_told_together_even_where_a_higher_layer_
         "5 problems in the configuration",
         (
             "  method qlora  adapter.nope_nope  unknown key; "
-            "adapter has kind, r, lora_alpha, lora_dropout, target_modules, layers_to_transform, use_rslora, use_dora, "
+            "adapter has kind, r, lora_alpha, lora_dropout, target_modules, target_parameters, layers_to_transform, "
+            "use_rslora, use_dora, "
             "init_lora_weights, modules_to_save, trainable_token_indices, num_virtual_tokens, init_text, options"
         ),
         "  qlora.yaml line 2  adapter.rnak  unknown key; did you mean adapter.r?",

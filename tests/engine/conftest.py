@@ -15,7 +15,7 @@ from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.data import fingerprint
 from mlflow_ft.data.store import Column
-from mlflow_ft.engine import hub, masking, models, tokenizers
+from mlflow_ft.engine import hub, masking, models, tokenizers, trainable
 from mlflow_ft.job import Data, Encoded, Job, Split, Trained
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
@@ -54,7 +54,7 @@ class Bench:
 
     def train(self) -> Trained:
         method = self.job.registry.trainers[self.job.config.method]
-        return method.train(self.job, self.data, models.prepare(self.job, self.data, self.base))
+        return method.train(self.job, self.data, trainable.prepare(self.job, self.data, self.base))
 
     def curve(self, key: str) -> list[float]:
         return [value for name, _, value in self.points if name == key]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftConfig
 
-from mlflow_ft.engine import adalora, merge, models, parity, sft
+from mlflow_ft.engine import adalora, merge, models, parity, sft, trainable
 from mlflow_ft.errors import ConfigError
 
 Bencher = Callable[..., Any]
@@ -19,7 +19,7 @@ SETTINGS = {"adapter.kind": "adalora", "adapter.r": 4, "max_steps": 12, "learnin
 
 def test_ranks_are_taken_away_until_the_asked_ones_are_left(bench: Bencher) -> None:
     one = bench("lora", **SETTINGS)
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     layers = 14
     assert model.module.peft_config["default"].init_r == 6
     trained = sft.train(one.job, one.data, model)
@@ -41,7 +41,7 @@ def test_a_layer_without_a_rank_comes_back_and_merges(bench: Bencher, tmp_path: 
 
 def test_the_schedule_is_of_the_steps_that_there_are(bench: Bencher) -> None:
     one = bench("lora", **SETTINGS)
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     sft.train(one.job, one.data, model)
     settings = model.module.peft_config["default"]
     assert (settings.total_step, settings.tinit, settings.tfinal) == (12, 1, 3)
@@ -54,7 +54,7 @@ def test_a_schedule_without_room_is_refused(bench: Bencher) -> None:
 
 def test_the_gradient_is_that_of_the_paper(bench: Bencher) -> None:
     one = bench("lora", **SETTINGS)
-    module = models.prepare(one.job, one.data, one.base).module
+    module = trainable.prepare(one.job, one.data, one.base).module
     factors = {name: weight for name, weight in module.named_parameters() if "lora_A" in name or "lora_B" in name}
     penalty = torch.stack(
         [
@@ -72,7 +72,7 @@ def test_the_gradient_is_that_of_the_paper(bench: Bencher) -> None:
 def test_the_penalty_moves_the_factors(bench: Bencher) -> None:
     def off(weight: str) -> float:
         one = bench("lora", **SETTINGS, **{"adapter.options": f"orth_reg_weight={weight}"})
-        model = models.prepare(one.job, one.data, one.base)
+        model = trainable.prepare(one.job, one.data, one.base)
         sft.train(one.job, one.data, model)
         factors = [w.detach() for name, w in model.module.named_parameters() if "lora_A" in name]
         return sum(float(torch.linalg.matrix_norm(w @ w.T - torch.eye(6))) for w in factors)

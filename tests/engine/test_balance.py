@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from mlflow_ft.engine import fused_head, models, routers
+from mlflow_ft.engine import fused_head, routers, trainable
 from mlflow_ft.engine.loss import full_token_loss, token_loss
 from mlflow_ft.errors import ConfigError
 from tests.invariants.test_preference import pairs
@@ -158,7 +158,7 @@ def test_the_switch_is_off_outside_the_steps(bench: Bench, small: Small, method:
     base = small("qwen3_moe", output_router_logits=True, router_aux_loss_coef=0.003)
     assert AutoConfig.from_pretrained(base).output_router_logits
     one = bench(method, model=base, max_steps=2, eval_steps=1, **{"adapter.kind": "none", **rows})
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     seen = []
     module = model.module
     generate = module.generate

@@ -17,7 +17,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_ft.engine import bundle, hub, judge, merge, models, parity, sft
+from mlflow_ft.engine import bundle, hub, judge, merge, models, parity, sft, trainable
 from mlflow_ft.tracking import verify_manifest, write_manifest
 from tests.engine.conftest import lay
 
@@ -365,7 +365,7 @@ def test_a_learned_prompt_answers_as_it_was_trained(
     settings = {"adapter.kind": kind, "model.quantize": quantize, "learning_rate": 0.3, "max_steps": 12}
     settings |= {"adapter.init_text": "red green"} if kind == "cpt" else {"adapter.num_virtual_tokens": 5}
     one = lay(tmp_path / "job", "lora", model=learned.trained.model, **settings)
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     trained = sft.train(one.job, one.data, model)
     examples = list(one.data.eval.examples)[:4]
     wanted = judge.answers(model.module, one.data, examples, max_new_tokens=8, batch_size=4)

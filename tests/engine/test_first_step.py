@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from mlflow_ft.engine import models, sft
+from mlflow_ft.engine import sft, trainable
 from mlflow_ft.engine.first_step import GradientCallback
 from mlflow_ft.errors import RefusedError
 
@@ -20,7 +20,7 @@ Bencher = Callable[..., Any]
 def test_an_adapter_that_the_model_does_not_go_through_is_refused(bench: Bencher) -> None:
     """The output of every adapted layer is cut off from the graph, as code of a model may do."""
     one = bench("lora", **{"adapter.target_modules": "[down_proj]"})
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     for name, layer in model.module.named_modules():
         if name.endswith("down_proj"):
             layer.register_forward_hook(lambda layer, inputs, output: output.detach())

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from mlflow_ft.engine import experts, linear, merge, models
+from mlflow_ft.engine import experts, linear, merge, models, trainable
 from mlflow_ft.errors import ConfigError, ModelError
 from mlflow_ft.stages import start
 
@@ -61,7 +61,7 @@ def test_experts_and_routers_are_found_by_their_shapes(small: Small, kind: str) 
 )
 def test_what_trains_is_said(bench: Bench, small: Small, kind: str, method: str, settings: dict[str, Any]) -> None:
     one = bench(method, model=small(kind), **settings)
-    module = models.prepare(one.job, one.data, one.base).module
+    module = trainable.prepare(one.job, one.data, one.base).module
     said = experts.told(module, by_name=method == "lora", quantize=one.job.config.model.quantize)
     trained, _, left = said.rpartition(" train")
     named = f"the experts ({', '.join(FUSED)})"
@@ -77,7 +77,7 @@ def test_what_trains_is_said(bench: Bench, small: Small, kind: str, method: str,
 def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
     settings = {"adapter.target_parameters": "experts", "adapter.layers_to_transform": "[1]"}
     one = bench("lora", model=small("qwen3_moe"), **settings)
-    module = models.prepare(one.job, one.data, one.base).module
+    module = trainable.prepare(one.job, one.data, one.base).module
     names = [name for name, weight in module.named_parameters() if weight.requires_grad]
     assert names
     assert all(".layers.1." in name for name in names)
@@ -114,7 +114,7 @@ def test_what_cannot_be_done_with_experts_is_refused(
 def test_names_that_fit_nothing_are_refused(bench: Bench, small: Small, options: str, words: str) -> None:
     one = bench("lora", model=small("qwen3_moe"), **{"adapter.options": options})
     with pytest.raises(ModelError) as caught:
-        models.prepare(one.job, one.data, one.base)
+        trainable.prepare(one.job, one.data, one.base)
     assert words in str(caught.value)
 
 
@@ -123,7 +123,7 @@ def test_names_of_transformers_4_mean_the_experts_as_peft_reads_them(bench: Benc
     options = "{alpha_pattern: {experts.down_proj: 4}}"
     settings = {"adapter.target_modules": "[q_proj, gate_proj, up_proj, down_proj]", "adapter.options": options}
     one = bench("lora", model=small("qwen3_moe"), **settings)
-    module = models.prepare(one.job, one.data, one.base).module
+    module = trainable.prepare(one.job, one.data, one.base).module
     layers = {name: layer for name, layer in module.named_modules() if hasattr(layer, "parameter_name")}
     ranks = {layer.parameter_name: layer.r["default"] for layer in layers.values()}
     assert ranks == {"down_proj": 16, "gate_up_proj": 32}
@@ -144,7 +144,7 @@ def test_all_linear_leaves_out_what_takes_no_adapter(small: Small, kind: str, le
 def test_adapters_find_their_layers_on_models_that_peft_does_not_know(bench: Bench, small: Small, kind: str) -> None:
     for model, name in (("qwen3_moe", "v_proj"), ("deepseek_v3", "kv_b_proj")):
         one = bench("lora", model=small(model), **{"adapter.kind": kind})
-        names = [name for name, weight in models.prepare(one.job, one.data, one.base).module.named_parameters()]
+        names = [name for name, weight in trainable.prepare(one.job, one.data, one.base).module.named_parameters()]
         assert any(name in one and kind in one for one in names)
 
 
@@ -185,7 +185,7 @@ def test_adapted_experts_come_back_and_are_merged(
 ) -> None:
     settings = {"adapter.target_parameters": "experts", "package.dtype": "float32"}
     one = bench(method, model=small(kind), max_steps=3, learning_rate=3e-2, **settings)
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     trained = one.job.registry.trainers[method].train(one.job, one.data, model)
     wanted, bare = says(model.module), says(models.load_base(one.job.config, one.base))
     assert not torch.allclose(wanted, bare, atol=1e-3)

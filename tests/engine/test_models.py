@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from mlflow_ft.engine import models, sft
+from mlflow_ft.engine import models, sft, trainable
 from mlflow_ft.errors import ModelError
 
 Bench = Callable[..., Any]
@@ -59,7 +59,7 @@ def test_the_base_is_held_as_asked(bench: Bench, quantize: str, kind: str) -> No
 def test_modules_that_are_not_there_are_refused(bench: Bench, method: str) -> None:
     one = bench(method, **{"adapter.target_modules": "no_such_layer"})
     with pytest.raises(ModelError, match="does not fit") as caught:
-        models.prepare(one.job, one.data, one.base)
+        trainable.prepare(one.job, one.data, one.base)
     assert "adapter.target_modules" in caught.value.hint
 
 
@@ -74,8 +74,8 @@ def test_weights_that_cannot_be_read_are_refused(bench: Bench, tmp_path: Path) -
 
 def test_only_the_adapter_trains_and_all_of_it_is_counted(bench: Bench) -> None:
     one = bench("qlora", **{"adapter.r": 4})
-    plain = models.prepare(bench("full").job, one.data, one.base)
-    found = models.prepare(one.job, one.data, one.base)
+    plain = trainable.prepare(bench("full").job, one.data, one.base)
+    found = trainable.prepare(one.job, one.data, one.base)
     names = {name for name, weight in found.module.named_parameters() if weight.requires_grad}
     assert names
     assert all("lora_" in name for name in names)
@@ -87,7 +87,7 @@ def test_only_the_adapter_trains_and_all_of_it_is_counted(bench: Bench) -> None:
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapter_weights_stay_float32_through_training(bench: Bench, method: str) -> None:
     one = bench(method, **{"model.dtype": "bfloat16", "max_steps": 2})
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     trained = sft.train(one.job, one.data, model)
     training = {weight.dtype for weight in model.module.parameters() if weight.requires_grad}
     saved = {weight.dtype for weight in load_file(trained.folder / "adapter" / "adapter_model.safetensors").values()}
@@ -99,7 +99,7 @@ def test_another_seed_makes_another_adapter_and_the_same_one_the_same(bench: Ben
     def weights(seed: int) -> torch.Tensor:
         one = bench("lora", seed=seed)
         torch.rand(3)  # whatever was drawn before
-        module = models.prepare(one.job, one.data, one.base).module
+        module = trainable.prepare(one.job, one.data, one.base).module
         return module.get_parameter("base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight").detach()
 
     assert torch.equal(weights(1), weights(1))
@@ -108,7 +108,7 @@ def test_another_seed_makes_another_adapter_and_the_same_one_the_same(bench: Ben
 
 def test_the_model_is_told_the_end_and_pad_tokens(bench: Bench) -> None:
     one = bench("lora")
-    module = models.prepare(one.job, one.data, one.base).module.get_base_model()
+    module = trainable.prepare(one.job, one.data, one.base).module.get_base_model()
     tokenizer = one.data.tokenizer
     assert module.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert module.generation_config.pad_token_id == module.config.pad_token_id == tokenizer.pad_token_id
@@ -136,5 +136,5 @@ def test_saved_dtype(bench: Bench, tmp_path: Path, asked: str, stored: dict[str,
 def test_the_adapter_names_its_base_not_where_it_lies(bench: Bench, method: str, revision: str, kept: str) -> None:
     one = bench(method)
     base = replace(one.base, name_or_path="owner/name", revision=revision)
-    settings = models.prepare(one.job, one.data, base).module.peft_config["default"]
+    settings = trainable.prepare(one.job, one.data, base).module.peft_config["default"]
     assert (settings.base_model_name_or_path, settings.revision) == ("owner/name", kept)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from mlflow_ft.engine import models, online
+from mlflow_ft.engine import online, trainable
 from mlflow_ft.errors import ConfigError, DataError, RefusedError
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import make_rows
@@ -70,7 +70,7 @@ def make(bench: Bench, rewards: Path) -> Bench:
 
 def train(one: Any, model: Any = None) -> Any:
     run = METHODS[one.job.config.method][0]
-    return run(one.job, one.data, model or models.prepare(one.job, one.data, one.base))
+    return run(one.job, one.data, model or trainable.prepare(one.job, one.data, one.base))
 
 
 def weights(trained: Any) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_a_plain_trl_script_learns_the_same(make: Bench, tmp_path: Path, rewards
     space: dict[str, Any] = {}
     exec(rewards.read_text(), space)  # our own text
     _, config, kind_of_trainer = METHODS[method]
-    module = models.prepare(one.job, one.data, one.base).module if kind == "lora" else None
+    module = trainable.prepare(one.job, one.data, one.base).module if kind == "lora" else None
     trainer = kind_of_trainer(
         model=module or AutoModelForCausalLM.from_pretrained(one.base.path, dtype=torch.float32),
         reward_funcs=[space["early"], space["length"]],
@@ -178,7 +178,7 @@ def test_the_curves_that_are_watched(make: Bench) -> None:
 def test_qlora_holds_what_trains_in_float32_and_saves_no_reference(make: Bench, method: str) -> None:
     more = {"adapter.kind": "lora", "model.quantize": "nf4", "objective.beta": 0.1, "learning_rate": 1e-2}
     one = make(method, **more)
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     trained = train(one, model)
     assert {part.dtype for part in model.module.parameters() if part.requires_grad} == {torch.float32}
     assert trained.adapter is not None
@@ -192,7 +192,7 @@ def test_qlora_holds_what_trains_in_float32_and_saves_no_reference(make: Bench, 
 def test_the_reference_leaves_the_model_as_it_was(make: Bench, start: str) -> None:
     """Some beginnings move a part of the base into the adapter: the copy that is the reference must not do it again."""
     one = make("grpo", max_steps=1, **{"adapter.kind": "lora", "init_lora_weights": start, "objective.beta": 0.1})
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     ids = torch.tensor([one.data.train.encoded[0].input_ids])
     with torch.no_grad():
         before = model.module.eval()(input_ids=ids).logits

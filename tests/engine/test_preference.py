@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mlflow_ft.engine import models, parity, preference, unpaired
+from mlflow_ft.engine import models, parity, preference, trainable, unpaired
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.job import Encoded
 from mlflow_ft.rows import Example
@@ -283,7 +283,7 @@ def test_a_reward_model_learns_and_is_read_back(bench: Callable[..., Any]) -> No
 
 def test_a_reward_adapter_keeps_its_head(bench: Callable[..., Any]) -> None:
     one = bench("reward", rows=pairs(16), max_steps=6, learning_rate=1e-2)
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     trained = one.job.registry.trainers["reward"].train(one.job, one.data, model)
     ids = torch.tensor([one.data.eval.encoded[0].input_ids])
     again = models.load_trained(one.job, one.data, trained)

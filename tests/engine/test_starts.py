@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mlflow_ft.engine import models, parity, starts
+from mlflow_ft.engine import models, parity, starts, trainable
 from mlflow_ft.engine import reference as model_reference
 from mlflow_ft.errors import ConfigError, ModelError
 
@@ -18,7 +18,7 @@ Bencher = Callable[..., Any]
 
 
 def prepared(one: Any) -> Any:
-    return models.prepare(one.job, one.data, one.base)
+    return trainable.prepare(one.job, one.data, one.base)
 
 
 def test_loftq_of_full_rank_takes_all_of_the_rounding_back(bench: Bencher, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from mlflow_ft.engine import journal_files, merge, models, sft, stream_merge
+from mlflow_ft.engine import journal_files, merge, models, sft, stream_merge, trainable
 from mlflow_ft.engine.rounding import Rounding
 from mlflow_ft.engine.skeleton import LAYERWISE, UnsuitedError
 from mlflow_ft.engine.stream_merge import Merge
@@ -178,7 +178,7 @@ def test_an_adapter_over_one_of_two_tied_layers_unties_them(
 def test_every_kind_that_streams_gives_pefts_bits(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     given = {"max_steps": 2, "learning_rate": 1e-2, "adapter.kind": kind} | NEEDED.get(kind, {})
     one = lay(tmp_path / "job", "lora", **({"model": tiny_model} | given))
-    left = sft.train(one.job, one.data, models.prepare(one.job, one.data, one.base))
+    left = sft.train(one.job, one.data, trainable.prepare(one.job, one.data, one.base))
     assert left.adapter is not None
     wanted = Merge(base=one.base.path, adapter=left.adapter, dtype=EXACT)
     type_of = json.loads((left.adapter / "adapter_config.json").read_text())["peft_type"]

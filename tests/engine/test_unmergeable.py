@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlflow_ft.engine import merge, models, unmergeable
+from mlflow_ft.engine import merge, models, trainable, unmergeable
 from mlflow_ft.errors import ModelError
 from tests.engine.foreign import made
 
@@ -26,10 +26,10 @@ OPTIONS = {
 def test_it_is_refused_before_training_where_a_merge_is_wanted(bench: Bencher, options: str) -> None:
     one = bench("lora", **{"adapter.options": options})
     with pytest.raises(ModelError, match=OPTIONS[options]) as caught:
-        models.prepare(one.job, one.data, one.base)
+        trainable.prepare(one.job, one.data, one.base)
     assert "--package.packagers adapter" in caught.value.hint
     alone = bench("lora", **{"adapter.options": options, "package.packagers": "[adapter]"})
-    assert models.prepare(alone.job, alone.data, alone.base).trainable > 0
+    assert trainable.prepare(alone.job, alone.data, alone.base).trainable > 0
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def test_biases_are_merged_where_the_base_has_them(tmp_path: Path) -> None:
 
 def test_trying_a_layer_leaves_the_model_as_it_is(bench: Bencher) -> None:
     one = bench("lora", **{"adapter.init_lora_weights": "gaussian"})
-    module = models.prepare(one.job, one.data, one.base).module
+    module = trainable.prepare(one.job, one.data, one.base).module
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
     assert unmergeable.of_model(module) == ""
     assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())

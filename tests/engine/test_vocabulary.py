@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_ft.engine import bundle, merge, models, parity, tokenizers, vocabulary
+from mlflow_ft.engine import bundle, merge, models, parity, tokenizers, trainable, vocabulary
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import make_rows
@@ -141,8 +141,8 @@ def test_what_is_one_layer_is_not_trained_as_two(
 ) -> None:
     one = bench("lora", model=base.folder, **{"adapter.kind": kind}, **settings)
     if not base.tied:
-        assert models.prepare(one.job, one.data, one.base).trainable
+        assert trainable.prepare(one.job, one.data, one.base).trainable
         return
     with pytest.raises(ConfigError, match=r"tied|is its embedding layer") as caught:
-        models.prepare(one.job, one.data, one.base)
+        trainable.prepare(one.job, one.data, one.base)
     assert caught.value.hint

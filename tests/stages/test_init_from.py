@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.engine import models, parity, tokenizers
+from mlflow_ft.engine import models, parity, tokenizers, trainable
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
@@ -63,7 +63,7 @@ def test_a_training_begins_where_the_adapter_was(
     more = {"adapter.trainable_token_indices": "[2, 3]"} if kind == "trainable-tokens" else {}
     folder = adapter(kind, **more)
     one = bench(tmp_path / "second", "lora", model=tiny_model, **{"adapter.kind": kind, "init_from": folder}, **more)
-    model = models.prepare(one.job, one.data, one.base)
+    model = trainable.prepare(one.job, one.data, one.base)
     reference = folder.parent / "reference.safetensors"
     assert model.trainable > 0
     assert parity.compare(model.module.eval(), reference)["kl_max"] < 1e-9
@@ -81,7 +81,7 @@ def test_new_tokens_are_still_there(adapter: Callable[..., Path], tiny_model: Pa
     again = {"adapter.kind": "lora", "init_from": folder}
     one = bench(tmp_path / "second", "lora", model=tiny_model, **again)
     assert {"<a>", "<b>"} < set(one.data.tokenizer.get_vocab())
-    module = models.prepare(one.job, one.data, one.base).module.eval()
+    module = trainable.prepare(one.job, one.data, one.base).module.eval()
     assert parity.compare(module, folder.parent / "reference.safetensors")["kl_max"] < 1e-9
     bench(tmp_path / "third", "lora", model=tiny_model, **again, **{"model.add_tokens": "[<a>, <b>]"})
     with pytest.raises(ConfigError, match="'<c>' cannot come to an adapter"):

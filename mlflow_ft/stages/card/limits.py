@@ -146,10 +146,16 @@ def parts(about: About) -> Iterator[str]:
 
 def held(about: About) -> Iterator[str]:
     """How the base was held, and how little the parity stands on."""
-    kind = about.config.model.quantize
+    kind, own = about.config.model.quantize, about.tags.get("mlflow_ft.base_quantization")
     if about.exported:
         yield "This form is rougher than the trained model, and was not scored itself: the scores are that model's."
-    if kind != "none" and about.is_adapter:
+    if own:
+        which = "this adapter belongs to" if about.is_adapter else "this model was made of"
+        yield (
+            f"The base's own files are quantised ({own}): {which} what they stand for, which is not the model that "
+            "they were rounded from."
+        )
+    elif kind != "none" and about.is_adapter:
         yield f"The adapter was trained beside a base held in {kind}; on the base in full precision it is another one."
     elif kind != "none":
         yield (

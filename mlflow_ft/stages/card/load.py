@@ -8,7 +8,7 @@ import shlex
 from mlflow_ft.stages.card.facts import About
 from mlflow_ft.stages.card.licence import Licence
 from mlflow_ft.stages.card.markdown import block, code, plain
-from mlflow_ft.stages.init_from import URIS
+from mlflow_ft.stages.init_from import BASE_FILE, URIS
 
 WEIGHTS = "/artifacts/model"
 
@@ -76,16 +76,21 @@ def _by_peft(about: About) -> list[str]:
         arguments.append(f"revision={_quoted(base.revision)}")
     if about.scores_answers:
         arguments.append("num_labels=1")
-    also, held = "", []
-    if about.config.model.quantize != "none":  # the base as the adapter knows it
-        also = ", BitsAndBytesConfig"
+    also, held, extra = "", [], []
+    note = json.loads((about.folder / BASE_FILE).read_text(encoding="utf-8"))
+    if note["quantization"] and not note["quantized_files"]:  # the base as the adapter knows it
+        plain = bool(note["quantization"].get("dequantize"))  # of a make that is read as plain weights
+        kind_of = "AutoQuantizationConfig" if plain else "BitsAndBytesConfig"
+        also = "" if plain else f", {kind_of}"
+        extra = ["from transformers.quantizers.auto import AutoQuantizationConfig"] if plain else []
         held = ['held = json.load(open(folder + "/base.json"))["quantization"]']
-        arguments.append("quantization_config=BitsAndBytesConfig.from_dict(held)")
+        arguments.append(f"quantization_config={kind_of}.from_dict(held)")
     return [
         *(["import json", ""] if held else []),
         "import mlflow",
         "from peft import PeftModel",
         f"from transformers import {kind}, AutoTokenizer{also}",
+        *extra,
         "",
         _folder(about),
         "tokenizer = AutoTokenizer.from_pretrained(folder)",

@@ -13,7 +13,7 @@ import pytest
 from mlflow_ft import Example, plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.data.store import Column
-from mlflow_ft.engine import hub, masking, models, tokenizers
+from mlflow_ft.engine import hub, masking, tokenizers, trainable
 from mlflow_ft.job import Data, Job, Split
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
@@ -80,7 +80,7 @@ class Bench:
     run: ListedRun = field(default_factory=ListedRun)
 
     def prepare(self) -> Any:
-        return models.prepare(self.job, self.data, self.base)
+        return trainable.prepare(self.job, self.data, self.base)
 
     def train(self) -> Any:
         from mlflow_ft_ppo.engine import ppo

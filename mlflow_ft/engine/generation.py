@@ -1,0 +1,184 @@
+"""A model's generation_config.json: read, and repaired where transformers could not read, save or follow it.
+
+The source folder is never changed: the repaired settings are those that are loaded, trained beside, saved and served.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.generation.utils import GENERATION_MODES_MAPPING
+
+from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.errors import brief
+
+FILE = "generation_config.json"
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate", "cache_implementation", *TOKENS)
+"""What decides whether other settings mean anything: these are taken first."""
+OF_CONFIG = "_from_model_config"
+"""Says that the file was made of config.json; with it transformers looks at less."""
+DEFAULTS: Mapping[str, Any] = {"top_k": 50, "num_beams": 1, "do_sample": False}
+"""What `generate` takes where a setting is not given."""
+LISTS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+ONE_ANSWER: Mapping[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "stop_strings": None,
+    "token_healing": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "num_beam_groups": None,
+    "constraints": None,
+    "force_words_ids": None,
+}
+"""What `generate` is given so that it returns one sequence of tokens a prompt, whatever the model's own settings are:
+other ways to search want a tokenizer, one row at a time or code from the Hub."""
+GREEDY: Mapping[str, Any] = {**ONE_ANSWER, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+"""The same for the likeliest token at every place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """The settings as they are used, and what was left out of them."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why, by the setting's name."""
+    readable: bool = True
+    """Whether the file holds settings at all; where not, transformers goes by the model's configuration."""
+
+    @property
+    def config(self) -> GenerationConfig:
+        with quiet_transformers():
+            return GenerationConfig.from_dict(dict(self.settings))
+
+
+def read(folder: Path) -> Repaired:
+    """The generation settings of a model's folder; empty where it has none.
+
+    Returns the file's settings as they are where transformers takes them, and else without those that it refuses.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return Repaired()
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        return Repaired(left_out={"all of it": f"it is not JSON: {brief(error)}"}, readable=False)
+    if not isinstance(settings, dict):
+        return Repaired(left_out={"all of it": "it is not a JSON object"}, readable=False)
+    return repaired(settings)
+
+
+def repaired(settings: Mapping[str, Any]) -> Repaired:
+    """Settings without what transformers would refuse to load or to save, one by one, in the order of the file.
+
+    What only sampling reads is left out of settings that do not sample: transformers ignores it, and so nothing that
+    the model says changes.
+    """
+    ordered = sorted(settings, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    kept: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in ordered:
+        value = settings[name]
+        reason = _wrong_type(name, value) or _refused({**kept, name: value}, name)
+        if reason:
+            left_out[name] = reason
+        else:
+            kept[name] = value
+    return Repaired(settings={name: kept[name] for name in settings if name in kept}, left_out=left_out)
+
+
+def for_loading(folder: Path) -> dict[str, Any]:
+    """What `from_pretrained` needs beside a folder whose settings it would refuse, or keep and refuse to save."""
+    found = read(folder)
+    return {"generation_config": found.config} if found.left_out and found.readable else {}
+
+
+def copy(source: Path, folder: Path) -> None:
+    """Write a model's settings into another folder, repaired where need be, unless it has settings already."""
+    found = read(source)
+    if not (source / FILE).is_file() or (folder / FILE).is_file():
+        return
+    if not found.left_out:
+        shutil.copyfile(source / FILE, folder / FILE)
+    elif found.readable:
+        write(found.settings, folder)
+
+
+def write(settings: Mapping[str, Any], folder: Path) -> None:
+    """Write settings as the generation_config.json of a folder."""
+    (folder / FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def told(found: Repaired, folder: Path) -> str:
+    """What was left out, in a sentence; empty where nothing was."""
+    if not found.left_out:
+        return ""
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in found.left_out.items())
+    return f"{folder / FILE} is not changed; it is used, and will be saved, without {reasons}"
+
+
+def _wrong_type(name: str, value: Any) -> str:
+    """Why a value cannot be one of this setting; transformers looks at few of them."""
+    if value is None:
+        return ""
+    if name in TOKENS:
+        wanted = "a token's id" + (" or a list of them" if name in LISTS else "")
+        return "" if all(map(_is_id, _ids(name, value))) else f"{value!r} is not {wanted}"
+    if name in LISTS and not isinstance(value, list):
+        return f"{value!r} is not a list"
+    default = GenerationConfig._get_default_generation_params().get(name)
+    if isinstance(default, bool):
+        allowed = isinstance(value, bool) or name == "early_stopping"
+        return "" if allowed else f"{value!r} is not true or false"
+    if isinstance(default, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if number else f"{value!r} is not a number"
+    return ""
+
+
+def _ids(name: str, value: Any) -> Iterator[Any]:
+    yield from value if name in LISTS and isinstance(value, list) else [value]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _refused(settings: Mapping[str, Any], name: str) -> str:
+    """What transformers has against the last of these settings."""
+    given = {key: value for key, value in settings.items() if key != OF_CONFIG}
+    try:
+        with quiet_transformers():
+            config = GenerationConfig(**given)
+            config.validate(strict=True)
+            config.to_json_string()
+            mode = GenerationConfig(**{**DEFAULTS, **given}).get_generation_mode()
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return _reason(error, name, settings[name])
+    if "/" in GENERATION_MODES_MAPPING[mode]:
+        return f"{settings[name]!r} asks for a way to search that transformers does not have any more"
+    return ""
+
+
+def _reason(error: Exception, name: str, value: Any) -> str:
+    """Why, in a few words where the case is a common one, else as transformers puts it."""
+    message = str(error)
+    if f"`{name}`" in message and "only used in sample-based" in message:
+        return f"{value!r}: only sampling reads it, and do_sample is not true"
+    if f"`{name}`" in message and "only used in beam-based" in message:
+        return f"{value!r}: only beam search reads it, and num_beams is 1"
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if f"`{name}`" in line]
+    return brief(ValueError(lines[0])) if lines else brief(error)

@@ -1,0 +1,124 @@
+"""For how many tokens and positions a base has room, read from its configuration, and which tokens have none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.errors import ModelError
+
+LIMITS = ("max_position_embeddings", "n_positions")
+SPARE = 8
+"""A table of positions may have so many rows more than the model has positions: OPT's has 2."""
+NAMES = ("pos", "wpe")
+"""One of these is in the name of every table of positions."""
+
+SHOWN = 3
+"""Tokens that a message names."""
+
+
+def _config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The configuration of the text part; None where transformers cannot read it, which is reported by who loads it."""
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return config.get_text_config()
+    except Exception:  # code that comes with a model may raise anything
+        return None
+
+
+def tokens(folder: Path, *, trust_remote_code: bool = False) -> int | None:
+    """For how many tokens the embeddings of a base have rows; None where its configuration does not say."""
+    config = _config(folder, trust_remote_code=trust_remote_code)
+    found = getattr(config, "vocab_size", None)
+    if found is None:
+        try:
+            found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+        except (OSError, ValueError, AttributeError):
+            return None
+    return int(found) if isinstance(found, int) and found > 0 else None
+
+
+def made_for(folder: Path, *, trust_remote_code: bool = False) -> int | None:
+    """How many positions a base was made for. Most read on beyond them; `positions` says which do not."""
+    return _limit(_config(folder, trust_remote_code=trust_remote_code))
+
+
+def _limit(config: Any) -> int | None:
+    found = next((value for name in LIMITS if (value := getattr(config, name, None))), None)
+    return int(found) if isinstance(found, int) and found > 0 else None
+
+
+def positions(model: Any) -> int | None:
+    """How many positions a model has, beyond which it cannot read: the rows of its table of positions.
+
+    GPT-2, OPT and GPT-J have such a table. Rotary positions, ALiBi and states have none: None. The model may be on the
+    meta device, and under an adapter.
+    """
+    config = model.config.get_text_config()
+    limit = _limit(config)
+    if limit is None or getattr(config, "rope_parameters", None):
+        return None
+    for name, table in (*model.named_parameters(), *model.named_buffers()):
+        is_table = table.dim() == 2 and limit <= len(table) <= limit + SPARE and any(one in name for one in NAMES)
+        if is_table and not hasattr(model.get_submodule(name.rpartition(".")[0]), "make_weights"):  # XGLM's grows
+            return limit
+    return None
+
+
+def left(model: Any, length: int) -> int | None:
+    """How many positions a model has behind `length` tokens and a learned prompt; None where nothing limits them."""
+    config = getattr(model, "active_peft_config", None)  # of a peft.PeftModel
+    limit = positions(model.get_base_model() if config else model)
+    learned = (config.num_virtual_tokens or 0) if config and config.is_prompt_learning else 0
+    return None if limit is None else max(limit - learned - length, 0)
+
+
+# --- the tokens of a tokenizer
+
+
+def size(tokenizer: Any) -> int:
+    """For how many tokens embeddings must have rows so that each of the tokenizer's ids has one."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return max(len(tokenizer), max(vocabulary.values(), default=-1) + 1)
+
+
+def beyond(tokenizer: Any, rows: int | None) -> dict[int, str]:
+    """The tokens of a tokenizer that have no row in embeddings of so many, by their ids."""
+    if rows is None or size(tokenizer) <= rows:
+        return {}
+    return {number: text for text, number in sorted(tokenizer.get_vocab().items()) if number >= rows}
+
+
+def told(tokens: Mapping[int, str]) -> str:
+    """A few tokens with their ids, as a message names them."""
+    shown = [f"{text!r} (id {number:,})" for number, text in sorted(tokens.items())]
+    more = f" and {len(shown) - SHOWN:,} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more
+
+
+def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
+    """Refuse tokens that the model has no embeddings for, in what would be trained on.
+
+    `tokenizer.rows` says how many there are (`tokenizers.load` sets it). `place` says where the first one is.
+
+    Raises:
+        ModelError: there is such a token.
+    """
+    rows: int | None = getattr(tokenizer, "rows", None)
+    if rows is None:
+        return
+    lost = {number: str(tokenizer.convert_ids_to_tokens(number)) for number in {*ids} if number >= rows}
+    if not lost:
+        return
+    names = ",".join(lost[number] for number in sorted(lost))
+    raise ModelError(
+        f"{place} holds {told(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
+        hint=f"give them embeddings, which are trained: --model.add_tokens '{names}'; or take a template or a "
+        "tokenizer that does not write them",
+    )

@@ -1,0 +1,73 @@
+"""What was asked for, fitted to the base: rows are no longer than the positions that it has."""
+
+from __future__ import annotations
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.job import BaseModel
+from mlflow_ft.progress import Progress
+from mlflow_ft.registry import Registry
+
+SHORTEST = 8
+"""Tokens of a row, as `data.max_length` has it."""
+
+
+def fitted(config: Config, base: BaseModel, registry: Registry, progress: Progress) -> Config:
+    """The configuration with `data.max_length` within the positions of a base that cannot read beyond them.
+
+    A default is lowered, and that is reported; a value that was given is refused. A base with rotary positions, ALiBi
+    or states reads on beyond the positions that it was made for, and is left alone.
+
+    Raises:
+        ConfigError: `data.max_length` was given, and is more than the positions; or a learned prompt takes all of them.
+    """
+    from mlflow_ft.engine import room
+
+    length = config.data.max_length
+    limit = room.made_for(base.path, trust_remote_code=config.model.trust_remote_code)
+    prompt = _prompt(config, base, registry)
+    if limit is None or length + prompt <= limit:
+        return config
+    positions = _positions(base)
+    if positions is None:
+        return config
+    left = positions - prompt
+    beside = f", and the learned prompt takes {prompt:,} of them" if prompt else ""
+    if left < SHORTEST:
+        raise ConfigError(
+            f"the model has {positions:,} positions{beside}: no row fits beside it",
+            hint="lower adapter.num_virtual_tokens, or take another adapter (--adapter.kind lora)",
+        )
+    origin = config.origins.get("data.max_length", "method")
+    if not origin.startswith("method"):
+        raise ConfigError(
+            f"data.max_length is {length:,}, and the model has {positions:,} positions{beside}",
+            hint=f"--data.max_length {left}, or leave it out; or take a model that reads more",
+        )
+    progress.say(f"data.max_length: {left:,}, not {length:,}: the model has {positions:,} positions{beside}")
+    origins = {**config.origins, "data.max_length": f"the positions of {base.name}"}
+    data = config.data.model_copy(update={"max_length": left})
+    return config.model_copy(update={"data": data, "origins": origins})
+
+
+def _prompt(config: Config, base: BaseModel, registry: Registry) -> int:
+    """Positions that a learned prompt takes."""
+    adapter = registry.adapters[config.adapter.kind]
+    if not adapter.learned_prompt:
+        return 0
+    if adapter.name != "cpt":
+        return config.adapter.num_virtual_tokens
+    from mlflow_ft.engine import tokenizers  # its prompt is a text
+
+    text = config.adapter.init_text or ""
+    return len(tokenizers.load(config, base)(text, add_special_tokens=False)["input_ids"])
+
+
+def _positions(base: BaseModel) -> int | None:
+    """The base's positions; None where it has no table of them, or cannot be built without weights."""
+    from mlflow_ft.engine import room, skeleton
+
+    try:
+        return room.positions(skeleton.bare_model(base.path, task=base.task))
+    except (skeleton.UnsuitedError, *skeleton.FAILURES):
+        return None

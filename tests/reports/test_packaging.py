@@ -1,0 +1,210 @@
+"""Packaging is rehearsed before the first step, and taken up again where it fails all the same.
+
+huggingface/transformers#42100, LlamaFactory#2545 and peft#3761 each ended a training with a traceback at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from mlflow_ft.data.fingerprint import file_hash
+from mlflow_ft.stages import done
+from mlflow_ft.testing import make_rows, write_jsonl
+from tests.cli.conftest import Run, Told
+from tests.reports.small_models import CHATML
+from tests.test_plugins import Install
+from tests.test_plugins import install as install
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+Small = Callable[..., Path]
+QUICK = {"max_steps": 2, "max_new_tokens": 4, "evaluation.max_rows": 2, "package.round_trip": "false"}
+REHEARSED = """
+from mlflow_ft import Packager, hookimpl
+
+def refuse(job, trained, folder):
+    assert (trained.adapter / "adapter_config.json").is_file()
+    raise ValueError("a name of 300 characters")
+
+@hookimpl
+def register_packagers():
+    return [Packager(name="short", summary="of short names", package=refuse, rehearse=refuse)]
+"""
+TEMPLATES = """
+from mlflow_ft import Exporter, hookimpl
+
+def ready(folder):
+    template = folder and folder / "chat_template.jinja"
+    known = not template or not template.is_file() or "Speaker" not in template.read_text()
+    return None if known else "it does not know this chat template"
+
+@hookimpl
+def register_exporters():
+    return [Exporter(name="other", summary="for another program", export=None, opened=None, ready=ready)]
+"""
+FRAGILE = """
+from pathlib import Path
+from mlflow_ft import Packager, hookimpl
+from mlflow_ft.builtin.packagers import package_adapter
+
+def package(job, trained, folder):
+    if not Path("{flag}").exists():
+        raise RuntimeError("a disk that was pulled out")
+    package_adapter(job, trained, folder)
+
+@hookimpl
+def register_packagers():
+    bad = {partial} and not Path("{flag}").exists()
+    used = package_adapter if {partial} else package
+    return [Packager(name="extra", summary="extra", package=used, suffix="/no" if bad else "-extra")]
+"""
+TEMPLATE = "{# Speaker #}" + CHATML
+
+
+def train(run: Run, small: Small, folder: Path, method: str = "lora", **settings: Any) -> Told:
+    rows = write_jsonl(folder / "rows.jsonl", make_rows(12))
+    given = QUICK | {"model": small("llama"), "data": rows, "run.output_dir": folder / "outputs"} | settings
+    return run("train", method, *(f"--{key}={value}" for key, value in given.items()))
+
+
+def latest(client: MlflowClient) -> MlflowRun:
+    (found, *_) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
+    return found
+
+
+def kept(client: MlflowClient, run_id: str) -> tuple[list[str], list[str]]:
+    """The names of the logged models and of the versions of a run."""
+    models = client.search_logged_models(["0"], filter_string=f"source_run_id='{run_id}'")
+    versions = client.search_model_versions(f"run_id='{run_id}'")
+    return sorted(model.name for model in models), sorted(f"{one.name}/{one.version}" for one in versions)
+
+
+def test_a_form_that_cannot_be_made_is_refused_before_the_first_step(
+    run: Run, client: MlflowClient, small: Small, tmp_path: Path, install: Install
+) -> None:
+    install("short", REHEARSED)
+    told = train(run, small, tmp_path)
+    assert told.code == 2
+    assert "short could not be packaged after the training: a name of 300 characters" in told.err
+    assert "nothing was trained" in told.err
+    failed = latest(client)
+    assert failed.info.status == "FAILED"
+    assert "train/loss" not in failed.data.metrics
+    [folder] = (tmp_path / "outputs").iterdir()
+    assert not (folder / "train").exists()
+    assert not list(folder.glob("rehearsal-*"))
+    told = run("package", failed.info.run_id)
+    assert (told.code, "holds no finished training" in told.err) == (2, True)
+
+
+def test_an_exporter_is_asked_of_what_will_be_packaged(
+    run: Run, client: MlflowClient, small: Small, tmp_path: Path, install: Install
+) -> None:
+    install("templates", TEMPLATES)
+    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    told = train(run, small, tmp_path, **{"package.exports": "other", "data.chat_template": tmp_path / "own.jinja"})
+    assert told.code == 2
+    assert "other cannot be made: it does not know this chat template" in told.err
+    assert "train/loss" not in latest(client).data.metrics
+
+
+@pytest.mark.parametrize("partial", [False, True], ids=["while a form is made", "between two versions"])
+def test_a_run_that_failed_after_its_training_is_taken_up_again(
+    run: Run, client: MlflowClient, small: Small, tmp_path: Path, install: Install, *, partial: bool
+) -> None:
+    install("fragile", FRAGILE.format(flag=tmp_path / "flag", partial=partial))
+    name = f"again-{partial}"
+    # a failure of our own has an exit code; that of a plugin is shown whole
+    if partial:
+        told = train(run, small, tmp_path, model_name=name)
+        assert told.code == 2
+        assert "the trained weights are kept in" in told.err
+    else:
+        with pytest.raises(RuntimeError, match="pulled out") as caught:
+            run_to_its_error(run, small, tmp_path, model_name=name)
+        assert "mlflow-ft package" in caught.value.__notes__[0]
+    failed = latest(client)
+    run_id = failed.info.run_id
+    assert failed.info.status == "FAILED"
+    weights = Path(failed.data.tags["mlflow_ft.folder"]) / "train" / "adapter" / "adapter_model.safetensors"
+    trained = file_hash(weights)
+    assert bool(kept(client, run_id)[1]) == partial
+
+    (tmp_path / "flag").touch()
+    told = run("package", run_id)
+    assert told.code == 0, told.err
+    again = client.get_run(run_id)
+    assert again.info.status == "FINISHED"
+    assert "mlflow_ft.error" not in again.data.tags
+    models, versions = kept(client, run_id)
+    assert models == ["adapter", "extra", "merged"]
+    assert {version.partition("/")[0] for version in versions} == {name, f"{name}-adapter", f"{name}-extra"}
+    assert len(versions) == 3
+    assert file_hash(weights) == trained
+    assert done.found(weights.parents[2] / "package")
+    assert client.get_model_version_by_alias(name, "candidate").run_id == run_id
+
+    told = run("package", run_id)
+    assert told.code == 2
+    assert "is FINISHED" in told.err
+    assert kept(client, run_id) == (models, versions)
+
+
+def run_to_its_error(run: Run, small: Small, folder: Path, **settings: Any) -> None:
+    train(run, small, folder, **settings)
+
+
+def test_what_has_changed_since_is_not_packaged(
+    run: Run, client: MlflowClient, small: Small, tmp_path: Path, install: Install
+) -> None:
+    install("fragile", FRAGILE.format(flag=tmp_path / "flag", partial=True))
+    train(run, small, tmp_path, model_name="changed")
+    run_id = latest(client).info.run_id
+    before = kept(client, run_id)
+    assert before[1] == ["changed-adapter/1", "changed/1"]
+    (tmp_path / "flag").touch()
+
+    rows = tmp_path / "rows.jsonl"
+    content = rows.read_text()
+    rows.write_text(content.replace("apple", "pear"))
+    told = run("package", run_id)
+    assert (told.code, kept(client, run_id)) == (2, before)
+    assert "the rows, or how they are prepared, are not what they were" in told.err
+    rows.write_text(content)
+
+    name, _, version = before[1][0].partition("/")
+    client.set_registered_model_alias(name, "mine", version)
+    told = run("package", run_id)
+    assert (told.code, kept(client, run_id)) == (2, before)
+    assert "has the alias mine" in told.err
+    client.delete_registered_model_alias(name, "mine")
+
+    with FileLock(Path(client.get_run(run_id).data.tags["mlflow_ft.folder"]) / "run.lock"):
+        told = run("package", run_id)
+    assert (told.code, kept(client, run_id)) == (2, before)
+    assert "another process works on the run" in told.err
+
+    told = run("package", run_id)
+    assert told.code == 0, told.err
+
+
+def test_what_cannot_be_packaged_is_said(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
+    told = run("package")
+    assert (told.code, "no run was named" in told.err) == (2, True)
+    told = run("package", "0123456789abcdef")
+    assert (told.code, "0123456789abcdef" in told.err) == (2, True)
+    with_nothing = client.create_run("0").info.run_id
+    told = run("package", with_nothing)
+    assert (told.code, "it is not a training of mlflow-ft" in told.err) == (2, True)
+    told = train(run, small, tmp_path)
+    assert told.code == 0, told.err
+    run_id = latest(client).info.run_id
+    client.set_tag(run_id, "mlflow_ft.refused", "worse than its base")
+    told = run("package", run_id)
+    assert (told.code, f"run {run_id} was refused (worse than its base)" in told.err) == (1, True)
