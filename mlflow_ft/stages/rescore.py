@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlflow_ft.candidacy import Contender
-from mlflow_ft.config import read_yaml, resolve
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.config.schema import Config, ModelSection
 from mlflow_ft.errors import FineTuneError, ModelError
@@ -19,8 +18,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Score
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import evaluate, guards, init_from, ready
-from mlflow_ft.stages.data import CLOCK_TAG
+from mlflow_ft.stages import evaluate, guards, init_from, ready, recorded_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,10 +87,10 @@ def _scores(
 
     registry = Registry(plugins)
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(here, candidate, registry, Path(folder))
+        config = config_of(here, candidate, registry)
         data = _held_out(config, candidate, plugins=plugins, registry=registry, progress=progress)
         start = init_from.read(str(copies.download(there, champion.name, champion.version, Path(folder, "champion"))))
-        own = _own_config(config, start, here, champion, registry, Path(folder))
+        own = _own_config(config, start, here, champion, registry)
         base = _base(own, start, registry.trainers[config.method].task, progress)
         tokenizer = start.folder if (start.folder / "tokenizer_config.json").is_file() else base.path
         theirs = in_tokens_of(data, tokenizer)
@@ -128,26 +126,16 @@ def moment_of(client: MlflowClient, one: Contender) -> datetime:
         return datetime.now()  # noqa: DTZ005  # templates are told local time
     with told(f"read the run {one.run_id}"):
         run = client.get_run(one.run_id)
-    moment = run.data.tags.get(CLOCK_TAG)
-    return datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # as above
+    return recorded_run.moment(run)
 
 
-def config_of(client: MlflowClient, one: Contender, registry: Registry, folder: Path) -> Config:
-    """The configuration of a version's run.
+def config_of(client: MlflowClient, one: Contender, registry: Registry) -> Config:
+    """The configuration of a version's run, without what would run code of the run's author.
 
     Raises:
-        ModelError: the run did not keep it. ConfigError: it asks for what there is no more.
+        ConfigError: the run did not keep it, or it asks for what there is no more.
     """
-    from mlflow_ft.tracking import contenders
-
-    text = contenders.read(client, one.run_id, "config.yaml") if one.run_id else None
-    if not text:
-        raise ModelError(f"run {one.run_id or '(none)'} of {one.name} version {one.version} has no config.yaml")
-    file = folder / f"{one.version}.yaml"
-    file.write_text(text, encoding="utf-8")
-    given = read_yaml(file)
-    method = str(next((value.value for value in given if value.key == "method"), ""))
-    return harmless(resolve(method, defaults=registry.trainers[method].defaults, file=given), registry.rewards)
+    return harmless(recorded_run.config(client, one.run_id, registry), registry.rewards)
 
 
 def harmless(config: Config, registered: Container[object] = ()) -> Config:
@@ -185,10 +173,10 @@ def _held_out(
 
 
 def _own_config(
-    config: Config, start: init_from.Start, client: MlflowClient, champion: Contender, registry: Registry, folder: Path
+    config: Config, start: init_from.Start, client: MlflowClient, champion: Contender, registry: Registry
 ) -> Config:
     """How the champion is held in memory: an adapter on its base as it was trained, a whole model as the candidate."""
-    return config if start.base is None else config_of(client, champion, registry, folder)
+    return config if start.base is None else config_of(client, champion, registry)
 
 
 def _base(config: Config, start: init_from.Start, task: Any, progress: Progress) -> BaseModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,15 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.config import read_yaml, resolve
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, DataError, FineTuneError, ModelError, RefusedError
 from mlflow_ft.job import BaseModel, Data, Job, Trained
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import done, guards, init_from, ready, start, worse
-from mlflow_ft.stages.data import CLOCK_TAG
+from mlflow_ft.stages import done, guards, init_from, ready, recorded_run, start, worse
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -51,10 +48,10 @@ def find(run_id: str, registry: Registry) -> Unpackaged:
         `train`. ModelError: it was not trained to its end, or its files are not on this machine. RefusedError: it was
         packaged, and refused by evidence.
     """
-    from mlflow_ft.tracking import unfinished
+    from mlflow_ft.tracking import connect, unfinished
 
     run = unfinished.find_run(run_id)
-    config = _config(run, registry)
+    config = recorded_run.config(connect(), run_id, registry)
     _check_open(run)
     folder = Path(run.data.tags.get(FOLDER) or config.run.output_dir.expanduser().resolve() / run_id)
     training = done.found(folder / "train")
@@ -64,25 +61,7 @@ def find(run_id: str, registry: Registry) -> Unpackaged:
             f"run {run_id} cannot be packaged: its folder {folder} {there}",
             hint="call it on the machine that has the folder" if not folder.is_dir() else "train again",
         )
-    moment = run.data.tags.get(CLOCK_TAG)
-    told = datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # templates are told local time
-    return Unpackaged(run=run, config=config, folder=folder, moment=told, training=training)
-
-
-def _config(run: Run, registry: Registry) -> Config:
-    from mlflow_ft.tracking import connect, contenders
-
-    text = contenders.read(connect(), run.info.run_id, "config.yaml")
-    if not text:
-        raise ConfigError(f"run {run.info.run_id} has no config.yaml: it is not a training of mlflow-ft")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "config.yaml")
-        file.write_text(text, encoding="utf-8")
-        given = read_yaml(file)
-    method = str(next((value.value for value in given if value.key == "method"), ""))
-    if method == start.PREPARE:
-        raise ConfigError(f"run {run.info.run_id} prepared data, and trained nothing")
-    return resolve(method, defaults=registry.trainers[method].defaults, file=given)
+    return Unpackaged(run=run, config=config, folder=folder, moment=recorded_run.moment(run), training=training)
 
 
 def _check_open(run: Run) -> None:

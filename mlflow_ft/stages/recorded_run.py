@@ -1,0 +1,51 @@
+"""What a run recorded of itself, for whoever goes on from it: its configuration, and its clock."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_ft.config import read_yaml, resolve
+from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages.data import CLOCK_TAG
+from mlflow_ft.stages.start import PREPARE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def config(client: MlflowClient, run_id: str, registry: Registry) -> Config:
+    """The configuration of a run, from its `config.yaml`.
+
+    Raises:
+        ConfigError: the run has none, trained nothing, or asks for what there is no more.
+    """
+    from mlflow_ft.tracking import contenders
+
+    text = contenders.read(client, run_id, "config.yaml") if run_id else None
+    if not text:
+        raise ConfigError(f"run {run_id or '(none)'} has no config.yaml: it is not a training of mlflow-ft")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.yaml")
+        file.write_text(text, encoding="utf-8")
+        given = read_yaml(file)
+    method = str(next((value.value for value in given if value.key == "method"), ""))
+    if method == PREPARE:
+        raise ConfigError(f"run {run_id} prepared data, and trained nothing")
+    return resolve(method, defaults=registry.trainers[method].defaults, file=given)
+
+
+def moment(run: Run) -> datetime:
+    """The moment that the chat template was told in a run: only then are its rows what they were.
+
+    Runs that do not say were before runs did; they told it the time as it went on.
+    """
+    recorded = run.data.tags.get(CLOCK_TAG)
+    if recorded:
+        return datetime.fromisoformat(recorded)
+    return datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # templates are told local time
