@@ -35,7 +35,7 @@ class AllocateCallback(TrainerCallback):
             settings.tinit = int(WARM_UP * steps)
         if "tfinal" not in self._given:
             settings.tfinal = int(SETTLED * steps)
-        if settings.tinit + settings.tfinal >= steps:
+        if steps - settings.tfinal < max(settings.tinit + 1, 2):  # the first step only measures
             raise ConfigError(
                 f"adalora: tinit {settings.tinit} and tfinal {settings.tfinal} leave none of the {steps} steps to "
                 "take ranks away in",

@@ -38,8 +38,6 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
         if base.task == "score":
             peft_config.task_type = TaskType.SEQ_CLS
         module = _attach(module, peft_config, job=job, data=data, base=base)
-    if isinstance(module, PeftModel) and adapter.merges:
-        _check_mergeable(module, config)
     for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote where the weights lie on this machine
         peft_config.base_model_name_or_path = base.name_or_path
         peft_config.revision = None if base.revision.startswith("sha256:") else base.revision
@@ -48,6 +46,8 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     if not trainable:
         raise ModelError(f"adapter {adapter.name!r} leaves nothing to train", hint="check adapter.target_modules")
+    if isinstance(module, PeftModel) and adapter.merges:
+        _check_mergeable(module, config)
     return Model(base=base, module=module, trainable=trainable, total=model.total)
 
 

@@ -47,9 +47,10 @@ def test_the_schedule_is_of_the_steps_that_there_are(bench: Bencher) -> None:
     assert (settings.total_step, settings.tinit, settings.tfinal) == (12, 1, 3)
 
 
-def test_a_schedule_without_room_is_refused(bench: Bencher) -> None:
-    with pytest.raises(ConfigError, match="leave none of the 12 steps"):
-        bench("lora", **SETTINGS, **{"adapter.options": "tinit=6,tfinal=6"}).train()
+@pytest.mark.parametrize(("steps", "options"), [(12, "tinit=6,tfinal=6"), (12, "tinit=0,tfinal=11"), (1, "tinit=0")])
+def test_a_schedule_without_room_is_refused(bench: Bencher, steps: int, options: str) -> None:
+    with pytest.raises(ConfigError, match=f"leave none of the {steps} steps"):
+        bench("lora", **(SETTINGS | {"max_steps": steps, "adapter.options": options})).train()
 
 
 def test_the_gradient_is_that_of_the_paper(bench: Bencher) -> None:
