@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,9 +19,9 @@ def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Co
     `ours` are fields that other settings fill.
 
     Raises:
-        ConfigError: a name that `kind` does not have, or that is one of `ours`.
+        ConfigError: a name that `kind` does not have, or that is one of `ours`, or text for a number.
     """
-    fields = {field.name for field in dataclasses.fields(kind) if field.init} - set(ours)
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.init and field.name not in ours}
     found = {}
     for name, text in (given or {}).items():
         if name in ours:
@@ -29,11 +30,20 @@ def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Co
                 hint="see `mlflow-ft show trainers`, or docs/settings.md, for its name",
             )
         if name not in fields:
-            near = difflib.get_close_matches(name, fields | set(ours), n=1)
+            near = difflib.get_close_matches(name, [*fields, *ours], n=1)
             hint = f"did you mean {near[0]}?" if near else f"the fields are those of {kind.__module__}.{kind.__name__}"
             raise ConfigError(f"{section}.options: {kind.__name__} has no field {name!r}", hint=hint)
-        found[name] = value(text)
+        found[name] = _as_field(value(text), fields[name], name=f"{section}.options: {name}")
     return found
+
+
+def _as_field(given: Any, annotation: str, *, name: str) -> Any:
+    """A value for a field of a numeric type: 0 becomes 0.0 where the field takes no int, and text is refused."""
+    types = set(re.findall(r"\w+", annotation)) - {"class", "typing", "Optional", "Union", "None"}
+    if types <= {"int", "float", "bool"} and isinstance(given, str | list | dict):
+        wanted = " or ".join(sorted(types))
+        raise ConfigError(f"{name} takes {wanted}, not {given!r}", hint="write a number, or true or false for bool")
+    return float(given) if "float" in types and not types & {"int", "Any"} and type(given) is int else given
 
 
 def value(text: str) -> Any:

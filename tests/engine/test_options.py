@@ -16,6 +16,8 @@ class Settings:
     rate: float = 0.1
     names: list[str] | None = None
     on: bool = False
+    most: int | float = 1
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.rate < 0:
@@ -44,6 +46,19 @@ def test_every_option_is_a_field() -> None:
     with pytest.raises(ConfigError, match="Settings has no field 'rte'") as error:
         options.typed({"rte": "1"}, Settings, section="objective")
     assert error.value.hint == "did you mean rate?"
+
+
+@pytest.mark.parametrize(("name", "text", "value"), [("weight", "0", 0.0), ("rate", "1", 1.0), ("most", "2", 2)])
+def test_a_whole_number_is_a_float_where_the_field_takes_no_other(name: str, text: str, value: float) -> None:
+    typed = options.typed({name: text}, Settings, section="objective")[name]
+    assert (typed, type(typed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(("name", "text"), [("weight", "high"), ("rate", "[1, 2]"), ("on", "maybe")])
+def test_text_is_not_a_number(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"objective.options: {name} takes .*, not"):
+        options.typed({name: text}, Settings, section="objective")
+    assert options.typed({name: "null"}, Settings, section="objective") == {name: None}
 
 
 def test_what_another_setting_says_is_not_an_option() -> None:
