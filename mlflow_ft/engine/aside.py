@@ -1,4 +1,4 @@
-"""What is done beside a training leaves no trace in it."""
+"""Work beside a training, such as sampling answers, leaves no trace in it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 @contextmanager
 def aside(model: Any | None = None) -> Iterator[None]:
-    """Do something beside the training that leaves no trace in it: every random generator is put back afterwards.
+    """Restore every random generator afterwards.
 
-    `model` is in evaluation mode inside, and each of its modules in its own mode again behind it.
+    Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it had.
     """
     modes = [(module, module.training) for module in model.modules()] if model is not None else []
     python, numpy = random.getstate(), np.random.get_state()

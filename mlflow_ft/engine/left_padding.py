@@ -1,8 +1,8 @@
-"""Prompts of unlike length are padded on the left, to be answered together: does a model read the padding as text?
+"""Prompts of different lengths are padded on the left and answered together: does a model read the padding as text?
 
-Most models leave it out by the attention mask, and count positions without it. Some that keep a state have no use for
-a mask (RWKV, xLSTM), or not with a cache (lightning attention); some count positions from the padding on where nobody
-counts for them (GPT-2), and some keep one state for all rows (RWKV). So it is measured, on the model itself.
+Most models mask the padding, and count positions without it. Some that keep a state ignore the mask (RWKV, xLSTM), or
+do so with a cache (lightning attention); some count padding as positions unless they are given positions (GPT-2), and
+some keep one state for all rows (RWKV). So it is measured on the model itself.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mlflow_ft.errors import ConfigError
 from mlflow_ft.job import Data, Job
 
 LONGEST = 64
-"""Tokens of a prompt that are looked at, the last ones."""
+"""At most so many tokens of a prompt are used, from its end."""
 NEW = 3
-"""Tokens that are generated: the second and third go through the cache."""
+"""Tokens to generate: the second and third use the cache."""
 ROUNDING, NOISE = 1e-4, 10
-"""A difference of a log-probability (nats) counts beyond this and so many times what another batch size changes."""
+"""A difference of a log-probability (nats) counts above `ROUNDING` + `NOISE` times the effect of the batch size."""
 BATCHED = 0.05
-"""Mean difference (nats) that another batch size may make at most: rounding is less in any type."""
+"""Largest mean difference (nats) that another batch size may make: rounding stays below it in any type."""
 Way = Literal["padded", "alike", "alone"]
 _WAYS: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
 
@@ -50,9 +50,9 @@ def batches(model: Any, prompts: Sequence[Row], *, batch_size: int, pad_token_id
 
 
 def together(model: Any, prompts: Sequence[Row], *, pad_token_id: int) -> Way:
-    """How the model can answer several prompts at once as it answers each alone; measured once for each model.
+    """How prompts can be batched so that each answer is the one it has alone; measured once for each model.
 
-    "padded" on the left, "alike": only prompts of one length, or "alone".
+    "padded": on the left; "alike": only prompts of one length; "alone": one prompt at a time.
     """
     if models.learns_prompt(model):
         return "alike"  # padding would come between the learned prompt and the text
@@ -94,9 +94,9 @@ def _answered(model: Any, batch: Batch, pad_token_id: int) -> Tensor:
 
 
 def counted(module: Any) -> Any:
-    """Let a model count positions from the first token of each row on, where a batch is padded on the left.
+    """Make a model count positions from the first real token of each row, if a batch is padded on the left.
 
-    TRL gives its models no positions. Returns the hook, whose `remove` takes it off again.
+    TRL passes no positions. Returns the hook; its `remove` undoes this.
     """
 
     def count(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,7 +109,7 @@ def counted(module: Any) -> Any:
 
 
 def proof(job: Job, data: Data, trainer: Any) -> Check:
-    """A check that padding on the left changes nothing, for a trainer that samples answers and scores them so."""
+    """A check that padding on the left changes nothing, for a trainer that samples and scores answers that way."""
     pad = data.tokenizer.pad_token_id
 
     def collate(rows: Sequence[Row]) -> Batch:
@@ -118,21 +118,22 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
         rows = neighbours.some(data)
         if neighbours.see_each_other(model, rows, collate, rough=rough):
-            hooks = [counted(one) for one in (model, getattr(trainer, "ref_model", None)) if one is not None]
+            scored = (model, getattr(trainer, "ref_model", None))
+            hooks = [counted(module) for module in scored if module is not None]
             if seen := neighbours.see_each_other(model, rows, collate, rough=rough):
                 for hook in hooks:
                     hook.remove()
-                raise refused(job, f"by up to {seen.difference:.2g} nats a token")
+                raise refused(job, f"the loss of a token by up to {seen.difference:.2g} nats")
         if together(model, rows, pad_token_id=pad) != "padded":
-            raise refused(job, "and so the answers that are sampled")
+            raise refused(job, "the answers that are sampled")
 
     return check
 
 
 def refused(job: Job, how: str) -> ConfigError:
-    """That the method pads prompts, which this model reads as text."""
+    """The error for a method that pads prompts, on a model that reads padding as text; `how` says what changes."""
     return ConfigError(
-        f"{job.config.method} pads prompts on the left to answer them together, and on this model the padding changes "
-        f"what is read, {how}",
+        f"{job.config.method} pads prompts on the left to answer them together, and this model reads the padding as "
+        f"text: it changes {how}",
         hint="take a method that learns from given answers (sft, dpo, kto), or another model",
     )

@@ -1,8 +1,8 @@
-"""Which layers of a model carry one packed row over into the next.
+"""Through which layers of a model one packed row changes the next.
 
-The model runs on two packed rows, and once more with other tokens in the first. In this second pass every numbered
-layer, and every part of it, gets at the places of the second row what it got in the first pass. So one whose output
-differs there is one that looks at the first row itself; what the layers before it let through does not count.
+The model runs on two packed rows, and again with other tokens in the first. In this second pass every numbered layer,
+and every part of it, gets for the second row the same input as in the first pass. If its output for the second row
+still differs, the layer itself reads the first row; what earlier layers let through does not count.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from mlflow_ft.engine.loss import on_device
 
 SHOWN = 3
-"""Layers of a class that are named."""
+"""At most so many layers of a class are named."""
 SAME = 1e-5
-"""Largest difference, as a part of the largest output, that is rounding."""
+"""Largest difference, relative to the largest output, that may be rounding."""
 PART = re.compile(r"(?:[^.\d][^.]*\.)*\d+(?:\.[^.]+)?")
 """A numbered layer, or a part of one: `model.layers.0`, `model.layers.0.self_attn`."""
 
 
-def told(model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, begin: int) -> str:
-    """The layers that look at tokens before position `begin` from behind it, by class; "" where none can be named.
+def named(model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, begin: int) -> str:
+    """The layers that read tokens before position `begin` for positions after it, by class; "" if there are none.
 
-    `first` and `second` are batches of one row, alike from `begin` on.
+    `first` and `second` are batches of one row, equal from `begin` on.
     """
     classes: dict[str, list[str]] = {}
     for name in layers(model, first, second, begin=begin):
@@ -43,7 +43,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @torch.no_grad()
 def layers(model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, begin: int) -> list[str]:
-    """The names of those layers, or of the part of each that does it: `model.layers.0.self_attn`."""
+    """The names of those layers, or of the parts that do it: `model.layers.0.self_attn`."""
     watch = _Watch(begin=begin, length=first["input_ids"].shape[1])
     hooks = list(watch.over(model))
     device = next(model.parameters()).device
@@ -60,7 +60,7 @@ def layers(model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, T
 
 
 class _Watch:
-    """Remembers what goes into every layer and comes out of it in one pass, and compares in the next."""
+    """Records the inputs and outputs of every layer in the first pass, and compares the outputs of the second."""
 
     def __init__(self, *, begin: int, length: int) -> None:
         self._begin, self._length = begin, length
@@ -89,7 +89,7 @@ class _Watch:
         return hook
 
     def _as_before(self, value: Any, name: str, place: int | str) -> Any:
-        """An input that is remembered in the first pass, and at the places of the second row put back in the next."""
+        """An input: recorded in the first pass; in the second, that record replaces the part of the second row."""
         if not self._fits(value):
             return value
         key = (name, self._calls[name], place)
@@ -102,11 +102,11 @@ class _Watch:
     def _after(self, name: str) -> Any:
         def hook(layer: Any, args: Any, output: Any) -> None:
             key = (name, self._calls[name])
-            made = output if isinstance(output, tuple) else (output,)
-            found = next((value for value in made if self._fits(value)), None)
-            if found is None:
+            outputs = output if isinstance(output, tuple) else (output,)
+            hidden = next((value for value in outputs if self._fits(value)), None)
+            if hidden is None:
                 return
-            rest = found[:, self._begin :]
+            rest = hidden[:, self._begin :]
             if not self._second:
                 self._outputs[key] = rest.clone()
             elif key in self._outputs:
@@ -117,6 +117,6 @@ class _Watch:
         return hook
 
     def _fits(self, value: Any) -> bool:
-        """Whether it holds one vector for every position."""
-        is_one = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3
-        return is_one and value.shape[:2] == (1, self._length)
+        """Whether it holds one vector for each position."""
+        floats = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3
+        return floats and value.shape[:2] == (1, self._length)

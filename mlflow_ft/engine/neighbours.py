@@ -1,14 +1,14 @@
-"""Whether rows that share a forward pass leave each other alone, measured on the model itself before it trains.
+"""Do rows that share a forward pass affect each other? Measured on the model itself, before it trains.
 
 Rows are packed into one (`ForPacked`), or padded to one length. A layer that keeps a state across positions (linear
-attention, Mamba, RWKV, short convolutions) carries a packed row into the next; so does attention whose mask does not
-look at the positions (ALiBi, OPT, gpt-oss). Nothing fails then, and the losses are wrong. Two things are measured:
+attention, Mamba, RWKV, short convolutions) carries a packed row into the next; so does attention whose mask ignores
+positions (ALiBi, OPT, gpt-oss). Nothing fails, and the losses are wrong. Two things are measured:
 
-- content: other tokens in the row before must not change a row's losses. The shapes are the same, and so is every
-  rounding, so this is exact in any type;
+- content: other tokens in the row before must not change a row's losses. Shapes and therefore rounding are the same,
+  so this is exact in any type;
 - alone: a row's losses are those that it has alone, up to rounding.
 
-Gradients are not compared: what does not reach a loss has no gradient through it.
+Gradients are not compared: what does not affect a loss gets no gradient from it.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ Batch = Mapping[str, Tensor]
 Row = Sequence[int]
 Collate = Callable[[Sequence[Row]], Batch]
 Check = Callable[[Any, bool], None]
-"""Gets the model, and whether it computes in a type of lower precision than that of its weights."""
-PAIRS, LOOKED_AT = 2, 200
-"""How many pairs of rows are compared, taken from the first rows."""
+"""Called with the model, and whether it computes in a lower precision than that of its weights."""
+LOOKED_AT = 200
+"""Pairs of rows to compare are taken from so many first rows."""
 SHORT, LONG = 8, 65
-"""Tokens of a row of a pair, at least where there are such rows, and at most."""
+"""Tokens of each row of a pair: at least, where there are rows that long, and at most."""
 OF_A_BATCH = 16
-"""Rows of a whole batch that are compared with themselves alone."""
+"""Rows of a whole batch that are compared with the same rows alone."""
 NOISE = 10
-"""A difference counts beyond so many times the one between two passes that must be the same."""
+"""A difference counts if it is more than this many times that of two passes that must be equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Largest differences (nats) that are rounding: of a token in float32, of the mean of tokens in other types."""
+    """Largest differences (nats) that may be rounding: of any token in float32, of their mean in other types."""
 
     content: float
     alone: float
@@ -58,18 +58,18 @@ EXACT, ROUGH = Limits(content=1e-5, alone=1e-3), Limits(content=1e-4, alone=5e-2
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What rows do to each other."""
+    """How rows affect each other."""
 
     difference: float
     """Of the loss of a token (nats)."""
     layers: str
-    """The layers that carry it over, with their classes; "" where none can be named."""
+    """The layers it passes through, with their classes; "" if none can be named."""
 
 
 class NeighboursCallback(TrainerCallback):
-    """Makes checks on the model when it is ready to train, before anything is computed with it.
+    """Runs checks on the model when it is ready to train, before the first step.
 
-    Weights that are spread over processes cannot be looked at so.
+    Weights that are spread over processes (DeepSpeed, FSDP) cannot be checked this way.
     """
 
     def __init__(self, *checks: Check) -> None:
@@ -88,47 +88,47 @@ class NeighboursCallback(TrainerCallback):
 def see_each_other(
     model: Any, rows: Sequence[Row], collate: Collate, *, batch: Batch | None = None, rough: bool = False
 ) -> Seen | None:
-    """What rows that `collate` lays side by side do to each other; None where they leave each other alone.
+    """How rows that `collate` puts into one batch affect each other; None if they do not.
 
     Args:
         model: as it will train.
-        rows: token ids; a few short ones of them are compared, two at a time, packed ones in both orders.
+        rows: token ids; a few short rows are compared, two at a time, packed rows in both orders.
         collate: gives `input_ids` with `attention_mask`, of shape (rows, length), or with `position_ids`, of shape
             (1, tokens).
-        batch: a whole batch, whose rows are compared with themselves alone.
-        rough: whether it computes in a type of lower precision than that of its weights.
+        batch: a whole batch, whose rows are compared with the same rows alone.
+        rough: whether the model computes in a lower precision than that of its weights.
     """
-    look = _Look(model, rough=rough)
-    found: list[Seen] = []
-    for first, second in pairs(rows):
-        laid = collate([first, second])
-        if "attention_mask" in laid:  # a batch of rows that are padded, for which it is the same in any pair
-            difference = look.alone(laid)
+    compare = _Comparison(model, rough=rough)
+    effects: list[Seen] = []
+    for pair in pairs(rows):
+        together = collate(pair)
+        if "attention_mask" in together:  # a padded batch: any pair shows the same
+            difference = compare.alone(together)
             return Seen(difference=difference, layers="") if difference else None
-        both = ((first, second), (second, first))
-        noise = max(look.noise(one, other, collate) for one, other in both)
-        for one, other in both:
-            if difference := max(look.content(one, other, collate, noise), look.alone(collate([one, other]))):
-                layers = found[0].layers if found else _layers(model, one, other, collate)
-                found.append(Seen(difference=difference, layers=layers))
-    if not found and batch is not None and (difference := look.alone(batch)):
-        found.append(Seen(difference=difference, layers=""))
-    return max(found, key=lambda seen: seen.difference, default=None)
+        orders = (pair, pair[::-1])
+        noise = max(compare.noise(before, after, collate) for before, after in orders)
+        for before, after in orders:
+            content = compare.content(before, after, collate, noise)
+            if difference := max(content, compare.alone(collate([before, after]))):
+                layers = effects[0].layers if effects else _layers(model, before, after, collate)
+                effects.append(Seen(difference=difference, layers=layers))
+    if not effects and batch is not None and (difference := compare.alone(batch)):
+        effects.append(Seen(difference=difference, layers=""))
+    return max(effects, key=lambda effect: effect.difference, default=None)
 
 
 def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """A few pairs of unlike length, short rows first; the ends of long ones are left out."""
-    known = sorted((row for row in rows if len(row) > 1), key=len)
-    known = [row for row in known if len(row) >= SHORT] or known
-    if not known:
+    """A few pairs of different lengths, short rows first; long rows are cut."""
+    by_length = sorted((row for row in rows if len(row) > 1), key=len)
+    by_length = [row for row in by_length if len(row) >= SHORT] or by_length
+    if not by_length:
         return []
-    middle = len(known) // 2
-    chosen = [(known[0], known[-1]), (known[0], known[middle]), (known[middle // 2], known[middle])][:PAIRS]
-    return [(one[:LONG], other[:LONG]) for one, other in chosen]
+    shortest, middle, longest = by_length[0], by_length[len(by_length) // 2], by_length[-1]
+    return [(shortest[:LONG], other[:LONG]) for other in (longest, middle)]
 
 
-class _Look:
-    """The losses of rows in a batch, beside those of the same rows alone, or beside other rows."""
+class _Comparison:
+    """The losses of rows in a batch, compared with those of the same rows alone, or after other rows."""
 
     def __init__(self, model: Any, *, rough: bool) -> None:
         self._model = model
@@ -137,22 +137,22 @@ class _Look:
         self._exact = not rough and self._causal.dtype == torch.float32 and not _rounded(self._causal)
         self._limits = EXACT if self._exact else ROUGH
 
-    def content(self, one: Row, other: Row, collate: Collate, noise: float) -> float:
-        """How far the losses of `other` change with the tokens of the row `one` before it; 0 where it is `noise`."""
-        laid = (collate([before, other]) for before in (one, _changed(self._model, one)))
-        difference = self._apart(*(self._losses(batch)[1] for batch in laid))
+    def content(self, before: Row, row: Row, collate: Collate, noise: float) -> float:
+        """How much the losses of `row` change with the tokens of the row before it; 0 if that may be `noise`."""
+        batches = (collate([first, row]) for first in (before, _changed(self._model, before)))
+        difference = self._apart(*(self._losses(batch)[1] for batch in batches))
         return difference if difference > self._limits.content + NOISE * noise else 0.0
 
-    def noise(self, one: Row, other: Row, collate: Collate) -> float:
-        """How far the losses of `other` seem to change with the tokens of the row `one` behind it.
+    def noise(self, row: Row, after: Row, collate: Collate) -> float:
+        """How much the losses of `row` change with the tokens of the row after it, which it cannot see.
 
-        They cannot; that they do is rounding, as of experts that get other numbers of tokens.
+        Any change is rounding, such as that of experts that get other numbers of tokens.
         """
-        laid = (collate([other, behind]) for behind in (one, _changed(self._model, one)))
-        return min(self._limits.alone, self._apart(*(self._losses(batch)[0] for batch in laid)))
+        batches = (collate([row, second]) for second in (after, _changed(self._model, after)))
+        return min(self._limits.alone, self._apart(*(self._losses(batch)[0] for batch in batches)))
 
     def alone(self, batch: Batch) -> float:
-        """How far the losses of the rows in a batch are from those they have alone; 0 where it is rounding."""
+        """How far the losses of a batch's rows are from those that they have alone; 0 if that may be rounding."""
         rows = _rows(batch)
         together = self._losses(batch)
         chosen = sorted({round(place * (len(rows) - 1) / (OF_A_BATCH - 1)) for place in range(OF_A_BATCH)})
@@ -161,13 +161,13 @@ class _Look:
         difference = self._apart(torch.cat([together[index] for index in chosen]), torch.cat(alone)) if chosen else 0.0
         return difference if difference > self._limits.alone else 0.0
 
-    def _apart(self, one: Tensor, other: Tensor) -> float:
-        differences = (one - other).abs()
+    def _apart(self, first: Tensor, second: Tensor) -> float:
+        differences = (first - second).abs()
         return float(differences.max() if self._exact else differences.mean())
 
     @torch.no_grad()
     def _losses(self, batch: Batch) -> list[Tensor]:
-        """Of every row the losses of its tokens but the first, in nats; of a model that scores, the score."""
+        """For each row the losses of all its tokens but the first, in nats; for a model that scores, the score."""
         inputs = on_device(batch, self._causal.device)
         inputs.pop("labels", None)
         if not self._causal.can_generate():
@@ -180,12 +180,12 @@ class _Look:
 
 
 def _rounded(causal: nn.Module) -> bool:
-    """Whether the weights are held in 8 bits, whose rounding depends on all rows of a batch."""
+    """Whether the weights are held in 8 bits; their rounding depends on all rows of a batch."""
     return any(type(layer).__name__ == "Linear8bitLt" for layer in causal.modules())
 
 
 def _inside(batch: Batch) -> Tensor:
-    """Where the tokens of rows are, but for the first of each; bool, of the shape of `input_ids`."""
+    """Where there are tokens of rows, except the first of each; bool, of the shape of `input_ids`."""
     if "attention_mask" in batch:
         mask = batch["attention_mask"].bool()
         return mask & (mask.cumsum(dim=1) > 1)
@@ -193,7 +193,7 @@ def _inside(batch: Batch) -> Tensor:
 
 
 def _rows(batch: Batch) -> list[list[int]]:
-    """The rows that are in a batch."""
+    """The rows of a batch."""
     ids = batch["input_ids"]
     if "attention_mask" in batch:
         return [row[mask].tolist() for row, mask in zip(ids, batch["attention_mask"].bool(), strict=True)]
@@ -206,14 +206,14 @@ def _single(row: Row) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _layers(model: Any, one: Row, other: Row, collate: Collate) -> str:
-    """The layers that carry the row `one` over to `other`, where they lie behind each other in one row.
+def _layers(model: Any, before: Row, row: Row, collate: Collate) -> str:
+    """The layers through which a packed row changes the next.
 
-    An odd number of tokens is no model's width, for which it could be taken.
+    The number of tokens is made odd, so that it cannot be mistaken for the model's width.
     """
-    one = one[1:] if len(one) > 1 and (len(one) + len(other)) % 2 == 0 else one
-    first, second = (collate([before, other]) for before in (one, _changed(model, one)))
-    return mixing.told(model, first, second, begin=len(one)) if "position_ids" in first else ""
+    before = before[1:] if len(before) > 1 and (len(before) + len(row)) % 2 == 0 else before
+    first, second = (collate([tokens, row]) for tokens in (before, _changed(model, before)))
+    return mixing.named(model, first, second, begin=len(before)) if "position_ids" in first else ""
 
 
 def _changed(model: Any, row: Row) -> Row:
@@ -223,9 +223,9 @@ def _changed(model: Any, row: Row) -> Row:
 
 @contextmanager
 def _as_it_trains(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes as in training, but for dropout; no random number is drawn for good.
+    """Inside, the model computes as in training, without dropout; random generators are restored afterwards.
 
-    Some models hold their dropout in functions: these are looked at as in evaluation.
+    A model that calls dropout as a function is put into evaluation mode instead.
     """
     with aside(model):
         model.train()
@@ -241,18 +241,17 @@ def _as_it_trains(model: nn.Module) -> Iterator[None]:
 def _same_twice(model: Any) -> bool:
     ids = torch.arange(8, device=causal_model(model).device)[None]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    one, other = (model(**batch).logits for _ in range(2))
-    return torch.equal(one, other)
+    return torch.equal(model(**batch).logits, model(**batch).logits)
 
 
 def some(data: Data) -> list[Row]:
-    """The first training rows, and half of one, so that not all are of one length."""
+    """The first training rows, and half of one, so that their lengths differ."""
     rows = [row.input_ids for row in itertools.islice(data.train.encoded, LOOKED_AT)]
     return [*rows, *(row[: len(row) // 2] for row in rows[:1] if len(row) > 1)]
 
 
 def padded(job: Job, data: Data, trainer: Any) -> Check:
-    """A check that padding changes nothing of a row, for a trainer that pads on the right."""
+    """A check that padding changes no row, for a trainer that pads on the right."""
 
     def collate(rows: Sequence[Row]) -> Batch:
         encoded = [Encoded(input_ids=tuple(row), labels=tuple(row)) for row in rows]
@@ -266,7 +265,7 @@ def padded(job: Job, data: Data, trainer: Any) -> Check:
 
 
 def refuse_padding(job: Job, seen: Seen | None) -> None:
-    """Raise ConfigError where the rows of a padded batch change each other."""
+    """Raise ConfigError if the rows of a padded batch change each other."""
     if seen:
         size, steps = job.config.training.per_device_train_batch_size, job.config.training.gradient_accumulation_steps
         raise ConfigError(

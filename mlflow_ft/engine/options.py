@@ -21,7 +21,8 @@ def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Co
     Raises:
         ConfigError: a name that `kind` does not have, or that is one of `ours`, or text for a number.
     """
-    fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.init and field.name not in ours}
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.init}
+    fields = {name: annotation for name, annotation in fields.items() if name not in ours}
     found = {}
     for name, text in (given or {}).items():
         if name in ours:
