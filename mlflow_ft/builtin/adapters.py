@@ -42,7 +42,7 @@ def no_adapter(job: Job, model: Model) -> None:
 
 
 def fit_lora(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What LoRA needs beside the settings; of a mixture of experts `all-linear` is the layers that are linear."""
+    """The fields of `LoraConfig` that depend on the model; `all-linear` is the linear layers, without fused experts."""
     from mlflow_ft.engine import experts, linear
 
     found = fit_low_rank(job, model, values)
@@ -117,16 +117,16 @@ def refuse_lora(config: Config) -> str | None:
 
 
 def refuse_parameters(config: Config, *, dora: bool) -> str | None:
-    """What PEFT cannot do on weights that no layer owns, such as fused experts."""
+    """What PEFT cannot do on weights that are not in a linear layer, such as fused experts."""
     settings = config.adapter
     if dora:
-        return "PEFT has no DoRA for them; take lora, or leave it out"
+        return "PEFT has no DoRA for such weights; take lora, or leave it out"
     if settings.layers_to_transform is not None and settings.target_parameters != "experts":
-        return "adapter.layers_to_transform does not choose among them; name them with the number of their layer"
+        return "adapter.layers_to_transform has no effect on named weights; write the layer into their names"
     if settings.lora_dropout:
-        return "PEFT has no dropout before them; take --adapter.lora_dropout 0, or leave it out"
+        return "PEFT has no dropout for such weights; take --adapter.lora_dropout 0, or leave it out"
     if settings.init_lora_weights not in (None, "gaussian"):
-        return f"{settings.init_lora_weights} begins with the weights of layers; leave one of the two out"
+        return f"{settings.init_lora_weights} is computed from the weights of layers; leave one of the two out"
     return None
 
 

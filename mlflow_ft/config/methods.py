@@ -19,9 +19,9 @@ class AdapterSection(Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     target_modules: str | list[str] = "all-linear"
-    """`all-linear`, a list of module names, or a regular expression. Fused experts are no linear layers."""
+    """`all-linear`, a list of module names, or a regular expression. Fused experts are not linear layers."""
     target_parameters: str | list[str] | None = None
-    """LoRA on weights that no linear layer owns, by name: `experts` means the fused experts of a mixture of experts."""
+    """LoRA on weights that are not in a linear layer, by name; `experts`: all fused weights of a mixture of experts."""
     layers_to_transform: list[int] | None = None
     """Numbers of the layers that get an adapter, from 0; all of them when not given."""
     use_rslora: bool = False
@@ -58,7 +58,7 @@ class ObjectiveSection(Section):
     undesirable_weight: float = Field(default=1.0, ge=0)
     """Weight of bad answers (kto)."""
     packing: bool = False
-    """Put several short rows into one of `data.max_length`, without letting them see each other (sft)."""
+    """Put short rows end to end, up to `data.max_length` (sft). Refused where the model lets them see each other."""
     options: dict[str, str] | None = None
     """Further fields of the method's own settings (TRL's config class), as `name=value`."""
 

@@ -14,7 +14,7 @@ LISTED = ("formats", "checks", "evaluators", "rewards", "packagers", "exporters"
 """Kinds of which name and summary are told; methods and adapters have more to say."""
 DECISIONS = """What do you have?
 
-- **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which goes on with pre-training.
+- **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which goes on with pre-training ([packing](training.md)).
 - **Conversations or question and answer**, good ones, to be imitated:
     - one GPU that holds the model in 16 bits, or a small model: `lora`, which is merged and served as any model;
     - the model fits in 4 bits only: `qlora`;
@@ -29,6 +29,9 @@ DECISIONS = """What do you have?
 - **Prompts and a way to judge answers**, by a function (a test, a checker, a format) or a reward model:
     - start with `grpo`; `rloo` is simpler, and as good where each answer is judged as a whole;
     - `ppo` where a reward per answer is noisy and a learned value helps; it needs the most care, and the most memory.
+
+- **A mixture of experts** (Qwen3-MoE, Mixtral, gpt-oss ...) for any of these: what trains of it, and how its experts
+  are adapted, is in [mixtures of experts](training.md#mixtures-of-experts).
 
 Whatever you take, look at the data first (`mlflow-ft data check`), train a few steps, and read the sampled answers."""
 AXES = (

@@ -1,4 +1,4 @@
-"""Mixtures of experts: which weights are the experts', what an adapter changes of them, and what it leaves alone.
+"""Mixtures of experts: which weights belong to the experts, which of them an adapter changes, and which stay.
 
 transformers 5 holds the experts of a layer fused, in one tensor of shape (experts, ., .), which no linear layer owns.
 So `all-linear` does not cover them; PEFT's LoRA reaches them by the names of the tensors (`target_parameters`).
@@ -22,7 +22,7 @@ ALL = "experts"
 
 
 def fused(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The fused weights of the experts by full name; empty for a model without them, or with experts one by one."""
+    """The fused weights of the experts by full name; empty if the model has no experts, or a module for each."""
     causal = causal_model(module)
     counts = set(_counts(causal.config.to_dict()))
     return {
@@ -42,18 +42,19 @@ def _is_fused(owner: nn.Module, weight: nn.Parameter, counts: set[int]) -> bool:
 
 
 def _counts(settings: Mapping[str, Any]) -> Iterator[int]:
-    """Every number in a model's config that may be that of its experts."""
+    """Every number in a model's config that may be its number of experts."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _counts(value)
         elif "experts" in str(name) and "per_tok" not in name:
-            yield from (one for one in (value if isinstance(value, list) else [value]) if type(one) is int and one > 1)
+            numbers = value if isinstance(value, list) else [value]
+            yield from (number for number in numbers if type(number) is int and number > 1)
 
 
 def parameters(module: nn.Module, *, layers: Collection[int] | None = None) -> list[str]:
-    """What PEFT calls the fused weights, without the place: `["experts.down_proj", "experts.gate_up_proj"]`.
+    """The fused weights as `target_parameters` names them: `["experts.down_proj", "experts.gate_up_proj"]`.
 
-    With `layers`, the numbers of layers, their full names in these: PEFT would take all others too.
+    With `layers` (numbers), the full names in those layers: the short names would match all layers.
     """
     if layers is None:
         return sorted({_short(name) for name in fused(module)})
@@ -65,7 +66,7 @@ def _number(name: str) -> int | None:
 
 
 def _plain(name: str) -> str:
-    """A weight's name without what PEFT puts into it."""
+    """A weight's name without the parts that PEFT adds."""
     return re.sub(r"\.(base_layer|original_module)(?=\.|$)", "", name)
 
 
@@ -74,23 +75,20 @@ def _short(name: str) -> str:
     return ".".join(_plain(name).split(".")[-2:])
 
 
-def told(module: nn.Module, *, by_name: bool, quantize: str) -> str:
-    """What trains of a mixture of experts, in a sentence; "" for another model.
+def summary(module: nn.Module, *, by_name: bool, quantize: str) -> str:
+    """Which parts of a mixture of experts train, in a sentence; "" for any other model.
 
-    `by_name` says whether the adapter can be put on the experts by `adapter.target_parameters`.
+    `by_name`: whether `adapter.target_parameters` can put this adapter on the experts.
     """
     experts = fused(module)
     if not experts:
         return ""
     changed = _changed(module)
-    sides = (("the experts", experts), ("the routers", _routers(module)))
-    train, stay = (
-        [
-            _named(side, some, [name for name, one in some.items() if (id(one) in changed) is those])
-            for side, some in sides
-        ]
-        for those in (True, False)
-    )
+    train, stay = [], []
+    for label, weights in (("the experts", experts), ("the routers", _routers(module))):
+        trained = [name for name, weight in weights.items() if id(weight) in changed]
+        train.append(_named(label, weights, trained))
+        stay.append(_named(label, weights, weights.keys() - set(trained)))
     parts = [f"the adapter is on {', '.join(layers)}" for layers in [_adapted(module)] if layers]
     parts += [f"{' and '.join(filter(None, train))} train"] if any(train) else []
     parts += [f"{' and '.join(filter(None, stay))} stay as they are"] if any(stay) else []
@@ -99,26 +97,26 @@ def told(module: nn.Module, *, by_name: bool, quantize: str) -> str:
     return "a mixture of experts: " + "; ".join(parts) + _memory(experts, quantize)
 
 
-def _named(side: str, weights: Collection[str], names: Collection[str]) -> str:
-    """Some of the weights of a side, and of how many layers where they are not all of that name."""
-    every, some = (Counter(map(_short, several)) for several in (weights, names))
-    told = [name if some[name] == every[name] else f"{name} of {some[name]} of {every[name]} layers" for name in some]
-    return f"{side} ({', '.join(sorted(told))})" if names else ""
+def _named(label: str, weights: Collection[str], names: Collection[str]) -> str:
+    """Some of the weights, and in how many layers, if not in all of them."""
+    total, count = Counter(map(_short, weights)), Counter(map(_short, names))
+    some = {name: f" of {count[name]} of {total[name]} layers" if count[name] < total[name] else "" for name in count}
+    return f"{label} ({', '.join(name + some[name] for name in sorted(some))})" if names else ""
 
 
 def _adapted(module: nn.Module) -> list[str]:
-    """The last names of the layers that an adapter is on, weights that were named one by one apart."""
-    layers = [name for name, one in module.named_modules() if isinstance(one, BaseTunerLayer) and not _wraps(one)]
-    return sorted({name.rpartition(".")[2] for name in layers})
+    """The last names of the layers that have an adapter; not those with an adapter on single weights."""
+    layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer))
+    return sorted({name.rpartition(".")[2] for name, layer in layers if not _on_a_weight(layer)})
 
 
-def _wraps(layer: Any) -> bool:
-    """Whether an adapter's layer is over one weight of another layer."""
+def _on_a_weight(layer: Any) -> bool:
+    """Whether an adapter is on a single weight (`target_parameters`), not on a layer."""
     return hasattr(layer, "parameter_name")
 
 
 def _routers(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that give every expert a score: of shape (experts, hidden size)."""
+    """The weights that score the experts: of shape (experts, hidden size), beside the experts."""
     experts = fused(module)
     shapes = {(weight.shape[0], side) for weight in experts.values() for side in weight.shape[1:]}
     beside = tuple({f"{_plain(name).rsplit('.', 2)[0]}." for name in experts})
@@ -130,22 +128,22 @@ def _routers(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _changed(module: nn.Module) -> set[int]:
-    """The ids of the base's weights that train, whole or by what an adapter adds to them."""
-    found = {id(weight) for weight in module.parameters() if weight.requires_grad}
+    """The ids of the base's weights that train, or have an adapter."""
+    changed = {id(weight) for weight in module.parameters() if weight.requires_grad}
     for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer) and _wraps(layer):
-            found.add(id(getattr(layer.get_base_layer(), str(layer.parameter_name))))
+        if isinstance(layer, BaseTunerLayer) and _on_a_weight(layer):
+            changed.add(id(getattr(layer.get_base_layer(), str(layer.parameter_name))))
         elif isinstance(layer, BaseTunerLayer):
-            found |= {id(weight) for weight in layer.get_base_layer().parameters()}
+            changed |= {id(weight) for weight in layer.get_base_layer().parameters()}
         elif isinstance(layer, AuxiliaryTrainingWrapper):
-            found |= {id(weight) for weight in layer.original_module.parameters()}
-    return found
+            changed |= {id(weight) for weight in layer.original_module.parameters()}
+    return changed
 
 
 def _memory(experts: Mapping[str, nn.Parameter], quantize: str) -> str:
-    """How much memory the experts of a quantised base take: bitsandbytes rounds the weights of linear layers alone."""
+    """How much memory the experts of a quantised base take: bitsandbytes quantises linear layers only."""
     if quantize == "none":
         return ""
     size = sum(weight.numel() * weight.element_size() for weight in experts.values())
     types = {str(weight.dtype).removeprefix("torch.") for weight in experts.values()}
-    return f"; {quantize} holds linear layers alone, and the experts are {' and '.join(types)}, {size / 2**30:.1f} GiB"
+    return f"; {quantize} is for linear layers only: the experts are {' and '.join(types)}, {size / 2**30:.1f} GiB"

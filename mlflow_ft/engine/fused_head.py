@@ -1,7 +1,7 @@
-"""The output layer that TRL puts into a model for dpo, kto, grpo and rloo: does it say what the model says?
+"""The output layer that TRL puts into a model for dpo, kto, grpo and rloo: does it agree with the model's own?
 
-It scores the hidden states itself, in chunks, and knows of some models what they do behind their output layer
-(scaling, soft-capping); of others it does not, and their log-probabilities would be wrong without a word.
+It scores the hidden states itself, in chunks. For some models it knows what they do after their output layer (scaling,
+soft-capping); for others it does not, and their log-probabilities would be silently wrong.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.job import Data, Job
 
 FAILURES = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
-"""What TRL's code raises at a model that is built otherwise than it expects."""
+"""What TRL's code raises for a model that is not built as it expects."""
 LONGEST = 64
-"""Tokens of a row that are looked at."""
+"""At most so many tokens of a row are compared."""
 EXACT, ROUGH = 1e-4, 5e-2
-"""Largest difference of a log-probability (nats) that is rounding: in float32, and of the mean in other types."""
+"""Largest difference (nats) that may be rounding: of any log-probability in float32, of their mean in other types."""
 
 
 def proof(job: Job, data: Data, *, temperature: float) -> Callable[[Any, bool], None]:
-    """A check of the first training row, for a trainer that goes through TRL's output layer."""
+    """A check on the first training row, for a trainer that uses TRL's output layer."""
     row = next(iter(data.train.encoded)).input_ids[:LONGEST]
 
     def call(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
@@ -36,9 +36,9 @@ def proof(job: Job, data: Data, *, temperature: float) -> Callable[[Any, bool], 
 
 @torch.no_grad()
 def check(job: Job, model: Any, row: Sequence[int], *, temperature: float, rough: bool) -> None:
-    """Compare the log-probabilities of a row's tokens by TRL's output layer with those of the model's own logits.
+    """Compare the log-probabilities of a row's tokens from TRL's output layer with those from the model's own logits.
 
-    `temperature` is what TRL's output layer divides the logits by.
+    TRL's output layer divides the logits by `temperature`.
 
     Raises:
         ConfigError: they differ, or TRL's output layer does not fit the model.
@@ -59,7 +59,7 @@ def check(job: Job, model: Any, row: Sequence[int], *, temperature: float, rough
 
 
 def refused(job: Job, causal: Any, reason: str) -> ConfigError:
-    """That the method cannot be used with this model, and why."""
+    """The error for a method that cannot be used with this model, with the reason."""
     return ConfigError(
         f"{job.config.method} cannot train a {type(causal).__name__}: the output layer that TRL puts into it {reason}",
         hint="take a method that reads the model's own logits: sft, orpo, cpo, simpo",
@@ -68,7 +68,7 @@ def refused(job: Job, causal: Any, reason: str) -> ConfigError:
 
 @torch.no_grad()
 def balances(model: Any) -> bool:
-    """Whether the loss that balances the experts of a mixture comes with TRL's output layer too."""
+    """Whether TRL's output layer, too, returns the loss that balances the experts of a mixture."""
     ids = torch.zeros((1, 4), dtype=torch.long, device=causal_model(model).device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "output_router_logits": True}
     try:

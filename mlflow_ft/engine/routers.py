@@ -1,9 +1,9 @@
-"""The routers of mixtures of experts: their logits are asked for in training steps, and nowhere else.
+"""The routers of mixtures of experts: their logits are computed in training steps only.
 
 Training adds a loss that spreads the tokens over the experts (Switch Transformer, arXiv 2101.03961), weighted by
-`router_aux_loss_coef` of the model's config. transformers computes it wherever the config has `output_router_logits`;
-in generation the shapes do not fit, and the model fails. So the switch is off in every config that is loaded or saved,
-and the trainers ask for the logits in each step.
+`router_aux_loss_coef` of the model's config. transformers computes it whenever the config sets `output_router_logits`;
+in generation the shapes do not match, and the model fails. So the switch is off in every config that is loaded or
+saved, and the trainers ask for the logits in each step.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def silence(config: PreTrainedConfig) -> None:
 
 @contextmanager
 def wanted(module: Any) -> Iterator[None]:
-    """Inside, a trainer that is made finds the logits switched on where its loss needs them; afterwards they are off.
+    """Inside, the logits are switched on if the model's config gives their loss a weight; afterwards all is as before.
 
-    TRL's trainers read the switch or the weight from the model's config when they are made, and SFT's writes both.
+    TRL's trainers read the switch or the weight from the model's config when they are created, and SFT's sets both.
     """
     config = causal_model(module).config.get_text_config()
     before = {name: getattr(config, name) for name in (SWITCH, WEIGHT) if hasattr(config, name)}
@@ -48,7 +48,7 @@ def wanted(module: Any) -> Iterator[None]:
 
 
 class UnbalancedEvaluation:
-    """Evaluates without the loss that balances the experts, so that held-out losses are those of the method alone."""
+    """Evaluates without the loss that balances the experts, so that held-out losses are the method's own."""
 
     aux_loss_enabled: bool
 
@@ -56,10 +56,10 @@ class UnbalancedEvaluation:
         """As transformers' Trainer does."""
         enabled, self.aux_loss_enabled = self.aux_loss_enabled, False
         try:
-            found: dict[str, float] = super().evaluate(*args, **options)  # type: ignore[misc]  # a mixin
+            metrics: dict[str, float] = super().evaluate(*args, **options)  # type: ignore[misc]  # a mixin
         finally:
             self.aux_loss_enabled = enabled
-        return found
+        return metrics
 
 
 @torch.no_grad()
@@ -72,15 +72,15 @@ def balanced(module: Any) -> bool:
     with aside(module):
         try:
             output = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **{SWITCH: True})
-        except RuntimeError:  # behind a learned prefix the mask is longer than what the routers see
+        except RuntimeError:  # with a learned prefix the mask is longer than what the routers see
             return False
     return getattr(output, "aux_loss", None) is not None
 
 
 def settle(trainer: Any, module: Any, progress: Progress, *, fused: bool) -> None:
-    """Say what a trainer of TRL adds to its loss to balance the experts, or that it adds nothing.
+    """Report the loss that a trainer of TRL adds to balance the experts, and switch it off where it cannot be computed.
 
-    `fused` is whether it goes through TRL's own output layer.
+    `fused`: whether the trainer uses TRL's own output layer.
     """
     if not getattr(trainer, "aux_loss_enabled", False):
         return
@@ -90,5 +90,5 @@ def settle(trainer: Any, module: Any, progress: Progress, *, fused: bool) -> Non
         return
     trainer.aux_loss_enabled = False
     kind = type(causal_model(module)).__name__
-    whose = "TRL" if balanced(module) else "transformers"
-    progress.say(f"no loss balances the experts: {whose} computes none for {kind} so")
+    library = "TRL" if balanced(module) else "transformers"
+    progress.say(f"no loss balances the experts: {library} does not compute it for {kind}")

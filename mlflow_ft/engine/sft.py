@@ -20,7 +20,7 @@ from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.job import Data, Encoded, Job, Model, Trained
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-"""What a batch says of the rows that are packed into it, where it says more than their positions."""
+"""Where the rows of a packed batch begin and end, beyond their positions."""
 
 
 class LabelledTokensTrainer(SFTTrainer):
@@ -164,7 +164,7 @@ def train(job: Job, data: Data, model: Model) -> Trained:
 
 
 def proof(job: Job, data: Data, trainer: Any) -> Check:
-    """A check that no row of the trainer's batches sees another, on pairs of rows and on its first batch."""
+    """A check that no row of the trainer's batches sees another: on pairs of rows, and on its first batch."""
     collator, rows = trainer.data_collator, trainer.train_dataset
     lengths = "seq_lengths" in rows.column_names
 
@@ -191,7 +191,7 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
 
 
 def _with_boundaries(collator: Any, model: Any, look: Callable[[Any, bool], Seen | None], *, rough: bool) -> str | None:
-    """Let the collator say where rows begin and end; "" where that does not help, or why not, None where it does."""
+    """Let the collator pass where rows begin and end; None if that separates them, else the error of it, or ""."""
     if not isinstance(collator, ForPacked):
         return ""
     collator.boundaries = True
@@ -202,13 +202,13 @@ def _with_boundaries(collator: Any, model: Any, look: Callable[[Any, bool], Seen
 
 
 def refuse_packed(job: Job, seen: Seen, reason: str | None) -> None:
-    """Raise ConfigError where rows that are packed see each other; `reason` is None where that was helped."""
+    """Raise ConfigError because packed rows see each other, unless `reason` is None: then boundaries prevent it."""
     if reason is None:
         return
-    through = f" It passes through {seen.layers}." if seen.layers else ""
+    through = f", through {seen.layers}" if seen.layers else ""
     setting = "objective.packing" if job.config.objective.packing else "objective.options padding_free"
     raise ConfigError(
-        f"{setting}: on this model rows that are packed into one see each other; the loss of a token changes by up to "
-        f"{seen.difference:.2g} nats.{through}",
+        f"{setting}: rows packed together see each other on this model: the loss of a token changes by up to "
+        f"{seen.difference:.2g} nats{through}",
         hint=f"leave it out; --objective.options train_sampling_strategy=group_by_length keeps padding small{reason}",
     )

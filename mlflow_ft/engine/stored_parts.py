@@ -1,7 +1,7 @@
-"""What a model's files hold under other names than the model has: fused weights in parts, and buffers.
+"""Tensors that a model's files hold under names that the model does not have: parts of fused weights, and buffers.
 
-transformers puts the experts of a layer into one tensor when it loads them, and takes them apart when it saves them.
-Where no adapter touches such a weight, a merge leaves its parts as they lie in the files.
+transformers joins the experts of a layer into one tensor as it loads them, and splits it as it saves them. If no
+adapter touches such a weight, a merge copies its parts as they lie in the files.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from mlflow_ft.engine.tensor_files import ModelFiles
 
 
 def untouched(files: ModelFiles, bones: Skeleton) -> dict[str, str]:
-    """From the name of each such tensor to that of the weight that it is, or is a part of, by transformers' own table.
+    """From the name of each such tensor to that of the weight that it is, or is a part of (transformers' own table).
 
-    Only of weights whose parts are all there, and that the adapter leaves alone.
+    Only weights that are complete in the files, and that the adapter does not touch.
     """
     steps = get_model_conversion_mapping(bones.model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
-    buffers = {name: one.shape for name, one in bones.model.named_buffers()}
+    buffers = {name: buffer.shape for name, buffer in bones.model.named_buffers()}
     shapes = {**buffers, **bones.shapes}
-    found: dict[str, str] = {}
+    parts: dict[str, str] = {}
     sizes: Counter[str] = Counter()
     for stored in files.places:
         name, _ = rename_source_key(stored, renamings, converters)
         if (name != stored or name in buffers) and name in shapes and name not in bones.units | bones.replaced.keys():
-            found[stored] = name
+            parts[stored] = name
             sizes[name] += math.prod(files.entries[stored].shape)
-    return {stored: name for stored, name in found.items() if sizes[name] == math.prod(shapes[name])}
+    return {stored: name for stored, name in parts.items() if sizes[name] == math.prod(shapes[name])}
 
 
 def kept_exact(model: Any, dtype: torch.dtype) -> tuple[str, ...]:
-    """Parts of the names of tensors that transformers holds in float32 whatever the others are, and reads so.
+    """Parts of the names of tensors that transformers keeps in float32, whatever the type of the others.
 
-    A rounded correction of a router's scores would choose other experts.
+    If the correction of a router's scores were rounded, the router would choose other experts.
     """
     always, in_half = (getattr(model, name, None) or () for name in (f"{KEEP}_strict", KEEP))
     return (*always, *(in_half if dtype == torch.float16 else ()))

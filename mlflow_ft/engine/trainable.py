@@ -19,7 +19,7 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training, with the adapter that `adapter.kind` names.
 
     Raises:
-        ModelError: nothing would train, or a quantised base would be asked to.
+        ModelError: nothing would train, or the adapter does not fit, or could not be merged afterwards.
     """
     config = job.config
     adapter = job.registry.adapters[config.adapter.kind]
@@ -52,16 +52,16 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
 
 
 def freeze(module: PreTrainedModel) -> None:
-    """Make a quantised base ready for an adapter: nothing of it trains, and what is not rounded is float32.
+    """Prepare a quantised base for an adapter: nothing in it trains, and weights that are not quantised are float32.
 
-    As PEFT's `prepare_model_for_kbit_training`, but for the experts of a mixture, which bitsandbytes does not round:
-    they are nearly all of the model, and stay in the type that they were loaded in.
+    As PEFT's `prepare_model_for_kbit_training`, except for the experts of a mixture, which bitsandbytes does not
+    quantise: they are most of the model, and stay in the type in which they were loaded.
     """
     kept = {id(weight) for weight in experts.fused(module).values()}
     for weight in module.parameters():
         weight.requires_grad = False
-        rough = weight.dtype in (torch.float16, torch.bfloat16) and type(weight).__name__ != "Params4bit"
-        if rough and id(weight) not in kept:
+        half = weight.dtype in (torch.float16, torch.bfloat16) and type(weight).__name__ != "Params4bit"
+        if half and id(weight) not in kept:
             weight.data = weight.data.float()
 
 
@@ -85,7 +85,7 @@ def _check_mergeable(module: PeftModel, config: Config) -> None:
 
 
 def _count(module: torch.nn.Module) -> int:
-    """Number of weights; bitsandbytes packs two 4-bit ones into a byte."""
+    """Number of weights; bitsandbytes packs two 4-bit weights into a byte."""
     return sum(
         parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1) for parameter in module.parameters()
     )

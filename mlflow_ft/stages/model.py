@@ -86,7 +86,8 @@ def load(job: Job, data: Data, base: BaseModel) -> Model:
     held = own.make if own and own.held else job.config.model.quantize
     job.progress.say(f"{device}; {model.total:,} weights (quantised: {held}), {model.trainable:,} train ({share:.1%})")
     config = job.config
-    if told := experts.told(model.module, by_name=config.adapter.kind == "lora", quantize=config.model.quantize):
-        job.run.set_tags({EXPERTS: told})
-        job.progress.say(told)
+    by_name = config.adapter.kind == "lora"
+    if summary := experts.summary(model.module, by_name=by_name, quantize=config.model.quantize):
+        job.run.set_tags({EXPERTS: summary})
+        job.progress.say(summary)
     return model

@@ -50,7 +50,7 @@ def test_experts_and_routers_are_found_by_their_shapes(small: Small, kind: str) 
     assert experts.parameters(module) == FUSED
     assert {name.rsplit(".", 2)[-1] for name in experts._routers(module)} <= {"gate", "router"}
     assert len(experts._routers(module)) == len(experts.fused(module)) / 2  # one for each layer that has experts
-    assert not experts.told(loaded(small("llama")), by_name=True, quantize="none")
+    assert not experts.summary(loaded(small("llama")), by_name=True, quantize="none")
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "deepseek_v3", "llama4"])
@@ -62,13 +62,13 @@ def test_experts_and_routers_are_found_by_their_shapes(small: Small, kind: str) 
 def test_what_trains_is_said(bench: Bench, small: Small, kind: str, method: str, settings: dict[str, Any]) -> None:
     one = bench(method, model=small(kind), **settings)
     module = trainable.prepare(one.job, one.data, one.base).module
-    said = experts.told(module, by_name=method == "lora", quantize=one.job.config.model.quantize)
+    said = experts.summary(module, by_name=method == "lora", quantize=one.job.config.model.quantize)
     trained, _, left = said.rpartition(" train")
     named = f"the experts ({', '.join(FUSED)})"
     assert (named in trained) is bool(settings or method == "full")
     assert ("the routers" in trained) is (method == "full")
     assert ("--adapter.target_parameters experts" in left) is (method == "lora" and not settings)
-    assert ("nf4 holds linear layers alone, and the experts are float32" in said) is (method == "qlora")
+    assert ("nf4 is for linear layers only: the experts are float32" in said) is (method == "qlora")
     changed = {name for name, weight in module.named_parameters() if weight.requires_grad}
     assert any("experts" in name for name in changed) is bool(settings or method == "full")
     assert not any(name.endswith(("gate.weight", "router.weight")) for name in changed) or method == "full"
@@ -81,7 +81,7 @@ def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
     names = [name for name, weight in module.named_parameters() if weight.requires_grad]
     assert names
     assert all(".layers.1." in name for name in names)
-    assert "experts.down_proj of 1 of 2 layers" in experts.told(module, by_name=True, quantize="none")
+    assert "experts.down_proj of 1 of 2 layers" in experts.summary(module, by_name=True, quantize="none")
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
         ("dora", {}, "PEFT has no DoRA"),
         ("lora", {"adapter.use_dora": "true"}, "PEFT has no DoRA"),
         ("lora", {"adapter.lora_dropout": 0.1}, "no dropout"),
-        ("lora", {"adapter.init_lora_weights": "pissa"}, "begins with the weights of layers"),
-        ("lora", {"adapter.target_parameters": "[experts.down_proj]", "adapter.layers_to_transform": "[0]"}, "number"),
+        ("lora", {"adapter.init_lora_weights": "pissa"}, "computed from the weights of layers"),
+        ("lora", {"adapter.target_parameters": "[experts.down_proj]", "adapter.layers_to_transform": "[0]"}, "layer into their names"),
         ("ia3", {}, "means nothing to it"),
     ],
 )
