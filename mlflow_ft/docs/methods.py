@@ -14,7 +14,8 @@ LISTED = ("formats", "checks", "evaluators", "rewards", "packagers", "exporters"
 """Kinds of which name and summary are told; methods and adapters have more to say."""
 DECISIONS = """What do you have?
 
-- **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which goes on with pre-training ([packing](training.md)).
+- **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which goes on with pre-training
+  ([packing](training.md)).
 - **Conversations or question and answer**, good ones, to be imitated:
     - one GPU that holds the model in 16 bits, or a small model: `lora`, which is merged and served as any model;
     - the model fits in 4 bits only: `qlora`;
