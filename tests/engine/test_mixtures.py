@@ -91,7 +91,7 @@ def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
         ("lora", {"adapter.use_dora": "true"}, "PEFT has no DoRA"),
         ("lora", {"adapter.lora_dropout": 0.1}, "no dropout"),
         ("lora", {"adapter.init_lora_weights": "pissa"}, "computed from the weights of layers"),
-        ("lora", {"adapter.target_parameters": "[experts.down_proj]", "adapter.layers_to_transform": "[0]"}, "no effect"),
+        ("lora", {"adapter.target_parameters": "[experts.down_proj]", "adapter.layers_to_transform": "[0]"}, "effect"),
         ("ia3", {}, "means nothing to it"),
     ],
 )
