@@ -89,7 +89,8 @@ def summary(module: nn.Module, *, by_name: bool, quantize: str) -> str:
         trained = [name for name, weight in weights.items() if id(weight) in changed]
         train.append(_named(label, weights, trained))
         stay.append(_named(label, weights, weights.keys() - set(trained)))
-    parts = [f"the adapter is on {', '.join(layers)}" for layers in [_adapted(module)] if layers]
+    adapted = _adapted(module)
+    parts = [f"the adapter is on {', '.join(adapted)}"] if adapted else []
     parts += [f"{' and '.join(filter(None, train))} train"] if any(train) else []
     parts += [f"{' and '.join(filter(None, stay))} stay as they are"] if any(stay) else []
     if by_name and stay[0]:
