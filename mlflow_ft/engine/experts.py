@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
+from mlflow_ft.engine import linear
 from mlflow_ft.engine.loss import causal_model
 
 ALL = "experts"
@@ -75,10 +76,11 @@ def _short(name: str) -> str:
     return ".".join(_plain(name).split(".")[-2:])
 
 
-def summary(module: nn.Module, *, by_name: bool, quantize: str) -> str:
+def summary(module: nn.Module, *, by_name: bool, all_linear: bool, quantize: str) -> str:
     """Which parts of a mixture of experts train, in a sentence; "" for any other model.
 
-    `by_name`: whether `adapter.target_parameters` can put this adapter on the experts.
+    `by_name`: whether `adapter.target_parameters` can put this adapter on the experts. `all_linear`: whether all linear
+    layers were asked for, so that those without an adapter are named.
     """
     experts = fused(module)
     if not experts:
@@ -92,6 +94,8 @@ def summary(module: nn.Module, *, by_name: bool, quantize: str) -> str:
     adapted = _adapted(module)
     parts = [f"the adapter is on {', '.join(adapted)}"] if adapted else []
     parts += [f"{' and '.join(filter(None, train))} train"] if any(train) else []
+    if adapted and all_linear and (without := _not_adapted(module)):
+        stay.append(f"the linear layers {', '.join(without)} (not among `all-linear` here)")
     parts += [f"{' and '.join(filter(None, stay))} stay as they are"] if any(stay) else []
     if by_name and stay[0]:
         parts[-1] += f" (--adapter.target_parameters {ALL} adapts the experts)"
@@ -109,6 +113,13 @@ def _adapted(module: nn.Module) -> list[str]:
     """The last names of the layers that have an adapter; not those with an adapter on single weights."""
     layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer))
     return sorted({name.rpartition(".")[2] for name, layer in layers if not _on_a_weight(layer)})
+
+
+def _not_adapted(module: nn.Module) -> list[str]:
+    """The last two parts of the names of linear layers that have no adapter, such as shared experts."""
+    causal = causal_model(module)
+    adapted = tuple(f"{name}." for name, layer in causal.named_modules() if isinstance(layer, BaseTunerLayer))
+    return sorted({_short(name) for name, _ in linear.layers(causal) if not f"{name}.".startswith(adapted)})
 
 
 def _on_a_weight(layer: Any) -> bool:

@@ -86,8 +86,9 @@ def load(job: Job, data: Data, base: BaseModel) -> Model:
     held = own.make if own and own.held else job.config.model.quantize
     job.progress.say(f"{device}; {model.total:,} weights (quantised: {held}), {model.trainable:,} train ({share:.1%})")
     config = job.config
-    by_name = config.adapter.kind == "lora"
-    if summary := experts.summary(model.module, by_name=by_name, quantize=config.model.quantize):
+    by_name, quantize = config.adapter.kind == "lora", config.model.quantize
+    all_linear = config.adapter.kind in ("lora", "dora") and config.adapter.target_modules == "all-linear"
+    if summary := experts.summary(model.module, by_name=by_name, all_linear=all_linear, quantize=quantize):
         job.run.set_tags({EXPERTS: summary})
         job.progress.say(summary)
     return model

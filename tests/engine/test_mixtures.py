@@ -50,7 +50,7 @@ def test_experts_and_routers_are_found_by_their_shapes(small: Small, kind: str) 
     assert experts.parameters(module) == FUSED
     assert {name.rsplit(".", 2)[-1] for name in experts._routers(module)} <= {"gate", "router"}
     assert len(experts._routers(module)) == len(experts.fused(module)) / 2  # one for each layer that has experts
-    assert not experts.summary(loaded(small("llama")), by_name=True, quantize="none")
+    assert not experts.summary(loaded(small("llama")), by_name=True, all_linear=True, quantize="none")
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "deepseek_v3", "llama4"])
@@ -62,7 +62,7 @@ def test_experts_and_routers_are_found_by_their_shapes(small: Small, kind: str) 
 def test_what_trains_is_said(bench: Bench, small: Small, kind: str, method: str, settings: dict[str, Any]) -> None:
     one = bench(method, model=small(kind), **settings)
     module = trainable.prepare(one.job, one.data, one.base).module
-    said = experts.summary(module, by_name=method == "lora", quantize=one.job.config.model.quantize)
+    said = experts.summary(module, by_name=method == "lora", all_linear=True, quantize=one.job.config.model.quantize)
     trained, _, left = said.rpartition(" train")
     named = f"the experts ({', '.join(FUSED)})"
     assert (named in trained) is bool(settings or method == "full")
@@ -81,7 +81,8 @@ def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
     names = [name for name, weight in module.named_parameters() if weight.requires_grad]
     assert names
     assert all(".layers.1." in name for name in names)
-    assert "experts.down_proj of 1 of 2 layers" in experts.summary(module, by_name=True, quantize="none")
+    summary = experts.summary(module, by_name=True, all_linear=False, quantize="none")
+    assert "experts.down_proj of 1 of 2 layers" in summary
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,22 @@ def test_what_cannot_be_done_with_experts_is_refused(
     one = bench(method, model=small("qwen3_moe"), **({"adapter.target_parameters": "experts"} | settings))
     with pytest.raises(ConfigError, match=words):
         start.check_names(one.job.config, one.job.registry)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("deepseek_v3", "mlp.down_proj, mlp.gate_proj, mlp.up_proj, shared_experts.down_proj"), ("qwen3_moe", "")],
+)
+def test_linear_layers_that_all_linear_does_not_reach_are_named(
+    bench: Bench, small: Small, kind: str, words: str
+) -> None:
+    one = bench("lora", model=small(kind))
+    module = trainable.prepare(one.job, one.data, one.base).module
+    said = [
+        experts.summary(module, by_name=True, all_linear=all_linear, quantize="none") for all_linear in (True, False)
+    ]
+    assert [("the linear layers" in sentence) for sentence in said] == [bool(words), False]
+    assert words in said[0].partition("stay as they are")[0]
 
 
 @pytest.mark.parametrize(
