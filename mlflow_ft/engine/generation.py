@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
+from transformers.generation import logits_process as processors
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from mlflow_ft.engine.hub import quiet_transformers
@@ -27,6 +28,18 @@ OF_CONFIG = "_from_model_config"
 """Says that the file was made of config.json; with it transformers looks at less."""
 DEFAULTS: Mapping[str, Any] = {"top_k": 50, "num_beams": 1, "do_sample": False}
 """What `generate` takes where a setting is not given."""
+FOLLOWED: Mapping[str, tuple[Callable[[Any], bool], Callable[[Any], object]]] = {
+    "repetition_penalty": (lambda value: value != 1, processors.RepetitionPenaltyLogitsProcessor),
+    "no_repeat_ngram_size": (lambda value: value > 0, processors.NoRepeatNGramLogitsProcessor),
+    "temperature": (lambda value: value != 1, processors.TemperatureLogitsWarper),
+    "top_k": (lambda value: value != 0, processors.TopKLogitsWarper),
+    "top_p": (lambda value: value < 1, processors.TopPLogitsWarper),
+    "min_p": (lambda value: True, processors.MinPLogitsWarper),
+    "top_h": (lambda value: True, processors.TopHLogitsWarper),
+    "typical_p": (lambda value: value < 1, processors.TypicalLogitsWarper),
+}
+"""Settings whose values transformers looks at no earlier than in `generate`: for which values it does, and what then
+refuses them (`GenerationMixin._get_logits_processor`)."""
 LISTS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 ONE_ANSWER: Mapping[str, Any] = {
     "num_beams": 1,
@@ -92,7 +105,7 @@ def repaired(settings: Mapping[str, Any]) -> Repaired:
     left_out: dict[str, str] = {}
     for name in ordered:
         value = settings[name]
-        reason = _wrong_type(name, value) or _refused({**kept, name: value}, name)
+        reason = _wrong_type(name, value) or _likeliest(settings, name) or _refused({**kept, name: value}, name)
         if reason:
             left_out[name] = reason
         else:
@@ -149,6 +162,13 @@ def _wrong_type(name: str, value: Any) -> str:
     return ""
 
 
+def _likeliest(settings: Mapping[str, Any], name: str) -> str:
+    """Why these settings do not sample though they say so: the limit of low temperatures is the likeliest token."""
+    if name == "do_sample" and settings[name] and settings.get("temperature") == 0:
+        return "the temperature is 0, which means the likeliest token and no sampling"
+    return ""
+
+
 def _ids(name: str, value: Any) -> Iterator[Any]:
     yield from value if name in LISTS and isinstance(value, list) else [value]
 
@@ -165,12 +185,21 @@ def _refused(settings: Mapping[str, Any], name: str) -> str:
             config = GenerationConfig(**given)
             config.validate(strict=True)
             config.to_json_string()
+            _follow(name, settings[name])
             mode = GenerationConfig(**{**DEFAULTS, **given}).get_generation_mode()
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         return _reason(error, name, settings[name])
     if "/" in GENERATION_MODES_MAPPING[mode]:
         return f"{settings[name]!r} asks for a way to search that transformers does not have any more"
     return ""
+
+
+def _follow(name: str, value: Any) -> None:
+    """Raise ValueError where `generate` would."""
+    if name in FOLLOWED and value is not None:
+        is_on, follow = FOLLOWED[name]
+        if is_on(value):
+            follow(value)
 
 
 def _reason(error: Exception, name: str, value: Any) -> str:

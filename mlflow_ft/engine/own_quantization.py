@@ -18,6 +18,8 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, ModelError
 
 FIELDS = ("quantization_config", "compression_config")
+PARTS = ("text_config", "llm_config")
+"""What config.json calls the text part of a model of several."""
 FOUR = ".quant_state.bitsandbytes__"
 EIGHT = ".SCB"
 MARKS: Mapping[str, tuple[str, ...]] = {
@@ -116,7 +118,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    parts = [config, *(value for name, value in config.items() if name in ("text_config", "llm_config"))]
+    parts = [config, *(value for name, value in config.items() if name in PARTS)]
     for part in parts:
         for name in FIELDS:
             if isinstance(part, Mapping) and isinstance(part.get(name), Mapping) and part[name]:
@@ -147,6 +149,14 @@ def _names(folder: Path) -> list[str]:
             except ValueError:
                 return []  # whoever loads them says what is wrong with them
     return found
+
+
+def forget(config: Any) -> None:
+    """Remove what a transformers configuration says of quantisation, of the model and of its text part."""
+    for part in (config, *(getattr(config, name, None) for name in PARTS)):
+        for name in FIELDS:
+            if hasattr(part, name):
+                delattr(part, name)
 
 
 def whole_size(folder: Path) -> int:

@@ -129,7 +129,7 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
     if own := own_quantization.of(base):
         if own.held is None:
             raise UnsuitedError(f"the base's own files are in {own.told}")
-        config.quantization_config = None  # what each weight stands for goes into a model that is not quantised
+        own_quantization.forget(config)  # what each weight stands for goes into a model that is not quantised
     routers.silence(config)
     kind: Any = AutoModelForCausalLM
     if task == "score":
