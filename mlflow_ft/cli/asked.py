@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow_ft.config import Config, Given, pairs, read_yaml, resolve
@@ -11,6 +12,8 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+DEMO = "demo"
+"""The place of a setting that comes with the built-in data begins so."""
 
 
 def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = None) -> Config:
@@ -63,4 +66,5 @@ def demo_settings(given: Sequence[Given], method: str) -> list[Given]:
     if any(one.key in ("data", "data.path", "path") and one.value != "demo" for one in given):
         return []
     own = EXAMPLES / "demo" / f"{method}.yaml"
-    return read_yaml(own if own.is_file() else EXAMPLES / "demo" / "settings.yaml")
+    given = read_yaml(own if own.is_file() else EXAMPLES / "demo" / "settings.yaml")
+    return [replace(one, place=f"{DEMO} {one.place}") for one in given]

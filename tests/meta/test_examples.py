@@ -61,5 +61,5 @@ def test_the_reward_functions_of_an_example_find_the_number(monkeypatch: pytest.
 
 def test_the_built_in_data_brings_its_settings_and_other_data_does_not() -> None:
     demo, other = asked(["qlora"], plugins.load()), asked(["qlora", "--data", "rows.jsonl"], plugins.load())
-    assert demo.origins["training.learning_rate"].startswith("settings.yaml line ")
+    assert demo.origins["training.learning_rate"].startswith("demo settings.yaml line ")
     assert other.origins["training.learning_rate"] == "method qlora"

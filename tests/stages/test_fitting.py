@@ -61,3 +61,9 @@ def test_a_learned_prompt_takes_its_part(small: Small) -> None:
     assert "--data.max_length 248" in str(raised.value.hint)
     with pytest.raises(ConfigError, match="no row fits beside it"):
         fit(small("gpt2"), "sft", **PROMPT | {"adapter.num_virtual_tokens": 250})
+
+
+def test_the_length_that_comes_with_the_built_in_data_is_lowered(small: Small) -> None:
+    given, after = fit(small("gpt2", n_positions=48), data="demo")
+    assert given.data.max_length > 48
+    assert after.data.max_length == 48
