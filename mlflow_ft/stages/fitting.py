@@ -8,7 +8,7 @@ from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 
-NOT_GIVEN = ("method", "demo")
+NOT_GIVEN = ("method ", "demo ")
 """So begins the origin of a setting that nobody gave: a method's default, or one that comes with the built-in data."""
 SHORTEST = 8
 """Tokens of a row, as `data.max_length` has it."""
@@ -40,7 +40,7 @@ def fitted(config: Config, base: BaseModel, registry: Registry, progress: Progre
             f"the model has {positions:,} positions{beside}: no row fits beside it",
             hint="lower adapter.num_virtual_tokens, or take another adapter (--adapter.kind lora)",
         )
-    origin = config.origins.get("data.max_length", "method")
+    origin = config.origins.get("data.max_length", "method default")
     if not origin.startswith(NOT_GIVEN):
         raise ConfigError(
             f"data.max_length is {length:,}, and the model has {positions:,} positions{beside}",
