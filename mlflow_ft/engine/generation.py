@@ -16,6 +16,7 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
+from mlflow_ft.engine import generation_trial
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import brief
 
@@ -46,6 +47,10 @@ ONE_ANSWER: Mapping[str, Any] = {
 other ways to search want a tokenizer, one row at a time or code from the Hub."""
 GREEDY: Mapping[str, Any] = {**ONE_ANSWER, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 """The same for the likeliest token at every place."""
+SAMPLED: Mapping[str, Any] = {**ONE_ANSWER, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+"""The same for a sampled answer, as a request that is served asks for it."""
+SHARES = ("top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
+"""Settings that are a share of the probability: from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def read(folder: Path) -> Repaired:
 
 
 def repaired(settings: Mapping[str, Any]) -> Repaired:
-    """Settings without what transformers would refuse to load or to save, one by one, in the order of the file.
+    """Settings without what transformers would refuse to load, to save or to generate with, in the order of the file.
 
     What only sampling reads is left out of settings that do not sample: transformers ignores it, and so nothing that
     the model says changes.
@@ -97,24 +102,27 @@ def repaired(settings: Mapping[str, Any]) -> Repaired:
             left_out[name] = reason
         else:
             kept[name] = value
-    return Repaired(settings={name: kept[name] for name in settings if name in kept}, left_out=left_out)
+    for name, error in generation_trial.failures(kept, GREEDY, SAMPLED):
+        left_out[name] = _reason(error, name, settings[name])
+    left = {name: value for name, value in settings.items() if name not in left_out}
+    return Repaired(settings=left, left_out=left_out)
 
 
 def for_loading(folder: Path) -> dict[str, Any]:
     """What `from_pretrained` needs beside a folder whose settings it would refuse, or keep and refuse to save."""
-    found = read(folder)
-    return {"generation_config": found.config} if found.left_out and found.readable else {}
+    settings = read(folder)
+    return {"generation_config": settings.config} if settings.left_out and settings.readable else {}
 
 
 def copy(source: Path, folder: Path) -> None:
     """Write a model's settings into another folder, repaired where need be, unless it has settings already."""
-    found = read(source)
+    settings = read(source)
     if not (source / FILE).is_file() or (folder / FILE).is_file():
         return
-    if not found.left_out:
+    if not settings.left_out:
         shutil.copyfile(source / FILE, folder / FILE)
-    elif found.readable:
-        write(found.settings, folder)
+    elif settings.readable:
+        write(settings.settings, folder)
 
 
 def write(settings: Mapping[str, Any], folder: Path) -> None:
@@ -122,11 +130,11 @@ def write(settings: Mapping[str, Any], folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def told(found: Repaired, folder: Path) -> str:
+def description(repairs: Repaired, folder: Path) -> str:
     """What was left out, in a sentence; empty where nothing was."""
-    if not found.left_out:
+    if not repairs.left_out:
         return ""
-    reasons = "; ".join(f"{name} ({reason})" for name, reason in found.left_out.items())
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in repairs.left_out.items())
     return f"{folder / FILE} is not changed; it is used, and will be saved, without {reasons}"
 
 
@@ -145,8 +153,13 @@ def _wrong_type(name: str, value: Any) -> str:
         return "" if allowed else f"{value!r} is not true or false"
     if isinstance(default, int | float):
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return "" if number else f"{value!r} is not a number"
-    return ""
+        return ("" if number else f"{value!r} is not a number") or _outside(name, value)
+    return _outside(name, value)
+
+
+def _outside(name: str, value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value!r} is not from 0 to 1" if name in SHARES and not (number and 0 <= value <= 1) else ""
 
 
 def _ids(name: str, value: Any) -> Iterator[Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
+from mlflow_ft.config.explain import NONE_WORDS
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ModelError
 
@@ -18,6 +21,8 @@ SPARE = 8
 NAMES = ("pos", "wpe")
 """One of these is in the name of every table of positions."""
 
+PLAIN = re.compile(r"[<|\w][\w<>|/.-]*")
+"""A token that needs no quotes in a setting."""
 SHOWN = 3
 """Tokens that a message names."""
 
@@ -102,6 +107,12 @@ def told(tokens: Mapping[int, str]) -> str:
     return ", ".join(shown[:SHOWN]) + more
 
 
+def add_tokens(tokens: Iterable[str]) -> str:
+    """The argument that gives tokens embeddings, for a shell; a token that would be read otherwise is in quotes."""
+    names = (name if PLAIN.fullmatch(name) and name.lower() not in NONE_WORDS else f'"{name}"' for name in tokens)
+    return f"--model.add_tokens {shlex.quote(','.join(names))}"
+
+
 def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
     """Refuse tokens that the model has no embeddings for, in what would be trained on.
 
@@ -116,9 +127,8 @@ def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
     lost = {number: str(tokenizer.convert_ids_to_tokens(number)) for number in {*ids} if number >= rows}
     if not lost:
         return
-    names = ",".join(lost[number] for number in sorted(lost))
     raise ModelError(
         f"{place} holds {told(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
-        hint=f"give them embeddings, which are trained: --model.add_tokens '{names}'; or take a template or a "
-        "tokenizer that does not write them",
+        hint=f"give them embeddings, which are trained: {add_tokens(lost[number] for number in sorted(lost))}; or take "
+        "a template or a tokenizer that does not write them",
     )

@@ -124,7 +124,7 @@ def choose_pad_token(tokenizer: Any, *, asked: str | None = None, rows: int | No
             f"the tokenizer pads with {tokenizer.pad_token!r} (id {number:,}), and the model has embeddings for "
             f"{rows:,} tokens (ids 0 to {rows - 1:,})",
             hint=f"pad with a token that it has one for ({names or '--model.pad_token TOKEN'}), or give this one an "
-            f"embedding: --model.add_tokens '{tokenizer.pad_token}'",
+            f"embedding: {room.add_tokens([tokenizer.pad_token])}",
         )
 
 
@@ -134,12 +134,12 @@ def _check_asked(tokenizer: Any, asked: str, rows: int | None) -> None:
         names = ", ".join(map(repr, _free(tokenizer, rows)[:CANDIDATES])) or "one of its tokens"
         raise ConfigError(
             f"model.pad_token: the tokenizer has no token {asked!r}",
-            hint=f"name one that it has, such as {names}; --model.add_tokens '{asked}' makes a new one",
+            hint=f"name one that it has, such as {names}; {room.add_tokens([asked])} makes a new one",
         )
     if rows is not None and number >= rows:
         raise ConfigError(
             f"model.pad_token: {asked!r} has the id {number:,}, and the model has embeddings for {rows:,} tokens",
-            hint=f"name another, or give it an embedding: --model.add_tokens '{asked}'",
+            hint=f"name another, or give it an embedding: {room.add_tokens([asked])}",
         )
 
 

@@ -46,7 +46,7 @@ def find(job: Job) -> tuple[Job, BaseModel]:
     job.progress.say(f"model: {base.name} ({base.origin})")
     if own:
         _tell_own(job, own)
-    if text := generation.told(generation.read(base.path), base.path):
+    if text := generation.description(generation.read(base.path), base.path):
         job.progress.warn(text)
         job.run.set_tags({"mlflow_ft.generation_config": text})
     return fitted(job, base), base
