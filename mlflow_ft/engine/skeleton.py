@@ -129,13 +129,21 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
     if own := own_quantization.of(base):
         if own.held is None:
             raise UnsuitedError(f"the base's own files are in {own.told}")
-        config.quantization_config = None  # what each weight stands for goes into a model that is not quantised
+        _forget_quantization(config)
     routers.silence(config)
     kind: Any = AutoModelForCausalLM
     if task == "score":
         kind, config.num_labels = AutoModelForSequenceClassification, 1
     with torch.device(META), quiet_transformers():
         return kind.from_config(config, dtype=torch.float32).eval()
+
+
+def _forget_quantization(config: Any) -> None:
+    """A merge goes into what each weight stands for: a model that is not quantised."""
+    for part in (config, config.get_text_config()):
+        for name in own_quantization.FIELDS:
+            if hasattr(part, name):
+                delattr(part, name)
 
 
 def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = nobody) -> Fit:
