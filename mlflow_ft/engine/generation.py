@@ -21,6 +21,7 @@ from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import brief
 
 FILE = "generation_config.json"
+CONFIG = "config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate", "cache_implementation", *TOKENS)
 """What decides whether other settings mean anything: these are taken first."""
@@ -60,8 +61,8 @@ class Repaired:
     settings: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Why, by the setting's name."""
-    readable: bool = True
-    """Whether the file holds settings at all; where not, transformers goes by the model's configuration."""
+    file: str = FILE
+    """Which file of the model's folder they are from."""
 
     @property
     def config(self) -> GenerationConfig:
@@ -70,20 +71,42 @@ class Repaired:
 
 
 def read(folder: Path) -> Repaired:
-    """The generation settings of a model's folder; empty where it has none.
+    """The generation settings of a model's folder.
 
-    Returns the file's settings as they are where transformers takes them, and else without those that it refuses.
+    Returns the file's settings as they are where transformers takes them, and else without those that it refuses. A
+    folder without the file has none, unless its config.json has settings that must be left out; where the file holds
+    no settings, those of config.json are taken, as transformers does.
     """
     file = folder / FILE
     if not file.is_file():
-        return Repaired()
+        of_config = _of_config(folder)
+        return of_config if of_config.left_out else Repaired()
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
-        return Repaired(left_out={"all of it": f"it is not JSON: {brief(error)}"}, readable=False)
+        return _unreadable(folder, f"it is not JSON: {brief(error)}")
     if not isinstance(settings, dict):
-        return Repaired(left_out={"all of it": "it is not a JSON object"}, readable=False)
+        return _unreadable(folder, "it is not a JSON object")
     return repaired(settings)
+
+
+def _unreadable(folder: Path, reason: str) -> Repaired:
+    return Repaired(settings=_of_config(folder).settings, left_out={"all of it": reason})
+
+
+def _of_config(folder: Path) -> Repaired:
+    """The generation settings in a model's config.json, where older models have them; transformers saves any."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # reported by who loads the model
+        config = {}
+    known = GenerationConfig().to_dict()
+    given = config if isinstance(config, dict) else {}
+    settings = {name: given[name] for name in known if given.get(name) is not None}
+    failures = generation_trial.failures(settings, GREEDY, SAMPLED)
+    left_out = {name: _reason(error, name, settings[name]) for name, error in failures}
+    kept = {name: value for name, value in settings.items() if name not in left_out}
+    return Repaired(settings={**kept, OF_CONFIG: True} if kept else {}, left_out=left_out, file=CONFIG)
 
 
 def repaired(settings: Mapping[str, Any]) -> Repaired:
@@ -111,18 +134,18 @@ def repaired(settings: Mapping[str, Any]) -> Repaired:
 def for_loading(folder: Path) -> dict[str, Any]:
     """What `from_pretrained` needs beside a folder whose settings it would refuse, or keep and refuse to save."""
     settings = read(folder)
-    return {"generation_config": settings.config} if settings.left_out and settings.readable else {}
+    return {"generation_config": settings.config} if settings.left_out else {}
 
 
 def copy(source: Path, folder: Path) -> None:
     """Write a model's settings into another folder, repaired where need be, unless it has settings already."""
     settings = read(source)
-    if not (source / FILE).is_file() or (folder / FILE).is_file():
+    if (folder / FILE).is_file():
         return
-    if not settings.left_out:
-        shutil.copyfile(source / FILE, folder / FILE)
-    elif settings.readable:
+    if settings.left_out:
         write(settings.settings, folder)
+    elif (source / FILE).is_file():
+        shutil.copyfile(source / FILE, folder / FILE)
 
 
 def write(settings: Mapping[str, Any], folder: Path) -> None:
@@ -135,7 +158,7 @@ def description(repairs: Repaired, folder: Path) -> str:
     if not repairs.left_out:
         return ""
     reasons = "; ".join(f"{name} ({reason})" for name, reason in repairs.left_out.items())
-    return f"{folder / FILE} is not changed; it is used, and will be saved, without {reasons}"
+    return f"{folder / repairs.file} is not changed; it is used, and will be saved, without {reasons}"
 
 
 def _wrong_type(name: str, value: Any) -> str:
