@@ -160,8 +160,8 @@ def check(own: Own) -> None:
     """Raise ModelError where a base is of a make that is neither held nor read here."""
     if own.make not in (*HELD, *READ):
         raise ModelError(
-            f"the weights in {own.folder} are quantised ({own.told}), which cannot be trained on here",
-            hint="name the model in full precision, or a copy in 4 bits by bitsandbytes for qlora (NAME-bnb-4bit)",
+            f"the weights in {own.folder} are quantised ({own.told}), and neither training nor a merge reads that",
+            hint="name the model in full precision, or its copy in 4 bits by bitsandbytes (NAME-bnb-4bit)",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -22,7 +23,7 @@ NEW = ["<think>", "</think>"]
 
 
 def of(folder: Path) -> BaseModel:
-    return BaseModel(name="base", name_or_path=str(folder), path=folder, tokenizer=folder, revision="", origin="folder")
+    return BaseModel(name="base", name_or_path=str(folder), path=folder, revision="", origin="folder")
 
 
 def with_tokens(adapter: Path, base: Path, tokens: list[str], *, pad: str = "") -> Path:
@@ -72,3 +73,17 @@ def test_a_pad_token_matters_where_rows_are_padded(small: Small, tmp_path: Path)
     with pytest.raises(ModelError, match=rf"pads with '\[PAD\]' \(id {TOKENS}\)") as refused:
         adapter_tokens.check(tmp_path / "adapter", of(base), pads=True)
     assert "--pad_token" in str(refused.value.hint)
+
+
+def test_a_token_that_the_chat_template_writes_needs_an_embedding(small: Small, tmp_path: Path) -> None:
+    def change(tokenizer: Any) -> None:
+        tokenizer.add_tokens(["<|turn|>", "<|spare|>"], special_tokens=True)
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+
+    base = with_tokenizer(small("llama", vocab_size=TOKENS), tmp_path / "base", change)
+    made(base, tmp_path / "adapter")
+    with pytest.raises(ModelError, match=rf"chat template writes '<\|turn\|>' \(id {TOKENS}\), for which neither"):
+        adapter_tokens.check(tmp_path / "adapter", of(base), pads=False)
+    own = AutoTokenizer.from_pretrained(small("llama", vocab_size=TOKENS))
+    own.save_pretrained(tmp_path / "adapter")
+    adapter_tokens.check(tmp_path / "adapter", of(base), pads=True)

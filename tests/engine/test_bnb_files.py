@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mlflow_ft.engine import bnb_files
+from mlflow_ft.engine import bnb_files, skeleton
 from mlflow_ft.engine.tensor_files import ModelFiles
 from mlflow_ft.errors import ModelError
+from tests.engine.foreign import base_model, says
 
 Small = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
@@ -36,6 +37,18 @@ def test_each_weight_is_what_it_stands_for_in_the_whole_model(small: Small, kind
         assert torch.equal(weight, wanted.to(weight.dtype)), name
         assert files.entries[name].shape == tuple(weight.shape)
         assert files.entries[name].dtype == weight.dtype
+
+
+def test_weights_that_a_model_keeps_turned(small: Small) -> None:
+    """GPT-2 has them as (in, out), and bitsandbytes as (out, in)."""
+    for stored in ("nf4", "int8"):
+        base = small("gpt2", stored=stored)
+        plain = base_model(small("gpt2"))
+        files = bnb_files.of(base, skeleton.bare_model(base))
+        plain.load_state_dict({name: files.read(name) for name in files.places}, strict=False)
+        wanted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).dequantize().float()
+        torch.testing.assert_close(says(plain), says(wanted), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(says(plain), says(base_model(small("gpt2"))), rtol=1e-4, atol=1e-4)
 
 
 def test_a_base_that_is_not_quantised_is_read_as_it_is(small: Small) -> None:

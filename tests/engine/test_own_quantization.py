@@ -30,7 +30,7 @@ Small = Callable[..., Path]
         ("int8", "int8", "int8", False),
     ],
 )
-def test_the_makes_of_bitsandbytes(small: Small, stored: str, make: str, held: str, double: bool) -> None:
+def test_the_makes_of_bitsandbytes(small: Small, stored: str, make: str, held: str, *, double: bool) -> None:
     own = own_quantization.of(small("llama", stored=stored))
     assert own is not None
     assert (own.make, own.held, own.double) == (make, held, double)
@@ -67,7 +67,7 @@ def test_other_makes_are_refused_by_name(tmp_path: Path, settings: dict[str, Any
     for part in (None, "text_config"):
         own = own_quantization.of(labelled(tmp_path / "base", settings, part=part))
         assert own is not None
-        with pytest.raises(ModelError, match=rf"are quantised \({words}\), which cannot be trained on"):
+        with pytest.raises(ModelError, match=rf"are quantised \({words}\), and neither"):
             own_quantization.check(own)
 
 

@@ -107,7 +107,9 @@ def test_files_in_4_bits_with_another_method(
 def test_files_that_are_quantised_otherwise(run: Run, small: Small, rows: Path, tmp_path: Path, make: str) -> None:
     """The same kind: refused by its name."""
     base = with_settings(small("llama"), tmp_path / make, quantization_config={"quant_method": make, "bits": 4})
-    refused(trained(run, "lora", base, rows), f"quantised ({make}, 4 bits), which cannot be trained on here")
+    refused(
+        trained(run, "lora", base, rows), f"quantised ({make}, 4 bits), and neither training nor a merge reads that"
+    )
     made(small("llama"), tmp_path / "adapter")
     told = run("merge", "--adapter", tmp_path / "adapter", "--base", base, "--out", tmp_path / "out")
     refused(told, f"({make}, 4 bits)")
@@ -163,6 +165,9 @@ def test_a_template_that_writes_a_token_without_an_embedding(
         told = run(*command, "--model", base, "--data", rows)
         refused(told, f"'<|turn|>' (id {TOKENS})", "rows.jsonl:", "--model.add_tokens '<|turn|>'")
         assert "load model" not in told.err
+    made(base, tmp_path / "adapter")
+    told = run("merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out")
+    refused(told, f"the chat template writes '<|turn|>' (id {TOKENS})")
 
 
 def test_tokens_of_an_adapter_whose_embeddings_were_not_saved(
@@ -231,12 +236,17 @@ def test_generation_settings_that_cannot_be_saved(
     assert words.partition(" (")[0] not in kept
     assert kept.get("do_sample") == settings.get("do_sample")
     base_model(package / "merged").save_pretrained(tmp_path / "again")
+    merged = run("merge", "--adapter", package / "adapter", "--base", base, "--out", tmp_path / "out")
+    assert merged.code == 0, merged.err
+    assert words in merged.err
+    assert words.partition(" (")[0] not in json.loads((tmp_path / "out" / FILE).read_text())
 
 
-def test_generation_settings_that_are_no_json(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
-    """The same kind: a file that was cut off."""
+def test_generation_settings_that_are_not_json(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
+    """The same kind: a file that was cut off, and one that holds something else."""
     base = with_settings(small("llama"), tmp_path / "base", FILE)
-    (base / FILE).write_text('{"temperature": 0.6,')
-    told = trained(run, "full", base, rows)
-    assert "it is not JSON" in told.err
-    base_model(folder_of(told) / "model").save_pretrained(tmp_path / "again")
+    for text, words in (('{"temperature": 0.6,', "it is not JSON"), ("[1]", "it is not a JSON object")):
+        (base / FILE).write_text(text)
+        told = trained(run, "full", base, rows)
+        assert words in told.err
+        base_model(folder_of(told) / "model").save_pretrained(tmp_path / "again")
