@@ -25,6 +25,8 @@ CONFIG = "config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate", "cache_implementation", *TOKENS)
 """What decides whether other settings mean anything: these are taken first."""
+ALL = "all of it"
+"""What is left out where the file holds no settings."""
 OF_CONFIG = "_from_model_config"
 """Says that the file was made of config.json; with it transformers looks at less."""
 DEFAULTS: Mapping[str, Any] = {"top_k": 50, "num_beams": 1, "do_sample": False}
@@ -91,7 +93,7 @@ def read(folder: Path) -> Repaired:
 
 
 def _unreadable(folder: Path, reason: str) -> Repaired:
-    return Repaired(settings=_of_config(folder).settings, left_out={"all of it": reason})
+    return Repaired(settings=_of_config(folder).settings, left_out={ALL: reason})
 
 
 def _of_config(folder: Path) -> Repaired:
@@ -154,9 +156,11 @@ def write(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 def description(repairs: Repaired, folder: Path) -> str:
-    """What was left out, in a sentence; empty where nothing was."""
+    """A sentence that says what was left out; empty where nothing was."""
     if not repairs.left_out:
         return ""
+    if ALL in repairs.left_out:
+        return f"{folder / FILE} is not changed and not used: {repairs.left_out[ALL]}; {CONFIG} has what is used and saved"
     reasons = "; ".join(f"{name} ({reason})" for name, reason in repairs.left_out.items())
     return f"{folder / repairs.file} is not changed; it is used, and will be saved, without {reasons}"
 
