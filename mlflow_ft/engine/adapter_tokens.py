@@ -25,8 +25,8 @@ def check(adapter: Path, base: BaseModel, *, pads: bool) -> None:
     """Refuse an adapter whose tokenizer writes tokens without embeddings.
 
     A token that its base's own tokenizer has too is a spare one, which nobody trained: it is refused only where the
-    chat template writes it. `pads` refuses a pad token without an embedding, too: it is never trained on, and whoever
-    answers requests one by one needs none.
+    chat template writes it. `pads` refuses a pad token without an embedding, too: it is never trained on, and a server
+    that answers one request at a time needs none.
 
     Raises:
         ModelError: there is such a token.
@@ -47,19 +47,19 @@ def check(adapter: Path, base: BaseModel, *, pads: bool) -> None:
     if trained:
         raise ModelError(
             f"the adapter in {adapter} was trained with tokens whose embeddings were not saved with it: "
-            f"{room.told(trained)}; its base has embeddings for {rows:,} tokens",
+            f"{room.listed(trained)}; its base has embeddings for {rows:,} tokens",
             hint="save them with the adapter (PEFT: modules_to_save, or save_embedding_layers); or, where they were "
             "not used, remove its tokenizer files, and the base's tokenizer is taken",
         )
     if written:
         raise ModelError(
-            f"the chat template writes {room.told(written)}, for which neither the adapter nor its base has an "
+            f"the chat template writes {room.listed(written)}, for which neither the adapter nor its base has an "
             f"embedding: the base has {rows:,}",
             hint="put the tokenizer files beside the adapter that it was trained with",
         )
     if pads and pad in missing:
         raise ModelError(
-            f"the adapter's tokenizer pads with {room.told({pad: missing[pad]})}, for which neither the adapter nor "
+            f"the adapter's tokenizer pads with {room.listed({pad: missing[pad]})}, for which neither the adapter nor "
             f"its base has an embedding: the base has {rows:,}",
             hint="pad with another of its tokens: --pad_token TOKEN",
         )
@@ -76,7 +76,7 @@ def _template_ids(tokenizer: Any) -> set[int]:
 
 
 def _tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a folder; None where it has none of its own, or one that is reported by who loads it."""
+    """The tokenizer of a folder; None where it has none of its own, or one that is reported when it is loaded."""
     if not any((folder / name).is_file() for name in TOKENIZER):
         return None
     try:

@@ -28,7 +28,7 @@ SHOWN = 3
 
 
 def _config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The configuration of the text part; None where transformers cannot read it, which is reported by who loads it."""
+    """The configuration of the text part; None where transformers cannot read it (loading reports why)."""
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -40,13 +40,13 @@ def _config(folder: Path, *, trust_remote_code: bool) -> Any:
 def tokens(folder: Path, *, trust_remote_code: bool = False) -> int | None:
     """For how many tokens the embeddings of a base have rows; None where its configuration does not say."""
     config = _config(folder, trust_remote_code=trust_remote_code)
-    found = getattr(config, "vocab_size", None)
-    if found is None:
+    size = getattr(config, "vocab_size", None)
+    if size is None:
         try:
-            found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+            size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
         except (OSError, ValueError, AttributeError):
             return None
-    return int(found) if isinstance(found, int) and found > 0 else None
+    return int(size) if isinstance(size, int) and size > 0 else None
 
 
 def made_for(folder: Path, *, trust_remote_code: bool = False) -> int | None:
@@ -55,8 +55,8 @@ def made_for(folder: Path, *, trust_remote_code: bool = False) -> int | None:
 
 
 def _limit(config: Any) -> int | None:
-    found = next((value for name in LIMITS if (value := getattr(config, name, None))), None)
-    return int(found) if isinstance(found, int) and found > 0 else None
+    limit = next((value for name in LIMITS if (value := getattr(config, name, None))), None)
+    return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 
 def positions(model: Any) -> int | None:
@@ -70,14 +70,14 @@ def positions(model: Any) -> int | None:
     if limit is None or getattr(config, "rope_parameters", None):
         return None
     for name, table in (*model.named_parameters(), *model.named_buffers()):
-        is_table = table.dim() == 2 and limit <= len(table) <= limit + SPARE and any(one in name for one in NAMES)
+        is_table = table.dim() == 2 and limit <= len(table) <= limit + SPARE and any(part in name for part in NAMES)
         if is_table and not hasattr(model.get_submodule(name.rpartition(".")[0]), "make_weights"):  # XGLM's grows
             return limit
     return None
 
 
 def left(model: Any, length: int) -> int | None:
-    """How many positions a model has behind `length` tokens and a learned prompt; None where nothing limits them."""
+    """How many positions a model has after `length` tokens and a learned prompt; None where nothing limits them."""
     config = getattr(model, "active_peft_config", None)  # of a peft.PeftModel
     limit = positions(model.get_base_model() if config else model)
     learned = (config.num_virtual_tokens or 0) if config and config.is_prompt_learning else 0
@@ -88,7 +88,7 @@ def left(model: Any, length: int) -> int | None:
 
 
 def size(tokenizer: Any) -> int:
-    """For how many tokens embeddings must have rows so that each of the tokenizer's ids has one."""
+    """How many rows embeddings need so that each of the tokenizer's ids has one."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     return max(len(tokenizer), max(vocabulary.values(), default=-1) + 1)
 
@@ -100,7 +100,7 @@ def beyond(tokenizer: Any, rows: int | None) -> dict[int, str]:
     return {number: text for text, number in sorted(tokenizer.get_vocab().items()) if number >= rows}
 
 
-def told(tokens: Mapping[int, str]) -> str:
+def listed(tokens: Mapping[int, str]) -> str:
     """A few tokens with their ids, as a message names them."""
     shown = [f"{text!r} (id {number:,})" for number, text in sorted(tokens.items())]
     more = f" and {len(shown) - SHOWN:,} more" if len(shown) > SHOWN else ""
@@ -128,7 +128,7 @@ def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
     if not lost:
         return
     raise ModelError(
-        f"{place} holds {told(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
+        f"{place} holds {listed(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
         hint=f"give them embeddings, which are trained: {add_tokens(lost[number] for number in sorted(lost))}; or take "
         "a template or a tokenizer that does not write them",
     )

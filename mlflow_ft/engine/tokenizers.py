@@ -72,7 +72,7 @@ def add_tokens(
     """
     vocabulary = tokenizer.get_vocab()
     limit = sys.maxsize if rows is None else rows
-    there = [one for one in dict.fromkeys(tokens) if vocabulary.get(one, limit) < limit or tokens.count(one) > 1]
+    there = [text for text in dict.fromkeys(tokens) if vocabulary.get(text, limit) < limit or tokens.count(text) > 1]
     if there and not known:
         raise ConfigError(
             f"model.add_tokens: {', '.join(map(repr, there))} is there already, or stands there twice",

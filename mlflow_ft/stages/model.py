@@ -69,7 +69,7 @@ def _report_own(job: Job, own: Own) -> None:
     if own.held:
         dtype = str(hardware.held_dtype(job.config)).removeprefix("torch.")
         use = f"they are used as they are, computing in {dtype}; a merge goes into what they stand for"
-    job.progress.say(f"its own files are in {own.told}: {use}")
+    job.progress.say(f"its own files are in {own.description}: {use}")
     job.run.set_tags({"mlflow_ft.base_quantization": own.make})
 
 

@@ -67,7 +67,7 @@ def test_other_makes_are_refused_by_name(tmp_path: Path, settings: dict[str, Any
     for part in (None, "text_config"):
         own = own_quantization.of(labelled(tmp_path / "base", settings, part=part))
         assert own is not None
-        with pytest.raises(ModelError, match=rf"are quantised \({words}\), and neither"):
+        with pytest.raises(ModelError, match=rf"are quantised \({words}\), which neither"):
             own_quantization.check(own)
 
 

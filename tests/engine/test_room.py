@@ -82,7 +82,7 @@ def test_tokens_beyond_the_rows() -> None:
     assert room.beyond(tokenizer, None) == room.beyond(tokenizer, TOKENS) == {}
     tokenizer.add_tokens(["<a>", "<b>", "<c>", "<d>"])
     assert room.beyond(tokenizer, TOKENS + 2) == {TOKENS + 2: "<c>", TOKENS + 3: "<d>"}
-    assert room.told(room.beyond(tokenizer, TOKENS)).endswith(f"'<c>' (id {TOKENS + 2}) and 1 more")
+    assert room.listed(room.beyond(tokenizer, TOKENS)).endswith(f"'<c>' (id {TOKENS + 2}) and 1 more")
 
 
 def test_ids_without_an_embedding_are_refused() -> None:

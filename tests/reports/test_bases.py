@@ -108,7 +108,7 @@ def test_files_that_are_quantised_otherwise(run: Run, small: Small, rows: Path, 
     """The same kind: refused by its name."""
     base = with_settings(small("llama"), tmp_path / make, quantization_config={"quant_method": make, "bits": 4})
     refused(
-        trained(run, "lora", base, rows), f"quantised ({make}, 4 bits), and neither training nor a merge reads that"
+        trained(run, "lora", base, rows), f"quantised ({make}, 4 bits), which neither training nor a merge can read"
     )
     made(small("llama"), tmp_path / "adapter")
     told = run("merge", "--adapter", tmp_path / "adapter", "--base", base, "--out", tmp_path / "out")
