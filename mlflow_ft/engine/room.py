@@ -15,11 +15,13 @@ from mlflow_ft.config.explain import NONE_WORDS
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ModelError
 
-LIMITS = ("max_position_embeddings", "n_positions")
+LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
 SPARE = 8
 """A table of positions may have so many rows more than the model has positions: OPT's has 2."""
 NAMES = ("pos", "wpe")
 """One of these is in the name of every table of positions."""
+FIXED = ("mpt",)
+"""Models whose ALiBi is built for so many positions and no more; that of others grows with the row."""
 
 PLAIN = re.compile(r"[<|\w][\w<>|/.-]*")
 """A token that needs no quotes in a setting."""
@@ -62,17 +64,23 @@ def _limit(config: Any) -> int | None:
 def positions(model: Any) -> int | None:
     """How many positions a model has, beyond which it cannot read: the rows of its table of positions.
 
-    GPT-2, OPT and GPT-J have such a table. Rotary positions, ALiBi and states have none: None. The model may be on the
-    meta device, and under an adapter.
+    GPT-2, OPT and GPT-J have such a table; MPT has none, and cannot either. Others with rotary positions, ALiBi or a
+    state read on: None. The model may be on the meta device, and under an adapter.
     """
     config = model.config.get_text_config()
     limit = _limit(config)
     if limit is None or getattr(config, "rope_parameters", None):
         return None
+    if config.model_type in FIXED:
+        return limit
     for name, table in (*model.named_parameters(), *model.named_buffers()):
         is_table = table.dim() == 2 and limit <= len(table) <= limit + SPARE and any(part in name for part in NAMES)
-        if is_table and not hasattr(model.get_submodule(name.rpartition(".")[0]), "make_weights"):  # XGLM's grows
-            return limit
+        if not is_table:
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if not hasattr(owner, "make_weights"):  # XGLM's grows
+            before = getattr(owner, "padding_idx", None)  # RoBERTa counts from the row after it
+            return limit if before is None else min(limit, len(table) - before - 1)
     return None
 
 

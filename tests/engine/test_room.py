@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM, RobertaConfig, RobertaForCausalLM
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
@@ -65,6 +65,19 @@ def test_positions_are_those_beyond_which_a_model_cannot_read(small: Small, kind
     assert reads(model, 48)
     assert reads(model, 49) is (limit is None)
     assert limit in (None, 48)
+
+
+@torch.no_grad()
+def test_positions_of_models_that_count_otherwise() -> None:
+    size: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    roberta = RobertaForCausalLM(
+        RobertaConfig(**size, intermediate_size=64, max_position_embeddings=48, is_decoder=True)
+    ).eval()
+    mpt = MptForCausalLM(MptConfig(vocab_size=64, d_model=32, n_layers=1, n_heads=4, max_seq_len=48)).eval()
+    for model, limit in ((roberta, 46), (mpt, 48)):
+        assert room.positions(model) == limit
+        assert reads(model, limit)
+        assert not reads(model, limit + 1)
 
 
 def test_what_is_left_after_a_prompt(small: Small) -> None:
