@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from mlflow_ft.engine import adapter_files, room, skeleton
+from mlflow_ft.engine import adapter_files, render, room, skeleton
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ModelError
 from mlflow_ft.job import BaseModel
@@ -24,8 +24,9 @@ TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
 def check(adapter: Path, base: BaseModel, *, pads: bool) -> None:
     """Refuse an adapter whose tokenizer writes tokens without embeddings.
 
-    A token that its base's own tokenizer has too is a spare one, which nobody trained. `pads` refuses a pad token
-    without an embedding, too: it is never trained on, and whoever answers requests one by one needs none.
+    A token that its base's own tokenizer has too is a spare one, which nobody trained: it is refused only where the
+    chat template writes it. `pads` refuses a pad token without an embedding, too: it is never trained on, and a server
+    that answers one request at a time needs none.
 
     Raises:
         ModelError: there is such a token.
@@ -37,31 +38,45 @@ def check(adapter: Path, base: BaseModel, *, pads: bool) -> None:
         return
     spare = room.beyond(of_base, rows) if of_base is not None else {}
     covered = _covered(adapter, base)
+    missing = {number: token for number, token in room.beyond(own, rows).items() if number >= covered}
+    written = {number: missing[number] for number in _template_ids(own) if number in missing}
+    trained = {number: token for number, token in missing.items() if spare.get(number) != token}
     pad = own.pad_token_id
-    lost = {
-        number: token
-        for number, token in room.beyond(own, rows).items()
-        if number >= covered and (spare.get(number) != token or number == pad)
-    }
-    if pad in lost and not pads:
-        del lost[pad]
-    if set(lost) == {pad}:
-        raise ModelError(
-            f"the adapter's tokenizer pads with {room.told(lost)}, for which neither the adapter nor its base has an "
-            f"embedding: the base has {rows:,}",
-            hint="pad with another of its tokens: --pad_token TOKEN",
-        )
-    if lost:
+    if pad in trained.keys() - written.keys():
+        del trained[pad]
+    if trained:
         raise ModelError(
             f"the adapter in {adapter} was trained with tokens whose embeddings were not saved with it: "
-            f"{room.told(lost)}; its base has embeddings for {rows:,} tokens",
+            f"{room.listed(trained)}; its base has embeddings for {rows:,} tokens",
             hint="save them with the adapter (PEFT: modules_to_save, or save_embedding_layers); or, where they were "
             "not used, remove its tokenizer files, and the base's tokenizer is taken",
         )
+    if written:
+        raise ModelError(
+            f"the chat template writes {room.listed(written)}, for which neither the adapter nor its base has an "
+            f"embedding: the base has {rows:,}",
+            hint="put the tokenizer files beside the adapter that it was trained with",
+        )
+    if pads and pad in missing:
+        raise ModelError(
+            f"the adapter's tokenizer pads with {room.listed({pad: missing[pad]})}, for which neither the adapter nor "
+            f"its base has an embedding: the base has {rows:,}",
+            hint="pad with another of its tokens: --pad_token TOKEN",
+        )
+
+
+def _template_ids(tokenizer: Any) -> set[int]:
+    """The tokens that the chat template writes around a question and its answer; none where it refuses these."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = render.apply(tokenizer, turns, None) if tokenizer.chat_template else ""
+    except render.MaskError:
+        return set()
+    return set(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a folder; None where it has none of its own, or one that is reported by who loads it."""
+    """The tokenizer of a folder; None where it has none of its own, or one that is reported when it is loaded."""
     if not any((folder / name).is_file() for name in TOKENIZER):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The files of a model that bitsandbytes quantised, weight by weight as what each stands for.
+"""The files of a model that bitsandbytes quantised, read weight by weight and dequantised.
 
 Beside a weight in 4 bits lie its constants (`NAME.absmax`, `NAME.quant_map`, `NAME.quant_state.bitsandbytes__nf4` ...),
 beside one in 8 bits the scales of its rows (`SCB`). A weight alone gives the same bits as the whole model's
@@ -27,11 +27,11 @@ from mlflow_ft.errors import ModelError
 
 unpack: Any = unpack_tensor_to_dict  # it has no types
 FORMAT = "weight_format"
-"""Beside a weight in 8 bits: how its rows lie; 0 is one after the other."""
+"""The order of the rows of an 8-bit weight, stored beside it; 0 means unchanged."""
 
 
 @dataclass(frozen=True)
-class StoodFor(ModelFiles):
+class Dequantised(ModelFiles):
     """The weights by name, each as what it stands for. Nothing of them stays in memory."""
 
     turned: frozenset[str] = field(default=frozenset())
@@ -39,19 +39,19 @@ class StoodFor(ModelFiles):
 
     @cached_property
     def stored(self) -> ModelFiles:
-        """The tensors as they lie in the files."""
+        """The tensors as they are stored in the files."""
         return ModelFiles(self.folder)
 
     @cached_property
     def states(self) -> Mapping[str, str]:
-        """From the name of a quantised weight to the tensor that says how it is."""
+        """From the name of a quantised weight to the tensor that says how it was quantised."""
         four = {name.partition(FOUR)[0]: name for name in self.stored.places if FOUR in name}
         eight = {f"{name.removesuffix(EIGHT)}.weight": name for name in self.stored.places if name.endswith(EIGHT)}
         return four | eight
 
     @cached_property
     def places(self) -> Mapping[str, Path]:
-        """Which file each weight is in, without what lies beside the quantised ones."""
+        """Which file each weight is in, without what is stored beside the quantised ones."""
         return {name: file for name, file in self.stored.places.items() if not self._beside(name)}
 
     def _beside(self, name: str) -> bool:
@@ -79,30 +79,33 @@ class StoodFor(ModelFiles):
         """One weight as what it stands for.
 
         Raises:
-            ModelError: its rows lie in a way that is not read here.
+            ModelError: its rows are in an order that is not known here.
         """
         state = self.states.get(name)
         if state is None:
             return self.stored.read(name)
-        found = self._four(name) if FOUR in state else self._eight(name, state)
-        return (found.T.contiguous() if name in self.turned else found).cpu()
+        weight = self._four(name) if FOUR in state else self._eight(name, state)
+        return (weight.T.contiguous() if name in self.turned else weight).cpu()
 
     def _four(self, name: str) -> Tensor:
-        beside = [one for one in self.stored.places if one.startswith(f"{name}.")]
-        constants = {one.removeprefix(f"{name}."): self.stored.read(one) for one in beside}
+        keys = [key for key in self.stored.places if key.startswith(f"{name}.")]
+        constants = {key.removeprefix(f"{name}."): self.stored.read(key) for key in keys}
         packed: Any = Params4bit.from_prequantized(self.stored.read(name), constants, device=hardware.device())
-        found: Tensor = functional.dequantize_4bit(packed.data, packed.quant_state)
-        return found
+        weight: Tensor = functional.dequantize_4bit(packed.data, packed.quant_state)
+        return weight
 
     def _eight(self, name: str, state: str) -> Tensor:
         order = f"{name.rpartition('.')[0]}.{FORMAT}"
         if order in self.stored.places and int(self.stored.read(order)) != 0:
-            raise ModelError(f"{self.folder}: the rows of {name} lie in an order of an earlier bitsandbytes")
+            raise ModelError(
+                f"{self.folder}: the rows of {name} are in an order of an earlier bitsandbytes",
+                hint="load the model with the bitsandbytes that saved it, and save it again with a current one",
+            )
         device = hardware.device()
-        found: Tensor = functional.int8_vectorwise_dequant(
+        weight: Tensor = functional.int8_vectorwise_dequant(
             self.stored.read(name).to(device), self.stored.read(state).to(device)
         )
-        return found
+        return weight
 
 
 def of(folder: Path, model: Any = None) -> ModelFiles:
@@ -115,10 +118,10 @@ def of(folder: Path, model: Any = None) -> ModelFiles:
     if own is None or own.held is None:
         return ModelFiles(folder)
     if model is None:
-        return StoodFor(folder)
+        return Dequantised(folder)
     prefix = f"{model.base_model_prefix}."
     names = {_plain(name) for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return StoodFor(folder, frozenset(names | {name.removeprefix(prefix) for name in names}))
+    return Dequantised(folder, frozenset(names | {name.removeprefix(prefix) for name in names}))
 
 
 def _plain(name: str) -> str:

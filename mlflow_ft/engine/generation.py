@@ -17,29 +17,26 @@ from transformers import GenerationConfig
 from transformers.generation import logits_process as processors
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
+from mlflow_ft.engine import generation_trial
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import brief
 
 FILE = "generation_config.json"
+CONFIG = "config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate", "cache_implementation", *TOKENS)
 """What decides whether other settings mean anything: these are taken first."""
+ALL = "all of it"
+"""What is left out where the file holds no settings."""
 OF_CONFIG = "_from_model_config"
 """Says that the file was made of config.json; with it transformers looks at less."""
 DEFAULTS: Mapping[str, Any] = {"top_k": 50, "num_beams": 1, "do_sample": False}
 """What `generate` takes where a setting is not given."""
-FOLLOWED: Mapping[str, tuple[Callable[[Any], bool], Callable[[Any], object]]] = {
-    "repetition_penalty": (lambda value: value != 1, processors.RepetitionPenaltyLogitsProcessor),
-    "no_repeat_ngram_size": (lambda value: value > 0, processors.NoRepeatNGramLogitsProcessor),
-    "temperature": (lambda value: value != 1, processors.TemperatureLogitsWarper),
-    "top_k": (lambda value: value != 0, processors.TopKLogitsWarper),
-    "top_p": (lambda value: value < 1, processors.TopPLogitsWarper),
-    "min_p": (lambda value: True, processors.MinPLogitsWarper),
-    "top_h": (lambda value: True, processors.TopHLogitsWarper),
-    "typical_p": (lambda value: value < 1, processors.TypicalLogitsWarper),
+OF_SAMPLING: Mapping[str, Callable[[Any], object]] = {
+    "temperature": lambda value: value == 1 or processors.TemperatureLogitsWarper(value),
+    "top_k": lambda value: value == 0 or processors.TopKLogitsWarper(value),
 }
-"""Settings whose values transformers looks at no earlier than in `generate`: for which values it does, and what then
-refuses them (`GenerationMixin._get_logits_processor`)."""
+"""What refuses the values of settings that every call here gives its own of; `generation_trial` tries the others."""
 LISTS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 ONE_ANSWER: Mapping[str, Any] = {
     "num_beams": 1,
@@ -59,6 +56,10 @@ ONE_ANSWER: Mapping[str, Any] = {
 other ways to search want a tokenizer, one row at a time or code from the Hub."""
 GREEDY: Mapping[str, Any] = {**ONE_ANSWER, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 """The same for the likeliest token at every place."""
+SAMPLED: Mapping[str, Any] = {**ONE_ANSWER, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+"""The same for a sampled answer, as a request that is served asks for it."""
+SHARES = ("top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
+"""Settings that are a share of the probability: from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,8 @@ class Repaired:
     settings: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Why, by the setting's name."""
-    readable: bool = True
-    """Whether the file holds settings at all; where not, transformers goes by the model's configuration."""
+    file: str = FILE
+    """Which file of the model's folder they are from."""
 
     @property
     def config(self) -> GenerationConfig:
@@ -78,24 +79,46 @@ class Repaired:
 
 
 def read(folder: Path) -> Repaired:
-    """The generation settings of a model's folder; empty where it has none.
+    """The generation settings of a model's folder.
 
-    Returns the file's settings as they are where transformers takes them, and else without those that it refuses.
+    Returns the file's settings as they are where transformers takes them, and else without those that it refuses. A
+    folder without the file has none, unless its config.json has settings that must be left out; where the file holds
+    no settings, those of config.json are taken, as transformers does.
     """
     file = folder / FILE
     if not file.is_file():
-        return Repaired()
+        of_config = _of_config(folder)
+        return of_config if of_config.left_out else Repaired()
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
-        return Repaired(left_out={"all of it": f"it is not JSON: {brief(error)}"}, readable=False)
+        return _unreadable(folder, f"it is not JSON: {brief(error)}")
     if not isinstance(settings, dict):
-        return Repaired(left_out={"all of it": "it is not a JSON object"}, readable=False)
+        return _unreadable(folder, "it is not a JSON object")
     return repaired(settings)
 
 
+def _unreadable(folder: Path, reason: str) -> Repaired:
+    return Repaired(settings=_of_config(folder).settings, left_out={ALL: reason})
+
+
+def _of_config(folder: Path) -> Repaired:
+    """The generation settings in a model's config.json, where older models have them; transformers saves any."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # reported by who loads the model
+        config = {}
+    known = GenerationConfig().to_dict()
+    given = config if isinstance(config, dict) else {}
+    settings = {name: given[name] for name in known if given.get(name) is not None}
+    failures = generation_trial.failures(settings, GREEDY, SAMPLED)
+    left_out = {name: _reason(error, name, settings[name]) for name, error in failures}
+    kept = {name: value for name, value in settings.items() if name not in left_out}
+    return Repaired(settings={**kept, OF_CONFIG: True} if kept else {}, left_out=left_out, file=CONFIG)
+
+
 def repaired(settings: Mapping[str, Any]) -> Repaired:
-    """Settings without what transformers would refuse to load or to save, one by one, in the order of the file.
+    """Settings without what transformers would refuse to load, to save or to generate with, in the order of the file.
 
     What only sampling reads is left out of settings that do not sample: transformers ignores it, and so nothing that
     the model says changes.
@@ -110,24 +133,27 @@ def repaired(settings: Mapping[str, Any]) -> Repaired:
             left_out[name] = reason
         else:
             kept[name] = value
-    return Repaired(settings={name: kept[name] for name in settings if name in kept}, left_out=left_out)
+    for name, error in generation_trial.failures(kept, GREEDY, SAMPLED):
+        left_out[name] = _reason(error, name, settings[name])
+    left = {name: value for name, value in settings.items() if name not in left_out}
+    return Repaired(settings=left, left_out=left_out)
 
 
 def for_loading(folder: Path) -> dict[str, Any]:
     """What `from_pretrained` needs beside a folder whose settings it would refuse, or keep and refuse to save."""
-    found = read(folder)
-    return {"generation_config": found.config} if found.left_out and found.readable else {}
+    settings = read(folder)
+    return {"generation_config": settings.config} if settings.left_out else {}
 
 
 def copy(source: Path, folder: Path) -> None:
     """Write a model's settings into another folder, repaired where need be, unless it has settings already."""
-    found = read(source)
-    if not (source / FILE).is_file() or (folder / FILE).is_file():
+    settings = read(source)
+    if (folder / FILE).is_file():
         return
-    if not found.left_out:
+    if settings.left_out:
+        write(settings.settings, folder)
+    elif (source / FILE).is_file():
         shutil.copyfile(source / FILE, folder / FILE)
-    elif found.readable:
-        write(found.settings, folder)
 
 
 def write(settings: Mapping[str, Any], folder: Path) -> None:
@@ -135,12 +161,16 @@ def write(settings: Mapping[str, Any], folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def told(found: Repaired, folder: Path) -> str:
-    """What was left out, in a sentence; empty where nothing was."""
-    if not found.left_out:
+def description(repairs: Repaired, folder: Path) -> str:
+    """A sentence that says what was left out; empty where nothing was."""
+    if not repairs.left_out:
         return ""
-    reasons = "; ".join(f"{name} ({reason})" for name, reason in found.left_out.items())
-    return f"{folder / FILE} is not changed; it is used, and will be saved, without {reasons}"
+    if ALL in repairs.left_out:
+        return (
+            f"{folder / FILE} is not changed and not used: {repairs.left_out[ALL]}; {CONFIG} has what is used and saved"
+        )
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in repairs.left_out.items())
+    return f"{folder / repairs.file} is not changed; it is used, and will be saved, without {reasons}"
 
 
 def _wrong_type(name: str, value: Any) -> str:
@@ -158,8 +188,13 @@ def _wrong_type(name: str, value: Any) -> str:
         return "" if allowed else f"{value!r} is not true or false"
     if isinstance(default, int | float):
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return "" if number else f"{value!r} is not a number"
-    return ""
+        return ("" if number else f"{value!r} is not a number") or _outside(name, value)
+    return _outside(name, value)
+
+
+def _outside(name: str, value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value!r} is not from 0 to 1" if name in SHARES and not (number and 0 <= value <= 1) else ""
 
 
 def _likeliest(settings: Mapping[str, Any], name: str) -> str:
@@ -185,21 +220,14 @@ def _refused(settings: Mapping[str, Any], name: str) -> str:
             config = GenerationConfig(**given)
             config.validate(strict=True)
             config.to_json_string()
-            _follow(name, settings[name])
+            if name in OF_SAMPLING and settings[name] is not None:
+                OF_SAMPLING[name](settings[name])
             mode = GenerationConfig(**{**DEFAULTS, **given}).get_generation_mode()
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         return _reason(error, name, settings[name])
     if "/" in GENERATION_MODES_MAPPING[mode]:
         return f"{settings[name]!r} asks for a way to search that transformers does not have any more"
     return ""
-
-
-def _follow(name: str, value: Any) -> None:
-    """Raise ValueError where `generate` would."""
-    if name in FOLLOWED and value is not None:
-        is_on, follow = FOLLOWED[name]
-        if is_on(value):
-            follow(value)
 
 
 def _reason(error: Exception, name: str, value: Any) -> str:

@@ -95,7 +95,7 @@ def planned(config: Config, base: BaseModel, adapter: Path, *, dtype: torch.dtyp
     own = own_quantization.of(base.path)
     if original and own and own.held:
         raise ConfigError(
-            f"the base's own files are in {own.told}: there are no original weights to merge into",
+            f"the base's own files are in {own.description}: there are no original weights to merge into",
             hint="leave --into out: the adapter is merged into what the weights stand for",
         )
     tokenizer = vocabulary.grown(config, base)

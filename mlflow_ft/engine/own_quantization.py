@@ -35,7 +35,7 @@ HELD = {"nf4": "nf4", "fp4": "nf4", "int8": "int8"}
 WHOLE = {"nf4": 4, "fp4": 4, "int8": 2, "fp8": 2, "mxfp4": 4}
 """How many times larger the weights are in 16 bits."""
 LONGEST_HEADER = 100_000_000
-"""Bytes, as in safetensors itself."""
+"""Bytes of a file's header, at most, as in safetensors itself."""
 READ = ("fp8", "mxfp4")
 """Makes that transformers reads as plain weights."""
 
@@ -61,7 +61,7 @@ class Own:
         return bool(self.settings.get("bnb_4bit_use_double_quant"))
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The make in words."""
         if self.make in ("nf4", "fp4"):
             return f"4 bits by bitsandbytes ({self.make}{', double quantisation' if self.double else ''})"
@@ -140,15 +140,15 @@ def _names(folder: Path) -> list[str]:
 
     https://github.com/huggingface/safetensors#format
     """
-    found: list[str] = []
+    names: list[str] = []
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             try:
-                found += json.loads(stream.read(min(length, LONGEST_HEADER)))
+                names += json.loads(stream.read(min(length, LONGEST_HEADER)))
             except ValueError:
-                return []  # whoever loads them says what is wrong with them
-    return found
+                return []  # reported when the weights are loaded
+    return names
 
 
 def forget(config: Any) -> None:
@@ -170,8 +170,9 @@ def check(own: Own) -> None:
     """Raise ModelError where a base is of a make that is neither held nor read here."""
     if own.make not in (*HELD, *READ):
         raise ModelError(
-            f"the weights in {own.folder} are quantised ({own.told}), which cannot be trained on here",
-            hint="name the model in full precision, or a copy in 4 bits by bitsandbytes for qlora (NAME-bnb-4bit)",
+            f"the weights in {own.folder} are quantised ({own.description}), which neither "
+            "training nor a merge can read",
+            hint="name the model in full precision, or its copy in 4 bits by bitsandbytes (NAME-bnb-4bit)",
         )
 
 
@@ -188,12 +189,12 @@ def check_training(config: Config, own: Own | None) -> None:
     asked = config.model.quantize
     if own.held is None and asked != "none":
         raise ConfigError(
-            f"the base's own files are in {own.told}: they are read as plain weights, and not quantised again",
+            f"the base's own files are in {own.description}: they are read as plain weights, and not quantised again",
             hint="leave the base as it is read (--model.quantize none, the method lora)",
         )
     if own.held is not None:
         for reason, hint in _against(config, own, asked):
-            raise ConfigError(f"the base's own files are in {own.told}{reason}", hint=hint)
+            raise ConfigError(f"the base's own files are in {own.description}{reason}", hint=hint)
 
 
 def _against(config: Config, own: Own, asked: str) -> Iterator[tuple[str, str]]:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
+from mlflow_ft.config.explain import NONE_WORDS
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.errors import ModelError
 
-LIMITS = ("max_position_embeddings", "n_positions")
+LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
 SPARE = 8
 """A table of positions may have so many rows more than the model has positions: OPT's has 2."""
 NAMES = ("pos", "wpe")
 """One of these is in the name of every table of positions."""
+FIXED = ("mpt",)
+"""Models whose ALiBi is built for so many positions and no more; that of others grows with the row."""
 
+PLAIN = re.compile(r"[<|\w][\w<>|/.-]*")
+"""A token that needs no quotes in a setting."""
 SHOWN = 3
 """Tokens that a message names."""
 
 
 def _config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The configuration of the text part; None where transformers cannot read it, which is reported by who loads it."""
+    """The configuration of the text part; None where transformers cannot read it (loading reports why)."""
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -35,13 +42,13 @@ def _config(folder: Path, *, trust_remote_code: bool) -> Any:
 def tokens(folder: Path, *, trust_remote_code: bool = False) -> int | None:
     """For how many tokens the embeddings of a base have rows; None where its configuration does not say."""
     config = _config(folder, trust_remote_code=trust_remote_code)
-    found = getattr(config, "vocab_size", None)
-    if found is None:
+    size = getattr(config, "vocab_size", None)
+    if size is None:
         try:
-            found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+            size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
         except (OSError, ValueError, AttributeError):
             return None
-    return int(found) if isinstance(found, int) and found > 0 else None
+    return int(size) if isinstance(size, int) and size > 0 else None
 
 
 def made_for(folder: Path, *, trust_remote_code: bool = False) -> int | None:
@@ -50,29 +57,35 @@ def made_for(folder: Path, *, trust_remote_code: bool = False) -> int | None:
 
 
 def _limit(config: Any) -> int | None:
-    found = next((value for name in LIMITS if (value := getattr(config, name, None))), None)
-    return int(found) if isinstance(found, int) and found > 0 else None
+    limit = next((value for name in LIMITS if (value := getattr(config, name, None))), None)
+    return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 
 def positions(model: Any) -> int | None:
     """How many positions a model has, beyond which it cannot read: the rows of its table of positions.
 
-    GPT-2, OPT and GPT-J have such a table. Rotary positions, ALiBi and states have none: None. The model may be on the
-    meta device, and under an adapter.
+    GPT-2, OPT and GPT-J have such a table; MPT has none, and cannot either. Others with rotary positions, ALiBi or a
+    state read on: None. The model may be on the meta device, and under an adapter.
     """
     config = model.config.get_text_config()
     limit = _limit(config)
     if limit is None or getattr(config, "rope_parameters", None):
         return None
+    if config.model_type in FIXED:
+        return limit
     for name, table in (*model.named_parameters(), *model.named_buffers()):
-        is_table = table.dim() == 2 and limit <= len(table) <= limit + SPARE and any(one in name for one in NAMES)
-        if is_table and not hasattr(model.get_submodule(name.rpartition(".")[0]), "make_weights"):  # XGLM's grows
-            return limit
+        is_table = table.dim() == 2 and limit <= len(table) <= limit + SPARE and any(part in name for part in NAMES)
+        if not is_table:
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if not hasattr(owner, "make_weights"):  # XGLM's grows
+            before = getattr(owner, "padding_idx", None)  # RoBERTa counts from the row after it
+            return limit if before is None else min(limit, len(table) - before - 1)
     return None
 
 
 def left(model: Any, length: int) -> int | None:
-    """How many positions a model has behind `length` tokens and a learned prompt; None where nothing limits them."""
+    """How many positions a model has after `length` tokens and a learned prompt; None where nothing limits them."""
     config = getattr(model, "active_peft_config", None)  # of a peft.PeftModel
     limit = positions(model.get_base_model() if config else model)
     learned = (config.num_virtual_tokens or 0) if config and config.is_prompt_learning else 0
@@ -83,7 +96,7 @@ def left(model: Any, length: int) -> int | None:
 
 
 def size(tokenizer: Any) -> int:
-    """For how many tokens embeddings must have rows so that each of the tokenizer's ids has one."""
+    """How many rows embeddings need so that each of the tokenizer's ids has one."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     return max(len(tokenizer), max(vocabulary.values(), default=-1) + 1)
 
@@ -95,11 +108,17 @@ def beyond(tokenizer: Any, rows: int | None) -> dict[int, str]:
     return {number: text for text, number in sorted(tokenizer.get_vocab().items()) if number >= rows}
 
 
-def told(tokens: Mapping[int, str]) -> str:
+def listed(tokens: Mapping[int, str]) -> str:
     """A few tokens with their ids, as a message names them."""
     shown = [f"{text!r} (id {number:,})" for number, text in sorted(tokens.items())]
     more = f" and {len(shown) - SHOWN:,} more" if len(shown) > SHOWN else ""
     return ", ".join(shown[:SHOWN]) + more
+
+
+def add_tokens(tokens: Iterable[str]) -> str:
+    """The argument that gives tokens embeddings, for a shell; a token that would be read otherwise is in quotes."""
+    names = (name if PLAIN.fullmatch(name) and name.lower() not in NONE_WORDS else f'"{name}"' for name in tokens)
+    return f"--model.add_tokens {shlex.quote(','.join(names))}"
 
 
 def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
@@ -116,9 +135,8 @@ def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
     lost = {number: str(tokenizer.convert_ids_to_tokens(number)) for number in {*ids} if number >= rows}
     if not lost:
         return
-    names = ",".join(lost[number] for number in sorted(lost))
     raise ModelError(
-        f"{place} holds {told(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
-        hint=f"give them embeddings, which are trained: --model.add_tokens '{names}'; or take a template or a "
-        "tokenizer that does not write them",
+        f"{place} holds {listed(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
+        hint=f"give them embeddings, which are trained: {add_tokens(lost[number] for number in sorted(lost))}; or take "
+        "a template or a tokenizer that does not write them",
     )

@@ -128,7 +128,7 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if own := own_quantization.of(base):
         if own.held is None:
-            raise UnsuitedError(f"the base's own files are in {own.told}")
+            raise UnsuitedError(f"the base's own files are in {own.description}")
         own_quantization.forget(config)  # what each weight stands for goes into a model that is not quantised
     routers.silence(config)
     kind: Any = AutoModelForCausalLM

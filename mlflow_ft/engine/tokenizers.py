@@ -72,7 +72,7 @@ def add_tokens(
     """
     vocabulary = tokenizer.get_vocab()
     limit = sys.maxsize if rows is None else rows
-    there = [one for one in dict.fromkeys(tokens) if vocabulary.get(one, limit) < limit or tokens.count(one) > 1]
+    there = [text for text in dict.fromkeys(tokens) if vocabulary.get(text, limit) < limit or tokens.count(text) > 1]
     if there and not known:
         raise ConfigError(
             f"model.add_tokens: {', '.join(map(repr, there))} is there already, or stands there twice",
@@ -124,7 +124,7 @@ def choose_pad_token(tokenizer: Any, *, asked: str | None = None, rows: int | No
             f"the tokenizer pads with {tokenizer.pad_token!r} (id {number:,}), and the model has embeddings for "
             f"{rows:,} tokens (ids 0 to {rows - 1:,})",
             hint=f"pad with a token that it has one for ({names or '--model.pad_token TOKEN'}), or give this one an "
-            f"embedding: --model.add_tokens '{tokenizer.pad_token}'",
+            f"embedding: {room.add_tokens([tokenizer.pad_token])}",
         )
 
 
@@ -134,12 +134,12 @@ def _check_asked(tokenizer: Any, asked: str, rows: int | None) -> None:
         names = ", ".join(map(repr, _free(tokenizer, rows)[:CANDIDATES])) or "one of its tokens"
         raise ConfigError(
             f"model.pad_token: the tokenizer has no token {asked!r}",
-            hint=f"name one that it has, such as {names}; --model.add_tokens '{asked}' makes a new one",
+            hint=f"name one that it has, such as {names}; {room.add_tokens([asked])} makes a new one",
         )
     if rows is not None and number >= rows:
         raise ConfigError(
             f"model.pad_token: {asked!r} has the id {number:,}, and the model has embeddings for {rows:,} tokens",
-            hint=f"name another, or give it an embedding: --model.add_tokens '{asked}'",
+            hint=f"name another, or give it an embedding: {room.add_tokens([asked])}",
         )
 
 

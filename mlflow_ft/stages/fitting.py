@@ -28,10 +28,10 @@ def fitted(config: Config, base: BaseModel, registry: Registry, progress: Progre
     length = config.data.max_length
     limit = room.made_for(base.path, trust_remote_code=config.model.trust_remote_code)
     prompt = _prompt(config, base, registry)
-    if limit is None or length + prompt <= limit:
+    if limit is None or length + prompt <= limit - room.SPARE:
         return config
     positions = _positions(base)
-    if positions is None:
+    if positions is None or length + prompt <= positions:
         return config
     left = positions - prompt
     beside = f", and the learned prompt takes {prompt:,} of them" if prompt else ""

@@ -49,11 +49,13 @@ def merge(asked: Asked, progress: Progress) -> Merged:
 
 
 def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
-    from mlflow_ft.engine import adapter_tokens
+    from mlflow_ft.engine import adapter_tokens, generation, own_quantization
 
     out = asked.out.expanduser().absolute()
     config = adapters.config_of(asked, start)
     base = adapters.base_of(asked, config, start, progress)
+    if own := own_quantization.of(base.path):
+        own_quantization.check(own)
     adapter_tokens.check(start.folder, base, pads=asked.pad_token is None)
     facts = _facts(asked, config, start, base)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -61,6 +63,9 @@ def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
         forget(whole.place(out, key))
         return Merged(folder=out, already=True, record=record)
     progress.say(f"merge {start.uri} into {base.name} ({base.origin})")
+    for place in (base.path, start.folder):
+        if text := generation.description(generation.read(place), place):
+            progress.warn(text)
     with whole.writing(out, key) as folder:
         record = facts | {whole.KEY: key} | _write(asked, config, start, base, folder, progress)
         whole.write_record(folder, record)

@@ -45,8 +45,8 @@ def find(job: Job) -> tuple[Job, BaseModel]:
     start.check_space(job, SPACE * own_quantization.whole_size(base.path))
     job.progress.say(f"model: {base.name} ({base.origin})")
     if own:
-        _tell_own(job, own)
-    if text := generation.told(generation.read(base.path), base.path):
+        _report_own(job, own)
+    if text := generation.description(generation.read(base.path), base.path):
         job.progress.warn(text)
         job.run.set_tags({"mlflow_ft.generation_config": text})
     return fitted(job, base), base
@@ -61,12 +61,15 @@ def fitted(job: Job, base: BaseModel) -> Job:
     return replace(job, config=config)
 
 
-def _tell_own(job: Job, own: Own) -> None:
+def _report_own(job: Job, own: Own) -> None:
     """Say how the files of a base are quantised, and what is made of that."""
-    way = "they are read as plain weights"
+    from mlflow_ft.engine import hardware
+
+    use = "they are read as plain weights"
     if own.held:
-        way = f"they are held as they are, computing in {job.config.model.dtype}; a merge goes into what they stand for"
-    job.progress.say(f"its own files are in {own.told}: {way}")
+        dtype = str(hardware.held_dtype(job.config)).removeprefix("torch.")
+        use = f"they are used as they are, computing in {dtype}; a merge goes into what they stand for"
+    job.progress.say(f"its own files are in {own.description}: {use}")
     job.run.set_tags({"mlflow_ft.base_quantization": own.make})
 
 

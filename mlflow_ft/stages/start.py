@@ -178,8 +178,8 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
             raise ConfigError(f"package.exports: {name} cannot be made: {reason}")
         if own and own.make == registry.exporters[name].grid:
             raise ConfigError(
-                f"package.exports: {name} cannot be made: the base's own files are in {own.told}, and rounding to the "
-                "same grid once more would take the adapter away",
+                f"package.exports: {name} cannot be made: the base's own files are in {own.description}, and "
+                "rounding to the same grid once more would take the adapter away",
                 hint="leave it out, and serve the adapter beside its base; or name the base in full precision",
             )
 

@@ -1,98 +1,89 @@
-"""Tokens that an adapter's tokenizer has and that neither the adapter nor its base has embeddings for."""
+"""Tokens of an adapter's tokenizer: refused where nobody has embeddings for them, and only there."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 
 from mlflow_ft.engine import adapter_tokens
 from mlflow_ft.engine.models import quiet_peft
 from mlflow_ft.errors import ModelError
 from mlflow_ft.job import BaseModel
-from mlflow_ft.testing import make_tiny_tokenizer
 from tests.engine.foreign import base_model, made
+from tests.reports.small_models import TOKENS, with_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 Small = Callable[..., Path]
-
-
-def teach(folder: Path, *tokens: str, pad: str | None = None) -> Path:
-    """Give a folder a tokenizer of 512 tokens, as many as the base has rows, and then these."""
-    tokenizer = make_tiny_tokenizer()
-    tokenizer.add_tokens([f"<spare {number}>" for number in range(512 - len(tokenizer))])
-    tokenizer.add_tokens(list(tokens))
-    if pad:
-        tokenizer.add_special_tokens({"pad_token": pad})
-    tokenizer.save_pretrained(folder)
-    return folder
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+NEW = ["<think>", "</think>"]
 
 
 def of(folder: Path) -> BaseModel:
-    return BaseModel(name="base", path=folder, name_or_path=str(folder), revision="", origin="")
+    return BaseModel(name="base", name_or_path=str(folder), path=folder, revision="", origin="folder")
 
 
-@pytest.fixture
-def base(small: Small) -> BaseModel:
-    return of(small("llama"))
+def with_tokens(adapter: Path, base: Path, tokens: list[str], *, pad: str = "") -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(tokens)
+    if pad:
+        tokenizer.add_special_tokens({"pad_token": pad})
+    tokenizer.save_pretrained(adapter)
+    return adapter
 
 
-@pytest.fixture
-def adapter(small: Small, tmp_path: Path) -> Path:
-    """A LoRA without embeddings, and without a tokenizer."""
-    made(small("llama"), tmp_path / "adapter")
-    return tmp_path / "adapter"
+def test_tokens_whose_embeddings_were_not_saved(small: Small, tmp_path: Path) -> None:
+    base = small("llama", vocab_size=TOKENS)
+    made(base, tmp_path / "adapter")
+    adapter_tokens.check(tmp_path / "adapter", of(base), pads=True)  # it has no tokenizer of its own
+    with_tokens(tmp_path / "adapter", base, NEW)
+    with pytest.raises(ModelError, match=rf"were not saved with it: '<think>' \(id {TOKENS}\), '</think>'"):
+        adapter_tokens.check(tmp_path / "adapter", of(base), pads=False)
 
 
-def test_it_is_refused(adapter: Path, base: BaseModel) -> None:
-    with pytest.raises(ModelError, match=r"'<a>' \(id 512\), '<b>' \(id 513\); its base has embeddings for 512"):
-        adapter_tokens.check(teach(adapter, "<a>", "<b>"), base, pads=False)
-
-
-def test_what_fits_is_not(adapter: Path, base: BaseModel) -> None:
-    adapter_tokens.check(adapter, base, pads=True)  # it has no tokenizer
-    adapter_tokens.check(teach(adapter), base, pads=True)
-
-
-def test_spare_tokens_of_the_base_are_not_trained(adapter: Path, small: Small, tmp_path: Path) -> None:
-    """As Qwen's: the tokenizer of the base itself has more tokens than the base has rows."""
-    base = of(teach(Path(shutil.copytree(small("llama"), tmp_path / "base")), "<a>", "<b>"))
-    adapter_tokens.check(teach(adapter, "<a>", "<b>"), base, pads=True)
-    with pytest.raises(ModelError, match=r"tokens whose embeddings were not saved with it: '<c>' \(id 514\);"):
-        adapter_tokens.check(teach(adapter, "<a>", "<b>", "<c>"), base, pads=True)
-
-
-def test_a_pad_token_matters_to_who_pads(adapter: Path, base: BaseModel) -> None:
-    teach(adapter, pad="<new pad>")
-    adapter_tokens.check(adapter, base, pads=False)
-    with pytest.raises(ModelError, match=r"pads with '<new pad>' \(id 512\)") as raised:
-        adapter_tokens.check(adapter, base, pads=True)
-    assert "--pad_token" in str(raised.value.hint)
-
-
-def test_a_grown_base_is_recorded(adapter: Path, base: BaseModel) -> None:
-    """An adapter of ours says for how many tokens its base was grown."""
-    teach(adapter, "<a>", "<b>")
-    (adapter / "base.json").write_text(json.dumps({"tokens": 514}))
-    adapter_tokens.check(adapter, base, pads=True)
-    (adapter / "base.json").write_text(json.dumps({"tokens": 513}))
-    with pytest.raises(ModelError, match=r"'<b>' \(id 513\)"):
-        adapter_tokens.check(adapter, base, pads=True)
-
-
-@pytest.mark.parametrize("settings", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {}], ids=["modules", "layers"])
-def test_embeddings_that_were_saved(small: Small, base: BaseModel, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """By `modules_to_save`, and as PEFT saves the embeddings of a base that was resized."""
-    model = base_model(small("llama"))
-    model.resize_token_embeddings(514, mean_resizing=False)
-    torch.manual_seed(0)
+def test_tokens_whose_embeddings_are_there(small: Small, tmp_path: Path) -> None:
+    spare = small("llama")
+    made(spare, tmp_path / "spare")
+    adapter_tokens.check(with_tokens(tmp_path / "spare", spare, NEW), of(spare), pads=True)
+    base = small("llama", vocab_size=TOKENS)
+    model = base_model(base)
+    model.resize_token_embeddings(TOKENS + 2, mean_resizing=False)
     with quiet_peft():
-        wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **settings))
-        wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    adapter_tokens.check(teach(tmp_path / "adapter", "<a>", "<b>"), base, pads=True)
+        wrapped = get_peft_model(
+            model, LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        )
+        wrapped.save_pretrained(tmp_path / "saved")
+    adapter_tokens.check(with_tokens(tmp_path / "saved", base, NEW), of(base), pads=True)
+
+
+def test_tokens_that_the_base_has_no_embeddings_for_either(small: Small, tmp_path: Path) -> None:
+    base = with_tokenizer(small("llama", vocab_size=TOKENS), tmp_path / "base", lambda one: one.add_tokens(NEW))
+    made(base, tmp_path / "adapter")
+    adapter_tokens.check(with_tokens(tmp_path / "adapter", base, []), of(base), pads=True)
+
+
+def test_a_pad_token_matters_where_rows_are_padded(small: Small, tmp_path: Path) -> None:
+    base = small("llama", vocab_size=TOKENS)
+    made(base, tmp_path / "adapter")
+    with_tokens(tmp_path / "adapter", base, [], pad="[PAD]")
+    adapter_tokens.check(tmp_path / "adapter", of(base), pads=False)
+    with pytest.raises(ModelError, match=rf"pads with '\[PAD\]' \(id {TOKENS}\)") as refused:
+        adapter_tokens.check(tmp_path / "adapter", of(base), pads=True)
+    assert "--pad_token" in str(refused.value.hint)
+
+
+def test_a_token_that_the_chat_template_writes_needs_an_embedding(small: Small, tmp_path: Path) -> None:
+    def change(tokenizer: Any) -> None:
+        tokenizer.add_tokens(["<|turn|>", "<|spare|>"], special_tokens=True)
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+
+    base = with_tokenizer(small("llama", vocab_size=TOKENS), tmp_path / "base", change)
+    made(base, tmp_path / "adapter")
+    with pytest.raises(ModelError, match=rf"chat template writes '<\|turn\|>' \(id {TOKENS}\), for which neither"):
+        adapter_tokens.check(tmp_path / "adapter", of(base), pads=False)
+    own = AutoTokenizer.from_pretrained(small("llama", vocab_size=TOKENS))
+    own.save_pretrained(tmp_path / "adapter")
+    adapter_tokens.check(tmp_path / "adapter", of(base), pads=True)

@@ -1,66 +1,64 @@
-"""Files of bitsandbytes: each weight alone is, to the bit, what the whole model's `dequantize()` makes of it."""
+"""Files that bitsandbytes quantised: each weight read alone is the whole model's `dequantize()`, to the bit."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mlflow_ft.engine import bnb_files
-from mlflow_ft.engine.skeleton import bare_model
+from mlflow_ft.engine import bnb_files, skeleton
+from mlflow_ft.engine.tensor_files import ModelFiles
 from mlflow_ft.errors import ModelError
-from tests.reports import small_models
+from tests.engine.foreign import base_model, says
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 Small = Callable[..., Path]
-MAKES: dict[str, dict[str, Any]] = {
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "nf4 double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
-    "int8": {"load_in_8bit": True},
-}
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 
 
-@pytest.fixture(scope="module")
-def eight(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_models.quantised(small("llama"), tmp_path_factory.mktemp("eight") / "model", **MAKES["int8"])
-
-
-@pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])  # GPT-2 keeps them as (in, out), bitsandbytes as (out, in)
-def test_each_weight_is_what_the_whole_model_says(small: Small, tmp_path: Path, kind: str, make: str) -> None:
-    folder = small_models.quantised(small(kind), tmp_path / "model", **MAKES[make])
-    files = bnb_files.of(folder, bare_model(folder))
-    wanted = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu").dequantize().state_dict()
-    assert set(files.places) <= set(wanted), "without what lies beside a weight"
-    assert len(files.states) == (14 if kind == "llama" else 8)
-    for name, entry in files.entries.items():
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [("llama", "nf4"), ("llama", "nf4 twice"), ("llama", "fp4"), ("llama", "int8"), ("gpt2", "nf4"), ("gpt2", "int8")],
+)
+def test_each_weight_is_what_it_stands_for_in_the_whole_model(small: Small, kind: str, stored: str) -> None:
+    base = small(kind, stored=stored)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    files = bnb_files.of(base, model)
+    whole = model.dequantize().state_dict()
+    prefix = "" if kind == "llama" else "transformer."
+    assert len(files.places) < len(ModelFiles(base).places), "what lies beside the weights is not one of them"
+    for name in files.places:
         weight = files.read(name)
-        assert (tuple(weight.shape), weight.dtype) == (entry.shape, entry.dtype), name
-        whole = wanted[name].T if kind == "gpt2" and ".c_" in name and name.endswith("weight") else wanted[name]
-        assert torch.equal(weight, whole.to(weight.dtype)), name
+        wanted = whole[name if name in whole else f"{prefix}{name}"]
+        assert torch.equal(weight, wanted.to(weight.dtype)), name
+        assert files.entries[name].shape == tuple(weight.shape)
+        assert files.entries[name].dtype == weight.dtype
+
+
+def test_weights_that_a_model_keeps_turned(small: Small) -> None:
+    """GPT-2 has them as (in, out), and bitsandbytes as (out, in)."""
+    for stored in ("nf4", "int8"):
+        base = small("gpt2", stored=stored)
+        plain = base_model(small("gpt2"))
+        files = bnb_files.of(base, skeleton.bare_model(base))
+        plain.load_state_dict({name: files.read(name) for name in files.places}, strict=False)
+        wanted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).dequantize().float()
+        torch.testing.assert_close(says(plain), says(wanted), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(says(plain), says(base_model(small("gpt2"))), rtol=1e-4, atol=1e-4)
 
 
 def test_a_base_that_is_not_quantised_is_read_as_it_is(small: Small) -> None:
-    files = bnb_files.of(small("llama"))
-    assert type(files) is bnb_files.ModelFiles
-    assert {name: entry.shape for name, entry in files.entries.items()} == {
-        name: tuple(weight.shape) for name, weight in load_file(small("llama") / "model.safetensors").items()
-    }
+    assert type(bnb_files.of(small("llama"))) is ModelFiles
 
 
-def test_an_order_of_rows_of_an_earlier_version_is_refused(eight: Path, tmp_path: Path) -> None:
-    files = bnb_files.of(eight)
-    assert isinstance(files, bnb_files.StoodFor)
-    weight, scales = next((name, state) for name, state in files.states.items() if "q_proj" in name)
-    state = load_file(eight / "model.safetensors")
-    state[scales.replace("SCB", "weight_format")] = torch.tensor(2, dtype=torch.uint8)
-    (tmp_path / "config.json").write_bytes((eight / "config.json").read_bytes())
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="q_proj"):
-        bnb_files.of(tmp_path).read(weight)
+def test_an_order_of_rows_that_is_not_known_is_refused(small: Small, tmp_path: Path) -> None:
+    base = shutil.copytree(small("llama", stored="int8"), tmp_path / "base")
+    state = load_file(base / "model.safetensors")
+    name = next(name for name in state if name.endswith(f".{bnb_files.FORMAT}"))
+    save_file(state | {name: torch.tensor(1, dtype=torch.uint8)}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="in an order of an earlier bitsandbytes"):
+        bnb_files.of(base).read(f"{name.rpartition('.')[0]}.weight")

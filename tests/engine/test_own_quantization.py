@@ -1,137 +1,117 @@
-"""Which make a base's files are of, read from config.json and their headers, and what can be trained on them."""
+"""How a base's own files are quantised: read from their headers, and checked against what is asked for."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from transformers import LlamaConfig
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.config.schema import Config
+from mlflow_ft.config import Config
 from mlflow_ft.engine import own_quantization
+from mlflow_ft.engine.own_quantization import Own
 from mlflow_ft.errors import ConfigError, ModelError
+from tests.reports.small_models import with_settings
 
-WEIGHT = "model.layers.0.self_attn.q_proj.weight"
-NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-DOUBLE = NF4 | {"bnb_4bit_use_double_quant": True}
-INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-GPTQ = {"quant_method": "gptq", "bits": 4}
-BESIDE = {"nf4": f"{WEIGHT}.quant_state.bitsandbytes__nf4", "int8": WEIGHT.replace("weight", "SCB")}
-BESIDE |= {"fp8": f"{WEIGHT}_scale_inv", "gptq": WEIGHT.replace("weight", "qweight")}
+Small = Callable[..., Path]
 
 
-def base(folder: Path, settings: dict[str, Any] | None, *names: str, part: str = "") -> Path:
-    """A folder with a config.json and tensors of these names."""
+@pytest.mark.parametrize(
+    ("stored", "make", "held", "double"),
+    [
+        ("nf4", "nf4", "nf4", False),
+        ("nf4 twice", "nf4", "nf4", True),
+        ("fp4", "fp4", "nf4", False),
+        ("int8", "int8", "int8", False),
+    ],
+)
+def test_the_makes_of_bitsandbytes(small: Small, stored: str, make: str, held: str, *, double: bool) -> None:
+    own = own_quantization.of(small("llama", stored=stored))
+    assert own is not None
+    assert (own.make, own.held, own.double) == (make, held, double)
+    assert own.options() == {}
+    assert own_quantization.whole_size(own.folder) > 1.5 * sum(
+        file.stat().st_size for file in own.folder.glob("*.safetensors")
+    )
+
+
+def test_a_base_that_is_not_quantised(small: Small) -> None:
+    assert own_quantization.of(small("llama")) is None
+
+
+def labelled(folder: Path, settings: dict[str, Any], *, part: str | None = None) -> Path:
+    """A folder whose config.json says how its weights are quantised, and which has none."""
     folder.mkdir(exist_ok=True)
-    said: dict[str, Any] = {} if settings is None else {"quantization_config": settings}
-    (folder / "config.json").write_text(json.dumps({part: said} if part else said))
-    if names:
-        save_file({name: torch.zeros(2) for name in names}, folder / "model.safetensors")
+    config = {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps({part: config} if part else config))
     return folder
 
 
-def config(method: str, **settings: object) -> Config:
-    return asked([method, *(f"--{key}={value}" for key, value in settings.items())], plugins.load({}))
-
-
 @pytest.mark.parametrize(
-    ("settings", "make", "held", "told"),
+    ("settings", "words"),
     [
-        (NF4, "nf4", "nf4", "4 bits by bitsandbytes (nf4)"),
-        (DOUBLE, "nf4", "nf4", "4 bits by bitsandbytes (nf4, double quantisation)"),
-        (INT8, "int8", "int8", "8 bits by bitsandbytes (int8)"),
-        (FP8, "fp8", None, "FP8"),
-        (GPTQ, "gptq", None, "gptq, 4 bits"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq, 4 bits"),
+        ({"quant_method": "awq", "bits": 4}, "awq, 4 bits"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        ({"quant_method": "a_make_of_tomorrow"}, "a_make_of_tomorrow"),
+        ({"bits": 3}, "a make without a name, 3 bits"),
     ],
-    ids=["nf4", "double", "int8", "fp8", "gptq"],
+    ids=str,
 )
-@pytest.mark.parametrize("part", ["", "text_config"])
-def test_the_make(tmp_path: Path, part: str, settings: dict[str, Any], make: str, held: str | None, told: str) -> None:
-    own = own_quantization.of(base(tmp_path, settings, WEIGHT, BESIDE[make], part=part))
+def test_other_makes_are_refused_by_name(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    for part in (None, "text_config"):
+        own = own_quantization.of(labelled(tmp_path / "base", settings, part=part))
+        assert own is not None
+        with pytest.raises(ModelError, match=rf"are quantised \({words}\), which neither"):
+            own_quantization.check(own)
+
+
+@pytest.mark.parametrize("make", ["fp8", "mxfp4"])
+def test_makes_that_are_read_as_plain_weights(tmp_path: Path, make: str) -> None:
+    own = own_quantization.of(labelled(tmp_path / "base", {"quant_method": make}))
     assert own is not None
-    assert (own.make, own.held, own.told) == (make, held, told)
+    assert own.held is None
+    assert own.options()["quantization_config"].dequantize is True
+    own_quantization.check_training(config("lora"), own)
+    with pytest.raises(ConfigError, match="not quantised again"):
+        own_quantization.check_training(config("qlora"), own)
 
 
-def test_a_base_that_is_not_quantised(tmp_path: Path) -> None:
-    assert own_quantization.of(base(tmp_path / "without", None, WEIGHT)) is None
-    unused = {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}
-    assert own_quantization.of(base(tmp_path / "off", unused, WEIGHT)) is None
+def test_config_and_files_must_agree(small: Small, tmp_path: Path) -> None:
+    silent = shutil.copytree(small("llama", stored="nf4"), tmp_path / "silent")
+    settings = json.loads((silent / "config.json").read_text())
+    own = settings.pop("quantization_config")
+    (silent / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"in 4 bits by bitsandbytes .* config\.json does not say so"):
+        own_quantization.of(silent)
+    with pytest.raises(ModelError, match="says that the weights are quantised"):
+        own_quantization.of(with_settings(small("llama"), tmp_path / "loud", quantization_config=own))
 
 
-def test_config_and_files_disagree(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"config\.json does not say so"):
-        own_quantization.of(base(tmp_path / "packed", None, WEIGHT, BESIDE["nf4"]))
-    with pytest.raises(ModelError, match="the weight files are not"):
-        own_quantization.of(base(tmp_path / "whole", NF4, WEIGHT))
-    assert own_quantization.of(base(tmp_path / "not here", NF4)), "without weights config.json is believed"
+def config(method: str, **settings: object) -> Config:
+    pairs = [f"--{name}={value}" for name, value in ({"model": "x", "data": "y"} | settings).items()]
+    return asked([method, *pairs], plugins.load({"MLFLOW_FT_PLUGINS": ""}))
 
 
-@pytest.mark.parametrize(
-    ("settings", "make", "method", "more", "says"),
-    [
-        (NF4, "nf4", "full", {}, "cannot be trained themselves"),
-        (NF4, "nf4", "lora", {}, "model.quantize is none"),
-        (INT8, "int8", "qlora", {}, "model.quantize is nf4"),
-        (NF4, "nf4", "qlora", {"model.double_quant": "true"}, "another form"),
-        (NF4, "nf4", "qlora", {"adapter.init_lora_weights": "loftq"}, "loftq"),
-        (FP8, "fp8", "qlora", {}, "not quantised again"),
-    ],
-    ids=["full", "lora", "int8", "double", "loftq", "fp8"],
-)
-def test_what_cannot_be_trained(
-    tmp_path: Path, settings: dict[str, Any], make: str, method: str, more: dict[str, str], says: str
-) -> None:
-    own = own_quantization.of(base(tmp_path, settings, WEIGHT, BESIDE[make]))
-    with pytest.raises(ConfigError, match=says):
-        own_quantization.check_training(config(method, **more), own)
-
-
-@pytest.mark.parametrize(
-    ("settings", "make", "method", "more"),
-    [
-        (NF4, "nf4", "qlora", {}),
-        (DOUBLE, "nf4", "qlora", {"model.double_quant": "true"}),
-        (NF4, "nf4", "dpo", {"adapter.kind": "lora", "model.quantize": "nf4"}),
-        (INT8, "int8", "lora", {"model.quantize": "int8"}),
-        (FP8, "fp8", "lora", {}),
-        (FP8, "fp8", "full", {}),
-    ],
-    ids=["nf4", "double", "dpo", "int8", "fp8", "fp8 full"],
-)
-def test_what_can_be_trained(
-    tmp_path: Path, settings: dict[str, Any], make: str, method: str, more: dict[str, str]
-) -> None:
-    own = own_quantization.of(base(tmp_path, settings, WEIGHT, BESIDE[make]))
-    own_quantization.check_training(config(method, **more), own)
-    own_quantization.check_training(config(method, **more), None)
-
-
-def test_another_make_is_refused_by_its_name(tmp_path: Path) -> None:
-    own = own_quantization.of(base(tmp_path, GPTQ, WEIGHT, BESIDE["gptq"]))
-    with pytest.raises(ModelError, match="gptq, 4 bits"):
-        own_quantization.check_training(config("lora"), own)
-
-
-def test_the_size_of_the_weights_that_are_not_quantised(tmp_path: Path) -> None:
-    folder = base(tmp_path, NF4, WEIGHT, BESIDE["nf4"])
-    size = (folder / "model.safetensors").stat().st_size
-    assert own_quantization.whole_size(folder) == 4 * size
-    base(tmp_path, None)
-    save_file({WEIGHT: torch.zeros(2)}, folder / "model.safetensors")
-    assert own_quantization.whole_size(folder) == (folder / "model.safetensors").stat().st_size
-
-
-def test_it_is_forgotten_by_a_configuration() -> None:
-    made = LlamaConfig(quantization_config=NF4)
-    made.text_config = LlamaConfig(quantization_config=NF4)
-    own_quantization.forget(made)
-    assert not hasattr(made, "quantization_config")
-    assert not hasattr(made.text_config, "quantization_config")
-    own_quantization.forget(LlamaConfig())
+def test_what_can_be_trained_on_each_make(tmp_path: Path) -> None:
+    four = Own(make="nf4", settings={"load_in_4bit": True}, folder=tmp_path)
+    eight = Own(make="int8", settings={"load_in_8bit": True}, folder=tmp_path)
+    own_quantization.check_training(config("full"), None)
+    own_quantization.check_training(config("qlora"), four)
+    own_quantization.check_training(config("dpo", **{"adapter.kind": "lora", "model.quantize": "nf4"}), four)
+    own_quantization.check_training(config("lora", **{"model.quantize": "int8"}), eight)
+    for method, own, words in (
+        ("full", four, "cannot be trained themselves"),
+        ("lora", four, "and model.quantize is none"),
+        ("qlora", eight, "and model.quantize is nf4"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            own_quantization.check_training(config(method), own)
+    for name, value in (("model.double_quant", "true"), ("adapter.init_lora_weights", "loftq")):
+        with pytest.raises(ConfigError, match=r"double_quant|loftq"):
+            own_quantization.check_training(config("qlora", **{name: value}), four)

@@ -2,18 +2,23 @@
 
     small_models.make("qwen3_moe", folder)
     small_models.make("llama", folder, tie_word_embeddings=True)
+    small_models.make("llama", folder, stored="nf4")
 
 Every one has hidden size 64, at least 2 layers and 512 tokens; further options go to its config.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers import BitsAndBytesConfig
 
 from mlflow_ft.testing import CHATML, make_tiny_tokenizer
 
@@ -123,12 +128,58 @@ KINDS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 """By name: the class of the config, that of the model, and what the config is given."""
 
 
-def make(kind: str, folder: Path, *, seed: int = 0, chat_template: str | None = CHATML, **more: Any) -> Path:
-    """Write a small model of random weights and its tokenizer to `folder`; `more` are values of its config."""
+TOKENS = 347
+"""How many tokens the tests' own tokenizer has: a model with `vocab_size=TOKENS` has no embedding to spare."""
+STORED: Mapping[str, Mapping[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "nf4 twice": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "fp4": {"load_in_4bit": True},
+    "int8": {"load_in_8bit": True},
+}
+"""How bitsandbytes can quantise the files of a model."""
+
+
+def make(
+    kind: str, folder: Path, *, seed: int = 0, chat_template: str | None = CHATML, stored: str = "", **more: Any
+) -> Path:
+    """Write a small model of random weights and its tokenizer to `folder`; `more` are values of its config.
+
+    `stored` is a key of STORED: the files are then quantised.
+    """
     tokenizer = make_tiny_tokenizer(chat_template=chat_template)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     torch.manual_seed(seed)
     _build(kind, ends, more).eval().save_pretrained(folder)
+    if stored:
+        _quantise(folder, BitsAndBytesConfig(**STORED[stored]))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _quantise(folder: Path, settings: BitsAndBytesConfig) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bitsandbytes warns of a CPU
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=settings, dtype=torch.float32
+        )
+        shutil.rmtree(folder)
+        model.save_pretrained(folder)
+
+
+def with_settings(base: Path, folder: Path, file: str = "config.json", **values: Any) -> Path:
+    """A copy of a model with other values in one of its JSON files."""
+    shutil.copytree(base, folder)
+    place = folder / file
+    settings = json.loads(place.read_text()) if place.is_file() else {}
+    place.write_text(json.dumps(settings | values))
+    return folder
+
+
+def with_tokenizer(base: Path, folder: Path, change: Callable[[Any], object]) -> Path:
+    """A copy of a model whose tokenizer was changed: `change` is given it."""
+    shutil.copytree(base, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    change(tokenizer)
     tokenizer.save_pretrained(folder)
     return folder
 

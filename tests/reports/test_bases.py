@@ -1,175 +1,252 @@
-"""Bases of odd make, as public reports have them: files in 4 bits, tokens and positions without room, odd settings."""
+"""Bases of odd make: files in 4 bits, tokens and positions without room, generation settings that cannot be saved."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from mlflow import MlflowClient
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_ft.engine.models import quiet_peft
+from mlflow_ft.engine.generation import FILE
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Run, Told
 from tests.engine.foreign import base_model, made, says
-from tests.reports import small_models
+from tests.reports.small_models import TOKENS, with_settings, with_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 Small = Callable[..., Path]
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 QUICK = {"max_steps": 2, "max_new_tokens": 4, "evaluation.max_rows": 2, "package.round_trip": "false"}
-NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-INT8 = {"load_in_8bit": True}
 
 
-@pytest.fixture(scope="session")
-def four_bits(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base as `*-bnb-4bit` on the Hub are."""
-    return small_models.quantised(small("llama"), tmp_path_factory.mktemp("four") / "llama-bnb-4bit", **NF4)
+@pytest.fixture
+def rows(client: MlflowClient, tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl", make_rows(16))
 
 
-def train(run: Run, model: Path, folder: Path, method: str = "lora", **settings: Any) -> Told:
-    rows = write_jsonl(folder / "rows.jsonl", make_rows(12))
-    given = QUICK | {"model": model, "data": rows, "run.output_dir": folder / "outputs"} | settings
-    return run("train", method, *(f"--{key}={value}" for key, value in given.items()))
+def trained(run: Run, method: str, model: Path, rows: Path, **settings: object) -> Told:
+    given = QUICK | {"model": model, "data": rows} | settings
+    return run("train", method, *(f"--{key}={value}" for key, value in given.items()), "--json")
 
 
-def trained(told: Told, folder: Path) -> Path:
-    """The package of the one run that was trained here."""
+def folder_of(told: Told) -> Path:
     assert told.code == 0, told.err
-    (package,) = (folder / "outputs").glob("*/package")
-    return package
+    return Path(json.loads(told.out)["folder"]) / "package"
 
 
 def refused(told: Told, *words: str) -> None:
+    """Refused as wrong input, before a step was trained."""
     assert told.code == 2, told.err
     assert "Traceback" not in told.err
+    assert "train ..." not in told.err
     assert all(word in told.err for word in words), told.err
-    assert "prepare rows" not in told.err, "it is found before the rows are prepared"
 
 
-def with_tokens(base: Path, folder: Path, *tokens: str, pad: str | None = None) -> Path:
-    """A copy of a model whose tokenizer knows more tokens than the model has embeddings for."""
-    shutil.copytree(base, folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
-    tokenizer.add_tokens([f"<spare {number}>" for number in range(512 - len(tokenizer))])  # the model has 512
-    tokenizer.add_tokens(list(tokens))
-    if pad:
-        tokenizer.add_special_tokens({"pad_token": pad})
-    tokenizer.save_pretrained(folder)
-    return folder
+# --- files that are quantised
 
 
-def test_a_base_in_4_bits(run: Run, client: MlflowClient, four_bits: Path, tmp_path: Path) -> None:
-    """unsloth-zoo#326, peft#2501: trained as it is, and merged into what its weights stand for."""
-    package = trained(train(run, four_bits, tmp_path, "qlora", learning_rate=0.1), tmp_path)
-    told = run("merge", "--adapter", package / "adapter", "--base", four_bits, "--out", tmp_path / "out")
-    assert told.code == 0, told.err
-    with quiet_peft():
-        whole: Any = transformers.AutoModelForCausalLM.from_pretrained(four_bits, device_map="cpu").dequantize()
-        before = says(whole.float())
-        wanted = says(PeftModel.from_pretrained(whole.float(), package / "adapter"))
-    assert (wanted - before).abs().max() > 0.05, "the training changed the model"
-    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+def stands_for(base: Path) -> Any:
+    """The model that a base's quantised files stand for, by transformers alone."""
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).dequantize().float()
+
+
+def test_files_in_4_bits_are_trained_on_and_merged(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
+    """unsloth-zoo#326, peft#2501: docs/merge.md promised it, and the training was lost."""
+    base = small("llama", stored="nf4 twice")
+    told = trained(run, "qlora", base, rows, learning_rate=5e-2)
+    package = folder_of(told)
+    assert "its own files are in 4 bits by bitsandbytes (nf4, double quantisation)" in told.err
+    before = says(stands_for(base))
+    wanted = says(PeftModel.from_pretrained(stands_for(base), package / "adapter"))
+    assert (wanted - before).abs().max() > 0.01
+    torch.testing.assert_close(says(base_model(package / "merged")), wanted, rtol=1e-4, atol=1e-4)
+    merged = run("merge", "--adapter", package / "adapter", "--out", tmp_path / "out")
+    assert merged.code == 0, merged.err
     torch.testing.assert_close(says(base_model(tmp_path / "out")), wanted, rtol=1e-4, atol=1e-4)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_an_adapter_of_others_on_files_in_4_bits(run: Run, small: Small, tmp_path: Path) -> None:
+    """unsloth-zoo#326, peft#2501: the merged model was another one."""
+    for stored in ("nf4", "fp4", "int8"):
+        base = small("llama", stored=stored)
+        made(small("llama"), tmp_path / f"adapter {stored}")
+        wanted = says(PeftModel.from_pretrained(stands_for(base), tmp_path / f"adapter {stored}"))
+        out = tmp_path / f"out {stored}"
+        told = run("merge", "--adapter", tmp_path / f"adapter {stored}", "--base", base, "--out", out)
+        assert told.code == 0, told.err
+        torch.testing.assert_close(says(base_model(out)), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [("full", {}), ("lora", {}), ("qlora", {"model.quantize": "int8"}), ("qlora", {"model.double_quant": "false"})],
-    ids=str,
+    ("stored", "method", "settings", "words"),
+    [
+        ("nf4", "full", {}, ("cannot be trained themselves", "qlora")),
+        ("nf4", "lora", {}, ("model.quantize is none", "use qlora")),
+        ("nf4", "qlora", {"model.quantize": "int8"}, ("model.quantize is int8", "use qlora")),
+        ("nf4", "qlora", {"model.double_quant": "true"}, ("leave model.double_quant out",)),
+        ("nf4", "lora", {"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"}, ("loftq needs the weights",)),
+        ("int8", "qlora", {}, ("8 bits", "--model.quantize int8")),
+    ],
 )
-def test_a_base_in_4_bits_by_another_method(
-    run: Run, client: MlflowClient, four_bits: Path, tmp_path: Path, method: str, settings: dict[str, str]
+def test_files_in_4_bits_with_another_method(
+    run: Run, small: Small, rows: Path, stored: str, method: str, settings: dict[str, str], words: tuple[str, ...]
 ) -> None:
-    """unsloth-zoo#326, peft#2501."""
-    told = train(run, four_bits, tmp_path, method, **settings)
-    refused(told, "the base's own files are in 4 bits by bitsandbytes (nf4, double quantisation)")
+    """unsloth-zoo#326, peft#2501: found before the rows are prepared."""
+    told = trained(run, method, small("llama", stored=stored), rows, **settings)
+    refused(told, "the base's own files are in", *words)
+    assert "prepare rows" not in told.err
 
 
-def test_a_base_in_8_bits(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
-    """The same kind as unsloth-zoo#326, peft#2501."""
-    base = small_models.quantised(small("llama"), tmp_path / "base", **INT8)
-    refused(train(run, base, tmp_path, "qlora"), "8 bits by bitsandbytes", "--model.quantize int8")
-
-
-def test_a_pad_token_without_an_embedding(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
-    """tokenizers#1609, llama-cookbook#189: refused with a remedy, which works."""
-    base = with_tokens(small("llama"), tmp_path / "base", pad="<|new_pad|>")
-    words = ("'<|new_pad|>' (id 512)", "embeddings for 512 tokens", "--model.pad_token '<unk>'")
-    refused(train(run, base, tmp_path), *words)
-    rows = tmp_path / "rows.jsonl"
-    for command in ("show", "check"):
-        refused(run("data", command, rows, "--model", base), *words)
-    package = trained(train(run, base, tmp_path, **{"model.pad_token": "<unk>"}), tmp_path)
-    assert AutoTokenizer.from_pretrained(package / "adapter").pad_token == "<unk>"
-
-
-def test_the_pad_token_is_given_an_embedding(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
-    """The other remedy of tokenizers#1609, llama-cookbook#189."""
-    base = with_tokens(small("llama"), tmp_path / "base", pad="<|new_pad|>")
-    package = trained(train(run, base, tmp_path, **{"model.add_tokens": "<|new_pad|>"}), tmp_path)
-    assert base_model(package / "merged").get_input_embeddings().num_embeddings >= 513
-
-
-def test_an_adapter_with_tokens_but_no_embeddings(run: Run, small: Small, tmp_path: Path) -> None:
-    """unsloth#3416: the merged model had a tokenizer with two tokens more than it had embeddings."""
-    adapter = tmp_path / "adapter"
-    made(small("llama"), adapter)
-    with_two = with_tokens(small("llama"), tmp_path / "with", "<a>", "<b>")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(with_two / name, adapter)
-    told = run("merge", "--adapter", adapter, "--base", small("llama"), "--out", tmp_path / "out")
-    refused(told, "'<a>' (id 512), '<b>' (id 513)", "embeddings were not saved with it", "modules_to_save")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_pad_token_of_an_adapter_is_replaced(run: Run, small: Small, tmp_path: Path) -> None:
-    """A relative of tokenizers#1609: an adapter whose tokenizer pads with what nobody has an embedding for."""
-    adapter, out = tmp_path / "adapter", tmp_path / "out"
-    made(small("llama"), adapter)
-    with_pad = with_tokens(small("llama"), tmp_path / "with", pad="<|new_pad|>")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(with_pad / name, adapter)
-    given = ("merge", "--adapter", adapter, "--base", small("llama"), "--out", out)
-    refused(run(*given), "'<|new_pad|>' (id 512)", "--pad_token")
-    assert run(*given, "--pad_token", "<unk>").code == 0
-    assert AutoTokenizer.from_pretrained(out).pad_token_id < base_model(out).get_input_embeddings().num_embeddings
-
-
-def test_generation_settings_that_nothing_reads(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
-    """LlamaFactory#2545, #2837, transformers#29988: transformers refused to save them, after the training."""
-    base = Path(shutil.copytree(small("llama"), tmp_path / "base"))
-    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 3, "pad_token_id": 1}
-    text = json.dumps(settings)
-    (base / "generation_config.json").write_text(text)
-    told = train(run, base, tmp_path, "full")
-    package = trained(told, tmp_path)
-    assert all(word in told.err for word in ("temperature (0.6", "top_p (0.9", "only sampling reads it")), told.err
-    kept = json.loads((package / "model" / "generation_config.json").read_text())
-    assert kept.get("temperature") is None
-    assert kept.get("top_p") is None
-    assert (base / "generation_config.json").read_text() == text, "the base is not changed"
-
-
-def test_more_tokens_than_positions(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
-    """GPT-2 and relatives: 1,024 tokens on 48 positions was a traceback."""
-    gpt2 = small("gpt2", n_positions=48)
+@pytest.mark.parametrize("make", ["gptq", "awq"])
+def test_files_that_are_quantised_otherwise(run: Run, small: Small, rows: Path, tmp_path: Path, make: str) -> None:
+    """The same kind: refused by its name."""
+    base = with_settings(small("llama"), tmp_path / make, quantization_config={"quant_method": make, "bits": 4})
     refused(
-        train(run, gpt2, tmp_path, **{"data.max_length": 1024}),
-        "data.max_length is 1,024, and the model has 48 positions",
-        "--data.max_length 48",
+        trained(run, "lora", base, rows), f"quantised ({make}, 4 bits), which neither training nor a merge can read"
     )
+    made(small("llama"), tmp_path / "adapter")
+    told = run("merge", "--adapter", tmp_path / "adapter", "--base", base, "--out", tmp_path / "out")
+    refused(told, f"({make}, 4 bits)")
 
 
-def test_a_default_is_lowered_to_the_positions(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
-    """GPT-2 and relatives: the default is fitted to the model, and that is reported."""
-    told = train(run, small("gpt2", n_positions=128), tmp_path)
-    trained(told, tmp_path)
-    assert "data.max_length: 128, not 1,024: the model has 128 positions" in told.err
+# --- tokens without an embedding
+
+
+def test_a_pad_token_without_an_embedding(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
+    """tokenizers#1609, llama-cookbook#189: a traceback after the weights were loaded."""
+    whole = small("llama", vocab_size=TOKENS)
+    base = with_tokenizer(whole, tmp_path / "base", lambda one: one.add_special_tokens({"pad_token": "[PAD]"}))
+    asked = ["--model", base, "--data", rows]
+    words = (f"pads with '[PAD]' (id {TOKENS})", "--model.pad_token '<pad>'", "--model.add_tokens '\"[PAD]\"'")
+    for command in (["data", "show"], ["data", "check"], ["train", "lora"]):
+        told = run(*command, *asked)
+        refused(told, *words)
+        assert "load model" not in told.err
+    refused(run("train", "lora", *asked, "--model.pad_token", "<padding>"), "has no token '<padding>'")
+    package = folder_of(trained(run, "lora", base, rows, **{"model.pad_token": "<pad>"})) / "merged"
+    assert AutoTokenizer.from_pretrained(package).pad_token == "<pad>"
+    assert json.loads((package / FILE).read_text())["pad_token_id"] < TOKENS
+    grown = folder_of(trained(run, "lora", base, rows, **{"model.add_tokens": '"[PAD]"'})) / "merged"
+    assert len(base_model(grown).get_input_embeddings().weight) == TOKENS + 1
+
+
+def test_a_merge_pads_with_a_token_that_has_an_embedding(run: Run, small: Small, tmp_path: Path) -> None:
+    """tokenizers#1609, llama-cookbook#189: the same in a merge."""
+    wanted = made(small("llama", vocab_size=TOKENS), tmp_path / "adapter")
+    padded = AutoTokenizer.from_pretrained(small("llama"))
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    padded.save_pretrained(tmp_path / "adapter")
+    asked = ["merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out"]
+    refused(run(*asked), f"pads with '[PAD]' (id {TOKENS})", "--pad_token TOKEN")
+    refused(run(*asked, "--pad_token", "<padding>"), "has no token '<padding>'")
+    told = run(*asked, "--pad_token", "<pad>")
+    assert told.code == 0, told.err
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == "<pad>"
+    torch.testing.assert_close(says(base_model(tmp_path / "out")), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_template_that_writes_a_token_without_an_embedding(
+    run: Run, small: Small, rows: Path, tmp_path: Path
+) -> None:
+    """The same kind, of what is trained on."""
+
+    def change(tokenizer: Any) -> None:
+        tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+
+    base = with_tokenizer(small("llama", vocab_size=TOKENS), tmp_path / "base", change)
+    for command in (["data", "show"], ["data", "check"], ["train", "lora"]):
+        told = run(*command, "--model", base, "--data", rows)
+        refused(told, f"'<|turn|>' (id {TOKENS})", "rows.jsonl:", "--model.add_tokens '<|turn|>'")
+        assert "load model" not in told.err
+    made(base, tmp_path / "adapter")
+    told = run("merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out")
+    refused(told, f"the chat template writes '<|turn|>' (id {TOKENS})")
+
+
+def test_tokens_of_an_adapter_whose_embeddings_were_not_saved(
+    run: Run, client: MlflowClient, small: Small, tmp_path: Path
+) -> None:
+    """unsloth#3416: merged without the tokens, which the tokenizer still wrote."""
+    base = small("llama", vocab_size=TOKENS)
+    made(base, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    words = ("embeddings were not saved with it", f"'<think>' (id {TOKENS}), '</think>' (id {TOKENS + 1})")
+    refused(run("merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+    refused(run("chat", tmp_path / "adapter", "--prompt", "x"), *words)
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(12))
+    refused(run("train", "lora", "--model.init_from", tmp_path / "adapter", "--data", rows), *words)
+
+
+# --- positions
+
+
+def test_rows_longer_than_the_positions(run: Run, small: Small, rows: Path) -> None:
+    """GPT-2 and its kin: a traceback in the training."""
+    for kind, size in (("gpt2", "n_positions"), ("opt", "max_position_embeddings")):
+        base = small(kind, **{size: 48})
+        told = run("train", "lora", "--model", base, "--data", rows, "--data.max_length", 1024)
+        refused(told, "data.max_length is 1,024, and the model has 48 positions", "--data.max_length 48")
+        assert "prepare rows" not in told.err
+        told = run("data", "check", "--model", base, "--data", rows)
+        assert told.code == 0, told.err
+        assert "data.max_length: 48, not" in told.err
+    told = trained(run, "lora", base, rows)
+    folder_of(told)
+    assert "the model has 48 positions" in told.err
+    rotary = small("llama", max_position_embeddings=16)
+    told = run("data", "check", "--model", rotary, "--data", rows)
+    assert told.code == 0, told.err
+    assert "positions" not in told.err
+
+
+# --- generation settings
+
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "LlamaFactory#2545, Qwen3-ASR#210": ({"do_sample": False, "temperature": 0.6}, "temperature (0.6"),
+    "LlamaFactory#2837, transformers#29988": ({"top_p": 0.9}, "top_p (0.9"),
+    "beams": ({"early_stopping": True, "length_penalty": 0.8}, "early_stopping (True: only beam search reads it"),
+    "a penalty of 0, found in the first answer": ({"repetition_penalty": 0}, "repetition_penalty (`penalty` has to be"),
+    "outside": ({"do_sample": True, "top_p": 1.7, "temperature": 0.6}, "top_p (1.7 is not from 0 to 1)"),
+}
+
+
+@pytest.mark.parametrize("report", SETTINGS)
+def test_generation_settings_that_cannot_be_saved(
+    run: Run, small: Small, rows: Path, tmp_path: Path, report: str
+) -> None:
+    """The training was lost when its model was to be saved."""
+    settings, words = SETTINGS[report]
+    base = with_settings(small("llama"), tmp_path / "base", FILE, **settings)
+    before = (base / FILE).read_bytes()
+    told = trained(run, "lora", base, rows)
+    package = folder_of(told)
+    assert told.err.index(words) < told.err.index("train ...")
+    assert (base / FILE).read_bytes() == before
+    kept = json.loads((package / "merged" / FILE).read_text())
+    assert words.partition(" (")[0] not in kept
+    assert kept.get("do_sample") == settings.get("do_sample")
+    base_model(package / "merged").save_pretrained(tmp_path / "again")
+    merged = run("merge", "--adapter", package / "adapter", "--base", base, "--out", tmp_path / "out")
+    assert merged.code == 0, merged.err
+    assert words in merged.err
+    assert words.partition(" (")[0] not in json.loads((tmp_path / "out" / FILE).read_text())
+
+
+def test_generation_settings_that_are_not_json(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
+    """The same kind: a file that was cut off, and one that holds something else."""
+    base = with_settings(small("llama"), tmp_path / "base", FILE)
+    for text, words in (('{"temperature": 0.6,', "it is not JSON"), ("[1]", "it is not a JSON object")):
+        (base / FILE).write_text(text)
+        told = trained(run, "full", base, rows)
+        assert words in told.err
+        base_model(folder_of(told) / "model").save_pretrained(tmp_path / "again")
