@@ -49,13 +49,12 @@ def merge(asked: Asked, progress: Progress) -> Merged:
 
 
 def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
-    from mlflow_ft.engine import adapter_tokens, generation, own_quantization
+    from mlflow_ft.engine import adapter_tokens, generation
 
     out = asked.out.expanduser().absolute()
     config = adapters.config_of(asked, start)
     base = adapters.base_of(asked, config, start, progress)
-    if own := own_quantization.of(base.path):
-        own_quantization.check(own)
+    config = _as_stored(asked, config, base)
     adapter_tokens.check(start.folder, base, pads=asked.pad_token is None)
     facts = _facts(asked, config, start, base)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -72,6 +71,28 @@ def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
         _seal(folder)
     forget(folder)
     return Merged(folder=out, already=False, record=record)
+
+
+def _as_stored(asked: Asked, config: Config, base: BaseModel) -> Config:
+    """The configuration with the quantisation of the base's own files, where they are quantised.
+
+    Raises:
+        ConfigError: `--quantize` names another. ModelError: they are of a make that is not read here.
+    """
+    from mlflow_ft.engine import own_quantization
+
+    own = own_quantization.of(base.path)
+    if own is None:
+        return config
+    own_quantization.check(own)
+    held = own.held or "none"
+    if asked.quantize not in (None, held):
+        raise ConfigError(
+            f"--quantize is {asked.quantize}, and the base's own files are in {own.description}",
+            hint="leave --quantize out: the files decide; or name with --base the base that the adapter was trained on",
+        )
+    settings = {"quantize": held} | ({"double_quant": own.double} if held == "nf4" else {})
+    return config.model_copy(update={"model": config.model.model_copy(update=settings)})
 
 
 def _check(asked: Asked) -> None:
