@@ -184,15 +184,6 @@ def with_tokenizer(base: Path, folder: Path, change: Callable[[Any], object]) ->
     return folder
 
 
-def quantised(source: Path, folder: Path, **settings: Any) -> Path:
-    """Write a model as bitsandbytes quantises it, and its tokenizer; `settings` are those of BitsAndBytesConfig."""
-    config: Any = transformers.BitsAndBytesConfig(**settings)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(source, quantization_config=config, device_map="cpu")
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
-
-
 def _build(kind: str, ends: Mapping[str, Any], more: Mapping[str, Any]) -> Any:
     if kind in PICTURES:
         return PICTURES[kind](ends, more)
