@@ -198,13 +198,16 @@ def check_training(config: Config, own: Own | None) -> None:
 
 
 def _against(config: Config, own: Own, asked: str) -> Iterator[tuple[str, str]]:
-    way = "qlora (or another method with --adapter.kind lora --model.quantize nf4)"
+    way = "qlora, or another method with --adapter.kind lora --model.quantize nf4"
     if own.held == "int8":
-        way = "lora (or another method with --adapter.kind lora) and --model.quantize int8"
+        way = "lora, or another method with --adapter.kind lora, and --model.quantize int8"
     if config.adapter.kind == "none":
-        yield ", which cannot be trained themselves", f"train an adapter beside them ({way}), or name the whole model"
+        yield (
+            ", which cannot be trained themselves",
+            f"train an adapter beside them: {way}; or name the model in full precision",
+        )
     if asked != own.held:
-        yield f", and model.quantize is {asked}", f"use {way}, or name the model in full precision"
+        yield f", and model.quantize is {asked}", f"use {way}; or name the model in full precision"
     origin = config.origins.get("model.double_quant", "method")
     if own.held == "nf4" and not origin.startswith("method") and config.model.double_quant != own.double:
         yield (
