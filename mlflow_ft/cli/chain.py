@@ -172,7 +172,7 @@ def run(
     """Run every stage that is not done yet, each in a nested run of its own.
 
     `resume` is the run of a chain that was interrupted: its settings are taken, and its finished stages too. `today`
-    is the day that chat templates are told in every stage, also where one is resumed later.
+    is the day that chat templates are given in every stage, also where one is resumed later.
 
     Raises:
         FineTuneError: a stage failed; the stages before it are kept, and the hint says how to go on.

@@ -83,7 +83,7 @@ class DataSection(Section):
     chat_template: str | None = None
     """A Jinja file, or the template itself, for a tokenizer that has none or for another shape of turns."""
     date: datetime.date | None = None
-    """The day that chat templates are told which write one (Llama 3, gpt-oss); the day of the run, when not given."""
+    """The day that chat templates write which write one (Llama 3, gpt-oss); the day of the run, when not given."""
     turns: Literal["all", "last", "each"] = "all"
     """Turns of the assistant that are learned: all of a row, the last, or each as the last turn of a row of its own."""
     on_bad_row: Literal["error", "drop"] = "error"

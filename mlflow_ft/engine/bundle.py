@@ -93,15 +93,17 @@ def check_tokenizer(data: Data, folder: Path) -> None:
         )
 
 
-def check_config(folder: Path) -> None:
+def check_config(folder: Path, *, trust_remote_code: bool) -> None:
     """Read the saved configuration back, the model's or the adapter's, as whoever loads the folder does.
+
+    One that needs code of its own, which is not in the folder yet, is not read where `trust_remote_code` is true.
 
     Raises:
         ModelError: the adapter's cannot be read. ValueError, OSError, ...: transformers cannot read the model's.
     """
     if (folder / "adapter_config.json").is_file():
         adapter_files.config(folder)
-    else:
+    elif not trust_remote_code:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
     generation.read(folder)
 

@@ -1,4 +1,4 @@
-"""The one clock of a run that chat templates are told: what is prepared, kept, checked and judged has one date.
+"""The one clock of a run that chat templates are given: what is prepared, kept, checked and judged has one date.
 
     with clock.held(datetime(2026, 11, 28)) as told:
         tokenizer.apply_chat_template(...)      # {{ strftime_now('%d %b %Y') }} writes 28 Nov 2026
@@ -65,7 +65,7 @@ _NAMES["datetime"] = _Told
 
 @contextmanager
 def held(moment: datetime | None) -> Iterator[Clock]:
-    """Hold the clock that templates are told, in this thread; None lets it go on. What they ask is in `asked`.
+    """Hold the clock that templates are given, in this thread; None lets it go on. What they ask is in `asked`.
 
     Raises:
         ModelError: this release of transformers tells templates the time in another way.
@@ -105,7 +105,7 @@ def _check(moment: datetime) -> None:
     [[told], _] = render([[{"role": "user", "content": ""}]], chat_template=template)
     if told != moment.strftime(wanted):
         raise ModelError(
-            "the clock that chat templates are told cannot be held with this release of transformers",
+            "the clock that chat templates are given cannot be held with this release of transformers",
             hint="install the release that mlflow-ft names in its requirements",
         )
 

@@ -26,7 +26,7 @@ from mlflow_ft.stages.ready import Ready
 from mlflow_ft.stages.show import Shown
 
 CLOCK_TAG = "mlflow_ft.template_clock"
-"""Of a run whose chat template may ask the time: the moment that it is told, local time."""
+"""Of a run whose chat template may ask the time: the moment that it is given, local time."""
 TOLD = 2
 """Rows that are shown in the terminal, as the trainer sees them."""
 KIND_WORDS: Mapping[Kind, str] = {

@@ -161,7 +161,7 @@ def kept(job: Job, trained: Trained) -> Iterator[None]:
         yield
     except RefusedError:
         raise
-    except BaseException as error:
+    except BaseException as error:  # a signal, too; it is raised again
         weights = trained.adapter or trained.model
         told = f"the trained weights are kept in {weights}; when the cause is gone: mlflow-ft package {job.run.run_id}"
         if isinstance(error, FineTuneError):

@@ -5,44 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoConfig
 
 from mlflow_ft.engine import fused_head, routers, trainable
 from mlflow_ft.engine.loss import full_token_loss, token_loss
 from mlflow_ft.errors import ConfigError
+from tests.engine.test_mixtures import KINDS, loaded
 from tests.invariants.test_preference import pairs
+from tests.invariants.test_sft import plain_trl
 
 Small = Callable[..., Path]
 Bench = Callable[..., Any]
-KINDS = ("qwen3_moe", "mixtral", "gpt_oss", "olmoe", "deepseek_v3", "granitemoe", "jamba", "llama4", "qwen3_next")
-FUSED = ["experts.down_proj", "experts.gate_up_proj"]
 BALANCED = ("qwen3_moe", "mixtral", "gpt_oss", "olmoe", "granitemoe", "jamba", "qwen3_next")
-
-
-def loaded(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as content:
-            found |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is no mapping
-    return found
-
-
-def says(module: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = module.eval()(input_ids=torch.arange(20, 40)[None]).logits
-    return found
 
 
 # ---- the loss that balances the experts
@@ -60,36 +38,7 @@ def test_which_models_compute_it(small: Small, kind: str) -> None:
 def test_the_loss_is_that_of_a_plain_trl_script(bench: Bench, small: Small, tmp_path: Path, method: str) -> None:
     one = bench(method, model=small("qwen3_moe"), max_steps=4, learning_rate=5e-3)
     one.train()
-    model = loaded(one.base.path)
-    set_seed(42)
-    adapter = one.job.registry.adapters[one.job.config.adapter.kind].configure(one.job, SimpleNamespace(module=model))
-    trainer = SFTTrainer(
-        model=model,
-        peft_config=adapter,
-        args=SFTConfig(
-            output_dir=str(tmp_path),
-            max_steps=4,
-            learning_rate=5e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.03,
-            per_device_train_batch_size=4,
-            activation_checkpointing=False,
-            data_seed=42,
-            logging_steps=1,
-            bf16=False,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            max_length=None,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        train_dataset=Dataset.from_list(
-            [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in one.data.train.encoded]
-        ),
-        processing_class=one.data.tokenizer,
-    )
+    trainer = plain_trl(one, loaded(one.base.path), tmp_path, steps=4)
     trainer.train()
     for name in ("loss", "aux_loss"):
         theirs = [entry[name] for entry in trainer.state.log_history if name in entry]

@@ -44,3 +44,11 @@ def test_another_vocabulary_is_refused(saved: tuple[Bench, Path]) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(RefusedError, match="does not write rows as they were trained"):
         bundle.check_tokenizer(one.data, folder)
+
+
+def test_a_configuration_with_code_of_its_own_is_not_read_back_without_it(tmp_path: Path) -> None:
+    settings = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    bundle.check_config(tmp_path, trust_remote_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        bundle.check_config(tmp_path, trust_remote_code=False)

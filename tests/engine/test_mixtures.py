@@ -20,7 +20,6 @@ Small = Callable[..., Path]
 Bench = Callable[..., Any]
 KINDS = ("qwen3_moe", "mixtral", "gpt_oss", "olmoe", "deepseek_v3", "granitemoe", "jamba", "llama4", "qwen3_next")
 FUSED = ["experts.down_proj", "experts.gate_up_proj"]
-BALANCED = ("qwen3_moe", "mixtral", "gpt_oss", "olmoe", "granitemoe", "jamba", "qwen3_next")
 
 
 def loaded(folder: Path) -> Any:

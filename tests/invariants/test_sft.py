@@ -66,19 +66,16 @@ def test_the_same_seed_makes_the_same_weights(bench: Bench, method: str) -> None
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_plain_trl_script_learns_the_same(bench: Bench, tmp_path: Path, method: str) -> None:
-    one = bench(method, max_steps=STEPS, learning_rate=5e-3)
-    one.train()
-    model = AutoModelForCausalLM.from_pretrained(one.base.path)
+def plain_trl(one: Any, model: Any, folder: Path, *, steps: int) -> SFTTrainer:
+    """TRL's own trainer of a bench's rows, as a script without mlflow-ft sets it up."""
     set_seed(42)
     adapter = one.job.registry.adapters[one.job.config.adapter.kind].configure(one.job, SimpleNamespace(module=model))
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=model,
         peft_config=adapter,
         args=SFTConfig(
-            output_dir=str(tmp_path),
-            max_steps=STEPS,
+            output_dir=str(folder),
+            max_steps=steps,
             learning_rate=5e-3,
             lr_scheduler_type="cosine",
             warmup_steps=0.03,
@@ -101,6 +98,13 @@ def test_a_plain_trl_script_learns_the_same(bench: Bench, tmp_path: Path, method
         ),
         processing_class=one.data.tokenizer,
     )
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_plain_trl_script_learns_the_same(bench: Bench, tmp_path: Path, method: str) -> None:
+    one = bench(method, max_steps=STEPS, learning_rate=5e-3)
+    one.train()
+    trainer = plain_trl(one, AutoModelForCausalLM.from_pretrained(one.base.path), tmp_path, steps=STEPS)
     trainer.train()
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     near(one.curve("train/loss"), theirs, largest=2e-3, mean=1e-3)

@@ -48,8 +48,8 @@ def looked(
     rewarded = REWARDED if method in ("grpo", "rloo", "ppo") else ()
     run, progress = ListedRun(), Progress(quiet=True)
     if said is not None:
-        progress.warn = said.append  # type: ignore[method-assign]
-        progress.say = said.append  # type: ignore[method-assign]
+        progress.warn = said.append  # type: ignore[method-assign]  # listens in
+        progress.say = said.append  # type: ignore[method-assign]  # listens in
     job: Any = SimpleNamespace(
         config=asked([method, "--model=x", *rewarded, *more], LOADED), registry=REGISTRY, run=run, progress=progress
     )
