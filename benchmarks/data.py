@@ -55,17 +55,18 @@ def ours(file: Path, model: Path, *, checks: str) -> None:
     """Load, convert, tokenise and mask, with or without the checks."""
     from mlflow_ft import plugins
     from mlflow_ft.cli.asked import asked
-    from mlflow_ft.engine import hub, tokenizers
+    from mlflow_ft.engine import hub
+    from mlflow_ft.engine.tokens import tokenizers
+    from mlflow_ft.preparing import dataset
     from mlflow_ft.progress import Progress
     from mlflow_ft.registry import Registry
-    from mlflow_ft.stages import ready
 
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
     given = [f"--data={file}", f"--model={model}", f"--checks.names={checks}"] if checks != "all" else []
     config = asked(given or [f"--data={file}", f"--model={model}"], loaded, method="prepare")
     progress = Progress(quiet=True)
     tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
-    found = ready.make(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
+    found = dataset.make(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
     assert found.data.train.counts["rows"]
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow_ft.engine.masking import Encoder, MaskError
-from mlflow_ft.engine.render import apply
+from mlflow_ft.engine.tokens.masking import Encoder, MaskError
+from mlflow_ft.engine.tokens.render import apply
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import CHATML, make_tiny_tokenizer
 

@@ -41,8 +41,8 @@ def make(folder: Path, size: str) -> None:
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from mlflow_ft.engine import tensor_files
-    from mlflow_ft.engine.tensor_files import Entry
+    from mlflow_ft.engine.merging import tensor_files
+    from mlflow_ft.engine.merging.tensor_files import Entry
 
     heads = SIZES[size]["hidden_size"] // 64
     config = LlamaConfig(num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=True, **SIZES[size])
@@ -78,7 +78,7 @@ def measure(folder: Path, way: str) -> dict[str, float]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from mlflow_ft.engine import stream_merge
+    from mlflow_ft.engine.merging import stream_merge
 
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -111,7 +111,7 @@ def compare(folder: Path, one: str, other: str) -> str:
     """How many tensors differ, and by how much."""
     import torch
 
-    from mlflow_ft.engine.tensor_files import ModelFiles
+    from mlflow_ft.engine.merging.tensor_files import ModelFiles
 
     first, second = ModelFiles(folder / one), ModelFiles(folder / other)
     assert set(first.places) == set(second.places)

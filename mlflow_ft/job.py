@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mlflow_ft.rows import Example, Kind, Place, Task
     from mlflow_ft.tracking import ActiveRun
 
+MLFLOW_URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
+"""How the addresses of models in MLflow begin."""
+
 
 class Checkpointer(Protocol):
     """Keeps a model as it stands during training."""

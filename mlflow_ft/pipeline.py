@@ -17,8 +17,8 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 
 if TYPE_CHECKING:
-    from mlflow_ft.stages.fix import Cleaned
-    from mlflow_ft.stages.ready import Ready
+    from mlflow_ft.preparing.dataset import Ready
+    from mlflow_ft.preparing.fix import Cleaned
     from mlflow_ft.tracking import ActiveRun
 
 
@@ -70,7 +70,8 @@ def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) 
         FineTuneError: as `run`, and where the run was not trained to its end, is finished already, or its base or rows
         are not what they were.
     """
-    from mlflow_ft.stages import start, unpackaged
+    from mlflow_ft.operations import unpackaged
+    from mlflow_ft.stages import start
 
     registry, progress = Registry(plugins), progress or Progress()
     from mlflow_ft import tracking
@@ -88,7 +89,8 @@ def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) 
 
 def _finished(job: Job, rows: Data, trained: Trained, active: ActiveRun) -> Outcome:
     """What comes after the training: scores, forms, versions."""
-    from mlflow_ft.stages import evaluate, package, register, unpackaged, worse
+    from mlflow_ft.operations import unpackaged
+    from mlflow_ft.stages import evaluate, package, register, worse
 
     with unpackaged.kept(job, trained):
         scores = evaluate.evaluate(job, rows, trained)
@@ -108,7 +110,7 @@ def _finished(job: Job, rows: Data, trained: Trained, active: ActiveRun) -> Outc
 @contextmanager
 def clock_of(config: Config, now: datetime | None = None) -> Iterator[None]:
     """One moment for every chat template that is rendered inside: the day of `data.date`, else `now`."""
-    from mlflow_ft.engine import clock
+    from mlflow_ft.engine.tokens import clock
 
     with clock.held(clock.of_run(config, now or clock.current())):
         yield

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft import plugins
-from mlflow_ft.engine import merge, models, parity
+from mlflow_ft.engine.judging import parity
+from mlflow_ft.engine.merging import fold
+from mlflow_ft.engine.models import loading
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Example
 from mlflow_ft.stages import start
@@ -83,12 +85,12 @@ def outcome(objective: str, adapter: str, quantise: str, *, model: Path, folder:
         return error.message.partition(": ")[2] or error.message
     trained = one.train()
     reference = trained.folder / "reference.safetensors"
-    again = parity.compare(models.load_trained(one.job, one.data, trained), reference)
+    again = parity.compare(loading.load_trained(one.job, one.data, trained), reference)
     assert again["kl_max"] <= SAME, f"the model that was loaded is not the one that was trained: {again}"
     if trained.adapter is None or not one.job.registry.adapters[adapter].merges:
         return "works"
-    merge.merge(one.job, trained, folder / "merged")
-    merged = models.load_saved(one.job.config, one.base, folder / "merged")
+    fold.merge(one.job, trained, folder / "merged")
+    merged = loading.load_saved(one.job.config, one.base, folder / "merged")
     found = parity.compare(merged, reference)
     assert found["kl_mean"] <= NEAR[quantise], f"the merged model is not the one that was trained: {found}"
     return "merges"

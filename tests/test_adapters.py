@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from mlflow_ft import plugins
-from mlflow_ft.engine import bundle, judge, merge, models, parity, sft, trainable
+from mlflow_ft.engine.adapters import trainable
+from mlflow_ft.engine.judging import judge, parity
+from mlflow_ft.engine.merging import fold
+from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.serving import bundle
+from mlflow_ft.engine.training import sft
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 from tests.engine.conftest import Bench, lay
@@ -57,16 +62,16 @@ def check(one: Bench, folder: Path, *, exact: float = SAME) -> None:
     """Train it; what comes back must be what was trained, and not what the base is."""
     start.check_method(one.job.config, one.job.registry)
     found = trained(one)
-    back = models.load_trained(one.job, one.data, found.left)
+    back = loading.load_trained(one.job, one.data, found.left)
     assert parity.compare(back, found.reference)["kl_max"] < SAME
     assert said(back, one) == found.said
-    base = models.load_base(one.job.config, one.base)
+    base = loading.load_base(one.job.config, one.base)
     assert parity.compare(base, found.reference)["kl_max"] > 100 * SAME, "it did not train"
     if ADAPTERS[one.job.config.adapter.kind].merges:
         folder.mkdir()
-        merge.merge(one.job, found.left, folder)
+        fold.merge(one.job, found.left, folder)
         bundle.complete(one.job, one.data, folder)
-        merged = models.load_saved(one.job.config, one.base, folder)
+        merged = loading.load_saved(one.job.config, one.base, folder)
         assert not hasattr(merged, "peft_config")
         assert parity.compare(merged, found.reference)["kl_max"] < exact
 

@@ -25,14 +25,14 @@ def export_int8(source: Path, folder: Path) -> None:
 
 
 def _write(source: Path, folder: Path, *, quantize: Literal["int8", "nf4"]) -> None:
-    from mlflow_ft.engine import quantised
+    from mlflow_ft.engine.merging import quantised
 
     quantised.write(source, folder, quantize=quantize)
 
 
 def opened(folder: Path) -> AbstractContextManager[Form]:
     """The model as `from_pretrained` reads it."""
-    from mlflow_ft.engine import quantised
+    from mlflow_ft.engine.merging import quantised
 
     return quantised.opened(folder)
 

@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 def package_merged(job: Job, trained: Trained, folder: Path) -> None:
     """The adapter folded into the base it was trained on."""
-    from mlflow_ft.engine import merge
+    from mlflow_ft.engine.merging import fold
 
-    merge.merge(job, trained, folder)
+    fold.merge(job, trained, folder)
 
 
 def package_full(job: Job, trained: Trained, folder: Path) -> None:
     """The fully tuned model, in the type that is to be saved."""
-    from mlflow_ft.engine import merge
+    from mlflow_ft.engine.merging import fold
 
-    merge.copy_model(job, trained, folder)
+    fold.copy_model(job, trained, folder)
 
 
 def package_adapter(job: Job, trained: Trained, folder: Path) -> None:
     """The adapter alone, and a note that says which base it belongs to."""
-    from mlflow_ft.engine import bundle
+    from mlflow_ft.engine.serving import bundle
 
     bundle.copy_adapter(job, trained, folder)
 
 
 def rehearse_merged(job: Job, trained: Trained, folder: Path) -> None:
     """Plan the merge of the adapter as it begins, and write the configuration of the merged model."""
-    from mlflow_ft.engine import merge
+    from mlflow_ft.engine.merging import fold
 
-    merge.rehearse(job, trained, folder)
+    fold.rehearse(job, trained, folder)
 
 
 def rehearse_full(job: Job, trained: Trained, folder: Path) -> None:
     """Write the configuration of the model, and find the type of its weights."""
-    from mlflow_ft.engine import merge
+    from mlflow_ft.engine.merging import fold
 
-    merge.rehearse_copy(job, trained, folder)
+    fold.rehearse_copy(job, trained, folder)
 
 
 def merges(job: Job, trained: Trained) -> bool:

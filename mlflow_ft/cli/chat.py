@@ -14,7 +14,7 @@ from mlflow_ft.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlflow_ft.stages.conversation import Conversation
+    from mlflow_ft.operations.serving.conversation import Conversation
 
 NARROW = 80
 """Below so many columns two answers stand one under another."""
@@ -60,11 +60,11 @@ def command(
     """
     from rich.console import Console
 
+    from mlflow_ft.operations.serving import served_models
+    from mlflow_ft.operations.serving.conversation import Conversation
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages import served
-    from mlflow_ft.stages.conversation import Conversation
 
-    load = served.compared if compare else served.alone
+    load = served_models.compared if compare else served_models.alone
     models = load(model, base=base or None, progress=Progress(quiet=quiet))
     talk = Conversation(models, system=system, options={"temperature": temperature, "max_tokens": max_tokens})
     console = Console(highlight=False, soft_wrap=not compare)

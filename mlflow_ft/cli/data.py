@@ -14,9 +14,9 @@ from mlflow_ft.cli.pairs import PairsCommand, whole_number
 if TYPE_CHECKING:
     from mlflow_ft.config import Config
     from mlflow_ft.plugins import Plugins
+    from mlflow_ft.preparing.dataset import Ready
+    from mlflow_ft.preparing.show import Shown
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.ready import Ready
-    from mlflow_ft.stages.show import Shown
 
 FEW = 5
 """Rows that are shown to a person; a machine gets all of them."""
@@ -48,8 +48,8 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
     or null}.
     """
     from mlflow_ft.pipeline import clock_of
+    from mlflow_ft.preparing import show as stage
     from mlflow_ft.registry import Registry
-    from mlflow_ft.stages import show as stage
 
     config, loaded, tokenizer, progress = _opened(arguments)
     rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded), tell=progress.say)
@@ -64,7 +64,7 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
 
 def _for_people(one: Shown) -> str:
     """A row with what is learned in green, and between [[ and ]] where there are no colours."""
-    from mlflow_ft.stages import show as stage
+    from mlflow_ft.preparing import show as stage
 
     learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned ({one.way})" if one.tokens else ""
     head = click.style(f"{one.place}  {one.format}  {learned}", bold=True)
@@ -102,13 +102,13 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
     The exit code is 1 where a check found something as severe as data.fail_on.
     """
     from mlflow_ft.pipeline import clock_of
+    from mlflow_ft.preparing import dataset
     from mlflow_ft.registry import Registry
-    from mlflow_ft.stages import ready
 
     config, loaded, tokenizer, progress = _opened(arguments)
     registry = Registry(loaded)
     with clock_of(config):
-        found = ready.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
+        found = dataset.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
     report = found.report.as_dict()
     if out:
         _write(report, Path(out).expanduser(), config)
@@ -128,8 +128,8 @@ def _tell(found: Ready) -> None:
     """What was found as a table, with some of the rows; what found nothing in one line."""
     import sys
 
+    from mlflow_ft.preparing.checking import UNWRITTEN
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.found import UNWRITTEN
 
     told = Progress(stream=sys.stdout)
     columns, rows = found.report.table()
@@ -205,7 +205,8 @@ def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]
     progress = Progress()
     config, loaded = understand(arguments, progress, method=PREPARE)
     preflight.check(config, plugins=loaded, registry=Registry(loaded))
-    from mlflow_ft.engine import hub, tokenizers  # take seconds, which a mistyped path need not cost
+    from mlflow_ft.engine import hub  # take seconds, which a mistyped path need not cost
+    from mlflow_ft.engine.tokens import tokenizers  # take seconds, which a mistyped path need not cost
 
     base = hub.find(config.model, progress, weights=False)
     config = fitting.fitted(config, base, Registry(loaded), progress)

@@ -31,9 +31,9 @@ def command(*, named: str, model: str, to: str, out: str, max_kl: str, log: bool
     What was written is loaded again by the program that will run it, and compared with the trained model, token by
     token; one that is not the same, within what its rounding may cost, is refused.
     """
+    from mlflow_ft.operations import export
     from mlflow_ft.progress import Progress
     from mlflow_ft.registry import Registry
-    from mlflow_ft.stages import export
 
     for value, words in ((named or model, "no model was named; mlflow-ft export MODEL"), (to, "no form: --to FORM")):
         if not value:

@@ -51,15 +51,15 @@ def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **g
     An adapter that was trained beside a quantised base belongs to what that base stood for: it is merged into the
     dequantised weights, never into 4 or 8 bits. A merge that was stopped goes on when it is called again.
     """
+    from mlflow_ft.operations.merging import merge_adapter
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages import merge
 
     if not out:
         raise ConfigError("no folder to write was named", hint="--out FOLDER")
     values: dict[str, Any] = {name: given[name] or DEFAULTS.get(name) for name in WORDS}
-    asked = merge.Asked(out=Path(out), **values, **_numbers(given))
+    asked = merge_adapter.Asked(out=Path(out), **values, **_numbers(given))
     progress = Progress(quiet=quiet)
-    done = merge.merge(asked, progress)
+    done = merge_adapter.merge(asked, progress)
     kept = _registered(asked, done, name, max_kl, progress) if name else {}
     if as_json:
         click.echo(json.dumps({"folder": str(done.folder), "already": done.already, **done.record, **kept}, indent=2))
@@ -83,7 +83,7 @@ def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **g
 
 
 def _registered(asked: Any, done: Any, name: str, max_kl: str, progress: Any) -> dict[str, Any]:
-    from mlflow_ft.stages import merged_version
+    from mlflow_ft.operations.merging import merged_version
 
     version = merged_version.register(asked, done, name, progress, max_kl=divergence(max_kl))
     uri = f"models:/{version.name}/{version.version}"

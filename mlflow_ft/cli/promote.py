@@ -15,8 +15,8 @@ from mlflow_ft.cli.options import OptionsCommand, one_name
 from mlflow_ft.errors import RefusedError
 
 if TYPE_CHECKING:
+    from mlflow_ft.operations.promoting.decision import Decision, Judged
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.decision import Decision, Judged
 
 SWITCHES = {
     "dry-run": "Ask every gate and tell what they say; nothing is written.",
@@ -62,9 +62,9 @@ def command(
     """
     from mlflow_ft import plugins, tracking
     from mlflow_ft.config.gates import gates_file
+    from mlflow_ft.operations.promoting import promote
+    from mlflow_ft.operations.promoting.decision import dumps
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages import promote
-    from mlflow_ft.stages.decision import dumps
     from mlflow_ft.stages.preflight import told_to_run
 
     progress = Progress(quiet=quiet)

@@ -23,7 +23,7 @@ def command(name: str, *, reason: str, alias: str, to: int | None, by: str | Non
     """
     from mlflow_ft.cli.history import as_dict
     from mlflow_ft.cli.promote import who
-    from mlflow_ft.stages import moving
+    from mlflow_ft.operations.promoting import moving
 
     done = moving.rollback(name, alias=alias, reason=reason, by=by or who(), now_ms=int(time.time() * 1000), to=to)
     if as_json:

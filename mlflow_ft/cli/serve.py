@@ -11,7 +11,7 @@ import click
 from mlflow_ft.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.shared import Served
+    from mlflow_ft.engine.serving.shared import Served
     from mlflow_ft.progress import Progress
 
 BASE = "base"
@@ -50,8 +50,8 @@ def command(
     OpenAI's, streaming included. With --adapter the base is loaded once, and the request's `model` chooses: an
     adapter's name, or `base`. MODEL is their base then.
     """
+    from mlflow_ft.operations.serving import serve
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages import serve
 
     progress = Progress(quiet=quiet)
     asked = serve.Asked(model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout)

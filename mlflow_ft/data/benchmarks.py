@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.data import sources
-from mlflow_ft.data.numbers import AsText, with_text
-from mlflow_ft.data.recognition import Recogniser
+from mlflow_ft.data.recognising.numbers import AsText, with_text
+from mlflow_ft.data.recognising.recognition import Recogniser
 from mlflow_ft.errors import DataError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import arrow_rows
-from mlflow_ft.data.parsing import RowError
-from mlflow_ft.data.readers import Unreadable
+from mlflow_ft.data.reading import arrow_rows
+from mlflow_ft.data.reading.parsing import RowError
+from mlflow_ft.data.reading.readers import Unreadable
 from mlflow_ft.errors import DataError, brief
 from mlflow_ft.rows import Row
 

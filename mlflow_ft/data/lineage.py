@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.data.fingerprint import row_hash
-from mlflow_ft.data.recognition import Recogniser
+from mlflow_ft.data.recognising.recognition import Recogniser
 from mlflow_ft.data.sources import Source
 from mlflow_ft.errors import DataError
 from mlflow_ft.job import Data

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import hub, readers
+from mlflow_ft.data import hub
 from mlflow_ft.data.fingerprint import file_hash
-from mlflow_ft.data.readers import Unreadable
-from mlflow_ft.data.shapes import Shape
+from mlflow_ft.data.reading import readers
+from mlflow_ft.data.reading.readers import Unreadable
+from mlflow_ft.data.recognising.shapes import Shape
 from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,14 @@ RULES = {
 }
 """What the first word of a hook's name says about it."""
 RULE = "|---|---|---|---|"
-PLACES = (
-    ("The template", "plugins/mlflow-ft-template/mlflow_ft_template/__init__.py"),
-    *(("The built-in plugin", f"mlflow_ft/builtin/{kind}.py") for kind in plugins.KINDS),
-)
-"""Where an implementation to show is looked for, in this order."""
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    """Where an implementation to show is looked for, in this order: a plugin is a module or a package."""
+    yield "The template", "plugins/mlflow-ft-template/mlflow_ft_template/__init__.py"
+    for kind in plugins.KINDS:
+        package = f"mlflow_ft/builtin/{kind}/__init__.py"
+        yield "The built-in plugin", package if (ROOT / package).is_file() else f"mlflow_ft/builtin/{kind}.py"
 
 
 def hooks() -> dict[str, Callable[..., Any]]:
@@ -80,7 +83,7 @@ def signature(function: Callable[..., Any]) -> str:
 
 def implementation(hook: str) -> tuple[str, str]:
     """Who implements the hook, the template before the built-ins, and the source of its function."""
-    for title, file in PLACES:
+    for title, file in _places():
         source = (ROOT / file).read_text(encoding="utf-8")
         for node in ast.parse(source).body:
             if isinstance(node, ast.FunctionDef) and node.name == hook:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mlflow_ft.engine.masking import IGNORED
+from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.job import Encoded
 
 

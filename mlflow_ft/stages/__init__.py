@@ -1,1 +1,1 @@
-"""The seven steps of a run, one file each; from `train` on, each leaves its result on disk."""
+"""The run, one step a file: start, data, model, train, evaluate, package, register."""

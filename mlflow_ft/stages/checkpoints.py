@@ -24,7 +24,8 @@ def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics:
 
     It is saved as it is: it was not compared, and is not registered.
     """
-    from mlflow_ft.engine import bundle, checkpoints
+    from mlflow_ft.engine.serving import bundle
+    from mlflow_ft.engine.training import checkpoints
     from mlflow_ft.tracking import chat_signature, write_manifest
 
     folder = job.folder / "checkpoints" / f"step-{step:06}"

@@ -15,15 +15,15 @@ from mlflow_ft.data.quality import Result
 from mlflow_ft.data.sources import Source
 from mlflow_ft.errors import DataError, Problem, RefusedError
 from mlflow_ft.job import BaseModel, Data, Job
+from mlflow_ft.preparing import dataset, fix, guards, show
+from mlflow_ft.preparing.checking import UNWRITTEN
+from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.fix import Cleaned
+from mlflow_ft.preparing.show import Shown
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
-from mlflow_ft.stages import fix, guards, ready, show
-from mlflow_ft.stages.fix import Cleaned
-from mlflow_ft.stages.found import UNWRITTEN
-from mlflow_ft.stages.ready import Ready
-from mlflow_ft.stages.show import Shown
 
 CLOCK_TAG = "mlflow_ft.template_clock"
 """Of a run whose chat template may ask the time: the moment that it is given, local time."""
@@ -75,11 +75,11 @@ def look(
 
     `strict` refuses bad rows as `data.on_bad_row` says; `accept` sees the format first, and may raise.
     """
-    from mlflow_ft.engine import tokenizers
+    from mlflow_ft.engine.tokens import tokenizers
 
     job.run.begin("data")
     tokenizer = tokenizers.load(job.config, base)
-    found = ready.make(
+    found = dataset.make(
         job.config,
         tokenizer,
         plugins=job.plugins,
@@ -178,7 +178,7 @@ def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
 
 def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
     """Log data sets, counts, the masks, the report of the checks, what was left out, and which rows there are."""
-    from mlflow_ft.engine import clock
+    from mlflow_ft.engine.tokens import clock
 
     data = found.data
     job.run.log_inputs([data.train, data.eval], tags={"mlflow_ft.data_fingerprint": data.fingerprint})

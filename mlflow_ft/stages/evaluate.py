@@ -11,8 +11,9 @@ from typing import Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Data, Job, Scores, Subject, Trained
+from mlflow_ft.preparing import guards
 from mlflow_ft.records import Answer, Evaluator, Score
-from mlflow_ft.stages import done, guards, worse
+from mlflow_ft.stages import done, worse
 
 ROWS_FILE = "eval/rows.json"
 """The artifact with the scores of every held-out row, by which two models are compared row by row."""
@@ -20,7 +21,7 @@ ROWS_FILE = "eval/rows.json"
 
 def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
     """Score both models from their files on disk, log `eval/base/...`, `eval/tuned/...` and a table of answers."""
-    from mlflow_ft.engine import judge
+    from mlflow_ft.engine.judging import judge
 
     job.run.begin("evaluate")
     evaluators = chosen(job, data)
@@ -110,7 +111,7 @@ def by_conversation(rows: Sequence[float | None], data: Data, config: Config) ->
     """
     if config.data.turns != "each":
         return tuple(rows)
-    from mlflow_ft.engine import judge
+    from mlflow_ft.engine.judging import judge
 
     examples = list(data.eval.examples)
     answered = list(itertools.islice(filter(judge.answerable, examples), config.evaluation.max_rows))

@@ -23,7 +23,7 @@ def fitted(config: Config, base: BaseModel, registry: Registry, progress: Progre
     Raises:
         ConfigError: `data.max_length` was given, and is more than the positions; or a learned prompt takes all of them.
     """
-    from mlflow_ft.engine import room
+    from mlflow_ft.engine.models import room
 
     length = config.data.max_length
     limit = room.made_for(base.path, trust_remote_code=config.model.trust_remote_code)
@@ -59,7 +59,7 @@ def _prompt(config: Config, base: BaseModel, registry: Registry) -> int:
         return 0
     if adapter.name != "cpt":
         return config.adapter.num_virtual_tokens
-    from mlflow_ft.engine import tokenizers  # its prompt is a text
+    from mlflow_ft.engine.tokens import tokenizers  # its prompt is a text
 
     text = config.adapter.init_text or ""
     return len(tokenizers.load(config, base)(text, add_special_tokens=False)["input_ids"])
@@ -67,7 +67,7 @@ def _prompt(config: Config, base: BaseModel, registry: Registry) -> int:
 
 def _positions(base: BaseModel) -> int | None:
     """The base's positions; None where it has no table of them, or cannot be built without weights."""
-    from mlflow_ft.engine import room, skeleton
+    from mlflow_ft.engine.models import room, skeleton
 
     try:
         return room.positions(skeleton.bare_model(base.path, task=base.task))

@@ -11,12 +11,11 @@ from typing import Any
 
 from mlflow_ft.config.schema import Config, ModelSection
 from mlflow_ft.errors import ConfigError, ModelError
-from mlflow_ft.job import BaseModel
+from mlflow_ft.job import MLFLOW_URIS, BaseModel
 from mlflow_ft.progress import Progress
 
 ADAPTER_FILE = "adapter_config.json"
 BASE_FILE = "base.json"
-URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
 NAMES = {
     "prompt_tuning": "prompt",
     "prefix_tuning": "prefix",
@@ -51,7 +50,8 @@ def find(config: Config, progress: Progress) -> BaseModel:
     Raises:
         ModelError: there is no such model, or the adapter belongs to another base. ConfigError: another adapter.kind.
     """
-    from mlflow_ft.engine import adapter_tokens, hub
+    from mlflow_ft.engine import hub
+    from mlflow_ft.engine.adapters import added_tokens
 
     if not config.model.init_from:
         return hub.find(config.model, progress)
@@ -60,7 +60,7 @@ def find(config: Config, progress: Progress) -> BaseModel:
         return _whole(config, start, progress)
     check_kind(config, start)
     found = base_of(config, start, progress)
-    adapter_tokens.check(start.folder, found, pads=False)
+    added_tokens.check(start.folder, found, pads=False)
     return replace(
         found, start=start.folder, start_uri=start.uri, origin=f"{found.origin}, with the adapter {start.uri}"
     )
@@ -87,7 +87,7 @@ def base_of(config: Config, start: Start, progress: Progress, *, option: str = "
     base = start.base or {}
     name, revision = str(base.get("name_or_path") or ""), str(base.get("revision") or "")
     named = "model.name" in config.origins
-    if named and not config.model.name.startswith(URIS):
+    if named and not config.model.name.startswith(MLFLOW_URIS):
         found = hub.find(config.model, progress)
     elif named:
         found = _whole(config, read(config.model.name, setting=option), progress)
@@ -118,7 +118,7 @@ def _named_by(start: Start, config: Config, progress: Progress, *, option: str) 
     name, revision = str(base["name_or_path"]), str(base.get("revision") or "")
     update = {"name": name, "revision": None if revision.startswith("sha256:") else revision or None}
     try:
-        if name.startswith(URIS):
+        if name.startswith(MLFLOW_URIS):
             return _whole(config, read(name, setting="its base model"), progress)
         return hub.find(config.model.model_copy(update=update), progress)
     except ModelError as error:
@@ -169,7 +169,7 @@ def read(asked: str, *, setting: str = "model.init_from") -> Start:
     """
     root = Path(asked).expanduser().resolve()
     uri = str(root)
-    if asked.startswith(URIS):
+    if asked.startswith(MLFLOW_URIS):
         from mlflow_ft import tracking
 
         uri = tracking.pinned(asked)
@@ -177,7 +177,7 @@ def read(asked: str, *, setting: str = "model.init_from") -> Start:
     if not root.is_dir():
         raise ModelError(
             f"{setting}: {asked!r} is no folder and no MLflow URI",
-            hint=f"looked in {Path.cwd()}; URIs begin with {', '.join(URIS)}",
+            hint=f"looked in {Path.cwd()}; URIs begin with {', '.join(MLFLOW_URIS)}",
         )
     for name in (ADAPTER_FILE, "config.json"):
         if (root / "config.json").is_file() and list(root.glob("*.safetensors")) and not (root / name).is_file():
@@ -228,7 +228,7 @@ def reward_model(asked: str, progress: Progress) -> tuple[str, Path]:
     """
     from mlflow_ft.engine import hub
 
-    if not asked.startswith(URIS) and not Path(asked).expanduser().exists():
+    if not asked.startswith(MLFLOW_URIS) and not Path(asked).expanduser().exists():
         found = hub.find(ModelSection(name=asked), progress)
         return f"{found.name_or_path}@{found.revision}", found.path
     start = read(asked)

@@ -9,14 +9,11 @@ from mlflow_ft.job import BaseModel, Data, Job, Model
 from mlflow_ft.stages import fitting, init_from, start
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.own_quantization import Own
+    from mlflow_ft.engine.models.own_quantization import Own
 
 SPACE = 4
 """Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, that copy read
 back, and air."""
-
-EXPERTS = "mlflow_ft.experts"
-"""The tag that says what trains of a mixture of experts."""
 
 
 def find(job: Job) -> tuple[Job, BaseModel]:
@@ -24,7 +21,7 @@ def find(job: Job) -> tuple[Job, BaseModel]:
 
     Returns the job fitted to it, too; see `fitted`.
     """
-    from mlflow_ft.engine import generation, own_quantization
+    from mlflow_ft.engine.models import generation, own_quantization
 
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
@@ -32,7 +29,7 @@ def find(job: Job) -> tuple[Job, BaseModel]:
     own_quantization.check_training(job.config, own)
     start.check_exports(job.config, job.registry, base.path)
     if base.start:
-        from mlflow_ft.engine import skeleton
+        from mlflow_ft.engine.models import skeleton
 
         skeleton.check(base.path, base.start, task=base.task)
     job.run.set_tags(
@@ -75,7 +72,9 @@ def _report_own(job: Job, own: Own) -> None:
 
 def load(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training."""
-    from mlflow_ft.engine import experts, hardware, own_quantization, text_part, trainable
+    from mlflow_ft.engine import hardware
+    from mlflow_ft.engine.adapters import trainable
+    from mlflow_ft.engine.models import experts, own_quantization, text_part
 
     job.run.begin("model")
     if parts := text_part.of(base.path, task=base.task):
@@ -92,6 +91,6 @@ def load(job: Job, data: Data, base: BaseModel) -> Model:
     by_name, quantize = config.adapter.kind == "lora", config.model.quantize
     all_linear = config.adapter.kind in ("lora", "dora") and config.adapter.target_modules == "all-linear"
     if summary := experts.summary(model.module, by_name=by_name, all_linear=all_linear, quantize=quantize):
-        job.run.set_tags({EXPERTS: summary})
+        job.run.set_tags({"mlflow_ft.experts": summary})
         job.progress.say(summary)
     return model

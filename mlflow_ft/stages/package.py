@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_ft.errors import brief
+from mlflow_ft.forms import card, compare, round_trip
 from mlflow_ft.job import Data, Exported, Form, Job, Package, Packaged, Scores, Trained
 from mlflow_ft.records import Exporter, Packager
-from mlflow_ft.stages import card, compare, done, round_trip
+from mlflow_ft.stages import done
 from mlflow_ft.stages.evaluate import log_scores
 from mlflow_ft.stages.names import model_name
 
@@ -96,8 +97,9 @@ def chosen(job: Job, trained: Trained) -> list[Packager]:
 
 
 def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
-    from mlflow_ft.engine import bundle, models
-    from mlflow_ft.engine.reference import Loaded
+    from mlflow_ft.engine.judging.reference import Loaded
+    from mlflow_ft.engine.models import loading
+    from mlflow_ft.engine.serving import bundle
 
     folder = job.folder / "package" / record.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +110,7 @@ def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
     limits = compare.Limits.of_package(job.config.package)
     on_whole = _on_whole(job, data, trained, folder, limits)
     with job.progress.bar(f"compare {record.name}"):
-        form = Loaded(models.load_saved(job.config, trained.base, folder))
+        form = Loaded(loading.load_saved(job.config, trained.base, folder))
         parity = _compared(job, data, trained, record.name, form, limits)
         said = round_trip.said(job, data, trained, form) if served(record) else ()
     return Kept(record=record, folder=folder, parity={**parity, **on_whole}, said=said)
@@ -120,9 +122,11 @@ def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: comp
     Where it is too far there, it gets the names of the text part again, and fits that alone.
     """
     alone = "the adapter is for the text part of its base alone"
-    from mlflow_ft.engine import bundle, parity, text_part
-    from mlflow_ft.engine.fitting import FAILURES
-    from mlflow_ft.engine.reference import Loaded
+    from mlflow_ft.engine.adapters.fitting import FAILURES
+    from mlflow_ft.engine.judging import parity
+    from mlflow_ft.engine.judging.reference import Loaded
+    from mlflow_ft.engine.models import text_part
+    from mlflow_ft.engine.serving import bundle
 
     if not bundle.fits_whole(folder):
         parts = text_part.of(trained.base.path, task=job.task)
@@ -146,7 +150,7 @@ def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: comp
 
 
 def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> Kept:
-    from mlflow_ft.engine import bundle
+    from mlflow_ft.engine.serving import bundle
 
     folder = job.folder / "package" / record.name
     with job.progress.bar(f"export {record.name}"), _suited(job, trained, record, source) as whole:
@@ -163,16 +167,16 @@ def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: 
 @contextmanager
 def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Iterator[Path]:
     """The whole model to make a form of: the packaged one, or the merge into the original weights; see `grid`."""
-    from mlflow_ft.engine import own_quantization
+    from mlflow_ft.engine.models import own_quantization
 
     rounded = bool(record.grid) and record.grid == job.config.model.quantize
     if trained.adapter is None or not rounded or own_quantization.of(trained.base.path):
         yield source
         return
-    from mlflow_ft.engine import companions, merge
+    from mlflow_ft.engine.merging import companions, fold
 
     with tempfile.TemporaryDirectory(dir=job.folder / "package") as scratch:
-        merge.merge(job, trained, Path(scratch, "original"), original=True)
+        fold.merge(job, trained, Path(scratch, "original"), original=True)
         companions.copy_files(source, Path(scratch, "original"))
         shutil.copyfile(source / "generation_config.json", Path(scratch, "original", "generation_config.json"))
         yield Path(scratch, "original")
@@ -208,7 +212,7 @@ def _seal(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) ->
 
 
 def _log(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> str:
-    from mlflow_ft.engine import bundle
+    from mlflow_ft.engine.serving import bundle
     from mlflow_ft.tracking import chat_signature
 
     with job.progress.bar(f"log {form.name}"):

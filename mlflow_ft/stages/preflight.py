@@ -15,11 +15,13 @@ from pathlib import Path
 from mlflow_ft.config.schema import Config, DataSection
 from mlflow_ft.data import sources, turns
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem
+from mlflow_ft.job import MLFLOW_URIS
 from mlflow_ft.plugins import Plugins
+from mlflow_ft.preparing import one_pass
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import init_from, rows, start
+from mlflow_ft.stages import init_from, start
 
 Look = Callable[[], object]
 """Raises a FineTuneError where something is wrong."""
@@ -76,7 +78,7 @@ def _models(config: Config, later: Collection[str]) -> Iterator[tuple[str, Look]
     for path, uri in starts.items():
         if not uri or uri in later:
             continue
-        if uri.startswith(init_from.URIS):
+        if uri.startswith(MLFLOW_URIS):
             yield path, partial(_in_mlflow, uri, path)
         elif _is_path(uri):
             yield path, partial(init_from.read, uri, setting=path)
@@ -94,12 +96,13 @@ def _is_path(name: str) -> bool:
 
 def _model(config: Config) -> None:
     """Find the base model; of a model on the Hub the small files, of one with a short name nothing."""
-    from mlflow_ft.engine import hub, own_quantization
+    from mlflow_ft.engine import hub
+    from mlflow_ft.engine.models import own_quantization
 
     name = config.model.name
     if name in hub.SHORT_NAMES:
         return
-    if name.startswith(init_from.URIS):
+    if name.startswith(MLFLOW_URIS):
         _in_mlflow(name, "model.name")
         return
     base = hub.find(config.model, Progress(quiet=True), weights=False)
@@ -110,7 +113,8 @@ def _model(config: Config) -> None:
 
 
 def _files(config: Config, registry: Registry) -> Iterator[tuple[str, Look]]:
-    from mlflow_ft.engine import reward_sources, template_text
+    from mlflow_ft.engine.rewards import reward_sources
+    from mlflow_ft.engine.tokens import template_text
 
     if config.data.chat_template:
         yield "data.chat_template", partial(template_text.read, config.data.chat_template)
@@ -141,7 +145,7 @@ def _formats(config: Config, plugins: Plugins, registry: Registry, accept: Calla
     turns.check(recognised.kind, config.data)
     held = _opened({held_out: None}, config, plugins, registry) if held_out else None
     if held_out and held:
-        rows.check_kind(held, recognised, held_out)
+        one_pass.check_kind(held, recognised, held_out)
 
 
 def _opened(
@@ -149,7 +153,7 @@ def _opened(
 ) -> DataFormat | None:
     if not all(sources.is_local(name) for name in named):
         return None
-    return rows.open_all(named, config.data, plugins=plugins, registry=registry)[0].record
+    return one_pass.open_all(named, config.data, plugins=plugins, registry=registry)[0].record
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mlflow_ft.forms import card, compare
 from mlflow_ft.job import Data, Job, Package, Scores, Trained, Version
-from mlflow_ft.stages import card, compare, worse
+from mlflow_ft.stages import worse
 from mlflow_ft.stages.names import model_name
 from mlflow_ft.stages.package import lineage
 

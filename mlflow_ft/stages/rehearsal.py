@@ -28,8 +28,8 @@ def rehearse(job: Job, data: Data, model: Model) -> None:
     Raises:
         FineTuneError: a form could not be made after the training. ConfigError: an exporter cannot make its form.
     """
-    from mlflow_ft.engine import checkpoints
     from mlflow_ft.engine.aside import aside
+    from mlflow_ft.engine.training import checkpoints
 
     with (
         job.progress.bar("rehearse packaging"),
@@ -45,7 +45,7 @@ def rehearse(job: Job, data: Data, model: Model) -> None:
 
 
 def _form(job: Job, data: Data, untrained: Trained, record: Packager, folder: Path) -> None:
-    from mlflow_ft.engine import bundle
+    from mlflow_ft.engine.serving import bundle
 
     if record.rehearse is None:
         return

@@ -14,10 +14,11 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, Problem, ResourceError
 from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
+from mlflow_ft.preparing import guards
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Trainer
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import guards, init_from
+from mlflow_ft.stages import init_from
 
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
@@ -77,7 +78,7 @@ def record_rewards(job: Job) -> None:
     Raises:
         ConfigError: one cannot be found; nothing was loaded yet.
     """
-    from mlflow_ft.engine import reward_sources
+    from mlflow_ft.engine.rewards import reward_sources
 
     tags = []
     for one in reward_sources.find(job.config.rollout.reward_funcs or [], job.registry):
@@ -157,7 +158,7 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
     Raises:
         ConfigError: there will be no whole model, or an exporter is not ready.
     """
-    from mlflow_ft.engine import own_quantization
+    from mlflow_ft.engine.models import own_quantization
 
     names = config.package.exports or ()
     adapter = registry.adapters[config.adapter.kind]

@@ -113,7 +113,7 @@ def broken(base: Mapping[str, Score], tuned: Mapping[str, Score]) -> Worse | Non
 
 def by_rows(job: Job, base: Mapping[str, Score], tuned: Mapping[str, Score], rows: Mapping[str, Rows]) -> Worse | None:
     """Worse on the method's own score, by the test that promotions ask for."""
-    from mlflow_ft.engine.paired import paired_test, row_differences
+    from mlflow_ft.engine.judging.paired import paired_test, row_differences
 
     aims = job.registry.trainers[job.config.method].scores
     before, after = rows["base"], rows["tuned"]

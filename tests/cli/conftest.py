@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from mlflow_ft import cli, pipeline, plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.engine import shared
+from mlflow_ft.engine.serving import shared
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_ft.stages import whole
+from mlflow_ft.operations import whole_folder
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.tracking import verify_manifest
 from tests.cli.conftest import Run
@@ -66,7 +66,7 @@ def test_a_folder_is_compared_with_itself_and_a_stopped_export_is_no_beginning(
     assert told.code == 0, told.err
     done = json.loads(told.out)
     assert (done["compared_with"], done["logged"]) == ("the model that it was made of", "")
-    left = whole.place(tmp_path / "second", done["fingerprint"])
+    left = whole_folder.place(tmp_path / "second", done["fingerprint"])
     left.mkdir()
     (left / "half.safetensors").write_bytes(b"half")
     told = run("export", tiny_model, "--to", "int8", "--out", tmp_path / "second")

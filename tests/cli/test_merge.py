@@ -263,11 +263,11 @@ def test_a_killed_merge_leaves_no_model_and_goes_on(
 
 def test_two_at_once_do_not_write_one_folder(run: Run, adapter: Path, tmp_path: Path) -> None:
     from mlflow_ft.errors import RefusedError
-    from mlflow_ft.stages import whole
+    from mlflow_ft.operations import whole_folder
 
-    with whole.writing(tmp_path / "out", "key") as folder:
+    with whole_folder.writing(tmp_path / "out", "key") as folder:
         (folder / "file").write_text("x")
-        with pytest.raises(RefusedError, match="another process"), whole.writing(tmp_path / "out", "key"):
+        with pytest.raises(RefusedError, match="another process"), whole_folder.writing(tmp_path / "out", "key"):
             pass
     assert (tmp_path / "out" / "file").is_file()
 

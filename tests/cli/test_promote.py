@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.cli.conftest import Run
-from tests.stages.test_promote import Shop
+from tests.operations.promoting.test_promote import Shop
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 from pyarrow import parquet
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import hub, readers, sources
-from mlflow_ft.data.readers import Unreadable
+from mlflow_ft.data import hub, sources
+from mlflow_ft.data.reading import readers
+from mlflow_ft.data.reading.readers import Unreadable
 from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Row
 

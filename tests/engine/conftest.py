@@ -15,7 +15,10 @@ from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.data import fingerprint
 from mlflow_ft.data.store import Column
-from mlflow_ft.engine import hub, masking, models, tokenizers, trainable
+from mlflow_ft.engine import hub
+from mlflow_ft.engine.adapters import trainable
+from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.tokens import masking, tokenizers
 from mlflow_ft.job import Data, Encoded, Job, Split, Trained
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
@@ -147,7 +150,7 @@ def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Simpl
 @pytest.fixture(scope="session")
 def module(learned: SimpleNamespace) -> Any:
     """The model that knows its rows, loaded; not to be changed."""
-    return models.load_trained(learned.bench.job, learned.bench.data, learned.trained)
+    return loading.load_trained(learned.bench.job, learned.bench.data, learned.trained)
 
 
 @pytest.fixture(scope="session")

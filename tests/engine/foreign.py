@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mlflow_ft.engine.adapter_files import CONFIG, WEIGHTS
+from mlflow_ft.engine.adapters.files import CONFIG, WEIGHTS
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import quiet_peft
+from mlflow_ft.engine.models.loading import quiet_peft
 
 PREFIX = "base_model.model."
 IDS = torch.arange(20)[None]

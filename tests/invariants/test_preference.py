@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mlflow_ft.engine import models
+from mlflow_ft.engine.models import loading
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import WORDS
 
@@ -68,16 +68,16 @@ def test_the_same_seed_makes_the_same_weights(bench: Bench, method: str, rate: f
 
 @pytest.mark.parametrize(("method", "rate"), METHODS)
 def test_merged_is_adapter(bench: Bench, tmp_path: Path, method: str, rate: float) -> None:
-    from mlflow_ft.engine import merge
+    from mlflow_ft.engine.merging import fold
 
     one = bench(method, rows=pairs(), learning_rate=rate * 30, **{"package.dtype": "float32"})
     trained = one.train()
-    merge.merge(one.job, trained, tmp_path / "merged")
-    adapter = models.load_trained(one.job, one.data, trained)
-    merged = models.load_saved(one.job.config, one.base, tmp_path / "merged")
+    fold.merge(one.job, trained, tmp_path / "merged")
+    adapter = loading.load_trained(one.job, one.data, trained)
+    merged = loading.load_saved(one.job.config, one.base, tmp_path / "merged")
     ids = torch.tensor([one.data.eval.encoded[0].input_ids])
     with torch.no_grad():
-        base = models.load_base(one.job.config, one.base)(input_ids=ids).logits
+        base = loading.load_base(one.job.config, one.base)(input_ids=ids).logits
         expected, found = adapter(input_ids=ids).logits, merged(input_ids=ids).logits
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(base, expected, atol=1e-3), "the adapter does something"

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from mlflow_ft.engine import judge, models
+from mlflow_ft.engine.judging import judge
+from mlflow_ft.engine.models import loading
 
 Bench = Callable[..., Any]
 STEPS = 6
@@ -124,6 +125,6 @@ def test_full_fine_tuning_learns(bench: Bench) -> None:
         found = judge.answers(module, one.data, one.data.eval.examples, max_new_tokens=16, batch_size=8)
         return sum(answer.text == answer.expected for answer in found)
 
-    base = models.load_base(one.job.config, one.base)
-    models.agree(base, one.data)
-    assert exact(base) < exact(models.load_trained(one.job, one.data, trained)) >= 6
+    base = loading.load_base(one.job.config, one.base)
+    loading.agree(base, one.data)
+    assert exact(base) < exact(loading.load_trained(one.job, one.data, trained)) >= 6

@@ -9,7 +9,7 @@ import pytest
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import EXAMPLES, asked
 from mlflow_ft.docs import methods
-from mlflow_ft.engine import reward_sources
+from mlflow_ft.engine.rewards import reward_sources
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 

@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
-from mlflow_ft.engine.adapter_files import WEIGHTS
-from mlflow_ft.engine.models import quiet_peft
+from mlflow_ft.engine.adapters.files import WEIGHTS
+from mlflow_ft.engine.models.loading import quiet_peft
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Run, Told
 from tests.engine.foreign import PREFIX, State, base_model, changed, configured, made, renamed, says

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_ft.engine.generation import FILE
+from mlflow_ft.engine.models.generation import FILE
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Run, Told
 from tests.engine.foreign import base_model, made, says

@@ -17,12 +17,13 @@ from transformers import AutoTokenizer
 
 from mlflow_ft import pipeline, plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.engine import clock, fresh_process
-from mlflow_ft.engine.masking import Encoder, MaskError, Tokenised
-from mlflow_ft.engine.online import tokens as trl_tokens
+from mlflow_ft.engine.serving import fresh_process
+from mlflow_ft.engine.tokens import clock
+from mlflow_ft.engine.tokens.masking import Encoder, MaskError, Tokenised
+from mlflow_ft.engine.training.online import tokens as trl_tokens
+from mlflow_ft.operations.promoting import rescore
 from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Example
-from mlflow_ft.stages import rescore
 from mlflow_ft.testing import CHATML, make_tiny_tokenizer, write_jsonl
 from mlflow_ft.tracking.contenders import contender, find_version
 from tests.cli.conftest import Run

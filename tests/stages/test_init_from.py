@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.engine import models, parity, tokenizers, trainable
+from mlflow_ft.engine.adapters import trainable
+from mlflow_ft.engine.judging import parity
+from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.tokens import tokenizers
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
@@ -73,7 +76,7 @@ def test_a_training_begins_where_the_adapter_was(
     assert {name: weight.shape for name, weight in saved.items()} == {name: w.shape for name, w in first.items()}
     assert any(not weight.equal(first[name]) for name, weight in saved.items())
     own = trained.folder / "reference.safetensors"
-    assert parity.compare(models.load_trained(one.job, one.data, trained), own)["kl_max"] < 1e-9
+    assert parity.compare(loading.load_trained(one.job, one.data, trained), own)["kl_max"] < 1e-9
 
 
 def test_new_tokens_are_still_there(adapter: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from mlflow_ft_gguf.engine.llamacpp import LlamaCpp
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mlflow_ft.config.schema import ModelSection
-from mlflow_ft.engine import hub, reference
+from mlflow_ft.engine import hub
+from mlflow_ft.engine.judging import reference
 from mlflow_ft.progress import Progress
 
 QUESTIONS = ("Name a colour.", "What is 17 + 25?\n\n3 more?", "Write one sentence about the sea.")

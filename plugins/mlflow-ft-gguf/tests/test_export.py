@@ -16,7 +16,8 @@ from mlflow_ft_gguf.engine import converter, exporting, kquants, llamacpp
 from mlflow_ft_gguf.engine.llamacpp import LlamaCpp
 from transformers import AutoTokenizer
 
-from mlflow_ft.engine import clock, parity, reference
+from mlflow_ft.engine.judging import parity, reference
+from mlflow_ft.engine.tokens import clock
 from mlflow_ft.errors import ModelError, RefusedError, ResourceError
 from mlflow_ft.testing import make_tiny_model
 

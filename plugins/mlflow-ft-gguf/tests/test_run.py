@@ -14,9 +14,9 @@ from mlflow_ft_gguf.engine import llamacpp
 
 from mlflow_ft import plugins
 from mlflow_ft.errors import RefusedError
+from mlflow_ft.operations import export
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import export
 
 pytestmark = pytest.mark.slow
 

@@ -73,7 +73,7 @@ def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
 
 def train_gently(job: Job, data: Data, model: Model) -> Trained:
     """SFT as it is; what makes the method is its defaults."""
-    from mlflow_ft.engine import sft
+    from mlflow_ft.engine.training import sft
 
     return sft.train(job, data, model)
 

@@ -55,8 +55,8 @@ def test_a_row_that_is_no_card_is_told_with_its_line(tiny_model, tmp_path, fine_
 
 def test_its_gate_is_asked_where_the_gates_file_sets_it(tiny_model, tmp_path, fine_tune):
     from mlflow_ft.config.gates import read_gates
+    from mlflow_ft.operations.promoting.promote import Asked, promote
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.promote import Asked, promote
 
     data = write_jsonl(tmp_path / "cards.jsonl", cards(20))
     outcome = fine_tune("gentle-lora", model=tiny_model, data=data)

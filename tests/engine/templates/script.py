@@ -57,7 +57,7 @@ class Family:
     bos: str | None = None
     pad: str = "<pad>"
     kind: str = "bytes"
-    """The tokenizer that such models have; see `tests.engine.tokens`."""
+    """The tokenizer that such models have; see `tests.engine.templates.tokenizers`."""
     system: str = "turn"
     """How a system prompt is written: a `turn`, `joined` with the user's words, or `no`."""
     tools: str = "no"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlflow_ft.engine import rewards
-from mlflow_ft.engine.rewards import LoadedReward
+from mlflow_ft.engine.rewards import reward_judges
+from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.errors import RefusedError
 from mlflow_ft_ppo.engine import objective
 from mlflow_ft_ppo.engine.policy import PolicyWithValue, Seen
@@ -38,8 +38,8 @@ def judge(judges: Sequence[LoadedReward], sampled: Sequence[Sampled], settings: 
         RefusedError: a reward function raised, or no judge had anything to say of any answer.
     """
     answers = [one.answer for one in sampled]
-    values = rewards.of_answers(judges, answers)
-    sums = rewards.weighted(judges, values)
+    values = reward_judges.of_answers(judges, answers)
+    sums = reward_judges.weighted(judges, values)
     if all(one is None for one in sums):
         raise RefusedError(
             f"no reward says anything of any of {len(sums)} answers ({', '.join(values)})",

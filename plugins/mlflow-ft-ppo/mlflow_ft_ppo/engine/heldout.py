@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from mlflow_ft.engine import judge, rewards
 from mlflow_ft.engine.aside import aside
-from mlflow_ft.engine.rewards import LoadedReward
+from mlflow_ft.engine.judging import judge
+from mlflow_ft.engine.rewards import reward_judges
+from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.job import Data, Job
 from mlflow_ft.records import Score
 
@@ -36,7 +37,7 @@ def scores(job: Job, data: Data, model: Any, judges: Sequence[LoadedReward]) -> 
             max_new_tokens=job.config.rollout.max_completion_length,
             batch_size=settings.per_device_eval_batch_size,
         )
-        values = rewards.of_answers(judges, answers)
-    found = {"eval_reward": Score.mean("reward", rewards.weighted(judges, values)).value}
+        values = reward_judges.of_answers(judges, answers)
+    found = {"eval_reward": Score.mean("reward", reward_judges.weighted(judges, values)).value}
     found |= {f"eval_rewards/{name}": Score.mean(name, rows).value for name, rows in values.items()}
     return found | {"eval_finished": sum(one.finished for one in answers) / len(answers)}

@@ -20,8 +20,10 @@ from accelerate import Accelerator
 from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from mlflow_ft.engine import models, rewards, training
-from mlflow_ft.engine.reward_watch import RewardWatch
+from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.rewards import reward_judges
+from mlflow_ft.engine.rewards.reward_watch import RewardWatch
+from mlflow_ft.engine.training import loop
 from mlflow_ft.job import Data, Job, Model, Trained
 from mlflow_ft.rows import Example
 from mlflow_ft_ppo import settings as ppo_settings
@@ -47,7 +49,7 @@ def train(job: Job, data: Data, model: Model) -> Trained:
         run.all_steps()
     if run.state.is_world_process_zero:
         run.policy.save_head(job.folder / "train")
-    trained = training.keep(job, data, model, steps=run.state.global_step, loss=run.mean_loss)
+    trained = loop.keep(job, data, model, steps=run.state.global_step, loss=run.mean_loss)
     return replace(trained, findings=run.watch.findings())
 
 
@@ -56,7 +58,7 @@ def _arguments(job: Job, settings: PPOSettings) -> TrainingArguments:
     objective = job.config.objective.model_copy(update={"options": None})
     without = replace(job, config=job.config.model_copy(update={"objective": objective}))
     own = {name: getattr(settings, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")}
-    return training.arguments(TrainingArguments, without, job.folder / "train", own)
+    return loop.arguments(TrainingArguments, without, job.folder / "train", own)
 
 
 class PPO:
@@ -67,10 +69,10 @@ class PPO:
     ) -> None:
         self._job, self._data, self._settings, self._args = job, data, settings, args
         asked = job.config.rollout
-        self._judges = rewards.load(job.config, job.registry, model=job.reward_model)
+        self._judges = reward_judges.load(job.config, job.registry, model=job.reward_model)
         self._accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.use_cpu)
         module = model.module.eval()
-        models.as_float32(module)
+        loading.as_float32(module)
         self.policy = PolicyWithValue(module, temperature=asked.temperature)
         if settings.value_head:
             self.policy.load_head(Path(settings.value_head).expanduser())
@@ -119,7 +121,7 @@ class PPO:
         return state
 
     def _callback_list(self, bars: ExitStack) -> list[Any]:
-        common = training.callbacks(
+        common = loop.callbacks(
             self._job,
             self._data,
             self.policy.model,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mlflow_ft.engine.training import REFERENCE
+from mlflow_ft.engine.training.loop import REFERENCE
 from mlflow_ft_ppo.engine.policy import PolicyWithValue
 
 Reference = Callable[[], AbstractContextManager[PolicyWithValue]]

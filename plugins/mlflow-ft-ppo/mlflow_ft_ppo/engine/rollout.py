@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mlflow_ft.config.methods import RolloutSection
-from mlflow_ft.engine import judge, left_padding, models, render
+from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.loss import causal_model
+from mlflow_ft.engine.models import left_padding, loading
+from mlflow_ft.engine.tokens import render
 from mlflow_ft.errors import DataError
 from mlflow_ft.job import Data, Job, Split
 from mlflow_ft.records import Answer
@@ -127,7 +129,7 @@ def prompts(job: Job, data: Data, model: Any) -> Prompts:
 
 def stops(model: Any) -> list[int]:
     """Every token that ends an answer."""
-    return models.token_ids(causal_model(model).generation_config.eos_token_id)
+    return loading.token_ids(causal_model(model).generation_config.eos_token_id)
 
 
 def cut(tokens: Sequence[int], ends: Sequence[int]) -> tuple[list[int], bool]:

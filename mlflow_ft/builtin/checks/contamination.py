@@ -1,0 +1,176 @@
+"""Checks for held-out rows among the training rows: a model is not judged by what it may have learned by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft import Checked, Finding
+from mlflow_ft.builtin.checks.arrays import ranges
+from mlflow_ft.builtin.checks.words import excerpt, fingerprint, ngrams, normalise, operators, words
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mlflow_ft.config.schema import ChecksSection
+
+    Hashes = npt.NDArray[np.uint64]
+    Numbers = npt.NDArray[np.int64]
+
+_PROMPT_WORDS = 8
+_PROMPT_SIGNS = 16
+"""A shorter prompt may be asked twice by chance."""
+_EXCERPT = 120
+_WORDS = 8
+_FEWEST = 10
+"""Runs of eight words that a held-out row must have to be looked for."""
+_COMMON = 50
+"""A run of words in more held-out rows than these is a phrase of the format, not of a row."""
+_BATCH = 512
+_BARS = 20
+
+
+def contamination(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksSection) -> Finding:
+    """Training rows that say what a held-out row says, or ask what it asks."""
+    known = _Known(held)
+    rows: list[int] = []
+    examples: list[dict[str, Any]] = []
+    leaked: dict[str, set[int]] = {"text": set(), "prompt": set()}
+    for row in train:
+        found = known.find(row)
+        if not found:
+            continue
+        what, number = found
+        rows.append(row.index)
+        leaked[what].add(number)
+        if len(examples) < settings.max_examples:
+            examples.append(_example(row, held[number], f"the {what} of the held-out row"))
+    return Finding(
+        rows=tuple(rows),
+        examples=tuple(examples),
+        details={
+            "held_out_rows": len(leaked["text"] | leaked["prompt"]),
+            "by_text": len(leaked["text"]),
+            "by_prompt": len(leaked["prompt"] - leaked["text"]),
+        },
+    )
+
+
+class _Known:
+    """The held-out rows, by what they say and by what they ask."""
+
+    def __init__(self, held: Sequence[Checked]) -> None:
+        self._held = held
+        self._texts: dict[int, int] = {}
+        self._prompts: dict[int, int] = {}
+        for number, row in enumerate(held):
+            text, prompt = normalise(row.text), normalise(row.prompt)
+            if text:
+                self._texts.setdefault(_key(text, row.text), number)
+            if _is_long(prompt):
+                self._prompts.setdefault(_key(prompt, row.prompt), number)
+
+    def find(self, row: Checked) -> tuple[str, int] | None:
+        """What a training row has of which held-out row: its text, or its prompt."""
+        if self._texts and (number := self._texts.get(_key(normalise(row.text), row.text))) is not None:
+            return "text", number
+        if self._prompts and (number := self._prompts.get(_key(normalise(row.prompt), row.prompt))) is not None:
+            return "prompt", number
+        return None
+
+
+def _key(normalised: str, text: str) -> int:
+    return fingerprint(f"{normalised} {operators(text)}")
+
+
+def _is_long(prompt: str) -> bool:
+    return len(prompt) >= _PROMPT_SIGNS and len(words(prompt)) >= _PROMPT_WORDS
+
+
+def _example(row: Checked, held: Checked, told: str) -> dict[str, Any]:
+    message = f"has {told} {held.place}: “{excerpt(row.text, _EXCERPT)}” and “{excerpt(held.text, _EXCERPT)}”"
+    return {"file": row.file, "line": row.line, "message": message}
+
+
+def overlap(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksSection) -> Finding:
+    """Training rows that hold most of the runs of eight words of one held-out row."""
+    import numpy as np
+
+    index, known = _Index(held), _Known(held)
+    found: list[tuple[int, float]] = []
+    leaked: set[int] = set()
+    examples: list[dict[str, Any]] = []
+    for row, number, share in index.overlaps(train, settings.overlap):
+        if known.find(row):  # the other check's
+            continue
+        found.append((row.index, share))
+        leaked.add(number)
+        if len(examples) < settings.max_examples:
+            examples.append(_example(row, held[number], f"{100 * share:.0f} % of the held-out row"))
+    counts, edges = np.histogram([share for _, share in found], _BARS, (0, 1))
+    return Finding(
+        rows=tuple(number for number, _ in found),
+        examples=tuple(examples),
+        details={
+            "held_out_rows": len(leaked),
+            "held_out_rows_compared": index.compared,
+            "ignored_phrases": index.ignored,
+            "ignored": f"runs of {_WORDS} words that stand in more than {_COMMON} held-out rows are not counted",
+            "histogram": {
+                "x": "share of the held-out row",
+                "edges": [round(float(edge), 2) for edge in edges],
+                "counts": counts.tolist(),
+            },
+        },
+    )
+
+
+class _Index:
+    """Every run of eight words of the held-out rows, sorted, with the rows that it stands in."""
+
+    def __init__(self, held: Sequence[Checked]) -> None:
+        import numpy as np
+
+        runs = [np.unique(ngrams(words(row.text), _WORDS)) for row in held]
+        hashes = np.concatenate([np.empty(0, np.uint64), *runs])
+        owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+        _, inverse, times = np.unique(hashes, return_inverse=True, return_counts=True)
+        own = times[inverse] <= _COMMON
+        self.ignored = int((times > _COMMON).sum())
+        self._sizes = np.bincount(owners[own], minlength=len(held))
+        kept = own & (self._sizes[owners] >= _FEWEST)
+        order = np.argsort(hashes[kept], kind="stable")
+        self._hashes, self._owners = hashes[kept][order], owners[kept][order]
+        self.compared = int((self._sizes >= _FEWEST).sum())
+
+    def overlaps(self, train: Iterable[Checked], least: float) -> Iterator[tuple[Checked, int, float]]:
+        """Every training row that overlaps enough, with the held-out row that it overlaps most, and by what share."""
+        import numpy as np
+
+        rows = iter(train)
+        while batch := list(islice(rows, _BATCH)):
+            runs = [np.unique(ngrams(words(row.text), _WORDS)) for row in batch]
+            places = np.repeat(np.arange(len(batch)), [len(run) for run in runs])
+            for place, number, share in self._shares(np.concatenate(runs), places):
+                if share >= least:
+                    yield batch[place], number, share
+
+    def _shares(self, hashes: Hashes, places: Numbers) -> Iterator[tuple[int, int, float]]:
+        """Of every row of a batch that has a run in common: its place, the most overlapped held-out row, the share."""
+        import numpy as np
+
+        start = np.searchsorted(self._hashes, hashes, "left")
+        count = np.searchsorted(self._hashes, hashes, "right") - start
+        hit = np.flatnonzero(count)
+        if not len(hit):
+            return
+        owners = self._owners[ranges(start[hit], count[hit])]
+        pairs = np.repeat(places[hit], count[hit]) * len(self._sizes) + owners
+        found, times = np.unique(pairs, return_counts=True)
+        place, owner = found // len(self._sizes), found % len(self._sizes)
+        shares = times / self._sizes[owner]
+        best = np.lexsort((-shares, place))
+        best = best[np.concatenate([[True], np.diff(place[best]) > 0])]
+        yield from zip(place[best].tolist(), owner[best].tolist(), shares[best].tolist(), strict=True)

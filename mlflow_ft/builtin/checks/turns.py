@@ -1,0 +1,93 @@
+"""Checks of the turns: who speaks after whom, who says nothing, and signs that mean something to the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mlflow_ft import Checked, Message
+from mlflow_ft.builtin.checks.seen import content, said
+
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+_WRITTEN_CALLS = ("<tool_call", "<functioncall", "<function_call", "<|python_tag|>", "[TOOL_CALLS]", '"arguments"')
+"""How a call of a tool is written where it is part of the words."""
+
+
+def empty_response(row: Checked) -> str | None:
+    """An answer without a word that is no call of a tool."""
+    example = row.example
+    if example.text is not None:
+        return "the text is empty" if _is_empty(example.text) else None
+    for name, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
+        if any(_says_nothing(turn) for turn in answer):
+            return f"the {name} answer is empty"
+    for number, turn in enumerate(example.messages, 1):
+        if _says_nothing(turn):
+            return f"turn {number}, of the assistant, is empty"
+    return None
+
+
+def _says_nothing(turn: Message) -> bool:
+    if turn["role"] != "assistant" or turn.get("tool_calls"):
+        return False
+    words = turn.get("content")
+    return _is_empty(words) if isinstance(words, str) else not words
+
+
+def _is_empty(text: str) -> bool:
+    return not text.strip().strip(_INVISIBLE).strip()
+
+
+def role_order(row: Checked) -> str | None:
+    """Turns in an order that chat templates refuse or that no conversation has."""
+    turns = (*row.example.messages, *row.example.chosen)
+    return next(_disorders(turns), None)
+
+
+def _disorders(turns: Sequence[Message]) -> Iterator[str]:
+    before: Message | None = None
+    for number, turn in enumerate(turns, 1):
+        wrong = _disorder(before, turn)
+        if wrong:
+            yield f"turn {number}: {wrong}"
+        before = turn
+
+
+def _disorder(before: Message | None, turn: Message) -> str | None:
+    role = turn["role"]
+    if role == "system":
+        return None if before is None else "a system turn that is not the first"
+    last = before["role"] if before else "system"
+    if role == "tool":
+        called = last == "tool" or (before is not None and _calls(before))
+        return None if called else f"a tool answers that was not called (before it: {_named(before)})"
+    if role == "assistant" and last == "system":
+        return "the assistant speaks first"
+    return f"two turns of the {role} in a row" if role == last else None
+
+
+def _calls(turn: Message) -> bool:
+    if turn["role"] != "assistant":
+        return False
+    return bool(turn.get("tool_calls")) or any(sign in content(turn) for sign in _WRITTEN_CALLS)
+
+
+def _named(turn: Message | None) -> str:
+    return f"a turn of the {turn['role']}" if turn else "nothing"
+
+
+def special_token(row: Checked) -> str | None:
+    """The text of a special token in what somebody says: it is read as the token, a turn ends or begins there."""
+    for role, text in said(row):
+        for token in row.special:
+            if token in text and token.strip():
+                return f"{_speaker(role)} contains the special token {token}"
+    return None
+
+
+def _speaker(role: str) -> str:
+    return f"a turn of the {role}" if role else "the text"
+
+
+def changed(row: Checked) -> str | None:
+    """What the conversion left out of the row."""
+    return "; ".join(row.example.notes) or None

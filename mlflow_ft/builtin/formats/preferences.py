@@ -1,0 +1,197 @@
+"""Rows that say which answer is better, whether an answer is good, or only what was asked.
+
+{"prompt": "...", "chosen": "...", "rejected": "..."}                     strings
+{"prompt": [...], "chosen": [{...}], "rejected": [{...}]}                 turns
+{"chosen": [user, assistant], "rejected": [user, assistant]}              whole conversations: the prompt is shared
+{"conversations": [...], "chosen": {...}, "rejected": {...}}              a conversation and two last turns
+{"chosen": "\\n\\nHuman: ... \\n\\nAssistant: ...", "rejected": "..."}        transcripts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os.path import commonprefix
+from typing import Any
+
+from mlflow_ft import Example, Message
+from mlflow_ft.builtin.formats.conversations import (
+    SYSTEM_COLUMNS,
+    TURN_COLUMNS,
+    assistant,
+    from_pair,
+    from_turns,
+    history,
+    one_of,
+    prompt_in,
+    same,
+    system_of,
+    text,
+    transcript,
+    unrepeated,
+    without_pictures,
+)
+from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, tools_of
+from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
+from mlflow_ft.builtin.formats.values import key_in, meant, shown
+
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem", "input")
+ANSWER_COLUMNS = ("completion", "response", "output", "answer")
+LABEL_COLUMNS = ("label", "kto_tag")
+TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+GUESSED = "no column holds the prompt: what both answers begin with is taken for it"
+
+
+def from_preference(values: Mapping[str, Any]) -> Example:
+    """A prompt, or a conversation, or neither (then it is what both answers begin with), and two answers."""
+    values = with_answers(values)
+    chosen, rejected = _answer(values, "chosen"), _answer(values, "rejected")
+    prompt = _prompt(values, chosen)
+    notes: tuple[str, ...] = ()
+    if prompt is None or (_is_whole(chosen) and _is_whole(rejected) and not as_turns(values.get("prompt"))):
+        prompt, chosen, rejected, notes = _shared(chosen, rejected)
+    else:
+        chosen, rejected = _behind(prompt, chosen, "chosen"), _behind(prompt, rejected, "rejected")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if answer[-1]["role"] != "assistant":
+            raise ValueError(f"`{name}` does not end with a turn of the assistant")
+    messages = _asked(values, prompt)
+    return Example(
+        messages=messages, chosen=tuple(chosen), rejected=tuple(rejected), tools=tools_of(values), notes=notes
+    )
+
+
+def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with its answers under `chosen` and `rejected`, where turns stand in `chosen_messages` or the like."""
+    for column in TURN_COLUMNS:
+        names = {f"chosen_{column}": "chosen", f"rejected_{column}": "rejected"}
+        if any(values.get(name) is not None for name in names.values()):
+            return values
+        if all(is_turns(values.get(name)) for name in names):
+            return {names.get(name, name): value for name, value in values.items() if name not in names.values()}
+    return values
+
+
+def _asked(values: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:
+    """A prompt behind the system prompt and the earlier rounds that stand in columns of their own."""
+    if prompt[-1]["role"] == "assistant":
+        raise ValueError("the prompt ends with a turn of the assistant, so there is nothing to answer")
+    without_pictures(values, prompt)
+    system = system_of(values, prompt)
+    return (*((system,) if system else ()), *history(values), *prompt)
+
+
+def from_unpaired(values: Mapping[str, Any]) -> Example:
+    """A conversation, or a prompt and a completion, and `label`: whether the answer is good."""
+    is_asked = any(values.get(column) is not None for column in PROMPT_COLUMNS)
+    spoken = [values[column] for column in TURN_COLUMNS if values.get(column) is not None]
+    found = from_turns(values) if any(map(is_turns, spoken)) or (spoken and not is_asked) else _ANSWERED(values)
+    label = truth(values)
+    if label is None:
+        column = key_in(values, LABEL_COLUMNS)
+        if column is None:
+            raise ValueError(f"column `label` is missing{meant(LABEL_COLUMNS, values)}")
+        raise ValueError(f"`{column}` is {shown(values[column])}, not true or false")
+    last = (False,) * (len(found.messages) - 1) + (True,)
+    return Example(messages=found.messages, learned=last, tools=found.tools, label=label, notes=found.notes)
+
+
+_ANSWERED = from_pair(PROMPT_COLUMNS, ANSWER_COLUMNS)
+
+
+def from_prompt(values: Mapping[str, Any]) -> Example:
+    """`{"prompt": "..."}` or turns that end before the assistant speaks; the other columns are for the reward."""
+    prompt = _prompt(values)
+    if prompt is None:
+        raise ValueError(f"column `prompt` is missing{meant(PROMPT_COLUMNS, values)}")
+    used = ("prompt", "history", *TURN_COLUMNS, *TOOL_COLUMNS, *SYSTEM_COLUMNS)
+    return Example(
+        messages=_asked(values, prompt),
+        tools=tools_of(values),
+        columns={key: value for key, value in values.items() if key not in used},
+    )
+
+
+def truth(values: Mapping[str, Any]) -> bool | None:
+    """The row's label, where it is true or false."""
+    for column in LABEL_COLUMNS:
+        value = values.get(column)
+        if isinstance(value, str | int | float) and (found := TRUTH.get(str(value).strip().lower())) is not None:
+            return found
+    return None
+
+
+# --- the prompt, and what answers add to it
+
+Answer = list[Message] | str
+Shared = tuple[list[Message], list[Message], list[Message], tuple[str, ...]]
+"""A prompt, two answers, and notes."""
+
+
+def _prompt(values: Mapping[str, Any], chosen: Answer = "") -> list[Message] | None:
+    """What was asked: turns under `prompt`, a conversation, or a text; None where no column holds it.
+
+    A conversation that ends with the answer that was chosen ends before it.
+    """
+    if as_turns(values.get("prompt")):
+        return prompt_in(values, "prompt")
+    for column in TURN_COLUMNS:
+        if is_turns(values.get(column)):
+            found: list[Message] = list(turns(values[column], column)[0])
+            end = [assistant(chosen)] if isinstance(chosen, str) else chosen
+            count = len(end)
+            if len(found) > count and all(same(*pair) for pair in zip(found[-count:], end, strict=True)):
+                return found[:-count]
+            return found
+    if any(values.get(column) is not None for column in PROMPT_COLUMNS):
+        return prompt_in(values, one_of(values, PROMPT_COLUMNS))
+    return None
+
+
+def _answer(values: Mapping[str, Any], column: str) -> Answer:
+    listed = as_turns(values.get(column))
+    return text(values, column) if listed is None else list(turns(listed, column)[0])
+
+
+def _is_whole(answer: Answer) -> bool:
+    """Whether an answer is a conversation from its beginning."""
+    return isinstance(answer, list) and answer[0]["role"] in ("user", "system")
+
+
+def _behind(prompt: Sequence[Message], answer: Answer, column: str) -> list[Message]:
+    """The turns that an answer adds to the prompt, which it may repeat."""
+    if isinstance(answer, str):
+        return [assistant(answer)]
+    added, _ = unrepeated(prompt, answer, ())
+    if added[0]["role"] in ("user", "system"):
+        raise ValueError(f"`{column}` begins with a turn of the {added[0]['role']}, and does not repeat the prompt")
+    return added
+
+
+def _shared(chosen: Answer, rejected: Answer) -> Shared:
+    """The prompt that both answers begin with, and what each of them goes on with."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        transcripts = transcript(chosen), transcript(rejected)
+        if transcripts[0] is None or transcripts[1] is None:
+            return _shared_text(chosen, rejected)
+        chosen, rejected = transcripts[0], transcripts[1]
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise ValueError("column `prompt` is missing, and one of `chosen` and `rejected` is text, the other turns")
+    count = 0
+    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
+        if not same(one, other):
+            break
+        count += 1
+    while count and chosen[count - 1]["role"] == "assistant":
+        count -= 1  # they go different ways where the user speaks
+    if not count:
+        raise ValueError("column `prompt` is missing, and `chosen` and `rejected` do not begin with the same turn")
+    return chosen[:count], chosen[count:], rejected[count:], ()
+
+
+def _shared_text(chosen: str, rejected: str) -> Shared:
+    common = commonprefix([chosen, rejected])  # noqa: RUF071  # characters are what is meant
+    cut = max(common.rfind(" "), common.rfind("\n")) + 1  # never within a word
+    if not common[:cut].strip():
+        raise ValueError("column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words")
+    prompt: list[Message] = [{"role": "user", "content": common[:cut].strip()}]
+    return prompt, [assistant(chosen[cut:])], [assistant(rejected[cut:])], (GUESSED,)

@@ -1,0 +1,269 @@
+"""Turns of a conversation, in whatever words a data set has for them, as chat templates take them.
+
+{"from": "human", "value": "Hi"}                          {"role": "user", "content": "Hi"}
+{"from": "function_call", "value": '{"name": "f", ...}'}  {"role": "assistant", "tool_calls": [...]}
+{"role": "user", "content": [{"type": "text", ...}]}      {"role": "user", "content": "..."}
+{"input": "Hi", "output": "Hello"}                        a turn of the user and one of the assistant
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, written_calls
+from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, named, near, shown
+
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "text")
+LEARN_KEYS = ("train", "training", "weight", "loss", "loss_weight", "loss_scale", "train_on_turn", "trainable")
+CALL_KEYS = ("tool_calls", "function_call")
+MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
+ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
+"""Keys of a question and its answer, where each object of a list holds both."""
+CALL = "call"
+ROLES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "humans", "prompter", "customer"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatbot", "ai", "agent", "chatgpt", "bing", "bard", "claude"),
+    "tool": (
+        *("tool", "tools", "observation", "function", "ipython", "environment"),
+        *("function_response", "function-response", "tool_response", "tool-response", "tool_result", "tool_results"),
+    ),
+    CALL: ("function_call", "function-call", "tool_call", "tool-call", "tool_calls"),
+}
+"""What chat templates call a role, and what data sets do."""
+ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
+_PLAIN = {name: role for name, role in ROLE_OF.items() if role not in ("tool", CALL)}
+_WORDS = ("text", "input_text", "output_text")
+_PART_KEYS = ("text", "value", "content")
+_INSTEAD = {
+    "thinking": "write the thought under `reasoning_content` of the turn",
+    "reasoning": "write the thought under `reasoning_content` of the turn",
+    "tool_use": "write the call under `tool_calls` of the turn",
+    "tool_call": "write the call under `tool_calls` of the turn",
+    "tool_result": "write the result as a turn of its own, of the role tool",
+}
+"""Where else what a part holds can be read."""
+_DETAIL_KEYS = ("train_detail", "training_detail", "train-detail")
+"""axolotl's segments of a turn."""
+_TRUTH = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
+_READ_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *LEARN_KEYS, *CALL_KEYS))
+
+
+def turns(value: Any, column: str) -> tuple[list[dict[str, Any]], list[bool | None]]:
+    """The turns of a column, and of each whether it says itself that it is learned (None: it does not say)."""
+    messages: list[dict[str, Any]] = []
+    wishes: list[bool | None] = []
+    for number, turn in enumerate(_list_of(value, column), 1):
+        message = _plain(turn)
+        wish = None
+        if message is None:
+            try:
+                message = _message(turn)
+                wish = _wish(turn, message["role"])
+            except ValueError as error:
+                raise ValueError(f"turn {number} of `{column}` {error}") from error
+            if message["role"] == "tool":
+                answer_the_call(messages, message)
+        messages.append(message)
+        wishes.append(wish)
+    return messages, wishes
+
+
+def as_turns(value: Any) -> Sequence[Any] | None:
+    """The turns in a value, where it holds such or can hold nothing else; None where it is text, or no value."""
+    if isinstance(value, str):
+        found = from_json(value)  # an answer may be JSON that means other things
+        turned = [found] if isinstance(found, Mapping) else found
+        return turned if _is_turn(turned) else None
+    if isinstance(value, Mapping):
+        listed_turns: Sequence[Any] | None = _columns_as_turns(value)
+        return listed_turns or [value]
+    return value if isinstance(value, list | tuple) else None
+
+
+def _is_turn(found: Sequence[Any]) -> bool:
+    """Whether a list, of which only its text is known to be JSON, begins with a turn without a doubt."""
+    first = found[0] if found else None
+    if not isinstance(first, Mapping):
+        return False
+    return _role(_first(first, ROLE_KEYS)) is not None and key_in(first, (*CONTENT_KEYS, *CALL_KEYS)) is not None
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a column holds turns, by the look of the first."""
+    return bool(roles_of(value)[:1])
+
+
+def roles_of(value: Any) -> list[str]:
+    """Who speaks, turn by turn, "" where that cannot be told; [] where it is no list of turns."""
+    found = from_json(value)
+    found = _columns_as_turns(found) if isinstance(found, Mapping) else found
+    if not isinstance(found, list) or not found or not isinstance(found[0], Mapping):
+        return []
+    if rounds := _round_keys(found[0]):
+        found = _from_rounds(found, rounds)
+    elif key_in(found[0], ROLE_KEYS) is None:
+        return []
+    roles = (_role(_first(turn, ROLE_KEYS)) or "" if isinstance(turn, Mapping) else "" for turn in found)
+    return ["assistant" if role == CALL else role for role in roles]
+
+
+def _role(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return None
+    return ROLE_OF.get(value) or ROLE_OF.get(value.strip().lower())
+
+
+# --- lists of turns, in the forms that data sets have for them
+
+
+def _list_of(value: Any, column: str) -> Sequence[Any]:
+    value = from_json(value)
+    if isinstance(value, Mapping):
+        value = _columns_as_turns(value) or value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"`{column}` is {named(value)}, not a list of turns")
+    if not value:
+        raise ValueError(f"`{column}` has no turns")
+    rounds = _round_keys(value[0])
+    return _from_rounds(value, rounds) if rounds else value
+
+
+def _columns_as_turns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """A list of turns out of lists of roles and contents, as which `datasets` keeps some; None where it is none."""
+    role, content = _first(value, ROLE_KEYS), _first(value, CONTENT_KEYS)
+    if not isinstance(role, list) or not isinstance(content, list) or len(role) != len(content):
+        return None
+    lists = {key: one for key, one in value.items() if isinstance(one, list) and len(one) == len(role)}
+    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
+
+
+def _round_keys(first: Any) -> tuple[str, str] | None:
+    if not isinstance(first, Mapping) or key_in(first, ROLE_KEYS):
+        return None
+    return next((keys for keys in ROUNDS if all(isinstance(first.get(key), str) for key in keys)), None)
+
+
+def _from_rounds(value: Sequence[Any], keys: tuple[str, str]) -> list[Any]:
+    """A turn for every question and one for every answer; what is no such round stays, and is told as a turn."""
+    found: list[Any] = []
+    for one in value:
+        # of a round in a table, an answer that is null is not there at all
+        if not isinstance(one, Mapping) or not set(keys) & set(one) or key_in(one, ROLE_KEYS):
+            found.append(one)
+            continue
+        found += [
+            {"role": role, "content": one[key]}
+            for role, key in zip(("user", "assistant"), keys, strict=True)
+            if one.get(key) is not None
+        ]
+    return found
+
+
+# --- one turn
+
+
+def _plain(turn: Any) -> dict[str, Any] | None:
+    """A turn that is a role and a text, as most are; None where it takes a closer look."""
+    if type(turn) is not dict or len(turn) != 2:
+        return None
+    role, content = turn.get("role"), turn.get("content")
+    if role is None or content is None:
+        role, content = turn.get("from"), turn.get("value")
+    if type(role) is str and type(content) is str and role in _PLAIN:
+        return {"role": _PLAIN[role], "content": content}
+    return None
+
+
+def _message(turn: Any) -> dict[str, Any]:
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"is {named(turn)}, not an object with `role` and `content`")
+    key = key_in(turn, ROLE_KEYS)
+    if key is None:
+        raise ValueError(f"has no `role`{meant(ROLE_KEYS, turn) or f'; its keys are {listed(turn)}'}")
+    role, content, made = _role(turn[key]), _first(turn, CONTENT_KEYS), calls(_first(turn, CALL_KEYS))
+    if role is None:
+        raise ValueError(f"has the role {shown(turn[key])}, which is not known{_nearly(turn[key])}")
+    if role == CALL:
+        role, written = "assistant", written_calls(content)
+        made, content = (made or written), (None if written else content)
+    words = {} if content is None else {"content": _content(content)}
+    if not words and not made:
+        raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
+    if media := next((key for key in MEDIA_KEYS if _is_media(turn.get(key))), None):
+        raise ValueError(f"has pictures or sounds in `{media}`; only text can be learned")
+    # a key that is null is one that is not there, to OpenAI; templates test whether a key is there
+    rest = {name: value for name, value in turn.items() if value is not None and name not in _READ_KEYS}
+    return {"role": role, **words, **({"tool_calls": made} if made else {}), **rest}
+
+
+def _is_media(value: Any) -> bool:
+    return value is not None and not isinstance(value, bool | int | float) and value not in ("", [])
+
+
+def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    key = key_in(turn, keys)
+    return None if key is None else turn[key]
+
+
+def _nearly(role: Any) -> str:
+    found = near(role, ROLE_OF) if isinstance(role, str) else None
+    if found:
+        return f"; did you mean `{found}`?"
+    return "; the roles are system, user, assistant and tool: whoever's words are to be learned is the assistant"
+
+
+def _content(value: Any) -> str:
+    """Text, or OpenAI's list of parts; pictures and sounds are no text."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"has {named(value)} in `content`, not text")
+    return "\n".join(_part(part) for part in value)
+
+
+def _part(part: Any) -> str:
+    text, kind = (_words_of(part), part.get("type") or "text") if isinstance(part, Mapping) else (part, "text")
+    if not isinstance(kind, str) or kind not in _WORDS:
+        instead = (
+            _INSTEAD.get(kind, "only text can be learned") if isinstance(kind, str) else "only text can be learned"
+        )
+        raise ValueError(f"has a part of type {shown(kind)} in `content`; {instead}")
+    if not isinstance(text, str):
+        raise ValueError("has a part without text in `content`")
+    return text
+
+
+def _words_of(part: Mapping[str, Any]) -> Any:
+    """The text of a part, under `text`, `value` or `content`; OpenAI's threads have `{"text": {"value": "..."}}`."""
+    found = _first(part, _PART_KEYS)
+    return _first(found, _PART_KEYS) if isinstance(found, Mapping) else found
+
+
+def _wish(turn: Mapping[str, Any], role: str) -> bool | None:
+    if any(turn.get(key) for key in _DETAIL_KEYS):
+        raise ValueError(
+            "says which parts of it are learned, and a turn is learned whole or not: write `train` true or false"
+        )
+    found = {key: truth_of(turn[key], f"has {{}} in `{key}`") for key in LEARN_KEYS if turn.get(key) is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"says in {' and '.join(f'`{key}`' for key in found)} that it is learned, and that it is not")
+    if found.get("train") and role != "assistant":
+        raise ValueError(f"has `train`: true, but the {role} speaks, and only what the assistant says can be learned")
+    return next(iter(found.values()), None)
+
+
+def truth_of(value: Any, where: str) -> bool:
+    """Whether a weight says that a turn is learned.
+
+    Raises:
+        ValueError: it is neither 0 nor 1, true nor false; `where` says where it stands, with `{}` for the value.
+    """
+    said = value.strip().lower() if isinstance(value, str) else value
+    wish = _TRUTH.get(said) if isinstance(said, str | int | float) else None
+    if wish is None:
+        told = where.format(shown(value))
+        raise ValueError(f"{told}; a turn is learned or it is not: write true or false, 1 or 0")
+    return wish

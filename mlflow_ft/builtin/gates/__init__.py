@@ -1,0 +1,166 @@
+"""The gates that ship inside: what the run, its data, its scores and the present champion must be for a promotion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Gate, Verdict, hookimpl
+from mlflow_ft.builtin.gates import beats
+
+if TYPE_CHECKING:
+    from mlflow_ft.candidacy import Candidacy
+    from mlflow_ft.config.gates import Gates
+
+DAY_MS = 86_400_000
+MISSING = "no such score"
+
+
+def finished(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """The run did all that it was to do."""
+    status = about.candidate.status
+    return [Verdict(passed=status == "FINISHED", found=status or "there is no such run", wanted="FINISHED")]
+
+
+def parity(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """The registered form was measured to be the model that was trained."""
+    told = about.candidate.tags.get("mlflow_ft.parity.kl_mean", "")
+    limit = _number(about.candidate.params.get("cfg.package.max_kl", ""))
+    measured = _number(told)
+    if measured is None or limit is None:
+        return [Verdict(passed=False, found="was not measured", wanted="a measured parity")]
+    return [
+        Verdict(
+            passed=measured <= limit,
+            found=f"mean KL {measured:.4g}",
+            wanted=f"at most {limit:g} nats per token",
+            numbers={"kl_mean": measured, "max_kl": limit},
+        )
+    ]
+
+
+def data_checks(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """No check of the training data found an error."""
+    report = about.candidate.quality
+    if report is None:
+        return [Verdict(passed=False, found="the data was not checked", wanted="no errors")]
+    errors = {one["name"]: int(one["count"]) for one in report["checks"] if one["severity"] == "error" and one["count"]}
+    told = ", ".join(f"{name} {count}" for name, count in errors.items())
+    found = {f"errors/{name}": float(count) for name, count in errors.items()}
+    return [Verdict(passed=not errors, found=told or "no errors", wanted="no errors", numbers=found)]
+
+
+def card(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """Somebody wrote down what the model is."""
+    described = about.candidate.described
+    return [
+        Verdict(passed=described, found="there is one" if described else "none", wanted="README.md, or the description")
+    ]
+
+
+def required(name: str, judge: Callable[[Candidacy, Gates], Sequence[Verdict]]) -> Gate:
+    """A gate that is passed or not, asked where `require` names it."""
+    return Gate(
+        name=name,
+        summary=(judge.__doc__ or "").rstrip(".").lower(),
+        judge=lambda about, gates: (
+            judge(about, gates) if name in gates.require else [Verdict.abstain("it is not in `require`")]
+        ),
+    )
+
+
+def freshness(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """The run did not end too long ago."""
+    if gates.max_age_days is None:
+        return [Verdict.abstain("max_age_days is not set")]
+    wanted = f"at most {gates.max_age_days:g} days"
+    if about.candidate.ended_ms is None:
+        return [Verdict(passed=False, found="the run has not ended", wanted=wanted)]
+    days = (about.now_ms - about.candidate.ended_ms) / DAY_MS
+    return [Verdict(passed=days <= gates.max_age_days, found=f"{days:.2f} days", wanted=wanted, numbers={"days": days})]
+
+
+def scores(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """Scores on the held-out rows, each by itself."""
+    bounds = [(name, bound, 1, "at least") for name, bound in gates.min_scores.items()]
+    bounds += [(name, bound, -1, "at most") for name, bound in gates.max_scores.items()]
+    if not bounds:
+        return [Verdict.abstain("min_scores and max_scores name none")]
+    verdicts = []
+    for name, bound, sign, words in bounds:
+        value = about.candidate.score(name)
+        verdicts.append(
+            Verdict(
+                subject=name,
+                passed=value is not None and sign * value >= sign * bound,
+                found=MISSING if value is None else f"{value:.6g}",
+                wanted=f"{words} {bound:g}",
+                numbers={"bound": bound} if value is None else {"value": value, "bound": bound},
+            )
+        )
+    return verdicts
+
+
+def no_regression(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """Guarded scores are not worse than the champion's by more than is allowed; before a first champion, the base's."""
+    if not gates.max_regression:
+        return [Verdict.abstain("max_regression names no score")]
+    return [_guarded(about, name, most, lower=gates.lower(name)) for name, most in gates.max_regression.items()]
+
+
+def _guarded(about: Candidacy, name: str, most: float, *, lower: bool) -> Verdict:
+    who = "the champion" if about.champion else "the base model"
+    before = about.champion.score(name) if about.champion else about.candidate.score(name, of="base")
+    ours = about.candidate.score(name)
+    wanted = f"at most {most:g} worse than {who}"
+    if ours is None or before is None:
+        reason = (about.champion.unscored if about.champion and ours is not None else "") or MISSING
+        return Verdict(subject=name, passed=False, found=reason, wanted=wanted)
+    worse = ours - before if lower else before - ours
+    return Verdict(
+        subject=name,
+        passed=worse <= most + 1e-12,  # 0.8 - 0.7 is not 0.1
+        found=f"{ours:.6g}; {who} {before:.6g}",
+        wanted=wanted,
+        numbers={"value": ours, "before": before, "worse": worse, "allowed": most},
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+REQUIRED: Mapping[str, Callable[[Candidacy, Gates], Sequence[Verdict]]] = {
+    "finished": finished,
+    "parity": parity,
+    "data-checks": data_checks,
+    "card": card,
+}
+
+
+@hookimpl
+def register_gates() -> list[Gate]:
+    return [
+        *(required(name, judge) for name, judge in REQUIRED.items()),
+        Gate(name="freshness", summary="the run ended at most `max_age_days` ago", judge=freshness),
+        Gate(name="scores", summary="scores are within `min_scores` and `max_scores`", judge=scores),
+        Gate(
+            name="beats-champion",
+            summary="better than the champion on the same rows by a margin, by a paired test",
+            judge=beats.beats_champion,
+        ),
+        Gate(
+            name="beats-base",
+            summary="where there is no champion yet, better than the base model on the same rows, by a paired test",
+            judge=beats.beats_base,
+            always=True,
+        ),
+        Gate(
+            name="no-regression",
+            summary="guarded scores are at most `max_regression` worse than the champion's, or the base model's",
+            judge=no_regression,
+        ),
+    ]

@@ -1,0 +1,131 @@
+"""The methods that learn from rewards for their own answers: grpo and rloo."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Adapter, Trainer
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
+    from mlflow_ft.job import Data, Job, Model, Trained
+
+GRPO_LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+"""The forms of the loss that TRL 1.16 has."""
+ROLLOUT = (
+    "reward_funcs",
+    "reward_weights",
+    "reward_model",
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "top_p",
+    "num_iterations",
+    "epsilon",
+)
+RANGES = {
+    "training.learning_rate": "1e-6 to 5e-6 for all weights, 1e-5 to 1e-4 with an adapter",
+    "rollout.num_generations": "4 to 16",
+    "rollout.max_completion_length": "as long as a good answer: cut ones earn what their beginning earns",
+    "rollout.temperature": "0.7 to 1.2; the answers of a group must differ",
+}
+
+
+def train_grpo(job: Job, data: Data, model: Model) -> Trained:
+    """Group relative policy optimisation."""
+    from mlflow_ft.engine.training import online
+
+    return online.grpo(job, data, model)
+
+
+def train_rloo(job: Job, data: Data, model: Model) -> Trained:
+    """REINFORCE with a leave-one-out baseline."""
+    from mlflow_ft.engine.training import online
+
+    return online.rloo(job, data, model)
+
+
+def refuses(config: Config, adapter: Adapter) -> str | None:
+    """Why no step could be made, in a sentence."""
+    if not (config.rollout.reward_funcs or config.rollout.reward_model):
+        return (
+            "it learns from rewards, and none was named; name functions with --reward_funcs FILE.py:function, or a "
+            "model with --reward_model"
+        )
+    if adapter.learned_prompt:
+        return (
+            "TRL pads prompts on the left, and the padding would come between the learned prompt and the text, where "
+            "it never is when the model serves; take lora, or another adapter"
+        )
+    if adapter.name == "adaption-prompt":
+        return "TRL reads log-probabilities off a head that this adapter hides; take lora, or another adapter"
+    if adapter.name == "adalora" and (config.method != "grpo" or config.objective.beta):
+        return "the reference is a second adapter beside the first, and AdaLoRA allows none; take grpo with beta 0"
+    if config.adapter.init_lora_weights == "lora_ga":
+        return "adapter.init_lora_weights lora_ga begins with the gradient of a loss on answers, and prompts have none"
+    return groups(config)
+
+
+def refuses_grpo(config: Config, adapter: Adapter) -> str | None:
+    """The same, and a loss that TRL does not have."""
+    loss = config.objective.loss_type
+    if loss is not None and loss not in GRPO_LOSSES:
+        return f"objective.loss_type is {loss}, and it has {', '.join(GRPO_LOSSES)}"
+    return refuses(config, adapter)
+
+
+def groups(config: Config) -> str | None:
+    """Whether the answers of a step make whole groups, each to one prompt."""
+    several = config.rollout.num_generations
+    if several < 2:
+        return "rollout.num_generations must be 2 or more: an answer is compared with the others to the same prompt"
+    if {"generation_batch_size", "steps_per_generation"} & set(config.objective.options or {}):
+        return None  # TRL checks these
+    batch, steps = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
+    answers = batch * steps * int(os.environ.get("WORLD_SIZE", "1"))
+    if answers % several:
+        fitting = -(-batch // several) * several
+        return (
+            f"a step samples {answers} answers (training.per_device_train_batch_size {batch} x "
+            f"gradient_accumulation_steps {steps}), which make no groups of rollout.num_generations {several}; set "
+            f"training.per_device_train_batch_size to {fitting}, or rollout.num_generations to a divisor of {answers}"
+        )
+    return None
+
+
+def records() -> list[Trainer]:
+    """The records, for `builtin.trainers`."""
+    needs = "prompts, with columns for the reward functions; of a conversation, what comes before its last answer"
+    return [
+        Trainer(
+            name="grpo",
+            summary="learn from rewards: of several answers to a prompt the better ones become likelier",
+            train=train_grpo,
+            defaults={"adapter.kind": "lora", "adapter.r": 16, "training.learning_rate": 2e-5},
+            paper="https://arxiv.org/abs/2402.03300",
+            scores=("weighted_reward",),
+            needs=needs,
+            kinds=("prompt", "conversation"),
+            settings=("beta", "loss_type", "options", *ROLLOUT),
+            refuses=refuses_grpo,
+            use_for="answers that a program can check: the right number, code that runs, a format",
+            memory="as sft with the same adapter; with objective.beta above 0 and no adapter a second model beside it",
+            ranges={"objective.beta": "0 (no reference) to 0.04", **RANGES},
+        ),
+        Trainer(
+            name="rloo",
+            summary="learn from rewards: each answer is compared with the mean of the others to its prompt",
+            train=train_rloo,
+            defaults={"adapter.kind": "lora", "adapter.r": 16, "training.learning_rate": 2e-5, "objective.beta": 0.05},
+            paper="https://arxiv.org/abs/2402.14740",
+            scores=("weighted_reward",),
+            needs=needs,
+            kinds=("prompt", "conversation"),
+            settings=("beta", "options", *ROLLOUT),
+            refuses=refuses,
+            use_for="a reward model's scores: it holds the model to where training began, and does not scale rewards",
+            memory="as grpo, with a reference",
+            ranges={"objective.beta": "0.01 to 0.1", **RANGES},
+        ),
+    ]

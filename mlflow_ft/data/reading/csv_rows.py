@@ -1,0 +1,140 @@
+"""Rows out of CSV: one that is malformed is named, and the others come, as long as they can be told apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow_ft.data.reading import compressed, parsing
+from mlflow_ft.data.reading.compressed import BrokenFile
+from mlflow_ft.data.reading.parsing import NO_ROW, NOT_UTF_8, RowError
+
+MARK = b"\xef\xbb\xbf"
+QUOTED = re.compile(rb'"[^"]*"')
+
+
+def read(file: Path) -> Iterator[tuple[int, Any]]:
+    """Line and columns of every row; a RowError in place of a row that cannot be read.
+
+    Raises:
+        BrokenFile: the header cannot be read, or a quote is not closed: what comes behind may be rows or a part of one.
+    """
+    csv.field_size_limit(parsing.MAX_ROW_BYTES)
+    with compressed.text(file) as stream:
+        sign = "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
+        lines = _Lines(stream)
+        reader = csv.reader(lines, delimiter=sign, strict=True)
+        header: list[str] = []
+        while True:
+            lines.begin()
+            try:
+                fields = next(reader, None)
+            except (csv.Error, RowError) as error:
+                yield lines.first, _malformed(error, lines, header)
+                continue
+            if fields is None:
+                return
+            if header and fields:
+                yield lines.first, _row(header, fields)
+            elif fields:
+                header = _header(fields, lines.first)
+
+
+def delimiter(file: Path) -> str:
+    """What stands between the fields of a file."""
+    with compressed.text(file) as stream:
+        return "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
+
+
+def _delimiter(stream: io.BufferedReader) -> str:
+    """Where commas are decimal points, spreadsheets write semicolons."""
+    start = stream.peek(2**16).removeprefix(MARK).lstrip(b"\r\n")
+    names = QUOTED.sub(b"", (start.splitlines() or [b""])[0])
+    return ";" if b";" in names and b"," not in names else ","
+
+
+class _Lines:
+    """The lines of a text, those of one row counted; a line ends at a newline, at a carriage return, or at both."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        # bytes that are no UTF-8 pass as lone surrogates, so that the row they stand in can be named
+        self._text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self._number = 0
+        self._ended = False
+        self.begin()
+
+    def begin(self) -> None:
+        """A row begins on the next line."""
+        self.first = self._number + 1
+        self._length = 0
+        self._quotes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._read()
+        if not line:
+            self._ended = True
+            raise StopIteration
+        self._number += 1
+        if self._length > parsing.MAX_ROW_BYTES:
+            while line and not line.endswith(("\r", "\n")):
+                line = self._read()
+            raise RowError(NO_ROW.format(size=parsing.MAX_ROW_BYTES))
+        return line
+
+    def _read(self) -> str:
+        line = self._text.readline(parsing.MAX_ROW_BYTES + 1)
+        self._length += len(line)
+        self._quotes += line.count('"')
+        return line
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the row, malformed as it is, ends on the line that it begins on: every quote in it is closed."""
+        return self._number == self.first and (self._ended or self._quotes % 2 == 0)
+
+
+def _malformed(error: Exception, lines: _Lines, header: list[str]) -> RowError:
+    reason = error if isinstance(error, RowError) else RowError(f"malformed CSV: {error}")
+    if not header:
+        raise BrokenFile(f"the header cannot be read: {reason}", line=lines.first) from error
+    if not lines.bounded:
+        raise BrokenFile(
+            f"{reason}; a quote that is opened here is not closed, and the rows behind it cannot be told apart",
+            line=lines.first,
+            hint='put the field in double quotes, and write a quote in it twice: "5"" pipe"',
+        ) from error
+    return reason
+
+
+def _header(fields: list[str], line: int) -> list[str]:
+    if twice := sorted({name for name in fields if fields.count(name) > 1}):
+        raise BrokenFile(
+            f"the header names a column twice: {', '.join(name or repr(name) for name in twice)}",
+            line=line,
+            hint="rename one of them",
+        )
+    if not _utf_8(fields):
+        raise BrokenFile(f"the header is {NOT_UTF_8}", line=line)
+    return fields
+
+
+def _row(header: list[str], fields: list[str]) -> dict[str, Any] | RowError:
+    if len(fields) != len(header):
+        return RowError(
+            f"the row has another number of fields than the header ({len(fields)}, not {len(header)}); "
+            "put fields that hold commas or line breaks in double quotes"
+        )
+    if not _utf_8(fields):
+        return RowError(NOT_UTF_8)
+    return dict(zip(header, fields, strict=True))
+
+
+def _utf_8(fields: list[str]) -> bool:
+    return not any("\udc80" <= letter <= "\udcff" for field in fields if not field.isascii() for letter in field)

@@ -1,0 +1,1 @@
+"""An adapter on its base: how it begins, what trains, its files, and whether they fit."""

@@ -1,0 +1,252 @@
+"""How an adapter begins: what its first weights are taken from, and how one that changed its base is saved for it.
+
+PiSSA, OLoRA, CorDA and LoRA-GA move a part of each weight into the adapter: W = W_rest + s B0 A0. The adapter that is
+trained belongs to W_rest, which nobody else has. So it is saved as the difference to the beginning, a LoRA of twice
+the rank on the untouched base (as in PEFT's `subtract_mutated_init`):
+
+    s B A - s B0 A0 = s [B  -B0] [A; A0]
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AdaLoraModel, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft.tuners.lora import Linear4bit
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mlflow_ft.engine import batches
+from mlflow_ft.engine.loss import full_token_loss
+from mlflow_ft.engine.models import experts, linear
+from mlflow_ft.engine.tokens import vocabulary
+from mlflow_ft.errors import ConfigError, ModelError, brief
+from mlflow_ft.job import BaseModel, Data, Encoded, Job
+
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
+"""Beginnings that move a part of the base into the adapter."""
+SEEN = 256
+"""Training rows, at most, that a beginning made of the data looks at."""
+BEGINNING = "beginning.safetensors"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
+    """Put a new adapter on the loaded base, with the first weights that `adapter.init_lora_weights` or `init_text` ask.
+
+    Raises:
+        ModelError, ConfigError: the adapter does not fit the model.
+    """
+    begin = str(getattr(peft_config, "init_lora_weights", ""))
+    if begin in ("corda", "lora_ga") and peft_config.target_modules == "all-linear":
+        peft_config.target_modules = set(linear.names(module))  # they look for the layers before PEFT does
+    # CorDA's hooks take one row at a time
+    look = _batches(data, 1 if begin == "corda" else job.config.training.per_device_train_batch_size)
+    tied = vocabulary.tied(module)
+    narrowest = min((layer.in_features for _, layer in linear.layers(module)), default=0)
+    if begin == "corda":
+        preprocess_corda(module, peft_config, run_model=lambda: _run(module, look))
+    elif begin == "lora_ga":
+        preprocess_loraga(module, peft_config, train_step=lambda: _gradients(module, look))
+    named = _named(peft_config)
+    wrapped: Any = get_peft_model(module, peft_config)
+    _check_named(wrapped, named)
+    if begin == "eva":
+        initialize_lora_eva_weights(wrapped, _large_enough(wrapped, data, narrowest=narrowest), show_progress_bar=False)
+    elif job.config.adapter.init_lora_weights == "loftq":
+        _correct_rounding(wrapped, base.path)
+    elif job.config.adapter.init_text and peft_config.is_prompt_learning and hasattr(peft_config, "prompt_tuning_init"):
+        _from_text(wrapped, job.config.adapter.init_text, data.tokenizer)
+    _merges_once(wrapped, tied=tied)
+    if begin.startswith(CHANGE_THE_BASE):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        save_file(_adapter_weights(wrapped), job.folder / BEGINNING)
+        # an adapter that is added later, TRL's frozen reference, must not move a part of the base once more
+        wrapped.peft_config["default"].init_lora_weights = True
+    return wrapped
+
+
+def _named(peft_config: Any) -> dict[str, list[str]]:
+    """What a config asks for by the names of layers and weights, before PEFT writes names of its own into it."""
+    fields = ("rank_pattern", "alpha_pattern", "target_parameters")
+    return {field: list(getattr(peft_config, field, None) or ()) for field in fields}
+
+
+def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:
+    """Refuse names that fit nothing, which PEFT would leave out with a warning, or without one.
+
+    Raises:
+        ModelError: a pattern fits no adapted layer or weight, or a weight that was named is not there.
+    """
+    tuner = wrapped.base_model
+    weights = list(getattr(tuner, "targeted_parameter_names", ()))
+    adapted = [*getattr(tuner, "targeted_module_names", ()), *weights]
+    for field, names in named.items():
+        for name in names:
+            pattern, places = (re.escape(name), weights) if field == "target_parameters" else (name, adapted)
+            if not any(re.match(rf"(.*\.)?({pattern})$", place) for place in places):
+                fused, layers = experts.parameters(wrapped), {place.rpartition(".")[2] for place in adapted}
+                raise ModelError(
+                    f"adapter.{field}: {name!r} fits {'no weight' if places is weights else 'no adapted layer'}",
+                    hint=f"the fused weights of experts are: {', '.join(fused) or 'none'}"
+                    if places is weights
+                    else f"adapted are: {', '.join(sorted(layers))}",
+                )
+
+
+def save(module: Any, folder: Path, *, beginning: Path | None = None, last: bool = True) -> None:
+    """Save an adapter so that it belongs to the base as it lies on the disk.
+
+    `beginning` is the job's folder, where `attach` wrote the first weights of one that changed its base; they are
+    removed with the `last` save. Another adapter that a trainer has put beside it is left out.
+    """
+    # the base and the rule for new tokens make the embeddings again: never a copy of all of them beside the adapter
+    with warnings.catch_warnings():
+        if isinstance(module.base_model, AdaLoraModel):  # it may leave a layer no rank at all
+            warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")
+        module.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
+    if beginning is None or not (beginning / BEGINNING).is_file():
+        return
+    first, trained = load_file(beginning / BEGINNING), load_file(folder / WEIGHTS)
+    for name, weight in trained.items():
+        if ".lora_A." in name:
+            trained[name] = torch.cat([weight, first[name].to(weight)], dim=0)
+        elif ".lora_B." in name:
+            trained[name] = torch.cat([weight, -first[name].to(weight)], dim=1)
+    save_file(trained, folder / WEIGHTS, metadata={"format": "pt"})
+    doubled(module.peft_config["default"]).save_pretrained(folder)
+    if last:
+        (beginning / BEGINNING).unlink()
+
+
+def doubled(peft_config: Any) -> Any:
+    """The config of the same LoRA with twice the rank and the same scale, and without a beginning of its own."""
+    found = copy.deepcopy(peft_config)
+    factor = 2**0.5 if found.use_rslora else 2  # the scale is alpha / sqrt(r), or alpha / r
+    found.init_lora_weights, found.inference_mode = True, True
+    found.corda_config = found.lora_ga_config = None
+    found.r, found.lora_alpha = 2 * found.r, factor * found.lora_alpha
+    found.rank_pattern = {name: 2 * rank for name, rank in (found.rank_pattern or {}).items()}
+    alphas = dict(found.alpha_pattern or {})
+    found.alpha_pattern = {name: factor * alpha for name, alpha in alphas.items()}
+    return found
+
+
+def _merges_once(wrapped: Any, *, tied: bool) -> None:
+    """Refuse an adapter over layers that are one: it would be merged into their weights twice."""
+    inside, outside = wrapped.get_input_embeddings(), wrapped.get_base_model().get_output_embeddings()
+    over = [layer for layer in (inside, outside) if isinstance(layer, BaseTunerLayer)]
+    if tied and any(not isinstance(layer, TrainableTokensLayer) for layer in over):
+        raise ConfigError(
+            "this model's output layer is its embedding layer, and an adapter over them cannot be merged",
+            hint="leave both out of adapter.target_modules; adapter.modules_to_save trains them whole",
+        )
+
+
+def _adapter_weights(wrapped: Any) -> dict[str, Tensor]:
+    state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return {name: weight.detach().float().clone().contiguous() for name, weight in state.items() if ".lora_" in name}
+
+
+def _batches(data: Data, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    rows = list(itertools.islice(data.train.encoded, SEEN))
+    pad = data.tokenizer.pad_token_id
+    for start in range(0, len(rows), batch_size):
+        yield batches.padded(rows[start : start + batch_size], pad_token_id=pad)
+
+
+def _large_enough(wrapped: Any, data: Data, *, narrowest: int) -> list[dict[str, Tensor]]:
+    """Batches with as many learned tokens as EVA looks for components; PEFT skips smaller ones, for ever."""
+    settings = wrapped.peft_config["default"]
+    needed = round(max([settings.r, *settings.rank_pattern.values()]) * settings.eva_config.rho)
+    found: list[dict[str, Tensor]] = []
+    rows: list[Encoded] = []
+    for row in itertools.islice(data.train.encoded, SEEN):
+        rows.append(row)
+        if sum(one.supervised for one in rows) >= needed + len(rows):
+            found.append(batches.padded(rows, pad_token_id=data.tokenizer.pad_token_id))
+            rows = []
+    if needed > narrowest or not found:
+        raise ConfigError(
+            f"eva looks for {needed} components (adapter.r times rho) in {narrowest} dimensions and in the learned "
+            f"tokens of {SEEN} rows at most, which have fewer",
+            hint="lower adapter.r, or begin without eva",
+        )
+    return found
+
+
+@torch.no_grad()
+def _correct_rounding(wrapped: Any, folder: Path) -> None:
+    """LoftQ (arXiv 2310.08659), one step: B A begins as the best low-rank part of what the quantisation took away.
+
+    The base stays as it is, so that the adapter belongs to any copy of it.
+
+    Raises:
+        ModelError: the folder does not hold the weights under the layers' names.
+    """
+    places: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as content:
+            places |= dict.fromkeys(content.keys(), file)
+    for name, layer in wrapped.get_base_model().named_modules():
+        if not isinstance(layer, Linear4bit):
+            continue
+        if f"{name}.weight" not in places:
+            raise ModelError(f"loftq: {folder} holds no weight {name}.weight", hint="begin without loftq")
+        with safe_open(places[f"{name}.weight"], framework="pt") as content:
+            exact = content.get_tensor(f"{name}.weight").float()
+        first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        lost = exact.to(first.device) - dequantize_module_weight(layer.get_base_layer()).float()
+        left, sizes, right = torch.linalg.svd(lost / layer.scaling["default"], full_matrices=False)
+        rank = min(len(first), len(sizes))
+        root = sizes[:rank].sqrt()
+        first.zero_()[:rank] = root[:, None] * right[:rank]
+        second.zero_()[:, :rank] = left[:, :rank] * root
+
+
+@torch.no_grad()
+def _run(module: Any, look: Iterator[dict[str, Tensor]]) -> None:
+    for batch in look:
+        module(input_ids=batch["input_ids"].to(module.device), attention_mask=batch["attention_mask"].to(module.device))
+
+
+def _gradients(module: Any, look: Iterator[dict[str, Tensor]]) -> None:
+    for batch in look:
+        found = full_token_loss(module, {name: value.to(module.device) for name, value in batch.items()})
+        found.nll.mean().backward()
+
+
+@torch.no_grad()
+def _from_text(wrapped: Any, text: str, tokenizer: Any) -> None:
+    """Begin a learned prompt with a text's embeddings, repeated where the text is shorter than the prompt."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError("adapter.init_text has no tokens", hint="give a sentence, such as an instruction")
+    weight = wrapped.prompt_encoder["default"].embedding.weight
+    if len(ids) > len(weight):
+        raise ConfigError(
+            f"adapter.init_text has {len(ids)} tokens, and the prompt has {len(weight)}",
+            hint=f"make it longer (--adapter.num_virtual_tokens {len(ids)}), or shorten the text",
+        )
+    tiled = torch.tensor(list(itertools.islice(itertools.cycle(ids), len(weight))))
+    weight.copy_(wrapped.word_embeddings(tiled.to(weight.device)).to(weight))
+
+
+def refused(error: Exception) -> ModelError:
+    """What PEFT or torch says of an adapter that the model's layers cannot take, as an error with a remedy."""
+    return ModelError(
+        f"the adapter does not fit the model: {brief(error)}", hint="check adapter.target_modules and adapter.options"
+    )

@@ -1,0 +1,228 @@
+"""A model under evaluation: exact held-out losses, and greedy answers to held-out prompts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from mlflow_ft.engine import batches
+from mlflow_ft.engine.loss import causal_model, suited
+from mlflow_ft.engine.models import generation, left_padding, loading, room
+from mlflow_ft.engine.rewards import reward_judges
+from mlflow_ft.engine.tokens import render
+from mlflow_ft.job import Data, Encoded, Job, Trained
+from mlflow_ft.progress import Bar
+from mlflow_ft.records import Answer
+from mlflow_ft.rows import Example
+
+
+@torch.no_grad()
+def row_losses(
+    model: Any, rows: Sequence[Encoded], *, batch_size: int, pad_token_id: int, bar: Bar | None = None
+) -> list[tuple[float, int]]:
+    """Of every row the summed negative log-likelihood (nats) of its learned tokens, and their number."""
+    losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    device = causal_model(model).device
+    measure: Any = None
+    for indices in batches.by_length([len(row.input_ids) for row in rows], batch_size=batch_size):
+        batch = batches.padded([rows[index] for index in indices], pad_token_id=pad_token_id)
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        measure = measure or suited(model, inputs)
+        found = measure(model, inputs)
+        sums = torch.zeros(len(indices), device=device).index_add_(0, found.row, found.nll)
+        counts = torch.bincount(found.row, minlength=len(indices))
+        for index, total, count in zip(indices, sums.tolist(), counts.tolist(), strict=True):
+            losses[index] = (total, count)
+        if bar:
+            bar.advance(len(indices))
+    return losses
+
+
+@torch.no_grad()
+def row_scores(model: Any, rows: Sequence[Encoded], *, batch_size: int, pad_token_id: int) -> list[float]:
+    """The score that a reward model gives each row."""
+    scores = [0.0] * len(rows)
+    device = causal_model(model).device
+    for indices in batches.by_length([len(row.input_ids) for row in rows], batch_size=batch_size):
+        batch = batches.padded([rows[index] for index in indices], pad_token_id=pad_token_id)
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        for index, score in zip(indices, model(**inputs).logits[:, 0].float().tolist(), strict=True):
+            scores[index] = score
+    return scores
+
+
+def answerable(example: Example) -> bool:
+    """Whether a model can be asked for what is said last, or next; not for what is known to be bad."""
+    return (example.answer is not None and example.label is not False) or example.kind == "prompt"
+
+
+def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
+    """Mean over tokens, not over rows (nats); NaN where there is no token."""
+    tokens = sum(count for _, count in losses)
+    return sum(total for total, _ in losses) / tokens if tokens else float("nan")
+
+
+class JudgedModel:
+    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, when first asked for."""
+
+    def __init__(self, *, name: Literal["base", "tuned"], module: Any, job: Job, data: Data) -> None:
+        self.name = name
+        self.data = data
+        self._module = module
+        self._job = job
+        self._scores = job.task == "score"
+        self._batch: int = job.config.evaluation.per_device_eval_batch_size
+        self._pad: int = data.tokenizer.pad_token_id
+
+    def over(self, data: Data) -> JudgedModel:
+        """The same model on other held-out rows."""
+        return JudgedModel(name=self.name, module=self._module, job=self._job, data=data)
+
+    def release(self) -> None:
+        """Let the model go; what was asked for stays."""
+        self._module = None
+
+    @cached_property
+    def losses(self) -> Sequence[tuple[float, int]]:
+        with self._job.progress.bar(f"loss of {self.name}", total=len(self.data.eval.encoded), unit="rows") as bar:
+            return row_losses(
+                self._module,
+                self.data.eval.encoded,
+                batch_size=self._batch,
+                pad_token_id=self._pad,
+                bar=bar,
+            )
+
+    @cached_property
+    def pairs(self) -> Sequence[tuple[float, float]]:
+        """Of every held-out preference how good the model finds the chosen answer, and the rejected one."""
+        if self.data.kind != "preference":
+            return ()
+        rejected = [row.rejected for row in self.data.eval.encoded if row.rejected]
+        if self._scores:
+            both = [*self.data.eval.encoded, *rejected]
+            found = row_scores(self._module, both, batch_size=self._batch, pad_token_id=self._pad)
+        else:
+            others = row_losses(self._module, rejected, batch_size=self._batch, pad_token_id=self._pad)
+            found = [-total for total, _ in (*self.losses, *others)]
+        return list(zip(found[: len(rejected)], found[len(rejected) :], strict=True))
+
+    @cached_property
+    def rewards(self) -> Mapping[str, Sequence[float | None]]:
+        """Of every reward its value for each of the answers; empty where none is named."""
+        return self._rewarded[0]
+
+    @cached_property
+    def weighted_reward(self) -> Sequence[float | None]:
+        """For each of the answers the weighted sum of all rewards."""
+        return self._rewarded[1]
+
+    @cached_property
+    def _rewarded(self) -> tuple[Mapping[str, Sequence[float | None]], Sequence[float | None]]:
+        if not (self._job.config.rollout.reward_funcs or self._job.reward_model):
+            return {}, ()
+        judges = reward_judges.load(self._job.config, self._job.registry, model=self._job.reward_model)
+        values = reward_judges.of_answers(judges, self.answers)
+        return values, reward_judges.weighted(judges, values)
+
+    @cached_property
+    def answers(self) -> Sequence[Answer]:
+        if self._scores:
+            return ()
+        settings = self._job.config.evaluation
+        examples = list(itertools.islice(filter(answerable, self.data.eval.examples), settings.max_rows))
+        with self._job.progress.bar(f"answers of {self.name}", total=len(examples), unit="rows") as bar:
+            return answers(
+                self._module,
+                self.data,
+                examples,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=self._batch,
+                bar=bar,
+            )
+
+
+@torch.no_grad()
+def answers(
+    model: Any, data: Data, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int, bar: Bar | None = None
+) -> list[Answer]:
+    """Let the model answer, greedily, in place of each conversation's last turn."""
+    ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
+    pad = data.tokenizer.pad_token_id
+    found: dict[int, Answer] = {}
+    if crowded(model, max(map(len, ids), default=0), max_new_tokens):
+        batch_size = 1  # each answer may be as long as its own prompt allows, whatever stands beside it
+    for indices in left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad):
+        generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
+        for index, (text, finished) in zip(indices, generated, strict=True):
+            found[index] = answer_to(examples[index], text, finished=finished)
+        if bar:
+            bar.advance(len(indices))
+    return [found[index] for index in range(len(examples))]
+
+
+def crowded(model: Any, length: int, more: int) -> bool:
+    """Whether a model has no positions for so many tokens behind `length`."""
+    left = room.left(model, length)
+    return left is not None and left < more
+
+
+def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
+    """An answer beside what was expected, with what reward functions are told of the row."""
+    return Answer(
+        prompt=example.prompt,
+        expected=str(example.answer or example.columns.get(reward_judges.ANSWER) or ""),
+        text=text,
+        finished=finished,
+        columns=reward_judges.columns(example),
+    )
+
+
+def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
+    """Greedy continuations, and whether each ended its turn. Padded on the left, as generation needs it."""
+    causal = causal_model(model)
+    longest = max(map(len, prompts))
+    if crowded(model, longest, max_new_tokens):
+        max_new_tokens = room.left(model, longest) or 0
+    if not max_new_tokens:
+        return [("", False)] * len(prompts)
+    batch = left_padding.padded(prompts, pad_token_id=data.tokenizer.pad_token_id)
+    stops = loading.token_ids(causal.generation_config.eos_token_id)
+    with loading.quiet_peft():
+        output = model.generate(
+            **{name: value.to(causal.device) for name, value in batch.items()},
+            max_new_tokens=max_new_tokens,
+            **generation.GREEDY,
+            use_cache=True,
+        )
+    results = []
+    for new in output[:, batch["input_ids"].shape[1] :].tolist():
+        end = next((position for position, token in enumerate(new) if token in stops), None)
+        results.append((data.tokenizer.decode(new[:end], skip_special_tokens=True).strip(), end is not None))
+    return results
+
+
+def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
+    """The base model, then the tuned one, each from its files; the first is gone from memory when the second comes.
+
+    Where an adapter was trained further, the first is the base with the adapter as it was before.
+    Ask for all that is needed of one before taking the next.
+    """
+    base = loading.load_base(job.config, trained.base)
+    loading.agree(base, data)
+    start = trained.base.start
+    if start:
+        base = loading.with_adapter(base, start)
+    first = JudgedModel(name="base", module=base, job=job, data=data)
+    yield first
+    if trained.adapter is None or start:
+        first.release()
+        del base
+        tuned: Any = loading.load_trained(job, data, trained)
+    else:
+        tuned = loading.with_adapter(base, trained.adapter)
+    yield JudgedModel(name="tuned", module=tuned, job=job, data=data)

@@ -1,0 +1,286 @@
+"""A model without its weights, with an adapter on it: what PEFT would merge, layer by layer, as the weights come.
+
+transformers builds the architecture on torch's meta device and PEFT puts the adapter on, so that targets, patterns of
+ranks, scales, ties and variants are PEFT's own reading of the adapter. Then one layer at a time gets its weights, is
+merged by PEFT's own code, and gives them back: the result is PEFT's bit for bit, and never more than a layer is there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from mlflow_ft.engine.adapters import files, fitting, unmergeable
+from mlflow_ft.engine.adapters.fitting import Fit, Say, nobody
+from mlflow_ft.engine.adapters.weight_names import short
+from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.models import own_quantization, routers
+from mlflow_ft.engine.models.loading import quiet_peft
+from mlflow_ft.errors import brief
+
+META = torch.device("meta")
+MOVES = "_move_adapter_to_device_of_base_layer"
+LAYERWISE = (
+    *("LORA", "LOHA", "LOKR", "HIRA", "MISS", "GRALORA", "DELORA", "DEFT", "GLORA", "PEANUT", "VERA", "PVERA"),
+    *("RANDLORA", "VBLORA", "TINYLORA", "FOURIERFT", "WAVEFT", "SUPERTUNING", "OFT", "BOFT", "HRA", "ROAD", "C3A"),
+    *("IA3", "LN_TUNING", "TRAINABLE_TOKENS"),
+)
+"""PEFT's types whose merge looks at one layer at a time (tests/engine/merging/test_stream_merge.py tries each)."""
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings that PEFT makes again, from the base's weights, when it loads an adapter that it saved itself."""
+WITHOUT = ("velora_config", "monteclora_config", "kasa_config", "arrow_config", "alora_invocation_tokens")
+"""Variants of LoRA that keep more of a layer than its files hold, or do not merge."""
+
+
+FAILURES = (*fitting.FAILURES, ImportError)
+"""What transformers and PEFT raise at an architecture or adapter that they cannot build without weights; when they
+do it with weights, they say what is wrong, or do it."""
+
+
+class UnsuitedError(Exception):
+    """The merge cannot go layer by layer; PEFT must do it, with the whole model in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """The model on the meta device, its adapter in memory."""
+
+    model: Any
+    """The transformers model; the adapter's layers are in it."""
+    shapes: Mapping[str, torch.Size]
+    """The weights of the model as it was without the adapter, by name; tied ones under each of their names."""
+    tied: tuple[frozenset[str], ...]
+    """Names of one and the same weight."""
+    units: Mapping[str, str]
+    """From the name of a weight that the adapter may change to the module that holds it."""
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights of the base that the adapter holds whole: biases, resized embeddings."""
+    notes: Sequence[str] = ()
+    """What was not as the adapter's files have it, in sentences."""
+
+    def merged(self, unit: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Merge one module: its weights in the base (by their names in it) to those of the merged model.
+
+        Raises:
+            ValueError: PEFT found weights that are not finite. UnsuitedError: it would need more than this module.
+        """
+        module = self.model.get_submodule(unit)
+        bare = _bare(module)
+        for name, weight in weights.items():
+            bare.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+        merged = _unloaded(module)
+        found = {f"{unit}.{name}": weight.detach() for name, weight in merged.state_dict().items()}
+        for layer in module.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.merged_adapters.clear()  # it can be asked for again
+        for name, weight in weights.items():
+            bare.register_parameter(name, nn.Parameter(weight.to(META), requires_grad=False))
+        if loose := [name for name, weight in found.items() if weight.is_meta]:
+            raise UnsuitedError(f"{', '.join(loose)} is neither in the base nor in the adapter")
+        return found
+
+
+def build(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None) -> Skeleton:
+    """Build the model of `base` without weights, and put the adapter on.
+
+    `rows` is for how many tokens the embeddings must have room; the rows that the adapter itself brings count, too.
+
+    Raises:
+        UnsuitedError: the adapter's kind, or how it was made, asks for the whole model. ModelError: the adapter's files
+        are broken, or it does not fit this base.
+    """
+    _check_kind(files.settings(adapter))
+    try:
+        return _built(base, adapter, task=task, rows=rows)
+    except FAILURES as error:
+        raise UnsuitedError(f"it cannot be laid out without weights: {brief(error)}") from error
+
+
+def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleton:
+    state = {name: _exact(weight) for name, weight in files.tensors(adapter).items()}
+    model = bare_model(base, task=task)
+    _grow(model, max(rows or 0, brought_rows(model, {name: weight.shape for name, weight in state.items()})))
+    names = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: weight.shape for name, weight in names.items()}
+    tied = _ties(names)
+    with quiet_peft(), quiet_transformers(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
+        notes = _attach(model, adapter, state)
+    units = {name: unit for unit in _units(model) for name in shapes if name.startswith(f"{unit}.")}
+    replaced = {_plain(name): weight for name, weight in model.named_parameters() if _plain(name) in shapes}
+    replaced = {name: weight.detach() for name, weight in replaced.items() if not weight.is_meta}
+    _check_whole(model, units)
+    return Skeleton(model=model, shapes=shapes, tied=tied, units=units, replaced=replaced, notes=notes)
+
+
+def bare_model(base: Path, *, task: str = "generate") -> Any:
+    """The architecture of a folder's config.json, on the meta device."""
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    if own := own_quantization.of(base):
+        if own.held is None:
+            raise UnsuitedError(f"the base's own files are in {own.description}")
+        own_quantization.forget(config)  # what each weight stands for goes into a model that is not quantised
+    routers.silence(config)
+    kind: Any = AutoModelForCausalLM
+    if task == "score":
+        kind, config.num_labels = AutoModelForSequenceClassification, 1
+    with torch.device(META), quiet_transformers():
+        return kind.from_config(config, dtype=torch.float32).eval()
+
+
+def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = nobody) -> Fit:
+    """The adapter's tensors by the names that `base` has for them, found without the base's weights.
+
+    Raises:
+        ModelError: the adapter does not fit. UnsuitedError: it can only be put on a base with its weights.
+    """
+    state = files.tensors(adapter)
+    try:
+        model = bare_model(base, task=task)
+        _grow(model, max(rows or 0, brought_rows(model, {name: weight.shape for name, weight in state.items()})))
+        peft_config = fitting.config_for(model, adapter)
+        with quiet_peft(), quiet_transformers():
+            wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
+            return fitting.fitted(wrapped, state, where=adapter, say=say)
+    except FAILURES as error:
+        raise UnsuitedError(f"it cannot be laid out without weights: {brief(error)}") from error
+
+
+def check(base: Path, adapter: Path, *, task: str = "generate") -> None:
+    """Refuse an adapter that does not fit `base` before the base's weights are loaded, where that can be seen without.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    with suppress(UnsuitedError):
+        fit(base, adapter, task=task)
+
+
+def _check_kind(settings: Mapping[str, Any]) -> None:
+    kind = settings.get("peft_type")
+    if kind not in LAYERWISE:
+        raise UnsuitedError(f"{kind} is merged by PEFT")
+    if str(settings.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE):
+        raise UnsuitedError(f"it began as {settings['init_lora_weights']}, which PEFT makes again from all weights")
+    for name in (*WITHOUT, "target_parameters", "use_bdlora"):
+        if settings.get(name):
+            raise UnsuitedError(f"{name} is merged by PEFT")
+
+
+def _exact(weight: Tensor) -> Tensor:
+    """As PEFT holds what it reads: float32, where it is of half the precision."""
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+
+
+def brought_rows(model: Any, shapes: Mapping[str, Sequence[int]]) -> int:
+    """For how many tokens an adapter with tensors of these shapes has weights of the embedding layer; 0: for none."""
+    names = {id(layer): name for name, layer in model.named_modules()}
+    name = short(f"base_model.model.{names[id(model.get_input_embeddings())]}")
+    held = {short(key): shape for key, shape in shapes.items() if short(key).startswith(f"{name}.") and shape}
+    whole = [shape[0] for key, shape in held.items() if key.endswith("weight")]
+    low_rank = [shape[-1] for key, shape in held.items() if key.endswith("lora_embedding_A")]
+    return max([0, *whole, *low_rank])
+
+
+def _grow(model: Any, rows: int) -> None:
+    if rows > len(model.get_input_embeddings().weight):
+        with quiet_transformers():
+            model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _ties(names: Mapping[str, nn.Parameter]) -> tuple[frozenset[str], ...]:
+    groups: dict[int, set[str]] = {}
+    for name, weight in names.items():
+        groups.setdefault(id(weight), set()).add(name)
+    return tuple(frozenset(group) for group in groups.values() if len(group) > 1)
+
+
+def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> list[str]:
+    """Put the adapter on, whose weights stay in memory; what is to be said of them comes back.
+
+    Raises:
+        ModelError: it does not fit this model. UnsuitedError, ValueError: PEFT does not merge it.
+    """
+    notes: list[str] = []
+    peft_config = fitting.config_for(model, adapter)
+    peft_config.inference_mode = True
+    wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
+    fit = fitting.fitted(wrapped, state, where=adapter, say=notes.append)
+    with _stay():
+        set_peft_model_state_dict(wrapped, fit.state, low_cpu_mem_usage=True)
+    if loose := [name for name, weight in fitting.saved(wrapped).items() if weight.is_meta]:
+        raise UnsuitedError(f"PEFT does not place {loose[0]} without the base's weights")
+    fitting.prove(wrapped, fit, where=adapter)
+    unmergeable.check(wrapped, where=adapter)
+    tuner: BaseTuner = wrapped.base_model
+    tuner._check_merge_allowed()
+    wrapped.eval()
+    return notes
+
+
+@contextmanager
+def _stay() -> Iterator[None]:
+    """PEFT moves the weights that it has read to the device of the base, which is none here."""
+    moves = getattr(BaseTunerLayer, MOVES)
+    setattr(BaseTunerLayer, MOVES, _nowhere)
+    try:
+        yield
+    finally:
+        setattr(BaseTunerLayer, MOVES, moves)
+
+
+def _nowhere(*_: Any, **__: Any) -> None:
+    return
+
+
+def _units(model: Any) -> list[str]:
+    """The outermost modules that the adapter has put in the place of the model's own."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        ours = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        if ours and not any(name.startswith(f"{one}.") for one in found):
+            found.append(name)
+    return found
+
+
+def _bare(module: Any) -> Any:
+    """The model's own module inside the adapter's."""
+    if isinstance(module, BaseTunerLayer):
+        return module.get_base_layer()
+    return module.original_module
+
+
+def _unloaded(module: Any) -> Any:
+    """What PEFT's `merge_and_unload` puts in the place of a module (`BaseTuner._unload_and_optionally_merge`)."""
+    if hasattr(module, "unload_and_optionally_merge_module"):
+        return module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+    module.merge(safe_merge=True)
+    return module.get_base_layer()
+
+
+def _plain(name: str) -> str:
+    """The name that a weight of the base had before the adapter came."""
+    for inner in (".token_adapter.base_layer", ".base_layer", ".original_module"):
+        name = name.replace(inner, "")
+    return name
+
+
+def _check_whole(model: Any, units: Mapping[str, str]) -> None:
+    """Raise UnsuitedError where a weight of the adapter's own modules did not come with its files."""
+    for unit in dict.fromkeys(units.values()):
+        module = model.get_submodule(unit)
+        own = {id(weight) for weight in (*_bare(module).parameters(), *_bare(module).buffers())}
+        for name, weight in (*module.named_parameters(), *module.named_buffers()):
+            if weight.is_meta and id(weight) not in own and "trainable_tokens_original." not in name:
+                raise UnsuitedError(f"{unit}.{name} is not in the adapter's files")

@@ -1,0 +1,1 @@
+"""Reward functions and reward models: where they come from, and what they say of sampled answers."""

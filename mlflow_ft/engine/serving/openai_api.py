@@ -1,0 +1,209 @@
+"""Models over HTTP: MLflow's own scoring routes, and beside them those of OpenAI, so that its clients work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.pyfunc import PyFuncModel, scoring_server
+
+from mlflow_ft.engine.serving import chat_model
+from mlflow_ft.engine.serving.shared import Served, UnknownModelError, settled
+
+log = logging.getLogger(__name__)
+NOT_OFFERED = ("functions", "function_call", "audio", "modalities", "prediction", "web_search_options")
+"""What OpenAI's own service can do beside, and would change the answer."""
+
+
+class Scored:
+    """The models as MLflow's scoring server calls them: one answer, or a list of them where several were asked for."""
+
+    def __init__(self, served: Served, stopping: threading.Event) -> None:
+        self.served, self.stopping = served, stopping
+
+    def predict(self, model_input: Any, params: Any = None) -> Any:
+        requests = chat_model.as_requests(model_input, params)
+        try:
+            answers = [self.served.answer(one, watch=lambda _: self.stopping.is_set()) for one in requests]
+        except UnknownModelError as error:
+            raise MlflowException(error.message, error_code=RESOURCE_DOES_NOT_EXIST) from error
+        return answers[0] if len(answers) == 1 else answers
+
+
+def make_app(served: Served, signature: ModelSignature, stopping: threading.Event) -> FastAPI:
+    """The routes of `mlflow models serve` (/invocations, /ping, /health, /version), /v1/chat/completions, /v1/models.
+
+    Answers that are being written end when `stopping` is set.
+    """
+    pyfunc = PyFuncModel(model_meta=Model(signature=signature), model_impl=Scored(served, stopping))
+    app: FastAPI = scoring_server.init(pyfunc)
+    started = int(time.time())
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [_model(name, started) for name in served.names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        try:
+            return JSONResponse(_model(served.name_of({"model": name}), started))
+        except UnknownModelError as error:
+            return _refusal(error)
+
+    @app.post("/v1/chat/completions")
+    async def completions(request: Request) -> Response:
+        try:
+            asked = _read(await request.body())
+            if served.scores:
+                raise chat_model.refused("this is a reward model, which gives no answers; ask /invocations")
+            if asked.pop("stream", None):
+                return await _streamed(served, asked, stopping)
+            return JSONResponse(await _whole(served, asked, stopping))
+        except Exception as error:  # every one gets its answer, in OpenAI's form
+            return _refusal(error)
+
+    return app
+
+
+def _model(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "mlflow-ft"}
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """A request without what is null, in the words of `ChatModel.complete`.
+
+    Raises:
+        MlflowException: it is no JSON object, or asks for what is not offered.
+    """
+    try:
+        asked = json.loads(body)
+    except ValueError as error:
+        raise chat_model.refused(f"the request is no JSON: {error}") from error
+    if not isinstance(asked, dict):
+        raise chat_model.refused("the request is no JSON object")
+    asked = {key: value for key, value in asked.items() if value is not None}
+    for name in NOT_OFFERED:
+        if asked.get(name):
+            raise chat_model.refused(f"`{name}` is not offered here")
+    if asked.get("response_format", {"type": "text"}) != {"type": "text"}:
+        raise chat_model.refused("`response_format` is not offered here, but for text")
+    if (choice := asked.pop("tool_choice", "auto")) not in ("auto", "none"):
+        raise chat_model.refused(f"`tool_choice` is {choice!r}; auto and none are offered here")
+    if choice == "none":
+        asked.pop("tools", None)
+    if isinstance(asked.get("messages"), list):
+        asked["messages"] = [_as_text(turn) for turn in asked["messages"]]
+    return asked
+
+
+def _as_text(turn: Any) -> Any:
+    """A message whose content is a list of parts, with their text as its content."""
+    parts = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(parts, list):
+        return turn
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        raise chat_model.refused("a part of a message is no text; nothing else is read here")
+    return {**turn, "content": "".join(str(part.get("text", "")) for part in parts)}
+
+
+async def _whole(served: Served, asked: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
+    gone = threading.Event()
+    try:
+        return await asyncio.to_thread(served.answer, asked, watch=lambda _: gone.is_set() or stopping.is_set())
+    finally:  # nobody waits any longer, where it took too long
+        gone.set()
+
+
+async def _streamed(served: Served, asked: dict[str, Any], stopping: threading.Event) -> Response:
+    """The answer as server-sent events; what is wrong with the request is told before the first of them."""
+    usage = bool((asked.pop("stream_options", None) or {}).get("include_usage"))
+    pieces = _pieces(served, asked, stopping)
+    first = await anext(pieces)
+    events = _events(first, pieces, name=served.name_of(asked), usage=usage)
+    return StreamingResponse(events, media_type="text/event-stream")
+
+
+async def _pieces(
+    served: Served, asked: dict[str, Any], stopping: threading.Event
+) -> AsyncIterator[str | dict[str, Any]]:
+    """The text of an answer bit by bit while it is written in a thread, then the whole answer."""
+    loop, told, gone = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
+
+    def tell(what: Any) -> bool:
+        loop.call_soon_threadsafe(told.put_nowait, what)
+        return gone.is_set() or stopping.is_set()
+
+    def work() -> None:
+        try:
+            tell(served.answer(asked, watch=tell))
+        except Exception as error:  # it is raised where the answer is awaited
+            tell(error)
+
+    writing = loop.run_in_executor(None, work)
+    said = ""
+    try:
+        while not isinstance(item := await told.get(), dict):
+            if isinstance(item, Exception):
+                raise item
+            text = settled(item, asked.get("stop"))
+            if text.startswith(said) and text != said:
+                yield text[len(said) :]
+                said = text
+        if rest := item["choices"][0]["message"]["content"].removeprefix(said):
+            yield rest
+        await writing
+        yield item
+    finally:
+        gone.set()
+
+
+async def _events(
+    first: str | dict[str, Any], pieces: AsyncIterator[str | dict[str, Any]], *, name: str, usage: bool
+) -> AsyncIterator[str]:
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time())}
+    head["model"] = name
+
+    def event(delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        return _event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
+
+    yield event({"role": "assistant", "content": ""})
+    try:
+        piece = first
+        while isinstance(piece, str):
+            yield event({"content": piece})
+            piece = await anext(pieces)
+        yield event({}, piece["choices"][0]["finish_reason"])
+        if usage:
+            yield _event(head | {"choices": [], "usage": piece["usage"]})
+    except Exception as error:  # it is too late for another status
+        log.exception("an answer broke off")
+        yield _event(_problem(str(error), "server_error"))
+    yield "data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def _refusal(error: Exception) -> Response:
+    if isinstance(error, UnknownModelError):
+        return JSONResponse(_problem(error.message, "invalid_request_error", "model_not_found"), status_code=404)
+    if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
+        return JSONResponse(_problem(error.message, "invalid_request_error"), error.get_http_status_code())
+    log.error("a request failed", exc_info=error)
+    return JSONResponse(_problem("the model failed; the server's log says how", "server_error"), status_code=500)
+
+
+def _problem(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -1,0 +1,63 @@
+"""A model as it stands at an evaluation, handed on while the training goes on undisturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mlflow_ft.engine.adapters import starts
+from mlflow_ft.engine.aside import aside
+from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.training.callbacks import HELD_OUT, SKIPPED, curve
+from mlflow_ft.job import Checkpointer
+
+
+class CheckpointCallback(TrainerCallback):
+    """Hands the model to `keep` at every evaluation but the first, which is of the untrained one."""
+
+    def __init__(self, keep: Checkpointer) -> None:
+        self._keep = keep
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        metrics: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or model is None or not state.global_step:
+            return
+        numbers = {
+            curve(name): float(value)
+            for name, value in (metrics or {}).items()
+            if name.startswith(HELD_OUT) and name not in SKIPPED and isinstance(value, int | float)
+        }
+        with aside(model):
+            self._keep(model, state.global_step, numbers)
+
+
+def save(module: Any, folder: Path, *, beginning: Path, weights: bool = True) -> Path:
+    """Save the model as it is, an adapter or all of it; `beginning` is the job's folder.
+
+    Without `weights` a model that has no adapter leaves its configuration alone.
+
+    Returns:
+        The folder that was written: `folder/adapter` or `folder/model`.
+    """
+    adapter = hasattr(module, "peft_config")
+    target = folder / ("adapter" if adapter else "model")
+    cached = module.config.use_cache
+    module.config.use_cache = True
+    try:
+        with quiet_transformers():
+            if adapter:
+                starts.save(module, target, beginning=beginning, last=False)
+            else:
+                module.save_pretrained(target, **({} if weights else {"state_dict": {}}))
+    finally:
+        module.config.use_cache = cached
+    return target

@@ -1,0 +1,184 @@
+"""Learning from preferences: TRL's DPO, CPO (and SimPO) and ORPO over pairs that are tokenised and masked already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from mlflow_ft.engine import batches
+from mlflow_ft.engine.adapters import starts
+from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.models.routers import UnbalancedEvaluation
+from mlflow_ft.engine.tokens.masking import IGNORED
+from mlflow_ft.engine.training import loop
+from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
+
+PAIR = ("input_ids", "labels", "rejected_ids", "rejected_labels")
+"""The columns of the store that a pair needs."""
+AS_THEY_ARE = {"max_length": None, "remove_unused_columns": False}
+"""Settings for rows that were cut, and are tokenised, already."""
+Row = dict[str, Any]
+
+
+def pair(row: Row) -> tuple[Encoded, Encoded]:
+    """The chosen and the rejected answer of a row of the store."""
+    chosen = Encoded(input_ids=tuple(row["input_ids"]), labels=tuple(row["labels"]))
+    return chosen, Encoded(input_ids=tuple(row["rejected_ids"]), labels=tuple(row["rejected_labels"]))
+
+
+class ForDPO:
+    """Collates rows as DPO wants them: the chosen ones, and after them the rejected ones, in one batch.
+
+    `completion_mask` is 1 on the tokens that are learned, by our labels: of a conversation of several turns those of
+    the assistant alone, and never the white space behind its end-of-turn token.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pad = pad_token_id
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and `completion_mask`, each of shape (2 x rows, longest)."""
+        pairs = [pair(row) for row in rows]
+        batch = batches.padded([*(one for one, _ in pairs), *(one for _, one in pairs)], pad_token_id=self._pad)
+        batch["completion_mask"] = batch.pop("labels").ne(IGNORED).long()
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
+        return batch
+
+
+class ForCPO:
+    """Collates rows as CPO and ORPO want them: `chosen_` and `rejected_` `input_ids`, `attention_mask`, `labels`."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pad = pad_token_id
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Six tensors of shape (rows, longest of its side)."""
+        pairs = [pair(row) for row in rows]
+        sides = {"chosen": [one for one, _ in pairs], "rejected": [one for _, one in pairs]}
+        return {
+            f"{side}_{name}": value
+            for side, several in sides.items()
+            for name, value in batches.padded(several, pad_token_id=self._pad).items()
+        }
+
+
+class PairsAsTheyAre:
+    """Keeps TRL from tokenising rows anew."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+    def tokenize_row(self, feature: Row, model: Any = None) -> Row:
+        """What CPO and ORPO call for every row."""
+        return feature
+
+
+class PreparedDPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
+    """DPO over our pairs."""
+
+
+class PreparedCPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, CPOTrainer):
+    """CPO and SimPO over our pairs."""
+
+
+class PreparedORPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, ORPOTrainer):
+    """ORPO over our pairs."""
+
+
+def pairs(split: Split) -> Any:
+    """One side of the split as a `datasets.Dataset` of pairs; TRL caches by its fingerprint what it computes of it."""
+    return split.encoded.dataset(PAIR, fingerprint=split.digest)
+
+
+def dpo(job: Job, data: Data, model: Model) -> Trained:
+    """Direct preference optimisation and its relatives (`objective.loss_type`): arXiv 2305.18290.
+
+    The reference is the base with a new adapter switched off; of an adapter that is trained further a frozen copy; of
+    a whole model that trains a second copy, unless `objective.precompute_ref_log_probs` asks it once, before training.
+    """
+    own = AS_THEY_ARE | loop.objective(job, "beta", "loss_type", "label_smoothing", "precompute_ref_log_probs")
+    arguments = loop.arguments(DPOConfig, job, job.folder / "train", own)
+    second = second_model(job, model)
+
+    def make(callbacks: list[TrainerCallback]) -> DPOTrainer:
+        trainer = PreparedDPOTrainer(
+            model=model.module,
+            ref_model=second,
+            args=arguments,
+            data_collator=ForDPO(data.tokenizer.pad_token_id),
+            train_dataset=pairs(data.train),
+            eval_dataset=pairs(data.eval),
+            processing_class=data.tokenizer,
+            callbacks=callbacks,
+        )
+        settle_reference(job, model)
+        return trainer
+
+    return loop.run(job, data, model, make, fused=1.0)
+
+
+def second_model(job: Job, model: Model) -> Any | None:
+    """The reference of a whole model that trains; None where an adapter is switched off, or it was asked before."""
+    if hasattr(model.module, "peft_config") or job.config.objective.precompute_ref_log_probs:
+        return None
+    return loading.load_base(job.config, model.base)
+
+
+def settle_reference(job: Job, model: Model) -> None:
+    """Let the base be the reference of a new adapter, by switching the adapter off.
+
+    TRL makes a frozen copy of every adapter. A new one of most kinds changes nothing yet, so that a copy costs memory
+    for nothing; and a new learned prompt changes everything, at random, which is nothing to hold a model to. Those
+    that begin with a part of the base's weights, or of what rounding took from them, keep the copy: without it their
+    base is another model.
+    """
+    begins = job.config.adapter.init_lora_weights or ""
+    copied = loop.REFERENCE in getattr(model.module, "peft_config", {})
+    if copied and model.base.start is None and not begins.startswith((*starts.CHANGE_THE_BASE, "loftq")):
+        model.module.delete_adapter(loop.REFERENCE)
+
+
+def cpo(job: Job, data: Data, model: Model) -> Trained:
+    """Contrastive preference optimisation, which needs no reference: arXiv 2401.08417; SimPO: arXiv 2405.14734."""
+    own = AS_THEY_ARE | _length(job) | loop.objective(job, "beta", "loss_type", "label_smoothing")
+    arguments = loop.arguments(CPOConfig, job, job.folder / "train", own)
+    return _without_reference(PreparedCPOTrainer, arguments, job, data, model)
+
+
+def orpo(job: Job, data: Data, model: Model) -> Trained:
+    """Odds ratio preference optimisation: SFT on the chosen answers and a preference in one step, arXiv 2403.07691."""
+    own = AS_THEY_ARE | _length(job) | loop.objective(job, "beta")
+    arguments = loop.arguments(ORPOConfig, job, job.folder / "train", own)
+    return _without_reference(PreparedORPOTrainer, arguments, job, data, model)
+
+
+def _length(job: Job) -> dict[str, int]:
+    """Rows are not longer than this; TRL warns where it is not told."""
+    return {"max_length": job.config.data.max_length}
+
+
+def _without_reference(kind: Any, arguments: Any, job: Job, data: Data, model: Model) -> Trained:
+    def make(callbacks: list[TrainerCallback]) -> Any:
+        with loop.quiet_datasets():
+            trainer = kind(
+                model=model.module,
+                args=arguments,
+                data_collator=ForCPO(data.tokenizer.pad_token_id),
+                train_dataset=pairs(data.train),
+                eval_dataset=pairs(data.eval),
+                processing_class=data.tokenizer,
+                callbacks=callbacks,
+            )
+        trainer.use_dpo_data_collator = True  # ours gives what TRL's own gives
+        return trainer
+
+    return loop.run(job, data, model, make)

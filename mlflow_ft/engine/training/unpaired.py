@@ -1,0 +1,85 @@
+"""Learning from answers that are called good or bad one by one: TRL's KTO over rows that are tokenised already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import KTOConfig, KTOTrainer
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+from mlflow_ft.engine.models.routers import UnbalancedEvaluation
+from mlflow_ft.engine.tokens.masking import IGNORED
+from mlflow_ft.engine.training import loop
+from mlflow_ft.engine.training.preference import AS_THEY_ARE, second_model, settle_reference
+from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
+
+Row = dict[str, Any]
+
+
+class PreparedKTOTrainer(UnbalancedEvaluation, KTOTrainer):
+    """KTO over our rows, which have the mismatched answers of the KL estimate already."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+
+def kto(job: Job, data: Data, model: Model) -> Trained:
+    """Kahneman-Tversky optimisation: arXiv 2402.01306. Of preferences both answers are taken, one good and one bad."""
+    names = ("beta", "loss_type", "desirable_weight", "undesirable_weight", "precompute_ref_log_probs")
+    own = AS_THEY_ARE | loop.objective(job, *names)
+    arguments = loop.arguments(KTOConfig, job, job.folder / "train", own)
+    second = second_model(job, model)
+    size = arguments.per_device_train_batch_size
+
+    def make(callbacks: list[TrainerCallback]) -> KTOTrainer:
+        trainer = PreparedKTOTrainer(
+            model=model.module,
+            ref_model=second,
+            args=arguments,
+            data_collator=DataCollatorForUnpairedPreference(pad_token_id=data.tokenizer.pad_token_id),
+            train_dataset=answers(data.train, batch_size=size),
+            eval_dataset=answers(data.eval, batch_size=size),
+            processing_class=data.tokenizer,
+            callbacks=callbacks,
+        )
+        settle_reference(job, model)
+        return trainer
+
+    return loop.run(job, data, model, make, fused=1.0)
+
+
+def answers(split: Split, *, batch_size: int) -> Any:
+    """One side of the split as a `datasets.Dataset` of prompts, answers and labels.
+
+    Every row has another row's answer too (`KL_completion_ids`), of which the KL to the reference is estimated: that of
+    the row before it in its batch of `batch_size`, as TRL and the paper's authors pair them.
+    """
+    from datasets import Dataset
+
+    rows = list(_labelled(split))
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        for row, other in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+            row["KL_completion_ids"] = other["completion_ids"]
+    return Dataset.from_list(rows)
+
+
+def _labelled(split: Split) -> Iterator[Row]:
+    for example, encoded in zip(split.examples, split.encoded, strict=True):
+        sides = [(encoded, example.label is not False)] + ([(encoded.rejected, False)] if encoded.rejected else [])
+        for one, label in sides:
+            prompt, completion = last_answer(one)
+            yield {"prompt_ids": prompt, "completion_ids": completion, "label": label}
+
+
+def last_answer(row: Encoded) -> tuple[Sequence[int], Sequence[int]]:
+    """The tokens before the last learned turn, and those of that turn; what stands behind it is left out."""
+    end = len(row.labels)
+    while end and row.labels[end - 1] == IGNORED:
+        end -= 1
+    begin = end
+    while begin and row.labels[begin - 1] != IGNORED:
+        begin -= 1
+    return row.input_ids[:begin], row.input_ids[begin:end]

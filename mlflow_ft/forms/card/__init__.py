@@ -1,0 +1,60 @@
+"""The model card: README.md of every form that is kept, written from the run, and the description of its version."""
+
+from __future__ import annotations
+
+from mlflow_ft.forms.card import licence, limits, load, sections
+from mlflow_ft.forms.card.facts import About
+from mlflow_ft.forms.card.front import matter
+from mlflow_ft.forms.card.markdown import plain, spaced
+
+__all__ = ["CARD", "About", "description", "text", "write"]
+
+CARD = "README.md"
+LONGEST = 5000
+"""Letters of a description: the column of the registry; PostgreSQL refuses a longer one."""
+REST = "The rest of this card ({}) is `artifacts/model/README.md` among the files of this version."
+
+
+def write(about: About) -> None:
+    """Write the card into the form's folder."""
+    (about.folder / CARD).write_text(text(about), encoding="utf-8")
+
+
+def text(about: About) -> str:
+    """The whole card: front matter for the Hub, the title, and a section each for what a reader asks first."""
+    known = licence.of(about.base)
+    parts = {
+        "Scores": sections.scores(about),
+        "Parity": sections.parity(about),
+        "Limits": limits.limits(about),
+        "Licence": load.licence(known),
+        "Data": sections.data(about),
+        "How to load": load.load(about),
+        "Training": sections.training(about),
+    }
+    body = "".join(f"\n## {title}\n\n{section}\n" for title, section in parts.items())
+    opening = warning(about) + sections.opening(about)
+    return f"---\n{matter(about, known)}\n---\n\n# {plain(about.name)}\n\n{opening}\n{body}"
+
+
+def warning(about: About) -> str:
+    """What must be read before anything else; "" where there is nothing of the kind."""
+    worse = about.scores.worse
+    return f"**Worse than its base.** {plain(worse.sentence)}.\n\n" if worse and worse.sure else ""
+
+
+def description(card: str) -> str:
+    """The card without its front matter, as a version's description: cut, where it is too long, before a section."""
+    body = card.partition("\n---\n")[2].strip() if card.startswith("---\n") else card.strip()
+    body = spaced(body)
+    if len(body) <= LONGEST:
+        return body
+    first, *rest = body.split("\n## ")
+    left_out: list[str] = []
+    while rest:
+        left_out.insert(0, rest.pop().partition("\n")[0])
+        shorter = "\n\n".join(["\n## ".join([first, *rest]).rstrip(), REST.format(", ".join(left_out))])
+        if len(shorter) <= LONGEST:
+            return shorter
+    note = REST.format(", ".join(left_out))
+    return f"{first[: LONGEST - len(note) - 2]}\n\n{note}"[:LONGEST]

@@ -1,0 +1,166 @@
+"""Every logged model once more, from the store, in a fresh process with its own requirements alone: the same model?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft.errors import ModelError, RefusedError
+from mlflow_ft.forms import compare
+from mlflow_ft.job import Data, Form, Job, Packaged, Trained
+from mlflow_ft.rows import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LONGEST = 3600
+"""Seconds."""
+SAME = 1e-6
+"""Nats per token up to which both processes compute alike, so that they must say the same; not so in another type."""
+ASKED = 2
+"""Held-out prompts that a model is asked."""
+Answers = Mapping[str, Sequence[str]]
+
+
+def prompts(job: Job, data: Data, trained: Trained) -> list[Example]:
+    """The first held-out rows that a model can be asked for, and that leave it positions for the answer.
+
+    None for a model that scores.
+    """
+    from mlflow_ft.engine.judging import reference
+    from mlflow_ft.engine.models import room
+    from mlflow_ft.engine.tokens import render
+    from mlflow_ft.engine.training import samples
+
+    found = samples.prompts(job, data)
+    most = room.made_for(trained.base.path, trust_remote_code=job.config.model.trust_remote_code)
+    if most is not None:
+        most -= reference.LENGTH + _virtual(trained)
+        found = [one for one in found if len(render.prompt_ids(data.tokenizer, one)) <= most]
+    return found[:ASKED]
+
+
+def _virtual(trained: Trained) -> int:
+    """Positions that a learned prompt takes."""
+    if trained.adapter is None:
+        return 0
+    settings = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(settings.get("num_virtual_tokens") or 0)
+
+
+def said(job: Job, data: Data, trained: Trained, form: Form) -> list[str]:
+    """What a form in memory says to them, greedily."""
+    from mlflow_ft.engine.judging import reference
+    from mlflow_ft.engine.tokens import render
+
+    return [
+        reference.text(form, data.tokenizer, render.prompt_ids(data.tokenizer, example))
+        for example in (prompts(job, data, trained) if job.config.package.round_trip else ())
+    ]
+
+
+def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], expected: Answers) -> None:
+    """Load each model as a stranger would, and compare logits and answers.
+
+    `expected` are the answers to `prompts` of each form as it was compared with the trained model.
+
+    Raises:
+        RefusedError: one cannot be loaded, needs what it does not ask for, or is another model. It is not registered.
+    """
+    if not job.config.package.round_trip or not models:
+        return
+    requests = [_request(example) for example in prompts(job, data, trained)]
+    with (
+        tempfile.TemporaryDirectory(dir=job.folder) as scratch,
+        job.progress.bar("load what was logged in a fresh process"),
+    ):
+        asked: list[dict[str, Any]] = [
+            {"name": model.name, "folder": str(_fetched(model, Path(scratch))), "requests": requests}
+            for model in models
+        ]
+        asked.sort(key=lambda one: Path(one["folder"], "requirements.txt").read_text().count("=="))
+        reference = trained.folder / compare.REFERENCE
+        task = {"models": asked, "reference": str(reference), "out": scratch, "clock": _moment()}
+        _run(task, Path(scratch))
+        for model in models:
+            _compare(job, data, model, Path(scratch), reference, expected[model.name])
+
+
+def _moment() -> str | None:
+    """The moment at which this process holds the clock: an answer may depend on the date in the prompt."""
+    from mlflow_ft.engine.tokens import clock
+
+    moment = clock.moment()
+    return moment.isoformat() if moment else None
+
+
+def _request(example: Example) -> dict[str, Any]:
+    from mlflow_ft.engine.judging.reference import LENGTH
+
+    request: dict[str, Any] = {"messages": [dict(turn) for turn in example.prompt], "max_tokens": LENGTH}
+    return request | {"temperature": 0.0} | ({"tools": [dict(tool) for tool in example.tools]} if example.tools else {})
+
+
+def _fetched(model: Packaged, scratch: Path) -> Path:
+    from mlflow_ft import tracking
+
+    return tracking.fetch(f"models:/{model.model_id}", error=ModelError, what="model", into=scratch / "models")
+
+
+def _run(task: Mapping[str, Any], scratch: Path) -> None:
+    from mlflow_ft.engine.serving import bundle
+
+    file = scratch / "task.json"
+    file.write_text(json.dumps(task), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
+    command = [sys.executable, "-P", str(bundle.FRESH_PROCESS), str(file)]
+    done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, timeout=LONGEST)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise RefusedError(
+            "what was logged cannot be loaded in a process that has its requirements alone: "
+            f"{lines[-1] if lines else 'it gives no reason'}",
+            hint="nothing was registered; see requirements.txt of the logged models",
+        )
+
+
+def _compare(job: Job, data: Data, model: Packaged, folder: Path, file: Path, expected: Sequence[str]) -> None:
+    from safetensors.torch import load_file
+
+    from mlflow_ft.engine.judging import parity
+
+    measured = parity.measure(Stranger(load_file(folder / f"{model.name}.safetensors")), file, answers=False)
+    job.run.metrics({f"round_trip/{model.name}/kl_mean": measured.numbers["kl_mean"]}, dataset=data.eval)
+    answers = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
+    found = [answer["choices"][0]["message"]["content"] for answer in answers]
+    apart = measured.numbers["kl_mean"] - model.parity["kl_mean"]
+    other = next((pair for pair in zip(expected, found, strict=True) if pair[0] != pair[1]), None)
+    other = other if abs(apart) <= SAME else None
+    if other or not apart <= compare.NEGLIGIBLE:
+        what = f"it says {other[1]!r} where {other[0]!r} was said" if other else f"its mean KL grew by {apart:.2g} nats"
+        raise RefusedError(
+            f"the logged model {model.name!r} is another one when it is loaded in a fresh process: {what}",
+            hint=f"nothing was registered; compare models:/{model.model_id} with {model.folder}",
+        )
+
+
+class Stranger:
+    """A `mlflow_ft.job.Form` whose logits another process has written down, for whole rows."""
+
+    def __init__(self, rows: Mapping[str, Tensor]) -> None:
+        self._rows = iter([rows[name] for name in sorted(rows, key=int)])
+
+    def logits(self, input_ids: Any, positions: Any) -> Any:
+        from torch.nn import functional
+
+        row = next(self._rows)
+        return functional.pad(row, (0, 1)) if row.dim() == 2 else row[0, -len(input_ids) :][positions]
+
+    def continued(self, input_ids: Any, length: int) -> list[int]:
+        raise NotImplementedError  # its answers are compared as texts

@@ -1,0 +1,1 @@
+"""What is done to finished models: merged, exported, promoted, rolled back, served, packaged again."""

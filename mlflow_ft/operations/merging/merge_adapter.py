@@ -1,0 +1,215 @@
+"""An adapter and its base, from wherever they are, to a folder with the merged model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.data.fingerprint import file_hash
+from mlflow_ft.errors import ConfigError, FineTuneError, ResourceError
+from mlflow_ft.job import BaseModel
+from mlflow_ft.operations import whole_folder
+from mlflow_ft.operations.merging import adapters, merge_loss
+from mlflow_ft.operations.merging.adapters import Asked, Dtype, Into, Quantize
+from mlflow_ft.progress import Progress
+from mlflow_ft.stages import init_from
+
+__all__ = ["Asked", "Merged", "merge"]
+
+FORMAT = 2
+"""Goes into the fingerprint: a merge of another version of this code is another merge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """The folder, and how it came to be."""
+
+    folder: Path
+    already: bool
+    """It was there, from the same merge."""
+    record: Mapping[str, Any]
+
+
+def merge(asked: Asked, progress: Progress) -> Merged:
+    """Merge, and leave a whole folder or none.
+
+    Raises:
+        ConfigError: the folder is taken. ModelError: no adapter, no base, or one that does not belong to the other.
+        RefusedError: the merged weights are not finite. ResourceError: the disk is too small.
+    """
+    _check(asked)
+    with tempfile.TemporaryDirectory(prefix="mlflow-ft-merge-") as scratch:
+        start = adapters.find(asked, Path(scratch), progress)
+        return _merged(asked, start, progress)
+
+
+def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
+    from mlflow_ft.engine.adapters import added_tokens
+    from mlflow_ft.engine.models import generation
+
+    out = asked.out.expanduser().absolute()
+    config = adapters.config_of(asked, start)
+    base = adapters.base_of(asked, config, start, progress)
+    config = _as_stored(asked, config, base)
+    added_tokens.check(start.folder, base, pads=asked.pad_token is None)
+    facts = _facts(asked, config, start, base)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    if record := whole_folder.finished(out, key):
+        forget(whole_folder.place(out, key))
+        return Merged(folder=out, already=True, record=record)
+    progress.say(f"merge {start.uri} into {base.name} ({base.origin})")
+    for place in (base.path, start.folder):
+        if text := generation.description(generation.read(place), place):
+            progress.warn(text)
+    with whole_folder.writing(out, key) as folder:
+        record = facts | {whole_folder.KEY: key} | _write(asked, config, start, base, folder, progress)
+        whole_folder.write_record(folder, record)
+        _seal(folder)
+    forget(folder)
+    return Merged(folder=out, already=False, record=record)
+
+
+def _as_stored(asked: Asked, config: Config, base: BaseModel) -> Config:
+    """The configuration with the quantisation of the base's own files, where they are quantised.
+
+    Raises:
+        ConfigError: `--quantize` names another. ModelError: they are of a make that is not read here.
+    """
+    from mlflow_ft.engine.models import own_quantization
+
+    own = own_quantization.of(base.path)
+    if own is None:
+        return config
+    own_quantization.check(own)
+    held = own.held or "none"
+    if asked.quantize not in (None, held):
+        raise ConfigError(
+            f"--quantize is {asked.quantize}, and the base's own files are in {own.description}",
+            hint="leave --quantize out: the files decide; or name with --base the base that the adapter was trained on",
+        )
+    settings = {"quantize": held} | ({"double_quant": own.double} if held == "nf4" else {})
+    return config.model_copy(update={"model": config.model.model_copy(update=settings)})
+
+
+def _check(asked: Asked) -> None:
+    if not asked.adapter:
+        raise ConfigError("no adapter was named", hint="--adapter FOLDER, runs:/RUN_ID or models:/NAME@alias")
+    for name, known in (("into", Into), ("quantize", Quantize), ("dtype", Dtype)):
+        value = getattr(asked, name)
+        if value is not None and value not in get_args(known):
+            raise ConfigError(f"--{name} {value!r} is none of {', '.join(get_args(known))}")
+
+
+def trained(asked: Asked, scratch: Path, progress: Progress) -> Any:
+    """The adapter on its base as it was trained, in memory."""
+    from mlflow_ft.engine.models import loading
+
+    start = adapters.find(asked, scratch, progress)
+    config = adapters.config_of(asked, start)
+    return loading.load_saved(config, adapters.base_of(asked, config, start, progress), start.folder, say=progress.say)
+
+
+def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
+    """What makes one merge another: two with the same facts give the same bytes."""
+    adapter = {name: file_hash(start.folder / name) for name in adapters.FILES}
+    return {
+        "format": FORMAT,
+        "adapter": {"uri": start.uri, **adapter},
+        "base": {"name_or_path": base.name_or_path, "revision": base.revision},
+        "quantize": config.model.quantize,
+        "double_quant": config.model.double_quant if config.model.quantize == "nf4" else None,
+        "into": _into(asked, config, base),
+        "dtype": asked.dtype,
+        "shard": asked.shard,
+    } | ({"pad_token": asked.pad_token} if asked.pad_token else {})
+
+
+def _into(asked: Asked, config: Config, base: BaseModel) -> str:
+    from mlflow_ft.engine.models import own_quantization
+
+    own = own_quantization.of(base.path)
+    quantised = own.held is not None if own else config.model.quantize != "none"
+    return asked.into if quantised else "original"
+
+
+def _write(
+    asked: Asked, config: Config, start: init_from.Start, base: BaseModel, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    from mlflow_ft.engine.merging import companions, fold
+    from mlflow_ft.engine.models import loading, text_part
+
+    parts = text_part.of(base.path, task=base.task)
+    if parts and parts.text_alone:
+        progress.say(parts.merged(base.name))
+    dtype = loading.saved_dtype(config, base.path)
+    needed = _bytes(base.path, dtype.itemsize)
+    _check_space(folder, needed)
+    try:
+        with progress.bar("merge", total=round(needed / 2**20), unit="MiB") as bar:
+            report = fold.fold(
+                config,
+                base,
+                start.folder,
+                folder=folder,
+                dtype=dtype,
+                original=asked.into == "original",
+                shard=asked.shard,
+                advance=lambda size: bar.advance(size / 2**20),
+            )
+        companions.copy(start.folder, base.path, folder, generates=base.task != "score")
+        if asked.pad_token:
+            companions.pad_with(asked.pad_token, folder)
+        if asked.data:
+            into = _into(asked, config, base)
+            report["loss"] = merge_loss.measure(
+                asked.data, config, base, start.folder, merged=folder, into=into, progress=progress
+            )
+    except FineTuneError:
+        shutil.rmtree(folder, ignore_errors=True)  # what is wrong stays wrong: nothing to go on with
+        forget(folder)
+        raise
+    for note in report["notes"]:
+        progress.say(note)
+    if report["way"] == "peft":
+        progress.warn(f"the whole model was in memory: {report['reason']}")
+    if names := report.get("untied"):
+        progress.say(f"{', '.join(names)} now has weights of its own: the adapter has changed one of two tied layers")
+    part = {"text_part_of": parts.whole} if parts and parts.text_alone else {}
+    return {"dtype": str(dtype).removeprefix("torch."), **part, **report}
+
+
+def _bytes(base: Path, itemsize: int) -> int:
+    from mlflow_ft.engine.merging import bnb_files
+
+    entries = bnb_files.of(base).entries.values()
+    return sum(entry.size // entry.dtype.itemsize * itemsize for entry in entries)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    free = shutil.disk_usage(folder).free + there
+    if free < needed:
+        raise ResourceError(
+            f"the merged model needs {needed / 2**30:.1f} GiB in {folder.parent}, and {free / 2**30:.1f} GiB are free",
+            hint="free some space, or choose another place with --out",
+        )
+
+
+def _seal(folder: Path) -> None:
+    from mlflow_ft.tracking import write_manifest
+
+    write_manifest(folder)
+
+
+def forget(folder: Path) -> None:
+    """Remove what was kept for a merge that is stopped to go on."""
+    from mlflow_ft.engine.merging import journal_files
+
+    journal_files.clear(folder)

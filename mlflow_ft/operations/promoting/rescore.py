@@ -1,0 +1,215 @@
+"""The champion scored on the candidate's held-out rows, where its own scores are on other ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mlflow_ft.candidacy import Contender
+from mlflow_ft.config.gates import Gates
+from mlflow_ft.config.schema import Config, ModelSection
+from mlflow_ft.errors import FineTuneError, ModelError
+from mlflow_ft.job import BaseModel, Data, Encoded, Job
+from mlflow_ft.operations import recorded_run
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.preparing import dataset, guards
+from mlflow_ft.progress import Progress
+from mlflow_ft.records import Score
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import evaluate, init_from
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BY_TOKEN = ("loss", "perplexity", "preference_margin", "label_margin")
+"""Ends of the names of scores whose unit is the tokenizer's: they compare models with one tokenizer alone."""
+REWARD = "reward/"
+"""With this the names of rewards begin, each by itself."""
+
+
+def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
+    """Whether a gate compares the two, and their scores are on different rows."""
+    guarded = [name for name in gates.max_regression if candidate.score(name) is not None]
+    others = {name.partition("/")[0] for name in guarded} & set(candidate.guards)
+    if any(candidate.guards[name] != champion.guards.get(name) for name in others):
+        return True
+    known = champion.eval_digest and champion.rows
+    return bool(gates.beats_champion or guarded) and not (known and champion.eval_digest == candidate.eval_digest)
+
+
+def champion(
+    candidate: Contender,
+    champion: Contender,
+    here: MlflowClient,
+    there: MlflowClient,
+    *,
+    plugins: Plugins,
+    progress: Progress,
+) -> tuple[Contender, str]:
+    """The champion with its scores on the candidate's held-out rows, and a sentence about it.
+
+    Where that cannot be done it has no scores, and says why: the gates that need them do not pass.
+    """
+    from mlflow_ft.engine.tokens import clock
+
+    who = f"the champion (version {champion.version})"
+    try:
+        with clock.held(moment_of(here, candidate)):
+            scores, rows = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
+    except FineTuneError as error:
+        reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
+        return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
+    metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
+    note = f"{who} had no scores on these rows: it was loaded, and scored on them"
+    if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
+        note += "; its rewards are not known, for their code is not run again (hold out the same rows for both)"
+    return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), note
+
+
+def _others(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("eval/tuned/")}
+
+
+def _scores(
+    candidate: Contender,
+    champion: Contender,
+    here: MlflowClient,
+    there: MlflowClient,
+    *,
+    plugins: Plugins,
+    progress: Progress,
+) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]]]:
+    """The scores, and of each the values of the rows as the run of a version keeps them."""
+    from mlflow_ft.engine.judging import judge
+    from mlflow_ft.engine.models import loading
+    from mlflow_ft.tracking import copies
+
+    registry = Registry(plugins)
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(here, candidate, registry)
+        data = _held_out(config, candidate, plugins=plugins, registry=registry, progress=progress)
+        start = init_from.read(str(copies.download(there, champion.name, champion.version, Path(folder, "champion"))))
+        own = _own_config(config, start, here, champion, registry)
+        base = _base(own, start, registry.trainers[config.method].task, progress)
+        tokenizer = start.folder if (start.folder / "tokenizer_config.json").is_file() else base.path
+        theirs = in_tokens_of(data, tokenizer)
+        guarded = {name: in_tokens_of(guard, tokenizer) for name, guard in data.guards.items()}
+        same_tokens = theirs is data
+        theirs = replace(theirs, guards=guarded)
+        module = loading.load_saved(own, base, start.folder, say=progress.say)
+        loading.agree(module if start.base is None else module.get_base_model(), theirs)
+        job = Job(
+            config=config,
+            plugins=plugins,
+            registry=registry,
+            run=cast(Any, None),  # nothing is told to a run: evaluators see the subject alone
+            folder=Path(folder),
+            progress=progress,
+        )
+        subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
+        found = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
+        chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
+        found += guards.scores(subject, theirs, chosen)
+    found = [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
+    return found, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in found if score.rows}
+
+
+def moment_of(client: MlflowClient, one: Contender) -> datetime:
+    """The moment that the chat template was told in a version's run: only then are its rows what they were.
+
+    Runs that do not say were before runs did; they told it the time as it went on.
+    """
+    from mlflow_ft.tracking.server import told
+
+    if not one.run_id:
+        return datetime.now()  # noqa: DTZ005  # templates are told local time
+    with told(f"read the run {one.run_id}"):
+        run = client.get_run(one.run_id)
+    return recorded_run.moment(run)
+
+
+def config_of(client: MlflowClient, one: Contender, registry: Registry) -> Config:
+    """The configuration of a version's run, without what would run code of the run's author.
+
+    Raises:
+        ConfigError: the run did not keep it, or it asks for what there is no more.
+    """
+    return harmless(recorded_run.config(client, one.run_id, registry), registry.rewards)
+
+
+def harmless(config: Config, registered: Container[object] = ()) -> Config:
+    """The same without what would run code of the run's author: that was allowed there, and nobody asked here.
+
+    Rewards that plugins have `registered` here are no such code; they stay where there are no others.
+    """
+    model = config.model.model_copy(update={"trust_remote_code": False})
+    names = config.rollout.reward_funcs or []
+    if config.rollout.reward_model or not all(name in registered for name in names):
+        names = []
+    rollout = config.rollout.model_copy(update={"reward_funcs": names or None, "reward_model": None})
+    return config.model_copy(update={"model": model, "rollout": rollout})
+
+
+def _held_out(
+    config: Config, candidate: Contender, *, plugins: Plugins, registry: Registry, progress: Progress
+) -> Data:
+    """The candidate's rows, prepared as its run did, and held to the digest that the run recorded."""
+    from mlflow_ft.engine.tokens import tokenizers
+
+    base = init_from.find(config, progress)
+    tokenizer = tokenizers.load(config, base)
+    data = dataset.make(config, tokenizer, plugins=plugins, registry=registry, progress=progress).data
+    if data.eval.digest != candidate.eval_digest:
+        raise ModelError("the candidate's held-out rows are not what they were when it was scored")
+    found = guards.prepare(config, data, plugins=plugins, registry=registry, progress=progress)
+    data = replace(data, guards=found)
+    changed = [name for name, digest in guards.digests(data).items() if digest != candidate.guards.get(name)]
+    if changed:
+        raise ModelError(
+            f"the rows of {', '.join(changed)} are not what they were when the candidate was scored on them"
+        )
+    return data
+
+
+def _own_config(
+    config: Config, start: init_from.Start, client: MlflowClient, champion: Contender, registry: Registry
+) -> Config:
+    """How the champion is held in memory: an adapter on its base as it was trained, a whole model as the candidate."""
+    return config if start.base is None else config_of(client, champion, registry)
+
+
+def _base(config: Config, start: init_from.Start, task: Any, progress: Progress) -> BaseModel:
+    from mlflow_ft.engine import hub
+
+    if start.base is None:
+        found = hub.find(ModelSection(name=str(start.folder)), progress)
+    else:  # the base that the adapter names, whatever its run was told
+        found = init_from.base_of(config.model_copy(update={"origins": {}}), start, progress)
+    return replace(found, task=task)
+
+
+def in_tokens_of(data: Data, folder: Path) -> Data:
+    """The held-out rows in the tokens of another model; the same object where they are the same tokens."""
+    from transformers import AutoTokenizer
+
+    from mlflow_ft.data.store import Column
+    from mlflow_ft.engine.tokens import masking, tokenizers
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizers.choose_pad_token(tokenizer)
+    length = max((len(row.input_ids) for row in data.eval.encoded), default=1) * 4
+    found = masking.encode(tokenizer, list(data.eval.examples), max_length=length)
+    encoded = [row for row in found if isinstance(row, Encoded)]
+    if len(encoded) < len(found):
+        raise ModelError(
+            "the champion's chat template does not write the candidate's rows so that a mask can be proved"
+        )
+    pairs = zip(encoded, data.eval.encoded, strict=True)
+    if all(one.input_ids == other.input_ids and one.labels == other.labels for one, other in pairs):
+        return data
+    split = replace(data.eval, encoded=Column.of(encoded))
+    return replace(data, tokenizer=tokenizer, eval=split, stop_token_ids=masking.end_tokens(encoded))

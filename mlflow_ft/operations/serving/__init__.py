@@ -1,0 +1,1 @@
+"""Serving and chatting: from a model's name to answers."""

@@ -1,0 +1,77 @@
+"""Serve models over HTTP until a signal comes: first the port, then the models, then the answers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.operations.serving import served_models
+from mlflow_ft.progress import Progress
+
+if TYPE_CHECKING:
+    from mlflow_ft.engine.serving.shared import Served
+
+HERE = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be served, and where."""
+
+    model: str | None = None
+    """One model by itself; beside adapters, their base."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """By the name that requests choose them by."""
+    base: str | None = None
+    """The base of the adapters; the one that they record when not given."""
+    host: str = "127.0.0.1"
+    port: int = 5001
+    timeout: int = 600
+    """Seconds until the first token, or until the whole answer where it is not streamed."""
+
+
+def serve(asked: Asked, progress: Progress, ready: Callable[[str, Served], None]) -> None:
+    """Load and answer; `ready` is called with the address and the models when requests are answered.
+
+    Raises:
+        StoppedError: a signal came. ConfigError, ModelError, RefusedError: it cannot be served.
+    """
+    from mlflow_ft.engine.serving import http_server
+    from mlflow_ft.tracking import chat_signature
+    from mlflow_ft.tracking.signals import StopSignals
+
+    check(asked)
+    stopping = threading.Event()
+    with StopSignals().installed(), http_server.bound(asked.host, asked.port) as listener:
+        models = load(asked, progress)
+        from mlflow_ft.engine.serving import openai_api
+
+        os.environ["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = str(asked.timeout)  # MLflow's server reads it there
+        app = openai_api.make_app(models, chat_signature(), stopping)
+        url = f"http://{_shown(asked.host)}:{listener.getsockname()[1]}"
+        if asked.host not in HERE:
+            progress.warn(f"whoever reaches {url} can ask: there is no password")
+        http_server.run(app, listener, stopping=stopping, ready=lambda: ready(url, models))
+
+
+def check(asked: Asked) -> None:
+    """Raise ConfigError where nothing is named, or the base twice."""
+    if not asked.model and not asked.adapters:
+        raise ConfigError("no model was named", hint=f"mlflow-ft serve MODEL, which is {served_models.FORMS}")
+    if asked.adapters and asked.model and asked.base:
+        raise ConfigError("the base of the adapters was named twice", hint="leave out MODEL, or --base")
+
+
+def load(asked: Asked, progress: Progress) -> Served:
+    """The models, ready to answer."""
+    if asked.adapters:
+        return served_models.together(asked.adapters, base=asked.base or asked.model, progress=progress)
+    return served_models.alone(asked.model or "", base=asked.base, progress=progress)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,1 @@
+"""From sources to proved data: read, converted, checked, tokenised, proved, split."""

@@ -1,0 +1,165 @@
+"""All that the checks found: in the pass over the rows, between both sides of the split, and of rows left out."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.data import benchmarks, split, store
+from mlflow_ft.data.quality import SEVERITIES, Quality, Report, Result
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.preparing.one_pass import LeftOut
+from mlflow_ft.records import Check
+from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Checked, Severity
+
+if TYPE_CHECKING:
+    import numpy
+
+    from mlflow_ft.preparing.prepared import Stored
+
+    Indices = numpy.ndarray[Any, Any]
+
+Removable = Mapping[int, tuple[str, ...]]
+"""By number of a row, the checks whose fix removes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One side of the split: which rows of what was prepared."""
+
+    stored: Stored
+    indices: Indices
+
+    @property
+    def count(self) -> int:
+        return len(self.indices)
+
+
+def of(config: Config, train: Side, held: Side, *, registry: Registry, plugins: Plugins) -> tuple[Report, Removable]:
+    """Compare both sides, and tell it together with what the pass found and what was left out."""
+    comparing = [check for check in checks(config, registry) if check.compare is not None]
+    quality = Quality(comparing, config.checks)
+    against = [*_as_checked(held, config), *benchmarks.read(config, plugins=plugins, registry=registry)]
+    quality.compare(against, lambda: _as_checked(train, config))
+    compared = quality.report(train.stored.read)
+    inspected = train.stored.report or Report(rows=train.stored.read, checks=())
+    removable: dict[int, tuple[str, ...]] = {}
+    for report in (inspected, compared):
+        for index, names in report.removable().items():
+            removable[index] = (*removable.get(index, ()), *names)
+    results = [*inspected.checks, *compared.checks, *_left_out(train.stored, config), *_unwritten(train.stored, config)]
+    results.sort(key=lambda one: (SEVERITIES.index(one.severity), not one.count))
+    return Report(rows=train.stored.read, checks=tuple(results)), removable
+
+
+def checks(config: Config, registry: Registry) -> list[Check]:
+    """The checks that were named, or else all there are."""
+    names = config.checks.names
+    return list(registry.checks) if names is None else [registry.checks[name] for name in names]
+
+
+def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
+    """The rows of a side as a check sees them, from disk; of one that is divided the longest part."""
+    table = side.stored.table.select(["file", "line", "index", "length", "example"])
+    longest = side.indices[split.last_of_each(table.column("index").to_numpy()[side.indices])]
+    for start in range(0, len(longest), store.BATCH):
+        for row in table.take(longest[start : start + store.BATCH]).to_pylist():
+            yield Checked(
+                file=side.stored.files[row["file"]],
+                line=row["line"],
+                index=row["index"],
+                example=store.from_json(row["example"]),
+                tokens=row["length"],
+                max_length=config.data.max_length,
+            )
+
+
+def _left_out(stored: Stored, config: Config) -> Iterator[Result]:
+    """The rows that did not come through, as one more check."""
+    yield _result(
+        "bad-row",
+        "error" if config.data.on_bad_row == "error" else "warn",
+        "rows that cannot be read, converted or proved",
+        stored.bad,
+        stored.count,
+        config.checks.max_examples,
+        remedy="mend these rows, or leave them out with --data.on_bad_row drop",
+        fix="leaves these rows out",
+    )
+    yield _result(
+        "nothing-learned",
+        "warn",
+        "rows of which nothing is learned: they are cut before the answer, or told not to be learned",
+        [one for one in stored.left_out if one.sort == "cut"],
+        stored.count,
+        config.checks.max_examples,
+        remedy=f"raise data.max_length (it is {config.data.max_length}), or take these rows out",
+    )
+
+
+UNWRITTEN = "unwritten-thoughts"
+
+
+def _unwritten(stored: Stored, config: Config) -> Iterator[Result]:
+    """The rows with thoughts in earlier turns that the template leaves out, so that they are not learned."""
+    import numpy as np
+
+    summary = "the thoughts of {} turns are not written by the chat template, and not learned"
+    lost = stored.table.column("unwritten").to_numpy()
+    rows = np.flatnonzero(lost)
+    shown = stored.table.select(["file", "line", "unwritten"]).take(rows[: config.checks.max_examples]).to_pylist()
+    yield Result(
+        name=UNWRITTEN,
+        severity="warn",
+        summary=summary.format(f"{lost.sum():,}" if len(rows) else "earlier"),
+        count=len(rows),
+        share=len(rows) / stored.count if stored.count else 0.0,
+        examples=tuple(
+            {
+                "file": stored.files[one["file"]],
+                "line": one["line"],
+                "message": f"the thoughts of {one['unwritten']} turn{'s' * (one['unwritten'] > 1)} are left out",
+            }
+            for one in shown
+        ),
+        details={"turns": int(lost.sum())},
+        remedy=DIVIDE if stored.record.kind == "conversation" and config.data.turns == "all" else KEEP,
+    )
+
+
+KEEP = (
+    "give a template that keeps them (--data.chat_template); templates read thoughts under `reasoning_content`, as "
+    "text, or within <think>"
+)
+DIVIDE = (
+    "learn each turn as the last of a row of its own, which keeps its thoughts but takes more tokens "
+    f"(--data.turns each), or the last turn alone (--data.turns last), or {KEEP}"
+)
+
+
+def _result(
+    name: str,
+    severity: Severity,
+    summary: str,
+    rows: Sequence[LeftOut],
+    count: int,
+    most: int,
+    *,
+    remedy: str,
+    fix: str = "",
+) -> Result:
+    return Result(
+        name=name,
+        severity=severity,
+        summary=summary,
+        count=len(rows),
+        share=len(rows) / count if count else 0.0,
+        examples=tuple({"file": one.file, "line": one.line, "message": one.reason} for one in rows[:most]),
+        rows=array("q", [one.index for one in rows]),
+        remedy=remedy,
+        fix=fix,
+    )

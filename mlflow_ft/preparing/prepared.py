@@ -1,0 +1,242 @@
+"""Prepared rows, found again or made: everything that a pass over the sources left, keyed by all that decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.data import cache, fingerprint, store
+from mlflow_ft.data.quality import Quality, Report
+from mlflow_ft.data.sources import Source
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.preparing import one_pass
+from mlflow_ft.preparing.checking import checks
+from mlflow_ft.preparing.one_pass import LeftOut
+from mlflow_ft.progress import Progress
+from mlflow_ft.records import DataFormat
+from mlflow_ft.registry import Registry
+
+if TYPE_CHECKING:
+    from mlflow_ft.engine.tokens.masking import Encoder
+
+ROWS_FILE = "rows.arrow"
+META_FILE = "meta.json"
+PACKAGE = Path(__file__).parents[1]
+CODE = ("rows.py", "data/**/*.py", "engine/tokens/*.py", "builtin/**/*.py", "preparing/*.py")
+"""What of this package decides how a row is prepared and checked."""
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The rows of one or several sources, prepared."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float | None, ...]
+    record: DataFormat
+    formats: tuple[str, ...]
+    table: Any
+    """A pyarrow.Table with the columns of `data.store.schema`, memory-mapped."""
+    files: tuple[str, ...]
+    """What messages call the files; the column `file` counts them."""
+    columns: tuple[str, ...]
+    read: int
+    """Rows that were read."""
+    count: int
+    """What became of them, all of it: the same, or more where `data.turns` divides them."""
+    left_out: tuple[LeftOut, ...]
+    ways: Mapping[str, int]
+    ends: Mapping[int, int]
+    report: Report | None
+    parts: Mapping[str, Any]
+    """What the fingerprint is over."""
+    clock: Mapping[str, str]
+    """By format, the date or time that the chat template wrote into rows."""
+
+    @property
+    def bad(self) -> tuple[LeftOut, ...]:
+        """Rows with something wrong; the others are only cut, or not meant to be learned."""
+        return tuple(one for one in self.left_out if one.sort != "cut")
+
+
+def prepare(
+    asked: Mapping[str, float | None],
+    config: Config,
+    *,
+    tokenizer: Any,
+    plugins: Plugins,
+    registry: Registry,
+    progress: Progress,
+    title: str,
+    quality: bool,
+    accept: Callable[[DataFormat], None] = lambda record: None,
+) -> Stored:
+    """Find the sources' rows prepared, or prepare them; the tokenizer's template is extended where they need it.
+
+    `accept` sees the format before any row is prepared, and may raise.
+
+    Raises:
+        DataError: a source is missing, empty, broken, or of no known format.
+    """
+    from mlflow_ft.engine.tokens import clock
+
+    opened = one_pass.open_all(asked, config.data, plugins=plugins, registry=registry)
+    accept(opened[0].record)
+    for sentence in dict.fromkeys(sentence for one in opened for sentence in one.sentences):
+        progress.say(sentence)
+    parts = _parts(opened, config, tokenizer, registry)
+    moment = clock.current()
+    told = clock.told_to(tokenizer, moment)
+    inspecting = [check for check in checks(config, registry) if check.compare is None] if quality else None
+
+    def make(folder: Path) -> None:
+        from mlflow_ft.engine.tokens.masking import Encoder
+
+        encoder = Encoder(tokenizer, max_length=config.data.max_length)
+        seen = Quality(inspecting, config.checks) if inspecting is not None else None
+        with clock.held(moment), progress.bar(title, unit="rows") as bar:
+            tally = one_pass.run(opened, config.data, encoder=encoder, quality=seen, file=folder / ROWS_FILE, bar=bar)
+        (folder / META_FILE).write_text(json.dumps(_meta(tally, seen, encoder)), encoding="utf-8")
+
+    folder, found = cache.find_or_make(_key(parts, opened, config, plugins, told, quality=quality), make)
+    if found:
+        progress.say(f"{title}: prepared before, with the same data, template and settings")
+    done = _read(folder, opened, parts, tokenizer)
+    _check_ids(done, tokenizer)
+    return done
+
+
+def _check_ids(found: Stored, tokenizer: Any) -> None:
+    """Refuse rows with tokens that the model has no embeddings for, before its weights are loaded.
+
+    Raises:
+        ModelError: there is such a row.
+    """
+    import pyarrow.compute as pc
+
+    from mlflow_ft.engine.models import room
+
+    rows = getattr(tokenizer, "rows", None)
+    for column in ("input_ids", "rejected_ids"):
+        ids = found.table.column(column)
+        most = pc.max(pc.list_flatten(ids)).as_py() if rows is not None else None
+        if most is None or most < rows:
+            continue
+        over = pc.greater_equal(pc.list_flatten(ids), rows)
+        index = pc.list_parent_indices(ids).filter(over)[0].as_py()
+        line = found.table.column("line")[index].as_py()
+        place = f"{found.files[found.table.column('file')[index].as_py()]}:{line}"
+        room.refuse_ids(tokenizer, pc.unique(pc.list_flatten(ids).filter(over)).to_pylist(), place=place)
+
+
+def _meta(tally: one_pass.Tally, quality: Quality | None, encoder: Encoder) -> dict[str, Any]:
+    report = quality.report(tally.rows) if quality else None
+    return {
+        "rows": tally.rows,
+        "parts": tally.parts,
+        "left_out": [asdict(one) for one in tally.left_out],
+        "ways": tally.ways,
+        "ends": list(tally.ends.items()),
+        "columns": list(tally.columns),
+        "files": list(tally.files),
+        "chat_template": encoder.tokenizer.chat_template,
+        "clock": encoder.dates,
+        "report": report.as_dict() if report else None,
+        "removable": report.removable() if report else {},
+    }
+
+
+def _read(folder: Path, opened: Sequence[one_pass.Opened], parts: Mapping[str, Any], tokenizer: Any) -> Stored:
+    meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+    tokenizer.chat_template = meta["chat_template"]
+    table = store.read(folder / ROWS_FILE)
+    made = {"sources": _sources(parts["sources"], table), "chat_template": _hash(meta["chat_template"])}
+    return Stored(
+        sources=tuple(one.source for one in opened),
+        weights=tuple(one.weight for one in opened),
+        record=opened[0].record,
+        formats=tuple(dict.fromkeys(one.record.name for one in opened)),
+        table=table,
+        files=tuple(meta["files"]),
+        columns=tuple(meta["columns"]),
+        read=meta["rows"],
+        count=meta["parts"],
+        left_out=tuple(LeftOut(**one) for one in meta["left_out"]),
+        ways=meta["ways"],
+        ends=dict(meta["ends"]),
+        report=Report.from_dict(meta["report"], meta["removable"]) if meta["report"] else None,
+        parts={**parts, **made, **({"clock": meta["clock"]} if meta["clock"] else {})},
+        clock=meta["clock"],
+    )
+
+
+# --- what decides how the rows come out
+
+
+def _parts(opened: Sequence[one_pass.Opened], config: Config, tokenizer: Any, registry: Registry) -> dict[str, Any]:
+    settings = config.data
+    names = ("columns", "system", "split", "subset", "split_by", "max_length", "max_rows", "on_bad_row")
+    return {
+        "sources": [
+            {
+                "sha256": [file.sha256 for file in one.source.files],
+                "weight": one.weight,
+                "format": one.record.name,
+                "format_from": registry.formats.provider(one.record.name),
+                **({"read_as": list(one.remarks)} if one.remarks else {}),
+            }
+            for one in opened
+        ],
+        "settings": {name: getattr(settings, name) for name in names}
+        | ({} if settings.turns == "all" else {"turns": settings.turns}),
+        "tokenizer": _hash(tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())),
+        "chat_template": _hash(tokenizer.chat_template),
+    }
+
+
+def _sources(found: Sequence[Mapping[str, Any]], table: Any) -> list[Mapping[str, Any]]:
+    """Of a source whose bytes nobody can hash (the Hub did not tell the commit) the rows are hashed."""
+    if all(all(one["sha256"]) for one in found):
+        return list(found)
+    rows_hash = hashlib.sha256(b"".join(table.column("hash").to_pylist())).hexdigest()
+    return [{**one, "sha256": [digest or rows_hash for digest in one["sha256"]]} for one in found]
+
+
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(fingerprint.canonical(values)).hexdigest()
+
+
+def _key(
+    parts: Mapping[str, Any],
+    opened: Sequence[one_pass.Opened],
+    config: Config,
+    plugins: Plugins,
+    told: Mapping[str, str],
+    *,
+    quality: bool,
+) -> str:
+    """The fingerprint's parts, and what else the entry depends on: names in messages, the checks, the code itself, and
+    what a template that asks the time is told.
+    """
+    if not all(file.sha256 for one in opened for file in one.source.files):
+        return uuid4().hex
+    code = hashlib.sha256()
+    for file in sorted(found for pattern in CODE for found in PACKAGE.glob(pattern)):
+        code.update(file.name.encode() + file.read_bytes())
+    rest = {
+        "parts": parts,
+        "clock": told,
+        "files": [file.shown for one in opened for file in one.source.files],
+        "checks": config.checks.model_dump() if quality else None,
+        "plugins": sorted((info.name, info.sha256) for info in plugins.active),
+        "libraries": [metadata.version(name) for name in LIBRARIES],
+        "code": code.hexdigest(),
+    }
+    return fingerprint.fingerprint(rest)

@@ -1,0 +1,365 @@
+"""Rows that say which answer is better, whether one is good, or only what was asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_ft import Example
+from mlflow_ft.builtin import formats
+from mlflow_ft.builtin.formats import conversations, preferences
+from mlflow_ft.builtin.formats.preferences import GUESSED, from_preference, from_prompt, from_unpaired
+
+SYSTEM = {"role": "system", "content": "rule"}
+USER = {"role": "user", "content": "ask"}
+ANSWER = {"role": "assistant", "content": "say"}
+GOOD = {"role": "assistant", "content": "good"}
+BAD = {"role": "assistant", "content": "bad"}
+HM = {"role": "assistant", "content": "hm"}
+MORE = {"role": "user", "content": "more"}
+CHOICE = Example(messages=(USER,), chosen=(GOOD,), rejected=(BAD,))
+TOOLS = [{"name": "f"}]
+
+
+def turn(role: str, words: str) -> dict[str, Any]:
+    return {"role": role, "content": words}
+
+
+# --- two answers, in every layout
+
+
+@pytest.mark.parametrize("column", preferences.PROMPT_COLUMNS)
+@pytest.mark.parametrize("prompt", ["ask", [USER], USER, json.dumps([USER])])
+@pytest.mark.parametrize("layout", ["text", "turns", "turn", "JSON", "whole"])
+def test_a_prompt_and_two_answers_in_every_layout(column: str, prompt: Any, layout: str) -> None:
+    answers = {
+        "text": ("good", "bad"),
+        "turns": ([GOOD], [BAD]),
+        "turn": (GOOD, {"from": "gpt", "value": "bad"}),
+        "JSON": (json.dumps([GOOD]), json.dumps(BAD)),
+        "whole": ([USER, GOOD], [USER, BAD]),
+    }
+    chosen, rejected = answers[layout]
+    assert from_preference({column: prompt, "chosen": chosen, "rejected": rejected}) == CHOICE
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+EARLIER = st.lists(st.tuples(WORDS, WORDS), max_size=2)
+
+
+@given(earlier=EARLIER, asked=WORDS, good=WORDS, bad=WORDS, system=st.booleans(), data=st.data())
+def test_the_same_preference_is_the_same_in_four_layouts(
+    *, earlier: list[tuple[str, str]], asked: str, good: str, bad: str, system: bool, data: st.DataObject
+) -> None:
+    prompt = [turn("system", "rule")] if system else []
+    for one, other in earlier:
+        prompt += [turn("user", one), turn("assistant", other)]
+    prompt += [turn("user", asked)]
+    chosen, rejected = turn("assistant", good), turn("assistant", bad)
+    expected = Example(messages=tuple(prompt), chosen=(chosen,), rejected=(rejected,))
+    written = {"chosen": good, "rejected": bad}
+    layouts: list[Mapping[str, Any]] = [
+        {"prompt": prompt, **written},
+        {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]},
+        {"chosen": [*prompt, chosen], "rejected": [*prompt, rejected]},
+        {"prompt": asked, "chosen": [*prompt, chosen], "rejected": [*prompt, rejected]},
+        {"conversations": prompt, "chosen": chosen, "rejected": rejected},
+        {"messages": [*prompt, chosen], "chosen": [*prompt, chosen], "rejected": [*prompt, rejected]},
+        {"conversation": prompt, **written},
+    ]
+    if not earlier:
+        layouts.append({"prompt": asked, "system": "rule" if system else None, **written})
+        layouts.append({"question": asked, "system": "rule" if system else "", **written})
+    layout = data.draw(st.sampled_from(layouts))
+    if data.draw(st.booleans()):
+        layout = {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in layout.items()}
+    assert from_preference(layout) == expected
+
+
+def test_answers_of_several_turns_go_ways_of_their_own() -> None:
+    found = from_preference({"chosen": [USER, GOOD, MORE, ANSWER], "rejected": [USER, BAD, MORE, HM]})
+    assert found == Example(messages=(USER,), chosen=(GOOD, MORE, ANSWER), rejected=(BAD, MORE, HM))
+    found = from_preference({"chosen": [USER, HM, MORE, GOOD], "rejected": [USER, HM, turn("user", "else"), BAD]})
+    assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, turn("user", "else"), BAD))
+    found = from_preference({"prompt": [USER], "chosen": [USER, HM, MORE, GOOD], "rejected": [USER, HM, MORE, BAD]})
+    assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, MORE, BAD))
+    asks = turn("user", "hm")
+    found = from_preference({"chosen": [USER, HM, MORE, GOOD], "rejected": [USER, asks, MORE, BAD]})
+    assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(asks, MORE, BAD))
+    assert from_preference({"prompt": "ask", "chosen": [GOOD], "rejected": [USER, BAD]}) == CHOICE
+    spaced = turn("user", " ask\n")
+    assert from_preference({"prompt": [USER], "chosen": [spaced, GOOD], "rejected": [spaced, BAD]}) == CHOICE
+    found = from_preference({"chosen": [USER, GOOD], "rejected": [USER, HM, MORE, BAD]})
+    assert found == Example(messages=(USER,), chosen=(GOOD,), rejected=(HM, MORE, BAD))
+
+
+def test_two_answers_that_are_the_same_still_have_a_prompt() -> None:
+    assert from_preference({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}).chosen == (GOOD,)
+    assert from_preference({"prompt": "ask", "chosen": "good", "rejected": "good"}).rejected == (GOOD,)
+
+
+def test_calls_tell_answers_apart() -> None:
+    one = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
+    other = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": 2}}]}
+    end = [{"role": "tool", "content": "ok"}, ANSWER]
+    found = from_preference({"chosen": [USER, one, *end], "rejected": [USER, other, *end], "tools": TOOLS})
+    assert (len(found.messages), len(found.chosen), len(found.rejected)) == (1, 3, 3)
+    assert found.tools == ({"type": "function", "function": {"name": "f"}},)
+    results = from_preference({"chosen": [USER, one, *end], "rejected": [USER, one, end[0], BAD]})
+    assert [one["role"] for one in results.messages] == ["user", "assistant", "tool"]
+    assert results.rejected == (BAD,)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", '[{"name": "x"}]'])
+def test_json_may_be_an_answer(text: str) -> None:
+    found = from_preference({"prompt": "ask", "chosen": text, "rejected": "bad"})
+    assert found.chosen == (turn("assistant", text),)
+
+
+def test_a_prompt_is_what_both_texts_begin_with_where_no_column_holds_it() -> None:
+    found = from_preference({"chosen": "The sky is blue.", "rejected": "The sky is green."})
+    assert found == Example(
+        messages=(turn("user", "The sky is"),),
+        chosen=(turn("assistant", "blue."),),
+        rejected=(turn("assistant", "green."),),
+        notes=(GUESSED,),
+    )
+    found = from_preference({"chosen": "Say blue", "rejected": "Say blush"})
+    assert found.chosen == (turn("assistant", "blue"),), "never within a word"
+
+
+def test_the_prompt_may_be_a_transcript() -> None:
+    written = "\n\nHuman: ask\n\nAssistant: "
+    found = from_preference({"chosen": f"{written}good", "rejected": f"{written}bad"})
+    assert found == CHOICE
+    assert from_preference({"prompt": written, "chosen": "good", "rejected": "bad"}) == CHOICE
+
+
+def test_what_stands_beside_a_prompt_stands_before_it() -> None:
+    values = {"instruction": "ask", "input": "this", "chosen": "good", "rejected": "bad"}
+    asked = turn("user", "ask\n\nthis")
+    assert from_preference(values).messages == (asked,)
+    more = {"system": "rule", "history": [["a", "b"]]}
+    assert from_preference(values | more).messages == (SYSTEM, turn("user", "a"), turn("assistant", "b"), asked)
+    whole = {"chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD], "system": "other"}
+    assert from_preference(whole).messages == (SYSTEM, USER)
+
+
+@pytest.mark.parametrize("column", conversations.TURN_COLUMNS)
+@pytest.mark.parametrize("answers", [("good", "bad"), ([GOOD], [BAD]), (GOOD, BAD)])
+def test_a_conversation_may_end_with_the_answer_that_was_chosen(column: str, answers: tuple[Any, Any]) -> None:
+    chosen, rejected = answers
+    assert from_preference({column: [USER, GOOD], "chosen": chosen, "rejected": rejected}) == CHOICE
+    assert from_preference({column: [USER], "chosen": chosen, "rejected": rejected}) == CHOICE
+
+
+# --- one answer that is good or not
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "ask", "completion": "say"},
+        {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": [USER], "completion": ANSWER},
+        {"prompt": "ask", "completion": [USER, ANSWER]},
+        {"question": "ask", "answer": "say"},
+        {"instruction": "ask", "input": "", "output": "say"},
+        {"messages": [USER, ANSWER]},
+        {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]},
+        {"dialogue": "A: hi", "prompt": "ask", "response": "say"},
+        {"messages": [USER, ANSWER], "prompt": "another text"},
+    ],
+    ids=lambda row: ",".join(row),
+)
+@pytest.mark.parametrize("column", preferences.LABEL_COLUMNS)
+def test_an_answer_and_whether_it_is_good(row: dict[str, Any], column: str) -> None:
+    for label in (True, "True", "true", " TRUE", 1, "1", 1.0, "1.0"):
+        expected = Example(messages=(USER, ANSWER), learned=(False, True), label=True)
+        assert from_unpaired({**row, column: label}) == expected
+    for label in (False, "False", "false", 0, "0", 0.0, "0.0"):
+        expected = Example(messages=(USER, ANSWER), learned=(False, True), label=False)
+        assert from_unpaired({**row, column: label}) == expected
+
+
+def test_only_the_last_answer_is_judged() -> None:
+    found = from_unpaired({"messages": [USER, HM, MORE, {**ANSWER, "train": False}, USER], "label": True})
+    assert (found.messages, found.learned) == ((USER, HM, MORE, ANSWER), (False, False, False, True))
+    assert found.notes == ("1 turn behind the last answer left out",)
+
+
+def test_the_tag_counts_where_a_label_is_a_class() -> None:
+    assert from_unpaired({"prompt": "ask", "completion": "say", "label": "law", "kto_tag": False}).label is False
+
+
+# --- what is asked
+
+
+def test_the_other_columns_of_a_prompt_are_for_rewards() -> None:
+    row = {"prompt": "ask", "answer": "2", "meta": {"a": [1]}, "nothing": None}
+    rewards = {"answer": "2", "meta": {"a": [1]}, "nothing": None}
+    assert from_prompt(row) == Example(messages=(USER,), columns=rewards)
+    used = {"system": "rule", "tools": TOOLS, "history": []}
+    found = from_prompt(row | used | {"prompt": [USER]})
+    assert (found.messages, found.columns) == ((SYSTEM, USER), rewards)
+    assert found.tools == ({"type": "function", "function": {"name": "f"}},)
+    assert from_prompt({"messages": [USER, HM, MORE], "answer": "2"}).columns == {"answer": "2"}
+
+
+@pytest.mark.parametrize("column", [*preferences.PROMPT_COLUMNS, *conversations.TURN_COLUMNS])
+def test_a_prompt_may_stand_under_many_names(column: str) -> None:
+    assert from_prompt({column: [USER]}).messages == (USER,)
+
+
+def test_turns_are_a_prompt_before_a_text_is() -> None:
+    assert from_prompt({"prompt": "more", "messages": [USER, HM, MORE]}).messages == (USER, HM, MORE)
+    assert from_prompt({"prompt": [USER], "messages": [MORE]}).messages == (USER,)
+    assert from_prompt({"prompt": "ask", "chat": "A: hi"}).messages == (USER,)
+
+
+# --- what is wrong
+
+ANSWERS = {"chosen": "good", "rejected": "bad"}
+WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
+    "no answer": (from_preference, {"prompt": "ask", "chosen": "good"}, "column `rejected` is missing"),
+    "a misspelt answer": (
+        from_preference,
+        {"prompt": "ask", "choosen": "good", "rejected": "bad"},
+        "column `chosen` is missing; did you mean `chosen` where it says `choosen`?",
+    ),
+    "a number": (from_preference, {"prompt": "ask", "chosen": 1, "rejected": 2}, "`chosen` is a number, not text"),
+    "no prompt": (
+        from_preference,
+        ANSWERS,
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words",
+    ),
+    "no shared prompt": (
+        from_preference,
+        {"chosen": [USER, GOOD], "rejected": [MORE, BAD]},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same turn",
+    ),
+    "answers without a prompt": (
+        from_preference,
+        {"chosen": [GOOD], "rejected": [BAD]},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same turn",
+    ),
+    "two shapes": (
+        from_preference,
+        {"chosen": [GOOD], "rejected": "bad"},
+        "column `prompt` is missing, and one of `chosen` and `rejected` is text, the other turns",
+    ),
+    "two shapes, the other way": (
+        from_preference,
+        {"chosen": "good", "rejected": [USER, BAD]},
+        "column `prompt` is missing, and one of `chosen` and `rejected` is text, the other turns",
+    ),
+    "one transcript": (
+        from_preference,
+        {"chosen": "good", "rejected": "Human: ask\n\nAssistant: bad"},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words",
+    ),
+    "one transcript, the other way": (
+        from_preference,
+        {"chosen": "Human: ask\n\nAssistant: good", "rejected": "bad"},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words",
+    ),
+    "a shared space": (
+        from_preference,
+        {"chosen": " good", "rejected": " bad"},
+        "column `prompt` is missing, and `chosen` and `rejected` do not begin with the same words",
+    ),
+    "nothing but the answer": (
+        from_preference,
+        {"messages": [GOOD], **ANSWERS},
+        "the prompt ends with a turn of the assistant, so there is nothing to answer",
+    ),
+    "another prompt": (
+        from_preference,
+        {"prompt": [MORE], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        "`chosen` begins with a turn of the user, and does not repeat the prompt",
+    ),
+    "no end": (
+        from_preference,
+        {"chosen": [USER, GOOD], "rejected": [USER, MORE]},
+        "`rejected` does not end with a turn of the assistant",
+    ),
+    "answered already": (
+        from_preference,
+        {"messages": [USER, HM], **ANSWERS},
+        "the prompt ends with a turn of the assistant, so there is nothing to answer",
+    ),
+    "a turn of an answer": (
+        from_preference,
+        {"prompt": "ask", "chosen": [{"role": "assistant"}], "rejected": "bad"},
+        "turn 1 of `chosen` has no text in `content`",
+    ),
+    "pictures": (
+        from_preference,
+        {"prompt": "ask", **ANSWERS, "images": ["x"]},
+        "the row has pictures or sounds in `images`; only text can be learned",
+    ),
+    "no label": (from_unpaired, {"prompt": "ask", "completion": "say"}, "column `label` is missing"),
+    "a misspelt label": (
+        from_unpaired,
+        {"prompt": "ask", "completion": "say", "lable": True},
+        "column `label` is missing; did you mean `label` where it says `lable`?",
+    ),
+    "a class": (
+        from_unpaired,
+        {"prompt": "ask", "completion": "say", "label": "sports"},
+        "`label` is 'sports', not true or false",
+    ),
+    "another number": (
+        from_unpaired,
+        {"prompt": "ask", "completion": "say", "kto_tag": 0.5},
+        "`kto_tag` is 0.5, not true or false",
+    ),
+    "nothing that is judged": (from_unpaired, {"text": "x", "label": 1}, "column `prompt` is missing"),
+    "no turns": (from_unpaired, {"chat": "x", "label": 1}, "`chat` is text, not a list of turns"),
+    "nothing asked": (from_prompt, {"text": "x"}, "column `prompt` is missing"),
+    "nearly asked": (
+        from_prompt,
+        {"promt": "x"},
+        "column `prompt` is missing; did you mean `prompt` where it says `promt`?",
+    ),
+    "asked and answered": (
+        from_prompt,
+        {"prompt": [USER, ANSWER]},
+        "the prompt ends with a turn of the assistant, so there is nothing to answer",
+    ),
+    "a picture asked about": (
+        from_prompt,
+        {"prompt": "<image>ask", "image": "1.jpg"},
+        "the row has pictures or sounds in `image`; only text can be learned",
+    ),
+    "a number asked": (from_prompt, {"prompt": 7}, "`prompt` is a number, not text"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_row_is_told_in_one_sentence(case: str) -> None:
+    converter, values, message = WRONG[case]
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
+        converter(values)
+    assert str(error.value) == message
+
+
+# --- answers under other names
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "conversation"])
+def test_answers_may_be_called_as_turns_are(column: str) -> None:
+    asked, good, bad = ({"role": role, "content": role} for role in ("user", "assistant", "assistant"))
+    good, bad = {**good, "content": "good"}, {**bad, "content": "bad"}
+    values = {f"chosen_{column}": [asked, good], f"rejected_{column}": [asked, bad], "chosen_score": 1.0}
+    found = from_preference(values)
+    assert (found.messages, found.chosen, found.rejected) == ((asked,), (good,), (bad,))
+    assert formats.detect_format(list(values), [values]) == "preference"
+    assert from_preference({**values, "chosen": "own", "rejected": "other", "prompt": "p"}).answer == "own"
+    with pytest.raises(ValueError, match="column `chosen` is missing"):
+        from_preference({f"chosen_{column}": "words", f"rejected_{column}": "others"})

@@ -1,0 +1,253 @@
+"""Rows that lie under a key, in lists, one in another: found, read one by one, and told."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_ft import plugins
+from mlflow_ft.config.schema import DataSection
+from mlflow_ft.data import lineage, sources
+from mlflow_ft.data.fingerprint import row_hash
+from mlflow_ft.data.reading import json_list, parsing
+from mlflow_ft.data.recognising.recognition import Recogniser, Understood
+from mlflow_ft.errors import DataError
+from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Row
+
+LOADED = plugins.load({})
+REGISTRY = Registry(LOADED)
+TOOL = {"name": "f", "parameters": {"type": "object"}}
+
+
+def talk(asked: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+A, B = talk("a", "x"), talk("b", "y")
+MESSAGES = [{"messages": A}, {"messages": B}]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str, *values: Any, indent: int | None = None) -> Path:
+        file = tmp_path / name
+        file.write_text("\n".join(json.dumps(value, indent=indent) for value in values))
+        return file
+
+    return make
+
+
+def understood(file: Path, **settings: Any) -> Understood:
+    section = DataSection(path=str(file), **settings)
+    source = sources.open_source(str(file), section)
+    return Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).understand(source)
+
+
+def rows(found: Understood) -> list[Any]:
+    return [dict(row.values) if isinstance(row, Row) else row.reason for row in found.source.rows()]
+
+
+WRAPPED: dict[str, tuple[Any, list[Any], str]] = {
+    "a key": ({"data": MESSAGES}, MESSAGES, "the rows lie under `data`"),
+    "a key beside others": (
+        {"version": "1", "conversations": MESSAGES, "n": 2},
+        MESSAGES,
+        "the rows lie under `conversations` (left out: version, n)",
+    ),
+    "keys in keys": ({"a": {"b": {"c": MESSAGES}}}, MESSAGES, "the rows lie under `a.b.c`"),
+    "a key of each": (
+        {"features": [], "rows": [{"row_idx": n, "row": row} for n, row in enumerate(MESSAGES)]},
+        MESSAGES,
+        "the rows lie under `rows`, each under `row` (left out: features, row_idx)",
+    ),
+    "the split that was asked for": (
+        {"train": MESSAGES, "test": [{"messages": A}]},
+        MESSAGES,
+        "the rows lie under `train` (left out: test)",
+    ),
+    "what stands beside and belongs to each": (
+        {"system": "Be kind", "tools": [TOOL], "chats": MESSAGES},
+        [{"system": "Be kind", "tools": [TOOL], **row} for row in MESSAGES],
+        "the rows lie under `chats` (each with: system, tools)",
+    ),
+    "lists of turns": ([A, B], MESSAGES, "each list of turns is read as one conversation"),
+    "lists of turns under a key": (
+        {"chats": [A, B]},
+        MESSAGES,
+        "each list of turns under `chats` is read as one conversation",
+    ),
+    "lists of ShareGPT's turns": (
+        [[{"from": "human", "value": "a"}, {"from": "gpt", "value": "x"}]],
+        [{"messages": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "x"}]}],
+        "each list of turns is read as one conversation",
+    ),
+    "conversations in a conversation": (
+        {"conversations": [A, B], "system": "s"},
+        [{"system": "s", "conversations": one} for one in (A, B)],
+        "`conversations` holds several conversations; each of them is read as a row of its own (each with: system)",
+    ),
+    "JSON in text": ({"payload": json.dumps({"messages": A})}, [{"messages": A}], "the rows lie under `payload`"),
+    "texts": ({"data": [{"text": "a"}, {"text": "b"}]}, [{"text": "a"}, {"text": "b"}], "the rows lie under `data`"),
+    "preferences": (
+        {"items": [{"prompt": "a", "chosen": "x", "rejected": "y"}]},
+        [{"prompt": "a", "chosen": "x", "rejected": "y"}],
+        "the rows lie under `items`",
+    ),
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("case", WRAPPED)
+def test_rows_are_found_where_they_lie(write: Callable[..., Path], case: str, indent: int | None) -> None:
+    value, expected, told = WRAPPED[case]
+    file = write("rows.json", value, indent=indent)
+    found = understood(file)
+    assert rows(found) == expected
+    assert found.remarks == (told,)
+
+
+@pytest.mark.parametrize("case", ["a key", "conversations in a conversation", "lists of turns", "JSON in text"])
+def test_rows_are_found_in_every_line(write: Callable[..., Path], case: str) -> None:
+    value, expected, told = WRAPPED[case]
+    values = value if isinstance(value, list) else [value, value]
+    found = understood(write("rows.jsonl", *values))
+    assert rows(found) == (expected if isinstance(value, list) else expected * 2)
+    assert found.remarks[0].endswith(told)
+
+
+def test_a_row_has_the_line_on_which_it_begins(write: Callable[..., Path]) -> None:
+    found = understood(write("rows.json", {"data": MESSAGES}, indent=1))
+    first, second = found.source.rows()
+    lines = json.dumps({"data": MESSAGES}, indent=1).splitlines()
+    assert [lines[row.line - 1].strip() for row in (first, second)] == ["{", "{"]
+    assert first.line == 3
+    assert second.line > 10
+
+
+def test_an_element_that_is_no_row_is_told_and_the_others_come(write: Callable[..., Path]) -> None:
+    found = understood(write("rows.json", {"data": [MESSAGES[0], 7, MESSAGES[1]]}))
+    assert rows(found) == [MESSAGES[0], "a row must be an object, and this is a number", MESSAGES[1]]
+    found = understood(write("rows.jsonl", {"row": MESSAGES[0]}, {"other": 1}, {"row": MESSAGES[1]}))
+    assert rows(found) == [MESSAGES[0], {"other": 1}, MESSAGES[1]], "a line without it is told by its format"
+
+
+def test_the_named_split_is_read(write: Callable[..., Path]) -> None:
+    value = {"train": [{"messages": A}], "validation": [{"messages": B}]}
+    assert rows(understood(write("rows.json", value), split="validation")) == [{"messages": B}]
+    assert rows(understood(write("rows.json", value), split="dev")) == [{"messages": B}]
+
+
+def test_columns_may_be_renamed_in_the_rows_that_were_found(write: Callable[..., Path]) -> None:
+    file = write("rows.json", {"data": [{"frage": "a", "antwort": "x"}]})
+    found = understood(file, columns={"prompt": "frage", "completion": "antwort"})
+    assert (found.record.name, rows(found)) == ("prompt-completion", [{"frage": "a", "antwort": "x"}])
+
+
+def test_a_format_that_is_named_is_looked_for_too(write: Callable[..., Path]) -> None:
+    assert rows(understood(write("rows.json", {"data": MESSAGES}), format="messages")) == MESSAGES
+    stays = understood(write("rows.json", {"data": 1}), format="messages")
+    assert (stays.source.shape, rows(stays)) == (None, [{"data": 1}])
+
+
+def test_at_most_so_many_rows_are_taken_of_those_that_were_found(write: Callable[..., Path]) -> None:
+    assert len(rows(understood(write("rows.json", {"data": MESSAGES * 5}), max_rows=3))) == 3
+
+
+NOT_TAKEN: dict[str, list[Any]] = {
+    "two places": [{"en": MESSAGES, "de": MESSAGES}],
+    "two answers": [{"chosen": MESSAGES[0], "rejected": MESSAGES[1]}],
+    "versions with their scores": [{"candidates": [A, B], "scores": [1, 0]}],
+    "versions in several rows": [{"candidates": [A, B]}, {"candidates": [A, B]}],
+    "rounds or rows": [[[{"input": "a", "output": "x"}, {"input": "b", "output": "y"}]]],
+    "a text that stands deep": [{"data": [{"title": "t", "answers": [{"text": "a", "start": 1}]}]}],
+    "a text in every row": [{"id": 1, "meta": {"text": "a"}}, {"id": 2, "meta": {"text": "b"}}],
+    "nothing": [{"a": [], "b": {}, "c": [[]], "d": None}],
+}
+
+
+@pytest.mark.parametrize("case", NOT_TAKEN)
+def test_where_it_is_not_plain_nothing_is_taken(write: Callable[..., Path], case: str) -> None:
+    for name in ("rows.jsonl", "rows.json"):
+        with pytest.raises(DataError):
+            understood(write(name, *NOT_TAKEN[case]))
+
+
+def test_rows_that_are_read_as_they_stand_are_not_looked_into(write: Callable[..., Path]) -> None:
+    found = understood(write("rows.json", {"prompt": "a", "completion": "x", "data": MESSAGES}))
+    assert (found.record.name, found.source.shape) == ("prompt-completion", None)
+
+
+def test_the_hash_of_a_row_is_that_of_the_row_that_was_found(write: Callable[..., Path]) -> None:
+    source = sources.open_source(str(write("rows.json", {"data": MESSAGES})), DataSection())
+    assert lineage.hashes_of(source, plugins=LOADED, registry=REGISTRY) == {row_hash(row) for row in MESSAGES}
+    other = sources.open_source(str(write("rows.jsonl", {"x": 1})), DataSection())
+    assert lineage.hashes_of(other, plugins=LOADED, registry=REGISTRY) == {row_hash({"x": 1})}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_object_may_be_larger_than_a_row_may_be(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, indent: int | None
+) -> None:
+    monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 2000)
+    monkeypatch.setattr(json_list, "PIECE", 64)
+    found = understood(write("rows.json", {"n": 1, "other": [1] * 2000, "data": MESSAGES * 100}, indent=indent))
+    assert rows(found) == MESSAGES * 100
+
+
+def test_memory_does_not_grow_with_the_rows_in_an_object(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_list, "PIECE", 2**14)
+    peaks = []
+    for count in (500, 4_000, 16_000):  # the first warms up what is made once
+        found = understood(write("rows.json", {"data": MESSAGES * (count // 2)}))
+        tracemalloc.start()
+        assert sum(1 for _ in found.source.rows()) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.6 * peaks[1]
+
+
+@pytest.mark.parametrize("value", [{"data": MESSAGES}, {"a": {"b": [MESSAGES[0], 7, [1, 2], "x"]}, "c": [3]}])
+@pytest.mark.parametrize("piece", [1, 3, 2**20])
+def test_what_lies_in_an_object_is_read_as_python_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any], piece: int
+) -> None:
+    monkeypatch.setattr(json_list, "PIECE", piece)
+    file = tmp_path / "rows.json"
+    for indent in (None, 2):
+        text = json.dumps(value, indent=indent)
+        file.write_text(text)
+        assert json_list.outline(file, most=1000) == value
+        path = ["data"] if "data" in value else ["a", "b"]
+        inner = value["data"] if "data" in value else value["a"]["b"]
+        assert [one for _, one in json_list.read_inside(file, path)] == inner
+        assert list(json_list.read_inside(file, ["nowhere"])) == []
+        for end in range(1, len(text) - 1, 7):
+            file.write_text(text[:end])
+            with pytest.raises(json_list.BrokenFile, match="malformed JSON"):
+                json_list.outline(file, most=1000)
+
+
+def test_an_outline_is_of_one_object_and_keeps_little_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text('{"a": [1, 2, 3], "b": {"c": [4, 5, 6]}}')
+    assert json_list.outline(file, most=2) == {"a": [1, 2], "b": {"c": [4, 5]}}
+    for text in ("[1]", '{"a": 1} {"a": 2}', ""):
+        file.write_text(text)
+        assert json_list.outline(file, most=2) is None
+    file.write_text('{"a": 1, "a": 2}')
+    with pytest.raises(json_list.BrokenFile, match="the key 'a' occurs twice"):
+        json_list.outline(file, most=2)
+
+
+def test_a_folder_may_hold_several_such_files(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text(json.dumps({"data": [MESSAGES[0]]}))
+    (tmp_path / "2.jsonl").write_text(json.dumps({"data": [MESSAGES[1]]}))
+    assert rows(understood(tmp_path)) == MESSAGES

@@ -1,0 +1,82 @@
+"""How adapters begin: the rounding that LoftQ takes back, a text's embeddings, EVA's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mlflow_ft.engine.adapters import starts, trainable
+from mlflow_ft.engine.judging import parity
+from mlflow_ft.engine.judging import reference as model_reference
+from mlflow_ft.engine.models import loading
+from mlflow_ft.errors import ConfigError, ModelError
+
+Bencher = Callable[..., Any]
+
+
+def prepared(one: Any) -> Any:
+    return trainable.prepare(one.job, one.data, one.base)
+
+
+def test_loftq_of_full_rank_takes_all_of_the_rounding_back(bench: Bencher, tmp_path: Path) -> None:
+    """W - Q(W) has at most 64 dimensions here: the nf4 base with its adapter must be the float model again."""
+    exact, plain = bench("lora"), bench("lora", **{"model.quantize": "nf4"})
+    settings = {"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"}
+    reference = tmp_path / "exact.safetensors"
+    model_reference.keep(loading.load_base(exact.job.config, exact.base), exact.data, reference)
+    rounded = parity.compare(loading.load_base(plain.job.config, plain.base), reference)["kl_mean"]
+    half = parity.compare(prepared(bench("lora", **settings, **{"adapter.r": 32})).module.eval(), reference)["kl_mean"]
+    whole = parity.compare(prepared(bench("lora", **settings, **{"adapter.r": 64})).module.eval(), reference)["kl_mean"]
+    assert whole < 1e-9 < half < rounded
+
+
+def test_loftq_and_weights_of_other_names(bench: Bencher, tmp_path: Path) -> None:
+    one = bench("lora", **{"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"})
+    wrapped = prepared(one).module
+    with pytest.raises(ModelError, match="holds no weight"):
+        starts._correct_rounding(wrapped, tmp_path)
+
+
+@pytest.mark.parametrize("begin", ["pissa", "olora", "corda", "lora_ga", "eva", "mica", "orthogonal"])
+def test_before_the_first_step_the_model_is_the_base(bench: Bencher, tmp_path: Path, begin: str) -> None:
+    one = bench("lora", **{"adapter.init_lora_weights": begin, "adapter.r": 4})
+    reference = tmp_path / "base.safetensors"
+    model_reference.keep(loading.load_base(one.job.config, one.base), one.data, reference)
+    assert parity.compare(prepared(one).module.eval(), reference)["kl_max"] < 1e-6
+
+
+def test_a_prompt_begins_with_the_texts_embeddings(bench: Bencher) -> None:
+    one = bench("prompt", **{"adapter.init_text": "red green", "adapter.num_virtual_tokens": 5})
+    module = prepared(one).module
+    ids = one.data.tokenizer("red green", add_special_tokens=False)["input_ids"]
+    tiled = torch.tensor((ids * 5)[:5])
+    base = AutoModelForCausalLM.from_pretrained(one.base.path)
+    wanted = base.get_input_embeddings().weight[tiled]
+    torch.testing.assert_close(module.prompt_encoder["default"].embedding.weight, wanted)
+
+
+def test_without_a_text_it_begins_with_tokens_of_the_vocabulary(bench: Bencher) -> None:
+    module = prepared(bench("prompt")).module
+    known = module.word_embeddings.weight
+    prompt = module.prompt_encoder["default"].embedding.weight
+    assert all(bool((known == row).all(dim=1).any()) for row in prompt)
+    assert module.peft_config["default"].tokenizer_name_or_path is None  # nothing to look for when it is loaded
+
+
+def test_eva_of_more_components_than_learned_tokens_is_refused_not_endless(bench: Bencher) -> None:
+    one = bench("lora", **{"adapter.init_lora_weights": "eva", "adapter.r": 48})
+    with pytest.raises(ConfigError, match="96 components"):
+        prepared(one)
+
+
+def test_the_first_weights_are_kept_only_while_they_are_needed(bench: Bencher) -> None:
+    one = bench("lora", **{"adapter.init_lora_weights": "pissa"})
+    found = prepared(one)
+    assert (one.job.folder / starts.BEGINNING).is_file()
+    starts.save(found.module, one.job.folder / "adapter", beginning=one.job.folder)
+    assert not (one.job.folder / starts.BEGINNING).exists()

@@ -1,0 +1,37 @@
+"""Rows that a learned prompt stands before are scored in a padded batch as they are alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mlflow_ft.engine import batches
+from mlflow_ft.engine.adapters import trainable
+from mlflow_ft.engine.models import loading
+from mlflow_ft.job import Encoded
+from tests.engine.conftest import Bench
+from tests.engine.training.test_preference import pairs
+
+
+@torch.no_grad()
+def scores(module: Any, rows: list[list[int]], pad: int) -> torch.Tensor:
+    batch = batches.padded([Encoded(input_ids=tuple(row), labels=tuple(row)) for row in rows], pad_token_id=pad)
+    return module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix", "lora"])
+def test_padding_is_not_read(bench: Callable[..., Bench], kind: str) -> None:
+    one = bench("reward", rows=pairs(8), **{"adapter.kind": kind})
+    made = trainable.prepare(one.job, one.data, one.base).module.eval()
+    made.save_pretrained(one.job.folder / "adapter")
+    saved = loading.load_saved(one.job.config, one.base, one.job.folder / "adapter")
+    loading.agree(saved.get_base_model(), one.data)
+    rows = [list(one.data.train.encoded[0].input_ids)]
+    rows += [rows[0][: len(rows[0]) // 2]]
+    pad = one.data.tokenizer.pad_token_id
+    for module in (made, saved):
+        alone = torch.cat([scores(module, [row], pad) for row in rows])
+        torch.testing.assert_close(scores(module, rows, pad), alone, rtol=1e-4, atol=1e-5)

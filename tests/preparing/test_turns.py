@@ -1,0 +1,235 @@
+"""Rows that are divided by turns, as a training gets them: sides, checks, fingerprint, what is shown, what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from mlflow_ft.cli.asked import asked
+from mlflow_ft.data import lineage
+from mlflow_ft.engine import hub
+from mlflow_ft.engine.tokens import clock, tokenizers
+from mlflow_ft.errors import DataError
+from mlflow_ft.preparing import dataset, fix, prepared, show
+from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.progress import Progress
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import evaluate
+from mlflow_ft.testing import CHATML, make_tiny_tokenizer, write_jsonl
+from tests.engine.templates.qwen import QWEN3
+from tests.preparing.test_dataset import LOADED
+
+Make = Callable[..., Ready]
+THINKS = "<think>\nmuse {0}\n</think>\n\nsay {0}"
+
+
+GREETING = "hello, I have a question about the red lamp beside the old door in my room"
+
+
+def talks(count: int, rounds: int = 3, answer: str = THINKS) -> list[dict[str, Any]]:
+    """Conversations that all begin with the same words, as many do."""
+    return [
+        {
+            "messages": [
+                turn
+                for number in range(rounds)
+                for turn in (
+                    {"role": "user", "content": f"ask {row} {number}" if number else GREETING},
+                    {"role": "assistant", "content": answer.format(f"{row} {number}")},
+                )
+            ]
+        }
+        for row in range(count)
+    ]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with the tokenizer of a model that drops the thoughts of earlier turns, which is all that is read."""
+    make_tiny_tokenizer(chat_template=QWEN3).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def make(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.chdir(tmp_path)
+
+    def call(data: Any, *, now: str = "2026-11-28", strict: bool = True, **given: Any) -> Ready:
+        path = write_jsonl(tmp_path / "rows.jsonl", data)
+        settings = {"data": path, "model": model, "max_length": 4000, **given}
+        config = asked([f"--{key}={value}" for key, value in settings.items()], LOADED, method="prepare")
+        progress = Progress(quiet=True)
+        tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
+        with clock.held(datetime.fromisoformat(now)):
+            return dataset.make(
+                config, tokenizer, plugins=LOADED, registry=Registry(LOADED), progress=progress, strict=strict
+            )
+
+    return call
+
+
+def check(found: Ready, name: str) -> Any:
+    return next(one for one in found.report.checks if one.name == name)
+
+
+def test_thoughts_that_are_not_written_are_a_finding_with_its_remedies(make: Make) -> None:
+    data = [*talks(6), *talks(6, answer="plainly {0}")]
+    one = check(make(data), "unwritten-thoughts")
+    assert (one.severity, one.count, one.share, one.details) == ("warn", 6, 0.5, {"turns": 12})
+    assert one.summary == "the thoughts of 12 turns are not written by the chat template, and not learned"
+    assert one.examples[0]["line"] == 1
+    assert one.examples[0]["message"] == "the thoughts of 2 turns are left out"
+    for remedy in ("--data.turns each", "--data.turns last", "--data.chat_template"):
+        assert remedy in one.remedy
+    for how in ("each", "last"):
+        assert check(make(data, turns=how), "unwritten-thoughts").count == 0
+    assert check(make(data, chat_template=CHATML), "unwritten-thoughts").count == 0
+
+
+def test_each_turn_is_learned_behind_the_history_that_a_server_writes(make: Make) -> None:
+    found = make(talks(8), turns="each")
+    data = found.data
+    assert (found.train.stored.read, found.train.stored.count) == (8, 24)
+    assert data.train.counts["rows"] + data.eval.counts["rows"] == 24
+    for split in (data.train, data.eval):
+        for example, encoded in zip(split.examples, split.encoded, strict=True):
+            text, learned = (
+                data.tokenizer.decode([token for token in ids if token != -100])
+                for ids in (encoded.input_ids, encoded.labels)
+            )
+            said = example.messages[-1]["content"]
+            assert said in learned
+            assert text.count("muse") == learned.count("muse") == 1, "the history is written without its thoughts"
+            assert encoded.way == "prefix differences"
+
+
+def test_a_conversation_stays_on_one_side_and_is_looked_at_once(make: Make) -> None:
+    found = make(talks(12), turns="each")
+    sides = [{example.messages[2]["content"] for example in side.examples if len(example.messages) > 3}
+             for side in (found.data.train, found.data.eval)]  # fmt: skip
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 12
+    assert len(found.data.eval.examples) % 3 == 0
+    for name in ("contamination", "exact-duplicate", "near-duplicate", "conflicting-answers"):
+        assert check(found, name).count == check(make(talks(12)), name).count, name
+    assert check(found, "contamination").count == 0, "that all begin alike is nothing that gives an answer away"
+    assert found.report.rows == 12
+
+
+def test_fingerprint_digest_hashes_and_key_know_the_turns(make: Make, tmp_path: Path) -> None:
+    ways = {how: make(talks(8), turns=how) for how in ("all", "last", "each")}
+    assert len({one.data.fingerprint for one in ways.values()}) == 3
+    assert len({one.data.train.digest for one in ways.values()}) == 3
+    assert len({str(one.train.stored.parts["settings"]) for one in ways.values()}) == 3
+    assert "turns" not in ways["all"].train.stored.parts["settings"], "fingerprints are those that they were"
+    for how, one in ways.items():
+        sides = {name: (side.stored.table, side.stored.files, side.indices) for name, side in one.sides.items()}
+        kept = parquet.read_table(lineage.write_rows(sides, tmp_path)).to_pylist()
+        assert {row["turn"] for row in kept} == {"all": {0}, "last": {6}, "each": {2, 4, 6}}[how]
+        assert len({row["hash"] for row in kept}) == 8
+        assert {(row["line"], row["turn"]) for row in kept if row["side"] == "eval"}
+
+
+def test_what_is_left_out_is_told_with_its_turn(make: Make) -> None:
+    long = {"messages": [*talks(1)[0]["messages"], {"role": "user", "content": "far " * 300},
+                         {"role": "assistant", "content": "say"}]}  # fmt: skip
+    found = make([*talks(6), long], turns="each", max_length=300)
+    [cut] = found.left_out
+    assert (cut.line, cut.sort) == (7, "cut")
+    assert cut.reason == "turn 8: cut at data.max_length 300 before anything is learned"
+    assert found.train.stored.table.num_rows == 6 * 3 + 3
+    assert check(found, "nothing-learned").count == 1
+    broken = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ud800"}]}
+    found = make([*talks(6), broken], turns="each", strict=False)
+    assert [one.line for one in found.train.stored.bad] == [7]
+    cleaned = fix.write(found, Path("out"))
+    assert (cleaned.kept_count, cleaned.removed_count) == (6, 1)
+
+
+def test_rows_that_are_no_conversations_are_refused_before_they_are_prepared(make: Make) -> None:
+    pair = [{"prompt": f"{number}", "chosen": "b", "rejected": "c"} for number in range(9)]
+    with pytest.raises(DataError, match=r"data\.turns each chooses turns of conversations"):
+        make(pair, turns="each")
+    assert make(pair).data.kind == "preference"
+
+
+def test_what_is_shown_names_the_turn(make: Make, model: Path) -> None:
+    path = write_jsonl(Path("rows.jsonl"), talks(2))
+    config = asked(
+        [f"--data={path}", f"--model={model}", "--turns=each", "--max_length=4000"], LOADED, method="prepare"
+    )
+    tokenizer = tokenizers.load(config, hub.find(config.model, Progress(quiet=True), weights=False))
+    shown = list(show.every_row(config, tokenizer, plugins=LOADED, registry=Registry(LOADED)))
+    assert [(one.row, one.turn) for one in shown] == [(1, 2), (1, 4), (1, 6), (2, 2), (2, 4), (2, 6)]
+    assert shown[1].place.endswith("rows.jsonl:1 turn 4")
+    assert json.loads(json.dumps(shown[1].as_dict()))["turn"] == 4
+    assert [len(one.messages) for one in shown[:3]] == [2, 4, 6]
+    found = make(talks(8), turns="each")
+    kept = show.first_rows(found, config)
+    assert f"rows.jsonl:{kept[0].line} turn {kept[0].turn}: " in show.as_text(kept)
+    tokens = [sum(make(talks(8), turns=how).train.stored.table["tokens"].to_pylist()) for how in ("each", "last")]
+    assert show.cost(found.train.stored) == pytest.approx(tokens[0] / tokens[1])
+    assert tokens[0] > 1.8 * tokens[1], "1 + 2 + 3 rounds where 3 were read"
+    whole = make(talks(8))
+    [first, *_] = show.first_rows(whole, config)
+    assert (first.turn, list(first.unwritten)) == (0, [2, 4])
+    assert first.as_dict()["unwritten_thoughts"] == [2, 4]
+
+
+# --- the clock
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+
+
+def test_prepared_rows_are_found_again_on_the_same_day_and_not_on_another(make: Make) -> None:
+    plain = talks(8, answer="say {0}")
+    made = [make(plain, chat_template=DATED, now=now) for now in ("2026-11-27T23:59", "2026-11-28", "2026-11-28T18:00")]
+    texts = [one.data.tokenizer.decode(one.data.train.encoded[0].input_ids)[:11] for one in made]
+    assert texts == ["27 Nov 2026", "28 Nov 2026", "28 Nov 2026"]
+    assert [one.data.clock for one in made] == [{"%d %b %Y": text} for text in texts]
+    assert made[0].data.fingerprint != made[1].data.fingerprint == made[2].data.fingerprint
+    assert made[0].data.train.digest != made[1].data.train.digest == made[2].data.train.digest
+    assert made[0].train.stored.parts["clock"] == {"%d %b %Y": "27 Nov 2026"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "again"),
+    [("%Y", "2026-01-01"), ("%B", "2025-11-03"), ("%H:%M", "2020-02-02T09:12"), ("%d", "2026-10-28T23:00")],
+)
+def test_rows_are_made_anew_only_where_the_template_is_told_something_else(
+    make: Make, monkeypatch: pytest.MonkeyPatch, wanted: str, again: str
+) -> None:
+    template = f"{{{{ strftime_now('{wanted}') }}}}" + CHATML
+    make(talks(8), chat_template=template, now="2026-11-28T09:12:31")
+    monkeypatch.setattr(prepared.rows, "run", lambda *_, **__: pytest.fail("they were prepared before"))
+    make(talks(8), chat_template=template, now=again)
+    monkeypatch.undo()
+    assert make(talks(8), chat_template=template, now="2027-12-29T10:13:32").data.clock != {}
+
+
+def test_a_template_that_asks_no_time_has_the_same_rows_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(talks(8), now="2026-11-27")
+    monkeypatch.setattr(prepared.rows, "run", lambda *_, **__: pytest.fail("they were prepared before"))
+    again = make(talks(8), now="2031-01-01")
+    assert (first.data.clock, "clock" in first.train.stored.parts) == ({}, False)
+    assert first.data.fingerprint == again.data.fingerprint
+
+
+def test_two_models_are_compared_by_one_value_a_conversation(make: Make, model: Path) -> None:
+    found = make(talks(12), turns="each").data
+    count = len(found.eval.examples)
+    config = asked([f"--model={model}", "--turns=each", "--evaluation.max_rows=4"], LOADED, method="prepare")
+    values = tuple(float(number) for number in range(count))
+    assert evaluate.by_conversation(values, found, config) == tuple(number + 1.0 for number in range(0, count, 3))
+    assert evaluate.by_conversation([None, 2.0, 4.0, None], found, config) == (3.0, None), "those that were answered"
+    assert evaluate.by_conversation([1.0, 2.0], found, config) == (1.0, 2.0), "an evaluator's own rows"
+    whole = asked([f"--model={model}"], LOADED, method="prepare")
+    assert evaluate.by_conversation(values, found, whole) == values
