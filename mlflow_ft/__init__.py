@@ -16,7 +16,6 @@ from mlflow_ft.errors import (
 from mlflow_ft.hookspecs import hookimpl
 from mlflow_ft.records import (
     Adapter,
-    Answer,
     Check,
     Collector,
     DataFormat,
@@ -25,11 +24,11 @@ from mlflow_ft.records import (
     Gate,
     Packager,
     Reward,
-    Score,
     Trainer,
     Verdict,
 )
 from mlflow_ft.rows import Checked, Example, Finding, Message, Place, Row, Task
+from mlflow_ft.values import Answer, Score
 
 __all__ = [
     "Adapter",

@@ -17,7 +17,7 @@ import pluggy
 from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Reward, Trainer
 
 if TYPE_CHECKING:
-    from mlflow_ft.job import Data, Job, Model, Scores
+    from mlflow_ft.values import Data, Job, Model, Scores
 
 PROJECT = "mlflow_ft"
 hookspec = pluggy.HookspecMarker(PROJECT)

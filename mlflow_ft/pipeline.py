@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.job import Data, Job, Scores, Trained, Version
+from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
+from mlflow_ft.values import Data, Scores, Trained, Version
 
 if TYPE_CHECKING:
     from mlflow_ft.preparing.dataset import Ready

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlflow_ft.rows import Checked, Example, Finding, Kind, Message, Severity, Task
+from mlflow_ft.rows import Checked, Example, Finding, Kind, Severity, Task
 
 if TYPE_CHECKING:
     from mlflow_ft.candidacy import Candidacy
     from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import ChecksSection, Config
-    from mlflow_ft.job import Data, Form, Job, Model, Subject, Trained
+    from mlflow_ft.values import Data, Form, Job, Model, Score, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any
@@ -130,50 +130,6 @@ class Adapter:
     use_for: str = ""
     memory: str = ""
     ranges: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a model answered to one held-out prompt, beside what was expected."""
-
-    prompt: tuple[Message, ...]
-    expected: str
-    text: str
-    finished: bool
-    """Whether the model ended its turn by itself, within `evaluation.max_new_tokens`."""
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """The other columns of a prompt's row, for reward functions."""
-
-    @property
-    def asked(self) -> str:
-        """The prompt as a table shows it, without the system prompt."""
-        return "\n\n".join(str(turn.get("content")) for turn in self.prompt if turn["role"] != "system")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One number about a model, with the value of every row where it is a mean over rows.
-
-    A row that could not be scored is None: it counts in `coverage`, never as a zero, never silently.
-    """
-
-    name: str
-    value: float
-    rows: tuple[float | None, ...] = ()
-    guard: str = ""
-    """The guard set that it was found on; empty for the held-out rows. Set by the stage."""
-
-    @classmethod
-    def mean(cls, name: str, rows: Sequence[float | None]) -> Score:
-        """The mean over the rows that could be scored; NaN where there is none."""
-        scored = [row for row in rows if row is not None]
-        value = sum(scored) / len(scored) if scored else float("nan")
-        return cls(name=name, value=value, rows=tuple(rows))
-
-    @property
-    def coverage(self) -> float:
-        """Share of rows that could be scored, 0 to 1."""
-        return sum(row is not None for row in self.rows) / len(self.rows) if self.rows else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from typing import Generic, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
 
-from mlflow_ft.errors import ConfigError, PluginError
+from mlflow_ft.config.gates import Gates, near
+from mlflow_ft.config.given import headline
+from mlflow_ft.errors import ConfigError, PluginError, Problem
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
 
 RecordT = TypeVar("RecordT", bound=Record)
+OWN_SECTION = {"beats-champion": "beats_champion", "beats-base": "beats_base", "no-regression": "max_regression"}
+"""Where the settings of built-in gates stand, which take no `options`."""
 
 
 class Catalogue(Generic[RecordT]):
@@ -67,6 +71,52 @@ class Registry:
         self.packagers: Catalogue[Packager] = Catalogue("packagers", plugins)
         self.exporters: Catalogue[Exporter] = Catalogue("exporters", plugins)
         self.gates: Catalogue[Gate] = Catalogue("gates", plugins)
+
+
+def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:
+    """The checks that were named, or else all there are."""
+    return list(registry.checks) if names is None else [registry.checks[name] for name in names]
+
+
+def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates file") -> list[Gate]:
+    """The gates that were named and those that cannot be left out, or else all there are.
+
+    Raises:
+        ConfigError: a gate is not registered, or reads no such option.
+    """
+    for name in gates.waive:
+        registry.gates[name]
+    problems = [one for name, given in gates.options.items() for one in _unread(registry.gates[name], given, place)]
+    if problems:
+        raise ConfigError(headline(problems, "in the options of gates"), problems=problems)
+    if gates.names is None:
+        return list(registry.gates)
+    named = [registry.gates[name] for name in gates.names]
+    return [*named, *(gate for gate in registry.gates if gate.always and gate not in named)]
+
+
+def _unread(gate: Gate, given: Mapping[str, Any], place: str) -> Iterator[Problem]:
+    """Options that the gate does not read."""
+    for path in _leaves(given):
+        parts = path.split(".")
+        above = {".".join([*parts[:depth], "*"]) for depth in range(1, len(parts))}
+        if path in gate.options or above & set(gate.options):
+            continue
+        hint = f"its settings stand under {OWN_SECTION[gate.name]}" if gate.name in OWN_SECTION else ""
+        hint = hint or near(path, gate.options, what=f"the gate {gate.name} reads")
+        yield Problem(place=f"{place}  options.{gate.name}.{path}", message="unknown option", hint=hint)
+
+
+def _leaves(given: Any, path: str = "") -> Iterator[str]:
+    """The paths of all keys that hold no mapping, in lists too."""
+    if isinstance(given, Mapping) and (given or not path):
+        for key, value in given.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(given, list) and any(isinstance(one, Mapping) for one in given):
+        for one in given:
+            yield from _leaves(one, path)
+    else:
+        yield path
 
 
 def suggest(name: str, known: object) -> str:

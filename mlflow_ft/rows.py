@@ -115,6 +115,24 @@ def _spoken(messages: Sequence[Message]) -> tuple[bool, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One example as the trainer sees it: token ids, and labels that are -100 where nothing is learned."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    truncated: bool = False
+    way: str = ""
+    """How the assistant's spans were found; see `engine.render`."""
+    rejected: Encoded | None = None
+    """Of a preference, the rejected answer; the rest is the chosen one."""
+
+    @property
+    def supervised(self) -> int:
+        """Number of tokens that are learned."""
+        return len(self.labels) - self.labels.count(-100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checked(Place):
     """One row as a check sees it."""
 

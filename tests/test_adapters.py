@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from mlflow_ft import plugins
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.judging import judge, parity
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.serving import bundle
-from mlflow_ft.engine.training import sft
+from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 from tests.engine.conftest import Bench, lay

@@ -63,13 +63,13 @@ def command(
     from mlflow_ft import plugins, tracking
     from mlflow_ft.config.gates import gates_file
     from mlflow_ft.operations.promoting import promote
-    from mlflow_ft.operations.promoting.decision import dumps
+    from mlflow_ft.operations.promoting.decision import PromotionRequest, dumps
     from mlflow_ft.progress import Progress
     from mlflow_ft.stages.preflight import told_to_run
 
     progress = Progress(quiet=quiet)
     with told_to_run():
-        asked = promote.Asked(
+        asked = PromotionRequest(
             name=one_name((*arguments, *([name] if name else [])), usage="mlflow-ft promote NAME --version N"),
             version=version or "candidate",
             to=to or "champion",

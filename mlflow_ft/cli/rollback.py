@@ -23,9 +23,9 @@ def command(name: str, *, reason: str, alias: str, to: int | None, by: str | Non
     """
     from mlflow_ft.cli.history import as_dict
     from mlflow_ft.cli.promote import who
-    from mlflow_ft.operations.promoting import moving
+    from mlflow_ft.operations.promoting.rollback import rollback
 
-    done = moving.rollback(name, alias=alias, reason=reason, by=by or who(), now_ms=int(time.time() * 1000), to=to)
+    done = rollback(name, alias=alias, reason=reason, by=by or who(), now_ms=int(time.time() * 1000), to=to)
     if as_json:
         click.echo(json.dumps(as_dict(done.move), indent=2))
     else:

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example, Message
+from mlflow_ft.hashes import canonical
+from mlflow_ft.rows import Encoded, Example, Message
 
 DIGEST_LENGTH = 32
 """Hex digits; MLflow refuses digests over 36 characters."""
-
-
-def row_hash(values: Mapping[str, Any]) -> bytes:
-    """16 bytes over a row's columns as they were read: the same for the same row in another file, order or format."""
-    return hashlib.blake2b(canonical(values), digest_size=16).digest()
-
-
-def file_hash(file: Path) -> str:
-    """Sha256 of one file, as hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def canonical(value: Any) -> bytes:
-    """JSON in one form for equal values."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return text.encode("utf-8", "surrogatepass")
 
 
 def key(value: Any) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.data.quality import SEVERITIES, percent
+from mlflow_ft.values.report import SEVERITIES, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,105 +9,18 @@ report = quality.report(len(rows))
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError, PluginError
 from mlflow_ft.records import Check, Collector
-from mlflow_ft.rows import Checked, Finding, Place, Severity
+from mlflow_ft.rows import Checked, Finding, Place
+from mlflow_ft.values import Report, Result
+from mlflow_ft.values.report import SEVERITIES, json_value
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import ChecksSection
-
-SEVERITIES: tuple[Severity, ...] = ("error", "warn", "info")
-"""The worst first."""
-_LONGEST_TEXT = 1000
-_TOLD = ("name", "severity", "count", "share", "examples", "summary", "remedy", "fix", "details")
-COLUMNS = ("check", "severity", "rows", "share", "what it means")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What one check found."""
-
-    name: str
-    severity: Severity
-    summary: str
-    count: int
-    share: float
-    examples: tuple[Mapping[str, Any], ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
-    remedy: str = ""
-    fix: str = ""
-    rows: array[int] = field(default_factory=lambda: array("q"))
-    """Index of every row that was found; empty in a report that was read back."""
-    removable: array[int] = field(default_factory=lambda: array("q"))
-    """Index of every row that the fix leaves out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What all checks found: the worst first, and of each severity those that found something."""
-
-    rows: int
-    checks: tuple[Result, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON, without the indices of the rows."""
-        return {
-            "rows": self.rows,
-            "checks": [_plain({name: getattr(check, name) for name in _TOLD}) for check in self.checks],
-        }
-
-    @classmethod
-    def from_dict(cls, report: Mapping[str, Any], removable: Mapping[Any, Sequence[str]] | None = None) -> Report:
-        """The report that `as_dict` told, and the rows that `removable` did (as JSON has them: keys may be texts)."""
-        rows: dict[str, list[int]] = {}
-        for index, names in (removable or {}).items():
-            for name in names:
-                rows.setdefault(name, []).append(int(index))
-        checks = []
-        for check in report["checks"]:
-            told = {name: check[name] for name in _TOLD} | {"examples": tuple(check["examples"])}
-            checks.append(Result(**told, removable=array("q", rows.get(check["name"], ()))))
-        return cls(rows=report["rows"], checks=tuple(checks))
-
-    def worst(self, at_least: Severity) -> tuple[Result, ...]:
-        """The checks that found something and are at least as severe."""
-        severe = SEVERITIES[: SEVERITIES.index(at_least) + 1]
-        return tuple(check for check in self.checks if check.count and check.severity in severe)
-
-    def removable(self) -> dict[int, tuple[str, ...]]:
-        """Every row that a fix leaves out, by index, and the checks whose fix it is."""
-        names: dict[int, tuple[str, ...]] = {}
-        for check in self.checks:
-            for row in check.removable:
-                names[row] = (*names.get(row, ()), check.name)
-        return dict(sorted(names.items()))
-
-    def metrics(self) -> dict[str, float]:
-        """Rows found by every check as `check/<name>`, and the numbers that the checks want logged."""
-        metrics = {f"check/{check.name}": float(check.count) for check in self.checks}
-        for check in self.checks:
-            numbers = check.details.get("metrics") or {}
-            metrics |= {name: float(value) for name, value in numbers.items() if value is not None}
-        return metrics
-
-    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """The columns and the rows of a table for the terminal."""
-        rows: list[tuple[str, ...]] = []
-        for check in self.checks:
-            share = percent(check.share) if check.count else ""
-            rows.append((check.name, check.severity, f"{check.count:,}", share, check.summary))
-        return COLUMNS, rows
-
-
-def percent(share: float) -> str:
-    """A share as people read it; one that is not none is never shown as none."""
-    return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 class Quality:
@@ -196,8 +109,8 @@ class _Running:
             summary=check.summary,
             count=count,
             share=count / rows if rows else 0.0,
-            examples=tuple(_plain(example) for example in finding.examples[: self._settings.max_examples]),
-            details=_plain(finding.details),
+            examples=tuple(json_value(example) for example in finding.examples[: self._settings.max_examples]),
+            details=json_value(finding.details),
             remedy=finding.remedy or check.remedy,
             fix=check.fix,
             rows=array("q", finding.rows),
@@ -250,19 +163,3 @@ def _finding(value: Any) -> Finding:
     if not isinstance(value, Finding):
         raise TypeError(f"it found {value!r}, which is no Finding")
     return value
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: no number that is not finite, no array of numpy, no text without an end."""
-    if isinstance(value, str):
-        return value[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | array):
-        return [_plain(one) for one in value]
-    plain = getattr(value, "tolist", None)  # of numpy's numbers and arrays
-    return _plain(cast("Callable[[], Any]", plain)()) if plain else _plain(str(value))

@@ -14,11 +14,11 @@ from typing import Literal
 
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import hub
-from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.data.reading import readers
 from mlflow_ft.data.reading.readers import Unreadable
-from mlflow_ft.data.recognising.shapes import Shape
+from mlflow_ft.data.reading.shapes import Shape
 from mlflow_ft.errors import DataError
+from mlflow_ft.hashes import file_hash
 from mlflow_ft.rows import Row
 
 DEMO_FOLDER = Path(__file__).parent.parent / "examples" / "demo"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from mlflow_ft.data.fingerprint import content_hash
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example, Place
+from mlflow_ft.rows import Encoded, Example, Place
+from mlflow_ft.values import StoredRows
 
 if TYPE_CHECKING:
     import numpy
@@ -138,7 +138,7 @@ def from_json(text: str) -> Example:
     return Example(**(given | listed))
 
 
-class Column(Sequence[T], Generic[T]):
+class Column(StoredRows[T]):
     """Some rows of a store as values of one kind, each made when it is looked at.
 
     >>> Column.of([Encoded(input_ids=(1, 2), labels=(-100, 2))])[0].supervised
@@ -199,10 +199,6 @@ class Column(Sequence[T], Generic[T]):
         return (self._make(row) for row in table.select(self._names).to_pylist())
 
     def dataset(self, names: Sequence[str] = TRAINED, *, fingerprint: str = "mlflow-ft") -> Dataset:
-        """These rows as a `datasets.Dataset` with the columns that are named, without a copy of them in memory.
-
-        `fingerprint` stands for their content where something is cached by it.
-        """
         from datasets import Dataset
         from datasets.table import InMemoryTable
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlflow_ft.engine.tokens.masking import IGNORED
-from mlflow_ft.job import Encoded
+from mlflow_ft.rows import Encoded
 
 
 def padded(rows: Sequence[Encoded], *, pad_token_id: int) -> dict[str, Tensor]:

@@ -22,10 +22,10 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 
 from mlflow_ft.config.schema import ModelSection
 from mlflow_ft.data.cache import cache_dir
-from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ModelError, brief
-from mlflow_ft.job import BaseModel
+from mlflow_ft.hashes import file_hash
 from mlflow_ft.progress import Progress
+from mlflow_ft.values import BaseModel
 
 WEIGHTS = "*.safetensors"
 MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*")

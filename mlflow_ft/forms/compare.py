@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import PackageSection
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import Form
 from mlflow_ft.records import Exporter
+from mlflow_ft.values import Form
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import ModelError, RefusedError
 from mlflow_ft.forms import compare
-from mlflow_ft.job import Data, Form, Job, Packaged, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.rows import Example
+from mlflow_ft.values import Data, Form, Packaged, Trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +35,7 @@ def prompts(job: Job, data: Data, trained: Trained) -> list[Example]:
     None for a model that scores.
     """
     from mlflow_ft.engine.judging import reference
-    from mlflow_ft.engine.models import room
-    from mlflow_ft.engine.tokens import render
+    from mlflow_ft.engine.tokens import render, room
     from mlflow_ft.engine.training import samples
 
     found = samples.prompts(job, data)

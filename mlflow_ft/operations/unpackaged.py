@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, DataError, FineTuneError, ModelError, RefusedError
-from mlflow_ft.job import BaseModel, Data, Job, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.operations import recorded_run
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import dataset, guards
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import done, init_from, start, worse
+from mlflow_ft.values import BaseModel, Data, Trained
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

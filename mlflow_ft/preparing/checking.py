@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.data import benchmarks, split, store
-from mlflow_ft.data.quality import SEVERITIES, Quality, Report, Result
+from mlflow_ft.data.quality import Quality
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing.one_pass import LeftOut
-from mlflow_ft.records import Check
-from mlflow_ft.registry import Registry
+from mlflow_ft.registry import Registry, chosen_checks
 from mlflow_ft.rows import Checked, Severity
+from mlflow_ft.values import Report, Result
+from mlflow_ft.values.report import SEVERITIES
 
 if TYPE_CHECKING:
     import numpy
@@ -41,7 +42,7 @@ class Side:
 
 def of(config: Config, train: Side, held: Side, *, registry: Registry, plugins: Plugins) -> tuple[Report, Removable]:
     """Compare both sides, and tell it together with what the pass found and what was left out."""
-    comparing = [check for check in checks(config, registry) if check.compare is not None]
+    comparing = [check for check in chosen_checks(registry, config.checks.names) if check.compare is not None]
     quality = Quality(comparing, config.checks)
     against = [*_as_checked(held, config), *benchmarks.read(config, plugins=plugins, registry=registry)]
     quality.compare(against, lambda: _as_checked(train, config))
@@ -54,12 +55,6 @@ def of(config: Config, train: Side, held: Side, *, registry: Registry, plugins: 
     results = [*inspected.checks, *compared.checks, *_left_out(train.stored, config), *_unwritten(train.stored, config)]
     results.sort(key=lambda one: (SEVERITIES.index(one.severity), not one.count))
     return Report(rows=train.stored.read, checks=tuple(results)), removable
-
-
-def checks(config: Config, registry: Registry) -> list[Check]:
-    """The checks that were named, or else all there are."""
-    names = config.checks.names
-    return list(registry.checks) if names is None else [registry.checks[name] for name in names]
 
 
 def _as_checked(side: Side, config: Config) -> Iterator[Checked]:

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint, sources, split, store, turns
-from mlflow_ft.data.quality import Report
 from mlflow_ft.errors import DataError, Problem
-from mlflow_ft.job import Data, Encoded, Split
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import checking as findings
 from mlflow_ft.preparing import one_pass, prepared
@@ -24,6 +22,8 @@ from mlflow_ft.preparing.prepared import Stored
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import Data, Report, Split
 
 if TYPE_CHECKING:
     import numpy
@@ -115,8 +115,7 @@ def make(
 
 def _check_prompt(side: Side, tokenizer: Any) -> None:
     """Refuse tokens without embeddings in what the template writes before an answer, which no row may hold."""
-    from mlflow_ft.engine.models import room
-    from mlflow_ft.engine.tokens import render
+    from mlflow_ft.engine.tokens import render, room
 
     first = next(iter(store.examples(side.stored.table, side.indices[:1])), None)
     if first is None or first.kind == "text":

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config, DataSection
 from mlflow_ft.errors import ConfigError, DataError
-from mlflow_ft.job import Data
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import dataset, prepared
 from mlflow_ft.preparing.checking import Side
 from mlflow_ft.progress import Progress
-from mlflow_ft.records import Score
 from mlflow_ft.registry import Registry
+from mlflow_ft.values import Data, Score
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.judging.judge import JudgedModel

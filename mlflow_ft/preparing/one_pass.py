@@ -20,6 +20,7 @@ from mlflow_ft.data.recognising.recognition import Recogniser
 from mlflow_ft.data.sources import Source
 from mlflow_ft.data.turns import Part
 from mlflow_ft.errors import DataError
+from mlflow_ft.hashes import row_hash
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import proving
 from mlflow_ft.preparing.proving import Proved
@@ -232,7 +233,7 @@ def _prepared(
                 line=row.line,
                 index=index,
                 length=found.length,
-                hash=fingerprint.row_hash(row.values),
+                hash=row_hash(row.values),
                 key=fingerprint.prompt_key(whole) if group is None else fingerprint.key(group),
             )
 

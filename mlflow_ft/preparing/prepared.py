@@ -13,15 +13,16 @@ from uuid import uuid4
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.data import cache, fingerprint, store
-from mlflow_ft.data.quality import Quality, Report
+from mlflow_ft.data.quality import Quality
 from mlflow_ft.data.sources import Source
+from mlflow_ft.hashes import canonical
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import one_pass
-from mlflow_ft.preparing.checking import checks
 from mlflow_ft.preparing.one_pass import LeftOut
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
-from mlflow_ft.registry import Registry
+from mlflow_ft.registry import Registry, chosen_checks
+from mlflow_ft.values import Report
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.tokens.masking import Encoder
@@ -94,7 +95,8 @@ def prepare(
     parts = _parts(opened, config, tokenizer, registry)
     moment = clock.current()
     told = clock.told_to(tokenizer, moment)
-    inspecting = [check for check in checks(config, registry) if check.compare is None] if quality else None
+    chosen = chosen_checks(registry, config.checks.names)
+    inspecting = [check for check in chosen if check.compare is None] if quality else None
 
     def make(folder: Path) -> None:
         from mlflow_ft.engine.tokens.masking import Encoder
@@ -121,7 +123,7 @@ def _check_ids(found: Stored, tokenizer: Any) -> None:
     """
     import pyarrow.compute as pc
 
-    from mlflow_ft.engine.models import room
+    from mlflow_ft.engine.tokens import room
 
     rows = getattr(tokenizer, "rows", None)
     for column in ("input_ids", "rejected_ids"):
@@ -210,7 +212,7 @@ def _sources(found: Sequence[Mapping[str, Any]], table: Any) -> list[Mapping[str
 
 
 def _hash(*values: Any) -> str:
-    return hashlib.sha256(fingerprint.canonical(values)).hexdigest()
+    return hashlib.sha256(canonical(values)).hexdigest()
 
 
 def _key(

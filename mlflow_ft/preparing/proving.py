@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example
+from mlflow_ft.rows import Encoded, Example
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

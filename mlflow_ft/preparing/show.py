@@ -104,7 +104,7 @@ def _shown(
     encoder: Encoder,
     numbers: Iterator[int],
 ) -> Iterator[Shown]:
-    from mlflow_ft.engine.models import room
+    from mlflow_ft.engine.tokens import room
 
     divided = [None if isinstance(one, Unreadable) else turns.parts(one[1], settings) for one in batch]
     results = iter(encoder.tokenise([part.example for parts in divided for part in parts or ()]))

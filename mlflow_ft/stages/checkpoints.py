@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mlflow_ft.job import BaseModel, Data, Job, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.stages.package import lineage
+from mlflow_ft.values import BaseModel, Data, Trained
 
 
 def asked(job: Job, data: Data, base: BaseModel) -> Job:

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlflow_ft import hashes
 from mlflow_ft.data import lineage, mask_page, pages
-from mlflow_ft.data.quality import Result
 from mlflow_ft.data.sources import Source
 from mlflow_ft.errors import DataError, Problem, RefusedError
-from mlflow_ft.job import BaseModel, Data, Job
+from mlflow_ft.job import Job
 from mlflow_ft.preparing import dataset, fix, guards, show
 from mlflow_ft.preparing.checking import UNWRITTEN
 from mlflow_ft.preparing.dataset import Ready
@@ -24,6 +24,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
+from mlflow_ft.values import BaseModel, Data, Result
 
 CLOCK_TAG = "mlflow_ft.template_clock"
 """Of a run whose chat template may ask the time: the moment that it is given, local time."""
@@ -199,7 +200,7 @@ def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
         job.run.artifact_text(text, f"data/{name}")
     with tempfile.TemporaryDirectory() as folder:
         sides = {name: (one.stored.table, one.stored.files, one.indices) for name, one in found.sides.items()}
-        job.run.artifact(lineage.write_rows(sides, Path(folder)), "data")
+        job.run.artifact(hashes.write_rows(sides, Path(folder)), "data")
 
 
 def artifacts(found: Ready, shown: Sequence[Shown]) -> dict[str, str]:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.job import Data, Job, Scores, Subject, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.preparing import guards
-from mlflow_ft.records import Answer, Evaluator, Score
+from mlflow_ft.records import Evaluator
 from mlflow_ft.stages import done, worse
+from mlflow_ft.values import Answer, Data, Score, Scores, Subject, Trained
 
 ROWS_FILE = "eval/rows.json"
 """The artifact with the scores of every held-out row, by which two models are compared row by row."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
+from mlflow_ft.values import BaseModel
 
 NOT_GIVEN = ("method ", "demo ")
 """So begins the origin of a setting that nobody gave: a method's default, or one that comes with the built-in data."""
@@ -23,7 +23,7 @@ def fitted(config: Config, base: BaseModel, registry: Registry, progress: Progre
     Raises:
         ConfigError: `data.max_length` was given, and is more than the positions; or a learned prompt takes all of them.
     """
-    from mlflow_ft.engine.models import room
+    from mlflow_ft.engine.tokens import room
 
     length = config.data.max_length
     limit = room.made_for(base.path, trust_remote_code=config.model.trust_remote_code)
@@ -67,7 +67,8 @@ def _prompt(config: Config, base: BaseModel, registry: Registry) -> int:
 
 def _positions(base: BaseModel) -> int | None:
     """The base's positions; None where it has no table of them, or cannot be built without weights."""
-    from mlflow_ft.engine.models import room, skeleton
+    from mlflow_ft.engine.models import skeleton
+    from mlflow_ft.engine.tokens import room
 
     try:
         return room.positions(skeleton.bare_model(base.path, task=base.task))

@@ -11,8 +11,8 @@ from typing import Any
 
 from mlflow_ft.config.schema import Config, ModelSection
 from mlflow_ft.errors import ConfigError, ModelError
-from mlflow_ft.job import MLFLOW_URIS, BaseModel
 from mlflow_ft.progress import Progress
+from mlflow_ft.values import MLFLOW_URIS, BaseModel
 
 ADAPTER_FILE = "adapter_config.json"
 BASE_FILE = "base.json"
@@ -51,7 +51,7 @@ def find(config: Config, progress: Progress) -> BaseModel:
         ModelError: there is no such model, or the adapter belongs to another base. ConfigError: another adapter.kind.
     """
     from mlflow_ft.engine import hub
-    from mlflow_ft.engine.adapters import added_tokens
+    from mlflow_ft.engine.models import added_tokens
 
     if not config.model.init_from:
         return hub.find(config.model, progress)

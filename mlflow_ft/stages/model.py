@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlflow_ft.job import BaseModel, Data, Job, Model
+from mlflow_ft.job import Job
 from mlflow_ft.stages import fitting, init_from, start
+from mlflow_ft.values import BaseModel, Data, Model
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.models.own_quantization import Own
@@ -73,8 +74,8 @@ def _report_own(job: Job, own: Own) -> None:
 def load(job: Job, data: Data, base: BaseModel) -> Model:
     """Load the base model for training."""
     from mlflow_ft.engine import hardware
-    from mlflow_ft.engine.adapters import trainable
     from mlflow_ft.engine.models import experts, own_quantization, text_part
+    from mlflow_ft.engine.training import trainable
 
     job.run.begin("model")
     if parts := text_part.of(base.path, task=base.task):

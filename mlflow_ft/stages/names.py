@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mlflow_ft.job import Job, Trained
+from mlflow_ft.job import Job
+from mlflow_ft.values import Trained
 
 
 def model_name(job: Job, trained: Trained) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from mlflow_ft.errors import brief
 from mlflow_ft.forms import card, compare, round_trip
-from mlflow_ft.job import Data, Exported, Form, Job, Package, Packaged, Scores, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
 from mlflow_ft.stages import done
 from mlflow_ft.stages.evaluate import log_scores
 from mlflow_ft.stages.names import model_name
+from mlflow_ft.values import Data, Exported, Form, Package, Packaged, Scores, Trained
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ from pathlib import Path
 from mlflow_ft.config.schema import Config, DataSection
 from mlflow_ft.data import sources, turns
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem
-from mlflow_ft.job import MLFLOW_URIS
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import one_pass
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import init_from, start
+from mlflow_ft.values import MLFLOW_URIS
 
 Look = Callable[[], object]
 """Raises a FineTuneError where something is wrong."""

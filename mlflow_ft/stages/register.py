@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from mlflow_ft.forms import card, compare
-from mlflow_ft.job import Data, Job, Package, Scores, Trained, Version
+from mlflow_ft.job import Job
 from mlflow_ft.stages import worse
 from mlflow_ft.stages.names import model_name
 from mlflow_ft.stages.package import lineage
+from mlflow_ft.values import Data, Package, Scores, Trained, Version
 
 
 def register(job: Job, data: Data, trained: Trained, package: Package, scores: Scores) -> tuple[Version, ...]:

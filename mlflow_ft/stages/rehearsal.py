@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, StoppedError, brief
-from mlflow_ft.job import Data, Job, Model, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.stages import package
+from mlflow_ft.values import Data, Model, Trained
 
 if TYPE_CHECKING:
     from mlflow_ft.records import Packager

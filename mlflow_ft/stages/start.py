@@ -103,9 +103,9 @@ def record_gates(job: Job, file: Path) -> None:
 def read_gates(file: Path, registry: Registry) -> None:
     """Raise ConfigError where a file of gates cannot be read, or asks for what there is not."""
     from mlflow_ft.config.gates import gates_file
-    from mlflow_ft.stages.gates import choose
+    from mlflow_ft.registry import chosen_gates
 
-    choose(gates_file(file.expanduser()), registry, place=str(file))
+    chosen_gates(registry, gates_file(file.expanduser()), place=str(file))
 
 
 def check_names(config: Config, registry: Registry) -> None:

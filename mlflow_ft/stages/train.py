@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlflow_ft.job import BaseModel, Data, Job, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.stages import checkpoints, done, model, rehearsal
+from mlflow_ft.values import BaseModel, Data, Trained
 
 
 def train(job: Job, data: Data, base: BaseModel) -> Trained:

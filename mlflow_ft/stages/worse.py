@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from mlflow_ft.candidacy import CHOICE, Rows, aimed_at
 from mlflow_ft.config.gates import Gates, gates_file
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import Job, Scores, Trained, Version, Worse
+from mlflow_ft.job import Job
+from mlflow_ft.values import Scores, Trained, Version, Worse
 
 if TYPE_CHECKING:
-    from mlflow_ft.records import Score
+    from mlflow_ft.values import Score
 
 CONFIDENCE = 0.99
 """A training that changes nothing is called worse in one case of a hundred."""

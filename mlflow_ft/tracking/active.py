@@ -16,7 +16,6 @@ from mlflow.entities import Param, Run, RunTag
 from mlflow.models import ModelSignature
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import environment, inputs, models, run_lock, tables
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
@@ -25,6 +24,7 @@ from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
 from mlflow_ft.tracking.server import insist, page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
+from mlflow_ft.values import Split
 
 LONGEST_PARAM = 6000
 LONGEST_TAG = 8000

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 
-from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import Problem, RefusedError
+from mlflow_ft.hashes import file_hash
 from mlflow_ft.tracking.manifest import verify_manifest
 from mlflow_ft.tracking.models import ensure_registered_model
 from mlflow_ft.tracking.run import experiment_id

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from mlflow_ft.job import Split
+from mlflow_ft.values import Split
 
 CONTEXT_KEY = "mlflow.data.context"
 LONGEST_NAME = 500

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.data.lineage import ROWS, read_hashes
 from mlflow_ft.errors import brief
+from mlflow_ft.hashes import ROWS, read_hashes
 from mlflow_ft.tracking.server import connect
 
 PAGE = 1000

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ModelError, Problem, RefusedError
+from mlflow_ft.hashes import file_hash
 
 MANIFEST = "manifest.json"
 FORBIDDEN = {

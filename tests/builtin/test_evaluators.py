@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mlflow_ft.builtin import evaluators
-from mlflow_ft.records import Answer, Example
+from mlflow_ft.records import Example
+from mlflow_ft.values import Answer
 
 
 def scores(found: Any) -> dict[str, float]:

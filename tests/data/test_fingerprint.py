@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mlflow_ft.data import fingerprint
-from mlflow_ft.data.fingerprint import content_hash, digest, key, prompt_key, row_hash
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example
+from mlflow_ft.data.fingerprint import content_hash, digest, key, prompt_key
+from mlflow_ft.hashes import row_hash
+from mlflow_ft.rows import Encoded, Example
 
 
 def example(question: str, answer: str) -> Example:

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from mlflow_ft import Check, Checked, DataError, Example, Finding, PluginError
 from mlflow_ft.builtin.checks import register_checks
 from mlflow_ft.config.schema import ChecksSection
-from mlflow_ft.data.quality import Quality, Report, Result, percent
+from mlflow_ft.data.quality import Quality
+from mlflow_ft.values import Report, Result
+from mlflow_ft.values.report import percent
 
 TALK = (
     Example(messages=({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})),

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_ft.data import store
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example
+from mlflow_ft.rows import Encoded, Example
 
 ABOUT = {"source": 0, "file": 0, "line": 1, "index": 0, "length": 2, "hash": b"h" * 16, "key": 1}
 TURN = {"role": "assistant", "content": "é\n", "tool_calls": [{"function": {"name": "f", "arguments": {"x": [1]}}}]}

@@ -16,14 +16,15 @@ from mlflow_ft.cli.asked import asked
 from mlflow_ft.data import fingerprint
 from mlflow_ft.data.store import Column
 from mlflow_ft.engine import hub
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.tokens import masking, tokenizers
-from mlflow_ft.job import Data, Encoded, Job, Split, Trained
+from mlflow_ft.engine.training import trainable
+from mlflow_ft.job import Job
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
-from mlflow_ft.rows import Example, Place
+from mlflow_ft.rows import Encoded, Example, Place
 from mlflow_ft.testing import make_rows
+from mlflow_ft.values import Data, Split, Trained
 from tests.reports.conftest import small as small
 
 

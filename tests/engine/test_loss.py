@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
 from mlflow_ft.engine import batches, loss
-from mlflow_ft.job import Encoded
+from mlflow_ft.rows import Encoded
 
 SIZES = {
     "vocab_size": 60,

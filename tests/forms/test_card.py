@@ -19,16 +19,15 @@ from mlflow import MlflowClient
 
 from mlflow_ft import Score, pipeline, plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.data.quality import Report, Result
 from mlflow_ft.engine import hub
 from mlflow_ft.forms import card
 from mlflow_ft.forms.card import About, front, licence, limits, load, markdown, sections
-from mlflow_ft.job import BaseModel
 from mlflow_ft.operations.merging import adapters
 from mlflow_ft.operations.merging.merge_adapter import Asked, merge
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.tracking.contenders import contender
+from mlflow_ft.values import BaseModel, Report, Result
 
 pytestmark = pytest.mark.slow  # one run that nearly all of these read
 

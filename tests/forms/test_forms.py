@@ -20,9 +20,10 @@ from mlflow_ft.builtin import exporters, packagers
 from mlflow_ft.engine.serving import bundle
 from mlflow_ft.errors import ConfigError, RefusedError
 from mlflow_ft.forms import compare
-from mlflow_ft.job import Job, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.stages import package
 from mlflow_ft.testing import make_tiny_model
+from mlflow_ft.values import Trained
 
 WELL = {"max_steps": 8, "learning_rate": 0.02, "max_new_tokens": 16}
 """Trains far enough from the base for a fault to show."""

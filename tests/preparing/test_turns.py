@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+from mlflow_ft import hashes
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.data import lineage
 from mlflow_ft.engine import hub
 from mlflow_ft.engine.tokens import clock, tokenizers
 from mlflow_ft.errors import DataError
@@ -131,7 +131,7 @@ def test_fingerprint_digest_hashes_and_key_know_the_turns(make: Make, tmp_path: 
     assert "turns" not in ways["all"].train.stored.parts["settings"], "fingerprints are those that they were"
     for how, one in ways.items():
         sides = {name: (side.stored.table, side.stored.files, side.indices) for name, side in one.sides.items()}
-        kept = parquet.read_table(lineage.write_rows(sides, tmp_path)).to_pylist()
+        kept = parquet.read_table(hashes.write_rows(sides, tmp_path)).to_pylist()
         assert {row["turn"] for row in kept} == {"all": {0}, "last": {6}, "each": {2, 4, 6}}[how]
         assert len({row["hash"] for row in kept}) == 8
         assert {(row["line"], row["turn"]) for row in kept if row["side"] == "eval"}

@@ -14,7 +14,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from mlflow_ft.data.fingerprint import file_hash
+from mlflow_ft.hashes import file_hash
 from mlflow_ft.stages import done
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Run, Told

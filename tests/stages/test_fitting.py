@@ -12,10 +12,10 @@ from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages.fitting import fitted
+from mlflow_ft.values import BaseModel
 from tests.reports.conftest import small as small
 
 Small = Callable[..., Path]

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.judging import parity
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.tokens import tokenizers
+from mlflow_ft.engine.training import trainable
 from mlflow_ft.errors import ConfigError, FineTuneError, ModelError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from

@@ -12,10 +12,10 @@ import pytest
 
 from mlflow_ft import Score, plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.job import Worse
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import evaluate, worse
+from mlflow_ft.values import Worse
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": "ppo"})
 REGISTRY = Registry(LOADED)

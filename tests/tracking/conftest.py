@@ -20,9 +20,9 @@ from mlflow import MlflowClient
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.data.store import Column
-from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.rows import Place
+from mlflow_ft.values import Split
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 

@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 
 from mlflow_ft import plugins as plugins_module
 from mlflow_ft.config.schema import Config
-from mlflow_ft.job import Split
 from mlflow_ft.plugins import PluginInfo, Plugins
 from mlflow_ft.tracking import ActiveRun, open_run
 from mlflow_ft.tracking.active import cut
 from mlflow_ft.tracking.metrics import clean_key
+from mlflow_ft.values import Split
 
 
 @pytest.fixture

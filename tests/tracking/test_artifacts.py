@@ -18,10 +18,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import sources
 from mlflow_ft.errors import DataError, TrackingError
-from mlflow_ft.job import Split
 from mlflow_ft.rows import Row
 from mlflow_ft.tracking import fetch, trained_on
 from mlflow_ft.tracking.inputs import dataset_input
+from mlflow_ft.values import Split
 from tests.tracking.conftest import Server
 
 ROWS = '{"a": 1}\n{"a": 2}\n'

@@ -20,9 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ModelError, RefusedError, TrackingError
-from mlflow_ft.job import Split
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import ActiveRun, models, open_run
+from mlflow_ft.values import Split
 
 REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0.0}
 

@@ -14,7 +14,7 @@ from mlflow_ft.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.job import Job, Model
+    from mlflow_ft.values import Job, Model
 
 LORA = NAMED | {
     "target_parameters": "",

@@ -10,7 +10,7 @@ from mlflow_ft.builtin.adapters.tuners import Tuner, record
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.job import Job, Model
+    from mlflow_ft.values import Job, Model
 
 LENGTH = {"num_virtual_tokens": "num_virtual_tokens"}
 MEMORY = "the base and its activations; the longer sequences cost"

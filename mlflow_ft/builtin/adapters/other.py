@@ -22,7 +22,7 @@ from mlflow_ft.builtin.adapters.tuners import (
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.job import Job, Model
+    from mlflow_ft.values import Job, Model
 
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "wo", "w2", "c_proj", "dense_4h_to_h")
 """What the last layer of the feed-forward part is called."""

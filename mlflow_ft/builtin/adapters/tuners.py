@@ -12,7 +12,7 @@ from mlflow_ft.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.job import Job, Model
+    from mlflow_ft.values import Job, Model
 
 ALL_LINEAR = "all-linear"
 TARGETS = {"target_modules": "target_modules", "modules_to_save": "modules_to_save"}

@@ -9,7 +9,7 @@ from mlflow_ft import Adapter, Trainer
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.job import Data, Job, Model, Trained
+    from mlflow_ft.values import Data, Job, Model, Trained
 
 GRPO_LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
 """The forms of the loss that TRL 1.16 has."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlflow_ft.data.recognising.shapes import FEW, Fits
+from mlflow_ft.data.reading.shapes import FEW, Fits
 
 AUTHOR_KEYS = (
     *("role", "from", "speaker", "sender", "author", "user", "user_name", "username"),

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_ft.data.reading.shapes import EACH, FEW, Fits
 from mlflow_ft.data.recognising import chat_logs, commands
-from mlflow_ft.data.recognising.shapes import EACH, FEW, Fits
 
 if TYPE_CHECKING:
     from mlflow_ft.data.sources import Source

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data.reading import readers
+from mlflow_ft.data.reading.shapes import Fits, Shape, find, where
 from mlflow_ft.data.recognising import commands, converters
 from mlflow_ft.data.recognising.convert import renamed, why_not, with_names
-from mlflow_ft.data.recognising.shapes import Fits, Shape, find, where
 from mlflow_ft.errors import DataError
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry

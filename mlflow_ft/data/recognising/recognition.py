@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data.reading import json_list, readers
+from mlflow_ft.data.reading import json_list, readers, shapes
 from mlflow_ft.data.reading.compressed import BrokenFile
 from mlflow_ft.data.reading.readers import Unreadable
-from mlflow_ft.data.recognising import hints, numbers, shapes
+from mlflow_ft.data.recognising import hints, numbers
 from mlflow_ft.data.recognising.convert import TOO_DEEP, TURN_KEYS, renamed, why_not
 from mlflow_ft.data.recognising.numbers import AsText
 from mlflow_ft.data.sources import Source

@@ -11,13 +11,12 @@ import torch
 
 from mlflow_ft.engine import batches
 from mlflow_ft.engine.loss import causal_model, suited
-from mlflow_ft.engine.models import generation, left_padding, loading, room
+from mlflow_ft.engine.models import generation, left_padding, loading
 from mlflow_ft.engine.rewards import reward_judges
-from mlflow_ft.engine.tokens import render
-from mlflow_ft.job import Data, Encoded, Job, Trained
+from mlflow_ft.engine.tokens import render, room
 from mlflow_ft.progress import Bar
-from mlflow_ft.records import Answer
-from mlflow_ft.rows import Example
+from mlflow_ft.rows import Encoded, Example
+from mlflow_ft.values import Answer, Data, Job, Trained
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mlflow_ft.engine.judging.reference import LENGTH, Loaded, filled, kl, prompt
-from mlflow_ft.job import Form
+from mlflow_ft.values import Form
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.engine.models import generation, loading, room
+from mlflow_ft.engine.models import generation, loading
+from mlflow_ft.engine.tokens import room
 from mlflow_ft.errors import ModelError
-from mlflow_ft.job import Data, Encoded, Form
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import Data, Form
 
 ROWS = 8
 FIRST = 1000

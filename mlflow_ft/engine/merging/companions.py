@@ -11,8 +11,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import generation, loading, room
-from mlflow_ft.engine.tokens import tokenizers
+from mlflow_ft.engine.models import generation, loading
+from mlflow_ft.engine.tokens import room, tokenizers
 
 TOKENIZER = "tokenizer_config.json"
 FILES = (

@@ -24,12 +24,12 @@ from mlflow_ft.engine.adapters.fitting import FAILURES, Say, nobody
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.merging import journal_files, stored_parts, stream_merge
 from mlflow_ft.engine.merging.stream_merge import Merge, Plan
-from mlflow_ft.engine.models import own_quantization, room, skeleton
+from mlflow_ft.engine.models import own_quantization, skeleton
 from mlflow_ft.engine.models.loading import load_base, quantization, quiet_peft, saved_dtype, with_adapter
 from mlflow_ft.engine.models.skeleton import UnsuitedError
-from mlflow_ft.engine.tokens import vocabulary
+from mlflow_ft.engine.tokens import room, vocabulary
 from mlflow_ft.errors import ConfigError, ModelError, brief
-from mlflow_ft.job import BaseModel, Job, Trained
+from mlflow_ft.values import BaseModel, Job, Trained
 
 
 def merge(job: Job, trained: Trained, folder: Path, *, original: bool = False) -> None:

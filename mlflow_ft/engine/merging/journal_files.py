@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from mlflow_ft.data.fingerprint import file_hash
+from mlflow_ft.hashes import file_hash
 
 SUFFIX = ".journal"
 

@@ -20,7 +20,7 @@ from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.models import generation, loading, neighbours
 from mlflow_ft.engine.models.neighbours import Batch, Check, Row
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import Data, Job
+from mlflow_ft.values import Data, Job
 
 LONGEST = 64
 """At most so many tokens of a prompt are used, from its end."""

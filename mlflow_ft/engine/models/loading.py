@@ -30,7 +30,7 @@ from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.models import generation, own_quantization, pooling, routers
 from mlflow_ft.engine.tokens import vocabulary
 from mlflow_ft.errors import ModelError, ResourceError, brief
-from mlflow_ft.job import BaseModel, Data, Job, Trained
+from mlflow_ft.values import BaseModel, Data, Job, Trained
 
 if not torch.cuda.is_available():  # PEFT would try to compile its CUDA kernel for every layer, in vain
     boft_layer.get_fbd_cuda = lambda: None

@@ -29,7 +29,8 @@ from mlflow_ft.engine.loss import TokenLoss, causal_model, on_device, suited
 from mlflow_ft.engine.models import mixing
 from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import Data, Encoded, Job
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import Data, Job
 
 Batch = Mapping[str, Tensor]
 Row = Sequence[int]

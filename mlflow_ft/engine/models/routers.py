@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.engine.training import fused_head
+from mlflow_ft.engine.models import fused_head
 from mlflow_ft.progress import Progress
 
 SWITCH, WEIGHT = "output_router_logits", "router_aux_loss_coef"

@@ -31,8 +31,8 @@ from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models.loading import keep_exact, quantization, quiet_peft
 from mlflow_ft.engine.models.skeleton import META, UnsuitedError, bare_model
 from mlflow_ft.errors import FineTuneError
-from mlflow_ft.job import BaseModel
 from mlflow_ft.rows import Task
+from mlflow_ft.values import BaseModel
 
 READS = {"vision": "pictures", "vq": "pictures", "audio": "sound", "speech": "sound", "video": "video"}
 """By the beginning of the name of a part's config, what the part reads."""

@@ -21,9 +21,9 @@ from mlflow_ft.engine import hardware
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.rewards import reward_sources
 from mlflow_ft.errors import ConfigError, ModelError, RefusedError, brief
-from mlflow_ft.records import Answer
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Example, Message
+from mlflow_ft.values import Answer
 
 Prompts = Sequence[Sequence[Message]]
 MODEL = "reward_model"

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ConfigError, brief
+from mlflow_ft.hashes import file_hash
 from mlflow_ft.registry import Registry
 
 Function = Callable[..., Any]

@@ -11,10 +11,11 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from mlflow_ft.engine.adapters import files
-from mlflow_ft.engine.models import generation, loading, room, text_part
-from mlflow_ft.engine.tokens import masking, vocabulary
+from mlflow_ft.engine.models import generation, loading, text_part
+from mlflow_ft.engine.tokens import masking, room, vocabulary
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import BaseModel, Data, Encoded, Job, Trained
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import BaseModel, Data, Job, Trained
 
 CHAT_MODEL = Path(__file__).with_name("chat_model.py")
 """The code of the logged models."""

@@ -15,7 +15,8 @@ from peft import PeftModel
 
 from mlflow_ft.engine.adapters import fitting
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import generation, loading, room
+from mlflow_ft.engine.models import generation, loading
+from mlflow_ft.engine.tokens import room
 from mlflow_ft.errors import ConfigError, RefusedError, brief
 
 with warnings.catch_warnings(record=True):  # MLflow wants another type in `predict`; recording wins over its own filter

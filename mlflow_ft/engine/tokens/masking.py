@@ -21,8 +21,7 @@ from mlflow_ft.engine.tokens import tool_text
 from mlflow_ft.engine.tokens.places import WAYS
 from mlflow_ft.engine.tokens.render import MaskError, Rendered, Span, Way
 from mlflow_ft.engine.tokens.steady import Steady
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example, Kind
+from mlflow_ft.rows import Encoded, Example, Kind
 
 IGNORED = -100
 """Label of a token that is not learned, as torch's cross entropy and transformers have it."""

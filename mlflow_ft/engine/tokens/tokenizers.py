@@ -11,10 +11,9 @@ from transformers import AddedToken, AutoTokenizer
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import room
-from mlflow_ft.engine.tokens import template_text
+from mlflow_ft.engine.tokens import room, template_text
 from mlflow_ft.errors import ConfigError, ModelError, brief
-from mlflow_ft.job import BaseModel
+from mlflow_ft.values import BaseModel
 
 CANDIDATES = 3
 """Tokens that a message offers."""

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine.models import room
-from mlflow_ft.engine.tokens import tokenizers
-from mlflow_ft.job import BaseModel
+from mlflow_ft.engine.tokens import room, tokenizers
+from mlflow_ft.values import BaseModel
 
 
 def grown(config: Config, base: BaseModel) -> Any | None:

@@ -13,7 +13,7 @@ from peft import AdaLoraModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import Job
+from mlflow_ft.values import Job
 
 WARM_UP, SETTLED = 0.1, 0.3
 """Shares of the steps with all ranks at the beginning, and with the final ones at the end, where none were given."""

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.job import Job, Split
 from mlflow_ft.progress import Bar
+from mlflow_ft.values import Job, Split
 
 HELD_OUT = "eval_"
 """With this the trainers' names for figures of held-out rows begin."""

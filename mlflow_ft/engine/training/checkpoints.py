@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mlflow_ft.engine.adapters import starts
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.training import starts
 from mlflow_ft.engine.training.callbacks import HELD_OUT, SKIPPED, curve
-from mlflow_ft.job import Checkpointer
+from mlflow_ft.values import Checkpointer
 
 
 class CheckpointCallback(TrainerCallback):

@@ -12,20 +12,19 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from mlflow_ft.engine import hardware, options
-from mlflow_ft.engine.adapters import starts
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
-from mlflow_ft.engine.models import loading, neighbours, routers
+from mlflow_ft.engine.models import fused_head, loading, neighbours, routers
 from mlflow_ft.engine.models.neighbours import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import fused_head
+from mlflow_ft.engine.training import starts
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
 from mlflow_ft.engine.training.first_step import GradientCallback
 from mlflow_ft.engine.training.samples import SamplesCallback
 from mlflow_ft.errors import ConfigError, brief
-from mlflow_ft.job import Data, Job, Model, Trained
+from mlflow_ft.values import Data, Job, Model, Trained
 
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 REFERENCE = "ref"

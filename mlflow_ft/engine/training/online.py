@@ -23,8 +23,8 @@ from mlflow_ft.engine.rewards.reward_watch import RewardWatch
 from mlflow_ft.engine.tokens import render
 from mlflow_ft.engine.training import loop
 from mlflow_ft.errors import ConfigError, DataError, Problem
-from mlflow_ft.job import Data, Job, Model, Split, Trained
 from mlflow_ft.rows import Example
+from mlflow_ft.values import Data, Job, Model, Split, Trained
 
 EVALUATED = 32
 """Held-out prompts that are answered at every evaluation, at most: one answer each, sampled as in training."""

@@ -13,12 +13,12 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from mlflow_ft.engine import batches
-from mlflow_ft.engine.adapters import starts
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.models.routers import UnbalancedEvaluation
 from mlflow_ft.engine.tokens.masking import IGNORED
-from mlflow_ft.engine.training import loop
-from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
+from mlflow_ft.engine.training import loop, starts
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import Data, Job, Model, Split, Trained
 
 PAIR = ("input_ids", "labels", "rejected_ids", "rejected_labels")
 """The columns of the store that a pair needs."""

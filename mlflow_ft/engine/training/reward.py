@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from mlflow_ft.engine.training import loop
-from mlflow_ft.job import Data, Job, Model, Split, Trained
+from mlflow_ft.values import Data, Job, Model, Split, Trained
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:

@@ -17,9 +17,8 @@ from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.errors import TrackingError
-from mlflow_ft.job import Data, Job
-from mlflow_ft.records import Answer
 from mlflow_ft.rows import Example
+from mlflow_ft.values import Answer, Data, Job
 
 FIRST = 1000
 """Held-out rows that are looked at for prompts."""

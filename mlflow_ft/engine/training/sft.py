@@ -19,7 +19,8 @@ from mlflow_ft.engine.models.neighbours import Batch, Check, Row, Seen, see_each
 from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.engine.training import loop
 from mlflow_ft.errors import ConfigError, brief
-from mlflow_ft.job import Data, Encoded, Job, Model, Trained
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import Data, Job, Model, Trained
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Where the rows of a packed batch begin and end, beyond their positions."""

@@ -13,7 +13,8 @@ from mlflow_ft.engine.models.routers import UnbalancedEvaluation
 from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.engine.training import loop
 from mlflow_ft.engine.training.preference import AS_THEY_ARE, second_model, settle_reference
-from mlflow_ft.job import Data, Encoded, Job, Model, Split, Trained
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import Data, Job, Model, Split, Trained
 
 Row = dict[str, Any]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.forms.compare import Limits
-from mlflow_ft.job import BaseModel, Data, Job, Scores, Trained
+from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
+from mlflow_ft.values import BaseModel, Data, Scores, Trained
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.licence import Licence
-from mlflow_ft.job import BaseModel
+from mlflow_ft.values import BaseModel
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

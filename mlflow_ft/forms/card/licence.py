@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.forms.card.markdown import clean
-from mlflow_ft.job import BaseModel
+from mlflow_ft.values import BaseModel
 
 FILES = ("LICENSE*", "LICENCE*", "COPYING*", "license*")
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")

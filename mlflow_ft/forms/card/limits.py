@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from itertools import chain
 
 from mlflow_ft.config.gates import lower_is_better
-from mlflow_ft.data.quality import percent
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.markdown import bullets, code, counted, number, plain
-from mlflow_ft.records import Score
+from mlflow_ft.values import Score
+from mlflow_ft.values.report import percent
 
 HIGHER = (
     *("exact_match", "valid_json", "preference_accuracy", "preference_margin", "finished"),

@@ -8,7 +8,7 @@ import shlex
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.licence import Licence
 from mlflow_ft.forms.card.markdown import block, code, plain
-from mlflow_ft.job import MLFLOW_URIS
+from mlflow_ft.values import MLFLOW_URIS
 
 WEIGHTS = "/artifacts/model"
 

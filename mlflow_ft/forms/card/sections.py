@@ -6,12 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 
 from mlflow_ft.config.gates import lower_is_better
-from mlflow_ft.data.quality import percent
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.markdown import bullets, code, counted, number, plain, table
-from mlflow_ft.job import Split
 from mlflow_ft.plugins import PluginInfo
-from mlflow_ft.records import Score
+from mlflow_ft.values import Score, Split
+from mlflow_ft.values.report import percent
 
 MAIN = (
     "training.learning_rate",

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from mlflow_ft.config.methods import AdapterSection
 from mlflow_ft.config.schema import Config, ModelSection, PackageSection
 from mlflow_ft.errors import ConfigError, ModelError
-from mlflow_ft.job import BaseModel
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
+from mlflow_ft.values import BaseModel
 
 Into = Literal["dequantised", "original"]
 Quantize = Literal["none", "nf4", "int8"]

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.data.fingerprint import file_hash
 from mlflow_ft.errors import ConfigError, FineTuneError, ResourceError
-from mlflow_ft.job import BaseModel
+from mlflow_ft.hashes import file_hash
 from mlflow_ft.operations import whole_folder
 from mlflow_ft.operations.merging import adapters, merge_loss
 from mlflow_ft.operations.merging.adapters import Asked, Dtype, Into, Quantize
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
+from mlflow_ft.values import BaseModel
 
 __all__ = ["Asked", "Merged", "merge"]
 
@@ -51,8 +51,7 @@ def merge(asked: Asked, progress: Progress) -> Merged:
 
 
 def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
-    from mlflow_ft.engine.adapters import added_tokens
-    from mlflow_ft.engine.models import generation
+    from mlflow_ft.engine.models import added_tokens, generation
 
     out = asked.out.expanduser().absolute()
     config = adapters.config_of(asked, start)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.config.schema import Config, DataSection
-from mlflow_ft.job import BaseModel, Encoded
 from mlflow_ft.preparing import dataset
 from mlflow_ft.progress import Progress
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import BaseModel
 
 BATCH = 8
 

@@ -20,6 +20,28 @@ Result = Literal["pass", "fail", "abstain", "waived"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromotionRequest:
+    """Which version is to get which alias, and who says so."""
+
+    name: str
+    version: str
+    """Its number, or an alias that it has."""
+    by: str
+    now_ms: int
+    to: str = "champion"
+    gates: Gates | None = None
+    """None: those that the version's run has kept, else the defaults."""
+    gates_from: str = ""
+    dry_run: bool = False
+    copy_to: str = ""
+    """Another registered model: the bytes are copied there, and the alias is that model's."""
+    registry: str = ""
+    """URI of the tracking server whose registry has `copy_to`; "": the same."""
+    open_run: str = ""
+    """Id of the run that `mlflow run` opened for this, which keeps the decision too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judged:
     """A verdict and the gate that gave it."""
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from mlflow_ft.candidacy import Contender
-from mlflow_ft.errors import RefusedError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from mlflow_ft.operations.promoting.decision import Decision
-    from mlflow_ft.operations.promoting.promote import Asked
-    from mlflow_ft.tracking.promotion import Move
+    from mlflow_ft.operations.promoting.decision import Decision, PromotionRequest
 
 FOLDER = "promotion"
 TAG = "mlflow_ft.promotion."
@@ -24,7 +21,7 @@ COPIED = "mlflow_ft.copied_from"
 LONGEST = 5000
 
 
-def clients(asked: Asked) -> tuple[MlflowClient, MlflowClient]:
+def clients(asked: PromotionRequest) -> tuple[MlflowClient, MlflowClient]:
     """The client of the version's registry, and that of the registry whose alias moves."""
     import mlflow
     from mlflow import MlflowClient
@@ -39,7 +36,7 @@ def clients(asked: Asked) -> tuple[MlflowClient, MlflowClient]:
     return here, MlflowClient(asked.registry, registry_uri=asked.registry)
 
 
-def ensure_target(client: MlflowClient, asked: Asked) -> None:
+def ensure_target(client: MlflowClient, asked: PromotionRequest) -> None:
     """Make the registered model that is copied to, unless it is there, or nothing is to be changed."""
     from mlflow_ft.tracking.models import ensure_registered_model
     from mlflow_ft.tracking.server import told
@@ -49,14 +46,14 @@ def ensure_target(client: MlflowClient, asked: Asked) -> None:
             ensure_registered_model(client, asked.copy_to)
 
 
-def same(candidate: Contender, champion: Contender, asked: Asked) -> bool:
+def same(candidate: Contender, champion: Contender, asked: PromotionRequest) -> bool:
     """Whether the champion is the candidate, or the copy of it."""
     if asked.copy_to:
         return champion.tags.get(COPIED) == f"models:/{candidate.name}/{candidate.version}"
     return champion.version == candidate.version
 
 
-def keep(client: MlflowClient, decision: Decision, asked: Asked) -> Decision:
+def keep(client: MlflowClient, decision: Decision, asked: PromotionRequest) -> Decision:
     """Write the decision among the artifacts of the version's run, and of the run that `mlflow run` opened.
 
     Raises:
@@ -100,7 +97,7 @@ def tag(client: MlflowClient, decision: Decision) -> None:
             client.set_model_version_tag(decision.name, str(decision.version), name, value[:LONGEST])
 
 
-def copy(here: MlflowClient, there: MlflowClient, asked: Asked, decision: Decision) -> int:
+def copy(here: MlflowClient, there: MlflowClient, asked: PromotionRequest, decision: Decision) -> int:
     """Copy the version's bytes to the registered model `asked.copy_to`, and return the number of the copy.
 
     Raises:
@@ -111,49 +108,3 @@ def copy(here: MlflowClient, there: MlflowClient, asked: Asked, decision: Decisi
     return copy_version(
         here, here.get_model_version(decision.name, str(decision.version)), to=asked.copy_to, client=there
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Returned:
-    """An alias that went back to the champion before."""
-
-    move: Move
-    name: str
-
-
-def rollback(name: str, *, alias: str, reason: str, by: str, now_ms: int, to: int | None = None) -> Returned:
-    """Move the alias back to the champion before, or to `to`; no gate is asked, the reason is kept.
-
-    Raises:
-        ModelError: there is no such model or version. RefusedError: there was no champion before; a move is under way.
-    """
-    from mlflow import MlflowClient
-
-    from mlflow_ft import tracking
-    from mlflow_ft.tracking import contenders
-    from mlflow_ft.tracking.promotion import Ledger
-
-    tracking.check_server()
-    client = MlflowClient()
-    contenders.find_model(client, name)
-    ledger = Ledger(client, name, alias)
-    standing = ledger.settled(now_ms=now_ms)
-    if standing.champion is None:
-        raise RefusedError(f"{name} has no {alias} to take back", hint="promote a version first")
-    there = contenders.numbers(client, name)
-    earlier = [version for version in standing.earlier if version in there]
-    if to is not None and to not in there:
-        contenders.find_version(client, name, str(to))  # it raises, and tells which there are
-    if to is None and not earlier:
-        raise RefusedError(
-            f"{name} version {standing.champion} is the first {alias}: there was none before",
-            hint="promote another version, or name one with --to",
-        )
-    target = earlier[0] if to is None else to
-    if target == standing.champion:
-        raise RefusedError(f"version {target} is the {alias} of {name} already", hint="nothing was moved")
-    move = ledger.move(target, kind="rollback", standing=standing, by=by, reason=reason)
-    with tracking.told(f"tag {name} version {standing.champion}"):
-        for key, value in (("", "rolled back"), (".rolled_back_by", by), (".rolled_back_reason", reason)):
-            client.set_model_version_tag(name, str(standing.champion), f"{TAG}{alias}{key}", value[:LONGEST])
-    return Returned(move=move, name=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlflow_ft.candidacy import Candidacy, Contender
@@ -17,12 +17,12 @@ from mlflow_ft.errors import (
     UndeliveredError,
     brief,
 )
-from mlflow_ft.operations.promoting.decision import Decision, Judged
+from mlflow_ft.operations.promoting.decision import Decision, Judged, PromotionRequest
+from mlflow_ft.operations.promoting.gates import check_scores, settings
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Gate, Verdict
-from mlflow_ft.registry import Registry
-from mlflow_ft.stages.gates import check_scores, choose, settings
+from mlflow_ft.registry import Registry, chosen_gates
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,29 +30,7 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking.promotion import Ledger, Standing
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Which version is to get which alias, and who says so."""
-
-    name: str
-    version: str
-    """Its number, or an alias that it has."""
-    by: str
-    now_ms: int
-    to: str = "champion"
-    gates: Gates | None = None
-    """None: those that the version's run has kept, else the defaults."""
-    gates_from: str = ""
-    dry_run: bool = False
-    copy_to: str = ""
-    """Another registered model: the bytes are copied there, and the alias is that model's."""
-    registry: str = ""
-    """URI of the tracking server whose registry has `copy_to`; "": the same."""
-    open_run: str = ""
-    """Id of the run that `mlflow run` opened for this, which keeps the decision too."""
-
-
-def promote(asked: Asked, *, plugins: Plugins, progress: Progress) -> Decision:
+def promote(asked: PromotionRequest, *, plugins: Plugins, progress: Progress) -> Decision:
     """Hold the version against every gate, keep the decision, and move the alias where all have passed.
 
     Raises:
@@ -73,7 +51,7 @@ def promote(asked: Asked, *, plugins: Plugins, progress: Progress) -> Decision:
     candidate = contenders.contender(here, version)
     registry = Registry(plugins)
     gates, gates_from = settings(asked.gates, asked.gates_from, here, candidate)
-    chosen = choose(gates, registry, place=gates_from)
+    chosen = chosen_gates(registry, gates, place=gates_from)
     candidate = replace(candidate, aims=candidate.aims or aims(candidate, registry))
     champion, notes = None, []
     if standing.champion is not None:
@@ -105,7 +83,13 @@ def promote(asked: Asked, *, plugins: Plugins, progress: Progress) -> Decision:
 
 
 def conclude(
-    decision: Decision, asked: Asked, *, here: MlflowClient, there: MlflowClient, standing: Standing, ledger: Ledger
+    decision: Decision,
+    asked: PromotionRequest,
+    *,
+    here: MlflowClient,
+    there: MlflowClient,
+    standing: Standing,
+    ledger: Ledger,
 ) -> Decision:
     """Keep the decision, then move the alias, then say how it ended.
 
@@ -137,7 +121,13 @@ def conclude(
 
 
 def move(
-    decision: Decision, asked: Asked, *, here: MlflowClient, there: MlflowClient, standing: Standing, ledger: Ledger
+    decision: Decision,
+    asked: PromotionRequest,
+    *,
+    here: MlflowClient,
+    there: MlflowClient,
+    standing: Standing,
+    ledger: Ledger,
 ) -> Decision:
     """Copy the version where that was asked for, and move the alias; what speaks against it is the decision's error."""
     from mlflow_ft.operations.promoting import moving

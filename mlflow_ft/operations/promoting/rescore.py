@@ -13,14 +13,15 @@ from mlflow_ft.candidacy import Contender
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.config.schema import Config, ModelSection
 from mlflow_ft.errors import FineTuneError, ModelError
-from mlflow_ft.job import BaseModel, Data, Encoded, Job
+from mlflow_ft.job import Job
 from mlflow_ft.operations import recorded_run
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import dataset, guards
 from mlflow_ft.progress import Progress
-from mlflow_ft.records import Score
 from mlflow_ft.registry import Registry
+from mlflow_ft.rows import Encoded
 from mlflow_ft.stages import evaluate, init_from
+from mlflow_ft.values import BaseModel, Data, Score
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

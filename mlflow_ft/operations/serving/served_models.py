@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import ModelSection
 from mlflow_ft.errors import ConfigError, ModelError, RefusedError
-from mlflow_ft.job import MLFLOW_URIS, BaseModel
 from mlflow_ft.operations.merging import adapters
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
+from mlflow_ft.values import MLFLOW_URIS, BaseModel
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.serving.shared import AdapterFolder, Served
@@ -156,7 +156,7 @@ def _load_base(found: BaseModel, start: init_from.Start, tuned: Any, progress: P
 
 
 def _base_of(start: init_from.Start, base: str | None, progress: Progress) -> BaseModel:
-    from mlflow_ft.engine.adapters import added_tokens
+    from mlflow_ft.engine.models import added_tokens
 
     asked = adapters.Asked(adapter=start.uri, out=Path(), base=uri_of(base) if base else None)
     found = adapters.base_of(asked, adapters.config_of(asked, start), start, progress)

@@ -13,7 +13,7 @@ from mlflow_ft import Adapter, Trainer, hookimpl
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.job import Data, Job, Model, Trained
+    from mlflow_ft.values import Data, Job, Model, Trained
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:

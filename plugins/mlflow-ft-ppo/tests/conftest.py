@@ -14,13 +14,14 @@ from mlflow_ft import Example, plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.data.store import Column
 from mlflow_ft.engine import hub
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.tokens import masking, tokenizers
-from mlflow_ft.job import Data, Job, Split
+from mlflow_ft.engine.training import trainable
+from mlflow_ft.job import Job
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Place
 from mlflow_ft.testing import WORDS
+from mlflow_ft.values import Data, Split
 
 REWARDS = '''
 def early(completions, **_):

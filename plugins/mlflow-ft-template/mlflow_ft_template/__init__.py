@@ -30,7 +30,7 @@ from mlflow_ft import (
 if TYPE_CHECKING:
     from mlflow_ft.candidacy import Candidacy
     from mlflow_ft.config.gates import Gates
-    from mlflow_ft.job import Data, Job, Model, Scores, Subject, Trained
+    from mlflow_ft.values import Data, Job, Model, Scores, Subject, Trained
 
 FEWEST_ROWS = 4
 log = logging.getLogger(__name__)

@@ -55,7 +55,8 @@ def test_a_row_that_is_no_card_is_told_with_its_line(tiny_model, tmp_path, fine_
 
 def test_its_gate_is_asked_where_the_gates_file_sets_it(tiny_model, tmp_path, fine_tune):
     from mlflow_ft.config.gates import read_gates
-    from mlflow_ft.operations.promoting.promote import Asked, promote
+    from mlflow_ft.operations.promoting.decision import PromotionRequest
+    from mlflow_ft.operations.promoting.promote import promote
     from mlflow_ft.progress import Progress
 
     data = write_jsonl(tmp_path / "cards.jsonl", cards(20))
@@ -65,7 +66,7 @@ def test_its_gate_is_asked_where_the_gates_file_sets_it(tiny_model, tmp_path, fi
     for most in (ratio + 0.1, ratio - 0.1):
         gates = read_gates(f"options: {{brief: {{most: {most}}}}}", place="gates.yaml")
         name = outcome.versions[0].name
-        asked = Asked(name=name, version="1", by="ann", now_ms=0, gates=gates, dry_run=True)
+        asked = PromotionRequest(name=name, version="1", by="ann", now_ms=0, gates=gates, dry_run=True)
         decision = promote(asked, plugins=plugins.load(), progress=Progress(quiet=True))
         found |= {most > ratio: "brief" not in decision.failed}
     assert found == {True: True, False: False}

@@ -12,12 +12,12 @@ import pytest
 from mlflow_ft import plugins
 from mlflow_ft.builtin.adapters.tuners import OF_PEFT, Tuner
 from mlflow_ft.config.methods import AdapterSection
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.training import trainable
 from mlflow_ft.errors import ConfigError, FineTuneError
-from mlflow_ft.job import Model
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
+from mlflow_ft.values import Model
 from tests.engine.conftest import Bench, lay
 
 REGISTRY = Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""}))

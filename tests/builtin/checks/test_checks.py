@@ -14,8 +14,9 @@ from mlflow_ft import Check, Checked, Example, plugins
 from mlflow_ft.builtin.checks import register_checks
 from mlflow_ft.builtin.checks.words import ngrams, words
 from mlflow_ft.config.schema import ChecksSection
-from mlflow_ft.data.quality import Quality, Report
+from mlflow_ft.data.quality import Quality
 from mlflow_ft.registry import Registry
+from mlflow_ft.values import Report
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from mlflow_ft.data.recognising.convert import renamed
 from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Row
-from tests.data.recognising.test_shapes import MESSAGES, A, B, understood
+from tests.data.reading.test_shapes import MESSAGES, A, B, understood
 
 FLAT = [{**turn, "talk": number} for number, one in enumerate((A, B + A)) for turn in one]
 PAIRS = [{"prompt": "a", "completion": "x"}, {"prompt": "b", "completion": "y"}]

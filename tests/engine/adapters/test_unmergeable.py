@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mlflow_ft.engine.adapters import trainable, unmergeable
+from mlflow_ft.engine.adapters import unmergeable
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.training import trainable
 from mlflow_ft.errors import ModelError
 from tests.engine.foreign import made
 

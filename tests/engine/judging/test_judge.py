@@ -10,8 +10,7 @@ import pytest
 from torch.nn import functional
 
 from mlflow_ft.engine.judging import judge
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example
+from mlflow_ft.rows import Encoded, Example
 
 
 def asked(*questions: str) -> list[Example]:

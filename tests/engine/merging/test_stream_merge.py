@@ -17,14 +17,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.merging import fold, journal_files, stream_merge
 from mlflow_ft.engine.merging.rounding import Rounding
 from mlflow_ft.engine.merging.stream_merge import Merge
 from mlflow_ft.engine.merging.tensor_files import Entry, ModelFiles, shards, write
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.models.skeleton import LAYERWISE, UnsuitedError
-from mlflow_ft.engine.training import sft
+from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.errors import ModelError
 from tests.engine.conftest import lay
 from tests.test_adapters import ADAPTERS, NEEDED

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import experts, linear, loading
+from mlflow_ft.engine.training import trainable
 from mlflow_ft.errors import ConfigError, ModelError
 from mlflow_ft.stages import start
 

@@ -13,9 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.models import loading
-from mlflow_ft.engine.training import sft
+from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.errors import ModelError
 
 Bench = Callable[..., Any]

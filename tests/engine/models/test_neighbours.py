@@ -18,7 +18,7 @@ from mlflow_ft.engine import batches
 from mlflow_ft.engine.models import neighbours
 from mlflow_ft.engine.training import sft
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import Encoded
+from mlflow_ft.rows import Encoded
 
 Small = Callable[..., Path]
 DRAW = random.Random(0)

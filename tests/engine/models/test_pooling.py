@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mlflow_ft.engine import batches
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.models import loading
-from mlflow_ft.job import Encoded
+from mlflow_ft.engine.training import trainable
+from mlflow_ft.rows import Encoded
 from tests.engine.conftest import Bench
 from tests.engine.training.test_preference import pairs
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.loss import full_token_loss, token_loss
-from mlflow_ft.engine.models import routers
-from mlflow_ft.engine.training import fused_head
+from mlflow_ft.engine.models import fused_head, routers
+from mlflow_ft.engine.training import trainable
 from mlflow_ft.errors import ConfigError
 from tests.engine.models.test_experts import KINDS, loaded
 from tests.invariants.test_preference import pairs

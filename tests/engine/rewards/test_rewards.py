@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from mlflow_ft import plugins
 from mlflow_ft.engine.rewards import reward_judges, reward_sources
 from mlflow_ft.errors import ConfigError, ModelError, RefusedError
-from mlflow_ft.records import Answer
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Example
+from mlflow_ft.values import Answer
 
 REGISTRY = Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""}))
 LENGTH = "def length(completions, **columns):\n    return [len(turns[-1]['content']) for turns in completions]\n"

@@ -18,12 +18,11 @@ from mlflow.exceptions import MlflowException
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_ft.engine import hub
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.judging import judge, parity
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.serving import bundle
-from mlflow_ft.engine.training import sft
+from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.tracking import verify_manifest, write_manifest
 from tests.engine.conftest import lay
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from mlflow_ft.engine.tokens.masking import IGNORED, Encoder, Tokenised, _Places, encode, end_tokens
 from mlflow_ft.engine.tokens.render import MaskError
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example
+from mlflow_ft.rows import Encoded, Example
 from tests.engine.templates import FAMILIES, talk
 from tests.engine.templates import tokenizers as tokens
 from tests.engine.templates.chatml import CHATML_TOKENS

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.judging import parity
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.serving import bundle
 from mlflow_ft.engine.tokens import tokenizers, vocabulary
+from mlflow_ft.engine.training import trainable
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import make_rows

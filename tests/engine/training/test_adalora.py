@@ -10,11 +10,10 @@ import pytest
 import torch
 from peft import PeftConfig
 
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.judging import parity
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import loading
-from mlflow_ft.engine.training import adalora, sft
+from mlflow_ft.engine.training import adalora, sft, trainable
 from mlflow_ft.errors import ConfigError
 
 Bencher = Callable[..., Any]

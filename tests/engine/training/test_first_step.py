@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from mlflow_ft.engine.adapters import trainable
-from mlflow_ft.engine.training import sft
+from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.engine.training.first_step import GradientCallback
 from mlflow_ft.errors import RefusedError
 

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from mlflow_ft.engine.adapters import trainable
-from mlflow_ft.engine.training import online
+from mlflow_ft.engine.training import online, trainable
 from mlflow_ft.errors import ConfigError, DataError, RefusedError
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import make_rows

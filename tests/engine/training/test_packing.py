@@ -13,7 +13,7 @@ from mlflow_ft.engine import batches
 from mlflow_ft.engine.loss import full_token_loss, token_loss
 from mlflow_ft.engine.training import sft
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import Encoded
+from mlflow_ft.rows import Encoded
 from mlflow_ft.stages import start
 
 ROWS = [

@@ -17,13 +17,11 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mlflow_ft.engine.adapters import trainable
 from mlflow_ft.engine.judging import parity
 from mlflow_ft.engine.models import loading
-from mlflow_ft.engine.training import preference, unpaired
+from mlflow_ft.engine.training import preference, trainable, unpaired
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.job import Encoded
-from mlflow_ft.rows import Example
+from mlflow_ft.rows import Encoded, Example
 from mlflow_ft.testing import WORDS
 
 TEMPLATE = (

@@ -18,7 +18,10 @@ from mlflow_ft import Gate, Verdict, plugins
 from mlflow_ft.config.gates import Gates, gates_file, lower_is_better, read_gates
 from mlflow_ft.errors import ConfigError, DataError, ModelError, RefusedError, TrackingError, UndeliveredError
 from mlflow_ft.operations.promoting import moving, rescore
-from mlflow_ft.operations.promoting.promote import Asked, Decision, promote
+from mlflow_ft.operations.promoting.decision import Decision, PromotionRequest
+from mlflow_ft.operations.promoting.promote import promote
+from mlflow_ft.operations.promoting.rollback import Returned
+from mlflow_ft.operations.promoting.rollback import rollback as roll_back
 from mlflow_ft.progress import Progress
 from mlflow_ft.tracking import promotion, write_manifest
 from mlflow_ft.tracking.contenders import contender, find_version
@@ -103,7 +106,7 @@ class Shop:
 
     def promote(self, version: int | str, gates: Gates | None = None, **more: Any) -> Decision:
         asked = {"name": "chat", "by": "ann", "now_ms": int(time.time() * 1000)}
-        wanted = Asked(version=str(version), gates=gates, **(asked | more))
+        wanted = PromotionRequest(version=str(version), gates=gates, **(asked | more))
         return promote(wanted, plugins=self.loaded, progress=Progress(quiet=True))
 
     def judged(self, version: int, gates: Gates | None = None, **more: Any) -> dict[str, Verdict]:
@@ -469,9 +472,9 @@ def test_a_file_of_gates_that_is_not_there(tmp_path: Path) -> None:
 # --- back
 
 
-def rollback(shop: Shop, reason: str = "worse in use", **more: Any) -> moving.Returned:
+def rollback(shop: Shop, reason: str = "worse in use", **more: Any) -> Returned:
     asked = {"alias": "champion", "by": "bob", "now_ms": int(time.time() * 1000)}
-    return moving.rollback("chat", reason=reason, **(asked | more))
+    return roll_back("chat", reason=reason, **(asked | more))
 
 
 def test_a_rollback_makes_the_champion_before_champion_again(shop: Shop) -> None:

@@ -14,8 +14,7 @@ import pytest
 from mlflow_ft import Gate, Verdict, plugins
 from mlflow_ft.config.gates import Gates, read_gates
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.registry import Registry
-from mlflow_ft.stages.gates import choose
+from mlflow_ft.registry import Registry, chosen_gates
 from mlflow_ft.tracking.promotion import Ledger
 from tests.operations.promoting.test_promote import Shop, empty_store, shop
 
@@ -256,7 +255,7 @@ def gate(name: str, *options: str) -> Gate:
 def test_an_option_that_no_gate_reads_is_refused_at_any_depth(text: str, words: str) -> None:
     registry = registry_with(gate("own", "least", "limits.high", "rules.name", "free.*"), gate("plain"))
     with pytest.raises(ConfigError) as error:
-        choose(gates_of(f"options: {{{text}}}"), registry, place="gates.yaml")
+        chosen_gates(registry, gates_of(f"options: {{{text}}}"), place="gates.yaml")
     assert words in str(error.value)
     assert "gates.yaml" in str(error.value)
 
@@ -264,7 +263,7 @@ def test_an_option_that_no_gate_reads_is_refused_at_any_depth(text: str, words: 
 def test_options_that_are_declared_are_taken() -> None:
     registry = registry_with(gate("own", "least", "limits.high", "rules.name", "free.*"), gate("plain"))
     text = "own: {least: 1, limits: {high: 2}, rules: [{name: a}], free: {a: 1, b: {c: [1, 2]}}}, plain: {}"
-    assert "own" in [one.name for one in choose(gates_of(f"options: {{{text}}}"), registry)]
+    assert "own" in [one.name for one in chosen_gates(registry, gates_of(f"options: {{{text}}}"))]
 
 
 @pytest.mark.parametrize(

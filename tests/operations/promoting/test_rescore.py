@@ -13,7 +13,8 @@ from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.operations.promoting import rescore
-from mlflow_ft.operations.promoting.promote import Asked, promote
+from mlflow_ft.operations.promoting.decision import PromotionRequest
+from mlflow_ft.operations.promoting.promote import promote
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import CHATML, make_tiny_model
@@ -57,7 +58,7 @@ def test_a_champion_on_other_rows_is_scored_on_the_candidates(
     fine_tune("full", **common, max_steps=20, **{"data.test_size": 0.3})
     who = {"name": "chat", "by": "ann", "now_ms": 0}
     for version in (1, 2):
-        decision = promote(Asked(version=str(version), **who), plugins=plugins.load(), progress=QUIET)
+        decision = promote(PromotionRequest(version=str(version), **who), plugins=plugins.load(), progress=QUIET)
     assert decision.outcome == "promoted"
     assert decision.gates_from.startswith("gates.yaml of run ")
     assert "scores loss" in [one.name for one in decision.judged]

@@ -10,8 +10,7 @@ from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.job import Data, Job
-from mlflow_ft.records import Score
+from mlflow_ft.values import Data, Job, Score
 
 EVALUATED = 32
 """Held-out prompts that are answered at every evaluation, at most; the last evaluation of a run takes more."""

@@ -18,9 +18,8 @@ from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.models import left_padding, loading
 from mlflow_ft.engine.tokens import render
 from mlflow_ft.errors import DataError
-from mlflow_ft.job import Data, Job, Split
-from mlflow_ft.records import Answer
 from mlflow_ft.rows import Example
+from mlflow_ft.values import Answer, Data, Job, Split
 
 
 @dataclass(frozen=True, kw_only=True)

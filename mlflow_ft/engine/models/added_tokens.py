@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 
 from mlflow_ft.engine.adapters import files
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import room, skeleton
-from mlflow_ft.engine.tokens import render
+from mlflow_ft.engine.models import skeleton
+from mlflow_ft.engine.tokens import render, room
 from mlflow_ft.errors import ModelError
-from mlflow_ft.job import BaseModel
+from mlflow_ft.values import BaseModel
 
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
 

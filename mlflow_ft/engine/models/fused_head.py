@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ConfigError, brief
-from mlflow_ft.job import Data, Job
+from mlflow_ft.values import Data, Job
 
 FAILURES = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 """What TRL's code raises for a model that is not built as it expects."""

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM, Robert
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.engine.models import room, skeleton
+from mlflow_ft.engine.models import skeleton
+from mlflow_ft.engine.tokens import room
 from mlflow_ft.errors import ModelError
 from mlflow_ft.testing import make_tiny_tokenizer
 from tests.engine.foreign import base_model

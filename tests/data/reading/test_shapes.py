@@ -13,10 +13,10 @@ import pytest
 from mlflow_ft import plugins
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import lineage, sources
-from mlflow_ft.data.fingerprint import row_hash
 from mlflow_ft.data.reading import json_list, parsing
 from mlflow_ft.data.recognising.recognition import Recogniser, Understood
 from mlflow_ft.errors import DataError
+from mlflow_ft.hashes import row_hash
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Row
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mlflow_ft.engine.adapters import starts, trainable
 from mlflow_ft.engine.judging import parity
 from mlflow_ft.engine.judging import reference as model_reference
 from mlflow_ft.engine.models import loading
+from mlflow_ft.engine.training import starts, trainable
 from mlflow_ft.errors import ConfigError, ModelError
 
 Bencher = Callable[..., Any]

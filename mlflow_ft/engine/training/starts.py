@@ -34,7 +34,8 @@ from mlflow_ft.engine.loss import full_token_loss
 from mlflow_ft.engine.models import experts, linear
 from mlflow_ft.engine.tokens import vocabulary
 from mlflow_ft.errors import ConfigError, ModelError, brief
-from mlflow_ft.job import BaseModel, Data, Encoded, Job
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import BaseModel, Data, Job
 
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 """Beginnings that move a part of the base into the adapter."""

@@ -9,11 +9,12 @@ from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, set_seed
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine.adapters import starts, unmergeable
+from mlflow_ft.engine.adapters import unmergeable
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import experts, loading, pooling
+from mlflow_ft.engine.training import starts
 from mlflow_ft.errors import ModelError
-from mlflow_ft.job import BaseModel, Data, Job, Model
+from mlflow_ft.values import BaseModel, Data, Job, Model
 
 
 def prepare(job: Job, data: Data, base: BaseModel) -> Model:

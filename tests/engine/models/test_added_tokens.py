@@ -10,10 +10,10 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
-from mlflow_ft.engine.adapters import added_tokens
+from mlflow_ft.engine.models import added_tokens
 from mlflow_ft.engine.models.loading import quiet_peft
 from mlflow_ft.errors import ModelError
-from mlflow_ft.job import BaseModel
+from mlflow_ft.values import BaseModel
 from tests.engine.foreign import base_model, made
 from tests.reports.small_models import TOKENS, with_tokenizer
 

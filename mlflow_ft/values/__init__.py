@@ -1,0 +1,33 @@
+"""The values that flow through a run: config -> data -> model -> train -> evaluate -> package -> register."""
+
+from mlflow_ft.values.data import Data, Split, StoredRows
+from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
+from mlflow_ft.values.job import Job, Run
+from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
+from mlflow_ft.values.report import Report, Result
+from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
+
+__all__ = [
+    "MLFLOW_URIS",
+    "Answer",
+    "BaseModel",
+    "Checkpointer",
+    "Data",
+    "Exported",
+    "Form",
+    "Job",
+    "Model",
+    "Package",
+    "Packaged",
+    "Report",
+    "Result",
+    "Run",
+    "Score",
+    "Scores",
+    "Split",
+    "StoredRows",
+    "Subject",
+    "Trained",
+    "Version",
+    "Worse",
+]

@@ -1,0 +1,62 @@
+"""The forms of a trained model: opened, packaged, exported, registered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Form(Protocol):
+    """A form of the trained model, read back from its files by whatever program runs it."""
+
+    def logits(self, input_ids: Any, positions: Any) -> Any:
+        """Logits (or log-probabilities), a torch.Tensor of shape (positions, vocabulary), of one row of token ids.
+
+        Both arguments are torch.Tensors of one dimension; position p is asked for what comes behind token p. A program
+        that tells only the most probable tokens gives their log-probabilities, and NaN for the others.
+        """
+
+    def continued(self, input_ids: Any, length: int) -> list[int]:
+        """The most probable next tokens behind a row of token ids, at most `length`, up to and with an end token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """One form of the trained model, logged: the folder, the LoggedModel, and how near it is to the trained one."""
+
+    name: str
+    folder: Path
+    model_id: str
+    suffix: str
+    parity: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A form for another program, logged as files of the run."""
+
+    name: str
+    folder: Path
+    uri: str
+    """`runs:/RUN_ID/exports/NAME`."""
+    parity: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """Every form that was logged, the main one first."""
+
+    models: tuple[Packaged, ...]
+    files: tuple[Exported, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A registered model version."""
+
+    name: str
+    version: int
+    alias: str
+    model_id: str
