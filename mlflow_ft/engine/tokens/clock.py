@@ -105,8 +105,8 @@ def _check(moment: datetime) -> None:
     [[told], _] = render([[{"role": "user", "content": ""}]], chat_template=template)
     if told != moment.strftime(wanted):
         raise ModelError(
-            "the clock that chat templates are given cannot be held with this release of transformers",
-            hint="install the release that mlflow-ft names in its requirements",
+            "this release of transformers does not allow fixing the time that chat templates see",
+            hint="install a release that meets mlflow-ft's requirements",
         )
 
 

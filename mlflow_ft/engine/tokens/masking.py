@@ -26,10 +26,10 @@ from mlflow_ft.rows import Encoded, Example, Kind
 IGNORED = -100
 """Label of a token that is not learned, as torch's cross entropy and transformers have it."""
 BATCH = 1000
-NO_END = "the chat template writes no end-of-turn token behind what the assistant says"
+NO_END = "the chat template writes no end-of-turn token after the assistant's turn"
 OTHER_END = (
-    "the chat template ends what the assistant says otherwise where turns follow, and a model that learns both "
-    "does not know when to stop; learn each turn in a row of its own (--data.turns each), or the last turn alone "
+    "the chat template ends the assistant's turn differently when other turns follow, and a model that learns both "
+    "does not know when to stop; train each turn as a separate row (--data.turns each), or only the last turn "
     '(--data.turns last, or "train": false in the others)'
 )
 
@@ -127,7 +127,7 @@ class Encoder:
         except MaskError as error:
             return error
         except UnicodeEncodeError:
-            return MaskError("it holds half a sign (a lone surrogate), which is no text")
+            return MaskError("it contains an unpaired surrogate, which is not valid text")
         return found
 
     def _know_tools(self, example: Example) -> None:
@@ -138,7 +138,7 @@ class Encoder:
         if self._lacks is None and tool_text.needs(example):
             self._lacks = tool_text.teach_tools(self.tokenizer)
         if example.tools and self._lacks and "offer" in self._lacks:
-            raise MaskError("the chat template does not write the tools that are offered")
+            raise MaskError("the chat template does not write the offered tools")
 
     @cached_property
     def _begins(self) -> bool:
@@ -164,7 +164,7 @@ class Encoder:
         if example.kind == "text":
             text, ids, offsets = self._closed(text, ids, offsets)
         if bos is not None and ids[:2] == [bos, bos]:
-            raise MaskError("the beginning-of-sequence token stands there twice", text=text)
+            raise MaskError("the beginning-of-sequence token appears twice", text=text)
         labels = [IGNORED] * len(ids)
         if example.kind == "text":
             start = 1 if bos is not None and ids[:1] == [bos] else 0
@@ -243,7 +243,7 @@ class _Places:
         across = bisect_right(self._before, begin) - 1
         if self.text[self._before[across] : begin].strip():
             both = self.text[self._before[across] : self._before[across + 1]]
-            raise MaskError(f"one token holds the template's letters and the assistant's: {both!r}", text=self.text)
+            raise MaskError(f"one token contains both template text and the assistant's text: {both!r}", text=self.text)
         return across
 
     def within(self, begin: int, end: int) -> Iterator[tuple[int, str]]:

@@ -62,7 +62,7 @@ class Frame:
             slot = Slot(found.end(), None if piece is None else int(piece), None if detail is None else int(detail))
             known = len(marks.pieces) if slot.detail is None else len(marks.details)
             if (slot.piece if slot.detail is None else slot.detail) not in range(known):
-                raise MaskError(f"the row holds letters such as {mark(0)}, which stand for words here")
+                raise MaskError(f"the row contains text like {mark(0)}, which is reserved as a placeholder")
             self._slots.append(slot)
             self._between.append(text[place : found.start()])
             place = found.end()

@@ -126,7 +126,7 @@ def apply(
             if not _written_as_python(turns, text):
                 return text
             refusal = refusal or ValueError("it writes the arguments of a call as Python, not as JSON")
-    raise MaskError(f"the chat template refuses the conversation: {refusal}") from refusal
+    raise MaskError(f"the chat template rejects the conversation: {refusal}") from refusal
 
 
 def _ways_to_put(messages: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
@@ -234,7 +234,7 @@ class Shapes:
         marks = marked(messages, self._code, only=turn)
         found = _placed(self._made(marks, tools, lead), text, marks, [turn])
         if found is None:
-            raise MaskError(f"the chat template does not write turn {turn + 1} as it is")
+            raise MaskError(f"the chat template does not write turn {turn + 1} unchanged")
         return found
 
     def _shape(self, marks: Marked, tools: Tools) -> Shape | None:

@@ -136,7 +136,7 @@ def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
     if not lost:
         return
     raise ModelError(
-        f"{place} holds {listed(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
+        f"{place} contains {listed(lost)}, but the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
         hint=f"give them embeddings, which are trained: {add_tokens(lost[number] for number in sorted(lost))}; or take "
         "a template or a tokenizer that does not write them",
     )

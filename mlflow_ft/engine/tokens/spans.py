@@ -134,15 +134,15 @@ class Shape:
             return ""
         whose = f"turn {self._pieces[passed[0]].turn + 1}, the {self._pieces[passed[0]].role}'s,"
         if passed[0] in numbers(self._write(self._messages[:-1], prompt=True)):
-            return f"the chat template writes {whose} in a prompt, but not where an answer follows"
-        return f"the chat template does not write {whose} as it is"
+            return f"the chat template writes {whose} in a prompt, but not when an answer follows"
+        return f"the chat template does not write {whose} unchanged"
 
     def _span(self, turn: int) -> Span:
         """What the template adds to the prompt; by the marks where later turns change how it is written."""
         if turn == 0:
-            raise MaskError("turn 1 is the assistant's, and nothing stands before it")
+            raise MaskError("turn 1 is the assistant's, with nothing before it")
         if not isinstance(self._messages[turn].get("content") or "", str):
-            raise MaskError(f"what the assistant says in turn {turn + 1} is no text")
+            raise MaskError(f"the assistant's content in turn {turn + 1} is not text")
         last = turn == len(self._messages) - 1
         before = self._write(self._messages[:turn], prompt=True)
         after = self._text if last else self._write(self._messages[: turn + 1])
@@ -222,7 +222,7 @@ class Shape:
     def _check(self, turn: int, found: Span, *, last: bool) -> None:
         within, own = set(numbers(self._text, found.begin, found.end)), self._of(turn)
         if within - own:
-            raise MaskError(f"the chat template writes what others say into turn {turn + 1}")
+            raise MaskError(f"the chat template writes other speakers' text into turn {turn + 1}")
         if any(last or self._pieces[number].kind != "thought" for number in own - within):
             raise MaskError(self._missing(turn, within))
         speech = self._text[found.begin : found.end]
@@ -235,15 +235,15 @@ class Shape:
         if "call" in missing:
             return f"the chat template does not write the tool calls of turn {turn + 1}"
         if missing == {"thought"}:
-            return f"the chat template leaves out what the assistant thinks in turn {turn + 1}, its last"
+            return f"the chat template omits the assistant's thoughts in turn {turn + 1}, its last"
         if missing and self._messages[turn].get("tool_calls"):
-            return f"the chat template leaves out what the assistant says beside the tool calls of turn {turn + 1}"
-        return f"the chat template does not write turn {turn + 1} as it is" if missing else self._differs(turn)
+            return f"the chat template omits the assistant's text next to the tool calls of turn {turn + 1}"
+        return f"the chat template does not write turn {turn + 1} unchanged" if missing else self._differs(turn)
 
     def _differs(self, turn: int) -> str:
         return (
             f"the chat template renders turn {turn + 1} differently when later turns follow, "
-            "so what the assistant says cannot be told from the rest"
+            "so the assistant's text cannot be separated from the rest"
         )
 
     # --- generation markers
@@ -255,7 +255,7 @@ class Shape:
         for begin, end in self._generated:
             within = set(numbers(self._text, begin, end))
             if any(self._pieces[number].role != "assistant" for number in within):
-                raise MaskError("the chat template marks as generated what others than the assistant say")
+                raise MaskError("the chat template marks other speakers' text as generated")
             for turn in {self._pieces[number].turn for number in within}:
                 found.setdefault(turn, []).append((begin, end, within))
         return found

@@ -23,7 +23,7 @@ MOST_FORMS = 64
 """Rows that are written again."""
 FRESH = "{##}\n"
 """Before a template, so that it is compiled anew; Jinja takes both away."""
-REMEDY = "give a template that does not (--data.chat_template)"
+REMEDY = "use a template that does not (--data.chat_template)"
 
 
 class Steady:
@@ -87,7 +87,7 @@ class Steady:
         """Write a row by the template as if it were read for the first time: what lies elsewhere in memory shows."""
         listed: Any = [dict(tool) for tool in example.tools] if example.tools else None
         if self._texts(example, FRESH + str(self._tokenizer.get_chat_template(tools=listed))) != first:
-            message = f"the chat template does not write the row twice in the same way; {REMEDY}"
+            message = f"the chat template writes the row differently each time; {REMEDY}"
             raise MaskError(message, text=first[0])
 
     def _texts(self, example: Example, template: str | None = None) -> list[str]:
@@ -102,7 +102,7 @@ class Steady:
         if [one.text for one in later] != [one.text for one in found]:
             self.dates |= asked
         if [_learned(one) for one in later] != [_learned(one) for one in found]:
-            message = f"the chat template writes the date or time into what the assistant says; {REMEDY}"
+            message = f"the chat template writes the date or time into the assistant's turns; {REMEDY}"
             raise MaskError(message, text=found[0].text)
 
 

@@ -29,7 +29,7 @@ def read(given: str) -> str:
         raise ModelError(f"data.chat_template: {given!r} cannot be read: {error}", hint="name a UTF-8 file") from error
     if SHORTEST not in text:
         raise ModelError(
-            f"data.chat_template: the file {given!r} holds no Jinja template",
+            f"data.chat_template: the file {given!r} does not contain a Jinja template",
             hint="a template writes messages with {{ ... }} and {% ... %}",
         )
     return text

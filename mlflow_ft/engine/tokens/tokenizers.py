@@ -40,7 +40,7 @@ def load(config: Config, base: BaseModel) -> Any:
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(
-            f"model {base.name!r} has a slow tokenizer, which cannot tell where a token stands in the text",
+            f"model {base.name!r} has a slow tokenizer, which cannot report where a token is in the text",
             hint="convert it to tokenizer.json (transformers' PreTrainedTokenizerFast)",
         )
     if config.data.chat_template:
@@ -75,21 +75,21 @@ def add_tokens(
     there = [text for text in dict.fromkeys(tokens) if vocabulary.get(text, limit) < limit or tokens.count(text) > 1]
     if there and not known:
         raise ConfigError(
-            f"model.add_tokens: {', '.join(map(repr, there))} is there already, or stands there twice",
-            hint="leave it out; to train the embedding of a token that exists, give its id in "
+            f"model.add_tokens: {', '.join(map(repr, there))} already exists, or is listed twice",
+            hint="omit it; to train the embedding of an existing token, put its id in "
             "adapter.trainable_token_indices",
         )
     if known and (missing := [token for token in tokens if token not in vocabulary]):
         raise ConfigError(
-            f"model.add_tokens: {', '.join(map(repr, missing))} cannot come to an adapter that is trained already",
-            hint="merge it, and go on from the merged model",
+            f"model.add_tokens: {', '.join(map(repr, missing))} cannot be added to an adapter that is already trained",
+            hint="merge it, and continue from the merged model",
         )
     added = [AddedToken(token, normalized=False, special=False) for token in tokens if token not in vocabulary]
     tokenizer.add_tokens(added)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
     for token, number in zip(tokens, ids, strict=True):
         if tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
-            raise ConfigError(f"model.add_tokens: the tokenizer takes {token!r} apart", hint="take another spelling")
+            raise ConfigError(f"model.add_tokens: the tokenizer splits {token!r}", hint="use another spelling")
     return tuple(ids)
 
 
@@ -115,15 +115,15 @@ def choose_pad_token(tokenizer: Any, *, asked: str | None = None, rows: int | No
     if number is None:
         raise ModelError(
             "the tokenizer has no pad token, and no other special token to pad rows with",
-            hint="name one of its tokens, which rows do not hold: --model.pad_token TOKEN",
+            hint="name one of its tokens that does not occur in the rows: --model.pad_token TOKEN",
         )
     if rows is not None and number >= rows:
         free = [*_free(tokenizer, rows), *filter(partial(_has_row, tokenizer, rows), [tokenizer.eos_token])]
         names = " or ".join(f"--model.pad_token '{token}'" for token in free[:CANDIDATES])
         raise ModelError(
-            f"the tokenizer pads with {tokenizer.pad_token!r} (id {number:,}), and the model has embeddings for "
+            f"the tokenizer pads with {tokenizer.pad_token!r} (id {number:,}), but the model has embeddings for "
             f"{rows:,} tokens (ids 0 to {rows - 1:,})",
-            hint=f"pad with a token that it has one for ({names or '--model.pad_token TOKEN'}), or give this one an "
+            hint=f"choose a token that has one ({names or '--model.pad_token TOKEN'}), or give this one an "
             f"embedding: {room.add_tokens([tokenizer.pad_token])}",
         )
 
@@ -138,7 +138,7 @@ def _check_asked(tokenizer: Any, asked: str, rows: int | None) -> None:
         )
     if rows is not None and number >= rows:
         raise ConfigError(
-            f"model.pad_token: {asked!r} has the id {number:,}, and the model has embeddings for {rows:,} tokens",
+            f"model.pad_token: {asked!r} has the id {number:,}, but the model has embeddings for {rows:,} tokens",
             hint=f"name another, or give it an embedding: {room.add_tokens([asked])}",
         )
 
