@@ -88,8 +88,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     broken = [name for name, weight in found.items() if weight.is_floating_point() and not _is_finite(weight)]
     if broken:
         raise ModelError(
-            f"{file} contains NaN or infinite values in {len(broken)} of {len(found)} tensors: "
-            f"{', '.join(broken[:3])}",
+            f"{file} contains NaN or infinite values in {len(broken)} of {len(found)} tensors: {', '.join(broken[:3])}",
             hint="training diverged, or the file is damaged; use an earlier checkpoint",
         )
     return found

@@ -123,7 +123,7 @@ def renaming(renamed: Mapping[str, str]) -> str:
     """In a sentence, which parts of names were read as which."""
     changes = dict.fromkeys(_change(old, new) for old, new in renamed.items())
     told = ", ".join(changes) if len(changes) <= SHOWN else "{} as {}".format(*next(iter(renamed.items())))
-    return f"the adapter's weights have different names from the base's; all of them match with {told}"
+    return f"the adapter's weights have different names from the base's; all match with {told}"
 
 
 def _change(old: str, new: str) -> str:

@@ -166,9 +166,7 @@ def description(repairs: Repaired, folder: Path) -> str:
     if not repairs.left_out:
         return ""
     if ALL in repairs.left_out:
-        return (
-            f"{folder / FILE} is left unchanged and ignored: {repairs.left_out[ALL]}; {CONFIG} is used and saved"
-        )
+        return f"{folder / FILE} is left unchanged and ignored: {repairs.left_out[ALL]}; {CONFIG} is used and saved"
     reasons = "; ".join(f"{name} ({reason})" for name, reason in repairs.left_out.items())
     return f"{folder / repairs.file} is not changed; it is used, and will be saved, without {reasons}"
 

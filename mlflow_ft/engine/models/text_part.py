@@ -70,9 +70,7 @@ class Parts:
                 f"{name} also reads {others}: all of it is loaded ({self.loaded}), but its part for {others} is not "
                 "trained."
             )
-        fits = (
-            f" The adapter is also tested on the whole model ({self.whole}) at the end." if adapter else ""
-        )
+        fits = f" The adapter is also tested on the whole model ({self.whole}) at the end." if adapter else ""
         kept = "A merged model" if adapter else "The saved model"
         return (
             f"{name} also reads {others}: only its text part ({self.loaded}) is loaded and trained.{fits} {kept} is "
@@ -82,9 +80,7 @@ class Parts:
     def merged(self, name: str) -> str:
         """What the merged model is, where `text_alone`, in a sentence."""
         others = " and ".join(self.reads)
-        return (
-            f"{name} also reads {others}: only its text part ({self.loaded}) is merged, which does not read {others}"
-        )
+        return f"{name} also reads {others}: only its text part ({self.loaded}) is merged, which does not read {others}"
 
 
 def of(base: Path, *, task: Task = "generate") -> Parts | None:

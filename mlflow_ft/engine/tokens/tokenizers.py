@@ -76,8 +76,7 @@ def add_tokens(
     if there and not known:
         raise ConfigError(
             f"model.add_tokens: {', '.join(map(repr, there))} already exists, or is listed twice",
-            hint="omit it; to train the embedding of an existing token, put its id in "
-            "adapter.trainable_token_indices",
+            hint="omit it; to train the embedding of an existing token, put its id in adapter.trainable_token_indices",
         )
     if known and (missing := [token for token in tokens if token not in vocabulary]):
         raise ConfigError(

@@ -53,7 +53,7 @@ def test_every_kind_fits_as_it_is_or_renamed_and_is_refused_otherwise(
     )
     found, said = on_base(tiny_model, compiled)
     assert torch.equal(found, wanted)
-    assert said == ["the adapter's weights have different names from the base's; all of them match with `_orig_mod` removed"]
+    assert said == ["the adapter's weights have different names from the base's; all match with `_orig_mod` removed"]
     elsewhere = renamed(tmp_path / "own", tmp_path / "elsewhere", lambda name: name.replace("layers.1.", "layers.9."))
     with pytest.raises(ModelError, match=r"match nothing in it .*layers\.9\..* not in the file .*layers\.1\."):
         on_base(tiny_model, elsewhere)

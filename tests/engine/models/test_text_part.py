@@ -144,7 +144,9 @@ def test_an_adapter_of_the_whole_fits_the_text_part(pictures: Path, tmp_path: Pa
     with loading.quiet_peft():
         found = fitting.put_on(base_model(pictures), tmp_path / "own", say=said.append)
     assert torch.equal(says(found), wanted)
-    assert said == ["the adapter's weights have different names from the base's; all of them match with `language_model` removed"]
+    assert said == [
+        "the adapter's weights have different names from the base's; all match with `language_model` removed"
+    ]
 
 
 def test_one_that_changes_the_picture_part_does_not(pictures: Path, tmp_path: Path) -> None:

@@ -139,9 +139,7 @@ def test_thoughts_of_the_last_turn_that_are_dropped_are_refused_and_of_earlier_o
     name: str,
 ) -> None:
     maker = of(name)
-    assert refused(maker, talked("a", f"{THOUGHT}b")).endswith(
-        "omits the assistant's thoughts in turn 2, its last"
-    )
+    assert refused(maker, talked("a", f"{THOUGHT}b")).endswith("omits the assistant's thoughts in turn 2, its last")
     assert "turn 4, its last" in refused(maker, talked("a", "b", "c", f"{THOUGHT}d"))
     messages = talked("a", f"{THOUGHT}b", "c", "d")
     one, script = proved(maker, messages), FAMILIES[name].write(messages, None)
