@@ -38,8 +38,8 @@ def test_a_folder_is_found_by_any_of_its_names(copy: Path, monkeypatch: pytest.M
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json", "save_pretrained"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors", "pickled weights are not read"),
-        (lambda folder: (folder / "config.json").write_text("{,"), "is no JSON", ""),
-        (shutil.rmtree, "is no folder with a model", "Hub id (owner/name)"),
+        (lambda folder: (folder / "config.json").write_text("{,"), "is not valid JSON", ""),
+        (shutil.rmtree, "is not a model folder", "Hub id (owner/name)"),
     ],
     ids=["no config", "no weights", "broken config", "no folder"],
 )

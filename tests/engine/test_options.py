@@ -56,7 +56,7 @@ def test_a_whole_number_is_a_float_where_the_field_takes_no_other(name: str, tex
 
 @pytest.mark.parametrize(("name", "text"), [("weight", "high"), ("rate", "[1, 2]"), ("on", "maybe")])
 def test_text_is_not_a_number(name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=f"objective.options: {name} takes .*, not"):
+    with pytest.raises(ConfigError, match=f"objective.options: {name} must be .*, not"):
         options.typed({name: text}, Settings, section="objective")
     assert options.typed({name: "null"}, Settings, section="objective") == {name: None}
 

@@ -152,7 +152,7 @@ def test_the_second_of_two_with_weights_is_foreign(
     own = renamed(lora[0], tmp_path / "compiled", NAMES["_orig_mod."])
     told = merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "0.25,0.75")
     right(told, tmp_path / "out", lora[1])
-    assert "`_orig_mod` left out" in told.err
+    assert "`_orig_mod` removed" in told.err
 
 
 def experts(folder: Path, *, layer: str, names: tuple[str, str, str], inner: int) -> State:

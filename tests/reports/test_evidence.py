@@ -117,7 +117,7 @@ def test_trl_5697_answers_that_are_all_cut_and_earn_nothing(
     how = ("--max_completion_length", 3, "--temperature", 0.01, "--max_steps", 10)  # greedy, nearly: it never ends
     told = run("train", method, "--model", small("llama"), *asked, *how, *QUICK)
     assert told.code == 0
-    assert "warning: in 10 sampled batches in a row the answers that are compared had equal rewards" in told.err
+    assert "warning: in 10 sampled batches in a row the compared answers had equal rewards" in told.err
     assert "every answer was cut at rollout.max_completion_length (3 tokens)" in told.err
     assert "Raise rollout.max_completion_length" in told.err
     findings = latest(client).data.tags["mlflow_ft.training_findings"]

@@ -1,6 +1,6 @@
-"""Put a saved adapter on a base: every weight of it used, every weight that its config asks for there, or refuse.
+"""Load a saved adapter onto a base: refuse it unless every weight is used and every weight of its config is present.
 
-PEFT itself only warns: what has no place is left out, and what is missing stays as random as it began.
+PEFT itself only warns: it drops weights that match nothing, and leaves missing ones at their random initial values.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ from mlflow_ft.engine.adapters.weight_names import Shapes, counted, matched, unw
 from mlflow_ft.errors import ModelError
 
 FAILURES = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError)
-"""What PEFT and torch raise at an adapter that they cannot put on a model."""
+"""What PEFT and torch raise for an adapter that they cannot load onto a model."""
 KEY = "default"
 """PEFT's name of the only adapter on a model."""
 SAME = 1e-2
-"""Largest relative difference of a weight in the model from the one in the file: rounding to the model's type."""
+"""Largest relative difference between a weight in the model and in the file: rounding to the model's type."""
 
 Say = Callable[[str], object]
 
 
-def nobody(text: str) -> None:
-    """Say it to nobody."""
+def silent(text: str) -> None:
+    """Discard it."""
 
 
 class UnattachedError(ModelError):
-    """PEFT cannot put such an adapter on this base, whatever its weights are."""
+    """PEFT cannot attach an adapter with this config to this base."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """An adapter's tensors by the names under which PEFT reads them on this base."""
+    """An adapter's tensors under the names that PEFT expects on this base."""
 
     state: dict[str, Tensor]
     renamed: Mapping[str, str]
-    """From the file's names to these, where they are others."""
+    """From the file's names to these, where they differ."""
 
 
-def put_on(module: Any, folder: Path, *, key: str = KEY, trainable: bool = False, say: Say = nobody) -> Any:
-    """Put the adapter in `folder` on a loaded base, or beside the adapters that are on it already, as `key`.
+def put_on(module: Any, folder: Path, *, key: str = KEY, trainable: bool = False, say: Say = silent) -> Any:
+    """Load the adapter in `folder` onto a base, which may already have other adapters, under the name `key`.
 
-    `say` gets a sentence for each thing that was not as the files have it: a renaming, settings of a later PEFT.
+    `say` gets a sentence for each deviation from the files: a renaming, settings of a later PEFT.
 
     Returns:
         The PeftModel.
 
     Raises:
-        ModelError: the files are broken, or do not fit this base; nothing is half loaded then that could be used.
+        ModelError: the files are broken, or do not fit this base; do not use `module` then.
     """
     state = files.tensors(folder)
     wrapped = attached(module, folder, key=key, trainable=trainable)
@@ -80,10 +80,10 @@ def put_on(module: Any, folder: Path, *, key: str = KEY, trainable: bool = False
 
 
 def attached(module: Any, folder: Path, *, key: str = KEY, trainable: bool = False) -> Any:
-    """A base with the adapter that the config in `folder` asks for, whose weights are not loaded yet.
+    """A base with a new adapter of the config in `folder`, whose weights are not loaded yet.
 
     Raises:
-        ModelError: the config is broken. UnattachedError: PEFT cannot put such an adapter on this base.
+        ModelError: the config is broken. UnattachedError: PEFT cannot attach such an adapter to this base.
     """
     config = config_for(module, folder)
     config.inference_mode = not trainable
@@ -97,10 +97,10 @@ def attached(module: Any, folder: Path, *, key: str = KEY, trainable: bool = Fal
 
 
 def config_for(module: Any, folder: Path) -> Any:
-    """The config of an adapter as PEFT reads it, with the names that this base has for its layers.
+    """The config of an adapter as PEFT reads it, with this base's names of layers.
 
     Raises:
-        ModelError: the config is broken, or is about tokens that this base does not have.
+        ModelError: the config is broken, or names tokens that this base does not have.
     """
     config: Any = files.config(folder)
     base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
@@ -123,44 +123,44 @@ def _unattached(error: Exception, folder: Path) -> UnattachedError:
     return UnattachedError(refused.message, hint=refused.hint)
 
 
-def fitted(wrapped: Any, state: Mapping[str, Tensor], *, key: str = KEY, where: Path, say: Say = nobody) -> Fit:
-    """The tensors of an adapter by the names under which a base with that adapter attached (`attached`) reads them.
+def fitted(wrapped: Any, state: Mapping[str, Tensor], *, key: str = KEY, where: Path, say: Say = silent) -> Fit:
+    """The tensors of an adapter under the names that a base with this adapter (see `attached`) expects.
 
-    They are renamed only if that makes all of them fit (`weight_names.matched`). `where` is the adapter's folder.
+    They are renamed only if all of them then fit (`weight_names.matched`). `where` is the adapter's folder.
 
     Raises:
-        ModelError: some have no place on this base, are missing, or have another shape.
+        ModelError: some match nothing in this base, are missing, or differ in shape.
     """
     if later := files.unknown(where):
-        told = ", ".join(f"{name}={value!r}" for name, value in sorted(later.items()))
-        say(f"PEFT {peft.__version__} ignores settings in the adapter's config that it does not support: {told}")
+        ignored = ", ".join(f"{name}={value!r}" for name, value in sorted(later.items()))
+        say(f"PEFT {peft.__version__} ignores settings in the adapter's config that it does not support: {ignored}")
     try:
         wanted = _shapes(saved(wrapped, key))
-    except FAILURES as error:  # beside another adapter PEFT may have put on half of it
+    except FAILURES as error:  # with another adapter present, PEFT may have attached only a part
         raise _unattached(error, where) from error
     more = {name: shape for name, shape in _shapes(wrapped.state_dict()).items() if name not in wanted}
     tried = [_shapes(state)]
     for names, read in _readings(wrapped, state, key, where):
-        found = _without_copies(wrapped, read, {**more, **wanted})
-        tried.append(_shapes(found))
+        tensors = _without_copies(wrapped, read, {**more, **wanted})
+        tried.append(_shapes(tensors))
         partners = matched(tried[-1], wanted, more=more)
         if partners is not None:
-            # where transformers joins several tensors to one (experts), PEFT does so again as it loads them
+            # where transformers fuses several tensors (experts), PEFT does so again when it loads them
             renamed = partners | {name: partners.get(new, new) for name, new in names.items()}
             renamed = {name: new for name, new in renamed.items() if name != new}
             if not renamed:
                 return Fit(state=dict(state), renamed={})
             say(misfits.renaming(renamed))
-            return Fit(state={partners[name]: one.contiguous() for name, one in found.items()}, renamed=renamed)
+            return Fit(state={partners[name]: weight.contiguous() for name, weight in tensors.items()}, renamed=renamed)
     raise misfits.error(tried, wanted, more, where=where, base=_name(wrapped))
 
 
 def _readings(
     wrapped: Any, state: Mapping[str, Tensor], key: str, where: Path
 ) -> Iterator[tuple[dict[str, str], dict[str, Tensor]]]:
-    """Ways to read the tensors: under the names of the file, and under those without wrappers.
+    """Ways to read the tensors: with the names of the file, and without the names of wrappers.
 
-    Each comes with what the file's names become, and with the tensors as transformers 5 calls and joins them.
+    Each has the new names by the file's, and the tensors as transformers 5 names and fuses them.
     """
     for change in (str, unwrapped):
         names = {name: change(name) for name in state}
@@ -177,12 +177,12 @@ def _readings(
 
 
 def prove(wrapped: Any, fit: Fit, *, key: str = KEY, where: Path) -> None:
-    """Raise ModelError where a weight of the adapter in the model is not the one of the files."""
+    """Raise ModelError if a weight of the adapter in the model differs from the files."""
     state = _as_transformers_calls_them(wrapped, fit.state, key)
     for name, weight in saved(wrapped, key).items():
         if name not in state or not _same(weight, state[name]):
             raise ModelError(
-                f"the adapter in {where} does not fit {_name(wrapped)}: PEFT did not take {name} as it is in the file",
+                f"the adapter in {where} does not fit {_name(wrapped)}: PEFT changed {name} when it loaded it",
                 hint="save the adapter again with this version of PEFT",
             )
 
@@ -190,41 +190,41 @@ def prove(wrapped: Any, fit: Fit, *, key: str = KEY, where: Path) -> None:
 def _same(weight: Tensor, saved: Tensor) -> bool:
     if weight.shape != saved.shape:
         return False
-    one, two = weight.detach().float().cpu(), saved.to(weight.dtype).float().cpu()
-    return not one.numel() or bool((one - two).abs().max() <= SAME * two.abs().max())
+    in_model, in_file = weight.detach().float().cpu(), saved.to(weight.dtype).float().cpu()
+    return not in_model.numel() or bool((in_model - in_file).abs().max() <= SAME * in_file.abs().max())
 
 
 def saved(wrapped: Any, key: str = KEY) -> dict[str, Tensor]:
-    """What PEFT would save of the adapter as it is on the model, by name: all that its config asks for."""
+    """What PEFT would save of the adapter on the model, by name: everything that its config requires."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")  # ranks of 0
-        found: dict[str, Tensor] = get_peft_model_state_dict(wrapped, adapter_name=key, save_embedding_layers=False)
-    return found
+        state: dict[str, Tensor] = get_peft_model_state_dict(wrapped, adapter_name=key, save_embedding_layers=False)
+    return state
 
 
 def _as_transformers_calls_them(wrapped: Any, state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
-    """The tensors by the names of transformers 5, which holds the experts of a layer in one; as PEFT loads them."""
+    """The tensors by the names of transformers 5, which fuses the experts of a layer; as PEFT loads them."""
     try:
         with warnings.catch_warnings():
-            found: dict[str, Tensor] = convert_peft_adapter_state_dict_for_transformers(
+            renamed: dict[str, Tensor] = convert_peft_adapter_state_dict_for_transformers(
                 wrapped, wrapped.peft_config[key], dict(state), key
             )
     except FAILURES:
-        return dict(state)  # no names that transformers knows
-    return found
+        return dict(state)  # transformers does not know these names
+    return renamed
 
 
 def _without_copies(wrapped: Any, state: dict[str, Tensor], known: Shapes) -> dict[str, Tensor]:
-    """Of a resized embedding layer PEFT saves some weights under two names, one of which it does not read."""
+    """The tensors without duplicates: PEFT saves weights of a resized embedding layer twice, and reads one copy."""
     base = wrapped.get_base_model()
     layers = [layer for layer in (base.get_input_embeddings(), base.get_output_embeddings()) if layer is not None]
-    places = [f"{name}." for name, layer in wrapped.named_modules() if any(layer is one for one in layers)]
+    places = [f"{name}." for name, module in wrapped.named_modules() if any(module is layer for layer in layers)]
     held = {name: weight for name, weight in state.items() if name.startswith(tuple(places))}
     placed = [weight for name, weight in held.items() if name in known]
     copies = {
         name
         for name, weight in held.items()
-        if name not in known and any(one.shape == weight.shape and torch.equal(one, weight) for one in placed)
+        if name not in known and any(other.shape == weight.shape and torch.equal(other, weight) for other in placed)
     }
     return {name: weight for name, weight in state.items() if name not in copies}
 

@@ -1,4 +1,4 @@
-"""The names of layers in an adapter's config, as the base has them: wrappers and whole models have other names."""
+"""Rewrite the names of layers in an adapter's config to the base's: wrappers and whole models use other names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ LISTS = ("_modules", "modules_to_save")
 PATTERNS = "_pattern"
 """The end of the names of settings with a value for each layer whose name ends in a pattern."""
 RANKS = ".lora_E"
-"""What AdaLoRA puts behind the name of a layer."""
+"""What AdaLoRA appends to the name of a layer."""
 BEGINNINGS = ("model.language_model.", "language_model.model.", "language_model.", "model.text_model.", "model.llm.")
-"""What may stand before the name of a layer in the whole of a model of which the base is the text part."""
+"""What may precede the name of a layer in a whole model of which the base is the text part."""
 
 
 def as_named_here(config: Any, names: Collection[str]) -> None:
-    """Write the names of layers in a PEFT config as the base has them, where they are known and are not its own.
+    """Replace the names of layers in a PEFT config by the base's, in place.
 
-    `names` are those of the base's modules. A name that ends in no module's, and is `short` for one alone, becomes that
-    one's. So a value is not lost for a layer only because it was called otherwise in training.
+    `names` are those of the base's modules. A name that no module's name ends with, and that is `short` for exactly
+    one, is replaced by that module's. So a setting for a layer is not lost because the layer had another name.
     """
     known: dict[str, list[str]] = {}
     for name in names:
@@ -30,9 +30,9 @@ def as_named_here(config: Any, names: Collection[str]) -> None:
     here = {form: several[0] for form, several in known.items() if len(several) == 1}
     for field, value in list(vars(config).items()):
         if field.endswith(LISTS) and isinstance(value, (list, set, tuple)):
-            setattr(config, field, type(value)(_ending(one, names, here) for one in value))
+            setattr(config, field, type(value)(_ending(item, names, here) for item in value))
         elif field.endswith(PATTERNS) and isinstance(value, Mapping):
-            setattr(config, field, {_pattern(key, names, here): one for key, one in value.items()})
+            setattr(config, field, {_pattern(key, names, here): item for key, item in value.items()})
         elif field == "trainable_token_indices" and isinstance(value, Mapping):
             config.trainable_token_indices = {_ending(key, names, here): ids for key, ids in value.items()}
         elif field == "target_modules" and isinstance(value, str) and value != "all-linear":
@@ -40,7 +40,7 @@ def as_named_here(config: Any, names: Collection[str]) -> None:
 
 
 def _ending(name: str, names: Iterable[str], here: Mapping[str, str]) -> str:
-    return name if any(one == name or one.endswith(f".{name}") for one in names) else here.get(short(name), name)
+    return name if any(other == name or other.endswith(f".{name}") for other in names) else here.get(short(name), name)
 
 
 def _pattern(key: str, names: Iterable[str], here: Mapping[str, str]) -> str:
@@ -52,10 +52,10 @@ def _pattern(key: str, names: Iterable[str], here: Mapping[str, str]) -> str:
 
 
 def _expression(target: str, names: Iterable[str]) -> str | list[str]:
-    """A pattern of whole names; where it holds for none of the base's, those for which it holds with a beginning."""
+    """A pattern of whole names; if it matches none of the base's, the names that match it after a beginning."""
     if any(re.fullmatch(target, name) for name in names):
         return target
     for beginning in BEGINNINGS:
-        if found := [name for name in names if re.fullmatch(target, beginning + short(name))]:
-            return found
+        if matching := [name for name in names if re.fullmatch(target, beginning + short(name))]:
+            return matching
     return target

@@ -1,4 +1,4 @@
-"""What is said of an adapter that does not fit its base: which names, of which side, and what would help."""
+"""Errors for an adapter that does not fit its base: which names, on which side, and what would help."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ NAME_IT = "name the model that it was trained on (--base; in training --model)"
 
 
 def refused(error: Exception, folder: Path) -> ModelError:
-    """What PEFT or torch says of an adapter that it cannot put on the base."""
+    """The error for an adapter that PEFT or torch cannot load onto the base."""
     return ModelError(f"the adapter in {folder} does not fit its base model: {brief(error)}", hint=NAME_IT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Misfit:
-    """The names of either side that have no partner on the other, and the partners of different shapes."""
+    """The names on each side without a partner on the other, and the partners of different shapes."""
 
     there: Shapes
     wanted: Shapes
     foreign: Sequence[str]
-    """In the file, and without a place on the base."""
+    """In the file, but not in the base."""
     absent: Sequence[str]
-    """Asked for by the config, and not in the file."""
+    """Required by the config, but not in the file."""
     other: Mapping[str, Sequence[int]]
-    """In the file with another shape than the one here, which is that on the base."""
+    """In both, with different shapes: the shape in the base, by name."""
 
     def __len__(self) -> int:
         return len(self.foreign) + len(self.absent) + len(self.other)
 
 
 def error(tried: Sequence[Shapes], wanted: Shapes, more: Shapes, *, where: Path, base: str) -> ModelError:
-    """The error that says what of an adapter's weights does not fit those that are `wanted`, or may be (`more`).
+    """The error that lists which of an adapter's weights fit neither the `wanted` ones nor the optional ones (`more`).
 
-    `tried` are the weights under the names that were tried; the error is about those that are nearest.
+    `tried` are the weights under each set of names that was tried; the error describes the closest.
     """
-    found = [_compared(there, wanted, more) for there in tried]
-    found += [_compared(*_shortened(there, wanted, more)) for there in tried]
-    misfit = min(found, key=len)
-    told = "; ".join(_told(misfit))
-    return ModelError(f"the adapter in {where} does not fit {base}: {told}", hint=_hint(misfit))
+    misfits = [_compared(there, wanted, more) for there in tried]
+    misfits += [_compared(*_shortened(there, wanted, more)) for there in tried]
+    misfit = min(misfits, key=len)
+    problems = "; ".join(_problems(misfit))
+    return ModelError(f"the adapter in {where} does not fit {base}: {problems}", hint=_hint(misfit))
 
 
 def _compared(there: Shapes, wanted: Shapes, more: Shapes) -> Misfit:
@@ -61,17 +61,17 @@ def _compared(there: Shapes, wanted: Shapes, more: Shapes) -> Misfit:
     )
 
 
-def _differ(one: Sequence[int], two: Sequence[int]) -> bool:
-    return tuple(one) != tuple(two)
+def _differ(first: Sequence[int], second: Sequence[int]) -> bool:
+    return tuple(first) != tuple(second)
 
 
 def _shortened(*sides: Shapes) -> list[dict[str, Sequence[int]]]:
-    """Each side by the short names, the file's own where they have no partner."""
+    """Each side by its short names; names without a partner stay the file's."""
     partners = {short(name): name for side in reversed(sides[1:]) for name in side}
     return [{partners.get(short(name), name): shape for name, shape in side.items()} for side in sides]
 
 
-def _told(misfit: Misfit) -> Iterable[str]:
+def _problems(misfit: Misfit) -> Iterable[str]:
     total = f"of its {len(misfit.there)} weights"
     empty = [name for name in misfit.other if 0 in misfit.there[name]]
     if empty:
@@ -79,8 +79,10 @@ def _told(misfit: Misfit) -> Iterable[str]:
     if misfit.foreign:
         yield f"{len(misfit.foreign)} {total} match nothing in it ({_some(misfit.foreign)})"
     if misfit.absent:
-        asked = f"{len(misfit.absent)} of the {len(misfit.wanted)} weights that its config requires are not in the file"
-        yield f"{asked} ({_some(misfit.absent)})"
+        missing = (
+            f"{len(misfit.absent)} of the {len(misfit.wanted)} weights that its config requires are not in the file"
+        )
+        yield f"{missing} ({_some(misfit.absent)})"
     if others := [name for name in misfit.other if name not in empty]:
         in_file, on_base = (tuple(side[others[0]]) for side in (misfit.there, misfit.other))
         yield f"{len(others)} {total} differ in shape ({others[0]} is {in_file} in the file, {on_base} in the base)"
@@ -111,8 +113,8 @@ def _hint(misfit: Misfit) -> str:
 
 
 def _layers(names: Iterable[str]) -> set[int]:
-    """The numbers of the layers that the names speak of."""
-    return {int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+    """The numbers of the layers in the names."""
+    return {int(match[1]) for name in names if (match := re.search(r"\.(\d+)\.", name))}
 
 
 def _are_last(layers: set[int], on_base: set[int]) -> bool:
@@ -120,20 +122,20 @@ def _are_last(layers: set[int], on_base: set[int]) -> bool:
 
 
 def renaming(renamed: Mapping[str, str]) -> str:
-    """In a sentence, which parts of names were read as which."""
+    """A sentence that says which parts of names were changed, and to what."""
     changes = dict.fromkeys(_change(old, new) for old, new in renamed.items())
-    told = ", ".join(changes) if len(changes) <= SHOWN else "{} as {}".format(*next(iter(renamed.items())))
-    return f"the adapter's weights have different names from the base's; all match with {told}"
+    shown = ", ".join(changes) if len(changes) <= SHOWN else "{} as {}".format(*next(iter(renamed.items())))
+    return f"the adapter's weights have different names from the base's; all match with {shown}"
 
 
 def _change(old: str, new: str) -> str:
-    """What is different in two names, the parts around it left out."""
-    one, two = old.split("."), new.split(".")
-    while one and two and one[-1] == two[-1]:
-        one, two = one[:-1], two[:-1]
-    while one and two and one[0] == two[0]:
-        one, two = one[1:], two[1:]
-    gone, come = ".".join(one), ".".join(two)
+    """How two names differ, without the parts that they share."""
+    before, after = old.split("."), new.split(".")
+    while before and after and before[-1] == after[-1]:
+        before, after = before[:-1], after[:-1]
+    while before and after and before[0] == after[0]:
+        before, after = before[1:], after[1:]
+    gone, come = ".".join(before), ".".join(after)
     if not come:
         return f"`{gone}` removed"
     return f"`{gone}` read as `{come}`" if gone else f"`{come}` inserted"

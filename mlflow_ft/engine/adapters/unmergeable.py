@@ -1,4 +1,4 @@
-"""Adapters that answer, but cannot become one with their base: found before they are trained, or merged in part."""
+"""Find adapters that work but cannot be merged into their base, before they are trained or partly merged."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ REPLICATED = "its layer_replication repeats layers that share their weights, so 
 
 
 def check_config(settings: Mapping[str, Any], *, where: Path) -> None:
-    """Raise ModelError where an adapter's config alone says that it cannot be merged; `where` is its folder."""
+    """Raise ModelError if an adapter's config already rules out merging; `where` is its folder."""
     if reason := of_config(settings):
         raise ModelError(f"the adapter in {where} cannot be merged: {reason}", hint=ALONE)
 
 
 def check(wrapped: Any, *, where: Path) -> None:
-    """Raise ModelError where the adapter on this base cannot be merged into it."""
+    """Raise ModelError if the adapter on this base cannot be merged into it."""
     if reason := of_model(wrapped):
         raise ModelError(f"the adapter in {where} cannot be merged: {reason}", hint=ALONE)
 
 
 def of_config(settings: Mapping[str, Any]) -> str:
-    """Why an adapter of this config cannot be merged into any base; empty where nothing is known against it."""
+    """Why an adapter with this config cannot be merged into any base; "" if no reason is known."""
     return REPLICATED if settings.get("layer_replication") else ""
 
 
 def of_model(wrapped: Any) -> str:
-    """Why the adapter on this model cannot be merged; empty where PEFT merges a layer of every kind in it.
+    """Why the adapter on this model cannot be merged; "" if PEFT can merge a layer of every kind in it.
 
-    One layer of each kind, the smallest, is merged in a copy. Quantised ones, and those on the meta device, are not.
+    A copy of the smallest layer of each kind is merged, except quantised layers and those on the meta device.
     """
     for config in wrapped.peft_config.values():
         if reason := of_config(config.to_dict()):
@@ -60,8 +60,8 @@ def _adds_a_bias(layer: nn.Module) -> bool:
 
 
 def _smallest(wrapped: Any) -> Iterator[tuple[str, Any]]:
-    """Of each kind of layer that the adapter has put in, the smallest, by its name."""
-    found: dict[object, tuple[int, str, Any]] = {}
+    """The smallest of each kind of the adapter's layers, with its name."""
+    smallest: dict[object, tuple[int, str, Any]] = {}
     for name, layer in wrapped.named_modules():
         weights = list(layer.parameters())
         if not isinstance(layer, BaseTunerLayer):
@@ -70,7 +70,7 @@ def _smallest(wrapped: Any) -> Iterator[tuple[str, Any]]:
             continue
         kind = (type(layer), type(layer.get_base_layer()))
         size = sum(weight.numel() for weight in weights)
-        if kind not in found or size < found[kind][0]:
-            found[kind] = (size, name, layer)
-    for _, name, layer in found.values():
+        if kind not in smallest or size < smallest[kind][0]:
+            smallest[kind] = (size, name, layer)
+    for _, name, layer in smallest.values():
         yield name, layer

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware
 from mlflow_ft.engine.adapters import files, fitting, unmergeable
-from mlflow_ft.engine.adapters.fitting import FAILURES, Say, nobody
+from mlflow_ft.engine.adapters.fitting import FAILURES, Say, silent
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.merging import journal_files, stored_parts, stream_merge
 from mlflow_ft.engine.merging.stream_merge import Merge, Plan
@@ -103,7 +103,7 @@ def planned(config: Config, base: BaseModel, adapter: Path, *, dtype: torch.dtyp
     return stream_merge.plan(wanted)
 
 
-def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: Path, *, say: Say = nobody) -> Path:
+def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: Path, *, say: Say = silent) -> Path:
     """The adapter's folder, or a copy in `folder` whose weights have the names that the base has for them.
 
     Raises:

@@ -188,7 +188,7 @@ def load_trained(job: Job, data: Data, trained: Trained) -> Any:
     return module
 
 
-def load_saved(config: Config, base: BaseModel, folder: Path, *, say: fitting.Say = fitting.nobody) -> Any:
+def load_saved(config: Config, base: BaseModel, folder: Path, *, say: fitting.Say = fitting.silent) -> Any:
     """Load a folder of weights in the type that training holds them in: an adapter on its base, or a whole model.
 
     `say` is that of `with_adapter`.
@@ -201,7 +201,7 @@ def load_saved(config: Config, base: BaseModel, folder: Path, *, say: fitting.Sa
     return load_base(config, base, path=folder)
 
 
-def with_adapter(base: Any, folder: Path, *, trainable: bool = False, say: fitting.Say = fitting.nobody) -> Any:
+def with_adapter(base: Any, folder: Path, *, trainable: bool = False, say: fitting.Say = fitting.silent) -> Any:
     """Put a saved adapter on a loaded base model, all of it: in evaluation mode, or to be trained further.
 
     `say` gets a sentence where the adapter's weights had to be renamed to fit.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from mlflow_ft.engine.adapters import files, fitting, unmergeable
-from mlflow_ft.engine.adapters.fitting import Fit, Say, nobody
+from mlflow_ft.engine.adapters.fitting import Fit, Say, silent
 from mlflow_ft.engine.adapters.weight_names import short
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import own_quantization, routers
@@ -139,7 +139,7 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
         return kind.from_config(config, dtype=torch.float32).eval()
 
 
-def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = nobody) -> Fit:
+def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = silent) -> Fit:
     """The adapter's tensors by the names that `base` has for them, found without the base's weights.
 
     Raises:

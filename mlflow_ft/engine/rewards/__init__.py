@@ -1,1 +1,1 @@
-"""Reward functions and reward models: where they come from, and what they say of sampled answers."""
+"""Reward functions and reward models: how they are found, and how they score sampled answers."""

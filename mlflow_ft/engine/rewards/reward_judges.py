@@ -1,4 +1,4 @@
-"""What sampled answers are judged by: reward functions and a reward model, called alike, each with its weight."""
+"""The rewards for sampled answers: functions and a reward model behind the same interface, each with its weight."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Prompts = Sequence[Sequence[Message]]
 MODEL = "reward_model"
 """The name of the reward model among the rewards."""
 ANSWER = "answer"
-"""The column with what a conversation answers, where it is taken as a prompt."""
+"""The column with a conversation's answer, if the conversation is used as a prompt."""
 BATCH = 16
 LOGGERS: Mapping[str, Any] = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
-"""What TRL gives reward functions besides, where there is no trainer: nothing is kept of what they log."""
+"""TRL's further arguments of reward functions, for use without a trainer: what they log is discarded."""
 GIVEN = ("prompts", "completions", "completion_ids", *LOGGERS)
-"""What a reward function may take beside the rows' columns; `completion_ids` in training alone."""
+"""What a reward function may take besides the rows' columns; `completion_ids` in training only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedReward:
-    """One judge, with its weight; called as TRL calls reward functions."""
+    """A reward with its weight; called as TRL calls reward functions."""
 
     name: str
     weight: float
@@ -47,7 +47,7 @@ class LoadedReward:
 
     @property
     def __name__(self) -> str:
-        """What TRL calls it in its metrics."""
+        """Its name in TRL's metrics."""
         return self.name
 
     @cached_property
@@ -55,25 +55,27 @@ class LoadedReward:
         return reward_sources.parameters(self.function)
 
     def lacks(self, columns: Sequence[str]) -> list[str]:
-        """The arguments that it cannot do without, and that rows with these columns do not give it."""
-        needed = [name for name, one in (self._takes or {}).items() if one.default is inspect.Parameter.empty]
+        """The required arguments that rows with these columns do not provide."""
+        needed = [
+            name for name, parameter in (self._takes or {}).items() if parameter.default is inspect.Parameter.empty
+        ]
         return [name for name in needed if name not in (*GIVEN, *columns)]
 
     def __call__(self, prompts: Prompts, completions: Prompts, **columns: Any) -> list[float | None]:
-        """The reward of every completion; None where the judge has nothing to say of it.
+        """The reward of every completion; None if the function has no opinion.
 
-        The function gets, by name, what it takes of them; it may be a coroutine.
+        The function gets the arguments that it takes, by name; it may be a coroutine.
 
         Raises:
-            RefusedError: it raised, or returned another number of rewards, or what is no number.
+            RefusedError: it raised, returned a wrong number of rewards, or something that is not a number.
         """
-        given = {"prompts": prompts, "completions": completions, **columns}
+        arguments = {"prompts": prompts, "completions": completions, **columns}
         if self._takes is not None:
-            given = {name: one for name, one in given.items() if name in self._takes}
+            arguments = {name: argument for name, argument in arguments.items() if name in self._takes}
         try:
-            found = self.function(**given)
-            values = [_number(value) for value in (_awaited(found) if inspect.isawaitable(found) else found)]
-        except Exception as error:  # a stranger's function may raise anything
+            result = self.function(**arguments)
+            values = [_number(value) for value in (_awaited(result) if inspect.isawaitable(result) else result)]
+        except Exception as error:  # a user's function may raise anything
             raise RefusedError(
                 f"the reward function {self.name!r} raised {type(error).__name__}: {error}",
                 hint="it is called with prompts, completions and the rows' other columns, each a list, by name, and "
@@ -87,56 +89,57 @@ class LoadedReward:
 
 
 def _number(value: Any) -> float | None:
-    """A reward as a number; NaN says nothing, as None does."""
+    """A reward as a number; NaN means None."""
     number = math.nan if value is None else float(value)
     if math.isinf(number):
         raise ValueError(f"{number} is not a valid reward: the group's mean would be infinite too")
     return None if math.isnan(number) else number
 
 
-def _awaited(found: Awaitable[Any]) -> Any:
-    """What a coroutine returns; in a thread, since this one may have a loop that runs already (a notebook)."""
+def _awaited(result: Awaitable[Any]) -> Any:
+    """What a coroutine returns; run in a new thread, because this one may have a running loop (a notebook)."""
 
     async def waited() -> Any:
-        return await found
+        return await result
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(asyncio.run, waited()).result()
 
 
 def load(config: Config, registry: Registry, *, model: Path | None = None) -> list[LoadedReward]:
-    """Every reward that `rollout` names; `model` is the folder of the reward model, where there is one.
+    """Every reward in `rollout`; `model` is the folder of the reward model, if there is one.
 
     Raises:
-        ConfigError: none is named, a name is not known, or the weights are not as many. ModelError: the folder holds
-        no reward model.
+        ConfigError: none is named, a name is unknown, or the number of weights differs. ModelError: the folder is not
+        a reward model.
     """
-    found: list[tuple[str, Callable[..., Any]]] = [
-        (one.name, one.function) for one in reward_sources.find(config.rollout.reward_funcs or [], registry)
+    functions: list[tuple[str, Callable[..., Any]]] = [
+        (named.name, named.function) for named in reward_sources.find(config.rollout.reward_funcs or [], registry)
     ]
     if model:
-        found.append((MODEL, RewardModel(model)))
-    if not found:
+        functions.append((MODEL, RewardModel(model)))
+    if not functions:
         raise ConfigError(
             f"method {config.method} learns from rewards, but none was named",
             hint="name functions with --reward_funcs FILE.py:function, or a model with --reward_model",
         )
-    weights = config.rollout.reward_weights or [1.0] * len(found)
-    if len(weights) != len(found):
+    weights = config.rollout.reward_weights or [1.0] * len(functions)
+    if len(weights) != len(functions):
         raise ConfigError(
-            f"rollout.reward_weights has {len(weights)} weights for {len(found)} rewards",
-            hint=f"give one each, in this order: {', '.join(name for name, _ in found)}",
+            f"rollout.reward_weights has {len(weights)} weights for {len(functions)} rewards",
+            hint=f"give one each, in this order: {', '.join(name for name, _ in functions)}",
         )
     return [
-        LoadedReward(name=name, weight=weight, function=one) for (name, one), weight in zip(found, weights, strict=True)
+        LoadedReward(name=name, weight=weight, function=function)
+        for (name, function), weight in zip(functions, weights, strict=True)
     ]
 
 
 class RewardModel:
-    """A sequence classifier with one output, as `mlflow-ft train reward` makes it; higher is better.
+    """A sequence classifier with one output, as trained by `mlflow-ft train reward`; higher is better.
 
     Raises:
-        ModelError: the folder holds another sort of model.
+        ModelError: the folder has another kind of model.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -145,12 +148,12 @@ class RewardModel:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             with quiet_transformers():
-                model, told = kind.from_pretrained(folder, num_labels=1, output_loading_info=True, **options)
+                model, loading_info = kind.from_pretrained(folder, num_labels=1, output_loading_info=True, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"the reward model cannot be loaded from {folder}: {brief(error)}") from error
-        if told["missing_keys"]:
+        if missing := sorted(loading_info["missing_keys"]):
             raise ModelError(
-                f"{folder} is not a reward model: it has no weights for {', '.join(sorted(told['missing_keys']))}",
+                f"{folder} is not a reward model: it has no weights for {', '.join(missing)}",
                 hint="a reward model is a sequence classifier with one output, such as `mlflow-ft train reward` trains",
             )
         self.model: Any = model.eval()
@@ -158,7 +161,7 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, prompts: Prompts, completions: Prompts, **_: Any) -> list[float | None]:
-        """The score of every answer, in the reward model's own template."""
+        """The score of every answer, rendered with the reward model's own template."""
         texts = [
             self.tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
             for prompt, answer in zip(prompts, completions, strict=True)
@@ -177,26 +180,26 @@ class RewardModel:
 
 
 def columns(example: Example) -> dict[str, Any]:
-    """What reward functions are told of a row beside its prompt: its other columns, and what a conversation answers."""
+    """What reward functions get of a row besides its prompt: its other columns, and a conversation's answer."""
     answer = {ANSWER: example.answer} if example.kind == "conversation" else {}
     return answer | dict(example.columns)
 
 
 def of_answers(rewards: Sequence[LoadedReward], answers: Sequence[Answer]) -> dict[str, list[float | None]]:
-    """What every reward says of answers, by its name."""
+    """Every reward's values for the answers, by its name."""
     if not answers:
-        return {one.name: [] for one in rewards}
+        return {reward.name: [] for reward in rewards}
     names = list(dict.fromkeys(name for answer in answers for name in answer.columns))
-    given = {name: [answer.columns.get(name) for answer in answers] for name in names if name not in GIVEN}
+    columns = {name: [answer.columns.get(name) for answer in answers] for name in names if name not in GIVEN}
     prompts = [list(answer.prompt) for answer in answers]
     completions = [[{"role": "assistant", "content": answer.text}] for answer in answers]
-    return {one.name: one(prompts, completions, **LOGGERS, **given) for one in rewards}
+    return {reward.name: reward(prompts, completions, **LOGGERS, **columns) for reward in rewards}
 
 
 def weighted(rewards: Sequence[LoadedReward], values: Mapping[str, Sequence[float | None]]) -> list[float | None]:
-    """The weighted sum of all rewards, answer by answer; None where none of them has anything to say."""
-    found: list[float | None] = []
-    for several in zip(*(values[one.name] for one in rewards), strict=True):
-        said = [one.weight * value for one, value in zip(rewards, several, strict=True) if value is not None]
-        found.append(sum(said) if said else None)
-    return found
+    """The weighted sum of all rewards for each answer; None if all of them are None."""
+    sums: list[float | None] = []
+    for several in zip(*(values[reward.name] for reward in rewards), strict=True):
+        said = [reward.weight * value for reward, value in zip(rewards, several, strict=True) if value is not None]
+        sums.append(sum(said) if said else None)
+    return sums

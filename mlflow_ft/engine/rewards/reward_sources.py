@@ -1,4 +1,4 @@
-"""Where reward functions come from: a file, a dotted name, a plugin; and the source that is kept of each."""
+"""Find reward functions by file, dotted name or plugin, and the source file of each."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ WAYS = "write FILE.py:function, package.module.function, or a name that `mlflow-
 
 @dataclass(frozen=True, kw_only=True)
 class NamedFunction:
-    """A reward function that was found, under the name that metrics and tables carry."""
+    """A reward function with its name in metrics and tables."""
 
     name: str
     asked: str
-    """As the user named it."""
+    """The name that the user wrote."""
     function: Function
     provider: str = ""
     """The plugin that registered it; "" for a file or a dotted name."""
 
     @cached_property
     def source(self) -> Path | None:
-        """The file that holds it, where there is one."""
+        """The file that defines it, if there is one."""
         try:
             file = inspect.getsourcefile(inspect.unwrap(self.function))
-        except TypeError:  # an object that is called, or a function without Python code
+        except TypeError:  # a callable object, or a function without Python code
             file = inspect.getsourcefile(type(self.function)) if not inspect.isbuiltin(self.function) else None
         return Path(file) if file else None
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file that holds it; "" where there is none."""
+        """Hash of the file that defines it; "" if there is none."""
         return file_hash(self.source) if self.source else ""
 
 
 def find(names: Sequence[str], registry: Registry) -> list[NamedFunction]:
-    """Every function that is named, each under a name of its own.
+    """Every named function, each with a unique name.
 
     Raises:
-        ConfigError: there is no such file, module or function, it takes no completions, or one is named twice.
+        ConfigError: there is no such file, module or function, it takes no completions, or it is named twice.
     """
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
@@ -60,49 +60,49 @@ def find(names: Sequence[str], registry: Registry) -> list[NamedFunction]:
             f"rollout.reward_funcs names {twice} twice", hint="name it once, and set its weight in reward_weights"
         )
     shorts = [short(name) for name in names]
-    found = []
+    functions = []
     for asked, name in zip(names, shorts, strict=True):
         registered = asked in registry.rewards
-        one = NamedFunction(
+        named = NamedFunction(
             name=name if shorts.count(name) == 1 else full(asked),
             asked=asked,
             function=function(asked, registry),
             provider=registry.rewards.provider(asked) if registered else "",
         )
-        check(one)
-        found.append(one)
-    return found
+        check(named)
+        functions.append(named)
+    return functions
 
 
 def short(name: str) -> str:
-    """The name that metrics carry: the function's own."""
+    """The name in metrics: the function's own."""
     return name.rpartition(":")[2] if ":" in name else name.rpartition(".")[2]
 
 
 def full(name: str) -> str:
-    """A name for one of several functions of the same name: with its file, or its module, in front."""
+    """A name for one of several functions with the same name: its file or module, then its own name."""
     place, _, attribute = name.rpartition(":") if ":" in name else name.rpartition(".")
     return f"{Path(place).with_suffix('')}.{attribute}".strip("/.").replace("/", ".") if place else attribute
 
 
 def parameters(function: Function) -> dict[str, inspect.Parameter] | None:
-    """What a function takes, by name; None where it takes anything, or does not tell."""
+    """A function's parameters by name; None if it takes any keyword, or has no signature."""
     try:
-        found = dict(inspect.signature(function).parameters)
+        parameters = dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return None
-    anything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in found.values())
-    return None if anything else found
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if anything else parameters
 
 
-def check(one: NamedFunction) -> None:
-    """Raise ConfigError where a function cannot be a reward function: it takes no completions by name."""
-    takes = parameters(one.function)
+def check(named: NamedFunction) -> None:
+    """Raise ConfigError if a function cannot be a reward function because it has no argument `completions`."""
+    takes = parameters(named.function)
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if takes is None or ("completions" in takes and takes["completions"].kind in by_name):
         return
     raise ConfigError(
-        f"rollout.reward_funcs: {one.asked} is called with `completions` by name, and takes "
+        f"rollout.reward_funcs: {named.asked} is called with `completions` by name, and takes "
         f"{', '.join(takes) or 'nothing'}",
         hint="write def NAME(completions, **columns), and return a number for each completion",
     )
@@ -119,17 +119,17 @@ def function(name: str, registry: Registry) -> Function:
     if name.endswith(".py"):
         raise ConfigError(f"rollout.reward_funcs: {name} does not name a function", hint=f"write {name}:FUNCTION")
     if ":" not in name and "." not in name:
-        registry.rewards[name]  # raises, with the names that are known
+        registry.rewards[name]  # raises an error with the known names
     place, _, attribute = name.rpartition(":") if ":" in name else name.rpartition(".")
     module = _from_file(place) if place.endswith(".py") else _from_module(name, place)
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        own = [key for key, one in vars(module).items() if inspect.isfunction(one) and not key.startswith("_")]
+    value = getattr(module, attribute, None)
+    if not callable(value):
+        own = [key for key, item in vars(module).items() if inspect.isfunction(item) and not key.startswith("_")]
         raise ConfigError(
             f"rollout.reward_funcs: {place} has no function {attribute!r}",
             hint=f"it has {', '.join(sorted(own)) or 'none'}",
         )
-    result: Function = found
+    result: Function = value
     return result
 
 
@@ -137,18 +137,18 @@ def _from_module(name: str, place: str) -> Any:
     try:
         with importable(Path.cwd()):
             return importlib.import_module(place)
-    except Exception as error:  # what a stranger's module raises when it is imported
+    except Exception as error:  # a user's module may raise anything when it is imported
         hint = f"looked in {Path.cwd()} and among the installed packages; {WAYS}"
         raise _cannot_load(name, error, hint=hint) from error
 
 
 def _from_file(place: str) -> Any:
-    """The module in a file, run once for each content that the file has."""
+    """The module in a file, executed once for each content of the file."""
     file = Path(place).expanduser().absolute()
     if not file.is_file():
         raise ConfigError(
             f"rollout.reward_funcs: there is no file {file}",
-            hint=f"relative paths start at the working directory, {Path.cwd()}; under `mlflow run` that is the "
+            hint=f"relative paths start at the working folder, {Path.cwd()}; under `mlflow run` that is the "
             "project's folder: give an absolute path",
         )
     digest = hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).hexdigest()
@@ -162,7 +162,7 @@ def _from_file(place: str) -> Any:
     try:
         with importable(file.parent):
             spec.loader.exec_module(module)
-    except Exception as error:  # what a stranger's file raises when it is run
+    except Exception as error:  # a user's file may raise anything when it is executed
         del sys.modules[name]
         raise _cannot_load(place, error, hint=f"it was read from {file}") from error
     return module
@@ -174,7 +174,7 @@ def _cannot_load(name: str, error: Exception, *, hint: str) -> ConfigError:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let the modules of a folder be imported, as Python does for a script there."""
+    """Make the modules in a folder importable, as Python does for a script in it."""
     sys.path.insert(0, str(folder))
     try:
         yield

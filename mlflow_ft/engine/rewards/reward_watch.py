@@ -1,4 +1,4 @@
-"""Whether the answers that are sampled can teach anything: rewards that differ, and answers that end by themselves."""
+"""Watch whether sampled answers can teach anything: rewards must differ, and answers must end before they are cut."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mlflow_ft.config.methods import RolloutSection
 from mlflow_ft.progress import Progress
 
 PATIENCE = 10
-"""Batches of answers in a row after which it is said."""
+"""Batches in a row after which a warning is printed."""
 EQUAL = 1e-6
 """Rewards that differ by less, as a share of the largest, are equal."""
 
 
 @dataclass
 class Streak:
-    """One thing that should not happen in every batch."""
+    """A problem that should not occur in every batch."""
 
     what: str
     remedy: str
@@ -26,7 +26,7 @@ class Streak:
     batches: int = 0
 
     def see(self, *, happened: bool) -> bool:
-        """Whether it has now happened often enough in a row to be said."""
+        """Whether it has now occurred in enough batches in a row for a warning."""
         self.length = self.length + 1 if happened else 0
         self.batches += happened
         self.longest = max(self.longest, self.length)
@@ -34,13 +34,13 @@ class Streak:
 
 
 class RewardWatch:
-    """Sees every batch of sampled answers, warns once of each thing, and says at the end how often it was so.
+    """Sees every batch of sampled answers, warns once of each problem, and reports at the end how often it occurred.
 
     >>> watch = RewardWatch(RolloutSection(), Progress(quiet=True))
     >>> for _ in range(10):
     ...     watch.see([[0.0, 0.0], [1.0, 1.0]], cut=[False, True, False, False])
     >>> watch.findings()
-    ('in 10 of 10 sampled batches the answers that are compared had equal rewards: nothing was learned from them',)
+    ('in 10 of 10 sampled batches the compared answers had equal rewards: nothing was learned from them',)
     """
 
     def __init__(self, settings: RolloutSection, progress: Progress) -> None:
@@ -60,11 +60,11 @@ class RewardWatch:
         )
 
     def see(self, groups: Sequence[Sequence[float | None]], *, cut: Sequence[bool]) -> None:
-        """Take note of a batch.
+        """Record a batch.
 
         Args:
-            groups: The rewards of answers that are compared with each other; None or NaN where there is none.
-            cut: Of each answer whether it came to its longest length without an end.
+            groups: The rewards of answers that are compared with each other; None or NaN if an answer has none.
+            cut: For each answer, whether it reached the maximum length without an end.
         """
         self._seen += 1
         for streak, happened in ((self._equal, all(map(equal, groups))), (self._cut, bool(cut) and all(cut))):
@@ -72,19 +72,19 @@ class RewardWatch:
                 self._progress.warn(f"in {PATIENCE} sampled batches in a row {streak.what}. {streak.remedy}")
 
     def findings(self) -> tuple[str, ...]:
-        """What was so for long, or in all batches of a short training; said in the terminal where it was not yet."""
-        found = []
+        """Problems that lasted long, or through a short training; prints a warning for those not yet reported."""
+        findings = []
         for streak in (self._equal, self._cut):
             if streak.longest >= PATIENCE or (self._seen and streak.batches == self._seen):
-                found.append(f"in {streak.batches} of {self._seen} sampled batches {streak.what}")
+                findings.append(f"in {streak.batches} of {self._seen} sampled batches {streak.what}")
                 if streak.longest < PATIENCE:
-                    self._progress.warn(f"{found[-1]}. {streak.remedy}")
-        return tuple(found)
+                    self._progress.warn(f"{findings[-1]}. {streak.remedy}")
+        return tuple(findings)
 
 
 def equal(rewards: Sequence[float | None]) -> bool:
-    """Whether answers that are compared have one reward, as far as they have any."""
-    known = [one for one in rewards if one is not None and not math.isnan(one)]
+    """Whether the rewards of compared answers are equal, ignoring missing ones."""
+    known = [reward for reward in rewards if reward is not None and not math.isnan(reward)]
     if not known:
         return True
     return max(known) - min(known) <= EQUAL * max(map(abs, known))

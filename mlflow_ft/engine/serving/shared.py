@@ -116,7 +116,7 @@ class Shared(Served):
 
 
 def share(
-    base: Path, note: Mapping[str, Any], adapters: Mapping[str, AdapterFolder], *, say: fitting.Say = fitting.nobody
+    base: Path, note: Mapping[str, Any], adapters: Mapping[str, AdapterFolder], *, say: fitting.Say = fitting.silent
 ) -> Shared:
     """Load a base model once, as `note` (an adapter's `base.json`) says, and put every adapter on it.
 

@@ -39,7 +39,7 @@ def watched(batches: Sequence[tuple[Any, Any]]) -> tuple[list[str], tuple[str, .
 def test_ten_batches_in_a_row_are_said_once_with_the_remedy_and_found_at_the_end() -> None:
     warnings, findings = watched([(SAME, ENDS)] * (PATIENCE + 5) + [(VARIED, ENDS)] * 5)
     assert len(warnings) == 1
-    assert warnings[0].startswith("in 10 sampled batches in a row the answers that are compared had equal rewards")
+    assert warnings[0].startswith("in 10 sampled batches in a row the compared answers had equal rewards")
     assert "rollout.temperature" in warnings[0]
     assert findings == (
         "in 15 of 20 sampled batches the answers that are compared had equal rewards: nothing was learned from them",

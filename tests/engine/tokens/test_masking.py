@@ -226,7 +226,7 @@ def test_a_token_with_letters_of_the_templates_and_of_the_assistants_is_refused(
     good, bad = Encoder(tokenizer, max_length=MUCH).encode([row, odd])
     assert isinstance(good, Encoded)
     assert isinstance(bad, MaskError)
-    assert "letters" in str(bad)
+    assert "both template text and the assistant's text" in str(bad)
     assert "':('" in str(bad)
 
 

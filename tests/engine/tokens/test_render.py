@@ -200,19 +200,19 @@ def test_a_prompt_that_goes_on_to_think_does_not_hide_what_the_answer_begins_wit
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("{{ message['content'] | upper }}", "does not write turn 1, the user's, as it is"),
-        ("{{ message['content'] | upper if " + ASSISTANT + " else message['content'] }}", "not write turn 2 as it is"),
-        ("{{ message['content'] if message.role != 'assistant' }}", "does not write turn 2 as it is"),
-        ("{{ message['content'] if " + ASSISTANT + " }}", "does not write turn 1, the user's, as it is"),
+        ("{{ message['content'] | upper }}", "does not write turn 1, the user's, unchanged"),
+        ("{{ message['content'] | upper if " + ASSISTANT + " else message['content'] }}", "not write turn 2 unchanged"),
+        ("{{ message['content'] if message.role != 'assistant' }}", "does not write turn 2 unchanged"),
+        ("{{ message['content'] if " + ASSISTANT + " }}", "does not write turn 1, the user's, unchanged"),
         ("{{ message['content'] }}{{ message['content'] }}", "writes turn 2 more than once"),
         ("{{ messages[0].content }} {{ message['content'] }}", "writes other speakers' text into turn 2"),
         ("{{ message['content'] }} {{ messages[0].content }}", "writes other speakers' text into turn 2"),
-        ("{{ message['content'][:9] }}", "turn 2 as it is"),
-        ("{{ message['content'] | replace('r', 'l') }}", "turn 2 as it is"),
-        ("{{ message['content'] | tojson if " + ASSISTANT + " else message['content'] }}", "turn 2 as it is"),
+        ("{{ message['content'][:9] }}", "turn 2 unchanged"),
+        ("{{ message['content'] | replace('r', 'l') }}", "turn 2 unchanged"),
+        ("{{ message['content'] | tojson if " + ASSISTANT + " else message['content'] }}", "turn 2 unchanged"),
         ("{{ raise_exception('roles must alternate') }}", "rejects the conversation: roles must alternate"),
         ("{{ nothing.there }}", "rejects the conversation: 'nothing' is undefined"),
-        ("{{ 1 // 0 }}", "refuses the conversation"),
+        ("{{ 1 // 0 }}", "rejects the conversation"),
     ],
 )
 def test_what_a_template_does_to_the_words_is_refused(words: str, reason: str) -> None:
@@ -221,7 +221,7 @@ def test_what_a_template_does_to_the_words_is_refused(words: str, reason: str) -
         [found] = chatml(words).tokenise([Example(messages=tuple(messages))])
         assert isinstance(found, MaskError)
         assert reason in str(found)
-        assert ("<|im_start|>" in found.text) == ("refuses" not in reason), "the row is shown as it is written"
+        assert ("<|im_start|>" in found.text) == ("rejects" not in reason), "the row is shown as it is written"
 
 
 @pytest.mark.parametrize(

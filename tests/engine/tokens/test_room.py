@@ -106,7 +106,7 @@ def test_ids_without_an_embedding_are_refused() -> None:
     room.refuse_ids(tokenizer, [TOKENS + 1], place="a row")
     tokenizer.rows = TOKENS
     room.refuse_ids(tokenizer, [0, TOKENS - 1], place="a row")
-    with pytest.raises(ModelError, match=rf"a row holds '<a>' \(id {TOKENS}\), '\[b\]'") as refused:
+    with pytest.raises(ModelError, match=rf"a row contains '<a>' \(id {TOKENS}\), '\[b\]'") as refused:
         room.refuse_ids(tokenizer, [TOKENS + 1, 3, TOKENS], place="a row")
     assert room.add_tokens(["<a>", "[b]"]) in str(refused.value.hint)
 

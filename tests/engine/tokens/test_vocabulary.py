@@ -127,7 +127,7 @@ def test_a_token_that_another_takes_apart_is_refused() -> None:
         def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
             return {"input_ids": [0, 0]}
 
-    with pytest.raises(ConfigError, match="takes 'aa' apart"):
+    with pytest.raises(ConfigError, match="splits 'aa'"):
         tokenizers.add_tokens(Splitting(), ["aa"])
 
 
