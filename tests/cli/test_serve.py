@@ -144,9 +144,9 @@ def test_stop_texts_and_limits(server: Server) -> None:
     [
         ({"model": "three"}, 404, "there is no model 'three' ; available models: one, two, base"),
         ({"model": "three", "stream": True}, 404, "no model 'three'"),
-        ({"messages": []}, 400, "`messages` must be a list"),
-        ({"messages": [{"content": "no role"}]}, 400, "`messages` must be a list"),
-        ({"messages": 5}, 400, "`messages` must be a list"),
+        ({"messages": []}, 400, "`messages` must be a non-empty list"),
+        ({"messages": [{"content": "no role"}]}, 400, "`messages` must be a non-empty list"),
+        ({"messages": 5}, 400, "`messages` must be a non-empty list"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "no text"),
         ({"messages": [{"role": "user", "content": "red " * 300}]}, 400, "the model reads 256"),
         ({"max_tokens": -1}, 400, "`max_tokens` is -1; it must be a whole number from 1 up"),
@@ -159,7 +159,7 @@ def test_stop_texts_and_limits(server: Server) -> None:
         ({"stop": 5}, 400, "`stop` is 5"),
         ({"stop": ["a", ""]}, 400, "`stop` is"),
         ({"seed": "a"}, 400, "`seed` is 'a'"),
-        ({"logprobs": True}, 400, "`logprobs` is not offered"),
+        ({"logprobs": True}, 400, "`logprobs` is not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "`response_format`"),
         ({"tool_choice": "required"}, 400, "`tool_choice`"),
     ],
@@ -178,7 +178,7 @@ def test_what_is_wrong_is_told_in_a_sentence(server: Server, more: dict[str, Any
 def test_a_body_that_is_no_request(server: Server, body: Any) -> None:
     found = requests.post(f"{server.url}/v1/chat/completions", data=body, timeout=30)
     assert found.status_code == 400
-    assert "no JSON" in found.json()["error"]["message"]
+    assert "not valid JSON" in found.json()["error"]["message"]
 
 
 def test_mlflows_own_routes(server: Server) -> None:

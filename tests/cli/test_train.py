@@ -82,7 +82,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a model that is not there": (
         "lora --data rows.jsonl --model ./none",
-        ("model './none' is no folder with a model", "looked in {tmp}"),
+        ("model './none' is not a model folder", "looked in {tmp}"),
     ),
     "no chat template": (
         "lora --data rows.jsonl --model {untemplated}",

@@ -117,7 +117,7 @@ def test_of_two_that_share_a_base_one_is_foreign(
 
 FILES: dict[str, tuple[Callable[[State], Any], str]] = {
     "empty": (lambda state: {}, "contains no weights"),
-    "half": (lambda state: dict(list(state.items())[::2]), "14 of the 28 weights that its config asks for"),
+    "half": (lambda state: dict(list(state.items())[::2]), "14 of the 28 weights that its config requires"),
     "zero": (lambda state: dict.fromkeys(state, torch.zeros(0)), "28 of its 28 weights have size 0"),
     "NaN": (lambda state: {name: weight * torch.nan for name, weight in state.items()}, "not finite"),
 }
@@ -135,7 +135,7 @@ def test_a_file_that_is_cut_off(run: Run, lora: tuple[Path, torch.Tensor], tmp_p
     """The same kind: a download that stopped."""
     own = shutil.copytree(lora[0], tmp_path / "own")
     (own / WEIGHTS).write_bytes((lora[0] / WEIGHTS).read_bytes()[:-50])
-    refused(merged(run, own, tmp_path / "out"), tmp_path / "out", "cut off")
+    refused(merged(run, own, tmp_path / "out"), tmp_path / "out", "truncated")
 
 
 def test_the_second_of_two_with_weights_is_foreign(
@@ -193,7 +193,7 @@ def test_an_adapter_of_transformers_4_with_a_name_for_each_expert(
     own = renamed(tmp_path / "own", tmp_path / "compiled", NAMES["_orig_mod."])
     right(merged(run, own, tmp_path / "out2"), tmp_path / "out2", wanted)
     fewer = changed(tmp_path / "own", tmp_path / "fewer", lambda _: {k: v for k, v in state.items() if ".3." not in k})
-    refused(merged(run, fewer, tmp_path / "out3"), tmp_path / "out3", "have another shape")
+    refused(merged(run, fewer, tmp_path / "out3"), tmp_path / "out3", "differ in shape")
     gap = renamed(tmp_path / "own", tmp_path / "gap", lambda name: name.replace("experts.3", "experts.9"))
     refused(merged(run, gap, tmp_path / "out4"), tmp_path / "out4", "run from 0 without a gap")
 
@@ -277,7 +277,7 @@ def test_a_picture_model_trained_on_text(run: Run, client: MlflowClient, small: 
     given = QUICK | {"model": base, "data": rows, "learning_rate": 1e-2, "registry.model_name": "pictures"}
     told = run("train", "lora", *(f"--{key}={value}" for key, value in given.items()), "--json")
     assert told.code == 0, told.err
-    assert told.err.index("its text part alone (Qwen3_5ForCausalLM) is loaded and trained") < told.err.index(
+    assert told.err.index("only its text part (Qwen3_5ForCausalLM) is loaded and trained") < told.err.index(
         "train ..."
     )
     made_of = json.loads(told.out)

@@ -1,1 +1,1 @@
-"""A packaged model at work: the MLflow model itself, several at once, and the server in front of them."""
+"""Serving: the MLflow model itself, several models in one process, and the HTTP server."""

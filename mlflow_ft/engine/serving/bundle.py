@@ -1,4 +1,4 @@
-"""What a packaged folder holds beside the weights: tokenizer, end tokens, and which base an adapter belongs to."""
+"""What a packaged folder has besides the weights: tokenizer, end tokens, and which base an adapter belongs to."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mlflow_ft.values import BaseModel, Data, Job, Trained
 CHAT_MODEL = Path(__file__).with_name("chat_model.py")
 """The code of the logged models."""
 FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
-"""The code that loads them as a stranger would."""
+"""The code that loads them in a clean process with only their requirements."""
 COMPARED = 8
-"""Training rows that the saved tokenizer is tried on."""
+"""Training rows that the saved tokenizer is tested on."""
 BASE_FILE = "base.json"
-"""Beside an adapter: the base model's name, revision, quantisation and type, enough to load it as it was trained on."""
+"""In an adapter's folder: the base's name, revision, quantisation and type, enough to load it as it was in training."""
 
 
 def copy_adapter(job: Job, trained: Trained, folder: Path, *, for_whole: bool = True) -> None:
-    """Copy the adapter and write down its base. The base's own weights stay where they are.
+    """Copy the adapter and record its base. The base's own weights are not copied.
 
-    Of a base whose text part alone was trained, its weights get the names of the whole model, where `for_whole` is true
-    and such an adapter can have them.
+    If only the text part of a model was trained and `for_whole` is true, the adapter's weights get the names of the
+    whole model, if that is possible for this adapter.
     """
     assert trained.adapter is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,22 +47,22 @@ def copy_adapter(job: Job, trained: Trained, folder: Path, *, for_whole: bool = 
         "origin": trained.base.origin,
         "task": trained.base.task,
         **loading.note_of_base(job.config, trained.base),
-        "tokens": room.size(tokenizer) if tokenizer else None,  # for how many the base's embeddings must have rows
-        "renamed": renamed,  # beginnings of names: of the whole model, which the adapter has, and of its text part
+        "tokens": room.size(tokenizer) if tokenizer else None,  # how many rows the base's embeddings must have
+        "renamed": renamed,  # beginnings of names: in the whole model, which the adapter uses, and in its text part
     }
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2, sort_keys=True))
 
 
 def fits_whole(folder: Path) -> bool:
-    """Whether the adapter in `folder` has the names of the whole model, of which the text part was trained."""
+    """Whether the adapter in `folder` has the names of a whole model of which only the text part was trained."""
     file = folder / BASE_FILE
     return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("renamed"))
 
 
 def complete(job: Job, data: Data, folder: Path, *, base: BaseModel | None = None) -> None:
-    """Put the tokenizer, with the template that was trained, and how it generates beside the weights.
+    """Save the tokenizer, with the template used in training, and the generation settings in the weights' folder.
 
-    An adapter answers by the generation settings of its `base`, as it did when it was trained; end tokens are added.
+    An adapter uses the generation settings of its `base`, as in training; end tokens are added.
     """
     data.tokenizer.save_pretrained(folder)
     if job.task == "score":
@@ -75,19 +75,19 @@ def complete(job: Job, data: Data, folder: Path, *, base: BaseModel | None = Non
 
 
 def check_tokenizer(data: Data, folder: Path) -> None:
-    """Read the saved tokenizer back: its template and what it makes of rows must be what was trained.
+    """Read the saved tokenizer back: its template and the tokens of its rows must be those of training.
 
     Raises:
-        RefusedError: it is another one.
+        RefusedError: they differ.
     """
     saved: Any = AutoTokenizer.from_pretrained(folder)
     examples = list(data.train.examples[:COMPARED])
     trained = list(data.train.encoded[:COMPARED])
     length = max((len(row.input_ids) for row in trained), default=1)
-    found = masking.encode(saved, examples, max_length=length)
+    encoded = masking.encode(saved, examples, max_length=length)
     same = all(
-        isinstance(one, Encoded) and one.input_ids[: len(row.input_ids)] == row.input_ids
-        for one, row in zip(found, trained, strict=True)
+        isinstance(again, Encoded) and again.input_ids[: len(row.input_ids)] == row.input_ids
+        for again, row in zip(encoded, trained, strict=True)
     )
     if saved.chat_template != data.tokenizer.chat_template or not same:
         raise RefusedError(
@@ -97,9 +97,9 @@ def check_tokenizer(data: Data, folder: Path) -> None:
 
 
 def check_config(folder: Path, *, trust_remote_code: bool) -> None:
-    """Read the saved configuration back, the model's or the adapter's, as whoever loads the folder does.
+    """Read the saved configuration of the model or the adapter back, as any later load does.
 
-    One that needs code of its own, which is not in the folder yet, is not read where `trust_remote_code` is true.
+    With `trust_remote_code` a model's is not read, because its code is not in the folder yet.
 
     Raises:
         ModelError: the adapter's cannot be read. ValueError, OSError, ...: transformers cannot read the model's.
@@ -112,12 +112,12 @@ def check_config(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def overridable(folder: Path) -> dict[str, str]:
-    """What `mlflow.pyfunc.load_model(model_config=...)` may set: where an adapter's base model lies."""
+    """What `mlflow.pyfunc.load_model(model_config=...)` may set: the path of an adapter's base model."""
     return {"base_model_path": ""} if (folder / BASE_FILE).is_file() else {}
 
 
 def requirements(folder: Path) -> list[str]:
-    """What a machine needs to load a packaged model: exact versions, and not mlflow-ft."""
+    """What a machine needs to load a packaged model: exact versions, without mlflow-ft."""
     names = ["mlflow", "torch", "transformers", "safetensors", "accelerate", "jinja2"]
     adapter = folder / BASE_FILE
     settings = json.loads((adapter if adapter.is_file() else folder / "config.json").read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """The MLflow model itself, logged as code: messages in, one OpenAI chat completion out. It needs no mlflow-ft.
 
-A reward model takes the messages of a whole conversation and gives back the score of its last answer.
-The folder `model` beside it holds a whole model, or an adapter with `base.json`. An adapter's base (a folder, a Hub id
-or `models:/NAME/3`) is where `MLFLOW_FT_BASE_MODEL`, else the model config `base_model_path`, else `base.json` says.
+A reward model takes the messages of a whole conversation and returns the score of its last answer.
+The folder `model` next to it has a whole model, or an adapter with `base.json`. An adapter's base (a folder, a Hub id
+or `models:/NAME/3`) comes from `MLFLOW_FT_BASE_MODEL`, else the model config `base_model_path`, else `base.json`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# Idle OpenMP threads would spin, and slow down everything else on the machine; read when torch is loaded.
+# Idle OpenMP threads would spin and slow down everything else on the machine; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import mlflow
@@ -31,10 +31,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.logging import disable_progress_bar
 
-# On a CPU, bitsandbytes tells of a faster package that is not there, and LLM.int8() at every layer of its float16.
+# On a CPU, bitsandbytes logs that a faster package is missing, and LLM.int8() logs its float16 at every layer.
 for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(module).setLevel(logging.ERROR)
-# PEFT warns that the model counts the positions, of layers without a rank (AdaLoRA), of patterns of its own (experts).
+# PEFT warns that the model counts positions, of layers without a rank (AdaLoRA), and of its own patterns (experts).
 warnings.filterwarnings("ignore", message=r"Position ids are|Adapter .* LoRA tensor|The following \w+_pattern keys")
 DEFAULT_MAX_TOKENS, AS_TENSORS = 256, {"return_dict": True, "return_tensors": "pt"}
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
@@ -42,23 +42,23 @@ BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
 OTHERS = ("stop_strings", "token_healing", "prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha")
 ONE = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False, **dict.fromkeys(OTHERS)}
 NOT_OFFERED = ("stream", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias")
-refused = MlflowException.invalid_parameter_value  # MLflow's servers answer with status 400 and the sentence
+refused = MlflowException.invalid_parameter_value  # MLflow's servers answer with status 400 and the message
 
 
 class ChatModel(PythonModel):
-    """Loads on the first GPU where there is one. Greedy unless a temperature above 0 is asked for."""
+    """Loads on the first GPU if there is one. Greedy unless a request sets a temperature above 0."""
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["model"])
         verify(folder)
-        disable_progress_bar()  # a server's log is no terminal
+        disable_progress_bar()  # a server's log is not a terminal
         elsewhere = (context.model_config or {}).get("base_model_path")
         self.adopt(load_adapter(folder, elsewhere) if (folder / "base.json").is_file() else load_whole(folder), folder)
 
     def adopt(self, model: Any, folder: Path) -> None:
-        """Answer with a model that is loaded; tokenizer, template and end tokens are those of the folder."""
+        """Answer with a loaded model; tokenizer, template and end tokens come from the folder."""
         self.model: Any = model.eval()
-        self.model.config.get_text_config().output_router_logits = False  # generation fails where a base has it on
+        self.model.config.get_text_config().output_router_logits = False  # generation fails if a base has it on
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.scores = not (model.get_base_model() if hasattr(model, "get_base_model") else model).can_generate()
         if self.scores:
@@ -74,27 +74,27 @@ class ChatModel(PythonModel):
 
     @torch.no_grad()
     def score(self, request: dict[str, Any]) -> dict[str, float]:
-        """How good the last answer of a conversation is, without bounds; higher is better."""
+        """The score of the last answer of a conversation, unbounded; higher is better."""
         inputs = self.tokenize(turns(request), request.get("tools"), prompt=False).to(self.model.device)
         return {"score": float(self.model(**inputs).logits[0, 0])}
 
     @torch.no_grad()
     def complete(self, request: dict[str, Any], watch: Any = None) -> dict[str, Any]:
-        """Answer a request. `watch` gets the text so far, token by token, and ends the answer when it returns true."""
+        """Answer a request. `watch` gets the text so far after each token, and ends the answer by returning true."""
         limit, stops, sampling = checked(request)
         inputs = self.tokenize(turns(request), request.get("tools")).to(self.model.device)
         length = inputs["input_ids"].shape[1]
         adapters = getattr(self.model, "peft_config", {}).values()
-        learned = max((getattr(one, "num_virtual_tokens", 0) or 0 for one in adapters), default=0)
+        learned = max((getattr(adapter, "num_virtual_tokens", 0) or 0 for adapter in adapters), default=0)
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         if (room := most - length - learned) < 1:
-            raise refused(f"the messages are {length} tokens long; the model reads {most}, its answer included")
+            raise refused(f"the messages are {length} tokens long; the model reads {most}, including its answer")
         limit = min(limit, room)
 
         def ends(ids: Any, scores: Any, **_: Any) -> Any:
             text = self.tokenizer.decode(ids[0, length:], skip_special_tokens=True)
-            done = bool(watch and watch(text)) or any(stop in text for stop in stops)
-            return torch.full((len(ids),), done, device=ids.device)
+            ended = bool(watch and watch(text)) or any(stop in text for stop in stops)
+            return torch.full((len(ids),), ended, device=ids.device)
 
         how: Any = {"stopping_criteria": [ends] if stops or watch else None, **ONE, **sampling}
         how |= {"eos_token_id": self.end_tokens, "pad_token_id": self.tokenizer.pad_token_id}
@@ -109,15 +109,15 @@ class ChatModel(PythonModel):
         return {**about, "model": "mlflow-ft", "choices": choices, "usage": usage}
 
     def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, prompt: bool = True) -> Any:
-        """The prompt, by the template that was trained; arguments of a call as an object, which most templates want."""
+        """The prompt, by the template of training; arguments of a call as an object, which most templates need."""
         options = {"tools": tools, "add_generation_prompt": prompt, **AS_TENSORS}
         try:
             try:
                 return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
-            except TypeError:  # some templates want them as OpenAI writes them, as text
+            except TypeError:  # some templates need them as text, as in OpenAI's API
                 return self.tokenizer.apply_chat_template(messages, **options)
         except (TemplateError, TypeError) as error:
-            raise refused(f"the chat template does not take these messages: {error}") from error
+            raise refused(f"the chat template rejects these messages: {error}") from error
 
 
 def shown(text: str, stops: list[str]) -> str:
@@ -126,43 +126,43 @@ def shown(text: str, stops: list[str]) -> str:
 
 
 def checked(request: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
-    """How long an answer may get, its stop texts, how it is sampled; what cannot be done is refused, not left out."""
-    given = {name: request[name] for name in BOUNDS if request.get(name) is not None}
-    for name, value in given.items():
-        (low, high), whole = BOUNDS[name], name in WHOLE
+    """The maximum length of an answer, its stop texts, and how it is sampled; unsupported settings are refused."""
+    values = {name: request[name] for name in BOUNDS if request.get(name) is not None}
+    for name, value in values.items():
+        (low, high), integer = BOUNDS[name], name in WHOLE
         number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-        if not number or (whole and value % 1):
-            wanted = f"a {'whole ' * whole}number from {low} {'up' if high > 1 else 'to 1'}"
+        if not number or (integer and value % 1):
+            wanted = f"a {'whole ' * integer}number from {low} {'up' if high > 1 else 'to 1'}"
             raise refused(f"`{name}` is {value!r}; it must be {wanted}")
-    if asked := [name for name in NOT_OFFERED if request.get(name)]:
-        raise refused(f"`{asked[0]}` is not offered here")
+    if unsupported := [name for name in NOT_OFFERED if request.get(name)]:
+        raise refused(f"`{unsupported[0]}` is not supported")
     stops = [request["stop"]] if isinstance(request.get("stop"), str) else request.get("stop") or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise refused(f"`stop` is {stops!r}; it must be a text, or a list of texts")
-    limit = given.get("max_tokens") or given.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
-    if not given.get("temperature"):
+        raise refused(f"`stop` is {stops!r}; it must be a string, or a list of strings")
+    limit = values.get("max_tokens") or values.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
+    if not values.get("temperature"):
         return int(limit), stops, {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     # of all tokens unless top_k is given: transformers' own default is the likeliest 50
-    sampling = {"temperature": given["temperature"], "top_p": given.get("top_p", 1.0), "top_k": given.get("top_k", 0)}
-    return int(limit), stops, {"do_sample": True, **sampling}
+    sampling = {"temperature": values["temperature"], "top_p": values.get("top_p", 1.0)}
+    return int(limit), stops, {"do_sample": True, "top_k": values.get("top_k", 0), **sampling}
 
 
 def turns(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a request, without what is null."""
+    """The messages of a request, without null values."""
     messages = request.get("messages")
-    whole = isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)
-    if not messages or not whole:
-        raise refused("`messages` must be a list, not an empty one, of objects with role and content")
+    valid = isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)
+    if not messages or not valid:
+        raise refused("`messages` must be a non-empty list of objects with role and content")
     return [{key: value for key, value in turn.items() if value is not None} for turn in messages]
 
 
 def with_objects(turn: dict[str, Any]) -> dict[str, Any]:
-    """A turn whose tool calls have their arguments as objects, where they are JSON written as text."""
+    """A turn with the arguments of its tool calls as objects, if they are JSON text."""
     calls = [dict(call, function=dict(call["function"])) for call in turn.get("tool_calls") or () if "function" in call]
     if len(calls) != len(turn.get("tool_calls") or ()):
         return turn
     for call in calls:
-        with suppress(ValueError, TypeError):  # no JSON, or an object already
+        with suppress(ValueError, TypeError):  # not JSON, or already an object
             call["function"]["arguments"] = json.loads(call["function"].get("arguments"))
     return {**turn, "tool_calls": calls} if calls else turn
 
@@ -172,22 +172,22 @@ def as_requests(model_input: Any, params: Any) -> list[dict[str, Any]]:
     if hasattr(model_input, "to_dict"):
         model_input = model_input.to_dict(orient="records")
     requests = model_input if isinstance(model_input, list) else [model_input]
-    return [{**(params or {}), **plain(one)} for one in requests]
+    return [{**(params or {}), **plain(request)} for request in requests]
 
 
 def plain(value: Any) -> Any:
-    """Lists and dicts where a table holds arrays; what is not given (None, NaN) is left out of dicts."""
+    """A table's values as lists and dicts; missing values (None, NaN) are removed from dicts."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if hasattr(value, "model_dump"):
         value = value.model_dump(exclude_none=True)
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items() if one is not None and one == one}
-    return [plain(one) for one in value] if isinstance(value, list) else value
+        return {key: plain(item) for key, item in value.items() if item is not None and item == item}
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def load_whole(folder: Path, **options: Any) -> Any:
-    """Load a model that is whole in a folder; `options` go to `from_pretrained`."""
+    """Load a complete model from a folder; `options` go to `from_pretrained`."""
     names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
     kind: Any = AutoModelForCausalLM
     if names[0].endswith("ForSequenceClassification"):
@@ -196,7 +196,7 @@ def load_whole(folder: Path, **options: Any) -> Any:
 
 
 def load_adapter(folder: Path, base_model_path: str | None) -> Any:
-    """Load the base model as the adapter was trained on it, and put the adapter on: all of it, or none."""
+    """Load the base model as it was in training, and the adapter onto it; every weight must match."""
     from peft import PeftModel, get_peft_model_state_dict
 
     base = json.loads((folder / "base.json").read_text())
@@ -206,20 +206,20 @@ def load_adapter(folder: Path, base_model_path: str | None) -> Any:
         raise FileNotFoundError(f"the base model ({base['origin']}) is not at {name}; set MLFLOW_FT_BASE_MODEL to it")
     if local and base["revision"].startswith("sha256:") and weights_hash(Path(name)) != base["revision"]:
         raise ValueError(f"{name} is not the base model that the adapter was trained on: its weights differ")
-    whole, part = base.get("renamed") or ("", "")  # the adapter has the names of the whole; this is its text part
+    whole, part = base.get("renamed") or ("", "")  # the adapter has names of the whole model; this is its text part
     mapping = {f"^{re.escape(whole)}": part} if whole else None
-    settings = GenerationConfig.from_dict(generation(folder))  # the base's, repaired where need be
+    settings = GenerationConfig.from_dict(generation(folder))  # the base's, repaired if necessary
     model = PeftModel.from_pretrained(load_base(name, base, generation_config=settings), folder, key_mapping=mapping)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         saved = {re.sub(f"(?<=^base_model.model.){re.escape(whole)}", part, key) for key in file.offset_keys()}
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if apart := sorted((wanted - saved) | (saved - wanted - set(model.state_dict()))):  # PEFT only warns
-        raise ValueError(f"the adapter does not fit {name}: {len(apart)} weights without a partner, as {apart[:3]}")
+        raise ValueError(f"the adapter does not fit {name}: {len(apart)} weights do not match, such as {apart[:3]}")
     return model
 
 
 def load_base(name: str, base: dict[str, Any], **options: Any) -> Any:
-    """Load a base as `base.json` says that an adapter was trained on it; `options` go to `from_pretrained`."""
+    """Load an adapter's base as recorded in `base.json`; `options` go to `from_pretrained`."""
     options |= {"dtype": getattr(torch, base["dtype"]), "device_map": {"": device()}, "trust_remote_code": False}
     if not Path(name).is_dir():
         options["revision"] = base["revision"]
@@ -235,12 +235,12 @@ def load_base(name: str, base: dict[str, Any], **options: Any) -> Any:
 
 
 def generation(folder: Path) -> dict[str, Any]:
-    """How the model of a folder generates; empty where its folder does not say."""
+    """The generation settings in a folder; empty if it has none."""
     return json.loads(file.read_text()) if (file := folder / "generation_config.json").is_file() else {}
 
 
 def exact(model: Any, dtype: Any = None) -> Any:
-    """The model, computing as in training: not as bitsandbytes would on some CPUs, nor in the types of its files."""
+    """Make the model compute as in training: not as bitsandbytes would on some CPUs, nor in the types of its files."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -252,17 +252,17 @@ def exact(model: Any, dtype: Any = None) -> Any:
 
 
 def fetched(name: str) -> str:
-    """The folder of a base model that is itself kept in MLflow; any other name as it is."""
+    """The folder of a base model that is stored in MLflow; any other name is returned unchanged."""
     if not name.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         return name
-    found = Path(mlflow.artifacts.download_artifacts(name)).rglob("config.json")
-    if not (files := sorted(found, key=lambda file: (len(file.parts), str(file)))):
-        raise FileNotFoundError(f"{name}, the adapter's base, holds no model")
+    configs = Path(mlflow.artifacts.download_artifacts(name)).rglob("config.json")
+    if not (files := sorted(configs, key=lambda file: (len(file.parts), str(file)))):
+        raise FileNotFoundError(f"{name}, the adapter's base, does not contain a model")
     return str(files[0].parent)
 
 
 def weights_hash(folder: Path) -> str:
-    """Sha256 over the names and hashes of a folder's weight files, as the adapter's `base.json` has it."""
+    """Sha256 over the names and hashes of a folder's weight files, as in the adapter's `base.json`."""
     lines = (f"{file.name}:{file_hash(file)}\n" for file in sorted(folder.glob("*.safetensors")))
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
@@ -274,21 +274,21 @@ def file_hash(file: Path) -> str:
 
 
 def verify(folder: Path) -> None:
-    """Refuse a folder that is not what was logged: a file that changed, is missing or was added, code or pickles."""
+    """Refuse a folder with a file that was changed, added or removed after logging, or with code or pickles."""
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     present = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
     present.pop("manifest.json")
     if set(listed) != set(present):
-        raise ValueError(f"the model's files are not those of its manifest: {sorted(set(listed) ^ set(present))}")
+        raise ValueError(f"the model's files differ from its manifest: {sorted(set(listed) ^ set(present))}")
     for name, file in present.items():
         if file.suffix.lower() in (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle"):
-            raise ValueError(f"{name} can run code when it is loaded; only safetensors are read")
+            raise ValueError(f"{name} can run code when it is loaded; only safetensors files are allowed")
         if file_hash(file) != listed[name]["sha256"]:
             raise ValueError(f"{name} is not the file that was logged: its sha256 differs from the manifest")
 
 
 def device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 

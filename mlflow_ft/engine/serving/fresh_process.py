@@ -1,9 +1,9 @@
-"""Loads logged models as a stranger would; run by its path, in a process of its own, and imported by nothing.
+"""Load logged models in a clean process with only their requirements; run by path, and not imported by anything.
 
 `python -P fresh_process.py TASK` reads a JSON object: `models` (a list of `name`, `folder`, `requests`), `reference`
-(a safetensors file), `out` (a folder), and `clock` (what templates are told of the time, or null). Only what a model's
-own requirements bring can be imported. It writes `NAME.json` with the answers, and `NAME.safetensors` with the logits
-`N` of each row of the reference.
+(a safetensors file), `out` (a folder), and `clock` (the time that templates see, or null). Only packages from a model's
+own requirements can be imported. It writes `NAME.json` with the answers, and `NAME.safetensors` with the logits `N` of
+each row of the reference.
 """
 
 import json
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 INSTALLERS = {"pip", "setuptools", "wheel"}
-"""What an environment has without being asked."""
+"""What every environment has."""
 
 
 class OnlyWhatIsNeeded:
-    """A finder of modules that does not find those of distributions that nobody asked for."""
+    """A module finder that hides modules of distributions which are not required."""
 
     def __init__(self, finder: Any, hidden: set[str]) -> None:
         self.finder = finder
@@ -36,12 +36,12 @@ class OnlyWhatIsNeeded:
 
 
 def canonical(name: str) -> str:
-    """A distribution's name as it is compared."""
+    """A distribution's name in normalised form."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def needed(requirements: Iterable[str]) -> Iterator[str]:
-    """Every distribution that these bring along, by what is installed here."""
+    """Every distribution that these require, directly or not, according to what is installed."""
     from packaging.requirements import Requirement
 
     waiting, seen = [Requirement(line) for line in requirements], set()
@@ -58,46 +58,52 @@ def needed(requirements: Iterable[str]) -> Iterator[str]:
             continue
         extras = {"", *requirement.extras}
         waiting += [
-            one
-            for one in map(Requirement, lines)
-            if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras)
+            dependency
+            for dependency in map(Requirement, lines)
+            if dependency.marker is None or any(dependency.marker.evaluate({"extra": extra}) for extra in extras)
         ]
 
 
 def hidden(requirements: Iterable[str]) -> set[str]:
-    """Top-level modules that belong to other distributions alone."""
+    """Top-level modules that belong only to other distributions."""
     wanted = INSTALLERS | set(needed(requirements))
     owners = metadata.packages_distributions()
-    return {name for name, found in owners.items() if not any(canonical(one) in wanted for one in found)}
+    return {
+        name
+        for name, distributions in owners.items()
+        if not any(canonical(distribution) in wanted for distribution in distributions)
+    }
 
 
 def main(file: str) -> None:
-    """Do what the task says."""
+    """Run the task."""
     task = json.loads(Path(file).read_text(encoding="utf-8"))
     if task.get("clock"):
         hold_clock(datetime.fromisoformat(task["clock"]))
     finders = list(sys.meta_path)
     for model in task["models"]:
         lines = Path(model["folder"], "requirements.txt").read_text(encoding="utf-8").splitlines()
-        names = {"mlflow_ft"} | hidden(line for line in lines if line.strip())  # it may lie in the path, not installed
+        names = {"mlflow_ft"} | hidden(
+            line for line in lines if line.strip()
+        )  # it may be on the path without being installed
         sys.meta_path[:] = [OnlyWhatIsNeeded(finder, names) for finder in finders]
         answer(model, task)
 
 
 def hold_clock(moment: datetime) -> None:
-    """Tell chat templates one moment, as the process that began this one does (`mlflow_ft.engine.tokens.clock`)."""
+    """Fix the time that chat templates see, as the parent process does (`mlflow_ft.engine.tokens.clock`)."""
     from transformers.utils import chat_template_utils
 
-    class Held:
+    class Fixed:
         @staticmethod
         def now() -> datetime:
             return moment
 
-    vars(chat_template_utils)["datetime"] = Held
+    vars(chat_template_utils)["datetime"] = Fixed
 
 
 def answer(model: dict[str, Any], task: dict[str, Any]) -> None:
-    """Ask one model, as anybody may who has MLflow."""
+    """Load one model with MLflow alone, and write its answers and logits."""
     import mlflow
     import torch
     from safetensors.torch import load_file, save_file
@@ -109,8 +115,8 @@ def answer(model: dict[str, Any], task: dict[str, Any]) -> None:
     for name in (name for name in kept if name.endswith(".input_ids")):
         ids = kept[name][None].to(held.device)
         with torch.no_grad():
-            found = held(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        logits[name.partition(".")[0]] = found.float().cpu().contiguous()
+            output = held(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        logits[name.partition(".")[0]] = output.float().cpu().contiguous()
     out = Path(task["out"])
     save_file(logits, out / f"{model['name']}.safetensors")
     (out / f"{model['name']}.json").write_text(json.dumps(answers), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One uvicorn server in this process, which tells when it answers and stops at once when it is asked to."""
+"""A uvicorn server in this process that reports when it is ready and stops at once on a signal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from uvicorn.config import LOGGING_CONFIG
 from mlflow_ft.errors import ConfigError
 
 GRACE_SECONDS = 10
-"""How long answers that are being written have to end when the server is stopped."""
+"""How long unfinished answers may take to end when the server is stopped."""
 
 
 class Server(uvicorn.Server):
-    """A signal ends the answers that are being written; then uvicorn hands it on to whoever waited for it before."""
+    """A signal ends unfinished answers; uvicorn then passes it on to the previous handler."""
 
     def __init__(self, config: uvicorn.Config, *, stopping: threading.Event, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -36,29 +36,29 @@ class Server(uvicorn.Server):
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket of its own, taken before a model is loaded; it does not listen yet. Port 0 is any that is free.
+    """Bind a socket before a model is loaded; it does not listen yet. Port 0 picks a free port.
 
     Raises:
-        ConfigError: the host is not of this machine, or the port is taken.
+        ConfigError: the host does not belong to this machine, or the port is in use.
     """
-    found = None
+    listener = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
     except OSError as error:
-        if found:
-            found.close()
+        if listener:
+            listener.close()
         raise ConfigError(
             f"{host}:{port} cannot be bound: {getattr(error, 'strerror', None) or error}",
             hint="choose another address with --host and --port; --port 0 picks a free port",
         ) from error
-    return found
+    return listener
 
 
 def run(app: Any, listener: socket.socket, *, stopping: threading.Event, ready: Callable[[], None]) -> None:
-    """Answer until a signal comes; `ready` is called when requests are answered."""
+    """Serve until a signal comes; `ready` is called when the server accepts requests."""
     logs = copy.deepcopy(LOGGING_CONFIG)
     logs["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for machines
     logs["loggers"]["uvicorn.error"]["level"] = "WARNING"

@@ -1,4 +1,4 @@
-"""Models over HTTP: MLflow's own scoring routes, and beside them those of OpenAI, so that its clients work."""
+"""Models over HTTP: MLflow's own scoring routes, and OpenAI's, so that its clients work."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mlflow_ft.engine.serving.shared import Served, UnknownModelError, settled
 
 log = logging.getLogger(__name__)
 NOT_OFFERED = ("functions", "function_call", "audio", "modalities", "prediction", "web_search_options")
-"""What OpenAI's own service can do beside, and would change the answer."""
+"""Features of OpenAI's own service that would change the answer."""
 
 
 class Scored:
-    """The models as MLflow's scoring server calls them: one answer, or a list of them where several were asked for."""
+    """The models as MLflow's scoring server calls them: one answer, or a list of answers to several requests."""
 
     def __init__(self, served: Served, stopping: threading.Event) -> None:
         self.served, self.stopping = served, stopping
@@ -35,7 +35,7 @@ class Scored:
     def predict(self, model_input: Any, params: Any = None) -> Any:
         requests = chat_model.as_requests(model_input, params)
         try:
-            answers = [self.served.answer(one, watch=lambda _: self.stopping.is_set()) for one in requests]
+            answers = [self.served.answer(request, watch=lambda _: self.stopping.is_set()) for request in requests]
         except UnknownModelError as error:
             raise MlflowException(error.message, error_code=RESOURCE_DOES_NOT_EXIST) from error
         return answers[0] if len(answers) == 1 else answers
@@ -44,7 +44,7 @@ class Scored:
 def make_app(served: Served, signature: ModelSignature, stopping: threading.Event) -> FastAPI:
     """The routes of `mlflow models serve` (/invocations, /ping, /health, /version), /v1/chat/completions, /v1/models.
 
-    Answers that are being written end when `stopping` is set.
+    Unfinished answers end when `stopping` is set.
     """
     pyfunc = PyFuncModel(model_meta=Model(signature=signature), model_impl=Scored(served, stopping))
     app: FastAPI = scoring_server.init(pyfunc)
@@ -64,13 +64,13 @@ def make_app(served: Served, signature: ModelSignature, stopping: threading.Even
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Response:
         try:
-            asked = _read(await request.body())
+            chat_request = _read(await request.body())
             if served.scores:
                 raise chat_model.refused("this is a reward model, which does not generate answers; use /invocations")
-            if asked.pop("stream", None):
-                return await _streamed(served, asked, stopping)
-            return JSONResponse(await _whole(served, asked, stopping))
-        except Exception as error:  # every one gets its answer, in OpenAI's form
+            if chat_request.pop("stream", None):
+                return await _streamed(served, chat_request, stopping)
+            return JSONResponse(await _whole(served, chat_request, stopping))
+        except Exception as error:  # every error is answered in OpenAI's format
             return _refusal(error)
 
     return app
@@ -81,34 +81,34 @@ def _model(name: str, created: int) -> dict[str, Any]:
 
 
 def _read(body: bytes) -> dict[str, Any]:
-    """A request without what is null, in the words of `ChatModel.complete`.
+    """A request without null values, for `ChatModel.complete`.
 
     Raises:
-        MlflowException: it is no JSON object, or asks for what is not offered.
+        MlflowException: it is not a JSON object, or uses an unsupported feature.
     """
     try:
-        asked = json.loads(body)
+        request = json.loads(body)
     except ValueError as error:
         raise chat_model.refused(f"the request is not valid JSON: {error}") from error
-    if not isinstance(asked, dict):
+    if not isinstance(request, dict):
         raise chat_model.refused("the request is not a JSON object")
-    asked = {key: value for key, value in asked.items() if value is not None}
+    request = {key: value for key, value in request.items() if value is not None}
     for name in NOT_OFFERED:
-        if asked.get(name):
+        if request.get(name):
             raise chat_model.refused(f"`{name}` is not supported")
-    if asked.get("response_format", {"type": "text"}) != {"type": "text"}:
+    if request.get("response_format", {"type": "text"}) != {"type": "text"}:
         raise chat_model.refused("`response_format` supports only text")
-    if (choice := asked.pop("tool_choice", "auto")) not in ("auto", "none"):
+    if (choice := request.pop("tool_choice", "auto")) not in ("auto", "none"):
         raise chat_model.refused(f"`tool_choice` is {choice!r}; only auto and none are supported")
     if choice == "none":
-        asked.pop("tools", None)
-    if isinstance(asked.get("messages"), list):
-        asked["messages"] = [_as_text(turn) for turn in asked["messages"]]
-    return asked
+        request.pop("tools", None)
+    if isinstance(request.get("messages"), list):
+        request["messages"] = [_as_text(turn) for turn in request["messages"]]
+    return request
 
 
 def _as_text(turn: Any) -> Any:
-    """A message whose content is a list of parts, with their text as its content."""
+    """A message with its list of text parts joined into one text."""
     parts = turn.get("content") if isinstance(turn, dict) else None
     if not isinstance(parts, list):
         return turn
@@ -121,12 +121,12 @@ async def _whole(served: Served, asked: dict[str, Any], stopping: threading.Even
     gone = threading.Event()
     try:
         return await asyncio.to_thread(served.answer, asked, watch=lambda _: gone.is_set() or stopping.is_set())
-    finally:  # nobody waits any longer, where it took too long
+    finally:  # after a timeout nobody waits for it
         gone.set()
 
 
 async def _streamed(served: Served, asked: dict[str, Any], stopping: threading.Event) -> Response:
-    """The answer as server-sent events; what is wrong with the request is told before the first of them."""
+    """The answer as server-sent events; errors in the request are raised before the first of them."""
     usage = bool((asked.pop("stream_options", None) or {}).get("include_usage"))
     pieces = _pieces(served, asked, stopping)
     first = await anext(pieces)
@@ -137,7 +137,7 @@ async def _streamed(served: Served, asked: dict[str, Any], stopping: threading.E
 async def _pieces(
     served: Served, asked: dict[str, Any], stopping: threading.Event
 ) -> AsyncIterator[str | dict[str, Any]]:
-    """The text of an answer bit by bit while it is written in a thread, then the whole answer."""
+    """The text of an answer, piece by piece as a thread generates it, then the whole answer."""
     loop, told, gone = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
 
     def tell(what: Any) -> bool:
@@ -147,7 +147,7 @@ async def _pieces(
     def work() -> None:
         try:
             tell(served.answer(asked, watch=tell))
-        except Exception as error:  # it is raised where the answer is awaited
+        except Exception as error:  # raised again where the answer is awaited
             tell(error)
 
     writing = loop.run_in_executor(None, work)
@@ -186,7 +186,7 @@ async def _events(
         yield event({}, piece["choices"][0]["finish_reason"])
         if usage:
             yield _event(head | {"choices": [], "usage": piece["usage"]})
-    except Exception as error:  # it is too late for another status
+    except Exception as error:  # too late for another status code
         log.exception("an answer failed part-way")
         yield _event(_problem(str(error), "server_error"))
     yield "data: [DONE]\n\n"

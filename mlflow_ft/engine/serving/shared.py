@@ -1,4 +1,4 @@
-"""Models that answer by name: one alone, or one base in memory with several adapters on it."""
+"""Several models by name in one process: a single model, or one base in memory with several adapters."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from mlflow_ft.engine.models import generation, loading
 from mlflow_ft.engine.tokens import room
 from mlflow_ft.errors import ConfigError, RefusedError, brief
 
-with warnings.catch_warnings(record=True):  # MLflow wants another type in `predict`; recording wins over its own filter
+with warnings.catch_warnings(record=True):  # MLflow warns of the type in `predict`, whatever filters are set
     from mlflow_ft.engine.serving import chat_model
     from mlflow_ft.engine.serving.chat_model import ChatModel
 
 BASE = "base"
 """The name of the model without an adapter."""
 PROBE = 32
-"""Tokens of the text on which a shared base is compared with itself."""
+"""Tokens of the text with which a shared base is compared with itself."""
 SAME = 1e-4
-"""How far apart two logits of one model may be: the same kernels on the same numbers give the same bits on a CPU."""
+"""Largest difference of two logits of one model: on a CPU, the same kernels on the same numbers give the same bits."""
 
 Watch = Callable[[str], object]
-"""Gets the text of an answer so far, after every token; the answer ends where it returns something true."""
+"""Gets the text of an answer so far, after every token; the answer ends when it returns something true."""
 
 
 class UnknownModelError(ConfigError):
@@ -40,15 +40,15 @@ class UnknownModelError(ConfigError):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFolder:
-    """An adapter to put on a base."""
+    """An adapter to load onto a base."""
 
     weights: Path
     tokenizer: Path
-    """The folder whose tokenizer, template and end tokens go with it: its own, or its base's."""
+    """The folder with its tokenizer, template and end tokens: its own, or its base's."""
 
 
 class Served:
-    """Models by name, the first the default. Requests are answered one after another, whoever asks."""
+    """Models by name; the first is the default. Requests are answered one after another."""
 
     def __init__(self, chats: Mapping[str, ChatModel]) -> None:
         self._chats = dict(chats)
@@ -60,14 +60,14 @@ class Served:
 
     @property
     def scores(self) -> bool:
-        """Whether these are reward models, which score conversations and answer none."""
+        """Whether these are reward models, which score conversations and do not answer."""
         return any(chat.scores for chat in self._chats.values())
 
     def name_of(self, request: Mapping[str, Any]) -> str:
         """Which model a request is for.
 
         Raises:
-            UnknownModelError: it names one that is not there.
+            UnknownModelError: it names a model that is not served.
         """
         name = request.get("model") or self.names[0]
         if name not in self._chats:
@@ -75,10 +75,10 @@ class Served:
         return str(name)
 
     def answer(self, request: dict[str, Any], *, watch: Watch | None = None) -> dict[str, Any]:
-        """An OpenAI chat completion, or the score of a reward model; `model` is the name of who answered.
+        """An OpenAI chat completion, or the score of a reward model; `model` in it is the model's name.
 
         Raises:
-            UnknownModelError: `model` names one that is not there. MlflowException: the request is wrong.
+            UnknownModelError: `model` names one that is not served. MlflowException: the request is invalid.
         """
         name = self.name_of(request)
         chat = self._chats[name]
@@ -98,7 +98,7 @@ class Served:
 
 
 class Shared(Served):
-    """Adapters of one base; the base without any answers to the name `base`, by the template of the first."""
+    """Adapters of one base. The base without an adapter has the name `base`, and the first adapter's template."""
 
     def __init__(self, module: PeftModel, chats: Mapping[str, ChatModel]) -> None:
         super().__init__({**chats, BASE: _of_base(next(iter(chats.values())))})
@@ -118,14 +118,14 @@ class Shared(Served):
 def share(
     base: Path, note: Mapping[str, Any], adapters: Mapping[str, AdapterFolder], *, say: fitting.Say = fitting.silent
 ) -> Shared:
-    """Load a base model once, as `note` (an adapter's `base.json`) says, and put every adapter on it.
+    """Load a base model once, as described by `note` (an adapter's `base.json`), and every adapter onto it.
 
-    What is served is what each adapter is alone: after each step the base without adapters, and every adapter that
-    was there before, must give the logits that they gave.
+    Each adapter must give the outputs that it gives alone: after each step, the logits of the base without adapters
+    and of every earlier adapter must be unchanged.
 
     Raises:
         ModelError: an adapter does not fit the base. ConfigError: PEFT cannot hold these adapters on one model.
-        RefusedError: one changes the base, or another one.
+        RefusedError: an adapter changes the base, or another adapter.
     """
     with quiet_transformers():
         model: Any = chat_model.load_base(str(base), dict(note), **generation.for_loading(base))
@@ -151,14 +151,14 @@ def share(
 
 
 def settled(text: str, stop: str | list[str] | None = None) -> str:
-    """What of an answer will stay as it is, whatever comes: nothing that a stop text or half a letter may be part of.
+    """The part of an answer that later tokens cannot change: without a possible stop text or incomplete character.
 
-    Every one of these is the beginning of the next, and of the answer.
+    Each result is a prefix of the next one, and of the final answer.
     """
     stops = [stop] if isinstance(stop, str) else stop or []
-    if not any(one in text for one in stops):
+    if not any(stop_text in text for stop_text in stops):
         text = text.rstrip("\ufffd")
-        held = (size for one in stops for size in range(1, len(one)) if text.endswith(one[:size]))
+        held = (size for stop_text in stops for size in range(1, len(stop_text)) if text.endswith(stop_text[:size]))
         text = text[: len(text) - max(held, default=0)]
     return chat_model.shown(text, stops)
 
@@ -170,26 +170,26 @@ def _put(module: Any, folder: Path, key: str, *, name: str, say: fitting.Say) ->
     except fitting.UnattachedError as error:
         raise ConfigError(
             f"adapter {name!r} cannot be loaded onto the base with the others: {brief(error.__cause__ or error)}",
-            hint="serve it by itself: mlflow-ft serve MODEL",
+            hint="serve it separately: mlflow-ft serve MODEL",
         ) from error
 
 
 @torch.no_grad()
 def _logits(module: Any, probe: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = module(input_ids=probe, attention_mask=torch.ones_like(probe)).logits.float()
-    return found
+    logits: torch.Tensor = module(input_ids=probe, attention_mask=torch.ones_like(probe)).logits.float()
+    return logits
 
 
-def _hold(wanted: torch.Tensor, found: torch.Tensor, what: str) -> None:
-    apart = float((wanted - found).abs().max())
-    if not apart <= SAME:
+def _hold(wanted: torch.Tensor, logits: torch.Tensor, problem: str) -> None:
+    difference = float((wanted - logits).abs().max())
+    if not difference <= SAME:
         raise RefusedError(
-            f"{what}: the logits differ by {apart:.3g}", hint="serve it by itself: mlflow-ft serve MODEL"
+            f"{problem}: the logits differ by {difference:.3g}", hint="serve it separately: mlflow-ft serve MODEL"
         )
 
 
 def _of_base(chat: ChatModel) -> ChatModel:
-    """The base is asked in the words that the adapter was trained on, and may end as either does."""
+    """The base with the adapter's template and the end tokens of both."""
     bare = ChatModel()
     bare.model, bare.tokenizer, bare.scores = chat.model, chat.tokenizer, chat.scores
     own = loading.token_ids(chat.model.get_base_model().generation_config.eos_token_id)

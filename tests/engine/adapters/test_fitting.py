@@ -173,7 +173,7 @@ def test_broken_files(tmp_path: Path, lora: tuple[Path, torch.Tensor]) -> None:
     (tmp_path / files.PICKLE).write_bytes(b"")
     with pytest.raises(ModelError, match=r"has no adapter_model.safetensors, but adapter_model.bin") as caught:
         files.tensors(tmp_path)
-    assert "no pickles" in caught.value.hint
+    assert "not pickles" in caught.value.hint
     (tmp_path / files.CONFIG).write_text("{")
     with pytest.raises(ModelError, match="cannot be read"):
         files.config(tmp_path)
@@ -232,5 +232,5 @@ def test_what_is_in_the_model_is_what_is_in_the_file(
     monkeypatch.setattr(
         "peft.peft_model.set_peft_model_state_dict", lambda *_, **__: torch.nn.Module().load_state_dict({})
     )
-    with pytest.raises(ModelError, match="PEFT changed .* when it loaded it"):
+    with pytest.raises(ModelError, match=r"PEFT changed .* when it loaded it"):
         on_base(tiny_model, lora[0])

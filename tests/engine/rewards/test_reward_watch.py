@@ -42,7 +42,7 @@ def test_ten_batches_in_a_row_are_said_once_with_the_remedy_and_found_at_the_end
     assert warnings[0].startswith("in 10 sampled batches in a row the compared answers had equal rewards")
     assert "rollout.temperature" in warnings[0]
     assert findings == (
-        "in 15 of 20 sampled batches the answers that are compared had equal rewards: nothing was learned from them",
+        "in 15 of 20 sampled batches the compared answers had equal rewards: nothing was learned from them",
     )
     warnings, findings = watched([(VARIED, CUT)] * PATIENCE)
     assert "every answer was cut at rollout.max_completion_length (128 tokens)" in warnings[0]

@@ -183,8 +183,8 @@ def test_a_watched_answer_is_told_token_by_token_and_ends_on_demand(
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"messages": []}, "`messages` must be a list"),
-        ({"messages": ["hello"]}, "`messages` must be a list"),
+        ({"messages": []}, "`messages` must be a non-empty list"),
+        ({"messages": ["hello"]}, "`messages` must be a non-empty list"),
         ({"max_tokens": 0}, "`max_tokens` is 0; it must be a whole number from 1 up"),
         ({"max_tokens": float("inf")}, "`max_tokens` is inf"),
         ({"max_completion_tokens": 2.5}, "`max_completion_tokens` is 2.5"),
@@ -193,11 +193,11 @@ def test_a_watched_answer_is_told_token_by_token_and_ends_on_demand(
         ({"top_p": 1.5}, "`top_p` is 1.5; it must be a number from 0 to 1"),
         ({"top_k": -1}, "`top_k` is -1"),
         ({"n": 2}, "`n` is 2"),
-        ({"stream": True}, "`stream` is not offered"),
-        ({"frequency_penalty": 0.5}, "`frequency_penalty` is not offered"),
+        ({"stream": True}, "`stream` is not supported"),
+        ({"frequency_penalty": 0.5}, "`frequency_penalty` is not supported"),
         ({"stop": 7}, "`stop` is"),
         ({"stop": [""]}, "`stop` is"),
-        ({"messages": [{"role": "user", "content": "red " * 300}]}, "the model reads 256, its answer included"),
+        ({"messages": [{"role": "user", "content": "red " * 300}]}, "the model reads 256, including its answer"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_told_with_status_400(chat: Any, wrong: dict[str, Any], words: str) -> None:
@@ -213,7 +213,7 @@ def test_what_the_template_refuses_is_told_with_status_400(
     chat: Any, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
     monkeypatch.setattr(chat.tokenizer, "chat_template", template)
-    with pytest.raises(MlflowException, match="the chat template does not take these messages: ") as told:
+    with pytest.raises(MlflowException, match="the chat template rejects these messages: ") as told:
         chat.predict(None, {"messages": [{"role": "user", "content": "red"}]})
     assert told.value.get_http_status_code() == 400
 
@@ -434,5 +434,5 @@ def test_a_base_with_fewer_layers_is_refused(code: Any, folders: dict[str, Path]
     write_manifest(folder)
     config = AutoConfig.from_pretrained(note["name_or_path"], num_hidden_layers=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match=r"does not fit .*base: 14 weights without a partner"):
+    with pytest.raises(ValueError, match=r"does not fit .*base: 14 weights do not match"):
         load(code, folder, base_model_path=str(tmp_path / "base"))
