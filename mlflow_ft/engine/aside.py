@@ -1,4 +1,4 @@
-"""Work beside a training, such as sampling answers, leaves no trace in it."""
+"""Do work during training, such as sampling answers, without any effect on the training."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from mlflow_ft.rows import Encoded
 def padded(rows: Sequence[Encoded], *, pad_token_id: int) -> dict[str, Tensor]:
     """Pad rows on the right: `input_ids`, `attention_mask` and `labels`, each int64 of shape (rows, longest).
 
-    Padding is never attended to and never learned, whatever token it is.
+    Padding is masked and never learned, whatever token it is.
     """
     longest = max(len(row.input_ids) for row in rows)
     shape = (len(rows), longest)
@@ -33,9 +33,9 @@ def padded(rows: Sequence[Encoded], *, pad_token_id: int) -> dict[str, Tensor]:
 
 
 def by_length(lengths: Sequence[int], *, batch_size: int, padding: bool = True) -> Iterator[list[int]]:
-    """Indices in batches of like length, the longest first: little padding, and too little memory shows at once.
+    """Indices in batches of similar length, longest first: this needs little padding, and fails early on low memory.
 
-    Without `padding` the rows of a batch are of one length.
+    Without `padding` all rows of a batch have the same length.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for _, alike in itertools.groupby(order, key=lambda index: padding or lengths[index]):

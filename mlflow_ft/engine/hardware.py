@@ -1,4 +1,4 @@
-"""What this machine can do: the device, the type to compute in, the optimizer."""
+"""Settings that depend on this machine: the device, the type to compute in, the optimizer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from mlflow_ft.config.schema import Config
 
 
 def device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype(choice: str) -> torch.dtype:
-    """The type named, or for `auto` bfloat16 on a GPU that has it and float32 elsewhere.
+    """The named type; for `auto`, bfloat16 on a GPU that supports it and float32 elsewhere.
 
     A CPU without bfloat16 units is about three times slower in bfloat16 than in float32.
     """
@@ -24,10 +24,10 @@ def compute_dtype(choice: str) -> torch.dtype:
 
 
 def held_dtype(config: Config) -> torch.dtype:
-    """The type in which the weights are held: the one computed in, but float32 where every weight trains.
+    """The type of the weights in memory: the compute type, but float32 in full fine-tuning.
 
     A step of full fine-tuning changes a weight by about the learning rate, which bfloat16 rounds away for most of
-    them; the trainer computes in the lower precision all the same (mixed precision).
+    them; the trainer still computes in the lower precision (mixed precision).
     """
     return torch.float32 if config.adapter.kind == "none" else compute_dtype(config.model.dtype)
 
@@ -41,13 +41,13 @@ def optimizer(config: Config) -> str:
 
 
 def checkpointing(config: Config) -> bool:
-    """Whether activations are recomputed: it saves memory, the scarce thing on a GPU, and costs half the time more."""
+    """Whether activations are recomputed, which saves memory and takes about half as much time again."""
     choice = config.training.gradient_checkpointing
     return torch.cuda.is_available() if choice is None else choice
 
 
 def describe() -> str:
-    """One line about the device, for tags and the terminal."""
+    """The device in one line, for tags and the terminal."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 2**30:.0f} GiB"

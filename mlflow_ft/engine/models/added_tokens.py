@@ -1,6 +1,6 @@
-"""Tokens that an adapter's tokenizer knows and nobody has embeddings for: neither the base nor the adapter's files.
+"""Tokens of an adapter's tokenizer that have no embeddings, neither in the base nor in the adapter's files.
 
-They were trained with embeddings that were not saved, so that no merge and no server has the model that was trained
+Their embeddings were not saved after training, so the trained model can be neither merged nor served
 (unslothai/unsloth#3416).
 """
 
@@ -24,11 +24,11 @@ TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
 
 
 def check(adapter: Path, base: BaseModel, *, pads: bool) -> None:
-    """Refuse an adapter whose tokenizer writes tokens without embeddings.
+    """Refuse an adapter whose tokenizer has tokens without embeddings.
 
-    A token that its base's own tokenizer has too is a spare one, which nobody trained: it is refused only where the
-    chat template writes it. `pads` refuses a pad token without an embedding, too: it is never trained on, and a server
-    that answers one request at a time needs none.
+    A token that is also in the base's tokenizer is a spare, untrained one: it is refused only if the chat template
+    writes it. `pads` also refuses a pad token without an embedding: it is never trained on, and a server that answers
+    one request at a time does not need it.
 
     Raises:
         ModelError: there is such a token.
@@ -68,7 +68,7 @@ def check(adapter: Path, base: BaseModel, *, pads: bool) -> None:
 
 
 def _template_ids(tokenizer: Any) -> set[int]:
-    """The tokens that the chat template writes around a question and its answer; none where it refuses these."""
+    """The tokens that the chat template writes around a question and its answer; empty if it rejects these."""
     turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         text = render.apply(tokenizer, turns, None) if tokenizer.chat_template else ""
@@ -78,7 +78,7 @@ def _template_ids(tokenizer: Any) -> set[int]:
 
 
 def _tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a folder; None where it has none of its own, or one that is reported when it is loaded."""
+    """The tokenizer of a folder; None if it has none, or one that cannot be read (loading reports why)."""
     if not any((folder / name).is_file() for name in TOKENIZER):
         return None
     try:
@@ -89,7 +89,7 @@ def _tokenizer(folder: Path) -> Any | None:
 
 
 def _covered(adapter: Path, base: BaseModel) -> int:
-    """For how many tokens there are embeddings when the adapter is on its base."""
+    """How many tokens have embeddings when the adapter is loaded onto its base."""
     note = adapter / "base.json"
     recorded = json.loads(note.read_text(encoding="utf-8")).get("tokens") if note.is_file() else None
     return max(recorded or 0, _rows(adapter, base))

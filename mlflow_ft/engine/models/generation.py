@@ -1,6 +1,6 @@
-"""A model's generation_config.json: read, and repaired where transformers could not read, save or follow it.
+"""Read a model's generation_config.json, without settings that transformers cannot load, save or generate with.
 
-The source folder is never changed: the repaired settings are those that are loaded, trained beside, saved and served.
+The source folder is never changed: the repaired settings are used in training, saved and served.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ FILE = "generation_config.json"
 CONFIG = "config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate", "cache_implementation", *TOKENS)
-"""What decides whether other settings mean anything: these are taken first."""
+"""Settings that decide whether others are used: these are checked first."""
 ALL = "all of it"
-"""What is left out where the file holds no settings."""
+"""The key in `left_out` if the file has no settings."""
 OF_CONFIG = "_from_model_config"
-"""Says that the file was made of config.json; with it transformers looks at less."""
+"""Marks settings taken from config.json; transformers then checks less."""
 DEFAULTS: Mapping[str, Any] = {"top_k": 50, "num_beams": 1, "do_sample": False}
-"""What `generate` takes where a setting is not given."""
+"""Defaults of `generate`."""
 OF_SAMPLING: Mapping[str, Callable[[Any], object]] = {
     "temperature": lambda value: value == 1 or processors.TemperatureLogitsWarper(value),
     "top_k": lambda value: value == 0 or processors.TopKLogitsWarper(value),
 }
-"""What refuses the values of settings that every call here gives its own of; `generation_trial` tries the others."""
+"""Checks for settings that every call here overrides; `generation_trial` tests the others."""
 LISTS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 ONE_ANSWER: Mapping[str, Any] = {
     "num_beams": 1,
@@ -52,25 +52,25 @@ ONE_ANSWER: Mapping[str, Any] = {
     "constraints": None,
     "force_words_ids": None,
 }
-"""What `generate` is given so that it returns one sequence of tokens a prompt, whatever the model's own settings are:
-other ways to search want a tokenizer, one row at a time or code from the Hub."""
+"""Arguments that make `generate` return one sequence of tokens per prompt, whatever the model's settings are: other
+search methods need a tokenizer, one row at a time, or code from the Hub."""
 GREEDY: Mapping[str, Any] = {**ONE_ANSWER, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-"""The same for the likeliest token at every place."""
+"""The same for greedy decoding."""
 SAMPLED: Mapping[str, Any] = {**ONE_ANSWER, "do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-"""The same for a sampled answer, as a request that is served asks for it."""
+"""The same for a sampled answer, as in serving."""
 SHARES = ("top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
-"""Settings that are a share of the probability: from 0 to 1."""
+"""Settings that are probabilities: from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repaired:
-    """The settings as they are used, and what was left out of them."""
+    """The settings in use, and those that were removed."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Why, by the setting's name."""
+    """The reason for each removed setting, by its name."""
     file: str = FILE
-    """Which file of the model's folder they are from."""
+    """The file of the model's folder that they come from."""
 
     @property
     def config(self) -> GenerationConfig:
@@ -81,9 +81,9 @@ class Repaired:
 def read(folder: Path) -> Repaired:
     """The generation settings of a model's folder.
 
-    Returns the file's settings as they are where transformers takes them, and else without those that it refuses. A
-    folder without the file has none, unless its config.json has settings that must be left out; where the file holds
-    no settings, those of config.json are taken, as transformers does.
+    Returns the file's settings without those that transformers rejects. A folder without the file has none, unless its
+    config.json has settings that must be removed; if the file has no settings, those of config.json are used, as in
+    transformers.
     """
     file = folder / FILE
     if not file.is_file():
@@ -103,14 +103,14 @@ def _unreadable(folder: Path, reason: str) -> Repaired:
 
 
 def _of_config(folder: Path) -> Repaired:
-    """The generation settings in a model's config.json, where older models have them; transformers saves any."""
+    """The generation settings in config.json, where older models have them; transformers saves any of them."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # reported by who loads the model
+    except (OSError, ValueError):  # reported when the model is loaded
         config = {}
     known = GenerationConfig().to_dict()
-    given = config if isinstance(config, dict) else {}
-    settings = {name: given[name] for name in known if given.get(name) is not None}
+    values = config if isinstance(config, dict) else {}
+    settings = {name: values[name] for name in known if values.get(name) is not None}
     failures = generation_trial.failures(settings, GREEDY, SAMPLED)
     left_out = {name: _reason(error, name, settings[name]) for name, error in failures}
     kept = {name: value for name, value in settings.items() if name not in left_out}
@@ -118,10 +118,9 @@ def _of_config(folder: Path) -> Repaired:
 
 
 def repaired(settings: Mapping[str, Any]) -> Repaired:
-    """Settings without what transformers would refuse to load, to save or to generate with, in the order of the file.
+    """Settings without those that transformers would refuse to load, save or generate with, in the file's order.
 
-    What only sampling reads is left out of settings that do not sample: transformers ignores it, and so nothing that
-    the model says changes.
+    Sampling settings are removed if do_sample is off: transformers ignores them, so outputs do not change.
     """
     ordered = sorted(settings, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     kept: dict[str, Any] = {}
@@ -140,13 +139,13 @@ def repaired(settings: Mapping[str, Any]) -> Repaired:
 
 
 def for_loading(folder: Path) -> dict[str, Any]:
-    """What `from_pretrained` needs beside a folder whose settings it would refuse, or keep and refuse to save."""
+    """Further arguments of `from_pretrained` for a folder whose settings it would refuse to load, or later to save."""
     settings = read(folder)
     return {"generation_config": settings.config} if settings.left_out else {}
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Write a model's settings into another folder, repaired where need be, unless it has settings already."""
+    """Write a model's settings, repaired if necessary, to another folder unless it already has settings."""
     settings = read(source)
     if (folder / FILE).is_file():
         return
@@ -157,12 +156,12 @@ def copy(source: Path, folder: Path) -> None:
 
 
 def write(settings: Mapping[str, Any], folder: Path) -> None:
-    """Write settings as the generation_config.json of a folder."""
+    """Write settings to the generation_config.json of a folder."""
     (folder / FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def description(repairs: Repaired, folder: Path) -> str:
-    """A sentence that says what was left out; empty where nothing was."""
+    """A sentence about the removed settings; "" if there are none."""
     if not repairs.left_out:
         return ""
     if ALL in repairs.left_out:
@@ -172,7 +171,7 @@ def description(repairs: Repaired, folder: Path) -> str:
 
 
 def _wrong_type(name: str, value: Any) -> str:
-    """Why a value cannot be one of this setting; transformers looks at few of them."""
+    """Why a value has the wrong type for this setting; transformers checks only a few."""
     if value is None:
         return ""
     if name in TOKENS:
@@ -196,7 +195,7 @@ def _outside(name: str, value: Any) -> str:
 
 
 def _likeliest(settings: Mapping[str, Any], name: str) -> str:
-    """Why these settings do not sample though they say so: the limit of low temperatures is the likeliest token."""
+    """Why do_sample is removed: at temperature 0, sampling becomes greedy decoding."""
     if name == "do_sample" and settings[name] and settings.get("temperature") == 0:
         return "a temperature of 0 means greedy decoding, without sampling"
     return ""
@@ -211,16 +210,16 @@ def _is_id(value: Any) -> bool:
 
 
 def _refused(settings: Mapping[str, Any], name: str) -> str:
-    """What transformers has against the last of these settings."""
-    given = {key: value for key, value in settings.items() if key != OF_CONFIG}
+    """Why transformers rejects the last of these settings; "" if it does not."""
+    values = {key: value for key, value in settings.items() if key != OF_CONFIG}
     try:
         with quiet_transformers():
-            config = GenerationConfig(**given)
+            config = GenerationConfig(**values)
             config.validate(strict=True)
             config.to_json_string()
             if name in OF_SAMPLING and settings[name] is not None:
                 OF_SAMPLING[name](settings[name])
-            mode = GenerationConfig(**{**DEFAULTS, **given}).get_generation_mode()
+            mode = GenerationConfig(**{**DEFAULTS, **values}).get_generation_mode()
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         return _reason(error, name, settings[name])
     if "/" in GENERATION_MODES_MAPPING[mode]:
@@ -229,7 +228,7 @@ def _refused(settings: Mapping[str, Any], name: str) -> str:
 
 
 def _reason(error: Exception, name: str, value: Any) -> str:
-    """Why, in a few words where the case is a common one, else as transformers puts it."""
+    """The reason: short for common cases, else transformers' own message."""
     message = str(error)
     if f"`{name}`" in message and "only used in sample-based" in message:
         return f"{value!r}: only sampling reads it, and do_sample is not true"

@@ -1,6 +1,6 @@
-"""Generation settings tried on a model of one layer: those that would stop an answer at its first token are found.
+"""Try generation settings on a one-layer model, to find those with which `generate` fails at the first token.
 
-transformers looks at many settings only when it generates, which in a run is after the training.
+transformers checks many settings only when it generates, which in a run is after training.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from mlflow_ft.engine.hub import quiet_transformers
 
 LARGEST = 2**20
-"""Tokens of the model's vocabulary, at most."""
+"""Largest vocabulary of the model."""
 TYPES_ONLY = {"bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "transformers_version"}
 OVERRIDDEN = {"do_sample", "temperature", "top_k", "top_p", "num_beams", "use_cache"}
 PLAIN = TYPES_ONLY | OVERRIDDEN | {"_from_model_config"}
-"""Settings that need no trial: their types are looked at elsewhere, or every call of ours gives its own."""
+"""Settings that need no trial: their types are checked elsewhere, or our calls override them."""
 SKIPPED = ("_from_model_config", "cache_implementation", "cache_config", "compile_config")
-"""What depends on the real model and its device, or means nothing to `generate`."""
+"""Settings that depend on the real model and its device, or that `generate` does not use."""
 
 
 def failures(settings: Mapping[str, Any], *calls: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
     """The settings with which `generate` fails, one by one, each with its error.
 
-    settings: those of a generation_config.json. calls: what `generate` is given beside them; every one must work.
+    settings: those of a generation_config.json. calls: further arguments of `generate`; it must work with each of them.
     """
     if not set(settings) - PLAIN:
         return
@@ -69,13 +69,13 @@ def _numbers(value: Any) -> Iterator[int]:
 
 
 def _failure(model: Any, settings: Mapping[str, Any], calls: tuple[Mapping[str, Any], ...]) -> Exception | None:
-    given = {"eos_token_id": 2, "pad_token_id": 0, **settings}
-    given = {name: value for name, value in given.items() if name not in SKIPPED}
+    values = {"eos_token_id": 2, "pad_token_id": 0, **settings}
+    values = {name: value for name, value in values.items() if name not in SKIPPED}
     ids = torch.tensor([[5, 6, 7]])
     try:
         for call in calls:
-            config = GenerationConfig(**given)
+            config = GenerationConfig(**values)
             model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, max_new_tokens=1, **call)
-    except Exception as error:  # each setting is read by a class of its own, which may raise anything
+    except Exception as error:  # each setting is read by a different class, which may raise anything
         return error
     return None

@@ -1,4 +1,4 @@
-"""Load the base model, quantised or not, put an adapter on it, and read a trained one back."""
+"""Load the base model, quantised or not, with or without an adapter, and read trained ones back."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ from mlflow_ft.engine.tokens import vocabulary
 from mlflow_ft.errors import ModelError, ResourceError, brief
 from mlflow_ft.values import BaseModel, Data, Job, Trained
 
-if not torch.cuda.is_available():  # PEFT would try to compile its CUDA kernel for every layer, in vain
+if not torch.cuda.is_available():  # PEFT would try to compile its CUDA kernel for every layer, and fail
     boft_layer.get_fbd_cuda = lambda: None
 PACKING = "support_avx512bf16_for_cpu"
 """The attribute of a bitsandbytes layer that lets it repack its weights."""
 NOTES = (
-    "Unsupported layer type .* encountered",  # ln-tuning: every normalising layer of these models
+    "Unsupported layer type .* encountered",  # ln-tuning: every normalisation layer of these models
     "Position ids are not supported for parameter efficient tuning",
-    "Failed to load the CUDA extension",  # boft, where there is a GPU but no compiler; the same in torch is used
+    "Failed to load the CUDA extension",  # boft, with a GPU but no compiler; PEFT then uses torch
     "Setting boft_n_butterfly_factor to 1",
     "fan_in_fan_out is set to False but the target module is `Conv1D`",  # GPT-2's layers; PEFT sets it
-    "Detected that the base layer has no bias term",  # beft says that it does not merge; its record does too
+    "Detected that the base layer has no bias term",  # beft cannot be merged; its record says so, too
     "`lora_bias=True` was passed but the targeted layer",  # a merge refuses it, and so does training before one
-    "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses what would come apart
+    "Model (with|has) `tie_word_embeddings=True`",  # `starts` refuses adapters that would untie them
     "Note that `r` is not used in AdaLora",
-    "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` gives it its name back
+    "The PEFT config's `base_model_name_or_path` was renamed",  # `prepare` restores its name
     "lora with eva initialization used with low_cpu_mem_usage=False",
     "Full backward hook is firing",  # lora_ga counts batches with one
-    # these take keys that adalora and PEFT itself write (fused experts) for misfits; `starts.attach` looks itself
+    # false alarms about keys that adalora and PEFT itself write (fused experts); `starts.attach` checks them
     "The following (rank|alpha)_pattern keys did not match",
     r"target_parameters=.* were set but no parameter was matched",
 )
-"""What PEFT warns of, and what is taken care of here."""
+"""Warnings of PEFT about what is handled here."""
 
 
 def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """How bitsandbytes holds the base; None where it is not quantised. QLoRA: arXiv 2305.14314."""
+    """How bitsandbytes quantises the base; None if it does not. QLoRA: arXiv 2305.14314."""
     if config.model.quantize == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -70,7 +70,7 @@ def quantization(config: Config, dtype: torch.dtype) -> BitsAndBytesConfig | Non
 
 
 def note_of_base(config: Config, base: BaseModel) -> dict[str, Any]:
-    """How the base is held, as an adapter's record keeps it: `dtype`, `quantization`, and whose that is."""
+    """How the base is loaded, for an adapter's record: `dtype`, `quantization`, and whether its files have it."""
     dtype = hardware.held_dtype(config)
     own, quantiser = own_quantization.of(base.path), quantization(config, dtype)
     name = str(dtype).removeprefix("torch.")
@@ -80,7 +80,7 @@ def note_of_base(config: Config, base: BaseModel) -> dict[str, Any]:
     return {
         "dtype": name,
         "quantization": settings,
-        "quantized_files": bool(own and own.held),  # the base's own files, which transformers reads by themselves
+        "quantized_files": bool(own and own.held),  # the base's own files, which transformers reads without settings
     }
 
 
@@ -93,7 +93,7 @@ def load_base(
 ) -> Any:
     """Load the base model onto the device, in evaluation mode.
 
-    `path` reads another folder of the same architecture, a fully tuned or merged model, which is not quantised.
+    `path` is another folder of the same architecture, a fully tuned or merged model, which is not quantised.
 
     Raises:
         ModelError: transformers cannot read the folder. ResourceError: it does not fit in memory.
@@ -112,9 +112,9 @@ def load_base(
     kind: Any = AutoModelForCausalLM
     if base.task == "score":
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
-        set_seed(config.run.seed)  # the head that scores is new, and the same in every process of the run
-    elif found := generation.for_loading(path or base.path):
-        options |= found
+        set_seed(config.run.seed)  # the score head is new, and must be the same in every process of the run
+    elif repaired := generation.for_loading(path or base.path):
+        options |= repaired
     try:
         with quiet_transformers():
             model: Any = kind.from_pretrained(path or base.path, **options)
@@ -128,7 +128,7 @@ def load_base(
     keep_exact(model, dtype if own else None)
     routers.silence(model.config)
     if own and own.held is None:
-        model._weight_conversions = None  # how its files were read; nothing is written so
+        model._weight_conversions = None  # how its files were read; they are not written that way
     if path is None and (tokenizer := vocabulary.grown(config, base)):
         vocabulary.grow(model, tokenizer)
     return model.eval()
@@ -136,8 +136,8 @@ def load_base(
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Keep PEFT's warnings about what is as it should be off the terminal."""
-    torch.sparse.check_sparse_tensor_invariants.disable()  # as it is; torch warns (shira, frod) until it is told so
+    """Hide PEFT's false alarms."""
+    torch.sparse.check_sparse_tensor_invariants.disable()  # the default; torch warns (shira, frod) until it is explicit
     with warnings.catch_warnings():
         for note in NOTES:
             warnings.filterwarnings("ignore", message=note)
@@ -145,12 +145,12 @@ def quiet_peft() -> Iterator[None]:
 
 
 def keep_exact(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for inference, which it does on CPUs that have AVX512-BF16.
+    """Keep bitsandbytes from repacking 4-bit weights for inference, which it does on CPUs with AVX512-BF16.
 
-    The first forward pass in evaluation mode would round the constants of every layer to bfloat16, for good, and the
-    training that follows would go through a kernel that hands no gradient back: a run that is evaluated before it is
-    trained learns silently less (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`). And compute in `dtype`,
-    whatever types the base's own files name: transformers leaves those of quantised files as they are.
+    The first forward pass in evaluation mode would permanently round the constants of every layer to bfloat16, and
+    training would then use a kernel without gradients: a run that is evaluated before training silently learns less
+    (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`). Also make the model compute in `dtype`, whatever types
+    the base's own files name: transformers does not change those of quantised files.
     """
     module: Any
     for module in model.modules():
@@ -163,16 +163,16 @@ def keep_exact(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None
 
 
 def as_float32(module: Any) -> None:
-    """Hold what trains in float32: small updates round away in bfloat16."""
+    """Convert trainable weights to float32: bfloat16 rounds small updates away."""
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def agree(module: PreTrainedModel, data: Data) -> None:
-    """Make the model's configuration name the pad and end tokens of the tokenizer and of the template."""
+    """Set the pad and end tokens of the tokenizer and the template in the model's configuration."""
     if not module.can_generate():
-        module.config.pad_token_id = data.tokenizer.pad_token_id  # the score is read off the last token before it
+        module.config.pad_token_id = data.tokenizer.pad_token_id  # the score is read at the last token before it
         return
     stops = list(dict.fromkeys((*data.stop_token_ids, *token_ids(module.generation_config.eos_token_id))))
     pad = data.tokenizer.pad_token_id
@@ -182,29 +182,29 @@ def agree(module: PreTrainedModel, data: Data) -> None:
 
 
 def load_trained(job: Job, data: Data, trained: Trained) -> Any:
-    """Read what training left on disk: base and adapter as they were trained, or the fully tuned model."""
+    """Load what training saved: the base with its adapter as in training, or the fully tuned model."""
     module = load_saved(job.config, trained.base, trained.adapter or trained.model)
     agree(causal_model(module), data)
     return module
 
 
 def load_saved(config: Config, base: BaseModel, folder: Path, *, say: fitting.Say = fitting.silent) -> Any:
-    """Load a folder of weights in the type that training holds them in: an adapter on its base, or a whole model.
+    """Load a folder of weights in the type used in training: an adapter on its base, or a whole model.
 
-    `say` is that of `with_adapter`.
+    `say` as in `with_adapter`.
     """
     if (folder / "adapter_config.json").is_file():
-        found = with_adapter(load_base(config, base), folder, say=say)
+        module = with_adapter(load_base(config, base), folder, say=say)
         if (settings := generation.read(folder)).settings:  # with the end tokens that it was trained with
-            causal_model(found).generation_config = settings.config
-        return found
+            causal_model(module).generation_config = settings.config
+        return module
     return load_base(config, base, path=folder)
 
 
 def with_adapter(base: Any, folder: Path, *, trainable: bool = False, say: fitting.Say = fitting.silent) -> Any:
-    """Put a saved adapter on a loaded base model, all of it: in evaluation mode, or to be trained further.
+    """Load a saved adapter onto a base model, in evaluation mode or to be trained further; every weight must match.
 
-    `say` gets a sentence where the adapter's weights had to be renamed to fit.
+    `say` gets a sentence if the adapter's weights had to be renamed.
 
     Raises:
         ModelError: its files are broken, or it is not an adapter for this model.
@@ -219,12 +219,12 @@ def with_adapter(base: Any, folder: Path, *, trainable: bool = False, say: fitti
 
 
 def learns_prompt(module: Any) -> bool:
-    """Whether virtual tokens, or their keys and values, stand in front of what the model reads."""
+    """Whether the adapter is a learned prompt: virtual tokens, or their keys and values, before the text."""
     return isinstance(module, PeftModel) and bool(module.active_peft_config.is_prompt_learning)
 
 
 def saved_dtype(config: Config, folder: Path) -> torch.dtype:
-    """The type to save weights in: the one asked for, else the one of the files in `folder`."""
+    """The type to save weights in: `package.dtype`, or for `auto` that of the files in `folder`."""
     if config.package.dtype != "auto":
         return hardware.compute_dtype(config.package.dtype)
     settings = json.loads((folder / "config.json").read_text())
@@ -234,5 +234,5 @@ def saved_dtype(config: Config, folder: Path) -> torch.dtype:
 
 
 def token_ids(value: int | list[int] | None) -> list[int]:
-    """The end tokens of a configuration, which may hold none, one or several."""
+    """The end tokens in a configuration, which may be None, one or a list, as a list."""
     return [] if value is None else list(value) if isinstance(value, list) else [value]

@@ -1,9 +1,9 @@
-"""Bases whose own files are quantised: which make they are of, read before any weight, and how they are then held.
+"""Bases whose own files are quantised: by which method, read before any weight, and how they are loaded.
 
-4 or 8 bits by bitsandbytes     held as they are, beside an adapter (`model.quantize` nf4 or int8); a merge goes
-                                into what their weights stand for
-FP8 in blocks, MXFP4 (gpt-oss)  read as the plain weights that they stand for
-any other make                  refused by its name
+4 or 8 bits by bitsandbytes     loaded unchanged, with an adapter (`model.quantize` nf4 or int8); an adapter is merged
+                                into the dequantised weights
+FP8 in blocks, MXFP4 (gpt-oss)  dequantised when they are loaded
+any other method                refused by its name
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlflow_ft.errors import ConfigError, ModelError
 
 FIELDS = ("quantization_config", "compression_config")
 PARTS = ("text_config", "llm_config")
-"""What config.json calls the text part of a model of several."""
+"""Names of the text part in the config.json of a model with several parts."""
 FOUR = ".quant_state.bitsandbytes__"
 EIGHT = ".SCB"
 MARKS: Mapping[str, tuple[str, ...]] = {
@@ -29,15 +29,15 @@ MARKS: Mapping[str, tuple[str, ...]] = {
     "fp8": ("_scale_inv", "_scale"),
     "mxfp4": ("_blocks",),
 }
-"""What the names of tensors hold, or end in, where files are of a make that can be used here."""
+"""Parts of tensor names that identify each supported method."""
 HELD = {"nf4": "nf4", "fp4": "nf4", "int8": "int8"}
-"""The `model.quantize` that a base is held by as it is."""
+"""The `model.quantize` for bases that are loaded without dequantising them."""
 WHOLE = {"nf4": 4, "fp4": 4, "int8": 2, "fp8": 2, "mxfp4": 4}
 """How many times larger the weights are in 16 bits."""
 LONGEST_HEADER = 100_000_000
-"""Bytes of a file's header, at most, as in safetensors itself."""
+"""Largest size of a file's header in bytes, as in safetensors itself."""
 READ = ("fp8", "mxfp4")
-"""Makes that transformers reads as plain weights."""
+"""Methods that transformers dequantises when it loads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,12 @@ class Own:
     make: str
     """nf4, fp4, int8 (bitsandbytes), fp8, mxfp4, or the name that config.json gives (gptq, awq ...)."""
     settings: Mapping[str, Any]
-    """What config.json says of it."""
+    """Its settings in config.json."""
     folder: Path
 
     @property
     def held(self) -> str | None:
-        """The `model.quantize` by which it is held as it is; None for one that is read as plain weights."""
+        """The `model.quantize` with which it stays quantised; None if it is dequantised when it is loaded."""
         return HELD.get(self.make)
 
     @property
@@ -62,7 +62,7 @@ class Own:
 
     @property
     def description(self) -> str:
-        """The make in words."""
+        """The method, for messages."""
         if self.make in ("nf4", "fp4"):
             return f"4 bits by bitsandbytes ({self.make}{', double quantisation' if self.double else ''})"
         words = {"int8": "8 bits by bitsandbytes (int8)", "fp8": "FP8", "mxfp4": "MXFP4"}
@@ -70,7 +70,7 @@ class Own:
         return words.get(self.make, f"{self.make}{bits}")
 
     def options(self) -> dict[str, Any]:
-        """What `from_pretrained` is given for it; a make of bitsandbytes is read by what its own config.json says."""
+        """Arguments of `from_pretrained` for it; bitsandbytes files are read by their own config.json."""
         if self.make not in READ:
             return {}
         from transformers.quantizers.auto import AutoQuantizationConfig
@@ -78,19 +78,19 @@ class Own:
         return {"quantization_config": AutoQuantizationConfig.from_dict(self.plain())}
 
     def plain(self) -> dict[str, Any]:
-        """The settings by which transformers reads it as plain weights."""
+        """The settings with which transformers dequantises it."""
         return {**self.settings, "dequantize": True}
 
     def computed_in(self, dtype: str) -> dict[str, Any]:
-        """The settings of a base of bitsandbytes's make that computes in `dtype`, as an adapter's record keeps them."""
+        """The settings of a bitsandbytes base that computes in `dtype`, for an adapter's record."""
         return {**self.settings, **({"bnb_4bit_compute_dtype": dtype} if self.held == "nf4" else {})}
 
 
 def of(folder: Path) -> Own | None:
-    """How the files of a base are quantised; None where they are not.
+    """How the files of a base are quantised; None if they are not.
 
     Raises:
-        ModelError: config.json says one thing, and the weight files another.
+        ModelError: config.json and the weight files disagree.
     """
     settings = _settings(folder)
     make = _make(settings) if settings else ""
@@ -99,21 +99,21 @@ def of(folder: Path) -> Own | None:
     if not make:
         if packed:
             raise ModelError(
-                f"the weights in {folder} are in 4 bits by bitsandbytes ({packed}), and config.json does not say so",
+                f"the weights in {folder} are in 4 bits by bitsandbytes ({packed}), but config.json does not say so",
                 hint="restore the `quantization_config` that the model was saved with, or use another copy",
             )
         return None
     marks = MARKS.get(make, ())
     if names and marks and not any(mark in name for name in names for mark in marks):
         raise ModelError(
-            f"{folder / 'config.json'} says that the weights are quantised ({make}), and the weight files are not",
+            f"{folder / 'config.json'} says that the weights are quantised ({make}), but the weight files are not",
             hint="remove `quantization_config` from config.json if the weights are full precision, or use another copy",
         )
     return Own(make=make, settings=settings, folder=folder)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What config.json says, of the model or of its text part."""
+    """The quantisation settings in config.json, of the model or of its text part."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -136,7 +136,7 @@ def _make(settings: Mapping[str, Any]) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """The names of all tensors, from the files' headers; none where the weights are not here.
+    """The names of all tensors, from the files' headers; empty if there are no weight files.
 
     https://github.com/huggingface/safetensors#format
     """
@@ -152,7 +152,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def forget(config: Any) -> None:
-    """Remove what a transformers configuration says of quantisation, of the model and of its text part."""
+    """Remove quantisation settings from a transformers configuration and from that of its text part."""
     for part in (config, *(getattr(config, name, None) for name in PARTS)):
         for name in FIELDS:
             if hasattr(part, name):
@@ -160,62 +160,62 @@ def forget(config: Any) -> None:
 
 
 def whole_size(folder: Path) -> int:
-    """Bytes that the base's weights take where they are not quantised, about."""
+    """Approximate size in bytes of the base's weights without quantisation."""
     own = of(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return size * WHOLE.get(own.make, 1) if own else size
 
 
 def check(own: Own) -> None:
-    """Raise ModelError where a base is of a make that is neither held nor read here."""
+    """Raise ModelError if a base is quantised by an unsupported method."""
     if own.make not in (*HELD, *READ):
         raise ModelError(
-            f"the weights in {own.folder} are quantised ({own.description}), which neither "
-            "training nor a merge can read",
-            hint="name the model in full precision, or its copy in 4 bits by bitsandbytes (NAME-bnb-4bit)",
+            f"the weights in {own.folder} are quantised ({own.description}), which is not supported in training "
+            "and merging",
+            hint="use the model in full precision, or its copy in 4 bits by bitsandbytes (NAME-bnb-4bit)",
         )
 
 
 def check_training(config: Config, own: Own | None) -> None:
-    """Refuse what cannot be trained on a base of such files, before they are loaded.
+    """Refuse settings that cannot be trained on a base with quantised files, before they are loaded.
 
     Raises:
-        ModelError: the make cannot be used here. ConfigError: another `model.quantize`, or settings that want the
-        weights as they were before they were quantised.
+        ModelError: the method is not supported. ConfigError: `model.quantize` disagrees with the files, or a setting
+        needs the original weights.
     """
     if own is None:
         return
     check(own)
-    asked = config.model.quantize
-    if own.held is None and asked != "none":
+    quantize = config.model.quantize
+    if own.held is None and quantize != "none":
         raise ConfigError(
-            f"the base's own files are in {own.description}: they are read as plain weights, and not quantised again",
-            hint="do not quantise it again (--model.quantize none, the method lora)",
+            f"the base's own files are in {own.description}: they are dequantised, and cannot be quantised again",
+            hint="use --model.quantize none, with the method lora",
         )
     if own.held is not None:
-        for reason, hint in _against(config, own, asked):
+        for reason, hint in _against(config, own, quantize):
             raise ConfigError(f"the base's own files are in {own.description}{reason}", hint=hint)
 
 
-def _against(config: Config, own: Own, asked: str) -> Iterator[tuple[str, str]]:
+def _against(config: Config, own: Own, quantize: str) -> Iterator[tuple[str, str]]:
     way = "qlora, or another method with --adapter.kind lora --model.quantize nf4"
     if own.held == "int8":
         way = "lora, or another method with --adapter.kind lora, and --model.quantize int8"
     if config.adapter.kind == "none":
         yield (
             ", so the weights cannot be trained",
-            f"train an adapter: {way}; or name the model in full precision",
+            f"train an adapter: {way}; or use the model in full precision",
         )
-    if asked != own.held:
-        yield f", and model.quantize is {asked}", f"use {way}; or name the model in full precision"
+    if quantize != own.held:
+        yield f", but model.quantize is {quantize}", f"use {way}; or use the model in full precision"
     origin = config.origins.get("model.double_quant", "method")
     if own.held == "nf4" and not origin.startswith("method") and config.model.double_quant != own.double:
         yield (
-            f", and model.double_quant {str(config.model.double_quant).lower()} asks for another format",
+            f", but model.double_quant {str(config.model.double_quant).lower()} requires another format",
             "omit model.double_quant: the files determine it",
         )
     if config.adapter.init_lora_weights == "loftq":
         yield (
             ", but loftq needs the original weights",
-            "omit adapter.init_lora_weights, or name the model in full precision with --model.quantize nf4",
+            "omit adapter.init_lora_weights, or use the model in full precision with --model.quantize nf4",
         )

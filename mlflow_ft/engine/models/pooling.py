@@ -1,7 +1,7 @@
-"""Where a reward model behind a learned prompt reads its score: at the last token of each row, not at its padding.
+"""Make a reward model with a learned prompt read its score at the last token of each row, not at its padding.
 
-transformers finds the last token of a row by its ids. Behind a learned prompt PEFT hands it embeddings: it takes the
-last position of the batch, which in a row that is padded on the right is padding.
+transformers finds the last token of a row by its ids. With a learned prompt PEFT passes embeddings instead, and
+transformers uses the last position of the batch, which is padding in rows padded on the right.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mlflow_ft.engine.loss import causal_model
 
 
 def read_at_end(module: Any) -> None:
-    """Let a model that scores read each row at the last position that its attention mask has."""
+    """Make a scoring model read each row at the last position of its attention mask."""
     causal = causal_model(module)
     masks: list[Tensor | None] = [None]
 

@@ -1,8 +1,8 @@
-"""A model without its weights, with an adapter on it: what PEFT would merge, layer by layer, as the weights come.
+"""A model without weights, with an adapter, so that PEFT can merge it layer by layer as weights are read.
 
-transformers builds the architecture on torch's meta device and PEFT puts the adapter on, so that targets, patterns of
-ranks, scales, ties and variants are PEFT's own reading of the adapter. Then one layer at a time gets its weights, is
-merged by PEFT's own code, and gives them back: the result is PEFT's bit for bit, and never more than a layer is there.
+transformers builds the architecture on torch's meta device and PEFT attaches the adapter, so that targets, rank
+patterns, scales, ties and variants are interpreted by PEFT. Then one layer at a time gets its weights, is merged by
+PEFT's own code, and releases them: the result equals PEFT's bit for bit, with only one layer in memory.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ LAYERWISE = (
     *("RANDLORA", "VBLORA", "TINYLORA", "FOURIERFT", "WAVEFT", "SUPERTUNING", "OFT", "BOFT", "HRA", "ROAD", "C3A"),
     *("IA3", "LN_TUNING", "TRAINABLE_TOKENS"),
 )
-"""PEFT's types whose merge looks at one layer at a time (tests/engine/merging/test_stream_merge.py tries each)."""
+"""PEFT's types that merge one layer at a time (tests/engine/merging/test_stream_merge.py tests each)."""
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings that PEFT makes again, from the base's weights, when it loads an adapter that it saved itself."""
+"""Initialisations that PEFT recomputes from the base's weights when it loads an adapter that it saved itself."""
 WITHOUT = ("velora_config", "monteclora_config", "kasa_config", "arrow_config", "alora_invocation_tokens")
-"""Variants of LoRA that keep more of a layer than its files hold, or do not merge."""
+"""Variants of LoRA that need more of a layer than the files contain, or cannot be merged."""
 
 
 FAILURES = (*fitting.FAILURES, ImportError)
-"""What transformers and PEFT raise at an architecture or adapter that they cannot build without weights; when they
-do it with weights, they say what is wrong, or do it."""
+"""What transformers and PEFT raise for an architecture or adapter that they cannot build without weights; with weights,
+they succeed or report the problem."""
 
 
 class UnsuitedError(Exception):
-    """The merge cannot go layer by layer; PEFT must do it, with the whole model in memory."""
+    """The merge cannot work layer by layer; PEFT must do it with the whole model in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,54 +57,54 @@ class Skeleton:
     """The model on the meta device, its adapter in memory."""
 
     model: Any
-    """The transformers model; the adapter's layers are in it."""
+    """The transformers model, with the adapter's layers in it."""
     shapes: Mapping[str, torch.Size]
-    """The weights of the model as it was without the adapter, by name; tied ones under each of their names."""
+    """Shapes of the model's weights without the adapter, by name; tied ones under each of their names."""
     tied: tuple[frozenset[str], ...]
-    """Names of one and the same weight."""
+    """Sets of names that share one weight."""
     units: Mapping[str, str]
-    """From the name of a weight that the adapter may change to the module that holds it."""
+    """From the name of a weight that the adapter may change to the module that contains it."""
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
-    """Weights of the base that the adapter holds whole: biases, resized embeddings."""
+    """Weights of the base that the adapter stores completely: biases, resized embeddings."""
     notes: Sequence[str] = ()
-    """What was not as the adapter's files have it, in sentences."""
+    """Deviations from the adapter's files, in sentences."""
 
     def merged(self, unit: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Merge one module: its weights in the base (by their names in it) to those of the merged model.
+        """Merge one module: from its weights in the base, by their names in it, to those of the merged model.
 
         Raises:
-            ValueError: PEFT found weights that are not finite. UnsuitedError: it would need more than this module.
+            ValueError: PEFT found NaN or infinite weights. UnsuitedError: it would need more than this module.
         """
         module = self.model.get_submodule(unit)
         bare = _bare(module)
         for name, weight in weights.items():
             bare.register_parameter(name, nn.Parameter(weight, requires_grad=False))
         merged = _unloaded(module)
-        found = {f"{unit}.{name}": weight.detach() for name, weight in merged.state_dict().items()}
+        tensors = {f"{unit}.{name}": weight.detach() for name, weight in merged.state_dict().items()}
         for layer in module.modules():
             if isinstance(layer, BaseTunerLayer):
-                layer.merged_adapters.clear()  # it can be asked for again
+                layer.merged_adapters.clear()  # so that it can be merged again
         for name, weight in weights.items():
             bare.register_parameter(name, nn.Parameter(weight.to(META), requires_grad=False))
-        if loose := [name for name, weight in found.items() if weight.is_meta]:
+        if loose := [name for name, weight in tensors.items() if weight.is_meta]:
             raise UnsuitedError(f"{', '.join(loose)} is neither in the base nor in the adapter")
-        return found
+        return tensors
 
 
 def build(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None) -> Skeleton:
-    """Build the model of `base` without weights, and put the adapter on.
+    """Build the model of `base` without weights, and attach the adapter.
 
-    `rows` is for how many tokens the embeddings must have room; the rows that the adapter itself brings count, too.
+    `rows` is the number of rows that the embeddings need; the adapter's own rows are added if there are more.
 
     Raises:
-        UnsuitedError: the adapter's kind, or how it was made, asks for the whole model. ModelError: the adapter's files
-        are broken, or it does not fit this base.
+        UnsuitedError: the adapter's kind or initialisation needs the whole model. ModelError: the adapter's files are
+        broken, or it does not fit this base.
     """
     _check_kind(files.settings(adapter))
     try:
         return _built(base, adapter, task=task, rows=rows)
     except FAILURES as error:
-        raise UnsuitedError(f"it cannot be laid out without weights: {brief(error)}") from error
+        raise UnsuitedError(f"it cannot be built without weights: {brief(error)}") from error
 
 
 def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleton:
@@ -130,7 +130,7 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
     if own := own_quantization.of(base):
         if own.held is None:
             raise UnsuitedError(f"the base's own files are in {own.description}")
-        own_quantization.forget(config)  # what each weight stands for goes into a model that is not quantised
+        own_quantization.forget(config)  # the dequantised weights go into a model that is not quantised
     routers.silence(config)
     kind: Any = AutoModelForCausalLM
     if task == "score":
@@ -140,10 +140,10 @@ def bare_model(base: Path, *, task: str = "generate") -> Any:
 
 
 def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = silent) -> Fit:
-    """The adapter's tensors by the names that `base` has for them, found without the base's weights.
+    """The adapter's tensors by their names in `base`, without the base's weights.
 
     Raises:
-        ModelError: the adapter does not fit. UnsuitedError: it can only be put on a base with its weights.
+        ModelError: the adapter does not fit. UnsuitedError: this needs the base's weights.
     """
     state = files.tensors(adapter)
     try:
@@ -154,11 +154,11 @@ def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None =
             wrapped: Any = PeftModel(model, peft_config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
             return fitting.fitted(wrapped, state, where=adapter, say=say)
     except FAILURES as error:
-        raise UnsuitedError(f"it cannot be laid out without weights: {brief(error)}") from error
+        raise UnsuitedError(f"it cannot be built without weights: {brief(error)}") from error
 
 
 def check(base: Path, adapter: Path, *, task: str = "generate") -> None:
-    """Refuse an adapter that does not fit `base` before the base's weights are loaded, where that can be seen without.
+    """Refuse an adapter that does not fit `base` before the base's weights are loaded, if possible.
 
     Raises:
         ModelError: it does not fit.
@@ -179,18 +179,18 @@ def _check_kind(settings: Mapping[str, Any]) -> None:
 
 
 def _exact(weight: Tensor) -> Tensor:
-    """As PEFT holds what it reads: float32, where it is of half the precision."""
+    """Convert half precision to float32, as PEFT does when it reads an adapter."""
     return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
 def brought_rows(model: Any, shapes: Mapping[str, Sequence[int]]) -> int:
-    """For how many tokens an adapter with tensors of these shapes has weights of the embedding layer; 0: for none."""
+    """The number of rows that an adapter with tensors of these shapes has for the embedding layer; 0 if none."""
     names = {id(layer): name for name, layer in model.named_modules()}
     name = short(f"base_model.model.{names[id(model.get_input_embeddings())]}")
     held = {short(key): shape for key, shape in shapes.items() if short(key).startswith(f"{name}.") and shape}
-    whole = [shape[0] for key, shape in held.items() if key.endswith("weight")]
+    full = [shape[0] for key, shape in held.items() if key.endswith("weight")]
     low_rank = [shape[-1] for key, shape in held.items() if key.endswith("lora_embedding_A")]
-    return max([0, *whole, *low_rank])
+    return max([0, *full, *low_rank])
 
 
 def _grow(model: Any, rows: int) -> None:
@@ -207,10 +207,10 @@ def _ties(names: Mapping[str, nn.Parameter]) -> tuple[frozenset[str], ...]:
 
 
 def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> list[str]:
-    """Put the adapter on, whose weights stay in memory; what is to be said of them comes back.
+    """Attach the adapter, with its weights in memory, and return notes about them.
 
     Raises:
-        ModelError: it does not fit this model. UnsuitedError, ValueError: PEFT does not merge it.
+        ModelError: it does not fit this model. UnsuitedError, ValueError: PEFT cannot merge it.
     """
     notes: list[str] = []
     peft_config = fitting.config_for(model, adapter)
@@ -231,7 +231,7 @@ def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> list[str]:
 
 @contextmanager
 def _stay() -> Iterator[None]:
-    """PEFT moves the weights that it has read to the device of the base, which is none here."""
+    """Keep PEFT from moving the adapter's weights to the device of the base, which is the meta device here."""
     moves = getattr(BaseTunerLayer, MOVES)
     setattr(BaseTunerLayer, MOVES, _nowhere)
     try:
@@ -245,13 +245,13 @@ def _nowhere(*_: Any, **__: Any) -> None:
 
 
 def _units(model: Any) -> list[str]:
-    """The outermost modules that the adapter has put in the place of the model's own."""
-    found: list[str] = []
+    """The outermost modules with which the adapter has replaced the model's own."""
+    units: list[str] = []
     for name, module in model.named_modules():
         ours = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-        if ours and not any(name.startswith(f"{one}.") for one in found):
-            found.append(name)
-    return found
+        if ours and not any(name.startswith(f"{unit}.") for unit in units):
+            units.append(name)
+    return units
 
 
 def _bare(module: Any) -> Any:
@@ -262,7 +262,7 @@ def _bare(module: Any) -> Any:
 
 
 def _unloaded(module: Any) -> Any:
-    """What PEFT's `merge_and_unload` puts in the place of a module (`BaseTuner._unload_and_optionally_merge`)."""
+    """What PEFT's `merge_and_unload` replaces a module with (`BaseTuner._unload_and_optionally_merge`)."""
     if hasattr(module, "unload_and_optionally_merge_module"):
         return module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
     module.merge(safe_merge=True)
@@ -270,14 +270,14 @@ def _unloaded(module: Any) -> Any:
 
 
 def _plain(name: str) -> str:
-    """The name that a weight of the base had before the adapter came."""
+    """The name of a weight of the base without the adapter."""
     for inner in (".token_adapter.base_layer", ".base_layer", ".original_module"):
         name = name.replace(inner, "")
     return name
 
 
 def _check_whole(model: Any, units: Mapping[str, str]) -> None:
-    """Raise UnsuitedError where a weight of the adapter's own modules did not come with its files."""
+    """Raise UnsuitedError if a weight of the adapter's own modules is not in its files."""
     for unit in dict.fromkeys(units.values()):
         module = model.get_submodule(unit)
         own = {id(weight) for weight in (*_bare(module).parameters(), *_bare(module).buffers())}

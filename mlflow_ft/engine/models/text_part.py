@@ -1,7 +1,7 @@
-"""A base that reads pictures or sound beside text: which part of it is trained, and an adapter that fits the whole.
+"""Bases that read pictures or sound as well as text: which part is trained, and an adapter that fits the whole model.
 
-transformers loads some such models (Qwen3.5, Llama 4) as their text part alone, whose layers have other names than in
-the whole model that people use and that its files hold:
+transformers loads only the text part of some such models (Qwen3.5, Llama 4), whose layers have different names from
+those in the whole model that people use and that the files contain:
 
     model.layers.0.mlp.up_proj                  the text part, Qwen3_5ForCausalLM
     model.language_model.layers.0.mlp.up_proj   the whole, Qwen3_5ForConditionalGeneration
@@ -35,23 +35,23 @@ from mlflow_ft.rows import Task
 from mlflow_ft.values import BaseModel
 
 READS = {"vision": "pictures", "vq": "pictures", "audio": "sound", "speech": "sound", "video": "video"}
-"""By the beginning of the name of a part's config, what the part reads."""
+"""What a part reads, by the beginning of its config's name."""
 PREFIX = "base_model.model."
 ANCHORED = ("rank_pattern", "alpha_pattern")
 """Settings whose keys may be whole names of layers."""
 
 OF_A_LIST = ("layers_to_transform", "layers_pattern", "exclude_modules")
-"""Settings that go with a list of layers, not with a pattern."""
+"""Settings that are valid with a list of layers, not with a pattern."""
 TOKENS = ".token_adapter"
-"""The layer that PEFT itself puts inside one whose tokens are trained."""
+"""The layer that PEFT inserts into one whose tokens are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a model with more parts than text is loaded as."""
+    """How a model with other parts than text is loaded."""
 
     whole: str
-    """The class of the whole model, as its config.json has it."""
+    """The class of the whole model, from its config.json."""
     loaded: str
     """The class that is trained."""
     reads: tuple[str, ...]
@@ -63,7 +63,7 @@ class Parts:
         return self.whole != self.loaded
 
     def said(self, name: str, *, adapter: bool) -> str:
-        """What becomes of the other parts of the model called `name` when it is trained, in a sentence or two."""
+        """What happens to the other parts of the model `name` in training, in a sentence or two."""
         others = " and ".join(self.reads)
         if not self.text_alone:
             return (
@@ -78,52 +78,52 @@ class Parts:
         )
 
     def merged(self, name: str) -> str:
-        """What the merged model is, where `text_alone`, in a sentence."""
+        """What the merged model is if `text_alone`, in a sentence."""
         others = " and ".join(self.reads)
         return f"{name} also reads {others}: only its text part ({self.loaded}) is merged, which does not read {others}"
 
 
 def of(base: Path, *, task: Task = "generate") -> Parts | None:
-    """The parts of the model in a folder; None where it reads text alone, or is made of code that came with it."""
+    """The parts of the model in a folder; None if it reads only text, or needs code from its repository."""
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except fitting.FAILURES:
-        return None  # whoever loads the model reports what is wrong with it
+        return None  # loading the model reports the error
     names = [name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None]
     kinds = {READS[start]: None for name in names for start in READS if name.startswith(start)}
     auto: Any = AutoModelForSequenceClassification if task == "score" else AutoModelForCausalLM
     if not kinds or type(config) not in auto._model_mapping:
         return None
-    found = auto._model_mapping[type(config)]
-    loaded = (found if isinstance(found, tuple) else (found,))[0]
+    candidates = auto._model_mapping[type(config)]
+    loaded = (candidates if isinstance(candidates, tuple) else (candidates,))[0]
     same = loaded.config_class is type(config)
     whole = loaded.__name__ if same else next(iter(config.architectures or ()), "")
     return Parts(whole=whole, loaded=loaded.__name__, reads=tuple(kinds))
 
 
 def rename_for_whole(adapter: Path, base: Path) -> tuple[str, str] | None:
-    """Give the weights of an adapter of a text part the names of the whole model, in its folder.
+    """Rename the weights of a text part's adapter to the names of the whole model, in its folder.
 
-    PEFT then loads it on the whole model; `fitting.put_on` on the text part, too.
+    PEFT can then load it onto the whole model, and `fitting.put_on` also onto the text part.
 
     Returns:
-        The beginnings of the names in the whole model and in the text part; None where nothing was renamed: the model
-        is loaded whole, or such an adapter cannot have the names of the whole.
+        The beginnings of the names in the whole model and in the text part; None if nothing was renamed because the
+        whole model is trained, or the adapter cannot be renamed.
     """
     parts = of(base)
     if parts is None or not parts.text_alone:
         return None
     try:
         with quiet_peft(), quiet_transformers():
-            found = _renamed(adapter, base, parts)
+            renamed = _renamed(adapter, base, parts)
     except (UnsuitedError, FineTuneError, *fitting.FAILURES):
         return None
-    if found is None:
+    if renamed is None:
         return None
-    save_file(found.state, adapter / files.WEIGHTS, metadata={"format": "pt"})
-    settings = json.dumps(files.settings(adapter) | found.settings, indent=2, sort_keys=True)
+    save_file(renamed.state, adapter / files.WEIGHTS, metadata={"format": "pt"})
+    settings = json.dumps(files.settings(adapter) | renamed.settings, indent=2, sort_keys=True)
     (adapter / files.CONFIG).write_text(settings, encoding="utf-8")
-    return found.beginnings
+    return renamed.beginnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class _ForWhole:
 
     state: dict[str, Tensor]
     settings: dict[str, Any]
-    """What changes in its config."""
+    """Changes in its config."""
     beginnings: tuple[str, str]
 
 
@@ -140,7 +140,9 @@ def _renamed(adapter: Path, base: Path, parts: Parts) -> _ForWhole | None:
     state = files.tensors(adapter)
     trained = _attached(bare_model(base), adapter, {})
     whole, part = _beginnings(_bare_whole(base, parts), trained.get_base_model())
-    layers = [name.removeprefix(PREFIX) for name, one in trained.named_modules() if isinstance(one, BaseTunerLayer)]
+    layers = [
+        name.removeprefix(PREFIX) for name, module in trained.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
     for named in (None, layers):
         settings = _settings(files.settings(adapter), named, whole, part)
         try:
@@ -159,11 +161,11 @@ def _moved(name: str, old: str, new: str) -> str:
 
 
 def _beginnings(whole: Any, part: Any) -> tuple[str, str]:
-    """What stands before the name of one and the same layer, the embeddings, in both models."""
-    one, two = (_name_of_embeddings(model).split(".") for model in (whole, part))
-    while one and two and one[-1] == two[-1]:
-        one, two = one[:-1], two[:-1]
-    return "".join(f"{name}." for name in one), "".join(f"{name}." for name in two)
+    """What precedes the name of the same layer, the embeddings, in each of the models."""
+    first, second = (_name_of_embeddings(model).split(".") for model in (whole, part))
+    while first and second and first[-1] == second[-1]:
+        first, second = first[:-1], second[:-1]
+    return "".join(f"{name}." for name in first), "".join(f"{name}." for name in second)
 
 
 def _name_of_embeddings(model: Any) -> str:
@@ -173,9 +175,9 @@ def _name_of_embeddings(model: Any) -> str:
 
 
 def _settings(settings: Mapping[str, Any], layers: Sequence[str] | None, whole: str, part: str) -> dict[str, Any]:
-    """What changes in an adapter's config so that it holds in both models: whole names get both beginnings.
+    """The changes that make an adapter's config valid for both models: full names get both beginnings.
 
-    With `layers`, by their names in the text part, it names them in place of patterns that hold for more in the whole.
+    `layers`, by their names in the text part, replace patterns that would match more layers in the whole model.
     """
     either = f"(?:{re.escape(whole)}|{re.escape(part)})"
     changed: dict[str, Any] = {}
@@ -210,7 +212,7 @@ def _class(parts: Parts) -> Any:
 
 
 def on_whole(config: Config, base: BaseModel, adapter: Path) -> Any:
-    """The adapter on the whole model, as anybody puts it there with transformers and PEFT alone; see `keep_exact`."""
+    """The adapter on the whole model, loaded with transformers and PEFT alone, except for `keep_exact`."""
     parts = of(base.path)
     assert parts is not None
     dtype = hardware.held_dtype(config)

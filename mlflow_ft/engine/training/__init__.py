@@ -1,1 +1,1 @@
-"""The training itself: one file for each of TRL's trainers, and what all of them share."""
+"""Training: one file for each of TRL's trainers, and what they share."""

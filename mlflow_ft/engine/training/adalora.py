@@ -1,7 +1,7 @@
-"""What AdaLoRA needs at every step, and no trainer does: the ranks are allocated anew, the factors kept orthogonal.
+"""What AdaLoRA needs at every step, and trainers do not do: reallocate ranks, and keep the factors orthogonal.
 
-Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv 2303.10512. PEFT has both parts,
-but calls the first nowhere, and adds the second only to a loss that the model itself computes.
+Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv 2303.10512. PEFT implements both,
+but never calls the first, and adds the second only to a loss that the model itself computes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mlflow_ft.errors import ConfigError
 from mlflow_ft.values import Job
 
 WARM_UP, SETTLED = 0.1, 0.3
-"""Shares of the steps with all ranks at the beginning, and with the final ones at the end, where none were given."""
+"""Default shares of the steps with all ranks at the beginning, and with the final ranks at the end."""
 
 
 class AllocateCallback(TrainerCallback):
-    """Tells AdaLoRA how long the training is, holds its factors orthogonal, and lets it take ranks away."""
+    """Sets AdaLoRA's number of steps, keeps its factors orthogonal, and reduces its ranks."""
 
     def __init__(self, job: Job) -> None:
         self._given = job.config.adapter.options or {}
@@ -74,7 +74,7 @@ def orthogonality(tuner: AdaLoraModel) -> list[tuple[torch.nn.Parameter, torch.T
 
 
 def is_adalora(module: Any) -> bool:
-    """Whether the model carries an AdaLoRA adapter."""
+    """Whether the model has an AdaLoRA adapter."""
     return isinstance(getattr(module, "base_model", None), AdaLoraModel)
 
 
@@ -84,6 +84,6 @@ def _settings(tuner: AdaLoraModel) -> Any:
 
 def _tuner(module: Any) -> AdaLoraModel:
     while not is_adalora(module):
-        module = module.module  # what wraps it, as DistributedDataParallel
+        module = module.module  # unwrap, for example DistributedDataParallel
     tuner: AdaLoraModel = module.base_model
     return tuner

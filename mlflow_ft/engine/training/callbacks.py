@@ -1,4 +1,4 @@
-"""What happens beside the training steps: the journal, the progress bar, the checks on loss and signals."""
+"""Callbacks of every training: the journal, the progress bar, the checks on loss and signals."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mlflow_ft.progress import Bar
 from mlflow_ft.values import Job, Split
 
 HELD_OUT = "eval_"
-"""With this the trainers' names for figures of held-out rows begin."""
+"""Prefix of the trainers' names for metrics on held-out rows."""
 SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 SKIPPED = {"train_loss", "total_flos"} | {f"{side}_{name}" for side in ("train", "eval") for name in SPEED}
 
 
 def curve(name: str) -> str:
-    """The name of a training curve: `train/<the trainer's name>`, and `eval/<name>` of held-out rows."""
+    """The name of a training curve: `train/<the trainer's name>`, or `eval/<name>` for held-out rows."""
     return f"eval/{name.removeprefix(HELD_OUT)}" if name.startswith(HELD_OUT) else f"train/{name}"
 
 
 class JournalCallback(TrainerCallback):
-    """Writes every point of the training curves to the run's journal, which no outage of the server can block."""
+    """Writes every point of the training curves to the run's journal, which works even if the server is down."""
 
     def __init__(self, job: Job, held_out: Split) -> None:
         self._job = job
@@ -44,7 +44,7 @@ class JournalCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        # TRL writes None for a reward that has nothing to say of any answer
+        # TRL writes None for a reward that is None for every answer
         values = {name: value for name, value in (logs or {}).items() if name not in SKIPPED and value is not None}
         tokens = values.pop("num_tokens", None)
         values.pop(f"{HELD_OUT}num_tokens", None)
@@ -63,7 +63,7 @@ class JournalCallback(TrainerCallback):
 
 
 class WatchCallback(TrainerCallback):
-    """Refuses a loss that is no number, stops at the end of a step when a signal came, and moves the bar."""
+    """Stops at a NaN or infinite loss, and after the step in which a signal arrived; updates the progress bar."""
 
     def __init__(self, job: Job, bars: ExitStack) -> None:
         self._job = job

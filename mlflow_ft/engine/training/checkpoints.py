@@ -1,4 +1,4 @@
-"""A model as it stands at an evaluation, handed on while the training goes on undisturbed."""
+"""Save the model at every evaluation, without any effect on the training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow_ft.values import Checkpointer
 
 
 class CheckpointCallback(TrainerCallback):
-    """Hands the model to `keep` at every evaluation but the first, which is of the untrained one."""
+    """Passes the model to `keep` at every evaluation except the first, which is of the untrained model."""
 
     def __init__(self, keep: Checkpointer) -> None:
         self._keep = keep
@@ -41,9 +41,9 @@ class CheckpointCallback(TrainerCallback):
 
 
 def save(module: Any, folder: Path, *, beginning: Path, weights: bool = True) -> Path:
-    """Save the model as it is, an adapter or all of it; `beginning` is the job's folder.
+    """Save the current model, an adapter or all of it; `beginning` is the job's folder.
 
-    Without `weights` a model that has no adapter leaves its configuration alone.
+    Without `weights`, only the configuration of a model without an adapter is saved.
 
     Returns:
         The folder that was written: `folder/adapter` or `folder/model`.

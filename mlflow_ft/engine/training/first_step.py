@@ -1,4 +1,4 @@
-"""Whether the first step trains anything: what gets no gradient would be saved as it began, without an error."""
+"""Check that the first step trains something: weights without a gradient would be saved untrained, without an error."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mlflow_ft.errors import RefusedError
 
 
 class GradientCallback(TrainerCallback):
-    """Refuses a training in whose first step no weight has a gradient.
+    """Stops training if no weight has a gradient in the first step.
 
-    Some zeros are right: LoRA's A has none while B is 0. All of them are not, but where answers are sampled and
-    rewarded alike (`zero_is_right`). Where the gradients are spread over processes, a part says nothing.
+    Some gradients may be zero: LoRA's A has none while B is 0. All may be zero only if sampled answers got equal
+    rewards (`zero_is_right`). Gradients that are sharded over processes (DeepSpeed, FSDP) are not checked.
     """
 
     def __init__(self, *, zero_is_right: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What every training through TRL has in common: its settings, its callbacks, and what is left on disk afterwards."""
+"""What every training with TRL shares: its settings, its callbacks, and what it saves."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ REFERENCE = "ref"
 
 
 def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any]) -> ArgumentsT:
-    """The trainer's settings: the user's, and those that keep TRL from doing what is done already.
+    """The trainer's settings: the user's, and those that keep TRL from repeating work that is already done.
 
-    `kind` is TRL's config class, `own` what is set for this method; `objective.options` add to them.
+    `kind` is TRL's config class; `own` are the method's own settings; `objective.options` add to them.
 
     Raises:
-        ConfigError: the class does not know an option, or refuses a value.
+        ConfigError: the class does not have an option, or rejects a value.
     """
     settings = job.config.training
     dtype = hardware.compute_dtype(job.config.model.dtype)
@@ -68,17 +68,17 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
         "data_seed": job.config.run.seed,
         "report_to": [],
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),  # transformers refuses bfloat16 on a CPU that was not asked for
+        "use_cpu": not torch.cuda.is_available(),  # transformers refuses bfloat16 on a CPU unless this is set
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     ours = common | own
     more = options.typed(job.config.objective.options, kind, section="objective", ours=ours)
-    found: ArgumentsT = options.made(kind, ours | more, section="objective")
-    return found
+    arguments: ArgumentsT = options.made(kind, ours | more, section="objective")
+    return arguments
 
 
 def objective(job: Job, *names: str) -> dict[str, Any]:
-    """The fields of `objective` by name; those that were not given keep TRL's own default."""
+    """The fields of `objective` by name, without unset ones, which keep TRL's defaults."""
     values = {name: getattr(job.config.objective, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -93,15 +93,15 @@ def run(
     check: Callable[[Job, Data, Any], Check] = neighbours.padded,
     fused: float | None = None,
 ) -> Trained:
-    """Train with the trainer that `make` builds around the callbacks, and keep what was trained.
+    """Train with the trainer that `make` builds from the callbacks, and save the result.
 
-    `judges` say of the answers that are sampled at every evaluation how good they are; `check` makes, of job, data and
-    trainer, what proves before the first step that rows do not change each other. `fused` is the temperature at which
-    TRL's own output layer scores tokens; None where the trainer does not go through it.
+    `judges` score the answers sampled at every evaluation; `check` takes job, data and trainer, and returns a check,
+    run before the first step, that rows do not affect each other. `fused` is the temperature at which TRL's own output
+    layer scores tokens; None if the trainer does not use that layer.
 
     Raises:
-        RefusedError: the loss is no number. StoppedError: a signal came; the step in progress was finished.
-        ConfigError: TRL refuses the settings.
+        RefusedError: a NaN or infinite loss. StoppedError: a signal arrived; the current step was finished.
+        ConfigError: TRL rejects the settings.
     """
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
         with routers.wanted(model.module):
@@ -111,7 +111,7 @@ def run(
             checks.append(fused_head.proof(job, data, temperature=fused))
         trainer.add_callback(NeighboursCallback(*checks))
         routers.settle(trainer, model.module, job.progress, fused=fused is not None)
-        trainer.remove_callback(PrinterCallback)  # stdout belongs to machines
+        trainer.remove_callback(PrinterCallback)  # stdout is for programs
         loading.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         result = trainer.train()
     return keep(job, data, model, steps=result.global_step, loss=float(result.training_loss))
@@ -120,23 +120,23 @@ def run(
 def callbacks(
     job: Job, data: Data, module: Any, bars: ExitStack, *, judges: Sequence[LoadedReward] = (), tells: bool = True
 ) -> list[TrainerCallback]:
-    """What happens beside the steps of any training; of several processes one alone `tells` of it."""
-    found: list[TrainerCallback] = []
+    """The callbacks of any training; with several processes only one reports (`tells`)."""
+    callbacks: list[TrainerCallback] = []
     if tells:
-        found += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
-        found += [SamplesCallback(job, data, bars, judges=judges)]
-        found += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
-    found += [GradientCallback(zero_is_right=bool(judges))]
+        callbacks += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
+        callbacks += [SamplesCallback(job, data, bars, judges=judges)]
+        callbacks += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
+    callbacks += [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
-        found += [AllocateCallback(job)]
+        callbacks += [AllocateCallback(job)]
     for more in job.plugins.hook.training_callbacks(job=job):
-        found.extend(more)
-    return found
+        callbacks.extend(more)
+    return callbacks
 
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Keep the bars of `datasets` off the terminal."""
+    """Hide the progress bars of `datasets`."""
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -148,7 +148,7 @@ def quiet_datasets() -> Iterator[None]:
 
 @contextmanager
 def refusals_of_trl(job: Job) -> Iterator[None]:
-    """Tell in a sentence what TRL finds wrong with the settings; some of it shows in the first step only."""
+    """Turn TRL's errors about settings into a ConfigError; some occur only in the first step."""
     try:
         yield
     except (ValueError, NotImplementedError, ImportError) as error:
@@ -159,7 +159,7 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
 
 
 def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trained:
-    """Save the trained weights, the tokenizer and the reference logits of the model as it is in memory."""
+    """Save the trained weights, the tokenizer, and reference logits of the model in memory."""
     folder = job.folder / "train"
     module = model.module.eval()
     adapter = hasattr(module, "peft_config")

@@ -1,4 +1,4 @@
-"""Learning from rewards for sampled answers: TRL's GRPO and RLOO, over prompts that it writes as a server would."""
+"""Learning from rewards for sampled answers: TRL's GRPO and RLOO, with prompts rendered as a server would."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from mlflow_ft.rows import Example
 from mlflow_ft.values import Data, Job, Model, Split, Trained
 
 EVALUATED = 32
-"""Held-out prompts that are answered at every evaluation, at most: one answer each, sampled as in training."""
+"""At most so many held-out prompts are answered at every evaluation: one answer each, sampled as in training."""
 TAKEN = {"prompt", "completion", "image", "images", "environment", *reward_judges.GIVEN}
-"""Names that TRL uses itself: a column of such a name is not given to reward functions."""
+"""Names that TRL uses itself: columns with these names are not passed to reward functions."""
 OF_GROUPS = ("frac_reward_zero_std", "clip_ratio", "cispo_clip_ratio")
-"""What TRL measures by comparing the answers of a group, or two versions of the model."""
+"""Metrics for which TRL compares the answers of a group, or two versions of the model."""
 TOLD = 5
 ROW = "row"
 
@@ -46,24 +46,24 @@ class Watched:
     _metrics: Any
 
     def _calculate_rewards(self, *args: Any, **options: Any) -> Any:
-        """As TRL's trainers do: a tensor of shape (answers of all processes, rewards), NaN where one says nothing."""
-        found = super()._calculate_rewards(*args, **options)  # type: ignore[misc]  # a mixin
+        """As in TRL's trainers: a tensor of shape (answers of all processes, rewards), with NaN for None."""
+        rewards = super()._calculate_rewards(*args, **options)  # type: ignore[misc]  # a mixin
         if self.model.training:
-            sums = (found * self.reward_weights.to(found.device)).nansum(dim=1)
-            sums[found.isnan().all(dim=1)] = math.nan
+            sums = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+            sums[rewards.isnan().all(dim=1)] = math.nan
             cut = self._metrics["train"]["completions/clipped_ratio"][-1] >= 1  # of this batch: it was just sampled
             self.watch.see(sums.view(-1, self.num_generations).tolist(), cut=[cut])
-        return found
+        return rewards
 
 
 class AsideEvaluation:
-    """Evaluates with the same random numbers each time, and leaves those of the training as they were."""
+    """Evaluates with the same random numbers each time, and restores those of the training."""
 
     args: Any
     _metrics: Any
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
-        """As TRL's trainers do, without what says nothing where each held-out prompt is answered once."""
+        """As in TRL's trainers, without metrics that are meaningless if each held-out prompt is answered once."""
         if self.args.num_generations_eval == 1:
             for name in list(self._metrics["eval"]):
                 if name.startswith(OF_GROUPS):
@@ -71,11 +71,11 @@ class AsideEvaluation:
         super().log(logs, *args)  # type: ignore[misc]  # a mixin
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """As transformers' Trainer does; how often a run is evaluated changes nothing of what is learned."""
+        """As in transformers' Trainer; the number of evaluations does not affect training."""
         with aside():
             set_seed(self.args.seed)
-            found: dict[str, float] = super().evaluate(*args, **options)  # type: ignore[misc]  # a mixin
-        return found
+            metrics: dict[str, float] = super().evaluate(*args, **options)  # type: ignore[misc]  # a mixin
+        return metrics
 
 
 class GRPO(Watched, AsideEvaluation, UnbalancedEvaluation, GRPOTrainer):
@@ -87,17 +87,17 @@ class RLOO(Watched, AsideEvaluation, UnbalancedEvaluation, RLOOTrainer):
 
 
 def grpo(job: Job, data: Data, model: Model) -> Trained:
-    """Train by GRPO on the rewards that `rollout` names.
+    """Train with GRPO on the rewards in `rollout`.
 
     Raises:
-        ConfigError: settings that TRL refuses. DataError: prompts that cannot be used. RefusedError: a reward function
-        failed, or the loss is no number. StoppedError: a signal came; the step in progress was finished.
+        ConfigError: TRL rejects the settings. DataError: prompts cannot be used. RefusedError: a reward function
+        failed, or a NaN or infinite loss. StoppedError: a signal arrived; the current step was finished.
     """
     return _train(job, data, model, config=GRPOConfig, kind=GRPO)
 
 
 def rloo(job: Job, data: Data, model: Model) -> Trained:
-    """Train by RLOO on the rewards that `rollout` names; raises as `grpo` does."""
+    """Train with RLOO on the rewards in `rollout`; raises as `grpo` does."""
     return _train(job, data, model, config=RLOOConfig, kind=RLOO)
 
 
@@ -148,7 +148,7 @@ def settings(job: Job, judges: Sequence[LoadedReward]) -> dict[str, Any]:
         "top_p": rollout.top_p,
         "num_iterations": rollout.num_iterations,
         "epsilon": rollout.epsilon,
-        "reward_weights": [one.weight for one in judges],
+        "reward_weights": [judge.weight for judge in judges],
         **loop.objective(job, "beta", "loss_type"),
     }
     return own | ({} if "num_generations_eval" in options else {"num_generations_eval": 1})
@@ -159,7 +159,7 @@ def settings(job: Job, judges: Sequence[LoadedReward]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """The prompts of one side of the split, with the columns for reward functions, as JSON: types stay as they are."""
+    """The prompts of one side of the split, with the columns for reward functions, as JSON, which keeps their types."""
 
     rows: list[str]
     columns: tuple[str, ...]
@@ -180,12 +180,12 @@ def unpacked(batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
 def questions(
     job: Job, data: Data, side: Split, template_options: Mapping[str, Any], *, most: int | None = None
 ) -> Questions:
-    """The prompts to answer; of a conversation what comes before its last answer, which becomes a column `answer`.
+    """The prompts to answer; for a conversation the turns before its last answer, which becomes a column `answer`.
 
-    Prompts longer than `data.max_length` are left out, and told: without its end a prompt asks nothing.
+    Prompts longer than `data.max_length` are skipped with a warning: a truncated prompt would lose its question.
 
     Raises:
-        DataError: prompts offer tools, or TRL would write one otherwise than it is served; nothing is left.
+        DataError: prompts offer tools, or TRL would render one differently from the server; or no prompts are left.
     """
     kept: list[dict[str, Any]] = []
     longest, left_out, problems = 0, 0, []
@@ -215,7 +215,7 @@ def questions(
 
 
 def packed(job: Job, kept: Sequence[Mapping[str, Any]], longest: int) -> Questions:
-    """Rows with the same keys; None where a row lacks a column."""
+    """Rows with the same keys; missing columns become None."""
     columns = list(dict.fromkeys(name for row in kept for name in row if name != "prompt"))
     taken = sorted(TAKEN & set(columns))
     if taken:
@@ -226,7 +226,7 @@ def packed(job: Job, kept: Sequence[Mapping[str, Any]], longest: int) -> Questio
 
 
 def tokens(tokenizer: Any, example: Example, template_options: Mapping[str, Any]) -> tuple[list[int], str]:
-    """A prompt's token ids, and what is wrong with it: TRL renders prompts itself, and must come to the same ids."""
+    """A prompt's token ids, and its problem or "": TRL renders prompts itself, and must get the same ids."""
     if example.tools:
         return [], "it offers tools, which TRL's trainers would omit from the prompt"
     ours = render.prompt_ids(tokenizer, example)
@@ -249,7 +249,7 @@ def tokens(tokenizer: Any, example: Example, template_options: Mapping[str, Any]
 
 
 def check_judges(judges: Sequence[LoadedReward], columns: Sequence[str]) -> None:
-    """Raise DataError where a reward function needs a column that the rows do not have."""
+    """Raise DataError if a reward function needs a column that the rows do not have."""
     for judge in judges:
         lacking = judge.lacks(columns)
         if lacking:
@@ -261,7 +261,7 @@ def check_judges(judges: Sequence[LoadedReward], columns: Sequence[str]) -> None
 
 
 def check_room(model: Model, longest: int, completion: int | None) -> None:
-    """Raise ConfigError where the longest prompt and an answer are more than the model has positions for."""
+    """Raise ConfigError if the longest prompt and an answer exceed the model's positions."""
     room = getattr(causal_model(model.module).config.get_text_config(), "max_position_embeddings", None)
     if room and longest + (completion or 0) > room:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Learning from preferences: TRL's DPO, CPO (and SimPO) and ORPO over pairs that are tokenised and masked already."""
+"""Learning from preferences: TRL's DPO, CPO (with SimPO) and ORPO on pairs that are already tokenised and masked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlflow_ft.values import Data, Job, Model, Split, Trained
 PAIR = ("input_ids", "labels", "rejected_ids", "rejected_labels")
 """The columns of the store that a pair needs."""
 AS_THEY_ARE = {"max_length": None, "remove_unused_columns": False}
-"""Settings for rows that were cut, and are tokenised, already."""
+"""Settings for rows that are already tokenised and truncated."""
 Row = dict[str, Any]
 
 
@@ -34,10 +34,10 @@ def pair(row: Row) -> tuple[Encoded, Encoded]:
 
 
 class ForDPO:
-    """Collates rows as DPO wants them: the chosen ones, and after them the rejected ones, in one batch.
+    """Collates rows for DPO: all chosen ones, then all rejected ones, in one batch.
 
-    `completion_mask` is 1 on the tokens that are learned, by our labels: of a conversation of several turns those of
-    the assistant alone, and never the white space behind its end-of-turn token.
+    `completion_mask` is 1 on the learned tokens, by our labels: in a conversation of several turns only the assistant's
+    tokens, and never the white space after its end-of-turn token.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -46,7 +46,8 @@ class ForDPO:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and `completion_mask`, each of shape (2 x rows, longest)."""
         pairs = [pair(row) for row in rows]
-        batch = batches.padded([*(one for one, _ in pairs), *(one for _, one in pairs)], pad_token_id=self._pad)
+        sides = [*(chosen for chosen, _ in pairs), *(rejected for _, rejected in pairs)]
+        batch = batches.padded(sides, pad_token_id=self._pad)
         batch["completion_mask"] = batch.pop("labels").ne(IGNORED).long()
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in rows[0]:
@@ -55,7 +56,7 @@ class ForDPO:
 
 
 class ForCPO:
-    """Collates rows as CPO and ORPO want them: `chosen_` and `rejected_` `input_ids`, `attention_mask`, `labels`."""
+    """Collates rows for CPO and ORPO: `chosen_` and `rejected_` `input_ids`, `attention_mask`, `labels`."""
 
     def __init__(self, pad_token_id: int) -> None:
         self._pad = pad_token_id
@@ -63,7 +64,7 @@ class ForCPO:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Six tensors of shape (rows, longest of its side)."""
         pairs = [pair(row) for row in rows]
-        sides = {"chosen": [one for one, _ in pairs], "rejected": [one for _, one in pairs]}
+        sides = {"chosen": [chosen for chosen, _ in pairs], "rejected": [rejected for _, rejected in pairs]}
         return {
             f"{side}_{name}": value
             for side, several in sides.items()
@@ -72,7 +73,7 @@ class ForCPO:
 
 
 class PairsAsTheyAre:
-    """Keeps TRL from tokenising rows anew."""
+    """Keeps TRL from tokenising rows again."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
@@ -83,27 +84,28 @@ class PairsAsTheyAre:
 
 
 class PreparedDPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
-    """DPO over our pairs."""
+    """DPO on our pairs."""
 
 
 class PreparedCPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, CPOTrainer):
-    """CPO and SimPO over our pairs."""
+    """CPO and SimPO on our pairs."""
 
 
 class PreparedORPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, ORPOTrainer):
-    """ORPO over our pairs."""
+    """ORPO on our pairs."""
 
 
 def pairs(split: Split) -> Any:
-    """One side of the split as a `datasets.Dataset` of pairs; TRL caches by its fingerprint what it computes of it."""
+    """One side of the split as a `datasets.Dataset` of pairs; TRL caches its results by the fingerprint."""
     return split.encoded.dataset(PAIR, fingerprint=split.digest)
 
 
 def dpo(job: Job, data: Data, model: Model) -> Trained:
     """Direct preference optimisation and its relatives (`objective.loss_type`): arXiv 2305.18290.
 
-    The reference is the base with a new adapter switched off; of an adapter that is trained further a frozen copy; of
-    a whole model that trains a second copy, unless `objective.precompute_ref_log_probs` asks it once, before training.
+    The reference is the base with the new adapter switched off; for an adapter that is trained further, a frozen copy;
+    for full fine-tuning, a second copy of the model, unless `objective.precompute_ref_log_probs` evaluates it once
+    before training.
     """
     own = AS_THEY_ARE | loop.objective(job, "beta", "loss_type", "label_smoothing", "precompute_ref_log_probs")
     arguments = loop.arguments(DPOConfig, job, job.folder / "train", own)
@@ -127,19 +129,18 @@ def dpo(job: Job, data: Data, model: Model) -> Trained:
 
 
 def second_model(job: Job, model: Model) -> Any | None:
-    """The reference of a whole model that trains; None where an adapter is switched off, or it was asked before."""
+    """The reference for full fine-tuning; None with an adapter, or if its log-probabilities are precomputed."""
     if hasattr(model.module, "peft_config") or job.config.objective.precompute_ref_log_probs:
         return None
     return loading.load_base(job.config, model.base)
 
 
 def settle_reference(job: Job, model: Model) -> None:
-    """Let the base be the reference of a new adapter, by switching the adapter off.
+    """Use the base as the reference of a new adapter, by switching the adapter off.
 
-    TRL makes a frozen copy of every adapter. A new one of most kinds changes nothing yet, so that a copy costs memory
-    for nothing; and a new learned prompt changes everything, at random, which is nothing to hold a model to. Those
-    that begin with a part of the base's weights, or of what rounding took from them, keep the copy: without it their
-    base is another model.
+    TRL makes a frozen copy of every adapter. Most new adapters change nothing yet, so a copy wastes memory; and a new
+    learned prompt changes everything at random, which is not a useful reference. Adapters initialised from the base's
+    weights, or from its quantisation error, keep the copy: without the adapter their base gives different outputs.
     """
     begins = job.config.adapter.init_lora_weights or ""
     copied = loop.REFERENCE in getattr(model.module, "peft_config", {})
@@ -148,7 +149,7 @@ def settle_reference(job: Job, model: Model) -> None:
 
 
 def cpo(job: Job, data: Data, model: Model) -> Trained:
-    """Contrastive preference optimisation, which needs no reference: arXiv 2401.08417; SimPO: arXiv 2405.14734."""
+    """Contrastive preference optimisation, without a reference: arXiv 2401.08417; SimPO: arXiv 2405.14734."""
     own = AS_THEY_ARE | _length(job) | loop.objective(job, "beta", "loss_type", "label_smoothing")
     arguments = loop.arguments(CPOConfig, job, job.folder / "train", own)
     return _without_reference(PreparedCPOTrainer, arguments, job, data, model)
@@ -162,7 +163,7 @@ def orpo(job: Job, data: Data, model: Model) -> Trained:
 
 
 def _length(job: Job) -> dict[str, int]:
-    """Rows are not longer than this; TRL warns where it is not told."""
+    """The maximum length of rows, without which TRL warns."""
     return {"max_length": job.config.data.max_length}
 
 
@@ -178,7 +179,7 @@ def _without_reference(kind: Any, arguments: Any, job: Job, data: Data, model: M
                 processing_class=data.tokenizer,
                 callbacks=callbacks,
             )
-        trainer.use_dpo_data_collator = True  # ours gives what TRL's own gives
+        trainer.use_dpo_data_collator = True  # ours returns the same as TRL's own
         return trainer
 
     return loop.run(job, data, model, make)

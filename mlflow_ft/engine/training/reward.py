@@ -1,4 +1,4 @@
-"""Training a reward model: TRL's trainer over pairs that are tokenised already; a head gives each answer a score."""
+"""Training a reward model: TRL's trainer on pairs that are already tokenised; a head gives each answer a score."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mlflow_ft.values import Data, Job, Model, Split, Trained
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
-    """Let the chosen answer's score exceed the rejected one's: the Bradley-Terry loss, arXiv 2203.02155.
+    """Train with the Bradley-Terry loss, arXiv 2203.02155: the chosen answer must score higher than the rejected one.
 
-    The score is read off the last token of the conversation as the template writes it.
+    The score is read at the last token of the rendered conversation.
     """
     arguments = loop.arguments(RewardConfig, job, job.folder / "train", {"max_length": None})
 

@@ -1,4 +1,4 @@
-"""Answers to a few held-out prompts, the same at every evaluation, as tables of the run: what no curve shows."""
+"""Answers to a few held-out prompts, the same at every evaluation, logged as tables of the run."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from mlflow_ft.rows import Example
 from mlflow_ft.values import Answer, Data, Job
 
 FIRST = 1000
-"""Held-out rows that are looked at for prompts."""
+"""Held-out rows that are searched for prompts."""
 LONGEST = 64
-"""Tokens of an answer, at most: a sample shows how the model speaks, and must cost little beside a training step."""
+"""Most tokens of an answer: a sample shows how the model answers, and must be cheap compared with a training step."""
 Row = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
 
 def prompts(job: Job, data: Data) -> list[Example]:
-    """The first `evaluation.samples` held-out rows that ask for different things; none for a model that scores."""
+    """The first `evaluation.samples` held-out rows with different prompts; none for a reward model."""
     if job.task == "score":
         return []
-    found: dict[str, Example] = {}
+    prompts: dict[str, Example] = {}
     for example in itertools.islice(filter(judge.answerable, data.eval.examples), FIRST):
-        if len(found) == job.config.evaluation.samples:
+        if len(prompts) == job.config.evaluation.samples:
             break
-        found.setdefault(repr((example.prompt, example.tools)), example)
-    return list(found.values())
+        prompts.setdefault(repr((example.prompt, example.tools)), example)
+    return list(prompts.values())
 
 
 class SamplesCallback(TrainerCallback):
-    """Lets the model answer, greedily, at every evaluation, and logs the answers as a table `samples/step_N.json`.
+    """Generates greedy answers at every evaluation, and logs them as a table `samples/step_N.json`.
 
-    `judges` add a column each with their reward.
+    Each of the `judges` adds a column with its reward.
     """
 
     def __init__(self, job: Job, data: Data, stack: ExitStack, *, judges: Sequence[LoadedReward] = ()) -> None:
@@ -78,24 +78,24 @@ class SamplesCallback(TrainerCallback):
 
 
 def table(step: int, answers: Sequence[Answer], judged: Mapping[str, Sequence[float | None]]) -> list[Row]:
-    """A row for each answer: the step, what was asked and expected, what was said, and what every reward says of it."""
+    """A row for each answer: the step, the prompt, the expected answer, the answer, and its rewards."""
     return [
         {
             "step": step,
-            "prompt": one.asked,
-            "expected": one.expected,
-            "answer": one.text,
-            "finished": one.finished,
+            "prompt": answer.asked,
+            "expected": answer.expected,
+            "answer": answer.text,
+            "finished": answer.finished,
         }
         | {f"reward/{name}": values[place] for name, values in judged.items()}
-        for place, one in enumerate(answers)
+        for place, answer in enumerate(answers)
     ]
 
 
 class Tables:
-    """Logs tables beside the training, which never waits for the server; what it refused is tried again with the next.
+    """Logs tables in a thread, so that training never waits for the server; failed ones are retried with the next.
 
-    At the end it is waited for; a table that cannot be delivered then is told, and no run fails for it.
+    `close` waits for all of them; a table that cannot be logged then gives a warning, and the run continues.
     """
 
     def __init__(self, job: Job) -> None:
@@ -106,14 +106,14 @@ class Tables:
         self._sending: Future[None] | None = None
 
     def put(self, rows: Sequence[Row], path: str) -> None:
-        """Log the rows as the table `path`, soon."""
+        """Log the rows as the table `path` in the background."""
         with self._lock:
             self._pending[path] = rows
         if self._sending is None or self._sending.done():
             self._sending = self._thread.submit(self._send)
 
     def close(self) -> None:
-        """Wait until all is delivered; a run that was told to stop tries no further."""
+        """Wait until all tables are logged; a run that is stopping does not retry."""
         if self._sending is not None:
             self._sending.result()
         if not self._job.run.stopping:

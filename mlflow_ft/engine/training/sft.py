@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: TRL's trainer over rows that are tokenised and masked already, with a loss of our own."""
+"""Supervised fine-tuning: TRL's trainer on rows that are already tokenised and masked, with our own loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Trained
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-"""Where the rows of a packed batch begin and end, beyond their positions."""
+"""Further inputs that say where the rows of a packed batch begin and end."""
 
 
 class LabelledTokensTrainer(SFTTrainer):
@@ -44,25 +44,25 @@ class LabelledTokensTrainer(SFTTrainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002  # transformers' own signature
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The summed loss over the tokens of the whole step, so that accumulation does not change it.
+        """The loss as the mean over the tokens of the whole step, so that accumulation does not change it.
 
-        A mixture of experts has the loss beside it that balances its experts. It is no sum over tokens: of a step in
-        several parts it is the mean of theirs, as in TRL.
+        For a mixture of experts, the loss that balances its experts is added: the mean over the parts of an accumulated
+        step, as in TRL.
         """
         unwrapped = self.accelerator.unwrap_model(model)
         if self._loss is None:
             self._loss = suited(unwrapped, _tensors(inputs))
-        found = self._loss(unwrapped, _tensors(inputs), wrapped=model, balance=self.aux_loss_enabled)
-        tokens = torch.as_tensor(found.nll.numel() if num_items_in_batch is None else num_items_in_batch)
-        loss = found.nll.sum() / tokens.clamp(min=1).to(found.nll.device)
+        losses = self._loss(unwrapped, _tensors(inputs), wrapped=model, balance=self.aux_loss_enabled)
+        tokens = torch.as_tensor(losses.nll.numel() if num_items_in_batch is None else num_items_in_batch)
+        loss = losses.nll.sum() / tokens.clamp(min=1).to(losses.nll.device)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the gradients are averaged over the processes
         metrics = self._metrics["train"]
-        if found.balance is not None:
+        if losses.balance is not None:
             parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            loss = loss + self.router_aux_loss_coef * found.balance.to(loss.device) / parts
-            metrics["aux_loss"].append(self.accelerator.gather(found.balance.detach()).mean().item())
-        metrics["mean_token_accuracy"].append(found.correct.float().mean().item() if found.correct.numel() else 0.0)
+            loss = loss + self.router_aux_loss_coef * losses.balance.to(loss.device) / parts
+            metrics["aux_loss"].append(self.accelerator.gather(losses.balance.detach()).mean().item())
+        metrics["mean_token_accuracy"].append(losses.correct.float().mean().item() if losses.correct.numel() else 0.0)
         length = (
             inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["labels"].numel())
         )
@@ -71,7 +71,7 @@ class LabelledTokensTrainer(SFTTrainer):
         return (loss, None) if return_outputs else loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """The mean loss over the held-out tokens; transformers' own weighs batches of unequal length alike."""
+        """The mean loss over the held-out tokens; transformers gives batches of different lengths equal weight."""
         self._module.eval()
         losses = judge.row_losses(
             self.accelerator.unwrap_model(self._module),
@@ -88,7 +88,7 @@ class LabelledTokensTrainer(SFTTrainer):
 
 @contextmanager
 def _own_head(model: Any) -> Iterator[None]:
-    """Let TRL take a model with an adapter on its output layer: its own loss would miss that; ours goes through it."""
+    """Make TRL accept a model with an adapter on its output layer, which its own loss would ignore; ours uses it."""
     model.get_output_embeddings = lambda: None
     try:
         yield
@@ -101,18 +101,18 @@ def _tensors(inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class ForPacked:
-    """Collates packed rows into one long row without padding, in which no example sees another.
+    """Collates packed rows into one long row without padding, in which examples do not see each other.
 
-    There is no attention mask: positions that begin again at 0 tell the model where an example begins. Its first token
-    is never learned, since what stands before it belongs to another. Layers that keep a state look at no positions; the
-    kernels of some take `boundaries`.
+    There is no attention mask: positions restart at 0 where an example begins. Its first token is never learned,
+    because the token before it belongs to another example. Layers with a state ignore positions; the kernels of some
+    take `boundaries`.
     """
 
     def __init__(self, *, boundaries: bool = False) -> None:
         self.boundaries = boundaries
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `labels` and `position_ids`, each of shape (1, tokens); with `boundaries` those beside them."""
+        """`input_ids`, `labels` and `position_ids`, each of shape (1, tokens); with `boundaries`, also BOUNDARIES."""
         lengths = [length for row in rows for length in row["seq_lengths"]]
         positions = torch.cat([torch.arange(length) for length in lengths])
         labels = torch.tensor([label for row in rows for label in row["labels"]])
@@ -125,7 +125,7 @@ class ForPacked:
 
 
 def _boundaries(lengths: Sequence[int]) -> dict[str, Any]:
-    """Where examples begin and end, as transformers' kernels want it, and TRL's own collator gives it."""
+    """Where examples begin and end, in the format of transformers' kernels and of TRL's collator."""
     edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     numbers = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), torch.tensor(lengths))
     values = (edges, edges, max(lengths), max(lengths), numbers[None])
@@ -133,10 +133,10 @@ def _boundaries(lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
-    """Train on the assistant's tokens, and leave the adapter, or the whole model, under the stage's folder.
+    """Train on the assistant's tokens, and save the adapter, or the whole model, in the stage's folder.
 
     Raises:
-        RefusedError: the loss is no number. StoppedError: a signal came; the step in progress was finished.
+        RefusedError: a NaN or infinite loss. StoppedError: a signal arrived; the current step was finished.
     """
     own = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = loop.arguments(SFTConfig, job, job.folder / "train", own)
@@ -149,7 +149,7 @@ def train(job: Job, data: Data, model: Model) -> Trained:
     packing = job.config.objective.packing
     if packing:
         with loop.quiet_datasets():
-            rows = pack_dataset(rows, job.config.data.max_length, "bfd")  # best fit decreasing: none is cut
+            rows = pack_dataset(rows, job.config.data.max_length, "bfd")  # best fit decreasing: no row is cut
 
     def make(callbacks: list[TrainerCallback]) -> LabelledTokensTrainer:
         return LabelledTokensTrainer(
@@ -167,20 +167,20 @@ def train(job: Job, data: Data, model: Model) -> Trained:
 
 
 def proof(job: Job, data: Data, trainer: Any) -> Check:
-    """A check that no row of the trainer's batches sees another: on pairs of rows, and on its first batch."""
+    """A check that rows in the trainer's batches do not see each other: on pairs of rows, and on its first batch."""
     collator, rows = trainer.data_collator, trainer.train_dataset
     lengths = "seq_lengths" in rows.column_names
 
     def collate(several: Sequence[Row]) -> Batch:
-        made = [{"input_ids": list(row), "labels": list(row)} for row in several]
-        batch: Batch = collator([row | {"seq_lengths": [len(row["input_ids"])]} if lengths else row for row in made])
+        records = [{"input_ids": list(row), "labels": list(row)} for row in several]
+        batch: Batch = collator([row | {"seq_lengths": [len(row["input_ids"])]} if lengths else row for row in records])
         return batch
 
     def look(model: Any, rough: bool) -> Seen | None:  # noqa: FBT001  # a callback
         size = min(job.config.training.per_device_train_batch_size, len(rows))
         first = collator([rows[index] for index in range(size)])
-        whole = first if "position_ids" in first else None  # padding is the same in any batch
-        return see_each_other(model, neighbours.some(data), collate, batch=whole, rough=rough)
+        packed = first if "position_ids" in first else None  # padding is the same in any batch
+        return see_each_other(model, neighbours.some(data), collate, batch=packed, rough=rough)
 
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
         if not lengths and job.config.training.per_device_train_batch_size == 1:

@@ -1,8 +1,8 @@
-"""How an adapter begins: what its first weights are taken from, and how one that changed its base is saved for it.
+"""Initialise an adapter, and save one whose initialisation changed the base so that it fits the original base.
 
-PiSSA, OLoRA, CorDA and LoRA-GA move a part of each weight into the adapter: W = W_rest + s B0 A0. The adapter that is
-trained belongs to W_rest, which nobody else has. So it is saved as the difference to the beginning, a LoRA of twice
-the rank on the untouched base (as in PEFT's `subtract_mutated_init`):
+PiSSA, OLoRA, CorDA and LoRA-GA move a part of each weight into the adapter: W = W_rest + s B0 A0. The trained adapter
+belongs to W_rest, which exists only in this run. So it is saved as the difference from its initial weights, a LoRA of
+twice the rank on the original base (as in PEFT's `subtract_mutated_init`):
 
     s B A - s B0 A0 = s [B  -B0] [A; A0]
 """
@@ -38,22 +38,22 @@ from mlflow_ft.rows import Encoded
 from mlflow_ft.values import BaseModel, Data, Job
 
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
-"""Beginnings that move a part of the base into the adapter."""
+"""Initialisations that move a part of the base into the adapter."""
 SEEN = 256
-"""Training rows, at most, that a beginning made of the data looks at."""
+"""At most so many training rows are used by initialisations from the data."""
 BEGINNING = "beginning.safetensors"
 WEIGHTS = "adapter_model.safetensors"
 
 
 def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
-    """Put a new adapter on the loaded base, with the first weights that `adapter.init_lora_weights` or `init_text` ask.
+    """Attach a new adapter to the base, initialised as `adapter.init_lora_weights` or `init_text` says.
 
     Raises:
         ModelError, ConfigError: the adapter does not fit the model.
     """
     begin = str(getattr(peft_config, "init_lora_weights", ""))
     if begin in ("corda", "lora_ga") and peft_config.target_modules == "all-linear":
-        peft_config.target_modules = set(linear.names(module))  # they look for the layers before PEFT does
+        peft_config.target_modules = set(linear.names(module))  # they need the layers before PEFT resolves the name
     # CorDA's hooks take one row at a time
     look = _batches(data, 1 if begin == "corda" else job.config.training.per_device_train_batch_size)
     tied = vocabulary.tied(module)
@@ -75,22 +75,22 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
     if begin.startswith(CHANGE_THE_BASE):
         job.folder.mkdir(parents=True, exist_ok=True)
         save_file(_adapter_weights(wrapped), job.folder / BEGINNING)
-        # an adapter that is added later, TRL's frozen reference, must not move a part of the base once more
+        # an adapter added later, TRL's frozen reference, must not move a part of the base again
         wrapped.peft_config["default"].init_lora_weights = True
     return wrapped
 
 
 def _named(peft_config: Any) -> dict[str, list[str]]:
-    """What a config asks for by the names of layers and weights, before PEFT writes names of its own into it."""
+    """The names of layers and weights in a config, before PEFT adds its own."""
     fields = ("rank_pattern", "alpha_pattern", "target_parameters")
     return {field: list(getattr(peft_config, field, None) or ()) for field in fields}
 
 
 def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:
-    """Refuse names that fit nothing, which PEFT would leave out with a warning, or without one.
+    """Refuse names that match nothing, which PEFT would ignore, sometimes without a warning.
 
     Raises:
-        ModelError: a pattern fits no adapted layer or weight, or a weight that was named is not there.
+        ModelError: a pattern matches no adapted layer or weight, or a named weight does not exist.
     """
     tuner = wrapped.base_model
     weights = list(getattr(tuner, "targeted_parameter_names", ()))
@@ -109,14 +109,14 @@ def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:
 
 
 def save(module: Any, folder: Path, *, beginning: Path | None = None, last: bool = True) -> None:
-    """Save an adapter so that it belongs to the base as it lies on the disk.
+    """Save an adapter so that it fits the original base.
 
-    `beginning` is the job's folder, where `attach` wrote the first weights of one that changed its base; they are
-    removed with the `last` save. Another adapter that a trainer has put beside it is left out.
+    `beginning` is the job's folder, where `attach` wrote the initial weights if they changed the base; they are removed
+    with the `last` save. A second adapter that a trainer has added is not saved.
     """
-    # the base and the rule for new tokens make the embeddings again: never a copy of all of them beside the adapter
+    # embeddings are not copied: the base and the rule for new tokens restore them
     with warnings.catch_warnings():
-        if isinstance(module.base_model, AdaLoraModel):  # it may leave a layer no rank at all
+        if isinstance(module.base_model, AdaLoraModel):  # it may reduce the rank of a layer to 0
             warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")
         module.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     if beginning is None or not (beginning / BEGINNING).is_file():
@@ -134,20 +134,20 @@ def save(module: Any, folder: Path, *, beginning: Path | None = None, last: bool
 
 
 def doubled(peft_config: Any) -> Any:
-    """The config of the same LoRA with twice the rank and the same scale, and without a beginning of its own."""
-    found = copy.deepcopy(peft_config)
-    factor = 2**0.5 if found.use_rslora else 2  # the scale is alpha / sqrt(r), or alpha / r
-    found.init_lora_weights, found.inference_mode = True, True
-    found.corda_config = found.lora_ga_config = None
-    found.r, found.lora_alpha = 2 * found.r, factor * found.lora_alpha
-    found.rank_pattern = {name: 2 * rank for name, rank in (found.rank_pattern or {}).items()}
-    alphas = dict(found.alpha_pattern or {})
-    found.alpha_pattern = {name: factor * alpha for name, alpha in alphas.items()}
-    return found
+    """The config of the same LoRA with twice the rank, the same scale, and no special initialisation."""
+    config = copy.deepcopy(peft_config)
+    factor = 2**0.5 if config.use_rslora else 2  # the scale is alpha / sqrt(r), or alpha / r
+    config.init_lora_weights, config.inference_mode = True, True
+    config.corda_config = config.lora_ga_config = None
+    config.r, config.lora_alpha = 2 * config.r, factor * config.lora_alpha
+    config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
+    alphas = dict(config.alpha_pattern or {})
+    config.alpha_pattern = {name: factor * alpha for name, alpha in alphas.items()}
+    return config
 
 
 def _merges_once(wrapped: Any, *, tied: bool) -> None:
-    """Refuse an adapter over layers that are one: it would be merged into their weights twice."""
+    """Refuse an adapter on tied layers: it would be merged into their weight twice."""
     inside, outside = wrapped.get_input_embeddings(), wrapped.get_base_model().get_output_embeddings()
     over = [layer for layer in (inside, outside) if isinstance(layer, BaseTunerLayer)]
     if tied and any(not isinstance(layer, TrainableTokensLayer) for layer in over):
@@ -170,33 +170,33 @@ def _batches(data: Data, batch_size: int) -> Iterator[dict[str, Tensor]]:
 
 
 def _large_enough(wrapped: Any, data: Data, *, narrowest: int) -> list[dict[str, Tensor]]:
-    """Batches with as many learned tokens as EVA looks for components; PEFT skips smaller ones, for ever."""
+    """Batches with at least as many learned tokens as EVA needs components; PEFT skips smaller ones, endlessly."""
     settings = wrapped.peft_config["default"]
     needed = round(max([settings.r, *settings.rank_pattern.values()]) * settings.eva_config.rho)
-    found: list[dict[str, Tensor]] = []
+    large: list[dict[str, Tensor]] = []
     rows: list[Encoded] = []
     for row in itertools.islice(data.train.encoded, SEEN):
         rows.append(row)
-        if sum(one.supervised for one in rows) >= needed + len(rows):
-            found.append(batches.padded(rows, pad_token_id=data.tokenizer.pad_token_id))
+        if sum(row.supervised for row in rows) >= needed + len(rows):
+            large.append(batches.padded(rows, pad_token_id=data.tokenizer.pad_token_id))
             rows = []
-    if needed > narrowest or not found:
+    if needed > narrowest or not large:
         raise ConfigError(
             f"eva needs {needed} components (adapter.r times rho), but the {narrowest} dimensions and the learned "
             f"tokens of at most {SEEN} rows have fewer",
             hint="lower adapter.r, or use another initialisation",
         )
-    return found
+    return large
 
 
 @torch.no_grad()
 def _correct_rounding(wrapped: Any, folder: Path) -> None:
-    """LoftQ (arXiv 2310.08659), one step: B A begins as the best low-rank part of what the quantisation took away.
+    """LoftQ (arXiv 2310.08659), one step: initialise B A to the best low-rank approximation of the quantisation error.
 
-    The base stays as it is, so that the adapter belongs to any copy of it.
+    The base is not changed, so the adapter fits any copy of it.
 
     Raises:
-        ModelError: the folder does not hold the weights under the layers' names.
+        ModelError: the folder does not contain the weights under the layers' names.
     """
     places: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -226,28 +226,28 @@ def _run(module: Any, look: Iterator[dict[str, Tensor]]) -> None:
 
 def _gradients(module: Any, look: Iterator[dict[str, Tensor]]) -> None:
     for batch in look:
-        found = full_token_loss(module, {name: value.to(module.device) for name, value in batch.items()})
-        found.nll.mean().backward()
+        losses = full_token_loss(module, {name: value.to(module.device) for name, value in batch.items()})
+        losses.nll.mean().backward()
 
 
 @torch.no_grad()
 def _from_text(wrapped: Any, text: str, tokenizer: Any) -> None:
-    """Begin a learned prompt with a text's embeddings, repeated where the text is shorter than the prompt."""
+    """Initialise a learned prompt with a text's embeddings, repeated if the text is shorter than the prompt."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigError("adapter.init_text has no tokens", hint="give a sentence, such as an instruction")
     weight = wrapped.prompt_encoder["default"].embedding.weight
     if len(ids) > len(weight):
         raise ConfigError(
-            f"adapter.init_text has {len(ids)} tokens, and the prompt has {len(weight)}",
-            hint=f"make it longer (--adapter.num_virtual_tokens {len(ids)}), or shorten the text",
+            f"adapter.init_text has {len(ids)} tokens, but the prompt has {len(weight)}",
+            hint=f"make the prompt longer (--adapter.num_virtual_tokens {len(ids)}), or shorten the text",
         )
     tiled = torch.tensor(list(itertools.islice(itertools.cycle(ids), len(weight))))
     weight.copy_(wrapped.word_embeddings(tiled.to(weight.device)).to(weight))
 
 
 def refused(error: Exception) -> ModelError:
-    """What PEFT or torch says of an adapter that the model's layers cannot take, as an error with a remedy."""
+    """The error for an adapter that PEFT or torch cannot attach to the model's layers."""
     return ModelError(
         f"the adapter does not fit the model: {brief(error)}", hint="check adapter.target_modules and adapter.options"
     )

@@ -1,4 +1,4 @@
-"""The base model with the adapter on it that is to be trained."""
+"""Load the base model with the adapter to train."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mlflow_ft.values import BaseModel, Data, Job, Model
 
 
 def prepare(job: Job, data: Data, base: BaseModel) -> Model:
-    """Load the base model for training, with the adapter that `adapter.kind` names.
+    """Load the base model for training, with the adapter named by `adapter.kind`.
 
     Raises:
-        ModelError: nothing would train, or the adapter does not fit, or could not be merged afterwards.
+        ModelError: nothing would be trained, or the adapter does not fit, or could not be merged after training.
     """
     config = job.config
     adapter = job.registry.adapters[config.adapter.kind]
@@ -31,7 +31,7 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     if config.model.quantize != "none":
         freeze(module)
     model = Model(base=base, module=module, trainable=0, total=_count(module))
-    set_seed(config.run.seed)  # the trainer's own seed comes when the adapter has its weights
+    set_seed(config.run.seed)  # the trainer sets its seed only after the adapter has been initialised
     if base.start:
         module = loading.with_adapter(module, base.start, trainable=True, say=job.progress.say)
     elif (peft_config := adapter.configure(job, model)) is None:
@@ -40,7 +40,7 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
         if base.task == "score":
             peft_config.task_type = TaskType.SEQ_CLS
         module = _attach(module, peft_config, job=job, data=data, base=base)
-    for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote where the weights lie on this machine
+    for peft_config in getattr(module, "peft_config", {}).values():  # PEFT wrote the path on this machine
         peft_config.base_model_name_or_path = base.name_or_path
         peft_config.revision = None if base.revision.startswith("sha256:") else base.revision
     if loading.learns_prompt(module) and base.task == "score":
@@ -54,10 +54,10 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
 
 
 def freeze(module: PreTrainedModel) -> None:
-    """Prepare a quantised base for an adapter: nothing in it trains, and weights that are not quantised are float32.
+    """Prepare a quantised base for an adapter: freeze it, and convert weights that are not quantised to float32.
 
     As PEFT's `prepare_model_for_kbit_training`, except for the experts of a mixture, which bitsandbytes does not
-    quantise: they are most of the model, and stay in the type in which they were loaded.
+    quantise: they are most of the model, and keep the type in which they were loaded.
     """
     kept = {id(weight) for weight in experts.fused(module).values()}
     for weight in module.parameters():

@@ -1,4 +1,4 @@
-"""Learning from answers that are called good or bad one by one: TRL's KTO over rows that are tokenised already."""
+"""Learning from answers that are labelled good or bad one by one: TRL's KTO on rows that are already tokenised."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Row = dict[str, Any]
 
 
 class PreparedKTOTrainer(UnbalancedEvaluation, KTOTrainer):
-    """KTO over our rows, which have the mismatched answers of the KL estimate already."""
+    """KTO on our rows, which already have the mismatched answers for the KL estimate."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
 
 
 def kto(job: Job, data: Data, model: Model) -> Trained:
-    """Kahneman-Tversky optimisation: arXiv 2402.01306. Of preferences both answers are taken, one good and one bad."""
+    """Kahneman-Tversky optimisation: arXiv 2402.01306. A preference gives two answers, one good and one bad."""
     names = ("beta", "loss_type", "desirable_weight", "undesirable_weight", "precompute_ref_log_probs")
     own = AS_THEY_ARE | loop.objective(job, *names)
     arguments = loop.arguments(KTOConfig, job, job.folder / "train", own)
@@ -54,8 +54,8 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
 def answers(split: Split, *, batch_size: int) -> Any:
     """One side of the split as a `datasets.Dataset` of prompts, answers and labels.
 
-    Every row has another row's answer too (`KL_completion_ids`), of which the KL to the reference is estimated: that of
-    the row before it in its batch of `batch_size`, as TRL and the paper's authors pair them.
+    Every row also has another row's answer (`KL_completion_ids`) for estimating the KL to the reference: that of the
+    row before it in its batch of `batch_size`, as TRL and the paper's authors pair them.
     """
     from datasets import Dataset
 
@@ -70,13 +70,13 @@ def answers(split: Split, *, batch_size: int) -> Any:
 def _labelled(split: Split) -> Iterator[Row]:
     for example, encoded in zip(split.examples, split.encoded, strict=True):
         sides = [(encoded, example.label is not False)] + ([(encoded.rejected, False)] if encoded.rejected else [])
-        for one, label in sides:
-            prompt, completion = last_answer(one)
+        for side, label in sides:
+            prompt, completion = last_answer(side)
             yield {"prompt_ids": prompt, "completion_ids": completion, "label": label}
 
 
 def last_answer(row: Encoded) -> tuple[Sequence[int], Sequence[int]]:
-    """The tokens before the last learned turn, and those of that turn; what stands behind it is left out."""
+    """The tokens before the last learned turn, and those of that turn; what follows it is dropped."""
     end = len(row.labels)
     while end and row.labels[end - 1] == IGNORED:
         end -= 1
