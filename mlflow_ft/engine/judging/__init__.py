@@ -1,1 +1,1 @@
-"""A model measured: held-out losses and answers, paired tests, and how near one form of it is to another."""
+"""Measure a model: held-out losses and answers, paired tests, and how close its forms are to the trained model."""

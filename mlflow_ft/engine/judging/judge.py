@@ -23,7 +23,7 @@ from mlflow_ft.values import Answer, Data, Job, Trained
 def row_losses(
     model: Any, rows: Sequence[Encoded], *, batch_size: int, pad_token_id: int, bar: Bar | None = None
 ) -> list[tuple[float, int]]:
-    """Of every row the summed negative log-likelihood (nats) of its learned tokens, and their number."""
+    """For every row, the summed negative log-likelihood (nats) of its learned tokens, and their number."""
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     device = causal_model(model).device
     measure: Any = None
@@ -31,9 +31,9 @@ def row_losses(
         batch = batches.padded([rows[index] for index in indices], pad_token_id=pad_token_id)
         inputs = {name: value.to(device) for name, value in batch.items()}
         measure = measure or suited(model, inputs)
-        found = measure(model, inputs)
-        sums = torch.zeros(len(indices), device=device).index_add_(0, found.row, found.nll)
-        counts = torch.bincount(found.row, minlength=len(indices))
+        token_losses = measure(model, inputs)
+        sums = torch.zeros(len(indices), device=device).index_add_(0, token_losses.row, token_losses.nll)
+        counts = torch.bincount(token_losses.row, minlength=len(indices))
         for index, total, count in zip(indices, sums.tolist(), counts.tolist(), strict=True):
             losses[index] = (total, count)
         if bar:
@@ -55,18 +55,18 @@ def row_scores(model: Any, rows: Sequence[Encoded], *, batch_size: int, pad_toke
 
 
 def answerable(example: Example) -> bool:
-    """Whether a model can be asked for what is said last, or next; not for what is known to be bad."""
+    """Whether a model can be asked for the last or next turn of an example; not if its answer is labelled bad."""
     return (example.answer is not None and example.label is not False) or example.kind == "prompt"
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
-    """Mean over tokens, not over rows (nats); NaN where there is no token."""
+    """Mean over tokens, not over rows (nats); NaN if there are no tokens."""
     tokens = sum(count for _, count in losses)
     return sum(total for total, _ in losses) / tokens if tokens else float("nan")
 
 
 class JudgedModel:
-    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, when first asked for."""
+    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, on first access."""
 
     def __init__(self, *, name: Literal["base", "tuned"], module: Any, job: Job, data: Data) -> None:
         self.name = name
@@ -82,7 +82,7 @@ class JudgedModel:
         return JudgedModel(name=self.name, module=self._module, job=self._job, data=data)
 
     def release(self) -> None:
-        """Let the model go; what was asked for stays."""
+        """Release the model; results computed so far remain available."""
         self._module = None
 
     @cached_property
@@ -98,21 +98,21 @@ class JudgedModel:
 
     @cached_property
     def pairs(self) -> Sequence[tuple[float, float]]:
-        """Of every held-out preference how good the model finds the chosen answer, and the rejected one."""
+        """For every held-out preference, the model's scores of the chosen and the rejected answer."""
         if self.data.kind != "preference":
             return ()
         rejected = [row.rejected for row in self.data.eval.encoded if row.rejected]
         if self._scores:
             both = [*self.data.eval.encoded, *rejected]
-            found = row_scores(self._module, both, batch_size=self._batch, pad_token_id=self._pad)
+            scores = row_scores(self._module, both, batch_size=self._batch, pad_token_id=self._pad)
         else:
             others = row_losses(self._module, rejected, batch_size=self._batch, pad_token_id=self._pad)
-            found = [-total for total, _ in (*self.losses, *others)]
-        return list(zip(found[: len(rejected)], found[len(rejected) :], strict=True))
+            scores = [-total for total, _ in (*self.losses, *others)]
+        return list(zip(scores[: len(rejected)], scores[len(rejected) :], strict=True))
 
     @cached_property
     def rewards(self) -> Mapping[str, Sequence[float | None]]:
-        """Of every reward its value for each of the answers; empty where none is named."""
+        """For every reward, its values for the answers; empty if no reward is named."""
         return self._rewarded[0]
 
     @cached_property
@@ -149,29 +149,29 @@ class JudgedModel:
 def answers(
     model: Any, data: Data, examples: Sequence[Example], *, max_new_tokens: int, batch_size: int, bar: Bar | None = None
 ) -> list[Answer]:
-    """Let the model answer, greedily, in place of each conversation's last turn."""
+    """Generate greedy answers in place of each conversation's last turn."""
     ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
     pad = data.tokenizer.pad_token_id
-    found: dict[int, Answer] = {}
+    answered: dict[int, Answer] = {}
     if crowded(model, max(map(len, ids), default=0), max_new_tokens):
-        batch_size = 1  # each answer may be as long as its own prompt allows, whatever stands beside it
+        batch_size = 1  # so that each answer may be as long as its own prompt allows
     for indices in left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad):
         generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
         for index, (text, finished) in zip(indices, generated, strict=True):
-            found[index] = answer_to(examples[index], text, finished=finished)
+            answered[index] = answer_to(examples[index], text, finished=finished)
         if bar:
             bar.advance(len(indices))
-    return [found[index] for index in range(len(examples))]
+    return [answered[index] for index in range(len(examples))]
 
 
 def crowded(model: Any, length: int, more: int) -> bool:
-    """Whether a model has no positions for so many tokens behind `length`."""
+    """Whether a model lacks positions for `more` tokens after `length`."""
     left = room.left(model, length)
     return left is not None and left < more
 
 
 def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
-    """An answer beside what was expected, with what reward functions are told of the row."""
+    """An answer with the expected one, and the row's columns for reward functions."""
     return Answer(
         prompt=example.prompt,
         expected=str(example.answer or example.columns.get(reward_judges.ANSWER) or ""),
@@ -182,7 +182,7 @@ def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
 
 
 def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
-    """Greedy continuations, and whether each ended its turn. Padded on the left, as generation needs it."""
+    """Greedy continuations, and whether each ended its turn. Prompts are padded on the left."""
     causal = causal_model(model)
     longest = max(map(len, prompts))
     if crowded(model, longest, max_new_tokens):
@@ -206,10 +206,10 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
 
 
 def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
-    """The base model, then the tuned one, each from its files; the first is gone from memory when the second comes.
+    """The base model, then the tuned one, each loaded from its files; the first is released before the second.
 
-    Where an adapter was trained further, the first is the base with the adapter as it was before.
-    Ask for all that is needed of one before taking the next.
+    If an adapter was trained further, the first is the base with the adapter before training.
+    Compute everything needed from one before taking the next.
     """
     base = loading.load_base(job.config, trained.base)
     loading.agree(base, data)

@@ -1,16 +1,16 @@
 """A paired test: is one model better than another on the same rows, by more than a margin?
 
-No test knows what no row has shown: where a loss is rare and large enough, every test of a mean can be misled (Bahadur
-and Savage 1956). So two tests must agree, each exact under an assumption of its own:
+No test can account for losses that did not occur in the sample: if they are rare and large enough, they can mislead
+every test of a mean (Bahadur and Savage 1956). So two tests must agree, each exact under its own assumption:
 
-- the sign-flip test (Fisher 1935) in Hartigan's form (1969): for differences that scatter symmetrically, exact for any
-  number of rows. The means of all subsets of the rows are its distribution; with 4 rows there are 16 subsets, and
-  nothing is surer than 15 in 16.
-- Gaffke's bound on a mean (2005; Learned-Miller and Thomas 2019, arXiv 1905.06208): for differences of any shape, as
-  long as no row is worse than an unseen worst one, for which see `worst_unseen`.
+- the sign-flip test (Fisher 1935) in Hartigan's form (1969): exact for any number of rows if differences are
+  distributed symmetrically. Its distribution is the means of all subsets of the rows; with 4 rows there are 16 subsets,
+  so the confidence is at most 15 in 16.
+- Gaffke's bound on a mean (2005; Learned-Miller and Thomas 2019, arXiv 1905.06208): for differences of any
+  distribution, as long as no row is worse than an unseen worst one; see `worst_unseen`.
 
-For right or wrong answers both are McNemar's exact test. Beyond that each alone finds equal models different too often
-(the sign flip up to 18 % in place of 5 % where a few rows lose much); both together do not.
+For right or wrong answers both equal McNemar's exact test. Otherwise each alone finds equal models different too often
+(the sign flip up to 18 % instead of 5 % if a few rows lose much); both together do not.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 AT_ONCE = 4_000_000
-"""Numbers that are drawn at a time."""
+"""Random numbers drawn at a time."""
 ALL_SUBSETS = 16
-"""Up to so many rows every subset is looked at; beyond, random ones."""
+"""Up to so many rows, every subset is used; with more, random ones."""
 MANY = 5000
-"""Rows from which on fewer samples say as much."""
+"""Number of rows from which fewer samples are enough."""
 ENOUGH = 2000
+"""Samples used then."""
 FEW = 30
-"""Rows that differ. With fewer, the rows that were seen say little about the worst that was not: a fault in one row of
-ten stays unseen in 29 rows with a chance of 4.7 %."""
+"""Rows that differ. With fewer, the sample says little about the worst unseen row: a fault in one row of ten is missed
+by 29 rows with a probability of 4.7 %."""
 WORSE_BY = 2.5
-"""How many times as bad as the largest difference seen a row may be, where few rows differ."""
+"""How many times as bad as the largest observed difference a row may be if few rows differ."""
 POWER = 0.8
 SAME = 1e-5
-"""Share of the scores' mean size below which a difference is rounding: float32, in batches of another shape."""
+"""Share of the scores' mean size below which a difference is rounding: float32, in batches of different shapes."""
 MOST_NEEDED = 1_000_000
-"""Beyond so many rows it is not worth saying how many."""
+"""Upper limit of the number of rows that is reported."""
 ROUNDING = 1e-9
 """Share of the largest difference below which two numbers are equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """The outcome, in the unit of the score, turned so that a positive difference is an improvement."""
+    """The outcome, in the unit of the score, with the sign such that a positive difference is an improvement."""
 
     rows: int
     differing: int
@@ -56,22 +57,22 @@ class Paired:
     difference: float
     """Mean over the rows."""
     low: float
-    """The difference is above it with the confidence that was asked for; minus infinity where the rows are too few to
-    say anything with that confidence. It is above the margin exactly where `p_value` is at most 1 - confidence."""
+    """Lower bound of the difference at the requested confidence; minus infinity if there are too few rows for that
+    confidence. It is above the margin if and only if `p_value` is at most 1 - confidence."""
     p_value: float
-    """How often models that differ by the margin alone would show such a difference, at most."""
+    """Upper bound of the probability of such a difference between models that differ only by the margin."""
     needed: int | None
-    """Rows that would show a difference of this size, four times of five; None where it is not above the margin."""
+    """Rows that would show a difference of this size four times out of five; None if it is not above the margin."""
 
 
 def row_differences(
     ours: Sequence[float | None], theirs: Sequence[float | None], *, lower_is_better: bool
 ) -> list[float]:
-    """Of every row that both have a score for, by how much ours is better; 0 where it differs by rounding alone."""
-    pairs = [(one, other) for one, other in zip(ours, theirs, strict=True) if one is not None and other is not None]
-    rounding = SAME * sum(abs(one) + abs(other) for one, other in pairs) / max(1, 2 * len(pairs))
-    found = [other - one if lower_is_better else one - other for one, other in pairs]
-    return [one if abs(one) > rounding else 0.0 for one in found]
+    """For every row with both scores, by how much ours is better; 0 if the difference is only rounding."""
+    pairs = [(our, their) for our, their in zip(ours, theirs, strict=True) if our is not None and their is not None]
+    rounding = SAME * sum(abs(our) + abs(their) for our, their in pairs) / max(1, 2 * len(pairs))
+    differences = [their - our if lower_is_better else our - their for our, their in pairs]
+    return [difference if abs(difference) > rounding else 0.0 for difference in differences]
 
 
 def paired_test(
@@ -80,14 +81,14 @@ def paired_test(
     """Test whether the mean difference is above `margin`.
 
     Args:
-        differences: Of every row by how much the one model is better than the other.
-        margin: What the mean is tested to be above.
+        differences: For every row, by how much one model is better than the other.
+        margin: The mean is tested to be above it.
         confidence: Of the one-sided bound, 0.5 to 1.
-        samples: Random subsets and weights, where there are too many to look at all; the same `seed` gives the same
-            numbers, and p-values have the +1 of Phipson and Smyth (2010), so that none of them is too small.
+        samples: Number of random subsets and weights if there are too many for all; the same `seed` gives the same
+            numbers, and p-values have the +1 of Phipson and Smyth (2010), so that they are never too small.
 
     Raises:
-        ValueError: no rows, or a difference that is NaN or infinite.
+        ValueError: there are no rows, or a difference is NaN or infinite.
     """
     values = np.asarray(differences, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
@@ -110,12 +111,12 @@ def paired_test(
 
 
 def worst_unseen(values: Values, *, differing: int | None = None) -> float:
-    """How bad a row may be that was not among those seen, where `differing` rows are seen to differ.
+    """How bad an unseen row may be if `differing` of the observed rows differ.
 
-    Where all differences have one size, as with right and wrong answers, it has that size too. Else, with few rows, it
-    is up to 2.5 times as bad as the largest difference in either direction; with more, twice as far below the mean as
-    the worst row seen. In simulations (test_paired.py) this keeps false alarms below 5 % for differences
-    as skewed as a lognormal's.
+    If all differences have the same size, as with right and wrong answers, it has that size. Otherwise, with few rows,
+    it is up to 2.5 times as bad as the largest difference in either direction; with more, twice as far below the mean
+    as the worst observed row. In simulations (test_paired.py) this keeps false alarms below 5 % for differences as
+    skewed as a lognormal's.
     """
     seen = values[values != 0]
     count = len(seen) if differing is None else differing
@@ -134,7 +135,7 @@ def worst_unseen(values: Values, *, differing: int | None = None) -> float:
 def rows_needed(values: Values, *, margin: float, confidence: float) -> int | None:
     """The smallest number of rows that would show a difference like this one with a power of 80 %.
 
-    By the normal approximation of both tests, and not less than what the sign flip needs where every row is better.
+    By the normal approximation of both tests, and at least what the sign flip needs if every row is better.
     """
     mean, spread = float(values.mean()), float(values.std(ddof=min(1, len(values) - 1)))
     if mean <= margin:
@@ -144,7 +145,7 @@ def rows_needed(values: Values, *, margin: float, confidence: float) -> int | No
 
     def shown(rows: int) -> bool:
         worst = worst_unseen(values, differing=round(rows * differing))
-        share = (mean - worst) / (rows + 1)  # what the unseen row takes from the mean, and how that scatters
+        share = (mean - worst) / (rows + 1)  # what the unseen row subtracts from the mean, and its spread
         error = spread / math.sqrt(rows)
         return mean - share - margin >= sure * math.hypot(error, share) + power * error
 
@@ -160,7 +161,7 @@ def rows_needed(values: Values, *, margin: float, confidence: float) -> int | No
 
 
 def _outcome(means: Values, *, margin: float, confidence: float, tolerance: float) -> tuple[float, float]:
-    """The lower bound and the p-value, from means of which each is as likely as another to be below the truth."""
+    """The lower bound and the p-value, from means that are equally likely to be below the truth."""
     worse = int((means <= margin + tolerance).sum())
     place = math.floor((1 - confidence) * (1 + len(means)) + 1e-9)
     low = float(np.partition(means, place - 1)[place - 1]) - tolerance if place else -math.inf
@@ -168,7 +169,7 @@ def _outcome(means: Values, *, margin: float, confidence: float, tolerance: floa
 
 
 def _of_subsets(values: Values, draw: np.random.Generator, samples: int) -> Values:
-    """The means of all subsets but the empty one, or of random ones."""
+    """The means of all non-empty subsets, or of random subsets."""
     rows = len(values)
     if rows <= ALL_SUBSETS:
         chosen = (np.arange(1, 2**rows)[:, None] >> np.arange(rows)) & 1
@@ -179,19 +180,19 @@ def _of_subsets(values: Values, draw: np.random.Generator, samples: int) -> Valu
 
 
 def _means(chosen: NDArray[np.integer], values: Values) -> Values:
-    """The mean of each subset, minus infinity of an empty one; `chosen` is 0 or 1, (subsets, rows)."""
+    """The mean of each subset, minus infinity for an empty one; `chosen` is 0 or 1, of shape (subsets, rows)."""
     counts = chosen.sum(axis=1, dtype=np.int64)
-    found: Values = np.where(counts > 0, (chosen @ values) / np.maximum(counts, 1), -np.inf)
-    return found
+    means: Values = np.where(counts > 0, (chosen @ values) / np.maximum(counts, 1), -np.inf)
+    return means
 
 
 def _of_weights(values: Values, worst: float, draw: np.random.Generator, samples: int) -> Values:
-    """Means of the rows and the unseen worst one under weights that are uniform over all that sum to 1."""
-    found = []
+    """Means of the rows and the unseen worst one, under weights drawn uniformly from those that sum to 1."""
+    means = []
     for count in _batches(samples, len(values)):
         weights = draw.standard_exponential(size=(count, len(values) + 1))
-        found.append((weights[:, 1:] @ values + weights[:, 0] * worst) / weights.sum(axis=1))
-    return np.concatenate(found)
+        means.append((weights[:, 1:] @ values + weights[:, 0] * worst) / weights.sum(axis=1))
+    return np.concatenate(means)
 
 
 def _batches(samples: int, rows: int) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """How near a form of a model is to the one that was trained: on held-out tokens, one by one, and in what it says.
 
-The trained model leaves its logits behind while it is still in memory (`reference`); every form that is made of it
-(the adapter on its base, the merged model, one in fewer bits, a GGUF file) is loaded from its files and compared.
+The trained model's logits are saved while it is still in memory (`reference`); every form made from it (the adapter on
+its base, the merged model, a quantised model, a GGUF file) is loaded from its files and compared with them.
 """
 
 from __future__ import annotations
@@ -22,42 +22,44 @@ from mlflow_ft.values import Form
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """What a comparison found."""
+    """The result of a comparison."""
 
     numbers: Mapping[str, float]
     tokens: Sequence[Mapping[str, Any]]
-    """A mapping a token that was compared: `row`, `position`, `token` and `trained_top`, `found_top` (ids), `kl`."""
+    """A mapping for each compared token: `row`, `position`, `token` and `trained_top`, `found_top` (ids), `kl`."""
     answers: Sequence[Mapping[str, Any]]
-    """A mapping a prompt: `row`, `trained`, `found` (token ids)."""
+    """A mapping for each prompt: `row`, `trained`, `found` (token ids)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """One row of the reference, and what was found of it."""
+    """One row of the reference, with the logits of the compared form."""
 
     index: int
     input_ids: Tensor
     positions: Tensor
     trained: Tensor
-    found: Tensor
+    """The trained model's logits."""
+    form: Tensor
+    """The form's logits, NaN for tokens without one."""
 
     @property
     def kl(self) -> Tensor:
-        return kl(self.trained, self.found)
+        return kl(self.trained, self.form)
 
     @property
     def following(self) -> Tensor:
-        """Of every position whether a token follows it whose probability is told; none is of a row that is scored."""
-        there = (self.positions + 1 < len(self.input_ids)) & (len(self.trained) == len(self.positions))
-        if not there.any():
-            return there
+        """For every position, whether the form gives a probability for the next token; False for scored rows."""
+        exists = (self.positions + 1 < len(self.input_ids)) & (len(self.trained) == len(self.positions))
+        if not exists.any():
+            return exists
         wanted = self.input_ids[(self.positions + 1).clamp(max=len(self.input_ids) - 1)]
-        return there & ~self.found.gather(1, wanted[:, None])[:, 0].isnan()
+        return exists & ~self.form.gather(1, wanted[:, None])[:, 0].isnan()
 
     @property
-    def told(self) -> Tensor:
-        """What was found, with a number for every token."""
-        return filled(self.found)
+    def filled(self) -> Tensor:
+        """The form's logits, with a number for every token."""
+        return filled(self.form)
 
     def losses(self, logits: Tensor) -> Tensor:
         """Negative log-likelihood of the tokens that follow, in nats."""
@@ -68,49 +70,50 @@ class _Row:
 
 
 def compare(model: Any, reference: Path) -> Mapping[str, float]:
-    """Compare a model in memory with the logits that the trained one left; see `measure`."""
+    """Compare a model in memory with the trained model's saved logits; see `measure`."""
     return measure(Loaded(model), reference).numbers
 
 
 def measure(form: Form, reference: Path, *, answers: bool = True) -> Parity:
-    """Compare a form with what the trained model left in `reference`; with `answers` also in how it goes on.
+    """Compare a form with the trained model's saved `reference`; with `answers` also its greedy continuations.
 
     Returns:
         In `numbers`: `kl_mean`, `kl_max` (D(trained || form), nats per token), `top1_agreement` (share of tokens),
         `perplexity_change` (relative to the trained model's, on the same tokens), `greedy_agreement` (share of prompts
-        behind which both say the same), `unstopped` (prompts behind which the form says the same and then more, where
-        the trained model ends its turn), `kl_share` (of the way from the base model to the trained one: 0 is the
-        trained model, 1 as far from it as the base), `tokens` (how many were compared); what is not known is left out.
+        with the same continuation), `unstopped` (prompts for which the form gives the same answer but does not end its
+        turn with it), `kl_share` (distance from the trained model relative to the base's: 0 is the trained model, 1 as
+        far from it as the base), `tokens` (how many were compared). Unknown numbers are omitted.
     """
     kept = load_file(reference)
     rows = [_row(form, kept, index) for index in range(sum(name.endswith(".input_ids") for name in kept))]
     divergence = torch.cat([row.kl for row in rows])
-    agreement = torch.cat([row.trained.argmax(dim=-1) == row.told.argmax(dim=-1) for row in rows])
-    said = [answer for row in rows if answers and (answer := _answer(form, kept, row))]
+    agreement = torch.cat([row.trained.argmax(dim=-1) == row.filled.argmax(dim=-1) for row in rows])
+    answered = [answer for row in rows if answers and (answer := _answer(form, kept, row))]
     numbers = {
         "kl_mean": divergence.mean().item(),
         "kl_max": divergence.max().item(),
         "top1_agreement": agreement.float().mean().item(),
     }
-    trained, found = (torch.cat([row.losses(getattr(row, name)) for row in rows]) for name in ("trained", "told"))
-    if len(trained):
-        numbers["perplexity_change"] = torch.expm1(found.mean() - trained.mean()).item()
-    if said:
-        numbers["greedy_agreement"] = sum(one["trained"] == one["found"] for one in said) / len(said)
-        numbers["unstopped"] = float(sum(_goes_on(**one) for one in said))
+    trained_losses = torch.cat([row.losses(row.trained) for row in rows])
+    if len(trained_losses):
+        form_losses = torch.cat([row.losses(row.filled) for row in rows])
+        numbers["perplexity_change"] = torch.expm1(form_losses.mean() - trained_losses.mean()).item()
+    if answered:
+        numbers["greedy_agreement"] = sum(answer["trained"] == answer["found"] for answer in answered) / len(answered)
+        numbers["unstopped"] = float(sum(_goes_on(answer["trained"], answer["found"]) for answer in answered))
     base = [kept[f"{row.index}.base_kl"] for row in rows if f"{row.index}.base_kl" in kept]
     if base and (far := torch.cat(base).mean().item()) > 0:
         numbers["kl_share"] = numbers["kl_mean"] / far
     numbers["tokens"] = float(len(divergence))
-    return Parity(numbers=numbers, tokens=[token for row in rows for token in _tokens(row)], answers=said)
+    return Parity(numbers=numbers, tokens=[token for row in rows for token in _tokens(row)], answers=answered)
 
 
 def _row(form: Form, kept: Mapping[str, Tensor], index: int) -> _Row:
     ids, positions, trained = (kept[f"{index}.{name}"] for name in ("input_ids", "positions", "logits"))
-    found = form.logits(ids, positions)
-    width = min(trained.shape[1], found.shape[1])  # the embeddings of one may be padded
+    logits = form.logits(ids, positions)
+    width = min(trained.shape[1], logits.shape[1])  # the embeddings of either may be padded
     return _Row(
-        index=index, input_ids=ids, positions=positions, trained=trained[:, :width], found=found[:, :width].float()
+        index=index, input_ids=ids, positions=positions, trained=trained[:, :width], form=logits[:, :width].float()
     )
 
 
@@ -118,24 +121,25 @@ def _answer(form: Form, kept: Mapping[str, Tensor], row: _Row) -> Mapping[str, A
     if f"{row.index}.continued" not in kept:
         return None
     trained = kept[f"{row.index}.continued"].tolist()
-    found = form.continued(prompt(row.input_ids, row.positions), LENGTH)
-    return {"row": row.index, "trained": trained, "found": found}
+    continuation = form.continued(prompt(row.input_ids, row.positions), LENGTH)
+    return {"row": row.index, "trained": trained, "found": continuation}
 
 
-def _goes_on(*, row: int, trained: list[int], found: list[int]) -> bool:
-    return len(found) > len(trained) > 0 and found[: len(trained)] == trained
+def _goes_on(trained: list[int], form: list[int]) -> bool:
+    return len(form) > len(trained) > 0 and form[: len(trained)] == trained
 
 
 def _tokens(row: _Row) -> Sequence[Mapping[str, Any]]:
-    tops = zip(row.trained.argmax(dim=-1).tolist(), row.told.argmax(dim=-1).tolist(), strict=True)
+    trained_tops, form_tops = row.trained.argmax(dim=-1).tolist(), row.filled.argmax(dim=-1).tolist()
+    tops = zip(trained_tops, form_tops, row.kl.tolist(), strict=True)
     return [
         {
             "row": row.index,
             "position": position,
             "token": int(row.input_ids[position]),
-            "trained_top": trained,
-            "found_top": found,
+            "trained_top": trained_top,
+            "found_top": form_top,
             "kl": divergence,
         }
-        for position, (trained, found), divergence in zip(row.positions.tolist(), tops, row.kl.tolist(), strict=False)
+        for position, (trained_top, form_top, divergence) in zip(row.positions.tolist(), tops, strict=False)
     ]

@@ -1,7 +1,7 @@
-"""What the trained model leaves behind while it is in memory, for every later form of it to be compared with.
+"""Save reference outputs of the trained model while it is in memory, to compare every later form with.
 
-Of the first held-out rows the logits at the learned tokens, how far the bare base model is from them, and how the
-model goes on, greedily, behind the first prompts. One safetensors file, at most about 50 MiB.
+For the first held-out rows: the logits at the learned tokens, the base model's divergence from them, and greedy
+continuations of the first prompts. One safetensors file, at most about 50 MiB.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from mlflow_ft.values import Data, Form
 
 ROWS = 8
 FIRST = 1000
-"""Held-out rows that are looked at for them."""
+"""Held-out rows that are searched for them."""
 POSITIONS = 96
-"""Learned tokens that are compared, at most: 96 x a vocabulary of 128,000 x 4 bytes are 47 MiB."""
+"""At most so many learned tokens are compared: 96 x a vocabulary of 128,000 x 4 bytes are 47 MiB."""
 PROMPTS = 4
-"""Rows behind whose prompt the model goes on."""
+"""Rows whose prompts are continued."""
 LEAST = 1e-9
-"""Probability that is left for what a program does not tell, at least: it rounds what it tells."""
+"""Least probability left for tokens that a program does not report: it rounds those that it reports."""
 LENGTH = 24
-"""Tokens that it goes on for, at most."""
+"""Most tokens of a continuation."""
 
 
 class Loaded:
@@ -50,7 +50,7 @@ class Loaded:
 
 
 def keep(model: Any, data: Data, file: Path) -> None:
-    """Write the reference of a model as it is in memory."""
+    """Write the reference of a model in memory."""
     rows = [row for row in itertools.islice(data.eval.encoded, FIRST) if len(row.input_ids) > 1][:ROWS]
     kept = of_rows(model, rows)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def keep(model: Any, data: Data, file: Path) -> None:
 
 
 def keep_answers(model: Any, tokenizer: Any, questions: Sequence[str], file: Path) -> None:
-    """Write the reference of a model in memory: its own answers to questions, by its chat template.
+    """Write the reference of a model in memory: its own answers to questions, with its chat template.
 
     Raises:
         ModelError: the tokenizer has no chat template.
@@ -70,15 +70,15 @@ def keep_answers(model: Any, tokenizer: Any, questions: Sequence[str], file: Pat
     rows = []
     for question in questions:
         messages = [{"role": "user", "content": question}]
-        asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer = continued(model, torch.tensor(asked), LENGTH)
-        rows.append(Encoded(input_ids=(*asked, *answer), labels=(*[-100] * len(asked), *answer)))
+        prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        answer = continued(model, torch.tensor(prompt_ids), LENGTH)
+        rows.append(Encoded(input_ids=(*prompt_ids, *answer), labels=(*[-100] * len(prompt_ids), *answer)))
     save_file(of_rows(model, rows), file)
 
 
 def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
-    """The reference: `N.input_ids`, `N.positions`, `N.logits` of row N, `N.base_kl` (nats, one a position) where there
-    is an adapter to take off, and `N.continued` of the first rows.
+    """The reference: `N.input_ids`, `N.positions`, `N.logits` of row N, `N.base_kl` (nats, one per position) if there
+    is an adapter that can be switched off, and `N.continued` of the first rows.
     """
     kept: dict[str, Tensor] = {}
     left = POSITIONS
@@ -105,7 +105,7 @@ def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
 def comes_off(model: Any) -> bool:
     """Whether there is an adapter that can be switched off.
 
-    Biases that it has trained would stay; and PEFT 0.21 cannot take a learned prompt off a model that scores.
+    Trained biases would stay; and PEFT 0.21 cannot switch off a learned prompt on a model that scores.
     """
     configs = getattr(model, "peft_config", {}).values()
     if loading.learns_prompt(model) and not causal_model(model).can_generate():
@@ -114,22 +114,22 @@ def comes_off(model: Any) -> bool:
 
 
 def compared(row: Encoded) -> list[int]:
-    """The positions before the tokens that are learned; every position of a prompt, of which nothing is."""
+    """The positions before the learned tokens; for a prompt, where nothing is learned, every position."""
     learned = [place - 1 for place, label in enumerate(row.labels) if label != -100 and place]
     return learned or list(range(len(row.input_ids)))
 
 
 def prompt(input_ids: Tensor, positions: Tensor) -> Tensor:
-    """What stands before the first token that is compared; the whole of a row that is a prompt alone."""
+    """The tokens before the first compared one; all of a row that is only a prompt."""
     return input_ids[: int(positions[0]) + 1] if int(positions[0]) else input_ids
 
 
 @torch.no_grad()
 def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
-    """Logits, float32 on the CPU, of shape (positions, vocabulary), of one row of token ids.
+    """Logits, float32 on the CPU, of shape (positions, vocabulary), for one row of token ids.
 
-    A model that scores has one for the whole row: the answer's score beside 0, that of a middling answer, of shape
-    (1, 2); their softmax is the chance that the answer is preferred (Bradley and Terry).
+    For a model that scores, shape (1, 2) for the whole row: the answer's score, and 0 for an average answer; their
+    softmax is the probability that the answer is preferred (Bradley and Terry).
     """
     causal = causal_model(model)
     output = model(
@@ -146,7 +146,7 @@ def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def continued(model: Any, input_ids: Tensor, length: int) -> list[int]:
-    """The most probable next tokens, at most `length`, up to and with an end token."""
+    """The most probable next tokens, at most `length`, up to and including an end token."""
     device = causal_model(model).device
     if (left := room.left(model, len(input_ids))) is not None and left < length:
         length = left
@@ -163,37 +163,37 @@ def continued(model: Any, input_ids: Tensor, length: int) -> list[int]:
 
 
 def text(form: Form, tokenizer: Any, input_ids: Sequence[int]) -> str:
-    """What a form says behind a prompt, greedily, in at most `LENGTH` tokens, without its end token."""
-    found = form.continued(torch.tensor(input_ids), LENGTH)
-    return str(tokenizer.decode(found, skip_special_tokens=True)).strip()
+    """A form's greedy continuation of a prompt, at most `LENGTH` tokens, without its end token."""
+    continuation = form.continued(torch.tensor(input_ids), LENGTH)
+    return str(tokenizer.decode(continuation, skip_special_tokens=True)).strip()
 
 
-def kl(expected: Tensor, found: Tensor) -> Tensor:
-    """Kullback-Leibler divergence D(expected || found) of each row of logits, in nats; shape (rows,), float64.
+def kl(expected: Tensor, actual: Tensor) -> Tensor:
+    """Kullback-Leibler divergence D(expected || actual) of each row of logits, in nats; shape (rows,), float64.
 
-    A row of `found` may hold the log-probabilities of the most probable tokens alone, and NaN for all others: these
-    count as one outcome, which makes the divergence smaller, never larger (the data processing inequality). A row of
-    nothing but NaN is a model's that computes none: its divergence is NaN.
+    A row of `actual` may have only the log-probabilities of the most probable tokens, and NaN for all others: these
+    count as one outcome, which makes the divergence smaller, never larger (the data processing inequality). A row with
+    only NaN comes from a model that computes no logits: its divergence is NaN.
     """
     log_expected = functional.log_softmax(expected.double(), dim=-1)
-    unknown = found.isnan()
-    told = unknown.any(dim=-1, keepdim=True)
-    log_found = torch.where(told, found.double(), functional.log_softmax(found.double().nan_to_num(), dim=-1))
-    log_found = log_found.nan_to_num(nan=0.0)
-    kept = (log_expected.exp() * (log_expected - log_found)).masked_fill(unknown, 0.0).sum(dim=-1)
-    rest, found_rest = (
-        torch.where(told[:, 0], mass, 1.0)
+    unknown = actual.isnan()
+    partial = unknown.any(dim=-1, keepdim=True)
+    log_actual = torch.where(partial, actual.double(), functional.log_softmax(actual.double().nan_to_num(), dim=-1))
+    log_actual = log_actual.nan_to_num(nan=0.0)
+    kept = (log_expected.exp() * (log_expected - log_actual)).masked_fill(unknown, 0.0).sum(dim=-1)
+    rest, actual_rest = (
+        torch.where(partial[:, 0], mass, 1.0)
         for mass in (
             log_expected.exp().masked_fill(~unknown, 0.0).sum(dim=-1),
-            1.0 - log_found.exp().masked_fill(unknown, 0.0).sum(dim=-1),
+            1.0 - log_actual.exp().masked_fill(unknown, 0.0).sum(dim=-1),
         )
     )
-    divergence = (kept + torch.xlogy(rest, rest / found_rest.clamp(min=LEAST))).clamp(min=0)
+    divergence = (kept + torch.xlogy(rest, rest / actual_rest.clamp(min=LEAST))).clamp(min=0)
     return divergence.masked_fill(unknown.all(dim=-1), torch.nan)
 
 
 def filled(logits: Tensor) -> Tensor:
-    """Log-probabilities with an equal part of what is left for every token that has none (NaN)."""
+    """Log-probabilities in which tokens without one (NaN) share the remaining probability equally."""
     unknown = logits.isnan()
     rest = 1.0 - logits.double().exp().masked_fill(unknown, 0.0).sum(dim=-1, keepdim=True)
     share = rest.clamp(min=LEAST) / unknown.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -1,1 +1,1 @@
-"""An adapter folded into its base, tensor by tensor; several adapters made one; a whole model in fewer bits."""
+"""Merge an adapter into its base, tensor by tensor; combine several adapters; quantise a whole model."""

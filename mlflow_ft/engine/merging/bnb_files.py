@@ -1,7 +1,7 @@
-"""The files of a model that bitsandbytes quantised, read weight by weight and dequantised.
+"""Read the files of a model quantised by bitsandbytes weight by weight, dequantised.
 
-Beside a weight in 4 bits lie its constants (`NAME.absmax`, `NAME.quant_map`, `NAME.quant_state.bitsandbytes__nf4` ...),
-beside one in 8 bits the scales of its rows (`SCB`). A weight alone gives the same bits as the whole model's
+A 4-bit weight is stored with its constants (`NAME.absmax`, `NAME.quant_map`, `NAME.quant_state.bitsandbytes__nf4` ...),
+an 8-bit one with the scales of its rows (`SCB`). A single weight gives the same bits as the whole model's
 `dequantize()`.
 """
 
@@ -26,33 +26,33 @@ from mlflow_ft.engine.models import own_quantization
 from mlflow_ft.engine.models.own_quantization import EIGHT, FOUR
 from mlflow_ft.errors import ModelError
 
-unpack: Any = unpack_tensor_to_dict  # it has no types
+unpack: Any = unpack_tensor_to_dict  # it is not annotated
 FORMAT = "weight_format"
-"""The order of the rows of an 8-bit weight, stored beside it; 0 means unchanged."""
+"""The order of the rows of an 8-bit weight, stored with it; 0 means unchanged."""
 
 
 @dataclass(frozen=True)
 class Dequantised(ModelFiles):
-    """The weights by name, each as what it stands for. Nothing of them stays in memory."""
+    """The dequantised weights by name. They are not kept in memory."""
 
     turned: frozenset[str] = field(default=frozenset())
-    """Names of weights that the model keeps as (in, out), and bitsandbytes as (out, in)."""
+    """Names of weights with shape (in, out) in the model and (out, in) in bitsandbytes."""
 
     @cached_property
     def stored(self) -> ModelFiles:
-        """The tensors as they are stored in the files."""
+        """The tensors as stored in the files."""
         return ModelFiles(self.folder)
 
     @cached_property
     def states(self) -> Mapping[str, str]:
-        """From the name of a quantised weight to the tensor that says how it was quantised."""
+        """From the name of a quantised weight to the tensor with its quantisation state."""
         four = {name.partition(FOUR)[0]: name for name in self.stored.places if FOUR in name}
         eight = {f"{name.removesuffix(EIGHT)}.weight": name for name in self.stored.places if name.endswith(EIGHT)}
         return four | eight
 
     @cached_property
     def places(self) -> Mapping[str, Path]:
-        """Which file each weight is in, without what is stored beside the quantised ones."""
+        """Which file each weight is in, without the constants of quantised ones."""
         return {name: file for name, file in self.stored.places.items() if not self._beside(name)}
 
     def _beside(self, name: str) -> bool:
@@ -63,7 +63,7 @@ class Dequantised(ModelFiles):
 
     @cached_property
     def entries(self) -> Mapping[str, Entry]:
-        """Shape and type of every weight as what it stands for."""
+        """Shape and type of every dequantised weight."""
         return {name: self._entry(name) for name in self.places}
 
     def _entry(self, name: str) -> Entry:
@@ -77,10 +77,10 @@ class Dequantised(ModelFiles):
         return Entry(name=name, shape=shape[::-1] if name in self.turned else shape, dtype=dtype)
 
     def read(self, name: str) -> Tensor:
-        """One weight as what it stands for.
+        """One weight, dequantised.
 
         Raises:
-            ModelError: its rows are in an order that is not known here.
+            ModelError: its rows are in an unknown order.
         """
         state = self.states.get(name)
         if state is None:
@@ -110,10 +110,9 @@ class Dequantised(ModelFiles):
 
 
 def of(folder: Path, model: Any = None) -> ModelFiles:
-    """The weights of a base's folder, each as what it stands for.
+    """The weights of a base's folder, dequantised.
 
-    `model` is the transformers model, which may be without weights and under an adapter; where it is given, weights
-    are read as it keeps them.
+    `model` is the transformers model, which may have no weights, and an adapter; if given, weights have its shapes.
     """
     own = own_quantization.of(folder)
     if own is None or own.held is None:
@@ -126,5 +125,5 @@ def of(folder: Path, model: Any = None) -> ModelFiles:
 
 
 def _plain(name: str) -> str:
-    """The name of a module's weight, without the adapter that it is under."""
+    """The name of a module's weight, without the adapter's part."""
     return f"{name.removesuffix('.base_layer')}.weight"

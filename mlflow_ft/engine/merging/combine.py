@@ -1,13 +1,13 @@
-"""Several LoRA adapters of one base as one adapter: the weighted sum of their updates, or TIES and DARE of them.
+"""Combine several LoRA adapters of one base: the weighted sum of their updates, or TIES or DARE.
 
-An update of a layer is s B A. `cat` stands the factors beside each other, which is the exact sum:
+An update of a layer is s B A. `cat` concatenates the factors, which gives the exact sum:
 
     w1 s1 B1 A1 + w2 s2 B2 A2 = [w1 s1 B1  w2 s2 B2] [A1; A2]
 
 `svd` is the same at a lower rank; `ties_svd` (arXiv 2306.01708), `dare_linear_svd`, `dare_ties_svd` (arXiv 2311.03099)
-and `magnitude_prune_svd` combine the whole updates, as PEFT does, and keep the best approximation of the rank that is
-asked for. PEFT's `add_weighted_adapter` gets the scale of rsLoRA wrong by the root of the rank, and takes DoRA, whose
-lengths do not add up, without a word; its `linear` forms add factors, not updates.
+and `magnitude_prune_svd` combine the full updates, as in PEFT, and keep the best approximation of the requested rank.
+PEFT's `add_weighted_adapter` gets the scale of rsLoRA wrong by the root of the rank, and silently accepts DoRA, whose
+magnitudes do not add up; its `linear` methods add factors, not updates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METHODS = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnit
 PREFIX = "base_model.model."
 LINEAR, EMBEDDING = ".lora_A.weight", ".lora_embedding_A"
 INNER = ".base_layer.weight"
-"""Beside a LoRA on the embeddings PEFT saves those of the base as well."""
+"""With a LoRA on the embeddings, PEFT also saves the base's embeddings."""
 ALONE = (
     "use_dora",
     "modules_to_save",
@@ -44,44 +44,44 @@ ALONE = (
     "layer_replication",
     *WITHOUT,
 )
-"""What an adapter may not have: it does not add up, or only one can be in a model."""
+"""Settings that rule out combining: the updates do not add up, or a model can have only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How to combine."""
+    """How to combine adapters."""
 
     method: str
     weights: Sequence[float]
     rank: int | None = None
-    """Of the result; None: the sum of the ranks of a layer."""
+    """Rank of the result; None: the sum of a layer's ranks."""
     density: float = 0.5
     """Share of an update that TIES, DARE and pruning keep."""
     seed: int = 42
-    """Of what DARE leaves out."""
+    """For DARE's random choice."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's update in one adapter: `up @ down`, of shape (out, in), the scale and the weight in `up`."""
+    """One layer's update in one adapter: `up @ down`, of shape (out, in), with the scale in `up`."""
 
     up: Tensor
     down: Tensor
 
 
 def combine(adapters: Sequence[Path], how: How, folder: Path) -> float:
-    """Write the combined adapter into `folder`.
+    """Write the combined adapter to `folder`.
 
     Returns:
-        The largest share of a layer's update (Frobenius norm) that the rank has cut away; 0 for `cat`.
+        The largest share of a layer's update (Frobenius norm) that was lost by limiting the rank; 0 for `cat`.
 
     Raises:
         ConfigError: an adapter cannot be combined, or the settings do not fit.
     """
     check(adapters, how)
-    settings = [files.settings(one) for one in adapters]
-    states = [files.tensors(one) for one in adapters]
-    parts = [_factors(state, its) for state, its in zip(states, settings, strict=True)]
+    settings = [files.settings(adapter) for adapter in adapters]
+    states = [files.tensors(adapter) for adapter in adapters]
+    parts = [_factors(state, config) for state, config in zip(states, settings, strict=True)]
     embeddings = {name.removesuffix(EMBEDDING) for state in states for name in state if name.endswith(EMBEDDING)}
     state = _inner(states)
     ranks: dict[str, int] = {}
@@ -90,10 +90,10 @@ def combine(adapters: Sequence[Path], how: How, folder: Path) -> float:
         torch.manual_seed(how.seed)
         for layer in dict.fromkeys(name for part in parts for name in part):
             there = [(part[layer], weight) for part, weight in zip(parts, how.weights, strict=True) if layer in part]
-            found, cut = _layer(there, how)
+            combined, cut = _layer(there, how)
             lost = max(lost, cut)
-            ranks[layer.removeprefix(PREFIX)] = len(found.down)
-            state |= _named(layer, found, embedding=layer in embeddings)
+            ranks[layer.removeprefix(PREFIX)] = len(combined.down)
+            state |= _named(layer, combined, embedding=layer in embeddings)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(_settings(settings[0], ranks), indent=2, sort_keys=True)
@@ -102,7 +102,7 @@ def combine(adapters: Sequence[Path], how: How, folder: Path) -> float:
 
 
 def check(adapters: Sequence[Path], how: How) -> None:
-    """Raise ConfigError where an adapter cannot be combined, or the settings do not fit; reads the configs alone."""
+    """Raise ConfigError if an adapter cannot be combined, or the settings do not fit; reads only the configs."""
     if how.method not in METHODS:
         raise ConfigError(f"--combination {how.method!r} is not one of {', '.join(METHODS)}")
     if len(how.weights) != len(adapters):
@@ -111,44 +111,44 @@ def check(adapters: Sequence[Path], how: How) -> None:
         raise ConfigError("cat always has the sum of the ranks", hint="use --combination svd for another rank")
     if not 0 < how.density <= 1:
         raise ConfigError(f"--density {how.density:g} must be above 0 and at most 1")
-    for one in adapters:
-        its = files.settings(one)
-        if its.get("peft_type") != "LORA":
+    for adapter in adapters:
+        config = files.settings(adapter)
+        if config.get("peft_type") != "LORA":
             raise ConfigError(
-                f"{one} is no LoRA, and only LoRA adapters can be combined", hint="merge one after the other"
+                f"{adapter} is not a LoRA adapter; only these can be combined", hint="merge one after the other"
             )
-        if str(its.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE):
-            raise ConfigError(f"{one} began as {its['init_lora_weights']}: it belongs to a base of its own")
-        if alone := [name for name in ALONE if its.get(name)]:
-            raise ConfigError(f"{one} has {alone[0]}, which cannot be combined", hint="merge one after the other")
-        if its.get("bias", "none") != "none":
-            raise ConfigError(f"{one} trains biases, which cannot be combined", hint="merge one after the other")
+        if str(config.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE):
+            raise ConfigError(f"{adapter} began as {config['init_lora_weights']}: it only fits a modified base")
+        if alone := [name for name in ALONE if config.get(name)]:
+            raise ConfigError(f"{adapter} has {alone[0]}, which cannot be combined", hint="merge one after the other")
+        if config.get("bias", "none") != "none":
+            raise ConfigError(f"{adapter} trains biases, which cannot be combined", hint="merge one after the other")
 
 
 def _factors(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Factors]:
-    """Every layer's update, with the adapter's own scale."""
-    found: dict[str, Factors] = {}
+    """Every layer's update, with the adapter's scale."""
+    factors: dict[str, Factors] = {}
     for name, down in state.items():
         for kind in (LINEAR, EMBEDDING):
             layer = name.removesuffix(kind)
             if layer != name:
                 up = state[layer + kind.replace("_A", "_B")].float()
                 scale = _scale(layer.removeprefix(PREFIX), len(down), settings)
-                found[layer] = Factors(up * scale, down.float())
-    left = [name for name in state if ".lora_" not in name and name.removesuffix(INNER) not in found]
+                factors[layer] = Factors(up * scale, down.float())
+    left = [name for name in state if ".lora_" not in name and name.removesuffix(INNER) not in factors]
     if left:
-        raise ConfigError(f"an adapter holds {left[0]} whole", hint="merge one after the other")
-    return found
+        raise ConfigError(f"an adapter stores the full weight {left[0]}", hint="merge one after the other")
+    return factors
 
 
 def _inner(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The embeddings of the base that came along with the adapters: they must be the same in all."""
-    found: dict[str, Tensor] = {}
+    """The base's embeddings that were saved with the adapters, which must be equal in all of them."""
+    embeddings: dict[str, Tensor] = {}
     for state in states:
-        for name in (one for one in state if one.endswith(INNER)):
-            if not torch.equal(found.setdefault(name, state[name]), state[name]):
+        for name in (key for key in state if key.endswith(INNER)):
+            if not torch.equal(embeddings.setdefault(name, state[name]), state[name]):
                 raise ConfigError("the adapters contain different embeddings", hint="merge one after the other")
-    return found
+    return embeddings
 
 
 def _scale(layer: str, rank: int, settings: Mapping[str, Any]) -> float:
@@ -173,32 +173,32 @@ def _layer(there: Sequence[tuple[Factors, float]], how: How) -> tuple[Factors, f
 
 def _combined(updates: list[Tensor], weights: Tensor, how: How) -> Tensor:
     function = getattr(merge_utils, how.method.removesuffix("_svd"))
-    found: Tensor = function(updates, weights, how.density)
-    return found
+    combined: Tensor = function(updates, weights, how.density)
+    return combined
 
 
 def _best_of_product(up: Tensor, down: Tensor, rank: int) -> tuple[Factors, float]:
     """The best approximation of `up @ down`, from the singular values of a matrix no larger than their rank."""
-    first, one = torch.linalg.qr(up)
-    second, other = torch.linalg.qr(down.T)
-    left, sizes, right = torch.linalg.svd(one @ other.T)
+    first, first_triangle = torch.linalg.qr(up)
+    second, second_triangle = torch.linalg.qr(down.T)
+    left, sizes, right = torch.linalg.svd(first_triangle @ second_triangle.T)
     return _cut(first @ left, sizes, right @ second.T, rank)
 
 
 def _cut(left: Tensor, sizes: Tensor, right: Tensor, rank: int) -> tuple[Factors, float]:
-    whole = float(sizes.norm())
-    lost = float(sizes[rank:].norm()) / whole if whole else 0.0
+    total = float(sizes.norm())
+    lost = float(sizes[rank:].norm()) / total if total else 0.0
     root = sizes[:rank].sqrt()
     return Factors(left[:, :rank] * root, root[:, None] * right[:rank]), lost
 
 
-def _named(layer: str, found: Factors, *, embedding: bool) -> dict[str, Tensor]:
+def _named(layer: str, factors: Factors, *, embedding: bool) -> dict[str, Tensor]:
     kind = EMBEDDING if embedding else LINEAR
-    return {layer + kind: found.down.contiguous(), layer + kind.replace("_A", "_B"): found.up.contiguous()}
+    return {layer + kind: factors.down.contiguous(), layer + kind.replace("_A", "_B"): factors.up.contiguous()}
 
 
 def _settings(first: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """A config of the layers by name; the scale is 1 in each."""
+    """A config that lists the layers by name, with a scale of 1 for each."""
     usual = max(ranks.values(), key=list(ranks.values()).count)
     patterns = {name: rank for name, rank in ranks.items() if rank != usual}
     return dict(first) | {

@@ -1,4 +1,4 @@
-"""What a merged model needs beside its weights: tokenizer, template, end tokens, of the adapter or else of the base."""
+"""What a merged model needs besides its weights: tokenizer, template and end tokens, from the adapter or the base."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ TEMPLATES = "additional_chat_templates"
 
 
 def copy(adapter: Path, base: Path, folder: Path, *, generates: bool = True) -> None:
-    """Put the tokenizer that the adapter was trained with beside the weights, and every end token.
+    """Copy the tokenizer that the adapter was trained with to the weights' folder, and write all end tokens.
 
-    The adapter's own tokenizer comes first, since its chat template is the one that was trained.
+    The adapter's tokenizer is preferred, because its chat template was used in training.
     """
     own = (adapter / TOKENIZER).is_file() or (adapter / "tokenizer.json").is_file()
     copy_files(adapter if own else base, folder)
@@ -52,10 +52,10 @@ def copy_files(source: Path, folder: Path) -> None:
 
 
 def pad_with(token: str, folder: Path) -> None:
-    """Let the tokenizer of a folder pad with another of its tokens, for which its model has an embedding.
+    """Make the tokenizer in a folder pad with another of its tokens, for which the model has an embedding.
 
     Raises:
-        ConfigError: it has no such token, or the model no embedding for it.
+        ConfigError: the token does not exist, or has no embedding.
     """
     with quiet_transformers():
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -71,15 +71,15 @@ def _write_ends(adapter: Path, base: Path, folder: Path) -> None:
     known = list(
         dict.fromkeys(
             token
-            for one in (*settings, _read(base / "config.json"))
-            for token in loading.token_ids(one.get("eos_token_id"))
+            for values in (*settings, _read(base / "config.json"))
+            for token in loading.token_ids(values.get("eos_token_id"))
         )
     )
-    found = {**generation.read(folder).settings, **settings[1], **settings[0]}
+    merged = {**generation.read(folder).settings, **settings[1], **settings[0]}
     ends = list(dict.fromkeys((*known, *_of_tokenizer(folder))))
     if ends:
-        found["eos_token_id"] = ends
-    generation.write(generation.repaired(found).settings, folder)
+        merged["eos_token_id"] = ends
+    generation.write(generation.repaired(merged).settings, folder)
 
 
 def _of_tokenizer(folder: Path) -> Iterator[int]:

@@ -1,9 +1,9 @@
-"""Fold an adapter into the weights it was trained on, and read them back in their plain form.
+"""Merge an adapter into the weights it was trained on, and write them without quantisation.
 
-An adapter trained on a quantised base corrects that base, errors of rounding included. So it is merged into the
-*dequantised* base; merging in place rounds the update away, and merging into the original weights is another model.
+An adapter trained on a quantised base also corrects the base's rounding errors. So it is merged into the *dequantised*
+base; merging in place rounds the update away, and merging into the original weights gives different outputs.
 
-Where it can be done tensor by tensor (`stream_merge`), the model is never in memory; PEFT does the rest.
+If this can be done tensor by tensor (`stream_merge`), the model is never completely in memory; otherwise PEFT merges.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from mlflow_ft.values import BaseModel, Job, Trained
 
 
 def merge(job: Job, trained: Trained, folder: Path, *, original: bool = False) -> None:
-    """Write the merged model of a trained adapter into `folder`, without the tokenizer; see `fold`."""
+    """Write the merged model of a trained adapter to `folder`, without the tokenizer; see `fold`."""
     assert trained.adapter is not None
     dtype = saved_dtype(job.config, trained.base.path)
-    journal_files.clear(folder)  # what an earlier merge left there may be of another training
+    journal_files.clear(folder)  # files of an earlier merge may be from another training
     fold(job.config, trained.base, trained.adapter, folder=folder, dtype=dtype, original=original)
     journal_files.clear(folder)
 
@@ -52,18 +52,18 @@ def fold(
     shard: int = stream_merge.SHARD,
     advance: Callable[[int], None] = lambda size: None,
 ) -> dict[str, Any]:
-    """Merge `adapter` into `base` as `config.model` holds it in training, and write the weights in `dtype`.
+    """Merge `adapter` into `base` as it was in training (`config.model`), and write the weights in `dtype`.
 
-    `original` takes the weights as they are on the disk, though training saw them rounded. `shard` is the largest size
-    of a file in bytes; `advance` is told of bytes that are done.
+    `original` merges into the original weights, although training used quantised ones. `shard` is the largest size of
+    a file in bytes; `advance` gets the number of bytes just finished.
 
     Returns:
-        `way` (`stream` or `peft`), `reason` (why not stream), `notes` (sentences on what was not as the adapter's files
-        have it: a renaming), and what `stream_merge.write` returns.
+        `way` (`stream` or `peft`), `reason` (why not stream), `notes` (sentences about deviations from the adapter's
+        files: a renaming), and what `stream_merge.write` returns.
 
     Raises:
-        ModelError: the adapter does not fit the base, or cannot be merged into it. RefusedError: a merged weight is not
-        finite.
+        ModelError: the adapter does not fit the base, or cannot be merged into it. RefusedError: a merged weight is NaN
+        or infinite.
     """
     try:
         plan = planned(config, base, adapter, dtype=dtype, original=original)
@@ -76,7 +76,7 @@ def fold(
 
 
 def planned(config: Config, base: BaseModel, adapter: Path, *, dtype: torch.dtype, original: bool = False) -> Plan:
-    """How `fold` merges tensor by tensor, found from names, shapes and the adapter; the model's weights are not read.
+    """The plan by which `fold` merges tensor by tensor, from names, shapes and the adapter, without the base's weights.
 
     Raises:
         ModelError: the adapter does not fit the base, or cannot be merged into it. UnsuitedError: PEFT must merge it,
@@ -104,7 +104,7 @@ def planned(config: Config, base: BaseModel, adapter: Path, *, dtype: torch.dtyp
 
 
 def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: Path, *, say: Say = silent) -> Path:
-    """The adapter's folder, or a copy in `folder` whose weights have the names that the base has for them.
+    """The adapter's folder, or a copy in `folder` with the weights renamed to the base's names.
 
     Raises:
         ModelError: the adapter does not fit the base.
@@ -125,39 +125,39 @@ def with_names_of_base(config: Config, base: BaseModel, adapter: Path, folder: P
 
 
 def _whole(config: Config, base: BaseModel, adapter: Path, *, folder: Path, dtype: torch.dtype) -> list[str]:
-    """Merge with the whole model in memory, as PEFT does it; what is to be said of the adapter comes back."""
+    """Merge with PEFT, with the whole model in memory; return notes about the adapter."""
     own = own_quantization.of(base.path)
     quantised = own.held is not None if own else config.model.quantize != "none"
     model: Any = load_base(config, base, dtype=None if quantised else torch.float32)
     if quantised:
         with quiet_transformers():
             model = model.dequantize(dtype=torch.float32).float()
-        model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # PEFT goes by them
-        model._weight_conversions = None  # how the quantised files were read; nothing is to be written so
-    # Merged in float32: rounding to the saved type comes once, at the end.
+        model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # PEFT checks them
+        model._weight_conversions = None  # how the quantised files were read; they are not written that way
+    # Merge in float32: weights are rounded to the saved type only once, at the end.
     notes: list[str] = []
     wrapped = with_adapter(model, adapter, say=notes.append)
     unmergeable.check(wrapped, where=adapter)
     try:
         merged = wrapped.merge_and_unload(safe_merge=True)
     except FAILURES as error:
-        told = f"PEFT cannot merge the adapter in {adapter}: {brief(error)}"
-        raise ModelError(told, hint=unmergeable.UNKNOWN) from error
+        message = f"PEFT cannot merge the adapter in {adapter}: {brief(error)}"
+        raise ModelError(message, hint=unmergeable.UNKNOWN) from error
     _save(merged, dtype, folder)
     return notes
 
 
 def copy_model(job: Job, trained: Trained, folder: Path) -> None:
-    """Write a fully tuned model into `folder`: as it was trained, where no other type was asked for.
+    """Write a fully tuned model to `folder`, in the type used in training unless another is set.
 
-    The type of the base model's files may be too rough for it: bfloat16 loses most of what a low rate has changed.
+    The type of the base model's files may be too coarse: bfloat16 loses most of the changes of a low learning rate.
     """
     model = load_base(job.config, trained.base, path=trained.model, dtype=torch.float32)
     _save(model, saved_dtype(job.config, trained.model), folder)
 
 
 def rehearse(job: Job, trained: Trained, folder: Path) -> None:
-    """Plan the merge of an adapter that is not trained yet, and write the configuration of the merged model.
+    """Plan the merge of an untrained adapter, and write the configuration of the merged model.
 
     Raises:
         ModelError: the adapter cannot be merged into the base.
@@ -173,7 +173,7 @@ def rehearse(job: Job, trained: Trained, folder: Path) -> None:
 
 
 def rehearse_copy(job: Job, trained: Trained, folder: Path) -> None:
-    """Write all of a model that will be fully tuned but its weights; `trained.model` holds no more than that."""
+    """Write everything but the weights of a model that will be fully tuned; `trained.model` has no weights yet."""
     saved_dtype(job.config, trained.model)
     shutil.copytree(trained.model, folder, dirs_exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are whole: a line for each, written beside the folder when the file is on the disk."""
+"""A journal of finished files: one line each, written next to the folder once the file is on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SUFFIX = ".journal"
 
 
 class Journal:
-    """The finished files of a folder that is being written; after a crash it says where to go on."""
+    """The finished files of a folder that is being written; after a crash it says where to continue."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -22,22 +22,22 @@ class Journal:
     def _lines(self) -> list[tuple[str, str]]:
         if not self._file.is_file():
             return []
-        found = []
+        entries = []
         for line in self._file.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-                found.append((str(entry["file"]), str(entry["sha256"])))
+                entries.append((str(entry["file"]), str(entry["sha256"])))
             except (ValueError, KeyError, TypeError):
-                break  # the line that was being written when the power went
-        return found
+                break  # a line cut off by a crash
+        return entries
 
     def has(self, name: str) -> bool:
-        """Whether the file was finished, and still holds what it held then."""
+        """Whether the file was finished and has not changed since."""
         file = self._folder / name
         return name in self._known and file.is_file() and file_hash(file) == self._known[name]
 
     def add(self, name: str) -> None:
-        """Note that a file is whole. The caller has brought it to the disk."""
+        """Record a finished file. The caller has flushed it to disk."""
         self._known[name] = file_hash(self._folder / name)
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"file": name, "sha256": self._known[name]}) + "\n")
@@ -46,7 +46,7 @@ class Journal:
 
 
 def clear(folder: Path) -> None:
-    """Forget what was finished in a folder."""
+    """Delete the journal of a folder."""
     _beside(folder).unlink(missing_ok=True)
 
 

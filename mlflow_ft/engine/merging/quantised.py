@@ -1,4 +1,4 @@
-"""A whole model in 4 or 8 bits by bitsandbytes, written once and read by transformers without further settings.
+"""Write a whole model in 4 or 8 bits by bitsandbytes, which transformers can read without further settings.
 
 QLoRA's NF4: arXiv 2305.14314; LLM.int8(): arXiv 2208.07339.
 """
@@ -24,14 +24,14 @@ from mlflow_ft.engine.models import generation, loading
 from mlflow_ft.errors import ModelError, brief
 
 HEADS = ["lm_head", "embed_out", "output", "score"]
-"""What comes last is left as it is: its rounding would go straight into the answer."""
+"""Output layers are not quantised: their rounding would affect answers directly."""
 
 
 def write(source: Path, folder: Path, *, quantize: Literal["int8", "nf4"]) -> None:
     """Quantise the linear layers of the model in `source`, and write it with its tokenizer and end tokens to `folder`.
 
     Raises:
-        ModelError: transformers cannot read `source`, or has no quantised form of such a model.
+        ModelError: transformers cannot read `source`, or cannot quantise such a model.
     """
     dtype = hardware.compute_dtype("auto")
     settings: dict[str, Any] = {"load_in_8bit": True, "llm_int8_skip_modules": HEADS}
@@ -54,7 +54,7 @@ def write(source: Path, folder: Path, *, quantize: Literal["int8", "nf4"]) -> No
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Loaded]:
-    """The model in a folder, as `from_pretrained` reads it, in evaluation mode; gone from memory at the end.
+    """The model in a folder, as `from_pretrained` reads it, in evaluation mode; released at the end.
 
     Raises:
         ModelError: transformers cannot read it.

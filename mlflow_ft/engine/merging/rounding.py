@@ -1,6 +1,6 @@
-"""The weights that a quantised base stood for in training, one at a time: rounded by bitsandbytes, and read back.
+"""The weights of a quantised base as in training, one at a time: quantised by bitsandbytes, and dequantised.
 
-Rounding works in blocks of a weight, so that a tensor alone gives the same bits as the whole model: those of
+Quantisation works on blocks of a weight, so a single tensor gives the same bits as the whole model:
 `AutoModelForCausalLM.from_pretrained(base, quantization_config=...).dequantize()`.
 """
 
@@ -23,10 +23,10 @@ from mlflow_ft.engine.models.skeleton import bare_model
 
 
 class Rounding:
-    """Which weights of a model bitsandbytes quantises, and what it makes of them."""
+    """Which weights of a model bitsandbytes quantises, and their dequantised values."""
 
     def __init__(self, base: Path, quantiser: BitsAndBytesConfig, *, held: torch.dtype, task: str = "generate") -> None:
-        """`held` is the type in which the base was loaded for training."""
+        """`held` is the type of the base in training."""
         self._held = held
         model = bare_model(base, task=task)
         with quiet_transformers():
@@ -34,20 +34,20 @@ class Rounding:
             rule.preprocess_model(model=model, device_map={"": hardware.device()}, dtype=held)
         kinds = (Linear4bit, Linear8bitLt)
         self._layers: dict[str, Any] = {
-            f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, kinds)
+            f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, kinds)
         }
 
     def __contains__(self, name: str) -> bool:
         return name in self._layers
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """The weight that was trained on, in float32."""
+        """The weight as in training, in float32."""
         if not weight.is_floating_point():
             return weight
         weight = weight.to(self._held)
         if name not in self._layers:
             return weight.float()
-        turned = issubclass(self._layers[name].source_cls, Conv1D)  # transformers rounds those the other way round
+        turned = issubclass(self._layers[name].source_cls, Conv1D)  # transformers quantises their transpose
         rounded = self._rounded(self._layers[name], weight.T.contiguous() if turned else weight)
         return rounded.T.contiguous() if turned else rounded
 
@@ -57,10 +57,10 @@ class Rounding:
         if isinstance(layer, Linear4bit):
             four: Any = Params4bit(weight, requires_grad=False, **settings)
             four = four.to(device)
-            found: Tensor = functional.dequantize_4bit(four.data, four.quant_state)
+            rounded: Tensor = functional.dequantize_4bit(four.data, four.quant_state)
         else:
             settings.pop("SCB", None)
             eight: Any = Int8Params(weight, requires_grad=False, **settings)
             eight = eight.to(device)
-            found = functional.int8_vectorwise_dequant(eight.data, eight.SCB)
-        return found.float().cpu()
+            rounded = functional.int8_vectorwise_dequant(eight.data, eight.SCB)
+        return rounded.float().cpu()

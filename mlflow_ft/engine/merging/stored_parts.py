@@ -1,7 +1,7 @@
-"""Tensors that a model's files hold under names that the model does not have: parts of fused weights, and buffers.
+"""Tensors in a model's files under names that the model does not have: parts of fused weights, and buffers.
 
-transformers joins the experts of a layer into one tensor as it loads them, and splits it as it saves them. If no
-adapter touches such a weight, a merge copies its parts as they lie in the files.
+transformers fuses the experts of a layer into one tensor when it loads them, and splits it when it saves them. If no
+adapter changes such a weight, a merge copies its parts from the files.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mlflow_ft.engine.models.skeleton import Skeleton
 
 
 def untouched(files: ModelFiles, bones: Skeleton) -> dict[str, str]:
-    """From the name of each such tensor to that of the weight that it is, or is a part of (transformers' own table).
+    """From the name of each such tensor to the weight that it is, or is a part of (by transformers' own table).
 
-    Only weights that are complete in the files, and that the adapter does not touch.
+    Only weights that are complete in the files, and that the adapter does not change.
     """
     steps = get_model_conversion_mapping(bones.model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]

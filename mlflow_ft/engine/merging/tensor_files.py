@@ -1,4 +1,4 @@
-"""Safetensors files tensor by tensor: read one weight of a model's, write a file that is never whole in memory."""
+"""Safetensors files tensor by tensor: read single weights, and write files without having them in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlflow_ft.errors import ModelError, brief
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ALIGNMENT = 8
-"""The header is padded to a multiple of it, as safetensors' own writer does."""
+"""The header is padded to a multiple of it, as by safetensors' own writer."""
 CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -39,7 +39,7 @@ DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One tensor of a file, before it is there."""
+    """Name, shape and type of one tensor of a file."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The weights of a model's folder by name. Nothing of them stays in memory."""
+    """The weights of a model's folder by name. They are not kept in memory."""
 
     folder: Path
 
@@ -65,7 +65,7 @@ class ModelFiles:
         """Which file each tensor is in, in the order of the files.
 
         Raises:
-            ModelError: a file cannot be read, or the index names one that is not there.
+            ModelError: a file cannot be read, or the index lists a missing one.
         """
         return {name: file for file in self._files() for name in self._names(file)}
 
@@ -86,7 +86,7 @@ class ModelFiles:
     @cached_property
     def entries(self) -> Mapping[str, Entry]:
         """Shape and type of every tensor."""
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         for file in dict.fromkeys(self.places.values()):
             with _opened(file) as content:
                 for name in content.offset_keys():
@@ -94,11 +94,11 @@ class ModelFiles:
                     dtype = DTYPES.get(part.get_dtype())
                     if dtype is None:
                         raise ModelError(f"{file}: {name} has the type {part.get_dtype()}, which is not supported")
-                    found[name] = Entry(name=name, shape=tuple(part.get_shape()), dtype=dtype)
-        return found
+                    entries[name] = Entry(name=name, shape=tuple(part.get_shape()), dtype=dtype)
+        return entries
 
     def read(self, name: str) -> Tensor:
-        """One tensor. Its file is opened for it alone: what is read goes from memory with the tensor."""
+        """One tensor. Its file is opened only for it, so that the memory is released with the tensor."""
         with _opened(self.places[name]) as content:
             tensor: Tensor = content.get_tensor(name)
             return tensor
@@ -112,7 +112,7 @@ def _opened(file: Path) -> Any:
 
 
 def shards(entries: Sequence[Entry], *, limit: int) -> dict[str, list[Entry]]:
-    """Share the tensors out to files of at most `limit` bytes, in order; a larger tensor has a file of its own."""
+    """Distribute the tensors, in order, over files of at most `limit` bytes; a larger tensor gets a separate file."""
     groups: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -127,27 +127,27 @@ def shards(entries: Sequence[Entry], *, limit: int) -> dict[str, list[Entry]]:
 
 
 def write(file: Path, entries: Sequence[Entry], tensor: Callable[[Entry], Tensor]) -> None:
-    """Write a safetensors file, asking for its tensors one after the other, and bring it to the disk.
+    """Write a safetensors file, requesting its tensors one after the other, and flush it to disk.
 
     The format: 8 bytes with the length of the header, the header (JSON: type, shape and place of each), the bytes.
     https://github.com/huggingface/safetensors#format
     """
-    ordered = sorted(entries, key=lambda entry: -entry.dtype.itemsize)  # each begins at a multiple of its item
+    ordered = sorted(entries, key=lambda entry: -entry.dtype.itemsize)  # each begins at a multiple of its item size
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for entry, begin in zip(ordered, _begins(ordered), strict=True):
         place = [begin, begin + entry.size]
         header[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": place}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    draft = file.with_name(file.name + ".part")  # never over a file that somebody has mapped into memory
+    draft = file.with_name(file.name + ".part")  # never overwrite a file that may be mapped into memory
     with draft.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for entry in ordered:
-            found = tensor(entry)
-            assert (tuple(found.shape), found.dtype) == (entry.shape, entry.dtype), entry.name
-            if found.numel():
-                stream.write(found.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            value = tensor(entry)
+            assert (tuple(value.shape), value.dtype) == (entry.shape, entry.dtype), entry.name
+            if value.numel():
+                stream.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
     draft.replace(file)
@@ -161,7 +161,7 @@ def _begins(entries: Sequence[Entry]) -> Iterator[int]:
 
 
 def index(shared: Mapping[str, Sequence[Entry]]) -> dict[str, Any]:
-    """What `model.safetensors.index.json` says of several files."""
+    """The content of `model.safetensors.index.json` for several files."""
     return {
         "metadata": {"total_size": sum(entry.size for group in shared.values() for entry in group)},
         "weight_map": {entry.name: name for name, group in shared.items() for entry in group},

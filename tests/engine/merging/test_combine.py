@@ -121,7 +121,7 @@ def test_a_lower_rank_is_the_best_approximation_and_tells_what_is_lost(tiny_mode
         ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-        ({"init_lora_weights": "olora"}, "base of its own"),
+        ({"init_lora_weights": "olora"}, "modified base"),
     ],
 )
 def test_what_does_not_add_up_is_refused(

@@ -64,7 +64,7 @@ def test_what_trains_is_said(bench: Bench, small: Small, kind: str, method: str,
     one = bench(method, model=small(kind), **settings)
     module = trainable.prepare(one.job, one.data, one.base).module
     said = experts.summary(module, by_name=method == "lora", all_linear=True, quantize=one.job.config.model.quantize)
-    trained, _, left = said.rpartition(" train")
+    trained, _, left = said.rpartition(" are trained")
     named = f"the experts ({', '.join(FUSED)})"
     assert (named in trained) is bool(settings or method == "full")
     assert ("the routers" in trained) is (method == "full")
@@ -118,14 +118,14 @@ def test_linear_layers_that_all_linear_does_not_reach_are_named(
         experts.summary(module, by_name=True, all_linear=all_linear, quantize="none") for all_linear in (True, False)
     ]
     assert [("the linear layers" in sentence) for sentence in said] == [bool(words), False]
-    assert words in said[0].partition("stay as they are")[0]
+    assert words in said[0].partition("are not trained")[0]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("{rank_pattern: {q_prj: 4}}", "adapter.rank_pattern: 'q_prj' fits no adapted layer"),
-        ("{alpha_pattern: {down_proj: 4}}", "adapter.alpha_pattern: 'down_proj' fits no adapted layer"),
+        ("{rank_pattern: {q_prj: 4}}", "adapter.rank_pattern: 'q_prj' matches no adapted layer"),
+        ("{alpha_pattern: {down_proj: 4}}", "adapter.alpha_pattern: 'down_proj' matches no adapted layer"),
         ("{target_parameters: [experts.up_proj]}", "adapter.target_parameters: 'experts.up_proj' fits no weight"),
     ],
 )

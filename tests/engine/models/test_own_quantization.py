@@ -67,7 +67,7 @@ def test_other_makes_are_refused_by_name(tmp_path: Path, settings: dict[str, Any
     for part in (None, "text_config"):
         own = own_quantization.of(labelled(tmp_path / "base", settings, part=part))
         assert own is not None
-        with pytest.raises(ModelError, match=rf"are quantised \({words}\), which neither"):
+        with pytest.raises(ModelError, match=rf"are quantised \({words}\), which is not supported"):
             own_quantization.check(own)
 
 
@@ -78,7 +78,7 @@ def test_makes_that_are_read_as_plain_weights(tmp_path: Path, make: str) -> None
     assert own.held is None
     assert own.options()["quantization_config"].dequantize is True
     own_quantization.check_training(config("lora"), own)
-    with pytest.raises(ConfigError, match="not quantised again"):
+    with pytest.raises(ConfigError, match="cannot be quantised again"):
         own_quantization.check_training(config("qlora"), own)
 
 
@@ -107,8 +107,8 @@ def test_what_can_be_trained_on_each_make(tmp_path: Path) -> None:
     own_quantization.check_training(config("lora", **{"model.quantize": "int8"}), eight)
     for method, own, words in (
         ("full", four, "so the weights cannot be trained"),
-        ("lora", four, "and model.quantize is none"),
-        ("qlora", eight, "and model.quantize is nf4"),
+        ("lora", four, "but model.quantize is none"),
+        ("qlora", eight, "but model.quantize is nf4"),
     ):
         with pytest.raises(ConfigError, match=words):
             own_quantization.check_training(config(method), own)

@@ -294,7 +294,7 @@ def test_a_prompt_that_trl_would_write_otherwise_is_refused(make: Bench) -> None
     with pytest.raises(DataError, match="18 train prompts cannot be used for sampling") as found:
         train(one)
     assert len(found.value.problems) == online.TOLD
-    assert "otherwise than it is served" in found.value.problems[0].message
+    assert "differently from the server" in found.value.problems[0].message
     assert found.value.problems[0].place.startswith("rows:")
 
 

@@ -38,7 +38,7 @@ def test_loftq_of_full_rank_takes_all_of_the_rounding_back(bench: Bencher, tmp_p
 def test_loftq_and_weights_of_other_names(bench: Bencher, tmp_path: Path) -> None:
     one = bench("lora", **{"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"})
     wrapped = prepared(one).module
-    with pytest.raises(ModelError, match="holds no weight"):
+    with pytest.raises(ModelError, match="has no weight"):
         starts._correct_rounding(wrapped, tmp_path)
 
 
