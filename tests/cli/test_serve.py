@@ -142,7 +142,7 @@ def test_stop_texts_and_limits(server: Server) -> None:
 @pytest.mark.parametrize(
     ("more", "status", "words"),
     [
-        ({"model": "three"}, 404, "there is no model 'three' ; available models: one, two, base"),
+        ({"model": "three"}, 404, "there is no model 'three'; available models: one, two, base"),
         ({"model": "three", "stream": True}, 404, "no model 'three'"),
         ({"messages": []}, 400, "`messages` must be a non-empty list"),
         ({"messages": [{"content": "no role"}]}, 400, "`messages` must be a non-empty list"),

@@ -126,7 +126,7 @@ def test_linear_layers_that_all_linear_does_not_reach_are_named(
     [
         ("{rank_pattern: {q_prj: 4}}", "adapter.rank_pattern: 'q_prj' matches no adapted layer"),
         ("{alpha_pattern: {down_proj: 4}}", "adapter.alpha_pattern: 'down_proj' matches no adapted layer"),
-        ("{target_parameters: [experts.up_proj]}", "adapter.target_parameters: 'experts.up_proj' fits no weight"),
+        ("{target_parameters: [experts.up_proj]}", "adapter.target_parameters: 'experts.up_proj' matches no weight"),
     ],
 )
 def test_names_that_fit_nothing_are_refused(bench: Bench, small: Small, options: str, words: str) -> None:

@@ -179,5 +179,5 @@ def test_boundaries_are_kept_only_where_they_help() -> None:
 
 def test_another_loss_is_refused(bench: Callable[..., Any]) -> None:
     for option in ("loss_type=dft", "label_smoothing_factor=0.1"):
-        with pytest.raises(ConfigError, match="the mean over the learned tokens"):
+        with pytest.raises(ConfigError, match="the mean loss over the learned tokens"):
             bench("lora", **{"objective.options": option}).train()

@@ -208,7 +208,7 @@ def test_the_base_ends_where_it_does_or_where_the_adapter_was_taught_to(
 def test_a_name_that_is_not_there(base: Path, adapter: Callable[..., Path]) -> None:
     served = share(base, a=adapter("lora"))
     assert served.answer(request())["model"] == "a"
-    with pytest.raises(shared.UnknownModelError, match="no model 'c' ; available models: a, base"):
+    with pytest.raises(shared.UnknownModelError, match="no model 'c'; available models: a, base"):
         served.answer(request(model="c"))
 
 

@@ -333,10 +333,13 @@ def test_what_does_not_fit_into_the_model_is_refused(make: Bench) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target_modules": "[q_proj, lm_head]", "adapter.kind": "lora"}, "the trainer of grpo refuses: .*lm_head"),
+        (
+            {"target_modules": "[q_proj, lm_head]", "adapter.kind": "lora"},
+            "the trainer of grpo rejects the settings: .*lm_head",
+        ),
         ({"objective.options": "{num_generation: 3}"}, "has no field 'num_generation'"),
         ({"objective.options": "{temperature: 3}"}, "temperature has its own setting"),
-        ({"objective.options": "{use_vllm: true}"}, "the trainer of grpo refuses: vLLM"),
+        ({"objective.options": "{use_vllm: true}"}, "the trainer of grpo rejects the settings: vLLM"),
     ],
 )
 def test_what_trl_refuses_is_told_in_a_line(make: Bench, settings: dict[str, Any], words: str) -> None:

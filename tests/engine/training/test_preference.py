@@ -300,7 +300,7 @@ def test_a_reward_adapter_keeps_its_head(bench: Callable[..., Any]) -> None:
     [
         ("bta=1", "did you mean beta"),
         ("output_dir=x", "has its own setting"),
-        ("f_divergence_type=nonsense", "the trainer of dpo refuses: Unknown f_divergence_type: nonsense"),
+        ("f_divergence_type=nonsense", "the trainer of dpo rejects the settings: Unknown f_divergence_type: nonsense"),
     ],
 )
 def test_options_that_trl_does_not_know_are_told(bench: Callable[..., Any], options: str, words: str) -> None:
