@@ -194,7 +194,7 @@ def run(
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
     left: dict[str, Left] = {}
-    with tracking.open_run(config, plugins=loaded, environ=environ) as active:
+    with tracking.open_run(config.run, plugins=loaded, environ=environ) as active:
         active.artifact_text(dumps({"chain": chain, "arguments": everything}, indent=2), ASKED_FILE)
         active.set_tags({"mlflow_ft.method": chain})
         for number, stage in enumerate(CHAINS[chain], start=1):

@@ -33,14 +33,13 @@ def command(*, named: str, model: str, to: str, out: str, max_kl: str, log: bool
     """
     from mlflow_ft.operations import export
     from mlflow_ft.progress import Progress
-    from mlflow_ft.registry import Registry
 
     for value, words in ((named or model, "no model was named; mlflow-ft export MODEL"), (to, "no form: --to FORM")):
         if not value:
             raise ConfigError(words, hint="see `mlflow-ft export --help` and `mlflow-ft show exporters`")
     progress = Progress(quiet=quiet)
-    asked = export.Asked(model=named or model, to=to, out=Path(out or to), max_kl=divergence(max_kl), log=log)
-    done = export.export(asked, Registry(plugins.load()), progress)
+    request = export.ExportRequest(model=named or model, to=to, out=Path(out or to), max_kl=divergence(max_kl), log=log)
+    done = export.export(request, plugins.load(), progress)
     if as_json:
         shown = {"folder": str(done.folder), "already": done.already, "logged": done.logged, **done.record}
         click.echo(json.dumps(shown, indent=2))

@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the moves as JSON on stdout.")
 def command(name: str, *, alias: str, every: bool, as_json: bool) -> None:
     """Tell every move of an alias of the registered model NAME, the oldest first."""
-    from mlflow_ft import tracking
-    from mlflow_ft.tracking import contenders
-    from mlflow_ft.tracking.promotion import Ledger
+    from mlflow_ft.tracking import Store
 
-    client = tracking.connect()
-    contenders.find_model(client, name)
-    ledger = Ledger(client, name, alias)
+    store = Store.connect()
+    store.check_model(name)
+    ledger = store.ledger(name, alias)
     standing = ledger.standing()
     moves = ledger.attempts() if every else list(standing.moves)
     if as_json:

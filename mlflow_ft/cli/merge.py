@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlflow_ft.cli.options import divergence
 from mlflow_ft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow_ft.operations.merging.merged_version import Registered
 
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 COMBINATIONS = ("cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
@@ -51,16 +54,17 @@ def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **g
     An adapter that was trained beside a quantised base belongs to what that base stood for: it is merged into the
     dequantised weights, never into 4 or 8 bits. A merge that was stopped goes on when it is called again.
     """
-    from mlflow_ft.operations.merging import merge_adapter
+    from mlflow_ft import plugins
+    from mlflow_ft.operations.merging import merge_adapter, merged_version
     from mlflow_ft.progress import Progress
 
     if not out:
         raise ConfigError("no folder to write was named", hint="--out FOLDER")
     values: dict[str, Any] = {name: given[name] or DEFAULTS.get(name) for name in WORDS}
-    asked = merge_adapter.Asked(out=Path(out), **values, **_numbers(given))
+    request = merge_adapter.MergeRequest(out=Path(out), **values, **_numbers(given))
     progress = Progress(quiet=quiet)
-    done = merge_adapter.merge(asked, progress)
-    kept = _registered(asked, done, name, max_kl, progress) if name else {}
+    done, version = merged_version.merge(request, name, plugins.load(), progress, max_kl=divergence(max_kl))
+    kept = _registered(version) if version else {}
     if as_json:
         click.echo(json.dumps({"folder": str(done.folder), "already": done.already, **done.record, **kept}, indent=2))
         return
@@ -82,13 +86,9 @@ def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **g
     progress.facts(facts)
 
 
-def _registered(asked: Any, done: Any, name: str, max_kl: str, progress: Any) -> dict[str, Any]:
-    from mlflow_ft.operations.merging import merged_version
-
-    version = merged_version.register(asked, done, name, progress, max_kl=divergence(max_kl))
-    uri = f"models:/{version.name}/{version.version}"
+def _registered(version: Registered) -> dict[str, Any]:
     return {
-        "registered": uri,
+        "registered": f"models:/{version.name}/{version.version}",
         "alias": version.alias,
         "model_id": version.model_id,
         "run_id": version.run_id,

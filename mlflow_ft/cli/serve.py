@@ -54,7 +54,9 @@ def command(
     from mlflow_ft.progress import Progress
 
     progress = Progress(quiet=quiet)
-    asked = serve.Asked(model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout)
+    request = serve.ServeRequest(
+        model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout
+    )
 
     def ready(url: str, served: Served) -> None:
         if as_json:
@@ -62,7 +64,7 @@ def command(
         tell(url, served, progress)
 
     try:
-        serve.serve(asked, progress, ready)
+        serve.serve(request, progress, ready)
     except StoppedError as error:  # that is how it ends
         return error.exit_code
     return 0

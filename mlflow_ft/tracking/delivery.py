@@ -46,6 +46,11 @@ class RunFile:
             ) from error
 
 
+def pending(folder: Path) -> bool:
+    """Whether the folder's run ended in a state, or with metrics, that the server has not received."""
+    return (folder / RUN_FILE).is_file() and RunFile.read(folder).pending_status is not None
+
+
 def deliver(folder: Path) -> int:
     """Send what the folder's journal still holds, set the state the run ended in; return how many entries went.
 

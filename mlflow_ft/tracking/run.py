@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.config.schema import Config
+from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import StoppedError, TrackingError, UndeliveredError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.processes import check_single
 from mlflow_ft.tracking.active import ActiveRun, cut
-from mlflow_ft.tracking.delivery import RunFile
+from mlflow_ft.tracking.delivery import RunFile, pending
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.server import absolute, answers, shown, told
 from mlflow_ft.tracking.signals import StopSignals
@@ -38,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def open_run(
-    config: Config, *, plugins: Plugins, environ: MutableMapping[str, str] = os.environ
+    settings: RunSection, *, plugins: Plugins, environ: MutableMapping[str, str] = os.environ
 ) -> Iterator[ActiveRun]:
     """Open the run that MLFLOW_RUN_ID names, else a new one, and leave it in its true state.
 
@@ -55,7 +58,7 @@ def open_run(
     unset = {name: value for name, value in DEFAULTS.items() if name not in environ}
     with signals.installed(), _environment(environ, unset):
         with signals.holding():
-            run = _start(config, plugins, environ=environ, signals=signals)
+            run = _start(settings, plugins, environ=environ, signals=signals)
         status, error = "FAILED", None
         try:
             signals.check()
@@ -71,15 +74,34 @@ def open_run(
             raise UndeliveredError(undelivered, hint=_remedy(run))
 
 
-def _start(config: Config, plugins: Plugins, *, environ: MutableMapping[str, str], signals: StopSignals) -> ActiveRun:
+@contextmanager
+def open_operation(name: str, *, plugins: Plugins) -> Iterator[ActiveRun]:
+    """Open a run for a command on finished models: the one that MLFLOW_RUN_ID names, else a new one called `name`.
+
+    As `open_run`; the journal is in a temporary folder, which stays where the server has not received everything.
+    """
+    settings = RunSection(name=None if "MLFLOW_RUN_ID" in os.environ else name)
+    folder = Path(tempfile.mkdtemp(prefix="mlflow-ft-run-"))
+    try:
+        with open_run(settings, plugins=plugins) as run:
+            run.open_journal(folder)
+            yield run
+    finally:
+        if not pending(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(
+    settings: RunSection, plugins: Plugins, *, environ: MutableMapping[str, str], signals: StopSignals
+) -> ActiveRun:
     given = environ.pop("MLFLOW_RUN_ID", None)  # taken, as mlflow.start_run does, so that no child takes it too
     if (other := mlflow.active_run()) is not None:
         raise TrackingError(f"run {other.info.run_id} is active in this process", hint="end it: mlflow.end_run()")
     with told(f"open the run {given} that MLFLOW_RUN_ID names" if given else "open a run"):
         started = mlflow.start_run(
             run_id=given,
-            run_name=config.run.name,
-            experiment_id=None if given or config.run.experiment is None else experiment_id(config.run.experiment),
+            run_name=settings.name,
+            experiment_id=None if given or settings.experiment is None else experiment_id(settings.experiment),
             log_system_metrics=False,
         )
     run = ActiveRun(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,11 @@ def test_a_version_in_four_bits(client: MlflowClient, run: Run, tiny_model: Path
     told = run("export", "exporting/1", "--to", "int8", "--out", tmp_path / "int8", "--max_kl", "1e-12")
     assert told.code == 1
     assert "'int8' is not the model that was trained" in told.err
+    assert "Look at the run's table parity/int8.json" in told.err
+    [failed] = client.search_runs(["0"], max_results=1)
+    assert (failed.info.status, failed.info.run_name) == ("FAILED", "export int8 of models:/exporting/1")
+    assert [file.path for file in client.list_artifacts(failed.info.run_id, "parity")] == ["parity/int8.json"]
+    assert client.get_run(run_id).info.status == "FINISHED"
     assert not (tmp_path / "int8").exists()
     assert "mlflow_ft.export.int8" not in client.get_model_version("exporting", "1").tags
 
@@ -74,7 +83,32 @@ def test_a_folder_is_compared_with_itself_and_a_stopped_export_is_no_beginning(
     names = {file.name for file in (tmp_path / "second").iterdir()}
     assert names == {file.name for file in (tmp_path / "first").iterdir()}
     assert not left.exists()
+    told = run("export", tiny_model, "--to", "int8", "--out", tmp_path / "third", "--max_kl", "1e-12")
+    assert told.code == 1
+    assert f"Look at {tmp_path / 'third.parity.json'}" in told.err
+    assert json.loads((tmp_path / "third.parity.json").read_text())[-1]["kl"] >= 0
     assert len(client.search_runs(["0"])) == runs
+
+
+STOPPED = """
+import os, signal, sys
+from mlflow_ft.engine.merging import quantised
+def stop(*_, **__): os.kill(os.getpid(), signal.SIGTERM)
+quantised.write = stop
+from mlflow_ft import cli
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_export_is_a_killed_run(client: MlflowClient, tiny_model: Path, tmp_path: Path) -> None:
+    environ = os.environ | {"MLFLOW_RUN_ID": client.create_run("0").info.run_id}
+    arguments = ["export", str(tiny_model), "--to", "int8", "--out", str(tmp_path / "int8")]
+    done = subprocess.run([sys.executable, "-c", STOPPED, *arguments], env=environ, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM
+    stopped = client.get_run(environ["MLFLOW_RUN_ID"])
+    assert (stopped.info.status, stopped.data.tags["mlflow_ft.stage"]) == ("KILLED", "export")
+    assert not (tmp_path / "int8").exists()
 
 
 @pytest.mark.parametrize(

@@ -215,8 +215,8 @@ def test_a_changed_logged_adapter_is_refused(run: Run, adapter: Path, tmp_path: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mlflow_ft.engine import companions, journal_files, tensor_files
-from mlflow_ft.stages import whole
+from mlflow_ft.engine.merging import companions, journal_files, tensor_files
+from mlflow_ft.operations import whole_folder
 from mlflow_ft import tracking
 place, count = sys.argv.pop(1), [0]
 def kill_in(owner, name, when):
@@ -234,6 +234,30 @@ def kill_in(owner, name, when):
 from mlflow_ft import cli
 cli.main()
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["mlflow run", "a user"])
+def test_a_stopped_merge_that_registers_is_a_killed_run_and_goes_on(
+    client: MlflowClient, run: Run, adapter: Path, tmp_path: Path, by: str
+) -> None:
+    arguments = ["merge", "--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--max_shard_size", "200KB"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    if by == "mlflow run":
+        environ["MLFLOW_RUN_ID"] = client.create_run("0").info.run_id
+    else:
+        arguments += ["--register", "stopped"]
+    program = KILLED.replace("SIGKILL", "SIGTERM")
+    done = subprocess.run([sys.executable, "-c", program, "companions", *arguments], env=environ, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM
+    [stopped] = client.search_runs(["0"], max_results=1)
+    assert (stopped.info.status, stopped.data.tags["mlflow_ft.stage"]) == ("KILLED", "merge")
+    assert environ.get("MLFLOW_RUN_ID", stopped.info.run_id) == stopped.info.run_id
+    told = run(*arguments, "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["resumed"] == 4
+    if by == "a user":
+        assert client.get_run(json.loads(told.out)["run_id"]).info.status == "FINISHED"
 
 
 @pytest.mark.slow
@@ -349,5 +373,9 @@ def test_from_a_run_a_version_and_a_logged_model(
     told = run(*asked, "--register", "merging-3", "--max_kl", "1e-9")
     assert told.code == 1
     assert "is not the model that was trained" in told.err
-    assert [one.info.status for one in client.search_runs(["0"], max_results=1)] == ["FAILED"]
+    assert "Look at the run's table parity/merged.json" in told.err
+    [failed] = client.search_runs(["0"], max_results=1)
+    assert (failed.info.status, failed.data.tags["mlflow_ft.stage"]) == ("FAILED", "register")
+    assert [file.path for file in client.list_artifacts(failed.info.run_id, "parity")] == ["parity/merged.json"]
+    assert failed.data.metrics["parity/merged/kl_mean"] > 1e-9
     assert not client.search_registered_models(filter_string="name = 'merging-3'")

@@ -23,7 +23,7 @@ from mlflow_ft.values import Split
 
 @pytest.fixture
 def run(store: str, config: Config, plugins: Plugins, tmp_path: Path) -> Iterator[ActiveRun]:
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path / "outputs" / run.run_id)
         yield run
 
@@ -157,7 +157,7 @@ def test_one_value_that_the_server_refuses_does_not_hold_up_the_others(run: Acti
 
 
 def test_a_metric_before_the_journal_is_an_error_of_the_program(store: str, config: Config, plugins: Plugins) -> None:
-    with open_run(config, plugins=plugins) as run, pytest.raises(RuntimeError, match="open_journal"):
+    with open_run(config.run, plugins=plugins) as run, pytest.raises(RuntimeError, match="open_journal"):
         run.metric("a", 1)
 
 

@@ -25,7 +25,7 @@ def registered(client: MlflowClient, config: Config, plugins: Plugins, echo: dic
     folder = echo["artifacts"]["weights"]
     write_manifest(folder)
     artifacts = echo["artifacts"] | {"model": folder}
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         model_id = run.log_model(**echo | {"artifacts": artifacts})
         tags = {"mlflow_ft.run_id": run.run_id, "gate": "passed", "mlflow_ft.parity.kl_mean": "0.001"}
         tags |= {"mlflow_ft.plugins": "x" * 6000}

@@ -29,7 +29,7 @@ REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "te
 
 @pytest.fixture
 def run(store: str, config: Config, plugins: Plugins, tmp_path: Path) -> Iterator[ActiveRun]:
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path / "outputs" / run.run_id)
         yield run
 

@@ -25,7 +25,7 @@ def test_points_logged_during_an_outage_all_arrive(
     server: Any, config: Config, plugins: Plugins, tmp_path: Path
 ) -> None:
     check_server()
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path / "outputs")
         started = time.monotonic()
         for step in range(STEPS):
@@ -56,7 +56,7 @@ def test_a_run_that_ends_in_an_outage_is_delivered_later(
 ) -> None:
     monkeypatch.setattr("mlflow_ft.tracking.run.PATIENCE_SECONDS", 1)
     folder = tmp_path / "outputs"
-    opened = open_run(config, plugins=plugins)
+    opened = open_run(config.run, plugins=plugins)
     with pytest.raises(UndeliveredError, match="5 metrics") as told, opened as run:
         run.open_journal(folder)
         run.metric("loss", 0, step=0)
@@ -82,7 +82,7 @@ def test_a_run_that_ends_in_an_outage_is_delivered_later(
 
 
 def test_delivering_twice_changes_nothing(server: Any, config: Config, plugins: Plugins, tmp_path: Path) -> None:
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path)
         run.metrics({"loss": 0.5, "nan": math.nan}, step=1)
     (tmp_path / "journal.jsonl.sent").unlink()  # as after a crash between delivery and count

@@ -42,7 +42,7 @@ def test_a_run_keeps_the_file_and_a_version_is_exported_later(
         said = form.post("/v1/chat/completions", messages=[{"role": "user", "content": "red"}], max_tokens=4)
     assert said["choices"][0]["message"]["role"] == "assistant"
 
-    asked = export.Asked(model=f"{merged.name}@candidate", to="gguf-q8_0", out=tmp_path / "q8", max_kl=0.5)
+    asked = export.ExportRequest(model=f"{merged.name}@candidate", to="gguf-q8_0", out=tmp_path / "q8", max_kl=0.5)
     registry = Registry(plugins.load())
     done = export.export(asked, registry, Progress(quiet=True))
     assert done.logged == f"runs:/{outcome.run_id}/exports/gguf-q8_0"
@@ -53,7 +53,7 @@ def test_a_run_keeps_the_file_and_a_version_is_exported_later(
     assert metrics["parity/gguf-q8_0/kl_mean"] == pytest.approx(kept["parity"]["kl_mean"])
     assert export.export(asked, registry, Progress(quiet=True)).already
 
-    asked = export.Asked(model=f"{merged.name}@candidate", to="gguf-q4_k_m", out=tmp_path / "q4", max_kl=1e-9)
+    asked = export.ExportRequest(model=f"{merged.name}@candidate", to="gguf-q4_k_m", out=tmp_path / "q4", max_kl=1e-9)
     with pytest.raises(RefusedError, match="is not the model that was trained"):
         export.export(asked, registry, Progress(quiet=True))
     assert not asked.out.exists()

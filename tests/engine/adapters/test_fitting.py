@@ -194,7 +194,7 @@ def test_tokens_that_the_base_does_not_have(tiny_model: Path, tmp_path: Path) ->
     on_base(tiny_model, tmp_path / "own")
     for tokens in ([3, 512], {"embed_tokens": [3, 600]}):
         own = configured(tmp_path / "own", tmp_path / f"own{len(tokens)}", trainable_token_indices=tokens)
-        with pytest.raises(ModelError, match=r"trains the token (512|600), and its base has 512"):
+        with pytest.raises(ModelError, match=r"trains the token (512|600), but its base has 512"):
             on_base(tiny_model, own)
 
 
