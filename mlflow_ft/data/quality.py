@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_ft.errors import FineTuneError, PluginError
 from mlflow_ft.records import Check, Collector
 from mlflow_ft.rows import Checked, Finding, Place
-from mlflow_ft.values import Report, Result
+from mlflow_ft.values import CheckResult, Report
 from mlflow_ft.values.report import SEVERITIES, json_value
 
 if TYPE_CHECKING:
@@ -99,11 +99,11 @@ class _Running:
                 raise
             raise self._broken(error, watched.last) from error
 
-    def result(self, rows: int) -> Result:
+    def result(self, rows: int) -> CheckResult:
         finding, check = self._found(), self.check
         count = len(finding.rows) if finding.count is None else finding.count
         removable = finding.rows if finding.removable is None else finding.removable
-        return Result(
+        return CheckResult(
             name=check.name,
             severity=finding.severity or check.severity,
             summary=check.summary,

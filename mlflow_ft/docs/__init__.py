@@ -12,6 +12,7 @@ import click
 
 from mlflow_ft import hookspecs, plugins
 from mlflow_ft.config import PRIMARY, Config, describe
+from mlflow_ft.docs.api import api_page
 from mlflow_ft.docs.methods import methods_page
 from mlflow_ft.docs.tables import NOTE, table_row
 
@@ -114,7 +115,7 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": methods_page}
+PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": methods_page, "api.md": api_page}
 """File in docs/ -> the function that makes it."""
 
 

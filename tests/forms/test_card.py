@@ -27,7 +27,7 @@ from mlflow_ft.operations.merging.merge_adapter import MergeRequest, merge
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.tracking.contenders import contender
-from mlflow_ft.values import BaseModel, Report, Result
+from mlflow_ft.values import BaseModel, CheckResult, Report
 
 pytestmark = pytest.mark.slow  # one run that nearly all of these read
 
@@ -362,8 +362,8 @@ def test_nothing_found_is_said_too(about: About) -> None:
     assert tables(f"\n## Data\n{text}", "Data")[1][1] == ["error", "e|mpty", "1", "20.0 %", "rows <b> | none"]
 
 
-def result(name: str, count: int) -> Result:
-    return Result(name=name, severity="error", summary="rows <b> | none", count=count, share=count / 5)
+def result(name: str, count: int) -> CheckResult:
+    return CheckResult(name=name, severity="error", summary="rows <b> | none", count=count, share=count / 5)
 
 
 # --- the licence, and what the Hub is told

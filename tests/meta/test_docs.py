@@ -13,7 +13,8 @@ import click
 import pytest
 import yaml
 
-from mlflow_ft import docs, plugins
+import mlflow_ft
+from mlflow_ft import docs, engine, plugins
 from mlflow_ft.cli import COMMANDS, cli
 from mlflow_ft.cli.chain import CHAINS
 from mlflow_ft.cli.pairs import PairsCommand
@@ -207,3 +208,26 @@ def test_the_plugin_that_a_page_shows_works() -> None:
         "shouting",
         "gentle-lora",
     }
+
+
+def test_the_public_api_is_described_whole() -> None:
+    page = docs.PAGES["api.md"]()
+    for name in mlflow_ft.__all__:
+        assert f"\n### {name}\n" in page or f"\n- `{name}`: " in page, name
+    for module, names in engine.PUBLIC.items():
+        section = page.partition(f"\n### mlflow_ft.engine.{module.rpartition('.')[2]}\n")[2].partition("\n### ")[0]
+        for name in names:
+            about = section.partition(f"\n#### {name}\n")[2].partition("\n#### ")[0]
+            assert about.rpartition("```")[2].strip(), f"{module}.{name} has no docstring"
+
+
+def test_public_functions_of_the_engine_are_found_where_it_says() -> None:
+    for module, names in engine.PUBLIC.items():
+        imported = getattr(engine, module.rpartition(".")[2])
+        assert all(callable(getattr(imported, name)) for name in names)
+
+
+def test_the_template_imports_the_public_api_alone() -> None:
+    files = (ROOT / "plugins" / "mlflow-ft-template" / "mlflow_ft_template").rglob("*.py")
+    places = [place for file in files for place in re.findall(r"from (mlflow_ft\b[\w.]*) import", file.read_text())]
+    assert set(places) == {"mlflow_ft", "mlflow_ft.engine"}
