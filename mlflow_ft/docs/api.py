@@ -13,8 +13,8 @@ import mlflow_ft
 from mlflow_ft.docs.tables import NOTE, table_row
 
 ROOT = Path(__file__).parents[1]
-ABOUT = """Everything that `import mlflow_ft` offers, and the public functions of `mlflow_ft.engine`. A plugin needs no other
-import, except `mlflow_ft.testing` in its tests. Other modules may change without notice."""
+ABOUT = """Everything that `import mlflow_ft` offers, and the public functions of `mlflow_ft.engine`. A plugin needs no
+other import, except `mlflow_ft.testing` in its tests. Other modules may change without notice."""
 GROUPS = {
     "values": ("Values", "What flows through a run: the arguments of hooks, trainers, evaluators and packagers."),
     "rows": ("Rows", "What converters return and checks see."),
