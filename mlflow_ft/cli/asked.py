@@ -1,4 +1,4 @@
-"""What was asked for on the command line, resolved to a config: METHOD, --config FILE and --key value pairs."""
+"""Resolve the command line (METHOD, --config FILE and --key value pairs) to a config."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mlflow_ft.registry import Registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DEMO = "demo"
-"""The place of a setting that comes with the built-in data begins so."""
+"""Prefix of the place of settings that come with the built-in data."""
 
 
 def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = None) -> Config:
-    """Resolve `METHOD --key value ...`; the method may also stand in the file, or behind `--method`.
+    """Resolve `METHOD --key value ...`; the method may also come from the file or from `--method`.
 
-    Where `method` is given, the command needs none: a first word that is no key names the data.
+    If `method` is given, the command line needs none: a first word without `--` names the data.
 
     Raises:
-        ConfigError: no method or an unknown one, or problems in the file or on the command line, told at once.
+        ConfigError: no method, an unknown one, or problems in the file or on the command line, all reported together.
     """
     trainers = Registry(plugins).trainers
     first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
@@ -38,7 +38,7 @@ def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = No
         named = [method]
     if not named:
         known = ", ".join(trainer.name for trainer in trainers)
-        raise ConfigError("no method was named", hint=f"mlflow-ft train METHOD; methods: {known}")
+        raise ConfigError("no method given", hint=f"mlflow-ft train METHOD; methods: {known}")
     return resolve(
         named[0],
         defaults={} if named[0] == method else trainers[named[0]].defaults,
@@ -52,17 +52,17 @@ def find_file(name: str) -> Path:
     """A YAML file by its path, or an example by its name.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: neither exists.
     """
     for file in (Path(name).expanduser(), EXAMPLES / f"{name}.yaml"):
         if file.is_file():
             return file
     known = ", ".join(sorted(one.stem for one in EXAMPLES.glob("*.yaml")))
-    raise ConfigError(f"there is no config file {name!r}", hint=f"looked in {Path.cwd()}; examples: {known}")
+    raise ConfigError(f"no config file {name!r}", hint=f"looked in {Path.cwd()}; examples: {known}")
 
 
 def demo_settings(given: Sequence[Given], method: str) -> list[Given]:
-    """Settings that suit the built-in data, where no other data was asked for; a method may have its own."""
+    """Settings that suit the built-in data, unless other data was requested; a method may have its own."""
     if any(one.key in ("data", "data.path", "path") and one.value != "demo" for one in given):
         return []
     own = EXAMPLES / "demo" / f"{method}.yaml"

@@ -1,7 +1,7 @@
-"""Jobs in a row, each on what the one before left in the registry: sft -> dpo, and sft -> reward -> ppo.
+"""Chains of jobs, each starting from the model that the previous one registered: sft -> dpo, sft -> reward -> ppo.
 
-Every stage is a job of its own: a process, a nested MLflow run, versions in the registry. The run around them keeps
-what each stage left (`chain/STAGE.json`), so that a chain that was interrupted goes on with the first unfinished one.
+Every stage is a separate job: a process, a nested MLflow run, versions in the registry. The parent run keeps the
+outcome of each stage (`chain/STAGE.json`), so that an interrupted chain resumes at the first unfinished stage.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
 FOLDER = "chain"
 LATER = "models:/before/1"
-"""Stands for the model of a stage that has not run yet."""
+"""Placeholder for the model of a stage that has not run yet."""
 ASKED_FILE = f"{FOLDER}/asked.json"
 Left = Mapping[str, Any]
-"""What a stage left: the JSON that `mlflow-ft train --json` prints."""
+"""The outcome of a stage: the JSON that `mlflow-ft train --json` prints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One job of a chain: its method, and which stage's model it takes for what."""
+    """One job of a chain: its method, and which stages' models it uses."""
 
     method: str
     defaults: Mapping[str, str]
-    """Settings below those that the user gives."""
+    """Settings that the user's own settings override."""
     init_from: str = ""
-    """The stage whose model is trained further: its adapter, or the whole model where it has none."""
+    """The stage whose model is trained further: its adapter, or the whole model if it has none."""
     whole: bool = False
-    """Begin with the whole (merged) model, since what is trained is of another kind."""
+    """Start from the whole (merged) model, because another kind of model is trained."""
     reward_from: str = ""
-    """The stage whose model scores answers."""
+    """The stage whose model scores the answers."""
 
 
 ADAPTER = {"adapter.kind": "lora"}
@@ -65,7 +65,7 @@ CHAINS: Mapping[str, tuple[Stage, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What a finished chain has to show."""
+    """The outcome of a finished chain."""
 
     run_id: str
     tracking_uri: str
@@ -74,10 +74,10 @@ class Done:
 
 
 def split(arguments: Sequence[str], stages: Sequence[Stage]) -> dict[str, list[str]]:
-    """Which `--key value` pairs each stage gets: `--sft.data F` is one stage's, all others are every stage's.
+    """The `--key value` pairs of each stage: `--sft.data F` goes to one stage, all others to every stage.
 
     Raises:
-        ConfigError: something is no pair, or a stage is named that the chain does not have.
+        ConfigError: something is not a pair.
     """
     from mlflow_ft.config import pairs
 
@@ -91,7 +91,7 @@ def split(arguments: Sequence[str], stages: Sequence[Stage]) -> dict[str, list[s
 
 
 def unless_given(before: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The settings of before, without those that are given anew."""
+    """The earlier settings, without those that are given again."""
     from mlflow_ft.config import pairs
 
     anew = {one.key for one in pairs(arguments)}
@@ -99,7 +99,7 @@ def unless_given(before: Sequence[str], arguments: Sequence[str]) -> list[str]:
 
 
 def dated(arguments: Sequence[str], today: date) -> list[str]:
-    """The settings, with the day on which the chain began, unless they say which day it is."""
+    """The settings plus the date on which the chain started, unless they set a date."""
     from mlflow_ft.config import pairs
 
     given = any(one.key.rpartition(".")[2] == "date" for one in pairs(arguments))
@@ -107,7 +107,7 @@ def dated(arguments: Sequence[str], today: date) -> list[str]:
 
 
 def settings(stage: Stage, given: Sequence[str], left: Mapping[str, Left]) -> list[str]:
-    """All arguments of a stage's job; a setting that the user gave is not given twice."""
+    """All arguments of a stage's job; a stage's own setting is left out if the user gave it."""
     own = dict(stage.defaults)
     if stage.init_from in left:
         own["model.init_from"] = version_of(left[stage.init_from], whole=stage.whole)
@@ -121,7 +121,7 @@ def settings(stage: Stage, given: Sequence[str], left: Mapping[str, Left]) -> li
 
 
 def version_of(left: Left, *, whole: bool) -> str:
-    """The URI of the version to go on from: the adapter, or the whole model where there is none or it is wanted."""
+    """The URI of the version to continue from: the adapter, or the whole model if `whole` or without an adapter."""
     names = {one["name"].endswith("-adapter"): one for one in reversed(left["versions"])}
     one = names.get(not whole) or names[whole]
     return f"models:/{one['name']}/{one['version']}"
@@ -132,10 +132,10 @@ def check(
 ) -> tuple[dict[str, list[str]], Config]:
     """Resolve every stage's settings before the first one starts; the first stage's config is the run's.
 
-    What the `finished` stages read need not be there any more.
+    The inputs of `finished` stages need not exist any more.
 
     Raises:
-        FineTuneError: a stage's method is not there, its settings cannot work, or name what is not there.
+        FineTuneError: a stage's method does not exist, its settings cannot work, or name something missing.
     """
     from mlflow_ft.cli.asked import asked
     from mlflow_ft.registry import Registry
@@ -169,20 +169,20 @@ def run(
     today: date | None = None,
     environ: MutableMapping[str, str] = os.environ,
 ) -> Done:
-    """Run every stage that is not done yet, each in a nested run of its own.
+    """Run every unfinished stage, each in its own nested run.
 
-    `resume` is the run of a chain that was interrupted: its settings are taken, and its finished stages too. `today`
-    is the day that chat templates are given in every stage, also where one is resumed later.
+    `resume` is the run of an interrupted chain, whose settings and finished stages are reused. `today` is the date
+    that chat templates see in every stage, even if one is resumed later.
 
     Raises:
-        FineTuneError: a stage failed; the stages before it are kept, and the hint says how to go on.
+        FineTuneError: a stage failed; earlier stages are kept, and the hint says how to resume.
     """
     from mlflow_ft import tracking
 
     tracking.check_server()
     before = tracking.read_json(resume, ASKED_FILE) if resume else None
     if resume and (before is None or before["chain"] != chain):
-        raise ConfigError(f"run {resume} is no run of {chain}", hint="name the run that `mlflow-ft` told at its end")
+        raise ConfigError(f"run {resume} is not a run of {chain}", hint="pass the run id that `mlflow-ft` printed")
     everything = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
     everything = dated(everything, today or datetime.now().astimezone().date())
     done_before = {
@@ -201,7 +201,7 @@ def run(
             active.begin(stage.method)
             known = done_before.get(stage.method)
             if known is not None:
-                progress.say(f"stage {number}, {stage.method}: done before, in run {known['run_id']}")
+                progress.say(f"stage {number}, {stage.method}: already done in run {known['run_id']}")
             else:
                 progress.say(f"stage {number} of {len(CHAINS[chain])}: {stage.method}")
                 known = _stage(active, stage, settings(stage, given[stage.method], left), progress, environ)
@@ -213,7 +213,7 @@ def run(
 def _stage(
     active: ActiveRun, stage: Stage, arguments: Sequence[str], progress: Progress, environ: Mapping[str, str]
 ) -> Left:
-    """Run one job in a process of its own, whose memory is free when it ends, and read what it left."""
+    """Run one job in its own process, so that its memory is freed at the end, and read its outcome."""
     child = active.nested_run(stage.method)
     command = [sys.executable, "-m", "mlflow_ft", "train", stage.method, "--json", *arguments]
     command += ["--quiet"] if progress.quiet else []
@@ -228,32 +228,32 @@ def _stage(
 
 
 def _output(process: subprocess.Popen[str], active: ActiveRun) -> str:
-    """What a stage prints; a signal to the chain is handed on to it, once."""
+    """What a stage prints; a signal to the chain is forwarded to it once."""
     told = False
     while True:
         try:
             return process.communicate(timeout=0.5)[0]
         except subprocess.TimeoutExpired:
             if active.stopping and not told:
-                process.send_signal(signal.SIGTERM)  # it finishes its step, and leaves its run KILLED
+                process.send_signal(signal.SIGTERM)  # it finishes its step and marks its run KILLED
                 told = True
 
 
 def failed(stage: Stage, code: int, child: str, run_id: str) -> FineTuneError:
-    """The error of a chain whose stage ended with `code`; its exit code is the stage's."""
+    """The error of a chain whose stage ended with `code`; it has the same exit code."""
     if code in (130, 143):
         return StoppedError(code - 128)
     kinds = {kind.exit_code: kind for kind in (RefusedError, UndeliveredError)}
     return kinds.get(code, FineTuneError)(
         f"stage {stage.method} ended with exit code {code}; its run is {child}",
-        hint=f"what was done before is kept; mend it and go on with --resume {run_id}",
+        hint=f"earlier stages are kept; fix the problem and continue with --resume {run_id}",
     )
 
 
 # --- the commands
 
-SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Tell nothing but errors."}
-OPTIONS = {"resume RUN": "Go on with the chain of this run: its settings, and its finished stages, are taken."}
+SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Print errors only."}
+OPTIONS = {"resume RUN": "Resume the chain of this run, with its settings and its finished stages."}
 
 
 def command_of(chain: str, about: str) -> click.Command:

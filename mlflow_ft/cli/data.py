@@ -1,4 +1,4 @@
-"""mlflow-ft data show | check | find-models: look at the data without a run."""
+"""mlflow-ft data show | check | find-models: inspect data without a run."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from mlflow_ft.progress import Progress
 
 FEW = 5
-"""Rows that are shown to a person; a machine gets all of them."""
+"""Rows shown by default; --json prints all of them."""
 
 
 @click.group()
 def command() -> None:
-    """Look at the data: show what is learned, check it, find the models that were trained on it."""
+    """Inspect data: show what is learned, check it, find the models trained on it."""
 
 
 @command.command(
     cls=PairsCommand,
     options_metavar="[DATA] [--KEY VALUE]...",
-    switches={"json": "Print one JSON object a row on stdout."},
-    options={"limit N": f"Stop after N rows ({FEW} when not given, and with --json all)."},
+    switches={"json": "Print one JSON object per row on stdout."},
+    options={"limit N": f"Stop after N rows (default: {FEW}; all with --json)."},
 )
 def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
-    """Show rows as the trainer will see them: token by token, what is learned marked.
+    """Show rows as the trainer sees them, token by token, with the learned tokens marked.
 
     \b
     mlflow-ft data show --data rows.jsonl --model MODEL
     mlflow-ft data show --data rows.jsonl --model MODEL --json --limit 100
 
     With --json each row is {"row", "file", "line", "format", "messages", "tokens": [text...],
-    "supervised": [0 or 1...], "mask": how it was found, "rejected": the other answer of a preference,
-    "turn": the one that is learned where --data.turns divides rows, "unwritten_thoughts": turns whose
-    thoughts the template leaves out, "cut": what data.max_length cuts away ({"max_length", "tokens",
-    "cut_away", "learned_cut_away", "end_of_turn_lost"}), or null, "dropped": why nothing is learned of it,
-    or null}.
+    "supervised": [0 or 1...], "mask": how the mask was derived, "rejected": the rejected answer of a
+    preference, "turn": the learned turn if --data.turns splits rows, "unwritten_thoughts": turns whose
+    thoughts the template leaves out, "cut": what data.max_length cuts off ({"max_length", "tokens",
+    "cut_away", "learned_cut_away", "end_of_turn_lost"}) or null, "dropped": why nothing is learned from
+    the row, or null}.
     """
     from mlflow_ft.pipeline import clock_of
     from mlflow_ft.preparing import show as stage
@@ -63,7 +63,7 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
 
 
 def _for_people(one: Shown) -> str:
-    """A row with what is learned in green, and between [[ and ]] where there are no colours."""
+    """A row with its learned tokens in green, between [[ and ]]."""
     from mlflow_ft.preparing import show as stage
 
     learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned ({one.way})" if one.tokens else ""
@@ -71,8 +71,8 @@ def _for_people(one: Shown) -> str:
     lines = [head, *([click.style(f"dropped: {one.dropped}", fg="red")] if one.dropped else [])]
     if one.unwritten:
         turns = ", ".join(map(str, one.unwritten))
-        told = f"the template does not write the thoughts of turn {turns}: they are not learned"
-        lines.append(click.style(told, fg="yellow"))
+        warning = f"the template leaves out the thoughts of turn {turns}: they are not learned"
+        lines.append(click.style(warning, fg="yellow"))
     parts = [("", one.tokens, one.supervised, one.cut)]
     if one.rejected:
         parts.append(("rejected:", one.rejected["tokens"], one.rejected["supervised"], one.rejected["cut"]))
@@ -90,16 +90,16 @@ def _for_people(one: Shown) -> str:
     cls=PairsCommand,
     options_metavar="[DATA] [--KEY VALUE]...",
     switches={"json": "Print the report as JSON on stdout."},
-    options={"out FOLDER": "Write quality.json and quality.html there, too."},
+    options={"out FOLDER": "Also write quality.json and quality.html to this folder."},
 )
 def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
-    """Check the data: duplicates, empty answers, lengths, secrets, contamination of the held-out rows, and more.
+    """Check the data for duplicates, empty answers, secrets, contamination of the held-out rows, and more.
 
     \b
     mlflow-ft data check --data rows.jsonl --model MODEL
     mlflow-ft data check --data rows.jsonl --model MODEL --checks.benchmarks gsm8k.jsonl --out report
 
-    The exit code is 1 where a check found something as severe as data.fail_on.
+    The exit code is 1 if a check found something at least as severe as data.fail_on.
     """
     from mlflow_ft.pipeline import clock_of
     from mlflow_ft.preparing import dataset
@@ -120,12 +120,12 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
         "error" if config.data.fail_on == "error" else "warn"
     )
     if stopping:
-        progress.warn(f"a training would stop here: {', '.join(one.name for one in stopping)} (data.fail_on)")
+        progress.warn(f"training would stop here: {', '.join(one.name for one in stopping)} (data.fail_on)")
         click.get_current_context().exit(1)
 
 
 def _tell(found: Ready) -> None:
-    """What was found as a table, with some of the rows; what found nothing in one line."""
+    """Print the findings as a table, with example rows, then the checks that found nothing."""
     import sys
 
     from mlflow_ft.preparing.checking import UNWRITTEN
@@ -159,7 +159,7 @@ def _write(report: dict[str, Any], folder: Path, config: Config) -> None:
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def find_models(file: str, *, as_json: bool) -> None:
-    """List the registered model versions that were trained on rows of FILE, whatever the file was called then."""
+    """List the registered model versions trained on rows of FILE, even if the file had another name then."""
     from mlflow_ft import plugins, tracking
     from mlflow_ft.config.schema import DataSection
     from mlflow_ft.data import lineage, sources
@@ -188,14 +188,14 @@ def find_models(file: str, *, as_json: bool) -> None:
         alias = "".join(f" @{name}" for name in row["aliases"])
         click.echo(
             f"{row['name']} version {row['version']}{alias}: {row['shared_rows']:,} of the file's "
-            f"{row['rows_of_file']:,} rows, of {row['rows_trained_on']:,} that it was trained on (run {row['run_id']})"
+            f"{row['rows_of_file']:,} rows are among its {row['rows_trained_on']:,} training rows (run {row['run_id']})"
         )
     if not rows:
         click.echo(f"no registered version was trained on a row of {file}", err=True)
 
 
 def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]:
-    """What was asked for, the plugins, the model's tokenizer, and where to tell what happens."""
+    """The config, the plugins, the model's tokenizer, and the progress output."""
     from mlflow_ft.cli.train import understand
     from mlflow_ft.progress import Progress
     from mlflow_ft.registry import Registry
@@ -205,8 +205,8 @@ def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]
     progress = Progress()
     config, loaded = understand(arguments, progress, method=PREPARE)
     preflight.check(config, plugins=loaded, registry=Registry(loaded))
-    from mlflow_ft.engine import hub  # take seconds, which a mistyped path need not cost
-    from mlflow_ft.engine.tokens import tokenizers  # take seconds, which a mistyped path need not cost
+    from mlflow_ft.engine import hub  # slow to import: not before a mistyped path is reported
+    from mlflow_ft.engine.tokens import tokenizers
 
     base = hub.find(config.model, progress, weights=False)
     config = fitting.fitted(config, base, Registry(loaded), progress)

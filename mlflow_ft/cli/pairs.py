@@ -1,4 +1,4 @@
-"""A command whose settings are `--key value` pairs, beside a few options and switches of its own."""
+"""A command whose settings are `--key value` pairs, with a few options and switches in addition."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import click
 from mlflow_ft.errors import ConfigError
 
 SAID = {"true": True, "false": False, "": False}
-"""What `mlflow run` may put behind a switch; on the command line nothing need stand there."""
+"""What `mlflow run` may put after a switch; on the command line a switch needs no value."""
 
 
 class PairsCommand(click.Command):
-    """A value may begin with a dash, and is never taken for a flag.
+    """A value may begin with a dash and is never mistaken for a flag.
 
-    `switches` and `options` give name and help; the command gets them as arguments, dashes turned into underscores,
-    an option that is not given as None. All else is handed on as `arguments`.
+    `switches` and `options` map names to help; the command gets them as arguments, dashes turned into underscores and
+    an option that was not given as None. All other words are passed as `arguments`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PairsCommand(click.Command):
             own += [(f"--{name}", text) for name, text in self.switches.items()]
             file = ("--config FILE", "A YAML file, or the name of an example: qlora, dpo, grpo ...")
             formatter.write_dl([file, *own])
-        with formatter.section("Settings (a name that is unique needs no section: --learning_rate 1e-4)"):
+        with formatter.section("Settings (a unique name needs no section: --learning_rate 1e-4)"):
             formatter.write_dl([(f"--{path} {kind}", f"{doc} [{default}]") for path, kind, default, doc in describe()])
 
 
@@ -88,7 +88,7 @@ def whole_number(name: str, value: str | None, default: int | None) -> int | Non
     """The value of an option that counts something.
 
     Raises:
-        ConfigError: it is no whole number above 0.
+        ConfigError: it is not a whole number above 0.
     """
     if value is None:
         return default
