@@ -33,7 +33,7 @@ FOLDER = "chain"
 LATER = "models:/before/1"
 """Placeholder for the model of a stage that has not run yet."""
 ASKED_FILE = f"{FOLDER}/asked.json"
-Left = Mapping[str, Any]
+Outcome = Mapping[str, Any]
 """The outcome of a stage: the JSON that `mlflow-ft train --json` prints."""
 
 
@@ -64,13 +64,13 @@ CHAINS: Mapping[str, tuple[Stage, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class ChainOutcome:
     """The outcome of a finished chain."""
 
     run_id: str
     tracking_uri: str
     url: str | None
-    stages: Mapping[str, Left]
+    stages: Mapping[str, Outcome]
 
 
 def split(arguments: Sequence[str], stages: Sequence[Stage]) -> dict[str, list[str]]:
@@ -82,49 +82,51 @@ def split(arguments: Sequence[str], stages: Sequence[Stage]) -> dict[str, list[s
     from mlflow_ft.config import pairs
 
     names = [stage.method for stage in stages]
-    found: dict[str, list[str]] = {name: [] for name in names}
-    for one in pairs(arguments):
-        stage, dot, key = one.key.partition(".")
+    arguments_of: dict[str, list[str]] = {name: [] for name in names}
+    for setting in pairs(arguments):
+        stage, dot, key = setting.key.partition(".")
         for name in [stage] if dot and stage in names else names:
-            found[name].append(f"--{key if dot and stage in names else one.key}={one.value}")
-    return found
+            arguments_of[name].append(f"--{key if dot and stage in names else setting.key}={setting.value}")
+    return arguments_of
 
 
 def unless_given(before: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """The earlier settings, without those that are given again."""
     from mlflow_ft.config import pairs
 
-    anew = {one.key for one in pairs(arguments)}
-    return [f"--{one.key}={one.value}" for one in pairs(before) if one.key not in anew]
+    keys = {setting.key for setting in pairs(arguments)}
+    return [f"--{setting.key}={setting.value}" for setting in pairs(before) if setting.key not in keys]
 
 
 def dated(arguments: Sequence[str], today: date) -> list[str]:
     """The settings plus the date on which the chain started, unless they set a date."""
     from mlflow_ft.config import pairs
 
-    given = any(one.key.rpartition(".")[2] == "date" for one in pairs(arguments))
-    return [*arguments, *([] if given else [f"--data.date={today.isoformat()}"])]
+    has_date = any(setting.key.rpartition(".")[2] == "date" for setting in pairs(arguments))
+    return [*arguments, *([] if has_date else [f"--data.date={today.isoformat()}"])]
 
 
-def settings(stage: Stage, given: Sequence[str], left: Mapping[str, Left]) -> list[str]:
+def settings(stage: Stage, arguments: Sequence[str], outcomes: Mapping[str, Outcome]) -> list[str]:
     """All arguments of a stage's job; a stage's own setting is left out if the user gave it."""
-    own = dict(stage.defaults)
-    if stage.init_from in left:
-        own["model.init_from"] = version_of(left[stage.init_from], whole=stage.whole)
-    if stage.reward_from in left:
-        own["rollout.reward_model"] = version_of(left[stage.reward_from], whole=True)
-    keys = {one.removeprefix("--").partition("=")[0] for one in given}
+    defaults = dict(stage.defaults)
+    if stage.init_from in outcomes:
+        defaults["model.init_from"] = version_of(outcomes[stage.init_from], whole=stage.whole)
+    if stage.reward_from in outcomes:
+        defaults["rollout.reward_model"] = version_of(outcomes[stage.reward_from], whole=True)
+    keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
     extra = [
-        f"--{path}={value}" for path, value in own.items() if path not in keys and path.rpartition(".")[2] not in keys
+        f"--{path}={value}"
+        for path, value in defaults.items()
+        if path not in keys and path.rpartition(".")[2] not in keys
     ]
-    return [*extra, *given]
+    return [*extra, *arguments]
 
 
-def version_of(left: Left, *, whole: bool) -> str:
+def version_of(outcome: Outcome, *, whole: bool) -> str:
     """The URI of the version to continue from: the adapter, or the whole model if `whole` or without an adapter."""
-    names = {one["name"].endswith("-adapter"): one for one in reversed(left["versions"])}
-    one = names.get(not whole) or names[whole]
-    return f"models:/{one['name']}/{one['version']}"
+    versions = {version["name"].endswith("-adapter"): version for version in reversed(outcome["versions"])}
+    version = versions.get(not whole) or versions[whole]
+    return f"models:/{version['name']}/{version['version']}"
 
 
 def check(
@@ -142,13 +144,13 @@ def check(
     from mlflow_ft.stages import data, preflight
 
     stages, registry = CHAINS[chain], Registry(loaded)
-    given = split(arguments, stages)
+    arguments_of = split(arguments, stages)
     configs = []
     for stage in stages:
-        placeholder = {name: {"versions": [{"name": "before", "version": 1}]} for name in given}
+        placeholder = {name: {"versions": [{"name": "before", "version": 1}]} for name in arguments_of}
         accept = partial(data.fits, stage.method, registry)
         try:
-            config = asked([stage.method, *settings(stage, given[stage.method], placeholder)], loaded)
+            config = asked([stage.method, *settings(stage, arguments_of[stage.method], placeholder)], loaded)
             if stage.method not in finished:
                 preflight.check(config, plugins=loaded, registry=registry, accept=accept, later=[LATER])
         except FineTuneError as error:
@@ -156,7 +158,7 @@ def check(
                 f"stage {stage.method} of {chain}: {error.message}", hint=error.hint, problems=error.problems
             ) from error
         configs.append(config)
-    return given, configs[0]
+    return arguments_of, configs[0]
 
 
 def run(
@@ -168,7 +170,7 @@ def run(
     progress: Progress,
     today: date | None = None,
     environ: MutableMapping[str, str] = os.environ,
-) -> Done:
+) -> ChainOutcome:
     """Run every unfinished stage, each in its own nested run.
 
     `resume` is the run of an interrupted chain, whose settings and finished stages are reused. `today` is the date
@@ -183,36 +185,38 @@ def run(
     before = tracking.read_json(resume, ASKED_FILE) if resume else None
     if resume and (before is None or before["chain"] != chain):
         raise ConfigError(f"run {resume} is not a run of {chain}", hint="pass the run id that `mlflow-ft` printed")
-    everything = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
-    everything = dated(everything, today or datetime.now().astimezone().date())
-    done_before = {
-        stage.method: kept
+    settings_given = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
+    settings_given = dated(settings_given, today or datetime.now().astimezone().date())
+    finished = {
+        stage.method: outcome
         for stage in CHAINS[chain]
-        if resume and (kept := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
+        if resume and (outcome := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
     }
-    given, config = check(chain, everything, loaded, finished=done_before)
+    arguments_of, config = check(chain, settings_given, loaded, finished=finished)
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
-    left: dict[str, Left] = {}
+    outcomes: dict[str, Outcome] = {}
     with tracking.open_run(config.run, plugins=loaded, environ=environ) as active:
-        active.artifact_text(dumps({"chain": chain, "arguments": everything}, indent=2), ASKED_FILE)
+        active.artifact_text(dumps({"chain": chain, "arguments": settings_given}, indent=2), ASKED_FILE)
         active.set_tags({"mlflow_ft.method": chain})
         for number, stage in enumerate(CHAINS[chain], start=1):
             active.begin(stage.method)
-            known = done_before.get(stage.method)
-            if known is not None:
-                progress.say(f"stage {number}, {stage.method}: already done in run {known['run_id']}")
+            outcome = finished.get(stage.method)
+            if outcome is not None:
+                progress.say(f"stage {number}, {stage.method}: already done in run {outcome['run_id']}")
             else:
                 progress.say(f"stage {number} of {len(CHAINS[chain])}: {stage.method}")
-                known = _stage(active, stage, settings(stage, given[stage.method], left), progress, environ)
-            active.artifact_text(dumps(known, indent=2), f"{FOLDER}/{stage.method}.json")
-            left[stage.method] = known
-    return Done(run_id=active.run_id, tracking_uri=active.tracking_uri, url=active.url, stages=left)
+                outcome = _stage(
+                    active, stage, settings(stage, arguments_of[stage.method], outcomes), progress, environ
+                )
+            active.artifact_text(dumps(outcome, indent=2), f"{FOLDER}/{stage.method}.json")
+            outcomes[stage.method] = outcome
+    return ChainOutcome(run_id=active.run_id, tracking_uri=active.tracking_uri, url=active.url, stages=outcomes)
 
 
 def _stage(
     active: ActiveRun, stage: Stage, arguments: Sequence[str], progress: Progress, environ: Mapping[str, str]
-) -> Left:
+) -> Outcome:
     """Run one job in its own process, so that its memory is freed at the end, and read its outcome."""
     child = active.nested_run(stage.method)
     command = [sys.executable, "-m", "mlflow_ft", "train", stage.method, "--json", *arguments]
@@ -223,20 +227,20 @@ def _stage(
         output = _output(process, active)
     if process.returncode:
         raise failed(stage, process.returncode, child, active.run_id)
-    found: Left = loads(output)
-    return found
+    outcome: Outcome = loads(output)
+    return outcome
 
 
 def _output(process: subprocess.Popen[str], active: ActiveRun) -> str:
     """What a stage prints; a signal to the chain is forwarded to it once."""
-    told = False
+    forwarded = False
     while True:
         try:
             return process.communicate(timeout=0.5)[0]
         except subprocess.TimeoutExpired:
-            if active.stopping and not told:
+            if active.stopping and not forwarded:
                 process.send_signal(signal.SIGTERM)  # it finishes its step and marks its run KILLED
-                told = True
+                forwarded = True
 
 
 def failed(stage: Stage, code: int, child: str, run_id: str) -> FineTuneError:
@@ -264,18 +268,20 @@ def command_of(chain: str, about: str) -> click.Command:
 
         progress = Progress(quiet=quiet)
         with told_to_run():
-            done = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
+            finished = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
         if json:
-            outcome = {"run_id": done.run_id, "tracking_uri": done.tracking_uri, "stages": dict(done.stages)}
-            click.echo(dumps(outcome, indent=2))
+            fields = {"run_id": finished.run_id, "tracking_uri": finished.tracking_uri, "stages": dict(finished.stages)}
+            click.echo(dumps(fields, indent=2))
             return
-        facts = {"run": done.run_id, "tracking": done.url or done.tracking_uri}
-        for name, left in done.stages.items():
-            facts[name] = ", ".join(f"{one['name']} version {one['version']}" for one in left["versions"])
+        facts = {"run": finished.run_id, "tracking": finished.url or finished.tracking_uri}
+        for name, outcome in finished.stages.items():
+            facts[name] = ", ".join(
+                f"{version['name']} version {version['version']}" for version in outcome["versions"]
+            )
         progress.facts(facts)
 
-    made = click.command(
+    decorate = click.command(
         chain, cls=PairsCommand, options_metavar="[--KEY VALUE]...", switches=SWITCHES, options=OPTIONS, help=about
     )
-    found: click.Command = made(command)
-    return found
+    chain_command: click.Command = decorate(command)
+    return chain_command

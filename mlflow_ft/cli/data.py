@@ -55,33 +55,33 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
     rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded), tell=progress.say)
     dropped = total = cut = 0
     with clock_of(config):
-        for one in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
-            total, dropped, cut = total + 1, dropped + (one.dropped is not None), cut + (one.cut is not None)
-            click.echo(dumps(one.as_dict(), ensure_ascii=False) if json else _for_people(one))
+        for row in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
+            total, dropped, cut = total + 1, dropped + (row.dropped is not None), cut + (row.cut is not None)
+            click.echo(dumps(row.as_dict(), ensure_ascii=False) if json else _for_people(row))
     were_cut = f"; {cut:,} cut at data.max_length {config.data.max_length:,}" if cut else ""
     progress.say(f"{total:,} rows; nothing is learned of {dropped:,}{were_cut}")
 
 
-def _for_people(one: Shown) -> str:
+def _for_people(row: Shown) -> str:
     """A row with its learned tokens in green, between [[ and ]]."""
     from mlflow_ft.preparing import show as stage
 
-    learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned ({one.way})" if one.tokens else ""
-    head = click.style(f"{one.place}  {one.format}  {learned}", bold=True)
-    lines = [head, *([click.style(f"dropped: {one.dropped}", fg="red")] if one.dropped else [])]
-    if one.unwritten:
-        turns = ", ".join(map(str, one.unwritten))
+    learned = f"{sum(row.supervised)} of {len(row.tokens)} tokens are learned ({row.way})" if row.tokens else ""
+    head = click.style(f"{row.place}  {row.format}  {learned}", bold=True)
+    lines = [head, *([click.style(f"dropped: {row.dropped}", fg="red")] if row.dropped else [])]
+    if row.unwritten:
+        turns = ", ".join(map(str, row.unwritten))
         warning = f"the template leaves out the thoughts of turn {turns}: they are not learned"
         lines.append(click.style(warning, fg="yellow"))
-    parts = [("", one.tokens, one.supervised, one.cut)]
-    if one.rejected:
-        parts.append(("rejected:", one.rejected["tokens"], one.rejected["supervised"], one.rejected["cut"]))
+    parts = [("", row.tokens, row.supervised, row.cut)]
+    if row.rejected:
+        parts.append(("rejected:", row.rejected["tokens"], row.rejected["supervised"], row.rejected["cut"]))
     for label, tokens, supervised, cut in parts:
-        text = "".join(
-            click.style(f"[[{words}]]", fg="green") if is_learned else words
-            for is_learned, words in stage.runs(tokens, supervised)
+        marked = "".join(
+            click.style(f"[[{text}]]", fg="green") if is_learned else text
+            for is_learned, text in stage.runs(tokens, supervised)
         )
-        lines += [label] * bool(label) + [text] * bool(tokens)
+        lines += [label] * bool(label) + [marked] * bool(tokens)
         lines += [click.style(f"... {stage.words_for_cut(cut)}", fg="yellow")] if cut else []
     return "\n".join([*lines, ""])
 
@@ -108,42 +108,42 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
     config, loaded, tokenizer, progress = _opened(arguments)
     registry = Registry(loaded)
     with clock_of(config):
-        found = dataset.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
-    report = found.report.as_dict()
+        prepared = dataset.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
+    report = prepared.report.as_dict()
     if out:
         _write(report, Path(out).expanduser(), config)
     if json:
         click.echo(dumps(report, indent=2, ensure_ascii=False))
     else:
-        _tell(found)
-    stopping = config.data.fail_on != "never" and found.report.worst(
+        _tell(prepared)
+    stopping = config.data.fail_on != "never" and prepared.report.worst(
         "error" if config.data.fail_on == "error" else "warn"
     )
     if stopping:
-        progress.warn(f"training would stop here: {', '.join(one.name for one in stopping)} (data.fail_on)")
+        progress.warn(f"training would stop here: {', '.join(check.name for check in stopping)} (data.fail_on)")
         click.get_current_context().exit(1)
 
 
-def _tell(found: Ready) -> None:
+def _tell(prepared: Ready) -> None:
     """Print the findings as a table, with example rows, then the checks that found nothing."""
     import sys
 
     from mlflow_ft.preparing.checking import UNWRITTEN
     from mlflow_ft.progress import Progress
 
-    told = Progress(stream=sys.stdout)
-    columns, rows = found.report.table()
-    names = {one.name for one in found.report.checks if one.count}
+    output = Progress(stream=sys.stdout)
+    columns, rows = prepared.report.table()
+    names = {check.name for check in prepared.report.checks if check.count}
     if names:
         shown = [row for row in rows if row[0] in names]
-        told.table(f"{found.report.rows:,} rows ({found.data.format})", columns, shown, text=(0, 1, 4))
-    for one in found.report.checks:
-        for example in one.examples if one.count else ():
-            told.say(f"{one.name}: {example['file']}:{example['line']}  {example.get('message', '')}".rstrip())
-        if one.count and one.name == UNWRITTEN:
-            told.say(f"{one.name}: {one.remedy}")
-    clean = ", ".join(one.name for one in found.report.checks if not one.count)
-    told.say(f"nothing found: {clean}")
+        output.table(f"{prepared.report.rows:,} rows ({prepared.data.format})", columns, shown, text=(0, 1, 4))
+    for check in prepared.report.checks:
+        for example in check.examples if check.count else ():
+            output.say(f"{check.name}: {example['file']}:{example['line']}  {example.get('message', '')}".rstrip())
+        if check.count and check.name == UNWRITTEN:
+            output.say(f"{check.name}: {check.remedy}")
+    clean = ", ".join(check.name for check in prepared.report.checks if not check.count)
+    output.say(f"nothing found: {clean}")
 
 
 def _write(report: dict[str, Any], folder: Path, config: Config) -> None:
@@ -168,18 +168,18 @@ def find_models(file: str, *, as_json: bool) -> None:
     loaded = plugins.load()
     source = sources.open_source(file, DataSection(path=file))
     wanted = lineage.hashes_of(source, plugins=loaded, registry=Registry(loaded))
-    found = [one for one in tracking.versions_with_rows() if (one.rows & wanted)]
+    versions = [version for version in tracking.versions_with_rows() if (version.rows & wanted)]
     rows: list[dict[str, Any]] = [
         {
-            "name": one.name,
-            "version": one.version,
-            "aliases": list(one.aliases),
-            "run_id": one.run_id,
-            "shared_rows": len(one.rows & wanted),
+            "name": version.name,
+            "version": version.version,
+            "aliases": list(version.aliases),
+            "run_id": version.run_id,
+            "shared_rows": len(version.rows & wanted),
             "rows_of_file": len(wanted),
-            "rows_trained_on": len(one.rows),
+            "rows_trained_on": len(version.rows),
         }
-        for one in found
+        for version in versions
     ]
     if as_json:
         click.echo(dumps(rows, indent=2))

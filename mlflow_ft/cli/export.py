@@ -34,7 +34,10 @@ def command(*, named: str, model: str, to: str, out: str, max_kl: str, log: bool
     from mlflow_ft.operations import export
     from mlflow_ft.progress import Progress
 
-    for value, message in ((named or model, "no model given: mlflow-ft export MODEL"), (to, "no form given: --to FORM")):
+    for value, message in (
+        (named or model, "no model given: mlflow-ft export MODEL"),
+        (to, "no form given: --to FORM"),
+    ):
         if not value:
             raise ConfigError(message, hint="see `mlflow-ft export --help` and `mlflow-ft show exporters`")
     progress = Progress(quiet=quiet)

@@ -27,8 +27,8 @@ def command(name: str, *, alias: str, every: bool, as_json: bool) -> None:
     standing = ledger.standing()
     moves = ledger.attempts() if every else list(standing.moves)
     if as_json:
-        told = {"name": name, "alias": alias, "version": standing.champion, "moved_by_hand": standing.by_hand}
-        click.echo(json.dumps(told | {"moves": [as_dict(move) for move in moves]}, indent=2))
+        outcome = {"name": name, "alias": alias, "version": standing.champion, "moved_by_hand": standing.by_hand}
+        click.echo(json.dumps(outcome | {"moves": [as_dict(move) for move in moves]}, indent=2))
         return
     for move in moves:
         click.echo(line(move))
@@ -45,12 +45,12 @@ def as_dict(move: Move) -> dict[str, Any]:
 def line(move: Move) -> str:
     """A move as one line of text."""
     before = "none" if move.before is None else str(move.before)
-    words = [_when(move), move.kind, f"{before} -> {move.after}", f"by {move.by}"]
+    parts = [_when(move), move.kind, f"{before} -> {move.after}", f"by {move.by}"]
     if not move.counts:
-        words.append("came too late")
+        parts.append("came too late")
     elif not move.done:
-        words.append("not completed yet")
-    return "  ".join([*words, *(text for text in (move.reason, move.decision) if text)])
+        parts.append("not completed yet")
+    return "  ".join([*parts, *(text for text in (move.reason, move.decision) if text)])
 
 
 def _when(move: Move) -> str:

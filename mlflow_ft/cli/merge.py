@@ -100,7 +100,7 @@ def _numbers(given: dict[str, Any]) -> dict[str, Any]:
     try:
         return {
             "shard": _bytes(given["max_shard_size"] or "5GB"),
-            "weights": tuple(float(one) for one in given["weights"].split(",") if one.strip()),
+            "weights": tuple(float(weight) for weight in given["weights"].split(",") if weight.strip()),
             "rank": int(given["rank"]) if given["rank"] else None,
             "density": float(given["density"] or 0.5),
         }
@@ -111,7 +111,7 @@ def _numbers(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*([KMG]B)", text.strip().upper())
-    if not found or not int(found[1]):
+    size = re.fullmatch(r"(\d+)\s*([KMG]B)", text.strip().upper())
+    if not size or not int(size[1]):
         raise ConfigError(f"--max_shard_size: {text!r} is not a size", hint="write 500MB or 5GB")
-    return int(found[1]) * SIZES[found[2]]
+    return int(size[1]) * SIZES[size[2]]

@@ -26,8 +26,8 @@ class OptionsCommand(PairsCommand):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Options"):
-            own = [(f"--{shown}", text) for shown, text in self.options.values()]
-            formatter.write_dl([*own, *((f"--{name}", text) for name, text in self.switches.items())])
+            options = [(f"--{shown}", text) for shown, text in self.options.values()]
+            formatter.write_dl([*options, *((f"--{name}", text) for name, text in self.switches.items())])
 
 
 def divergence(text: str) -> float | None:

@@ -49,7 +49,7 @@ def command(arguments: tuple[str, ...], *, fix: bool, json: bool, quiet: bool, o
 def as_dict(done: Prepared) -> dict[str, Any]:
     """The outcome as JSON: the run, the data's fingerprint and counts, the report, the files written."""
     data = done.data.data
-    found: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "run_id": done.run_id,
         "tracking_uri": done.tracking_uri,
         "format": data.format,
@@ -59,10 +59,10 @@ def as_dict(done: Prepared) -> dict[str, Any]:
         "quality": done.data.report.as_dict(),
     }
     if done.cleaned:
-        found |= {
+        outcome |= {
             "clean": [str(file) for file in done.cleaned.files],
             "removed": str(done.cleaned.removed),
             "kept_count": done.cleaned.kept_count,
             "removed_count": done.cleaned.removed_count,
         }
-    return found
+    return outcome

@@ -104,21 +104,21 @@ def who() -> str:
 
 def tell(decision: Decision, progress: Progress) -> None:
     """Print every verdict in a table, then the outcome."""
-    rows = [[one.name, RESULTS[one.result], one.verdict.found, _wanted(one)] for one in decision.judged]
+    rows = [[judged.name, RESULTS[judged.result], judged.verdict.found, _wanted(judged)] for judged in decision.judged]
     if rows:
         progress.table(f"Gates ({decision.gates_from})", ["gate", "result", "found", "wanted"], rows, text=(0, 1, 2, 3))
     for note in decision.notes:
         progress.say(note)
     model = decision.target or decision.name
     before = f"it was version {decision.champion}" if decision.champion is not None else "there was none before"
-    what = f"{decision.name} version {decision.version}"
+    version = f"{decision.name} version {decision.version}"
     if decision.copied is not None:
-        what += f", copied as {decision.target} version {decision.copied},"
-    words = {
-        "promoted": f"{what} is now the {decision.alias}; {before}",
-        "champion already": f"{what} is already the {decision.alias} of {model}; nothing was moved",
+        version += f", copied as {decision.target} version {decision.copied},"
+    sentences = {
+        "promoted": f"{version} is now the {decision.alias}; {before}",
+        "champion already": f"{version} is already the {decision.alias} of {model}; nothing was moved",
     }
-    progress.say(words.get(decision.outcome, f"{what}: {decision.outcome}"))
+    progress.say(sentences.get(decision.outcome, f"{version}: {decision.outcome}"))
     if decision.reason:
         progress.say(decision.reason)
     if decision.failed and decision.outcome in ("refused", "would be refused"):
@@ -131,17 +131,23 @@ def tell(decision: Decision, progress: Progress) -> None:
         progress.facts({"decision": decision.artifact})
 
 
-def _wanted(one: Judged) -> str:
-    return f"{one.verdict.wanted}; waived: {one.waived}" if one.result == "waived" else one.verdict.wanted
+def _wanted(judged: Judged) -> str:
+    return f"{judged.verdict.wanted}; waived: {judged.waived}" if judged.result == "waived" else judged.verdict.wanted
 
 
 def remedies(decision: Decision) -> list[str]:
     """Remedies for the gates that failed."""
-    failed = [one for one in decision.judged if one.result == "fail"]
+    failed = [judged for judged in decision.judged if judged.result == "fail"]
     lines = []
-    numbers = [one.verdict.numbers for one in failed]
-    if any(one.get("rows", math.inf) < one.get("min_rows", 0) and "needed" in one for one in numbers):
-        lines.append("  hold out more rows (data.test_size, data.eval_path) and train again, or lower the gate's min_rows")
-    if any(one.gate == "beats-base" for one in failed):
-        lines.append('  the first champion must beat its base; to waive it: `waive: {beats-base: "WHY"}` in a gates file')
+    numbers = [judged.verdict.numbers for judged in failed]
+    if any(
+        measured.get("rows", math.inf) < measured.get("min_rows", 0) and "needed" in measured for measured in numbers
+    ):
+        lines.append(
+            "  hold out more rows (data.test_size, data.eval_path) and train again, or lower the gate's min_rows"
+        )
+    if any(judged.gate == "beats-base" for judged in failed):
+        lines.append(
+            '  the first champion must beat its base; to waive it: `waive: {beats-base: "WHY"}` in a gates file'
+        )
     return lines

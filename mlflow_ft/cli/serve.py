@@ -74,16 +74,16 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     Raises:
         ConfigError: an adapter has no name, or its name is taken.
     """
-    found: dict[str, str] = {}
-    for one in adapters:
-        name, equals, uri = one.partition("=")
+    uris: dict[str, str] = {}
+    for argument in adapters:
+        name, equals, uri = argument.partition("=")
         if not (name and equals and uri):
-            raise ConfigError(f"--adapter {one}: an adapter needs a name", hint="write --adapter NAME=ADAPTER")
-        if name == BASE or name in found:
+            raise ConfigError(f"--adapter {argument}: an adapter needs a name", hint="write --adapter NAME=ADAPTER")
+        if name == BASE or name in uris:
             reason = "is reserved for the model without an adapter" if name == BASE else "is used twice"
-            raise ConfigError(f"--adapter {one}: the name {name!r} {reason}", hint="choose another name")
-        found[name] = uri
-    return found
+            raise ConfigError(f"--adapter {argument}: the name {name!r} {reason}", hint="choose another name")
+        uris[name] = uri
+    return uris
 
 
 def tell(url: str, served: Served, progress: Progress) -> None:

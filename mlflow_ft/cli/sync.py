@@ -19,4 +19,6 @@ def command(folder: Path, *, as_json: bool) -> None:
     from mlflow_ft.tracking import deliver
 
     sent = deliver(folder)
-    click.echo(json.dumps({"delivered": sent}) if as_json else f"{sent} entries delivered; {folder} has no more to send")
+    click.echo(
+        json.dumps({"delivered": sent}) if as_json else f"{sent} entries delivered; {folder} has no more to send"
+    )

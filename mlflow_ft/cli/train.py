@@ -71,8 +71,8 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
         },
         "worse": outcome.scores.worse.sentence if outcome.scores.worse else None,
         "versions": [
-            {"name": one.name, "version": one.version, "alias": one.alias, "model_id": one.model_id}
-            for one in outcome.versions
+            {"name": version.name, "version": version.version, "alias": version.alias, "model_id": version.model_id}
+            for version in outcome.versions
         ],
     }
 
@@ -85,7 +85,11 @@ def tell(outcome: Outcome, progress: Progress) -> None:
     if outcome.scores.worse:
         (progress.warn if outcome.scores.worse.sure else progress.say)(outcome.scores.worse.sentence)
     facts = {"run": outcome.run_id, "tracking": outcome.url or outcome.tracking_uri, "files": outcome.folder}
-    facts |= {"registered": ", ".join(f"{one.name} version {one.version} @{one.alias}" for one in outcome.versions)}
+    facts |= {
+        "registered": ", ".join(
+            f"{version.name} version {version.version} @{version.alias}" for version in outcome.versions
+        )
+    }
     progress.facts(facts)
     for line in next_commands(outcome):
         progress.say(line)
