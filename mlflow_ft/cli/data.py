@@ -30,6 +30,7 @@ def command() -> None:
 @command.command(
     cls=PairsCommand,
     options_metavar="[DATA] [--KEY VALUE]...",
+    short_help="Show rows with the learned tokens marked.",
     switches={"json": "Print one JSON object per row on stdout."},
     options={"limit N": f"Stop after N rows (default: {FEW}; all with --json)."},
 )
@@ -89,6 +90,7 @@ def _for_people(row: Shown) -> str:
 @command.command(
     cls=PairsCommand,
     options_metavar="[DATA] [--KEY VALUE]...",
+    short_help="Check the data and report problems.",
     switches={"json": "Print the report as JSON on stdout."},
     options={"out FOLDER": "Also write quality.json and quality.html to this folder."},
 )
@@ -155,7 +157,7 @@ def _write(report: dict[str, Any], folder: Path, config: Config) -> None:
     (folder / "quality.html").write_text(page, encoding="utf-8")
 
 
-@command.command("find-models")
+@command.command("find-models", short_help="List the model versions trained on rows of a file.")
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def find_models(file: str, *, as_json: bool) -> None:

@@ -136,8 +136,8 @@ def test_a_chain_goes_on_where_it_was_interrupted(
 def test_only_a_run_of_the_chain_can_be_gone_on_with(tracking_store: str) -> None:
     client = MlflowClient()
     other = client.create_run("0").info.run_id
-    with pytest.raises(ConfigError, match="is no run of align"):
+    with pytest.raises(ConfigError, match="is not a run of align"):
         chain.run("align", [], plugins.load({"MLFLOW_FT_PLUGINS": ""}), resume=other, progress=Progress(quiet=True))
     client.log_text(other, json.dumps({"chain": "rlhf", "arguments": []}), chain.ASKED_FILE)
-    with pytest.raises(ConfigError, match="is no run of align"):
+    with pytest.raises(ConfigError, match="is not a run of align"):
         chain.run("align", [], plugins.load({"MLFLOW_FT_PLUGINS": ""}), resume=other, progress=Progress(quiet=True))

@@ -116,7 +116,7 @@ def test_in_a_terminal(spoken: Path, store: str, tmp_path: Path) -> None:
         process.kill()
         process.wait()
         os.close(ours)
-    assert "/reset forgets" in said
+    assert "/reset clears" in said
     assert "Traceback" not in said
 
 

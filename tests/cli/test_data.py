@@ -147,7 +147,7 @@ def test_check_prints_the_report(run: Run, tmp_path: Path, tiny_model: Path, cli
     told = run("data", "check", "--data", data, "--model", tiny_model, "--json", "--out", tmp_path / "report")
     report = json.loads(told.out)
     assert told.code == 1, "an empty answer is an error, and data.fail_on is error"
-    assert "a training would stop here: empty-response, bad-row (data.fail_on)" in told.err.replace(
+    assert "training would stop here: empty-response, bad-row (data.fail_on)" in told.err.replace(
         "bad-row, empty-response", "empty-response, bad-row"
     )
     assert report["rows"] == 23

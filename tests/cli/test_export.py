@@ -114,11 +114,11 @@ def test_a_stopped_export_is_a_killed_run(client: MlflowClient, tiny_model: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "no model was named"),
+        ((), "no model given"),
         (("nothing",), "no form"),
         (("nothing", "--to", "nf5"), "did you mean nf4?"),
         (("nothing", "--to", "nf4"), "'nothing' is no model"),
-        (("nothing", "--to", "nf4", "--max_kl", "much"), "'much' is no number"),
+        (("nothing", "--to", "nf4", "--max_kl", "much"), "'much' is not a number"),
     ],
 )
 def test_what_is_wrong_is_told(client: MlflowClient, run: Run, words: tuple[str, ...], said: str) -> None:

@@ -104,7 +104,7 @@ def test_another_base_than_the_recorded_one_is_refused(run: Run, adapter: Path, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no folder to write"),
+        ([], "no output folder given"),
         (["--out", "x"], "no adapter was named"),
         (["--out", "x", "--adapter", "nowhere"], "no folder and no MLflow URI"),
         (["--out", "x", "--adapter", "models:/nothing@champion"], "nothing"),
@@ -216,7 +216,6 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mlflow_ft.engine.merging import companions, journal_files, tensor_files
-from mlflow_ft.operations import whole_folder
 from mlflow_ft import tracking
 place, count = sys.argv.pop(1), [0]
 def kill_in(owner, name, when):

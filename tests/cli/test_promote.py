@@ -27,7 +27,7 @@ def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> No
     assert (told.code, told.out) == (0, "")
     for gate in ("finished", "parity", "data-checks", "beats-base loss"):
         assert gate in told.err
-    assert f"{name} version 1 is the champion now; there was none" in told.err
+    assert f"{name} version 1 is now the champion; there was none before" in told.err
     assert "decision  runs:/" in told.err
     again = run("promote", name, "--version", 1)
     assert again.code == 0
@@ -51,7 +51,7 @@ def test_a_waiver_is_shown_in_the_table_at_the_end_and_in_the_history(
     shop.version(name=name, base_rows={"loss": [0.5] * 40})
     refused = run("promote", name, "--version", 1)
     assert refused.code == 1
-    assert 'else write `waive: {beats-base: "WHY"}` into a gates file' in refused.err
+    assert 'to waive it: `waive: {beats-base: "WHY"}` in a gates file' in refused.err
     gates = tmp_path / "gates.yaml"
     gates.write_text("waive: {beats-base: a rehearsal}\n")
     told = run("promote", name, "--version", 1, "--gates", gates)
@@ -96,14 +96,14 @@ def test_history_and_rollback(run: Run, shop: Shop, name: str) -> None:
     assert again.code == 1
     assert "is the first champion" in again.err
     shop.client.set_registered_model_alias(name, "champion", "2")
-    assert "moved there by other means" in run("history", name).out
+    assert "set outside mlflow-ft" in run("history", name).out
 
 
 def test_wrong_input_is_told_in_a_line_with_2(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
     shop.version(name=name)
-    assert "no registered model was named" in run("promote").err
+    assert "no registered model given" in run("promote").err
     assert "2 names were given" in run("promote", name, name).err
-    assert "there is no option --verson" in run("promote", name, "--verson", 1).err
+    assert "unknown option --verson" in run("promote", name, "--verson", 1).err
     assert "cannot read" in run("promote", name, "--gates", tmp_path / "gone.yaml").err
     assert "no registered model" in run("history", "gone").err
     assert "no registered model" in run("rollback", "gone", "--reason", "x").err

@@ -64,7 +64,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("1 of 4 rows are not of the format alpaca", "holes.jsonl:3  column `output` is missing", "mend these rows"),
     ),
     "an unknown method": ("qlorra", ("unknown trainer 'qlorra'", "did you mean qlora?")),
-    "no method": ("--data rows.jsonl", ("no method was named", "mlflow-ft train METHOD; methods: ")),
+    "no method": ("--data rows.jsonl", ("no method given", "mlflow-ft train METHOD; methods: ")),
     "an unknown key": (
         "lora --adapter.rnak 4",
         ("--adapter.rnak (command line)  unknown key; did you mean adapter.r",),
@@ -75,7 +75,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("2 problems", '"fast" is not a number above 0', '"0" is not a whole number of at least 1'),
     ),
     "an unknown adapter": ("lora --data rows.jsonl --adapter.kind lorra", ("unknown adapter 'lorra'", "mean lora?")),
-    "no such config": ("lora --config none.yaml", ("there is no config file 'none.yaml'", "looked in {tmp}")),
+    "no such config": ("lora --config none.yaml", ("no config file 'none.yaml'", "looked in {tmp}")),
     "a folder that is no model": (
         "lora --data rows.jsonl --model folder",
         ("model 'folder': the folder {tmp}/folder has no config.json", "save_pretrained"),
@@ -146,7 +146,7 @@ def test_a_broken_plugin_is_told_and_strict_makes_it_an_error(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ft_broken\nVersion: 1.5\n")
     (info / "entry_points.txt").write_text("[mlflow_ft]\nft_broken = no_such_module\n")
-    assert "plugin ft_broken is broken and left out: ModuleNotFoundError" in run("train", "nothing").err
+    assert "plugin ft_broken is broken and ignored: ModuleNotFoundError" in run("train", "nothing").err
     opened = client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
     monkeypatch.setenv("MLFLOW_FT_STRICT", "1")
@@ -247,7 +247,7 @@ def test_help_names_every_setting_and_switch(run: Run) -> None:
 def test_help_of_the_program_names_every_command_and_exit_code(run: Run) -> None:
     told = run("--help")
     assert told.code == 0
-    for text in ("train ", "show ", "plugins ", "sync ", "Exit codes: 0 done; 1 refused"):
+    for text in ("train ", "show ", "plugins ", "sync ", "Exit codes: 0 success; 1 refused"):
         assert text in told.out
 
 

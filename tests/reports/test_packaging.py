@@ -196,7 +196,7 @@ def test_what_has_changed_since_is_not_packaged(
 
 def test_what_cannot_be_packaged_is_said(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
     told = run("package")
-    assert (told.code, "no run was named" in told.err) == (2, True)
+    assert (told.code, "no run given" in told.err) == (2, True)
     told = run("package", "0123456789abcdef")
     assert (told.code, "0123456789abcdef" in told.err) == (2, True)
     with_nothing = client.create_run("0").info.run_id
