@@ -31,7 +31,7 @@ def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> No
     assert "decision  runs:/" in told.err
     again = run("promote", name, "--version", 1)
     assert again.code == 0
-    assert "already; nothing was moved" in again.err
+    assert f"is already the champion of {name}; nothing was moved" in again.err
 
 
 def test_a_refusal_ends_with_1_and_names_the_gates(run: Run, shop: Shop, name: str) -> None:

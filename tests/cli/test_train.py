@@ -260,8 +260,8 @@ def test_an_unknown_command_is_wrong_input(run: Run) -> None:
 def test_sync_of_a_folder_that_is_none(run: Run, tmp_path: Path) -> None:
     told = run("sync", tmp_path)
     assert told.code == 2
-    assert f"Error: {tmp_path} is no folder of a run" in told.err
-    assert "name the folder that the run printed" in told.err
+    assert f"Error: {tmp_path} is not a run's folder" in told.err
+    assert "pass the folder that the run printed" in told.err
     told = run("sync", tmp_path / "none")
     assert told.code == 2
     assert "does not exist" in told.err

@@ -188,7 +188,7 @@ def test_what_has_changed_since_is_not_packaged(
     with FileLock(Path(client.get_run(run_id).data.tags["mlflow_ft.folder"]) / "run.lock"):
         told = run("package", run_id)
     assert (told.code, kept(client, run_id)) == (2, before)
-    assert "another process works on the run" in told.err
+    assert "another process is working on run" in told.err
 
     told = run("package", run_id)
     assert told.code == 0, told.err

@@ -268,7 +268,7 @@ def test_where_the_data_came_from_is_told_or_missed(source: Mapping[str, Any], p
     if place is not None:
         assert trained_on(run_id) == place
         return
-    with pytest.raises(DataError, match=f"data 'runs:/{run_id}': the run names no training data") as error:
+    with pytest.raises(DataError, match=f"data 'runs:/{run_id}': the run recorded no training data") as error:
         trained_on(run_id)
     assert "runs:/RUN_ID/path/of/the/file" in str(error.value)
 
@@ -277,7 +277,7 @@ def test_where_the_data_came_from_is_told_or_missed(source: Mapping[str, Any], p
 @pytest.mark.parametrize("source", ["not JSON", "{", "[]", '"/rows.jsonl"', "null", "1", "[" * 5000])
 def test_a_source_that_is_not_as_mlflow_writes_it_is_no_place(source: str) -> None:
     run_id = log_inputs(used(source))
-    with pytest.raises(DataError, match="names no training data"):
+    with pytest.raises(DataError, match="recorded no training data"):
         trained_on(run_id)
 
 
@@ -285,7 +285,7 @@ def test_a_source_that_is_not_as_mlflow_writes_it_is_no_place(source: str) -> No
 @pytest.mark.parametrize("context", [None, "eval", "validation", "test", ""])
 def test_data_of_another_use_was_not_trained_on(context: str | None) -> None:
     run_id = log_inputs(used('{"uri": "/rows.jsonl"}', context))
-    with pytest.raises(DataError, match="names no training data"):
+    with pytest.raises(DataError, match="recorded no training data"):
         trained_on(run_id)
 
 
@@ -295,7 +295,7 @@ def test_several_sources_are_told_and_none_is_chosen() -> None:
     again = used('{"uri": "/a.jsonl"}', digest="3")
     assert trained_on(log_inputs(one, again)) == "/a.jsonl"
     with pytest.raises(
-        DataError, match=r"the run names several sources: /[ab]\.jsonl, /[ab]\.jsonl\n  name the ones that are meant"
+        DataError, match=r"the run recorded several sources: /[ab]\.jsonl, /[ab]\.jsonl\n  choose among them"
     ):
         trained_on(log_inputs(one, other))
 
@@ -325,6 +325,6 @@ def test_data_of_a_run_that_is_no_longer_there_is_told() -> None:
 
 def test_a_run_that_was_trained_on_a_mixture_names_its_sources(store: str, split: Split) -> None:
     run_id = log_inputs(dataset_input(replace(split, sources=("/data/a.jsonl", "/data/b, c.jsonl"))))
-    with pytest.raises(DataError, match=r"the run names several sources: /data/a\.jsonl, /data/b, c\.jsonl"):
+    with pytest.raises(DataError, match=r"the run recorded several sources: /data/a\.jsonl, /data/b, c\.jsonl"):
         trained_on(run_id)
     assert trained_on(log_inputs(dataset_input(split))) == "/data/rows.jsonl"

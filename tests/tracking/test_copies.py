@@ -80,7 +80,7 @@ def test_what_does_not_arrive_as_it_left_is_not_registered(
         (Path(self.get_logged_model(model_id).artifact_location) / "MLmodel").write_text("cut")
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", loses_a_file)
-    with pytest.raises(RefusedError, match="did not arrive as it left") as error:
+    with pytest.raises(RefusedError, match="the copy differs from the original") as error:
         copy_version(client, version, to="prod.chat", client=client)
     assert [problem.place for problem in error.value.problems] == ["MLmodel"]
     assert not client.search_registered_models("name='prod.chat'")

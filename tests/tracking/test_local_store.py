@@ -107,7 +107,7 @@ def test_a_store_with_runs_whose_migration_was_disturbed_is_repaired_by_what_the
     broken(path)
     with pytest.raises(TrackingError, match="_alembic_tmp_tags already exists") as refused:
         check_server(uri)
-    repair = re.fullmatch(r'a migration .* Copy .* first; then sqlite3 .* "(.*)", then mlflow (.*)', refused.value.hint)
+    repair = re.fullmatch(r'a migration .* Back up .*; then sqlite3 .* "(.*)", then mlflow (.*)', refused.value.hint)
     assert repair
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(repair[1])

@@ -38,7 +38,7 @@ def test_what_differs_is_told_by_name(folder: Path) -> None:
     assert str(told.value).splitlines()[1:] == [
         "  tokenizer.json  is missing",
         "  more.json  is not in the manifest",
-        "  adapter/adapter_model.safetensors  is not what was written",
+        "  adapter/adapter_model.safetensors  has changed",
     ]
 
 

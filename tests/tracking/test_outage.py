@@ -93,5 +93,5 @@ def test_delivering_twice_changes_nothing(server: Any, config: Config, plugins: 
 
 
 def test_a_folder_that_is_no_runs_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="is no folder of a run"):
+    with pytest.raises(TrackingError, match="is not a run's folder"):
         deliver(tmp_path)
