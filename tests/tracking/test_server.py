@@ -46,9 +46,9 @@ def test_an_mlflow_server_passes(serve: Callable[[int, str], str]) -> None:
     [
         (403, "Invalid Host header", "--allowed-hosts 127.0.0.1"),
         (401, "", "MLFLOW_TRACKING_USERNAME"),
-        (404, "Not Found", "no MLflow server"),
-        (200, "<html>hello</html>", "no MLflow server"),
-        (502, "Bad Gateway", "no MLflow server"),
+        (404, "Not Found", "not an MLflow server"),
+        (200, "<html>hello</html>", "not an MLflow server"),
+        (502, "Bad Gateway", "not an MLflow server"),
     ],
 )
 def test_what_refuses_is_told(serve: Callable[[int, str], str], status: int, text: str, told: str) -> None:
