@@ -39,7 +39,7 @@ def test_a_run_from_prompts_to_versions_that_answer(asked, tmp_path, fine_tune):
 
 
 def test_a_run_without_a_reward_is_refused_before_anything_is_loaded(asked, fine_tune):
-    with pytest.raises(ConfigError, match="it learns from rewards, and none was named"):
+    with pytest.raises(ConfigError, match="it learns from rewards, and none are given"):
         fine_tune("ppo", **asked)
     assert not MlflowClient().search_registered_models()
 

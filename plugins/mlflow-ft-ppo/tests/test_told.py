@@ -51,7 +51,7 @@ def test_an_answer_of_which_no_judge_says_anything_is_not_learned_from(bench):
     ]
     one = bench(reward="picky", rows=rows, max_steps=1)
     one.train()
-    with pytest.raises(RefusedError, match="no reward says anything of any of 8 answers"):
+    with pytest.raises(RefusedError, match="no reward function gave a value for any of 8 answers"):
         bench(reward="silent").train()
     assert one.curve("train/objective/scores") == pytest.approx(one.curve("train/rewards/picky"))
 
@@ -157,7 +157,7 @@ def test_callbacks_of_plugins_are_called(bench):
     ("settings", "reason"),
     [
         ({"reward_funcs": "none"}, "none was named"),
-        ({"num_generations": 3}, "no multiple of num_generations"),
+        ({"num_generations": 3}, "not a multiple of num_generations"),
         ({"objective.options": "{gama: 1}"}, "no field 'gama'"),
     ],
 )

@@ -50,7 +50,7 @@ class LlamaCpp:
         return torch.stack([self._next(ids[: place + 1]) for place in positions.tolist()])
 
     def _next(self, ids: Sequence[int]) -> Tensor:
-        """Log-probabilities of the next token, of shape (vocabulary,); NaN for tokens that llama.cpp does not return."""
+        """Log-probabilities of the next token, shape (vocabulary,); NaN for tokens that llama.cpp does not return."""
         options = {"n_predict": 1, "temperature": 0, "n_probs": min(KNOWN, self.vocabulary), "cache_prompt": True}
         answer = self.post("/completion", prompt=list(ids), **options)
         known = answer["completion_probabilities"][0]["top_logprobs"]
