@@ -29,10 +29,10 @@ def test_contract(plugin_contract: Any) -> None:
 
 
 def test_sixteen_bits_are_the_model(f16: Path, server: LlamaCpp, said: Path) -> None:
-    found = parity.measure(server, said)
-    assert found.numbers["kl_mean"] < 1e-3
-    assert found.numbers["top1_agreement"] > 0.95
-    assert found.numbers["tokens"] == 3 * reference.LENGTH
+    comparison = parity.measure(server, said)
+    assert comparison.numbers["kl_mean"] < 1e-3
+    assert comparison.numbers["top1_agreement"] > 0.95
+    assert comparison.numbers["tokens"] == 3 * reference.LENGTH
     assert {file.name for file in f16.iterdir()} == {"model-f16.gguf", "Modelfile"}
 
 
@@ -107,7 +107,7 @@ def test_special_tokens_that_are_lost_are_refused(known: Path, server: LlamaCpp,
     tokenizer: Any = AutoTokenizer.from_pretrained(known)
     tokenizer.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer.json").read_text())
-    settings["added_tokens"] = [one for one in settings["added_tokens"] if one["content"] != "<|im_start|>"]
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] != "<|im_start|>"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
     names = json.loads((tmp_path / "tokenizer_config.json").read_text())
     kept = {key: value for key, value in names.items() if value != "<|im_start|>" and "special_tokens" not in key}

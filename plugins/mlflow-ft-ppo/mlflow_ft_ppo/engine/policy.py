@@ -64,9 +64,7 @@ class PolicyWithValue(nn.Module):
         length = input_ids.shape[1]
         first = int(prompt_lengths.min()) - 1
         logits, hidden = self._outputs(input_ids, attention_mask, keep=length - first)
-        before = (
-            prompt_lengths[:, None] - 1 + torch.arange(tokens, device=input_ids.device)
-        )  # where they come from
+        before = prompt_lengths[:, None] - 1 + torch.arange(tokens, device=input_ids.device)  # where they come from
         chosen = input_ids.gather(1, (before + 1).clamp(max=length - 1))
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         places = (before - first).clamp(max=length - first - 1)
