@@ -42,7 +42,7 @@ def test_an_mlflow_server_passes(serve: Callable[[int, str], str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "told"),
+    ("status", "text", "message"),
     [
         (403, "Invalid Host header", "--allowed-hosts 127.0.0.1"),
         (401, "", "MLFLOW_TRACKING_USERNAME"),
@@ -51,8 +51,8 @@ def test_an_mlflow_server_passes(serve: Callable[[int, str], str]) -> None:
         (502, "Bad Gateway", "not an MLflow server"),
     ],
 )
-def test_what_refuses_is_told(serve: Callable[[int, str], str], status: int, text: str, told: str) -> None:
-    with pytest.raises(TrackingError, match=told):
+def test_a_server_that_refuses_is_reported(serve: Callable[[int, str], str], status: int, text: str, message: str) -> None:
+    with pytest.raises(TrackingError, match=message):
         check_server(serve(status, text))
 
 
