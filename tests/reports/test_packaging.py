@@ -17,7 +17,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.stages import done
 from mlflow_ft.testing import make_rows, write_jsonl
-from tests.cli.conftest import Run, Told
+from tests.cli.conftest import Result, Run
 from tests.reports.small_models import CHATML
 from tests.test_plugins import Install
 from tests.test_plugins import install as install
@@ -67,7 +67,7 @@ def register_packagers():
 TEMPLATE = "{# Speaker #}" + CHATML
 
 
-def train(run: Run, small: Small, folder: Path, method: str = "lora", **settings: Any) -> Told:
+def train(run: Run, small: Small, folder: Path, method: str = "lora", **settings: Any) -> Result:
     rows = write_jsonl(folder / "rows.jsonl", make_rows(12))
     given = QUICK | {"model": small("llama"), "data": rows, "run.output_dir": folder / "outputs"} | settings
     return run("train", method, *(f"--{key}={value}" for key, value in given.items()))

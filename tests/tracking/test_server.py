@@ -51,7 +51,7 @@ def test_an_mlflow_server_passes(serve: Callable[[int, str], str]) -> None:
         (502, "Bad Gateway", "not an MLflow server"),
     ],
 )
-def test_a_server_that_refuses_is_reported(serve: Callable[[int, str], str], status: int, text: str, message: str) -> None:
+def test_a_refusal_is_reported(serve: Callable[[int, str], str], status: int, text: str, message: str) -> None:
     with pytest.raises(TrackingError, match=message):
         check_server(serve(status, text))
 
