@@ -42,7 +42,7 @@ WORDS = ("adapter", "base", "data", "dtype", "into", "quantize", "combination", 
 @click.option("--max_kl", default="", help="With --register: highest accepted mean KL per token (nats).")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **given: Any) -> None:
+def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Merge an adapter into its base, tensor by tensor: it needs memory for one layer, whatever the model's size.
 
     \b
@@ -60,8 +60,8 @@ def command(*, out: str, name: str, max_kl: str, as_json: bool, quiet: bool, **g
 
     if not out:
         raise ConfigError("no output folder given", hint="add --out FOLDER")
-    values: dict[str, Any] = {name: given[name] or DEFAULTS.get(name) for name in WORDS}
-    request = merge_adapter.MergeRequest(out=Path(out), **values, **_numbers(given))
+    values: dict[str, Any] = {name: options[name] or DEFAULTS.get(name) for name in WORDS}
+    request = merge_adapter.MergeRequest(out=Path(out), **values, **_numbers(options))
     progress = Progress(quiet=quiet)
     done, version = merged_version.merge(request, name, plugins.load(), progress, max_kl=divergence(max_kl))
     kept = _registered(version) if version else {}
@@ -96,13 +96,13 @@ def _registered(version: Registered) -> dict[str, Any]:
     }
 
 
-def _numbers(given: dict[str, Any]) -> dict[str, Any]:
+def _numbers(options: dict[str, Any]) -> dict[str, Any]:
     try:
         return {
-            "shard": _bytes(given["max_shard_size"] or "5GB"),
-            "weights": tuple(float(weight) for weight in given["weights"].split(",") if weight.strip()),
-            "rank": int(given["rank"]) if given["rank"] else None,
-            "density": float(given["density"] or 0.5),
+            "shard": _bytes(options["max_shard_size"] or "5GB"),
+            "weights": tuple(float(weight) for weight in options["weights"].split(",") if weight.strip()),
+            "rank": int(options["rank"]) if options["rank"] else None,
+            "density": float(options["density"] or 0.5),
         }
     except ValueError as error:
         raise ConfigError(

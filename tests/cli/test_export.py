@@ -83,9 +83,9 @@ def test_a_folder_is_compared_with_itself_and_a_stopped_export_is_no_beginning(
     names = {file.name for file in (tmp_path / "second").iterdir()}
     assert names == {file.name for file in (tmp_path / "first").iterdir()}
     assert not left.exists()
-    told = run("export", tiny_model, "--to", "int8", "--out", tmp_path / "third", "--max_kl", "1e-12")
-    assert told.code == 1
-    assert f"Look at {tmp_path / 'third.parity.json'}" in told.err
+    result = run("export", tiny_model, "--to", "int8", "--out", tmp_path / "third", "--max_kl", "1e-12")
+    assert result.code == 1
+    assert f"Look at {tmp_path / 'third.parity.json'}" in result.err
     assert json.loads((tmp_path / "third.parity.json").read_text())[-1]["kl"] >= 0
     assert len(client.search_runs(["0"])) == runs
 
@@ -104,8 +104,8 @@ cli.main()
 def test_a_stopped_export_is_a_killed_run(client: MlflowClient, tiny_model: Path, tmp_path: Path) -> None:
     environ = os.environ | {"MLFLOW_RUN_ID": client.create_run("0").info.run_id}
     arguments = ["export", str(tiny_model), "--to", "int8", "--out", str(tmp_path / "int8")]
-    done = subprocess.run([sys.executable, "-c", STOPPED, *arguments], env=environ, timeout=120)
-    assert done.returncode == 128 + signal.SIGTERM
+    completed = subprocess.run([sys.executable, "-c", STOPPED, *arguments], env=environ, timeout=120)
+    assert completed.returncode == 128 + signal.SIGTERM
     stopped = client.get_run(environ["MLFLOW_RUN_ID"])
     assert (stopped.info.status, stopped.data.tags["mlflow_ft.stage"]) == ("KILLED", "export")
     assert not (tmp_path / "int8").exists()

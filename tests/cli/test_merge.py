@@ -247,16 +247,16 @@ def test_a_stopped_merge_that_registers_is_a_killed_run_and_goes_on(
     else:
         arguments += ["--register", "stopped"]
     program = KILLED.replace("SIGKILL", "SIGTERM")
-    done = subprocess.run([sys.executable, "-c", program, "companions", *arguments], env=environ, timeout=120)
-    assert done.returncode == 128 + signal.SIGTERM
+    completed = subprocess.run([sys.executable, "-c", program, "companions", *arguments], env=environ, timeout=120)
+    assert completed.returncode == 128 + signal.SIGTERM
     [stopped] = client.search_runs(["0"], max_results=1)
     assert (stopped.info.status, stopped.data.tags["mlflow_ft.stage"]) == ("KILLED", "merge")
     assert environ.get("MLFLOW_RUN_ID", stopped.info.run_id) == stopped.info.run_id
-    told = run(*arguments, "--json")
-    assert told.code == 0, told.err
-    assert json.loads(told.out)["resumed"] == 4
+    result = run(*arguments, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["resumed"] == 4
     if by == "a user":
-        assert client.get_run(json.loads(told.out)["run_id"]).info.status == "FINISHED"
+        assert client.get_run(json.loads(result.out)["run_id"]).info.status == "FINISHED"
 
 
 @pytest.mark.slow

@@ -86,7 +86,10 @@ def test_a_run_id_that_is_not_there_is_told(
     store: str, config: Config, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(TrackingError, match="named by MLFLOW_RUN_ID.*not found"), open_run(config.run, plugins=plugins):
+    with (
+        pytest.raises(TrackingError, match=r"named by MLFLOW_RUN_ID.*not found"),
+        open_run(config.run, plugins=plugins),
+    ):
         pytest.fail("opened")
 
 
