@@ -1,4 +1,4 @@
-"""The only door to MLflow tracking and the registry. Importing it imports mlflow: do so inside functions.
+"""The only access to MLflow tracking and the registry. It imports mlflow, so import it inside functions.
 
 with open_run(config.run, plugins=plugins) as run:
     run.open_journal(folder)

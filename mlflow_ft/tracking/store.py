@@ -1,4 +1,4 @@
-"""One MLflow server, its runs and its registry, as the operations on finished models read and change them."""
+"""An MLflow server with its runs and its registry, for the operations on finished models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST_TAG = 5000
 
 
 class Store:
-    """A tracking server and its registry. Every method raises TrackingError where the server does not answer."""
+    """A tracking server and its registry. Every method raises TrackingError if the server does not answer."""
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
@@ -45,11 +45,11 @@ class Store:
             return self._client.get_run(run_id)
 
     def read(self, run_id: str, path: str) -> Any:
-        """The content of a JSON artifact, or the text of any other; None where the run has no such artifact."""
+        """The content of a JSON artifact, or the text of any other; None if the run has no such artifact."""
         return contenders.read(self._client, run_id, path)
 
     def fetch(self, run_id: str, path: str, folder: Path) -> Path | None:
-        """Download an artifact into `folder`; None where the run has no such artifact."""
+        """Download an artifact to `folder`; None if the run has no such artifact."""
         try:
             return Path(self._client.download_artifacts(run_id, path, str(folder)))
         except (MlflowException, OSError):
@@ -72,7 +72,7 @@ class Store:
     # --- the registry
 
     def version(self, name: str, which: str) -> ModelVersion:
-        """A version by its number, or by an alias.
+        """A version by its number or by an alias.
 
         Raises:
             ModelError: the registry has no such model, version or alias.
@@ -97,11 +97,11 @@ class Store:
         return contenders.numbers(self._client, name)
 
     def check_model(self, name: str) -> None:
-        """Raise ModelError where the registry has no model of this name."""
+        """Raise ModelError if the registry has no model of this name."""
         contenders.find_model(self._client, name)
 
     def contender(self, version: ModelVersion, *, elsewhere: Store | None = None) -> Contender:
-        """The version with the evidence that its run holds; a copy's run is also looked for `elsewhere`."""
+        """The version with the evidence that its run recorded; a copy's run is also looked up `elsewhere`."""
         return contenders.contender(self._client, version, elsewhere=elsewhere._client if elsewhere else None)
 
     def ledger(self, name: str, alias: str) -> Ledger:
@@ -114,7 +114,7 @@ class Store:
 
     def ensure_model(self, name: str) -> None:
         """Create the registered model unless it exists."""
-        with told(f"make the registered model {name}"):
+        with told(f"create the registered model {name}"):
             models.ensure_registered_model(self._client, name)
 
     def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
@@ -124,14 +124,14 @@ class Store:
                 self._client.set_model_version_tag(name, str(version), key, value[:LONGEST_TAG])
 
     def copy(self, name: str, version: int, *, to: str, store: Store) -> int:
-        """Copy a version's bytes to the registered model `to` of a store, and return the number of the copy.
+        """Copy a version's files to the registered model `to` of a store, and return the number of the copy.
 
         Raises:
-            RefusedError: the files are not those that were packaged, or did not arrive as they left.
+            RefusedError: the files differ from those that were packaged, or changed on the way.
         """
         original = self._client.get_model_version(name, str(version))
         return copies.copy_version(self._client, original, to=to, client=store._client)
 
     def download(self, name: str, version: int, folder: Path) -> Path:
-        """The files of a version, as a folder below `folder`."""
+        """Download the files of a version to a folder inside `folder`."""
         return copies.download(self._client, name, version, folder)

@@ -80,9 +80,9 @@ def test_what_does_not_arrive_as_it_left_is_not_registered(
         (Path(self.get_logged_model(model_id).artifact_location) / "MLmodel").write_text("cut")
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", loses_a_file)
-    with pytest.raises(RefusedError, match="did not arrive as it left") as error:
+    with pytest.raises(RefusedError, match="the copy differs from the original") as error:
         copy_version(client, version, to="prod.chat", client=client)
     assert [problem.place for problem in error.value.problems] == ["MLmodel"]
     assert not client.search_registered_models("name='prod.chat'")
-    found = client.search_logged_models([client.get_experiment_by_name(copies.EXPERIMENT).experiment_id])
-    assert [str(one.status) for one in found] == ["FAILED"]
+    copied = client.search_logged_models([client.get_experiment_by_name(copies.EXPERIMENT).experiment_id])
+    assert [str(model.status) for model in copied] == ["FAILED"]

@@ -112,18 +112,18 @@ def test_scores_are_linked_to_model_and_data(
     run: ActiveRun, client: MlflowClient, echo: dict[str, Any], split: Split
 ) -> None:
     run.log_inputs([split])
-    one, two = run.log_model(**echo), run.log_model(**echo | {"name": "echo.2"})
+    first, second = run.log_model(**echo), run.log_model(**echo | {"name": "echo.2"})
     run.metric("loss", 0.5, timestamp_ms=1)
-    for model_id in (one, two):  # the same value for both: neither may be taken for a copy of the other
+    for model_id in (first, second):  # the same value for both: neither may be taken for a copy of the other
         run.metric("loss", 0.5, model_id=model_id, dataset=split, timestamp_ms=1)
-    run.metrics({"exact": 0.25}, model_id=one, dataset=split, step=7)
+    run.metrics({"exact": 0.25}, model_id=first, dataset=split, step=7)
     assert run.flush(10)
 
-    found = {metric.key: metric for metric in client.get_logged_model(one).metrics}
-    assert found.keys() == {"loss", "exact"}
-    assert (found["exact"].value, found["exact"].step) == (0.25, 7)
-    assert (found["exact"].dataset_name, found["exact"].dataset_digest) == ("rows.jsonl", split.digest)
-    assert [metric.value for metric in client.get_logged_model(two).metrics] == [0.5]
+    metrics = {metric.key: metric for metric in client.get_logged_model(first).metrics}
+    assert metrics.keys() == {"loss", "exact"}
+    assert (metrics["exact"].value, metrics["exact"].step) == (0.25, 7)
+    assert (metrics["exact"].dataset_name, metrics["exact"].dataset_digest) == ("rows.jsonl", split.digest)
+    assert [metric.value for metric in client.get_logged_model(second).metrics] == [0.5]
     assert client.get_run(run.run_id).inputs.model_inputs == []
 
 
@@ -216,7 +216,7 @@ def test_a_registered_model_that_is_there_takes_one_connection_of_the_store(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "AssertionPool")  # raises at a second one
-    one = MlflowClient(store)
+    client = MlflowClient(store)
     for _ in range(2):
-        models.ensure_registered_model(one, "chat")
-    assert [model.name for model in one.search_registered_models()] == ["chat"]
+        models.ensure_registered_model(client, "chat")
+    assert [model.name for model in client.search_registered_models()] == ["chat"]

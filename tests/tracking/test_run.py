@@ -30,16 +30,16 @@ def test_a_run_is_made_in_its_experiment_and_finishes(client: MlflowClient, conf
         assert mlflow.active_run().info.run_id == run.run_id  # what a plugin logs with mlflow.log_metric lands here
         mlflow.log_metric("plugin", 1)
 
-    found = client.get_run(run.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "a-name"
-    assert found.data.metrics == {"plugin": 1}
-    assert client.get_experiment(found.info.experiment_id).name == "an-experiment"
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "a-name"
+    assert stored.data.metrics == {"plugin": 1}
+    assert client.get_experiment(stored.info.experiment_id).name == "an-experiment"
     assert run.url is None
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "told"),
+    ("error", "state", "message"),
     [
         (ValueError("no memory " + "x" * 6000), "FAILED", "no memory xxx"),
         (StoppedError(signal.SIGTERM), "KILLED", "stopped by signal 15"),
@@ -48,17 +48,17 @@ def test_a_run_is_made_in_its_experiment_and_finishes(client: MlflowClient, conf
     ],
 )
 def test_the_state_and_the_error_of_a_run_that_raises(
-    client: MlflowClient, config: Config, plugins: Plugins, error: BaseException, state: str, told: str
+    client: MlflowClient, config: Config, plugins: Plugins, error: BaseException, state: str, message: str
 ) -> None:
     with pytest.raises(type(error)), open_run(config.run, plugins=plugins) as run:
         run.begin("train")
         raise error
 
-    found = client.get_run(run.run_id)
-    assert found.info.status == state
-    assert found.data.tags["mlflow_ft.error"].startswith(told)
-    assert len(found.data.tags["mlflow_ft.error"]) <= 5000
-    assert found.data.tags["mlflow_ft.stage"] == "train"
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == state
+    assert stored.data.tags["mlflow_ft.error"].startswith(message)
+    assert len(stored.data.tags["mlflow_ft.error"]) <= 5000
+    assert stored.data.tags["mlflow_ft.stage"] == "train"
 
 
 def test_the_run_that_mlflow_run_opened_is_adopted(
@@ -73,11 +73,11 @@ def test_the_run_that_mlflow_run_opened_is_adopted(
         assert "MLFLOW_RUN_ID" not in os.environ
         assert run.run_id == opened.info.run_id
 
-    found = client.get_run(run.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "a-name"
-    assert "mlflow_ft.error" not in found.data.tags
-    assert "mlflow_ft.stage" not in found.data.tags
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "a-name"
+    assert "mlflow_ft.error" not in stored.data.tags
+    assert "mlflow_ft.stage" not in stored.data.tags
     assert client.get_experiment_by_name("an-experiment") is None
     assert len(client.search_runs(["0"])) == 1
 
@@ -86,7 +86,10 @@ def test_a_run_id_that_is_not_there_is_told(
     store: str, config: Config, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(TrackingError, match=r"MLFLOW_RUN_ID names.*not found"), open_run(config.run, plugins=plugins):
+    with (
+        pytest.raises(TrackingError, match=r"named by MLFLOW_RUN_ID.*not found"),
+        open_run(config.run, plugins=plugins),
+    ):
         pytest.fail("opened")
 
 
@@ -204,7 +207,7 @@ def start(body: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_a_process_that_is_stopped_or_fails_leaves_the_true_state(client: MlflowClient) -> None:
     processes = {name: start(body) for name, (body, *_) in ENDS.items()}
-    found = {}
+    ends = {}
     for name, (_, send, *_) in ENDS.items():
         process = processes[name]
         assert process.stdout
@@ -212,9 +215,9 @@ def test_a_process_that_is_stopped_or_fails_leaves_the_true_state(client: Mlflow
             run_id = lines.readline().strip()
         if send:
             process.send_signal(send)
-        found[name] = (process.wait(60), status(client, run_id))
+        ends[name] = (process.wait(60), status(client, run_id))
 
-    assert found == {name: (exit_code, state) for name, (_, _, exit_code, state) in ENDS.items()}
+    assert ends == {name: (exit_code, state) for name, (_, _, exit_code, state) in ENDS.items()}
 
 
 @pytest.fixture
