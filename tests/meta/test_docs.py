@@ -191,7 +191,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         if target.startswith("#"):
             assert re.search(rf"(?m)^##+ `?{target[1:]}`?$", text), target
         elif "://" not in target:
-            assert (ROOT / page).parent.joinpath(target.partition("#")[0]).exists(), f"{page} links to {target}"
+            file, _, anchor = target.partition("#")
+            linked = (ROOT / page).parent / file
+            assert linked.exists(), f"{page} links to {target}"
+            assert not anchor or anchor in anchors(linked), f"{page} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub names them in links."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
