@@ -1,4 +1,4 @@
-"""Reward functions for problems whose answer is a number: is it right, and is it stated so that a program can find it?"""
+"""Reward functions for problems whose answer is a number: is it right, and can a program find it in the text?"""
 
 import re
 
