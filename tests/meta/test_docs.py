@@ -25,7 +25,7 @@ from mlflow_ft.registry import Registry
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     file.relative_to(ROOT)
-    for pattern in ("README.md", "docs/*.md", "plugins/*/README.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "plugins/*/README.md")
     for file in ROOT.glob(pattern)
 )
 LISTED = r"(?m)^- `{}`: "
@@ -176,7 +176,7 @@ def settings_in_spans() -> Iterator[tuple[Path, str]]:
     sections = "run|model|data|checks|adapter|objective|rollout|training|evaluation|package|registry"
     for page in PAGES:
         for line in lines(page):
-            if re.fullmatch(rf"(?:{sections})\.\w+", line) and not line.endswith((".jsonl", ".json", ".yaml")):
+            if re.fullmatch(rf"(?:{sections})\.\w+", line) and not line.endswith((".jsonl", ".json", ".yaml", ".py")):
                 yield page, line
 
 
@@ -192,7 +192,32 @@ def test_links_lead_somewhere(page: Path) -> None:
         if target.startswith("#"):
             assert re.search(rf"(?m)^##+ `?{target[1:]}`?$", text), target
         elif "://" not in target:
-            assert (ROOT / page).parent.joinpath(target.partition("#")[0]).exists(), f"{page} links to {target}"
+            file, _, anchor = target.partition("#")
+            linked = (ROOT / page).parent / file
+            assert linked.exists(), f"{page} links to {target}"
+            assert not anchor or anchor in anchors(linked), f"{page} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub names them in links."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_files_and_folders_that_a_page_names_exist(page: str) -> None:
+    named = [
+        word for line in lines(Path(page)) for word in re.findall(r"^[\w/-]+(?:\.py|/)$", line) if "NAME" not in word
+    ]
+    assert len(named) > 20
+    assert [name for name in named if not any((place / name).exists() for place in (ROOT, ROOT / "mlflow_ft"))] == []
+
+
+def test_the_tree_of_the_architecture_is_the_package() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text().partition("    mlflow_ft/\n")[2].partition("\n\n")[0]
+    named = set(re.findall(r"(?m)^ {6}(\w[\w.]*)", tree))
+    there = {file.name for file in (ROOT / "mlflow_ft").iterdir() if not file.name.startswith("__")}
+    assert named == there - {"py.typed"}
 
 
 def test_the_plugin_that_a_page_shows_works() -> None:
