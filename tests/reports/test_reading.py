@@ -218,7 +218,7 @@ def test_turns_in_another_order_are_read_or_told(tmp_path: Path, show: Show, run
     assert second["learned"] == "b<|im_end|>c<|im_end|>"
     told = run("data", "check", "--data", data, "--model", tiny_model)
     assert told.code == 1
-    assert "two turns of the user in a row" in told.out
+    assert "two user turns in a row" in told.out
 
 
 def test_preferences_with_tools_and_calls_in_what_is_asked(tmp_path: Path, show: Show) -> None:
