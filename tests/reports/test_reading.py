@@ -272,15 +272,15 @@ PART = {"type": "text", "text": "Rain."}
 OPEN: dict[str, tuple[Any, str]] = {
     "parts of Anthropic's": (
         {"messages": [*role("u:a"), {"role": "assistant", "content": [PART, {"type": "tool_use", "name": "f"}]}]},
-        "turn 2 of `messages` has a part of type 'tool_use' in `content`; write the call under `tool_calls`",
+        "turn 2 of `messages` has a part of type 'tool_use' in `content`; put the call into `tool_calls`",
     ),
     "a thought as a part": (
         {"messages": [*role("u:a"), {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, PART]}]},
-        "a part of type 'thinking' in `content`; write the thought under `reasoning_content` of the turn",
+        "a part of type 'thinking' in `content`; put the reasoning into `reasoning_content` of the turn",
     ),
     "an unknown role": (
         {"messages": [*role("u:a"), {"role": "moderator", "content": "x"}, *role("a:b")]},
-        "turn 2 of `messages` has the role 'moderator', which is not known",
+        "turn 2 of `messages` has the unknown role 'moderator'",
     ),
     "NaN": ({"instruction": "a", "input": float("nan"), "output": "b"}, "`input` is a number, not text"),
     "answers with nothing in common": (
@@ -289,11 +289,11 @@ OPEN: dict[str, tuple[Any, str]] = {
     ),
     "a picture in a turn": (
         {"messages": [{"role": "user", "content": "<image>", "images": ["a.png"]}, *role("a:b")]},
-        "turn 1 of `messages` has pictures or sounds in `images`",
+        "turn 1 of `messages` has images or audio in `images`",
     ),
     "a part of a weight": (
         {"messages": [*role("u:a"), {"role": "assistant", "content": "b", "weight": 0.5}]},
-        "has 0.5 in `weight`; a turn is learned or it is not",
+        "has 0.5 in `weight`; a turn is learned or not",
     ),
 }
 GOOD = {

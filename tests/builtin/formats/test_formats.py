@@ -700,7 +700,7 @@ PREFERENCES: Known = {
             "u:The sky is",
             good="a:blue.",
             bad="a:green.",
-            notes=("no column holds the prompt: what both answers begin with is taken for it",),
+            notes=("no column holds the prompt: the words that both answers begin with are used as the prompt",),
         ),
     ),
 }
@@ -1022,7 +1022,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     ),
     "a prompt that is answered already": (
         {"prompt": role("u:ask", "a:say")},
-        ["they are not prompt-only: the prompt ends with a turn of"],
+        ["they are not prompt-only: the prompt ends with an assistant turn"],
     ),
     "an answer to nothing": ({"completion": "say", "label": True}, ["their columns are completion, label\n"]),
     "half of a preference": ({"prompt": "ask", "chosen": "good"}, ["--data.format prompt-only"]),
@@ -1118,7 +1118,7 @@ AMBIGUOUS: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]] = {
     ),
     "rows of two formats": (
         [{"question": "a", "answer": "b"}] * 3 + [{"messages": role("u:a", "a:b")}] * 2,
-        "the first 5 rows are of several formats: 3 question-answer, 2 messages\n.*on_bad_row drop",
+        "the first 5 rows have several formats: 3 question-answer, 2 messages\n.*on_bad_row drop",
     ),
 }
 
@@ -1183,7 +1183,7 @@ def test_conversations_that_end_with_a_question_are_read_where_others_end_with_a
 def test_a_role_that_is_not_known_makes_no_prompts_of_conversations() -> None:
     values = {"messages": [{"role": "user", "content": "ask"}, {"role": "asistant", "content": "say"}]}
     assert recognise(values) == "messages"
-    with pytest.raises(ValueError, match=r"turn 2 of `messages` has the role 'asistant', .* did you mean `assistant`"):
+    with pytest.raises(ValueError, match=r"turn 2 of `messages` has the unknown role 'asistant'; did you mean `assistant`"):
         read("messages", values)
 
 

@@ -142,7 +142,7 @@ def test_an_error_of_detection_has_a_place_and_shows_the_columns() -> None:
         recognise(ALPACA | {"problem": "q", "solution": "a"})
     assert error.value.message == "rows.jsonl:1: the columns fit several formats: alpaca, question-answer"
     assert error.value.hint == (
-        "name the one that is meant: --data.format alpaca or --data.format question-answer; "
+        "choose one: --data.format alpaca or --data.format question-answer; "
         "the columns are instruction, input, output, problem, solution"
     )
 
@@ -266,7 +266,7 @@ def test_messages_lose_what_arrow_filled_in_and_what_follows_the_last_answer() -
     assert found.messages[0] == USER
     assert "content" not in found.messages[1]
     assert found.tools is None
-    assert found.notes == ("1 turn behind the last answer left out",)
+    assert found.notes == ("1 turn after the last answer left out",)
 
 
 def test_an_empty_answer_and_a_conversation_that_begins_with_the_assistant_are_no_errors() -> None:
@@ -434,14 +434,14 @@ BAD: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "role": (
         "messages",
         {"messages": [USER, {"role": "gtp", "content": "x"}]},
-        "turn 2 of `messages` has the role 'gtp'",
+        "turn 2 of `messages` has the unknown role 'gtp'",
     ),
     "no text": (
         "messages",
         {"messages": [USER, {"role": "assistant", "content": None}]},
         "turn 2 of `messages` has no",
     ),
-    "no answer": ("messages", {"messages": [USER]}, "the conversation has no turn of the assistant"),
+    "no answer": ("messages", {"messages": [USER]}, "the conversation has no assistant turn"),
     "missing": ("alpaca", {"instruction": "ask"}, "column `output` is missing"),
     "none": ("alpaca", {**ALPACA, "output": None}, "column `output` is missing"),
     "number": ("alpaca", {**ALPACA, "output": 7}, "`output` is a number, not text"),
