@@ -95,15 +95,15 @@ def test_a_link_to_a_file_is_named_as_it_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.gz", "rows.tar.gz", ".jsonl"])
 def test_a_file_of_an_unknown_kind_is_told(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, 1)
-    with pytest.raises(DataError, match=rf"{name}' is of no known kind\n.*known: \.jsonl, "):
+    with pytest.raises(DataError, match=rf"{name}' is of an unknown kind\n.*known: \.jsonl, "):
         sources.open_source(str(tmp_path / name), DataSection())
 
 
 def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(DataError, match=r"pipe\.jsonl' is of no known kind"):
+    with pytest.raises(DataError, match=r"pipe\.jsonl' is of an unknown kind"):
         read(tmp_path / "pipe.jsonl")
-    with pytest.raises(DataError, match="null' is of no known kind"):
+    with pytest.raises(DataError, match="null' is of an unknown kind"):
         read("/dev/null")
 
 
@@ -302,7 +302,7 @@ def test_what_the_user_may_not_read_is_told(private: Path) -> None:
         read(private)
     with pytest.raises(DataError, match="there is no data file"):
         read(inside)
-    with pytest.raises(DataError, match="is of no known kind"):
+    with pytest.raises(DataError, match="is of an unknown kind"):
         list(readers.read_file(inside))
 
 
@@ -503,7 +503,7 @@ def test_a_saved_data_set_with_a_damaged_table_is_told(saved: Callable[..., Path
     folder = saved(3)
     table = folder / "data-00000-of-00001.arrow"
     table.write_bytes(table.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"saved/data-00000-of-00001\.arrow: no Arrow file that can be read"):
+    with pytest.raises(DataError, match=r"saved/data-00000-of-00001\.arrow: not a readable Arrow file"):
         read(folder)
 
 

@@ -150,7 +150,7 @@ def turns(*said: str) -> list[dict[str, str]]:
 
 
 EXPORTS: dict[str, tuple[Any, list[str]]] = {
-    "unsloth#8733: the rows lie under a key": ({"data": [{"conversations": turns("a", "b")}]}, ["b"]),
+    "unsloth#8733: the rows are under a key": ({"data": [{"conversations": turns("a", "b")}]}, ["b"]),
     "unsloth#8733: and beside others": ({"version": "1", "items": [{"conversations": turns("a", "b")}]}, ["b"]),
     "unsloth#337: a list of lists": ([turns("a", "b"), turns("c", "d")], ["b", "d"]),
     "unsloth#321: several conversations in one": ([{"conversations": [turns("a", "b"), turns("c", "d")]}], ["b", "d"]),
@@ -169,7 +169,7 @@ def test_an_export_of_chats_that_is_plain_is_read(tmp_path: Path, show: Show, re
 def test_flat_turns_are_refused_with_what_to_type(tmp_path: Path, refused: Callable[..., str]) -> None:
     """unsloth#337: one conversation, or many?"""
     told = refused(lines(tmp_path / "flat.jsonl", *turns("a", "b", "c", "d")))
-    assert "each row is one turn, and a row must be a whole conversation" in told
+    assert "each row is one turn, but a row must be a whole conversation" in told
     assert told.count("python -c ") == 2
 
 

@@ -156,7 +156,7 @@ def test_what_mlflow_does_not_have_is_told(uri: str) -> None:
 @pytest.mark.usefixtures("store")
 def test_an_artifact_that_holds_no_rows_is_told() -> None:
     run_id = log_rows("rows.txt.md", "folder/a.bin")
-    with pytest.raises(DataError, match=r"rows\.txt\.md' is of no known kind"):
+    with pytest.raises(DataError, match=r"rows\.txt\.md' is of an unknown kind"):
         values(f"runs:/{run_id}/rows.txt.md")
     with pytest.raises(DataError, match=f"the folder 'runs:/{run_id}/folder' holds no data file"):
         values(f"runs:/{run_id}/folder")
