@@ -370,6 +370,6 @@ def test_a_list_that_is_cut_is_refused_where_it_ends(tmp_path: Path, refused: Ca
             told = refused(tmp_path / "rows.json")
             line, column = text.count("\n") + 1, len(text) - text.rfind("\n") - 1
             place = f"at line {line}, column {column}" if column else f"with line {line - 1}"
-            assert f"and the file ends {place}: it was cut short" in told
+            assert f"and the file ends {place}: it is truncated" in told
             assert f"rows.json:{line}: malformed JSON" in told
-            assert "whole row" in told
+            assert "complete row" in told

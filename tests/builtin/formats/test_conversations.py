@@ -414,10 +414,10 @@ def test_a_column_of_weights_and_a_turn_must_say_the_same() -> None:
 
 
 def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
-    found = from_turns({"messages": [USER, ANSWER], "image": Opaque("a picture")})
+    found = from_turns({"messages": [USER, ANSWER], "image": Opaque("an image")})
     assert found.notes == ("`image` left out: images and audio are not read",)
     with pytest.raises(ValueError, match="the row has images or audio in `image`"):
-        from_turns({"messages": [turn("user", "see <image>"), ANSWER], "image": Opaque("a picture")})
+        from_turns({"messages": [turn("user", "see <image>"), ANSWER], "image": Opaque("an image")})
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
         (date(2024, 5, 1), "a date, not text; cast the column to text"),
         (timedelta(1), "a duration, not text; cast the column to text"),
         (b"x", "binary data, not text; cast the column to text"),
-        (Opaque("a picture"), "a picture, not text"),
+        (Opaque("an image"), "an image, not text"),
         (7, "a number, not text"),
     ],
 )

@@ -175,7 +175,7 @@ def test_parts_of_a_turn_cannot_be_learned_alone(key: str) -> None:
 
 @pytest.mark.parametrize("key", turns.MEDIA_KEYS)
 def test_a_picture_that_a_turn_has_is_refused(key: str) -> None:
-    for value in (["a.png"], {"bytes": b"x"}, "a.png", Opaque("a picture")):
+    for value in (["a.png"], {"bytes": b"x"}, "a.png", Opaque("an image")):
         with pytest.raises(ValueError, match=f"has images or audio in `{key}`; only text can be learned"):
             read({**USER, key: value})
     for value in (None, [], "", 0, False):
@@ -409,7 +409,7 @@ def test_nesting_has_a_bottom_in_tools_and_calls() -> None:
         ({"when": datetime(2024, 5, 1, tzinfo=UTC)}, "x not JSON: `when` is a timestamp; cast the column to text, or"),
         ({"a": [{"day": date(2024, 5, 1)}]}, "x not JSON: `a[].day` is a date; cast the column"),
         ({"price": Decimal("3.50")}, "x not JSON: `price` is a decimal number; cast the column"),
-        ({"a": {"photo": Opaque("a picture")}}, "x not JSON: `a.photo` is a picture; cast the column"),
+        ({"a": {"photo": Opaque("an image")}}, "x not JSON: `a.photo` is an image; cast the column"),
         ({"a": b"x"}, "x not JSON: `a` is binary data; cast the column"),
         ({"a": float("nan")}, "x not JSON: `a` is nan, which JSON cannot represent"),
     ],

@@ -314,7 +314,7 @@ def test_features_are_read_alike_from_saved_sets_parquet_and_the_hub(tmp_path: P
         first, second = (dict(row.values) for row in rows if isinstance(row, Row))
         picture = first.pop("image")
         assert isinstance(picture, Opaque)
-        assert (picture.what, picture.value["bytes"]) == ("a picture", PICTURE["bytes"])
+        assert (picture.what, picture.value["bytes"]) == ("an image", PICTURE["bytes"])
         assert first == {
             "label": 1,
             "turns": [{"who": "user"}, {"who": "assistant", "note": "x"}],

@@ -407,9 +407,9 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "unnamed.csv": ("a,,\n1,2,3\n", r"unnamed\.csv:1: the header names a column twice: ''"),
     "header.csv": ('a,"b"x\n1,2\n', r"header\.csv:1: the header cannot be read: malformed CSV"),
     "latin-header.csv": (b"\xe9,b\n1,2\n", r"latin-header\.csv:1: the header is not UTF-8 text"),
-    "open-quote.csv": ('a,b\n1,2\n3,"4\n5,6\n7,8\n', r"open-quote\.csv:3: malformed CSV.* not closed"),
-    "quote-later.csv": ('a,b\n1,2\n3,"4\n5,6\n7,"8"\n9,10\n', r"quote-later\.csv:3: malformed CSV.* not closed"),
-    "inner-quotes.csv": ('a,b\n1,"say "hi" now\n5,6"\n', r"inner-quotes\.csv:2: malformed CSV.* not closed"),
+    "open-quote.csv": ('a,b\n1,2\n3,"4\n5,6\n7,8\n', r"open-quote\.csv:3: malformed CSV.* never closed"),
+    "quote-later.csv": ('a,b\n1,2\n3,"4\n5,6\n7,"8"\n9,10\n', r"quote-later\.csv:3: malformed CSV.* never closed"),
+    "inner-quotes.csv": ('a,b\n1,"say "hi" now\n5,6"\n', r"inner-quotes\.csv:2: malformed CSV.* never closed"),
     "utf-16.jsonl": ('{"a": 1}\n'.encode("utf-16"), r"utf-16\.jsonl:1: not UTF-8 text"),
     "utf-16.json": ('[{"a": 1}]\n'.encode("utf-16"), r"utf-16\.json:1: not UTF-8 text"),
     "utf-16.csv": ("a\nb\n".encode("utf-16"), r"utf-16\.csv:1: not UTF-8 text"),
@@ -476,7 +476,7 @@ def test_an_unclosed_quote_is_told_before_the_whole_file_is_in_memory(
 ) -> None:
     monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 1000)
     file = write(tmp_path, "rows.csv", 'a,b\n1,2\n3,"4\n' + "5,6\n" * 100_000)
-    with pytest.raises(DataError, match=r"rows\.csv:3: longer than 1,000 bytes.*; a quote .* not closed"):
+    with pytest.raises(DataError, match=r"rows\.csv:3: longer than 1,000 bytes.*; a quote .* never closed"):
         list(read_file(file))
 
 

@@ -198,7 +198,7 @@ def test_a_log_of_people_is_refused_with_a_row_that_would_be_one(tmp_path: Path,
         understood(tmp_path / "log.json")
     told = str(error.value)
     assert "this is a chat log ('ann', 'bob')" in told
-    assert "if 'bob' is meant:" in told
+    assert "for 'bob':" in told
     row = json.loads(told.splitlines()[-1])
     assert row == {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
 

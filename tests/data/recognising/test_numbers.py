@@ -126,8 +126,8 @@ def test_where_all_of_the_first_rows_are_numbers_the_others_must_be(tmp_path: Pa
     assert found[:150] == [str(n) for n in range(150)]
     all_alike = "a number in earlier rows; write all of them as text, in quotes"
     assert found[150:] == [
-        f"`answer` is text, and {all_alike}",
-        f"`answer` is true, and {all_alike}",
+        f"`answer` is text, but {all_alike}",
+        f"`answer` is true, but {all_alike}",
         "column `answer` is missing",
     ]
 
