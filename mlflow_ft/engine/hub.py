@@ -133,7 +133,7 @@ def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, 
         ) from error
     except OSError as error:  # every network error of huggingface_hub is one
         raise ModelError(
-            f"model {name!r} is no folder, and the Hub does not give it: {brief(error)}",
+            f"model {name!r} is no folder, and the Hub does not provide it: {brief(error)}",
             hint=f"check the name and the network, or give a local folder (looked for {Path.cwd() / name})",
         ) from error
     return BaseModel(

@@ -67,7 +67,7 @@ def test_settings_of_every_stage_are_looked_at_before_the_first_one_starts(files
         chain.check("align", ["--dpo.beta", "-1", data], plugins.load())
     assert "stage dpo of align" in str(error.value)
     assert "--beta" in str(error.value)
-    with pytest.raises(DataError, match=r"stage dpo of align: there is no data file 'gone\.jsonl'"):
+    with pytest.raises(DataError, match=r"stage dpo of align: the data file 'gone\.jsonl' does not exist"):
         chain.check("align", [data, "--dpo.data", "gone.jsonl"], plugins.load())
 
 

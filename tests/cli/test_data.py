@@ -201,8 +201,8 @@ def test_check_of_a_single_row(run: Run, tmp_path: Path, tiny_model: Path, clien
 
 
 BAD = {
-    "no such file": (["none.jsonl"], "there is no data file 'none.jsonl'"),
-    "no format": (["unknown.jsonl"], "the rows are of no known format; their columns are a, b"),
+    "no such file": (["none.jsonl"], "the data file 'none.jsonl' does not exist"),
+    "no format": (["unknown.jsonl"], "the rows have no known format; their columns are a, b"),
     "a typo": (["typo.jsonl"], "did you mean `instruction` where it says `instuction` (format alpaca)?"),
     "two formats": (["two.jsonl"], "the columns fit several formats: "),
     "a column": (["good.jsonl", "--data.columns", "instruction=frage"], "no row has a column 'frage'"),

@@ -49,7 +49,7 @@ def places(tmp_path: Path, tiny_model: Path, untemplated: Path) -> dict[str, Pat
 
 # name -> (arguments, parts of the message: place, fault and remedy)
 BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "a missing file": ("lora --data none.jsonl", ("there is no data file 'none.jsonl'", "looked in {tmp}")),
+    "a missing file": ("lora --data none.jsonl", ("the data file 'none.jsonl' does not exist", "looked in {tmp}")),
     "an empty file": ("lora --data empty.jsonl", ("'empty.jsonl' is empty (0 bytes)", "write rows into it")),
     "malformed JSON": (
         "lora --data broken.jsonl",

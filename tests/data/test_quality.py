@@ -212,7 +212,7 @@ class Broken:
         (fails, r"raised KeyError at rows\.jsonl:1"),
         (lambda settings: Broken(when="see"), r"raised KeyError at rows\.jsonl:1"),
         (lambda settings: Broken(when="found"), "raised KeyError: 'role'"),
-        (lambda settings: Broken(when=""), "raised TypeError: it found None, which is no Finding"),
+        (lambda settings: Broken(when=""), "raised TypeError: it returned None, which is not a Finding"),
     ],
 )
 def test_a_collector_that_raises_is_told(collect: Callable[[ChecksSection], Any], told: str) -> None:

@@ -156,9 +156,9 @@ def test_what_mlflow_does_not_have_is_told(uri: str) -> None:
 @pytest.mark.usefixtures("store")
 def test_an_artifact_that_holds_no_rows_is_told() -> None:
     run_id = log_rows("rows.txt.md", "folder/a.bin")
-    with pytest.raises(DataError, match=r"rows\.txt\.md' is of no known kind"):
+    with pytest.raises(DataError, match=r"rows\.txt\.md' is of an unknown kind"):
         values(f"runs:/{run_id}/rows.txt.md")
-    with pytest.raises(DataError, match=f"the folder 'runs:/{run_id}/folder' holds no data file"):
+    with pytest.raises(DataError, match=f"the folder 'runs:/{run_id}/folder' contains no data file"):
         values(f"runs:/{run_id}/folder")
 
 
@@ -225,7 +225,7 @@ def test_data_of_the_hub_is_found_by_way_of_a_run(split: Split) -> None:
     run_id = log_inputs(dataset_input(replace(split, sources=("owner/rows",), source_type="hugging_face")))
     source = sources.open_source(f"runs:/{run_id}", DataSection())
     assert (source.kind, source.uri) == ("hugging_face", "owner/rows")
-    with pytest.raises(DataError, match="'owner/rows' is not a file, and the Hub does not give it"):
+    with pytest.raises(DataError, match="'owner/rows' is not a file, and the Hub does not provide it"):
         list(source.rows())
 
 
@@ -319,7 +319,7 @@ def test_a_run_without_data_or_no_run_at_all_is_told() -> None:
 @pytest.mark.usefixtures("store")
 def test_data_of_a_run_that_is_no_longer_there_is_told() -> None:
     run_id = log_inputs(used('{"uri": "/no/longer/there.jsonl"}'))
-    with pytest.raises(DataError, match=r"there is no data file '/no/longer/there\.jsonl'"):
+    with pytest.raises(DataError, match=r"the data file '/no/longer/there\.jsonl' does not exist"):
         sources.open_source(f"runs:/{run_id}", DataSection())
 
 
