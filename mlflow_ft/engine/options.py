@@ -27,7 +27,7 @@ def typed(given: Mapping[str, str] | None, kind: type, *, section: str, ours: Co
     for name, text in (given or {}).items():
         if name in ours:
             raise ConfigError(
-                f"{section}.options: {name} has a setting of its own",
+                f"{section}.options: {name} has its own setting",
                 hint="see `mlflow-ft show trainers`, or docs/settings.md, for its name",
             )
         if name not in fields:
@@ -43,7 +43,7 @@ def _as_field(given: Any, annotation: str, *, name: str) -> Any:
     types = set(re.findall(r"\w+", annotation)) - {"class", "typing", "Optional", "Union", "None"}
     if types <= {"int", "float", "bool"} and isinstance(given, str | list | dict):
         wanted = " or ".join(sorted(types))
-        raise ConfigError(f"{name} takes {wanted}, not {given!r}", hint="write a number, or true or false for bool")
+        raise ConfigError(f"{name} must be {wanted}, not {given!r}", hint="write a number, or true or false for bool")
     return float(given) if "float" in types and not types & {"int", "Any"} and type(given) is int else given
 
 
@@ -70,4 +70,4 @@ def made(kind: type, values: Mapping[str, Any], *, section: str) -> Any:
     try:
         return kind(**values)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise ConfigError(f"{kind.__name__} refuses the settings: {brief(error)}", hint=f"see {section}") from error
+        raise ConfigError(f"{kind.__name__} rejects the settings: {brief(error)}", hint=f"see {section}") from error

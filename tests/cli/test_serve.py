@@ -146,7 +146,7 @@ def test_stop_texts_and_limits(server: Server) -> None:
 @pytest.mark.parametrize(
     ("more", "status", "words"),
     [
-        ({"model": "three"}, 404, "there is no model 'three' here; there are: one, two, base"),
+        ({"model": "three"}, 404, "there is no model 'three' ; available models: one, two, base"),
         ({"model": "three", "stream": True}, 404, "no model 'three'"),
         ({"messages": []}, 400, "`messages` must be a list"),
         ({"messages": [{"content": "no role"}]}, 400, "`messages` must be a list"),
@@ -322,7 +322,7 @@ def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
         (["--adapter", "a=one-adapter/1", "--base", "x", "y"], "named twice"),
         (["--adapter", "a=one-adapter/1", "TINY"], "was trained on other weights"),
         (["one-adapter@candidate", "--base", "TINY"], "was trained on other weights"),
-        (["one@candidate", "--host", "no.such.host.invalid"], "cannot be listened on"),
+        (["one@candidate", "--host", "no.such.host.invalid"], "cannot be bound"),
     ],
 )
 def test_what_cannot_be_served_is_told_at_once(
@@ -340,5 +340,5 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(run: Run, client:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = run("serve", "one@candidate", "--port", taken.getsockname()[1])
     assert result.code == 2
-    assert "cannot be listened on: Address already in use" in result.err
+    assert "cannot be bound: Address already in use" in result.err
     assert "load" not in result.err

@@ -62,11 +62,11 @@ def test_text_is_not_a_number(name: str, text: str) -> None:
 
 
 def test_what_another_setting_says_is_not_an_option() -> None:
-    with pytest.raises(ConfigError, match="rate has a setting of its own"):
+    with pytest.raises(ConfigError, match="rate has its own setting"):
         options.typed({"rate": "1"}, Settings, section="objective", ours={"rate": 0.2})
 
 
 def test_the_class_says_what_it_refuses() -> None:
-    with pytest.raises(ConfigError, match="Settings refuses the settings: rate is negative"):
+    with pytest.raises(ConfigError, match="Settings rejects the settings: rate is negative"):
         options.made(Settings, {"rate": -1}, section="objective")
     assert options.made(Settings, {"rate": 2}, section="objective") == Settings(rate=2)

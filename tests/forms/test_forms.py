@@ -140,7 +140,7 @@ def test_a_mistake_in_the_tokenizer_is_refused(
     module: Any = ModuleType(f"faulty_{plant.__name__}")
     record = Exporter(name="faulty", summary="makes a mistake", export=export, opened=exporters.opened, suffix="-bad")
     module.register_exporters = hookimpl(lambda: [record], specname="register_exporters")
-    with pytest.raises(RefusedError, match="does not write rows as they were trained"):
+    with pytest.raises(RefusedError, match="does not render rows as they were trained"):
         fine_tune("lora", module, model=tiny_model, data=tiny_rows, **{"package.exports": "faulty"})
     assert not MlflowClient().search_registered_models()
 

@@ -63,7 +63,7 @@ def test_other_names_of_the_same_weights(run: Run, lora: tuple[Path, torch.Tenso
     """LlamaFactory#10294, vllm#34186: exit 0, and the merged model was the base."""
     told = merged(run, renamed(lora[0], tmp_path / "own", NAMES[names]), tmp_path / "out")
     right(told, tmp_path / "out", lora[1])
-    assert "all fit with" in told.err
+    assert "all match with" in told.err
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["notes"]
 
 
@@ -78,7 +78,7 @@ FOREIGN: dict[str, Callable[[str], str]] = {
 def test_names_that_are_not_known(run: Run, lora: tuple[Path, torch.Tensor], tmp_path: Path, names: str) -> None:
     """LlamaFactory#10294, vllm#34186."""
     own = renamed(lora[0], tmp_path / "own", FOREIGN[names])
-    refused(merged(run, own, tmp_path / "out"), tmp_path / "out", "have no place on it (base_model", "not in the file")
+    refused(merged(run, own, tmp_path / "out"), tmp_path / "out", "match nothing in it (base_model", "not in the file")
 
 
 def test_it_is_not_trained_further(
@@ -101,8 +101,8 @@ def test_it_is_not_asked(
     own = renamed(lora[0], tmp_path / "own", FOREIGN["another model"])
     told = run(how[0], own, *how[1:])
     assert told.code == 2
-    assert "28 of its 28 weights have no place on it" not in told.err, "16 of the 28 are not of the attention"
-    assert "16 of its 28 weights have no place on it" in told.err
+    assert "28 of its 28 weights match nothing in it" not in told.err, "16 of the 28 are not of the attention"
+    assert "16 of its 28 weights match nothing in it" in told.err
 
 
 def test_of_two_that_share_a_base_one_is_foreign(
@@ -116,7 +116,7 @@ def test_of_two_that_share_a_base_one_is_foreign(
 
 
 FILES: dict[str, tuple[Callable[[State], Any], str]] = {
-    "empty": (lambda state: {}, "holds no weights at all"),
+    "empty": (lambda state: {}, "contains no weights"),
     "half": (lambda state: dict(list(state.items())[::2]), "14 of the 28 weights that its config asks for"),
     "zero": (lambda state: dict.fromkeys(state, torch.zeros(0)), "28 of its 28 weights have size 0"),
     "NaN": (lambda state: {name: weight * torch.nan for name, weight in state.items()}, "not finite"),
@@ -145,7 +145,9 @@ def test_the_second_of_two_with_weights_is_foreign(
     for name, change in FOREIGN.items():
         own = renamed(lora[0], tmp_path / name, change)
         refused(
-            merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "1,1"), tmp_path / "out", "no place on it"
+            merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "1,1"),
+            tmp_path / "out",
+            "match nothing in it",
         )
     own = renamed(lora[0], tmp_path / "compiled", NAMES["_orig_mod."])
     told = merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "0.25,0.75")
@@ -242,10 +244,10 @@ def test_a_config_of_a_later_peft_and_a_pickle(run: Run, lora: tuple[Path, torch
     later = configured(lora[0], tmp_path / "later", peft_version="9.9", use_newest=True)
     told = merged(run, later, tmp_path / "out")
     right(told, tmp_path / "out", lora[1])
-    assert "does not know and leaves out what the adapter's config sets: use_newest=True" in told.err
+    assert "ignores settings in the adapter's config that it does not support: use_newest=True" in told.err
     own = shutil.copytree(lora[0], tmp_path / "own")
     (own / WEIGHTS).rename(own / "adapter_model.bin")
-    refused(merged(run, own, tmp_path / "out2"), tmp_path / "out2", "only safetensors are read")
+    refused(merged(run, own, tmp_path / "out2"), tmp_path / "out2", "only safetensors files are read")
 
 
 def test_a_folder_with_several_checkpoints(
@@ -284,7 +286,7 @@ def test_a_picture_model_trained_on_text(run: Run, client: MlflowClient, small: 
     folder = Path(made_of["folder"]) / "package" / "adapter"
     text = merged(run, folder, tmp_path / "out")
     assert text.code == 0, text.err
-    assert "what is merged is its text part" in text.err
+    assert "only its text part" in text.err
     whole = PeftModel.from_pretrained(base_model(base, "Qwen3_5ForConditionalGeneration"), folder)
     torch.testing.assert_close(says(base_model(tmp_path / "out")), says(whole), rtol=1e-4, atol=1e-4)
     card, other = ((folder.parent / name / "README.md").read_text() for name in ("adapter", "merged"))
@@ -331,7 +333,7 @@ def test_what_cannot_be_merged(
     options = f"{words}={json.dumps(next(iter(settings.values())))}"
     told = run("train", "lora", "--model", small("llama"), "--data", rows, "--adapter.options", options)
     assert told.code == 2
-    assert "the merged model could not be made after the training" in told.err
+    assert "the adapter could not be merged after training" in told.err
     assert "train ..." not in told.err
 
 

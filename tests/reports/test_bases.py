@@ -94,11 +94,11 @@ def test_an_adapter_of_others_on_files_in_4_bits(run: Run, small: Small, tmp_pat
 @pytest.mark.parametrize(
     ("stored", "method", "settings", "words"),
     [
-        ("nf4", "full", {}, ("cannot be trained themselves", "qlora")),
+        ("nf4", "full", {}, ("so the weights cannot be trained", "qlora")),
         ("nf4", "lora", {}, ("model.quantize is none", "use qlora")),
         ("nf4", "qlora", {"model.quantize": "int8"}, ("model.quantize is int8", "use qlora")),
-        ("nf4", "qlora", {"model.double_quant": "true"}, ("leave model.double_quant out",)),
-        ("nf4", "lora", {"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"}, ("loftq needs the weights",)),
+        ("nf4", "qlora", {"model.double_quant": "true"}, ("omit model.double_quant",)),
+        ("nf4", "lora", {"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"}, ("loftq needs the original",)),
         ("int8", "qlora", {}, ("8 bits", "--model.quantize int8")),
     ],
 )

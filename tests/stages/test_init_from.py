@@ -87,7 +87,7 @@ def test_new_tokens_are_still_there(adapter: Callable[..., Path], tiny_model: Pa
     module = trainable.prepare(one.job, one.data, one.base).module.eval()
     assert parity.compare(module, folder.parent / "reference.safetensors")["kl_max"] < 1e-9
     bench(tmp_path / "third", "lora", model=tiny_model, **again, **{"model.add_tokens": "[<a>, <b>]"})
-    with pytest.raises(ConfigError, match="'<c>' cannot come to an adapter"):
+    with pytest.raises(ConfigError, match="'<c>' cannot be added to an adapter"):
         bench(tmp_path / "fourth", "lora", model=tiny_model, **again, **{"model.add_tokens": "[<c>]"})
 
 

@@ -19,7 +19,7 @@ from mlflow_ft.errors import ModelError, brief
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-INCOMPLETE = "it was not saved whole (DeepSpeed ZeRO-3 and FSDP save so where the shards are not gathered first)"
+INCOMPLETE = "it was saved incomplete (DeepSpeed ZeRO-3 and FSDP save so where the shards are not gathered first)"
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def settings(folder: Path) -> dict[str, Any]:
     kind = found.get("peft_type") if isinstance(found, dict) else None
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ModelError(
-            f"{file} does not describe an adapter that this PEFT knows: its peft_type is {kind!r}",
-            hint="a later version of PEFT may know it",
+            f"{file} is not an adapter that this PEFT supports: its peft_type is {kind!r}",
+            hint="a later version of PEFT may support it",
         )
     return dict(found)
 
@@ -75,22 +75,21 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     if not file.is_file():
         there = f", but {PICKLE}" if (folder / PICKLE).is_file() else ""
         raise ModelError(
-            f"the adapter in {folder} has no {WEIGHTS}{there}", hint="only safetensors are read, no pickles"
+            f"the adapter in {folder} has no {WEIGHTS}{there}", hint="only safetensors files are read, not pickles"
         )
     try:
         found = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
-            f"{file} is cut off, or is not a safetensors file: {brief(error)}", hint="copy or save the adapter again"
+            f"{file} is truncated, or is not a safetensors file: {brief(error)}", hint="copy or save the adapter again"
         ) from error
     if not found:
-        raise ModelError(f"{file} holds no weights at all: {INCOMPLETE}", hint="save the adapter again")
+        raise ModelError(f"{file} contains no weights: {INCOMPLETE}", hint="save the adapter again")
     broken = [name for name, weight in found.items() if weight.is_floating_point() and not _is_finite(weight)]
     if broken:
         raise ModelError(
-            f"{file} holds numbers that are not finite (NaN or infinite), in {len(broken)} of {len(found)} tensors: "
-            f"{', '.join(broken[:3])}",
-            hint="the training diverged, or the file is damaged; take an earlier checkpoint",
+            f"{file} contains NaN or infinite values in {len(broken)} of {len(found)} tensors: {', '.join(broken[:3])}",
+            hint="training diverged, or the file is damaged; use an earlier checkpoint",
         )
     return found
 

@@ -111,8 +111,8 @@ def config_for(module: Any, folder: Path) -> Any:
     )
     if last >= 0 and last >= (rows := len(base.get_input_embeddings().weight)):
         raise ModelError(
-            f"the adapter in {folder} trains the token {last}, and its base has {rows:,}",
-            hint="its base had further tokens in training, whose embeddings were not saved with the adapter "
+            f"the adapter in {folder} trains the token {last}, but its base has {rows:,}",
+            hint="its base had more tokens during training, whose embeddings were not saved with the adapter "
             "(save_embedding_layers); save it again with them",
         )
     return config
@@ -133,7 +133,7 @@ def fitted(wrapped: Any, state: Mapping[str, Tensor], *, key: str = KEY, where: 
     """
     if later := files.unknown(where):
         told = ", ".join(f"{name}={value!r}" for name, value in sorted(later.items()))
-        say(f"PEFT {peft.__version__} does not know and leaves out what the adapter's config sets: {told}")
+        say(f"PEFT {peft.__version__} ignores settings in the adapter's config that it does not support: {told}")
     try:
         wanted = _shapes(saved(wrapped, key))
     except FAILURES as error:  # beside another adapter PEFT may have put on half of it

@@ -77,13 +77,13 @@ def _told(misfit: Misfit) -> Iterable[str]:
     if empty:
         yield f"{len(empty)} {total} have size 0 ({_some(empty)}): {INCOMPLETE}"
     if misfit.foreign:
-        yield f"{len(misfit.foreign)} {total} have no place on it ({_some(misfit.foreign)})"
+        yield f"{len(misfit.foreign)} {total} match nothing in it ({_some(misfit.foreign)})"
     if misfit.absent:
-        asked = f"{len(misfit.absent)} of the {len(misfit.wanted)} weights that its config asks for are not in the file"
+        asked = f"{len(misfit.absent)} of the {len(misfit.wanted)} weights that its config requires are not in the file"
         yield f"{asked} ({_some(misfit.absent)})"
     if others := [name for name in misfit.other if name not in empty]:
         in_file, on_base = (tuple(side[others[0]]) for side in (misfit.there, misfit.other))
-        yield f"{len(others)} {total} have another shape ({others[0]} is {in_file} in the file and {on_base} on it)"
+        yield f"{len(others)} {total} differ in shape ({others[0]} is {in_file} in the file, {on_base} in the base)"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -92,22 +92,22 @@ def _some(names: Sequence[str]) -> str:
 
 def _hint(misfit: Misfit) -> str:
     if any(0 in misfit.there[name] for name in misfit.other):
-        return "save the adapter again, whole"
+        return "save the complete adapter again"
     if any(part in name.split(".") for name in misfit.foreign for part in PICTURES):
         return (
-            "it changes the part of a model for pictures or sound, too, which is not loaded here; put it on the whole "
-            "model with PEFT, or train an adapter of the text part"
+            "it also changes the model's part for pictures or sound, which is not loaded here; load it onto the whole "
+            "model with PEFT, or train an adapter for the text part"
         )
     if misfit.other and not misfit.foreign and not misfit.absent:
-        return f"it was trained on a model of another size, or its config was changed; {NAME_IT}"
+        return f"it was trained on a model of a different size, or its config was changed; {NAME_IT}"
     layers, on_base = _layers(misfit.there), _layers(misfit.wanted)
     if layers - on_base or (misfit.absent and not misfit.foreign and layers < on_base and _are_last(layers, on_base)):
-        return f"it was trained on a model with other layers; {NAME_IT}"
+        return f"it was trained on a model with different layers; {NAME_IT}"
     if misfit.absent and not misfit.foreign:
         return f"save the adapter again: {INCOMPLETE}"
     if not misfit.absent and layers <= on_base:
-        return f"its config (target_modules, modules_to_save ...) does not ask for these, or {NAME_IT}"
-    return f"these are the names of another model, or of this one in an unknown wrapper; {NAME_IT}"
+        return f"its config (target_modules, modules_to_save ...) does not include them, or {NAME_IT}"
+    return f"the names belong to another model, or to this one in an unknown wrapper; {NAME_IT}"
 
 
 def _layers(names: Iterable[str]) -> set[int]:
@@ -123,7 +123,7 @@ def renaming(renamed: Mapping[str, str]) -> str:
     """In a sentence, which parts of names were read as which."""
     changes = dict.fromkeys(_change(old, new) for old, new in renamed.items())
     told = ", ".join(changes) if len(changes) <= SHOWN else "{} as {}".format(*next(iter(renamed.items())))
-    return f"the adapter's weights have other names than the base's; all fit with {told}"
+    return f"the adapter's weights have different names from the base's; all match with {told}"
 
 
 def _change(old: str, new: str) -> str:
@@ -135,5 +135,5 @@ def _change(old: str, new: str) -> str:
         one, two = one[1:], two[1:]
     gone, come = ".".join(one), ".".join(two)
     if not come:
-        return f"`{gone}` left out"
-    return f"`{gone}` read as `{come}`" if gone else f"`{come}` put in"
+        return f"`{gone}` removed"
+    return f"`{gone}` read as `{come}`" if gone else f"`{come}` inserted"

@@ -13,9 +13,9 @@ from torch import nn
 
 from mlflow_ft.errors import ModelError, brief
 
-ALONE = "it can be served on its base as it is (mlflow-ft serve)"
-UNKNOWN = "it may belong to another base (--base), or be of a kind that PEFT does not merge"
-REPLICATED = "it repeats layers of its base (layer_replication), which share their weights: no merge gives each its own"
+ALONE = "serve it on its base instead (mlflow-ft serve)"
+UNKNOWN = "it may belong to another base (--base), or be a kind that PEFT cannot merge"
+REPLICATED = "its layer_replication repeats layers that share their weights, so they cannot be merged separately"
 
 
 def check_config(settings: Mapping[str, Any], *, where: Path) -> None:
@@ -44,12 +44,12 @@ def of_model(wrapped: Any) -> str:
         if reason := of_config(config.to_dict()):
             return reason
     if names := [name for name, layer in wrapped.named_modules() if _adds_a_bias(layer)]:
-        return f"it trains biases (lora_bias) of layers that have none on this base: {len(names)}, such as {names[0]}"
+        return f"it trains biases (lora_bias) of {len(names)} layers that have none in this base, such as {names[0]}"
     for name, layer in _smallest(wrapped):
         try:
             copy.deepcopy(layer).merge(safe_merge=True)
         except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
-            return f"PEFT does not merge {name}: {brief(error)}"
+            return f"PEFT cannot merge {name}: {brief(error)}"
     return ""
 
 

@@ -91,7 +91,7 @@ def paired_test(
     """
     values = np.asarray(differences, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
-        raise ValueError("a paired test needs rows, all with finite scores")
+        raise ValueError("a paired test needs at least one row, and finite scores")
     draw = np.random.default_rng(seed)
     worst = worst_unseen(values)
     samples = samples if len(values) < MANY else min(samples, ENOUGH)

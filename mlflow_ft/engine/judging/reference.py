@@ -65,7 +65,7 @@ def keep_answers(model: Any, tokenizer: Any, questions: Sequence[str], file: Pat
     """
     if not tokenizer.chat_template:
         raise ModelError(
-            "the model has no chat template, so that it cannot be asked", hint="give it chat_template.jinja"
+            "the model has no chat template, so it cannot answer prompts", hint="add chat_template.jinja to its folder"
         )
     rows = []
     for question in questions:

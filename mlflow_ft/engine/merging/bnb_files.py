@@ -99,7 +99,7 @@ class Dequantised(ModelFiles):
         order = f"{name.rpartition('.')[0]}.{FORMAT}"
         if order in self.stored.places and int(self.stored.read(order)) != 0:
             raise ModelError(
-                f"{self.folder}: the rows of {name} are in an order of an earlier bitsandbytes",
+                f"{self.folder}: the rows of {name} are in the order of an earlier bitsandbytes",
                 hint="load the model with the bitsandbytes that saved it, and save it again with a current one",
             )
         device = hardware.device()

@@ -104,13 +104,13 @@ def combine(adapters: Sequence[Path], how: How, folder: Path) -> float:
 def check(adapters: Sequence[Path], how: How) -> None:
     """Raise ConfigError where an adapter cannot be combined, or the settings do not fit; reads the configs alone."""
     if how.method not in METHODS:
-        raise ConfigError(f"--combination {how.method!r} is none of {', '.join(METHODS)}")
+        raise ConfigError(f"--combination {how.method!r} is not one of {', '.join(METHODS)}")
     if len(how.weights) != len(adapters):
-        raise ConfigError(f"{len(adapters)} adapters, and {len(how.weights)} weights", hint="--weights 0.7,0.3")
+        raise ConfigError(f"{len(adapters)} adapters, but {len(how.weights)} weights", hint="--weights 0.7,0.3")
     if how.rank is not None and how.method == "cat":
-        raise ConfigError("cat has the sum of the ranks", hint="take --combination svd for another rank")
+        raise ConfigError("cat always has the sum of the ranks", hint="use --combination svd for another rank")
     if not 0 < how.density <= 1:
-        raise ConfigError(f"--density {how.density:g} is not above 0 and at most 1")
+        raise ConfigError(f"--density {how.density:g} must be above 0 and at most 1")
     for one in adapters:
         its = files.settings(one)
         if its.get("peft_type") != "LORA":
@@ -147,7 +147,7 @@ def _inner(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     for state in states:
         for name in (one for one in state if one.endswith(INNER)):
             if not torch.equal(found.setdefault(name, state[name]), state[name]):
-                raise ConfigError("the adapters bring different embeddings along", hint="merge one after the other")
+                raise ConfigError("the adapters contain different embeddings", hint="merge one after the other")
     return found
 
 

@@ -88,7 +88,7 @@ def planned(config: Config, base: BaseModel, adapter: Path, *, dtype: torch.dtyp
     if original and own and own.held:
         raise ConfigError(
             f"the base's own files are in {own.description}: there are no original weights to merge into",
-            hint="leave --into out: the adapter is merged into what the weights stand for",
+            hint="omit --into: the adapter is then merged into the dequantised weights",
         )
     tokenizer = vocabulary.grown(config, base)
     wanted = Merge(

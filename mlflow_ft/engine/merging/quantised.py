@@ -78,6 +78,6 @@ def _load(folder: Path, **options: Any) -> Any:
             options |= generation.for_loading(folder)
             model = kind.from_pretrained(folder, device_map={"": hardware.device()}, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be read in this form: {brief(error)}") from error
+        raise ModelError(f"{folder} cannot be read in this format: {brief(error)}") from error
     loading.keep_exact(model)
     return model.eval()

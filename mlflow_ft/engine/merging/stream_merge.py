@@ -98,7 +98,7 @@ class Plan:
             return self._final(name, self.skeleton.merged(unit, weights)[name])
         except ValueError as error:  # PEFT looks for numbers that are not finite itself
             raise RefusedError(
-                f"{name} would hold numbers that are not finite: {error}", hint="look for them in the adapter"
+                f"{name} would contain NaN or infinite values: {error}", hint="check the adapter's values"
             ) from error
         except FAILURES as error:
             raise ModelError(f"PEFT cannot merge {name}: {brief(error)}", hint=UNKNOWN) from error
@@ -123,8 +123,8 @@ class Plan:
         found = weight.to(self.type_of(name, weight.dtype))
         if found.is_floating_point() and found.numel() and not torch.stack(torch.aminmax(found)).isfinite().all():
             raise RefusedError(
-                f"{name} would hold numbers that are not finite in {found.dtype}",
-                hint="the adapter may be broken; a wider type (--dtype float32) rules out an overflow",
+                f"{name} would contain NaN or infinite values in {found.dtype}",
+                hint="the adapter may be damaged; --dtype float32 rules out an overflow",
             )
         return found
 
@@ -143,7 +143,7 @@ def plan(wanted: Merge) -> Plan:
         merge=wanted, skeleton=bones, files=files, sources=sources, parts=parts, untied=frozenset(), entries=()
     )
     if found.rounding and any(name in found.rounding for name in parts.values()):
-        raise UnsuitedError("the base's files hold in parts what was rounded whole")
+        raise UnsuitedError("the base's files split a weight that was rounded as a whole")
     found = replace(found, untied=_untied(found))
     return replace(found, entries=tuple(_entries(found)))
 
@@ -156,17 +156,17 @@ def _sources(files: ModelFiles, bones: Skeleton, wanted: Merge, parts: Mapping[s
             continue
         name = next((one for one in (stored, prefix + stored) if one in bones.shapes), None)
         if name is None and not (wanted.task == "score" and stored.startswith("lm_head.")):
-            raise UnsuitedError(f"the base's files hold {stored}, which the model calls otherwise")
+            raise UnsuitedError(f"the base's files contain {stored}, which has another name in the model")
         if name is not None:
             found[name] = stored
     for group in bones.tied:
         there = [name for name in sorted(group) if name in found]
         if len(there) > 1:
-            raise UnsuitedError(f"the base's files hold one weight twice: {', '.join(there)}")
+            raise UnsuitedError(f"the base's files contain the same weight twice: {', '.join(there)}")
         found |= {name: found[there[0]] for name in group if there}
     for name in bones.shapes:
         if name not in found and name not in bones.replaced and name not in bones.units and name not in parts.values():
-            raise UnsuitedError(f"the base's files do not hold {name}")
+            raise UnsuitedError(f"the base's files do not contain {name}")
     for name, stored_name in found.items():
         _check_shape(name, files.entries[stored_name].shape, bones.shapes[name])
     return found

@@ -76,7 +76,7 @@ class ModelFiles:
         files = [self.folder / name for name in dict.fromkeys(index["weight_map"].values())]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise ModelError(f"{self.folder}: {', '.join(missing)} is not there, and {INDEX} names it")
+            raise ModelError(f"{self.folder}: {', '.join(missing)} is missing, but {INDEX} lists it")
         return sorted(files)
 
     def _names(self, file: Path) -> list[str]:
@@ -93,7 +93,7 @@ class ModelFiles:
                     part = content.get_slice(name)
                     dtype = DTYPES.get(part.get_dtype())
                     if dtype is None:
-                        raise ModelError(f"{file}: {name} has the type {part.get_dtype()}, which is not read here")
+                        raise ModelError(f"{file}: {name} has the type {part.get_dtype()}, which is not supported")
                     found[name] = Entry(name=name, shape=tuple(part.get_shape()), dtype=dtype)
         return found
 

@@ -50,20 +50,20 @@ def check(adapter: Path, base: BaseModel, *, pads: bool) -> None:
         raise ModelError(
             f"the adapter in {adapter} was trained with tokens whose embeddings were not saved with it: "
             f"{room.listed(trained)}; its base has embeddings for {rows:,} tokens",
-            hint="save them with the adapter (PEFT: modules_to_save, or save_embedding_layers); or, where they were "
-            "not used, remove its tokenizer files, and the base's tokenizer is taken",
+            hint="save them with the adapter (PEFT: modules_to_save, or save_embedding_layers); or, if they were not "
+            "used, remove its tokenizer files so that the base's tokenizer is used",
         )
     if written:
         raise ModelError(
             f"the chat template writes {room.listed(written)}, for which neither the adapter nor its base has an "
             f"embedding: the base has {rows:,}",
-            hint="put the tokenizer files beside the adapter that it was trained with",
+            hint="put the tokenizer files that it was trained with into the adapter's folder",
         )
     if pads and pad in missing:
         raise ModelError(
             f"the adapter's tokenizer pads with {room.listed({pad: missing[pad]})}, for which neither the adapter nor "
             f"its base has an embedding: the base has {rows:,}",
-            hint="pad with another of its tokens: --pad_token TOKEN",
+            hint="choose another of its tokens: --pad_token TOKEN",
         )
 
 

@@ -93,10 +93,10 @@ def summary(module: nn.Module, *, by_name: bool, all_linear: bool, quantize: str
         stay.append(_named(label, weights, weights.keys() - set(trained)))
     adapted = _adapted(module)
     parts = [f"the adapter is on {', '.join(adapted)}"] if adapted else []
-    parts += [f"{' and '.join(filter(None, train))} train"] if any(train) else []
+    parts += [f"{' and '.join(filter(None, train))} are trained"] if any(train) else []
     if adapted and all_linear and (without := _not_adapted(module)):
         stay.append(f"the linear layers {', '.join(without)} (not among `all-linear` here)")
-    parts += [f"{' and '.join(filter(None, stay))} stay as they are"] if any(stay) else []
+    parts += [f"{' and '.join(filter(None, stay))} are not trained"] if any(stay) else []
     if by_name and stay[0]:
         parts[-1] += f" (--adapter.target_parameters {ALL} adapts the experts)"
     return "a mixture of experts: " + "; ".join(parts) + _memory(experts, quantize)

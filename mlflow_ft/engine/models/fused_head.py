@@ -55,14 +55,14 @@ def check(job: Job, model: Any, row: Sequence[int], *, temperature: float, rough
     differences = (fused.float() - own).abs()
     exact = causal.dtype == torch.float32 and not rough
     if (difference := float(differences.max() if exact else differences.mean())) > (EXACT if exact else ROUGH):
-        raise refused(job, causal, f"gives log-probabilities that are off by {difference:.2g} nats")
+        raise refused(job, causal, f"changes log-probabilities by up to {difference:.2g} nats")
 
 
 def refused(job: Job, causal: Any, reason: str) -> ConfigError:
     """The error for a method that cannot be used with this model, with the reason."""
     return ConfigError(
-        f"{job.config.method} cannot train a {type(causal).__name__}: the output layer that TRL puts into it {reason}",
-        hint="take a method that reads the model's own logits: sft, orpo, cpo, simpo",
+        f"{job.config.method} cannot train a {type(causal).__name__}: TRL's replacement for its output layer {reason}",
+        hint="use a method that reads the model's own logits: sft, orpo, cpo, simpo",
     )
 
 

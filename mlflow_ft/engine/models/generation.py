@@ -166,9 +166,7 @@ def description(repairs: Repaired, folder: Path) -> str:
     if not repairs.left_out:
         return ""
     if ALL in repairs.left_out:
-        return (
-            f"{folder / FILE} is not changed and not used: {repairs.left_out[ALL]}; {CONFIG} has what is used and saved"
-        )
+        return f"{folder / FILE} is left unchanged and ignored: {repairs.left_out[ALL]}; {CONFIG} is used and saved"
     reasons = "; ".join(f"{name} ({reason})" for name, reason in repairs.left_out.items())
     return f"{folder / repairs.file} is not changed; it is used, and will be saved, without {reasons}"
 
@@ -200,7 +198,7 @@ def _outside(name: str, value: Any) -> str:
 def _likeliest(settings: Mapping[str, Any], name: str) -> str:
     """Why these settings do not sample though they say so: the limit of low temperatures is the likeliest token."""
     if name == "do_sample" and settings[name] and settings.get("temperature") == 0:
-        return "the temperature is 0, which means the likeliest token and no sampling"
+        return "a temperature of 0 means greedy decoding, without sampling"
     return ""
 
 
@@ -226,7 +224,7 @@ def _refused(settings: Mapping[str, Any], name: str) -> str:
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         return _reason(error, name, settings[name])
     if "/" in GENERATION_MODES_MAPPING[mode]:
-        return f"{settings[name]!r} asks for a way to search that transformers does not have any more"
+        return f"{settings[name]!r} asks for a search method that transformers no longer has"
     return ""
 
 

@@ -125,7 +125,7 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
                     hook.remove()
                 raise refused(job, f"the loss of a token by up to {seen.difference:.2g} nats")
         if together(model, rows, pad_token_id=pad) != "padded":
-            raise refused(job, "the answers that are sampled")
+            raise refused(job, "the sampled answers")
 
     return check
 
@@ -133,7 +133,7 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
 def refused(job: Job, how: str) -> ConfigError:
     """The error for a method that pads prompts, on a model that reads padding as text; `how` says what changes."""
     return ConfigError(
-        f"{job.config.method} pads prompts on the left to answer them together, and this model reads the padding as "
+        f"{job.config.method} pads prompts on the left to answer them in batches, but this model reads the padding as "
         f"text: it changes {how}",
-        hint="take a method that learns from given answers (sft, dpo, kto), or another model",
+        hint="use a method that learns from given answers (sft, dpo, kto), or another model",
     )

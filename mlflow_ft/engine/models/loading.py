@@ -121,7 +121,7 @@ def load_base(
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"model {base.name!r} does not fit in the device's memory",
-            hint="quantise it (--model.quantize nf4), or take a smaller one",
+            hint="quantise it (--model.quantize nf4), or use a smaller one",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {base.name!r} cannot be loaded from {path or base.path}: {brief(error)}") from error

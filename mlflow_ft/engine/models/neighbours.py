@@ -271,7 +271,7 @@ def refuse_padding(job: Job, seen: Seen | None) -> None:
     if seen:
         size, steps = job.config.training.per_device_train_batch_size, job.config.training.gradient_accumulation_steps
         raise ConfigError(
-            f"the rows of a padded batch change each other on this model, by up to {seen.difference:.2g} nats a token",
-            hint="take one row at a time: --training.per_device_train_batch_size 1 "
+            f"on this model, rows in a padded batch affect each other, by up to {seen.difference:.2g} nats a token",
+            hint="use one row at a time: --training.per_device_train_batch_size 1 "
             f"--training.gradient_accumulation_steps {size * steps}",
         )

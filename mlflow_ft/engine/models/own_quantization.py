@@ -100,14 +100,14 @@ def of(folder: Path) -> Own | None:
         if packed:
             raise ModelError(
                 f"the weights in {folder} are in 4 bits by bitsandbytes ({packed}), and config.json does not say so",
-                hint="put the `quantization_config` back that the model was saved with, or take another copy of it",
+                hint="restore the `quantization_config` that the model was saved with, or use another copy",
             )
         return None
     marks = MARKS.get(make, ())
     if names and marks and not any(mark in name for name in names for mark in marks):
         raise ModelError(
             f"{folder / 'config.json'} says that the weights are quantised ({make}), and the weight files are not",
-            hint="remove `quantization_config` from config.json where the weights are whole, or take another copy",
+            hint="remove `quantization_config` from config.json if the weights are full precision, or use another copy",
         )
     return Own(make=make, settings=settings, folder=folder)
 
@@ -132,7 +132,7 @@ def _make(settings: Mapping[str, Any]) -> str:
     if settings.get("load_in_8bit"):
         return "int8"
     make = str(settings.get("quant_method") or "")
-    return "" if make == "bitsandbytes" else make or "a make without a name"
+    return "" if make == "bitsandbytes" else make or "an unnamed method"
 
 
 def _names(folder: Path) -> list[str]:
@@ -190,7 +190,7 @@ def check_training(config: Config, own: Own | None) -> None:
     if own.held is None and asked != "none":
         raise ConfigError(
             f"the base's own files are in {own.description}: they are read as plain weights, and not quantised again",
-            hint="leave the base as it is read (--model.quantize none, the method lora)",
+            hint="do not quantise it again (--model.quantize none, the method lora)",
         )
     if own.held is not None:
         for reason, hint in _against(config, own, asked):
@@ -203,19 +203,19 @@ def _against(config: Config, own: Own, asked: str) -> Iterator[tuple[str, str]]:
         way = "lora, or another method with --adapter.kind lora, and --model.quantize int8"
     if config.adapter.kind == "none":
         yield (
-            ", which cannot be trained themselves",
-            f"train an adapter beside them: {way}; or name the model in full precision",
+            ", so the weights cannot be trained",
+            f"train an adapter: {way}; or name the model in full precision",
         )
     if asked != own.held:
         yield f", and model.quantize is {asked}", f"use {way}; or name the model in full precision"
     origin = config.origins.get("model.double_quant", "method")
     if own.held == "nf4" and not origin.startswith("method") and config.model.double_quant != own.double:
         yield (
-            f", and model.double_quant {str(config.model.double_quant).lower()} asks for another form",
-            "leave model.double_quant out: the files decide",
+            f", and model.double_quant {str(config.model.double_quant).lower()} asks for another format",
+            "omit model.double_quant: the files determine it",
         )
     if config.adapter.init_lora_weights == "loftq":
         yield (
-            ", and loftq needs the weights as they were before",
-            "leave adapter.init_lora_weights out, or name the model in full precision with --model.quantize nf4",
+            ", but loftq needs the original weights",
+            "omit adapter.init_lora_weights, or name the model in full precision with --model.quantize nf4",
         )

@@ -91,4 +91,4 @@ def settle(trainer: Any, module: Any, progress: Progress, *, fused: bool) -> Non
     trainer.aux_loss_enabled = False
     kind = type(causal_model(module)).__name__
     library = "TRL" if balanced(module) else "transformers"
-    progress.say(f"no loss balances the experts: {library} does not compute it for {kind}")
+    progress.say(f"no loss balances the experts: {library} does not compute one for {kind}")

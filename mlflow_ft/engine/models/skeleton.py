@@ -172,7 +172,7 @@ def _check_kind(settings: Mapping[str, Any]) -> None:
     if kind not in LAYERWISE:
         raise UnsuitedError(f"{kind} is merged by PEFT")
     if str(settings.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE):
-        raise UnsuitedError(f"it began as {settings['init_lora_weights']}, which PEFT makes again from all weights")
+        raise UnsuitedError(f"it began as {settings['init_lora_weights']}, which PEFT recomputes from all weights")
     for name in (*WITHOUT, "target_parameters", "use_bdlora"):
         if settings.get(name):
             raise UnsuitedError(f"{name} is merged by PEFT")
@@ -220,7 +220,7 @@ def _attach(model: Any, adapter: Path, state: dict[str, Tensor]) -> list[str]:
     with _stay():
         set_peft_model_state_dict(wrapped, fit.state, low_cpu_mem_usage=True)
     if loose := [name for name, weight in fitting.saved(wrapped).items() if weight.is_meta]:
-        raise UnsuitedError(f"PEFT does not place {loose[0]} without the base's weights")
+        raise UnsuitedError(f"PEFT cannot load {loose[0]} without the base's weights")
     fitting.prove(wrapped, fit, where=adapter)
     unmergeable.check(wrapped, where=adapter)
     tuner: BaseTuner = wrapped.base_model

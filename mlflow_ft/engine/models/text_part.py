@@ -67,24 +67,20 @@ class Parts:
         others = " and ".join(self.reads)
         if not self.text_alone:
             return (
-                f"{name} reads {others}, too: it is loaded whole ({self.loaded}), and its part for {others} is not "
-                "trained and stays as it is."
+                f"{name} also reads {others}: all of it is loaded ({self.loaded}), but its part for {others} is not "
+                "trained."
             )
-        fits = (
-            f" Whether the adapter fits the whole model ({self.whole}), too, is measured at the end." if adapter else ""
-        )
-        kept = "A merged model" if adapter else "What is kept"
+        fits = f" The adapter is also tested on the whole model ({self.whole}) at the end." if adapter else ""
+        kept = "A merged model" if adapter else "The saved model"
         return (
-            f"{name} reads {others}, too: its text part alone ({self.loaded}) is loaded and trained.{fits} {kept} is "
+            f"{name} also reads {others}: only its text part ({self.loaded}) is loaded and trained.{fits} {kept} is "
             f"this text part, which does not read {others}."
         )
 
     def merged(self, name: str) -> str:
         """What the merged model is, where `text_alone`, in a sentence."""
         others = " and ".join(self.reads)
-        return (
-            f"{name} reads {others}, too: what is merged is its text part ({self.loaded}), which does not read {others}"
-        )
+        return f"{name} also reads {others}: only its text part ({self.loaded}) is merged, which does not read {others}"
 
 
 def of(base: Path, *, task: Task = "generate") -> Parts | None:

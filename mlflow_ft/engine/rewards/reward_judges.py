@@ -90,7 +90,7 @@ def _number(value: Any) -> float | None:
     """A reward as a number; NaN says nothing, as None does."""
     number = math.nan if value is None else float(value)
     if math.isinf(number):
-        raise ValueError(f"{number} is no reward: the mean of a group would be infinite too")
+        raise ValueError(f"{number} is not a valid reward: the group's mean would be infinite too")
     return None if math.isnan(number) else number
 
 
@@ -118,7 +118,7 @@ def load(config: Config, registry: Registry, *, model: Path | None = None) -> li
         found.append((MODEL, RewardModel(model)))
     if not found:
         raise ConfigError(
-            f"method {config.method} learns from rewards, and none was named",
+            f"method {config.method} learns from rewards, but none was named",
             hint="name functions with --reward_funcs FILE.py:function, or a model with --reward_model",
         )
     weights = config.rollout.reward_weights or [1.0] * len(found)
@@ -150,8 +150,8 @@ class RewardModel:
             raise ModelError(f"the reward model cannot be loaded from {folder}: {brief(error)}") from error
         if told["missing_keys"]:
             raise ModelError(
-                f"{folder} holds no reward model: it has no weights for {', '.join(sorted(told['missing_keys']))}",
-                hint="a reward model is a sequence classifier with one output, as `mlflow-ft train reward` makes it",
+                f"{folder} is not a reward model: it has no weights for {', '.join(sorted(told['missing_keys']))}",
+                hint="a reward model is a sequence classifier with one output, such as `mlflow-ft train reward` trains",
             )
         self.model: Any = model.eval()
         self.model.config.pad_token_id = self.tokenizer.pad_token_id

@@ -57,7 +57,7 @@ def find(names: Sequence[str], registry: Registry) -> list[NamedFunction]:
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise ConfigError(
-            f"rollout.reward_funcs names {twice} twice", hint="name it once, and give it a weight in reward_weights"
+            f"rollout.reward_funcs names {twice} twice", hint="name it once, and set its weight in reward_weights"
         )
     shorts = [short(name) for name in names]
     found = []
@@ -117,7 +117,7 @@ def function(name: str, registry: Registry) -> Function:
     if name in registry.rewards:
         return registry.rewards[name].score
     if name.endswith(".py"):
-        raise ConfigError(f"rollout.reward_funcs: {name} names no function", hint=f"write {name}:FUNCTION")
+        raise ConfigError(f"rollout.reward_funcs: {name} does not name a function", hint=f"write {name}:FUNCTION")
     if ":" not in name and "." not in name:
         registry.rewards[name]  # raises, with the names that are known
     place, _, attribute = name.rpartition(":") if ":" in name else name.rpartition(".")
@@ -148,7 +148,7 @@ def _from_file(place: str) -> Any:
     if not file.is_file():
         raise ConfigError(
             f"rollout.reward_funcs: there is no file {file}",
-            hint=f"a relative path begins at the working folder, {Path.cwd()}; under `mlflow run` that is the "
+            hint=f"relative paths start at the working directory, {Path.cwd()}; under `mlflow run` that is the "
             "project's folder: give an absolute path",
         )
     digest = hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).hexdigest()

@@ -48,14 +48,14 @@ class RewardWatch:
         self._seen = 0
         several = settings.num_generations > 1
         self._equal = Streak(
-            what="the answers that are compared had equal rewards: nothing was learned from them",
-            remedy="Reward what is half right, too; take prompts that the model answers well now and then; raise "
+            what="the compared answers had equal rewards: nothing was learned from them",
+            remedy="Give partial rewards; use prompts that the model sometimes answers well; raise "
             "rollout.temperature" + (" or rollout.num_generations" if several else ""),
         )
         self._cut = Streak(
             what=f"every answer was cut at rollout.max_completion_length ({settings.max_completion_length} tokens): it "
             "was rewarded for its beginning, and no end of turn was learned",
-            remedy="Raise rollout.max_completion_length; where the model never ends its turn, train it to (sft), or "
+            remedy="Raise rollout.max_completion_length; if the model never ends its turn, train it to do so (sft), or "
             "check its chat template and eos_token_id",
         )
 

@@ -91,7 +91,7 @@ def check_tokenizer(data: Data, folder: Path) -> None:
     )
     if saved.chat_template != data.tokenizer.chat_template or not same:
         raise RefusedError(
-            f"the tokenizer that was saved in {folder} does not write rows as they were trained",
+            f"the tokenizer that was saved in {folder} does not render rows as they were trained",
             hint="nothing was registered; check that chat_template.jinja and tokenizer.json there were not changed",
         )
 

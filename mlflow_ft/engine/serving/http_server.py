@@ -51,8 +51,8 @@ def bound(host: str, port: int) -> socket.socket:
         if found:
             found.close()
         raise ConfigError(
-            f"{host}:{port} cannot be listened on: {getattr(error, 'strerror', None) or error}",
-            hint="name another place with --host and --port; --port 0 takes one that is free",
+            f"{host}:{port} cannot be bound: {getattr(error, 'strerror', None) or error}",
+            hint="choose another address with --host and --port; --port 0 picks a free port",
         ) from error
     return found
 

@@ -66,7 +66,7 @@ def make_app(served: Served, signature: ModelSignature, stopping: threading.Even
         try:
             asked = _read(await request.body())
             if served.scores:
-                raise chat_model.refused("this is a reward model, which gives no answers; ask /invocations")
+                raise chat_model.refused("this is a reward model, which does not generate answers; use /invocations")
             if asked.pop("stream", None):
                 return await _streamed(served, asked, stopping)
             return JSONResponse(await _whole(served, asked, stopping))
@@ -89,17 +89,17 @@ def _read(body: bytes) -> dict[str, Any]:
     try:
         asked = json.loads(body)
     except ValueError as error:
-        raise chat_model.refused(f"the request is no JSON: {error}") from error
+        raise chat_model.refused(f"the request is not valid JSON: {error}") from error
     if not isinstance(asked, dict):
-        raise chat_model.refused("the request is no JSON object")
+        raise chat_model.refused("the request is not a JSON object")
     asked = {key: value for key, value in asked.items() if value is not None}
     for name in NOT_OFFERED:
         if asked.get(name):
-            raise chat_model.refused(f"`{name}` is not offered here")
+            raise chat_model.refused(f"`{name}` is not supported")
     if asked.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise chat_model.refused("`response_format` is not offered here, but for text")
+        raise chat_model.refused("`response_format` supports only text")
     if (choice := asked.pop("tool_choice", "auto")) not in ("auto", "none"):
-        raise chat_model.refused(f"`tool_choice` is {choice!r}; auto and none are offered here")
+        raise chat_model.refused(f"`tool_choice` is {choice!r}; only auto and none are supported")
     if choice == "none":
         asked.pop("tools", None)
     if isinstance(asked.get("messages"), list):
@@ -113,7 +113,7 @@ def _as_text(turn: Any) -> Any:
     if not isinstance(parts, list):
         return turn
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        raise chat_model.refused("a part of a message is no text; nothing else is read here")
+        raise chat_model.refused("a part of a message is not text; only text is supported")
     return {**turn, "content": "".join(str(part.get("text", "")) for part in parts)}
 
 
@@ -187,7 +187,7 @@ async def _events(
         if usage:
             yield _event(head | {"choices": [], "usage": piece["usage"]})
     except Exception as error:  # it is too late for another status
-        log.exception("an answer broke off")
+        log.exception("an answer failed part-way")
         yield _event(_problem(str(error), "server_error"))
     yield "data: [DONE]\n\n"
 
@@ -202,7 +202,7 @@ def _refusal(error: Exception) -> Response:
     if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
         return JSONResponse(_problem(error.message, "invalid_request_error"), error.get_http_status_code())
     log.error("a request failed", exc_info=error)
-    return JSONResponse(_problem("the model failed; the server's log says how", "server_error"), status_code=500)
+    return JSONResponse(_problem("the model failed; see the server's log", "server_error"), status_code=500)
 
 
 def _problem(message: str, kind: str, code: str | None = None) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Served:
         """
         name = request.get("model") or self.names[0]
         if name not in self._chats:
-            raise UnknownModelError(f"there is no model {name!r} here; there are: {', '.join(self.names)}")
+            raise UnknownModelError(f"there is no model {name!r}; available models: {', '.join(self.names)}")
         return str(name)
 
     def answer(self, request: dict[str, Any], *, watch: Watch | None = None) -> dict[str, Any]:
@@ -138,10 +138,10 @@ def share(
     for number, (name, adapter) in enumerate(adapters.items()):
         module = _put(module or model, adapter.weights, _key(number), name=name, say=say)
         with module.disable_adapter():
-            _hold(bare, _logits(module, probe), f"adapter {name!r} changes its base for all that share it")
+            _hold(bare, _logits(module, probe), f"adapter {name!r} changes the shared base")
         for earlier, logits in seen.items():
             module.set_adapter(earlier)
-            _hold(logits, _logits(module, probe), f"adapter {name!r} changes another one beside it")
+            _hold(logits, _logits(module, probe), f"adapter {name!r} changes the output of another adapter")
         module.set_adapter(_key(number))
         seen[_key(number)] = _logits(module, probe)
     chats = {name: ChatModel() for name in adapters}
@@ -169,7 +169,7 @@ def _put(module: Any, folder: Path, key: str, *, name: str, say: fitting.Say) ->
             return fitting.put_on(module, folder, key=key, say=lambda text: say(f"adapter {name!r}: {text}")).eval()
     except fitting.UnattachedError as error:
         raise ConfigError(
-            f"adapter {name!r} cannot be put on the base beside the others: {brief(error.__cause__ or error)}",
+            f"adapter {name!r} cannot be loaded onto the base with the others: {brief(error.__cause__ or error)}",
             hint="serve it by itself: mlflow-ft serve MODEL",
         ) from error
 
@@ -184,7 +184,7 @@ def _hold(wanted: torch.Tensor, found: torch.Tensor, what: str) -> None:
     apart = float((wanted - found).abs().max())
     if not apart <= SAME:
         raise RefusedError(
-            f"{what}: the logits are {apart:.3g} apart", hint="serve it by itself: mlflow-ft serve MODEL"
+            f"{what}: the logits differ by {apart:.3g}", hint="serve it by itself: mlflow-ft serve MODEL"
         )
 
 

@@ -1,11 +1,11 @@
-"""Marks in place of what is said, so that a rendered conversation shows what its chat template adds, and where.
+"""Replace content with marks, so that a rendered conversation shows what its chat template adds, and where.
 
     {"role": "user", "content": "Hi!\\n"}      {"role": "user", "content": "Zq7Jx0Wk\\n"}
     {"role": "assistant", "content": "Yo"}    {"role": "assistant", "content": "Zq7Jx1Wk"}
 
-White space around the words stays, because templates trim it, and so do tags for which a template looks at either end.
-Thoughts, the names of functions and their arguments get marks of their own. Ids and numbers, which tell nobody who
-speaks, get other ones, so that conversations that differ in them alone are written with the same marks.
+White space around the words stays, because templates trim it, and so do tags that a template looks for at either end.
+Thoughts, names of functions and their arguments get separate marks. Ids and numbers, which do not show who speaks, get
+another kind, so that conversations that differ only in them are written with the same marks.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from mlflow_ft.engine.tokens.template_code import Code
 from mlflow_ft.rows import Message
 
 MARK = re.compile(r"Zq7Jx(\d+)Wk")
-"""Letters and digits alone, which no template trims, splits or escapes."""
+"""Only letters and digits, which no template trims, splits or escapes."""
 DETAIL = re.compile(r"Zq(\d{5,})Wk|(?<!\d)7073(\d{6})(?:\.7073|7073)(?!\d)")
-"""An id, of 9 letters, since some templates count them; a whole number; one with a point."""
+"""An id of 9 characters, because some templates count them; an integer; a float."""
 ANY = re.compile(f"{MARK.pattern}|{DETAIL.pattern}")
 MOST_NUMBERS = 10**6
 ID_LENGTH = 9
-"""Of an id some templates write the last letters alone."""
+"""Some templates write only the last characters of an id."""
 OPENING = re.compile(r"\s*(?:[<\[◁]\S{1,30}?[>\]▷])?")
-"""The tag with which thoughts begin, where there is one."""
+"""The tag that opens thoughts, if there is one."""
 THOUGHT = "</think>"
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Under which of them transformers finds what was thought, the first that is there."""
+"""Where transformers looks for thoughts; the first key present is used."""
 Kind = Literal["words", "thought", "call"]
 Put = Callable[[Kind, Any], Any]
-"""Puts a mark in place of a text that says something."""
+"""Replaces a text with content by a mark."""
 NOTHING = Code()
 
 
 class Piece(NamedTuple):
-    """What a turn says, or a part of it, for which a mark stands, without the white space around it.
+    """A turn's content, or a part of it, that a mark replaces, without the white space around it.
 
-    A tuple, as `spans.Span` is: they are made for every row, and quickly.
+    A tuple, like `spans.Span`, for speed: there are many for every row.
     """
 
     turn: int
@@ -51,37 +51,37 @@ class Piece(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """Turns with marks, and by number what the marks stand for."""
+    """Turns with marks, and what each mark replaces, by its number."""
 
     turns: list[dict[str, Any]]
     pieces: list[Piece]
     details: list[str]
-    """What marks of the pattern `DETAIL` stand for, as a template writes it."""
+    """What marks of the pattern `DETAIL` replace, as a template writes it."""
 
 
 def mark(number: int) -> str:
-    """The letters that stand for a piece."""
+    """The mark that replaces a piece."""
     return f"Zq7Jx{number}Wk"
 
 
 def numbers(text: str, begin: int = 0, end: int | None = None) -> list[int]:
-    """The marks in a text, from the first to the last."""
-    return [int(found[1]) for found in MARK.finditer(text, begin, len(text) if end is None else end)]
+    """The numbers of the marks in a text, in order."""
+    return [int(match[1]) for match in MARK.finditer(text, begin, len(text) if end is None else end)]
 
 
 def marked(messages: Sequence[Message], code: Code = NOTHING, *, only: int | None = None, role: str = "") -> Marked:
-    """The turns with marks for words; or `only` one turn so, or those of one `role`, and no ids and numbers then."""
-    whole = only is None and not role
-    marks = _Marks(code, details=whole)
+    """The turns with marks for words; or `only` one turn, or the turns of one `role`, and then not ids and numbers."""
+    everything = only is None and not role
+    marks = _Marks(code, details=everything)
     turns = [dict(message) for message in messages]
     for turn, message in enumerate(turns):
-        if whole or turn == only or message["role"] == role:
+        if everything or turn == only or message["role"] == role:
             marks.put_into(turn, message)
     return Marked(turns, marks.pieces, marks.details)
 
 
 def signature(turns: Sequence[Message]) -> str:
-    """The same for turns with marks that templates write alike; keys that few of them know do not count."""
+    """The same string for turns with marks that templates write alike; rarely used keys do not count."""
     known = ("role", "content", *THOUGHT_KEYS, "tool_call_id")
     return repr([([turn.get(key) for key in known], _functions(turn), _ids(turn)) for turn in turns])
 
@@ -97,13 +97,13 @@ class _Marks:
         self._ids: dict[str, str] = {}
 
     def put_into(self, turn: int, message: dict[str, Any]) -> None:
-        """Put marks in place of what a turn says."""
+        """Replace what a turn says by marks."""
         role, content = message["role"], message.get("content")
 
         def put(kind: Kind, text: Any) -> Any:
             words = text.strip() if isinstance(text, str) else ""
             if not words:
-                return text  # templates ask whether something is said; a mark would say so
+                return text  # templates test for empty content, which a mark would hide
             self.pieces.append(Piece(turn, role, kind, words))
             return text.replace(words, mark(len(self.pieces) - 1), 1)
 
@@ -121,9 +121,9 @@ class _Marks:
             message["content"] = content
 
     def _spoken(self, content: Any, put: Put) -> Any:
-        """What the assistant says: thoughts up to the last tag at which the template takes words apart, then words."""
+        """The assistant's content: thoughts up to the last tag at which the template splits it, then words."""
         tags = (THOUGHT, *self._code.closings)
-        tag = next((one for one in tags if isinstance(content, str) and one in content), None)
+        tag = next((candidate for candidate in tags if isinstance(content, str) and candidate in content), None)
         if tag is None:
             return put("words", content)
         before, _, words = content.rpartition(tag)
@@ -132,12 +132,12 @@ class _Marks:
         return before[:start] + put("thought", before[start:]) + tag + put("words", words)
 
     def _between_tags(self, content: Any, put: Put) -> Any:
-        """What others say: a tag at either end stays where the template looks for it there."""
+        """What others say: a tag at either end stays if the template looks for it there."""
         if not isinstance(content, str):
             return put("words", content)
         inside = content.strip()
-        start = next((one for one in self._code.starts if inside.startswith(one)), "")
-        end = next((one for one in self._code.ends if inside[len(start) :].endswith(one)), "")
+        start = next((tag for tag in self._code.starts if inside.startswith(tag)), "")
+        end = next((tag for tag in self._code.ends if inside[len(start) :].endswith(tag)), "")
         if not start and not end:
             return put("words", content)
         before, words, after = content.partition(inside)
@@ -149,14 +149,14 @@ class _Marks:
         function["name"] = put("call", function.get("name"))
         if "arguments" in function:
             function["arguments"] = self._values(function["arguments"], put)
-        found = {**call, "function": function} if "function" in call else function
-        return {**found, "id": self._id(found["id"])} if "id" in found else found
+        result = {**call, "function": function} if "function" in call else function
+        return {**result, "id": self._id(result["id"])} if "id" in result else result
 
     def _values(self, value: Any, put: Put) -> Any:
         if isinstance(value, Mapping):
-            return {key: self._values(one, put) for key, one in value.items()}
+            return {key: self._values(item, put) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self._values(one, put) for one in value]
+            return [self._values(item, put) for item in value]
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self._number(value)
         return put("call", value)
@@ -169,7 +169,7 @@ class _Marks:
         return int(f"7073{number:06d}7073") if isinstance(value, int) else float(f"7073{number:06d}.7073")
 
     def _id(self, value: Any) -> Any:
-        """The same mark for the same id: templates look by it which call a result belongs to."""
+        """The same mark for the same id: templates use it to match a result to its call."""
         if not self._with_details or not isinstance(value, str) or not value.strip():
             return value
         if value not in self._ids:
@@ -189,19 +189,19 @@ def _ids(turn: Message) -> list[Any]:
 
 def argument_names(turn: Message) -> Iterator[str]:
     """The names of the arguments in a turn's calls, and all names in their values."""
-    for _, given in _functions(turn):
-        yield from _names(given)
+    for _, arguments in _functions(turn):
+        yield from _names(arguments)
 
 
 def _names(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         yield from map(str, value)
-    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from _names(one)
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _names(item)
 
 
 def quotations(text: str) -> Iterator[str]:
-    """How a template may write what is no speech: as it is, as JSON has it, or Python."""
+    """How a template may write text in calls and results: unchanged, as JSON, or as Python."""
     yield text
     yield (written := json.dumps(text, ensure_ascii=False)[1:-1])
     yield json.dumps(text)[1:-1]
@@ -210,6 +210,6 @@ def quotations(text: str) -> Iterator[str]:
 
 
 def details(text: str) -> Iterator[str]:
-    """How a template may write an id or a number: as it is, or the end of it."""
+    """How a template may write an id or a number: unchanged, or only its end."""
     yield text
     yield text[-ID_LENGTH:]

@@ -1,8 +1,8 @@
-"""From rows to token ids and labels: only what the assistant says is learned, its end of turn included.
+"""From rows to token ids and labels: only the assistant's turns are learned, with their end-of-turn tokens.
 
-`render` finds the assistant's spans in the text; here they become tokens. What stands behind the end-of-turn token (a
-newline, in ChatML) is not learned: the model has stopped by then. Phi's templates write an end of sequence behind the
-last turn, whichever that is; it is not learned either.
+`render` finds the assistant's spans in the text; here they become tokens. What follows the end-of-turn token (a
+newline, in ChatML) is not learned: the model has stopped by then. The end of sequence that Phi's templates write after
+the last turn of any speaker is not learned either.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from mlflow_ft.engine.tokens.steady import Steady
 from mlflow_ft.rows import Encoded, Example, Kind
 
 IGNORED = -100
-"""Label of a token that is not learned, as torch's cross entropy and transformers have it."""
+"""Label of a token that is not learned, as in torch's cross entropy and in transformers."""
 BATCH = 1000
-NO_END = "the chat template writes no end-of-turn token behind what the assistant says"
+NO_END = "the chat template writes no end-of-turn token after the assistant's turn"
 OTHER_END = (
-    "the chat template ends what the assistant says otherwise where turns follow, and a model that learns both "
-    "does not know when to stop; learn each turn in a row of its own (--data.turns each), or the last turn alone "
+    "the chat template ends the assistant's turn differently when other turns follow, and a model that learns both "
+    "does not know when to stop; train each turn as a separate row (--data.turns each), or only the last turn "
     '(--data.turns last, or "train": false in the others)'
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenised:
-    """One conversation, text or prompt as tokens, with the place of each in the text."""
+    """One conversation, text or prompt as tokens, with their places in the text."""
 
     text: str
     ids: list[int]
     offsets: list[tuple[int, int]]
-    """Of each token, where it stands in the text: first letter and behind the last."""
+    """Each token's place in the text, in characters: where it begins, and where it ends (exclusive)."""
     labels: list[int]
     way: Way
     length: int
-    """In tokens, before it was cut."""
+    """In tokens, before truncation."""
     unwritten: tuple[int, ...] = ()
-    """The learned turns, from 0, whose thoughts the template leaves out."""
+    """The learned turns, from 0, whose thoughts the template omits."""
 
     @cached_property
     def pieces(self) -> list[str]:
-        """The text of each token; joined, they are the text, up to where it is cut."""
-        found, place = [], 0
+        """The text of each token; joined, they give the text up to its truncation."""
+        texts, place = [], 0
         for _, end in self.offsets:
-            found.append(self.text[place:end] if end > place else "")
+            texts.append(self.text[place:end] if end > place else "")
             place = max(place, end)
-        return found
+        return texts
 
     @property
     def encoded(self) -> Encoded:
@@ -68,44 +68,46 @@ class Tokenised:
 class Encoder:
     """Tokenises rows with one tokenizer, and proves the mask of each.
 
-    The template is extended once where rows use tools and it knows none; see `tool_text`.
+    If rows use tools and the template does not support them, it is extended once; see `tool_text`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        # an end-of-turn token is one that was added to the vocabulary: it cannot come about by chance
+        # an end-of-turn token is one that was added to the vocabulary: ordinary text cannot produce it
         self._added = {token: str(text).strip() for token, text in tokenizer.added_tokens_decoder.items()}
         self.special = tuple(str(text) for text in tokenizer.added_tokens_decoder.values() if text.special)
         self._steady = Steady(tokenizer)
         self._lacks: set[str] | None = None
-        """What the template cannot write of tools; None until a row has some."""
+        """Which parts of tool use the template cannot write; None until a row uses tools."""
 
     @property
     def dates(self) -> dict[str, str]:
-        """By format, the date or time that the template wrote into the rows so far, as the held clock told it."""
+        """The dates and times that the template has written into rows so far, by format."""
         return self._steady.dates
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | MaskError]:
-        """Tokenise rows and make their labels; a row that cannot be proved is returned as its error.
+        """Tokenise rows and label them; a row whose mask cannot be proved is returned as its error.
 
-        Every returned row has been proved: every turn that is learned ends in a learned end-of-turn token, the
-        beginning-of-sequence token is not doubled, nothing outside the spans is learned. A row longer than
-        `max_length` is cut at its end, and has no learned token left where all of them stood behind the cut.
+        Every returned row has been proved: every learned turn ends in a learned end-of-turn token, the
+        beginning-of-sequence token is not doubled, and nothing outside the spans is learned. A row longer than
+        `max_length` is truncated at its end, and may have no learned tokens left.
         """
-        return [found if isinstance(found, MaskError) else joined(found) for found in self.tokenise(examples)]
+        return [row if isinstance(row, MaskError) else joined(row) for row in self.tokenise(examples)]
 
     def tokenise(self, examples: Sequence[Example]) -> list[list[Tokenised] | MaskError]:
-        """Of each row its conversations as tokens: one, or the chosen and the rejected one."""
+        """Each row's conversations as tokens: one, or the chosen and the rejected one."""
         results: list[list[Tokenised] | MaskError] = []
         for start in range(0, len(examples), BATCH):
             rendered = [self._rendered(example) for example in examples[start : start + BATCH]]
-            tokens = self._tokens([one.text for row in rendered if not isinstance(row, MaskError) for one in row])
+            tokens = self._tokens(
+                [rendering.text for row in rendered if not isinstance(row, MaskError) for rendering in row]
+            )
             for example, row in zip(examples[start : start + BATCH], rendered, strict=True):
                 if isinstance(row, MaskError):
                     results.append(row)
                 else:
-                    parts = [(one, *next(tokens)) for one in row]
+                    parts = [(rendering, *next(tokens)) for rendering in row]
                     results.append(self._labelled_row(example, parts))
         return results
 
@@ -118,27 +120,27 @@ class Encoder:
             return error
 
     def _rendered(self, example: Example) -> list[Rendered] | MaskError:
-        """The texts of a row, each with its spans; a text that is learned whole, and a prompt, have none."""
+        """The texts of a row, each with its spans; plain texts and prompts have none."""
         try:
             self._know_tools(example)
-            found = self._steady.rendered(example)
-            for one in found:
-                one.text.encode()
+            renderings = self._steady.rendered(example)
+            for rendering in renderings:
+                rendering.text.encode()
         except MaskError as error:
             return error
         except UnicodeEncodeError:
-            return MaskError("it holds half a sign (a lone surrogate), which is no text")
-        return found
+            return MaskError("it contains an unpaired surrogate, which is not valid text")
+        return renderings
 
     def _know_tools(self, example: Example) -> None:
-        """Extend the template at the first row that has tools, by all that it lacks, so that no later row changes it.
+        """Extend the template at the first row with tools, by everything it lacks, so that no later row changes it.
 
-        That the template writes calls and results is proved row by row.
+        Each row is still checked for its calls and results.
         """
         if self._lacks is None and tool_text.needs(example):
             self._lacks = tool_text.teach_tools(self.tokenizer)
         if example.tools and self._lacks and "offer" in self._lacks:
-            raise MaskError("the chat template does not write the tools that are offered")
+            raise MaskError("the chat template does not write the offered tools")
 
     @cached_property
     def _begins(self) -> bool:
@@ -149,7 +151,7 @@ class Encoder:
     def _tokens(self, texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
         if not texts:
             return
-        # the text has its special tokens already: adding them again would double the first one
+        # the text already has its special tokens: adding them again would double the first one
         batch = self.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
@@ -164,7 +166,7 @@ class Encoder:
         if example.kind == "text":
             text, ids, offsets = self._closed(text, ids, offsets)
         if bos is not None and ids[:2] == [bos, bos]:
-            raise MaskError("the beginning-of-sequence token stands there twice", text=text)
+            raise MaskError("the beginning-of-sequence token appears twice", text=text)
         labels = [IGNORED] * len(ids)
         if example.kind == "text":
             start = 1 if bos is not None and ids[:1] == [bos] else 0
@@ -188,7 +190,7 @@ class Encoder:
     def _closed(
         self, text: str, ids: list[int], offsets: list[tuple[int, int]]
     ) -> tuple[str, list[int], list[tuple[int, int]]]:
-        """A plain text between the tokens that begin and end a sequence, where the tokenizer has such."""
+        """A plain text between the tokens that begin and end a sequence, if the tokenizer has them."""
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if bos is not None and self._begins and ids[:1] != [bos]:
             opening = str(self.tokenizer.bos_token)
@@ -202,40 +204,40 @@ class Encoder:
         return text, ids, offsets
 
     def _tokens_of(self, span: Span, places: _Places, ids: list[int]) -> tuple[int, int]:
-        """The first token that is the assistant's, and the one that ends the turn."""
+        """The first token of the assistant's turn, and the one that ends it."""
         first, last = places.first(span.begin), None
         for at, written in places.within(span.said, span.close):
             if not self._is_added(ids[at], written):
                 break
             last = at
-        behind = list(places.within(span.said, span.end)) if last is None else []
+        after = list(places.within(span.said, span.end)) if last is None else []
         if span.plain and last is None:
-            last = next((at for at, written in behind if self._is_added(ids[at], written)), None)
-        elif behind and behind[-1][1] in self.special and self._is_added(ids[behind[-1][0]], behind[-1][1]):
-            last = behind[-1][0]
+            last = next((at for at, written in after if self._is_added(ids[at], written)), None)
+        elif after and after[-1][1] in self.special and self._is_added(ids[after[-1][0]], after[-1][1]):
+            last = after[-1][0]
         if last is None or last < first:
             raise MaskError(NO_END if span.closed else OTHER_END, text=places.text)
         return first, last
 
     def _is_added(self, token: int, written: str) -> bool:
-        # a sign that the vocabulary lacks becomes a special token too; it was not written as one
+        # a character that the vocabulary lacks becomes a special token, too, but was not written as one
         return self._added.get(token) == written
 
 
 class _Places:
-    """Where the tokens of a text stand in it; white space that a token's offsets leave out belongs to it."""
+    """Where the tokens of a text are in it; white space that a token's offsets omit belongs to the token."""
 
     def __init__(self, text: str, offsets: list[tuple[int, int]]) -> None:
         self.text = text
         self._offsets = offsets
         self._before = list(itertools.accumulate([end for _, end in offsets], max, initial=0))
-        """Of each token, how far those before it reach."""
+        """For each token, where those before it end."""
 
     def first(self, begin: int) -> int:
-        """The token with which a speech begins, for which a space of the template's may stand in front of its letters.
+        """The first token of a speech, which may also contain a space that the template writes before it.
 
         Raises:
-            MaskError: it holds letters of the template too.
+            MaskError: it also contains other text of the template.
         """
         at = max(bisect_left(self._offsets, (begin,)), bisect_left(self._before, begin))
         if not self.text[begin : self._before[at]].strip():
@@ -243,11 +245,11 @@ class _Places:
         across = bisect_right(self._before, begin) - 1
         if self.text[self._before[across] : begin].strip():
             both = self.text[self._before[across] : self._before[across + 1]]
-            raise MaskError(f"one token holds the template's letters and the assistant's: {both!r}", text=self.text)
+            raise MaskError(f"one token contains both template text and the assistant's text: {both!r}", text=self.text)
         return across
 
     def within(self, begin: int, end: int) -> Iterator[tuple[int, str]]:
-        """The tokens between two places that hold more than white space, and what they hold."""
+        """The tokens between two places that are more than white space, and their texts."""
         for at in range(bisect_right(self._before, begin) - 1, len(self._offsets)):
             start, stop = self._offsets[at]
             written = self.text[start:stop]
@@ -260,8 +262,8 @@ class _Places:
 
 
 def joined(parts: Sequence[Tokenised]) -> Encoded:
-    """A row's conversations as one value: of a preference the chosen one, with the rejected one beside it."""
-    first, *others = (one.encoded for one in parts)
+    """A row's conversations as one value: for a preference the chosen one, with the rejected one in it."""
+    first, *others = (part.encoded for part in parts)
     return replace(first, rejected=others[0]) if others else first
 
 
@@ -271,20 +273,20 @@ WHOLE: dict[Kind, Way] = {"text": "whole text", "prompt": "prompt"}
 def encode(
     tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], *, max_length: int
 ) -> list[Encoded | MaskError]:
-    """Tokenise rows and make their labels, as `Encoder.encode` does."""
+    """Tokenise and label rows; see `Encoder.encode`."""
     return Encoder(tokenizer, max_length=max_length).encode(examples)
 
 
 def ends(row: Encoded) -> Iterator[int]:
-    """The tokens that end an assistant's turn in a row, as often as they do."""
-    for one in (row, row.rejected) if row.rejected else (row,):
-        cut = one.truncated and one.labels[-1] != IGNORED
-        for label, following in pairwise((*one.labels, *(() if cut else (IGNORED,)))):
+    """The tokens that end the assistant's turns in a row, once for each turn."""
+    for part in (row, row.rejected) if row.rejected else (row,):
+        cut = part.truncated and part.labels[-1] != IGNORED
+        for label, following in pairwise((*part.labels, *(() if cut else (IGNORED,)))):
             if label != IGNORED and following == IGNORED:
                 yield label
 
 
 def end_tokens(encoded: Iterable[Encoded]) -> tuple[int, ...]:
-    """The token ids that end an assistant's turn in these rows, the most frequent first."""
+    """The token ids that end the assistant's turns in these rows, most frequent first."""
     counts = Counter(itertools.chain.from_iterable(map(ends, encoded)))
     return tuple(token for token, _ in counts.most_common())

@@ -1,15 +1,15 @@
 """Conversations as text, by the tokenizer's own chat template, and where in the text the assistant speaks.
 
-Three ways lead to the assistant's spans, the surest that a template allows for each turn:
+There are three ways to find the assistant's spans; each turn uses the most reliable one that its template allows:
 
-generation markers   the template says itself what is generated: {% generation %} ... {% endgeneration %}
+generation markers   the template marks what is generated: {% generation %} ... {% endgeneration %}
 prefix differences   what the template adds to the prompt that a server would render:
                          render(messages[:i], add_generation_prompt=True)  "...<|im_start|>assistant\\n"
                          render(messages[:i + 1])                          "...<|im_start|>assistant\\nHi!<|im_end|>"
 substitution         where later turns change how an earlier one is written (thoughts are dropped, the system prompt
-                     moves), the turn's words are replaced by a mark, and the text around the mark must stay the same
+                     moves), a mark replaces the turn's words, and the text around the mark must stay the same
 
-They are taken in the conversation's shape (`spans`), once for all rows that have it; then each row must fit its shape.
+They are found in the conversation's shape (`spans`), once for all rows with that shape; then each row must match it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = ["MaskError", "Rendered", "Shapes", "Span", "Way", "apply", "prompt_id
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 REFUSALS = (TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError)
-"""What a template raises that cannot write a conversation."""
+"""What a template raises when it cannot write a conversation."""
 MANY = 8
-"""Turns that are found one by one in a row that has no shape in common with others."""
+"""At most so many turns are located one by one in a row that shares no shape with others."""
 KEPT = 256
-"""Shapes that are kept: as many as there are lengths of conversations, and more."""
+"""Shapes kept in memory: enough for every usual number of turns."""
 Tools = Sequence[Mapping[str, Any]] | None
 
 
@@ -50,11 +50,11 @@ class Rendered:
     text: str
     spans: tuple[Span, ...]
     unwritten: tuple[int, ...] = ()
-    """The learned turns whose thoughts the template leaves out."""
+    """The learned turns whose thoughts the template omits."""
 
 
-class Found(NamedTuple):
-    """Where the turns that are learned stand, and which of them lose their thoughts."""
+class Located(NamedTuple):
+    """The spans of the learned turns, and which of these turns lose their thoughts."""
 
     spans: tuple[Span, ...]
     unwritten: tuple[int, ...]
@@ -68,34 +68,34 @@ def render(
     *,
     shapes: Shapes | None = None,
 ) -> Rendered:
-    """Render a conversation, and find the span of every turn that is learned.
+    """Render a conversation, and find the span of every learned turn.
 
-    `shapes` keeps what was found, for the next row of the same tokenizer.
+    `shapes` caches results for later rows of the same tokenizer.
 
     Raises:
-        MaskError: the template refuses the turns, or what the assistant says cannot be told from the rest.
+        MaskError: the template rejects the turns, or the assistant's text cannot be separated from the rest.
     """
     text = apply(tokenizer, messages, tools)
     wanted = [turn for turn, is_learned in enumerate(learned) if is_learned]
     try:
-        found = (shapes or Shapes(tokenizer)).spans(text, messages, wanted, tools)
+        located = (shapes or Shapes(tokenizer)).spans(text, messages, wanted, tools)
     except MaskError as error:
         raise MaskError(str(error), text=text) from error
     template = str(tokenizer.chat_template)
     aside = [turn for turn in wanted if thoughts.are_lost(messages[turn], text, template)]
-    return Rendered(text=text, spans=found.spans, unwritten=tuple(sorted({*found.unwritten, *aside})))
+    return Rendered(text=text, spans=located.spans, unwritten=tuple(sorted({*located.unwritten, *aside})))
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools = None) -> str:
-    """Render the turns that come before an answer, ready for the model to go on."""
+    """Render the turns before an answer, ready for the model to continue."""
     return apply(tokenizer, messages, tools, prompt=True)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int]:
-    """The tokens of what comes before an example's answer, the generation prompt at their end."""
+    """The tokens before an example's answer, ending with the generation prompt."""
     text = prompt_text(tokenizer, example.prompt, example.tools)
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 # --- the template
@@ -109,28 +109,28 @@ def apply(
     prompt: bool = False,
     template: str | None = None,
 ) -> str:
-    """What the chat template, or another `template`, makes of the turns; arguments are text where it wants them so.
+    """Render the turns with the chat template, or with `template`; arguments are passed as text where it needs that.
 
     Raises:
-        MaskError: the template refuses the conversation.
+        MaskError: the template rejects the conversation.
     """
     listed: Any = [dict(tool) for tool in tools] if tools else None
-    given: Any = {"tools": listed, "chat_template": template, "add_generation_prompt": prompt, "tokenize": False}
+    options: Any = {"tools": listed, "chat_template": template, "add_generation_prompt": prompt, "tokenize": False}
     refusal: Exception | None = None
     for turns in _ways_to_put(messages):
         try:
-            text = str(tokenizer.apply_chat_template(turns, **given))
+            text = str(tokenizer.apply_chat_template(turns, **options))
         except REFUSALS as error:
-            refusal = refusal or error  # the first one is the one to tell
+            refusal = refusal or error  # report the first
         else:
             if not _written_as_python(turns, text):
                 return text
             refusal = refusal or ValueError("it writes the arguments of a call as Python, not as JSON")
-    raise MaskError(f"the chat template refuses the conversation: {refusal}") from refusal
+    raise MaskError(f"the chat template rejects the conversation: {refusal}") from refusal
 
 
 def _ways_to_put(messages: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
-    """The turns as they are; then with words and with arguments as templates want them that take no others."""
+    """The turns unchanged; then with the empty content and the text arguments that some templates require."""
     plain = [dict(message) for message in messages]
     yield plain
     if any(turn.get("tool_calls") for turn in plain):
@@ -142,8 +142,8 @@ def _ways_to_put(messages: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
 
 def _arguments_as_text(message: Mapping[str, Any]) -> dict[str, Any]:
     calls = [
-        {**call, "function": {**call["function"], "arguments": json.dumps(given, ensure_ascii=False)}}
-        if isinstance(given := call.get("function", {}).get("arguments"), Mapping)
+        {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
+        if isinstance(arguments := call.get("function", {}).get("arguments"), Mapping)
         else call
         for call in message.get("tool_calls") or ()
     ]
@@ -151,19 +151,19 @@ def _arguments_as_text(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _written_as_python(turns: Sequence[Message], text: str) -> bool:
-    """Whether the text holds the arguments of a call as Python writes them, and nobody has said so."""
-    given = [call.get("function", call).get("arguments") for turn in turns for call in turn.get("tool_calls") or ()]
-    written = {str(one) for one in given if isinstance(one, Mapping) and one}
-    if not any(start in text for start in {one[:2] for one in written}):  # `{'`, which no JSON has
+    """Whether the text has the arguments of a call as Python writes them, without a turn that says so."""
+    arguments = [call.get("function", call).get("arguments") for turn in turns for call in turn.get("tool_calls") or ()]
+    written = {str(value) for value in arguments if isinstance(value, Mapping) and value}
+    if not any(start in text for start in {form[:2] for form in written}):  # `{'`, which JSON never has
         return False
     said = "\0".join(str(turn.get("content")) for turn in turns)
-    return any(one in text and one not in said for one in written)
+    return any(form in text and form not in said for form in written)
 
 
 def _generated(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], tools: Tools, text: str
 ) -> list[tuple[int, int]]:
-    """What the template marks as generated, in characters of the text; [] where it has no markers."""
+    """What the template marks as generated, in characters of the text; [] if it has no markers."""
     listed = [dict(tool) for tool in tools] if tools else None
     template = str(tokenizer.get_chat_template(tools=listed))
     if not MARKERS.search(template):
@@ -187,41 +187,42 @@ def _generated(
 
 
 class Shapes:
-    """The shapes of one tokenizer's conversations; a row whose shape is known is rendered only once."""
+    """The shapes of one tokenizer's conversations; a row with a known shape is rendered only once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._kept: dict[tuple[str, str, str], Shape] = {}
         self._tails: dict[str, Tail] = {}
 
-    def spans(self, text: str, messages: Sequence[Message], wanted: Sequence[int], tools: Tools) -> Found:
-        """The spans of the turns that are wanted, in a conversation and its text.
+    def spans(self, text: str, messages: Sequence[Message], wanted: Sequence[int], tools: Tools) -> Located:
+        """The spans of the wanted turns in the text of a conversation.
 
         Raises:
-            MaskError: one of them cannot be told from the rest.
+            MaskError: one of them cannot be separated from the rest.
         """
         if not wanted:
-            return Found((), ())
+            return Located((), ())
         marks = marked(messages, self._code)
         shape = self._shape(marks, tools)
         if shape is not None:
             for turn in wanted:
-                shape.span(turn)  # what is wrong with the template is told first
-            if found := _placed(shape, text, marks, wanted):
-                return found
-        if len(wanted) > MANY and (found := self._by_own_words(text, messages, wanted, tools)):
-            return found
+                shape.span(turn)  # report errors of the template first
+            if located := _placed(shape, text, marks, wanted):
+                return located
+        if len(wanted) > MANY and (located := self._by_own_words(text, messages, wanted, tools)):
+            return located
         alone = [self._alone(text, messages, turn, shape.lead(turn) if shape else None, tools) for turn in wanted]
-        return Found(
-            tuple(span for one in alone for span in one.spans), tuple(turn for one in alone for turn in one.unwritten)
+        return Located(
+            tuple(span for part in alone for span in part.spans),
+            tuple(turn for part in alone for turn in part.unwritten),
         )
 
     def _by_own_words(
         self, text: str, messages: Sequence[Message], wanted: Sequence[int], tools: Tools
-    ) -> Found | None:
-        """The spans where what others say changes how the template writes: what the assistant says is replaced alone.
+    ) -> Located | None:
+        """The spans with only the assistant's text replaced, for templates that depend on what others say.
 
-        None where they cannot be told so.
+        None if they cannot be found this way.
         """
         marks = marked(messages, self._code, role="assistant")
         try:
@@ -229,26 +230,26 @@ class Shapes:
         except MaskError:
             return None
 
-    def _alone(self, text: str, messages: Sequence[Message], turn: int, lead: str | None, tools: Tools) -> Found:
-        """The span of a turn where its own words alone are replaced."""
+    def _alone(self, text: str, messages: Sequence[Message], turn: int, lead: str | None, tools: Tools) -> Located:
+        """The span of a turn with only its own words replaced."""
         marks = marked(messages, self._code, only=turn)
-        found = _placed(self._made(marks, tools, lead), text, marks, [turn])
-        if found is None:
-            raise MaskError(f"the chat template does not write turn {turn + 1} as it is")
-        return found
+        located = _placed(self._made(marks, tools, lead), text, marks, [turn])
+        if located is None:
+            raise MaskError(f"the chat template does not write turn {turn + 1} unchanged")
+        return located
 
     def _shape(self, marks: Marked, tools: Tools) -> Shape | None:
         key = (self._template, signature(marks.turns), repr(tools) if tools else "")
-        found = self._kept.pop(key, None)
-        if found is None:
+        shape = self._kept.pop(key, None)
+        if shape is None:
             try:
-                found = self._made(marks, tools)
+                shape = self._made(marks, tools)
             except MaskError:
-                return None  # a template may refuse marks where it takes the row's own words
-        self._kept[key] = found
+                return None  # a template may reject marks but accept the row's own words
+        self._kept[key] = shape
         if len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]  # the one that was not asked for the longest
-        return found
+            del self._kept[next(iter(self._kept))]  # the least recently used
+        return shape
 
     def _made(self, marks: Marked, tools: Tools, lead: str | None = None) -> Shape:
         write = partial(apply, self._tokenizer, tools=tools)
@@ -270,15 +271,15 @@ class Shapes:
 
     @property
     def _code(self) -> Code:
-        """What the template looks for in words; nothing of several templates, which are not told apart here."""
+        """What the template looks for in words; nothing if there are several templates."""
         template = self._tokenizer.chat_template
         return read(template) if isinstance(template, str) else NOTHING
 
 
-def _placed(shape: Shape, text: str, marks: Marked, wanted: Sequence[int]) -> Found | None:
-    """The turns of a row, by its shape; None where it does not fit."""
+def _placed(shape: Shape, text: str, marks: Marked, wanted: Sequence[int]) -> Located | None:
+    """The turns of a row, by its shape; None if the row does not match it."""
     ahead = shape.fit(text, marks)
     if ahead is None:
         return None
     unwritten = tuple(turn for turn in wanted if shape.unwritten(turn))
-    return Found(tuple(shape.placed(turn, ahead) for turn in wanted), unwritten)
+    return Located(tuple(shape.placed(turn, ahead) for turn in wanted), unwritten)

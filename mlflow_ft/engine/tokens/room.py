@@ -1,4 +1,4 @@
-"""For how many tokens and positions a base has room, read from its configuration, and which tokens have none."""
+"""How many tokens and positions a base supports, from its configuration, and which tokens have no embedding."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mlflow_ft.errors import ModelError
 
 LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
 SPARE = 8
-"""A table of positions may have so many rows more than the model has positions: OPT's has 2."""
+"""A position table may have up to this many rows more than the model has positions: OPT's has 2 more."""
 NAMES = ("pos", "wpe")
-"""One of these is in the name of every table of positions."""
+"""One of these is in the name of every position table."""
 FIXED = ("mpt",)
-"""Models whose ALiBi is built for so many positions and no more; that of others grows with the row."""
+"""Models whose ALiBi is built for a fixed number of positions; that of others grows with the row."""
 
 PLAIN = re.compile(r"[<|\w][\w<>|/.-]*")
 """A token that needs no quotes in a setting."""
 SHOWN = 3
-"""Tokens that a message names."""
+"""Tokens listed in a message."""
 
 
 def _config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The configuration of the text part; None where transformers cannot read it (loading reports why)."""
+    """The configuration of the text part; None if transformers cannot read it (loading reports why)."""
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -40,7 +40,7 @@ def _config(folder: Path, *, trust_remote_code: bool) -> Any:
 
 
 def tokens(folder: Path, *, trust_remote_code: bool = False) -> int | None:
-    """For how many tokens the embeddings of a base have rows; None where its configuration does not say."""
+    """The number of rows in a base's embeddings; None if its configuration does not say."""
     config = _config(folder, trust_remote_code=trust_remote_code)
     size = getattr(config, "vocab_size", None)
     if size is None:
@@ -52,7 +52,7 @@ def tokens(folder: Path, *, trust_remote_code: bool = False) -> int | None:
 
 
 def made_for(folder: Path, *, trust_remote_code: bool = False) -> int | None:
-    """How many positions a base was made for. Most read on beyond them; `positions` says which do not."""
+    """The number of positions a base was made for. Most can read more; `positions` says which cannot."""
     return _limit(_config(folder, trust_remote_code=trust_remote_code))
 
 
@@ -62,10 +62,10 @@ def _limit(config: Any) -> int | None:
 
 
 def positions(model: Any) -> int | None:
-    """How many positions a model has, beyond which it cannot read: the rows of its table of positions.
+    """The number of positions that a model can read at most: the rows of its position table.
 
-    GPT-2, OPT and GPT-J have such a table; MPT has none, and cannot either. Others with rotary positions, ALiBi or a
-    state read on: None. The model may be on the meta device, and under an adapter.
+    GPT-2, OPT and GPT-J have such a table; MPT has none, but is limited, too. Models with rotary positions, ALiBi or a
+    state have no limit: None. The model may be on the meta device, and have an adapter.
     """
     config = model.config.get_text_config()
     limit = _limit(config)
@@ -85,7 +85,7 @@ def positions(model: Any) -> int | None:
 
 
 def left(model: Any, length: int) -> int | None:
-    """How many positions a model has after `length` tokens and a learned prompt; None where nothing limits them."""
+    """How many positions are left after `length` tokens and a learned prompt; None if there is no limit."""
     config = getattr(model, "active_peft_config", None)  # of a peft.PeftModel
     limit = positions(model.get_base_model() if config else model)
     learned = (config.num_virtual_tokens or 0) if config and config.is_prompt_learning else 0
@@ -96,35 +96,35 @@ def left(model: Any, length: int) -> int | None:
 
 
 def size(tokenizer: Any) -> int:
-    """How many rows embeddings need so that each of the tokenizer's ids has one."""
+    """How many rows the embeddings need to cover each of the tokenizer's ids."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     return max(len(tokenizer), max(vocabulary.values(), default=-1) + 1)
 
 
 def beyond(tokenizer: Any, rows: int | None) -> dict[int, str]:
-    """The tokens of a tokenizer that have no row in embeddings of so many, by their ids."""
+    """The tokens of a tokenizer beyond `rows` rows of embeddings, by their ids."""
     if rows is None or size(tokenizer) <= rows:
         return {}
     return {number: text for text, number in sorted(tokenizer.get_vocab().items()) if number >= rows}
 
 
 def listed(tokens: Mapping[int, str]) -> str:
-    """A few tokens with their ids, as a message names them."""
+    """A few tokens with their ids, for a message."""
     shown = [f"{text!r} (id {number:,})" for number, text in sorted(tokens.items())]
     more = f" and {len(shown) - SHOWN:,} more" if len(shown) > SHOWN else ""
     return ", ".join(shown[:SHOWN]) + more
 
 
 def add_tokens(tokens: Iterable[str]) -> str:
-    """The argument that gives tokens embeddings, for a shell; a token that would be read otherwise is in quotes."""
+    """The argument that gives tokens embeddings, for a shell; ambiguous tokens are quoted."""
     names = (name if PLAIN.fullmatch(name) and name.lower() not in NONE_WORDS else f'"{name}"' for name in tokens)
     return f"--model.add_tokens {shlex.quote(','.join(names))}"
 
 
 def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
-    """Refuse tokens that the model has no embeddings for, in what would be trained on.
+    """Refuse training data with tokens that the model has no embeddings for.
 
-    `tokenizer.rows` says how many there are (`tokenizers.load` sets it). `place` says where the first one is.
+    `tokenizer.rows` is the number of embeddings (`tokenizers.load` sets it). `place` says where the first token is.
 
     Raises:
         ModelError: there is such a token.
@@ -136,7 +136,7 @@ def refuse_ids(tokenizer: Any, ids: Iterable[int], *, place: str) -> None:
     if not lost:
         return
     raise ModelError(
-        f"{place} holds {listed(lost)}, and the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
-        hint=f"give them embeddings, which are trained: {add_tokens(lost[number] for number in sorted(lost))}; or take "
+        f"{place} contains {listed(lost)}, but the model has embeddings for {rows:,} tokens (ids 0 to {rows - 1:,})",
+        hint=f"give them embeddings, which are trained: {add_tokens(lost[number] for number in sorted(lost))}; or use "
         "a template or a tokenizer that does not write them",
     )

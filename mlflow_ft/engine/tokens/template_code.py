@@ -1,4 +1,4 @@
-"""What the source of a chat template says by itself: which date formats it asks for, which tags it looks for in words.
+"""Read the source of a chat template: which date formats it uses, and which tags it looks for in words.
 
 {{ strftime_now('%d %b %Y') }}                     it writes a date
 {{ ['Hi', 'Hello'] | random }}                     it draws random numbers
@@ -18,9 +18,9 @@ from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import loopcontrols
 
 CLOCK = "strftime_now"
-"""The function by which transformers tells a template the time; no template has another way to it."""
+"""The only function by which a template can read the time in transformers."""
 ANY_FORMAT = "%Y-%m-%dT%H:%M:%S.%f"
-"""Stands for a format that the source does not name: everything that a clock says."""
+"""Used for a format that the source does not name: it contains every part of a time."""
 GENERATION = re.compile(r"(%[-+]?)\s*(end)?generation\s*([-+]?%)")
 TAG = re.compile(r"\W.*\W", re.DOTALL)
 SHORTEST_TAG = 3
@@ -28,31 +28,32 @@ SHORTEST_TAG = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """What was read in a template's source."""
+    """What a template's source contains."""
 
     formats: frozenset[str] = frozenset()
-    """The formats in which it may ask the time."""
+    """The formats in which it may write the time."""
     draws: bool = False
     """Whether it may draw random numbers."""
     starts: tuple[str, ...] = ()
-    """How words may begin so that they are written otherwise, the longest first."""
+    """Beginnings of content that it writes differently, longest first."""
     ends: tuple[str, ...] = ()
+    """Endings of content that it writes differently, longest first."""
     closings: tuple[str, ...] = ()
-    """The tags behind which it takes words to begin, the longest first: what stands before them was thought."""
+    """Tags that separate thoughts from the words after them, longest first."""
 
 
 @lru_cache(maxsize=64)
 def read(template: str) -> Code:
-    """Read a template; of one that is no Jinja nothing is known (it cannot be rendered either)."""
-    # the tag of generation markers is transformers' own
+    """Read a template; the result is empty if it is not valid Jinja (then it cannot be rendered either)."""
+    # Jinja does not know transformers' generation markers
     plain = GENERATION.sub(lambda tag: f"{tag[1]} {tag[2] or ''}if {'' if tag[2] else 1} {tag[3]}", template)
     try:
         tree = Environment(extensions=[loopcontrols], autoescape=True).parse(plain)
     except TemplateError:
         return Code()
     values = _constants(tree)
-    filters = {one.name for one in tree.find_all(nodes.Filter)}
-    names = {one.name for one in tree.find_all(nodes.Name)}
+    filters = {node.name for node in tree.find_all(nodes.Filter)}
+    names = {node.name for node in tree.find_all(nodes.Name)}
     return Code(
         formats=frozenset(_formats(tree, values)),
         draws="random" in filters or "lipsum" in names,
@@ -68,24 +69,25 @@ def _closes(text: str) -> bool:
     return len(text) >= SHORTEST_TAG and TAG.fullmatch(text) is not None and ends
 
 
-def _longest_first(found: Iterator[str]) -> tuple[str, ...]:
-    return tuple(sorted({text for text in found if text.strip()}, key=lambda text: (-len(text), text)))
+def _longest_first(texts: Iterator[str]) -> tuple[str, ...]:
+    return tuple(sorted({text for text in texts if text.strip()}, key=lambda text: (-len(text), text)))
 
 
 def _constants(tree: nodes.Template) -> dict[str, set[str]]:
-    """What names are set to, where that is always a text in the source."""
+    """The values of names that are only ever set to constant texts."""
     set_to: dict[str, set[str]] = {}
     constant = set()
-    for one in tree.find_all(nodes.Assign):
-        if isinstance(one.target, nodes.Name) and isinstance(one.node, nodes.Const) and isinstance(one.node.value, str):
-            set_to.setdefault(one.target.name, set()).add(one.node.value)
-            constant.add(id(one.target))
-    others = {one.name for one in tree.find_all(nodes.Name) if one.ctx != "load" and id(one) not in constant}
+    for assign in tree.find_all(nodes.Assign):
+        target, value = assign.target, assign.node
+        if isinstance(target, nodes.Name) and isinstance(value, nodes.Const) and isinstance(value.value, str):
+            set_to.setdefault(target.name, set()).add(value.value)
+            constant.add(id(target))
+    others = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load" and id(node) not in constant}
     return {name: texts for name, texts in set_to.items() if name not in others}
 
 
 def _texts(node: Any, values: dict[str, set[str]]) -> set[str]:
-    """The texts that an argument may be; none where the source does not say."""
+    """The possible texts of an argument; empty if the source does not say."""
     if isinstance(node, nodes.Const):
         return {node.value} if isinstance(node.value, str) else set()
     if isinstance(node, nodes.Tuple):
@@ -94,21 +96,23 @@ def _texts(node: Any, values: dict[str, set[str]]) -> set[str]:
 
 
 def _given(tree: nodes.Template, values: dict[str, set[str]], *methods: str) -> Iterator[str]:
-    """The texts that are given to methods of these names."""
+    """The texts that are passed to methods of these names."""
     for call in tree.find_all(nodes.Call):
         if isinstance(call.node, nodes.Getattr) and call.node.attr in methods and call.args:
             yield from (text.strip() for text in _texts(call.args[0], values))
 
 
 def _formats(tree: nodes.Template, values: dict[str, set[str]]) -> Iterator[str]:
-    """The formats that the clock is asked in; `ANY_FORMAT` where that is not told by the source."""
-    called = [one for one in tree.find_all(nodes.Call) if isinstance(one.node, nodes.Name) and one.node.name == CLOCK]
+    """The formats passed to the clock; `ANY_FORMAT` where the source does not say."""
+    called = [
+        call for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name) and call.node.name == CLOCK
+    ]
     tested = [
-        one.node for one in tree.find_all(nodes.Test) if isinstance(one.node, nodes.Name) and one.node.name == CLOCK
+        test.node for test in tree.find_all(nodes.Test) if isinstance(test.node, nodes.Name) and test.node.name == CLOCK
     ]
     for call in called:
         texts = _texts(call.args[0], values) if len(call.args) == 1 and not call.kwargs else set()
         yield from texts or {ANY_FORMAT}
-    known = {id(one.node) for one in called} | {id(one) for one in tested}
-    if any(one.name == CLOCK and id(one) not in known for one in tree.find_all(nodes.Name)):
-        yield ANY_FORMAT  # it goes by another name
+    known = {id(call.node) for call in called} | {id(node) for node in tested}
+    if any(node.name == CLOCK and id(node) not in known for node in tree.find_all(nodes.Name)):
+        yield ANY_FORMAT  # it is used under another name

@@ -1,4 +1,4 @@
-"""A chat template that the user gives: the text itself, or a file that holds it."""
+"""A chat template from the settings: the text itself, or the name of its file."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from pathlib import Path
 from mlflow_ft.errors import ModelError
 
 SHORTEST = "{"
-"""What every template holds, and no file name that anybody uses."""
+"""Every template contains it, and file names do not."""
 
 
-def read(given: str) -> str:
-    """The template: what `data.chat_template` says, or what its file holds.
+def read(setting: str) -> str:
+    """The template: the value of `data.chat_template`, or the content of the file that it names.
 
     Raises:
-        ModelError: there is no such file, or it is not text.
+        ModelError: there is no such file, or it is not UTF-8 text, or not a template.
     """
-    if SHORTEST in given:
-        return given
-    path = Path(given).expanduser()
+    if SHORTEST in setting:
+        return setting
+    path = Path(setting).expanduser()
     if not path.is_file():
         raise ModelError(
-            f"data.chat_template: there is no file {given!r}", hint=f"looked in {Path.cwd()}; a template holds '{{'"
+            f"data.chat_template: there is no file {setting!r}", hint=f"looked in {Path.cwd()}; a template holds '{{'"
         )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"data.chat_template: {given!r} cannot be read: {error}", hint="name a UTF-8 file") from error
+        raise ModelError(
+            f"data.chat_template: {setting!r} cannot be read: {error}", hint="name a UTF-8 file"
+        ) from error
     if SHORTEST not in text:
         raise ModelError(
-            f"data.chat_template: the file {given!r} holds no Jinja template",
+            f"data.chat_template: the file {setting!r} does not contain a Jinja template",
             hint="a template writes messages with {{ ... }} and {% ... %}",
         )
     return text

@@ -1,4 +1,4 @@
-"""Load the tokenizer that encodes the rows and is saved with the model: its chat template, its pad token."""
+"""Load the tokenizer that encodes the rows and is saved with the model, with its chat template and pad token."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.values import BaseModel
 
 CANDIDATES = 3
-"""Tokens that a message offers."""
+"""Tokens that a message suggests."""
 
 
 def load(config: Config, base: BaseModel) -> Any:
     """Load the base model's tokenizer with the tokens and the chat template that will be used, saved and served.
 
-    Its `new_tokens` are the ids of `model.add_tokens`, its `rows` say for how many tokens the model has embeddings.
+    Its `new_tokens` are the ids of `model.add_tokens`; its `rows` is the number of the model's embeddings.
 
     Raises:
-        ModelError: the folder holds no tokenizer, a slow one, or no chat template and none was given; there is no
-        token to pad with. ConfigError: a token of `model.add_tokens` exists already, or `model.pad_token` does not.
+        ModelError: the folder has no tokenizer, or only a slow one; there is no chat template, or no token to pad
+        with. ConfigError: a token of `model.add_tokens` already exists, or `model.pad_token` does not.
     """
     try:
         with quiet_transformers():
@@ -40,7 +40,7 @@ def load(config: Config, base: BaseModel) -> Any:
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(
-            f"model {base.name!r} has a slow tokenizer, which cannot tell where a token stands in the text",
+            f"model {base.name!r} has a slow tokenizer, which cannot report where a token is in the text",
             hint="convert it to tokenizer.json (transformers' PreTrainedTokenizerFast)",
         )
     if config.data.chat_template:
@@ -53,7 +53,7 @@ def load(config: Config, base: BaseModel) -> Any:
     rows = room.tokens(base.path, trust_remote_code=config.model.trust_remote_code)
     new = add_tokens(tokenizer, config.model.add_tokens or (), known=base.start is not None, rows=rows)
     if rows is not None and (new or base.start):
-        rows = max(rows, room.size(tokenizer))  # so many `vocabulary.grow` makes
+        rows = max(rows, room.size(tokenizer))  # `vocabulary.grow` adds these
     choose_pad_token(tokenizer, asked=config.model.pad_token, rows=rows)
     tokenizer.new_tokens, tokenizer.rows = new, rows
     return tokenizer
@@ -62,47 +62,46 @@ def load(config: Config, base: BaseModel) -> Any:
 def add_tokens(
     tokenizer: Any, tokens: Sequence[str], *, known: bool = False, rows: int | None = None
 ) -> tuple[int, ...]:
-    """Teach the tokenizer new tokens and return their ids. They are words, not special: an answer shows them.
+    """Add new tokens to the tokenizer and return their ids. They are not special tokens: answers show them.
 
-    `known` ones may be there already, of a training that is gone on with; and so may those for which the model has no
-    embeddings, of which it has `rows`.
+    A token may already exist if `known` (training continues from an earlier run), or if the model, which has embeddings
+    for `rows` tokens, has none for it.
 
     Raises:
-        ConfigError: a token exists already, or the tokenizer cannot keep it whole.
+        ConfigError: a token already exists, or the tokenizer splits it.
     """
     vocabulary = tokenizer.get_vocab()
     limit = sys.maxsize if rows is None else rows
-    there = [text for text in dict.fromkeys(tokens) if vocabulary.get(text, limit) < limit or tokens.count(text) > 1]
-    if there and not known:
+    taken = [text for text in dict.fromkeys(tokens) if vocabulary.get(text, limit) < limit or tokens.count(text) > 1]
+    if taken and not known:
         raise ConfigError(
-            f"model.add_tokens: {', '.join(map(repr, there))} is there already, or stands there twice",
-            hint="leave it out; to train the embedding of a token that exists, give its id in "
-            "adapter.trainable_token_indices",
+            f"model.add_tokens: {', '.join(map(repr, taken))} already exists, or is listed twice",
+            hint="omit it; to train the embedding of an existing token, put its id in adapter.trainable_token_indices",
         )
     if known and (missing := [token for token in tokens if token not in vocabulary]):
         raise ConfigError(
-            f"model.add_tokens: {', '.join(map(repr, missing))} cannot come to an adapter that is trained already",
-            hint="merge it, and go on from the merged model",
+            f"model.add_tokens: {', '.join(map(repr, missing))} cannot be added to an adapter that is already trained",
+            hint="merge it, and continue from the merged model",
         )
     added = [AddedToken(token, normalized=False, special=False) for token in tokens if token not in vocabulary]
     tokenizer.add_tokens(added)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
     for token, number in zip(tokens, ids, strict=True):
         if tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
-            raise ConfigError(f"model.add_tokens: the tokenizer takes {token!r} apart", hint="take another spelling")
+            raise ConfigError(f"model.add_tokens: the tokenizer splits {token!r}", hint="use another spelling")
     return tuple(ids)
 
 
 def choose_pad_token(tokenizer: Any, *, asked: str | None = None, rows: int | None = None) -> None:
-    """Give the tokenizer a pad token that does not end a turn, where it has one to give; or the one that is asked for.
+    """Set a pad token that does not end a turn, if the tokenizer has one; or the one that is `asked` for.
 
     A pad token inside the list of end tokens makes generation from a padded batch stop at once, and a collator that
     masks every pad token unlearns stopping. Our labels never depend on the pad token, so the end token may serve as
-    the last resort. `rows` says for how many tokens the model has embeddings: a batch is padded with one of them.
+    the last resort. `rows` is the number of the model's embeddings: the pad token must have one.
 
     Raises:
-        ConfigError: there is no such token, or the model has no embedding for it. ModelError: the same of the
-        tokenizer's own, or there is none to pad with.
+        ConfigError: the token `asked` for does not exist, or has no embedding. ModelError: the tokenizer's own pad
+        token has no embedding, or there is no token to pad with.
     """
     if asked is not None:
         _check_asked(tokenizer, asked, rows)
@@ -115,15 +114,15 @@ def choose_pad_token(tokenizer: Any, *, asked: str | None = None, rows: int | No
     if number is None:
         raise ModelError(
             "the tokenizer has no pad token, and no other special token to pad rows with",
-            hint="name one of its tokens, which rows do not hold: --model.pad_token TOKEN",
+            hint="name one of its tokens that does not occur in the rows: --model.pad_token TOKEN",
         )
     if rows is not None and number >= rows:
         free = [*_free(tokenizer, rows), *filter(partial(_has_row, tokenizer, rows), [tokenizer.eos_token])]
         names = " or ".join(f"--model.pad_token '{token}'" for token in free[:CANDIDATES])
         raise ModelError(
-            f"the tokenizer pads with {tokenizer.pad_token!r} (id {number:,}), and the model has embeddings for "
+            f"the tokenizer pads with {tokenizer.pad_token!r} (id {number:,}), but the model has embeddings for "
             f"{rows:,} tokens (ids 0 to {rows - 1:,})",
-            hint=f"pad with a token that it has one for ({names or '--model.pad_token TOKEN'}), or give this one an "
+            hint=f"choose a token that has one ({names or '--model.pad_token TOKEN'}), or give this one an "
             f"embedding: {room.add_tokens([tokenizer.pad_token])}",
         )
 
@@ -138,13 +137,13 @@ def _check_asked(tokenizer: Any, asked: str, rows: int | None) -> None:
         )
     if rows is not None and number >= rows:
         raise ConfigError(
-            f"model.pad_token: {asked!r} has the id {number:,}, and the model has embeddings for {rows:,} tokens",
+            f"model.pad_token: {asked!r} has the id {number:,}, but the model has embeddings for {rows:,} tokens",
             hint=f"name another, or give it an embedding: {room.add_tokens([asked])}",
         )
 
 
 def _free(tokenizer: Any, rows: int | None) -> list[str]:
-    """Special tokens that neither begin nor end a text, those that are called so first; each with an embedding."""
+    """Special tokens with an embedding that neither begin nor end a text, those named for padding first."""
     taken = {tokenizer.eos_token, tokenizer.bos_token, None}
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     named = [token for token in special if "pad" in token.lower()]

@@ -1,15 +1,15 @@
-"""Chat templates that know nothing of tools are taught them: calls become text, as Hermes and Qwen write them.
+"""Add tool support to chat templates that lack it: calls become text, as Hermes and Qwen write them.
 
-Most templates print `message['content']` and pass over `tool_calls` and `tools` in silence, so that a call would
-never be learned. A prelude in front of the template rewrites the messages before the template sees them; the template
-itself stays as it is. It is saved with the tokenizer, so that every server renders what was trained.
+Most templates print `message['content']` and silently ignore `tool_calls` and `tools`, so that calls would never be
+learned. A prelude before the template rewrites the messages; the template itself is unchanged. The prelude is saved
+with the tokenizer, so that every server renders what was trained.
 
     {"role": "assistant", "tool_calls": [...]}   <tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>
     {"role": "tool", "content": "..."}           <tool_response>\\n...\\n</tool_response>, as the user
-    tools                                        in the system prompt, a JSON object a line (before the first question,
-                                                 where a template takes no system prompt)
+    tools                                        in the system prompt, one JSON object per line (before the first
+                                                 question if a template has no system prompt)
 
-A template that writes calls and results in its own way, and passes over the tools alone (DeepSeek's), is taught these.
+For a template that writes calls and results in its own way and ignores only `tools` (DeepSeek's), only these are added.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ AS_USER = """
       {%- set turn = {'role': 'user', 'content': ft.offer ~ '\n\n' ~ turn['content']} -%}
       {%- set ft.offer = '' -%}
     {%- endif -%}"""
-"""For a template that refuses or drops a system prompt: the tools stand before the first words of the user."""
+"""For a template that rejects or drops a system prompt: the tools come before the user's first words."""
 CALLS = """
   {%- if turn['tool_calls'] -%}
     {%- set ft.calls = turn['content'] or '' -%}
@@ -70,7 +70,7 @@ PRELUDE = """{%- set ft = namespace(turns=[], offer='', calls='') -%}
 {%- endfor -%}
 {%- set messages = ft.turns -%}{%- set tools = none %}
 """
-"""Ends with a line end, which Jinja takes away: what comes next is the beginning of a line, as it was before."""
+"""Ends with a line end, which Jinja removes, so that the template still begins at the start of a line."""
 
 NAME, ARGUMENT, RESULT = "Zq7JxCall", "Zq7JxArgument", "Zq7JxResult"
 TOOL = {"type": "function", "function": {"name": NAME, "description": "d", "parameters": {"type": "object"}}}
@@ -88,19 +88,19 @@ PROBES: Mapping[str, tuple[tuple[str, ...], Sequence[Message], Sequence[Mapping[
     "call": ((NAME, ARGUMENT), (*ASKED, CALLED), None),
     "result": ((RESULT,), (*ASKED, CALLED, ANSWERED, DONE), None),
 }
-"""What a row may need of a template: the letters that must be written, and the conversation that shows it."""
+"""What a row may need: for each, the words that must be written, and the turns and tools to test it with."""
 
 
 def needs(example: Example) -> set[str]:
-    """Whether a row offers tools, calls one, has the result of a call."""
+    """Which of "offer", "call" and "result" a row needs: tools, calls, results of calls."""
     turns = (*example.messages, *example.chosen, *example.rejected)
-    found = {"offer"} if example.tools else set()
-    found |= {"call" for turn in turns if turn.get("tool_calls")}
-    return found | {"result" for turn in turns if turn["role"] == "tool"}
+    needed = {"offer"} if example.tools else set()
+    needed |= {"call" for turn in turns if turn.get("tool_calls")}
+    return needed | {"result" for turn in turns if turn["role"] == "tool"}
 
 
 def lacks(tokenizer: PreTrainedTokenizerFast) -> set[str]:
-    """What of it the chat template passes over or refuses."""
+    """Which of these the chat template ignores or rejects."""
     return {need for need, probe in PROBES.items() if not _writes(tokenizer, *probe)}
 
 
@@ -114,13 +114,13 @@ def _writes(
         text = apply(tokenizer, turns, tools)
     except MaskError:
         return False
-    return all(one in text for one in letters)
+    return all(word in text for word in letters)
 
 
 def teach_tools(tokenizer: PreTrainedTokenizerFast) -> set[str]:
-    """Put a prelude in front of a template that passes over tools; a row without tools stays as it was.
+    """Put a prelude before a template that lacks tool support; rows without tools are rendered as before.
 
-    Returns what the template still lacks: nothing, or as much as before, where a prelude does not help.
+    Returns what the template still lacks: nothing, or as much as before if a prelude does not help.
     """
     missing, template = lacks(tokenizer), tokenizer.chat_template
     if not missing or not isinstance(template, str):
@@ -136,5 +136,5 @@ def teach_tools(tokenizer: PreTrainedTokenizerFast) -> set[str]:
 
 
 def taught(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the template was extended here."""
+    """Whether this module extended the template."""
     return isinstance(tokenizer.chat_template, str) and tokenizer.chat_template.startswith(SIGN)

@@ -1,7 +1,7 @@
-"""Tokens that a base model does not know yet: rows for them, which begin as the mean of all others.
+"""Embeddings for tokens that are new to a base model, initialised to the mean of all others.
 
-The rule is deterministic, so that wherever the base is loaded (training, evaluation, merge) it has the same rows; an
-adapter that trains them holds their values, whole, and lays them over whatever is there.
+The rule is deterministic, so the base has the same rows wherever it is loaded (training, evaluation, merge). An adapter
+that trains them stores the complete rows and replaces these.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from mlflow_ft.values import BaseModel
 
 
 def grown(config: Config, base: BaseModel) -> Any | None:
-    """The tokenizer that knows more tokens than the base model was made for; None where there is none."""
+    """The tokenizer, if it may have more tokens than the base model was made for; else None."""
     return tokenizers.load(config, base) if config.model.add_tokens or base.start else None
 
 
 def grow(module: Any, tokenizer: Any) -> None:
-    """Give the embeddings (and an output layer of their own) a row for every token; those above the old ones' are new.
+    """Give the embeddings (and a separate output layer) a row for every token.
 
     Many models have spare rows; then nothing is resized. The rows of `model.add_tokens` become the mean of all known
-    ones: at random they might be the likeliest answer everywhere (John Hewitt, "Initializing New Word Embeddings for
+    ones: random rows might be the likeliest answer everywhere (John Hewitt, "Initializing New Word Embeddings for
     Pretrained Language Models", 2021).
     """
     rows = len(module.get_input_embeddings().weight)
@@ -41,7 +41,7 @@ def grow(module: Any, tokenizer: Any) -> None:
 
 
 def token_layers(module: Any, ids: list[int]) -> dict[str, list[int]]:
-    """Where the rows of tokens stand: the names of the embedding layer, and of an output layer of its own."""
+    """The layers with rows for tokens, by name: the embedding layer, and a separate output layer."""
     names = {id(layer): name for name, layer in module.named_modules()}
     inside, outside = module.get_input_embeddings(), module.get_output_embeddings()
     layers = [inside] if outside is None or outside.weight is inside.weight else [inside, outside]

@@ -37,8 +37,8 @@ class AllocateCallback(TrainerCallback):
             settings.tfinal = int(SETTLED * steps)
         if steps - settings.tfinal < max(settings.tinit + 1, 2):  # the first step only measures
             raise ConfigError(
-                f"adalora: tinit {settings.tinit} and tfinal {settings.tfinal} leave none of the {steps} steps to "
-                "take ranks away in",
+                f"adalora: tinit {settings.tinit} and tfinal {settings.tfinal} leave none of the {steps} steps for "
+                "reducing ranks",
                 hint="lower them in adapter.options, or train longer",
             )
         tuner.rankallocator.set_total_step(steps)

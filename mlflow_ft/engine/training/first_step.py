@@ -33,5 +33,5 @@ class GradientCallback(TrainerCallback):
         raise RefusedError(
             f"nothing is trained: after the first step the {'gradient of every' if gradients else 'gradients of all'} "
             f"{len(trained)} weight tensors {'is zero' if gradients else 'are missing'}",
-            hint="check adapter.target_modules, adapter.layers_to_transform and, for a model of your own, its code",
+            hint="check adapter.target_modules, adapter.layers_to_transform and, for a custom model, its code",
         )

@@ -153,8 +153,8 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
         yield
     except (ValueError, NotImplementedError, ImportError) as error:
         raise ConfigError(
-            f"the trainer of {job.config.method} refuses: {brief(error)}",
-            hint="see objective, adapter and model.quantize among the settings",
+            f"the trainer of {job.config.method} rejects the settings: {brief(error)}",
+            hint="see the settings objective, adapter and model.quantize",
         ) from error
 
 

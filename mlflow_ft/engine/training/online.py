@@ -112,7 +112,7 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
     groups = arguments.generation_batch_size // arguments.num_generations
     if len(train.rows) < groups:
         raise DataError(
-            f"a step takes answers to {groups} prompts, and there are {len(train.rows)} to train on",
+            f"a step needs answers to {groups} prompts, but there are only {len(train.rows)} to train on",
             hint="lower training.per_device_train_batch_size or gradient_accumulation_steps, or raise "
             "rollout.num_generations",
         )
@@ -200,17 +200,17 @@ def questions(
             kept.append({"prompt": [dict(turn) for turn in example.prompt], **reward_judges.columns(example)})
     if problems:
         raise DataError(
-            f"{len(problems):,} {side.name} prompts cannot be sampled from",
+            f"{len(problems):,} {side.name} prompts cannot be used for sampling",
             problems=problems[:TOLD],
-            hint="leave these rows out; of tools, write what they are into the system prompt",
+            hint="remove these rows; describe tools in the system prompt instead",
         )
     if left_out:
         job.progress.warn(
             f"{side.name}: {left_out:,} prompts are longer than data.max_length ({job.config.data.max_length}) and "
-            "are left out"
+            "are skipped"
         )
     if not kept:
-        raise DataError(f"no {side.name} prompt is left", hint="raise data.max_length")
+        raise DataError(f"no {side.name} prompts are left", hint="raise data.max_length")
     return packed(job, kept, longest)
 
 
@@ -219,7 +219,7 @@ def packed(job: Job, kept: Sequence[Mapping[str, Any]], longest: int) -> Questio
     columns = list(dict.fromkeys(name for row in kept for name in row if name != "prompt"))
     taken = sorted(TAKEN & set(columns))
     if taken:
-        job.progress.warn(f"not given to reward functions, for the names have a meaning of their own: {taken}")
+        job.progress.warn(f"not passed to reward functions, because the names are reserved: {taken}")
     names = [name for name in columns if name not in TAKEN]
     rows = [{"prompt": row["prompt"], **{name: row.get(name) for name in names}} for row in kept]
     return Questions(rows=[json.dumps(row, default=str) for row in rows], columns=tuple(names), longest=longest)
@@ -228,7 +228,7 @@ def packed(job: Job, kept: Sequence[Mapping[str, Any]], longest: int) -> Questio
 def tokens(tokenizer: Any, example: Example, template_options: Mapping[str, Any]) -> tuple[list[int], str]:
     """A prompt's token ids, and what is wrong with it: TRL renders prompts itself, and must come to the same ids."""
     if example.tools:
-        return [], "it offers tools, which TRL's trainers would leave out of the prompt"
+        return [], "it offers tools, which TRL's trainers would omit from the prompt"
     ours = render.prompt_ids(tokenizer, example)
     try:
         (theirs,) = tokenizer.apply_chat_template(
@@ -239,9 +239,9 @@ def tokens(tokenizer: Any, example: Example, template_options: Mapping[str, Any]
             **template_options,
         )["input_ids"]
     except render.REFUSALS as error:
-        return ours, f"the chat template refuses it: {error}"
+        return ours, f"the chat template rejects it: {error}"
     if theirs != ours:
-        return ours, "TRL would write it otherwise than it is served; see chat_template_kwargs and tool calls"
+        return ours, "TRL would render it differently from the server; check chat_template_kwargs and tool calls"
     return ours, ""
 
 
@@ -254,8 +254,8 @@ def check_judges(judges: Sequence[LoadedReward], columns: Sequence[str]) -> None
         lacking = judge.lacks(columns)
         if lacking:
             raise DataError(
-                f"the reward function {judge.name!r} needs what the rows do not have: {', '.join(lacking)}",
-                hint=f"they have {', '.join(columns) or 'no column but the prompt'}; give the argument a default, or "
+                f"the reward function {judge.name!r} needs columns that the rows do not have: {', '.join(lacking)}",
+                hint=f"they have {', '.join(columns) or 'only the prompt column'}; give the argument a default, or "
                 "name the column as the function does",
             )
 

@@ -120,7 +120,7 @@ class Tables:
             self._send()
         self._thread.shutdown()
         if self._pending:
-            log.warning("not delivered, for the server was away: %s", ", ".join(self._pending))
+            log.warning("not logged, because the server was unreachable: %s", ", ".join(self._pending))
 
     def _send(self) -> None:
         while self._pending:

@@ -142,8 +142,8 @@ def train(job: Job, data: Data, model: Model) -> Trained:
     arguments = loop.arguments(SFTConfig, job, job.folder / "train", own)
     if arguments.loss_type != "nll" or arguments.label_smoothing_factor:
         raise ConfigError(
-            "objective.options: the loss here is the mean over the learned tokens, and no other",
-            hint="leave loss_type and label_smoothing_factor out",
+            "objective.options: only the mean loss over the learned tokens is supported",
+            hint="remove loss_type and label_smoothing_factor",
         )
     rows = data.train.encoded.dataset()
     packing = job.config.objective.packing
@@ -211,7 +211,7 @@ def refuse_packed(job: Job, seen: Seen, reason: str | None) -> None:
     through = f", through {seen.layers}" if seen.layers else ""
     setting = "objective.packing" if job.config.objective.packing else "objective.options padding_free"
     raise ConfigError(
-        f"{setting}: rows packed together see each other on this model: the loss of a token changes by up to "
+        f"{setting}: rows packed together affect each other on this model: the loss of a token changes by up to "
         f"{seen.difference:.2g} nats{through}",
-        hint=f"leave it out; --objective.options train_sampling_strategy=group_by_length keeps padding small{reason}",
+        hint=f"omit it; --objective.options train_sampling_strategy=group_by_length keeps padding small{reason}",
     )

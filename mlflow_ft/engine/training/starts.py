@@ -101,7 +101,7 @@ def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:
             if not any(re.match(rf"(.*\.)?({pattern})$", place) for place in places):
                 fused, layers = experts.parameters(wrapped), {place.rpartition(".")[2] for place in adapted}
                 raise ModelError(
-                    f"adapter.{field}: {name!r} fits {'no weight' if places is weights else 'no adapted layer'}",
+                    f"adapter.{field}: {name!r} matches {'no weight' if places is weights else 'no adapted layer'}",
                     hint=f"the fused weights of experts are: {', '.join(fused) or 'none'}"
                     if places is weights
                     else f"adapted are: {', '.join(sorted(layers))}",
@@ -152,8 +152,8 @@ def _merges_once(wrapped: Any, *, tied: bool) -> None:
     over = [layer for layer in (inside, outside) if isinstance(layer, BaseTunerLayer)]
     if tied and any(not isinstance(layer, TrainableTokensLayer) for layer in over):
         raise ConfigError(
-            "this model's output layer is its embedding layer, and an adapter over them cannot be merged",
-            hint="leave both out of adapter.target_modules; adapter.modules_to_save trains them whole",
+            "this model's output layer is its embedding layer, and an adapter on them cannot be merged",
+            hint="remove both from adapter.target_modules; adapter.modules_to_save trains them in full",
         )
 
 
@@ -182,9 +182,9 @@ def _large_enough(wrapped: Any, data: Data, *, narrowest: int) -> list[dict[str,
             rows = []
     if needed > narrowest or not found:
         raise ConfigError(
-            f"eva looks for {needed} components (adapter.r times rho) in {narrowest} dimensions and in the learned "
-            f"tokens of {SEEN} rows at most, which have fewer",
-            hint="lower adapter.r, or begin without eva",
+            f"eva needs {needed} components (adapter.r times rho), but the {narrowest} dimensions and the learned "
+            f"tokens of at most {SEEN} rows have fewer",
+            hint="lower adapter.r, or use another initialisation",
         )
     return found
 
@@ -206,7 +206,7 @@ def _correct_rounding(wrapped: Any, folder: Path) -> None:
         if not isinstance(layer, Linear4bit):
             continue
         if f"{name}.weight" not in places:
-            raise ModelError(f"loftq: {folder} holds no weight {name}.weight", hint="begin without loftq")
+            raise ModelError(f"loftq: {folder} has no weight {name}.weight", hint="use another initialisation")
         with safe_open(places[f"{name}.weight"], framework="pt") as content:
             exact = content.get_tensor(f"{name}.weight").float()
         first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight

@@ -81,8 +81,8 @@ def _check_mergeable(module: PeftModel, config: Config) -> None:
     wanted = "merged" in (config.package.packagers or ("merged",))
     if wanted and (reason := unmergeable.of_model(module)):
         raise ModelError(
-            f"the merged model could not be made after the training: adapter {config.adapter.kind}: {reason}",
-            hint="change adapter.options, or keep the adapter alone with --package.packagers adapter",
+            f"the adapter could not be merged after training: adapter {config.adapter.kind}: {reason}",
+            hint="change adapter.options, or keep only the adapter with --package.packagers adapter",
         )
 
 

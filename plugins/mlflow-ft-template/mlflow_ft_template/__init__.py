@@ -32,9 +32,7 @@ from mlflow_ft import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_ft.candidacy import Candidacy
-    from mlflow_ft.config.gates import Gates
-    from mlflow_ft.values import Data, Form, Job, Model, Scores, Subject, Trained
+    from mlflow_ft import Candidacy, Data, Form, Gates, Job, Model, Scores, Subject, Trained
 
 FEWEST_ROWS = 4
 log = logging.getLogger(__name__)
@@ -77,7 +75,7 @@ def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
 
 def train_gently(job: Job, data: Data, model: Model) -> Trained:
     """Plain SFT; only the defaults make this a method."""
-    from mlflow_ft.engine.training import sft
+    from mlflow_ft.engine import sft
 
     return sft.train(job, data, model)
 

@@ -124,7 +124,7 @@ def test_the_methods_own_settings_are_no_ones_mistake(bench: Bencher) -> None:
     ("kind", "settings", "words"),
     [
         ("lora", {"adapter.options": "rr=4"}, "did you mean r"),
-        ("lora", {"adapter.options": "r=4"}, "has a setting of its own"),
+        ("lora", {"adapter.options": "r=4"}, "has its own setting"),
         ("lora", {"adapter.init_lora_weights": "pisa"}, "did you mean pissa"),
         ("lora", {"adapter.init_lora_weights": "pissa_niter_x"}, "is none of"),
         ("lora", {"adapter.init_lora_weights": "pissa", "model.quantize": "nf4"}, "nf4 has rounded"),

@@ -53,12 +53,12 @@ def test_every_kind_fits_as_it_is_or_renamed_and_is_refused_otherwise(
     )
     found, said = on_base(tiny_model, compiled)
     assert torch.equal(found, wanted)
-    assert said == ["the adapter's weights have other names than the base's; all fit with `_orig_mod` left out"]
+    assert said == ["the adapter's weights have different names from the base's; all match with `_orig_mod` removed"]
     elsewhere = renamed(tmp_path / "own", tmp_path / "elsewhere", lambda name: name.replace("layers.1.", "layers.9."))
-    with pytest.raises(ModelError, match=r"have no place on it .*layers\.9\..* not in the file .*layers\.1\."):
+    with pytest.raises(ModelError, match=r"match nothing in it .*layers\.9\..* not in the file .*layers\.1\."):
         on_base(tiny_model, elsewhere)
     half = changed(tmp_path / "own", tmp_path / "half", lambda state: dict(list(state.items())[:-1]))
-    with pytest.raises(ModelError, match=r"1 of the \d+ weights that its config asks for are not in the file"):
+    with pytest.raises(ModelError, match=r"1 of the \d+ weights that its config requires are not in the file"):
         on_base(tiny_model, half)
 
 
@@ -91,28 +91,28 @@ def first(state: State) -> str:
 MISFITS: dict[str, tuple[Callable[[State], Any], str]] = {
     "another model": (
         lambda s: {k.replace("model.layers", "backbone.blocks"): v for k, v in s.items()},
-        r"28 of its 28 weights have no place on it \(base_model.model.backbone.* 28 of the 28 .* not in the file",
+        r"28 of its 28 weights match nothing in it \(base_model.model.backbone.* 28 of the 28 .* not in the file",
     ),
     "half a renaming": (
         lambda s: {k.replace(PREFIX, f"{PREFIX}_orig_mod.") if "layers.0" in k else f"x.{k}": v for k, v in s.items()},
-        "14 of its 28 weights have no place on it",
+        "14 of its 28 weights match nothing in it",
     ),
     "half": (lambda s: {k: v for k, v in s.items() if "lora_A" in k}, "14 of the 28 weights .* not in the file"),
     "a layer too few": (
         lambda s: {k: v for k, v in s.items() if "layers.0" in k},
-        "trained on a model with other layers",
+        "trained on a model with different layers",
     ),
     "a layer too many": (
         lambda s: s | {k.replace("layers.1", "layers.2"): v for k, v in s.items() if "layers.1" in k},
-        r"14 of its 42 weights have no place on it \(.*layers\.2\.",
+        r"14 of its 42 weights match nothing in it \(.*layers\.2\.",
     ),
-    "nothing": (lambda s: {}, "holds no weights at all"),
+    "nothing": (lambda s: {}, "contains no weights"),
     "sizes of 0": (lambda s: dict.fromkeys(s, ZERO), "28 of its 28 weights have size 0 .*DeepSpeed ZeRO-3"),
     "one size of 0": (lambda s: s | {first(s): s[first(s)][:0]}, "1 of its 28 weights have size 0"),
-    "NaN": (lambda s: s | {first(s): s[first(s)] * torch.nan}, r"not finite \(NaN or infinite\), in 1 of 28 tensors"),
+    "NaN": (lambda s: s | {first(s): s[first(s)] * torch.nan}, r"NaN or infinite values in 1 of 28 tensors"),
     "another width": (
         lambda s: {k: torch.cat([v, v], 1) if "lora_A" in k else torch.cat([v, v]) for k, v in s.items()},
-        r"28 of its 28 weights have another shape \(.* is \(4, \d+\) in the file and \(4, \d+\) on it\)",
+        r"28 of its 28 weights differ in shape \(.* is \(4, \d+\) in the file, \(4, \d+\) in the base\)",
     ),
     "another base's weights": (lambda s: s | {f"{PREFIX}model.norm.bias": ZERO}, r"model\.norm\.bias"),
 }
@@ -140,7 +140,7 @@ def test_weights_of_the_base_that_an_adapter_brings_are_put_there(
     ("values", "words"),
     [
         ({"r": 8}, "have another shape"),
-        ({"target_modules": ["q_proj"]}, r"target_modules, modules_to_save ...\) does not ask for these"),
+        ({"target_modules": ["q_proj"]}, r"target_modules, modules_to_save ...\) does not include them"),
         ({"target_modules": ["wq"]}, "not found in the base model"),
         ({"peft_type": "NEWER"}, "peft_type is 'NEWER'"),
         ({"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}, "not in the file"),
@@ -159,7 +159,7 @@ def test_settings_of_a_later_peft_are_told(tiny_model: Path, tmp_path: Path, lor
     found, said = on_base(tiny_model, later)
     assert torch.equal(found, lora[1])
     assert [line.partition(" does not know")[2] for line in said] == [
-        " and leaves out what the adapter's config sets: use_newer=True"
+        " ignores settings in the adapter's config that it does not support: use_newer=True"
     ]
 
 
@@ -167,7 +167,7 @@ def test_broken_files(tmp_path: Path, lora: tuple[Path, torch.Tensor]) -> None:
     whole = (lora[0] / files.WEIGHTS).read_bytes()
     for content in (whole[:-100], whole[:5], b""):
         (tmp_path / files.WEIGHTS).write_bytes(content)
-        with pytest.raises(ModelError, match="cut off, or is not a safetensors file"):
+        with pytest.raises(ModelError, match="truncated, or is not a safetensors file"):
             files.tensors(tmp_path)
     (tmp_path / files.WEIGHTS).unlink()
     (tmp_path / files.PICKLE).write_bytes(b"")

@@ -18,8 +18,8 @@ from tests.engine.foreign import made
 
 Bencher = Callable[..., Any]
 OPTIONS = {
-    "lora_bias=true": r"it trains biases \(lora_bias\) of layers that have none on this base: 14, such as",
-    "layer_replication=[[0,2],[1,2]]": r"it repeats layers of its base \(layer_replication\)",
+    "lora_bias=true": r"it trains biases \(lora_bias\) of 14 layers that have none in this base, such as",
+    "layer_replication=[[0,2],[1,2]]": r"its layer_replication repeats layers",
     "alora_invocation_tokens=[1,2]": "aLoRA does not support safe merging",
 }
 

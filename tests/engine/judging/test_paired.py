@@ -93,7 +93,7 @@ def test_the_same_rows_give_the_same_numbers_in_batches_of_any_size(monkeypatch:
 
 @pytest.mark.parametrize("rows", [[], [1.0, float("nan")], [1.0, float("inf")]])
 def test_what_cannot_be_tested(rows: list[float]) -> None:
-    with pytest.raises(ValueError, match="needs rows"):
+    with pytest.raises(ValueError, match="needs at least one row"):
         outcome(rows)
 
 

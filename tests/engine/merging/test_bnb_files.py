@@ -61,5 +61,5 @@ def test_an_order_of_rows_that_is_not_known_is_refused(small: Small, tmp_path: P
     state = load_file(base / "model.safetensors")
     name = next(name for name in state if name.endswith(f".{bnb_files.FORMAT}"))
     save_file(state | {name: torch.tensor(1, dtype=torch.uint8)}, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="in an order of an earlier bitsandbytes"):
+    with pytest.raises(ModelError, match="in the order of an earlier bitsandbytes"):
         bnb_files.of(base).read(f"{name.rpartition('.')[0]}.weight")

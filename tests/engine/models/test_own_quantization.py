@@ -59,7 +59,7 @@ def labelled(folder: Path, settings: dict[str, Any], *, part: str | None = None)
         ({"quant_method": "awq", "bits": 4}, "awq, 4 bits"),
         ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
         ({"quant_method": "a_make_of_tomorrow"}, "a_make_of_tomorrow"),
-        ({"bits": 3}, "a make without a name, 3 bits"),
+        ({"bits": 3}, "an unnamed method, 3 bits"),
     ],
     ids=str,
 )
@@ -106,7 +106,7 @@ def test_what_can_be_trained_on_each_make(tmp_path: Path) -> None:
     own_quantization.check_training(config("dpo", **{"adapter.kind": "lora", "model.quantize": "nf4"}), four)
     own_quantization.check_training(config("lora", **{"model.quantize": "int8"}), eight)
     for method, own, words in (
-        ("full", four, "cannot be trained themselves"),
+        ("full", four, "so the weights cannot be trained"),
         ("lora", four, "and model.quantize is none"),
         ("qlora", eight, "and model.quantize is nf4"),
     ):

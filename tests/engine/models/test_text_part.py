@@ -144,13 +144,15 @@ def test_an_adapter_of_the_whole_fits_the_text_part(pictures: Path, tmp_path: Pa
     with loading.quiet_peft():
         found = fitting.put_on(base_model(pictures), tmp_path / "own", say=said.append)
     assert torch.equal(says(found), wanted)
-    assert said == ["the adapter's weights have other names than the base's; all fit with `language_model` left out"]
+    assert said == [
+        "the adapter's weights have different names from the base's; all match with `language_model` removed"
+    ]
 
 
 def test_one_that_changes_the_picture_part_does_not(pictures: Path, tmp_path: Path) -> None:
     made(pictures, tmp_path / "own", kind=WHOLE, config=lora(target_modules=["q_proj", "qkv"]))
     with (
-        pytest.raises(ModelError, match=r"2 of its 4 weights have no place on it \(.*visual") as caught,
+        pytest.raises(ModelError, match=r"2 of its 4 weights match nothing in it \(.*visual") as caught,
         loading.quiet_peft(),
     ):
         fitting.put_on(base_model(pictures), tmp_path / "own")

@@ -223,7 +223,7 @@ def raises(completions: Any, **columns: Any) -> list[float]:
     [
         (one_too_few, "returned 1 rewards for 2 answers"),
         (no_number, "could not convert string to float"),
-        (infinite, "inf is no reward"),
+        (infinite, "inf is not a valid reward"),
         (nothing, "'NoneType' object is not iterable"),
         (raises, "raised KeyError: 'soultion'"),
     ],

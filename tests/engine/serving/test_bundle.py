@@ -31,7 +31,7 @@ def test_another_template_is_refused(saved: tuple[Bench, Path]) -> None:
     one, folder = saved
     file = folder / "chat_template.jinja"
     file.write_text(file.read_text().replace("<|im_end|>\n", "<|im_end|>"))
-    with pytest.raises(RefusedError, match="does not write rows as they were trained"):
+    with pytest.raises(RefusedError, match="does not render rows as they were trained"):
         bundle.check_tokenizer(one.data, folder)
 
 
@@ -42,7 +42,7 @@ def test_another_vocabulary_is_refused(saved: tuple[Bench, Path]) -> None:
     merges = content["model"]["merges"]
     content["model"]["merges"] = merges[: len(merges) // 2]
     file.write_text(json.dumps(content))
-    with pytest.raises(RefusedError, match="does not write rows as they were trained"):
+    with pytest.raises(RefusedError, match="does not render rows as they were trained"):
         bundle.check_tokenizer(one.data, folder)
 
 

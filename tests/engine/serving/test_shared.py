@@ -147,7 +147,7 @@ def test_on_a_base_in_4_bits(base: Path, adapter: Callable[..., Path]) -> None:
 def test_what_peft_cannot_hold_together_is_refused(
     base: Path, adapter: Callable[..., Path], one: str, other: str, words: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"adapter 'b' cannot be put on the base beside the others: .*{words}"):
+    with pytest.raises(ConfigError, match=f"adapter 'b' cannot be loaded onto the base with the others: .*{words}"):
         share(base, a=adapter(one), b=adapter(other))
 
 
@@ -155,7 +155,7 @@ def test_an_adapter_that_changes_the_base_is_refused(base: Path, adapter: Callab
     """PEFT subtracts PiSSA's first components from the base's own weights when it loads such an adapter."""
     pissa = adapter("lora on one", init_lora_weights="pissa")
     for folders in ({"b": pissa}, {"a": adapter("lora"), "b": pissa}):
-        with pytest.raises(RefusedError, match="adapter 'b' changes its base for all that share it: the logits are"):
+        with pytest.raises(RefusedError, match="adapter 'b' changes the shared base: the logits differ by"):
             share(base, **folders)
 
 
@@ -171,7 +171,7 @@ def test_an_adapter_that_changes_another_is_refused(
         return found
 
     monkeypatch.setattr(shared, "_put", harmful)
-    with pytest.raises(RefusedError, match="adapter 'b' changes another one beside it"):
+    with pytest.raises(RefusedError, match="adapter 'b' changes the output of another adapter"):
         share(base, a=adapter("lora", 1), b=adapter("lora", 2))
 
 
@@ -208,7 +208,7 @@ def test_the_base_ends_where_it_does_or_where_the_adapter_was_taught_to(
 def test_a_name_that_is_not_there(base: Path, adapter: Callable[..., Path]) -> None:
     served = share(base, a=adapter("lora"))
     assert served.answer(request())["model"] == "a"
-    with pytest.raises(shared.UnknownModelError, match="no model 'c' here; there are: a, base"):
+    with pytest.raises(shared.UnknownModelError, match="no model 'c' ; available models: a, base"):
         served.answer(request(model="c"))
 
 

@@ -253,7 +253,7 @@ def test_a_mistake_in_one_of_many_is_found() -> None:
     jinja = CHATML.replace("{{ message['content'] }}", words)
     [found] = encoder(jinja, "chatml").tokenise([Example(messages=tuple(rounds(12)))])
     assert isinstance(found, MaskError)
-    assert "writes what others say into turn 10" in str(found)
+    assert "writes other speakers' text into turn 10" in str(found)
 
 
 def test_thoughts_that_are_left_out_are_counted_in_every_turn() -> None:

@@ -107,7 +107,7 @@ def test_the_letters_of_a_mark_are_words_like_others() -> None:
     one = proved(chatml(), talked("Zq7Jx1Wk", "Zq7Jx0Wk Zq7Jx1Wk", "Zq7Jx7Wk", "Zq7Jx3Wk"))
     assert speeches(one) == ["Zq7Jx0Wk Zq7Jx1Wk<|im_end|>", "Zq7Jx3Wk<|im_end|>"]
     tools = ({"type": "function", "function": {"name": "Zq7Jx9Wk"}},)
-    assert "stand for words" in refused(of("qwen2.5"), talked("red", "green"), tools=tools)
+    assert "reserved as a placeholder" in refused(of("qwen2.5"), talked("red", "green"), tools=tools)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -139,9 +139,7 @@ def test_thoughts_of_the_last_turn_that_are_dropped_are_refused_and_of_earlier_o
     name: str,
 ) -> None:
     maker = of(name)
-    assert refused(maker, talked("a", f"{THOUGHT}b")).endswith(
-        "leaves out what the assistant thinks in turn 2, its last"
-    )
+    assert refused(maker, talked("a", f"{THOUGHT}b")).endswith("omits the assistant's thoughts in turn 2, its last")
     assert "turn 4, its last" in refused(maker, talked("a", "b", "c", f"{THOUGHT}d"))
     messages = talked("a", f"{THOUGHT}b", "c", "d")
     one, script = proved(maker, messages), FAMILIES[name].write(messages, None)
@@ -156,7 +154,7 @@ def test_thoughts_in_a_key_of_their_own_are_learned_or_refused() -> None:
     for key in ("reasoning_content", "thinking", "reasoning"):
         messages = [*talked("a"), {"role": "assistant", "content": "b", key: "hm"}]
         assert speeches(proved(of("qwen3"), messages)) == [f"{THOUGHT}b<|im_end|>"]
-        assert "thinks in turn 2, its last" in refused(chatml(), messages)
+        assert "thoughts in turn 2, its last" in refused(chatml(), messages)
         earlier = [*messages, *talked("c", "d")]
         assert speeches(proved(chatml(), earlier)) == ["b<|im_end|>", "d<|im_end|>"]
         assert speeches(proved(of("qwen3"), earlier)) == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
@@ -207,13 +205,13 @@ def test_a_prompt_that_goes_on_to_think_does_not_hide_what_the_answer_begins_wit
         ("{{ message['content'] if message.role != 'assistant' }}", "does not write turn 2 as it is"),
         ("{{ message['content'] if " + ASSISTANT + " }}", "does not write turn 1, the user's, as it is"),
         ("{{ message['content'] }}{{ message['content'] }}", "writes turn 2 more than once"),
-        ("{{ messages[0].content }} {{ message['content'] }}", "writes what others say into turn 2"),
-        ("{{ message['content'] }} {{ messages[0].content }}", "writes what others say into turn 2"),
+        ("{{ messages[0].content }} {{ message['content'] }}", "writes other speakers' text into turn 2"),
+        ("{{ message['content'] }} {{ messages[0].content }}", "writes other speakers' text into turn 2"),
         ("{{ message['content'][:9] }}", "turn 2 as it is"),
         ("{{ message['content'] | replace('r', 'l') }}", "turn 2 as it is"),
         ("{{ message['content'] | tojson if " + ASSISTANT + " else message['content'] }}", "turn 2 as it is"),
-        ("{{ raise_exception('roles must alternate') }}", "refuses the conversation: roles must alternate"),
-        ("{{ nothing.there }}", "refuses the conversation: 'nothing' is undefined"),
+        ("{{ raise_exception('roles must alternate') }}", "rejects the conversation: roles must alternate"),
+        ("{{ nothing.there }}", "rejects the conversation: 'nothing' is undefined"),
         ("{{ 1 // 0 }}", "refuses the conversation"),
     ],
 )
@@ -230,8 +228,8 @@ def test_what_a_template_does_to_the_words_is_refused(words: str, reason: str) -
     ("words", "reason"),
     [
         ("{% if " + ASSISTANT + " %}" + WORDS + "{% else %}{% generation %}" + WORDS + "{% endgeneration %}{% endif %}",
-         "marks as generated what others than the assistant say"),
-        ("{% generation %}" + WORDS + "{% endgeneration %}", "marks as generated what others than the assistant say"),
+         "marks other speakers' text as generated"),
+        ("{% generation %}" + WORDS + "{% endgeneration %}", "marks other speakers' text as generated"),
         ("{% if " + ASSISTANT + " %}{{ message.content.split('</think>')[0] }}</think>{% generation %}"
          "{{ message.content.split('</think>')[1] }}{% endgeneration %}{% else %}" + WORDS + "{% endif %}",
          "what the chat template marks as generated is not turn 2"),
@@ -278,7 +276,7 @@ def test_markers_of_some_turns_leave_the_others_to_be_found() -> None:
 
 def test_a_system_prompt_that_is_lost_is_refused() -> None:
     messages = talked("a", "b", "c", "d", system="be brief")
-    assert "turn 1, the system's, in a prompt, but not where" in refused(
+    assert "turn 1, the system's, in a prompt, but not when" in refused(
         of("mistral-v3", MISTRAL3_AS_RELEASED), messages
     )
     assert "does not write turn 1, the system's" in refused(of("phi-3", PHI3_EARLY), messages)
@@ -294,7 +292,7 @@ def test_what_nobody_learns_from_is_not_looked_at() -> None:
 
 def test_a_first_word_of_the_assistants_is_read_but_cannot_be_learned() -> None:
     messages = talked("x", "a", "b", "c")[1:]
-    assert "nothing stands before it" in refused(chatml(), messages)
+    assert "with nothing before it" in refused(chatml(), messages)
     assert speeches(proved(chatml(), messages, learned=(False, False, True))) == ["c<|im_end|>"]
 
 
@@ -312,7 +310,7 @@ def test_gpt_oss_speaks_in_channels_and_ends_the_last_turn_otherwise() -> None:
         assert one.labels == tokens.labels(one, script, [len(messages) - 1])
         assert end_tokens([one.encoded]) == (tokenizer.eos_token_id,)
     messages = talked("a", "b", "c", "d")
-    assert "ends what the assistant says otherwise where turns follow" in refused(maker, messages)
+    assert "ends the assistant's turn differently when other turns follow" in refused(maker, messages)
     last = proved(maker, messages, learned=(False, False, False, True))
     assert speeches(last) == ["<|channel|>final<|message|>d<|return|>"]
 
@@ -341,10 +339,10 @@ def words(messages: Sequence[Any], turn: int) -> str:
 def test_what_a_row_without_thoughts_or_calls_has_taught_is_not_held_true_of_others() -> None:
     maker, plain = chatml(), talked("a", "b")
     assert speeches(proved(maker, plain)) == ["b<|im_end|>"]
-    assert "thinks in turn 2" in refused(maker, [plain[0], {**plain[1], "reasoning_content": "hm"}])
+    assert "thoughts in turn 2" in refused(maker, [plain[0], {**plain[1], "reasoning_content": "hm"}])
     silent = talked("a", "")
     assert speeches(proved(maker, silent)) == ["<|im_end|>"]
-    assert "thinks in turn 2" in refused(maker, [silent[0], {**silent[1], "reasoning_content": "hm"}])
+    assert "thoughts in turn 2" in refused(maker, [silent[0], {**silent[1], "reasoning_content": "hm"}])
     maker.tokenizer.chat_template = {"default": CHATML}  # such templates are not taught to write calls
     assert speeches(proved(maker, plain)) == ["b<|im_end|>"]
     assert "the tool calls of turn 2" in refused(maker, [plain[0], {**plain[1], "tool_calls": [CALL]}])
@@ -352,7 +350,7 @@ def test_what_a_row_without_thoughts_or_calls_has_taught_is_not_held_true_of_oth
 
 def test_what_is_no_text_is_refused() -> None:
     parts = [{"type": "text", "text": "green"}]
-    assert "turn 2 is no text" in refused(chatml(), [*talked("red"), {"role": "assistant", "content": parts}])
+    assert "turn 2 is not text" in refused(chatml(), [*talked("red"), {"role": "assistant", "content": parts}])
 
 
 def test_another_template_is_looked_at_anew() -> None:

@@ -57,8 +57,8 @@ def proved(jinja: str, row: Example = ROW) -> tuple[str, dict[str, str]]:
         ("{{ ['a', 'b', 'c'] | random }}", "draws random numbers"),
         ("{{ ['same', 'same'] | random }}", "draws random numbers"),
         ("{{ lipsum(n=1, html=false) }}", "draws random numbers"),
-        ("{{ raise_exception }}", "does not write the row twice in the same way"),
-        ("{{ joiner() }}", "does not write the row twice in the same way"),
+        ("{{ raise_exception }}", "writes the row differently each time"),
+        ("{{ joiner() }}", "writes the row differently each time"),
     ],
 )
 def test_what_changes_by_itself_is_refused(more: str, reason: str, row: Example) -> None:
@@ -110,8 +110,8 @@ def test_a_date_before_the_assistants_words_is_in_the_prompt_and_one_within_them
     header = header.replace("<|im_start|>assistant\n", "<|im_start|>assistant " + day + "\n")
     assert proved(header)[1] == {"%d %b": "28 Nov"}
     said = CHATML.replace(WORDS, SAID.replace("MORE", day))
-    assert "writes the date or time into what the assistant says" in refused(said)
-    assert "writes the date or time into what the assistant says" in refused(said, PAIR)
+    assert "writes the date or time into the assistant's turns" in refused(said)
+    assert "writes the date or time into the assistant's turns" in refused(said, PAIR)
     unlearned = Example(messages=(*TALK, *TALK), learned=(False, False, False, False))
     assert proved(said, unlearned)[0].count("28 Nov yes") == 2
 

@@ -356,7 +356,7 @@ def test_words_that_a_template_drops_beside_a_call_are_refused() -> None:
     asked = {"role": "user", "content": "a"}
     for name in ("llama-3.1", "mistral-v3"):
         reason = refused(encoder(name), [asked, {"role": "assistant", "content": "see", "tool_calls": [call(x="y")]}])
-        assert "beside the tool calls of turn 2" in reason
+        assert "next to the tool calls of turn 2" in reason
 
 
 def test_a_result_that_a_template_drops_is_taught_or_refused() -> None:
@@ -379,7 +379,7 @@ def test_tools_that_a_template_cannot_be_taught_are_refused() -> None:
     )
     maker = own(no)
     plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert refused(maker, plain, (TOOL,)) == "the chat template does not write the tools that are offered"
+    assert refused(maker, plain, (TOOL,)) == "the chat template does not write the offered tools"
     assert maker.tokenizer.chat_template == no
     assert proved(maker, plain).text.endswith("b<|im_end|>\n")
 

@@ -107,7 +107,7 @@ def test_new_tokens_train_and_what_is_saved_agrees(
 
 def test_a_token_that_is_there_already_is_refused(bench: Bencher, tiny_model: Path) -> None:
     for tokens in ("[red]", "[<a>, <a>]", "[<|im_end|>]"):
-        with pytest.raises(ConfigError, match="there already, or stands there twice"):
+        with pytest.raises(ConfigError, match="already exists, or is listed twice"):
             bench("lora", model=tiny_model, **{"model.add_tokens": tokens})
 
 

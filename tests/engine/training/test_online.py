@@ -268,7 +268,7 @@ def test_a_reward_function_that_raises_ends_the_run(make: Bench, tmp_path: Path)
 def test_a_column_that_is_not_there_is_told_before_the_first_step(make: Bench, tmp_path: Path) -> None:
     file = tmp_path / "needs.py"
     file.write_text("def needs(completions, solution, weight=1):\n    return [0.0 for _ in solution]\n")
-    with pytest.raises(DataError, match="needs what the rows do not have: solution") as found:
+    with pytest.raises(DataError, match="needs columns that the rows do not have: solution") as found:
         train(make("grpo", funcs=[f"{file}:needs"]))
     assert "they have answer" in str(found.value.hint)
 
@@ -291,7 +291,7 @@ def test_prompts_are_tokenised_as_they_are_served(make: Bench) -> None:
 def test_a_prompt_that_trl_would_write_otherwise_is_refused(make: Bench) -> None:
     one = make("grpo", **{"objective.options": "chat_template_kwargs={shout: red}"})
     one.data.tokenizer.chat_template = "{{ shout | default('') }}" + one.data.tokenizer.chat_template
-    with pytest.raises(DataError, match="18 train prompts cannot be sampled from") as found:
+    with pytest.raises(DataError, match="18 train prompts cannot be used for sampling") as found:
         train(one)
     assert len(found.value.problems) == online.TOLD
     assert "otherwise than it is served" in found.value.problems[0].message
@@ -316,12 +316,12 @@ def test_prompts_that_are_too_long_are_left_out(make: Bench) -> None:
     assert (len(found.rows), len(one.data.train.examples)) == (17, 18)
     assert found.longest <= 32
     short = make("grpo", **{"data.max_length": 8})
-    with pytest.raises(DataError, match="no train prompt is left"):
+    with pytest.raises(DataError, match="no train prompts are left"):
         train(short)
 
 
 def test_too_few_prompts_for_a_step_are_refused(make: Bench) -> None:
-    with pytest.raises(DataError, match="answers to 4 prompts, and there are 3"):
+    with pytest.raises(DataError, match="answers to 4 prompts, but there are only 3"):
         train(make("grpo", rows=asked(4), per_device_train_batch_size=16))
 
 
@@ -335,7 +335,7 @@ def test_what_does_not_fit_into_the_model_is_refused(make: Bench) -> None:
     [
         ({"target_modules": "[q_proj, lm_head]", "adapter.kind": "lora"}, "the trainer of grpo refuses: .*lm_head"),
         ({"objective.options": "{num_generation: 3}"}, "has no field 'num_generation'"),
-        ({"objective.options": "{temperature: 3}"}, "temperature has a setting of its own"),
+        ({"objective.options": "{temperature: 3}"}, "temperature has its own setting"),
         ({"objective.options": "{use_vllm: true}"}, "the trainer of grpo refuses: vLLM"),
     ],
 )

@@ -299,7 +299,7 @@ def test_a_reward_adapter_keeps_its_head(bench: Callable[..., Any]) -> None:
     ("options", "words"),
     [
         ("bta=1", "did you mean beta"),
-        ("output_dir=x", "has a setting of its own"),
+        ("output_dir=x", "has its own setting"),
         ("f_divergence_type=nonsense", "the trainer of dpo refuses: Unknown f_divergence_type: nonsense"),
     ],
 )

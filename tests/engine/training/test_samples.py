@@ -181,7 +181,7 @@ def test_what_cannot_be_delivered_is_told(
     tables.put([], "samples/step_000001.json")
     with caplog.at_level(logging.WARNING):
         tables.close()
-    assert "not delivered, for the server was away: samples/step_000001.json" in caplog.text
+    assert "not logged, because the server was unreachable: samples/step_000001.json" in caplog.text
 
 
 def test_a_run_that_stops_does_not_wait_for_it_twice(server: Server, tables: samples.Tables) -> None:
