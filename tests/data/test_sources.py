@@ -139,7 +139,7 @@ def test_a_file_that_is_not_there_is_told_with_the_folder_that_was_looked_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="data file '.*' does not exist") as error:
+    with pytest.raises(DataError, match=r"data file '.*' does not exist") as error:
         read(name)
     assert repr(name) in str(error.value)
     assert str(tmp_path) in str(error.value)
@@ -149,7 +149,7 @@ def test_a_link_that_leads_nowhere_or_round_is_not_there(tmp_path: Path) -> None
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "never.jsonl")
     (tmp_path / "round.jsonl").symlink_to(tmp_path / "round.jsonl")
     for name in ("gone.jsonl", "round.jsonl"):
-        with pytest.raises(DataError, match="data file '.*' does not exist"):
+        with pytest.raises(DataError, match=r"data file '.*' does not exist"):
             read(tmp_path / name)
 
 
@@ -300,7 +300,7 @@ def test_what_the_user_may_not_read_is_told(private: Path) -> None:
     inside.parent.chmod(0)
     with pytest.raises(DataError, match="sub cannot be read: Permission denied"):
         read(private)
-    with pytest.raises(DataError, match="data file '.*' does not exist"):
+    with pytest.raises(DataError, match=r"data file '.*' does not exist"):
         read(inside)
     with pytest.raises(DataError, match="is of an unknown kind"):
         list(readers.read_file(inside))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from mlflow_ft.values import Job
+    from mlflow_ft import Job
 
 
 class CountSteps(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
