@@ -119,9 +119,9 @@ def log_model(
 ) -> str:
     """Log a packaged folder as an MLflow model that is served through its own code, and return its id."""
     from mlflow_ft.engine.serving import bundle
-    from mlflow_ft.tracking import chat_signature
+    from mlflow_ft.tracking import ModelToLog, chat_signature
 
-    return run.log_model(
+    model = ModelToLog(
         name=name,
         code=bundle.CHAT_MODEL,
         artifacts={"model": folder},
@@ -132,3 +132,4 @@ def log_model(
         model_config=bundle.overridable(folder),
         step=step,
     )
+    return run.log_model(model)

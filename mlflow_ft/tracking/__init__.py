@@ -14,7 +14,7 @@ from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.metrics import Metric
-from mlflow_ft.tracking.models import chat_signature, pinned
+from mlflow_ft.tracking.models import ModelToLog, chat_signature, pinned
 from mlflow_ft.tracking.run import open_operation, open_run, refuse
 from mlflow_ft.tracking.server import check_server, connect, told
 from mlflow_ft.tracking.store import Store
@@ -24,6 +24,7 @@ __all__ = [
     "ActiveRun",
     "Journal",
     "Metric",
+    "ModelToLog",
     "Store",
     "chat_signature",
     "check_server",

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from filelock import BaseFileLock
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run, RunTag
-from mlflow.models import ModelSignature
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.plugins import Plugins
@@ -21,6 +20,7 @@ from mlflow_ft.tracking import environment, inputs, models, run_lock, tables
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
+from mlflow_ft.tracking.models import ModelToLog
 from mlflow_ft.tracking.server import insist, page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
@@ -231,40 +231,15 @@ class ActiveRun:
 
     # --- models
 
-    def log_model(
-        self,
-        *,
-        name: str,
-        code: Path,
-        artifacts: Mapping[str, Path],
-        signature: ModelSignature,
-        pip_requirements: Sequence[str],
-        metadata: Mapping[str, Any],
-        model_type: str,
-        model_config: Mapping[str, Any] | None = None,
-        input_example: Any = None,
-        step: int = 0,
-    ) -> str:
+    def log_model(self, model: ModelToLog) -> str:
         """Log a pyfunc model from code as an output of this run and return its model id.
 
         An artifact folder is `context.artifacts[name]`; a file is inside it under its own name. No pickle and no
         inference of requirements; the code is imported once and the model is not loaded.
         """
-        wanted = models.ModelToLog(
-            name=name,
-            code=code,
-            artifacts=artifacts,
-            signature=signature,
-            pip_requirements=pip_requirements,
-            metadata=metadata,
-            model_type=model_type,
-            model_config=model_config or {},
-            input_example=input_example,
-            step=step,
-        )
         return self._do(
-            f"log the model {name}",
-            lambda: models.log_model(self.client, wanted, run_id=self.run_id, experiment_id=self.experiment_id),
+            f"log the model {model.name}",
+            lambda: models.log_model(self.client, model, run_id=self.run_id, experiment_id=self.experiment_id),
         )
 
     def nested_run(self, name: str) -> str:

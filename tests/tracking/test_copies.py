@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import copies, open_run, write_manifest
+from mlflow_ft.tracking import ModelToLog, copies, open_run, write_manifest
 from mlflow_ft.tracking.copies import copy_version
 from tests.tracking.conftest import Server
 
@@ -26,7 +26,7 @@ def registered(client: MlflowClient, config: Config, plugins: Plugins, echo: dic
     write_manifest(folder)
     artifacts = echo["artifacts"] | {"model": folder}
     with open_run(config.run, plugins=plugins) as run:
-        model_id = run.log_model(**echo | {"artifacts": artifacts})
+        model_id = run.log_model(ModelToLog(**echo | {"artifacts": artifacts}))
         tags = {"mlflow_ft.run_id": run.run_id, "gate": "passed", "mlflow_ft.parity.kl_mean": "0.001"}
         tags |= {"mlflow_ft.plugins": "x" * 6000}
         number = run.register(
