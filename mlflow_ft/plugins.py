@@ -51,6 +51,10 @@ class PluginInfo:
     status: Literal["active", "broken", "off"]
     error: str = ""
 
+    @property
+    def built_in(self) -> bool:
+        return self.module.startswith("mlflow_ft.builtin.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:

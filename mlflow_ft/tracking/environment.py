@@ -56,7 +56,7 @@ def packages() -> str:
 
 
 def _called(info: PluginInfo) -> str:
-    return "built in" if info.module.startswith("mlflow_ft.builtin.") else info.name
+    return "built in" if info.built_in else info.name
 
 
 def _git(*arguments: str, folder: Path) -> str | None:
