@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import PackageSection
 from mlflow_ft.errors import ConfigError, ModelError
-from mlflow_ft.forms import compare, proving
+from mlflow_ft.forms import compare, proving_forms
 from mlflow_ft.forms.compare import REFERENCE, Limits
-from mlflow_ft.forms.proving import NewForm, Original
+from mlflow_ft.forms.proving_forms import NewForm, Original
 from mlflow_ft.operations import whole_folder
 from mlflow_ft.operations.merging import adapters, merge_adapter
 from mlflow_ft.operations.serving import served_models
@@ -157,7 +157,7 @@ def _proved(
         whole = _suited(exporter, source, Path(scratch), progress)
         reference, compared_with = _reference(source, tokenizer, Path(scratch), progress)
         original = Original(reference=reference, folder=source.folder, tokenizer=tokenizer, run=run)
-        proved = proving.prove(replace(form, make=make), original, progress)
+        proved = proving_forms.prove(replace(form, make=make), original, progress)
     return {"parity": dict(proved.parity), "compared_with": compared_with}
 
 

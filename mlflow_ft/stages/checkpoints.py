@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mlflow_ft.forms import proving
+from mlflow_ft.forms import proving_forms
 from mlflow_ft.job import Job
 from mlflow_ft.stages.package import lineage
 from mlflow_ft.values import BaseModel, Data, Trained
@@ -39,7 +39,7 @@ def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics:
             bundle.copy_adapter(job, trained, weights)
         bundle.complete(job, data, weights, base=base)
         write_manifest(weights)
-        model_id = proving.log_model(
+        model_id = proving_forms.log_model(
             job.run,
             f"checkpoint-{step}",
             weights,

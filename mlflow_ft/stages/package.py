@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_ft.errors import brief
-from mlflow_ft.forms import card, compare, proving, round_trip
-from mlflow_ft.forms.proving import NewForm, Original, Proved
+from mlflow_ft.forms import card, compare, proving_forms, round_trip
+from mlflow_ft.forms.proving_forms import NewForm, Original, Proved
 from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
 from mlflow_ft.stages import done
@@ -130,8 +130,8 @@ def _proved(job: Job, data: Data, trained: Trained, form: NewForm, record: Packa
         run=job.run,
         dataset=data.eval,
     )
-    ask = partial(round_trip.said, job, data, trained) if served(record) else proving.no_questions
-    return proving.prove(form, original, job.progress, ask=ask)
+    ask = partial(round_trip.said, job, data, trained) if served(record) else proving_forms.no_questions
+    return proving_forms.prove(form, original, job.progress, ask=ask)
 
 
 def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: compare.Limits) -> Mapping[str, float]:
@@ -227,7 +227,7 @@ def _seal(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) ->
 def _log(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> str:
     model_type = f"{job.config.method}-{form.name}"
     with job.progress.bar(f"log {form.name}"):
-        model_id = proving.log_model(
+        model_id = proving_forms.log_model(
             job.run, form.name, form.folder, metadata=lineage(job, data, trained), model_type=model_type
         )
     parity = {f"parity/{form.name}/{key}": value for key, value in form.parity.items()}

@@ -15,8 +15,7 @@ from mlflow_ft.errors import ConfigError, DataError
 from mlflow_ft.operations.promoting import rescore
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import write_jsonl
-from mlflow_ft.tracking import Store
-from mlflow_ft.tracking import contenders
+from mlflow_ft.tracking import Store, contenders
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import PackageSection, RegistrySection
-from mlflow_ft.forms import compare, proving
-from mlflow_ft.forms.proving import NewForm, Original
+from mlflow_ft.forms import compare, proving_forms
+from mlflow_ft.forms.proving_forms import NewForm, Original
 from mlflow_ft.operations.merging import merge_adapter
 from mlflow_ft.operations.merging.adapters import MergeRequest
 from mlflow_ft.plugins import Plugins
@@ -87,10 +87,10 @@ def register(
         tokenizer: Any = AutoTokenizer.from_pretrained(merged.folder)
         reference = _reference(store, request, source, Path(scratch), tokenizer, progress)
         original = Original(reference=reference, folder=merged.folder, tokenizer=tokenizer, run=run)
-        proved = proving.prove(form, original, progress)
+        proved = proving_forms.prove(form, original, progress)
     tags = _tags(source, merged, proved.parity) | _worse(store, source, request)
     with progress.bar("log merged"):
-        model_id = proving.log_model(run, FORM, merged.folder, metadata=tags, model_type="merge")
+        model_id = proving_forms.log_model(run, FORM, merged.folder, metadata=tags, model_type="merge")
     alias = "" if worse.REFUSED in tags else RegistrySection().alias
     version = run.register(name=name, model_id=model_id, tags=tags, alias=alias, description=_description(merged))
     return Registered(
