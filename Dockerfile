@@ -1,15 +1,15 @@
-# The project and everything it needs, with the versions that were tested (constraints.txt).
+# The project with all its dependencies, in the tested versions (constraints.txt).
 #
 #   docker build -t mlflow-ft .
 #   docker run --rm --gpus all -v "$PWD:/data" -e MLFLOW_TRACKING_URI=http://HOST:5000 mlflow-ft \
 #       mlflow-ft train qlora --model MODEL --data /data/rows.jsonl --run.output_dir /data/outputs
 #
-# There is no entry point: MLflow's `docker_env` runs `bash -c COMMAND` in the image. On a machine without a GPU the same
-# image runs on the CPU; torch's wheel brings its own CUDA libraries, so the host needs the NVIDIA driver alone.
+# There is no entry point: MLflow's `docker_env` runs `bash -c COMMAND` in the image. Without a GPU the same image runs
+# on the CPU. torch's wheel brings its own CUDA libraries, so the host needs only the NVIDIA driver.
 FROM python:3.11.7-slim-bookworm
 
-# Triton compiles kernels when they are first used (gcc); the run records the commit it was started from (git).
-# The packages are Debian's own of this release; pinning them would only break the build when they are updated.
+# gcc: Triton compiles kernels on first use. git: the run records the commit it was started from.
+# These are Debian's packages for this release; pinned versions would break the build when Debian updates them.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc git libc6-dev \
@@ -23,7 +23,7 @@ ENV PIP_NO_CACHE_DIR=1 \
 
 WORKDIR /opt/mlflow-ft
 
-# Third-party packages first: this layer, the large one, is built anew only when a version changes.
+# Third-party packages first: this large layer is rebuilt only when a version changes.
 COPY constraints.txt conda.yaml ./
 RUN sed -n 's/^      - //p' conda.yaml > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt

@@ -1,25 +1,25 @@
-# make demo: fine-tune the small model on the sample data, start to registry. make test, make lint: what CI runs.
+# make demo: fine-tune the small model on the sample data, from start to registry. make test, make lint: what CI runs.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(CURDIR)/.venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-# The tools of this project's environment, whatever else is on PATH: MLflow's local environment runs plain `python`.
+# This project's environment comes first on PATH: MLflow's local environment runs plain `python`.
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo    fine-tune the small model on the sample data (minutes on a CPU)"
+	@echo "make demo    fine-tune a small model on the sample data (minutes on a CPU)"
 	@echo "make test    run the tests"
-	@echo "make lint    check style, types and the direction of imports"
-	@echo "make clean   remove the environment, the caches and the builds; runs and models stay"
+	@echo "make lint    check style, types and imports"
+	@echo "make clean   remove the environment, caches and builds; runs and models stay"
 
 demo: .venv
 	@mlflow run . -e qlora --env-manager local
 
-# Files side by side, one on each core; a file's tests share what is slow to make.
+# One worker per core, one file per worker at a time: the tests of a file share fixtures that are slow to make.
 test: .venv
 	@python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
@@ -31,7 +31,7 @@ lint: .venv
 
 .venv: .venv/.installed
 
-# Written last, so that an interrupted installation is taken up again.
+# Written last, so that an interrupted installation is run again.
 .venv/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@echo "installing into .venv (minutes, the first time)"
 	@$(PYTHON) -m venv .venv

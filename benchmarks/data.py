@@ -1,10 +1,10 @@
-"""Rows a second and peak memory of preparing and of checking data, beside TRL's own preparation of the same rows.
+"""Rows per second and peak memory of preparing and checking data, compared with TRL's preparation of the same rows.
 
     python benchmarks/data.py                                  10,000 and 100,000 rows
     python benchmarks/data.py --rows 10000 100000 1000000      minutes to an hour
     python benchmarks/data.py --model /path/of/a/model
 
-Every figure is of a process of its own. On a machine that others use, too, compare ratios within one table.
+Each figure is measured in a separate process. On a shared machine, compare only ratios within one table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SYLLABLES = [letter + vowel for letter in "bdfgklmnprst" for vowel in "aeio"]
 
 
 def write_rows(file: Path, count: int) -> None:
-    """Conversations of about 80 words, no two alike but for 1 % near and 1 % exact duplicates."""
+    """Conversations of about 80 words, all different except 1 % near and 1 % exact duplicates."""
     draw = random.Random(count)
     words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(WORDS)]
     weights = list(itertools.accumulate(1 / (rank + 10) for rank in range(WORDS)))
@@ -39,15 +39,15 @@ def write_rows(file: Path, count: int) -> None:
     with file.open("w", encoding="utf-8") as stream:
         for _ in range(count):
             chance = draw.random()
-            asked, answer = (
+            question, answer = (
                 " ".join(draw.choices(words, cum_weights=weights, k=draw.randint(*span))) for span in spans
             )
             if earlier and chance < 0.02:
-                asked, answer = draw.choice(earlier)
+                question, answer = draw.choice(earlier)
                 answer = answer if chance < 0.01 else f"{answer} indeed"
             elif len(earlier) < 1000:
-                earlier.append((asked, answer))
-            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+                earlier.append((question, answer))
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             stream.write(json.dumps({"messages": turns}) + "\n")
 
 
@@ -62,12 +62,12 @@ def ours(file: Path, model: Path, *, checks: str) -> None:
     from mlflow_ft.registry import Registry
 
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
-    given = [f"--data={file}", f"--model={model}", f"--checks.names={checks}"] if checks != "all" else []
-    config = asked(given or [f"--data={file}", f"--model={model}"], loaded, method="prepare")
+    selection = [] if checks == "all" else [f"--checks.names={checks}"]
+    config = asked([f"--data={file}", f"--model={model}", *selection], loaded, method="prepare")
     progress = Progress(quiet=True)
     tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
-    found = dataset.make(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
-    assert found.data.train.counts["rows"]
+    prepared = dataset.make(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
+    assert prepared.data.train.counts["rows"]
 
 
 def trl(file: Path, model: Path) -> None:
@@ -77,7 +77,7 @@ def trl(file: Path, model: Path) -> None:
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = tokenizer.chat_template.replace(  # TRL needs the markers to mask anything at all
+    tokenizer.chat_template = tokenizer.chat_template.replace(  # TRL cannot mask without these markers
         "{{ message['content'] }}<|im_end|>",
         "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
         "{% else %}{{ message['content'] }}<|im_end|>{% endif %}",
@@ -99,7 +99,7 @@ WORK: dict[str, Callable[[Path, Path], None]] = {
 
 
 def measured(name: str, file: Path, model: Path) -> dict[str, Any]:
-    """Run one piece of work in a process of its own; seconds of work and peak memory, its workers' included."""
+    """Run one task in a separate process; its seconds and its peak memory, including its workers'."""
     command = [sys.executable, __file__, "--work", name, "--file", str(file), "--model", str(model)]
     with tempfile.TemporaryFile("w+") as errors:
         started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -111,24 +111,24 @@ def measured(name: str, file: Path, model: Path) -> dict[str, Any]:
             errors.seek(0)
             raise SystemExit(f"{name}: {errors.read()[-2000:]}")
         assert started.stdout
-        found: dict[str, Any] = json.loads(started.stdout.read().splitlines()[-1])
-    return {**found, "peak_mib": max(peak / 2**20, found["peak_mib"])}
+        result: dict[str, Any] = json.loads(started.stdout.read().splitlines()[-1])
+    return {**result, "peak_mib": max(peak / 2**20, result["peak_mib"])}
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process and those it started hold now; what they share counts as often as it is held."""
+    """Bytes held now by a process and its children; shared memory counts once per process."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
-        for one in (parent, *parent.children(recursive=True)):
+        for process in (parent, *parent.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total += one.memory_info().rss
+                total += process.memory_info().rss
     return total
 
 
 def work(name: str, file: Path, model: Path) -> None:
-    """What `measured` starts."""
-    import transformers  # noqa: F401  # its import is not what is measured
+    """The process that `measured` starts."""
+    import transformers  # noqa: F401  # its import is not measured
 
     start = time.perf_counter()
     WORK[name](file, model)
@@ -143,28 +143,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     parser.add_argument("--work", choices=list(WORK), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.work:
-        work(given.work, given.file, given.model)
+    options = parser.parse_args()
+    if options.work:
+        work(options.work, options.file, options.model)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = given.model or made_model(folder / "model")
+        model = options.model or tiny_model(folder / "model")
         print(f"{'rows':>10} {'work':<18} {'seconds':>9} {'rows/s':>9} {'peak MiB':>9}")
-        for count in given.rows:
+        for count in options.rows:
             write_rows(folder / f"{count}.jsonl", count)
-            for kind in given.only:
-                found = measured(kind, folder / f"{count}.jsonl", model)
-                rate = count / found["seconds"]
+            for kind in options.only:
+                result = measured(kind, folder / f"{count}.jsonl", model)
+                rate = count / result["seconds"]
                 print(
-                    f"{count:>10,} {kind:<18} {found['seconds']:>9.1f} {rate:>9,.0f} {found['peak_mib']:>9,.0f}",
+                    f"{count:>10,} {kind:<18} {result['seconds']:>9.1f} {rate:>9,.0f} {result['peak_mib']:>9,.0f}",
                     flush=True,
                 )
             (folder / f"{count}.jsonl").unlink()
 
 
-def made_model(folder: Path) -> Path:
-    """The tiny model of the tests: a real tokenizer, and weights that weigh nothing."""
+def tiny_model(folder: Path) -> Path:
+    """The tests' tiny model: a real tokenizer with few weights."""
     from mlflow_ft.testing import make_tiny_model
 
     return make_tiny_model(folder)

@@ -1,10 +1,10 @@
-"""How the time to prepare one row grows with its turns: twice the turns should take about twice the time.
+"""How the time to prepare a row grows with its turns: twice the turns should take about twice the time.
 
     python benchmarks/long_rows.py                               ChatML
     python benchmarks/long_rows.py qwen3.jinja llama3_2.jinja    other chat templates
 
-`one render` is the template alone, which takes time by the square of the turns where it loops over all for each.
-On a machine that others use, too, run it twice.
+`one render` is the template alone; its time is quadratic in the turns if it loops over all of them for each.
+On a shared machine, run it twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Turns = Sequence[dict[str, Any]]
 
 
 def rounds(count: int) -> Turns:
-    """Questions and answers by turns."""
+    """Alternating questions and answers."""
     return [{"role": role, "content": f"{role} {n}"} for n in range(count // 2) for role in ("user", "assistant")]
 
 
@@ -42,15 +42,15 @@ def steps(count: int) -> Turns:
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """How long something takes, and what comes of it."""
+    """How long a call takes, and its result."""
     start = time.perf_counter()
-    found = work()
-    return time.perf_counter() - start, found
+    result = work()
+    return time.perf_counter() - start, result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("templates", nargs="*", type=Path, help="Jinja files; ChatML where none is named")
+    parser.add_argument("templates", nargs="*", type=Path, help="Jinja files; default: ChatML")
     templates = {file.stem: file.read_text(encoding="utf-8") for file in parser.parse_args().templates}
     print(f"{'template':<20}{'row':<14}{'proved':>10}{'x':>7}{'one render':>13}{'x':>7}")
     for name, template in (templates or {"chatml": CHATML}).items():
@@ -61,9 +61,9 @@ def main() -> None:
                 ends = sorted(set(re.findall(r"<\|\w+\|>", template)))
                 tokenizer.add_special_tokens({"additional_special_tokens": ends})
                 encoder = Encoder(tokenizer, max_length=10**9)
-                proved, [found] = seconds(lambda: encoder.tokenise([Example(messages=tuple(turns))]))  # noqa: B023  # called at once
-                if isinstance(found, MaskError):
-                    print(f"{name:<20}{size:>6} {kind:<7}  {found}")
+                proved, [row] = seconds(lambda: encoder.tokenise([Example(messages=tuple(turns))]))  # noqa: B023  # called at once
+                if isinstance(row, MaskError):
+                    print(f"{name:<20}{size:>6} {kind:<7}  {row}")
                     break
                 written, _ = seconds(lambda: apply(encoder.tokenizer, turns, None))  # noqa: B023  # called at once
                 ratios = [now / then for now, then in zip((proved, written), before, strict=False)]

@@ -1,14 +1,14 @@
-"""Time and peak memory of merging a LoRA adapter, tensor by tensor and by PEFT, and whether the results are equal.
+"""Time and peak memory of merging a LoRA adapter, tensor by tensor and with PEFT, and whether the results are equal.
 
     python benchmarks/merge.py                               135M and 0.5B
-    python benchmarks/merge.py --sizes 135M 0.5B 1B 3B       `--peft-up-to 1B` leaves PEFT out beyond it
+    python benchmarks/merge.py --sizes 135M 0.5B 1B 3B       `--peft-up-to 1B` skips PEFT for larger models
     python benchmarks/merge.py --folder /big/disk
 
-Random weights in bfloat16 of a real architecture (Llama), LoRA of rank 16 on all linear layers. Every figure is of a
-process of its own. Peak memory is what the process holds beyond what it held before the merge (torch, transformers
-and PEFT are imported by then); files that are mapped into it count, too. PEFT: `from_pretrained` in float32,
-`merge_and_unload(safe_merge=True)`, `save_pretrained` in bfloat16, the way to the same bits; and all of it in bfloat16,
-its usual way, which rounds twice.
+The models have random bfloat16 weights of a real architecture (Llama), with LoRA of rank 16 on all linear layers. Each
+figure is measured in a separate process. Peak memory is what the process adds during the merge (torch, transformers and
+PEFT are already imported), including mapped files. `peft` is `from_pretrained` in float32,
+`merge_and_unload(safe_merge=True)` and `save_pretrained` in bfloat16, which gives the same bits; `peft-bf16` does
+everything in bfloat16, the usual way, which rounds twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WAYS = ("stream", "peft", "peft-bf16")
 
 
 def make(folder: Path, size: str) -> None:
-    """A base in bfloat16, written tensor by tensor, and an adapter for it."""
+    """Write a base in bfloat16, tensor by tensor, and an adapter for it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
@@ -53,7 +53,9 @@ def make(folder: Path, size: str) -> None:
     base.mkdir(parents=True)
     config.save_pretrained(base)
     torch.manual_seed(0)
-    entries = [Entry(name=name, shape=tuple(one.shape), dtype=one.dtype) for name, one in model.named_parameters()]
+    entries = [
+        Entry(name=name, shape=tuple(weight.shape), dtype=weight.dtype) for name, weight in model.named_parameters()
+    ]
     shared = tensor_files.shards(entries, limit=5 * 10**9)
     for name, group in shared.items():
         tensor_files.write(
@@ -65,8 +67,8 @@ def make(folder: Path, size: str) -> None:
     wrapped = get_peft_model(model, settings)
     settings.save_pretrained(str(adapter))
     weights = {
-        name.replace(".default", ""): torch.empty(one.shape).normal_(0, 0.02)
-        for name, one in wrapped.named_parameters()
+        name.replace(".default", ""): torch.empty(weight.shape).normal_(0, 0.02)
+        for name, weight in wrapped.named_parameters()
         if "lora_" in name
     }
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -81,7 +83,7 @@ def measure(folder: Path, way: str) -> dict[str, float]:
     from mlflow_ft.engine.merging import stream_merge
 
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     started = time.perf_counter()
     out = folder / way
     if way == "stream":
@@ -94,7 +96,7 @@ def measure(folder: Path, way: str) -> dict[str, float]:
         model: Any = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=dtype)
         merged: Any = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload(safe_merge=True)
         merged.to(torch.bfloat16).save_pretrained(out)
-        for file in out.iterdir():  # the streaming merge waits for the disk; so does this
+        for file in out.iterdir():  # wait for the disk, as the streaming merge does
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     seconds = time.perf_counter() - started
@@ -102,18 +104,18 @@ def measure(folder: Path, way: str) -> dict[str, float]:
 
 
 def memory(kind: str) -> float:
-    """MiB that this process holds (VmRSS), or held at most (VmHWM); `getrusage` would tell the parent's, too."""
+    """MiB that this process holds now (VmRSS) or at most (VmHWM); `getrusage` would include the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
 
 
-def compare(folder: Path, one: str, other: str) -> str:
-    """How many tensors differ, and by how much."""
+def compare(folder: Path, left_way: str, right_way: str) -> str:
+    """How many weights differ, and by how much."""
     import torch
 
     from mlflow_ft.engine.merging.tensor_files import ModelFiles
 
-    first, second = ModelFiles(folder / one), ModelFiles(folder / other)
+    first, second = ModelFiles(folder / left_way), ModelFiles(folder / right_way)
     assert set(first.places) == set(second.places)
     different, weights, furthest = 0, 0, 0
     for name in first.places:
@@ -131,9 +133,9 @@ def compare(folder: Path, one: str, other: str) -> str:
 
 def run(folder: Path, way: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", str(folder), way]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, float] = json.loads(completed.stdout.splitlines()[-1])
+    return result
 
 
 def main() -> None:
@@ -142,23 +144,24 @@ def main() -> None:
     parser.add_argument("--peft-up-to", default="1B", choices=list(SIZES))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--measure", nargs=2)
-    asked = parser.parse_args()
-    if asked.measure:
-        print(json.dumps(measure(Path(asked.measure[0]), asked.measure[1])))
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(Path(options.measure[0]), options.measure[1])))
         return
-    largest = list(SIZES).index(asked.peft_up_to)
-    print(f"{'size':>6} {'way':<10} {'seconds':>8} {'peak MiB':>9} {'base MiB':>9}  against `peft`")
-    for size in asked.sizes:
-        folder = Path(tempfile.mkdtemp(dir=asked.folder))
+    largest = list(SIZES).index(options.peft_up_to)
+    print(f"{'size':>6} {'way':<10} {'seconds':>8} {'peak MiB':>9} {'base MiB':>9}  compared with `peft`")
+    for size in options.sizes:
+        folder = Path(tempfile.mkdtemp(dir=options.folder))
         try:
             make(folder, size)
             ways = WAYS if list(SIZES).index(size) <= largest else WAYS[:1]
             base = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors")) / 2**20
-            found = {way: run(folder, way) for way in ways}
-            for way, one in found.items():
-                said = compare(folder, way, "peft") if "peft" in found and way != "peft" else ""
+            results = {way: run(folder, way) for way in ways}
+            for way, result in results.items():
+                difference = compare(folder, way, "peft") if "peft" in results and way != "peft" else ""
+                seconds, peak = result["seconds"], result["peak_mib"]
                 print(
-                    f"{size:>6} {way:<10} {one['seconds']:>8.1f} {one['peak_mib']:>9,.0f} {base:>9,.0f}  {said}",
+                    f"{size:>6} {way:<10} {seconds:>8.1f} {peak:>9,.0f} {base:>9,.0f}  {difference}",
                     flush=True,
                 )
         finally:

@@ -1,5 +1,11 @@
-"""mlflow-ft: fine-tuning of language models inside MLflow. This is the public API, for plugins and for programs."""
+"""mlflow-ft: fine-tuning of language models inside MLflow. This is the public API, for plugins and for programs.
 
+The engine's public functions are in `mlflow_ft.engine`; docs/api.md describes everything.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft.candidacy import Candidacy, Contender
 from mlflow_ft.errors import (
     ConfigError,
     DataError,
@@ -27,40 +33,113 @@ from mlflow_ft.records import (
     Trainer,
     Verdict,
 )
-from mlflow_ft.rows import Checked, Example, Finding, Message, Place, Row, Task
-from mlflow_ft.values import Answer, Score
+from mlflow_ft.rows import Checked, Encoded, Example, Finding, Kind, Message, Place, Row, Severity, Task
+from mlflow_ft.values import (
+    Answer,
+    BaseModel,
+    Checkpointer,
+    CheckResult,
+    Data,
+    Exported,
+    Form,
+    Job,
+    Model,
+    Package,
+    Packaged,
+    Report,
+    Run,
+    Score,
+    Scores,
+    Split,
+    StoredRows,
+    Subject,
+    Trained,
+    Version,
+    Worse,
+)
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.gates import Gates, PairedTest
+    from mlflow_ft.config.methods import RolloutSection
+    from mlflow_ft.config.schema import ChecksSection, Config
+
+_SETTINGS = {
+    "ChecksSection": "schema",
+    "Config": "schema",
+    "Gates": "gates",
+    "PairedTest": "gates",
+    "RolloutSection": "methods",
+}
+"""Public classes of settings, by the module of `mlflow_ft.config`; pydantic takes half a second to import."""
 
 __all__ = [
     "Adapter",
     "Answer",
+    "BaseModel",
+    "Candidacy",
     "Check",
+    "CheckResult",
     "Checked",
+    "Checkpointer",
+    "ChecksSection",
     "Collector",
+    "Config",
     "ConfigError",
+    "Contender",
+    "Data",
     "DataError",
     "DataFormat",
+    "Encoded",
     "Evaluator",
     "Example",
+    "Exported",
     "Exporter",
     "Finding",
     "FineTuneError",
+    "Form",
     "Gate",
+    "Gates",
+    "Job",
+    "Kind",
     "Message",
+    "Model",
     "ModelError",
+    "Package",
+    "Packaged",
     "Packager",
+    "PairedTest",
     "Place",
     "PluginError",
     "Problem",
     "RefusedError",
+    "Report",
     "ResourceError",
     "Reward",
+    "RolloutSection",
     "Row",
+    "Run",
     "Score",
+    "Scores",
+    "Severity",
+    "Split",
     "StoppedError",
+    "StoredRows",
+    "Subject",
     "Task",
     "TrackingError",
+    "Trained",
     "Trainer",
     "UndeliveredError",
     "Verdict",
+    "Version",
+    "Worse",
     "hookimpl",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SETTINGS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"mlflow_ft.config.{_SETTINGS[name]}"), name)

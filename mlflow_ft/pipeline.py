@@ -52,7 +52,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     from mlflow_ft import tracking  # takes seconds, which a mistyped path need not cost
 
     tracking.check_server()
-    with tracking.open_run(config, plugins=plugins) as active:
+    with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job), clock_of(config, now):
             job, base = model.find(job)
@@ -79,7 +79,7 @@ def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) 
     from mlflow_ft.tracking import unfinished
 
     left = unpackaged.find(run_id, registry)
-    with unfinished.reopening(left.run), tracking.open_run(left.config, plugins=plugins) as active:
+    with unfinished.reopening(left.run), tracking.open_run(left.config.run, plugins=plugins) as active:
         job = unpackaged.reopen(left, plugins, registry, active, progress)
         with start.told_to_plugins(job), clock_of(left.config, left.moment):
             trained = unpackaged.trained(job, left)
@@ -153,7 +153,7 @@ def prepare(
     from mlflow_ft import tracking
 
     tracking.check_server()
-    with tracking.open_run(config, plugins=plugins) as active:
+    with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.told_to_plugins(job), clock_of(config, now):
             base = hub.find(config.model, job.progress, weights=False)

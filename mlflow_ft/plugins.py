@@ -35,6 +35,7 @@ KINDS: Mapping[str, type] = {
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that the package lies in; with an MLproject file in it, it is a checkout, which has plugins of its own."""
+BUILTIN_FOLDER = CHECKOUT / "mlflow_ft" / "builtin"
 BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS)
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ class PluginInfo:
     sha256: str
     status: Literal["active", "broken", "off"]
     error: str = ""
+
+    @property
+    def built_in(self) -> bool:
+        return self.module.startswith("mlflow_ft.builtin.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,17 +247,29 @@ def _own_version() -> str:
 
 
 def _source_hash(module: ModuleType) -> str:
-    """Sha256 over the plugin's Python files, by their names in its package; "" where it has none on the disk."""
+    """Sha256 over the Python files of the plugin's package, by their names in it; "" where it has none on the disk."""
     file = getattr(module, "__file__", None)
     if not file:
         return ""
     path = Path(file)
-    in_package = path.parent.joinpath("__init__.py").is_file()
-    files = sorted(path.parent.rglob("*.py")) if in_package else [path]
+    folder = _package_folder(path)
+    files = sorted(folder.rglob("*.py")) if folder else [path]
     digest = hashlib.sha256()
     try:
         for source in files:
-            digest.update(source.relative_to(path.parent).as_posix().encode() + b"\0" + source.read_bytes())
+            digest.update(source.relative_to(folder or path.parent).as_posix().encode() + b"\0" + source.read_bytes())
     except OSError:  # imported from a zip file
         return ""
     return digest.hexdigest()
+
+
+def _package_folder(path: Path) -> Path | None:
+    """The outermost package that a module is in, which for the built-ins is theirs; None for a module by itself."""
+    folder = None
+    for parent in path.parents:
+        if not (parent / "__init__.py").is_file():
+            break
+        folder = parent
+        if parent == BUILTIN_FOLDER:
+            break
+    return folder

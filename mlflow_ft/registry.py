@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from mlflow_ft.config.gates import Gates, near
-from mlflow_ft.config.given import headline
 from mlflow_ft.errors import ConfigError, PluginError, Problem
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.gates import Gates
 
 RecordT = TypeVar("RecordT", bound=Record)
 OWN_SECTION = {"beats-champion": "beats_champion", "beats-base": "beats_base", "no-regression": "max_regression"}
@@ -84,6 +85,8 @@ def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates fi
     Raises:
         ConfigError: a gate is not registered, or reads no such option.
     """
+    from mlflow_ft.config.given import headline
+
     for name in gates.waive:
         registry.gates[name]
     problems = [one for name, given in gates.options.items() for one in _unread(registry.gates[name], given, place)]
@@ -97,6 +100,8 @@ def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates fi
 
 def _unread(gate: Gate, given: Mapping[str, Any], place: str) -> Iterator[Problem]:
     """Options that the gate does not read."""
+    from mlflow_ft.config.gates import near
+
     for path in _leaves(given):
         parts = path.split(".")
         above = {".".join([*parts[:depth], "*"]) for depth in range(1, len(parts))}

@@ -38,10 +38,10 @@ INTRO = """# Combinations
 
 <!-- Made by `python -m tests.combinations`, which trains each for two steps; tests hold the page to what they find. -->
 
-Every objective was trained with these adapters beside each kind of base on a small model, saved, and loaded back: the
-loaded model gives the logits of the one in memory. *merges* means that the merged model gives them too. A number is the
+Every objective was trained with each of these adapters and kinds of base on a small model, saved, and loaded back: the
+loaded model gives the same logits as the one in memory. *merges* means that the merged model does too. A number is the
 reason why a combination is refused, before anything is loaded. The other [adapters](methods.md#adapters) are tried with
-sft alone. What TRL's and PEFT's own limits are may change with their versions."""
+sft only. TRL's and PEFT's own limits may change with their versions."""
 
 
 def examples(objective: str) -> list[Example]:

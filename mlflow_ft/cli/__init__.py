@@ -1,4 +1,4 @@
-"""The command `mlflow-ft`: one verb a command, one file a command, each imported only when it is called."""
+"""The command `mlflow-ft`: one file per subcommand, imported only when it is called."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from mlflow_ft.errors import FineTuneError
 from mlflow_ft.processes import check_single
 
 COMMANDS = {
-    "train": "Fine-tune a model by a method, and register what comes of it.",
-    "align": "Instruction tuning, then preferences: two jobs in a row.",
-    "rlhf": "Instruction tuning, a reward model, and PPO against it: three jobs in a row.",
-    "prepare": "Read, check and prove the data in a run of its own; mend what is safe to mend.",
-    "data": "Look at the data: show what is learned, check it, find the models trained on it.",
-    "show": "List the methods, formats, checks, adapters, evaluators, rewards, exporters, gates there are.",
-    "merge": "Merge an adapter into its base, tensor by tensor, into a folder.",
-    "package": "Package and register the model of a run that failed after its training.",
-    "export": "Write a model in another form (4 bits, GGUF), compared with the trained one.",
-    "promote": "Move an alias (champion) to a version, when every gate passes.",
-    "rollback": "Make the champion before the champion again.",
-    "history": "Tell every move of an alias: who, when, why.",
-    "serve": "Answer chat requests over HTTP: a model, or several adapters on one base.",
-    "chat": "Talk to a model in the terminal; base and tuned side by side with --compare.",
-    "plugins": "List the plugins that were found, and whether they work.",
-    "sync": "Deliver to the tracking server what a run could not while it was away.",
+    "train": "Fine-tune a model and register the result.",
+    "align": "Instruction tuning, then preference tuning: two jobs in sequence.",
+    "rlhf": "Instruction tuning, a reward model, then PPO against it: three jobs in sequence.",
+    "prepare": "Read, check and tokenise the data without training; --fix writes a cleaned copy.",
+    "data": "Inspect data: show what is learned, check it, find the models trained on it.",
+    "show": "List the available methods, formats, checks, adapters, rewards, exporters and so on.",
+    "merge": "Merge an adapter into its base, tensor by tensor.",
+    "package": "Package and register the model of a run that failed after training.",
+    "export": "Write a model in another form (4-bit, GGUF) and compare it with the trained one.",
+    "promote": "Move an alias (champion) to a version if every gate passes.",
+    "rollback": "Restore the previous champion.",
+    "history": "List every move of an alias: who, when and why.",
+    "serve": "Serve chat requests over HTTP: one model, or several adapters on one base.",
+    "chat": "Chat with a model in the terminal; --compare shows the base model's answers too.",
+    "plugins": "List the installed plugins and whether they work.",
+    "sync": "Deliver what a run could not send while the tracking server was down.",
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one only to run it."""
+    """A group that lists its commands by name and imports one only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -51,26 +51,26 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mlflow-ft", prog_name="mlflow-ft")
 def cli() -> None:
-    """Fine-tuning of language models inside MLflow.
+    """Fine-tune language models inside MLflow.
 
     \b
     mlflow-ft train qlora                                  the demo: built-in model and data
-    mlflow-ft train qlora --model MODEL --data FILE        your own
-    mlflow-ft data check --data FILE --model MODEL         what is wrong with the data, before training
+    mlflow-ft train qlora --model MODEL --data FILE        your own model and data
+    mlflow-ft data check --data FILE --model MODEL         find problems in the data before training
     mlflow-ft show trainers                                every method and its defaults
 
-    Exit codes: 0 done; 1 refused by evidence; 2 wrong input; 3 complete on disk, not yet delivered to the tracking
-    server; 130 and 143 stopped by a signal.
+    Exit codes: 0 success; 1 refused by a check, a comparison or a gate; 2 invalid input; 3 complete on disk but not yet
+    delivered to the tracking server; 130 or 143 stopped by a signal.
     """
     check_single()
 
 
 def main() -> None:
-    """Run the command; errors that a user can cause are told in a few lines, with the exit code of their kind."""
-    # Idle OpenMP threads spin by default, and take the processor from the one that works wherever cores are shared:
-    # a training step on two busy cores took 60 s instead of 2. Must be set before torch is loaded.
+    """Run the command; print errors that a user can cause in a few lines and exit with the code of their kind."""
+    # Idle OpenMP threads spin by default and starve the working thread on shared cores: a training step on two busy
+    # cores took 60 s instead of 2. Must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # MLflow's own bars would stand between the lines that tell what is done.
+    # MLflow's own progress bars would break up our output.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         code = cli.main(standalone_mode=False)
@@ -82,7 +82,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads what is printed has seen enough (`| head`)
+    except BrokenPipeError:  # the reader of our output has closed it (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)

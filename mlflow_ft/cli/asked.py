@@ -1,4 +1,4 @@
-"""What was asked for on the command line, resolved to a config: METHOD, --config FILE and --key value pairs."""
+"""Resolve the command line (METHOD, --config FILE and --key value pairs) to a config."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from mlflow_ft.registry import Registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DEMO = "demo"
-"""The place of a setting that comes with the built-in data begins so."""
+"""Prefix of the place of settings that come with the built-in data."""
 
 
 def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = None) -> Config:
-    """Resolve `METHOD --key value ...`; the method may also stand in the file, or behind `--method`.
+    """Resolve `METHOD --key value ...`; the method may also come from the file or from `--method`.
 
-    Where `method` is given, the command needs none: a first word that is no key names the data.
+    If `method` is given, the command line needs none: a first word without `--` names the data.
 
     Raises:
-        ConfigError: no method or an unknown one, or problems in the file or on the command line, told at once.
+        ConfigError: no method, an unknown one, or problems in the file or on the command line, all reported together.
     """
     trainers = Registry(plugins).trainers
     first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
-    given = pairs(arguments[len(first) :])
+    settings = pairs(arguments[len(first) :])
     if method and first:
-        given = [Given(key="data", value=first[0], place=f"{first[0]} (command line)"), *given]
+        settings = [Given(key="data", value=first[0], place=f"{first[0]} (command line)"), *settings]
         first = []
-    files = [one for one in given if one.key == "config"]
-    command_line = [one for one in given if one.key != "config"]
+    files = [setting for setting in settings if setting.key == "config"]
+    command_line = [setting for setting in settings if setting.key != "config"]
     from_file = read_yaml(find_file(str(files[-1].value))) if files else []
-    named = [*first, *(str(one.value) for one in (*command_line, *from_file) if one.key == "method")]
-    if method and not named:
-        named = [method]
-    if not named:
+    methods = [*first, *(str(setting.value) for setting in (*command_line, *from_file) if setting.key == "method")]
+    if method and not methods:
+        methods = [method]
+    if not methods:
         known = ", ".join(trainer.name for trainer in trainers)
-        raise ConfigError("no method was named", hint=f"mlflow-ft train METHOD; methods: {known}")
+        raise ConfigError("no method given", hint=f"mlflow-ft train METHOD; methods: {known}")
     return resolve(
-        named[0],
-        defaults={} if named[0] == method else trainers[named[0]].defaults,
-        presets=demo_settings([*from_file, *command_line], named[0]),
+        methods[0],
+        defaults={} if methods[0] == method else trainers[methods[0]].defaults,
+        presets=demo_settings([*from_file, *command_line], methods[0]),
         file=from_file,
         command_line=command_line,
     )
@@ -52,19 +52,19 @@ def find_file(name: str) -> Path:
     """A YAML file by its path, or an example by its name.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: neither exists.
     """
     for file in (Path(name).expanduser(), EXAMPLES / f"{name}.yaml"):
         if file.is_file():
             return file
-    known = ", ".join(sorted(one.stem for one in EXAMPLES.glob("*.yaml")))
-    raise ConfigError(f"there is no config file {name!r}", hint=f"looked in {Path.cwd()}; examples: {known}")
+    known = ", ".join(sorted(file.stem for file in EXAMPLES.glob("*.yaml")))
+    raise ConfigError(f"no config file {name!r}", hint=f"looked in {Path.cwd()}; examples: {known}")
 
 
-def demo_settings(given: Sequence[Given], method: str) -> list[Given]:
-    """Settings that suit the built-in data, where no other data was asked for; a method may have its own."""
-    if any(one.key in ("data", "data.path", "path") and one.value != "demo" for one in given):
+def demo_settings(settings: Sequence[Given], method: str) -> list[Given]:
+    """Settings that suit the built-in data, unless other data was requested; a method may have its own."""
+    if any(setting.key in ("data", "data.path", "path") and setting.value != "demo" for setting in settings):
         return []
-    own = EXAMPLES / "demo" / f"{method}.yaml"
-    given = read_yaml(own if own.is_file() else EXAMPLES / "demo" / "settings.yaml")
-    return [replace(one, place=f"{DEMO} {one.place}") for one in given]
+    settings_file = EXAMPLES / "demo" / f"{method}.yaml"
+    settings = read_yaml(settings_file if settings_file.is_file() else EXAMPLES / "demo" / "settings.yaml")
+    return [replace(setting, place=f"{DEMO} {setting.place}") for setting in settings]

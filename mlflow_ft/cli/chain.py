@@ -1,7 +1,7 @@
-"""Jobs in a row, each on what the one before left in the registry: sft -> dpo, and sft -> reward -> ppo.
+"""Chains of jobs, each starting from the model that the previous one registered: sft -> dpo, sft -> reward -> ppo.
 
-Every stage is a job of its own: a process, a nested MLflow run, versions in the registry. The run around them keeps
-what each stage left (`chain/STAGE.json`), so that a chain that was interrupted goes on with the first unfinished one.
+Every stage is a separate job: a process, a nested MLflow run, versions in the registry. The parent run keeps the
+outcome of each stage (`chain/STAGE.json`), so that an interrupted chain resumes at the first unfinished stage.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
 FOLDER = "chain"
 LATER = "models:/before/1"
-"""Stands for the model of a stage that has not run yet."""
+"""Placeholder for the model of a stage that has not run yet."""
 ASKED_FILE = f"{FOLDER}/asked.json"
-Left = Mapping[str, Any]
-"""What a stage left: the JSON that `mlflow-ft train --json` prints."""
+Outcome = Mapping[str, Any]
+"""The outcome of a stage: the JSON that `mlflow-ft train --json` prints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One job of a chain: its method, and which stage's model it takes for what."""
+    """One job of a chain: its method, and which stages' models it uses."""
 
     method: str
     defaults: Mapping[str, str]
-    """Settings below those that the user gives."""
+    """Settings that the user's own settings override."""
     init_from: str = ""
-    """The stage whose model is trained further: its adapter, or the whole model where it has none."""
+    """The stage whose model is trained further: its adapter, or the whole model if it has none."""
     whole: bool = False
-    """Begin with the whole (merged) model, since what is trained is of another kind."""
+    """Start from the whole (merged) model, because another kind of model is trained."""
     reward_from: str = ""
-    """The stage whose model scores answers."""
+    """The stage whose model scores the answers."""
 
 
 ADAPTER = {"adapter.kind": "lora"}
@@ -64,67 +64,69 @@ CHAINS: Mapping[str, tuple[Stage, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """What a finished chain has to show."""
+class ChainOutcome:
+    """The outcome of a finished chain."""
 
     run_id: str
     tracking_uri: str
     url: str | None
-    stages: Mapping[str, Left]
+    stages: Mapping[str, Outcome]
 
 
 def split(arguments: Sequence[str], stages: Sequence[Stage]) -> dict[str, list[str]]:
-    """Which `--key value` pairs each stage gets: `--sft.data F` is one stage's, all others are every stage's.
+    """The `--key value` pairs of each stage: `--sft.data F` goes to one stage, all others to every stage.
 
     Raises:
-        ConfigError: something is no pair, or a stage is named that the chain does not have.
+        ConfigError: something is not a pair.
     """
     from mlflow_ft.config import pairs
 
     names = [stage.method for stage in stages]
-    found: dict[str, list[str]] = {name: [] for name in names}
-    for one in pairs(arguments):
-        stage, dot, key = one.key.partition(".")
+    arguments_of: dict[str, list[str]] = {name: [] for name in names}
+    for setting in pairs(arguments):
+        stage, dot, key = setting.key.partition(".")
         for name in [stage] if dot and stage in names else names:
-            found[name].append(f"--{key if dot and stage in names else one.key}={one.value}")
-    return found
+            arguments_of[name].append(f"--{key if dot and stage in names else setting.key}={setting.value}")
+    return arguments_of
 
 
 def unless_given(before: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The settings of before, without those that are given anew."""
+    """The earlier settings, without those that are given again."""
     from mlflow_ft.config import pairs
 
-    anew = {one.key for one in pairs(arguments)}
-    return [f"--{one.key}={one.value}" for one in pairs(before) if one.key not in anew]
+    keys = {setting.key for setting in pairs(arguments)}
+    return [f"--{setting.key}={setting.value}" for setting in pairs(before) if setting.key not in keys]
 
 
 def dated(arguments: Sequence[str], today: date) -> list[str]:
-    """The settings, with the day on which the chain began, unless they say which day it is."""
+    """The settings plus the date on which the chain started, unless they set a date."""
     from mlflow_ft.config import pairs
 
-    given = any(one.key.rpartition(".")[2] == "date" for one in pairs(arguments))
-    return [*arguments, *([] if given else [f"--data.date={today.isoformat()}"])]
+    has_date = any(setting.key.rpartition(".")[2] == "date" for setting in pairs(arguments))
+    return [*arguments, *([] if has_date else [f"--data.date={today.isoformat()}"])]
 
 
-def settings(stage: Stage, given: Sequence[str], left: Mapping[str, Left]) -> list[str]:
-    """All arguments of a stage's job; a setting that the user gave is not given twice."""
-    own = dict(stage.defaults)
-    if stage.init_from in left:
-        own["model.init_from"] = version_of(left[stage.init_from], whole=stage.whole)
-    if stage.reward_from in left:
-        own["rollout.reward_model"] = version_of(left[stage.reward_from], whole=True)
-    keys = {one.removeprefix("--").partition("=")[0] for one in given}
+def settings(stage: Stage, arguments: Sequence[str], outcomes: Mapping[str, Outcome]) -> list[str]:
+    """All arguments of a stage's job; a stage's own setting is left out if the user gave it."""
+    defaults = dict(stage.defaults)
+    if stage.init_from in outcomes:
+        defaults["model.init_from"] = version_of(outcomes[stage.init_from], whole=stage.whole)
+    if stage.reward_from in outcomes:
+        defaults["rollout.reward_model"] = version_of(outcomes[stage.reward_from], whole=True)
+    keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
     extra = [
-        f"--{path}={value}" for path, value in own.items() if path not in keys and path.rpartition(".")[2] not in keys
+        f"--{path}={value}"
+        for path, value in defaults.items()
+        if path not in keys and path.rpartition(".")[2] not in keys
     ]
-    return [*extra, *given]
+    return [*extra, *arguments]
 
 
-def version_of(left: Left, *, whole: bool) -> str:
-    """The URI of the version to go on from: the adapter, or the whole model where there is none or it is wanted."""
-    names = {one["name"].endswith("-adapter"): one for one in reversed(left["versions"])}
-    one = names.get(not whole) or names[whole]
-    return f"models:/{one['name']}/{one['version']}"
+def version_of(outcome: Outcome, *, whole: bool) -> str:
+    """The URI of the version to continue from: the adapter, or the whole model if `whole` or without an adapter."""
+    versions = {version["name"].endswith("-adapter"): version for version in reversed(outcome["versions"])}
+    version = versions.get(not whole) or versions[whole]
+    return f"models:/{version['name']}/{version['version']}"
 
 
 def check(
@@ -132,23 +134,23 @@ def check(
 ) -> tuple[dict[str, list[str]], Config]:
     """Resolve every stage's settings before the first one starts; the first stage's config is the run's.
 
-    What the `finished` stages read need not be there any more.
+    The inputs of `finished` stages need not exist any more.
 
     Raises:
-        FineTuneError: a stage's method is not there, its settings cannot work, or name what is not there.
+        FineTuneError: a stage's method does not exist, its settings cannot work, or name something missing.
     """
     from mlflow_ft.cli.asked import asked
     from mlflow_ft.registry import Registry
     from mlflow_ft.stages import data, preflight
 
     stages, registry = CHAINS[chain], Registry(loaded)
-    given = split(arguments, stages)
+    arguments_of = split(arguments, stages)
     configs = []
     for stage in stages:
-        placeholder = {name: {"versions": [{"name": "before", "version": 1}]} for name in given}
+        placeholder = {name: {"versions": [{"name": "before", "version": 1}]} for name in arguments_of}
         accept = partial(data.fits, stage.method, registry)
         try:
-            config = asked([stage.method, *settings(stage, given[stage.method], placeholder)], loaded)
+            config = asked([stage.method, *settings(stage, arguments_of[stage.method], placeholder)], loaded)
             if stage.method not in finished:
                 preflight.check(config, plugins=loaded, registry=registry, accept=accept, later=[LATER])
         except FineTuneError as error:
@@ -156,7 +158,7 @@ def check(
                 f"stage {stage.method} of {chain}: {error.message}", hint=error.hint, problems=error.problems
             ) from error
         configs.append(config)
-    return given, configs[0]
+    return arguments_of, configs[0]
 
 
 def run(
@@ -168,52 +170,54 @@ def run(
     progress: Progress,
     today: date | None = None,
     environ: MutableMapping[str, str] = os.environ,
-) -> Done:
-    """Run every stage that is not done yet, each in a nested run of its own.
+) -> ChainOutcome:
+    """Run every unfinished stage, each in its own nested run.
 
-    `resume` is the run of a chain that was interrupted: its settings are taken, and its finished stages too. `today`
-    is the day that chat templates are given in every stage, also where one is resumed later.
+    `resume` is the run of an interrupted chain, whose settings and finished stages are reused. `today` is the date
+    that chat templates see in every stage, even if one is resumed later.
 
     Raises:
-        FineTuneError: a stage failed; the stages before it are kept, and the hint says how to go on.
+        FineTuneError: a stage failed; earlier stages are kept, and the hint says how to resume.
     """
     from mlflow_ft import tracking
 
     tracking.check_server()
     before = tracking.read_json(resume, ASKED_FILE) if resume else None
     if resume and (before is None or before["chain"] != chain):
-        raise ConfigError(f"run {resume} is no run of {chain}", hint="name the run that `mlflow-ft` told at its end")
-    everything = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
-    everything = dated(everything, today or datetime.now().astimezone().date())
-    done_before = {
-        stage.method: kept
+        raise ConfigError(f"run {resume} is not a run of {chain}", hint="pass the run id that `mlflow-ft` printed")
+    settings_given = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
+    settings_given = dated(settings_given, today or datetime.now().astimezone().date())
+    finished = {
+        stage.method: outcome
         for stage in CHAINS[chain]
-        if resume and (kept := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
+        if resume and (outcome := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
     }
-    given, config = check(chain, everything, loaded, finished=done_before)
+    arguments_of, config = check(chain, settings_given, loaded, finished=finished)
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
-    left: dict[str, Left] = {}
-    with tracking.open_run(config, plugins=loaded, environ=environ) as active:
-        active.artifact_text(dumps({"chain": chain, "arguments": everything}, indent=2), ASKED_FILE)
+    outcomes: dict[str, Outcome] = {}
+    with tracking.open_run(config.run, plugins=loaded, environ=environ) as active:
+        active.artifact_text(dumps({"chain": chain, "arguments": settings_given}, indent=2), ASKED_FILE)
         active.set_tags({"mlflow_ft.method": chain})
         for number, stage in enumerate(CHAINS[chain], start=1):
             active.begin(stage.method)
-            known = done_before.get(stage.method)
-            if known is not None:
-                progress.say(f"stage {number}, {stage.method}: done before, in run {known['run_id']}")
+            outcome = finished.get(stage.method)
+            if outcome is not None:
+                progress.say(f"stage {number}, {stage.method}: already done in run {outcome['run_id']}")
             else:
                 progress.say(f"stage {number} of {len(CHAINS[chain])}: {stage.method}")
-                known = _stage(active, stage, settings(stage, given[stage.method], left), progress, environ)
-            active.artifact_text(dumps(known, indent=2), f"{FOLDER}/{stage.method}.json")
-            left[stage.method] = known
-    return Done(run_id=active.run_id, tracking_uri=active.tracking_uri, url=active.url, stages=left)
+                outcome = _stage(
+                    active, stage, settings(stage, arguments_of[stage.method], outcomes), progress, environ
+                )
+            active.artifact_text(dumps(outcome, indent=2), f"{FOLDER}/{stage.method}.json")
+            outcomes[stage.method] = outcome
+    return ChainOutcome(run_id=active.run_id, tracking_uri=active.tracking_uri, url=active.url, stages=outcomes)
 
 
 def _stage(
     active: ActiveRun, stage: Stage, arguments: Sequence[str], progress: Progress, environ: Mapping[str, str]
-) -> Left:
-    """Run one job in a process of its own, whose memory is free when it ends, and read what it left."""
+) -> Outcome:
+    """Run one job in its own process, so that its memory is freed at the end, and read its outcome."""
     child = active.nested_run(stage.method)
     command = [sys.executable, "-m", "mlflow_ft", "train", stage.method, "--json", *arguments]
     command += ["--quiet"] if progress.quiet else []
@@ -223,37 +227,37 @@ def _stage(
         output = _output(process, active)
     if process.returncode:
         raise failed(stage, process.returncode, child, active.run_id)
-    found: Left = loads(output)
-    return found
+    outcome: Outcome = loads(output)
+    return outcome
 
 
 def _output(process: subprocess.Popen[str], active: ActiveRun) -> str:
-    """What a stage prints; a signal to the chain is handed on to it, once."""
-    told = False
+    """What a stage prints; a signal to the chain is forwarded to it once."""
+    forwarded = False
     while True:
         try:
             return process.communicate(timeout=0.5)[0]
         except subprocess.TimeoutExpired:
-            if active.stopping and not told:
-                process.send_signal(signal.SIGTERM)  # it finishes its step, and leaves its run KILLED
-                told = True
+            if active.stopping and not forwarded:
+                process.send_signal(signal.SIGTERM)  # it finishes its step and marks its run KILLED
+                forwarded = True
 
 
 def failed(stage: Stage, code: int, child: str, run_id: str) -> FineTuneError:
-    """The error of a chain whose stage ended with `code`; its exit code is the stage's."""
+    """The error of a chain whose stage ended with `code`; it has the same exit code."""
     if code in (130, 143):
         return StoppedError(code - 128)
     kinds = {kind.exit_code: kind for kind in (RefusedError, UndeliveredError)}
     return kinds.get(code, FineTuneError)(
         f"stage {stage.method} ended with exit code {code}; its run is {child}",
-        hint=f"what was done before is kept; mend it and go on with --resume {run_id}",
+        hint=f"earlier stages are kept; fix the problem and continue with --resume {run_id}",
     )
 
 
 # --- the commands
 
-SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Tell nothing but errors."}
-OPTIONS = {"resume RUN": "Go on with the chain of this run: its settings, and its finished stages, are taken."}
+SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Print errors only."}
+OPTIONS = {"resume RUN": "Resume the chain of this run, with its settings and its finished stages."}
 
 
 def command_of(chain: str, about: str) -> click.Command:
@@ -264,18 +268,20 @@ def command_of(chain: str, about: str) -> click.Command:
 
         progress = Progress(quiet=quiet)
         with told_to_run():
-            done = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
+            finished = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
         if json:
-            outcome = {"run_id": done.run_id, "tracking_uri": done.tracking_uri, "stages": dict(done.stages)}
-            click.echo(dumps(outcome, indent=2))
+            fields = {"run_id": finished.run_id, "tracking_uri": finished.tracking_uri, "stages": dict(finished.stages)}
+            click.echo(dumps(fields, indent=2))
             return
-        facts = {"run": done.run_id, "tracking": done.url or done.tracking_uri}
-        for name, left in done.stages.items():
-            facts[name] = ", ".join(f"{one['name']} version {one['version']}" for one in left["versions"])
+        facts = {"run": finished.run_id, "tracking": finished.url or finished.tracking_uri}
+        for name, outcome in finished.stages.items():
+            facts[name] = ", ".join(
+                f"{version['name']} version {version['version']}" for version in outcome["versions"]
+            )
         progress.facts(facts)
 
-    made = click.command(
+    decorate = click.command(
         chain, cls=PairsCommand, options_metavar="[--KEY VALUE]...", switches=SWITCHES, options=OPTIONS, help=about
     )
-    found: click.Command = made(command)
-    return found
+    chain_command: click.Command = decorate(command)
+    return chain_command

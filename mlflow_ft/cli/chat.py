@@ -1,4 +1,4 @@
-"""mlflow-ft chat MODEL: a conversation in the terminal; with --compare base and tuned model side by side."""
+"""mlflow-ft chat MODEL: a conversation in the terminal; --compare shows base and tuned model side by side."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from mlflow_ft.operations.serving.conversation import Conversation
 
 NARROW = 80
-"""Below so many columns two answers stand one under another."""
-COMMANDS = "/reset forgets what was said, /exit or Ctrl-D ends"
+"""Below this many columns the two answers are printed one under the other."""
+COMMANDS = "/reset clears the conversation; /exit or Ctrl-D quits"
 
 
 @click.command()
 @click.argument("model")
-@click.option("--compare", is_flag=True, help="Ask the model that it was before its training, too.")
-@click.option("--base", envvar="MLFLOW_FT_BASE_MODEL", help="Where the base is; the recorded one when not given.")
+@click.option("--compare", is_flag=True, help="Also ask the model as it was before training.")
+@click.option("--base", envvar="MLFLOW_FT_BASE_MODEL", help="The base model; default: the recorded one.")
 @click.option("--system", metavar="TEXT", help="The system prompt.")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Ask this, and end; repeat it for more turns.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Ask this and exit; repeat for more turns.")
 @click.option(
     "--temperature",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="0: the likeliest token, always the same answer.",
+    help="0: greedy decoding, always the same answer.",
 )
-@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of an answer, at most.")
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Maximum answer length.")
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a line of JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Tell nothing but answers and errors.")
+@click.option("--quiet", is_flag=True, help="Print answers and errors only.")
 def command(
     model: str,
     *,
@@ -49,14 +49,14 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Talk to MODEL: NAME@alias, NAME/3, models:/..., runs:/RUN_ID/merged, a folder, a model on the Hub.
+    """Chat with MODEL: NAME@alias, NAME/3, models:/..., runs:/RUN_ID/merged, a folder or a Hub model.
 
     \b
     mlflow-ft chat NAME@candidate
     mlflow-ft chat NAME-adapter@candidate --compare
     mlflow-ft chat NAME@candidate --prompt "First question" --prompt "And then?" --json
 
-    Prompts come from --prompt, else from the terminal, else a line each from stdin. The answers go to stdout.
+    Prompts come from --prompt, else from the terminal, else from stdin, one per line. Answers go to stdout.
     """
     from rich.console import Console
 
@@ -85,7 +85,7 @@ def piped() -> Iterator[str]:
 
 
 def typed(console: Console) -> Iterator[str]:
-    """What is typed, until Ctrl-D."""
+    """Prompts typed in the terminal, until Ctrl-D."""
     console.print(COMMANDS, style="dim")
     while True:
         try:
@@ -96,7 +96,7 @@ def typed(console: Console) -> Iterator[str]:
 
 
 def turn(talk: Conversation, prompt: str, console: Console, *, as_json: bool, goes_on: bool) -> None:
-    """Ask, and show. In a terminal what goes wrong, and Ctrl-C, end this answer alone."""
+    """Ask and print the answer. In a terminal, an error or Ctrl-C ends this answer only."""
     try:
         if as_json:
             click.echo(json.dumps(line(prompt, talk.ask(prompt)), ensure_ascii=False))
@@ -115,13 +115,13 @@ def turn(talk: Conversation, prompt: str, console: Console, *, as_json: bool, go
 
 
 def line(prompt: str, answers: dict[str, str]) -> dict[str, str]:
-    """A turn for a machine: a model by itself is `tuned` too."""
+    """A turn as JSON fields; a single model is `tuned` too."""
     first, *others = answers
     return {"prompt": prompt, "tuned": answers[first]} | {name: answers[name] for name in others}
 
 
 def grow(talk: Conversation, prompt: str, console: Console) -> None:
-    """One answer, on a terminal while it is written."""
+    """Print one answer; in a terminal, as it is generated."""
     shown = ""
 
     def written(text: str) -> None:
@@ -135,7 +135,7 @@ def grow(talk: Conversation, prompt: str, console: Console) -> None:
 
 
 def beside(answers: dict[str, str], console: Console) -> None:
-    """In boxes, side by side where there is room; plain, a name in front, where there is no terminal."""
+    """Print answers in boxes, side by side if there is room; outside a terminal as `NAME: ANSWER`."""
     if not console.is_terminal:
         for name, answer in answers.items():
             console.out(f"{name}: {answer}")

@@ -1,4 +1,4 @@
-"""mlflow-ft history NAME: every move of an alias, who made it, when, and why."""
+"""mlflow-ft history NAME: every move of an alias, with who made it, when and why."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 @click.option("--of", "alias", default="champion", show_default=True, help="The alias.")
-@click.option("--all", "every", is_flag=True, help="Also those that came too late and moved nothing.")
+@click.option("--all", "every", is_flag=True, help="Include moves that came too late and changed nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the moves as JSON on stdout.")
 def command(name: str, *, alias: str, every: bool, as_json: bool) -> None:
-    """Tell every move of an alias of the registered model NAME, the oldest first."""
-    from mlflow_ft import tracking
-    from mlflow_ft.tracking import contenders
-    from mlflow_ft.tracking.promotion import Ledger
+    """List every move of an alias of the registered model NAME, oldest first."""
+    from mlflow_ft.tracking import Store
 
-    client = tracking.connect()
-    contenders.find_model(client, name)
-    ledger = Ledger(client, name, alias)
+    store = Store.connect()
+    store.check_model(name)
+    ledger = store.ledger(name, alias)
     standing = ledger.standing()
     moves = ledger.attempts() if every else list(standing.moves)
     if as_json:
-        told = {"name": name, "alias": alias, "version": standing.champion, "moved_by_hand": standing.by_hand}
-        click.echo(json.dumps(told | {"moves": [as_dict(move) for move in moves]}, indent=2))
+        outcome = {"name": name, "alias": alias, "version": standing.champion, "moved_by_hand": standing.by_hand}
+        click.echo(json.dumps(outcome | {"moves": [as_dict(move) for move in moves]}, indent=2))
         return
     for move in moves:
         click.echo(line(move))
     has = "no version" if standing.champion is None else f"version {standing.champion}"
-    click.echo(f"{alias} of {name}: {has}" + ("; it was moved there by other means" if standing.by_hand else ""))
+    click.echo(f"{alias} of {name}: {has}" + ("; set outside mlflow-ft" if standing.by_hand else ""))
 
 
 def as_dict(move: Move) -> dict[str, Any]:
@@ -45,14 +43,14 @@ def as_dict(move: Move) -> dict[str, Any]:
 
 
 def line(move: Move) -> str:
-    """A move in a line."""
+    """A move as one line of text."""
     before = "none" if move.before is None else str(move.before)
-    words = [_when(move), move.kind, f"{before} -> {move.after}", f"by {move.by}"]
+    parts = [_when(move), move.kind, f"{before} -> {move.after}", f"by {move.by}"]
     if not move.counts:
-        words.append("came too late")
+        parts.append("came too late")
     elif not move.done:
-        words.append("not completed yet")
-    return "  ".join([*words, *(text for text in (move.reason, move.decision) if text)])
+        parts.append("not completed yet")
+    return "  ".join([*parts, *(text for text in (move.reason, move.decision) if text)])
 
 
 def _when(move: Move) -> str:

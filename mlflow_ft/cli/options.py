@@ -1,4 +1,4 @@
-"""A command under `mlflow run`: MLflow gives each declared parameter, and an empty text for one that was not given."""
+"""Commands for `mlflow run`, which passes every declared parameter, with an empty text if it was not given."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mlflow_ft.errors import ConfigError
 
 
 class OptionsCommand(PairsCommand):
-    """Options and switches, and words without a name; a value may begin with a dash, an empty one counts as not given.
+    """Options, switches and positional words; a value may begin with a dash, and an empty one counts as not given.
 
-    The command gets the words as `arguments`; a `--key` that is no option is refused.
+    The command gets the words as `arguments`; an unknown `--key` is refused.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -20,35 +20,35 @@ class OptionsCommand(PairsCommand):
         unknown = [word for word in words if word.startswith("--")]
         if unknown:
             known = ", ".join(f"--{name}" for name in (*self.options, *self.switches))
-            raise ConfigError(f"there is no option {unknown[0]}", hint=f"options: {known}")
+            raise ConfigError(f"unknown option {unknown[0]}", hint=f"options: {known}")
         ctx.params["arguments"] = tuple(words)
         return []
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Options"):
-            own = [(f"--{shown}", text) for shown, text in self.options.values()]
-            formatter.write_dl([*own, *((f"--{name}", text) for name, text in self.switches.items())])
+            options = [(f"--{shown}", text) for shown, text in self.options.values()]
+            formatter.write_dl([*options, *((f"--{name}", text) for name, text in self.switches.items())])
 
 
 def divergence(text: str) -> float | None:
-    """What `--max_kl` says; None where it was not given.
+    """The value of `--max_kl`; None if it was not given.
 
     Raises:
-        ConfigError: it is no number.
+        ConfigError: it is not a number.
     """
     try:
         return float(text) if text else None
     except ValueError as error:
-        raise ConfigError(f"--max_kl: {text!r} is no number", hint="write --max_kl 0.2") from error
+        raise ConfigError(f"--max_kl: {text!r} is not a number", hint="write --max_kl 0.2") from error
 
 
 def one_name(arguments: tuple[str, ...], *, usage: str) -> str:
-    """The registered model that is named.
+    """The name of the registered model.
 
     Raises:
-        ConfigError: none is named, or several are.
+        ConfigError: none is given, or several are.
     """
     if len(arguments) != 1:
-        told = f"{len(arguments)} names were given" if arguments else "no registered model was named"
-        raise ConfigError(told, hint=f"write {usage}")
+        message = f"{len(arguments)} names were given, not one" if arguments else "no registered model given"
+        raise ConfigError(message, hint=f"write {usage}")
     return arguments[0]

@@ -1,4 +1,4 @@
-"""mlflow-ft package RUN_ID: what comes after a training, for a run that was trained and not packaged."""
+"""mlflow-ft package RUN_ID: finish a run that was trained but not packaged."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mlflow_ft.errors import ConfigError
 @click.argument("named", metavar="RUN_ID", default="")
 @click.option("--run_id", default="", help="The same as RUN_ID.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(*, named: str, run_id: str, as_json: bool, quiet: bool) -> None:
-    """Package and register the model of a run that failed, or was stopped, after its training.
+    """Package and register the model of a run that failed or was stopped after training.
 
     \b
     mlflow-ft package 3f9c6d2a8b1e4c70a5d6e7f8091a2b3c
 
-    The trained weights are read from the run's folder; nothing is trained again. The model is scored, every form of it
-    is compared with the trained one, and the versions are registered, as at the end of a training. The run is opened
-    again and ends FINISHED. Call it in the folder where the training was started, with the same base model and data:
-    both are compared with what the run recorded.
+    The trained weights are read from the run's folder; nothing is trained again. As at the end of training, the model
+    is scored, every form of it is compared with the trained one, and the versions are registered. The run is reopened
+    and ends FINISHED. Start it in the folder where training was started, with the same base model and data: both are
+    compared with what the run recorded.
     """
     from mlflow_ft import pipeline, plugins
     from mlflow_ft.cli.train import as_dict, tell
     from mlflow_ft.progress import Progress
 
     if not (named or run_id):
-        raise ConfigError("no run was named", hint="mlflow-ft package RUN_ID; the failed training printed it")
+        raise ConfigError("no run given", hint="mlflow-ft package RUN_ID; the failed training printed the id")
     progress = Progress(quiet=quiet)
     outcome = pipeline.package(named or run_id, plugins.load(), progress=progress)
     if as_json:

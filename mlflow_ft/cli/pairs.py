@@ -1,4 +1,4 @@
-"""A command whose settings are `--key value` pairs, beside a few options and switches of its own."""
+"""A command whose settings are `--key value` pairs, with a few options and switches in addition."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import click
 from mlflow_ft.errors import ConfigError
 
 SAID = {"true": True, "false": False, "": False}
-"""What `mlflow run` may put behind a switch; on the command line nothing need stand there."""
+"""What `mlflow run` may put after a switch; on the command line a switch needs no value."""
 
 
 class PairsCommand(click.Command):
-    """A value may begin with a dash, and is never taken for a flag.
+    """A value may begin with a dash and is never mistaken for a flag.
 
-    `switches` and `options` give name and help; the command gets them as arguments, dashes turned into underscores,
-    an option that is not given as None. All else is handed on as `arguments`.
+    `switches` and `options` map names to help; the command gets them as arguments, dashes turned into underscores and
+    an option that was not given as None. All other words are passed as `arguments`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class PairsCommand(click.Command):
         self.options = {name.partition(" ")[0]: (name, text) for name, text in (options or {}).items()}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        found: dict[str, Any] = dict.fromkeys(self.switches, False) | dict.fromkeys(self.options)
+        values: dict[str, Any] = dict.fromkeys(self.switches, False) | dict.fromkeys(self.options)
         rest: list[str] = []
         waiting = ""  # the key whose value comes next
         place = 0
@@ -37,7 +37,7 @@ class PairsCommand(click.Command):
             place += 1
             name, equals, value = argument.removeprefix("--").partition("=")
             if waiting:
-                found, rest, waiting = self._taken(found, rest, waiting, argument), rest, ""
+                values, rest, waiting = self._taken(values, rest, waiting, argument), rest, ""
             elif argument in ctx.help_option_names:
                 click.echo(ctx.get_help())
                 ctx.exit()
@@ -45,9 +45,9 @@ class PairsCommand(click.Command):
                 if not equals and place < len(args) and args[place].lower() in SAID:
                     value, place = args[place], place + 1
                     equals = "="
-                found[name] = _truth(argument, value) if equals else True
+                values[name] = _truth(argument, value) if equals else True
             elif argument.startswith("--") and name in self.options and equals:
-                found[name] = value or None
+                values[name] = value or None
             elif argument.startswith("--") and not equals:
                 waiting = argument
                 if name not in self.options:
@@ -56,25 +56,25 @@ class PairsCommand(click.Command):
                 rest.append(argument)
         if waiting.removeprefix("--") in self.options:
             raise ConfigError(f"{waiting} has no value", hint=f"write {waiting} VALUE")
-        ctx.params = {"arguments": tuple(rest)} | {name.replace("-", "_"): value for name, value in found.items()}
+        ctx.params = {"arguments": tuple(rest)} | {name.replace("-", "_"): value for name, value in values.items()}
         return []
 
-    def _taken(self, found: dict[str, Any], rest: list[str], key: str, value: str) -> dict[str, Any]:
+    def _taken(self, values: dict[str, Any], rest: list[str], key: str, value: str) -> dict[str, Any]:
         name = key.removeprefix("--")
         if name in self.options:
-            return found | {name: value or None}
+            return values | {name: value or None}
         rest.append(value)
-        return found
+        return values
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from mlflow_ft.config import describe
 
         with formatter.section("Options"):
-            own = [(f"--{shown}", text) for shown, text in self.options.values()]
-            own += [(f"--{name}", text) for name, text in self.switches.items()]
+            options = [(f"--{shown}", text) for shown, text in self.options.values()]
+            options += [(f"--{name}", text) for name, text in self.switches.items()]
             file = ("--config FILE", "A YAML file, or the name of an example: qlora, dpo, grpo ...")
-            formatter.write_dl([file, *own])
-        with formatter.section("Settings (a name that is unique needs no section: --learning_rate 1e-4)"):
+            formatter.write_dl([file, *options])
+        with formatter.section("Settings (a unique name needs no section: --learning_rate 1e-4)"):
             formatter.write_dl([(f"--{path} {kind}", f"{doc} [{default}]") for path, kind, default, doc in describe()])
 
 
@@ -88,7 +88,7 @@ def whole_number(name: str, value: str | None, default: int | None) -> int | Non
     """The value of an option that counts something.
 
     Raises:
-        ConfigError: it is no whole number above 0.
+        ConfigError: it is not a whole number above 0.
     """
     if value is None:
         return default

@@ -1,4 +1,4 @@
-"""mlflow-ft plugins: what was found, and whether it works."""
+"""mlflow-ft plugins: the installed plugins and whether they work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow_ft import plugins
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(*, as_json: bool) -> None:
-    """List the plugins that were found, and whether they work."""
+    """List the installed plugins and whether they work."""
     infos = plugins.load().infos
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(info) for info in infos], indent=2))

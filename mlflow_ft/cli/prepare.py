@@ -1,4 +1,4 @@
-"""mlflow-ft prepare: the data stage in a run of its own."""
+"""mlflow-ft prepare: run the data stage alone, in its own run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from mlflow_ft.pipeline import Prepared
 
 SWITCHES = {
-    "fix": "Write a cleaned copy of the rows, and the list of what was removed and why.",
+    "fix": "Write a cleaned copy of the rows and a list of what was removed and why.",
     "json": "Print the outcome as JSON on stdout.",
-    "quiet": "Tell nothing but errors.",
+    "quiet": "Print errors only.",
 }
-OPTIONS = {"out FOLDER": "Where --fix writes; the run's own folder when not given."}
+OPTIONS = {"out FOLDER": "Where --fix writes; default: the run's folder."}
 
 
 @click.command(cls=PairsCommand, options_metavar="[DATA] [--KEY VALUE]...", switches=SWITCHES, options=OPTIONS)
 def command(arguments: tuple[str, ...], *, fix: bool, json: bool, quiet: bool, out: str | None) -> None:
-    """Read, check, tokenise and prove the rows, and log all of it in an MLflow run; nothing is trained.
+    """Read, check and tokenise the rows, verify the loss masks, and log the results to an MLflow run.
 
     \b
     mlflow-ft prepare --data rows.jsonl --model MODEL
@@ -42,14 +42,14 @@ def command(arguments: tuple[str, ...], *, fix: bool, json: bool, quiet: bool, o
         return
     progress.facts({"run": done.run_id, "tracking": done.url or done.tracking_uri, "report": "data/quality.html"})
     if done.cleaned:
-        progress.say(f"{done.cleaned.kept_count:,} rows were kept and {done.cleaned.removed_count:,} removed:")
+        progress.say(f"{done.cleaned.kept_count:,} rows kept, {done.cleaned.removed_count:,} removed:")
         progress.facts({"rows": ", ".join(map(str, done.cleaned.files)), "removed": str(done.cleaned.removed)})
 
 
 def as_dict(done: Prepared) -> dict[str, Any]:
-    """The outcome as JSON: the run, the data's fingerprint and counts, the report, what was written."""
+    """The outcome as JSON: the run, the data's fingerprint and counts, the report, the files written."""
     data = done.data.data
-    found: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "run_id": done.run_id,
         "tracking_uri": done.tracking_uri,
         "format": data.format,
@@ -59,10 +59,10 @@ def as_dict(done: Prepared) -> dict[str, Any]:
         "quality": done.data.report.as_dict(),
     }
     if done.cleaned:
-        found |= {
+        outcome |= {
             "clean": [str(file) for file in done.cleaned.files],
             "removed": str(done.cleaned.removed),
             "kept_count": done.cleaned.kept_count,
             "removed_count": done.cleaned.removed_count,
         }
-    return found
+    return outcome

@@ -1,4 +1,4 @@
-"""mlflow-ft promote NAME: move an alias to a version, when every gate passes."""
+"""mlflow-ft promote NAME: move an alias to a version if every gate passes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from mlflow_ft.progress import Progress
 
 SWITCHES = {
-    "dry-run": "Ask every gate and tell what they say; nothing is written.",
+    "dry-run": "Report the result of every gate and write nothing.",
     "json": "Print the decision as JSON on stdout.",
-    "quiet": "Tell nothing but errors.",
+    "quiet": "Print errors only.",
 }
 OPTIONS = {
-    "name NAME": "The registered model, where it does not stand first.",
-    "version N": "The version's number, or an alias that it has [candidate].",
+    "name NAME": "The registered model; the same as the first argument.",
+    "version N": "The version's number or one of its aliases [candidate].",
     "to ALIAS": "The alias to move [champion].",
-    "gates FILE": "A YAML file of gates; else those that the version's run has kept, else the defaults.",
+    "gates FILE": "A YAML file of gates [those stored by the version's run, else the defaults].",
     "by WHO": "Who decides [the user's name].",
-    "copy-to NAME": "Copy the version's bytes to another registered model; it is that model's alias that moves.",
-    "registry URI": "The tracking server whose registry has the model that is copied to; the same when not given.",
+    "copy-to NAME": "Copy the version's files to another registered model and move that model's alias.",
+    "registry URI": "The tracking server to copy to [the current one].",
 }
 RESULTS = {"pass": "pass", "fail": "FAIL", "abstain": "abstains", "waived": "waived"}
 DONE = ("promoted", "would be promoted", "champion already")
@@ -51,14 +51,14 @@ def command(
     json: bool,
     quiet: bool,
 ) -> int:
-    """Hold a version of the registered model NAME against every gate, and move the alias when all pass.
+    """Check a version of the registered model NAME against every gate, and move the alias if all pass.
 
     \b
     mlflow-ft promote NAME --version 3
     mlflow-ft promote NAME --gates gates.yaml --dry-run
     mlflow-ft promote staging.NAME --copy-to prod.NAME
 
-    Exit code 1 when a gate does not pass, or somebody else was faster.
+    The exit code is 1 if a gate does not pass or another promotion finished first.
     """
     from mlflow_ft import plugins, tracking
     from mlflow_ft.config.gates import gates_file
@@ -90,12 +90,12 @@ def command(
     if decision.outcome in DONE:
         return 0
     why = decision.error or RefusedError(f"not passed: {', '.join(decision.failed)}")
-    tracking.refuse(why, stage="promote")  # where `mlflow run` opened a run
+    tracking.refuse(why, stage="promote")  # only if `mlflow run` opened a run
     return 1
 
 
 def who() -> str:
-    """The user's name, as the system knows it."""
+    """The operating system's name for the user."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user may have none
@@ -103,26 +103,26 @@ def who() -> str:
 
 
 def tell(decision: Decision, progress: Progress) -> None:
-    """Every verdict in a table, then how it ended."""
-    rows = [[one.name, RESULTS[one.result], one.verdict.found, _wanted(one)] for one in decision.judged]
+    """Print every verdict in a table, then the outcome."""
+    rows = [[judged.name, RESULTS[judged.result], judged.verdict.found, _wanted(judged)] for judged in decision.judged]
     if rows:
         progress.table(f"Gates ({decision.gates_from})", ["gate", "result", "found", "wanted"], rows, text=(0, 1, 2, 3))
     for note in decision.notes:
         progress.say(note)
     model = decision.target or decision.name
-    before = f"it was version {decision.champion}" if decision.champion is not None else "there was none"
-    what = f"{decision.name} version {decision.version}"
+    before = f"it was version {decision.champion}" if decision.champion is not None else "there was none before"
+    version = f"{decision.name} version {decision.version}"
     if decision.copied is not None:
-        what += f", copied as {decision.target} version {decision.copied},"
-    words = {
-        "promoted": f"{what} is the {decision.alias} now; {before}",
-        "champion already": f"{what} is the {decision.alias} of {model} already; nothing was moved",
+        version += f", copied as {decision.target} version {decision.copied},"
+    sentences = {
+        "promoted": f"{version} is now the {decision.alias}; {before}",
+        "champion already": f"{version} is already the {decision.alias} of {model}; nothing was moved",
     }
-    progress.say(words.get(decision.outcome, f"{what}: {decision.outcome}"))
+    progress.say(sentences.get(decision.outcome, f"{version}: {decision.outcome}"))
     if decision.reason:
         progress.say(decision.reason)
     if decision.failed and decision.outcome in ("refused", "would be refused"):
-        progress.say(f"not passed: {', '.join(decision.failed)}; {decision.alias} of {model} stays as it was")
+        progress.say(f"not passed: {', '.join(decision.failed)}; {decision.alias} of {model} is unchanged")
         for line in remedies(decision):
             progress.say(line)
     if decision.error:
@@ -131,17 +131,23 @@ def tell(decision: Decision, progress: Progress) -> None:
         progress.facts({"decision": decision.artifact})
 
 
-def _wanted(one: Judged) -> str:
-    return f"{one.verdict.wanted}; waived: {one.waived}" if one.result == "waived" else one.verdict.wanted
+def _wanted(judged: Judged) -> str:
+    return f"{judged.verdict.wanted}; waived: {judged.waived}" if judged.result == "waived" else judged.verdict.wanted
 
 
 def remedies(decision: Decision) -> list[str]:
-    """What helps where a comparison was refused."""
-    failed = [one for one in decision.judged if one.result == "fail"]
+    """Remedies for the gates that failed."""
+    failed = [judged for judged in decision.judged if judged.result == "fail"]
     lines = []
-    numbers = [one.verdict.numbers for one in failed]
-    if any(one.get("rows", math.inf) < one.get("min_rows", 0) and "needed" in one for one in numbers):
-        lines.append("  hold out more rows (data.test_size, data.eval_path) and train again, or lower min_rows there")
-    if any(one.gate == "beats-base" for one in failed):
-        lines.append('  a first champion must beat its base; else write `waive: {beats-base: "WHY"}` into a gates file')
+    numbers = [judged.verdict.numbers for judged in failed]
+    if any(
+        measured.get("rows", math.inf) < measured.get("min_rows", 0) and "needed" in measured for measured in numbers
+    ):
+        lines.append(
+            "  hold out more rows (data.test_size, data.eval_path) and train again, or lower the gate's min_rows"
+        )
+    if any(judged.gate == "beats-base" for judged in failed):
+        lines.append(
+            '  the first champion must beat its base; to waive it: `waive: {beats-base: "WHY"}` in a gates file'
+        )
     return lines

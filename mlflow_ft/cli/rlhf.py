@@ -1,14 +1,14 @@
-"""mlflow-ft rlhf: instruction tuning, a reward model, and PPO against it."""
+"""mlflow-ft rlhf: instruction tuning, a reward model, then PPO against it."""
 
 from __future__ import annotations
 
 from mlflow_ft.cli.chain import command_of
 
-ABOUT = """Instruction tuning, a reward model, and PPO against it: sft -> reward -> ppo.
+ABOUT = """Instruction tuning, a reward model, then PPO against it: sft -> reward -> ppo.
 
 \b
 mlflow-ft rlhf --model MODEL --sft.data chat.jsonl --reward.data pairs.jsonl --ppo.data prompts.jsonl
 
-A setting is every stage's, or one stage's with its name in front. Each stage is a nested run.
+A setting applies to every stage; prefix it with a stage's name to limit it to that stage. Each stage is a nested run.
 """
 command = command_of("rlhf", ABOUT)

@@ -1,4 +1,4 @@
-"""mlflow-ft rollback NAME: the champion before is champion again."""
+"""mlflow-ft rollback NAME: restore the previous champion."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 
 @click.command()
 @click.argument("name")
-@click.option("--reason", required=True, help="Why; it is kept in the history.")
+@click.option("--reason", required=True, help="Why; recorded in the history.")
 @click.option("--of", "alias", default="champion", show_default=True, help="The alias to move back.")
-@click.option("--to", type=click.IntRange(min=1), help="A version to go back to; the champion before when not given.")
-@click.option("--by", help="Who decides; the user's name when not given.")
+@click.option("--to", type=click.IntRange(min=1), help="The version to go back to; default: the previous champion.")
+@click.option("--by", help="Who decides; default: the user's name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the move as JSON on stdout.")
 def command(name: str, *, reason: str, alias: str, to: int | None, by: str | None, as_json: bool) -> None:
-    """Move the alias of the registered model NAME back to the champion before; no gate is asked.
+    """Move the alias of the registered model NAME back to the previous champion, without checking gates.
 
     \b
     mlflow-ft rollback NAME --reason "answers in the wrong language"

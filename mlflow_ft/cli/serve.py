@@ -1,4 +1,4 @@
-"""mlflow-ft serve MODEL: answer chat requests over HTTP, as MLflow's own server does and as OpenAI's."""
+"""mlflow-ft serve MODEL: serve chat over HTTP, with MLflow's routes and OpenAI's."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ BASE = "base"
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=ADAPTER", help="An adapter on the base; repeat it.")
-@click.option("--base", envvar="MLFLOW_FT_BASE_MODEL", help="Where the base is; the recorded one when not given.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=ADAPTER", help="An adapter; repeat for more.")
+@click.option("--base", envvar="MLFLOW_FT_BASE_MODEL", help="The base model; default: the recorded one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free.")
-@click.option(
-    "--timeout", default=600, show_default=True, type=click.IntRange(1), help="Seconds that a request may take."
-)
+@click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option("--timeout", default=600, show_default=True, type=click.IntRange(1), help="Time limit per request, in s.")
 @click.option("--json", "as_json", is_flag=True, help="Print url and models as a line of JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
     model: str | None,
     *,
@@ -39,22 +37,24 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Serve MODEL: NAME@alias, NAME/3, models:/..., runs:/RUN_ID/merged, a folder, a model on the Hub.
+    """Serve MODEL: NAME@alias, NAME/3, models:/..., runs:/RUN_ID/merged, a folder or a Hub model.
 
     \b
     mlflow-ft serve NAME@champion
     mlflow-ft serve --adapter json=NAME-adapter@champion --adapter prose=OTHER-adapter/2
     mlflow-ft serve ./base --adapter mine=./adapter --port 8000
 
-    /invocations, /ping and /version are those of `mlflow models serve`; /v1/chat/completions and /v1/models are
-    OpenAI's, streaming included. With --adapter the base is loaded once, and the request's `model` chooses: an
-    adapter's name, or `base`. MODEL is their base then.
+    /invocations, /ping and /version work as in `mlflow models serve`; /v1/chat/completions (with streaming) and
+    /v1/models as in OpenAI's API. With --adapter, MODEL is the base: it is loaded once, and a request's `model` selects
+    an adapter by name, or `base`.
     """
     from mlflow_ft.operations.serving import serve
     from mlflow_ft.progress import Progress
 
     progress = Progress(quiet=quiet)
-    asked = serve.Asked(model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout)
+    request = serve.ServeRequest(
+        model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout
+    )
 
     def ready(url: str, served: Served) -> None:
         if as_json:
@@ -62,8 +62,8 @@ def command(
         tell(url, served, progress)
 
     try:
-        serve.serve(asked, progress, ready)
-    except StoppedError as error:  # that is how it ends
+        serve.serve(request, progress, ready)
+    except StoppedError as error:  # a signal is the normal end
         return error.exit_code
     return 0
 
@@ -72,22 +72,22 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     """Adapters by name.
 
     Raises:
-        ConfigError: one has no name, or one that is taken.
+        ConfigError: an adapter has no name, or its name is taken.
     """
-    found: dict[str, str] = {}
-    for one in adapters:
-        name, equals, uri = one.partition("=")
+    uris: dict[str, str] = {}
+    for argument in adapters:
+        name, equals, uri = argument.partition("=")
         if not (name and equals and uri):
-            raise ConfigError(f"--adapter {one}: an adapter needs a name", hint="write --adapter NAME=ADAPTER")
-        if name == BASE or name in found:
-            reason = "is that of the model without an adapter" if name == BASE else "is there twice"
-            raise ConfigError(f"--adapter {one}: the name {name!r} {reason}", hint="take another name")
-        found[name] = uri
-    return found
+            raise ConfigError(f"--adapter {argument}: an adapter needs a name", hint="write --adapter NAME=ADAPTER")
+        if name == BASE or name in uris:
+            reason = "is reserved for the model without an adapter" if name == BASE else "is used twice"
+            raise ConfigError(f"--adapter {argument}: the name {name!r} {reason}", hint="choose another name")
+        uris[name] = uri
+    return uris
 
 
 def tell(url: str, served: Served, progress: Progress) -> None:
-    """Where it listens, and how to ask."""
+    """Print the address and an example request."""
     body = {"model": served.names[0], "messages": [{"role": "user", "content": "Hello"}]}
     route = "invocations" if served.scores else "v1/chat/completions"
     progress.say(f"{', '.join(served.names)}: answering on {url} (stop with Ctrl-C)")

@@ -1,4 +1,4 @@
-"""mlflow-ft show KIND: what is registered, by whom, and with which defaults."""
+"""mlflow-ft show KIND: what is registered, which plugin provides it, and its defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MORE = {
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
 }
-"""What is told of a record beside its name and summary, by kind."""
+"""What is shown of a record in addition to its name and summary, by kind."""
 SAID = {"use_for": "for", "ranges": "usual", "scores": "measured by"}
 
 
@@ -36,11 +36,11 @@ def _words(value: Any) -> str:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, name: str | None, *, as_json: bool) -> None:
-    """List the formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters or gates there are.
+    """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters or gates.
 
     \b
     mlflow-ft show trainers             every method: what it is for, what it needs, its defaults
-    mlflow-ft show trainers dpo         one of them, with all its settings
+    mlflow-ft show trainers dpo         one method, with all its settings
     """
     from mlflow_ft.registry import Registry
 
@@ -71,9 +71,9 @@ def command(kind: str, name: str | None, *, as_json: bool) -> None:
 
 
 def _settings(trainer: Trainer, *, whole: bool) -> list[str]:
-    """The settings that a method trains with when nothing else is given; those of its own are marked.
+    """The settings that a method trains with by default; those that it sets itself are marked with `*`.
 
-    `whole` tells all of them, and not its own alone.
+    `whole` lists all of them, not only those that it sets.
     """
     from mlflow_ft.config import describe, resolve
 

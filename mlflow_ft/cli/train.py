@@ -1,4 +1,4 @@
-"""mlflow-ft train METHOD: the whole job, from the rows to the registered versions."""
+"""mlflow-ft train METHOD: the whole job, from rows to registered versions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from mlflow_ft.plugins import Plugins
     from mlflow_ft.progress import Progress
 
-SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Tell nothing but errors."}
+SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Print errors only."}
 
 
 @click.command(cls=PairsCommand, options_metavar="METHOD [--KEY VALUE]...", switches=SWITCHES)
 def command(arguments: tuple[str, ...], *, json: bool, quiet: bool) -> None:
-    """Fine-tune a model by METHOD, and register what comes of it.
+    """Fine-tune a model with METHOD and register the result.
 
     \b
     mlflow-ft train qlora
@@ -45,7 +45,7 @@ def command(arguments: tuple[str, ...], *, json: bool, quiet: bool) -> None:
 
 
 def understand(arguments: Sequence[str], progress: Progress, *, method: str | None = None) -> tuple[Config, Plugins]:
-    """Load the plugins and resolve what was asked for; what is wrong with it is told to the open MLflow run too."""
+    """Load the plugins and resolve the command line; an error is also recorded on the open MLflow run."""
     from mlflow_ft import plugins
     from mlflow_ft.cli.asked import asked
     from mlflow_ft.stages.preflight import told_to_run
@@ -54,7 +54,7 @@ def understand(arguments: Sequence[str], progress: Progress, *, method: str | No
         loaded = plugins.load()
         for info in loaded.infos:
             if info.status == "broken":
-                progress.warn(f"plugin {info.name} is broken and left out: {info.error}")
+                progress.warn(f"plugin {info.name} is broken and ignored: {info.error}")
         return asked(arguments, loaded, method=method), loaded
 
 
@@ -65,51 +65,55 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
         "tracking_uri": outcome.tracking_uri,
         "folder": outcome.folder,
         "scores": {
-            # JSON knows no NaN, which is the mean over no rows
+            # JSON has no NaN, which is the mean over no rows
             name: {score.name: score.value if math.isfinite(score.value) else None for score in scores}
             for name, scores in (("base", outcome.scores.base), ("tuned", outcome.scores.tuned))
         },
         "worse": outcome.scores.worse.sentence if outcome.scores.worse else None,
         "versions": [
-            {"name": one.name, "version": one.version, "alias": one.alias, "model_id": one.model_id}
-            for one in outcome.versions
+            {"name": version.name, "version": version.version, "alias": version.alias, "model_id": version.model_id}
+            for version in outcome.versions
         ],
     }
 
 
 def tell(outcome: Outcome, progress: Progress) -> None:
-    """The closing summary: before and after, where it is, and what to type next."""
+    """Print the summary: scores before and after, where the results are, and what to run next."""
     from mlflow_ft.stages.worse import side_by_side
 
     progress.table("Held-out rows", ["score", "base", "tuned"], side_by_side(outcome.scores))
     if outcome.scores.worse:
         (progress.warn if outcome.scores.worse.sure else progress.say)(outcome.scores.worse.sentence)
     facts = {"run": outcome.run_id, "tracking": outcome.url or outcome.tracking_uri, "files": outcome.folder}
-    facts |= {"registered": ", ".join(f"{one.name} version {one.version} @{one.alias}" for one in outcome.versions)}
+    facts |= {
+        "registered": ", ".join(
+            f"{version.name} version {version.version} @{version.alias}" for version in outcome.versions
+        )
+    }
     progress.facts(facts)
     for line in next_commands(outcome):
         progress.say(line)
 
 
 def next_commands(outcome: Outcome) -> list[str]:
-    """What to type next, as a shell takes it: serve the main version, ask it a held-out prompt, open the UI."""
+    """Shell commands to run next: serve the main version, ask it a held-out prompt, open the UI."""
     uri = shlex.quote(outcome.tracking_uri)
-    # `mlflow models serve` calls uvicorn by name, so an environment that is not activated must be on PATH.
+    # `mlflow models serve` calls uvicorn by name, so the environment must be on PATH even if it is not activated.
     path = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH " if sys.prefix != sys.base_prefix else ""
     lines = []
     if outcome.versions:
         first = outcome.versions[0]
         prompt = [dict(turn) for turn in outcome.scores.answers[0][1].prompt] if outcome.scores.answers else []
         turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you"}]
-        body = dumps({"messages": prompt or turns})  # without answers it is a model that scores them
+        body = dumps({"messages": prompt or turns})  # a model without answers scores a conversation
         model = f"models:/{first.name}@{first.alias}"
         lines += [
             "",
-            "Next, serve it, and ask it something from another terminal:",
+            "Next, serve the model and query it from another terminal:",
             f"  {path}MLFLOW_TRACKING_URI={uri} mlflow models serve -m {model} --env-manager local -p 5001",
             "  curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\",
             f"    -d {shlex.quote(body)}",
         ]
     if outcome.url is None:
-        lines += ["or look at the run in the browser:", f"  {path}mlflow ui --backend-store-uri {uri}"]
+        lines += ["Or open the run in the browser:", f"  {path}mlflow ui --backend-store-uri {uri}"]
     return lines

@@ -1,4 +1,4 @@
-"""Files that no training row may come from: rows of any shape, read for what they say."""
+"""Benchmark files, which no training row may come from: rows of any shape, read for their text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow_ft.rows import Checked, Example, Row
 
 
 def read(config: Config, *, plugins: Plugins, registry: Registry) -> Iterator[Checked]:
-    """Every row of the benchmark files; of an unknown format, all of its text.
+    """Every row of the benchmark files; a row of an unknown format becomes all of its text.
 
     Raises:
         DataError: a file is missing, empty or broken.
@@ -29,7 +29,7 @@ def read(config: Config, *, plugins: Plugins, registry: Registry) -> Iterator[Ch
         try:
             understood = Recogniser(settings=settings, plugins=plugins, registry=registry).understand(source)
         except DataError:
-            pass  # a benchmark is of any shape
+            pass  # a benchmark may have any shape
         else:
             source, record, as_text = understood.source, understood.record, understood.as_text
         for index, row in enumerate(source.rows()):

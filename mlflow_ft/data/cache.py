@@ -1,4 +1,4 @@
-"""What was prepared once is found again by its key; an entry is there whole or not at all."""
+"""The cache of prepared data, by key; an entry is either complete or absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MOST_BYTES = 20 * 2**30
-"""What the prepared data may take; the entries that were not used for longest go first."""
+"""Limit of the cache; the least recently used entries are removed first."""
 
 
 def cache_dir() -> Path:
@@ -23,10 +23,10 @@ def data_dir() -> Path:
 
 
 def find_or_make(key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
-    """The entry's folder, and whether it was there; else `make` fills it.
+    """The entry's folder, and whether it existed; otherwise `make` fills it.
 
-    An entry is filled aside and put in place by a rename: a run that is killed leaves none, and two that prepare the
-    same data at once both find it whole.
+    A new entry is filled in a temporary folder and then renamed: a run that is killed leaves no entry, and two runs
+    that prepare the same data at once both get a complete one.
     """
     folder = data_dir() / key
     if folder.is_dir():
@@ -38,7 +38,7 @@ def find_or_make(key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
         make(aside)
         try:
             aside.rename(folder)
-        except OSError:  # another process was quicker
+        except OSError:  # another process finished first
             if not folder.is_dir():
                 raise
     finally:
@@ -48,10 +48,10 @@ def find_or_make(key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
 
 
 def prune(*, keep: Path, most_bytes: int = MOST_BYTES) -> None:
-    """Remove the entries that were not used for longest until the rest fits. A run that reads one goes on reading."""
+    """Remove the least recently used entries until the rest fits. A run that is reading one can continue."""
     entries = [entry for entry in data_dir().iterdir() if entry.is_dir() and entry != keep]
     left = most_bytes - _size(keep)
-    for entry in sorted(entries, key=lambda one: one.stat().st_mtime, reverse=True):
+    for entry in sorted(entries, key=lambda folder: folder.stat().st_mtime, reverse=True):
         left -= _size(entry)
         if left < 0:
             shutil.rmtree(entry, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What says exactly which data a model was trained on: of each row, of each side, of everything together."""
+"""Hashes that identify the data a model was trained on: of each row, of each side, of everything together."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ DIGEST_LENGTH = 32
 
 
 def key(value: Any) -> int:
-    """64 bits over a value, by which rows are put into groups."""
+    """A 64-bit hash of a value, by which rows are grouped."""
     return int.from_bytes(hashlib.blake2b(canonical(value), digest_size=8).digest(), "little")
 
 
 def prompt_key(example: Example) -> int:
-    """64 bits over what is asked: rows with the same prompt, whatever their answers, have the same."""
-    asked: Sequence[Message] | str | None = example.text if example.text is not None else example.prompt
-    return key(asked)
+    """A 64-bit hash of the prompt: rows with the same prompt have the same, whatever their answers."""
+    prompt: Sequence[Message] | str | None = example.text if example.text is not None else example.prompt
+    return key(prompt)
 
 
 def content_hash(example: Example, encoded: Encoded) -> bytes:
-    """16 bytes over what a row became: every turn, every token, every label."""
-    found = hashlib.blake2b(canonical(_content(example)), digest_size=16)
-    for one in (encoded, encoded.rejected) if encoded.rejected else (encoded,):
-        found.update(array("q", (len(one.input_ids), *one.input_ids, *one.labels)).tobytes())
-    return found.digest()
+    """16 bytes over the prepared row: every turn, every token, every label."""
+    content = hashlib.blake2b(canonical(_content(example)), digest_size=16)
+    for answer in (encoded, encoded.rejected) if encoded.rejected else (encoded,):
+        content.update(array("q", (len(answer.input_ids), *answer.input_ids, *answer.labels)).tobytes())
+    return content.digest()
 
 
 def _content(example: Example) -> list[Any]:
     rest = [example.chosen, example.rejected, example.label, example.text, example.columns]
-    return [list(example.messages), example.tools, *(one for one in rest if one not in (None, (), {}))]
+    return [list(example.messages), example.tools, *(value for value in rest if value not in (None, (), {}))]
 
 
 def digest(hashes: Iterable[bytes], *, template: str) -> str:
     """Sha256, cut to 32 digits, over the chat template and the content of every row, in order."""
-    found = hashlib.sha256(template.encode())
-    for one in hashes:
-        found.update(one)
-    return found.hexdigest()[:DIGEST_LENGTH]
+    total = hashlib.sha256(template.encode())
+    for content in hashes:
+        total.update(content)
+    return total.hexdigest()[:DIGEST_LENGTH]
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Sha256, cut to 32 digits, over all that decides what is learned; `parts` is kept beside it, for people."""
+    """Sha256, cut to 32 digits, over everything that decides what is learned; `parts` is kept with it, for people."""
     return hashlib.sha256(canonical(parts)).hexdigest()[:DIGEST_LENGTH]

@@ -1,4 +1,4 @@
-"""Which files, which rows: what a model version answers about its data, and how it is found again."""
+"""Which files and which rows a model version was trained on, and how to recognise them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def described(data: Data, sides: Mapping[str, tuple[Iterable[Source], Mapping[str, Any]]]) -> dict[str, Any]:
-    """The sources with the hashes of their files, and what the fingerprint is over, as JSON."""
-    found: dict[str, Any] = {"fingerprint": data.fingerprint, "format": data.format}
+    """The sources with the hashes of their files, and the parts of the fingerprint, as JSON."""
+    record: dict[str, Any] = {"fingerprint": data.fingerprint, "format": data.format}
     for name, (opened, parts) in sides.items():
-        found[name] = {
+        record[name] = {
             "digest": data.train.digest if name == "train" else data.eval.digest,
             "rows": (data.train if name == "train" else data.eval).counts["rows"],
             "sources": [
@@ -36,11 +36,11 @@ def described(data: Data, sides: Mapping[str, tuple[Iterable[Source], Mapping[st
             ],
             "prepared_by": dict(parts),
         }
-    return found
+    return record
 
 
 def hashes_of(source: Source, *, plugins: Plugins, registry: Registry) -> frozenset[bytes]:
-    """The hashes of the rows of a source, as they are read for a training."""
-    with suppress(DataError):  # rows of no known format have hashes, too
+    """The hashes of a source's rows as they are read for training."""
+    with suppress(DataError):  # rows of no known format have hashes too
         source = Recogniser(settings=source.settings, plugins=plugins, registry=registry).understand(source).source
     return frozenset(row_hash(row.values) for row in source.rows() if isinstance(row, Row))

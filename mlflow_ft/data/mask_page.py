@@ -1,4 +1,4 @@
-"""Rows as one page: every token, what is learned marked; it needs no script and nothing from outside."""
+"""One self-contained page of rows: every token, with the learned ones marked; it needs no script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quality report as one page: tables, examples and plots; it needs no script and nothing from outside."""
+"""The quality report as one self-contained page: tables, examples and plots; it needs no script."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 NAMES = {"error": "error", "warn": "warning", "info": "remark"}
 _INK, _MARK, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
 _COLOURS = {_INK: "currentColor", _MARK: "var(--error)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
-"""Drawn in colours that occur nowhere else, then left to the style sheet, which knows light pages and dark ones."""
+"""Placeholder colours that occur nowhere else, replaced by those of the style sheet, which has a dark mode."""
 _PLOTTED = ("histogram", "sizes", "metrics")
 
 
 def quality_page(report: Mapping[str, Any], *, title: str) -> str:
-    """The page for a report as `Report.as_dict` tells it."""
+    """The page for a report as `Report.as_dict` returns it."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -33,15 +33,15 @@ def quality_page(report: Mapping[str, Any], *, title: str) -> str:
 
 
 def _verdict(checks: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The worst severity that something was found of, and how many checks found something of each."""
-    found = [check["severity"] for check in checks if check["count"]]
-    counts = [(severity, found.count(severity)) for severity in SEVERITIES if severity in found]
-    told = [f"{count} {NAMES[severity]}{'s' if count > 1 else ''}" for severity, count in counts]
-    return counts[0][0] if counts else "", ", ".join(told) or "nothing was found"
+    """The worst severity with findings, and the number of checks with findings for each."""
+    severities = [check["severity"] for check in checks if check["count"]]
+    counts = [(severity, severities.count(severity)) for severity in SEVERITIES if severity in severities]
+    words = [f"{count} {NAMES[severity]}{'s' if count > 1 else ''}" for severity, count in counts]
+    return counts[0][0] if counts else "", ", ".join(words) or "nothing was found"
 
 
 def _view(check: Mapping[str, Any]) -> dict[str, Any]:
-    facts = {name.replace("_", " "): _told(value) for name, value in check["details"].items() if name not in _PLOTTED}
+    facts = {name.replace("_", " "): _words(value) for name, value in check["details"].items() if name not in _PLOTTED}
     return {
         **check,
         "label": NAMES[check["severity"]],
@@ -51,19 +51,19 @@ def _view(check: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _told(value: Any) -> str:
-    """A detail in words."""
+def _words(value: Any) -> str:
+    """A detail as text."""
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(one)}" for name, one in value.items()) or "–"
-    return ", ".join(map(_told, value)) or "–" if isinstance(value, list | tuple) else str(value)
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items()) or "–"
+    return ", ".join(map(_words, value)) or "–" if isinstance(value, list | tuple) else str(value)
 
 
 def _plots(check: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
-    """A drawing of each series among the details, with the words that stand under it."""
+    """A plot of each series among the details, with its caption."""
     histogram, sizes = check["details"].get("histogram"), check["details"].get("sizes")
     if _is_histogram(histogram) and any(any(counts) for counts in _series(histogram).values()):
         drawing = _svg(f"{check['name']}-histogram", lambda axes: _draw_histogram(axes, histogram))
@@ -74,7 +74,7 @@ def _plots(check: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
 
 
 def _is_histogram(value: Any) -> bool:
-    """Whether a detail is drawn: a plugin may mean something else by the word."""
+    """Whether a detail can be plotted: a plugin may use the name for something else."""
     if not isinstance(value, Mapping) or not {"x", "edges", "counts"} <= set(value):
         return False
     return all(len(counts) == len(value["edges"]) - 1 for counts in _series(value).values())
@@ -100,12 +100,12 @@ def _draw_histogram(axes: Axes, histogram: Mapping[str, Any]) -> None:
 
 def _draw_sizes(axes: Axes, sizes: Sequence[int]) -> None:
     axes.bar([str(number) for number in range(1, len(sizes) + 1)], sizes, color=_FIRST, alpha=0.85)
-    axes.set_xlabel("group, the largest first")
+    axes.set_xlabel("group, largest first")
     axes.set_ylabel("rows")
 
 
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:
-    """What `draw` draws, to stand inside a page: no ids that another drawing has, no colour of its own."""
+    """The drawing of `draw` for inclusion in a page: its ids are unique, and its colours come from the style sheet."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

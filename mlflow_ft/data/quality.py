@@ -1,4 +1,4 @@
-"""Runs the data checks over the rows as they pass, and keeps what they found small enough to show.
+"""Runs the data checks over the rows as they pass, and keeps their findings small enough to show.
 
 quality = Quality(checks, settings)
 for row in rows:
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_ft.errors import FineTuneError, PluginError
 from mlflow_ft.records import Check, Collector
 from mlflow_ft.rows import Checked, Finding, Place
-from mlflow_ft.values import Report, Result
+from mlflow_ft.values import CheckResult, Report
 from mlflow_ft.values.report import SEVERITIES, json_value
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Quality:
                 self._by_kind.setdefault(kind, []).append(running)
 
     def see(self, row: Checked) -> None:
-        """Show a row to every check of its kind, but for those that compare."""
+        """Show a row to every check of its kind except those that compare."""
         for running in self._by_kind.get(row.example.kind, ()):
             running.see(row)
 
@@ -47,14 +47,14 @@ class Quality:
                 running.compare(mine, train())
 
     def report(self, rows: int) -> Report:
-        """What all checks found among so many rows; those that saw no row of their kind are left out."""
+        """The findings of all checks among this many rows; checks that saw no row of their kind are left out."""
         results = [running.result(rows) for running in self._running if running.ran]
         results.sort(key=lambda result: (SEVERITIES.index(result.severity), not result.count))
         return Report(rows=rows, checks=tuple(results))
 
 
 class _Running:
-    """A check and what it has found so far."""
+    """A check and its findings so far."""
 
     def __init__(self, check: Check, settings: ChecksSection) -> None:
         self.check = check
@@ -99,11 +99,11 @@ class _Running:
                 raise
             raise self._broken(error, watched.last) from error
 
-    def result(self, rows: int) -> Result:
+    def result(self, rows: int) -> CheckResult:
         finding, check = self._found(), self.check
         count = len(finding.rows) if finding.count is None else finding.count
         removable = finding.rows if finding.removable is None else finding.removable
-        return Result(
+        return CheckResult(
             name=check.name,
             severity=finding.severity or check.severity,
             summary=check.summary,
@@ -133,12 +133,12 @@ class _Running:
         where = f" at {row.place}" if row else ""
         return PluginError(
             f"the data check {self.check.name} raised {type(error).__name__}{where}: {error}",
-            hint="leave it out with checks.names, or mend the plugin that brings it",
+            hint="leave it out with checks.names, or fix the plugin that provides it",
         )
 
 
 class _Watched:
-    """The training rows, with the last one that was taken and what their source raised."""
+    """The training rows, with the last one taken and the error that their source raised."""
 
     def __init__(self, rows: Iterable[Checked]) -> None:
         self._rows = rows
@@ -161,5 +161,5 @@ class _Watched:
 
 def _finding(value: Any) -> Finding:
     if not isinstance(value, Finding):
-        raise TypeError(f"it found {value!r}, which is no Finding")
+        raise TypeError(f"it returned {value!r}, which is not a Finding")
     return value

@@ -28,7 +28,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""By split, the words in a file's name that say so, as `datasets` has them."""
+"""By split, the words in a file's name that stand for it, as in `datasets`."""
 RUN = re.compile(r"runs:/+([0-9a-zA-Z]+)/?")
 
 
@@ -39,14 +39,14 @@ class SourceFile:
     name: str
     """Its path within the source, so that it is the same on another machine."""
     shown: str
-    """What messages call it: the source as the user wrote it, and within a folder the path from there."""
+    """Its name in messages: the source as the user wrote it, followed by the path within a folder."""
     path: Path | None
     commit: str = ""
-    """Of a Hub data set."""
+    """The commit of a Hub data set."""
 
     @cached_property
     def sha256(self) -> str:
-        """Of its bytes as they are stored; of a Hub data set, its commit.
+        """The hash of the stored bytes; for a Hub data set, its commit.
 
         Raises:
             DataError: the file cannot be read.
@@ -63,10 +63,10 @@ class Source:
     kind: Literal["local", "hugging_face"]
     files: tuple[SourceFile, ...]
     uri: str
-    """Where it really is: an absolute path, a Hub id, an MLflow URI."""
+    """Its location: an absolute path, a Hub id, an MLflow URI."""
     settings: DataSection
     shape: Shape | None = None
-    """Where the rows are in its files, when they are not simply their objects."""
+    """Where the rows are in its files, when they are not simply the files' objects."""
 
     def rows(self) -> Iterator[Row | Unreadable]:
         """Every row in order, at most `data.max_rows`.
@@ -89,11 +89,11 @@ class Source:
         if self.shape is None:
             return read
         shape = self.shape
-        return (row for one in read for row in shape.rows(one, inside=inside))
+        return (row for value in read for row in shape.rows(value, inside=inside))
 
 
 def paths(settings: DataSection) -> tuple[dict[str, float | None], str | None]:
-    """The sources to train on with their weights, and the held-out one where it is another."""
+    """The sources to train on with their weights, and the held-out source where it is separate."""
     if settings.path != "demo":
         return settings.sources, settings.eval_path
     return {str(DEMO_FOLDER / "train.jsonl"): None}, settings.eval_path or str(DEMO_FOLDER / "heldout.jsonl")
@@ -103,7 +103,7 @@ def open_source(asked: str, settings: DataSection) -> Source:
     """Find a source, without reading its rows.
 
     Raises:
-        DataError: it is not there, or holds nothing that can be read.
+        DataError: it does not exist, or contains nothing that can be read.
     """
     if not asked.strip():
         raise DataError(f"data {asked!r} names no source", hint="name a file, a folder, a Hub id or an MLflow URI")
@@ -118,10 +118,10 @@ def open_source(asked: str, settings: DataSection) -> Source:
 
 
 def check(asked: str, settings: DataSection) -> None:
-    """Find out whether there is such a source, as far as that can be told without fetching or reading it.
+    """Check that a source exists, as far as possible without downloading or reading it.
 
     Raises:
-        DataError: it is not there, or holds nothing that can be read.
+        DataError: it does not exist, or contains nothing that can be read.
     """
     if is_local(asked) or not asked.strip():
         open_source(asked, settings)
@@ -134,7 +134,7 @@ def check(asked: str, settings: DataSection) -> None:
 
 
 def is_local(asked: str) -> bool:
-    """Whether it is a file or folder that is there, or can only be meant as one."""
+    """Whether it is an existing file or folder, or can only be the name of one."""
     return _exists(_path(asked)) or asked.startswith((".", "/", "~")) or readers.known(Path(asked))
 
 
@@ -155,23 +155,23 @@ def _exists(path: Path) -> bool:
 def _local(asked: str, path: Path, settings: DataSection, *, uri: str = "") -> Source:
     if not _exists(path):
         raise DataError(
-            f"there is no data file {asked!r}",
+            f"the data file {asked!r} does not exist",
             hint=f"looked in {Path.cwd()}; under `mlflow run`, relative paths start at the project's folder",
         )
     folder = path.is_dir()
-    found = _in_folder(asked, path, settings) if folder else [path]
-    for one in found:
-        readers.check_kind(one, asked)
-    names = [one.relative_to(path).as_posix() if folder else one.name for one in found]
+    data_files = _in_folder(asked, path, settings) if folder else [path]
+    for file in data_files:
+        readers.check_kind(file, asked)
+    names = [file.relative_to(path).as_posix() if folder else file.name for file in data_files]
     files = [
-        SourceFile(name=name, shown=f"{asked.rstrip('/')}/{name}" if folder else asked, path=one)
-        for name, one in zip(map(_check_name, names), found, strict=True)
+        SourceFile(name=name, shown=f"{asked.rstrip('/')}/{name}" if folder else asked, path=file)
+        for name, file in zip(map(_check_name, names), data_files, strict=True)
     ]
     return Source(asked=asked, kind="local", files=tuple(files), uri=uri or str(path.resolve()), settings=settings)
 
 
 def _check_name(name: str) -> str:
-    """The name, which reports and records can hold: an old file's may be in another encoding."""
+    """The name, checked to be UTF-8, which reports need: an old file's name may have another encoding."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -187,49 +187,50 @@ def _sha256(file: Path) -> str:
 
 
 def _in_folder(asked: str, folder: Path, settings: DataSection) -> list[Path]:
-    """The files of a folder that hold rows of the split that was asked for, sorted by path."""
+    """The files of a folder with rows of the requested split, sorted by path."""
     saved = hub.saved_files(folder, asked, settings)
     if saved is not None:
         return saved
-    found = sorted(_walk(asked, folder))
-    if not found:
+    data_files = sorted(_walk(asked, folder))
+    if not data_files:
         raise DataError(
-            f"the folder {asked!r} holds no data file", hint=f"known kinds: {', '.join(readers.READERS)}, also .gz .zst"
+            f"the folder {asked!r} contains no data file",
+            hint=f"known kinds: {', '.join(readers.READERS)}, also .gz .zst",
         )
-    by_split = {file: split_of(file.relative_to(folder)) for file in found}
+    by_split = {file: split_of(file.relative_to(folder)) for file in data_files}
     named = set(by_split.values()) - {None}
     if not named:
-        return found
+        return data_files
     wanted = next((name for name, words in SPLIT_NAMES.items() if settings.split in words), settings.split)
-    # beside files that are named by split, one that is not is to train on
-    chosen = [file for file in found if (by_split[file] or "train") == wanted]
+    # among files that are named by split, one that is not is for training
+    chosen = [file for file in data_files if (by_split[file] or "train") == wanted]
     if not chosen:
         raise DataError(
             f"the folder {asked!r} has no file of the split {settings.split!r}",
-            hint=f"its files are of {', '.join(sorted({of or 'train' for of in by_split.values()}))}: "
+            hint=f"its splits are {', '.join(sorted({split or 'train' for split in by_split.values()}))}: "
             "name one with --data.split",
         )
     return chosen
 
 
 def _walk(asked: str, folder: Path) -> Iterator[Path]:
-    """Every data file below a folder, by way of links too, but each folder once; hidden ones are passed over."""
+    """Every data file below a folder, following links but visiting each folder once; hidden files are skipped."""
     seen = set()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        about = Path(root).stat()
-        if (about.st_dev, about.st_ino) in seen:
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((about.st_dev, about.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             file = Path(root, name)
             if name.startswith(".") or name in hub.DESCRIPTIONS or not readers.known(file):
                 continue
             if file.is_symlink() and not _exists(file):
+                shown = f"{asked.rstrip('/')}/{file.relative_to(folder).as_posix()}"
                 raise DataError(
-                    f"{asked.rstrip('/')}/{file.relative_to(folder).as_posix()} is a link to a file that is not there",
-                    hint="fetch the file, or remove the link",
+                    f"{shown} is a link to a file that does not exist", hint="download the file, or remove the link"
                 )
             if file.is_file():
                 yield file
@@ -242,7 +243,7 @@ def _refuse(error: OSError) -> None:
 def split_of(file: Path) -> str | None:
     """The split that a path within a folder names: `test` for `test/rows.jsonl` and `rows-test-00.parquet`.
 
-    As `datasets` has it, a folder says more than a file's name: `train/test-cases.jsonl` is of `train`.
+    As in `datasets`, a folder's name overrides a file's name: `train/test-cases.jsonl` belongs to `train`.
     """
     for part in (*reversed(file.parts[:-1]), file.name):
         words = set(re.split(r"[\W\d_]+", part.lower()))
@@ -253,7 +254,7 @@ def split_of(file: Path) -> str | None:
 
 
 def _from_mlflow(asked: str, settings: DataSection) -> Source:
-    """An artifact, fetched first; of a run alone, the data that it was trained on."""
+    """An artifact, downloaded first; for a run URI without a path, the data that the run was trained on."""
     from mlflow_ft import tracking
 
     run = RUN.fullmatch(asked)

@@ -1,4 +1,4 @@
-"""Which rows a mixture takes, and which are held out: by the hash of what they are, never by where they stand."""
+"""Which rows a mixture takes, and which are held out: by the hash of their content, never by their position."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def hold_out(
 ) -> tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]]:
     """Choose the held-out rows under a seed; returns the indices (train, eval), each in the source's order.
 
-    Rows of one key stay on one side, and whole groups are taken until there are enough: the held-out rows are a few
-    more than were asked for where groups are large. Which they are depends on the keys alone, not on their order.
+    Rows of one key stay on one side, and whole groups are held out until there are enough: where groups are large, a
+    few more rows are held out than requested. The choice depends only on the keys, not on their order.
 
     Raises:
-        DataError: nothing would be left on one of the sides.
+        DataError: one of the sides would be empty.
     """
     import numpy as np
 
@@ -38,7 +38,7 @@ def hold_out(
 
 
 def last_of_each(index: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
-    """Of every run of equal numbers the place of the last: of a row that is divided, its last part."""
+    """The last place of every run of equal numbers: the last part of each row that is divided."""
     import numpy as np
 
     return np.flatnonzero(np.append(index[1:] != index[:-1], [True] * bool(len(index))))
@@ -61,19 +61,19 @@ def _nothing_left(test_size: float, held: int, count: int) -> DataError:
 def mix(
     hashes: numpy.ndarray[Any, Any], sources: numpy.ndarray[Any, Any], weights: Sequence[float | None], *, seed: int
 ) -> numpy.ndarray[Any, Any]:
-    """The rows of a mixture: as many as there can be without repeating one, while the sources stand in their weights.
+    """The rows of a mixture: as many as possible in the proportion of the weights without repeating a row.
 
     Sources without weights are taken whole. Returns indices in the sources' order.
     """
     import numpy as np
 
-    given = {index: weight for index, weight in enumerate(weights) if weight is not None}
-    if not given:
+    weighted = {index: weight for index, weight in enumerate(weights) if weight is not None}
+    if not weighted:
         return np.arange(len(hashes))
     counts = np.bincount(sources, minlength=len(weights))
-    unit = min(counts[index] / weight for index, weight in given.items())
+    unit = min(counts[index] / weight for index, weight in weighted.items())
     taken = []
-    for index, weight in given.items():
+    for index, weight in weighted.items():
         rows = np.flatnonzero(sources == index)
         order = np.argsort(shuffled(hashes[rows], seed + 1), kind="stable")
         taken.append(rows[order[: max(1, round(unit * weight))]])
@@ -81,7 +81,7 @@ def mix(
 
 
 def shuffled(values: numpy.ndarray[Any, Any], seed: int) -> numpy.ndarray[Any, Any]:
-    """Every value (uint64) as another that looks random, under a seed (SplitMix64, doi 10.1145/2714064.2660195)."""
+    """Every value (uint64) mixed into a pseudorandom one, under a seed (SplitMix64, doi 10.1145/2714064.2660195)."""
     import numpy as np
 
     with np.errstate(over="ignore"):
@@ -94,8 +94,8 @@ def shuffled(values: numpy.ndarray[Any, Any], seed: int) -> numpy.ndarray[Any, A
 def counts_by_source(
     taken: numpy.ndarray[Any, Any], sources: numpy.ndarray[Any, Any], names: Sequence[str]
 ) -> Mapping[str, tuple[int, int]]:
-    """Of every source how many of its rows were taken, and how many it has."""
+    """For every source, how many of its rows were taken, and how many it has."""
     import numpy as np
 
-    there, used = (np.bincount(part, minlength=len(names)) for part in (sources, sources[taken]))
-    return {name: (int(used[index]), int(there[index])) for index, name in enumerate(names)}
+    total, used = (np.bincount(part, minlength=len(names)) for part in (sources, sources[taken]))
+    return {name: (int(used[index]), int(total[index])) for index, name in enumerate(names)}

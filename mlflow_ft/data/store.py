@@ -1,4 +1,4 @@
-"""The prepared rows on disk: written in one pass, read through a memory map, so that memory does not grow with them."""
+"""The prepared rows on disk: written in one pass and read through a memory map, so that memory use stays constant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINED = ("input_ids", "labels")
 
 
 def schema() -> pyarrow.Schema:
-    """The columns of the store, one record a row."""
+    """The columns of the store, one record per row."""
     import pyarrow as pa
 
     ids = pa.list_(pa.int32())
@@ -78,7 +78,7 @@ class Writer:
 
 
 def batch(rows: Sequence[dict[str, Any]], wanted: pyarrow.Schema) -> pyarrow.RecordBatch:
-    """Rows as one Arrow batch; the tokens by way of flat arrays, which is ten times as fast as number by number."""
+    """Rows as one Arrow batch; the tokens go through flat arrays, ten times as fast as one number at a time."""
     import pyarrow as pa
 
     columns = []
@@ -103,7 +103,7 @@ def _token_lists(values: Sequence[Sequence[int] | None]) -> pyarrow.Array:
 def record(example: Example, encoded: Encoded, *, turn: int = 0, unwritten: int = 0, **about: Any) -> dict[str, Any]:
     """One row as the store keeps it; `about` are its source, file, line, index, length, hash and key.
 
-    `turn` is the one that is learned, from 1, where the row is a part of a conversation, else 0; `unwritten` are the
+    `turn` is the learned turn, from 1, where the row is a part of a conversation, else 0; `unwritten` counts the
     learned turns whose thoughts the template leaves out.
     """
     rejected = encoded.rejected
@@ -125,21 +125,21 @@ def record(example: Example, encoded: Encoded, *, turn: int = 0, unwritten: int 
 
 
 def to_json(example: Example) -> str:
-    """An example as one JSON object, without the fields that are as they are by default."""
+    """An example as one JSON object, without the fields that have their defaults."""
     values = ((field.name, getattr(example, field.name)) for field in fields(example))
-    given = {name: value for name, value in values if value not in (None, (), {})}
-    return json.dumps(given, ensure_ascii=False, default=str)
+    non_default = {name: value for name, value in values if value not in (None, (), {})}
+    return json.dumps(non_default, ensure_ascii=False, default=str)
 
 
 def from_json(text: str) -> Example:
     """The example that `to_json` wrote."""
-    given = json.loads(text)
-    listed = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return Example(**(given | listed))
+    values = json.loads(text)
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Example(**(values | tuples))
 
 
 class Column(StoredRows[T]):
-    """Some rows of a store as values of one kind, each made when it is looked at.
+    """Some rows of a store as values of one kind, each made on access.
 
     >>> Column.of([Encoded(input_ids=(1, 2), labels=(-100, 2))])[0].supervised
     1
@@ -159,7 +159,7 @@ class Column(StoredRows[T]):
 
     @classmethod
     def of(cls, rows: Sequence[Encoded]) -> Column[Encoded]:
-        """Encoded rows that are in memory already."""
+        """Encoded rows that are already in memory."""
         import pyarrow as pa
 
         values = [
@@ -202,20 +202,20 @@ class Column(StoredRows[T]):
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
-        # a fingerprint is given, since `datasets` would hash the whole table to make one
-        whole = Dataset(InMemoryTable(self._table.select(list(names))), fingerprint=fingerprint)
-        return whole if self._indices is None else whole.select(self._indices)
+        # with a fingerprint, `datasets` need not hash the whole table
+        all_rows = Dataset(InMemoryTable(self._table.select(list(names))), fingerprint=fingerprint)
+        return all_rows if self._indices is None else all_rows.select(self._indices)
 
 
 def read(file: Path) -> pyarrow.Table:
-    """The rows of a store, through a memory map: nothing is read before it is looked at."""
+    """The rows of a store, through a memory map: nothing is read before it is accessed."""
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
 
 
 def examples(table: pyarrow.Table, indices: numpy.ndarray[Any, Any] | None = None) -> Column[Example]:
-    """The rows as something to learn from."""
+    """The rows as examples."""
     return Column(table, lambda row: from_json(row["example"]), ["example"], indices)
 
 
@@ -226,7 +226,7 @@ def encoded(table: pyarrow.Table, indices: numpy.ndarray[Any, Any] | None = None
 
 
 def places(table: pyarrow.Table, files: Sequence[str], indices: numpy.ndarray[Any, Any] | None = None) -> Column[Place]:
-    """Where the rows stand in their files."""
+    """Where the rows are in their files."""
     return Column(table, lambda row: Place(file=files[row["file"]], line=row["line"]), ["file", "line"], indices)
 
 

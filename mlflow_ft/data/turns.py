@@ -7,7 +7,7 @@
     each    two rows:  1 [2]   and   1  2  3 [4]
 
 A template that drops the thoughts of earlier turns keeps those of the last one: with `each`, every turn is learned as
-it is said when the model is used, after the history that a server would render.
+the model would generate it, after the history that a server would render.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mlflow_ft.rows import Example, Kind
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What is learned from at once: a whole row, or the part of its conversation that ends with one turn."""
+    """One unit of learning: a whole row, or the part of its conversation that ends with one turn."""
 
     example: Example
     turn: int = 0
-    """The turn that is learned, from 1; 0 where it is the row as it is."""
+    """The learned turn, from 1; 0 for a row as it is."""
     final: bool = True
     """Whether it is the last one of its row."""
 
 
 def parts(example: Example, settings: DataSection) -> list[Part]:
-    """The parts of a row, in order; of anything but a conversation the row itself."""
+    """The parts of a row, in order; for anything but a conversation, the row itself."""
     turns = [turn for turn, is_learned in enumerate(_learned(example)) if is_learned]
     if settings.turns == "all" or example.kind != "conversation" or not turns:
         return [Part(example=example)]
@@ -49,9 +49,9 @@ def _ending_with(turn: int, example: Example) -> Example:
 
 
 def check(kind: Kind, settings: DataSection) -> None:
-    """Raise DataError where turns are chosen in rows that are no conversations to imitate."""
+    """Raise DataError where turns are chosen in rows that are not conversations to imitate."""
     if settings.turns != "all" and kind != "conversation":
         raise DataError(
-            f"data.turns {settings.turns} chooses turns of conversations, and these rows are of the kind {kind}",
-            hint="leave data.turns out: of such rows the answers alone are learned",
+            f"data.turns {settings.turns} chooses turns of conversations, but these rows are of the kind {kind}",
+            hint="leave data.turns out: only the answers of such rows are learned",
         )

@@ -1,4 +1,4 @@
-"""The pages of docs/ that are made from the code; `python -m mlflow_ft.docs` writes them anew."""
+"""The pages of docs/ that are generated from the code; `python -m mlflow_ft.docs` writes them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import click
 
 from mlflow_ft import hookspecs, plugins
 from mlflow_ft.config import PRIMARY, Config, describe
+from mlflow_ft.docs.api import api_page
 from mlflow_ft.docs.methods import methods_page
 from mlflow_ft.docs.tables import NOTE, table_row
 
 ROOT = Path(__file__).parents[2]
-ABOUT_HOOKS = """A plugin is a module whose functions are decorated with `@mlflow_ft.hookimpl` and named as below. A
-function takes the arguments it wants, by name. How to make and install one: [plugins](plugins.md)."""
-ABOUT_SETTINGS = """A setting is given on the command line (`--training.learning_rate 1e-4`), under `mlflow run`
-(`-P training.learning_rate=1e-4`), or in the YAML file that `--config` names. A later layer wins: default, method,
-what suits the built-in data (where no other data is named), YAML, command line. The last part of a name is enough
-where it is unique (`--learning_rate 1e-4`). Each [method](methods.md) brings defaults of its own."""
+ABOUT_HOOKS = """A plugin is a module with functions that are decorated with `@mlflow_ft.hookimpl` and named as below.
+A function names the arguments it needs. How to make and install a plugin: [plugins](plugins.md)."""
+ABOUT_SETTINGS = """Give a setting on the command line (`--training.learning_rate 1e-4`), under `mlflow run`
+(`-P training.learning_rate=1e-4`), or in the YAML file that `--config` names. Later layers win: default, method,
+settings for the built-in data (if no other data is named), YAML, command line. The last part of a name is enough
+if it is unique (`--learning_rate 1e-4`). Each [method](methods.md) has its own defaults."""
 RULES = {
-    "register_": "Collected from every plugin when the program starts; cheap, pure, without heavy imports. "
-    "A plugin in which it raises is listed as broken and left out whole.",
+    "register_": "Collected from every plugin when the program starts; must be cheap, pure, without heavy imports. "
+    "If it raises, its plugin is listed as broken and left out completely.",
     "detect_": 'Asked in turn until one plugin answers; None is "not mine". If it raises, the run stops.',
-    "before_": "May veto by raising `FineTuneError`; the run stops, and nothing is spent.",
+    "before_": "May veto by raising `FineTuneError`; the run stops before anything is spent.",
     "after_": "Watches only: what it raises is logged with the plugin's name, and the run goes on.",
     "on_": "Watches only: what it raises is logged with the plugin's name, and the run goes on.",
     "training_callbacks": "Collected from every plugin. If it raises, the run stops.",
@@ -50,7 +51,7 @@ def hooks() -> dict[str, Callable[..., Any]]:
 
 
 def hooks_page() -> str:
-    """Every hook: when it is called, what the rule is, and how the template (or a built-in) implements it."""
+    """Every hook: when it is called, its rule, and how the template (or a built-in) implements it."""
     parts = [
         "# Hooks",
         NOTE,
@@ -114,7 +115,7 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": methods_page}
+PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": methods_page, "api.md": api_page}
 """File in docs/ -> the function that makes it."""
 
 

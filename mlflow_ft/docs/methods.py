@@ -1,4 +1,4 @@
-"""The page of methods: which to take, how they compare, and each by itself; made from their records."""
+"""The page of methods, made from their records: which to take, how they compare, and each in detail."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from mlflow_ft.records import Adapter, Trainer
 from mlflow_ft.registry import Catalogue, Registry
 
 LISTED = ("formats", "checks", "evaluators", "rewards", "packagers", "exporters", "gates")
-"""Kinds of which name and summary are told; methods and adapters have more to say."""
+"""Kinds listed by name and summary only; methods and adapters have more."""
 DECISIONS = """What do you have?
 
-- **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which goes on with pre-training
+- **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which is continued pre-training
   ([packing](training.md)).
-- **Conversations or question and answer**, good ones, to be imitated:
-    - one GPU that holds the model in 16 bits, or a small model: `lora`, which is merged and served as any model;
-    - the model fits in 4 bits only: `qlora`;
+- **Conversations, or questions with answers**, that are good enough to imitate:
+    - one GPU that holds the model in 16 bits, or a small model: `lora`, which is merged and served like any model;
+    - the model only fits in 4 bits: `qlora`;
     - LoRA learns too little, and memory allows: a higher `adapter.r`, then `dora`, then `full`;
-    - many tasks beside one base, each in kilobytes: `ia3`; or, where not even the weights may be touched, `prompt`,
+    - many tasks on one base, each a few kilobytes: `ia3`; or, if no weights may change, `prompt`,
       `ptuning` and `prefix`, which are never merged, and `adapter`.
 - **Pairs** of a better and a worse answer:
-    - the model was instruction-tuned already: `dpo`; first `sft` on the better answers, which `align` does in one go;
-    - a second model in memory is too much: `simpo` or `cpo`; the model was not instruction-tuned: `orpo`;
-    - the preferences shall judge answers that are yet to be written: `reward`, then `ppo`, which `rlhf` does in one go.
+    - the model is already instruction-tuned: `dpo`; if not, first `sft` on the better answers (`align` does both);
+    - there is no memory for a second model: `simpo` or `cpo`; the model is not instruction-tuned: `orpo`;
+    - the preferences should judge new answers: `reward`, then `ppo` (`rlhf` does both).
 - **Thumbs up or down** for single answers: `kto`.
 - **Prompts and a way to judge answers**, by a function (a test, a checker, a format) or a reward model:
-    - start with `grpo`; `rloo` is simpler, and as good where each answer is judged as a whole;
-    - `ppo` where a reward per answer is noisy and a learned value helps; it needs the most care, and the most memory.
+    - start with `grpo`; `rloo` is simpler, and as good if each answer is judged as a whole;
+    - `ppo` if rewards are noisy and a learned value helps; it needs the most care and the most memory.
 
-- **A mixture of experts** (Qwen3-MoE, Mixtral, gpt-oss ...) for any of these: what trains of it, and how its experts
-  are adapted, is in [mixtures of experts](training.md#mixtures-of-experts).
+- **A mixture of experts** (Qwen3-MoE, Mixtral, gpt-oss ...) with any of these: what trains, and how to adapt its
+  experts, is in [mixtures of experts](training.md#mixtures-of-experts).
 
-Whatever you take, look at the data first (`mlflow-ft data check`), train a few steps, and read the sampled answers."""
+In any case, look at the data first (`mlflow-ft data check`), train a few steps, and read the sampled answers."""
 AXES = (
-    "A method is an objective with defaults: `-e dpo -P adapter.kind=lora -P model.quantize=nf4` is QLoRA DPO. Which "
-    "combinations work is tried by a test: [combinations](combinations.md)."
+    "A method is an objective with defaults: `-e dpo -P adapter.kind=lora -P model.quantize=nf4` is QLoRA DPO. A test "
+    "tries which combinations work: [combinations](combinations.md)."
 )
 
 
 def methods_page() -> str:
-    """Which method to take; all of them side by side; each by itself; and the other things that have a name."""
+    """Which method to take, all of them side by side, each in detail, and everything else that has a name."""
     registry = Registry(plugins.load({}))
     trainers, adapters = list(ours(registry.trainers)), list(own(registry.adapters))
     parts = [
         "# Methods",
         NOTE,
-        "What is here; plugins add to each of these lists, and `mlflow-ft show KIND` tells them all.",
+        "What is built in. Plugins add to each of these lists; `mlflow-ft show KIND` shows them all.",
         "## Which one",
         DECISIONS,
         "## Side by side",
@@ -65,7 +65,7 @@ def methods_page() -> str:
 
 
 def compared(trainers: list[Trainer]) -> str:
-    """A line for each method: adapter, data, rate, memory."""
+    """One line per method: adapter, data, rate, memory."""
     head = [table_row("method", "trains", "from", "learning rate", "memory"), "|---|---|---|---|---|"]
     rows = []
     for trainer in trainers:
@@ -82,7 +82,7 @@ def compared(trainers: list[Trainer]) -> str:
 
 
 def method(trainer: Trainer) -> Iterator[str]:
-    """One method: what it does and is for, how it is started, what it presets, what values are usual."""
+    """One method: what it does and is for, how to start it, its defaults, usual values."""
     yield f"### `{trainer.name}`"
     yield sentence(trainer.summary) + (f" [Paper]({trainer.paper})." if trainer.paper else "")
     if trainer.use_for:
@@ -99,7 +99,7 @@ def method(trainer: Trainer) -> Iterator[str]:
 
 
 def table(defaults: Mapping[str, Any], ranges: Mapping[str, str]) -> str:
-    """A method's own defaults, and the values that are usual."""
+    """A method's own defaults, and usual values."""
     rows = [
         table_row(f"`{key}`", f"`{str(defaults[key]).lower()}`" if key in defaults else "", ranges.get(key, ""))
         for key in dict.fromkeys((*defaults, *ranges))
@@ -108,7 +108,7 @@ def table(defaults: Mapping[str, Any], ranges: Mapping[str, str]) -> str:
 
 
 def adapter_table(adapters: list[Adapter]) -> str:
-    """A line for each adapter: what it does, whether it merges, what it is for."""
+    """One line per adapter: what it does, whether it merges, what it is for."""
     head = [table_row("adapter.kind", "what it does", "merges", "for"), "|---|---|---|---|"]
     rows = [
         table_row(
@@ -133,5 +133,5 @@ def own(catalogue: Catalogue[Any]) -> Iterator[Any]:
 
 
 def ours(catalogue: Catalogue[Any]) -> Iterator[Any]:
-    """Those, and the ones of this repository's own plugins."""
+    """The same, and those of the plugins in this repository."""
     return (record for record in catalogue if catalogue.provider(record.name).startswith(("builtin.", "ppo")))

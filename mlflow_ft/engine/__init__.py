@@ -1,7 +1,81 @@
-"""The work itself, and the only place that imports torch, transformers, peft and trl at module level."""
+"""The work itself, and the only place that imports torch, transformers, peft and trl at module level.
 
+`PUBLIC` lists what plugins may use; it is imported as `from mlflow_ft.engine import sft`, wherever the module is.
+"""
+
+import importlib
 import logging
 import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_ft.engine import aside, hardware, options
+    from mlflow_ft.engine.judging import judge, paired, parity, reference
+    from mlflow_ft.engine.merging import fold, quantised
+    from mlflow_ft.engine.models import left_padding, linear, loading
+    from mlflow_ft.engine.rewards import reward_judges
+    from mlflow_ft.engine.serving import bundle
+    from mlflow_ft.engine.tokens import clock, masking, render, tokenizers, vocabulary
+    from mlflow_ft.engine.training import loop, online, preference, reward, sft, unpaired
+
+PUBLIC: Mapping[str, tuple[str, ...]] = {
+    "training.sft": ("train",),
+    "training.preference": ("dpo", "cpo", "orpo"),
+    "training.unpaired": ("kto",),
+    "training.reward": ("train",),
+    "training.online": ("grpo", "rloo"),
+    "training.loop": ("arguments", "callbacks", "keep"),
+    "models.loading": ("load_saved", "token_ids"),
+    "models.left_padding": ("batches", "padded"),
+    "models.linear": ("names", "smallest", "common_side"),
+    "tokens.tokenizers": ("load",),
+    "tokens.render": ("prompt_ids",),
+    "tokens.masking": ("encode",),
+    "tokens.vocabulary": ("token_layers", "tied"),
+    "tokens.clock": ("current", "held"),
+    "rewards.reward_judges": ("load", "of_answers", "weighted"),
+    "judging.judge": ("answers", "row_losses", "mean_loss"),
+    "judging.paired": ("paired_test", "row_differences"),
+    "judging.parity": ("measure",),
+    "judging.reference": ("keep",),
+    "merging.fold": ("merge", "copy_model"),
+    "merging.quantised": ("write", "opened"),
+    "serving.bundle": ("copy_adapter", "complete"),
+    "hardware": ("device", "compute_dtype"),
+    "options": ("typed", "made"),
+    "aside": ("aside",),
+}
+"""The public functions by module below `mlflow_ft.engine`; docs/api.md describes each."""
+
+__all__ = [
+    "PUBLIC",
+    "aside",
+    "bundle",
+    "clock",
+    "fold",
+    "hardware",
+    "judge",
+    "left_padding",
+    "linear",
+    "loading",
+    "loop",
+    "masking",
+    "online",
+    "options",
+    "paired",
+    "parity",
+    "preference",
+    "quantised",
+    "reference",
+    "render",
+    "reward",
+    "reward_judges",
+    "sft",
+    "tokenizers",
+    "unpaired",
+    "vocabulary",
+]
 
 # When it is imported on a CPU, bitsandbytes warns that an optional package for faster inference is not there.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -9,3 +83,10 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 # peft 0.21 reads an attribute that transformers 5 has renamed; a user can do nothing about it.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def __getattr__(name: str) -> Any:
+    for module in PUBLIC:
+        if module.rpartition(".")[2] == name:
+            return importlib.import_module(f"{__name__}.{module}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

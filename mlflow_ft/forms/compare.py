@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import PackageSection
-from mlflow_ft.errors import RefusedError
 from mlflow_ft.records import Exporter
-from mlflow_ft.values import Form
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from mlflow_ft.engine.judging.parity import Parity
 
 REFERENCE = "reference.safetensors"
@@ -30,8 +25,6 @@ QUESTIONS = (
 """What a model is asked where no run has kept what the trained model said."""
 NEGLIGIBLE = 1e-3
 """Nats per token that are no sign of a fault, however short the way from the base model was."""
-SHOWN = 3
-"""Tokens that the message of a refusal names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +85,6 @@ def reasons(found: Mapping[str, float], limits: Limits) -> Iterator[str]:
         yield f"its perplexity differs by {change:+.1%}, at most {limits.max_perplexity_change:.0%}"
 
 
-def refuse(name: str, found: Parity, limits: Limits, tokenizer: Any, *, kept: Path) -> None:
-    """Raise RefusedError where a form is not the model that was trained; `kept` is where that one is."""
-    against = list(reasons(found.numbers, limits))
-    if not against:
-        return
-    worst = sorted(found.tokens, key=lambda token: -float(token["kl"]))[:SHOWN]
-    told = ", ".join(f"{_word(tokenizer, one['token'])} ({one['kl']:.2g})" for one in worst)
-    raise RefusedError(
-        f"the packaged form {name!r} is not the model that was trained: {'; '.join(against)}",
-        hint=f"nothing was registered. Look at the run's table parity/{name}.json: they differ most behind the tokens "
-        f"{told}. The trained weights are in {kept}; {limits.remedy}",
-    )
-
-
 def table(found: Parity, tokenizer: Any) -> Sequence[Mapping[str, Any]]:
     """A row for each prompt with both answers, then one for each token."""
     answers = [
@@ -132,28 +111,7 @@ def table(found: Parity, tokenizer: Any) -> Sequence[Mapping[str, Any]]:
     return [*answers, *tokens]
 
 
-def kept_reference(client: MlflowClient, run_id: str | None, folder: Path) -> Path | None:
-    """What the trained model said, as its run has kept it, fetched into `folder`; None where it has not."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(client.download_artifacts(run_id, f"parity/{REFERENCE}", str(folder))) if run_id else None
-    except (MlflowException, OSError):
-        return None
-
-
 def tags(parity: Mapping[str, float], *, form: str = "") -> dict[str, str]:
     """A version's own parity as its tags; that of files which were made of it with their `form`."""
     prefix = f"mlflow_ft.parity.{form}." if form else "mlflow_ft.parity."
     return {prefix + key: f"{value:.6g}" for key, value in parity.items()}
-
-
-def measure(form: Form, reference: Path) -> Parity:
-    """Compare; see `engine.parity.measure`."""
-    from mlflow_ft.engine.judging import parity
-
-    return parity.measure(form, reference)
-
-
-def _word(tokenizer: Any, token: int) -> str:
-    return repr(tokenizer.decode([token]))

@@ -15,19 +15,18 @@ from mlflow_ft.stages.data import CLOCK_TAG
 from mlflow_ft.stages.start import PREPARE
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from mlflow_ft.tracking import Store
 
-def config(client: MlflowClient, run_id: str, registry: Registry) -> Config:
+
+def config(store: Store, run_id: str, registry: Registry) -> Config:
     """The configuration of a run, from its `config.yaml`.
 
     Raises:
         ConfigError: the run has none, trained nothing, or asks for what there is no more.
     """
-    from mlflow_ft.tracking import contenders
-
-    text = contenders.read(client, run_id, "config.yaml") if run_id else None
+    text = store.read(run_id, "config.yaml") if run_id else None
     if not text:
         raise ConfigError(f"run {run_id or '(none)'} has no config.yaml: it is not a training of mlflow-ft")
     with tempfile.TemporaryDirectory() as folder:

@@ -51,10 +51,10 @@ def find(run_id: str, registry: Registry) -> Unpackaged:
         `train`. ModelError: it was not trained to its end, or its files are not on this machine. RefusedError: it was
         packaged, and refused by evidence.
     """
-    from mlflow_ft.tracking import connect, unfinished
+    from mlflow_ft.tracking import Store, unfinished
 
     run = unfinished.find_run(run_id)
-    config = recorded_run.config(connect(), run_id, registry)
+    config = recorded_run.config(Store.connect(), run_id, registry)
     _check_open(run)
     folder = Path(run.data.tags.get(FOLDER) or config.run.output_dir.expanduser().resolve() / run_id)
     training = done.found(folder / "train")

@@ -14,7 +14,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing.one_pass import LeftOut
 from mlflow_ft.registry import Registry, chosen_checks
 from mlflow_ft.rows import Checked, Severity
-from mlflow_ft.values import Report, Result
+from mlflow_ft.values import CheckResult, Report
 from mlflow_ft.values.report import SEVERITIES
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
             )
 
 
-def _left_out(stored: Stored, config: Config) -> Iterator[Result]:
+def _left_out(stored: Stored, config: Config) -> Iterator[CheckResult]:
     """The rows that did not come through, as one more check."""
     yield _result(
         "bad-row",
@@ -99,7 +99,7 @@ def _left_out(stored: Stored, config: Config) -> Iterator[Result]:
 UNWRITTEN = "unwritten-thoughts"
 
 
-def _unwritten(stored: Stored, config: Config) -> Iterator[Result]:
+def _unwritten(stored: Stored, config: Config) -> Iterator[CheckResult]:
     """The rows with thoughts in earlier turns that the template leaves out, so that they are not learned."""
     import numpy as np
 
@@ -107,7 +107,7 @@ def _unwritten(stored: Stored, config: Config) -> Iterator[Result]:
     lost = stored.table.column("unwritten").to_numpy()
     rows = np.flatnonzero(lost)
     shown = stored.table.select(["file", "line", "unwritten"]).take(rows[: config.checks.max_examples]).to_pylist()
-    yield Result(
+    yield CheckResult(
         name=UNWRITTEN,
         severity="warn",
         summary=summary.format(f"{lost.sum():,}" if len(rows) else "earlier"),
@@ -146,8 +146,8 @@ def _result(
     *,
     remedy: str,
     fix: str = "",
-) -> Result:
-    return Result(
+) -> CheckResult:
+    return CheckResult(
         name=name,
         severity=severity,
         summary=summary,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.data import cache, fingerprint, store
+from mlflow_ft.data import cache, store
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.data.sources import Source
-from mlflow_ft.hashes import canonical
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import one_pass
+from mlflow_ft.preparing import one_pass, prepared_key
 from mlflow_ft.preparing.one_pass import LeftOut
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
@@ -29,10 +25,6 @@ if TYPE_CHECKING:
 
 ROWS_FILE = "rows.arrow"
 META_FILE = "meta.json"
-PACKAGE = Path(__file__).parents[1]
-CODE = ("rows.py", "data/**/*.py", "engine/tokens/*.py", "builtin/**/*.py", "preparing/*.py")
-"""What of this package decides how a row is prepared and checked."""
-LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +84,7 @@ def prepare(
     accept(opened[0].record)
     for sentence in dict.fromkeys(sentence for one in opened for sentence in one.sentences):
         progress.say(sentence)
-    parts = _parts(opened, config, tokenizer, registry)
+    parts = prepared_key.parts(opened, config, tokenizer, registry)
     moment = clock.current()
     told = clock.told_to(tokenizer, moment)
     chosen = chosen_checks(registry, config.checks.names)
@@ -107,7 +99,7 @@ def prepare(
             tally = one_pass.run(opened, config.data, encoder=encoder, quality=seen, file=folder / ROWS_FILE, bar=bar)
         (folder / META_FILE).write_text(json.dumps(_meta(tally, seen, encoder)), encoding="utf-8")
 
-    folder, found = cache.find_or_make(_key(parts, opened, config, plugins, told, quality=quality), make)
+    folder, found = cache.find_or_make(prepared_key.key(parts, opened, config, plugins, told, quality=quality), make)
     if found:
         progress.say(f"{title}: prepared before, with the same data, template and settings")
     done = _read(folder, opened, parts, tokenizer)
@@ -159,7 +151,10 @@ def _read(folder: Path, opened: Sequence[one_pass.Opened], parts: Mapping[str, A
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     tokenizer.chat_template = meta["chat_template"]
     table = store.read(folder / ROWS_FILE)
-    made = {"sources": _sources(parts["sources"], table), "chat_template": _hash(meta["chat_template"])}
+    made = {
+        "sources": prepared_key.sources(parts["sources"], table),
+        "chat_template": prepared_key.hash_of(meta["chat_template"]),
+    }
     return Stored(
         sources=tuple(one.source for one in opened),
         weights=tuple(one.weight for one in opened),
@@ -177,68 +172,3 @@ def _read(folder: Path, opened: Sequence[one_pass.Opened], parts: Mapping[str, A
         parts={**parts, **made, **({"clock": meta["clock"]} if meta["clock"] else {})},
         clock=meta["clock"],
     )
-
-
-# --- what decides how the rows come out
-
-
-def _parts(opened: Sequence[one_pass.Opened], config: Config, tokenizer: Any, registry: Registry) -> dict[str, Any]:
-    settings = config.data
-    names = ("columns", "system", "split", "subset", "split_by", "max_length", "max_rows", "on_bad_row")
-    return {
-        "sources": [
-            {
-                "sha256": [file.sha256 for file in one.source.files],
-                "weight": one.weight,
-                "format": one.record.name,
-                "format_from": registry.formats.provider(one.record.name),
-                **({"read_as": list(one.remarks)} if one.remarks else {}),
-            }
-            for one in opened
-        ],
-        "settings": {name: getattr(settings, name) for name in names}
-        | ({} if settings.turns == "all" else {"turns": settings.turns}),
-        "tokenizer": _hash(tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())),
-        "chat_template": _hash(tokenizer.chat_template),
-    }
-
-
-def _sources(found: Sequence[Mapping[str, Any]], table: Any) -> list[Mapping[str, Any]]:
-    """Of a source whose bytes nobody can hash (the Hub did not tell the commit) the rows are hashed."""
-    if all(all(one["sha256"]) for one in found):
-        return list(found)
-    rows_hash = hashlib.sha256(b"".join(table.column("hash").to_pylist())).hexdigest()
-    return [{**one, "sha256": [digest or rows_hash for digest in one["sha256"]]} for one in found]
-
-
-def _hash(*values: Any) -> str:
-    return hashlib.sha256(canonical(values)).hexdigest()
-
-
-def _key(
-    parts: Mapping[str, Any],
-    opened: Sequence[one_pass.Opened],
-    config: Config,
-    plugins: Plugins,
-    told: Mapping[str, str],
-    *,
-    quality: bool,
-) -> str:
-    """The fingerprint's parts, and what else the entry depends on: names in messages, the checks, the code itself, and
-    what a template that asks the time is told.
-    """
-    if not all(file.sha256 for one in opened for file in one.source.files):
-        return uuid4().hex
-    code = hashlib.sha256()
-    for file in sorted(found for pattern in CODE for found in PACKAGE.glob(pattern)):
-        code.update(file.name.encode() + file.read_bytes())
-    rest = {
-        "parts": parts,
-        "clock": told,
-        "files": [file.shown for one in opened for file in one.source.files],
-        "checks": config.checks.model_dump() if quality else None,
-        "plugins": sorted((info.name, info.sha256) for info in plugins.active),
-        "libraries": [metadata.version(name) for name in LIBRARIES],
-        "code": code.hexdigest(),
-    }
-    return fingerprint.fingerprint(rest)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from mlflow_ft.forms import proving_forms
 from mlflow_ft.job import Job
 from mlflow_ft.stages.package import lineage
 from mlflow_ft.values import BaseModel, Data, Trained
@@ -27,7 +28,7 @@ def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics:
     """
     from mlflow_ft.engine.serving import bundle
     from mlflow_ft.engine.training import checkpoints
-    from mlflow_ft.tracking import chat_signature, write_manifest
+    from mlflow_ft.tracking import write_manifest
 
     folder = job.folder / "checkpoints" / f"step-{step:06}"
     try:
@@ -38,15 +39,12 @@ def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics:
             bundle.copy_adapter(job, trained, weights)
         bundle.complete(job, data, weights, base=base)
         write_manifest(weights)
-        model_id = job.run.log_model(
-            name=f"checkpoint-{step}",
-            code=bundle.CHAT_MODEL,
-            artifacts={"model": weights},
-            signature=chat_signature(),
-            pip_requirements=bundle.requirements(weights),
+        model_id = proving_forms.log_model(
+            job.run,
+            f"checkpoint-{step}",
+            weights,
             metadata=lineage(job, data, trained),
             model_type=f"{job.config.method}-checkpoint",
-            model_config=bundle.overridable(weights),
             step=step,
         )
     finally:

@@ -24,7 +24,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
-from mlflow_ft.values import BaseModel, Data, Result
+from mlflow_ft.values import BaseModel, CheckResult, Data
 
 CLOCK_TAG = "mlflow_ft.template_clock"
 """Of a run whose chat template may ask the time: the moment that it is given, local time."""
@@ -128,7 +128,7 @@ def refuse(found: Ready, fail_on: str) -> None:
         )
 
 
-def told(found: Result) -> str:
+def told(found: CheckResult) -> str:
     """What a check found, in a line."""
     return f"{found.count:,} {'row' if found.count == 1 else 'rows'} ({found.share:.1%}): {found.summary}"
 

@@ -6,12 +6,14 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlflow_ft.errors import brief
-from mlflow_ft.forms import card, compare, round_trip
+from mlflow_ft.forms import card, compare, proving_forms, round_trip
+from mlflow_ft.forms.proving_forms import NewForm, Original, Proved
 from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
 from mlflow_ft.stages import done
@@ -98,8 +100,6 @@ def chosen(job: Job, trained: Trained) -> list[Packager]:
 
 
 def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
-    from mlflow_ft.engine.judging.reference import Loaded
-    from mlflow_ft.engine.models import loading
     from mlflow_ft.engine.serving import bundle
 
     folder = job.folder / "package" / record.name
@@ -110,11 +110,28 @@ def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
         bundle.check_tokenizer(data, folder)
     limits = compare.Limits.of_package(job.config.package)
     on_whole = _on_whole(job, data, trained, folder, limits)
-    with job.progress.bar(f"compare {record.name}"):
-        form = Loaded(loading.load_saved(job.config, trained.base, folder))
-        parity = _compared(job, data, trained, record.name, form, limits)
-        said = round_trip.said(job, data, trained, form) if served(record) else ()
-    return Kept(record=record, folder=folder, parity={**parity, **on_whole}, said=said)
+    form = NewForm(name=record.name, folder=folder, open=partial(_opened, job, trained), limits=limits)
+    proved = _proved(job, data, trained, form, record)
+    return Kept(record=record, folder=folder, parity={**proved.parity, **on_whole}, said=proved.answers)
+
+
+def _opened(job: Job, trained: Trained, folder: Path) -> AbstractContextManager[Form]:
+    from mlflow_ft.engine.judging.reference import Loaded
+    from mlflow_ft.engine.models import loading
+
+    return nullcontext(Loaded(loading.load_saved(job.config, trained.base, folder)))
+
+
+def _proved(job: Job, data: Data, trained: Trained, form: NewForm, record: Packager | Exporter) -> Proved:
+    original = Original(
+        reference=trained.folder / compare.REFERENCE,
+        folder=trained.folder,
+        tokenizer=data.tokenizer,
+        run=job.run,
+        dataset=data.eval,
+    )
+    ask = partial(round_trip.said, job, data, trained) if served(record) else proving_forms.no_questions
+    return proving_forms.prove(form, original, job.progress, ask=ask)
 
 
 def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: compare.Limits) -> Mapping[str, float]:
@@ -153,16 +170,21 @@ def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: comp
 def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> Kept:
     from mlflow_ft.engine.serving import bundle
 
-    folder = job.folder / "package" / record.name
-    with job.progress.bar(f"export {record.name}"), _suited(job, trained, record, source) as whole:
-        record.export(whole, folder)
+    def make(folder: Path) -> None:
+        with _suited(job, trained, record, source) as whole:
+            record.export(whole, folder)
         if served(record):
             bundle.check_tokenizer(data, folder)
-    limits = compare.Limits.of_export(job.config.package, record)
-    with job.progress.bar(f"compare {record.name}"), record.opened(folder) as form:
-        parity = _compared(job, data, trained, record.name, form, limits)
-        said = round_trip.said(job, data, trained, form) if served(record) else ()
-    return Kept(record=record, folder=folder, parity=parity, said=said)
+
+    form = NewForm(
+        name=record.name,
+        folder=job.folder / "package" / record.name,
+        make=make,
+        open=record.opened,
+        limits=compare.Limits.of_export(job.config.package, record),
+    )
+    proved = _proved(job, data, trained, form, record)
+    return Kept(record=record, folder=form.folder, parity=proved.parity, said=proved.answers)
 
 
 @contextmanager
@@ -181,16 +203,6 @@ def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Itera
         companions.copy_files(source, Path(scratch, "original"))
         shutil.copyfile(source / "generation_config.json", Path(scratch, "original", "generation_config.json"))
         yield Path(scratch, "original")
-
-
-def _compared(
-    job: Job, data: Data, trained: Trained, name: str, form: Form, limits: compare.Limits
-) -> Mapping[str, float]:
-    found = compare.measure(form, trained.folder / compare.REFERENCE)
-    job.run.metrics({f"parity/{name}/{key}": value for key, value in found.numbers.items()}, dataset=data.eval)
-    job.run.table(compare.table(found, data.tokenizer), f"parity/{name}.json")
-    compare.refuse(name, found, limits, data.tokenizer, kept=trained.folder)
-    return found.numbers
 
 
 def _seal(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> None:
@@ -213,19 +225,10 @@ def _seal(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) ->
 
 
 def _log(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> str:
-    from mlflow_ft.engine.serving import bundle
-    from mlflow_ft.tracking import chat_signature
-
+    model_type = f"{job.config.method}-{form.name}"
     with job.progress.bar(f"log {form.name}"):
-        model_id = job.run.log_model(
-            name=form.name,
-            code=bundle.CHAT_MODEL,
-            artifacts={"model": form.folder},
-            signature=chat_signature(),
-            pip_requirements=bundle.requirements(form.folder),
-            metadata=lineage(job, data, trained),
-            model_type=f"{job.config.method}-{form.name}",
-            model_config=bundle.overridable(form.folder),
+        model_id = proving_forms.log_model(
+            job.run, form.name, form.folder, metadata=lineage(job, data, trained), model_type=model_type
         )
     parity = {f"parity/{form.name}/{key}": value for key, value in form.parity.items()}
     log_scores(job, data, "tuned", scores.tuned, model_id=model_id)

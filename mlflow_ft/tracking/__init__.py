@@ -1,6 +1,6 @@
-"""The only door to MLflow tracking and the registry. Importing it imports mlflow: do so inside functions.
+"""The only access to MLflow tracking and the registry. It imports mlflow, so import it inside functions.
 
-with open_run(config, plugins=plugins) as run:
+with open_run(config.run, plugins=plugins) as run:
     run.open_journal(folder)
     run.log_config(config)
     run.metric("train/loss", 1.25, step=10)
@@ -14,21 +14,25 @@ from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.metrics import Metric
-from mlflow_ft.tracking.models import chat_signature, pinned
-from mlflow_ft.tracking.run import open_run, refuse
+from mlflow_ft.tracking.models import ModelToLog, chat_signature, pinned
+from mlflow_ft.tracking.run import open_operation, open_run, refuse
 from mlflow_ft.tracking.server import check_server, connect, told
+from mlflow_ft.tracking.store import Store
 
 __all__ = [
     "MANIFEST",
     "ActiveRun",
     "Journal",
     "Metric",
+    "ModelToLog",
+    "Store",
     "chat_signature",
     "check_server",
     "check_uri",
     "connect",
     "deliver",
     "fetch",
+    "open_operation",
     "open_run",
     "pinned",
     "plugin_tag",

@@ -1,4 +1,4 @@
-"""The run that is open: everything a stage may tell MLflow."""
+"""The open run: everything that a stage may log to MLflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from filelock import BaseFileLock
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run, RunTag
-from mlflow.models import ModelSignature
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.plugins import Plugins
@@ -21,6 +20,7 @@ from mlflow_ft.tracking import environment, inputs, models, run_lock, tables
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
+from mlflow_ft.tracking.models import ModelToLog
 from mlflow_ft.tracking.server import insist, page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 class ActiveRun:
-    """One MLflow run while it is open. Metrics never wait for the server; all else waits until it is taken.
+    """One MLflow run while it is open. Metrics never wait for the server; everything else waits until it is accepted.
 
-    Every method that talks to the server raises TrackingError when the server refuses, or stays away for 5 minutes.
+    Every method that calls the server raises TrackingError if the server refuses or does not answer for 5 minutes.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class ActiveRun:
 
     @property
     def stopping(self) -> bool:
-        """Whether SIGTERM or SIGINT was received; training looks at it between two steps."""
+        """Whether SIGTERM or SIGINT was received; training checks it between two steps."""
         return self._signals.received is not None
 
     def deferring_stop(self) -> AbstractContextManager[None]:
-        """Inside, the first signal only sets `stopping`; leaving raises StoppedError where it is set."""
+        """Inside the block, the first signal only sets `stopping`; leaving the block then raises StoppedError."""
         return self._signals.deferring()
 
     def begin(self, stage: str) -> None:
-        """Name the stage for the tags of a failure; raises StoppedError where a signal's error was swallowed."""
+        """Name the stage for the tags of a failure; raises StoppedError if a signal's error was swallowed."""
         self.stage = stage
         self._signals.check()
 
@@ -90,7 +90,7 @@ class ActiveRun:
         """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first.
 
         Raises:
-            TrackingError: another process keeps them there.
+            TrackingError: another process is using the folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = run_lock.acquired(folder, self.run_id)
@@ -112,13 +112,14 @@ class ActiveRun:
         dataset: Split | None = None,
         timestamp_ms: int | None = None,
     ) -> None:
-        """Journal values of one moment; never waits for the server.
+        """Journal values with one timestamp, without waiting for the server.
 
-        Keys are brought into MLflow's alphabet. NaN stays NaN; an infinity becomes NaN, since MLflow would store
-        1.8e308. `model_id` links the values to a LoggedModel, `dataset` to the rows they were computed on.
+        Characters that MLflow does not allow in keys are replaced. NaN stays NaN; an infinity becomes NaN, because
+        MLflow would store 1.8e308. `model_id` links the values to a LoggedModel, `dataset` to the rows they were
+        computed on.
         """
         if self._journal is None:
-            raise RuntimeError("open_journal comes before the first metric")
+            raise RuntimeError("call open_journal before the first metric")
         moment = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
         entries = [
             Metric(
@@ -135,11 +136,11 @@ class ActiveRun:
         self._journal.append(*entries)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the journal is delivered; False after `timeout` seconds without progress."""
+        """Wait until the journal is delivered; return False after `timeout` seconds without progress."""
         return self._journal is None or self._journal.flush(timeout)
 
     def close_journal(self, timeout: float) -> int:
-        """Deliver what is left and return how many entries could not be; `open_run` does this at its end."""
+        """Deliver what is left and return how many entries could not be delivered; `open_run` calls this at its end."""
         journal, self._journal = self._journal, None
         left = journal.close(timeout) if journal else 0
         if self._lock:
@@ -153,13 +154,13 @@ class ActiveRun:
         try:
             monitor = JournalledMonitor(self.run_id, self._publish, resumed=self._resumed)
             monitor.begin()
-        except Exception as error:  # worth no run
+        except Exception as error:  # not worth failing the run
             log.warning("no system metrics: %s", error)
         else:
             self._monitor = monitor
 
     def stop_system_metrics(self) -> None:
-        """Journal the last sample; `open_run` does this at its end."""
+        """Journal the last sample; `open_run` calls this at its end."""
         monitor, self._monitor = self._monitor, None
         if monitor:
             monitor.end()
@@ -170,13 +171,13 @@ class ActiveRun:
     # --- what the run is
 
     def read(self) -> Run:
-        """The run as the server has it now."""
+        """The run as it is on the server now."""
         return self._do("read the run", lambda: self.client.get_run(self.run_id))
 
     def log_config(self, config: Config, *, text: str | None = None) -> None:
-        """Log every value as param `cfg.<path>`, and the whole as `config.yaml`.
+        """Log every value as param `cfg.<path>`, and the whole config as `config.yaml`.
 
-        Params cannot change: where a resumed run's value differs, tag `mlflow_ft.changed_config` says so.
+        Params cannot change: if a resumed run's value differs, tag `mlflow_ft.changed_config` records it.
         """
         if text is None:
             from mlflow_ft.config.explain import to_yaml
@@ -194,7 +195,7 @@ class ActiveRun:
         self.artifact_text(text, "config.yaml")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, in batches; a value over 8,000 characters is cut and says so."""
+        """Set tags in batches; a value over 8,000 characters is cut and marked."""
         entities = [RunTag(key, cut(str(value), LONGEST_TAG)) for key, value in tags.items()]
         for start in range(0, len(entities), BATCH):
             batch = entities[start : start + BATCH]
@@ -220,7 +221,7 @@ class ActiveRun:
         self._do(f"log {path}", lambda: self.client.log_text(self.run_id, text, path))
 
     def artifact(self, file: Path, folder: str = "") -> None:
-        """Copy a file, or a folder whole, into the artifacts under `folder`."""
+        """Copy a file or a whole folder into the artifacts under `folder`."""
         self._do(f"log {file.name}", lambda: self.client.log_artifact(self.run_id, str(file), folder or None))
 
     def table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -230,47 +231,22 @@ class ActiveRun:
 
     # --- models
 
-    def log_model(
-        self,
-        *,
-        name: str,
-        code: Path,
-        artifacts: Mapping[str, Path],
-        signature: ModelSignature,
-        pip_requirements: Sequence[str],
-        metadata: Mapping[str, Any],
-        model_type: str,
-        model_config: Mapping[str, Any] | None = None,
-        input_example: Any = None,
-        step: int = 0,
-    ) -> str:
+    def log_model(self, model: ModelToLog) -> str:
         """Log a pyfunc model from code as an output of this run and return its model id.
 
-        An artifact that is a folder is `context.artifacts[name]`, a file lies under it with its own name. No pickle,
-        no inference of requirements; the code is imported once, the model is not loaded.
+        An artifact folder is `context.artifacts[name]`; a file is inside it under its own name. No pickle and no
+        inference of requirements; the code is imported once and the model is not loaded.
         """
-        wanted = models.ModelToLog(
-            name=name,
-            code=code,
-            artifacts=artifacts,
-            signature=signature,
-            pip_requirements=pip_requirements,
-            metadata=metadata,
-            model_type=model_type,
-            model_config=model_config or {},
-            input_example=input_example,
-            step=step,
-        )
         return self._do(
-            f"log the model {name}",
-            lambda: models.log_model(self.client, wanted, run_id=self.run_id, experiment_id=self.experiment_id),
+            f"log the model {model.name}",
+            lambda: models.log_model(self.client, model, run_id=self.run_id, experiment_id=self.experiment_id),
         )
 
     def nested_run(self, name: str) -> str:
-        """Make a run inside this one, for another process to open, and return its id."""
+        """Create a nested run for another process to open, and return its id."""
         tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}
-        made = self._do("make a nested run", lambda: self.client.create_run(self.experiment_id, tags=tags))
-        return str(made.info.run_id)
+        child = self._do("create a nested run", lambda: self.client.create_run(self.experiment_id, tags=tags))
+        return str(child.info.run_id)
 
     def register(
         self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str, description: str | None = None

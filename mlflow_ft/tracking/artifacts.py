@@ -1,4 +1,4 @@
-"""What other runs left in MLflow, as a source of data: an artifact, or the data that a run was trained on."""
+"""Data from other runs in MLflow: an artifact, or the data that a run was trained on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TRAINING_CONTEXTS = ("train", "training")
 
 
 def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data", into: Path | None = None) -> Path:
-    """An artifact as a local file or folder, which is there until this process ends; it is not to be changed.
+    """Download an artifact to a local file or folder, kept until this process ends; do not change it.
 
-    `into` names the folder that holds it, where it is not needed for so long.
+    `into` is another folder to download into, which the caller removes.
 
     Raises:
-        `error`, about `what`: there is no such artifact, or the server does not give it.
+        `error`, about `what`: the artifact does not exist, or the server does not return it.
         TrackingError: no server answers.
     """
     check_server()
@@ -37,22 +37,22 @@ def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data
         holder = into or Path(_folder())
         holder.mkdir(parents=True, exist_ok=True)
         target = tempfile.mkdtemp(dir=holder)
-        found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
+        artifact = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError, ValueError) as reason:
         raise error(
             f"{what} {uri!r} cannot be fetched from MLflow: {brief(reason)}",
-            hint=f"check the run, the path and MLFLOW_TRACKING_URI (it is {mlflow.get_tracking_uri()})",
+            hint=f"check the run, the path and MLFLOW_TRACKING_URI ({mlflow.get_tracking_uri()})",
         ) from reason
-    if not found.exists():
-        raise error(f"{what} {uri!r}: the store has no such artifact", hint="list them with `mlflow artifacts list`")
-    return found
+    if not artifact.exists():
+        raise error(f"{what} {uri!r}: the store has no such artifact", hint="`mlflow artifacts list` lists them")
+    return artifact
 
 
 def check_uri(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data") -> None:
-    """Find out whether MLflow knows what a URI names, without fetching it.
+    """Check that what a URI names exists in MLflow, without downloading it.
 
     Raises:
-        `error`, about `what`: there is no such run, model, version, alias or artifact.
+        `error`, about `what`: the run, model, version, alias or artifact does not exist.
         TrackingError: no server answers.
     """
     client = connect()
@@ -63,25 +63,26 @@ def check_uri(uri: str, *, error: type[FineTuneError] = DataError, what: str = "
         elif scheme == "models":
             models.find(client, uri)
     except (MlflowException, OSError, ModelError) as reason:
-        hint = getattr(reason, "hint", "") or f"check the name and MLFLOW_TRACKING_URI (it is {client.tracking_uri})"
+        hint = getattr(reason, "hint", "") or f"check the name and MLFLOW_TRACKING_URI ({client.tracking_uri})"
         raise error(f"{what} {uri!r}: {brief(reason)}", hint=hint) from reason
 
 
 def _find_artifact(client: MlflowClient, place: str) -> None:
-    """Raise where there is no such run, or it has no such artifact: `RUN_ID/some/path`."""
+    """Raise if `RUN_ID/some/path` names no existing run, or no artifact of it."""
     run_id, _, path = place.partition("/")
     client.get_run(run_id)
     parent = path.rpartition("/")[0]
-    there = [one.path for one in client.list_artifacts(run_id, parent or None)] if path else [path]
-    if path not in there:
-        raise ModelError(f"the run has no artifact {path!r}", hint=f"it has {', '.join(there) or 'none there'}")
+    paths = [file.path for file in client.list_artifacts(run_id, parent or None)] if path else [path]
+    if path not in paths:
+        place = f"{parent} has" if parent else "it has"
+        raise ModelError(f"the run has no artifact {path!r}", hint=f"{place} {', '.join(paths) or 'none'}")
 
 
 def read_json(run_id: str, path: str) -> Any:
-    """What a run has in a JSON artifact; None where it has no such artifact.
+    """The content of a run's JSON artifact; None if the run has no such artifact.
 
     Raises:
-        TrackingError: there is no such run.
+        TrackingError: the run does not exist.
     """
     client = connect()
     with told(f"read {path} of run {run_id}"):
@@ -91,17 +92,17 @@ def read_json(run_id: str, path: str) -> Any:
 
 @cache
 def _folder() -> str:
-    """Where this process keeps what it fetches; MLflow's own would be left behind."""
+    """The folder for this process's downloads; MLflow's own folder would not be removed."""
     folder = tempfile.mkdtemp(prefix="mlflow-ft-fetched-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def trained_on(run_id: str) -> str:
-    """The source of the data set that a run names as its training input.
+    """The source of the data set that a run recorded as its training input.
 
     Raises:
-        DataError: there is no such run, or it names no training data, or several sources of it.
+        DataError: the run does not exist, or recorded no training data, or several sources of it.
     """
     try:
         run = connect().get_run(run_id)
@@ -109,32 +110,30 @@ def trained_on(run_id: str) -> str:
         raise DataError(
             f"data 'runs:/{run_id}': {brief(error)}", hint="check the run and MLFLOW_TRACKING_URI"
         ) from error
-    used = [one for one in (run.inputs.dataset_inputs if run.inputs else ()) if _is_training(one)]
-    places = list(dict.fromkeys(place for one in used for place in _places(one.dataset)))
+    training = [entry for entry in (run.inputs.dataset_inputs if run.inputs else ()) if _is_training(entry)]
+    places = list(dict.fromkeys(place for entry in training for place in _places(entry.dataset)))
     if len(places) == 1:
         return places[0]
-    told = f"several sources: {', '.join(places)}" if places else "no training data among its inputs"
+    recorded = f"several sources: {', '.join(places)}" if places else "no training data among its inputs"
     raise DataError(
-        f"data 'runs:/{run_id}': the run names {told}",
-        hint="name the ones that are meant"
-        if places
-        else "name one of its artifacts instead: runs:/RUN_ID/path/of/the/file",
+        f"data 'runs:/{run_id}': the run recorded {recorded}",
+        hint="choose among them" if places else "name one of its artifacts instead: runs:/RUN_ID/path/of/the/file",
     )
 
 
-def _is_training(used: DatasetInput) -> bool:
-    return any(tag.key == CONTEXT_KEY and tag.value in TRAINING_CONTEXTS for tag in used.tags)
+def _is_training(entry: DatasetInput) -> bool:
+    return any(tag.key == CONTEXT_KEY and tag.value in TRAINING_CONTEXTS for tag in entry.tags)
 
 
 def _places(dataset: Dataset) -> list[str]:
-    """Where a data set came from; none where that is no place (the code of a notebook, another program's own words)."""
+    """Where a data set came from; empty if the source is not a place (a notebook's code, another program's format)."""
     try:
         source = json.loads(dataset.source)
     except (ValueError, RecursionError):
         return []
     if not isinstance(source, dict):
         return []
-    if isinstance(source.get("sources"), list):  # a mixture of ours
+    if isinstance(source.get("sources"), list):  # one of our mixtures
         return [str(place) for place in source["sources"]]
-    found = [source.get(key) for key in ("uri", "path", "url")]
-    return [place for place in found if isinstance(place, str) and place][:1]
+    candidates = [source.get(key) for key in ("uri", "path", "url")]
+    return [place for place in candidates if isinstance(place, str) and place][:1]

@@ -1,4 +1,4 @@
-"""A registered version with all the evidence about it that its run has kept."""
+"""A registered version with all the evidence that its run recorded about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def find_version(client: MlflowClient, name: str, asked: str) -> ModelVersion:
-    """A version by its number, or by an alias.
+    """A version by its number or by an alias.
 
     Raises:
         ModelError: the registry has no such model, version or alias. TrackingError: it does not answer.
@@ -50,12 +50,12 @@ def version_of(client: MlflowClient, uri: str) -> ModelVersion | None:
     Raises:
         ModelError: the registry has no such version. TrackingError: it does not answer.
     """
-    found = re.match(r"models:/([^/]+)/(\d+)", uri)
-    return find_version(client, found[1], found[2]) if found else None
+    match = re.match(r"models:/([^/]+)/(\d+)", uri)
+    return find_version(client, match[1], match[2]) if match else None
 
 
 def find_model(client: MlflowClient, name: str) -> None:
-    """Raise ModelError where the registry has no model of this name."""
+    """Raise ModelError if the registry has no model of this name."""
     with told(f"read {name} in the registry"):
         try:
             client.get_registered_model(name)
@@ -66,15 +66,15 @@ def find_model(client: MlflowClient, name: str) -> None:
 
 
 def numbers(client: MlflowClient, name: str) -> set[int]:
-    """The versions that there are."""
-    quote, found, token = '"' if "'" in name else "'", set[int](), None
+    """The numbers of a model's versions."""
+    quote, versions, token = '"' if "'" in name else "'", set[int](), None
     with told(f"list the versions of {name}"):
         while True:
             page = client.search_model_versions(f"name={quote}{name}{quote}", page_token=token)
-            found |= {int(version.version) for version in page}
+            versions |= {int(version.version) for version in page}
             token = page.token
             if not token:
-                return found
+                return versions
 
 
 def _there_are(client: MlflowClient, name: str) -> str:
@@ -82,21 +82,21 @@ def _there_are(client: MlflowClient, name: str) -> str:
         versions = client.search_model_versions(f"name='{name}'", max_results=20, order_by=["version_number DESC"])
         aliases = client.get_registered_model(name).aliases
     except MlflowException:
-        return f"there is no registered model of this name in {shown(mlflow.get_tracking_uri())}"
-    numbers = ", ".join(str(one.version) for one in reversed(versions)) or "none"
+        return f"{shown(mlflow.get_tracking_uri())} has no registered model of this name"
+    numbers = ", ".join(str(version.version) for version in reversed(versions)) or "none"
     return f"versions: {numbers}; aliases: {', '.join(sorted(aliases)) or 'none'}"
 
 
 def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowClient | None = None) -> Contender:
-    """Everything that is known of a version. What is not known is empty: it is for the gates to mind.
+    """Everything recorded about a version. Unknown fields are empty; the gates decide what that means.
 
-    `elsewhere` is asked for the run too: that of a version which was copied stays in the store that it came from.
+    The run is also looked up in `elsewhere`: the run of a copied version stays in the store that it came from.
 
     Raises:
         TrackingError: the server does not answer.
     """
     run_id = version.tags.get("mlflow_ft.run_id") or version.run_id or ""
-    with told(f"read what is known of {version.name} version {version.version}"):
+    with told(f"read the records of {version.name} version {version.version}"):
         owner, run = client, _run(client, run_id)
         if run is None and elsewhere is not None:
             owner, run = elsewhere, _run(elsewhere, run_id)
@@ -128,7 +128,7 @@ def _rows(kept: Mapping[str, Any], of: str) -> dict[str, tuple[float | None, ...
 
 
 def read(client: MlflowClient, run_id: str, path: str) -> Any:
-    """What a run has in a JSON artifact, or the text of another one; None where it has no such artifact."""
+    """The content of a JSON artifact, or the text of any other; None if the run has no such artifact."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             text = Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
@@ -147,9 +147,9 @@ def _run(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _digest(run: Run | None) -> str:
-    for one in run.inputs.dataset_inputs if run and run.inputs else ():
-        if any(tag.key == CONTEXT_KEY and tag.value == "eval" for tag in one.tags):
-            return str(one.dataset.digest)
+    for entry in run.inputs.dataset_inputs if run and run.inputs else ():
+        if any(tag.key == CONTEXT_KEY and tag.value == "eval" for tag in entry.tags):
+            return str(entry.dataset.digest)
     return ""
 
 

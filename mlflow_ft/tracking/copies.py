@@ -1,6 +1,7 @@
-"""A version copied as bytes, to another registered model or another registry, and not as a pointer.
+"""Copy a version's files, not a pointer to them, to another registered model or another registry.
 
-`copy_model_version` makes a pointer: when the first model is deleted and collected, the copy downloads an empty folder.
+MLflow's `copy_model_version` stores a pointer: once the original is deleted and garbage-collected, the copy downloads
+an empty folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mlflow_ft.tracking.run import experiment_id
 from mlflow_ft.tracking.server import told
 
 EXPERIMENT = "copied models"
-"""Where the copies lie; an experiment of their own, which nobody cleans up with the runs of a project."""
+"""The experiment that holds the copies; a separate one, so that cleaning up a project's runs does not delete them."""
 WEIGHTS = "artifacts/model"
 LINEAGE = (
     "mlflow_ft.run_id",
@@ -35,14 +36,14 @@ LINEAGE = (
     "mlflow_ft.form",
     "mlflow_ft.worse",
 )
-"""What a copy says of where it comes from. What was decided about the first version does not travel."""
+"""Tags that a copy keeps to record where it comes from. Decisions about the original version are not copied."""
 
 
 def copy_version(source: MlflowClient, version: ModelVersion, *, to: str, client: MlflowClient) -> int:
-    """Copy the bytes of a version, hold them to their manifest at both ends, and register them as the next of `to`.
+    """Copy a version's files, verify them before and after, and register them as the next version of `to`.
 
     Raises:
-        RefusedError: the files are not those that were packaged, or did not arrive as they left.
+        RefusedError: the files differ from those that were packaged, or changed on the way.
         ModelError: there is no manifest. TrackingError: a server does not answer.
     """
     what = f"copy {version.name} version {version.version} to {to}"
@@ -64,14 +65,14 @@ def copy_version(source: MlflowClient, version: ModelVersion, *, to: str, client
             raise
         client.finalize_logged_model(copied.model_id, LoggedModelStatus.READY)
         ensure_registered_model(client, to)
-        made = client.create_model_version(
+        created = client.create_model_version(
             to,
             source=copied.artifact_location,
             tags=_tags(version, copied.model_id),
-            model_id=copied.model_id if client is source else None,  # MLflow looks it up in the store that is set
+            model_id=copied.model_id if client is source else None,  # MLflow looks it up in the current store
             description=version.description,
         )
-    return int(made.version)
+    return int(created.version)
 
 
 def _tags(version: ModelVersion, model_id: str) -> dict[str, str]:
@@ -93,32 +94,29 @@ def _check(model: Path, version: ModelVersion) -> None:
 
 
 def _arrived(client: MlflowClient, location: str, sent: Mapping[str, str], folder: Path) -> None:
-    """Read the copy back, every byte of it."""
-    found = _hashes(_fetch(client, location, folder))
-    wrong = sorted(name for name in sent.keys() | found.keys() if sent.get(name) != found.get(name))
-    if wrong:
+    """Download the copy and compare every file with what was sent."""
+    received = _hashes(_fetch(client, location, folder))
+    different = sorted(name for name in sent.keys() | received.keys() if sent.get(name) != received.get(name))
+    if different:
         raise RefusedError(
-            "the copy did not arrive as it left; it is not registered",
-            problems=[Problem(place=name, message="is not what was sent") for name in wrong],
+            "the copy differs from the original; it is not registered",
+            problems=[Problem(place=name, message="is not what was sent") for name in different],
         )
 
 
 def download(client: MlflowClient, name: str, version: int, folder: Path) -> Path:
-    """The files of a version, as a folder below `folder`."""
+    """Download the files of a version to a folder inside `folder`."""
     return _fetch(client, client.get_model_version_download_uri(name, str(version)), folder)
 
 
 def _fetch(client: MlflowClient, location: str, folder: Path) -> Path:
     folder.mkdir()
-    found = mlflow.artifacts.download_artifacts(
+    downloaded = mlflow.artifacts.download_artifacts(
         artifact_uri=location, dst_path=str(folder), tracking_uri=client.tracking_uri, registry_uri=client.tracking_uri
     )
-    return Path(found)
+    return Path(downloaded)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    found = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            found[file.relative_to(folder).as_posix()] = file_hash(file)
-    return found
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}

@@ -1,4 +1,4 @@
-"""What a run's folder knows of its MLflow run, and the delivery of what an outage kept back (`mlflow-ft sync`)."""
+"""A run folder's record of its MLflow run, and the delivery of what an outage held up (`mlflow-ft sync`)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """`run.json`: where the run lives, and the state it has still to be set to."""
+    """`run.json`: where the run is, and the state that it must still be set to."""
 
     run_id: str
     tracking_uri: str
     experiment_id: str
     pending_status: str | None = None
-    """The run ended so, but the server could not be told, or lacks metrics."""
+    """The state in which the run ended, if the server did not receive it or lacks metrics."""
 
     def write(self, folder: Path) -> None:
-        """Write it whole or not at all; readable by its owner only, since a URI may hold a password."""
+        """Write the file atomically, readable by its owner only, because a URI may contain a password."""
         aside = folder / (RUN_FILE + ".new")
         aside.unlink(missing_ok=True)
         aside.touch(mode=0o600)
@@ -41,17 +41,22 @@ class RunFile:
             return cls(**json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise TrackingError(
-                f"{folder} is no folder of a run: {folder / RUN_FILE} cannot be read ({type(error).__name__})",
-                hint="name the folder that the run printed, outputs/<run id>",
+                f"{folder} is not a run's folder: {folder / RUN_FILE} cannot be read ({type(error).__name__})",
+                hint="pass the folder that the run printed, outputs/<run id>",
             ) from error
 
 
+def pending(folder: Path) -> bool:
+    """Whether the folder's run ended in a state, or with metrics, that the server has not received."""
+    return (folder / RUN_FILE).is_file() and RunFile.read(folder).pending_status is not None
+
+
 def deliver(folder: Path) -> int:
-    """Send what the folder's journal still holds, set the state the run ended in; return how many entries went.
+    """Send the entries left in the folder's journal, set the state the run ended in, and return the number sent.
 
     Raises:
-        TrackingError: the folder is no run's, or its server does not answer.
-        UndeliveredError: the server answers, but does not take the rest.
+        TrackingError: the folder is not a run's, or its server does not answer.
+        UndeliveredError: the server answers but does not accept the rest.
     """
     run_file = RunFile.read(folder)
     check_server(run_file.tracking_uri)
@@ -59,9 +64,9 @@ def deliver(folder: Path) -> int:
     journal = Journal(folder / JOURNAL_FILE, send, background=False)
     try:
         count = journal.replay()
-    except Exception as error:  # told as what it is: kept, not lost
+    except Exception as error:  # whatever it was, the entries are kept
         raise UndeliveredError(
-            f"{journal.pending} entries of {journal.path} are not delivered to {shown(run_file.tracking_uri)}: {error}",
+            f"{journal.pending} entries of {journal.path} did not reach {shown(run_file.tracking_uri)}: {error}",
             hint=f"try again: mlflow-ft sync {folder}",
         ) from error
     finally:

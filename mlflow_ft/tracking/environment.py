@@ -1,4 +1,4 @@
-"""What the run ran with: its git commit, the installed packages, the plugins."""
+"""A run's environment: the git commit, the installed packages, the plugins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIT_SECONDS = 10
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Commit of the repository around `folder` and whether it has changes; nothing where there is no git."""
+    """Commit of the repository around `folder` and whether it has changes; empty without git."""
     commit = _git("rev-parse", "HEAD", folder=folder)
     if not commit:
         return {}
@@ -25,7 +25,7 @@ def git_tags(folder: Path) -> dict[str, str]:
 
 
 def version_tags() -> dict[str, str]:
-    """`mlflow_ft.version.<package>` for Python and the packages that decide what training computes."""
+    """`mlflow_ft.version.<package>` for Python and the packages that affect training results."""
     tags = {"mlflow_ft.version.python": platform.python_version()}
     for package in NAMED_PACKAGES:
         try:
@@ -36,35 +36,35 @@ def version_tags() -> dict[str, str]:
 
 
 def plugin_tag(plugins: Plugins) -> dict[str, str]:
-    """The active plugins, as `mlflow_ft.plugins`: version, and first digits of the sha256 over their source.
+    """The active plugins as tag `mlflow_ft.plugins`: version and first digits of the sha256 over their source.
 
-    Those that ship inside are of one version, and one hash: they are named once.
+    The built-in plugins have one version and one hash, and are listed once.
     """
-    told = dict.fromkeys(f"{_called(info)} {info.version} sha256:{info.sha256[:12]}" for info in plugins.active)
-    return {"mlflow_ft.plugins": ", ".join(told)}
+    entries = dict.fromkeys(f"{_called(info)} {info.version} sha256:{info.sha256[:12]}" for info in plugins.active)
+    return {"mlflow_ft.plugins": ", ".join(entries)}
 
 
 def plugin_table(plugins: Plugins) -> str:
-    """Every plugin that was found, as JSON."""
+    """Every installed plugin, as JSON."""
     return json.dumps([asdict(info) for info in plugins.infos], indent=2) + "\n"
 
 
 def packages() -> str:
-    """`name==version` of everything installed, sorted, one a line."""
-    found = {f"{item.name}=={item.version}" for item in metadata.distributions() if item.name}
-    return "\n".join(sorted(found, key=str.lower)) + "\n"
+    """`name==version` of every installed package, sorted, one per line."""
+    lines = {f"{item.name}=={item.version}" for item in metadata.distributions() if item.name}
+    return "\n".join(sorted(lines, key=str.lower)) + "\n"
 
 
 def _called(info: PluginInfo) -> str:
-    return "built in" if info.module.startswith("mlflow_ft.builtin.") else info.name
+    return "built in" if info.built_in else info.name
 
 
 def _git(*arguments: str, folder: Path) -> str | None:
-    """What git prints, or None where it fails or is not installed."""
+    """What git prints; None if it fails or is not installed."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=GIT_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return completed.stdout.strip() if completed.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Training and held-out data as MLflow dataset inputs, with a digest of our own.
+"""Training and held-out data as MLflow dataset inputs, with our own digest.
 
 MLflow's digest of Hugging Face data ignores list columns and every row after the 10,000th.
 """
@@ -18,7 +18,7 @@ LONGEST_DIGEST = 36
 
 
 def dataset_name(split: Split) -> str:
-    """The sources' own names, without the folder or the organisation they are in."""
+    """The sources' names, without their folder or organisation."""
     names = (source.rstrip("/").rpartition("/")[2] for source in split.sources)
     return ", ".join(name for name in names if name)[:LONGEST_NAME] or "data"
 
@@ -28,7 +28,7 @@ def dataset_digest(split: Split) -> str:
 
 
 def dataset_input(split: Split, *, tags: Mapping[str, str] | None = None) -> DatasetInput:
-    """The split as MLflow shows it in a run: `train` or `eval`, where it came from, how large it is."""
+    """The split as MLflow shows it in a run: `train` or `eval`, its source and its size."""
     source: dict[str, object] = {"uri" if split.source_type == "local" else "path": split.source}
     if len(split.sources) > 1:
         source["sources"] = list(split.sources)
@@ -45,5 +45,5 @@ def dataset_input(split: Split, *, tags: Mapping[str, str] | None = None) -> Dat
 
 
 def profile(split: Split) -> dict[str, int]:
-    """Rows, tokens, and tokens that are learned."""
+    """Numbers of rows, tokens and learned tokens."""
     return {f"num_{name}": split.counts[name] for name in ("rows", "tokens", "supervised_tokens")}

@@ -1,10 +1,10 @@
-"""A journal on disk, delivered by a background thread: what is appended survives an outage, a crash and a kill.
+"""A journal on disk, delivered by a background thread: its entries survive an outage, a crash and a kill.
 
-    journal.jsonl         one JSON object a line, fsynced before `append` returns
-    journal.jsonl.sent    how many of the lines were delivered, replaced atomically
+    journal.jsonl         one JSON object per line, fsynced before `append` returns
+    journal.jsonl.sent    the number of delivered lines, replaced atomically
 
-The file alone says what there is to deliver; memory holds only a place in it. A crash between a delivery and its
-count sends those lines twice: what takes them must not mind (MLflow does not).
+Only the file decides what is still to be delivered; memory holds just a position in it. A crash after a delivery but
+before it is counted sends those lines twice, so the receiver must accept duplicates (MLflow does).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Keep entries in a file and deliver them in order through `send`, which raises where it could not.
+    """Keep entries in a file and deliver them in order through `send`, which raises if it fails.
 
-    Opening a journal that an earlier process left continues it: what was not delivered comes first. `sleep` is what
-    the sender does between two attempts, given seconds; the default returns early when the journal is closed.
+    Opening a journal left by an earlier process continues it: undelivered entries are sent first. The sender calls
+    `sleep` with the seconds to wait between two attempts; the default returns early when the journal is closed.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Journal:
 
     @property
     def pending(self) -> int:
-        """Number of entries that are not delivered yet."""
+        """Number of entries not delivered yet."""
         with self.path.open("rb") as file:
             file.seek(self._offset)
             return sum(1 for _ in file)
 
     def append(self, *entries: Entry) -> None:
-        """Write the entries to the disk; their delivery never holds this up.
+        """Write the entries to disk, without waiting for their delivery.
 
         Raises:
             OSError: the disk is full or gone.
@@ -80,7 +80,7 @@ class Journal:
             self._changed.notify_all()
 
     def replay(self) -> int:
-        """Deliver everything now, in this thread, and return how many entries that were; raises what `send` raises."""
+        """Deliver everything now, in this thread, and return the number of entries; raises what `send` raises."""
         count = 0
         while lines := self._batch():
             self._send_lines(lines)
@@ -88,10 +88,10 @@ class Journal:
         return count
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything is delivered, or until `timeout` seconds passed without any progress."""
+        """Wait until everything is delivered, or until `timeout` seconds pass without progress."""
         with self._changed:
             sent, since = self._sent, self._clock()
-            while self._behind():
+            while self._has_pending():
                 if self._sent != sent:
                     sent, since = self._sent, self._clock()
                 left = since + timeout - self._clock()
@@ -101,7 +101,7 @@ class Journal:
             return True
 
     def close(self, timeout: float) -> int:
-        """Hurry the delivery, give up after `timeout` seconds without progress; return what is undelivered."""
+        """Retry more often, give up after `timeout` seconds without progress, and return the undelivered count."""
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
@@ -114,31 +114,31 @@ class Journal:
         while (lines := self._next_batch()) and not self._closed.is_set():
             try:
                 self._send_lines(lines)
-            except Exception as error:  # whatever goes wrong out there, the sender tries again
+            except Exception as error:  # whatever the error, the sender tries again
                 if not failing:
-                    log.warning("the tracking server does not take metrics (%s); they are kept in %s", error, self.path)
+                    log.warning("cannot deliver metrics (%s); they are kept in %s", error, self.path)
                 failing = True
                 self._pause(delay)
                 delay = min(2 * delay, LONGEST_DELAY)
             else:
                 if failing:
-                    log.warning("the tracking server takes metrics again")
+                    log.warning("the tracking server accepts metrics again")
                 delay, failing = FIRST_DELAY, False
 
     def _pause(self, delay: float) -> None:
         if self._sleep:
             self._sleep(delay)
-        elif self._closing.wait(delay):  # somebody waits in `close`: try often, but do not spin
+        elif self._closing.wait(delay):  # a caller waits in `close`: try often, but do not spin
             time.sleep(CLOSING_DELAY)
 
     def _next_batch(self) -> list[bytes]:
-        """Wait for entries; an empty list when the journal is closed and all is delivered."""
+        """Wait for entries; return an empty list when the journal is closed and everything is delivered."""
         with self._changed:
             while not (lines := self._batch()) and not self._closing.is_set():
                 self._changed.wait()
             return lines
 
-    def _behind(self) -> bool:
+    def _has_pending(self) -> bool:
         return self.path.stat().st_size > self._offset
 
     def _batch(self) -> list[bytes]:
@@ -163,24 +163,24 @@ def _parse(line: bytes) -> Entry | None:
     except ValueError:  # a full disk may have cut a line in the middle of the file
         entry = None
     if not isinstance(entry, dict):
-        log.warning("a line of the journal is no entry and is left out: %r", line[:80])
+        log.warning("skipping an invalid line of the journal: %r", line[:80])
         return None
     return entry
 
 
 def _drop_cut_line(path: Path) -> None:
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        log.warning("%s: the last line was cut by a crash and is dropped", path)
-        os.truncate(path, whole)
+    complete = content.rfind(b"\n") + 1
+    if complete != len(content):
+        log.warning("%s: dropping the last line, which a crash cut short", path)
+        os.truncate(path, complete)
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """How many lines were delivered, and the offset of the first that was not."""
+    """The number of delivered lines, and the offset of the first undelivered one."""
     try:
         sent = int(_sent_path(path).read_text())
-    except (FileNotFoundError, ValueError):  # sending again does no harm, leaving out would
+    except (FileNotFoundError, ValueError):  # sending twice is harmless, skipping is not
         return 0, 0
     with path.open("rb") as file:
         lines = [len(line) for line in islice(file, sent)]

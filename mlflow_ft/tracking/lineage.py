@@ -1,4 +1,4 @@
-"""The registered versions, each with the rows it was trained on."""
+"""The registered versions and the rows that each was trained on."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class VersionRows:
 
 
 def versions_with_rows() -> Iterator[VersionRows]:
-    """Every registered version whose run kept which rows it was trained on, by name and number."""
+    """Every registered version whose run recorded its training rows, ordered by name and number."""
     client = connect()
     known: dict[str, frozenset[bytes]] = {}
-    for version in sorted(_versions(client), key=lambda one: (one.name, int(one.version))):
+    for version in sorted(_versions(client), key=lambda version: (version.name, int(version.version))):
         run_id = version.tags["mlflow_ft.run_id"]
         if run_id not in known:
             known[run_id] = _rows_of(client, run_id)
@@ -50,18 +50,18 @@ def _versions(client: MlflowClient) -> Iterator[ModelVersion]:
     token = None
     while True:
         page = client.search_model_versions(max_results=PAGE, page_token=token)
-        yield from (one for one in page if "mlflow_ft.run_id" in one.tags)
+        yield from (version for version in page if "mlflow_ft.run_id" in version.tags)
         token = page.token
         if not token:
             return
 
 
 def _rows_of(client: MlflowClient, run_id: str) -> frozenset[bytes]:
-    """The hashes of a run's training rows; none where the run, or what it kept, is gone."""
+    """The hashes of a run's training rows; empty if the run or its record is gone."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = Path(client.download_artifacts(run_id, f"data/{ROWS}", folder))
             return frozenset(read_hashes(file).get("train", ()))
         except (MlflowException, OSError) as error:
-            log.warning("run %s does not tell its rows: %s", run_id, brief(error))
+            log.warning("cannot read the training rows of run %s: %s", run_id, brief(error))
             return frozenset()

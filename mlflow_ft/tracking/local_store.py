@@ -1,7 +1,7 @@
-"""A local SQLite store is made by one process at a time: two that migrate it at once break it for good.
+"""Let only one process at a time create a local SQLite store: two migrating it at once corrupt it for good.
 
-MLflow makes the tables of a new store when it is first opened, step by step, without a lock. Processes that start
-together stumble over each other's half-made tables, and what is left cannot be opened any more.
+MLflow creates the tables of a new store when it is first opened, step by step, without a lock. Processes that start
+together fail on each other's incomplete tables and leave a store that cannot be opened.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from mlflow import MlflowClient
 from mlflow_ft.errors import TrackingError, brief
 
 PATIENCE_SECONDS = 300.0
-"""How long to wait for another process to make the tables, which takes seconds."""
+"""How long to wait for another process to create the tables, which takes seconds."""
 CHATTY = ("alembic", "mlflow.store.db.utils")
 """Loggers that report every step of a migration."""
 HALF_MADE = "_alembic_tmp_"
-"""How the names of tables begin that a migration leaves where it was disturbed."""
+"""Prefix of the tables that an interrupted migration leaves."""
 CONTENTS = ("runs", "registered_models", "logged_models", "datasets")
 
 
 @cache
 def prepare(path: Path, uri: str) -> None:
-    """Make or migrate the tables of the SQLite store at `path`, once per process, while other processes wait.
+    """Create or migrate the tables of the SQLite store at `path`, once per process, while other processes wait.
 
     Raises:
-        TrackingError: the store is half-made or damaged; the message says how to repair it. Another process has been
-        making it for minutes.
+        TrackingError: the store is incomplete or damaged (the hint says how to repair it), or another process has
+        been creating it for minutes.
     """
     lock = path.with_name(f".{path.name}.lock")
     try:
@@ -44,14 +44,14 @@ def prepare(path: Path, uri: str) -> None:
     except Timeout as error:
         raise TrackingError(
             f"{uri}: another process has held {lock} for {PATIENCE_SECONDS:.0f} seconds",
-            hint="wait for it to end, or stop it; then start this again",
+            hint="wait for it to end, or stop it; then try again",
         ) from error
-    except Exception as error:  # sqlite3's, SQLAlchemy's, Alembic's and MLflow's own, which have no common class
+    except Exception as error:  # errors of sqlite3, SQLAlchemy, Alembic and MLflow, which share no base class
         raise TrackingError(f"{uri} cannot be opened: {brief(error)}", hint=remedy(path, uri)) from error
 
 
 def remedy(path: Path, uri: str) -> str:
-    """What to do about a store that MLflow cannot open, by what is in the file."""
+    """How to repair a store that MLflow cannot open, depending on the file's contents."""
     try:
         with closing(sqlite3.connect(path)) as connection:
             query = "SELECT name FROM sqlite_master WHERE type = 'table'"
@@ -61,10 +61,10 @@ def remedy(path: Path, uri: str) -> str:
         return f"{path} is not an SQLite database ({error}): name another file in MLFLOW_TRACKING_URI"
     left = sorted(name for name in tables if name.startswith(HALF_MADE))
     if not filled:
-        return f"two processes may have made it at once; it holds no runs and no models: remove {path} and start again"
+        return f"two processes may have created it at once; it has no runs or models: delete {path} and try again"
     drop = " ".join(f"DROP TABLE {name};" for name in left)
     repair = f'sqlite3 {path} "{drop}", then ' if left else ""
-    return f"a migration was disturbed. Copy {path} first; then {repair}mlflow db upgrade {uri}"
+    return f"a migration was interrupted. Back up {path}; then {repair}mlflow db upgrade {uri}"
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> bool:
@@ -74,7 +74,7 @@ def _rows(connection: sqlite3.Connection, table: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the steps of the migration off the terminal."""
+    """Keep the migration's log messages off the terminal."""
     levels = {name: logging.getLogger(name).level for name in CHATTY}
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

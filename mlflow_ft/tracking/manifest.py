@@ -1,4 +1,4 @@
-"""A folder's manifest: sha256 and size of every file, and the refusal of what weights folders must not hold."""
+"""A folder's manifest (sha256 and size of every file), and the files that a weights folder must not contain."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ FORBIDDEN = {
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:
-    """Write `manifest.json` over every file of the folder but itself, and return it.
+    """Write `manifest.json`, covering every other file of the folder, and return it.
 
     Raises:
-        RefusedError: a file is a pickle or Python code, which runs when the folder is loaded.
+        RefusedError: a file is a pickle or Python code, which could run when the folder is loaded.
     """
     _refuse_forbidden(folder)
     files = {name: _facts(path) for name, path in _files(folder)}
@@ -37,10 +37,10 @@ def write_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
-    """Hold the folder to its `manifest.json`, which is returned.
+    """Verify the folder against its `manifest.json`, and return the manifest.
 
     Raises:
-        ModelError: there is no manifest, or it cannot be read.
+        ModelError: the manifest is missing or cannot be read.
         RefusedError: a file is missing, changed, not listed, a pickle or code.
     """
     try:
@@ -48,17 +48,17 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
         wanted = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder / MANIFEST} cannot be read ({type(error).__name__})", hint="this folder was not written whole"
+            f"{folder / MANIFEST} cannot be read ({type(error).__name__})", hint="the folder is incomplete"
         ) from error
     _refuse_forbidden(folder)
-    found = dict(_files(folder))
-    problems = [Problem(place=name, message="is missing") for name in sorted(wanted.keys() - found.keys())]
-    problems += [Problem(place=name, message="is not in the manifest") for name in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        if _facts(found[name]) != wanted[name]:
-            problems.append(Problem(place=name, message="is not what was written"))
+    files = dict(_files(folder))
+    problems = [Problem(place=name, message="is missing") for name in sorted(wanted.keys() - files.keys())]
+    problems += [Problem(place=name, message="is not in the manifest") for name in sorted(files.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & files.keys()):
+        if _facts(files[name]) != wanted[name]:
+            problems.append(Problem(place=name, message="has changed"))
     if problems:
-        raise RefusedError(f"{folder} is not what its manifest says", problems=problems)
+        raise RefusedError(f"{folder} does not match its manifest", problems=problems)
     return dict(manifest)
 
 
@@ -77,7 +77,7 @@ def _refuse_forbidden(folder: Path) -> None:
     ]
     if problems:
         raise RefusedError(
-            f"{folder} holds files that are never loaded here", problems=problems, hint="keep weights as safetensors"
+            f"{folder} contains files that are never loaded here", problems=problems, hint="save weights as safetensors"
         )
 
 

@@ -1,4 +1,4 @@
-"""Metrics as the journal holds them, and how they reach MLflow."""
+"""Metrics as journal entries, and their delivery to MLflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One point of a curve, or one score."""
+    """One point of a curve, or a single score."""
 
     key: str
     value: float
@@ -39,7 +39,7 @@ class Metric:
 
 
 def clean_key(key: str) -> str:
-    """The key in MLflow's alphabet: letters, digits, `_ - . : /` and space, no empty or dotted path parts.
+    """The key as MLflow allows it: letters, digits, `_ - . : /` and space, no empty or dotted path parts.
 
     >>> clean_key("eval/exact match (%)")
     'eval/exact match ___'
@@ -56,9 +56,9 @@ def clean_value(value: float) -> float:
 
 
 def sender(*, tracking_uri: str, run_id: str) -> Callable[[Sequence[Entry]], None]:
-    """Make the function that takes a journal's batch to the run; sending a batch twice changes nothing.
+    """Return the function that sends a journal's batch to the run; sending a batch twice changes nothing.
 
-    An http server is asked for its health first: MLflow's own retries would hold the thread for minutes.
+    It checks an HTTP server's health first: MLflow's own retries would block the thread for minutes.
     """
 
     def send(batch: Sequence[Entry]) -> None:
@@ -76,14 +76,14 @@ def sender(*, tracking_uri: str, run_id: str) -> Callable[[Sequence[Entry]], Non
 
 
 def _send_one_by_one(client: MlflowClient, run_id: str, batch: Sequence[Entry]) -> None:
-    """One value that the server will never take must not hold up the others."""
+    """Send entries separately, so that a value which the server never accepts does not hold up the others."""
     for entry in batch:
         try:
             client.log_batch(run_id, metrics=[_entity(entry)])
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            log.warning("the tracking server refuses %s, which is left out: %s", entry, error)
+            log.warning("skipping %s, which the tracking server refuses: %s", entry, error)
 
 
 def _entity(entry: Entry) -> mlflow.entities.Metric:

@@ -1,4 +1,4 @@
-"""LoggedModels and registered versions: a model from code with its folders as artifacts, and no pickle."""
+"""LoggedModels and registered versions: models from code, with folders as artifacts and without pickle."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from mlflow_ft.tracking import contenders
 from mlflow_ft.tracking.server import connect
 
 LONGEST_MODEL_PARAM = 250
-BESIDE = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
+EXTRA_INPUTS = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
 LONGEST_VERSION_TAG = 5000
 
 
 def chat_signature() -> ModelSignature:
-    """OpenAI's chat completion as an MLflow signature: `mlflow models serve` takes and answers plain chat JSON.
+    """OpenAI's chat completion as an MLflow signature: `mlflow models serve` accepts and returns plain chat JSON.
 
-    With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the columns that the request had
-    (`messages` holds a list of dicts), and returns one dict. Keys that the schema does not know are dropped. MLflow's
-    own schema does not know `model`, `seed` and `max_completion_tokens`, nor a `stop` that is one text.
+    With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the request's columns (`messages` is a
+    list of dicts), and returns one dict. Keys outside the schema are dropped. MLflow's own schema lacks `model`, `seed`
+    and `max_completion_tokens`, and does not accept a `stop` that is a single text.
     """
-    own = [ColSpec(AnyType(), "stop", required=False) if one.name == "stop" else one for one in CHAT_MODEL_INPUT_SCHEMA]
-    own += [ColSpec(kind, name, required=False) for name, kind in BESIDE.items()]
-    return ModelSignature(inputs=Schema(own), outputs=CHAT_MODEL_OUTPUT_SCHEMA)
+    stop = ColSpec(AnyType(), "stop", required=False)
+    columns = [stop if column.name == "stop" else column for column in CHAT_MODEL_INPUT_SCHEMA]
+    columns += [ColSpec(kind, name, required=False) for name, kind in EXTRA_INPUTS.items()]
+    return ModelSignature(inputs=Schema(columns), outputs=CHAT_MODEL_OUTPUT_SCHEMA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,10 @@ class ModelToLog:
 
 
 def log_model(client: MlflowClient, wanted: ModelToLog, *, run_id: str, experiment_id: str) -> str:
-    """Log the model as an output of the run and return its id; it is READY, or FAILED when this raises.
+    """Log the model as an output of the run and return its id; it is READY, or FAILED if this raises.
 
-    `mlflow.pyfunc.log_model` would copy the artifacts to the temporary folder first, link every metric of the run's
-    step to the model, and load the model once more where there is an input example.
+    `mlflow.pyfunc.log_model` would copy the artifacts to a temporary folder first, link every metric of the run's
+    step to the model, and load the model again if there is an input example.
     """
     params = {key: value[:LONGEST_MODEL_PARAM] for key, value in client.get_run(run_id).data.params.items()}
     model = client.create_logged_model(
@@ -80,7 +81,7 @@ def log_model(client: MlflowClient, wanted: ModelToLog, *, run_id: str, experime
             _save_skeleton(skeleton, wanted, model, run_id=run_id)
             for name, path in wanted.artifacts.items():
                 _upload(client, model.model_id, name, path)
-            client.log_model_artifacts(model.model_id, str(skeleton))  # MLmodel last: with it the model is whole
+            client.log_model_artifacts(model.model_id, str(skeleton))  # MLmodel last: it marks the model complete
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     except BaseException:
         with _quietly():
@@ -90,7 +91,7 @@ def log_model(client: MlflowClient, wanted: ModelToLog, *, run_id: str, experime
 
 
 def _save_skeleton(folder: Path, wanted: ModelToLog, model: LoggedModel, *, run_id: str) -> None:
-    """Everything of an MLflow model but its artifacts: MLmodel, code, requirements."""
+    """Save everything of an MLflow model except its artifacts: MLmodel, code, requirements."""
     description = Model(
         artifact_path=model.artifact_location,
         model_uuid=model.model_id,
@@ -98,7 +99,7 @@ def _save_skeleton(folder: Path, wanted: ModelToLog, model: LoggedModel, *, run_
         run_id=run_id,
         metadata=dict(wanted.metadata),
     )
-    # MLflow asks for type hints and an example beside the signature, and sets its own filters; recording wins
+    # MLflow warns about missing type hints and sets its own filters, which recording the warnings overrides
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("ignore", UserWarning)
         mlflow.pyfunc.save_model(
@@ -114,7 +115,7 @@ def _save_skeleton(folder: Path, wanted: ModelToLog, model: LoggedModel, *, run_
         name: {"path": f"artifacts/{name}/{path.name}" if path.is_file() else f"artifacts/{name}", "uri": path.name}
         for name, path in wanted.artifacts.items()
     }
-    description.flavors["python_function"]["model_code_path"] = wanted.code.name  # the folder here is nobody's business
+    description.flavors["python_function"]["model_code_path"] = wanted.code.name  # without the local folder
     description.model_size_bytes = _size(folder) + sum(_size(path) for path in wanted.artifacts.values())
     description.save(str(folder / "MLmodel"))
 
@@ -143,14 +144,14 @@ def register(
 ) -> int:
     """Register a LoggedModel as the next version of `name`, move `alias` to it, and return the version's number.
 
-    An empty alias is none.
+    An empty alias moves nothing.
 
     Raises:
         RefusedError: the model is not READY, or has no MLmodel file; MLflow itself would register it.
     """
     model = _ready(client, model_id)
     ensure_registered_model(client, name)
-    # on SQL stores the version does not keep its model_id, so that it is a tag too
+    # SQL stores do not keep a version's model_id, so it is stored as a tag too
     version = client.create_model_version(
         name,
         source=f"models:/{model_id}",
@@ -168,7 +169,7 @@ def register(
 
 
 def pinned(uri: str) -> str:
-    """`models:/NAME@alias` and `models:/NAME/latest` as `models:/NAME/VERSION`; any other URI as it is.
+    """`models:/NAME@alias` and `models:/NAME/latest` as `models:/NAME/VERSION`; any other URI unchanged.
 
     Raises:
         ModelError: the registry has no such model or alias.
@@ -182,20 +183,20 @@ def pinned(uri: str) -> str:
         name = name.removesuffix("/latest")
         versions = contenders.numbers(client, name)
         if not versions:
-            raise ModelError(f"the registry has no version of {name!r}", hint="look at the names in the MLflow UI")
+            raise ModelError(f"the registry has no version of {name!r}", hint="check the names in the MLflow UI")
         return f"models:/{name}/{max(versions)}"
     try:
-        found = client.get_model_version_by_alias(name, alias)
+        version = client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         raise ModelError(
             f"the registry has no model {name!r} with the alias {alias!r}",
-            hint=f"check MLFLOW_TRACKING_URI (it is {mlflow.get_tracking_uri()}) and the names in the MLflow UI",
+            hint=f"check MLFLOW_TRACKING_URI ({mlflow.get_tracking_uri()}) and the names in the MLflow UI",
         ) from error
-    return f"models:/{name}/{found.version}"
+    return f"models:/{name}/{version.version}"
 
 
 def find(client: MlflowClient, uri: str) -> None:
-    """Raise where there is nothing that `models:/...` names.
+    """Raise if what `models:/...` names does not exist.
 
     Raises:
         ModelError: the registry has no such model, version or alias. MlflowException: there is no such logged model.
@@ -217,10 +218,10 @@ def _ready(client: MlflowClient, model_id: str) -> LoggedModel:
 
 
 def ensure_registered_model(client: MlflowClient, name: str, *, description: str | None = None) -> None:
-    """Make the registered model, unless it is there; of several at once exactly one makes it.
+    """Create the registered model unless it exists; of several processes exactly one creates it.
 
-    It is looked for first: each creation that finds it there holds two connections of the server at once, and 20 of
-    them leave a pool of 15 none (MLflow 3.17).
+    It is looked up first: each attempt to create an existing model holds two server connections at once, and 20 of
+    them exhaust a pool of 15 (MLflow 3.17).
     """
     try:
         client.get_registered_model(name)
@@ -237,16 +238,16 @@ def ensure_registered_model(client: MlflowClient, name: str, *, description: str
 
 
 def set_alias(client: MlflowClient, *, name: str, alias: str, version: str) -> None:
-    """Move the alias; at no moment does it point nowhere."""
+    """Move the alias; it points to a version at every moment."""
     try:
         client.set_registered_model_alias(name, alias, version)
-    except MlflowException:  # several runs that create one alias at once: all but one fail on PostgreSQL
+    except MlflowException:  # when several runs create an alias at once, all but one fail on PostgreSQL
         client.set_registered_model_alias(name, alias, version)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Another error is on its way to the user: what goes wrong here does not replace it."""
+    """Suppress errors while another error is on its way to the user."""
     try:
         yield
     except Exception:  # see above

@@ -1,9 +1,9 @@
-"""Who has an alias, and how it came to: an append-only record of moves, in which of two at once only one counts.
+"""An append-only record of an alias's moves, in which only one of two concurrent moves counts.
 
-MLflow moves an alias without a precondition and keeps no history. So every move is first appended, as a version of the
-registered model `NAME.promotions`: version numbers are unique and in the order of the commits, and a version's tags are
-written with it. A move names the last one that it has seen; it counts only when no other that counts came in between.
-Whoever reads the record finds the same moves to count. Only then the alias is moved, by the one whose move it is.
+MLflow moves an alias without a precondition and keeps no history. So every move is first appended as a version of the
+registered model `NAME.promotions`: version numbers are unique and in commit order, and a version's tags are written
+with it. A move names the last move that it has seen and counts only if no other move that counts came in between, so
+every reader of the record agrees on which moves count. Only then does the process that made the move set the alias.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mlflow_ft.tracking.server import told
 
 SUFFIX = ".promotions"
 TAG = "mlflow_ft.move."
-ABOUT = "Every move of an alias of this model, one a version; written by `mlflow-ft promote` and `mlflow-ft rollback`."
+ABOUT = "Every alias move of this model, one per version; written by `mlflow-ft promote` and `mlflow-ft rollback`."
 UNFINISHED_MS = 120_000
-"""After this long a move whose alias was not set is taken for one whose process died, and is completed."""
+"""After this long, the process of a move whose alias was not set is assumed dead, and the move is completed."""
 TRIES = 12
 LONGEST = 4000
 
@@ -49,24 +49,24 @@ class Move:
     by: str
     reason: str
     decision: str
-    """Where the evidence is: the URI of an artifact."""
+    """The artifact URI of the evidence."""
     at_ms: int
     token: str
     seen: str
-    """Token of the last move that counted when this one was prepared; "" where there was none."""
+    """Token of the last move that counted when this one was prepared; "" if there was none."""
     done: bool
     """Whether the alias was set."""
     counts: bool = True
-    """Whether it was the first after the move that it had seen."""
+    """Whether it was the first one after the move that it had seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """The alias, and the moves that led there, as they were at one moment."""
+    """The alias and the moves that led to it, at one moment."""
 
     champion: int | None
     moves: tuple[Move, ...]
-    """The ones that count, oldest first."""
+    """The moves that count, oldest first."""
 
     @property
     def last(self) -> Move | None:
@@ -74,12 +74,12 @@ class Standing:
 
     @property
     def by_hand(self) -> bool:
-        """Whether something else than the last move put the alias where it is."""
+        """Whether something other than the last move set the alias."""
         return bool(self.last and self.last.done and self.last.after != self.champion)
 
     @property
     def earlier(self) -> tuple[int, ...]:
-        """The champions before the present one, the latest first; what was rolled back is no champion again."""
+        """The champions before the present one, latest first, without those that were rolled back."""
         line: list[int] = []
         for move in self.moves:
             if move.before is not None and line[-1:] != [move.before]:
@@ -95,7 +95,7 @@ class Ledger:
     """The moves of one alias of one registered model.
 
     Raises:
-        ConfigError: MLflow takes no such alias; that must be known before a move to it is recorded.
+        ConfigError: MLflow does not allow such an alias, which must be known before a move is recorded.
     """
 
     def __init__(self, client: MlflowClient, name: str, alias: str) -> None:
@@ -104,7 +104,7 @@ class Ledger:
             _validate_model_alias_name_reserved(alias)
         except MlflowException as error:
             raise ConfigError(
-                f"{alias!r} cannot be an alias: {error.message}", hint="take one such as champion"
+                f"{alias!r} cannot be an alias: {error.message}", hint="choose a name such as champion"
             ) from error
         self.client = client
         self.name = name
@@ -112,7 +112,7 @@ class Ledger:
         self.record = name + SUFFIX
 
     def standing(self) -> Standing:
-        """The alias and its moves. The moves are read first: what comes in between makes the append fail, later.
+        """The alias and its moves. The moves are read first: a move in between makes a later append fail.
 
         Raises:
             TrackingError: the server does not answer.
@@ -129,12 +129,12 @@ class Ledger:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return {}  # a model that is yet to be copied to
+            return {}  # the target of a copy may not exist yet
 
     def attempts(self) -> list[Move]:
-        """Every line for this alias, those that do not count included, oldest first."""
-        found = sorted((_move(version) for version in self._versions()), key=lambda move: move.number)
-        return counted(move for move in found if move.alias == self.alias)
+        """Every recorded move of this alias, including those that do not count, oldest first."""
+        moves = sorted((_move(version) for version in self._versions()), key=lambda move: move.number)
+        return counted(move for move in moves if move.alias == self.alias)
 
     def _versions(self) -> Iterable[ModelVersion]:
         quote = '"' if "'" in self.record else "'"
@@ -147,10 +147,10 @@ class Ledger:
                 return
 
     def settled(self, *, now_ms: int) -> Standing:
-        """The standing when no move is under way; one whose process died is completed.
+        """The standing when no move is in progress; a move whose process died is completed.
 
         Raises:
-            RefusedError: a move is under way.
+            RefusedError: a move is in progress.
         """
         standing = self.standing()
         last = standing.last
@@ -159,10 +159,10 @@ class Ledger:
         if now_ms - last.at_ms < UNFINISHED_MS:
             raise RefusedError(
                 f"{last.by} is moving {self.alias} of {self.name} to version {last.after} right now",
-                hint="nothing was moved here; look at `mlflow-ft history`, and try again",
+                hint="nothing was moved; check `mlflow-ft history` and try again",
             )
         with told(f"complete the move of {self.alias} of {self.name} to version {last.after}"):
-            # else somebody moved it by hand since, or deleted the version
+            # otherwise the alias has been moved by hand since, or the version was deleted
             if standing.champion in (last.before, last.after) and self._exists(last.after):
                 self._set(last)
             self._mark(last)
@@ -178,11 +178,11 @@ class Ledger:
         return True
 
     def move(self, to: int, *, kind: str, standing: Standing, by: str, reason: str = "", decision: str = "") -> Move:
-        """Append the move, and set the alias where it counts.
+        """Append the move, and set the alias if the move counts.
 
         Raises:
-            RefusedError: another move came first; the alias was not touched.
-            TrackingError: the server does not take it.
+            RefusedError: another move finished first; the alias was not changed.
+            TrackingError: the server does not accept it.
         """
         tags = {
             "token": uuid4().hex,
@@ -198,20 +198,20 @@ class Ledger:
         with told(f"record the move of {self.alias} of {self.name}"):
             _again(lambda: ensure_registered_model(self.client, self.record, description=ABOUT))
             self._append(tags, to)
-            mine = next(one for one in _again(self.attempts) if one.token == tags["token"])
-            if not mine.counts:
+            move = next(move for move in _again(self.attempts) if move.token == tags["token"])
+            if not move.counts:
                 raise self._lost(to)
-            self._set(mine)
-            if (last := _again(self.standing).last) and last.token != mine.token:
-                self._set(last)  # this process slept, and another one completed the move and went on
-            self._mark(mine)
-        return mine
+            self._set(move)
+            if (last := _again(self.standing).last) and last.token != move.token:
+                self._set(last)  # this process was suspended while another one completed this move and made the next
+            self._mark(move)
+        return move
 
     def _append(self, tags: dict[str, str], to: int) -> None:
-        """Append once, however often it must be tried; a busy store refuses, and takes it a moment later."""
+        """Append exactly once, retrying while a busy store refuses."""
 
         def append() -> None:
-            if not any(one.token == tags["token"] for one in self.attempts()):  # the answer alone may have been lost
+            if not any(move.token == tags["token"] for move in self.attempts()):  # only the response may have been lost
                 self.client.create_model_version(
                     self.record,
                     source=f"models:/{self.name}/{to}",
@@ -222,11 +222,11 @@ class Ledger:
 
     def _lost(self, to: int) -> RefusedError:
         last = _again(self.standing).last
-        assert last is not None  # one came first
+        assert last is not None  # another move came first
         return RefusedError(
             f"{self.alias} of {self.name} was not moved to version {to}: {last.by} moved it to version {last.after} "
             "first",
-            hint="look at `mlflow-ft history`; to hold this version against the new one, promote it again",
+            hint="see `mlflow-ft history`; to compare this version with the new champion, promote it again",
         )
 
     def _set(self, move: Move) -> None:
@@ -237,13 +237,13 @@ class Ledger:
 
 
 def counted(moves: Iterable[Move]) -> list[Move]:
-    """Say of every move whether it counts: the first one that has seen the last one that counts, and so on."""
-    last, found = "", []
+    """Mark whether each move counts: it does if the last move that it has seen is the last one that counts."""
+    last, marked = "", []
     for move in moves:
         counts = move.seen == last
         last = move.token if counts else last
-        found.append(replace(move, counts=counts))
-    return found
+        marked.append(replace(move, counts=counts))
+    return marked
 
 
 def _move(version: ModelVersion) -> Move:
@@ -265,8 +265,8 @@ def _move(version: ModelVersion) -> Move:
 
 
 def _again(call: Callable[[], Answer], *, sleep: Callable[[float], None] = time.sleep) -> Answer:
-    """Call until the store takes it: many at once make SQLite lock, PostgreSQL find duplicates, a server run dry of
-    connections.
+    """Call until the store accepts it: many concurrent calls lock SQLite, produce duplicate keys in PostgreSQL, or use
+    up a server's connections.
     """
     for attempt in range(1, TRIES):
         try:

@@ -1,36 +1,39 @@
-"""Open the one MLflow run of a job, and close it with the state that is true."""
+"""Open the MLflow run of a job, and close it in its true state."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.config.schema import Config
+from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import StoppedError, TrackingError, UndeliveredError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.processes import check_single
 from mlflow_ft.tracking.active import ActiveRun, cut
-from mlflow_ft.tracking.delivery import RunFile
+from mlflow_ft.tracking.delivery import RunFile, pending
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.server import absolute, answers, shown, told
 from mlflow_ft.tracking.signals import StopSignals
 
 DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # `insist` and the journal wait longer, and can be interrupted
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # stages tell what they do themselves
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout may be read by a machine
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # `insist` and the journal wait longer and can be interrupted
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # stages report their own progress
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout may be read by a program
 }
-"""What MLflow is told for the length of a run, where the user did not choose."""
+"""MLflow settings for the duration of a run, unless the user has set them."""
 AT_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 LONGEST_ERROR = 5000
 PATIENCE_SECONDS = 30.0
-"""How long the end of a run waits for the journal without seeing any progress."""
+"""How long the end of a run waits for the journal without any progress."""
 PATIENCE_WHEN_KILLED_SECONDS = 8.0
 """The same after a signal: schedulers send SIGKILL after 10 to 30 seconds."""
 log = logging.getLogger(__name__)
@@ -38,24 +41,25 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def open_run(
-    config: Config, *, plugins: Plugins, environ: MutableMapping[str, str] = os.environ
+    settings: RunSection, *, plugins: Plugins, environ: MutableMapping[str, str] = os.environ
 ) -> Iterator[ActiveRun]:
-    """Open the run that MLFLOW_RUN_ID names, else a new one, and leave it in its true state.
+    """Open the run that MLFLOW_RUN_ID names, else a new one, and close it in its true state.
 
-    FINISHED when the block ends well, KILLED on StoppedError and KeyboardInterrupt, else FAILED, with the message in
-    tag `mlflow_ft.error` and the stage in `mlflow_ft.stage`. SIGTERM and SIGINT raise StoppedError inside the block.
+    The state is FINISHED if the block succeeds, KILLED on StoppedError or KeyboardInterrupt, else FAILED, with the
+    message in tag `mlflow_ft.error` and the stage in `mlflow_ft.stage`. SIGTERM and SIGINT raise StoppedError inside
+    the block.
 
     Raises:
         ConfigError: a launcher started several processes, each of which would open a run.
         TrackingError: the run cannot be opened.
-        UndeliveredError: the block ended well, but metrics or the state did not reach the server.
+        UndeliveredError: the block succeeded, but metrics or the state did not reach the server.
     """
     check_single(environ)
     signals = StopSignals()
     unset = {name: value for name, value in DEFAULTS.items() if name not in environ}
     with signals.installed(), _environment(environ, unset):
         with signals.holding():
-            run = _start(config, plugins, environ=environ, signals=signals)
+            run = _start(settings, plugins, environ=environ, signals=signals)
         status, error = "FAILED", None
         try:
             signals.check()
@@ -71,15 +75,34 @@ def open_run(
             raise UndeliveredError(undelivered, hint=_remedy(run))
 
 
-def _start(config: Config, plugins: Plugins, *, environ: MutableMapping[str, str], signals: StopSignals) -> ActiveRun:
-    given = environ.pop("MLFLOW_RUN_ID", None)  # taken, as mlflow.start_run does, so that no child takes it too
+@contextmanager
+def open_operation(name: str, *, plugins: Plugins) -> Iterator[ActiveRun]:
+    """Open a run for a command on finished models: the one that MLFLOW_RUN_ID names, else a new one called `name`.
+
+    Like `open_run`, but the journal is in a temporary folder, which is kept if the server has not received everything.
+    """
+    settings = RunSection(name=None if "MLFLOW_RUN_ID" in os.environ else name)
+    folder = Path(tempfile.mkdtemp(prefix="mlflow-ft-run-"))
+    try:
+        with open_run(settings, plugins=plugins) as run:
+            run.open_journal(folder)
+            yield run
+    finally:
+        if not pending(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(
+    settings: RunSection, plugins: Plugins, *, environ: MutableMapping[str, str], signals: StopSignals
+) -> ActiveRun:
+    run_id = environ.pop("MLFLOW_RUN_ID", None)  # removed, as mlflow.start_run does, so that children do not open it
     if (other := mlflow.active_run()) is not None:
         raise TrackingError(f"run {other.info.run_id} is active in this process", hint="end it: mlflow.end_run()")
-    with told(f"open the run {given} that MLFLOW_RUN_ID names" if given else "open a run"):
+    with told(f"open run {run_id}, named by MLFLOW_RUN_ID" if run_id else "open a run"):
         started = mlflow.start_run(
-            run_id=given,
-            run_name=config.run.name,
-            experiment_id=None if given or config.run.experiment is None else experiment_id(config.run.experiment),
+            run_id=run_id,
+            run_name=settings.name,
+            experiment_id=None if run_id or settings.experiment is None else experiment_id(settings.experiment),
             log_system_metrics=False,
         )
     run = ActiveRun(
@@ -87,7 +110,7 @@ def _start(config: Config, plugins: Plugins, *, environ: MutableMapping[str, str
         experiment_id=started.info.experiment_id,
         tracking_uri=absolute(mlflow.get_tracking_uri()),
         signals=signals,
-        resumed=given is not None,
+        resumed=run_id is not None,
     )
     try:
         for stale in started.data.tags.keys() & {"mlflow_ft.error", "mlflow_ft.stage"}:
@@ -100,20 +123,20 @@ def _start(config: Config, plugins: Plugins, *, environ: MutableMapping[str, str
 
 
 def experiment_id(name: str, *, client: MlflowClient | None = None) -> str:
-    """Id of the experiment, which is made if need be."""
+    """Id of the experiment, which is created if necessary."""
     client = client or MlflowClient()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
             return str(client.create_experiment(name))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another run was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise another run created it first
                 raise
             experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage == "deleted":
         raise TrackingError(
             f"the experiment {name!r} was deleted",
-            hint="bring it back with `mlflow experiments restore`, or choose another run.experiment",
+            hint="restore it with `mlflow experiments restore`, or choose another run.experiment",
         )
     return str(experiment.experiment_id)
 
@@ -126,9 +149,9 @@ def _state_of(error: BaseException) -> str:
 
 
 def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
-    """Set the state, deliver the journal, and say in one sentence what did not reach the server.
+    """Set the state, deliver the journal, and return a sentence about what did not reach the server.
 
-    The state comes first: a scheduler that is impatient kills us while we wait. Metrics may follow an ended run.
+    The state comes first, because a scheduler may kill us while we wait. Metrics can still be sent to an ended run.
     """
     run.stop_system_metrics()
     _leave_fluent_run(status)
@@ -162,31 +185,31 @@ def _set_state(run: ActiveRun, status: str, error: BaseException | None) -> bool
             text = cut(str(error) or type(error).__name__, LONGEST_ERROR)
             run.client.set_tag(run.run_id, "mlflow_ft.error", text)
             run.client.set_tag(run.run_id, "mlflow_ft.stage", run.stage)
-    except Exception as refused:  # another error may be on its way to the user, and goes first
+    except Exception as refused:  # must not replace an error that is on its way to the user
         log.warning("could not mark run %s as %s: %s", run.run_id, status, refused)
         return False
     return True
 
 
 def _leave_fluent_run(status: str) -> None:
-    """Empty MLflow's stack of active runs, or its exit handler marks ours as FINISHED, whatever happened."""
+    """Empty MLflow's stack of active runs; otherwise its exit handler marks ours FINISHED, whatever happened."""
     with _environment(os.environ, AT_ONCE):
         while mlflow.active_run() is not None:
             try:
                 mlflow.end_run(status)
-            except Exception as error:  # it takes the run off the stack before it asks the server
+            except Exception as error:  # the run is off the stack before the server is called
                 log.debug("end_run: %s", error)
 
 
 def _remedy(run: ActiveRun) -> str:
     if run.folder is None:
-        return f"set the state of run {run.run_id} when the server is back"
-    return f"nothing is lost; when the server is back: mlflow-ft sync {run.folder}"
+        return f"when the server is back, set the state of run {run.run_id}"
+    return f"nothing is lost; when the server is back, run: mlflow-ft sync {run.folder}"
 
 
 @contextmanager
 def _environment(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the length of a block."""
+    """Set variables for the duration of a block."""
     before = {name: environ.get(name) for name in values}
     environ.update(values)
     try:
@@ -200,18 +223,18 @@ def _environment(environ: MutableMapping[str, str], values: Mapping[str, str]) -
 
 
 def refuse(error: Exception, *, stage: str = "config", environ: MutableMapping[str, str] = os.environ) -> None:
-    """Leave the run that `mlflow run` opened FAILED and with the message, for an error that comes before `open_run`.
+    """Mark the run that `mlflow run` opened FAILED with the message, for an error raised before `open_run`.
 
-    Nothing happens where no run was opened, or where the server does not answer: the error itself goes first.
+    It does nothing without such a run, or if the server does not answer: reporting the error itself matters more.
     """
-    given = environ.get("MLFLOW_RUN_ID")
+    run_id = environ.get("MLFLOW_RUN_ID")
     uri = absolute(mlflow.get_tracking_uri())
-    if not given or not answers(uri):
+    if not run_id or not answers(uri):
         return
     client = MlflowClient(uri)
     try:
-        client.set_tag(given, "mlflow_ft.error", cut(str(error), LONGEST_ERROR))
-        client.set_tag(given, "mlflow_ft.stage", stage)
-        client.set_terminated(given, "FAILED")
+        client.set_tag(run_id, "mlflow_ft.error", cut(str(error), LONGEST_ERROR))
+        client.set_tag(run_id, "mlflow_ft.stage", stage)
+        client.set_terminated(run_id, "FAILED")
     except MlflowException as refused:
-        log.warning("could not mark run %s as FAILED: %s", given, refused)
+        log.warning("could not mark run %s as FAILED: %s", run_id, refused)

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time."""
+"""A lock that gives a run's folder to one process at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from mlflow_ft.errors import TrackingError
 
 LOCK_FILE = "run.lock"
-"""Held in the folder by the process that works on the run; the system lets it go when that process ends."""
+"""Held by the process that works on the run; the operating system releases it when that process ends."""
 
 
 def acquired(folder: Path, run_id: str) -> BaseFileLock:
@@ -23,6 +23,6 @@ def acquired(folder: Path, run_id: str) -> BaseFileLock:
         lock.acquire()
     except Timeout as error:
         raise TrackingError(
-            f"another process works on the run {run_id} in {folder}", hint="wait for its end, or stop it"
+            f"another process is working on run {run_id} in {folder}", hint="wait for it to end, or stop it"
         ) from error
     return lock

@@ -1,4 +1,4 @@
-"""The tracking server: whether it answers, how its address is written, and what its errors mean to a user."""
+"""The tracking server: whether it answers, how its URI is written, and its errors in the user's terms."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mlflow_ft.tracking import local_store
 
 PROBE_SECONDS = 5.0
 PATIENCE_SECONDS = 300.0
-"""How long a stage waits for a server that is away before the run fails."""
+"""How long a stage waits for a server that is down before the run fails."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 def check_server(uri: str | None = None, *, timeout: float = PROBE_SECONDS) -> None:
-    """Raise where the tracking URI cannot work, before any model is loaded; make a local store that is new.
+    """Raise if the tracking URI cannot work, before any model is loaded; create a new local store.
 
-    `uri` is MLflow's own (MLFLOW_TRACKING_URI) when it is not given. Databricks is not probed.
+    `uri` defaults to MLflow's own (MLFLOW_TRACKING_URI). Databricks is not probed.
 
     Raises:
-        TrackingError: nothing answers, it is not an MLflow server, it refuses, the folder cannot be written, or the
+        TrackingError: nothing answers, it is not an MLflow server, it refuses, the folder is not writable, or the
         store is damaged.
     """
     uri = uri or mlflow.get_tracking_uri()
@@ -43,7 +43,7 @@ def check_server(uri: str | None = None, *, timeout: float = PROBE_SECONDS) -> N
 
 
 def connect(uri: str | None = None) -> MlflowClient:
-    """MLflow's client of a tracking server that answers, or of a local store that is ready.
+    """MLflow's client for a tracking server that answers, or a local store that is ready.
 
     Raises:
         TrackingError: as `check_server`.
@@ -53,18 +53,18 @@ def connect(uri: str | None = None) -> MlflowClient:
 
 
 def answers(uri: str, *, timeout: float = PROBE_SECONDS) -> bool:
-    """Whether a request to `uri` would get any answer at all; True for every URI that is not http(s)."""
+    """Whether `uri` answers requests; always True for a URI that is not http(s)."""
     if not _is_http(uri):
         return True
     try:
         status = _health(uri, timeout).status_code
     except requests.RequestException:
         return False
-    return status < 500  # a proxy in front of a server that is away answers 502, 503 or 504
+    return status < 500  # a proxy answers 502, 503 or 504 for a server that is down
 
 
 def absolute(uri: str) -> str:
-    """The URI with a relative path of a store made absolute, so that it works from another folder too."""
+    """The URI with a store's relative path made absolute, so that it works from any folder."""
     path = _sqlite_file(uri)
     if path is not None:
         return f"sqlite:///{path.resolve()}" + uri.partition("?")[1] + uri.partition("?")[2]
@@ -72,22 +72,22 @@ def absolute(uri: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """The URI without a user's name and password."""
+    """The URI without user name and password."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def page(uri: str, experiment_id: str, run_id: str) -> str | None:
-    """Address of the run's page in the UI, where the tracking URI has one."""
+    """Address of the run's page in the UI; None for a store without a server."""
     return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if _is_http(uri) else None
 
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Turn what MLflow and the network raise into a TrackingError: `could not <what>: ...`."""
+    """Turn errors of MLflow and the network into a TrackingError: `could not <what>: ...`."""
     try:
         yield
-    except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+    except (MlflowException, OSError) as error:  # includes the errors of requests
         raise TrackingError(
             f"could not {what}: {error}", hint=f"the tracking URI is {shown(mlflow.get_tracking_uri())}"
         ) from error
@@ -102,10 +102,10 @@ def insist(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Call until the server has answered; `call` must not mind being called twice.
+    """Call until the server has answered; calling `call` twice must be safe.
 
     Raises:
-        TrackingError: the server refuses, or did not come back within `patience` seconds.
+        TrackingError: the server refuses, or does not come back within `patience` seconds.
     """
     deadline = clock() + patience
     while True:
@@ -120,7 +120,7 @@ def insist(
 
 
 def _unreachable(error: TrackingError, uri: str) -> bool:
-    # MLflow says "failed with exception" where no answer came; meanwhile the server may be back
+    # MLflow says "failed with exception" when no answer came, even if the server has come back since
     return _is_http(uri) and ("failed with exception" in error.message or not answers(uri))
 
 
@@ -140,27 +140,27 @@ def _check_http(uri: str, timeout: float) -> None:
     except requests.exceptions.SSLError as error:
         raise TrackingError(
             f"the certificate of {shown(uri)} is not trusted: {error}",
-            hint="name its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH",
+            hint="set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its certificate authority",
         ) from error
     except requests.RequestException as error:
         raise TrackingError(
             f"no tracking server answers at {shown(uri)} ({type(error).__name__})",
-            hint="start it (`mlflow server`), or set MLFLOW_TRACKING_URI to one that runs, or to sqlite:///mlflow.db",
+            hint="start it (`mlflow server`), or set MLFLOW_TRACKING_URI to another server or to sqlite:///mlflow.db",
         ) from error
     if response.status_code == 403:
         raise TrackingError(
-            f"{shown(uri)} refuses this host name or this user (403: {response.text[:200].strip()})",
+            f"{shown(uri)} refuses this host name or user (403: {response.text[:200].strip()})",
             hint=f"start the server with `mlflow server --allowed-hosts {urlsplit(uri).hostname}`, or check the user",
         )
     if response.status_code == 401:
         raise TrackingError(
-            f"{shown(uri)} wants a user (401)",
+            f"{shown(uri)} requires authentication (401)",
             hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
         )
     if response.status_code != 200 or response.text.strip() != "OK":
         raise TrackingError(
-            f"what answers at {shown(uri)} is no MLflow server (/health: {response.status_code})",
-            hint="check host, port and path of MLFLOW_TRACKING_URI",
+            f"the server at {shown(uri)} is not an MLflow server (/health: {response.status_code})",
+            hint="check the host, port and path of MLFLOW_TRACKING_URI",
         )
 
 
@@ -175,9 +175,9 @@ def _check_sqlite(uri: str) -> None:
         return
     if not path.absolute().parent.is_dir():
         raise TrackingError(
-            f"{shown(uri)}: there is no folder {path.absolute().parent}", hint="make it, or name another file"
+            f"{shown(uri)}: no folder {path.absolute().parent}", hint="create it, or choose another file"
         )
-    # SQLite writes its journal beside the file: the folder must be writable too
+    # SQLite writes its journal next to the file, so the folder must be writable too
     if not all(os.access(place, os.W_OK) for place in (path.absolute().parent, path) if place.exists()):
-        raise TrackingError(f"{shown(uri)}: {path} cannot be written", hint="change its owner, or name another file")
+        raise TrackingError(f"{shown(uri)}: {path} is not writable", hint="change its owner, or choose another file")
     local_store.prepare(path.absolute(), uri)

@@ -1,4 +1,4 @@
-"""Signals as exceptions: SIGTERM and SIGINT raise StoppedError, at once or when the work at hand is safe."""
+"""Signals as exceptions: SIGTERM and SIGINT raise StoppedError, at once or when it is safe to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """What was received, and whether it raises now.
+    """The signal received, and whether a signal raises now.
 
     The first signal raises StoppedError, unless it comes inside `deferring()`: then it only sets `received`, and
     leaving that block raises. A second signal always raises.
@@ -26,7 +26,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals for the length of a block; Python allows it in the main thread only."""
+        """Handle the signals for the duration of a block; Python allows it in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -39,7 +39,7 @@ class StopSignals:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Let the first signal wait until the block is left."""
+        """Hold the first signal back until the block is left."""
         with self.holding():
             yield
         self.check()
@@ -54,7 +54,7 @@ class StopSignals:
             self._deferring -= 1
 
     def check(self) -> None:
-        """Raise where a signal was received."""
+        """Raise StoppedError if a signal was received."""
         if self.received is not None:
             raise StoppedError(self.received)
 

@@ -1,4 +1,4 @@
-"""System metrics (CPU, memory, disk, network, GPU) through the journal: an outage neither ends nor loses them."""
+"""System metrics (CPU, memory, disk, network, GPU), written to the journal so that an outage does not lose them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-# It tells on every start and end, in MLflow's own log, what the run's system charts show.
+# It logs a message at every start and end, which the run's system charts make unnecessary.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
 
 class JournalledMonitor(SystemMetricsMonitor):
-    """MLflow's own monitor, with its keys and its environment variables, but its values go to `publish`.
+    """MLflow's own monitor, with its keys and its environment variables, but sending its values to `publish`.
 
-    MLflow's loop asks the server for the run's state at every sample and ends for good when there is no answer.
+    MLflow's loop asks the server for the run's state at every sample and stops for good if there is no answer.
     """
 
     def __init__(self, run_id: str, publish: Callable[[Mapping[str, float], int], None], *, resumed: bool) -> None:

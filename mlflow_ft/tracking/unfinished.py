@@ -1,4 +1,4 @@
-"""A run that ended before its models were registered: what it left in MLflow, and what of that is removed."""
+"""A run that ended before its models were registered: what it left in MLflow, and the removal of its models."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking.server import connect, told
 
 CHECKPOINT = "checkpoint-"
-"""The names of logged checkpoints begin so; these belong to the training, and stay."""
+"""Prefix of the names of logged checkpoints, which belong to the training and are kept."""
 
 
 def find_run(run_id: str) -> Run:
-    """The run as the server has it.
+    """The run as it is on the server.
 
     Raises:
-        TrackingError: there is none, or it was deleted.
+        TrackingError: it does not exist or was deleted.
     """
     client = connect()
     with told(f"read the run {run_id}"):
@@ -32,24 +32,24 @@ def find_run(run_id: str) -> Run:
 
 
 def versions_of(run: Run) -> list[ModelVersion]:
-    """The model versions that were registered from the run, in the order of their names."""
+    """The model versions registered from the run, ordered by name and number."""
     client = connect()
     with told(f"read the model versions of run {run.info.run_id}"):
-        found = client.search_model_versions(f"run_id='{run.info.run_id}'")
-    return sorted(found, key=lambda version: (version.name, int(version.version)))
+        versions = client.search_model_versions(f"run_id='{run.info.run_id}'")
+    return sorted(versions, key=lambda version: (version.name, int(version.version)))
 
 
 def remove(run: Run, *, alias: str) -> list[str]:
-    """Delete the models that the run logged, and the versions made of them, and return what was deleted.
+    """Delete the models that the run logged and the versions registered from them, and return what was deleted.
 
-    Checkpoints stay. `alias` is the one that the run itself gives.
+    Checkpoints are kept. `alias` is the one that the run itself sets.
 
     Raises:
-        TrackingError: one of the versions has another alias, which somebody gave it.
+        TrackingError: one of the versions has another alias, set by a user.
     """
     client = connect()
     versions, models = versions_of(run), _models(client, run)
-    with told("remove what the earlier attempt left in MLflow"):
+    with told("remove the models of the earlier attempt"):
         for version in versions:
             _check_free(client, version, alias)
         for version in versions:
@@ -61,31 +61,31 @@ def remove(run: Run, *, alias: str) -> list[str]:
 
 
 def _check_free(client: MlflowClient, version: ModelVersion, alias: str) -> None:
-    given = [name for name in client.get_model_version(version.name, str(version.version)).aliases if name != alias]
-    if given:
+    others = [name for name in client.get_model_version(version.name, str(version.version)).aliases if name != alias]
+    if others:
         raise TrackingError(
-            f"{version.name} version {version.version}, of the earlier attempt, has the alias {', '.join(given)}",
-            hint="it would be replaced: give the alias to another version first",
+            f"{version.name} version {version.version}, from the earlier attempt, has the alias {', '.join(others)}",
+            hint="it would be deleted: move the alias to another version first",
         )
 
 
 def _models(client: MlflowClient, run: Run) -> Sequence[LoggedModel]:
-    found: list[LoggedModel] = []
+    models: list[LoggedModel] = []
     token = None
     with told(f"read the logged models of run {run.info.run_id}"):
         while True:
             page = client.search_logged_models(
                 [run.info.experiment_id], filter_string=f"source_run_id='{run.info.run_id}'", page_token=token
             )
-            found += [model for model in page if not model.name.startswith(CHECKPOINT)]
+            models += [model for model in page if not model.name.startswith(CHECKPOINT)]
             token = page.token
             if not token:
-                return found
+                return models
 
 
 @contextmanager
 def reopening(run: Run) -> Iterator[None]:
-    """Let `open_run` open this run. The one that `mlflow run` made for the command is left to `mlflow run`."""
+    """Make `open_run` open this run. A run that `mlflow run` opened for the command is left to `mlflow run`."""
     launched = os.environ.get("MLFLOW_RUN_ID")
     os.environ["MLFLOW_RUN_ID"] = run.info.run_id
     try:

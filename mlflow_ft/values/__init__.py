@@ -4,13 +4,14 @@ from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Run
 from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
-from mlflow_ft.values.report import Report, Result
+from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
 
 __all__ = [
     "MLFLOW_URIS",
     "Answer",
     "BaseModel",
+    "CheckResult",
     "Checkpointer",
     "Data",
     "Exported",
@@ -20,7 +21,6 @@ __all__ = [
     "Package",
     "Packaged",
     "Report",
-    "Result",
     "Run",
     "Score",
     "Scores",

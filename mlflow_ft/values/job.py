@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mlflow_ft.config.schema import Config
 from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Task
 from mlflow_ft.values.data import Split
 from mlflow_ft.values.models import Checkpointer
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
 
 
 class Run(Protocol):

@@ -18,7 +18,7 @@ COLUMNS = ("check", "severity", "rows", "share", "what it means")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class CheckResult:
     """What one check found."""
 
     name: str
@@ -41,7 +41,7 @@ class Report:
     """What all checks found: the worst first, and of each severity those that found something."""
 
     rows: int
-    checks: tuple[Result, ...]
+    checks: tuple[CheckResult, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON, without the indices of the rows."""
@@ -60,10 +60,10 @@ class Report:
         checks = []
         for check in report["checks"]:
             told = {name: check[name] for name in _FIELDS} | {"examples": tuple(check["examples"])}
-            checks.append(Result(**told, removable=array("q", rows.get(check["name"], ()))))
+            checks.append(CheckResult(**told, removable=array("q", rows.get(check["name"], ()))))
         return cls(rows=report["rows"], checks=tuple(checks))
 
-    def worst(self, at_least: Severity) -> tuple[Result, ...]:
+    def worst(self, at_least: Severity) -> tuple[CheckResult, ...]:
         """The checks that found something and are at least as severe."""
         severe = SEVERITIES[: SEVERITIES.index(at_least) + 1]
         return tuple(check for check in self.checks if check.count and check.severity in severe)

@@ -18,34 +18,34 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 
 
-class Told(NamedTuple):
-    """What a command left."""
+class Result(NamedTuple):
+    """The outcome of a command."""
 
     code: int
     out: str
     err: str
 
 
-Run = Callable[..., Told]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `mlflow-ft ARGUMENTS` in this process."""
 
-    def call(*arguments: object) -> Told:
+    def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["mlflow-ft", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        return Told(int(ended.value.code or 0), *capsys.readouterr())
+        return Result(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of an SQLite store, whose tables take seconds to make."""
+    """The URI of an SQLite store, whose tables take seconds to create."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('cli') / 'mlflow.db'}"
     MlflowClient(uri).search_experiments()
     return uri
@@ -53,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """The store is set, as a user sets it, and the current folder is empty."""
+    """The tracking URI is set as a user would set it, and the current folder is empty."""
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_FT_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -68,7 +68,7 @@ def spoken(store: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
     rows = write_jsonl(folder / "rows.jsonl", make_rows())
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
     common = {"data": rows, "max_new_tokens": 8, "evaluation.max_rows": 1, "run.output_dir": folder / "outputs"}
-    common |= {"package.round_trip": "false", "evaluation.on_worse": "warn"}  # two adapters that answer otherwise
+    common |= {"package.round_trip": "false", "evaluation.on_worse": "warn"}  # two adapters with different answers
 
     def train(method: str, **settings: object) -> pipeline.Outcome:
         pairs = [f"--{key}={value}" for key, value in (common | settings).items()]
@@ -86,8 +86,8 @@ def spoken(store: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def answers_of_folder(folder: Path, prompts: list[str]) -> list[str]:
-    """What a packaged model says by the code that is logged with it."""
+    """A packaged model's answers, given by the code logged with it."""
     model = shared.ChatModel()
     model.load_context(SimpleNamespace(artifacts={"model": str(folder)}, model_config=None))
-    asked = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
-    return [str(model.predict(None, one)["choices"][0]["message"]["content"]) for one in asked]
+    requests = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
+    return [str(model.predict(None, request)["choices"][0]["message"]["content"]) for request in requests]

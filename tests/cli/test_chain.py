@@ -67,7 +67,7 @@ def test_settings_of_every_stage_are_looked_at_before_the_first_one_starts(files
         chain.check("align", ["--dpo.beta", "-1", data], plugins.load())
     assert "stage dpo of align" in str(error.value)
     assert "--beta" in str(error.value)
-    with pytest.raises(DataError, match=r"stage dpo of align: there is no data file 'gone\.jsonl'"):
+    with pytest.raises(DataError, match=r"stage dpo of align: the data file 'gone\.jsonl' does not exist"):
         chain.check("align", [data, "--dpo.data", "gone.jsonl"], plugins.load())
 
 
@@ -87,8 +87,12 @@ def files(tmp_path: Path) -> dict[str, Path]:
     draw = random.Random(0)
     words = [draw.sample(WORDS, 3) for _ in range(20)]
     pairs = [
-        {"prompt": f"{' '.join(one)} {n}", "chosen": " ".join(reversed(one)), "rejected": " ".join(one)}
-        for n, one in enumerate(words)
+        {
+            "prompt": f"{' '.join(words_of_row)} {n}",
+            "chosen": " ".join(reversed(words_of_row)),
+            "rejected": " ".join(words_of_row),
+        }
+        for n, words_of_row in enumerate(words)
     ]
     return {
         "chat": write_jsonl(tmp_path / "chat.jsonl", make_rows(20)),
@@ -119,25 +123,25 @@ def test_a_chain_goes_on_where_it_was_interrupted(
     assert parent.info.status == "FAILED"
     assert f"--resume {parent.info.run_id}" in str(error.value)
 
-    done = chain.run("align", [f"--dpo.data={files['pairs']}"], loaded, resume=parent.info.run_id, progress=progress)
-    assert done.run_id == parent.info.run_id
-    assert client.get_run(done.run_id).info.status == "FINISHED"
-    children = client.search_runs(["0"], f"tags.mlflow.parentRunId = '{done.run_id}'")
-    assert sorted((one.data.tags["mlflow_ft.method"], one.info.status) for one in children) == [
+    outcome = chain.run("align", [f"--dpo.data={files['pairs']}"], loaded, resume=parent.info.run_id, progress=progress)
+    assert outcome.run_id == parent.info.run_id
+    assert client.get_run(outcome.run_id).info.status == "FINISHED"
+    children = client.search_runs(["0"], f"tags.mlflow.parentRunId = '{outcome.run_id}'")
+    assert sorted((child.data.tags["mlflow_ft.method"], child.info.status) for child in children) == [
         ("dpo", "FAILED"),
         ("dpo", "FINISHED"),
         ("sft", "FINISHED"),
     ]
-    dpo = client.get_run(done.stages["dpo"]["run_id"])
+    dpo = client.get_run(outcome.stages["dpo"]["run_id"])
     assert dpo.data.params["cfg.model.init_from"] == "models:/tiny-sft-adapter/1"
-    assert json.loads(json.dumps(done.stages["sft"]))["versions"][0]["name"] == "tiny-sft"
+    assert json.loads(json.dumps(outcome.stages["sft"]))["versions"][0]["name"] == "tiny-sft"
 
 
 def test_only_a_run_of_the_chain_can_be_gone_on_with(tracking_store: str) -> None:
     client = MlflowClient()
     other = client.create_run("0").info.run_id
-    with pytest.raises(ConfigError, match="is no run of align"):
+    with pytest.raises(ConfigError, match="is not a run of align"):
         chain.run("align", [], plugins.load({"MLFLOW_FT_PLUGINS": ""}), resume=other, progress=Progress(quiet=True))
     client.log_text(other, json.dumps({"chain": "rlhf", "arguments": []}), chain.ASKED_FILE)
-    with pytest.raises(ConfigError, match="is no run of align"):
+    with pytest.raises(ConfigError, match="is not a run of align"):
         chain.run("align", [], plugins.load({"MLFLOW_FT_PLUGINS": ""}), resume=other, progress=Progress(quiet=True))

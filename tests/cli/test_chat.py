@@ -33,21 +33,21 @@ def lines(text: str) -> list[dict[str, str]]:
 
 def test_prompts_are_turns_of_one_conversation(run: Run, client: MlflowClient, spoken: Path) -> None:
     prompts = ["blue lamp green", "red door"]
-    asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    told = run("chat", "one@candidate", *asked, "--system", "be brief", "--json")
-    assert told.code == 0, told.err
-    found = lines(told.out)
-    assert [one["prompt"] for one in found] == prompts
-    assert all(set(one) == {"prompt", "tuned"} for one in found)
+    options = [word for prompt in prompts for word in ("--prompt", prompt)]
+    result = run("chat", "one@candidate", *options, "--system", "be brief", "--json")
+    assert result.code == 0, result.err
+    turns = lines(result.out)
+    assert [turn["prompt"] for turn in turns] == prompts
+    assert all(set(turn) == {"prompt", "tuned"} for turn in turns)
     model = mlflow.pyfunc.load_model("models:/one/1")
     messages = [{"role": "system", "content": "be brief"}]
-    for one in found:
-        messages.append({"role": "user", "content": one["prompt"]})
+    for turn in turns:
+        messages.append({"role": "user", "content": turn["prompt"]})
         wanted = model.predict({"messages": messages})["choices"][0]["message"]["content"]
-        assert one["tuned"] == wanted
+        assert turn["tuned"] == wanted
         messages.append({"role": "assistant", "content": wanted})
-    plain = run("chat", "one@candidate", *asked, "--system", "be brief")
-    assert plain.out.splitlines() == [one["tuned"] for one in found]
+    plain = run("chat", "one@candidate", *options, "--system", "be brief")
+    assert plain.out.splitlines() == [turn["tuned"] for turn in turns]
 
 
 @pytest.mark.parametrize("name", ["two@candidate", "two-adapter/1"])
@@ -55,20 +55,20 @@ def test_base_and_tuned_are_compared(run: Run, client: MlflowClient, spoken: Pat
     """Of a merged version the base is the model that it was trained from; of an adapter it is in the same memory."""
     prompts = ["blue lamp green", "song", "red door"]
     for prompt, base in zip(prompts, answers_of_folder(spoken, prompts), strict=True):
-        told = run("chat", name, "--compare", "--prompt", prompt, "--json")
-        assert told.code == 0, told.err
-        (found,) = lines(told.out)
+        result = run("chat", name, "--compare", "--prompt", prompt, "--json")
+        assert result.code == 0, result.err
+        (answers,) = lines(result.out)
         tuned = mlflow.pyfunc.load_model(f"models:/{name}").predict({"messages": [{"role": "user", "content": prompt}]})
-        assert found == {"prompt": prompt, "tuned": tuned["choices"][0]["message"]["content"], "base": base}
+        assert answers == {"prompt": prompt, "tuned": tuned["choices"][0]["message"]["content"], "base": base}
 
 
 def test_what_a_model_was_before_may_be_named(run: Run, client: MlflowClient, spoken: Path, tiny_model: Path) -> None:
-    told = run("chat", spoken, "--compare", "--prompt", "song")
-    assert told.code == 2
-    assert "does not say which model it was before" in told.err
-    told = run("chat", spoken, "--compare", "--base", tiny_model, "--prompt", "blue lamp green", "--max-tokens", 4)
-    assert told.code == 0, told.err
-    tuned, base = told.out.splitlines()
+    result = run("chat", spoken, "--compare", "--prompt", "song")
+    assert result.code == 2
+    assert "does not say which model it was before" in result.err
+    result = run("chat", spoken, "--compare", "--base", tiny_model, "--prompt", "blue lamp green", "--max-tokens", 4)
+    assert result.code == 0, result.err
+    tuned, base = result.out.splitlines()
     assert tuned == "tuned: green lamp blue"
     assert base.startswith("base: ")
     assert base != "base: green lamp blue"
@@ -79,9 +79,9 @@ def test_lines_of_stdin_are_prompts(
 ) -> None:
     def piped(*words: str) -> list[str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{word}\n" for word in words)))
-        told = run("chat", "two@candidate")
-        assert told.code == 0, told.err
-        return told.out.splitlines()
+        result = run("chat", "two@candidate")
+        assert result.code == 0, result.err
+        return result.out.splitlines()
 
     first, second = piped("red door", "", "blue lamp green")
     (fresh,) = piped("blue lamp green")
@@ -101,32 +101,32 @@ def test_in_a_terminal(spoken: Path, store: str, tmp_path: Path) -> None:
         close_fds=True,
     )
     os.close(theirs)
-    said = ""
+    screen = ""
     try:
-        said = until(ours, "> ")
+        screen = until(ours, "> ")
         os.write(ours, b"blue lamp green\n")
-        said += until(ours, "green lamp blue\r\n")
+        screen += until(ours, "green lamp blue\r\n")
         os.write(ours, b"red " * 260 + b"\n")
-        said += until(ours, "the model reads 256")
+        screen += until(ours, "the model reads 256")
         os.write(ours, b"/reset\nblue lamp green\n")
-        said += until(ours, "green lamp blue\r\n")
+        screen += until(ours, "green lamp blue\r\n")
         os.write(ours, b"\x04")
         assert process.wait(20) == 0
     finally:
         process.kill()
         process.wait()
         os.close(ours)
-    assert "/reset forgets" in said
-    assert "Traceback" not in said
+    assert "/reset clears" in screen
+    assert "Traceback" not in screen
 
 
 def until(terminal: int, wanted: str, seconds: float = 120) -> str:
     """What is written on a terminal up to some text."""
-    found, deadline = "", time.monotonic() + seconds
-    while wanted not in found:
-        assert time.monotonic() < deadline, found
-        found += os.read(terminal, 4096).decode(errors="replace")
-    return found
+    text, deadline = "", time.monotonic() + seconds
+    while wanted not in text:
+        assert time.monotonic() < deadline, text
+        text += os.read(terminal, 4096).decode(errors="replace")
+    return text
 
 
 @pytest.mark.parametrize(("width", "beside"), [(100, True), (60, False)])
@@ -146,9 +146,9 @@ def test_a_reward_model_has_nothing_to_say(
     judge.save_pretrained(tmp_path / "judge")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "judge")
     more = [str(tiny_model) if word == "TINY" else word for word in more]
-    told = run("chat", tmp_path / "judge", "--prompt", "red", *more)
-    assert told.code == 2
-    assert "a reward model scores answers and gives none" in told.err
+    result = run("chat", tmp_path / "judge", "--prompt", "red", *more)
+    assert result.code == 2
+    assert "a reward model scores answers and gives none" in result.err
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_reward_model_has_nothing_to_say(
 def test_what_cannot_be_asked_is_told(
     run: Run, client: MlflowClient, spoken: Path, arguments: list[str], words: str
 ) -> None:
-    told = run("chat", "--prompt", "red", *arguments)
-    assert told.code == 2
-    assert words in told.err
-    assert "Traceback" not in told.err
+    result = run("chat", "--prompt", "red", *arguments)
+    assert result.code == 2
+    assert words in result.err
+    assert "Traceback" not in result.err

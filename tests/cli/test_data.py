@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_ft.testing import make_rows, write_jsonl
-from tests.cli.conftest import Run, Told
+from tests.cli.conftest import Result, Run
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 QUESTION, ANSWER = {"role": "user", "content": "red"}, {"role": "assistant", "content": "green"}
@@ -31,14 +31,14 @@ def data(tmp_path: Path, client: MlflowClient) -> Path:
     return write_jsonl(tmp_path / "rows.jsonl", rows)
 
 
-def as_rows(told: Told) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in told.out.splitlines()]
+def as_rows(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.out.splitlines()]
 
 
 def test_show_prints_a_json_object_for_every_row(run: Run, data: Path, tiny_model: Path) -> None:
-    told = run("data", "show", "--data", data, "--model", tiny_model, "--json")
-    assert told.code == 0, told.err
-    rows = as_rows(told)
+    result = run("data", "show", "--data", data, "--model", tiny_model, "--json")
+    assert result.code == 0, result.err
+    rows = as_rows(result)
     assert [row["row"] for row in rows] == [row["line"] for row in rows] == [1, 2, 3, 4]
     assert {"row", "format", "messages", "tokens", "supervised", "dropped"} <= set(rows[0])
     assert rows[0]["format"] == "messages"
@@ -53,28 +53,28 @@ def test_show_prints_a_json_object_for_every_row(run: Run, data: Path, tiny_mode
     assert learned(rows[0]) == "green<|im_end|>"
     assert learned(rows[1]) == "green<|im_end|>", "the turn with train: false is read, not learned"
     assert "blue" in "".join(rows[1]["tokens"])
-    assert "4 rows; nothing is learned of 1" in told.err
+    assert "4 rows; nothing is learned of 1" in result.err
 
 
 def learned(row: dict[str, Any]) -> str:
-    return "".join(text for text, one in zip(row["tokens"], row["supervised"], strict=True) if one)
+    return "".join(text for text, flag in zip(row["tokens"], row["supervised"], strict=True) if flag)
 
 
 def test_show_stops_after_as_many_rows_as_wanted(run: Run, data: Path, tiny_model: Path) -> None:
-    told = run("data", "show", data, "--model", tiny_model, "--json", "--limit", 2)
-    assert [row["row"] for row in as_rows(told)] == [1, 2]
-    told = run("data", "show", data, "--model", tiny_model, "--limit", "0")
-    assert told.code == 2
-    assert "--limit: '0' is not a whole number above 0" in told.err
+    result = run("data", "show", data, "--model", tiny_model, "--json", "--limit", 2)
+    assert [row["row"] for row in as_rows(result)] == [1, 2]
+    result = run("data", "show", data, "--model", tiny_model, "--limit", "0")
+    assert result.code == 2
+    assert "--limit: '0' is not a whole number above 0" in result.err
 
 
 def test_show_marks_what_is_learned_for_people(run: Run, data: Path, tiny_model: Path) -> None:
-    told = run("data", "show", data, "--model", tiny_model)
-    assert f"{data}:1  messages  2 of " in told.out
-    assert "(prefix differences)" in told.out
-    assert "<|im_start|>assistant\n[[green<|im_end|>]]\n" in told.out
-    assert f"{data}:3  messages" in told.out
-    assert "dropped: turn 1 of `messages` has no text in `content`" in told.out
+    result = run("data", "show", data, "--model", tiny_model)
+    assert f"{data}:1  messages  2 of " in result.out
+    assert "(prefix differences)" in result.out
+    assert "<|im_start|>assistant\n[[green<|im_end|>]]\n" in result.out
+    assert f"{data}:3  messages" in result.out
+    assert "dropped: turn 1 of `messages` has no text in `content`" in result.out
 
 
 def test_show_tells_both_answers_of_a_preference(
@@ -86,9 +86,9 @@ def test_show_tells_both_answers_of_a_preference(
     assert learned(row) == "green<|im_end|>"
     assert learned(row["rejected"]) == "blue<|im_end|>"
     assert row["rejected"]["messages"][-1] == {"role": "assistant", "content": "blue"}
-    told = run("data", "show", data, "--model", tiny_model)
-    assert "rejected:\n" in told.out
-    assert "[[blue<|im_end|>]]" in told.out
+    result = run("data", "show", data, "--model", tiny_model)
+    assert "rejected:\n" in result.out
+    assert "[[blue<|im_end|>]]" in result.out
 
 
 def test_show_tells_rows_that_are_cut(run: Run, data: Path, tiny_model: Path) -> None:
@@ -114,13 +114,14 @@ def test_show_says_what_is_cut_of_a_row(run: Run, tmp_path: Path, tiny_model: Pa
         "end_of_turn_lost": False,
     }
     assert line_end["rejected"]["cut"]["end_of_turn_lost"]
-    told = run("data", "show", data, "--model", tiny_model, "--max_length", count - 2)
+    result = run("data", "show", data, "--model", tiny_model, "--max_length", count - 2)
     assert (
-        f"cut at data.max_length {count - 2}: 2 of {count} tokens are left out, 1 of them learned, and the" in told.out
+        f"cut at data.max_length {count - 2}: 2 of {count} tokens are left out, 1 of them learned, and the"
+        in result.out
     )
-    assert f"--data.max_length {count} keeps all" in told.out
-    assert f"--data.max_length {other} keeps all" in told.out
-    assert f"1 rows; nothing is learned of 0; 1 cut at data.max_length {count - 2}" in told.err
+    assert f"--data.max_length {count} keeps all" in result.out
+    assert f"--data.max_length {other} keeps all" in result.out
+    assert f"1 rows; nothing is learned of 0; 1 cut at data.max_length {count - 2}" in result.err
     [none] = as_rows(run("data", "show", data, "--model", tiny_model, "--json", "--max_length", 8))
     assert none["cut"]["learned_cut_away"] == sum(whole["supervised"])
     assert "before anything is learned" in none["dropped"]
@@ -129,9 +130,9 @@ def test_show_says_what_is_cut_of_a_row(run: Run, tmp_path: Path, tiny_model: Pa
 def test_a_reader_that_has_seen_enough_ends_it_quietly(data: Path, tiny_model: Path) -> None:
     write_jsonl(data, [{"messages": [QUESTION, ANSWER]}] * 2000)
     command = f"{sys.executable} -m mlflow_ft data show {data} --model {tiny_model} --json | head -1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, check=True)
-    assert json.loads(done.stdout)["row"] == 1
-    assert "Traceback" not in done.stderr
+    completed = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(completed.stdout)["row"] == 1
+    assert "Traceback" not in completed.stderr
 
 
 # --- check
@@ -144,16 +145,18 @@ def rows_with_faults() -> list[Any]:
 
 def test_check_prints_the_report(run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", rows_with_faults())
-    told = run("data", "check", "--data", data, "--model", tiny_model, "--json", "--out", tmp_path / "report")
-    report = json.loads(told.out)
-    assert told.code == 1, "an empty answer is an error, and data.fail_on is error"
-    assert "a training would stop here: empty-response, bad-row (data.fail_on)" in told.err.replace(
+    result = run("data", "check", "--data", data, "--model", tiny_model, "--json", "--out", tmp_path / "report")
+    report = json.loads(result.out)
+    assert result.code == 1, "an empty answer is an error, and data.fail_on is error"
+    assert "training would stop here: empty-response, bad-row (data.fail_on)" in result.err.replace(
         "bad-row, empty-response", "empty-response, bad-row"
     )
     assert report["rows"] == 23
     by_name = {check["name"]: check for check in report["checks"]}
-    found = {name: [one["line"] for one in check["examples"]] for name, check in by_name.items() if check["count"]}
-    assert {name: found[name] for name in ("empty-response", "exact-duplicate", "bad-row")} == {
+    lines = {
+        name: [example["line"] for example in check["examples"]] for name, check in by_name.items() if check["count"]
+    }
+    assert {name: lines[name] for name in ("empty-response", "exact-duplicate", "bad-row")} == {
         "empty-response": [22],
         "exact-duplicate": [21],
         "bad-row": [23],
@@ -170,11 +173,11 @@ def test_check_tells_people_and_the_exit_code_says_whether_a_training_would_go_o
     run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [*rows_with_faults()[:21]])
-    told = run("data", "check", data, "--model", tiny_model)
-    assert told.code == 0, told.err
-    assert "exact-duplicate" in told.out
-    assert f"exact-duplicate: {data}:21  the same as {data}:5" in told.out
-    assert "nothing found: " in told.out
+    result = run("data", "check", data, "--model", tiny_model)
+    assert result.code == 0, result.err
+    assert "exact-duplicate" in result.out
+    assert f"exact-duplicate: {data}:21  the same as {data}:5" in result.out
+    assert "nothing found: " in result.out
     assert run("data", "check", data, "--model", tiny_model, "--fail_on", "warn").code == 1
     assert run("data", "check", data, "--model", tiny_model, "--fail_on", "never").code == 0
 
@@ -184,22 +187,22 @@ def test_check_finds_rows_of_a_benchmark(run: Run, tmp_path: Path, tiny_model: P
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     bench = [{"id": 1, "task": "something else altogether"}, {"task": f"ASK number 7?\n{rows[7]['output']}"}]
     benchmark = write_jsonl(tmp_path / "bench.jsonl", bench)
-    told = run("data", "check", data, "--model", tiny_model, "--json", "--checks.benchmarks", f"[{benchmark}]")
-    assert told.code == 1
-    [found] = [check for check in json.loads(told.out)["checks"] if check["name"] == "contamination"]
-    assert [one["line"] for one in found["examples"]] == [8]
-    assert "bench.jsonl:2" in found["examples"][0]["message"]
+    result = run("data", "check", data, "--model", tiny_model, "--json", "--checks.benchmarks", f"[{benchmark}]")
+    assert result.code == 1
+    [contamination] = [check for check in json.loads(result.out)["checks"] if check["name"] == "contamination"]
+    assert [example["line"] for example in contamination["examples"]] == [8]
+    assert "bench.jsonl:2" in contamination["examples"][0]["message"]
 
 
 def test_check_of_a_single_row(run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", rows_with_faults()[:1])
-    told = run("data", "check", data, "--model", tiny_model, "--json")
-    assert (told.code, json.loads(told.out)["rows"]) == (0, 1)
+    result = run("data", "check", data, "--model", tiny_model, "--json")
+    assert (result.code, json.loads(result.out)["rows"]) == (0, 1)
 
 
 BAD = {
-    "no such file": (["none.jsonl"], "there is no data file 'none.jsonl'"),
-    "no format": (["unknown.jsonl"], "the rows are of no known format; their columns are a, b"),
+    "no such file": (["none.jsonl"], "the data file 'none.jsonl' does not exist"),
+    "no format": (["unknown.jsonl"], "the rows have no known format; their columns are a, b"),
     "a typo": (["typo.jsonl"], "did you mean `instruction` where it says `instuction` (format alpaca)?"),
     "two formats": (["two.jsonl"], "the columns fit several formats: "),
     "a column": (["good.jsonl", "--data.columns", "instruction=frage"], "no row has a column 'frage'"),
@@ -219,10 +222,10 @@ def test_what_is_wrong_is_told(
     write_jsonl(tmp_path / "typo.jsonl", [{"instuction": "i", "output": "o"}])
     write_jsonl(tmp_path / "two.jsonl", [{"instruction": "i", "output": "o", "question": "q", "answer": "a"}])
     arguments, message = BAD[case]
-    told = run("data", command, *arguments, "--model", tiny_model)
-    assert (told.code, told.out) == (2, "")
-    assert message in told.err
-    assert "Traceback" not in told.err
+    result = run("data", command, *arguments, "--model", tiny_model)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert "Traceback" not in result.err
 
 
 # --- prepare
@@ -232,16 +235,16 @@ def test_prepare_is_a_run_with_the_report_and_writes_a_cleaned_copy(
     run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", rows_with_faults())
-    told = run("prepare", "--data", data, "--model", tiny_model, "--fix", "true", "--out", tmp_path / "out", "--json")
-    assert told.code == 0, told.err
-    outcome = json.loads(told.out)
+    result = run("prepare", "--data", data, "--model", tiny_model, "--fix", "true", "--out", tmp_path / "out", "--json")
+    assert result.code == 0, result.err
+    outcome = json.loads(result.out)
     assert (outcome["kept_count"], outcome["removed_count"]) == (20, 3)
-    found = client.get_run(outcome["run_id"])
-    assert found.info.status == "FINISHED"
-    assert found.data.params["cfg.method"] == "prepare"
-    assert found.data.tags["mlflow_ft.data_fingerprint"] == outcome["fingerprint"]
-    assert found.data.metrics["data/check/empty-response"] == 1
-    assert found.data.metrics["data/fixed/removed"] == 3
+    stored = client.get_run(outcome["run_id"])
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["cfg.method"] == "prepare"
+    assert stored.data.tags["mlflow_ft.data_fingerprint"] == outcome["fingerprint"]
+    assert stored.data.metrics["data/check/empty-response"] == 1
+    assert stored.data.metrics["data/fixed/removed"] == 3
     names = {file.path for file in client.list_artifacts(outcome["run_id"], "data")}
     expected = (
         "mask.html",
@@ -264,12 +267,12 @@ def test_prepare_refuses_what_a_training_would_refuse(
     opened = client.create_run("0").info.run_id
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_RUN_ID", opened)
-        told = run("prepare", "--data", data, "--model", tiny_model)
-    assert told.code == 1
-    assert "empty-response  1 row (4.5%)" in told.err
-    assert "mlflow-ft prepare --fix" in told.err
-    found = client.get_run(opened)
-    assert found.info.status == "FAILED"
+        result = run("prepare", "--data", data, "--model", tiny_model)
+    assert result.code == 1
+    assert "empty-response  1 row (4.5%)" in result.err
+    assert "mlflow-ft prepare --fix" in result.err
+    stored = client.get_run(opened)
+    assert stored.info.status == "FAILED"
     assert client.list_artifacts(opened, "data"), "the report is there all the same"
 
 
@@ -278,9 +281,9 @@ def test_a_training_takes_no_rows_of_a_kind_that_its_method_does_not_learn_from(
 ) -> None:
     pairs = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(8)]
     data = write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    told = run("train", "lora", "--data", data, "--model", tiny_model)
-    assert told.code == 2
-    assert "lora learns from conversations or plain text; these rows (format preference) are preferences" in told.err
+    result = run("train", "lora", "--data", data, "--model", tiny_model)
+    assert result.code == 2
+    assert "lora learns from conversations or plain text; these rows (format preference) are preferences" in result.err
     assert run("data", "check", data, "--model", tiny_model).code == 0
 
 
@@ -298,18 +301,19 @@ def test_the_models_that_were_trained_on_a_file_are_found(
     assert run("train", "lora", "--data", data, "--model", tiny_model, *quick, *name).code == 0
     part = tmp_path / "renamed.json"
     part.write_text(json.dumps([*make_rows(13)[:5], {"messages": [QUESTION, ANSWER]}], indent=1))
-    found = json.loads(run("data", "find-models", part, "--json").out)
-    rows = [row for row in found if row["name"].startswith("found-again")]  # others here learned these rows, too
-    assert [(row["name"], row["version"]) for row in rows] == [("found-again", 1), ("found-again-adapter", 1)]
-    assert rows[0]["aliases"] == ["candidate"]
-    assert 0 < rows[0]["shared_rows"] <= 5
-    assert rows[0]["rows_of_file"] == 6
-    told = run("data", "find-models", part)
-    assert "found-again version 1 @candidate: " in told.out
+    versions = json.loads(run("data", "find-models", part, "--json").out)
+    # other tests' models learned these rows, too
+    versions_here = [row for row in versions if row["name"].startswith("found-again")]
+    assert [(row["name"], row["version"]) for row in versions_here] == [("found-again", 1), ("found-again-adapter", 1)]
+    assert versions_here[0]["aliases"] == ["candidate"]
+    assert 0 < versions_here[0]["shared_rows"] <= 5
+    assert versions_here[0]["rows_of_file"] == 6
+    result = run("data", "find-models", part)
+    assert "found-again version 1 @candidate: " in result.out
     other = write_jsonl(tmp_path / "other.jsonl", [{"messages": [QUESTION, ANSWER]}])
-    told = run("data", "find-models", other)
-    assert (told.code, told.out) == (0, "")
-    assert "no registered version was trained on a row of" in told.err
+    result = run("data", "find-models", other)
+    assert (result.code, result.out) == (0, "")
+    assert "no registered version was trained on a row of" in result.err
     for registered in ("found-again", "found-again-adapter"):
         client.delete_registered_model(registered)
 
@@ -328,19 +332,21 @@ def test_data_sets_that_nobody_here_wrote_are_recognised_and_learned_right(
     run: Run, tiny_model: Path, client: MlflowClient, name: str, format_: str, rows: int
 ) -> None:
     file = SHARED / f"{name}.json"
-    told = run("data", "show", "--data", file, "--model", tiny_model, "--json", "--max_length", 100_000)
-    assert told.code == 0, told.err
-    found = as_rows(told)
-    assert {row["format"] for row in found} == {format_}
-    assert len(found) == rows
-    assert [row["dropped"] for row in found] == [None] * rows
-    for row, source in zip(found, json.loads(file.read_text()), strict=True):
+    result = run("data", "show", "--data", file, "--model", tiny_model, "--json", "--max_length", 100_000)
+    assert result.code == 0, result.err
+    shown = as_rows(result)
+    assert {row["format"] for row in shown} == {format_}
+    assert len(shown) == rows
+    assert [row["dropped"] for row in shown] == [None] * rows
+    for row, source in zip(shown, json.loads(file.read_text()), strict=True):
         assert speeches(row) == answers(source), f"row {row['row']}"
 
 
 def speeches(row: dict[str, Any]) -> list[str]:
     """What is learned, turn by turn, without the end of turn; of a call, its arguments in one form."""
-    text = "".join(words if one else "\0" for words, one in zip(row["tokens"], row["supervised"], strict=True))
+    text = "".join(
+        words if is_learned else "\0" for words, is_learned in zip(row["tokens"], row["supervised"], strict=True)
+    )
     parts = [part for part in text.split("\0") if part]
     assert all(part.endswith("<|im_end|>") for part in parts)
     return [plain(part.removesuffix("<|im_end|>")) for part in parts]

@@ -31,10 +31,10 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 @pytest.fixture(scope="session")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that PEFT made by itself."""
-    return made(tiny_model, tmp_path_factory.mktemp("adapter"))
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"))
 
 
-def made(base: Path, folder: Path, *, seed: int = 0, **settings: Any) -> Path:
+def make_adapter(base: Path, folder: Path, *, seed: int = 0, **settings: Any) -> Path:
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     usual = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
@@ -50,10 +50,10 @@ def recorded(adapter: Path, folder: Path, **facts: Any) -> Path:
 
 
 def test_a_folder_with_all_that_serving_needs(run: Run, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
-    told = run("merge", "--adapter", adapter, "--out", tmp_path / "merged", "--json")
-    assert told.code == 0, told.err
-    found = json.loads(told.out)
-    assert (found["way"], found["already"], found["into"]) == ("stream", False, "original")
+    result = run("merge", "--adapter", adapter, "--out", tmp_path / "merged", "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert (record["way"], record["already"], record["into"]) == ("stream", False, "original")
     verify_manifest(tmp_path / "merged")
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
@@ -61,7 +61,7 @@ def test_a_folder_with_all_that_serving_needs(run: Run, adapter: Path, tiny_mode
     assert settings["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert model.dtype == torch.float32
-    assert {one.name for one in tmp_path.iterdir()} == {"merged"}, "something was left behind"
+    assert {file.name for file in tmp_path.iterdir()} == {"merged"}, "only the merge is left"
 
     again = run("merge", "--adapter", adapter, "--out", tmp_path / "merged")
     assert again.code == 0
@@ -83,8 +83,8 @@ def test_every_end_token_of_adapter_base_and_tokenizer(
         shutil.copy(tiny_model / file, own / file)
     (own / "chat_template.jinja").write_text("{{ 'trained' }}")
     (own / "generation_config.json").write_text('{"eos_token_id": 9, "pad_token_id": 1}')
-    told = run("merge", "--adapter", own, "--base", tmp_path / "base", "--out", tmp_path / "merged")
-    assert told.code == 0, told.err
+    result = run("merge", "--adapter", own, "--base", tmp_path / "base", "--out", tmp_path / "merged")
+    assert result.code == 0, result.err
     settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [9, 7, 3]
     assert (settings["pad_token_id"], settings["top_k"]) == (1, 5)
@@ -94,17 +94,17 @@ def test_every_end_token_of_adapter_base_and_tokenizer(
 def test_another_base_than_the_recorded_one_is_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", seed=5)
     own = recorded(adapter, tmp_path / "own", name_or_path="its-base", revision="sha256:0123")
-    told = run("merge", "--adapter", own, "--base", other, "--out", tmp_path / "merged")
-    assert told.code == 2
-    assert "was trained on other weights" in told.err
-    assert "its-base" in told.err
+    result = run("merge", "--adapter", own, "--base", other, "--out", tmp_path / "merged")
+    assert result.code == 2
+    assert "was trained on other weights" in result.err
+    assert "its-base" in result.err
     assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no folder to write"),
+        ([], "no output folder given"),
         (["--out", "x"], "no adapter was named"),
         (["--out", "x", "--adapter", "nowhere"], "no folder and no MLflow URI"),
         (["--out", "x", "--adapter", "models:/nothing@champion"], "nothing"),
@@ -123,11 +123,11 @@ def test_another_base_than_the_recorded_one_is_refused(run: Run, adapter: Path, 
 def test_what_cannot_work_is_told(
     client: MlflowClient, run: Run, adapter: Path, tiny_model: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    given = [one.replace("ADAPTER", str(adapter)).replace("MODEL", str(tiny_model)) for one in arguments]
-    told = run("merge", *given)
-    assert told.code == 2
-    assert words in told.err
-    assert "Traceback" not in told.err
+    given = [argument.replace("ADAPTER", str(adapter)).replace("MODEL", str(tiny_model)) for argument in arguments]
+    result = run("merge", *given)
+    assert result.code == 2
+    assert words in result.err
+    assert "Traceback" not in result.err
     assert not list(tmp_path.glob("x*"))
 
 
@@ -135,8 +135,8 @@ def test_dequantised_or_original(run: Run, adapter: Path, tiny_model: Path, tmp_
     own = recorded(adapter, tmp_path / "own", name_or_path=str(tiny_model), quantization=NF4)
     weights = {}
     for into in ("dequantised", "original"):
-        told = run("merge", "--adapter", own, "--into", into, "--out", tmp_path / into, "--json")
-        assert json.loads(told.out)["into"] == into
+        result = run("merge", "--adapter", own, "--into", into, "--out", tmp_path / into, "--json")
+        assert json.loads(result.out)["into"] == into
         weights[into] = load_file(tmp_path / into / "model.safetensors")
     plain = run("merge", "--adapter", adapter, "--out", tmp_path / "plain")
     assert plain.code == 0
@@ -149,9 +149,9 @@ def test_dequantised_or_original(run: Run, adapter: Path, tiny_model: Path, tmp_
 
 def test_the_loss_of_each_is_told(run: Run, adapter: Path, tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> None:
     own = recorded(adapter, tmp_path / "own", name_or_path=str(tiny_model), quantization=NF4)
-    told = run("merge", "--adapter", own, "--data", tiny_rows, "--out", tmp_path / "merged", "--json")
-    assert told.code == 0, told.err
-    losses = json.loads(told.out)["loss"]
+    result = run("merge", "--adapter", own, "--data", tiny_rows, "--out", tmp_path / "merged", "--json")
+    assert result.code == 0, result.err
+    losses = json.loads(result.out)["loss"]
     assert set(losses) == {"trained", "dequantised", "original"}
     assert losses["dequantised"] == pytest.approx(losses["trained"], rel=1e-5)
     assert abs(losses["original"] - losses["trained"]) > 10 * abs(losses["dequantised"] - losses["trained"])
@@ -160,49 +160,49 @@ def test_the_loss_of_each_is_told(run: Run, adapter: Path, tiny_model: Path, tin
 
 
 def test_several_become_one(run: Run, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
-    second = made(tiny_model, tmp_path / "second", seed=1, r=2, use_rslora=True, target_modules=["q_proj"])
+    second = make_adapter(tiny_model, tmp_path / "second", seed=1, r=2, use_rslora=True, target_modules=["q_proj"])
     for name, more in (("both", [f"{adapter},{second}", "--weights", "0.5,-2"]), ("one", [adapter]), ("two", [second])):
         assert run("merge", "--adapter", *more, "--out", tmp_path / name).code == 0
-    base, both, one, two = (
+    base, both, first, second_merged = (
         load_file(folder / "model.safetensors")
         for folder in (tiny_model, tmp_path / "both", tmp_path / "one", tmp_path / "two")
     )
     for name, weight in base.items():
-        wanted = weight + 0.5 * (one[name] - weight) - 2 * (two[name] - weight)
+        wanted = weight + 0.5 * (first[name] - weight) - 2 * (second_merged[name] - weight)
         torch.testing.assert_close(both[name], wanted, rtol=1e-5, atol=1e-5, msg=name)
     assert not torch.equal(
-        two["model.layers.0.self_attn.q_proj.weight"], base["model.layers.0.self_attn.q_proj.weight"]
+        second_merged["model.layers.0.self_attn.q_proj.weight"], base["model.layers.0.self_attn.q_proj.weight"]
     )
 
 
 def test_adapters_of_two_bases_are_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", seed=5)
-    second = made(other, tmp_path / "second")
-    told = run("merge", "--adapter", f"{adapter},{second}", "--weights", "1,1", "--out", tmp_path / "merged")
-    assert told.code == 2
-    assert "different bases" in told.err
+    second = make_adapter(other, tmp_path / "second")
+    result = run("merge", "--adapter", f"{adapter},{second}", "--weights", "1,1", "--out", tmp_path / "merged")
+    assert result.code == 2
+    assert "different bases" in result.err
 
 
 def test_what_peft_must_do_is_told_and_done(run: Run, tiny_model: Path, tmp_path: Path) -> None:
-    own = made(tiny_model, tmp_path / "own", init_lora_weights="olora")
-    told = run("merge", "--adapter", own, "--out", tmp_path / "merged")
-    assert told.code == 0, told.err
-    assert "the whole model was in memory: it began as olora" in told.err
+    own = make_adapter(tiny_model, tmp_path / "own", init_lora_weights="olora")
+    result = run("merge", "--adapter", own, "--out", tmp_path / "merged")
+    assert result.code == 0, result.err
+    assert "the whole model was in memory: it began as olora" in result.err
     verify_manifest(tmp_path / "merged")
 
 
 def test_a_merge_that_is_refused_leaves_nothing(run: Run, adapter: Path, tmp_path: Path) -> None:
     own = shutil.copytree(adapter, tmp_path / "own")
     weights = load_file(own / "adapter_model.safetensors")
-    name = next(one for one in weights if "lora_B" in one)
+    name = next(key for key in weights if "lora_B" in key)
     save_file(
-        {key: one.clone() for key, one in weights.items()} | {name: torch.full_like(weights[name], torch.inf)},
+        {key: weight.clone() for key, weight in weights.items()} | {name: torch.full_like(weights[name], torch.inf)},
         own / "adapter_model.safetensors",
     )
-    told = run("merge", "--adapter", own, "--out", tmp_path / "merged")
-    assert told.code == 2
-    assert "NaN or infinite" in told.err
-    assert {one.name for one in tmp_path.iterdir()} == {"own"}
+    result = run("merge", "--adapter", own, "--out", tmp_path / "merged")
+    assert result.code == 2
+    assert "NaN or infinite" in result.err
+    assert {file.name for file in tmp_path.iterdir()} == {"own"}
 
 
 def test_a_changed_logged_adapter_is_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
@@ -215,8 +215,7 @@ def test_a_changed_logged_adapter_is_refused(run: Run, adapter: Path, tmp_path: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mlflow_ft.engine import companions, journal_files, tensor_files
-from mlflow_ft.stages import whole
+from mlflow_ft.engine.merging import companions, journal_files, tensor_files
 from mlflow_ft import tracking
 place, count = sys.argv.pop(1), [0]
 def kill_in(owner, name, when):
@@ -237,6 +236,30 @@ cli.main()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("by", ["mlflow run", "a user"])
+def test_a_stopped_merge_that_registers_is_a_killed_run_and_goes_on(
+    client: MlflowClient, run: Run, adapter: Path, tmp_path: Path, by: str
+) -> None:
+    arguments = ["merge", "--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--max_shard_size", "200KB"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    if by == "mlflow run":
+        environ["MLFLOW_RUN_ID"] = client.create_run("0").info.run_id
+    else:
+        arguments += ["--register", "stopped"]
+    program = KILLED.replace("SIGKILL", "SIGTERM")
+    completed = subprocess.run([sys.executable, "-c", program, "companions", *arguments], env=environ, timeout=120)
+    assert completed.returncode == 128 + signal.SIGTERM
+    [stopped] = client.search_runs(["0"], max_results=1)
+    assert (stopped.info.status, stopped.data.tags["mlflow_ft.stage"]) == ("KILLED", "merge")
+    assert environ.get("MLFLOW_RUN_ID", stopped.info.run_id) == stopped.info.run_id
+    result = run(*arguments, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["resumed"] == 4
+    if by == "a user":
+        assert client.get_run(json.loads(result.out)["run_id"]).info.status == "FINISHED"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "kept"), [("shard", 1), ("journal", 1), ("companions", 4), ("manifest", 4), ("rename", 4)]
 )
@@ -245,14 +268,14 @@ def test_a_killed_merge_leaves_no_model_and_goes_on(
 ) -> None:
     arguments = ["merge", "--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--max_shard_size", "200KB"]
     command = [sys.executable, "-c", KILLED, place, *arguments]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    completed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120)
+    assert completed.returncode == -signal.SIGKILL, completed.stderr
     assert not (tmp_path / "merged").exists()
-    told = run(*arguments, "--json")
-    assert told.code == 0, told.err
-    found = json.loads(told.out)
-    assert (found["shards"], found["resumed"]) == (4, kept)
-    assert {one.name for one in tmp_path.iterdir()} == {"merged"}
+    result = run(*arguments, "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert (record["shards"], record["resumed"]) == (4, kept)
+    assert {file.name for file in tmp_path.iterdir()} == {"merged"}
     verify_manifest(tmp_path / "merged")
     assert run("merge", "--adapter", adapter, "--out", tmp_path / "straight").code == 0
     straight = load_file(tmp_path / "straight" / "model.safetensors")
@@ -288,25 +311,25 @@ def test_from_a_run_a_version_and_a_logged_model(
         "package.round_trip": "false",
     }
     settings |= {"model": tiny_model, "data": rows, "registry.model_name": "merging", "quantize": "nf4"}
-    told = run("train", "lora", *(f"--{key}={value}" for key, value in settings.items()), "--json")
-    assert told.code == 0, told.err
-    run_id = json.loads(told.out)["run_id"]
+    result = run("train", "lora", *(f"--{key}={value}" for key, value in settings.items()), "--json")
+    assert result.code == 0, result.err
+    run_id = json.loads(result.out)["run_id"]
     model_id = client.get_model_version("merging-adapter", "1").tags["mlflow_ft.model_id"]
     packaged = next((tmp_path / "outputs").glob("*/package/merged/model.safetensors"))
     for number, uri in enumerate((f"runs:/{run_id}", "models:/merging-adapter@candidate", f"models:/{model_id}")):
-        told = run("merge", "--adapter", uri, "--out", tmp_path / str(number))
-        assert told.code == 0, told.err
-        found = load_file(tmp_path / str(number) / "model.safetensors")
+        result = run("merge", "--adapter", uri, "--out", tmp_path / str(number))
+        assert result.code == 0, result.err
+        actual = load_file(tmp_path / str(number) / "model.safetensors")
         wanted = load_file(packaged)
-        assert set(found) == set(wanted)
-        assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
+        assert set(actual) == set(wanted)
+        assert all(torch.equal(actual[name], weight) for name, weight in wanted.items())
         settings_of = json.loads((tmp_path / str(number) / "generation_config.json").read_text())
         assert (
             settings_of["eos_token_id"]
             == json.loads((packaged.parent / "generation_config.json").read_text())["eos_token_id"]
         )
 
-    told = run(
+    result = run(
         *(
             "merge",
             "--adapter",
@@ -318,8 +341,8 @@ def test_from_a_run_a_version_and_a_logged_model(
             "--json",
         )
     )
-    assert told.code == 0, told.err
-    kept = json.loads(told.out)
+    assert result.code == 0, result.err
+    kept = json.loads(result.out)
     version, adapter = client.get_model_version("merging-2", "1"), client.get_model_version("merging-adapter", "1")
     assert Path(kept["folder"]).is_dir()
     assert version.tags["mlflow_ft.adapter_version"] == "models:/merging-adapter/1"
@@ -340,14 +363,18 @@ def test_from_a_run_a_version_and_a_logged_model(
         )
     ):
         mark("mlflow_ft.refused", "worse than its base")
-        told = run("merge", "--adapter", uri, "--out", tmp_path / f"5-{number}", "--register", "merging-4")
-        assert told.code == 0, told.err
-        assert "without an alias: the adapter is worse than its base" in told.err
+        result = run("merge", "--adapter", uri, "--out", tmp_path / f"5-{number}", "--register", "merging-4")
+        assert result.code == 0, result.err
+        assert "without an alias: the adapter is worse than its base" in result.err
     assert client.get_registered_model("merging-4").aliases == {}
 
-    asked = ("merge", "--adapter", f"runs:/{run_id}", "--into", "original", "--out", tmp_path / "4")
-    told = run(*asked, "--register", "merging-3", "--max_kl", "1e-9")
-    assert told.code == 1
-    assert "is not the model that was trained" in told.err
-    assert [one.info.status for one in client.search_runs(["0"], max_results=1)] == ["FAILED"]
+    arguments = ("merge", "--adapter", f"runs:/{run_id}", "--into", "original", "--out", tmp_path / "4")
+    result = run(*arguments, "--register", "merging-3", "--max_kl", "1e-9")
+    assert result.code == 1
+    assert "is not the model that was trained" in result.err
+    assert "Look at the run's table parity/merged.json" in result.err
+    [failed] = client.search_runs(["0"], max_results=1)
+    assert (failed.info.status, failed.data.tags["mlflow_ft.stage"]) == ("FAILED", "register")
+    assert [file.path for file in client.list_artifacts(failed.info.run_id, "parity")] == ["parity/merged.json"]
+    assert failed.data.metrics["parity/merged/kl_mean"] > 1e-9
     assert not client.search_registered_models(filter_string="name = 'merging-3'")

@@ -23,25 +23,25 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> None:
     shop.version(name=name)
-    told = run("promote", name, "--version", 1, "--by", "ann")
-    assert (told.code, told.out) == (0, "")
+    result = run("promote", name, "--version", 1, "--by", "ann")
+    assert (result.code, result.out) == (0, "")
     for gate in ("finished", "parity", "data-checks", "beats-base loss"):
-        assert gate in told.err
-    assert f"{name} version 1 is the champion now; there was none" in told.err
-    assert "decision  runs:/" in told.err
+        assert gate in result.err
+    assert f"{name} version 1 is now the champion; there was none before" in result.err
+    assert "decision  runs:/" in result.err
     again = run("promote", name, "--version", 1)
     assert again.code == 0
-    assert "already; nothing was moved" in again.err
+    assert f"is already the champion of {name}; nothing was moved" in again.err
 
 
 def test_a_refusal_ends_with_1_and_names_the_gates(run: Run, shop: Shop, name: str) -> None:
     shop.version(name=name)
     shop.version(name=name, rows={"loss": [2.0] * 40}, kl="0.5")
     assert run("promote", name, "--version", 1, "--quiet").code == 0
-    told = run("promote", name, "--version", 2)
-    assert told.code == 1
-    assert told.err.count("FAIL") == 2
-    assert "not passed: parity, beats-champion loss" in told.err
+    result = run("promote", name, "--version", 2)
+    assert result.code == 1
+    assert result.err.count("FAIL") == 2
+    assert "not passed: parity, beats-champion loss" in result.err
     assert shop.champion(name) == 1
 
 
@@ -51,13 +51,13 @@ def test_a_waiver_is_shown_in_the_table_at_the_end_and_in_the_history(
     shop.version(name=name, base_rows={"loss": [0.5] * 40})
     refused = run("promote", name, "--version", 1)
     assert refused.code == 1
-    assert 'else write `waive: {beats-base: "WHY"}` into a gates file' in refused.err
+    assert 'to waive it: `waive: {beats-base: "WHY"}` in a gates file' in refused.err
     gates = tmp_path / "gates.yaml"
     gates.write_text("waive: {beats-base: a rehearsal}\n")
-    told = run("promote", name, "--version", 1, "--gates", gates)
-    assert told.code == 0
-    assert "waived: a" in told.err  # in the table, where it may be broken
-    assert "\nbeats-base waived: a rehearsal\n" in told.err
+    result = run("promote", name, "--version", 1, "--gates", gates)
+    assert result.code == 0
+    assert "waived: a" in result.err  # in the table, where it may be broken
+    assert "\nbeats-base waived: a rehearsal\n" in result.err
     assert "beats-base waived: a rehearsal" in run("history", name).out
 
 
@@ -65,11 +65,11 @@ def test_a_machine_is_told_the_same_on_stdout(run: Run, shop: Shop, name: str, t
     shop.version(name=name)
     gates = tmp_path / "gates.yaml"
     gates.write_text("max_scores: {loss: 0.5}\n")
-    told = run("promote", name, "--version", 1, "--gates", gates, "--dry-run", "--json")
-    assert told.code == 1
-    found = json.loads(told.out)
-    assert (found["outcome"], found["passed"], found["gates_from"]) == ("would be refused", False, str(gates))
-    [verdict] = [one for one in found["gates"] if one["gate"] == "scores"]
+    result = run("promote", name, "--version", 1, "--gates", gates, "--dry-run", "--json")
+    assert result.code == 1
+    decision = json.loads(result.out)
+    assert (decision["outcome"], decision["passed"], decision["gates_from"]) == ("would be refused", False, str(gates))
+    [verdict] = [gate for gate in decision["gates"] if gate["gate"] == "scores"]
     assert verdict["numbers"] == {"value": 1.0, "bound": 0.5}
     assert shop.champion(name) is None
 
@@ -79,8 +79,8 @@ def test_history_and_rollback(run: Run, shop: Shop, name: str) -> None:
         shop.version(name=name, rows={"loss": [loss] * 40})
         assert run("promote", name, "--version", number, "--by", "ann", "--quiet").code == 0
     assert run("rollback", name).code == 2  # a reason is needed
-    told = run("rollback", name, "--reason", "rude in use", "--by", "bob")
-    assert (told.code, told.out) == (0, f"{name} version 1 is the champion again; it was version 2\n")
+    result = run("rollback", name, "--reason", "rude in use", "--by", "bob")
+    assert (result.code, result.out) == (0, f"{name} version 1 is the champion again; it was version 2\n")
     lines = run("history", name).out.splitlines()
     assert [line.split("  ")[1:4] for line in lines[:3]] == [
         ["promote", "none -> 1", "by ann"],
@@ -89,28 +89,28 @@ def test_history_and_rollback(run: Run, shop: Shop, name: str) -> None:
     ]
     assert lines[2].endswith("rude in use")
     assert lines[3] == f"champion of {name}: version 1"
-    found = json.loads(run("history", name, "--json").out)
-    assert (found["version"], found["moved_by_hand"]) == (1, False)
-    assert [(move["before"], move["after"]) for move in found["moves"]] == [(None, 1), (1, 2), (2, 1)]
+    history = json.loads(run("history", name, "--json").out)
+    assert (history["version"], history["moved_by_hand"]) == (1, False)
+    assert [(move["before"], move["after"]) for move in history["moves"]] == [(None, 1), (1, 2), (2, 1)]
     again = run("rollback", name, "--reason", "once more", "--json")
     assert again.code == 1
     assert "is the first champion" in again.err
     shop.client.set_registered_model_alias(name, "champion", "2")
-    assert "moved there by other means" in run("history", name).out
+    assert "set outside mlflow-ft" in run("history", name).out
 
 
 def test_wrong_input_is_told_in_a_line_with_2(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
     shop.version(name=name)
-    assert "no registered model was named" in run("promote").err
+    assert "no registered model given" in run("promote").err
     assert "2 names were given" in run("promote", name, name).err
-    assert "there is no option --verson" in run("promote", name, "--verson", 1).err
+    assert "unknown option --verson" in run("promote", name, "--verson", 1).err
     assert "cannot read" in run("promote", name, "--gates", tmp_path / "gone.yaml").err
     assert "no registered model" in run("history", "gone").err
     assert "no registered model" in run("rollback", "gone", "--reason", "x").err
     for arguments in (["promote"], ["promote", name, "--version", "7"], ["history", "gone"]):
-        told = run(*arguments)
-        assert (told.code, told.out) == (2, "")
-        assert "Traceback" not in told.err
+        result = run(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert "Traceback" not in result.err
 
 
 def test_what_mlflow_run_gives_empty_is_not_given(
@@ -119,8 +119,8 @@ def test_what_mlflow_run_gives_empty_is_not_given(
     shop.version(name=name)
     own = shop.client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", own)
-    told = run("promote", "--name", name, "--version", "1", "--to", "", "--gates", "", "--dry-run", "")
-    assert told.code == 0
+    result = run("promote", "--name", name, "--version", "1", "--to", "", "--gates", "", "--dry-run", "")
+    assert result.code == 0
     assert shop.champion(name) == 1
     [kept] = shop.client.list_artifacts(own, "promotion")
     assert kept.path.startswith("promotion/champion-version-1-")
@@ -133,10 +133,10 @@ def test_a_refusal_is_told_to_the_run_that_mlflow_opened(
     own = shop.client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", own)
     assert run("promote", "--name", name, "--version", "1").code == 1
-    found = shop.client.get_run(own)
-    assert found.info.status == "FAILED"
-    assert found.data.tags["mlflow_ft.error"] == "not passed: parity"
-    assert found.data.tags["mlflow_ft.stage"] == "promote"
+    stored = shop.client.get_run(own)
+    assert stored.info.status == "FAILED"
+    assert stored.data.tags["mlflow_ft.error"] == "not passed: parity"
+    assert stored.data.tags["mlflow_ft.stage"] == "promote"
 
 
 def test_a_wrong_request_is_told_to_the_run_that_mlflow_opened(
@@ -145,6 +145,6 @@ def test_a_wrong_request_is_told_to_the_run_that_mlflow_opened(
     own = shop.client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", own)
     assert run("promote", "--name", "gone").code == 2
-    found = shop.client.get_run(own)
-    assert found.info.status == "FAILED"
-    assert "the registry has no gone candidate" in found.data.tags["mlflow_ft.error"]
+    stored = shop.client.get_run(own)
+    assert stored.info.status == "FAILED"
+    assert "the registry has no gone candidate" in stored.data.tags["mlflow_ft.error"]

@@ -63,8 +63,8 @@ def serving(*arguments: str, store: str, folder: Path) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, log.read_text()
-        told = json.loads(line)
-        yield Server(told["url"], told["models"], process, log)
+        announced = json.loads(line)
+        yield Server(announced["url"], announced["models"], process, log)
     finally:
         process.kill()
         process.communicate()
@@ -73,8 +73,8 @@ def serving(*arguments: str, store: str, folder: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def server(spoken: Path, store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two adapters on one base."""
-    with serving(*ADAPTERS, store=store, folder=tmp_path_factory.mktemp("server")) as found:
-        yield found
+    with serving(*ADAPTERS, store=store, folder=tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 def text_of(answer: Any) -> str:
@@ -88,7 +88,7 @@ def alone(uri: str) -> Any:
 def test_every_adapter_answers_as_it_does_alone(server: Server, spoken: Path, client: MlflowClient) -> None:
     assert server.names == ["one", "two", "base"]
     prompts = ["blue lamp green", "red door", "song", "heavy small apple stone"]
-    said = {}
+    answers = {}
     for name in server.names:
         if name == "base":
             wanted = answers_of_folder(spoken, prompts)
@@ -98,43 +98,47 @@ def test_every_adapter_answers_as_it_does_alone(server: Server, spoken: Path, cl
                 model.predict({"messages": [{"role": "user", "content": prompt}]})["choices"][0]["message"]["content"]
                 for prompt in prompts
             ]
-        said[name] = [text_of(server.say(name, messages=[{"role": "user", "content": one}])) for one in prompts]
-        assert said[name] == wanted
-    assert said["one"] != said["two"] != said["base"] != said["one"], "the test tells nothing"
+        answers[name] = [
+            text_of(server.say(name, messages=[{"role": "user", "content": prompt}])) for prompt in prompts
+        ]
+        assert answers[name] == wanted
+    assert answers["one"] != answers["two"] != answers["base"] != answers["one"], "the test proves nothing"
 
 
 def test_an_openai_client_works(server: Server) -> None:
-    assert [one.id for one in server.client.models.list()] == server.names
+    assert [model.id for model in server.client.models.list()] == server.names
     assert server.client.models.retrieve("two").id == "two"
-    found = server.say("base", max_tokens=64)
-    assert (found.object, found.model, found.choices[0].finish_reason) == ("chat.completion", "base", "stop")
-    assert text_of(found) == "green lamp blue"
-    usage = found.usage
+    answer = server.say("base", max_tokens=64)
+    assert (answer.object, answer.model, answer.choices[0].finish_reason) == ("chat.completion", "base", "stop")
+    assert text_of(answer) == "green lamp blue"
+    usage = answer.usage
     assert usage.completion_tokens == 4, "three words and the end token"
     assert usage.total_tokens == usage.prompt_tokens + 4
     parts = [{"type": "text", "text": "blue lamp "}, {"type": "text", "text": "green"}]
     same = server.say("base", messages=[{"role": "user", "content": parts}])
-    assert text_of(same) == text_of(found)
+    assert text_of(same) == text_of(answer)
     assert same.usage.prompt_tokens == usage.prompt_tokens
 
 
 def test_a_streamed_answer_is_the_same(server: Server) -> None:
     for more in ({}, {"stop": "mp"}, {"stop": ["never", "p b"]}, {"max_tokens": 2}):
-        whole = server.say("base", **more)
+        complete = server.say("base", **more)
         chunks = list(server.say("base", stream=True, stream_options={"include_usage": True}, **more))
-        texts = [one.choices[0].delta.content for one in chunks if one.choices and one.choices[0].delta.content]
-        assert "".join(texts) == text_of(whole)
-        assert [one.choices[0].finish_reason for one in chunks if one.choices][-1] == whole.choices[0].finish_reason
-        assert chunks[-1].usage == whole.usage
-        assert len({one.id for one in chunks}) == 1
-    assert len([one for one in server.say("base", stream=True) if one.choices[0].delta.content]) > 1
+        texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+        assert "".join(texts) == text_of(complete)
+        assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == complete.choices[
+            0
+        ].finish_reason
+        assert chunks[-1].usage == complete.usage
+        assert len({chunk.id for chunk in chunks}) == 1
+    assert len([chunk for chunk in server.say("base", stream=True) if chunk.choices[0].delta.content]) > 1
 
 
 def test_stop_texts_and_limits(server: Server) -> None:
-    found = server.say("base", stop="mp b")
-    assert (text_of(found), found.choices[0].finish_reason) == ("green la", "stop")
-    found = server.say("base", max_tokens=2)
-    assert (found.choices[0].finish_reason, found.usage.completion_tokens) == ("length", 2)
+    answer = server.say("base", stop="mp b")
+    assert (text_of(answer), answer.choices[0].finish_reason) == ("green la", "stop")
+    answer = server.say("base", max_tokens=2)
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 2)
     seeds = [text_of(server.say("base", temperature=9.0, max_tokens=8, seed=seed)) for seed in (1, 1, 2)]
     assert seeds[0] == seeds[1] != seeds[2]
 
@@ -165,33 +169,33 @@ def test_stop_texts_and_limits(server: Server) -> None:
     ],
 )
 def test_what_is_wrong_is_told_in_a_sentence(server: Server, more: dict[str, Any], status: int, words: str) -> None:
-    with pytest.raises(openai.APIStatusError) as told:
+    with pytest.raises(openai.APIStatusError) as error:
         server.say("one", extra_body=more)
-    assert told.value.status_code == status
-    body = told.value.response.json()["error"]
+    assert error.value.status_code == status
+    body = error.value.response.json()["error"]
     assert words in body["message"]
     assert set(body) == {"message", "type", "param", "code"}
-    assert "Traceback" not in told.value.response.text
+    assert "Traceback" not in error.value.response.text
 
 
 @pytest.mark.parametrize("body", ["no json", "[1]", '"text"', b"\xff"])
 def test_a_body_that_is_no_request(server: Server, body: Any) -> None:
-    found = requests.post(f"{server.url}/v1/chat/completions", data=body, timeout=30)
-    assert found.status_code == 400
-    assert "not valid JSON" in found.json()["error"]["message"]
+    response = requests.post(f"{server.url}/v1/chat/completions", data=body, timeout=30)
+    assert response.status_code == 400
+    assert "not valid JSON" in response.json()["error"]["message"]
 
 
 def test_mlflows_own_routes(server: Server) -> None:
     assert requests.get(f"{server.url}/ping", timeout=30).status_code == 200
     assert requests.get(f"{server.url}/version", timeout=30).text == mlflow.__version__
     for name in ("two", "one", "base"):
-        found = server.invoke(messages=ASKED, model=name).json()
-        assert found["choices"][0]["message"]["content"] == text_of(server.say(name))
+        reply = server.invoke(messages=ASKED, model=name).json()
+        assert reply["choices"][0]["message"]["content"] == text_of(server.say(name))
     first = server.invoke(messages=ASKED, stop=" ").json()
     assert (first["model"], first["choices"][0]["finish_reason"]) == ("one", "stop")
     rows = [{"messages": ASKED, "model": "base"}, {"messages": ASKED, "model": "two"}]
     answers = server.invoke(dataframe_records=rows).json()["predictions"]
-    assert [one["model"] for one in answers] == ["base", "two"]
+    assert [reply["model"] for reply in answers] == ["base", "two"]
     refused = server.invoke(messages=ASKED, model="three")
     assert refused.status_code == 404
     assert "there are: one, two, base" in refused.json()["message"]
@@ -210,14 +214,14 @@ def test_a_client_that_goes_away_does_not_keep_others_waiting(server: Server) ->
     server.say("base", **LONG)  # the first one takes longer
     started = time.monotonic()
     assert server.say("base", **LONG).usage.completion_tokens == 240
-    whole = time.monotonic() - started
+    seconds = time.monotonic() - started
     started = time.monotonic()
     for _ in range(8):
         stream = server.say("base", stream=True, **LONG)
         next(iter(stream))
         stream.close()
     server.say("one", max_tokens=1)
-    assert time.monotonic() - started < 4 * whole
+    assert time.monotonic() - started < 4 * seconds
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -225,23 +229,23 @@ def test_a_signal_ends_it_quietly_and_the_answers_that_are_written(
     spoken: Path, store: str, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     name = str(spoken)
-    with serving(name, store=store, folder=tmp_path) as found:
-        assert found.names == [name]
+    with serving(name, store=store, folder=tmp_path) as server:
+        assert server.names == [name]
         started = time.monotonic()
-        assert text_of(found.say(name)) == "green lamp blue"
-        found.say(name, **LONG)
+        assert text_of(server.say(name)) == "green lamp blue"
+        server.say(name, **LONG)
         each = time.monotonic() - started
         lengths: list[int] = []
-        waiting = [threading.Thread(target=quietly, args=[found, name, lengths]) for _ in range(24)]
-        for one in waiting:
-            one.start()
+        waiting = [threading.Thread(target=quietly, args=[server, name, lengths]) for _ in range(24)]
+        for thread in waiting:
+            thread.start()
         time.sleep(each)
-        found.process.send_signal(number)
-        assert found.process.wait(60) == code
-        for one in waiting:
-            one.join()
+        server.process.send_signal(number)
+        assert server.process.wait(60) == code
+        for thread in waiting:
+            thread.join()
         assert sum(lengths) < len(waiting) * LONG["max_tokens"] / 2, "answers are cut short, not written to their end"
-        log = found.log.read_text()
+        log = server.log.read_text()
     assert "answering on http://127.0.0.1:" in log
     assert "Traceback" not in log
     assert "Error" not in log
@@ -267,10 +271,10 @@ def test_mlflow_serves_the_same(spoken: Path, store: str, tmp_path: Path) -> Non
     wanted = {"messages": ASKED, "max_tokens": 16, "stop": "zz"}
     wrong = {"messages": ASKED, "max_tokens": -1}
     try:
-        with serving("two@candidate", store=store, folder=tmp_path) as found:
-            mine = found.invoke(**wanted).json()
-            mine_wrong = found.invoke(**wrong)
-        theirs = Server(f"http://127.0.0.1:{port}", [], found.process, tmp_path / "mlflow.log")
+        with serving("two@candidate", store=store, folder=tmp_path) as server:
+            mine = server.invoke(**wanted).json()
+            mine_wrong = server.invoke(**wrong)
+        theirs = Server(f"http://127.0.0.1:{port}", [], server.process, tmp_path / "mlflow.log")
         wait_for(theirs.url, other)
         same, same_wrong = theirs.invoke(**wanted).json(), theirs.invoke(**wrong)
     finally:
@@ -285,8 +289,8 @@ def test_mlflow_serves_the_same(spoken: Path, store: str, tmp_path: Path) -> Non
     (tmp_path / "in.json").write_text(json.dumps({"dataframe_split": {"columns": ["messages"], "data": rows}}))
     files = ["-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")]
     command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", "models:/two/1", "--env-manager", "local"]
-    done = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
     answers = json.loads((tmp_path / "out.json").read_text())["predictions"]
     assert len(answers) == 2
     assert answers[0]["choices"] == mine["choices"]
@@ -312,8 +316,8 @@ def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
         (["models:/one/9"], "cannot be fetched"),
         (["runs:/0123"], "name what it logged: runs:/0123/merged"),
         (["--adapter", "one-adapter@candidate"], "an adapter needs a name"),
-        (["--adapter", "base=one-adapter@candidate"], "is that of the model without an adapter"),
-        (["--adapter", "a=one-adapter/1", "--adapter", "a=two-adapter/1"], "is there twice"),
+        (["--adapter", "base=one-adapter@candidate"], "is reserved for the model without an adapter"),
+        (["--adapter", "a=one-adapter/1", "--adapter", "a=two-adapter/1"], "is used twice"),
         (["--adapter", "a=one/1"], "is a whole model, not an adapter"),
         (["--adapter", "a=one-adapter/1", "--base", "x", "y"], "named twice"),
         (["--adapter", "a=one-adapter/1", "TINY"], "was trained on other weights"),
@@ -324,15 +328,17 @@ def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
 def test_what_cannot_be_served_is_told_at_once(
     run: Run, client: MlflowClient, spoken: Path, tiny_model: Path, arguments: list[str], words: str
 ) -> None:
-    told = run("serve", *(str(tiny_model) if one == "TINY" else one for one in arguments), "--port", "0")
-    assert told.code == 2
-    assert words in told.err
-    assert "Traceback" not in told.err
+    result = run(
+        "serve", *(str(tiny_model) if argument == "TINY" else argument for argument in arguments), "--port", "0"
+    )
+    assert result.code == 2
+    assert words in result.err
+    assert "Traceback" not in result.err
 
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(run: Run, client: MlflowClient, spoken: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        told = run("serve", "one@candidate", "--port", taken.getsockname()[1])
-    assert told.code == 2
-    assert "cannot be bound: Address already in use" in told.err
-    assert "load" not in told.err
+        result = run("serve", "one@candidate", "--port", taken.getsockname()[1])
+    assert result.code == 2
+    assert "cannot be bound: Address already in use" in result.err
+    assert "load" not in result.err

@@ -26,9 +26,9 @@ def test_every_kind_is_tried() -> None:
 
 @pytest.mark.parametrize("kind", IN_KIND)
 def test_show_lists_a_kind(run: Run, kind: str) -> None:
-    told = run("show", kind)
-    assert (told.code, told.err) == (0, "")
-    [line] = [line for line in told.out.splitlines() if line.startswith(f"{IN_KIND[kind]} ")]
+    result = run("show", kind)
+    assert (result.code, result.err) == (0, "")
+    [line] = [line for line in result.out.splitlines() if line.startswith(f"{IN_KIND[kind]} ")]
     assert line.endswith(f"(builtin.{kind})")
 
 
@@ -42,23 +42,23 @@ def test_show_tells_a_machine_the_same(run: Run, kind: str) -> None:
 
 
 def test_show_tells_defaults_and_paper(run: Run) -> None:
-    told = run("show", "trainers").out
-    assert "model.quantize = nf4" in told
-    assert "https://arxiv.org/abs/2305.14314" in told
+    result = run("show", "trainers").out
+    assert "model.quantize = nf4" in result
+    assert "https://arxiv.org/abs/2305.14314" in result
     [qlora] = [row for row in json.loads(run("show", "trainers", "--json").out) if row["name"] == "qlora"]
     assert qlora["defaults"]["model.quantize"] == "nf4"
 
 
 def test_an_unknown_kind_is_wrong_input(run: Run) -> None:
-    told = run("show", "trainer")
-    assert (told.code, told.out) == (2, "")
-    assert "'trainers'" in told.err
+    result = run("show", "trainer")
+    assert (result.code, result.out) == (2, "")
+    assert "'trainers'" in result.err
 
 
 def test_plugins_lists_the_built_ins(run: Run) -> None:
-    told = run("plugins")
-    assert told.code == 0
-    lines = {line.split()[0]: line.split() for line in told.out.splitlines()}
+    result = run("plugins")
+    assert result.code == 0
+    lines = {line.split()[0]: line.split() for line in result.out.splitlines()}
     for module in BUILTIN:
         assert lines[module.removeprefix("mlflow_ft.")][1] == "active"
 
@@ -72,6 +72,6 @@ def test_plugins_tells_a_machine_the_same(run: Run) -> None:
 
 def test_a_plugin_that_is_off_is_listed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_FT_PLUGINS", "no-such-plugin")
-    told = run("plugins")
-    assert told.code == 2
-    assert "MLFLOW_FT_PLUGINS names no-such-plugin" in told.err
+    result = run("plugins")
+    assert result.code == 2
+    assert "MLFLOW_FT_PLUGINS names no-such-plugin" in result.err

@@ -1,4 +1,4 @@
-"""Whatever is wrong is told in a few lines with its place and a remedy, and the run says it too."""
+"""Errors are reported in a few lines with their place and a remedy, and recorded on the run."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def places(tmp_path: Path, tiny_model: Path, untemplated: Path) -> dict[str, Pat
     return {"tmp": tmp_path, "tiny": tiny_model, "untemplated": untemplated}
 
 
-# name -> (arguments, what is told: place, fault and remedy)
+# name -> (arguments, parts of the message: place, fault and remedy)
 BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "a missing file": ("lora --data none.jsonl", ("there is no data file 'none.jsonl'", "looked in {tmp}")),
+    "a missing file": ("lora --data none.jsonl", ("the data file 'none.jsonl' does not exist", "looked in {tmp}")),
     "an empty file": ("lora --data empty.jsonl", ("'empty.jsonl' is empty (0 bytes)", "write rows into it")),
     "malformed JSON": (
         "lora --data broken.jsonl",
@@ -64,7 +64,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("1 of 4 rows are not of the format alpaca", "holes.jsonl:3  column `output` is missing", "mend these rows"),
     ),
     "an unknown method": ("qlorra", ("unknown trainer 'qlorra'", "did you mean qlora?")),
-    "no method": ("--data rows.jsonl", ("no method was named", "mlflow-ft train METHOD; methods: ")),
+    "no method": ("--data rows.jsonl", ("no method given", "mlflow-ft train METHOD; methods: ")),
     "an unknown key": (
         "lora --adapter.rnak 4",
         ("--adapter.rnak (command line)  unknown key; did you mean adapter.r",),
@@ -75,7 +75,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("2 problems", '"fast" is not a number above 0', '"0" is not a whole number of at least 1'),
     ),
     "an unknown adapter": ("lora --data rows.jsonl --adapter.kind lorra", ("unknown adapter 'lorra'", "mean lora?")),
-    "no such config": ("lora --config none.yaml", ("there is no config file 'none.yaml'", "looked in {tmp}")),
+    "no such config": ("lora --config none.yaml", ("no config file 'none.yaml'", "looked in {tmp}")),
     "a folder that is no model": (
         "lora --data rows.jsonl --model folder",
         ("model 'folder': the folder {tmp}/folder has no config.json", "save_pretrained"),
@@ -112,17 +112,17 @@ def test_what_is_wrong_is_told_and_the_run_that_mlflow_opened_fails_with_it(
     before = [model.name for model in client.search_registered_models()]
     opened = client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
-    told = run("train", *arguments(line, places))
-    assert told.code == 2, told.err
-    assert told.out == ""
-    assert "Traceback" not in told.err
-    error = told.err[told.err.index("Error: ") :].removeprefix("Error: ").strip()
+    result = run("train", *arguments(line, places))
+    assert result.code == 2, result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    error = result.err[result.err.index("Error: ") :].removeprefix("Error: ").strip()
     for message in messages:
         assert message.format_map(places) in error
-    found = client.get_run(opened)
-    assert found.info.status == "FAILED"
-    assert found.data.tags["mlflow_ft.error"] == error
-    assert found.data.tags["mlflow_ft.stage"]
+    stored = client.get_run(opened)
+    assert stored.info.status == "FAILED"
+    assert stored.data.tags["mlflow_ft.error"] == error
+    assert stored.data.tags["mlflow_ft.stage"]
     assert [model.name for model in client.search_registered_models()] == before
 
 
@@ -130,11 +130,11 @@ def test_a_server_that_does_not_answer_is_told_before_anything_is_loaded(
     places: dict[str, Path], client: MlflowClient, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    told = run("train", *arguments("lora --data rows.jsonl", places))
-    assert told.code == 2
-    assert "no tracking server answers at http://127.0.0.1:9" in told.err
-    assert "set MLFLOW_TRACKING_URI" in told.err
-    assert "Traceback" not in told.err
+    result = run("train", *arguments("lora --data rows.jsonl", places))
+    assert result.code == 2
+    assert "no tracking server answers at http://127.0.0.1:9" in result.err
+    assert "set MLFLOW_TRACKING_URI" in result.err
+    assert "Traceback" not in result.err
     assert not (places["tmp"] / "outputs").exists()
 
 
@@ -146,18 +146,18 @@ def test_a_broken_plugin_is_told_and_strict_makes_it_an_error(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ft_broken\nVersion: 1.5\n")
     (info / "entry_points.txt").write_text("[mlflow_ft]\nft_broken = no_such_module\n")
-    assert "plugin ft_broken is broken and left out: ModuleNotFoundError" in run("train", "nothing").err
+    assert "plugin ft_broken is broken and ignored: ModuleNotFoundError" in run("train", "nothing").err
     opened = client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", opened)
     monkeypatch.setenv("MLFLOW_FT_STRICT", "1")
-    told = run("train", "lora")
-    assert told.code == 2
-    assert "plugin ft_broken 1.5 is broken" in told.err
+    result = run("train", "lora")
+    assert result.code == 2
+    assert "plugin ft_broken 1.5 is broken" in result.err
     assert client.get_run(opened).info.status == "FAILED"
 
 
 def start(*given: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, as a user starts it."""
+    """A separate process, as a user starts it."""
     return subprocess.run(
         [sys.executable, "-m", "mlflow_ft", "train", *given],
         env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"} | environ,
@@ -170,16 +170,16 @@ def start(*given: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_process_without_a_run_makes_one_that_failed(places: dict[str, Path], client: MlflowClient) -> None:
     name = "of-its-own"
-    done = start(*arguments("lora --data broken.jsonl", places), MLFLOW_EXPERIMENT_NAME=name)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "broken.jsonl:3  malformed JSON: Expecting value" in done.stderr
+    completed = start(*arguments("lora --data broken.jsonl", places), MLFLOW_EXPERIMENT_NAME=name)
+    assert completed.returncode == 2, completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert "broken.jsonl:3  malformed JSON: Expecting value" in completed.stderr
     experiment = client.get_experiment_by_name(name)
     assert experiment
-    [found] = client.search_runs([experiment.experiment_id])
-    assert found.info.status == "FAILED"
-    assert "broken.jsonl:3  malformed JSON" in found.data.tags["mlflow_ft.error"]
-    assert found.data.tags["mlflow_ft.stage"] == "data"
+    [stored] = client.search_runs([experiment.experiment_id])
+    assert stored.info.status == "FAILED"
+    assert "broken.jsonl:3  malformed JSON" in stored.data.tags["mlflow_ft.error"]
+    assert stored.data.tags["mlflow_ft.stage"] == "data"
 
 
 @pytest.mark.slow
@@ -188,15 +188,15 @@ def test_json_prints_the_outcome_and_nothing_else_on_stdout(
 ) -> None:
     quick = "--max_steps 1 --max_new_tokens 4 --evaluation.max_rows 2 --eval_steps 1 --registry.model_name told-as-json"
     experiment = client.create_experiment("told-as-json")
-    done = start(
+    completed = start(
         *("lora", "--model", str(tiny_model), "--data", str(tiny_rows), "--json", *quick.split()),
         MLFLOW_EXPERIMENT_ID=experiment,
     )
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    assert completed.returncode == 0, completed.stderr
+    outcome = json.loads(completed.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
     assert set(outcome) == {"run_id", "tracking_uri", "folder", "scores", "worse", "versions"}
     assert client.get_run(outcome["run_id"]).info.status == "FINISHED"
-    assert {one["name"] for one in outcome["versions"]} == {"told-as-json", "told-as-json-adapter"}
+    assert {version["name"] for version in outcome["versions"]} == {"told-as-json", "told-as-json-adapter"}
     assert outcome["scores"]["tuned"]["loss"] > 0
     for name in ("told-as-json", "told-as-json-adapter"):
         client.delete_registered_model(name)
@@ -205,8 +205,8 @@ def test_json_prints_the_outcome_and_nothing_else_on_stdout(
 def test_a_score_that_is_no_number_is_null_in_json() -> None:
     scores = SimpleNamespace(base=[Score.mean("accuracy", [None])], tuned=[Score.mean("accuracy", [0.5])], worse=None)
     outcome = SimpleNamespace(run_id="r", tracking_uri="u", folder="f", scores=scores, versions=())
-    told = json.loads(json.dumps(as_dict(cast(Outcome, outcome)), allow_nan=False))
-    assert told["scores"] == {"base": {"accuracy": None}, "tuned": {"accuracy": 0.5}}
+    result = json.loads(json.dumps(as_dict(cast(Outcome, outcome)), allow_nan=False))
+    assert result["scores"] == {"base": {"accuracy": None}, "tuned": {"accuracy": 0.5}}
 
 
 PAIRS: Mapping[str, dict[str, Any]] = {
@@ -230,46 +230,46 @@ def test_a_value_that_begins_with_a_dash_stays_a_value(line: str) -> None:
 def test_a_switch_that_mlflow_run_gives_no_value_is_off(run: Run) -> None:
     parsed = command.make_context("train", ["qlora", "--json", "", "--quiet"]).params
     assert (parsed["json"], parsed["quiet"]) == (False, True)
-    told = run("train", "qlora", "--json=perhaps")
-    assert told.code == 2
-    assert "'perhaps' is not true or false" in told.err
+    result = run("train", "qlora", "--json=perhaps")
+    assert result.code == 2
+    assert "'perhaps' is not true or false" in result.err
 
 
 def test_help_names_every_setting_and_switch(run: Run) -> None:
     for given in (["--help"], ["qlora", "-h"], ["qlora", "--json", "--help"]):
-        told = run("train", *given)
-        assert told.code == 0
-        assert told.err == ""
+        result = run("train", *given)
+        assert result.code == 0
+        assert result.err == ""
         for option in ("--config FILE", "--json", "--quiet", "--training.learning_rate", "--registry.alias"):
-            assert option in told.out
+            assert option in result.out
 
 
 def test_help_of_the_program_names_every_command_and_exit_code(run: Run) -> None:
-    told = run("--help")
-    assert told.code == 0
-    for text in ("train ", "show ", "plugins ", "sync ", "Exit codes: 0 done; 1 refused"):
-        assert text in told.out
+    result = run("--help")
+    assert result.code == 0
+    for text in ("train ", "show ", "plugins ", "sync ", "Exit codes: 0 success; 1 refused"):
+        assert text in result.out
 
 
 def test_an_unknown_command_is_wrong_input(run: Run) -> None:
-    told = run("trian")
-    assert (told.code, told.out) == (2, "")
-    assert "No such command 'trian'" in told.err
+    result = run("trian")
+    assert (result.code, result.out) == (2, "")
+    assert "No such command 'trian'" in result.err
 
 
 def test_sync_of_a_folder_that_is_none(run: Run, tmp_path: Path) -> None:
-    told = run("sync", tmp_path)
-    assert told.code == 2
-    assert f"Error: {tmp_path} is no folder of a run" in told.err
-    assert "name the folder that the run printed" in told.err
-    told = run("sync", tmp_path / "none")
-    assert told.code == 2
-    assert "does not exist" in told.err
+    result = run("sync", tmp_path)
+    assert result.code == 2
+    assert f"Error: {tmp_path} is not a run's folder" in result.err
+    assert "pass the folder that the run printed" in result.err
+    result = run("sync", tmp_path / "none")
+    assert result.code == 2
+    assert "does not exist" in result.err
 
 
 def test_the_methods_that_are_told_are_those_there_are(client: MlflowClient, run: Run) -> None:
-    told = run("train")
-    assert told.code == 2
+    result = run("train")
+    assert result.code == 2
     for registered in plugins.load().registered:
         if registered.kind == "trainers":
-            assert registered.record.name in told.err
+            assert registered.record.name in result.err

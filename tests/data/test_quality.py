@@ -17,7 +17,7 @@ from mlflow_ft import Check, Checked, DataError, Example, Finding, PluginError
 from mlflow_ft.builtin.checks import register_checks
 from mlflow_ft.config.schema import ChecksSection
 from mlflow_ft.data.quality import Quality
-from mlflow_ft.values import Report, Result
+from mlflow_ft.values import CheckResult, Report
 from mlflow_ft.values.report import percent
 
 TALK = (
@@ -212,7 +212,7 @@ class Broken:
         (fails, r"raised KeyError at rows\.jsonl:1"),
         (lambda settings: Broken(when="see"), r"raised KeyError at rows\.jsonl:1"),
         (lambda settings: Broken(when="found"), "raised KeyError: 'role'"),
-        (lambda settings: Broken(when=""), "raised TypeError: it found None, which is no Finding"),
+        (lambda settings: Broken(when=""), "raised TypeError: it returned None, which is not a Finding"),
     ],
 )
 def test_a_collector_that_raises_is_told(collect: Callable[[ChecksSection], Any], told: str) -> None:
@@ -253,7 +253,7 @@ def test_a_check_may_refuse_in_its_own_words() -> None:
 
 NAMES = st.text("abc-", min_size=1, max_size=8)
 FOUND = st.builds(
-    Result,
+    CheckResult,
     name=NAMES,
     severity=st.sampled_from(["error", "warn", "info"]),
     summary=st.text(max_size=10),
@@ -268,7 +268,7 @@ FOUND = st.builds(
 
 
 @given(st.lists(FOUND, max_size=5, unique_by=lambda result: result.name))
-def test_a_report_is_read_back_as_it_was(checks: list[Result]) -> None:
+def test_a_report_is_read_back_as_it_was(checks: list[CheckResult]) -> None:
     before = Report(rows=100, checks=tuple(checks))
     told = json.loads(json.dumps(before.as_dict()))
     after = Report.from_dict(told, json.loads(json.dumps(before.removable())))
@@ -278,7 +278,7 @@ def test_a_report_is_read_back_as_it_was(checks: list[Result]) -> None:
     assert after.worst("warn") == tuple(result for result in after.checks if result.name in named(before.worst("warn")))
 
 
-def named(results: Iterable[Result]) -> set[str]:
+def named(results: Iterable[CheckResult]) -> set[str]:
     return {result.name for result in results}
 
 

@@ -95,15 +95,15 @@ def test_a_link_to_a_file_is_named_as_it_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.gz", "rows.tar.gz", ".jsonl"])
 def test_a_file_of_an_unknown_kind_is_told(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, 1)
-    with pytest.raises(DataError, match=rf"{name}' is of no known kind\n.*known: \.jsonl, "):
+    with pytest.raises(DataError, match=rf"{name}' is of an unknown kind\n.*known: \.jsonl, "):
         sources.open_source(str(tmp_path / name), DataSection())
 
 
 def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(DataError, match=r"pipe\.jsonl' is of no known kind"):
+    with pytest.raises(DataError, match=r"pipe\.jsonl' is of an unknown kind"):
         read(tmp_path / "pipe.jsonl")
-    with pytest.raises(DataError, match="null' is of no known kind"):
+    with pytest.raises(DataError, match="null' is of an unknown kind"):
         read("/dev/null")
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_is_not_there_is_told_with_the_folder_that_was_looked_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="there is no data file") as error:
+    with pytest.raises(DataError, match=r"data file '.*' does not exist") as error:
         read(name)
     assert repr(name) in str(error.value)
     assert str(tmp_path) in str(error.value)
@@ -149,7 +149,7 @@ def test_a_link_that_leads_nowhere_or_round_is_not_there(tmp_path: Path) -> None
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "never.jsonl")
     (tmp_path / "round.jsonl").symlink_to(tmp_path / "round.jsonl")
     for name in ("gone.jsonl", "round.jsonl"):
-        with pytest.raises(DataError, match="there is no data file"):
+        with pytest.raises(DataError, match=r"data file '.*' does not exist"):
             read(tmp_path / name)
 
 
@@ -240,7 +240,7 @@ def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [[], ["README.md"], [".hidden.jsonl"], ["sub/x.bin"]])
 def test_a_folder_without_data_is_told(tmp_path: Path, names: list[str]) -> None:
     folder_of(tmp_path, *names)
-    with pytest.raises(DataError, match="holds no data file"):
+    with pytest.raises(DataError, match="contains no data file"):
         read(tmp_path)
 
 
@@ -265,11 +265,11 @@ def test_a_link_in_a_folder_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.md").symlink_to(tmp_path / "never.md")
     assert values(read(tmp_path)) == [0]
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "never.jsonl")
-    with pytest.raises(DataError, match=r"/b\.jsonl is a link to a file that is not there"):
+    with pytest.raises(DataError, match=r"/b\.jsonl is a link to a file that does not exist"):
         read(tmp_path)
     (tmp_path / "b.jsonl").unlink()
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "b.jsonl")
-    with pytest.raises(DataError, match=r"/b\.jsonl is a link to a file that is not there"):
+    with pytest.raises(DataError, match=r"/b\.jsonl is a link to a file that does not exist"):
         read(tmp_path)
 
 
@@ -300,9 +300,9 @@ def test_what_the_user_may_not_read_is_told(private: Path) -> None:
     inside.parent.chmod(0)
     with pytest.raises(DataError, match="sub cannot be read: Permission denied"):
         read(private)
-    with pytest.raises(DataError, match="there is no data file"):
+    with pytest.raises(DataError, match=r"data file '.*' does not exist"):
         read(inside)
-    with pytest.raises(DataError, match="is of no known kind"):
+    with pytest.raises(DataError, match="is of an unknown kind"):
         list(readers.read_file(inside))
 
 
@@ -348,10 +348,10 @@ def test_a_split_is_told_by_the_names_of_files_and_folders(
 @pytest.mark.parametrize(
     ("names", "split", "told"),
     [
-        (["train.jsonl"], "test", "its files are of train: name one with --data.split"),
-        (["test.jsonl", "dev.jsonl"], "train", "its files are of test, validation"),
-        (["rows.jsonl", "dev.jsonl"], "test", "its files are of train, validation"),
-        (["train.jsonl"], "train[:10]", "its files are of train"),
+        (["train.jsonl"], "test", "its splits are train: name one with --data.split"),
+        (["test.jsonl", "dev.jsonl"], "train", "its splits are test, validation"),
+        (["rows.jsonl", "dev.jsonl"], "test", "its splits are train, validation"),
+        (["train.jsonl"], "train[:10]", "its splits are train"),
     ],
 )
 def test_a_split_that_a_folder_lacks_is_told(tmp_path: Path, names: list[str], split: str, told: str) -> None:
@@ -503,7 +503,7 @@ def test_a_saved_data_set_with_a_damaged_table_is_told(saved: Callable[..., Path
     folder = saved(3)
     table = folder / "data-00000-of-00001.arrow"
     table.write_bytes(table.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"saved/data-00000-of-00001\.arrow: no Arrow file that can be read"):
+    with pytest.raises(DataError, match=r"saved/data-00000-of-00001\.arrow: not a readable Arrow file"):
         read(folder)
 
 
@@ -521,7 +521,7 @@ def test_a_hub_id_without_the_hub_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, max_rows: int | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="is not a file, and the Hub does not give it") as error:
+    with pytest.raises(DataError, match="is not a file, and the Hub does not provide it") as error:
         read(name, max_rows=max_rows)
     assert repr(name) in str(error.value)
     assert f"looked for the file in {tmp_path}" in str(error.value)
@@ -559,11 +559,11 @@ def test_rows_that_are_streamed_come_before_what_lies_behind_them_is_read(tmp_pa
     (tmp_path / "train-1.jsonl").write_text('{"a": \n')
     rows = hub.rows(str(tmp_path), DataSection(max_rows=2))
     assert [next(rows).line, next(rows).line] == [1, 2]
-    with pytest.raises(DataError, match="the Hub does not give it"):
+    with pytest.raises(DataError, match="the Hub does not provide it"):
         list(hub.rows(str(tmp_path), DataSection()))
 
 
 def test_a_split_that_the_library_does_not_find_is_told(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", 0)
-    with pytest.raises(DataError, match=r"the Hub does not give it: .*[Ss]plit"):
+    with pytest.raises(DataError, match=r"the Hub does not provide it: .*[Ss]plit"):
         list(hub.rows(str(tmp_path), DataSection(split="nonsense")))

@@ -1,4 +1,4 @@
-"""What the README promises, as a user does it: `mlflow run . -e qlora` on the real model, then MLflow's client."""
+"""The README's demo as a user runs it: `mlflow run . -e qlora` on the real model, then MLflow's client."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mlflow_command(*arguments: str, store: str, cwd: Path = ROOT) -> subprocess.
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     client = MlflowClient(uri)
-    # Artifacts go beside the store, not into the checkout.
+    # Artifacts go to a temporary folder, not into the checkout.
     client.create_experiment("demo", artifact_location=str(tmp_path_factory.mktemp("artifacts")))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MLFLOW_TRACKING_URI", uri)
@@ -48,14 +48,14 @@ def run_id(store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = tmp_path_factory.mktemp("outputs")
     short = ["-P", "max_steps=12", "-P", "evaluation.max_rows=8", "-P", f"run.output_dir={output}"]
     arguments = ["run", ".", "-e", "qlora", "--env-manager", "local", "--experiment-name", "demo", *short]
-    done = mlflow_command(*arguments, store=store)
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = mlflow_command(*arguments, store=store)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     runs = MlflowClient(store).search_runs([MlflowClient(store).get_experiment_by_name("demo").experiment_id])
     assert len(runs) == 1, "one job is one run"
     return str(runs[0].info.run_id)
 
 
-def test_the_run_is_finished_and_holds_what_was_asked_and_used(store: str, run_id: str) -> None:
+def test_the_run_is_finished_and_records_its_settings_and_inputs(store: str, run_id: str) -> None:
     run = MlflowClient(store).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["cfg.model.quantize"] == "nf4"
@@ -63,9 +63,10 @@ def test_the_run_is_finished_and_holds_what_was_asked_and_used(store: str, run_i
     assert run.data.tags["mlflow_ft.method"] == "qlora"
     assert run.data.tags["mlflow_ft.base_revision"]
     assert run.data.tags["mlflow_ft.git_commit"]
-    contexts = {tag.value for one in run.inputs.dataset_inputs for tag in one.tags if tag.key == "mlflow.data.context"}
+    inputs = run.inputs.dataset_inputs
+    contexts = {tag.value for entry in inputs for tag in entry.tags if tag.key == "mlflow.data.context"}
     assert contexts == {"train", "eval"}
-    assert all(len(one.dataset.digest) == 32 for one in run.inputs.dataset_inputs)
+    assert all(len(entry.dataset.digest) == 32 for entry in inputs)
 
 
 def test_it_learns_on_rows_it_never_saw(store: str, run_id: str) -> None:
@@ -79,7 +80,7 @@ def test_it_learns_on_rows_it_never_saw(store: str, run_id: str) -> None:
 def test_both_forms_are_the_trained_model(store: str, run_id: str) -> None:
     metrics = MlflowClient(store).get_run(run_id).data.metrics
     assert metrics["parity/adapter/kl_mean"] < 1e-4, "the adapter is read back as it was written"
-    assert metrics["parity/merged/kl_mean"] < 5e-3, "the merged model differs by its rounding to bfloat16 alone"
+    assert metrics["parity/merged/kl_mean"] < 5e-3, "the merged model differs only by rounding to bfloat16"
 
 
 def test_versions_are_linked_and_have_the_alias(store: str, run_id: str) -> None:

@@ -23,11 +23,11 @@ from mlflow_ft.engine import hub
 from mlflow_ft.forms import card
 from mlflow_ft.forms.card import About, front, licence, limits, load, markdown, sections
 from mlflow_ft.operations.merging import adapters
-from mlflow_ft.operations.merging.merge_adapter import Asked, merge
+from mlflow_ft.operations.merging.merge_adapter import MergeRequest, merge
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.tracking.contenders import contender
-from mlflow_ft.values import BaseModel, Report, Result
+from mlflow_ft.values import BaseModel, CheckResult, Report
 
 pytestmark = pytest.mark.slow  # one run that nearly all of these read
 
@@ -267,8 +267,8 @@ def test_what_the_card_says_of_loading_works(made: Made, form: str) -> None:
 
 def test_a_merge_of_the_adapter_takes_nothing_of_its_card(made: Made, tmp_path: Path) -> None:
     adapter = made.folders["adapter"] / "artifacts/model"
-    one = merge(Asked(adapter=str(adapter), out=tmp_path / "one"), Progress(quiet=True))
-    both = Asked(adapter=f"{adapter},{adapter}", weights=(0.5, 0.5), out=tmp_path / "two")
+    one = merge(MergeRequest(adapter=str(adapter), out=tmp_path / "one"), Progress(quiet=True))
+    both = MergeRequest(adapter=f"{adapter},{adapter}", weights=(0.5, 0.5), out=tmp_path / "two")
     two = merge(both, Progress(quiet=True))
     combined = adapters.find(both, tmp_path / "combined", Progress(quiet=True))
     for folder in (one.folder, two.folder, combined.folder):
@@ -362,8 +362,8 @@ def test_nothing_found_is_said_too(about: About) -> None:
     assert tables(f"\n## Data\n{text}", "Data")[1][1] == ["error", "e|mpty", "1", "20.0 %", "rows <b> | none"]
 
 
-def result(name: str, count: int) -> Result:
-    return Result(name=name, severity="error", summary="rows <b> | none", count=count, share=count / 5)
+def result(name: str, count: int) -> CheckResult:
+    return CheckResult(name=name, severity="error", summary="rows <b> | none", count=count, share=count / 5)
 
 
 # --- the licence, and what the Hub is told

@@ -1,4 +1,4 @@
-"""The engine's workbench serves here too."""
+"""These tests use the engine's workbench too."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def pairs(count: int = 32) -> list[Example]:
 
 def weights(trained: Any) -> dict[str, torch.Tensor]:
     folder: Path = trained.adapter or trained.model
-    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+    return {name: weight for file in folder.glob("*.safetensors") for name, weight in load_file(file).items()}
 
 
 @pytest.mark.parametrize(("method", "rate"), METHODS)
@@ -49,14 +49,14 @@ def weights(trained: Any) -> dict[str, torch.Tensor]:
 def test_one_loss_trajectory(bench: Bench, method: str, rate: float, adapter: str, change: dict[str, Any]) -> None:
     settings = {"max_steps": 5, "learning_rate": rate * (30 if adapter == "lora" else 1), "adapter.kind": adapter}
     settings["per_device_train_batch_size"] = 8
-    one, other = (bench(method, rows=pairs(), **made) for made in (settings, settings | change))
-    one.train()
-    other.train()
-    curve, found = one.curve("train/loss"), other.curve("train/loss")
-    assert len(curve) == len(found) == 5
-    way = max(curve) - min(curve)
-    assert way > 4e-4  # it goes somewhere; on random weights an adapter changes little
-    assert found == pytest.approx(curve, abs=0.02 * way)
+    plain, changed = (bench(method, rows=pairs(), **values) for values in (settings, settings | change))
+    plain.train()
+    changed.train()
+    expected, actual = plain.curve("train/loss"), changed.curve("train/loss")
+    assert len(expected) == len(actual) == 5
+    spread = max(expected) - min(expected)
+    assert spread > 4e-4  # the loss does change; on random weights an adapter changes little
+    assert actual == pytest.approx(expected, abs=0.02 * spread)
 
 
 @pytest.mark.parametrize(("method", "rate"), METHODS)
@@ -70,14 +70,14 @@ def test_the_same_seed_makes_the_same_weights(bench: Bench, method: str, rate: f
 def test_merged_is_adapter(bench: Bench, tmp_path: Path, method: str, rate: float) -> None:
     from mlflow_ft.engine.merging import fold
 
-    one = bench(method, rows=pairs(), learning_rate=rate * 30, **{"package.dtype": "float32"})
-    trained = one.train()
-    fold.merge(one.job, trained, tmp_path / "merged")
-    adapter = loading.load_trained(one.job, one.data, trained)
-    merged = loading.load_saved(one.job.config, one.base, tmp_path / "merged")
-    ids = torch.tensor([one.data.eval.encoded[0].input_ids])
+    trial = bench(method, rows=pairs(), learning_rate=rate * 30, **{"package.dtype": "float32"})
+    trained = trial.train()
+    fold.merge(trial.job, trained, tmp_path / "merged")
+    adapter = loading.load_trained(trial.job, trial.data, trained)
+    merged = loading.load_saved(trial.job.config, trial.base, tmp_path / "merged")
+    ids = torch.tensor([trial.data.eval.encoded[0].input_ids])
     with torch.no_grad():
-        base = loading.load_base(one.job.config, one.base)(input_ids=ids).logits
-        expected, found = adapter(input_ids=ids).logits, merged(input_ids=ids).logits
-    assert torch.allclose(found, expected, atol=1e-5)
+        base = loading.load_base(trial.job.config, trial.base)(input_ids=ids).logits
+        expected, actual = adapter(input_ids=ids).logits, merged(input_ids=ids).logits
+    assert torch.allclose(actual, expected, atol=1e-5)
     assert not torch.allclose(base, expected, atol=1e-3), "the adapter does something"

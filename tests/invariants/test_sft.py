@@ -21,17 +21,17 @@ Bench = Callable[..., Any]
 STEPS = 6
 
 
-def near(found: Sequence[float], wanted: Sequence[float], *, largest: float, mean: float) -> None:
-    """Two curves, by their largest and by their mean difference."""
-    assert len(found) == len(wanted) > 1
-    differences = [abs(one - other) for one, other in zip(found, wanted, strict=True)]
-    assert max(differences) <= largest, (found, wanted)
-    assert sum(differences) / len(differences) <= mean, (found, wanted)
+def near(actual: Sequence[float], expected: Sequence[float], *, largest: float, mean: float) -> None:
+    """Compare two curves by their largest and their mean difference."""
+    assert len(actual) == len(expected) > 1
+    differences = [abs(left - right) for left, right in zip(actual, expected, strict=True)]
+    assert max(differences) <= largest, (actual, expected)
+    assert sum(differences) / len(differences) <= mean, (actual, expected)
 
 
 def weights(trained: Any) -> dict[str, torch.Tensor]:
     folder = trained.adapter or trained.model
-    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+    return {name: weight for file in folder.glob("*.safetensors") for name, weight in load_file(file).items()}
 
 
 @pytest.mark.parametrize(("method", "rate"), [("full", 5e-3), ("lora", 2e-2), ("qlora", 2e-2)])
@@ -51,7 +51,7 @@ def test_one_loss_trajectory(bench: Bench, method: str, rate: float, change: dic
     other.train()
     curve = plain.curve("train/loss")
     assert len(curve) == STEPS
-    assert abs(curve[-1] - curve[0]) > 0.05  # it goes somewhere
+    assert abs(curve[-1] - curve[0]) > 0.05  # the loss does change
     near(other.curve("train/loss"), curve, largest=2e-3, mean=5e-4)
     near(other.curve("train/grad_norm"), plain.curve("train/grad_norm"), largest=2e-2, mean=5e-3)
     assert other.curve("eval/loss")[-1] == pytest.approx(plain.curve("eval/loss")[-1], abs=2e-3)
@@ -60,17 +60,19 @@ def test_one_loss_trajectory(bench: Bench, method: str, rate: float, change: dic
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_the_same_seed_makes_the_same_weights(bench: Bench, method: str) -> None:
     first = weights(bench(method).train())
-    torch.rand(7)  # whatever was drawn before
+    torch.rand(7)  # earlier random draws must not matter
     again, other = weights(bench(method).train()), weights(bench(method, seed=7).train())
     assert first.keys() == again.keys() == other.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def plain_trl(one: Any, model: Any, folder: Path, *, steps: int) -> SFTTrainer:
-    """TRL's own trainer of a bench's rows, as a script without mlflow-ft sets it up."""
+def plain_trl(trial: Any, model: Any, folder: Path, *, steps: int) -> SFTTrainer:
+    """TRL's own trainer on a bench's rows, as a script without mlflow-ft would set it up."""
     set_seed(42)
-    adapter = one.job.registry.adapters[one.job.config.adapter.kind].configure(one.job, SimpleNamespace(module=model))
+    adapter = trial.job.registry.adapters[trial.job.config.adapter.kind].configure(
+        trial.job, SimpleNamespace(module=model)
+    )
     return SFTTrainer(
         model=model,
         peft_config=adapter,
@@ -95,36 +97,36 @@ def plain_trl(one: Any, model: Any, folder: Path, *, steps: int) -> SFTTrainer:
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
         train_dataset=Dataset.from_list(
-            [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in one.data.train.encoded]
+            [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in trial.data.train.encoded]
         ),
-        processing_class=one.data.tokenizer,
+        processing_class=trial.data.tokenizer,
     )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_plain_trl_script_learns_the_same(bench: Bench, tmp_path: Path, method: str) -> None:
-    one = bench(method, max_steps=STEPS, learning_rate=5e-3)
-    one.train()
-    trainer = plain_trl(one, AutoModelForCausalLM.from_pretrained(one.base.path), tmp_path, steps=STEPS)
+    trial = bench(method, max_steps=STEPS, learning_rate=5e-3)
+    trial.train()
+    trainer = plain_trl(trial, AutoModelForCausalLM.from_pretrained(trial.base.path), tmp_path, steps=STEPS)
     trainer.train()
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    near(one.curve("train/loss"), theirs, largest=2e-3, mean=1e-3)
+    near(trial.curve("train/loss"), theirs, largest=2e-3, mean=1e-3)
     norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
-    near(one.curve("train/grad_norm"), norms, largest=2e-2, mean=1e-2)
+    near(trial.curve("train/grad_norm"), norms, largest=2e-2, mean=1e-2)
 
 
 def test_full_fine_tuning_learns(bench: Bench) -> None:
-    one = bench("full", max_steps=80, learning_rate=5e-3, per_device_train_batch_size=8)
-    trained = one.train()
-    curve = one.curve("train/loss")
+    trial = bench("full", max_steps=80, learning_rate=5e-3, per_device_train_batch_size=8)
+    trained = trial.train()
+    curve = trial.curve("train/loss")
     assert sum(curve[-5:]) < 0.5 * sum(curve[:5])
-    before, after = one.curve("eval/loss")
+    before, after = trial.curve("eval/loss")
     assert after < 0.5 * before
 
     def exact(module: Any) -> int:
-        found = judge.answers(module, one.data, one.data.eval.examples, max_new_tokens=16, batch_size=8)
-        return sum(answer.text == answer.expected for answer in found)
+        answers = judge.answers(module, trial.data, trial.data.eval.examples, max_new_tokens=16, batch_size=8)
+        return sum(answer.text == answer.expected for answer in answers)
 
-    base = loading.load_base(one.job.config, one.base)
-    loading.agree(base, one.data)
-    assert exact(base) < exact(loading.load_trained(one.job, one.data, trained)) >= 6
+    base = loading.load_base(trial.job.config, trial.base)
+    loading.agree(base, trial.data)
+    assert exact(base) < exact(loading.load_trained(trial.job, trial.data, trained)) >= 6

@@ -13,7 +13,8 @@ import click
 import pytest
 import yaml
 
-from mlflow_ft import docs, plugins
+import mlflow_ft
+from mlflow_ft import docs, engine, plugins
 from mlflow_ft.cli import COMMANDS, cli
 from mlflow_ft.cli.chain import CHAINS
 from mlflow_ft.cli.pairs import PairsCommand
@@ -24,7 +25,7 @@ from mlflow_ft.registry import Registry
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     file.relative_to(ROOT)
-    for pattern in ("README.md", "docs/*.md", "plugins/*/README.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "plugins/*/README.md")
     for file in ROOT.glob(pattern)
 )
 LISTED = r"(?m)^- `{}`: "
@@ -175,7 +176,7 @@ def settings_in_spans() -> Iterator[tuple[Path, str]]:
     sections = "run|model|data|checks|adapter|objective|rollout|training|evaluation|package|registry"
     for page in PAGES:
         for line in lines(page):
-            if re.fullmatch(rf"(?:{sections})\.\w+", line) and not line.endswith((".jsonl", ".json", ".yaml")):
+            if re.fullmatch(rf"(?:{sections})\.\w+", line) and not line.endswith((".jsonl", ".json", ".yaml", ".py")):
                 yield page, line
 
 
@@ -191,7 +192,32 @@ def test_links_lead_somewhere(page: Path) -> None:
         if target.startswith("#"):
             assert re.search(rf"(?m)^##+ `?{target[1:]}`?$", text), target
         elif "://" not in target:
-            assert (ROOT / page).parent.joinpath(target.partition("#")[0]).exists(), f"{page} links to {target}"
+            file, _, anchor = target.partition("#")
+            linked = (ROOT / page).parent / file
+            assert linked.exists(), f"{page} links to {target}"
+            assert not anchor or anchor in anchors(linked), f"{page} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub names them in links."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_files_and_folders_that_a_page_names_exist(page: str) -> None:
+    named = [
+        word for line in lines(Path(page)) for word in re.findall(r"^[\w/-]+(?:\.py|/)$", line) if "NAME" not in word
+    ]
+    assert len(named) > 20
+    assert [name for name in named if not any((place / name).exists() for place in (ROOT, ROOT / "mlflow_ft"))] == []
+
+
+def test_the_tree_of_the_architecture_is_the_package() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text().partition("    mlflow_ft/\n")[2].partition("\n\n")[0]
+    named = set(re.findall(r"(?m)^ {6}(\w[\w.]*)", tree))
+    there = {file.name for file in (ROOT / "mlflow_ft").iterdir() if not file.name.startswith("__")}
+    assert named == there - {"py.typed"}
 
 
 def test_the_plugin_that_a_page_shows_works() -> None:
@@ -207,3 +233,26 @@ def test_the_plugin_that_a_page_shows_works() -> None:
         "shouting",
         "gentle-lora",
     }
+
+
+def test_the_public_api_is_described_whole() -> None:
+    page = docs.PAGES["api.md"]()
+    for name in mlflow_ft.__all__:
+        assert f"\n### {name}\n" in page or f"\n- `{name}`: " in page, name
+    for module, names in engine.PUBLIC.items():
+        section = page.partition(f"\n### mlflow_ft.engine.{module.rpartition('.')[2]}\n")[2].partition("\n### ")[0]
+        for name in names:
+            about = section.partition(f"\n#### {name}\n")[2].partition("\n#### ")[0]
+            assert about.rpartition("```")[2].strip(), f"{module}.{name} has no docstring"
+
+
+def test_public_functions_of_the_engine_are_found_where_it_says() -> None:
+    for module, names in engine.PUBLIC.items():
+        imported = getattr(engine, module.rpartition(".")[2])
+        assert all(callable(getattr(imported, name)) for name in names)
+
+
+def test_the_template_imports_the_public_api_alone() -> None:
+    files = (ROOT / "plugins" / "mlflow-ft-template" / "mlflow_ft_template").rglob("*.py")
+    places = [place for file in files for place in re.findall(r"from (mlflow_ft\b[\w.]*) import", file.read_text())]
+    assert set(places) == {"mlflow_ft", "mlflow_ft.engine"}

@@ -15,7 +15,7 @@ from mlflow_ft.errors import ConfigError, DataError
 from mlflow_ft.operations.promoting import rescore
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import write_jsonl
-from mlflow_ft.tracking import contenders
+from mlflow_ft.tracking import Store, contenders
 
 
 @pytest.fixture
@@ -65,15 +65,12 @@ def test_a_guard_set_is_scored_before_and_after(
     assert rescore.needed(candidate, champion, gates)
     assert not rescore.needed(candidate, champion, Gates(beats_champion=None, max_regression={"loss": 0.01}))
     assert not rescore.needed(candidate, candidate, gates)
-    scored, _ = rescore.champion(
-        candidate, champion, client, client, plugins=plugins.load(), progress=Progress(quiet=True)
-    )
+    pair = rescore.Pair(candidate=candidate, champion=champion, store=Store(client), champion_store=Store(client))
+    scored, _ = rescore.champion(pair, plugins=plugins.load(), progress=Progress(quiet=True))
     assert scored.score("words/loss") == pytest.approx(metrics["eval/tuned/words/loss"], rel=1e-4)
 
     write_jsonl(guard, [{"instruction": "say it", "output": "something else"}])
-    scored, told = rescore.champion(
-        candidate, champion, client, client, plugins=plugins.load(), progress=Progress(quiet=True)
-    )
+    scored, told = rescore.champion(pair, plugins=plugins.load(), progress=Progress(quiet=True))
     assert "the rows of words are not what they were" in told
     assert scored.score("words/loss") is None
 

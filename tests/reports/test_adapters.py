@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from mlflow_ft.engine.adapters.files import WEIGHTS
 from mlflow_ft.engine.models.loading import quiet_peft
 from mlflow_ft.testing import make_rows, write_jsonl
-from tests.cli.conftest import Run, Told
+from tests.cli.conftest import Result, Run
 from tests.engine.foreign import PREFIX, State, base_model, changed, configured, made, renamed, says
 
 Small = Callable[..., Path]
@@ -33,11 +33,11 @@ def lora(small: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder, made(small("llama"), folder)
 
 
-def merged(run: Run, adapter: object, out: Path, *more: object) -> Told:
+def merged(run: Run, adapter: object, out: Path, *more: object) -> Result:
     return run("merge", "--adapter", adapter, "--out", out, *more)
 
 
-def refused(told: Told, out: Path, *words: str) -> None:
+def refused(told: Result, out: Path, *words: str) -> None:
     assert told.code == 2, told.err
     assert "Traceback" not in told.err
     assert all(word in told.err for word in words), told.err
@@ -45,7 +45,7 @@ def refused(told: Told, out: Path, *words: str) -> None:
     assert not list(out.parent.glob(f"{out.name}.*"))
 
 
-def right(told: Told, out: Path, wanted: torch.Tensor) -> None:
+def right(told: Result, out: Path, wanted: torch.Tensor) -> None:
     assert told.code == 0, told.err
     torch.testing.assert_close(says(base_model(out)), wanted, rtol=1e-4, atol=1e-4)
 

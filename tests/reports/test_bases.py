@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_ft.engine.models.generation import FILE
 from mlflow_ft.testing import make_rows, write_jsonl
-from tests.cli.conftest import Run, Told
+from tests.cli.conftest import Result, Run
 from tests.engine.foreign import base_model, made, says
 from tests.reports.small_models import TOKENS, with_settings, with_tokenizer
 
@@ -29,17 +29,17 @@ def rows(client: MlflowClient, tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "rows.jsonl", make_rows(16))
 
 
-def trained(run: Run, method: str, model: Path, rows: Path, **settings: object) -> Told:
+def trained(run: Run, method: str, model: Path, rows: Path, **settings: object) -> Result:
     given = QUICK | {"model": model, "data": rows} | settings
     return run("train", method, *(f"--{key}={value}" for key, value in given.items()), "--json")
 
 
-def folder_of(told: Told) -> Path:
+def folder_of(told: Result) -> Path:
     assert told.code == 0, told.err
     return Path(json.loads(told.out)["folder"]) / "package"
 
 
-def refused(told: Told, *words: str) -> None:
+def refused(told: Result, *words: str) -> None:
     """Refused as wrong input, before a step was trained."""
     assert told.code == 2, told.err
     assert "Traceback" not in told.err

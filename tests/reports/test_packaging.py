@@ -17,7 +17,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.stages import done
 from mlflow_ft.testing import make_rows, write_jsonl
-from tests.cli.conftest import Run, Told
+from tests.cli.conftest import Result, Run
 from tests.reports.small_models import CHATML
 from tests.test_plugins import Install
 from tests.test_plugins import install as install
@@ -67,7 +67,7 @@ def register_packagers():
 TEMPLATE = "{# Speaker #}" + CHATML
 
 
-def train(run: Run, small: Small, folder: Path, method: str = "lora", **settings: Any) -> Told:
+def train(run: Run, small: Small, folder: Path, method: str = "lora", **settings: Any) -> Result:
     rows = write_jsonl(folder / "rows.jsonl", make_rows(12))
     given = QUICK | {"model": small("llama"), "data": rows, "run.output_dir": folder / "outputs"} | settings
     return run("train", method, *(f"--{key}={value}" for key, value in given.items()))
@@ -188,7 +188,7 @@ def test_what_has_changed_since_is_not_packaged(
     with FileLock(Path(client.get_run(run_id).data.tags["mlflow_ft.folder"]) / "run.lock"):
         told = run("package", run_id)
     assert (told.code, kept(client, run_id)) == (2, before)
-    assert "another process works on the run" in told.err
+    assert "another process is working on run" in told.err
 
     told = run("package", run_id)
     assert told.code == 0, told.err
@@ -196,7 +196,7 @@ def test_what_has_changed_since_is_not_packaged(
 
 def test_what_cannot_be_packaged_is_said(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
     told = run("package")
-    assert (told.code, "no run was named" in told.err) == (2, True)
+    assert (told.code, "no run given" in told.err) == (2, True)
     told = run("package", "0123456789abcdef")
     assert (told.code, "0123456789abcdef" in told.err) == (2, True)
     with_nothing = client.create_run("0").info.run_id

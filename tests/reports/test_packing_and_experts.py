@@ -13,11 +13,11 @@ import torch
 from mlflow import MlflowClient
 
 from mlflow_ft.testing import make_rows, write_jsonl
-from tests.cli.conftest import Run, Told
+from tests.cli.conftest import Result, Run
 from tests.engine.foreign import base_model, says
 
 Small = Callable[..., Path]
-Train = Callable[..., Told]
+Train = Callable[..., Result]
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 QUICK = {
     "max_steps": 2,
@@ -34,14 +34,14 @@ def train(run: Run, client: MlflowClient, tmp_path: Path) -> Train:
     """`train(method, model, **settings)`: the command, on a few rows of questions and answers."""
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(16))
 
-    def call(method: str, model: Path, settings: dict[str, Any]) -> Told:
+    def call(method: str, model: Path, settings: dict[str, Any]) -> Result:
         given = {"model": model, "data": rows} | QUICK | settings
         return run("train", method, "--json", *(f"--{name}={value}" for name, value in given.items()))
 
     return call
 
 
-def outcome(told: Told, client: MlflowClient) -> tuple[Path, dict[str, float]]:
+def outcome(told: Result, client: MlflowClient) -> tuple[Path, dict[str, float]]:
     """The package and the metrics of a training that must have ended well."""
     assert told.code == 0, told.err
     made = json.loads(told.out)

@@ -74,7 +74,7 @@ def test_every_path_that_is_not_there_is_reported_before_a_run_is_opened(
 def test_one_wrong_path_is_one_error(run: Run, client: MlflowClient, tmp_path: Path) -> None:
     told = run("train", "lora", "--data", "rowz.jsonl")
     assert told.code == 2
-    assert told.err.splitlines()[0] == "Error: there is no data file 'rowz.jsonl'"
+    assert told.err.splitlines()[0] == "Error: the data file 'rowz.jsonl' does not exist"
 
 
 def test_rows_of_another_kind_and_of_no_kind_open_no_run(run: Run, client: MlflowClient, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_rows_of_another_kind_and_of_no_kind_open_no_run(run: Run, client: Mlflo
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(4))
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"x": 1, "y": 2}])
     assert "dpo learns from preferences" in run("train", "dpo", "--data", rows).err
-    assert "odd.jsonl:1: the rows are of no known format" in run("train", "lora", "--data", odd).err
+    assert "odd.jsonl:1: the rows have no known format" in run("train", "lora", "--data", odd).err
     assert "of another kind" in run("train", "lora", "--data", rows, "--data.eval_path", pairs(tmp_path)).err
     assert len(client.search_runs(["0"])) == before
 
@@ -97,7 +97,7 @@ def test_other_commands_look_first_too(run: Run, client: MlflowClient, command: 
     key = "--sft.data" if command == ["align"] else "--data"
     told = run(*command, key, "rowz.jsonl")
     assert told.code == 2
-    assert "there is no data file 'rowz.jsonl'" in told.err
+    assert "the data file 'rowz.jsonl' does not exist" in told.err
     assert len(client.search_runs(["0"])) == before
 
 

@@ -150,7 +150,7 @@ def turns(*said: str) -> list[dict[str, str]]:
 
 
 EXPORTS: dict[str, tuple[Any, list[str]]] = {
-    "unsloth#8733: the rows lie under a key": ({"data": [{"conversations": turns("a", "b")}]}, ["b"]),
+    "unsloth#8733: the rows are under a key": ({"data": [{"conversations": turns("a", "b")}]}, ["b"]),
     "unsloth#8733: and beside others": ({"version": "1", "items": [{"conversations": turns("a", "b")}]}, ["b"]),
     "unsloth#337: a list of lists": ([turns("a", "b"), turns("c", "d")], ["b", "d"]),
     "unsloth#321: several conversations in one": ([{"conversations": [turns("a", "b"), turns("c", "d")]}], ["b", "d"]),
@@ -169,7 +169,7 @@ def test_an_export_of_chats_that_is_plain_is_read(tmp_path: Path, show: Show, re
 def test_flat_turns_are_refused_with_what_to_type(tmp_path: Path, refused: Callable[..., str]) -> None:
     """unsloth#337: one conversation, or many?"""
     told = refused(lines(tmp_path / "flat.jsonl", *turns("a", "b", "c", "d")))
-    assert "each row is one turn, and a row must be a whole conversation" in told
+    assert "each row is one turn, but a row must be a whole conversation" in told
     assert told.count("python -c ") == 2
 
 
@@ -218,7 +218,7 @@ def test_turns_in_another_order_are_read_or_told(tmp_path: Path, show: Show, run
     assert second["learned"] == "b<|im_end|>c<|im_end|>"
     told = run("data", "check", "--data", data, "--model", tiny_model)
     assert told.code == 1
-    assert "two turns of the user in a row" in told.out
+    assert "two user turns in a row" in told.out
 
 
 def test_preferences_with_tools_and_calls_in_what_is_asked(tmp_path: Path, show: Show) -> None:
@@ -272,15 +272,15 @@ PART = {"type": "text", "text": "Rain."}
 OPEN: dict[str, tuple[Any, str]] = {
     "parts of Anthropic's": (
         {"messages": [*role("u:a"), {"role": "assistant", "content": [PART, {"type": "tool_use", "name": "f"}]}]},
-        "turn 2 of `messages` has a part of type 'tool_use' in `content`; write the call under `tool_calls`",
+        "turn 2 of `messages` has a part of type 'tool_use' in `content`; put the call into `tool_calls`",
     ),
     "a thought as a part": (
         {"messages": [*role("u:a"), {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, PART]}]},
-        "a part of type 'thinking' in `content`; write the thought under `reasoning_content` of the turn",
+        "a part of type 'thinking' in `content`; put the reasoning into `reasoning_content` of the turn",
     ),
     "an unknown role": (
         {"messages": [*role("u:a"), {"role": "moderator", "content": "x"}, *role("a:b")]},
-        "turn 2 of `messages` has the role 'moderator', which is not known",
+        "turn 2 of `messages` has the unknown role 'moderator'",
     ),
     "NaN": ({"instruction": "a", "input": float("nan"), "output": "b"}, "`input` is a number, not text"),
     "answers with nothing in common": (
@@ -289,11 +289,11 @@ OPEN: dict[str, tuple[Any, str]] = {
     ),
     "a picture in a turn": (
         {"messages": [{"role": "user", "content": "<image>", "images": ["a.png"]}, *role("a:b")]},
-        "turn 1 of `messages` has pictures or sounds in `images`",
+        "turn 1 of `messages` has images or audio in `images`",
     ),
     "a part of a weight": (
         {"messages": [*role("u:a"), {"role": "assistant", "content": "b", "weight": 0.5}]},
-        "has 0.5 in `weight`; a turn is learned or it is not",
+        "has 0.5 in `weight`; a turn is learned or not",
     ),
 }
 GOOD = {
@@ -370,6 +370,6 @@ def test_a_list_that_is_cut_is_refused_where_it_ends(tmp_path: Path, refused: Ca
             told = refused(tmp_path / "rows.json")
             line, column = text.count("\n") + 1, len(text) - text.rfind("\n") - 1
             place = f"at line {line}, column {column}" if column else f"with line {line - 1}"
-            assert f"and the file ends {place}: it was cut short" in told
+            assert f"and the file ends {place}: it is truncated" in told
             assert f"rows.json:{line}: malformed JSON" in told
-            assert "whole row" in told
+            assert "complete row" in told

@@ -25,6 +25,7 @@ from mlflow_ft.operations.promoting import rescore
 from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import CHATML, make_tiny_tokenizer, write_jsonl
+from mlflow_ft.tracking import Store
 from mlflow_ft.tracking.contenders import contender, find_version
 from tests.cli.conftest import Run
 from tests.engine.templates.qwen import QWEN3
@@ -124,8 +125,10 @@ def test_a_template_that_writes_the_date_is_trained_every_day(small: Callable[..
         assert f"was written as of `{day}`" in card
     assert len({client.get_run(one.run_id).data.tags["mlflow_ft.data_digest"] for one in runs}) == 2
     old, new = (contender(client, find_version(client, "dated-adapter", one)) for one in ("1", "2"))
-    assert rescore.moment_of(client, old).isoformat() == "2026-05-06T23:59:00"
-    again, note = rescore.champion(new, old, client, client, plugins=LOADED, progress=Progress(quiet=True))
+    store = Store(client)
+    assert rescore.moment_of(store, old).isoformat() == "2026-05-06T23:59:00"
+    pair = rescore.Pair(candidate=new, champion=old, store=store, champion_store=store)
+    again, note = rescore.champion(pair, plugins=LOADED, progress=Progress(quiet=True))
     assert again.unscored == "", note
     assert again.eval_digest == new.eval_digest
 

@@ -23,7 +23,7 @@ from mlflow_ft.values import Split
 
 @pytest.fixture
 def run(store: str, config: Config, plugins: Plugins, tmp_path: Path) -> Iterator[ActiveRun]:
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path / "outputs" / run.run_id)
         yield run
 
@@ -49,9 +49,9 @@ def test_long_values_are_cut_with_a_mark(run: ActiveRun, client: MlflowClient, c
     run.log_config(long, text="")
     run.set_tags({"tag": "y" * 9000})
 
-    found = client.get_run(run.run_id).data
-    assert found.params["cfg.data.chat_template"] == "x" * 5990 + " ... [cut]"
-    assert found.tags["tag"] == "y" * 7990 + " ... [cut]"
+    data = client.get_run(run.run_id).data
+    assert data.params["cfg.data.chat_template"] == "x" * 5990 + " ... [cut]"
+    assert data.tags["tag"] == "y" * 7990 + " ... [cut]"
     assert cut("abc", 3) == "abc"
 
 
@@ -64,9 +64,9 @@ def test_a_resumed_run_may_have_another_config_and_says_so(
 
     run.log_config(Config.model_validate(config.model_dump() | {"training": {"max_steps": 7}}), text="")
 
-    found = client.get_run(run.run_id).data
-    assert found.tags["mlflow_ft.changed_config"] == "cfg.training.max_steps: -1 -> 7"
-    assert found.params["cfg.training.max_steps"] == "-1"
+    data = client.get_run(run.run_id).data
+    assert data.tags["mlflow_ft.changed_config"] == "cfg.training.max_steps: -1 -> 7"
+    assert data.params["cfg.training.max_steps"] == "-1"
 
 
 def test_more_tags_than_one_request_takes(run: ActiveRun, client: MlflowClient) -> None:
@@ -105,8 +105,8 @@ def test_the_data_are_dataset_inputs(run: ActiveRun, client: MlflowClient, split
     held_out = replace(split, name="eval", sources=("org/rows",), source_type="hugging_face", digest="f" * 32)
     run.log_inputs([split, held_out], tags={"format": "messages"})
 
-    found = client.get_run(run.run_id).inputs.dataset_inputs
-    by_context = {tag.value: item for item in found for tag in item.tags if tag.key == "mlflow.data.context"}
+    inputs = client.get_run(run.run_id).inputs.dataset_inputs
+    by_context = {tag.value: item for item in inputs for tag in item.tags if tag.key == "mlflow.data.context"}
     train, evaluation = by_context["train"].dataset, by_context["eval"].dataset
     assert (train.name, train.digest, train.source_type) == ("rows.jsonl", split.digest, "local")
     assert json.loads(train.source) == {"uri": "/data/rows.jsonl"}
@@ -126,9 +126,9 @@ def test_metrics_arrive_with_step_time_and_odd_values(run: ActiveRun, client: Ml
 
     (point,) = client.get_metric_history(run.run_id, "train/loss")
     assert (point.value, point.step, point.timestamp) == (1.5, 3, 1234)
-    found = client.get_run(run.run_id).data.metrics
-    assert found["eval/exact match ___"] == 2
-    assert all(math.isnan(found[key]) for key in ("nan", "inf", "-inf"))
+    metrics = client.get_run(run.run_id).data.metrics
+    assert metrics["eval/exact match ___"] == 2
+    assert all(math.isnan(metrics[key]) for key in ("nan", "inf", "-inf"))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_one_value_that_the_server_refuses_does_not_hold_up_the_others(run: Acti
 
 
 def test_a_metric_before_the_journal_is_an_error_of_the_program(store: str, config: Config, plugins: Plugins) -> None:
-    with open_run(config, plugins=plugins) as run, pytest.raises(RuntimeError, match="open_journal"):
+    with open_run(config.run, plugins=plugins) as run, pytest.raises(RuntimeError, match="open_journal"):
         run.metric("a", 1)
 
 
@@ -167,10 +167,10 @@ def test_a_table_is_one_file_that_the_ui_lists(run: ActiveRun, client: MlflowCli
     run.table(rows, "answers.json")
     run.table([], "empty.json")
 
-    found = client.load_table(run.experiment_id, "answers.json", run_ids=[run.run_id])
-    assert list(found.columns) == ["prompt", "score", "note"]
-    assert list(found["prompt"]) == ["hi", "größer"]
-    assert math.isnan(found["score"][0])
+    table = client.load_table(run.experiment_id, "answers.json", run_ids=[run.run_id])
+    assert list(table.columns) == ["prompt", "score", "note"]
+    assert list(table["prompt"]) == ["hi", "größer"]
+    assert math.isnan(table["score"][0])
     assert "NaN" not in artifact(run, "answers.json")  # a browser could not read it
     listed = json.loads(client.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"])
     assert [item["path"] for item in listed] == ["answers.json", "empty.json"]

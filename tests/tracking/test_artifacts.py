@@ -56,8 +56,8 @@ def used(source: str, context: str | None = "train", digest: str = "d") -> Datas
     return DatasetInput(dataset=dataset, tags=tags)
 
 
-def values(asked: str, **about: Any) -> list[Any]:
-    rows = sources.open_source(asked, DataSection(**about)).rows()
+def values(uri: str, **about: Any) -> list[Any]:
+    rows = sources.open_source(uri, DataSection(**about)).rows()
     return [row.values["a"] for row in rows if isinstance(row, Row)]
 
 
@@ -145,10 +145,10 @@ def test_rows_that_a_registered_model_carries_are_read(client: MlflowClient, tmp
     ],
 )
 def test_what_mlflow_does_not_have_is_told(uri: str) -> None:
-    asked = uri.replace("RUN", log_rows("rows.jsonl"))
+    resolved = uri.replace("RUN", log_rows("rows.jsonl"))
     with pytest.raises(DataError, match=r"cannot be fetched from MLflow|has no such artifact") as error:
-        sources.open_source(asked, DataSection())
-    assert repr(asked) in str(error.value)
+        sources.open_source(resolved, DataSection())
+    assert repr(resolved) in str(error.value)
     assert "MLFLOW_TRACKING_URI" in str(error.value)
     assert len(str(error.value).splitlines()) == 2
 
@@ -156,9 +156,9 @@ def test_what_mlflow_does_not_have_is_told(uri: str) -> None:
 @pytest.mark.usefixtures("store")
 def test_an_artifact_that_holds_no_rows_is_told() -> None:
     run_id = log_rows("rows.txt.md", "folder/a.bin")
-    with pytest.raises(DataError, match=r"rows\.txt\.md' is of no known kind"):
+    with pytest.raises(DataError, match=r"rows\.txt\.md' is of an unknown kind"):
         values(f"runs:/{run_id}/rows.txt.md")
-    with pytest.raises(DataError, match=f"the folder 'runs:/{run_id}/folder' holds no data file"):
+    with pytest.raises(DataError, match=f"the folder 'runs:/{run_id}/folder' contains no data file"):
         values(f"runs:/{run_id}/folder")
 
 
@@ -182,22 +182,22 @@ def test_an_artifact_of_a_server_is_read_by_its_own_uri(server: Server) -> None:
 def test_a_server_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for asked in ("runs:/0123/rows.jsonl", "runs:/0123", "mlflow-artifacts:/0/rows.jsonl", "models:/m/1"):
+    for uri in ("runs:/0123/rows.jsonl", "runs:/0123", "mlflow-artifacts:/0/rows.jsonl", "models:/m/1"):
         with pytest.raises(TrackingError, match=r"no tracking server answers at http://127\.0\.0\.1:9"):
-            sources.open_source(asked, DataSection())
+            sources.open_source(uri, DataSection())
 
 
 def test_what_was_fetched_is_there_until_the_process_ends_and_no_longer(store: str, tmp_path: Path) -> None:
     run_id = log_rows("rows.jsonl")
     code = (
-        "import sys; from mlflow_ft.tracking import fetch; found = [fetch(sys.argv[1]) for _ in range(2)];"
-        "print(*(one.read_text().count('a') for one in found)); print(*found, sep='\\n')"
+        "import sys; from mlflow_ft.tracking import fetch; files = [fetch(sys.argv[1]) for _ in range(2)];"
+        "print(*(file.read_text().count('a') for file in files)); print(*files, sep='\\n')"
     )
     (tmp_path / "temporary").mkdir()
     environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "MLFLOW_TRACKING_URI": store}
     command = [sys.executable, "-c", code, f"runs:/{run_id}/rows.jsonl"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    counts, first, second = done.stdout.splitlines()
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    counts, first, second = completed.stdout.splitlines()
     assert counts == "2 2"
     assert first != second
     assert Path(first).is_relative_to(tmp_path / "temporary")
@@ -214,9 +214,9 @@ def test_a_run_alone_means_the_data_that_it_was_trained_on(split: Split, tmp_pat
     held_out = replace(split, name="eval", sources=("/elsewhere.jsonl",), digest="e" * 32)
     run_id = log_inputs(dataset_input(held_out), dataset_input(train))
     assert trained_on(run_id) == str(tmp_path / "my rows.jsonl")
-    for asked in (f"runs:/{run_id}", f"runs:/{run_id}/"):
-        source = sources.open_source(asked, DataSection())
-        assert (source.asked, source.uri) == (asked, str(tmp_path / "my rows.jsonl"))
+    for uri in (f"runs:/{run_id}", f"runs:/{run_id}/"):
+        source = sources.open_source(uri, DataSection())
+        assert (source.asked, source.uri) == (uri, str(tmp_path / "my rows.jsonl"))
         assert [row.place for row in source.rows()] == [f"{tmp_path}/my rows.jsonl:{line}" for line in (1, 2)]
 
 
@@ -225,7 +225,7 @@ def test_data_of_the_hub_is_found_by_way_of_a_run(split: Split) -> None:
     run_id = log_inputs(dataset_input(replace(split, sources=("owner/rows",), source_type="hugging_face")))
     source = sources.open_source(f"runs:/{run_id}", DataSection())
     assert (source.kind, source.uri) == ("hugging_face", "owner/rows")
-    with pytest.raises(DataError, match="'owner/rows' is not a file, and the Hub does not give it"):
+    with pytest.raises(DataError, match="'owner/rows' is not a file, and the Hub does not provide it"):
         list(source.rows())
 
 
@@ -268,7 +268,7 @@ def test_where_the_data_came_from_is_told_or_missed(source: Mapping[str, Any], p
     if place is not None:
         assert trained_on(run_id) == place
         return
-    with pytest.raises(DataError, match=f"data 'runs:/{run_id}': the run names no training data") as error:
+    with pytest.raises(DataError, match=f"data 'runs:/{run_id}': the run recorded no training data") as error:
         trained_on(run_id)
     assert "runs:/RUN_ID/path/of/the/file" in str(error.value)
 
@@ -277,7 +277,7 @@ def test_where_the_data_came_from_is_told_or_missed(source: Mapping[str, Any], p
 @pytest.mark.parametrize("source", ["not JSON", "{", "[]", '"/rows.jsonl"', "null", "1", "[" * 5000])
 def test_a_source_that_is_not_as_mlflow_writes_it_is_no_place(source: str) -> None:
     run_id = log_inputs(used(source))
-    with pytest.raises(DataError, match="names no training data"):
+    with pytest.raises(DataError, match="recorded no training data"):
         trained_on(run_id)
 
 
@@ -285,19 +285,19 @@ def test_a_source_that_is_not_as_mlflow_writes_it_is_no_place(source: str) -> No
 @pytest.mark.parametrize("context", [None, "eval", "validation", "test", ""])
 def test_data_of_another_use_was_not_trained_on(context: str | None) -> None:
     run_id = log_inputs(used('{"uri": "/rows.jsonl"}', context))
-    with pytest.raises(DataError, match="names no training data"):
+    with pytest.raises(DataError, match="recorded no training data"):
         trained_on(run_id)
 
 
 @pytest.mark.usefixtures("store")
 def test_several_sources_are_told_and_none_is_chosen() -> None:
-    one, other = used('{"uri": "/a.jsonl"}', digest="1"), used('{"uri": "/b.jsonl"}', "training", digest="2")
+    first, second = used('{"uri": "/a.jsonl"}', digest="1"), used('{"uri": "/b.jsonl"}', "training", digest="2")
     again = used('{"uri": "/a.jsonl"}', digest="3")
-    assert trained_on(log_inputs(one, again)) == "/a.jsonl"
+    assert trained_on(log_inputs(first, again)) == "/a.jsonl"
     with pytest.raises(
-        DataError, match=r"the run names several sources: /[ab]\.jsonl, /[ab]\.jsonl\n  name the ones that are meant"
+        DataError, match=r"the run recorded several sources: /[ab]\.jsonl, /[ab]\.jsonl\n  choose among them"
     ):
-        trained_on(log_inputs(one, other))
+        trained_on(log_inputs(first, second))
 
 
 @pytest.mark.usefixtures("store")
@@ -311,20 +311,20 @@ def test_runs_that_point_at_runs_do_not_go_round() -> None:
 @pytest.mark.usefixtures("store")
 def test_a_run_without_data_or_no_run_at_all_is_told() -> None:
     run_id = log_inputs()
-    for asked in (run_id, "0" * 32, "none", "x" * 300):
-        with pytest.raises(DataError, match=f"^data 'runs:/{asked}': "):
-            sources.open_source(f"runs:/{asked}", DataSection())
+    for wrong_id in (run_id, "0" * 32, "none", "x" * 300):
+        with pytest.raises(DataError, match=f"^data 'runs:/{wrong_id}': "):
+            sources.open_source(f"runs:/{wrong_id}", DataSection())
 
 
 @pytest.mark.usefixtures("store")
 def test_data_of_a_run_that_is_no_longer_there_is_told() -> None:
     run_id = log_inputs(used('{"uri": "/no/longer/there.jsonl"}'))
-    with pytest.raises(DataError, match=r"there is no data file '/no/longer/there\.jsonl'"):
+    with pytest.raises(DataError, match=r"the data file '/no/longer/there\.jsonl' does not exist"):
         sources.open_source(f"runs:/{run_id}", DataSection())
 
 
 def test_a_run_that_was_trained_on_a_mixture_names_its_sources(store: str, split: Split) -> None:
     run_id = log_inputs(dataset_input(replace(split, sources=("/data/a.jsonl", "/data/b, c.jsonl"))))
-    with pytest.raises(DataError, match=r"the run names several sources: /data/a\.jsonl, /data/b, c\.jsonl"):
+    with pytest.raises(DataError, match=r"the run recorded several sources: /data/a\.jsonl, /data/b, c\.jsonl"):
         trained_on(run_id)
     assert trained_on(log_inputs(dataset_input(split))) == "/data/rows.jsonl"

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import copies, open_run, write_manifest
+from mlflow_ft.tracking import ModelToLog, copies, open_run, write_manifest
 from mlflow_ft.tracking.copies import copy_version
 from tests.tracking.conftest import Server
 
@@ -25,8 +25,8 @@ def registered(client: MlflowClient, config: Config, plugins: Plugins, echo: dic
     folder = echo["artifacts"]["weights"]
     write_manifest(folder)
     artifacts = echo["artifacts"] | {"model": folder}
-    with open_run(config, plugins=plugins) as run:
-        model_id = run.log_model(**echo | {"artifacts": artifacts})
+    with open_run(config.run, plugins=plugins) as run:
+        model_id = run.log_model(ModelToLog(**echo | {"artifacts": artifacts}))
         tags = {"mlflow_ft.run_id": run.run_id, "gate": "passed", "mlflow_ft.parity.kl_mean": "0.001"}
         tags |= {"mlflow_ft.plugins": "x" * 6000}
         number = run.register(
@@ -80,9 +80,9 @@ def test_what_does_not_arrive_as_it_left_is_not_registered(
         (Path(self.get_logged_model(model_id).artifact_location) / "MLmodel").write_text("cut")
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", loses_a_file)
-    with pytest.raises(RefusedError, match="did not arrive as it left") as error:
+    with pytest.raises(RefusedError, match="the copy differs from the original") as error:
         copy_version(client, version, to="prod.chat", client=client)
     assert [problem.place for problem in error.value.problems] == ["MLmodel"]
     assert not client.search_registered_models("name='prod.chat'")
-    found = client.search_logged_models([client.get_experiment_by_name(copies.EXPERIMENT).experiment_id])
-    assert [str(one.status) for one in found] == ["FAILED"]
+    copied = client.search_logged_models([client.get_experiment_by_name(copies.EXPERIMENT).experiment_id])
+    assert [str(model.status) for model in copied] == ["FAILED"]

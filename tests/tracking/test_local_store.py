@@ -77,7 +77,7 @@ def test_a_store_that_was_left_broken_while_it_was_made_is_reported_and_may_be_r
     uri = broken(tmp_path / "mlflow.db")
     with pytest.raises(TrackingError, match=r"_alembic_tmp_tags already exists") as refused:
         check_server(uri)
-    assert f"remove {tmp_path / 'mlflow.db'} and start again" in refused.value.hint
+    assert f"delete {tmp_path / 'mlflow.db'} and try again" in refused.value.hint
     (tmp_path / "mlflow.db").unlink()  # as the hint says; this process still has the removed file open
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     subprocess.run([sys.executable, "-c", OPEN], check=True, stdin=subprocess.DEVNULL)
@@ -107,7 +107,7 @@ def test_a_store_with_runs_whose_migration_was_disturbed_is_repaired_by_what_the
     broken(path)
     with pytest.raises(TrackingError, match="_alembic_tmp_tags already exists") as refused:
         check_server(uri)
-    repair = re.fullmatch(r'a migration .* Copy .* first; then sqlite3 .* "(.*)", then mlflow (.*)', refused.value.hint)
+    repair = re.fullmatch(r'a migration .* Back up .*; then sqlite3 .* "(.*)", then mlflow (.*)', refused.value.hint)
     assert repair
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(repair[1])

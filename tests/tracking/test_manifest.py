@@ -32,13 +32,13 @@ def test_what_differs_is_told_by_name(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "more.json").write_text("{}")
 
-    with pytest.raises(RefusedError) as told:
+    with pytest.raises(RefusedError) as error:
         verify_manifest(folder)
 
-    assert str(told.value).splitlines()[1:] == [
+    assert str(error.value).splitlines()[1:] == [
         "  tokenizer.json  is missing",
         "  more.json  is not in the manifest",
-        "  adapter/adapter_model.safetensors  is not what was written",
+        "  adapter/adapter_model.safetensors  has changed",
     ]
 
 

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ModelError, RefusedError, TrackingError
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import ActiveRun, models, open_run
+from mlflow_ft.tracking import ActiveRun, ModelToLog, models, open_run
 from mlflow_ft.values import Split
 
 REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0.0}
@@ -29,7 +29,7 @@ REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "te
 
 @pytest.fixture
 def run(store: str, config: Config, plugins: Plugins, tmp_path: Path) -> Iterator[ActiveRun]:
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path / "outputs" / run.run_id)
         yield run
 
@@ -45,7 +45,7 @@ def test_a_model_from_code_answers_one_chat_completion(
     run.metric("unrelated", 1, step=0)
     assert run.flush(10)
 
-    model_id = run.log_model(**echo)
+    model_id = run.log_model(ModelToLog(**echo))
 
     model = client.get_logged_model(model_id)
     assert (str(model.status), model.name, model.model_type) == ("READY", "echo", "adapter")
@@ -61,7 +61,7 @@ def test_a_model_from_code_answers_one_chat_completion(
 def test_the_model_holds_its_artifacts_whole_no_pickle_and_no_path_of_this_machine(
     run: ActiveRun, client: MlflowClient, echo: dict[str, Any], tmp_path: Path
 ) -> None:
-    root = Path(client.get_logged_model(run.log_model(**echo)).artifact_location)
+    root = Path(client.get_logged_model(run.log_model(ModelToLog(**echo))).artifact_location)
 
     names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert {"artifacts/weights/model.safetensors", "artifacts/weights/inner/tokenizer.json"} <= names
@@ -80,7 +80,7 @@ def test_an_input_example_is_kept_and_nothing_is_loaded(
         echo["code"].read_text().replace("def load_context", "def load_context(self, c): 1/0\n    def x")
     )
 
-    root = Path(client.get_logged_model(run.log_model(**echo, input_example=REQUEST)).artifact_location)
+    root = Path(client.get_logged_model(run.log_model(ModelToLog(**echo, input_example=REQUEST))).artifact_location)
     assert (root / "input_example.json").exists()
 
 
@@ -92,7 +92,7 @@ def test_a_model_that_could_not_be_logged_is_failed_and_not_registered(
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", full)
     with pytest.raises(TrackingError, match="could not log the model echo: no space left"):
-        run.log_model(**echo)
+        run.log_model(ModelToLog(**echo))
 
     (model,) = client.search_logged_models([run.experiment_id])
     assert str(model.status) == "FAILED"
@@ -112,24 +112,24 @@ def test_scores_are_linked_to_model_and_data(
     run: ActiveRun, client: MlflowClient, echo: dict[str, Any], split: Split
 ) -> None:
     run.log_inputs([split])
-    one, two = run.log_model(**echo), run.log_model(**echo | {"name": "echo.2"})
+    first, second = run.log_model(ModelToLog(**echo)), run.log_model(ModelToLog(**echo | {"name": "echo.2"}))
     run.metric("loss", 0.5, timestamp_ms=1)
-    for model_id in (one, two):  # the same value for both: neither may be taken for a copy of the other
+    for model_id in (first, second):  # the same value for both: neither may be taken for a copy of the other
         run.metric("loss", 0.5, model_id=model_id, dataset=split, timestamp_ms=1)
-    run.metrics({"exact": 0.25}, model_id=one, dataset=split, step=7)
+    run.metrics({"exact": 0.25}, model_id=first, dataset=split, step=7)
     assert run.flush(10)
 
-    found = {metric.key: metric for metric in client.get_logged_model(one).metrics}
-    assert found.keys() == {"loss", "exact"}
-    assert (found["exact"].value, found["exact"].step) == (0.25, 7)
-    assert (found["exact"].dataset_name, found["exact"].dataset_digest) == ("rows.jsonl", split.digest)
-    assert [metric.value for metric in client.get_logged_model(two).metrics] == [0.5]
+    metrics = {metric.key: metric for metric in client.get_logged_model(first).metrics}
+    assert metrics.keys() == {"loss", "exact"}
+    assert (metrics["exact"].value, metrics["exact"].step) == (0.25, 7)
+    assert (metrics["exact"].dataset_name, metrics["exact"].dataset_digest) == ("rows.jsonl", split.digest)
+    assert [metric.value for metric in client.get_logged_model(second).metrics] == [0.5]
     assert client.get_run(run.run_id).inputs.model_inputs == []
 
 
 def test_versions_are_numbered_tagged_and_aliased(run: ActiveRun, client: MlflowClient, echo: dict[str, Any]) -> None:
-    first = run.log_model(**echo)
-    second = run.log_model(**echo)
+    first = run.log_model(ModelToLog(**echo))
+    second = run.log_model(ModelToLog(**echo))
 
     assert run.register(name="chat", model_id=first, tags={"gate": "none"}, alias="candidate") == 1
     assert run.register(name="chat", model_id=second, tags={}, alias="candidate") == 2
@@ -155,13 +155,13 @@ def test_an_alias_race_is_tried_again(
         set_alias(*arguments)
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", race)
-    assert run.register(name="chat", model_id=run.log_model(**echo), tags={}, alias="candidate") == 1
+    assert run.register(name="chat", model_id=run.log_model(ModelToLog(**echo)), tags={}, alias="candidate") == 1
     assert client.get_registered_model("chat").aliases.keys() == {"candidate"}
 
 
 @pytest.mark.slow
 def test_mlflow_models_serve_answers_one_openai_object(run: ActiveRun, echo: dict[str, Any], tmp_path: Path) -> None:
-    model_id = run.log_model(**echo)
+    model_id = run.log_model(ModelToLog(**echo))
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -216,7 +216,7 @@ def test_a_registered_model_that_is_there_takes_one_connection_of_the_store(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "AssertionPool")  # raises at a second one
-    one = MlflowClient(store)
+    client = MlflowClient(store)
     for _ in range(2):
-        models.ensure_registered_model(one, "chat")
-    assert [model.name for model in one.search_registered_models()] == ["chat"]
+        models.ensure_registered_model(client, "chat")
+    assert [model.name for model in client.search_registered_models()] == ["chat"]

@@ -25,7 +25,7 @@ def test_points_logged_during_an_outage_all_arrive(
     server: Any, config: Config, plugins: Plugins, tmp_path: Path
 ) -> None:
     check_server()
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path / "outputs")
         started = time.monotonic()
         for step in range(STEPS):
@@ -44,9 +44,9 @@ def test_points_logged_during_an_outage_all_arrive(
     points = client.get_metric_history(run.run_id, "loss")
     assert [(point.step, point.value) for point in points] == [(step, 1 / (step + 1)) for step in range(STEPS)]
     assert len(client.get_metric_history(run.run_id, "nan")) == STEPS
-    found = client.get_run(run.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.data.tags["while"] == "away"
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.tags["while"] == "away"
     assert run.url == f"{server.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
 
@@ -56,8 +56,8 @@ def test_a_run_that_ends_in_an_outage_is_delivered_later(
 ) -> None:
     monkeypatch.setattr("mlflow_ft.tracking.run.PATIENCE_SECONDS", 1)
     folder = tmp_path / "outputs"
-    opened = open_run(config, plugins=plugins)
-    with pytest.raises(UndeliveredError, match="5 metrics") as told, opened as run:
+    opened = open_run(config.run, plugins=plugins)
+    with pytest.raises(UndeliveredError, match="5 metrics") as error, opened as run:
         run.open_journal(folder)
         run.metric("loss", 0, step=0)
         assert run.flush(20)
@@ -65,8 +65,8 @@ def test_a_run_that_ends_in_an_outage_is_delivered_later(
         for step in range(1, 6):
             run.metric("loss", step, step=step)
 
-    assert str(folder / "journal.jsonl") in str(told.value)
-    assert f"mlflow-ft sync {folder}" in str(told.value)
+    assert str(folder / "journal.jsonl") in str(error.value)
+    assert f"mlflow-ft sync {folder}" in str(error.value)
     with pytest.raises(TrackingError, match="no tracking server answers"):
         deliver(folder)
     server.go_on()
@@ -82,7 +82,7 @@ def test_a_run_that_ends_in_an_outage_is_delivered_later(
 
 
 def test_delivering_twice_changes_nothing(server: Any, config: Config, plugins: Plugins, tmp_path: Path) -> None:
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path)
         run.metrics({"loss": 0.5, "nan": math.nan}, step=1)
     (tmp_path / "journal.jsonl.sent").unlink()  # as after a crash between delivery and count
@@ -93,5 +93,5 @@ def test_delivering_twice_changes_nothing(server: Any, config: Config, plugins: 
 
 
 def test_a_folder_that_is_no_runs_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="is no folder of a run"):
+    with pytest.raises(TrackingError, match="is not a run's folder"):
         deliver(tmp_path)

@@ -178,11 +178,11 @@ def test_an_answer_that_was_lost_is_not_a_second_move(chat: Ledger, monkeypatch:
     create, lost = MlflowClient.create_model_version, []
 
     def answer_lost(*arguments: Any, **more: Any) -> Any:
-        made = create(*arguments, **more)
+        version = create(*arguments, **more)
         if not lost:
-            lost.append(made)
+            lost.append(version)
             raise ConnectionError("the answer was lost")
-        return made
+        return version
 
     monkeypatch.setattr(MlflowClient, "create_model_version", answer_lost)
     promote(chat, 1)
@@ -196,14 +196,14 @@ def test_which_moves_count_is_the_same_for_all_who_read_them() -> None:
         where = {"kind": "promote", "alias": "champion", "by": "", "reason": "", "decision": ""}
         return Move(**where, number=1, before=None, after=1, at_ms=0, token=token, seen=seen, done=True)
 
-    found = counted([move("a", ""), move("b", ""), move("c", "b"), move("d", "a"), move("e", "a"), move("f", "d")])
-    assert [one.token for one in found if one.counts] == ["a", "d", "f"]
+    moves = counted([move("a", ""), move("b", ""), move("c", "b"), move("d", "a"), move("e", "a"), move("f", "d")])
+    assert [entry.token for entry in moves if entry.counts] == ["a", "d", "f"]
 
 
 # --- twenty at once
 
 
-def promoter(uri: str, version: int, barrier: Any, told: Any) -> None:
+def promoter(uri: str, version: int, barrier: Any, results: Any) -> None:
     """One process that promotes; all begin at the same moment, having seen the same."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     ledger = Ledger(MlflowClient(uri), "chat", "champion")
@@ -212,32 +212,32 @@ def promoter(uri: str, version: int, barrier: Any, told: Any) -> None:
         barrier.wait(60)
         ledger.move(version, kind="promote", standing=standing, by=f"process {version}")
     except Exception as error:
-        told.put((version, type(error).__name__, str(error)))
+        results.put((version, type(error).__name__, str(error)))
     else:
-        told.put((version, "promoted", ""))
+        results.put((version, "promoted", ""))
 
 
 def watch(uri: str, stop: Any, seen: Any) -> None:
     """Look at the alias all the time."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    client, found = MlflowClient(uri), set()
+    client, champions = MlflowClient(uri), set()
     while not stop.is_set():
-        found.add(client.get_registered_model("chat").aliases.get("champion"))
-    seen.put(found)
+        champions.add(client.get_registered_model("chat").aliases.get("champion"))
+    seen.put(champions)
 
 
 def race(uri: str) -> tuple[dict[int, str], set[Any]]:
     """Let 20 processes promote, each another version; what each was told, and what the alias was meanwhile."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow_ft.tracking.promotion"])
-    barrier, told, stop, seen = context.Barrier(PROMOTERS), context.Queue(), context.Event(), context.Queue()
+    barrier, results, stop, seen = context.Barrier(PROMOTERS), context.Queue(), context.Event(), context.Queue()
     watcher = context.Process(target=watch, args=(uri, stop, seen))
     watcher.start()
     numbers = range(2, PROMOTERS + 2)
-    processes = [context.Process(target=promoter, args=(uri, number, barrier, told)) for number in numbers]
+    processes = [context.Process(target=promoter, args=(uri, number, barrier, results)) for number in numbers]
     for process in processes:
         process.start()
-    outcomes = [told.get(timeout=300) for _ in processes]
+    outcomes = [results.get(timeout=300) for _ in processes]
     stop.set()
     states = seen.get(timeout=60)
     for process in (*processes, watcher):
@@ -254,7 +254,7 @@ def check_race(ledger: Ledger, uri: str) -> None:
     first = f"process {winners[0]} moved it to version {winners[0]} first"
     assert [outcome for outcome in others if not (outcome.startswith("RefusedError") and first in outcome)] == []
     assert alias(ledger) == winners[0]
-    assert {None if one is None else int(one) for one in states} <= {1, winners[0]}, (
+    assert {None if state is None else int(state) for state in states} <= {1, winners[0]}, (
         "there was no champion, or a wrong one"
     )
     assert [move.after for move in ledger.standing().moves] == [1, winners[0]]

@@ -25,21 +25,21 @@ def status(client: MlflowClient, run_id: str) -> str:
 
 
 def test_a_run_is_made_in_its_experiment_and_finishes(client: MlflowClient, config: Config, plugins: Plugins) -> None:
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         assert status(client, run.run_id) == "RUNNING"
         assert mlflow.active_run().info.run_id == run.run_id  # what a plugin logs with mlflow.log_metric lands here
         mlflow.log_metric("plugin", 1)
 
-    found = client.get_run(run.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "a-name"
-    assert found.data.metrics == {"plugin": 1}
-    assert client.get_experiment(found.info.experiment_id).name == "an-experiment"
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "a-name"
+    assert stored.data.metrics == {"plugin": 1}
+    assert client.get_experiment(stored.info.experiment_id).name == "an-experiment"
     assert run.url is None
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "told"),
+    ("error", "state", "message"),
     [
         (ValueError("no memory " + "x" * 6000), "FAILED", "no memory xxx"),
         (StoppedError(signal.SIGTERM), "KILLED", "stopped by signal 15"),
@@ -48,17 +48,17 @@ def test_a_run_is_made_in_its_experiment_and_finishes(client: MlflowClient, conf
     ],
 )
 def test_the_state_and_the_error_of_a_run_that_raises(
-    client: MlflowClient, config: Config, plugins: Plugins, error: BaseException, state: str, told: str
+    client: MlflowClient, config: Config, plugins: Plugins, error: BaseException, state: str, message: str
 ) -> None:
-    with pytest.raises(type(error)), open_run(config, plugins=plugins) as run:
+    with pytest.raises(type(error)), open_run(config.run, plugins=plugins) as run:
         run.begin("train")
         raise error
 
-    found = client.get_run(run.run_id)
-    assert found.info.status == state
-    assert found.data.tags["mlflow_ft.error"].startswith(told)
-    assert len(found.data.tags["mlflow_ft.error"]) <= 5000
-    assert found.data.tags["mlflow_ft.stage"] == "train"
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == state
+    assert stored.data.tags["mlflow_ft.error"].startswith(message)
+    assert len(stored.data.tags["mlflow_ft.error"]) <= 5000
+    assert stored.data.tags["mlflow_ft.stage"] == "train"
 
 
 def test_the_run_that_mlflow_run_opened_is_adopted(
@@ -69,15 +69,15 @@ def test_the_run_that_mlflow_run_opened_is_adopted(
     monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
 
-    with open_run(config, plugins=plugins) as run:
+    with open_run(config.run, plugins=plugins) as run:
         assert "MLFLOW_RUN_ID" not in os.environ
         assert run.run_id == opened.info.run_id
 
-    found = client.get_run(run.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "a-name"
-    assert "mlflow_ft.error" not in found.data.tags
-    assert "mlflow_ft.stage" not in found.data.tags
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "a-name"
+    assert "mlflow_ft.error" not in stored.data.tags
+    assert "mlflow_ft.stage" not in stored.data.tags
     assert client.get_experiment_by_name("an-experiment") is None
     assert len(client.search_runs(["0"])) == 1
 
@@ -86,13 +86,16 @@ def test_a_run_id_that_is_not_there_is_told(
     store: str, config: Config, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(TrackingError, match=r"MLFLOW_RUN_ID names.*not found"), open_run(config, plugins=plugins):
+    with (
+        pytest.raises(TrackingError, match=r"named by MLFLOW_RUN_ID.*not found"),
+        open_run(config.run, plugins=plugins),
+    ):
         pytest.fail("opened")
 
 
 def test_a_deleted_experiment_is_told(client: MlflowClient, config: Config, plugins: Plugins) -> None:
     client.delete_experiment(client.create_experiment("an-experiment"))
-    with pytest.raises(TrackingError, match="was deleted"), open_run(config, plugins=plugins):
+    with pytest.raises(TrackingError, match="was deleted"), open_run(config.run, plugins=plugins):
         pytest.fail("opened")
 
 
@@ -100,7 +103,7 @@ def test_a_run_of_somebody_else_is_not_touched(client: MlflowClient, config: Con
     with (
         mlflow.start_run() as other,
         pytest.raises(TrackingError, match="is active"),
-        open_run(config, plugins=plugins),
+        open_run(config.run, plugins=plugins),
     ):
         pytest.fail("opened")
     assert status(client, other.info.run_id) == "FINISHED"
@@ -108,7 +111,7 @@ def test_a_run_of_somebody_else_is_not_touched(client: MlflowClient, config: Con
 
 def test_signal_handlers_and_environment_are_as_before(store: str, config: Config, plugins: Plugins) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), dict(os.environ)
-    with open_run(config, plugins=plugins):
+    with open_run(config.run, plugins=plugins):
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), dict(os.environ))
 
@@ -117,7 +120,7 @@ def test_a_run_opens_in_a_thread_without_handlers(client: MlflowClient, config: 
     ids: list[str] = []
 
     def work() -> None:
-        with open_run(config, plugins=plugins) as run:
+        with open_run(config.run, plugins=plugins) as run:
             ids.append(run.run_id)
 
     thread = threading.Thread(target=work)
@@ -173,13 +176,13 @@ class TestSignals:
 SCRIPT = """
 import os, sys, time
 import mlflow
-from mlflow_ft.config.schema import Config
+from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import FineTuneError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import open_run
 
 try:
-    with open_run(Config(method="sft"), plugins=Plugins()) as run:
+    with open_run(RunSection(), plugins=Plugins()) as run:
         mlflow.log_metric("fluent", 1)
         print(run.run_id, flush=True)
         {body}
@@ -204,7 +207,7 @@ def start(body: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_a_process_that_is_stopped_or_fails_leaves_the_true_state(client: MlflowClient) -> None:
     processes = {name: start(body) for name, (body, *_) in ENDS.items()}
-    found = {}
+    ends = {}
     for name, (_, send, *_) in ENDS.items():
         process = processes[name]
         assert process.stdout
@@ -212,9 +215,9 @@ def test_a_process_that_is_stopped_or_fails_leaves_the_true_state(client: Mlflow
             run_id = lines.readline().strip()
         if send:
             process.send_signal(send)
-        found[name] = (process.wait(60), status(client, run_id))
+        ends[name] = (process.wait(60), status(client, run_id))
 
-    assert found == {name: (exit_code, state) for name, (_, _, exit_code, state) in ENDS.items()}
+    assert ends == {name: (exit_code, state) for name, (_, _, exit_code, state) in ENDS.items()}
 
 
 @pytest.fixture
@@ -232,7 +235,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_a_run_that_fails_while_the_server_is_away_keeps_its_own_error(
     client: MlflowClient, config: Config, plugins: Plugins, no_server: Callable[[], None], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="mine"), open_run(config, plugins=plugins) as run:
+    with pytest.raises(ValueError, match="mine"), open_run(config.run, plugins=plugins) as run:
         run.open_journal(tmp_path / "folder")
         no_server()
         raise ValueError("mine")

@@ -42,17 +42,17 @@ def test_an_mlflow_server_passes(serve: Callable[[int, str], str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "told"),
+    ("status", "text", "message"),
     [
         (403, "Invalid Host header", "--allowed-hosts 127.0.0.1"),
         (401, "", "MLFLOW_TRACKING_USERNAME"),
-        (404, "Not Found", "no MLflow server"),
-        (200, "<html>hello</html>", "no MLflow server"),
-        (502, "Bad Gateway", "no MLflow server"),
+        (404, "Not Found", "not an MLflow server"),
+        (200, "<html>hello</html>", "not an MLflow server"),
+        (502, "Bad Gateway", "not an MLflow server"),
     ],
 )
-def test_what_refuses_is_told(serve: Callable[[int, str], str], status: int, text: str, told: str) -> None:
-    with pytest.raises(TrackingError, match=told):
+def test_a_refusal_is_reported(serve: Callable[[int, str], str], status: int, text: str, message: str) -> None:
+    with pytest.raises(TrackingError, match=message):
         check_server(serve(status, text))
 
 
@@ -69,13 +69,13 @@ def test_the_uri_is_mlflows_own_when_none_is_given(monkeypatch: pytest.MonkeyPat
 
 def test_an_sqlite_file_needs_a_folder(tmp_path: Path) -> None:
     check_server(f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(TrackingError, match="there is no folder"):
+    with pytest.raises(TrackingError, match="no folder"):
         check_server(f"sqlite:///{tmp_path}/none/mlflow.db")
 
 
 def test_an_sqlite_file_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
-    with pytest.raises(TrackingError, match="cannot be written"):
+    with pytest.raises(TrackingError, match="is not writable"):
         check_server(f"sqlite:///{tmp_path}/mlflow.db")
 
 

@@ -10,8 +10,8 @@ from mlflow_ft.tracking import tables
 
 
 def test_columns_of_all_rows_in_the_order_they_come_up() -> None:
-    found = json.loads(tables.table_json([{"a": 1, "b": float("nan")}, {"c": "é", "a": None}]))
-    assert found == {"columns": ["a", "b", "c"], "data": [[1, None, None], [None, None, "é"]]}
+    table = json.loads(tables.table_json([{"a": 1, "b": float("nan")}, {"c": "é", "a": None}]))
+    assert table == {"columns": ["a", "b", "c"], "data": [[1, None, None], [None, None, "é"]]}
 
 
 def test_a_table_is_listed_once() -> None:

@@ -1,4 +1,4 @@
-"""Arithmetic over all rows at once, for the checks that compare rows with each other."""
+"""Array arithmetic for the checks that compare rows with each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def first_of(hashes: array[int]) -> Numbers:
-    """Of every row the number of the first one that has the same hash."""
+    """For every row, the number of the first row with the same hash."""
     import numpy as np
 
     _, first, group = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
@@ -21,14 +21,14 @@ def first_of(hashes: array[int]) -> Numbers:
 
 
 def sizes_of(firsts: Numbers) -> list[int]:
-    """Sizes of the groups that follow these first rows (one entry for every further row), the largest first."""
+    """Sizes of the groups that start at these first rows (one entry per further row), largest first."""
     import numpy as np
 
     return sorted((int(count) + 1 for count in np.unique(firsts, return_counts=True)[1]), reverse=True)
 
 
 def ranges(starts: Numbers, counts: Numbers) -> Numbers:
-    """The numbers from every start on, as many as its count, one range after another: [5, 9], [2, 3]: 5 6 9 10 11."""
+    """Concatenated ranges, each with its start and count: [5, 9], [2, 3] gives 5 6 9 10 11."""
     import numpy as np
 
     before = np.cumsum(counts) - counts

@@ -1,4 +1,4 @@
-"""Checks for held-out rows among the training rows: a model is not judged by what it may have learned by heart."""
+"""Checks for held-out rows among the training rows: a model must not be judged on rows that it may have memorised."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
 
 _PROMPT_WORDS = 8
-_PROMPT_SIGNS = 16
-"""A shorter prompt may be asked twice by chance."""
+_PROMPT_CHARACTERS = 16
+"""A shorter prompt may occur twice by chance."""
 _EXCERPT = 120
 _WORDS = 8
 _FEWEST = 10
-"""Runs of eight words that a held-out row must have to be looked for."""
+"""A held-out row with fewer runs of eight words is not compared."""
 _COMMON = 50
-"""A run of words in more held-out rows than these is a phrase of the format, not of a row."""
+"""A run of words in more held-out rows than this belongs to the format, not to a row."""
 _BATCH = 512
 _BARS = 20
 
 
 def contamination(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksSection) -> Finding:
-    """Training rows that say what a held-out row says, or ask what it asks."""
+    """Training rows with the text or the prompt of a held-out row."""
     known = _Known(held)
     rows: list[int] = []
     examples: list[dict[str, Any]] = []
     leaked: dict[str, set[int]] = {"text": set(), "prompt": set()}
     for row in train:
-        found = known.find(row)
-        if not found:
+        match = known.find(row)
+        if not match:
             continue
-        what, number = found
+        part, number = match
         rows.append(row.index)
-        leaked[what].add(number)
+        leaked[part].add(number)
         if len(examples) < settings.max_examples:
-            examples.append(_example(row, held[number], f"the {what} of the held-out row"))
+            examples.append(_example(row, held[number], f"the {part} of the held-out row"))
     return Finding(
         rows=tuple(rows),
         examples=tuple(examples),
@@ -59,7 +59,7 @@ def contamination(held: Sequence[Checked], train: Iterable[Checked], settings: C
 
 
 class _Known:
-    """The held-out rows, by what they say and by what they ask."""
+    """The held-out rows, by text and by prompt."""
 
     def __init__(self, held: Sequence[Checked]) -> None:
         self._held = held
@@ -73,7 +73,7 @@ class _Known:
                 self._prompts.setdefault(_key(prompt, row.prompt), number)
 
     def find(self, row: Checked) -> tuple[str, int] | None:
-        """What a training row has of which held-out row: its text, or its prompt."""
+        """Which part of which held-out row a training row has: its text, or its prompt."""
         if self._texts and (number := self._texts.get(_key(normalise(row.text), row.text))) is not None:
             return "text", number
         if self._prompts and (number := self._prompts.get(_key(normalise(row.prompt), row.prompt))) is not None:
@@ -86,38 +86,38 @@ def _key(normalised: str, text: str) -> int:
 
 
 def _is_long(prompt: str) -> bool:
-    return len(prompt) >= _PROMPT_SIGNS and len(words(prompt)) >= _PROMPT_WORDS
+    return len(prompt) >= _PROMPT_CHARACTERS and len(words(prompt)) >= _PROMPT_WORDS
 
 
-def _example(row: Checked, held: Checked, told: str) -> dict[str, Any]:
-    message = f"has {told} {held.place}: “{excerpt(row.text, _EXCERPT)}” and “{excerpt(held.text, _EXCERPT)}”"
+def _example(row: Checked, held: Checked, part: str) -> dict[str, Any]:
+    message = f"has {part} {held.place}: “{excerpt(row.text, _EXCERPT)}” and “{excerpt(held.text, _EXCERPT)}”"
     return {"file": row.file, "line": row.line, "message": message}
 
 
 def overlap(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksSection) -> Finding:
-    """Training rows that hold most of the runs of eight words of one held-out row."""
+    """Training rows that contain most of one held-out row's runs of eight words."""
     import numpy as np
 
     index, known = _Index(held), _Known(held)
-    found: list[tuple[int, float]] = []
+    overlapping: list[tuple[int, float]] = []
     leaked: set[int] = set()
     examples: list[dict[str, Any]] = []
     for row, number, share in index.overlaps(train, settings.overlap):
-        if known.find(row):  # the other check's
+        if known.find(row):  # reported by the other check
             continue
-        found.append((row.index, share))
+        overlapping.append((row.index, share))
         leaked.add(number)
         if len(examples) < settings.max_examples:
             examples.append(_example(row, held[number], f"{100 * share:.0f} % of the held-out row"))
-    counts, edges = np.histogram([share for _, share in found], _BARS, (0, 1))
+    counts, edges = np.histogram([share for _, share in overlapping], _BARS, (0, 1))
     return Finding(
-        rows=tuple(number for number, _ in found),
+        rows=tuple(number for number, _ in overlapping),
         examples=tuple(examples),
         details={
             "held_out_rows": len(leaked),
             "held_out_rows_compared": index.compared,
             "ignored_phrases": index.ignored,
-            "ignored": f"runs of {_WORDS} words that stand in more than {_COMMON} held-out rows are not counted",
+            "ignored": f"runs of {_WORDS} words that occur in more than {_COMMON} held-out rows are not counted",
             "histogram": {
                 "x": "share of the held-out row",
                 "edges": [round(float(edge), 2) for edge in edges],
@@ -128,7 +128,7 @@ def overlap(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksS
 
 
 class _Index:
-    """Every run of eight words of the held-out rows, sorted, with the rows that it stands in."""
+    """Every run of eight words of the held-out rows, sorted, with the rows that contain it."""
 
     def __init__(self, held: Sequence[Checked]) -> None:
         import numpy as np
@@ -146,7 +146,7 @@ class _Index:
         self.compared = int((self._sizes >= _FEWEST).sum())
 
     def overlaps(self, train: Iterable[Checked], least: float) -> Iterator[tuple[Checked, int, float]]:
-        """Every training row that overlaps enough, with the held-out row that it overlaps most, and by what share."""
+        """Every training row that overlaps enough, with the held-out row that it overlaps most and the share."""
         import numpy as np
 
         rows = iter(train)
@@ -158,7 +158,7 @@ class _Index:
                     yield batch[place], number, share
 
     def _shares(self, hashes: Hashes, places: Numbers) -> Iterator[tuple[int, int, float]]:
-        """Of every row of a batch that has a run in common: its place, the most overlapped held-out row, the share."""
+        """For every row of a batch that shares a run: its place, the most overlapped held-out row, the share."""
         import numpy as np
 
         start = np.searchsorted(self._hashes, hashes, "left")
@@ -168,8 +168,8 @@ class _Index:
             return
         owners = self._owners[ranges(start[hit], count[hit])]
         pairs = np.repeat(places[hit], count[hit]) * len(self._sizes) + owners
-        found, times = np.unique(pairs, return_counts=True)
-        place, owner = found // len(self._sizes), found % len(self._sizes)
+        pairs, times = np.unique(pairs, return_counts=True)
+        place, owner = pairs // len(self._sizes), pairs % len(self._sizes)
         shares = times / self._sizes[owner]
         best = np.lexsort((-shares, place))
         best = best[np.concatenate([[True], np.diff(place[best]) > 0])]

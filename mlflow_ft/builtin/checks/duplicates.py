@@ -1,4 +1,4 @@
-"""Checks for rows that say the same again, and for rows that answer the same prompt otherwise."""
+"""Checks for rows that repeat an earlier one, and for rows that answer the same prompt differently."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from mlflow_ft.config.schema import ChecksSection
 
 _LARGEST = 20
-"""Sizes of groups that are told."""
+"""Group sizes that are reported."""
 _ANSWER_EXCERPT = 120
 _ANSWERS = (
     *("answer", "answers", "solution", "ground_truth", "reference", "target", "expected", "label", "output"),
     *("completion", "response"),
 )
-"""Columns of a prompt that hold what is right."""
+"""Columns of a prompt that hold the right answer."""
 
 
 class ExactDuplicates:
-    """Collects a hash of all that makes up a row; white space apart."""
+    """Collects a hash of the whole row, ignoring differences in white space."""
 
     def __init__(self, settings: ChecksSection) -> None:
         self._shown = settings.max_examples
@@ -98,12 +98,12 @@ class ConflictingAnswers:
         )
 
     def _example(self, number: int, first: int) -> dict[str, Any]:
-        told = f"“{self._seen.excerpt(number)}”, and at {self._seen.where(first)} “{self._seen.excerpt(first)}”"
-        return self._seen.place(number) | {"message": f"the same prompt is answered {told}"}
+        answers = f"“{self._seen.excerpt(number)}”, and at {self._seen.where(first)} “{self._seen.excerpt(first)}”"
+        return self._seen.place(number) | {"message": f"the same prompt is answered {answers}"}
 
 
 def _answer(example: Example) -> str | None:
-    """What the row holds to be right; None where that is no text."""
+    """The row's right answer; None where it is not text."""
     if example.kind == "conversation":
         return example.answer
     known = {name: example.columns[name] for name in _ANSWERS if example.columns.get(name) is not None}
@@ -111,7 +111,7 @@ def _answer(example: Example) -> str | None:
 
 
 def _said(turns: Sequence[Message]) -> str:
-    """What is said in a prompt, the system's words among it; "" where no one else says a word."""
+    """The text of a prompt, including the system prompt; "" where only the system speaks."""
     if not any(content(turn).strip() for turn in turns if turn["role"] != "system"):
         return ""
     return "\n".join(f"{turn['role']}: {_meaning(content(turn))} {turn.get('tool_calls') or ''}" for turn in turns)

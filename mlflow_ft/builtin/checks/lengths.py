@@ -1,4 +1,4 @@
-"""Checks of lengths in tokens: how they are spread, and what is cut."""
+"""Checks of lengths in tokens: their distribution, and what is cut."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _BARS = 40
 _BEYOND = 3
-"""Interquartile ranges above the third quartile from which on a length is an outlier (Tukey's outer fence)."""
+"""A length this many interquartile ranges above the third quartile is an outlier (Tukey's outer fence)."""
 _TIMES_THE_MEDIAN = 4
 _SHOWN_PERCENTILES = 1.25
-"""The histogram ends at so many times the 99th percentile; what is longer counts in its last bar."""
+"""The histogram ends at this many times the 99th percentile; longer rows count in its last bar."""
 
 
 class Lengths:

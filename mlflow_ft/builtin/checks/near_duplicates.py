@@ -1,4 +1,4 @@
-"""The check for near duplicates: MinHash signatures of every row, compared where a band of them agrees."""
+"""The check for near duplicates: MinHash signatures of all rows, compared where a band of them agrees."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _SIGNATURE = 128
 _BAND = 5
 """25 bands of 5: two rows that share 80 % are compared with a probability of 0.9999, two that share 30 % with 0.06."""
 _LEADERS = 4
-"""Rows of a bucket with which the others are compared, one after another: the cost stays linear in the rows."""
+"""Rows of a bucket that the others are compared with, one after another: the cost stays linear in the rows."""
 _EXACT = 128
-"""Rows of at most so many shingles keep them, and are compared exactly where the estimate is close."""
+"""Rows with at most this many shingles keep them, and are compared exactly where the estimate is close."""
 _CLOSE = 0.12
 """Three to four standard deviations of the estimate."""
 _BLOCK = 8192
@@ -40,7 +40,7 @@ _ODD = 0x9E3779B97F4A7C15
 
 
 class NearDuplicates:
-    """Collects a signature of 512 bytes a row, at most as much again of its shingles, and an excerpt."""
+    """Collects per row a signature of 512 bytes, at most as many bytes of shingles, and an excerpt."""
 
     def __init__(self, settings: ChecksSection) -> None:
         self._shown = settings.max_examples
@@ -84,12 +84,12 @@ class NearDuplicates:
         )
 
     def _example(self, number: int, first: int) -> dict[str, Any]:
-        told = f"“{self._seen.excerpt(number)}” is like {self._seen.where(first)}: “{self._seen.excerpt(first)}”"
-        return self._seen.place(number) | {"message": told}
+        message = f"“{self._seen.excerpt(number)}” is like {self._seen.where(first)}: “{self._seen.excerpt(first)}”"
+        return self._seen.place(number) | {"message": message}
 
 
 class _Compared:
-    """What is known of every row, and whether two of them are alike."""
+    """Signature and shingles of every row, and whether two rows are alike."""
 
     def __init__(self, signatures: array[int], shingles: array[int], ends: array[int], least: float) -> None:
         import numpy as np
@@ -101,7 +101,7 @@ class _Compared:
         self._least = least
 
     def alike(self, first: Numbers, other: Numbers) -> npt.NDArray[np.bool_]:
-        """Of every pair of rows whether it is similar enough; pairs with the same first row stand together."""
+        """For every pair of rows, whether it is similar enough; pairs with the same first row are adjacent."""
         import numpy as np
 
         blocks = [slice(start, start + _BLOCK) for start in range(0, len(first), _BLOCK)]
@@ -109,7 +109,7 @@ class _Compared:
         return np.concatenate([np.empty(0), *shared]) >= self._least
 
     def _shared(self, first: Numbers, other: Numbers) -> Shares:
-        """The share of shingles that every pair has in common: estimated, and exactly where that may decide."""
+        """The share of common shingles of every pair: estimated, and exact where that may decide."""
         import numpy as np
 
         shares: Shares = (self.signatures[first] == self.signatures[other]).mean(axis=1)
@@ -120,7 +120,7 @@ class _Compared:
         return shares
 
     def _exactly(self, first: int, others: Numbers) -> Shares:
-        """The share of shingles that one row has in common with each of the others."""
+        """The share of common shingles of one row and each of the others."""
         import numpy as np
 
         counts = self._counts[others]
@@ -133,7 +133,7 @@ class _Compared:
 
 
 def _shingles(row: Checked) -> Words32:
-    """Hashes of the runs of three words of a row, sorted, each once; good and bad answers have none in common."""
+    """Sorted unique hashes of a row's runs of three words; good and bad answers share none."""
     import numpy as np
 
     hashes = (ngrams(words(row.text), _WORDS) >> np.uint64(32)).astype(np.uint32)
@@ -158,10 +158,10 @@ def _permutations() -> Any:
 
 
 def cluster(signatures: Words32, among: Numbers, alike: Alike) -> Numbers:
-    """Of every row the first row of its cluster, itself where it is like no other.
+    """For every row, the first row of its cluster; the row itself where it is like no other.
 
-    Rows meet where all five numbers of a band of their signatures agree; only there are they compared, each with the
-    first row of its bucket, and those that are not like it with the first of the rest.
+    Rows share a bucket where all five numbers of a band of their signatures agree. Only there are they compared, each
+    with the first row of its bucket, and those that are not like it with the first of the rest.
     """
     import numpy as np
 
@@ -182,7 +182,7 @@ def cluster(signatures: Words32, among: Numbers, alike: Alike) -> Numbers:
 
 
 def _first_of_run(keys: npt.NDArray[np.uint64]) -> Numbers:
-    """Of every place in sorted keys the first place that has the same key."""
+    """For every place in sorted keys, the first place with the same key."""
     import numpy as np
 
     places = np.arange(len(keys))
@@ -191,7 +191,7 @@ def _first_of_run(keys: npt.NDArray[np.uint64]) -> Numbers:
 
 
 class _Sets:
-    """Rows in disjoint sets, each known by its first row."""
+    """Rows in disjoint sets, each named by its first row."""
 
     def __init__(self, count: int) -> None:
         import numpy as np
@@ -199,20 +199,20 @@ class _Sets:
         self.roots = np.arange(count)
 
     def join_alike(self, first: Numbers, other: Numbers, alike: Alike) -> npt.NDArray[np.bool_]:
-        """Join the pairs that are alike; of every pair whether it is still apart."""
+        """Join the pairs that are alike; return for every pair whether it is still apart."""
         import numpy as np
 
         apart = self.roots[first] != self.roots[other]
-        asked = np.flatnonzero(apart)
-        joined = asked[alike(first[asked], other[asked])]
-        for one, two in zip(first[joined].tolist(), other[joined].tolist(), strict=True):
-            self._join(one, two)
+        compared = np.flatnonzero(apart)
+        joined = compared[alike(first[compared], other[compared])]
+        for first_row, other_row in zip(first[joined].tolist(), other[joined].tolist(), strict=True):
+            self._join(first_row, other_row)
         self._flatten()
         still: npt.NDArray[np.bool_] = self.roots[first] != self.roots[other]
         return still
 
-    def _join(self, one: int, two: int) -> None:
-        low, high = sorted((self._root(one), self._root(two)))
+    def _join(self, first: int, other: int) -> None:
+        low, high = sorted((self._root(first), self._root(other)))
         self.roots[high] = low
 
     def _root(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""Checks of preferences: pairs without a preference, length that tells the better answer, labels out of balance."""
+"""Checks of preferences: pairs without a preference, length that gives the better answer away, unbalanced labels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FEWEST_PAIRS = 30
 _BIASED = 0.65
 _SURE = 0.01
 _EXACT = 1000
-"""Pairs up to which the sign test is computed exactly; beyond it the normal distribution does as well."""
+"""Up to this many pairs the sign test is exact; beyond it the normal approximation is good enough."""
 _RARE = 0.1
 _BARS = 30
 
 
 def identical_pair(row: Checked) -> str | None:
-    """A better and a worse answer that are the same, so that there is nothing to prefer."""
+    """A chosen and a rejected answer that are the same, so that there is nothing to prefer."""
     chosen, rejected = ([_without_space(turn) for turn in side] for side in (row.example.chosen, row.example.rejected))
     return "chosen and rejected are the same" if chosen == rejected else None
 

@@ -1,4 +1,4 @@
-"""Checks of what must not be learned: secrets, and data about persons. A message never shows one whole."""
+"""Checks for what must not be learned: secrets and personal data. A message never shows one in full."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from mlflow_ft.builtin.checks.seen import said
 from mlflow_ft.builtin.checks.words import mask
 
 _SHOWN = 3
-"""Things named of one row."""
+"""Matches named per row."""
 
 
 def secret(row: Checked) -> str | None:
     """Keys, tokens and passwords that look real."""
-    return _told(row, secrets)
+    return _matches(row, secrets)
 
 
 def personal_data(row: Checked) -> str | None:
     """E-mail addresses, phone numbers, card and account numbers that look real."""
-    return _told(row, personal)
+    return _matches(row, personal)
 
 
-def _told(row: Checked, finder: Callable[[str], Iterator[tuple[str, str]]]) -> str | None:
-    found = dict.fromkeys(f"{kind} {mask(value)}" for _, text in said(row) for kind, value in finder(text))
-    if not found:
+def _matches(row: Checked, finder: Callable[[str], Iterator[tuple[str, str]]]) -> str | None:
+    masked = dict.fromkeys(f"{kind} {mask(value)}" for _, text in said(row) for kind, value in finder(text))
+    if not masked:
         return None
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(list(found)[:_SHOWN]) + more
+    more = f" and {len(masked) - _SHOWN} more" if len(masked) > _SHOWN else ""
+    return ", ".join(list(masked)[:_SHOWN]) + more
 
 
 _TOKENS = (
@@ -50,13 +50,13 @@ _TOKENS = (
     ("k_live_", "Stripe key", r"\b[rs]k_live_[A-Za-z0-9]{16,}"),
     ("eyJ", "JSON web token", r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{16,}"),
 )
-_COMPILED = tuple((sign, kind, re.compile(pattern)) for sign, kind, pattern in _TOKENS)
+_COMPILED = tuple((marker, kind, re.compile(pattern)) for marker, kind, pattern in _TOKENS)
 _ASSIGNED = re.compile(
     r"(?:pass(?:word|wd|phrase)?|pwd|secret(?:[_-]?(?:access[_-]?)?key)?|api[_-]?key|(?:access|auth|bearer)[_-]?token|"
     r"private[_-]?key)[\"']?\s*(?:=|:|=>)\s*[\"']([^\"'\s]{8,200})[\"']",
     re.IGNORECASE,
 )
-_ASSIGNED_SIGNS = ("pass", "pwd", "secret", "key", "token")
+_ASSIGNED_MARKERS = ("pass", "pwd", "secret", "key", "token")
 _IN_URL = re.compile(r"[a-z]://[^\s/:@]{1,64}:([^\s/:@]{8,200})@", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"example|your|placeholder|change|xxx|\*\*\*|\.\.\.|<|\{|\$\(|%\(|dummy|sample|fake|test|demo|insert|here|foo|"
@@ -64,36 +64,36 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _BITS = 3.0
-"""Fewest bits a sign of a secret: "aaaaaaaa" has none, eight different signs have three."""
+"""Least bits per character of a secret: "aaaaaaaa" has none, eight different characters have three."""
 
 
 def secrets(text: str) -> Iterator[tuple[str, str]]:
     """Kind and value of every secret in a text."""
-    for sign, kind, pattern in _COMPILED:
-        if sign in text:
-            for found in pattern.finditer(text):
-                value = found[found.lastindex or 0]
+    for marker, kind, pattern in _COMPILED:
+        if marker in text:
+            for match in pattern.finditer(text):
+                value = match[match.lastindex or 0]
                 if _bits(value) > _BITS and not _is_made_up(value):
                     yield kind, value
     lowered = text.lower()
-    if any(sign in lowered for sign in _ASSIGNED_SIGNS):
-        yield from (("password", found[1]) for found in _ASSIGNED.finditer(text) if _is_password(found[1]))
+    if any(marker in lowered for marker in _ASSIGNED_MARKERS):
+        yield from (("password", match[1]) for match in _ASSIGNED.finditer(text) if _is_password(match[1]))
     if "://" in text and "@" in text:
-        yield from (("password in a URL", found[1]) for found in _IN_URL.finditer(text) if _is_password(found[1]))
+        yield from (("password in a URL", match[1]) for match in _IN_URL.finditer(text) if _is_password(match[1]))
 
 
 def _is_made_up(token: str) -> bool:
     lowered = token.lower()
-    return any(sign in lowered for sign in ("example", "xxxx", "your", "placeholder", "1234567890abc", "abcdefghij"))
+    return any(word in lowered for word in ("example", "xxxx", "your", "placeholder", "1234567890abc", "abcdefghij"))
 
 
 def _is_password(value: str) -> bool:
-    mixed = any(sign.isdigit() for sign in value) and any(sign.isalpha() for sign in value)
+    mixed = any(character.isdigit() for character in value) and any(character.isalpha() for character in value)
     return mixed and _bits(value) >= _BITS and not _PLACEHOLDER.search(value)
 
 
 def _bits(value: str) -> float:
-    """Shannon entropy of the signs, in bits a sign."""
+    """Shannon entropy, in bits per character."""
     return -sum(count / len(value) * math.log2(count / len(value)) for count in Counter(value).values())
 
 
@@ -122,7 +122,7 @@ _DOMAINS = frozenset(
         *("finance", "consulting", "design", "studio", "blog", "news", "space", "website", "berlin", "london", "paris"),
     }
 )
-"""Top-level domains of more than two letters; `x@self.weight` is no address."""
+"""Top-level domains of more than two letters; `x@self.weight` is not an address."""
 _RESERVED = frozenset({"example", "test", "invalid", "localhost", "local"})
 _PLACEHOLDER_NAME = re.compile(
     r".*(?:example|domain).*|(?:your|my|some|our)?-?(?:company|e?mail|website|site|organi[sz]ation|business|server|host)|"
@@ -153,16 +153,16 @@ _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4
 def personal(text: str) -> Iterator[tuple[str, str]]:
     """Kind and value of every personal datum in a text."""
     if "@" in text:
-        yield from (("e-mail address", found[0]) for found in _EMAIL.finditer(text) if _is_of_someone(*found.groups()))
+        yield from (("e-mail address", match[0]) for match in _EMAIL.finditer(text) if _is_of_someone(*match.groups()))
     if not _LONG_NUMBER.search(text):
         return
-    yield from (("phone number", found[0]) for found in _PHONE.finditer(text) if is_phone(found[0]))
-    yield from (("card number", found[0]) for found in _CARD.finditer(text) if is_card(found[0]))
-    yield from (("IBAN", number) for found in _IBAN.finditer(text) for number in _accounts(found[0]))
+    yield from (("phone number", match[0]) for match in _PHONE.finditer(text) if is_phone(match[0]))
+    yield from (("card number", match[0]) for match in _CARD.finditer(text) if is_card(match[0]))
+    yield from (("IBAN", number) for match in _IBAN.finditer(text) for number in _accounts(match[0]))
 
 
 _LONG_NUMBER = re.compile(r"\d[\d ().-]{6,}\d")
-"""Every phone, card or account number has such a part."""
+"""Every phone, card or account number contains this."""
 
 
 def _is_of_someone(local: str, domain: str) -> bool:
@@ -174,7 +174,7 @@ def _is_of_someone(local: str, domain: str) -> bool:
 
 
 def is_phone(number: str) -> bool:
-    """Whether a number of that look can be somebody's: a country's, long enough, and none of those kept for fiction."""
+    """Whether a number that looks right can be real: a country code, long enough, not reserved for fiction."""
     digits = re.sub(r"\D", "", number)
     if "2345678" in digits or "9876543" in digits or len(set(digits)) < 4:
         return False
@@ -188,14 +188,14 @@ def is_phone(number: str) -> bool:
 
 
 def _is_american(digits: str) -> bool:
-    """Area codes and exchanges begin with 2 to 9; no area is 555, no person's is toll-free, 555-01xx is for fiction."""
+    """Area codes and exchanges begin with 2 to 9; no area is 555, toll-free is not personal, 555-01xx is fiction."""
     if digits.startswith(_TOLL_FREE):
         return False
     return bool(re.fullmatch(r"(?!555)[2-9]\d\d(?!55501)[2-9]\d{6}", digits))
 
 
 def is_card(number: str) -> bool:
-    """Whether a number of that look has a known issuer and the right check digit."""
+    """Whether a number that looks right has a known issuer and the right check digit."""
     digits = re.sub(r"\D", "", number)
     return bool(_ISSUER.match(digits)) and len(set(digits)) > 1 and luhn(digits)
 
@@ -206,15 +206,15 @@ def luhn(digits: str) -> bool:
     return sum(value // 10 + value % 10 for value in doubled) % 10 == 0
 
 
-def _accounts(found: str) -> list[str]:
-    """The account number at the beginning of what looks like one: words in capitals may follow it."""
-    ends = [*(space.start() for space in re.finditer(" ", found)), len(found)]
-    return [found[:end] for end in ends if is_iban(found[:end])][-1:]
+def _accounts(text: str) -> list[str]:
+    """The account number at the beginning of a text: words in capitals may follow it."""
+    ends = [*(space.start() for space in re.finditer(" ", text)), len(text)]
+    return [text[:end] for end in ends if is_iban(text[:end])][-1:]
 
 
 def is_iban(number: str) -> bool:
     """Whether the check digits of an account number are right (ISO 13616: mod 97)."""
     plain = number.replace(" ", "")
-    if not 15 <= len(plain) <= 34 or sum(sign.isdigit() for sign in plain) < 8:
+    if not 15 <= len(plain) <= 34 or sum(character.isdigit() for character in plain) < 8:
         return False
-    return int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
+    return int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 == 1

@@ -1,4 +1,4 @@
-"""What the checks share: the turns of a row, and a small memory of every row that was seen."""
+"""Shared by the checks: the turns of a row, and a compact record of every row seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlflow_ft.builtin.checks.words import excerpt
 
 
 def turns(row: Checked) -> tuple[Message, ...]:
-    """Every turn of a row, both answers of a preference among them; none of a text."""
+    """Every turn of a row, including both answers of a preference; none of a text."""
     return (*row.example.messages, *row.example.chosen, *row.example.rejected)
 
 
@@ -22,7 +22,7 @@ def content(turn: Message) -> str:
 
 
 def said(row: Checked) -> Iterator[tuple[str, str]]:
-    """Who says what in a row: role and words of every turn, calls of tools among them; a text has no role."""
+    """Role and words of every turn of a row, including tool calls; a text has no role."""
     if row.example.text is not None:
         yield "", row.example.text
     for turn in turns(row):
@@ -35,12 +35,12 @@ def squeezed(value: Any) -> Any:
     if isinstance(value, str):
         return " ".join(value.split())
     if isinstance(value, dict):
-        return {key: squeezed(one) for key, one in value.items()}
-    return [squeezed(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: squeezed(inner) for key, inner in value.items()}
+    return [squeezed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 class Seen:
-    """Where every seen row stands, with an excerpt of it where one is given: about 20 bytes a row beside the excerpt.
+    """Where every seen row is, with an excerpt where one is given: about 20 bytes per row plus the excerpt.
 
     Rows are known by the order in which they were seen, from 0.
     """
@@ -65,11 +65,11 @@ class Seen:
         self._ends.append(len(self._excerpts))
 
     def place(self, number: int) -> dict[str, Any]:
-        """File and line of a row, as an example has them."""
+        """File and line of a row, as in an example."""
         return {"file": list(self._names)[self._files[number]], "line": self._lines[number]}
 
     def where(self, number: int) -> str:
-        """File and line of a row, as a message has them."""
+        """File and line of a row, as in a message."""
         place = self.place(number)
         return f"{place['file']}:{place['line']}"
 

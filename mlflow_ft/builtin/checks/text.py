@@ -1,4 +1,4 @@
-"""Checks of the words: broken characters, another script than the rest, and answers that refuse."""
+"""Checks of the text: broken characters, a different script from the rest, and answers that refuse."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]")
 _HARMLESS = re.compile("[’‘“”–—…•]+")
 _NOT_MOJIBAKE = re.compile("[¬\ufffd]")
-"""Twice in a row the one is logic; the other is told for itself."""
+"""¬ twice in a row is logic; U+FFFD is reported separately."""
 _AROUND = 40
-"""Most signs of a word to show on either side of what is broken."""
+"""Most characters of a word to show on either side of broken text."""
 
 
 def encoding(row: Checked) -> str | None:
-    """Text that was read in the wrong encoding, or signs that no one typed."""
-    found = dict.fromkeys(kind for _, text in said(row) for kind in _broken(text))
-    return "; ".join(found) or None
+    """Text that was read in the wrong encoding, or characters that no one typed."""
+    faults = dict.fromkeys(fault for _, text in said(row) for fault in _broken(text))
+    return "; ".join(faults) or None
 
 
 def _broken(text: str) -> list[str]:
     if text.isascii():
         return _control(text) if text.encode().translate(None, _NO_CONTROL) else []
-    # mojibake has control characters of its own
-    found = _mojibake(text) or _control(text)
+    # mojibake contains control characters too
+    faults = _mojibake(text) or _control(text)
     if "\ufffd" in text:
-        found.append("replacement character U+FFFD: what stood there is lost")
+        faults.append("replacement character U+FFFD: the original character is lost")
     if _SURROGATE.search(text):
-        found.append("half of a surrogate pair")
-    turned = _OVERRIDE.search(text) or (not _RIGHT_TO_LEFT.search(text) and _EMBEDDING.search(text))
-    if turned:
-        found.append(f"bidirectional control U+{ord(turned[0]):04X}, which shows text in another order than it has")
-    return found
+        faults.append("an unpaired surrogate")
+    control = _OVERRIDE.search(text) or (not _RIGHT_TO_LEFT.search(text) and _EMBEDDING.search(text))
+    if control:
+        faults.append(f"bidirectional control U+{ord(control[0]):04X}, which displays text in a different order")
+    return faults
 
 
 def _control(text: str) -> list[str]:
-    found = _CONTROL.search(text)
-    return [f"control character U+{ord(found[0]):04X}"] if found else []
+    control = _CONTROL.search(text)
+    return [f"control character U+{ord(control[0]):04X}"] if control else []
 
 
 def _mojibake(text: str) -> list[str]:
@@ -66,10 +66,10 @@ def _mojibake(text: str) -> list[str]:
     start = text.rfind(" ", 0, bad.start()) + 1
     end = text.find(" ", bad.end())
     part = text[max(start, bad.start() - _AROUND) : min(end if end >= 0 else len(text), bad.end() + _AROUND)]
-    mended = ftfy.fix_encoding(part)
-    if mended == part and _CONTROL.search(part):  # it is no more than that
+    fixed = ftfy.fix_encoding(part)
+    if fixed == part and _CONTROL.search(part):  # only a control character
         return []
-    return [f"mojibake: {part!r}" + (f" should read {mended!r}" if mended != part else "")]
+    return [f"mojibake: {part!r}" + (f" should read {fixed!r}" if fixed != part else "")]
 
 
 _SCRIPTS = (
@@ -84,9 +84,9 @@ _ASCII_LETTERS = re.compile(rf"(?:[A-Za-z][^A-Za-z]*+){{{_LETTERS}}}")
 
 
 @cache
-def _script(sign: str) -> str:
-    """The script of a letter; "" of a sign that is none."""
-    return next((name for name, pattern in _script_patterns().items() if pattern.match(sign)), "")
+def _script(character: str) -> str:
+    """The script of a letter; "" for any other character."""
+    return next((name for name, pattern in _script_patterns().items() if pattern.match(character)), "")
 
 
 @cache
@@ -98,12 +98,12 @@ def _script_patterns() -> dict[str, Any]:
 
 
 def main_script(text: str) -> tuple[str, float]:
-    """The script of more than half of the letters, and its share of them; "" where there is none."""
+    """The script of more than half of the letters, and its share; "" where there is none."""
     if text.isascii():
         return ("Latin", 1.0) if _ASCII_LETTERS.search(text) else ("", 0.0)
     counts: Counter[str] = Counter()
-    for sign, count in Counter(text).items():
-        counts[_script(sign)] += count
+    for character, count in Counter(text).items():
+        counts[_script(character)] += count
     del counts[""]
     letters = counts.total()
     if counts["Han"] and any(counts[kana] for kana in _JAPANESE):
@@ -179,41 +179,41 @@ _REFUSAL = re.compile(
 )
 _EXCERPT = 80
 _OPENING = 400
-"""A refusal stands at the beginning of an answer; further on it is what somebody says in a story."""
+"""A refusal is at the beginning of an answer; further on it may be a line in a story."""
 
 
-_MODEL_SIGNS = ("an ai", "language model", "artificial intelligence")
-_REFUSAL_SIGNS = (
+_MODEL_PHRASES = ("an ai", "language model", "artificial intelligence")
+_REFUSAL_PHRASES = (
     *("sorry", "can't", "can’t", "cannot", "can not", "unable to", "not able", "not allowed", "not programmed"),
     *("won't", "won’t", "will not", "decline", "refuse", "against "),
 )
-"""One of them is in every text that a pattern matches: most texts are done with after looking for them."""
+"""Every text that a pattern matches contains one of these: most texts need no more than this look."""
 
 
 def refusal(row: Checked) -> str | None:
-    """An answer that says what the model is or that it cannot, as another model was made to say."""
+    """An answer that says it comes from a model, or refuses, as other models were trained to."""
     example = row.example
-    if example.label is False:  # there to be learned from as a bad answer
+    if example.label is False:  # a bad answer on purpose
         return None
     if example.text is not None:
-        return _told(example.text, _as_a_model(example.text))
+        return _quoted(example.text, _as_a_model(example.text))
     for turn in (*example.messages, *example.chosen):
         text = content(turn) if turn["role"] == "assistant" else ""
-        found = _as_a_model(text) or _refuses(text[:_OPENING])
-        if found:
-            return _told(text, found)
+        match = _as_a_model(text) or _refuses(text[:_OPENING])
+        if match:
+            return _quoted(text, match)
     return None
 
 
 def _as_a_model(text: str) -> re.Match[str] | None:
     lowered = text.lower()
-    return _AS_A_MODEL.search(text) if any(sign in lowered for sign in _MODEL_SIGNS) else None
+    return _AS_A_MODEL.search(text) if any(phrase in lowered for phrase in _MODEL_PHRASES) else None
 
 
 def _refuses(opening: str) -> re.Match[str] | None:
     lowered = opening.lower()
-    return _REFUSAL.search(opening) if any(sign in lowered for sign in _REFUSAL_SIGNS) else None
+    return _REFUSAL.search(opening) if any(phrase in lowered for phrase in _REFUSAL_PHRASES) else None
 
 
-def _told(text: str, found: re.Match[str] | None) -> str | None:
-    return f"“{excerpt(text[found.start() :], _EXCERPT)}”" if found else None
+def _quoted(text: str, match: re.Match[str] | None) -> str | None:
+    return f"“{excerpt(text[match.start() :], _EXCERPT)}”" if match else None

@@ -1,4 +1,4 @@
-"""Checks of the turns: who speaks after whom, who says nothing, and signs that mean something to the tokenizer."""
+"""Checks of the turns: their order, empty answers, and text that the tokenizer reads as special tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mlflow_ft.builtin.checks.seen import content, said
 
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _WRITTEN_CALLS = ("<tool_call", "<functioncall", "<function_call", "<|python_tag|>", "[TOOL_CALLS]", '"arguments"')
-"""How a call of a tool is written where it is part of the words."""
+"""How a tool call begins when it is part of the text."""
 
 
 def empty_response(row: Checked) -> str | None:
-    """An answer without a word that is no call of a tool."""
+    """An empty answer that is not a tool call."""
     example = row.example
     if example.text is not None:
         return "the text is empty" if _is_empty(example.text) else None
@@ -22,7 +22,7 @@ def empty_response(row: Checked) -> str | None:
             return f"the {name} answer is empty"
     for number, turn in enumerate(example.messages, 1):
         if _says_nothing(turn):
-            return f"turn {number}, of the assistant, is empty"
+            return f"turn {number} (assistant) is empty"
     return None
 
 
@@ -38,7 +38,7 @@ def _is_empty(text: str) -> bool:
 
 
 def role_order(row: Checked) -> str | None:
-    """Turns in an order that chat templates refuse or that no conversation has."""
+    """Turns in an order that chat templates reject or that no conversation has."""
     turns = (*row.example.messages, *row.example.chosen)
     return next(_disorders(turns), None)
 
@@ -59,24 +59,24 @@ def _disorder(before: Message | None, turn: Message) -> str | None:
     last = before["role"] if before else "system"
     if role == "tool":
         called = last == "tool" or (before is not None and _calls(before))
-        return None if called else f"a tool answers that was not called (before it: {_named(before)})"
+        return None if called else f"a tool result without a call (before it: {_named(before)})"
     if role == "assistant" and last == "system":
         return "the assistant speaks first"
-    return f"two turns of the {role} in a row" if role == last else None
+    return f"two {role} turns in a row" if role == last else None
 
 
 def _calls(turn: Message) -> bool:
     if turn["role"] != "assistant":
         return False
-    return bool(turn.get("tool_calls")) or any(sign in content(turn) for sign in _WRITTEN_CALLS)
+    return bool(turn.get("tool_calls")) or any(beginning in content(turn) for beginning in _WRITTEN_CALLS)
 
 
 def _named(turn: Message | None) -> str:
-    return f"a turn of the {turn['role']}" if turn else "nothing"
+    return f"a turn by the {turn['role']}" if turn else "nothing"
 
 
 def special_token(row: Checked) -> str | None:
-    """The text of a special token in what somebody says: it is read as the token, a turn ends or begins there."""
+    """The text of a special token in a turn: it is read as the token, so that a turn ends or begins there."""
     for role, text in said(row):
         for token in row.special:
             if token in text and token.strip():
@@ -85,9 +85,9 @@ def special_token(row: Checked) -> str | None:
 
 
 def _speaker(role: str) -> str:
-    return f"a turn of the {role}" if role else "the text"
+    return f"a turn by the {role}" if role else "the text"
 
 
 def changed(row: Checked) -> str | None:
-    """What the conversion left out of the row."""
+    """What the conversion left out."""
     return "; ".join(row.example.notes) or None

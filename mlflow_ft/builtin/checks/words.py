@@ -1,4 +1,4 @@
-"""What the data checks share: text made comparable, its words, hashes of runs of words, and excerpts to show."""
+"""Shared by the data checks: normalised text, its words, hashes of runs of words, and excerpts to show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ASCII = "".join(chr(code).lower() if chr(code).isalnum() else " " for code in range(128))
 _TYPOGRAPHIC = (("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'), ("–", "-"), ("—", "-"))
-"""The commonest signs beyond ASCII in English; without them most texts take the fast way."""
+"""The commonest non-ASCII characters in English; without them most texts take the fast path."""
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 _HYPHEN = re.compile(r"-(?=[^\W\d_])(?<=[^\W\d_]-)")
 _OPERATORS = "+-*/^=<>%&|~@#$×÷±−≠≤≥∑√∂∫∞¬∧∨∈∉⊂∪∩←→↔⇒⇔"
@@ -31,8 +31,8 @@ def normalise(text: str) -> str:
 
     Two texts that differ in case, punctuation, width or white space only come out the same.
     """
-    for sign, plain in _TYPOGRAPHIC:
-        text = text.replace(sign, plain)
+    for character, plain in _TYPOGRAPHIC:
+        text = text.replace(character, plain)
     if text.isascii():
         return " ".join(text.translate(_ASCII).split())
     return _plain(text)
@@ -40,7 +40,7 @@ def normalise(text: str) -> str:
 
 def _plain(text: str) -> str:
     text = str(_patterns()["others"].sub(" ", _INVISIBLE.sub("", _folded(text)))).strip()
-    again = _folded(text)  # a removed sign may have kept apart what composes
+    again = _folded(text)  # a removed character may have kept composable ones apart
     return text if again == text else _plain(again)
 
 
@@ -63,7 +63,7 @@ def _patterns() -> dict[str, Any]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, normalised; in writing without spaces between words (Chinese, Thai ...) each sign is one."""
+    """The normalised words of a text; in scripts without spaces (Chinese, Thai ...) each character is a word."""
     text = normalise(text)
     if text.isascii() or not _patterns()["unspaced"].search(text):
         return text.split()
@@ -71,7 +71,7 @@ def words(text: str) -> list[str]:
 
 
 def operators(text: str) -> str:
-    """The signs of a text that change its meaning where the words are the same: 2 + 3, 2 * 3; no hyphens in words."""
+    """The operators of a text, which tell 2 + 3 from 2 * 3; without hyphens in words."""
     text = _HYPHEN.sub("", text)
     if text.isascii():
         return text.encode().translate(None, _NO_OPERATOR).decode()
@@ -98,14 +98,14 @@ def fingerprint(text: str) -> int:
     return xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
-def ngrams(found: Sequence[str], size: int) -> Hashes:
+def ngrams(words: Sequence[str], size: int) -> Hashes:
     """A 64-bit hash of each run of `size` words, in order; none where there are fewer words."""
     import numpy as np
 
-    count = len(found) - size + 1
+    count = len(words) - size + 1
     if count < 1:
         return np.empty(0, np.uint64)
-    hashes = np.fromiter(map(_word_hashes.__getitem__, found), np.uint64, len(found))
+    hashes = np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
     mixed = hashes[:count].copy()
     for start in range(1, size):
         mixed = mixed * np.uint64(_MULTIPLIER) + hashes[start : start + count]
@@ -113,13 +113,13 @@ def ngrams(found: Sequence[str], size: int) -> Hashes:
 
 
 def excerpt(text: str, longest: int = 200) -> str:
-    """The beginning of a text on one line, at most `longest` characters; what cannot be written as UTF-8 is a `?`."""
+    """The beginning of a text on one line, at most `longest` characters; what UTF-8 cannot encode becomes `?`."""
     line = " ".join(text[: 4 * longest].split()).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def mask(secret: str) -> str:
-    """A secret that can be recognised but not used: its beginning and its end, at most a third of it."""
+    """A secret that can be recognised but not used: its beginning and end, at most a third of it."""
     shown = min(6, len(secret) // 3)
     end = shown // 3
     return f"{secret[: shown - end]}…{secret[len(secret) - end :]}"

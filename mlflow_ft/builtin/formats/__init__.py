@@ -1,4 +1,4 @@
-"""The data formats that ship inside, and how they are told apart: by columns, and by what the columns hold."""
+"""The built-in data formats, and how they are told apart: by columns, and by what the columns hold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAIRS = {
     "question-answer": (("question", "query", "problem"), ("answer", "response", "solution", CALLS_COLUMN)),
     "instruction-response": (("instruction", "input"), ("response", "answer", "completion", "output")),
 }
-"""By format, the names of the two columns; the first of each are those that its documentation shows."""
+"""By format, the possible names of the two columns; its documentation shows the first of each."""
 
 
 @hookimpl
@@ -50,7 +50,7 @@ def register_formats() -> list[DataFormat]:
         *(_pair(name, questions, answers) for name, (questions, answers) in PAIRS.items()),
         DataFormat(
             name="text",
-            summary="plain text, learned whole",
+            summary="plain text, learned as a whole",
             columns=("text",),
             convert=from_text,
             kind="text",
@@ -71,7 +71,7 @@ def register_formats() -> list[DataFormat]:
         ),
         DataFormat(
             name="prompt-only",
-            summary="a prompt, and further columns for reward functions",
+            summary="a prompt, with any other columns for reward functions",
             columns=("prompt",),
             convert=from_prompt,
             kind="prompt",
@@ -81,13 +81,13 @@ def register_formats() -> list[DataFormat]:
 
 
 def _pair(name: str, questions: Sequence[str], answers: Sequence[str]) -> DataFormat:
-    asked, answered = (
+    question, answer = (
         f"{names[0]} (or {', '.join(names[1:])})" if names[1:] else names[0]
-        for names in (questions, [answer for answer in answers if answer != CALLS_COLUMN])
+        for names in (questions, [column for column in answers if column != CALLS_COLUMN])
     )
     return DataFormat(
         name=name,
-        summary=f"{asked} and {answered}; optional system and {' or '.join(CONTEXT_COLUMNS)}",
+        summary=f"{question} and {answer}; optional system and {' or '.join(CONTEXT_COLUMNS)}",
         columns=(questions[0], answers[0]),
         convert=from_pair(questions, answers),
     )
@@ -101,5 +101,5 @@ _DETECTOR = Detector(
 
 @hookimpl
 def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
-    """The one format that the rows fit; rows that fit none are told later, one by one."""
+    """The one format that the rows fit; rows that do not fit it are reported later, one by one."""
     return chat_exports.format_of(sample) or _DETECTOR.format_of(sample)

@@ -16,7 +16,7 @@ from mlflow_ft.builtin.formats.values import named, shown
 
 CHATGPT, CLAUDE = "chatgpt-export", "claude-export"
 UNSAID = ("thoughts", "reasoning_recap", "user_editable_context", "model_editable_context")
-"""Types of content that the program keeps beside what is said."""
+"""Types of content that the program stores with a conversation and that nobody says in it."""
 MOST_TURNS = 100_000
 
 
@@ -25,13 +25,13 @@ def formats() -> list[DataFormat]:
     return [
         DataFormat(
             name=CHATGPT,
-            summary="conversations.json of ChatGPT: the branch that was shown last; only text",
+            summary="conversations.json from ChatGPT: the branch shown last; only text",
             columns=("mapping", "current_node"),
             convert=from_chatgpt,
         ),
         DataFormat(
             name=CLAUDE,
-            summary="conversations.json of Claude; only text",
+            summary="conversations.json from Claude; only text",
             columns=("chat_messages",),
             convert=from_claude,
         ),
@@ -39,7 +39,7 @@ def formats() -> list[DataFormat]:
 
 
 def format_of(sample: Sequence[Mapping[str, Any]]) -> str | None:
-    """Which export rows are of, by the columns that only it has."""
+    """The export that the rows come from, by the columns that only it has."""
     for name, column in ((CHATGPT, "mapping"), (CLAUDE, "chat_messages")):
         if sample and all(isinstance(values.get(column), Mapping | list) for values in sample):
             return name if name == CLAUDE or all("current_node" in values for values in sample) else None
@@ -47,23 +47,22 @@ def format_of(sample: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def from_claude(values: Mapping[str, Any]) -> Example:
-    """A conversation of Claude's export; a file that was attached is not in it."""
-    given = values.get("chat_messages")
-    if not isinstance(given, list):
-        raise ValueError(f"`chat_messages` is {named(given)}, not a list of turns")
+    """A conversation from Claude's export, which does not include attached files."""
+    messages = values.get("chat_messages")
+    if not isinstance(messages, list):
+        raise ValueError(f"`chat_messages` is {named(messages)}, not a list of turns")
     turns = []
-    for number, turn in enumerate(given, 1):
+    for number, turn in enumerate(messages, 1):
         if not isinstance(turn, Mapping):
             raise ValueError(f"turn {number} of `chat_messages` is {named(turn)}, not an object")
         if turn.get("attachments") or turn.get("files"):
             raise ValueError(f"turn {number} of `chat_messages` has files attached; only text can be learned")
-        said = turn.get("content") or turn.get("text")
-        turns.append({"role": turn.get("sender"), "content": said})
+        turns.append({"role": turn.get("sender"), "content": turn.get("content") or turn.get("text")})
     return from_turns({"messages": turns})
 
 
 def from_chatgpt(values: Mapping[str, Any]) -> Example:
-    """A conversation of ChatGPT's export: what is said on the way to the turn that was shown last."""
+    """A conversation from ChatGPT's export: the turns on the path to the one shown last."""
     nodes, node = values.get("mapping"), values.get("current_node")
     if not isinstance(nodes, Mapping):
         raise ValueError(f"`mapping` is {named(nodes)}, not an object")
@@ -71,7 +70,7 @@ def from_chatgpt(values: Mapping[str, Any]) -> Example:
     while node is not None:
         inner = nodes.get(node)
         if not isinstance(inner, Mapping) or len(messages) > MOST_TURNS:
-            raise ValueError(f"`mapping` has no node {shown(node)}, or goes in a circle")
+            raise ValueError(f"`mapping` has no node {shown(node)}, or has a cycle")
         messages.append(inner.get("message"))
         node = inner.get("parent")
     return from_turns({"messages": list(_said(reversed(messages)))})
@@ -89,7 +88,7 @@ def _said(messages: Iterator[Any]) -> Iterator[dict[str, Any]]:
             continue
         if kind != "text" or message.get("recipient", "all") != "all" or not isinstance(parts, list):
             raise ValueError(
-                f"the conversation has a turn of the {role} of type {shown(kind)}; only text can be learned"
+                f"the conversation has a turn by the {role} of type {shown(kind)}; only text can be learned"
             )
         words = "".join(part for part in parts if isinstance(part, str))
         if words.strip() or role == "user":
@@ -97,5 +96,5 @@ def _said(messages: Iterator[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_hidden(message: Mapping[str, Any]) -> bool:
-    about = message.get("metadata")
-    return isinstance(about, Mapping) and bool(about.get("is_visually_hidden_from_conversation"))
+    metadata = message.get("metadata")
+    return isinstance(metadata, Mapping) and bool(metadata.get("is_visually_hidden_from_conversation"))

@@ -1,7 +1,7 @@
-"""Which format rows have, told by their columns and by what these hold; what fits several is told, never guessed.
+"""Detects the format of rows by their columns and what these hold; rows that fit several formats are an error.
 
-Where columns hold the same question in several forms, the fuller form is meant: a preference before a conversation,
-a conversation before a question and its answer. `data.format` wins over all of this.
+Where columns hold the same question in several forms, the fuller form wins: a preference over a conversation,
+a conversation over a question and its answer. `data.format` overrides all of this.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from mlflow_ft.builtin.formats.values import from_json, key_in
 
 Values = Mapping[str, Any]
 Pairs = Mapping[str, tuple[Sequence[str], Sequence[str]]]
-"""By format, the names that the column of the question and that of the answer may have."""
+"""By format, the possible names of the question's and the answer's column."""
 WEAK = frozenset({"text", "prompt-only"})
-"""Formats of a single column, which are meant only where no row has more."""
+"""Formats of a single column, chosen only where no row has more."""
 FULL = ("preference", "messages", "sharegpt")
-"""Formats beside which another form of the same question does not count."""
+"""Formats that win over another form of the same question."""
 TARGETS = ("label", "labels", "target", "targets", "answer", "answers", "summary", "role")
-"""Columns beside a text which say that it is there to be sorted, answered, shortened, replied to; not learned alone."""
+"""Columns that show that a text is to be classified, answered or summarised, not learned by itself."""
 
 
 class Detector:
-    """Tells the format of rows among those that are built in."""
+    """Detects which built-in format rows have."""
 
     def __init__(self, convert: Mapping[str, Callable[[Values], Example]], pairs: Pairs) -> None:
         self._convert = convert
         self._pairs = pairs
 
     def format_of(self, sample: Sequence[Values]) -> str | None:
-        """The one format that the rows fit, None where they fit none; a row that does not is told later, by itself.
+        """The one format that the rows fit, None where they fit none; single rows that do not are reported later.
 
         Raises:
-            DataError: the rows fit several formats, or are of several.
+            DataError: the rows fit several formats, or have several.
         """
-        found = [names for values in sample if (names := self.of_row(values))]
+        by_row = [names for values in sample if (names := self.of_row(values))]
         # a row that lacks something fits a weak format by accident
-        found = [names for names in found if not set(names) <= WEAK] or found
-        if not found:
+        by_row = [names for names in by_row if not set(names) <= WEAK] or by_row
+        if not by_row:
             return None
-        fitting = [name for name in found[0] if all(name in names for names in found)]
-        if {name for names in found for name in names} == {"messages", "sharegpt"}:  # they are read alike
-            fitting = [max(("messages", "sharegpt"), key=[name for names in found for name in names].count)]
+        fitting = [name for name in by_row[0] if all(name in names for names in by_row)]
+        if {name for names in by_row for name in names} == {"messages", "sharegpt"}:  # they are read alike
+            fitting = [max(("messages", "sharegpt"), key=[name for names in by_row for name in names].count)]
         if not fitting:
-            raise _several(found, len(sample))
+            raise _several(by_row, len(sample))
         if len(fitting) > 1:
             raise _ambiguous(fitting)
         if fitting == ["text"] and any(values.get(name) is not None for values in sample for name in TARGETS):
@@ -60,7 +60,7 @@ class Detector:
         return fitting[0]
 
     def of_row(self, values: Values) -> tuple[str, ...]:
-        """Every format that a row fits, those that make the same of it only once."""
+        """Every format that a row fits; of formats that give the same example, only the first."""
         values = with_answers(values)
         there = {str(name) for name, value in values.items() if value is not None and value != ""}
         names = list(self._strong(values, there)) or list(_weak(values, there))
@@ -77,12 +77,12 @@ class Detector:
             yield "unpaired-preference"
             if is_judged:
                 return
-        # beside two answers, a conversation that does not end with the assistant is the prompt
+        # with two answers, a conversation that does not end with the assistant is the prompt
         if "assistant" in roles and not (is_preference and roles[-1] != "assistant"):
             yield "messages" if _has_role(values) else "sharegpt"
             if roles[-1] == "user":
                 yield "prompt-only"
-        elif "" in roles and not is_preference:  # a role that is not known is told turn by turn
+        elif "" in roles and not is_preference:  # unknown roles are reported turn by turn
             yield "messages" if _has_role(values) else "sharegpt"
         yield from pairs
         if pairs and not is_preference and is_turns(values.get("prompt")) and "prompt-completion" not in pairs:
@@ -90,39 +90,39 @@ class Detector:
 
     def _is_pair(self, values: Values, name: str) -> bool:
         questions, answers = self._pairs[name]
-        asked = [column for column in questions if _is_speech(values.get(column))]
-        return bool(asked) and any(_is_answer(values, column) for column in answers)
+        is_asked = any(_is_speech(values.get(column)) for column in questions)
+        return is_asked and any(_is_answer(values, column) for column in answers)
 
     def _different(self, values: Values, names: Sequence[str]) -> Iterator[str]:
-        """Of several formats those that make something of their own of a row; one that cannot read it is told too."""
-        said: list[tuple[Any, ...]] = []
-        asked: list[Message] = []
+        """The formats that read a row differently; also one that cannot read it."""
+        readings: list[tuple[Any, ...]] = []
+        prompts: list[Message] = []
         for name in names:
             try:
                 example = self._convert[name](values)
             except ValueError:
                 yield name
                 continue
-            made = (*example.messages, *example.chosen, example.label)
-            is_form = (name in FULL or name in self._pairs) and any(same(one, example.prompt[-1]) for one in asked)
-            if made not in said and not is_form:
+            reading = (*example.messages, *example.chosen, example.label)
+            is_form = (name in FULL or name in self._pairs) and any(same(turn, example.prompt[-1]) for turn in prompts)
+            if reading not in readings and not is_form:
                 yield name
-            said.append(made)
-            asked += example.messages if name in FULL else ()
+            readings.append(reading)
+            prompts += example.messages if name in FULL else ()
 
     def _check_columns(self, name: str, values: Values) -> None:
         """Raise DataError where two columns could hold what the format reads from one of them."""
         for group in self._groups(name, values):
             there = [column for column in group if values.get(column) not in (None, "") and column != CALLS_COLUMN]
             first, *others = there or [""]
-            if other := next((one for one in others if _differs(one, first, values)), None):
+            if other := next((column for column in others if _differs(column, first, values)), None):
                 raise DataError(
-                    f"the rows are of the format {name}, but either `{first}` or `{other}` could be its `{group[0]}`",
+                    f"the rows have the format {name}, but either `{first}` or `{other}` could be its `{group[0]}`",
                     hint=f"--data.format {name} reads `{first}`, --data.columns {group[0]}={other} reads `{other}`",
                 )
 
     def _groups(self, name: str, values: Values) -> Sequence[Sequence[str]]:
-        """Columns of which a format reads one, the first that is there; an input stands beside an instruction."""
+        """Groups of columns of which a format reads the first that has a value; an input goes with an instruction."""
         if name in ("messages", "sharegpt"):
             return ([column for column in TURN_COLUMNS if is_turns(values.get(column))],)
         if name in ("preference", "unpaired-preference"):
@@ -133,29 +133,27 @@ class Detector:
 
 
 def _differs(column: str, first: str, values: Values) -> bool:
-    """Whether two columns hold different things; a prompt is often made of what stands in others."""
-    one, other = values[first], values[column]
-    if first == "prompt" and isinstance(one, str) and isinstance(other, str) and other.strip() in one:
+    """Whether two columns hold different things; a prompt often contains other columns."""
+    value, other = values[first], values[column]
+    if first == "prompt" and isinstance(value, str) and isinstance(other, str) and other.strip() in value:
         return False
-    return bool(from_json(one) != from_json(other))
+    return bool(from_json(value) != from_json(other))
 
 
 def _ambiguous(names: Sequence[str]) -> DataError:
     ways = [f"--data.format {name}" for name in names]
     if set(names) == WEAK:
-        ways.append("--data.columns completion=text, where the text is the answer to the prompt")
-    return DataError(
-        f"the columns fit several formats: {', '.join(names)}", hint=f"name the one that is meant: {' or '.join(ways)}"
-    )
+        ways.append("--data.columns completion=text, if the text is the answer to the prompt")
+    return DataError(f"the columns fit several formats: {', '.join(names)}", hint=f"choose one: {' or '.join(ways)}")
 
 
-def _several(found: Sequence[Sequence[str]], rows: int) -> DataError:
-    counts = Counter(" or ".join(names) for names in found)
+def _several(by_row: Sequence[Sequence[str]], rows: int) -> DataError:
+    counts = Counter(" or ".join(names) for names in by_row)
     return DataError(
-        f"the first {rows} rows are of several formats: "
+        f"the first {rows} rows have several formats: "
         f"{', '.join(f'{count} {names}' for names, count in counts.most_common())}",
-        hint="put them into files of their own and name these as a list (--data '[a.jsonl, b.jsonl]'), or name the "
-        "format to take with --data.format and leave the others out with --data.on_bad_row drop",
+        hint="put each format into a separate file and name the files as a list (--data '[a.jsonl, b.jsonl]'), or "
+        "choose one format with --data.format and leave out the other rows with --data.on_bad_row drop",
     )
 
 
@@ -163,9 +161,9 @@ def _weak(values: Values, there: Collection[str]) -> Iterator[str]:
     if {"chosen", "rejected"} & set(there):
         return  # a preference that lacks an answer
     if any(isinstance(values.get(name), list) for name in ("completions", "labels")):
-        return  # steps of an answer, judged one by one; several answers
+        return  # steps of an answer, judged one by one, or several answers
     if {"completion", "response"} & set(there) and "prompt" in there:
-        return  # a pair whose answer is no text
+        return  # a pair whose answer is not text
     if isinstance(values.get("text"), str) and not set(TARGETS) & set(there) and not _is_message(values):
         yield "text"
     turns = [roles for name in ("prompt", *TURN_COLUMNS) if (roles := roles_of(values.get(name)))]
@@ -174,12 +172,12 @@ def _weak(values: Values, there: Collection[str]) -> Iterator[str]:
 
 
 def _is_message(values: Values) -> bool:
-    """Whether a row is what somebody wrote in a chat, as Slack and Telegram export it: no text to be learned alone."""
+    """Whether a row is a chat message, as Slack and Telegram export it: not a text to learn by itself."""
     return values.get("type") == "message" and any(values.get(name) for name in ("user", "from", "sender", "author"))
 
 
 def _is_judged(values: Values) -> bool:
-    """Whether the label is a judgement: true or false, in CSV written out; a number may be a class."""
+    """Whether the label is a judgement: true or false, also as text as in CSV; a number may be a class."""
     label = values.get("label")
     written = isinstance(label, str) and label.strip().lower() in ("true", "false")
     return isinstance(label, bool) or written or values.get("kto_tag") is not None
@@ -206,6 +204,6 @@ def _is_answer(values: Values, column: str) -> bool:
 
 
 def _has_role(values: Values) -> bool:
-    """Whether the turns say who speaks under `role`, as OpenAI's do."""
-    found = next(from_json(values[column]) for column in TURN_COLUMNS if is_turns(values.get(column)))
-    return key_in(found[0] if isinstance(found, list) else found, ROLE_KEYS) == "role"
+    """Whether the turns name the speaker under `role`, as OpenAI's do."""
+    turns = next(from_json(values[column]) for column in TURN_COLUMNS if is_turns(values.get(column)))
+    return key_in(turns[0] if isinstance(turns, list) else turns, ROLE_KEYS) == "role"

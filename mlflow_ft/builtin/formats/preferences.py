@@ -1,4 +1,4 @@
-"""Rows that say which answer is better, whether an answer is good, or only what was asked.
+"""Rows with a better and a worse answer, with an answer and a label, or with a prompt only.
 
 {"prompt": "...", "chosen": "...", "rejected": "..."}                     strings
 {"prompt": [...], "chosen": [{...}], "rejected": [{...}]}                 turns
@@ -18,10 +18,10 @@ from mlflow_ft.builtin.formats.conversations import (
     SYSTEM_COLUMNS,
     TURN_COLUMNS,
     assistant,
+    first_column,
     from_pair,
     from_turns,
     history,
-    one_of,
     prompt_in,
     same,
     system_of,
@@ -38,11 +38,11 @@ PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem", "inpu
 ANSWER_COLUMNS = ("completion", "response", "output", "answer")
 LABEL_COLUMNS = ("label", "kto_tag")
 TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-GUESSED = "no column holds the prompt: what both answers begin with is taken for it"
+GUESSED = "no column holds the prompt: the words that both answers begin with are used as the prompt"
 
 
 def from_preference(values: Mapping[str, Any]) -> Example:
-    """A prompt, or a conversation, or neither (then it is what both answers begin with), and two answers."""
+    """Two answers and a prompt or a conversation; without either, the prompt is what both answers begin with."""
     values = with_answers(values)
     chosen, rejected = _answer(values, "chosen"), _answer(values, "rejected")
     prompt = _prompt(values, chosen)
@@ -50,18 +50,18 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     if prompt is None or (_is_whole(chosen) and _is_whole(rejected) and not as_turns(values.get("prompt"))):
         prompt, chosen, rejected, notes = _shared(chosen, rejected)
     else:
-        chosen, rejected = _behind(prompt, chosen, "chosen"), _behind(prompt, rejected, "rejected")
+        chosen, rejected = _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[-1]["role"] != "assistant":
-            raise ValueError(f"`{name}` does not end with a turn of the assistant")
-    messages = _asked(values, prompt)
+            raise ValueError(f"`{name}` does not end with an assistant turn")
+    messages = _with_history(values, prompt)
     return Example(
         messages=messages, chosen=tuple(chosen), rejected=tuple(rejected), tools=tools_of(values), notes=notes
     )
 
 
 def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with its answers under `chosen` and `rejected`, where turns stand in `chosen_messages` or the like."""
+    """The row with its answers under `chosen` and `rejected`, where turns are under `chosen_messages` or the like."""
     for column in TURN_COLUMNS:
         names = {f"chosen_{column}": "chosen", f"rejected_{column}": "rejected"}
         if any(values.get(name) is not None for name in names.values()):
@@ -71,10 +71,10 @@ def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return values
 
 
-def _asked(values: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:
-    """A prompt behind the system prompt and the earlier rounds that stand in columns of their own."""
+def _with_history(values: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:
+    """A prompt after the system prompt and the earlier rounds from separate columns."""
     if prompt[-1]["role"] == "assistant":
-        raise ValueError("the prompt ends with a turn of the assistant, so there is nothing to answer")
+        raise ValueError("the prompt ends with an assistant turn, so there is nothing to answer")
     without_pictures(values, prompt)
     system = system_of(values, prompt)
     return (*((system,) if system else ()), *history(values), *prompt)
@@ -84,15 +84,15 @@ def from_unpaired(values: Mapping[str, Any]) -> Example:
     """A conversation, or a prompt and a completion, and `label`: whether the answer is good."""
     is_asked = any(values.get(column) is not None for column in PROMPT_COLUMNS)
     spoken = [values[column] for column in TURN_COLUMNS if values.get(column) is not None]
-    found = from_turns(values) if any(map(is_turns, spoken)) or (spoken and not is_asked) else _ANSWERED(values)
+    answered = from_turns(values) if any(map(is_turns, spoken)) or (spoken and not is_asked) else _ANSWERED(values)
     label = truth(values)
     if label is None:
         column = key_in(values, LABEL_COLUMNS)
         if column is None:
             raise ValueError(f"column `label` is missing{meant(LABEL_COLUMNS, values)}")
         raise ValueError(f"`{column}` is {shown(values[column])}, not true or false")
-    last = (False,) * (len(found.messages) - 1) + (True,)
-    return Example(messages=found.messages, learned=last, tools=found.tools, label=label, notes=found.notes)
+    last = (False,) * (len(answered.messages) - 1) + (True,)
+    return Example(messages=answered.messages, learned=last, tools=answered.tools, label=label, notes=answered.notes)
 
 
 _ANSWERED = from_pair(PROMPT_COLUMNS, ANSWER_COLUMNS)
@@ -105,7 +105,7 @@ def from_prompt(values: Mapping[str, Any]) -> Example:
         raise ValueError(f"column `prompt` is missing{meant(PROMPT_COLUMNS, values)}")
     used = ("prompt", "history", *TURN_COLUMNS, *TOOL_COLUMNS, *SYSTEM_COLUMNS)
     return Example(
-        messages=_asked(values, prompt),
+        messages=_with_history(values, prompt),
         tools=tools_of(values),
         columns={key: value for key, value in values.items() if key not in used},
     )
@@ -115,8 +115,8 @@ def truth(values: Mapping[str, Any]) -> bool | None:
     """The row's label, where it is true or false."""
     for column in LABEL_COLUMNS:
         value = values.get(column)
-        if isinstance(value, str | int | float) and (found := TRUTH.get(str(value).strip().lower())) is not None:
-            return found
+        if isinstance(value, str | int | float) and (label := TRUTH.get(str(value).strip().lower())) is not None:
+            return label
     return None
 
 
@@ -128,7 +128,7 @@ Shared = tuple[list[Message], list[Message], list[Message], tuple[str, ...]]
 
 
 def _prompt(values: Mapping[str, Any], chosen: Answer = "") -> list[Message] | None:
-    """What was asked: turns under `prompt`, a conversation, or a text; None where no column holds it.
+    """The prompt: turns under `prompt`, a conversation, or a text; None where no column holds it.
 
     A conversation that ends with the answer that was chosen ends before it.
     """
@@ -136,14 +136,14 @@ def _prompt(values: Mapping[str, Any], chosen: Answer = "") -> list[Message] | N
         return prompt_in(values, "prompt")
     for column in TURN_COLUMNS:
         if is_turns(values.get(column)):
-            found: list[Message] = list(turns(values[column], column)[0])
+            messages: list[Message] = list(turns(values[column], column)[0])
             end = [assistant(chosen)] if isinstance(chosen, str) else chosen
             count = len(end)
-            if len(found) > count and all(same(*pair) for pair in zip(found[-count:], end, strict=True)):
-                return found[:-count]
-            return found
+            if len(messages) > count and all(same(*pair) for pair in zip(messages[-count:], end, strict=True)):
+                return messages[:-count]
+            return messages
     if any(values.get(column) is not None for column in PROMPT_COLUMNS):
-        return prompt_in(values, one_of(values, PROMPT_COLUMNS))
+        return prompt_in(values, first_column(values, PROMPT_COLUMNS))
     return None
 
 
@@ -153,22 +153,22 @@ def _answer(values: Mapping[str, Any], column: str) -> Answer:
 
 
 def _is_whole(answer: Answer) -> bool:
-    """Whether an answer is a conversation from its beginning."""
+    """Whether an answer is a whole conversation."""
     return isinstance(answer, list) and answer[0]["role"] in ("user", "system")
 
 
-def _behind(prompt: Sequence[Message], answer: Answer, column: str) -> list[Message]:
+def _after(prompt: Sequence[Message], answer: Answer, column: str) -> list[Message]:
     """The turns that an answer adds to the prompt, which it may repeat."""
     if isinstance(answer, str):
         return [assistant(answer)]
     added, _ = unrepeated(prompt, answer, ())
     if added[0]["role"] in ("user", "system"):
-        raise ValueError(f"`{column}` begins with a turn of the {added[0]['role']}, and does not repeat the prompt")
+        raise ValueError(f"`{column}` begins with a turn by the {added[0]['role']}, but does not repeat the prompt")
     return added
 
 
 def _shared(chosen: Answer, rejected: Answer) -> Shared:
-    """The prompt that both answers begin with, and what each of them goes on with."""
+    """The prompt that both answers begin with, and how each of them continues."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         transcripts = transcript(chosen), transcript(rejected)
         if transcripts[0] is None or transcripts[1] is None:
@@ -177,12 +177,12 @@ def _shared(chosen: Answer, rejected: Answer) -> Shared:
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise ValueError("column `prompt` is missing, and one of `chosen` and `rejected` is text, the other turns")
     count = 0
-    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
-        if not same(one, other):
+    for pair in zip(chosen[:-1], rejected[:-1], strict=False):
+        if not same(*pair):
             break
         count += 1
     while count and chosen[count - 1]["role"] == "assistant":
-        count -= 1  # they go different ways where the user speaks
+        count -= 1  # they diverge at a user turn
     if not count:
         raise ValueError("column `prompt` is missing, and `chosen` and `rejected` do not begin with the same turn")
     return chosen[:count], chosen[count:], rejected[count:], ()

@@ -1,4 +1,4 @@
-"""Calls of tools, their results and the tools themselves, as chat templates take them.
+"""Tool calls, their results and the tools themselves, as chat templates take them.
 
 {"name": "f", "arguments": "{\\"x\\": 1}"}    {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 """
@@ -14,7 +14,7 @@ TOOL_COLUMNS = ("tools", "functions")
 
 
 def calls(value: Any) -> list[dict[str, Any]]:
-    """Calls as templates take them, their arguments as an object; OpenAI writes these as text."""
+    """Calls as templates take them, with the arguments as an object; OpenAI writes these as text."""
     value = from_json(value)
     if not value:
         return []
@@ -27,33 +27,33 @@ def _call(call: Any) -> dict[str, Any]:
     function = _function(call)
     if function is None:
         raise ValueError("has a tool call without the name of a function")
-    given = function.get("arguments", function.get("parameters"))
-    given = {} if given is None or given == "" else from_json(given)
-    check_json(given, "has a tool call with arguments that are")
+    arguments = function.get("arguments", function.get("parameters"))
+    arguments = {} if arguments is None or arguments == "" else from_json(arguments)
+    check_json(arguments, "has a tool call with arguments that are")
     rest = {"id": call["id"]} if call.get("id") is not None else {}
-    return {"type": "function", **rest, "function": {"name": function["name"], "arguments": given}}
+    return {"type": "function", **rest, "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _function(value: Any) -> Mapping[str, Any] | None:
-    """What a tool or a call says of its function, which may stand in it or be it; None where it names none."""
-    found = value.get("function") or value if isinstance(value, Mapping) else None
-    return found if isinstance(found, Mapping) and isinstance(found.get("name"), str) else None
+    """The function of a tool or a call, under `function` or the value itself; None where it has no name."""
+    function = value.get("function") or value if isinstance(value, Mapping) else None
+    return function if isinstance(function, Mapping) and isinstance(function.get("name"), str) else None
 
 
 def written_calls(content: Any) -> list[dict[str, Any]]:
-    """Calls that are written as JSON where words might stand; [] where it is something else."""
+    """Calls that are written as JSON in place of text; [] where the content is anything else."""
     value = from_json(content)
-    one_by_one = [value] if isinstance(value, Mapping) else value
-    if not isinstance(one_by_one, list) or not all(_function(one) for one in one_by_one):
+    listed = [value] if isinstance(value, Mapping) else value
+    if not isinstance(listed, list) or not all(map(_function, listed)):
         return []
-    found = calls(value)
-    for number, call in enumerate(found):
-        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates demand
-    return found
+    tool_calls = calls(value)
+    for number, call in enumerate(tool_calls):
+        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates require
+    return tool_calls
 
 
 def answer_the_call(before: Sequence[Mapping[str, Any]], message: dict[str, Any]) -> None:
-    """Let the result of a tool name the call that it answers, where that is plain and not said."""
+    """Add the id and name of the call that a tool result answers, where it lacks them and the call is clear."""
     if "tool_call_id" in message:
         return
     results = 0
@@ -61,9 +61,9 @@ def answer_the_call(before: Sequence[Mapping[str, Any]], message: dict[str, Any]
         if turn["role"] == "tool":
             results += 1
             continue
-        made = turn.get("tool_calls", ())
-        if results < len(made):
-            call = made[results]
+        tool_calls = turn.get("tool_calls", ())
+        if results < len(tool_calls):
+            call = tool_calls[results]
             message |= {"tool_call_id": call["id"]} if "id" in call else {}
             message.setdefault("name", call["function"]["name"])
         return
@@ -72,8 +72,8 @@ def answer_the_call(before: Sequence[Mapping[str, Any]], message: dict[str, Any]
 def tools_of(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
     """The tools that a row offers, each as `{"type": "function", "function": {...}}`; None where it offers none."""
     for column in TOOL_COLUMNS:
-        if (value := values.get(column)) is not None and (found := _tools(value, column)):
-            return found
+        if (value := values.get(column)) is not None and (tools := _tools(value, column)):
+            return tools
     return None
 
 
@@ -83,11 +83,11 @@ def _tools(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
         return ()
     if not isinstance(value, Mapping | list):
         raise ValueError(f"`{column}` is {named(value)}, not a list of functions")
-    found = []
+    tools = []
     for number, tool in enumerate(map(from_json, [value] if isinstance(value, Mapping) and value else value), 1):
         function = _function(tool)
         if function is None:
             raise ValueError(f"function {number} of `{column}` has no name")
         check_json(function, f"function {number} of `{column}` is")
-        found.append({"type": "function", "function": dict(function)})
-    return tuple(found)
+        tools.append({"type": "function", "function": dict(function)})
+    return tuple(tools)

@@ -1,9 +1,9 @@
-"""Turns of a conversation, in whatever words a data set has for them, as chat templates take them.
+"""Turns of a conversation, whatever a data set calls them, as chat templates take them.
 
 {"from": "human", "value": "Hi"}                          {"role": "user", "content": "Hi"}
 {"from": "function_call", "value": '{"name": "f", ...}'}  {"role": "assistant", "tool_calls": [...]}
 {"role": "user", "content": [{"type": "text", ...}]}      {"role": "user", "content": "..."}
-{"input": "Hi", "output": "Hello"}                        a turn of the user and one of the assistant
+{"input": "Hi", "output": "Hello"}                        a user turn and an assistant turn
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEARN_KEYS = ("train", "training", "weight", "loss", "loss_weight", "loss_scale"
 CALL_KEYS = ("tool_calls", "function_call")
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
-"""Keys of a question and its answer, where each object of a list holds both."""
+"""Keys of a question and its answer, where each object in a list holds both."""
 CALL = "call"
 ROLES = {
     "system": ("system", "developer"),
@@ -32,19 +32,19 @@ ROLES = {
     ),
     CALL: ("function_call", "function-call", "tool_call", "tool-call", "tool_calls"),
 }
-"""What chat templates call a role, and what data sets do."""
+"""What chat templates call a role, and what data sets call it."""
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 _PLAIN = {name: role for name, role in ROLE_OF.items() if role not in ("tool", CALL)}
 _WORDS = ("text", "input_text", "output_text")
 _PART_KEYS = ("text", "value", "content")
 _INSTEAD = {
-    "thinking": "write the thought under `reasoning_content` of the turn",
-    "reasoning": "write the thought under `reasoning_content` of the turn",
-    "tool_use": "write the call under `tool_calls` of the turn",
-    "tool_call": "write the call under `tool_calls` of the turn",
-    "tool_result": "write the result as a turn of its own, of the role tool",
+    "thinking": "put the reasoning into `reasoning_content` of the turn",
+    "reasoning": "put the reasoning into `reasoning_content` of the turn",
+    "tool_use": "put the call into `tool_calls` of the turn",
+    "tool_call": "put the call into `tool_calls` of the turn",
+    "tool_result": "put the result into a separate turn with the role tool",
 }
-"""Where else what a part holds can be read."""
+"""By type of part, where its content belongs instead."""
 _DETAIL_KEYS = ("train_detail", "training_detail", "train-detail")
 """axolotl's segments of a turn."""
 _TRUTH = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
@@ -52,7 +52,7 @@ _READ_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *LEARN_KEYS, *CALL_KEYS))
 
 
 def turns(value: Any, column: str) -> tuple[list[dict[str, Any]], list[bool | None]]:
-    """The turns of a column, and of each whether it says itself that it is learned (None: it does not say)."""
+    """The turns of a column, and for each whether it says that it is learned (None: it does not say)."""
     messages: list[dict[str, Any]] = []
     wishes: list[bool | None] = []
     for number, turn in enumerate(_list_of(value, column), 1):
@@ -72,41 +72,41 @@ def turns(value: Any, column: str) -> tuple[list[dict[str, Any]], list[bool | No
 
 
 def as_turns(value: Any) -> Sequence[Any] | None:
-    """The turns in a value, where it holds such or can hold nothing else; None where it is text, or no value."""
+    """The turns in a value, where it holds turns or can hold nothing else; None where it is text or null."""
     if isinstance(value, str):
-        found = from_json(value)  # an answer may be JSON that means other things
-        turned = [found] if isinstance(found, Mapping) else found
-        return turned if _is_turn(turned) else None
+        parsed = from_json(value)  # an answer may be JSON with another meaning
+        candidates = [parsed] if isinstance(parsed, Mapping) else parsed
+        return candidates if _is_turn(candidates) else None
     if isinstance(value, Mapping):
         listed_turns: Sequence[Any] | None = _columns_as_turns(value)
         return listed_turns or [value]
     return value if isinstance(value, list | tuple) else None
 
 
-def _is_turn(found: Sequence[Any]) -> bool:
-    """Whether a list, of which only its text is known to be JSON, begins with a turn without a doubt."""
-    first = found[0] if found else None
+def _is_turn(candidates: Sequence[Any]) -> bool:
+    """Whether a list that was read from text certainly begins with a turn."""
+    first = candidates[0] if candidates else None
     if not isinstance(first, Mapping):
         return False
     return _role(_first(first, ROLE_KEYS)) is not None and key_in(first, (*CONTENT_KEYS, *CALL_KEYS)) is not None
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a column holds turns, by the look of the first."""
+    """Whether a column holds turns, judged by the first."""
     return bool(roles_of(value)[:1])
 
 
 def roles_of(value: Any) -> list[str]:
-    """Who speaks, turn by turn, "" where that cannot be told; [] where it is no list of turns."""
-    found = from_json(value)
-    found = _columns_as_turns(found) if isinstance(found, Mapping) else found
-    if not isinstance(found, list) or not found or not isinstance(found[0], Mapping):
+    """The role of each turn, "" where it is not known; [] where the value is not a list of turns."""
+    listed = from_json(value)
+    listed = _columns_as_turns(listed) if isinstance(listed, Mapping) else listed
+    if not isinstance(listed, list) or not listed or not isinstance(listed[0], Mapping):
         return []
-    if rounds := _round_keys(found[0]):
-        found = _from_rounds(found, rounds)
-    elif key_in(found[0], ROLE_KEYS) is None:
+    if rounds := _round_keys(listed[0]):
+        listed = _from_rounds(listed, rounds)
+    elif key_in(listed[0], ROLE_KEYS) is None:
         return []
-    roles = (_role(_first(turn, ROLE_KEYS)) or "" if isinstance(turn, Mapping) else "" for turn in found)
+    roles = (_role(_first(turn, ROLE_KEYS)) or "" if isinstance(turn, Mapping) else "" for turn in listed)
     return ["assistant" if role == CALL else role for role in roles]
 
 
@@ -116,7 +116,7 @@ def _role(value: Any) -> str | None:
     return ROLE_OF.get(value) or ROLE_OF.get(value.strip().lower())
 
 
-# --- lists of turns, in the forms that data sets have for them
+# --- lists of turns, in the forms that data sets use
 
 
 def _list_of(value: Any, column: str) -> Sequence[Any]:
@@ -132,11 +132,11 @@ def _list_of(value: Any, column: str) -> Sequence[Any]:
 
 
 def _columns_as_turns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """A list of turns out of lists of roles and contents, as which `datasets` keeps some; None where it is none."""
+    """A list of turns from lists of roles and contents, as `datasets` stores some; None for anything else."""
     role, content = _first(value, ROLE_KEYS), _first(value, CONTENT_KEYS)
     if not isinstance(role, list) or not isinstance(content, list) or len(role) != len(content):
         return None
-    lists = {key: one for key, one in value.items() if isinstance(one, list) and len(one) == len(role)}
+    lists = {key: inner for key, inner in value.items() if isinstance(inner, list) and len(inner) == len(role)}
     return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
 
 
@@ -147,26 +147,26 @@ def _round_keys(first: Any) -> tuple[str, str] | None:
 
 
 def _from_rounds(value: Sequence[Any], keys: tuple[str, str]) -> list[Any]:
-    """A turn for every question and one for every answer; what is no such round stays, and is told as a turn."""
-    found: list[Any] = []
-    for one in value:
-        # of a round in a table, an answer that is null is not there at all
-        if not isinstance(one, Mapping) or not set(keys) & set(one) or key_in(one, ROLE_KEYS):
-            found.append(one)
+    """A turn for every question and one for every answer; anything else stays, and is reported as a turn."""
+    turns: list[Any] = []
+    for pair in value:
+        # in a table, an answer that is null means no answer
+        if not isinstance(pair, Mapping) or not set(keys) & set(pair) or key_in(pair, ROLE_KEYS):
+            turns.append(pair)
             continue
-        found += [
-            {"role": role, "content": one[key]}
+        turns += [
+            {"role": role, "content": pair[key]}
             for role, key in zip(("user", "assistant"), keys, strict=True)
-            if one.get(key) is not None
+            if pair.get(key) is not None
         ]
-    return found
+    return turns
 
 
 # --- one turn
 
 
 def _plain(turn: Any) -> dict[str, Any] | None:
-    """A turn that is a role and a text, as most are; None where it takes a closer look."""
+    """A turn of only a role and a text, as most are; None where it needs a closer look."""
     if type(turn) is not dict or len(turn) != 2:
         return None
     role, content = turn.get("role"), turn.get("content")
@@ -183,20 +183,20 @@ def _message(turn: Any) -> dict[str, Any]:
     key = key_in(turn, ROLE_KEYS)
     if key is None:
         raise ValueError(f"has no `role`{meant(ROLE_KEYS, turn) or f'; its keys are {listed(turn)}'}")
-    role, content, made = _role(turn[key]), _first(turn, CONTENT_KEYS), calls(_first(turn, CALL_KEYS))
+    role, content, tool_calls = _role(turn[key]), _first(turn, CONTENT_KEYS), calls(_first(turn, CALL_KEYS))
     if role is None:
-        raise ValueError(f"has the role {shown(turn[key])}, which is not known{_nearly(turn[key])}")
+        raise ValueError(f"has the unknown role {shown(turn[key])}{_nearly(turn[key])}")
     if role == CALL:
         role, written = "assistant", written_calls(content)
-        made, content = (made or written), (None if written else content)
+        tool_calls, content = (tool_calls or written), (None if written else content)
     words = {} if content is None else {"content": _content(content)}
-    if not words and not made:
+    if not words and not tool_calls:
         raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
     if media := next((key for key in MEDIA_KEYS if _is_media(turn.get(key))), None):
-        raise ValueError(f"has pictures or sounds in `{media}`; only text can be learned")
-    # a key that is null is one that is not there, to OpenAI; templates test whether a key is there
+        raise ValueError(f"has images or audio in `{media}`; only text can be learned")
+    # to OpenAI, a null key is a missing key; templates test whether a key exists
     rest = {name: value for name, value in turn.items() if value is not None and name not in _READ_KEYS}
-    return {"role": role, **words, **({"tool_calls": made} if made else {}), **rest}
+    return {"role": role, **words, **({"tool_calls": tool_calls} if tool_calls else {}), **rest}
 
 
 def _is_media(value: Any) -> bool:
@@ -209,14 +209,14 @@ def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _nearly(role: Any) -> str:
-    found = near(role, ROLE_OF) if isinstance(role, str) else None
-    if found:
-        return f"; did you mean `{found}`?"
-    return "; the roles are system, user, assistant and tool: whoever's words are to be learned is the assistant"
+    known = near(role, ROLE_OF) if isinstance(role, str) else None
+    if known:
+        return f"; did you mean `{known}`?"
+    return "; the roles are system, user, assistant and tool: the model learns the assistant's words"
 
 
 def _content(value: Any) -> str:
-    """Text, or OpenAI's list of parts; pictures and sounds are no text."""
+    """Text, or the text of OpenAI's list of parts, which may not have images or audio."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list | tuple):
@@ -238,32 +238,31 @@ def _part(part: Any) -> str:
 
 def _words_of(part: Mapping[str, Any]) -> Any:
     """The text of a part, under `text`, `value` or `content`; OpenAI's threads have `{"text": {"value": "..."}}`."""
-    found = _first(part, _PART_KEYS)
-    return _first(found, _PART_KEYS) if isinstance(found, Mapping) else found
+    text = _first(part, _PART_KEYS)
+    return _first(text, _PART_KEYS) if isinstance(text, Mapping) else text
 
 
 def _wish(turn: Mapping[str, Any], role: str) -> bool | None:
     if any(turn.get(key) for key in _DETAIL_KEYS):
         raise ValueError(
-            "says which parts of it are learned, and a turn is learned whole or not: write `train` true or false"
+            "says which parts of it are learned, but a turn is learned as a whole or not: set `train` to true or false"
         )
-    found = {key: truth_of(turn[key], f"has {{}} in `{key}`") for key in LEARN_KEYS if turn.get(key) is not None}
-    if len(set(found.values())) > 1:
-        raise ValueError(f"says in {' and '.join(f'`{key}`' for key in found)} that it is learned, and that it is not")
-    if found.get("train") and role != "assistant":
-        raise ValueError(f"has `train`: true, but the {role} speaks, and only what the assistant says can be learned")
-    return next(iter(found.values()), None)
+    wishes = {key: truth_of(turn[key], f"has {{}} in `{key}`") for key in LEARN_KEYS if turn.get(key) is not None}
+    if len(set(wishes.values())) > 1:
+        raise ValueError(f"contradicts itself on whether it is learned: {' and '.join(f'`{key}`' for key in wishes)}")
+    if wishes.get("train") and role != "assistant":
+        raise ValueError(f"has `train`: true, but is a turn by the {role}; only assistant turns can be learned")
+    return next(iter(wishes.values()), None)
 
 
 def truth_of(value: Any, where: str) -> bool:
     """Whether a weight says that a turn is learned.
 
     Raises:
-        ValueError: it is neither 0 nor 1, true nor false; `where` says where it stands, with `{}` for the value.
+        ValueError: it is neither 0 nor 1, true nor false; `where` names its place, with `{}` for the value.
     """
-    said = value.strip().lower() if isinstance(value, str) else value
-    wish = _TRUTH.get(said) if isinstance(said, str | int | float) else None
+    plain = value.strip().lower() if isinstance(value, str) else value
+    wish = _TRUTH.get(plain) if isinstance(plain, str | int | float) else None
     if wish is None:
-        told = where.format(shown(value))
-        raise ValueError(f"{told}; a turn is learned or it is not: write true or false, 1 or 0")
+        raise ValueError(f"{where.format(shown(value))}; a turn is learned or not: write true or false, 1 or 0")
     return wish

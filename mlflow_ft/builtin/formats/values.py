@@ -1,4 +1,4 @@
-"""Values out of rows: JSON that is kept as text, what a value is called, and names that nearly fit."""
+"""Values from rows: JSON that is stored as text, what to call a value, and names that nearly match."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: Sequence[tuple[Any, str]] = (
     (time, "a time"),
     (timedelta, "a duration"),
 )
-"""In which order a value is asked what it is, and what it is called; a timestamp is a date to Python."""
+"""Types in the order in which they are tested, and what they are called; to Python a timestamp is also a date."""
 _LONGEST_NAME = 40
 _LONGEST_PATH = 100
 _MOST_NAMES = 60
@@ -37,7 +37,7 @@ _short.maxlevel = 2
 
 
 def from_json(value: Any) -> Any:
-    """What a CSV or Parquet file keeps as text: a list or an object written as JSON; anything else as it is."""
+    """A list or an object that a CSV or Parquet file stores as JSON text; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -47,7 +47,7 @@ def from_json(value: Any) -> Any:
 
 
 def key_in(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    """The first of the keys that there is a value under."""
+    """The first of the keys that has a value."""
     for key in keys:
         if values.get(key) is not None:
             return key
@@ -55,7 +55,7 @@ def key_in(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:
 
 
 def named(value: Any) -> str:
-    """What a value is, in the words of JSON: "text", "a list", "an object", "a number", "null"; of others a table's."""
+    """What to call a value: JSON's "text", "a list", "an object", "a number" or "null", else a table's type."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, Opaque):
@@ -64,42 +64,43 @@ def named(value: Any) -> str:
 
 
 def not_text(value: Any) -> str:
-    """What a value is that should be text: "a number, not text", and of a table's types what to do."""
+    """What to say of a value that should be text: "a number, not text", with a remedy for a table's types."""
     is_of_json = value is None or isinstance(value, Mapping | list | tuple | str | int | float | Opaque)
     return f"{named(value)}, not text" + ("" if is_of_json else "; cast the column to text")
 
 
 def shown(value: Any) -> str:
-    """A value as a message can show it, however long or deep it is."""
+    """A value shortened for a message, however long or deep it is."""
     return _short.repr(value)
 
 
 def listed(names: Iterable[Any]) -> str:
     """Names in a message, at most a dozen; "none" where there are none."""
-    found = [str(name)[:_LONGEST_NAME] for name in names]
-    return ", ".join(found[:12]) + (" ..." if len(found) > 12 else "") or "none"
+    short = [str(name)[:_LONGEST_NAME] for name in names]
+    return ", ".join(short[:12]) + (" ..." if len(short) > 12 else "") or "none"
 
 
 def near(name: Any, known: Collection[Any]) -> str | None:
-    """The one of the names known that is nearest, upper and lower case alike; None where none is near."""
-    folded = {str(one).casefold(): str(one) for one in list(known)[:_MOST_NAMES] if len(str(one)) <= _LONGEST_NAME}
-    found = difflib.get_close_matches(str(name)[:_LONGEST_NAME].casefold(), folded, n=1, cutoff=0.75)
-    return folded[found[0]] if found else None
+    """The nearest of the known names, ignoring case; None where none is near."""
+    names = [str(known_name) for known_name in list(known)[:_MOST_NAMES]]
+    folded = {known_name.casefold(): known_name for known_name in names if len(known_name) <= _LONGEST_NAME}
+    matches = difflib.get_close_matches(str(name)[:_LONGEST_NAME].casefold(), folded, n=1, cutoff=0.75)
+    return folded[matches[0]] if matches else None
 
 
 def meant(names: Sequence[str], values: Mapping[str, Any]) -> str:
-    """ "; did you mean `output` where it says `ouptut`?", where a key that has a value is near one, else ""."""
+    """ "; did you mean `output` where it says `ouptut`?", where a key with a value is close to one, else ""."""
     there = [key for key, value in values.items() if value is not None]
     for name in names:
-        if found := near(name, there):
-            return f"; did you mean `{name}` where it says `{found}`?"
+        if key := near(name, there):
+            return f"; did you mean `{name}` where it says `{key}`?"
     return ""
 
 
 def check_json(value: Any, what: str, *, path: str = "", depth: int = 0) -> None:
-    """Raise ValueError where a value cannot be written as JSON: a date, a picture, NaN, or nested too deeply.
+    """Raise ValueError where a value cannot be written as JSON: a date, an image, NaN, or nested too deeply.
 
-    What JSON cannot hold comes from tables; cast to text, it can be.
+    Such values come from tables; cast to text, JSON can hold them.
     """
     if depth > DEEPEST:
         raise ValueError(f"{what} nested more than {DEEPEST} levels deep")
@@ -110,7 +111,7 @@ def check_json(value: Any, what: str, *, path: str = "", depth: int = 0) -> None
         for inner in value:
             check_json(inner, what, path=f"{path}[]", depth=depth + 1)
     elif isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{what} not JSON: `{path[:_LONGEST_PATH]}` is {value}, which JSON does not have")
+        raise ValueError(f"{what} not JSON: `{path[:_LONGEST_PATH]}` is {value}, which JSON cannot represent")
     elif not (value is None or isinstance(value, str | int | float)):
         raise ValueError(
             f"{what} not JSON: `{path[:_LONGEST_PATH]}` is {named(value)}; cast the column to text, or write the rows "

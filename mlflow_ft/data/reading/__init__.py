@@ -1,1 +1,1 @@
-"""Rows out of one file, whatever its kind: JSON, CSV, Parquet, Arrow, text, compressed or not."""
+"""Reads the rows of one file: JSON, CSV, Parquet, Arrow or text, compressed or not."""

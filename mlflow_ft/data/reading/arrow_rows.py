@@ -1,4 +1,4 @@
-"""Rows out of Parquet and Arrow files; what is damaged is found before it is looked at."""
+"""Reads the rows of Parquet and Arrow files; damage is detected before a value is read."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PIECE = 2**20
 FILE_MAGIC = b"ARROW1"
 CONTINUES = b"\xff" * 4
 END = CONTINUES + bytes(4)
-"""What a stream's every message begins with, and what it ends with."""
+"""What every message of a stream begins with, and what a stream ends with."""
 Rows = Iterator[tuple[int, Any]]
-"""Number and columns of every row; a RowError in place of a row whose values are damaged, or no Python values."""
+"""Number and columns of every row; a RowError in place of a row whose values are damaged or not Python values."""
 
 Batches = Iterator["pyarrow.RecordBatch | RowError"]
 
@@ -30,25 +30,25 @@ def parquet(file: Path) -> Rows:
     """Rows of a Parquet file.
 
     Raises:
-        BrokenFile: it is none, or damaged.
+        BrokenFile: it is not one, or it is damaged.
     """
     import pyarrow
     from pyarrow import parquet as reader
 
     try:
-        # read in pieces: without a buffer a whole row group, which may be the whole file, is held
+        # read in pieces: without a buffer, a whole row group, which may be the whole file, is in memory
         with reader.ParquetFile(file, buffer_size=PIECE, pre_buffer=False) as opened:
             check(opened.schema_arrow)
             yield from numbered(opened.iter_batches(batch_size=BATCH))
-    except (pyarrow.ArrowException, ValueError, OSError) as error:  # names that are no UTF-8 are ValueErrors
+    except (pyarrow.ArrowException, ValueError, OSError) as error:  # names that are not UTF-8 are ValueErrors
         raise _broken("Parquet", error) from error
 
 
 def arrow(file: Path) -> Rows:
-    """Rows of Arrow's file format (Feather), or of its stream format, in which `datasets` keeps its tables.
+    """Rows of Arrow's file format (Feather), or of its stream format, in which `datasets` stores its tables.
 
     Raises:
-        BrokenFile: it is none, or damaged.
+        BrokenFile: it is not one, or it is damaged.
     """
     import pyarrow
 
@@ -83,15 +83,15 @@ def _of_streams(source: pyarrow.MemoryMappedFile) -> Batches:
         yield from opened
         source.seek(source.tell() - len(END))
         if source.read(len(END)) != END and marked:
-            yield RowError("the file ends without its end mark: it may have been cut, and rows may be missing here")
+            yield RowError("the file ends without its end mark: it may be truncated, and rows may be missing here")
 
 
 def _broken(kind: str, error: Exception) -> BrokenFile:
-    return BrokenFile(f"no {kind} file that can be read: {brief(error)}", hint="fetch or write the file anew")
+    return BrokenFile(f"not a readable {kind} file: {brief(error)}", hint="download or write the file again")
 
 
 def check(schema: pyarrow.Schema) -> None:
-    """Two columns of one name would become one, and what is nested deeply ends what calls itself for every level."""
+    """Raise BrokenFile for two columns of one name, which would become one, and for nesting too deep for recursion."""
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise BrokenFile(f"it names a column twice: {', '.join(twice)}", hint="rename one of them")
     level = [field.type for field in schema]
@@ -117,7 +117,7 @@ def numbered(batches: Batches) -> Rows:
 
 
 def _values(batch: pyarrow.RecordBatch, table: Table) -> list[Any]:
-    """The rows as Python values; where that fails, one by one, so that the good ones come."""
+    """The rows as Python values; where that fails, one by one, so that the good ones are read."""
     try:
         batch.validate(full=True)  # offsets that point anywhere would crash the process
         return list(table.rows(batch))

@@ -1,4 +1,4 @@
-"""Rows of Arrow's tables, as their schema and what `datasets` wrote into it say how they are meant."""
+"""Rows of Arrow tables, interpreted by their schema and by what `datasets` wrote into it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     import pyarrow
 
 FEATURES = b"huggingface"
-"""Where a schema holds what `datasets` says of its columns."""
+"""Where a schema holds what `datasets` says about its columns."""
 
 
 class Table:
-    """What is known of the rows of one schema."""
+    """How to read the rows of one schema."""
 
     def __init__(self, schema: pyarrow.Schema) -> None:
         self.fields = list(schema)
         self._features = _features(schema)
         self.classes: dict[str, list[str]] = {}
-        """Of columns of class numbers, the names of the classes; in the rows the numbers stay."""
+        """For columns of class numbers, the class names; the rows keep the numbers."""
         for name, feature in self._features.items():
             if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
                 self.classes[name] = [str(class_name) for class_name in feature.get("names") or ()]
@@ -31,7 +31,7 @@ class Table:
         """The rows of a batch.
 
         Raises:
-            ValueError, ArithmeticError: a value is damaged, or outside of what Python can hold.
+            ValueError, ArithmeticError: a value is damaged, or outside Python's range.
         """
         rows = [TableRow(self) for _ in range(batch.num_rows)]
         for index, field in enumerate(self.fields):
@@ -42,7 +42,7 @@ class Table:
 
 
 class TableRow(dict[str, Any]):
-    """A row of a table; the nulls with which Arrow filled its objects are left out."""
+    """A row of a table, without the nulls that Arrow added to its objects."""
 
     __slots__ = ("table",)
 
@@ -51,7 +51,7 @@ class TableRow(dict[str, Any]):
         self.table = table
 
     def as_stored(self, name: str) -> Any:
-        """The value of a column with every null that the table has."""
+        """The value of a column with every null of the table."""
         kinds = {field.name: field.type for field in self.table.fields}
         return _filled(self.get(name), kinds[name]) if name in kinds else self.get(name)
 
@@ -68,7 +68,7 @@ def _filled(value: Any, kind: pyarrow.DataType) -> Any:
 
 
 def _features(schema: pyarrow.Schema) -> Mapping[str, Any]:
-    """What `datasets` wrote into a schema of the columns' meaning; {} where it wrote nothing."""
+    """What `datasets` wrote into a schema about its columns; {} where it wrote nothing."""
     try:
         written = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))["info"]["features"]
     except (ValueError, LookupError, TypeError, RecursionError):

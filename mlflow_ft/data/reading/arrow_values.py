@@ -1,13 +1,13 @@
-"""Arrow's columns as Python values, type by type: JSON is parsed, padding is left out, what has no value is named.
+"""Arrow columns as Python values, type by type: JSON is parsed, padding is left out, unreadable types are named.
 
 struct               an object, without the fields that are null: Arrow gives every struct the fields of all others
-map                  an object, with its nulls, which somebody wrote
+map                  an object, with its nulls, which were written on purpose
 list, large_list, list_view, fixed_size_list    a list
 dictionary, run_end_encoded, union              its values
-arrow.json           what the JSON says, with its nulls; so is a text that `datasets` calls Json
+arrow.json           the JSON value, with its nulls; likewise a text that `datasets` calls Json
 arrow.uuid           its text; arrow.bool8 true or false; a tensor its nested lists
-date, time, timestamp, duration, decimal, binary    Python's own objects; a format that wants text refuses them
-another extension, a map whose keys are not text, a picture, a sound    an `Opaque`, which every format refuses
+date, time, timestamp, duration, decimal, binary    Python's own objects; a format that needs text refuses them
+another extension, a map whose keys are not text, an image, audio    an `Opaque`, which every format refuses
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 Values = list[Any]
 EXTENSION = b"ARROW:extension:name"
-"""Where a field says its extension type, when pyarrow does not know that."""
+"""Where a field names an extension type that pyarrow does not know."""
 JSON_TYPES = ("arrow.json", "google:sqlType:json")
 PLAIN_TYPES = ("arrow.bool8", "arrow.py_extension_type", "datasets.")
-"""Extension types, by the beginning of their names, whose stored values are what they mean."""
-MEDIA = {"Image": "a picture", "Audio": "a sound", "Video": "a video", "Pdf": "a PDF"}
+"""Beginnings of the names of extension types whose stored values can be used as they are."""
+MEDIA = {"Image": "an image", "Audio": "audio", "Video": "a video", "Pdf": "a PDF"}
 
 
 def column(array: pyarrow.Array, field: pyarrow.Field, feature: Any = None) -> Values:
-    """The values of one column, from top to bottom; `feature` is what `datasets` says of it.
+    """The values of one column, from top to bottom; `feature` is what `datasets` says about it.
 
     Raises:
-        ValueError, ArithmeticError: a value is outside of what Python can hold.
+        ValueError, ArithmeticError: a value is outside Python's range.
     """
     import pyarrow as pa
 
     kind = array.type
-    meant = feature.get("_type") if isinstance(feature, Mapping) else None
-    if isinstance(meant, str) and meant in MEDIA:
-        return _opaque(array, MEDIA[meant])
+    feature_type = feature.get("_type") if isinstance(feature, Mapping) else None
+    if isinstance(feature_type, str) and feature_type in MEDIA:
+        return _opaque(array, MEDIA[feature_type])
     if isinstance(kind, pa.BaseExtensionType):
         return _extension(array.storage, kind, field, feature)
     name = (field.metadata or {}).get(EXTENSION, b"").decode("utf-8", "replace")
-    if name or (meant == "Json" and _is_text(kind)):
+    if name or (feature_type == "Json" and _is_text(kind)):
         return _named(array, name or JSON_TYPES[0], field, feature)
     return _plain(array, field, feature)
 
@@ -92,7 +92,7 @@ def _leaves(array: pyarrow.Array) -> Values:
     except pa.ArrowInvalid:
         if not pa.types.is_timestamp(array.type):
             raise
-        return _opaque(array.cast("int64"), f"a time in the time zone {array.type.tz!r}, which is not known here")
+        return _opaque(array.cast("int64"), f"a time in the unknown time zone {array.type.tz!r}")
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:
@@ -124,7 +124,7 @@ def _named(storage: pyarrow.Array, name: str, field: pyarrow.Field, feature: Any
         return [None if text is None else _parsed(text) for text in storage.to_pylist()]
     if name.startswith(PLAIN_TYPES):
         return _plain(storage, field, feature)
-    return _opaque(storage, f"a value of the extension type {name}, which is not known here")
+    return _opaque(storage, f"a value of the unknown extension type {name}")
 
 
 def _parsed(text: str) -> Any:
@@ -137,7 +137,7 @@ def _opaque(array: pyarrow.Array, what: str) -> Values:
 
 
 def _classes(numbers: Sequence[int | None], names: Any) -> Values:
-    """The names of classes; a number without a name (-1 is "not labelled") stays."""
+    """The class names; a number without a name (-1 is "not labelled") stays."""
     known = names if isinstance(names, list) else []
     return [known[n] if n is not None and 0 <= n < len(known) else n for n in numbers]
 
@@ -151,25 +151,26 @@ def _structs(array: pyarrow.Array, feature: Any) -> Values:
     if len({field.name for field in fields}) < len(fields):
         raise ValueError("an object has a key twice: " + ", ".join(field.name for field in fields))
     inner = feature if isinstance(feature, Mapping) and "_type" not in feature else {}
-    whole: Values = [{} for _ in range(len(array))]
+    objects: Values = [{} for _ in range(len(array))]
     for index, field in enumerate(fields):
         child = array.field(index)
         values = column(child, field, inner.get(field.name))
         if child.null_count == 0 and not _may_hide_nulls(child.type):
-            for row, value in zip(whole, values, strict=True):
+            for row, value in zip(objects, values, strict=True):
                 row[field.name] = value
             continue
         # JSON that says null is a value; a null of Arrow's own is padding
-        for row, value, is_there in zip(whole, values, child.is_valid().to_pylist(), strict=True):
+        for row, value, is_there in zip(objects, values, child.is_valid().to_pylist(), strict=True):
             if is_there and not (value is None and _may_hide_nulls(child.type)):
                 row[field.name] = value
     if array.null_count:
-        whole = [row if is_there else None for row, is_there in zip(whole, array.is_valid().to_pylist(), strict=True)]
-    return whole
+        valid = array.is_valid().to_pylist()
+        objects = [row if is_there else None for row, is_there in zip(objects, valid, strict=True)]
+    return objects
 
 
 def _may_hide_nulls(kind: pyarrow.DataType) -> bool:
-    """Whether Arrow does not count the nulls of a type's values as nulls of its array."""
+    """Whether nulls among the values of this type are not nulls of its array."""
     import pyarrow.types as t
 
     return bool(t.is_union(kind) or t.is_run_end_encoded(kind) or t.is_dictionary(kind))
@@ -200,7 +201,7 @@ def _of_elements(feature: Any) -> Any:
 
 
 def _ranges(array: pyarrow.Array) -> Iterator[tuple[int, int]]:
-    """Where in an array's values each of its lists begins and ends; nowhere, for one that is null."""
+    """Where each list of an array begins and ends in its values; an empty range for a list that is null."""
     import pyarrow.types as t
 
     count = len(array)
@@ -216,8 +217,8 @@ def _ranges(array: pyarrow.Array) -> Iterator[tuple[int, int]]:
     if not array.null_count:
         return iter(places)
     first = places[0] if places else (0, 0)
-    there = array.is_valid().to_pylist()
-    return ((place if is_there else (first[0], first[0])) for place, is_there in zip(places, there, strict=True))
+    valid = array.is_valid().to_pylist()
+    return ((place if is_there else (first[0], first[0])) for place, is_there in zip(places, valid, strict=True))
 
 
 def _maps(array: pyarrow.Array) -> Values:
@@ -237,13 +238,13 @@ def _object(names: Values, values: Values, kind: Any) -> Any:
     pairs = list(zip(names, values, strict=True))
     if not all(isinstance(name, str) for name in names):
         return Opaque(f"a map whose keys are {kind.key_type}, not text", pairs)
-    made = dict(pairs)
-    return made if len(made) == len(pairs) else Opaque("a map that has a key twice", pairs)
+    mapping = dict(pairs)
+    return mapping if len(mapping) == len(pairs) else Opaque("a map that has a key twice", pairs)
 
 
 def _unions(array: pyarrow.Array) -> Values:
     kind = array.type
-    # pyarrow's own `type_codes` and `offsets` pass over where a slice begins
+    # pyarrow's own `type_codes` and `offsets` ignore where a slice begins
     _, codes_buffer, *others = array.buffers()
     span = slice(array.offset, array.offset + len(array))
     codes = memoryview(codes_buffer).cast("b")[span].tolist()

@@ -1,4 +1,4 @@
-"""Open a data file, compressed or not; a small one that unfolds into a huge one is refused before it fills anything."""
+"""Opens a data file, compressed or not; a decompression bomb is refused before it fills memory or disk."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, Protocol
 from mlflow_ft.errors import brief
 
 FOLD = 200
-"""Text is compressed about fivefold, and machine-made rows some thirtyfold; beyond this it is no data."""
+"""Text compresses about fivefold, and generated rows about thirtyfold; anything beyond this is not data."""
 HARMLESS = 64 * 2**20
-"""Bytes that any file may unfold into."""
+"""Bytes that any file may expand to."""
 DICTIONARY = 512 * 2**20
-"""Bytes of memory that unfolding may take: `xz -9` needs 65 MiB, and a file may ask for 4 GiB."""
+"""Bytes of memory that decompression may take: `xz -9` needs 65 MiB, and a file may ask for 4 GiB."""
 BUFFER = 2**18
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class BrokenFile(Exception):  # noqa: N818  it is what it is called: a file that cannot be read any further
-    """What is wrong with a file as a whole; the rows behind the place cannot be told apart."""
+    """What is wrong with a file as a whole; the rows after the place cannot be separated."""
 
     def __init__(self, reason: str, *, line: int | None = None, hint: str = "") -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class BrokenFile(Exception):  # noqa: N818  it is what it is called: a file that
 
 
 class Readable(Protocol):
-    """Bytes that come out of a compressed file."""
+    """The decompressed bytes of a file."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -42,7 +42,7 @@ class Readable(Protocol):
 
 
 class _Members:
-    """What the members of a bz2 or xz file hold; Python's own readers pass over what follows a member and is none."""
+    """The contents of the members of a bz2 or xz file; Python's own readers ignore trailing garbage."""
 
     def __init__(self, file: Path, begin: Callable[[], Any]) -> None:
         self._file = file.open("rb")
@@ -60,11 +60,11 @@ class _Members:
                 data = self._file.read(BUFFER) if self._member.needs_input else b""
                 if self._member.needs_input and not data:
                     raise EOFError("it ends before its end mark")
-            if found := self._member.decompress(data, size):
-                return bytes(found)
+            if decompressed := self._member.decompress(data, size):
+                return bytes(decompressed)
 
     def _next_member(self) -> bytes:
-        """The bytes from the next member on, without the zeros between two of them; b"" at the end of the file."""
+        """The bytes from the next member on, without the zeros between members; b"" at the end of the file."""
         data: bytes = self._member.unused_data
         while not (data := data.lstrip(b"\0")):
             data = self._file.read(BUFFER)
@@ -92,11 +92,11 @@ def _zstd(file: Path) -> Readable:
 
 
 OPENERS: Mapping[str, Callable[[Path], Readable]] = {".gz": gzip.GzipFile, ".bz2": _bz2, ".xz": _xz, ".zst": _zstd}
-"""By the last suffix of a name, what opens it."""
+"""By a file's last suffix, what opens it."""
 
 
 def suffix(file: Path) -> str:
-    """The suffix that says what a file holds: `.jsonl` for `rows.jsonl` and for `rows.jsonl.gz`."""
+    """The suffix for the kind of a file: `.jsonl` for `rows.jsonl` and for `rows.jsonl.gz`."""
     last = file.suffix.lower()
     return Path(file.stem).suffix.lower() if last in OPENERS else last
 
@@ -105,7 +105,7 @@ def binary(file: Path) -> io.BufferedReader:
     """Open a file for reading bytes, decompressed.
 
     Raises:
-        BrokenFile: while reading: the compression is broken, or it unfolds over 200-fold.
+        BrokenFile: while reading: the compression is broken, or the file expands over 200-fold.
     """
     opener = OPENERS.get(file.suffix.lower())
     if opener is None:
@@ -117,7 +117,7 @@ def text(file: Path) -> io.BufferedReader:
     """Open a file of text for reading its bytes, decompressed.
 
     Raises:
-        BrokenFile: it is UTF-16; and while reading, as `binary` has it.
+        BrokenFile: it is UTF-16; and while reading, as `binary`.
     """
     stream = binary(file)
     if stream.peek(2)[:2] in UTF_16:
@@ -143,13 +143,13 @@ class _Guarded(io.RawIOBase):
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise BrokenFile(
                 f"it cannot be decompressed beyond its first {self._read:,} bytes: {brief(error)}",
-                hint="the file is cut short or damaged: fetch or write it anew",
+                hint="the file is truncated or damaged: download or write it again",
             ) from error
         self._read += len(data)
         if self._read > self._most:
             raise BrokenFile(
-                f"it unfolds into more than {self._most:,} bytes, over {FOLD} times its size",
-                hint="it looks like a decompression bomb; if it is meant, decompress it yourself and name the result",
+                f"it expands to more than {self._most:,} bytes, over {FOLD} times its size",
+                hint="it looks like a decompression bomb; if it is not, decompress it yourself and name the result",
             )
         buffer[: len(data)] = data
         return len(data)

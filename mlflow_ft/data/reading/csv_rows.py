@@ -1,4 +1,4 @@
-"""Rows out of CSV: one that is malformed is named, and the others come, as long as they can be told apart."""
+"""Reads the rows of CSV files; a malformed row is reported and the others are read, as far as they can be separated."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def read(file: Path) -> Iterator[tuple[int, Any]]:
     """Line and columns of every row; a RowError in place of a row that cannot be read.
 
     Raises:
-        BrokenFile: the header cannot be read, or a quote is not closed: what comes behind may be rows or a part of one.
+        BrokenFile: the header cannot be read, or a quote is not closed: what follows may be rows or part of one.
     """
     csv.field_size_limit(parsing.MAX_ROW_BYTES)
     with compressed.text(file) as stream:
-        sign = "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
+        separator = "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
         lines = _Lines(stream)
-        reader = csv.reader(lines, delimiter=sign, strict=True)
+        reader = csv.reader(lines, delimiter=separator, strict=True)
         header: list[str] = []
         while True:
             lines.begin()
@@ -45,7 +45,7 @@ def read(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def delimiter(file: Path) -> str:
-    """What stands between the fields of a file."""
+    """The character between the fields of a file."""
     with compressed.text(file) as stream:
         return "\t" if compressed.suffix(file) == ".tsv" else _delimiter(stream)
 
@@ -58,10 +58,10 @@ def _delimiter(stream: io.BufferedReader) -> str:
 
 
 class _Lines:
-    """The lines of a text, those of one row counted; a line ends at a newline, at a carriage return, or at both."""
+    """The lines of a text, counted for each row; a line ends with a newline, a carriage return, or both."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
-        # bytes that are no UTF-8 pass as lone surrogates, so that the row they stand in can be named
+        # bytes that are not UTF-8 pass as lone surrogates, so that their row can be named
         self._text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         self._number = 0
         self._ended = False
@@ -96,7 +96,7 @@ class _Lines:
 
     @property
     def bounded(self) -> bool:
-        """Whether the row, malformed as it is, ends on the line that it begins on: every quote in it is closed."""
+        """Whether the malformed row ends on the line on which it begins: every quote in it is closed."""
         return self._number == self.first and (self._ended or self._quotes % 2 == 0)
 
 
@@ -106,7 +106,7 @@ def _malformed(error: Exception, lines: _Lines, header: list[str]) -> RowError:
         raise BrokenFile(f"the header cannot be read: {reason}", line=lines.first) from error
     if not lines.bounded:
         raise BrokenFile(
-            f"{reason}; a quote that is opened here is not closed, and the rows behind it cannot be told apart",
+            f"{reason}; a quote that opens here is never closed, so the rows after it cannot be separated",
             line=lines.first,
             hint='put the field in double quotes, and write a quote in it twice: "5"" pipe"',
         ) from error
@@ -128,8 +128,8 @@ def _header(fields: list[str], line: int) -> list[str]:
 def _row(header: list[str], fields: list[str]) -> dict[str, Any] | RowError:
     if len(fields) != len(header):
         return RowError(
-            f"the row has another number of fields than the header ({len(fields)}, not {len(header)}); "
-            "put fields that hold commas or line breaks in double quotes"
+            f"the row has a different number of fields from the header ({len(fields)}, not {len(header)}); "
+            "put fields that contain commas or line breaks in double quotes"
         )
     if not _utf_8(fields):
         return RowError(NOT_UTF_8)

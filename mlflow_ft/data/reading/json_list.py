@@ -1,4 +1,4 @@
-"""One list of objects, or objects one after another, read piece by piece: no larger than its largest row in memory."""
+"""Reads one list of objects, or consecutive objects, piece by piece: memory holds no more than the largest row."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mlflow_ft.data.reading.parsing import DECODER, LENIENT, NO_ROW, NOT_UTF_8, 
 PIECE = 2**20
 SOLID = re.compile(r"[^ \t\r\n]")
 DEEPEST = 4
-"""Objects in objects that are gone through key by key; what lies deeper is a value like any other."""
+"""Levels of nested objects that are read key by key; anything deeper is an ordinary value."""
 LONGEST_TOKEN = len("-Infinity")
-"""Letters before the end of what was read in which an error may come from the cut there."""
+"""An error within this many characters of the end of what was read may come from the cut there."""
 
 
 def read(file: Path, *, brackets: bool = True) -> Iterator[tuple[int, Any]]:
     """Line and value of every element; a RowError in place of a value that is well formed but refused.
 
     Raises:
-        BrokenFile: the JSON itself is malformed; what comes behind cannot be told apart any more.
+        BrokenFile: the JSON itself is malformed; the rest cannot be separated into rows.
     """
     text = _Text(file)
     if not brackets:
@@ -34,11 +34,11 @@ def read(file: Path, *, brackets: bool = True) -> Iterator[tuple[int, Any]]:
         return
     yield from _elements(text)
     if text.next_letter():
-        raise text.broken("Extra data behind the list")
+        raise text.broken("Extra data after the list")
 
 
 def read_inside(file: Path, path: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """Line and value of every element of the list that lies under these keys, one in the other, in each object.
+    """Line and value of every element of the list under these nested keys in each object.
 
     Raises:
         BrokenFile: the JSON itself is malformed.
@@ -49,7 +49,7 @@ def read_inside(file: Path, path: Sequence[str]) -> Iterator[tuple[int, Any]]:
 
 
 def outline(file: Path, *, most: int) -> dict[str, Any] | None:
-    """One object as it stands in a file, with the first elements of each list in it; None where it is not just one.
+    """The one object in a file, with the first elements of each list in it; None where there is not exactly one.
 
     Raises:
         BrokenFile: the JSON itself is malformed.
@@ -57,8 +57,8 @@ def outline(file: Path, *, most: int) -> dict[str, Any] | None:
     text = _Text(file)
     if text.next_letter() != "{":
         return None
-    found = _outline(text, most)
-    return None if text.next_letter() else found
+    value = _outline(text, most)
+    return None if text.next_letter() else value
 
 
 def _elements(text: _Text) -> Iterator[tuple[int, Any]]:
@@ -74,7 +74,7 @@ def _elements(text: _Text) -> Iterator[tuple[int, Any]]:
 
 
 def _members(text: _Text) -> Iterator[str]:
-    """The keys of an object; whoever asks for the next one has read the value."""
+    """The keys of an object; the caller must read each value before it asks for the next key."""
     text.expect("{")
     seen: set[str] = set()
     while text.next_letter() != "}":
@@ -107,7 +107,7 @@ def _outline(text: _Text, most: int, depth: int = 0) -> dict[str, Any]:
 
 
 def _outline_of(text: _Text, most: int, depth: int = 0) -> Any:
-    """The value at the place, of which nothing large is kept."""
+    """The value at the place, with at most `most` elements of its lists."""
     letter = text.next_letter()
     if letter == "[":
         return [value for number, (_, value) in enumerate(_elements(text)) if number < most]
@@ -115,7 +115,7 @@ def _outline_of(text: _Text, most: int, depth: int = 0) -> Any:
 
 
 class _Text:
-    """The text of a file with a place in it; what lies before the place is let go."""
+    """The text of a file with a place in it; text before the place is dropped from memory."""
 
     def __init__(self, file: Path) -> None:
         self._pieces = _decoded(file)
@@ -123,35 +123,35 @@ class _Text:
         self._place = 0
         self.line = 1
         self._gone = 0
-        """Characters that were let go."""
+        """Characters that were dropped."""
         self._line_begin = 0
         """Where the line of the place begins, in characters from the beginning of the file."""
 
     @property
     def column(self) -> int:
-        """Where on its line the place is, from 1."""
+        """The place's column, from 1."""
         return self._gone + self._place - self._line_begin + 1
 
     def next_letter(self) -> str:
         """Skip white space; the letter at the place, "" at the end of the file."""
         while True:
-            found = SOLID.search(self._text, self._place)
-            self._advance(found.start() if found else len(self._text))
-            if found:
-                return found[0]
+            letter = SOLID.search(self._text, self._place)
+            self._advance(letter.start() if letter else len(self._text))
+            if letter:
+                return letter[0]
             if not self._more(PIECE):
                 return ""
 
     def expect(self, letter: str) -> None:
-        """Skip white space, and the letter that has to follow."""
-        found = self.next_letter()
-        if found != letter:
+        """Skip white space and the letter that must follow."""
+        actual = self.next_letter()
+        if actual != letter:
             reason = f"Expecting {letter!r}"
-            raise self.broken(reason) if found else self._ended(f"{reason}, and the file ends")
+            raise self.broken(reason) if actual else self._ended(f"{reason}, and the file ends")
         self._advance(self._place + 1)
 
     def value(self) -> Any:
-        """The value that begins here; more is read as long as it has no end."""
+        """The value that begins here; more is read until it ends."""
         while True:
             try:
                 value, end = self._decode()
@@ -169,8 +169,8 @@ class _Text:
             return _taken(value, text)
 
     def broken(self, reason: str) -> BrokenFile:
-        """What to raise for what is wrong at the place."""
-        hint = "one JSON object a line (.jsonl), or one list of objects (.json)"
+        """The error for the place."""
+        hint = "write one JSON object per line (.jsonl), or one list of objects (.json)"
         return BrokenFile(f"malformed JSON: {reason} (column {self.column})", line=self.line, hint=hint)
 
     def _malformed(self, error: json.JSONDecodeError) -> BrokenFile:
@@ -184,7 +184,7 @@ class _Text:
     def _ended(self, reason: str) -> BrokenFile:
         last = self.column - 1
         where = f"at line {self.line}, column {last}" if last else f"with line {self.line - 1}"
-        hint = "fetch or write the file anew, or end it by hand after its last whole row"
+        hint = "download or write the file again, or end it by hand after its last complete row"
         return BrokenFile(f"malformed JSON: {reason} {where}: {parsing.CUT}", line=self.line, hint=hint)
 
     def _decode(self) -> tuple[Any, int]:
@@ -206,18 +206,18 @@ class _Text:
         self._place = place
 
     def _grow(self) -> bool:
-        """Read as much again as there is of the value already, so that a long one is not tried again too often."""
+        """Double what was read of the value, so that a long one is not parsed too often."""
         held = len(self._text) - self._place
         if held > parsing.MAX_ROW_BYTES:
             raise BrokenFile(
-                f"a value has no end within {parsing.MAX_ROW_BYTES:,} bytes",
+                f"a value does not end within {parsing.MAX_ROW_BYTES:,} bytes",
                 line=self.line,
-                hint="a bracket or a quote is not closed, or the row is no row; write one object a line (.jsonl)",
+                hint="a bracket or a quote is not closed, or this is not a row; write one object per line (.jsonl)",
             )
         return self._more(max(PIECE, held))
 
     def _more(self, size: int) -> bool:
-        """Let go of what lies before the place, and read on; False at the end of the file, where nothing moves."""
+        """Drop the text before the place and read on; False at the end of the file, where nothing changes."""
         added = []
         while size > 0 and (piece := next(self._pieces, "")):
             added.append(piece)
@@ -230,7 +230,7 @@ class _Text:
 
 
 def _taken(value: Any, text: str) -> Any:
-    """The value, or the RowError that says why it is none."""
+    """The value, or the RowError that says why it is refused."""
     if isinstance(value, RowError):
         return value
     if len(text) > parsing.MAX_ROW_BYTES:
@@ -244,7 +244,7 @@ def _taken(value: Any, text: str) -> Any:
 
 
 def _decoded(file: Path) -> Iterator[str]:
-    """The text in pieces; bytes that are no UTF-8 pass as lone surrogates, so that the row they stand in is named."""
+    """The text in pieces; bytes that are not UTF-8 pass as lone surrogates, so that their row can be named."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
     with compressed.text(file) as stream:
         while data := stream.read(PIECE):

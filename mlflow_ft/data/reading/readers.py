@@ -1,4 +1,4 @@
-"""Rows out of one file, whatever its kind, in constant memory; a row that cannot be read does not hide the others."""
+"""Reads the rows of one file of any kind in constant memory; an unreadable row does not hide the others."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mlflow_ft.rows import Place, Row
 
 UTF_8_MARK = b"\xef\xbb\xbf"
 LOOKED_AT = 2**16
-"""Bytes of a first line that say whether a .json file holds lines."""
+"""Bytes of the first line that decide whether a .json file holds lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable(Place):
-    """A row that is there but cannot be read, and why."""
+    """A row that cannot be read, and why."""
 
     reason: str
     converting: bool = False
-    """It was read, but it is not of its format."""
+    """It was read, but does not have the format."""
     value: Any = field(default=None, repr=False, compare=False)
-    """What stands there in place of an object, where it is JSON: a list of turns may be meant as a conversation."""
+    """The JSON value where it is not an object: a list of turns may be a conversation."""
 
 
 Read = Iterator[tuple[int, Any]]
@@ -36,9 +36,9 @@ Read = Iterator[tuple[int, Any]]
 
 
 def read_file(file: Path, *, shown: str | None = None, inside: Sequence[str] = ()) -> Iterator[Row | Unreadable]:
-    """Read a file by its suffix; `shown` is the name that messages give it.
+    """Read a file by its suffix; `shown` is its name in messages.
 
-    Of a .json file whose rows lie in a list within an object, `inside` are the keys under which that lies.
+    For a .json file whose rows are in a list within an object, `inside` are the keys of that list.
 
     Raises:
         DataError: the file is missing, empty, of an unknown kind, or broken as a whole.
@@ -48,51 +48,51 @@ def read_file(file: Path, *, shown: str | None = None, inside: Sequence[str] = (
     whole = 0
     try:
         if file.stat().st_size == 0:
-            raise DataError(f"data file {name!r} is empty (0 bytes)", hint="write rows into it, or name another file")
+            raise DataError(f"data file {name!r} is empty (0 bytes)", hint="add rows to it, or name another file")
         for line, values in json_list.read_inside(file, inside) if inside else READERS[compressed.suffix(file)](file):
             whole += isinstance(values, dict)
             if isinstance(values, RowError):
                 yield Unreadable(file=name, line=line, reason=str(values))
             elif not isinstance(values, dict):
-                reason = f"a row must be an object, and this is {_named(values)}"
+                reason = f"a row must be an object, but this is {_named(values)}"
                 yield Unreadable(file=name, line=line, reason=reason, value=values)
             else:
                 yield Row(values=values, file=name, line=line)
     except BrokenFile as error:
         place = name if error.line is None else f"{name}:{error.line}"
-        before = f"; {whole:,} whole row{'s' * (whole != 1)} come{'s' * (whole == 1)} before it" if whole else ""
+        before = f"; {whole:,} complete row{'s' * (whole != 1)} come{'s' * (whole == 1)} before it" if whole else ""
         raise DataError(f"{place}: {error.reason}{before}", hint=error.hint) from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
 def _named(value: Any) -> str:
-    """What a value is, in JSON's words."""
+    """What JSON calls a value."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return "a list" if isinstance(value, list) else "a text" if isinstance(value, str) else "a number"
 
 
 def check_kind(file: Path, name: str) -> None:
-    """Raise DataError where it is no file, or no reader knows its kind."""
+    """Raise DataError where it is not a file, or no reader knows its kind."""
     if not known(file) or not _is_file(file):
-        raise DataError(f"data {name!r} is of no known kind", hint=f"known: {', '.join(READERS)}, or a Hub id")
+        raise DataError(f"data {name!r} is of an unknown kind", hint=f"known: {', '.join(READERS)}, or a Hub id")
 
 
 def _is_file(file: Path) -> bool:
     try:
         return file.is_file()
-    except OSError:  # nobody may look into its folder
+    except OSError:  # its folder may not be read
         return False
 
 
 def known(file: Path) -> bool:
-    """Whether a file's name says that it holds rows."""
+    """Whether a file's suffix is one that holds rows."""
     return compressed.suffix(file) in READERS
 
 
 def is_object(file: Path) -> bool:
-    """Whether a .json file begins with an object, in which its rows may lie."""
+    """Whether a .json file begins with an object, which may contain its rows."""
     return compressed.suffix(file) == ".json" and first_letter(file) == "{"
 
 
@@ -106,7 +106,7 @@ def first_letter(file: Path) -> str:
 
 
 def has_lines(file: Path) -> bool:
-    """Whether a file of JSON holds a value a line, and not one value alone."""
+    """Whether a JSON file holds one value per line, and not a single value."""
     with compressed.text(file) as stream:
         first, second = _first_line(stream), _first_line(stream)
     if _is_open(first) and not isinstance(parse(second), dict):
@@ -116,7 +116,7 @@ def has_lines(file: Path) -> bool:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str | RowError]]:
-    """Every line as text, with its number; lines end where a newline does, and nowhere else."""
+    """Every line as text, with its number; only a newline ends a line."""
     with compressed.text(file) as stream:
         number = 0
         while raw := stream.readline(parsing.MAX_ROW_BYTES + 1):
@@ -139,7 +139,7 @@ def _skip_line(stream: io.BufferedReader, raw: bytes) -> None:
 
 
 def _json_lines(file: Path) -> Read:
-    """JSON lines; or, under the same name, a list or objects that go on over several lines."""
+    """JSON lines; or, under the same suffix, a list or objects that span several lines."""
     with compressed.text(file) as stream:
         start, following = _first_line(stream), _first_line(stream)
     letter = start.lstrip()[:1]
@@ -158,7 +158,7 @@ def _each_line(file: Path) -> Read:
 
 
 def _json_file(file: Path) -> Read:
-    """A list of objects, JSON lines under the name .json, as many data sets have it, or objects one after another."""
+    """A list of objects, JSON lines in a .json file, as many data sets have them, or consecutive objects."""
     with compressed.text(file) as stream:
         start = _first_line(stream)
     letter = start.lstrip()[:1]
@@ -179,7 +179,7 @@ def _first_line(stream: io.BufferedReader) -> str:
 
 
 def _goes_on(line: str) -> bool:
-    """Whether the object that begins on a line ends on another one, or the next begins behind it."""
+    """Whether the object that begins on a line ends on a later one, or another object follows it."""
     text = line.strip()
     try:
         _, end = json.JSONDecoder().raw_decode(text)
@@ -189,7 +189,7 @@ def _goes_on(line: str) -> bool:
 
 
 def _is_open(line: str) -> bool:
-    """Whether what begins on a line ends on another one."""
+    """Whether the value that begins on a line ends on a later one."""
     text = line.strip()
     try:
         json.JSONDecoder().raw_decode(text)
@@ -219,4 +219,4 @@ READERS: Mapping[str, Callable[[Path], Read]] = {
     ".feather": arrow_rows.arrow,
     ".txt": _text_lines,
 }
-"""By suffix; those of text may be compressed as well (.gz, .zst, .bz2, .xz)."""
+"""By suffix; text formats may also be compressed (.gz, .zst, .bz2, .xz)."""

@@ -1,12 +1,11 @@
-"""Where the rows of a file are when they are not simply its objects: under a key, in lists, one in another.
+"""Where the rows of a file are when they are not simply its objects: under a key, in lists, nested.
 
-    {"version": "1", "data": [{"messages": [...]}, ...]}      the rows lie under `data`
+    {"version": "1", "data": [{"messages": [...]}, ...]}      the rows are under `data`
     {"rows": [{"row_idx": 0, "row": {"messages": [...]}}]}     under `rows`, each under `row`
     [[{"role": ...}, ...], [{"role": ...}, ...]]               each list is a conversation
-    {"messages": [[{"role": ...}, ...], [...]]}                each of the lists is a row of its own
+    {"messages": [[{"role": ...}, ...], [...]]}                each of the lists is a separate row
 
-A shape is looked for where the rows as they stand are of no format, and taken only where it alone fits: every shape is
-tried on the first rows.
+Where the rows as they are have no known format, shapes are tried on the first rows; one is used only if no other fits.
 """
 
 from __future__ import annotations
@@ -35,24 +34,24 @@ Fits = Callable[[Rows], DataFormat | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How to come from what a file holds to its rows."""
+    """How to get from the contents of a file to its rows."""
 
     steps: tuple[str, ...] = ()
     column: str = ""
-    """What stands at the end of the steps is a list of turns, which becomes this column; "" where it is a row."""
+    """The list of turns at the end of the steps becomes this column; "" where a row is there."""
     beside: bool = False
-    """The rows have what stands beside them on the way, too: a system prompt, tools."""
+    """The rows also get the columns passed on the way: a system prompt, tools."""
     description: str = ""
-    """The shape in words, for people."""
+    """The shape in words."""
 
     @property
     def inside(self) -> tuple[str, ...]:
-        """The keys of the list in which the rows of a .json file can be read one by one; () where they cannot."""
+        """The keys of the list in a .json file whose rows can be read one by one; () where they cannot."""
         place = self.steps.index(EACH) if EACH in self.steps else 0
         return () if self.beside else self.steps[:place]
 
     def rows(self, read: Row | Unreadable, *, inside: bool = False) -> Iterator[Row | Unreadable]:
-        """The rows in what was read; itself, where it has none. `inside` says that the list's elements were read."""
+        """The rows in a value that was read; the value itself where it has none. `inside`: it is a list's element."""
         value = read.values if isinstance(read, Row) else read.value
         steps = self.steps[len(self.inside) + 1 :] if inside else self.steps
         ends = list(unfolded(value, steps, beside=self.beside)) if value is not None else []
@@ -64,13 +63,13 @@ class Shape:
             elif not steps:
                 yield read
             else:
-                yield Unreadable(file=read.file, line=read.line, reason=f"there is no row here: {self.description}")
+                yield Unreadable(file=read.file, line=read.line, reason=f"no row here: {self.description}")
         if not ends:
             yield read
 
 
 def unfolded(value: Any, steps: Sequence[str], *, beside: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """What stands at the end of the steps, with what stands beside it on the way."""
+    """The values at the end of the steps, each with the other columns on the way."""
     value = parsed(value)
     if not steps:
         yield value, {}
@@ -86,19 +85,19 @@ def unfolded(value: Any, steps: Sequence[str], *, beside: bool) -> Iterator[tupl
 
 
 def parsed(value: Any) -> Any:
-    """JSON that is kept as text, as a list or an object; anything else as it is."""
+    """JSON that is stored as text, as a list or an object; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        meant = parse(value)
-        return value if isinstance(meant, RowError) else meant
+        parsed_value = parse(value)
+        return value if isinstance(parsed_value, RowError) else parsed_value
     return value
 
 
 def find(roots: Sequence[Any], fits: Fits, *, is_whole: bool, weak: bool = False) -> list[Shape]:
-    """The shapes in which the first values of a file are rows, the shallowest ones.
+    """The shallowest shapes in which the first values of a file are rows.
 
     `is_whole` says that the file is one value, so that a list in it can only hold its rows. With `weak`, an object with
-    a text or a prompt alone is taken for a row, too; many objects that are not rows have one. Every shape that is
-    returned makes rows that some format reads.
+    only a text or a prompt also counts as a row; many objects that are not rows have one. Every shape that is returned
+    makes rows that some format reads.
     """
     level: list[tuple[Any, tuple[str, ...]]] = [(roots[0], ())] if roots else []
     for _ in range(DEEPEST):
@@ -122,7 +121,7 @@ def _here(value: Any, steps: tuple[str, ...], fits: Fits, *, is_whole: bool, wea
         return []
     as_rows, as_turns = fits(value[:FEW]), fits([{MESSAGES: value}])
     if as_rows and as_turns:
-        return None  # questions with their answers: rows, or the rounds of one conversation
+        return None  # questions and answers: rows, or the rounds of one conversation
     if as_turns and (not steps or steps[-1] == EACH):
         return _of_turns(value, steps, fits, is_whole=is_whole)
     if as_rows and steps and _is_row(as_rows, weak=weak or (is_whole and EACH not in steps)):
@@ -131,7 +130,7 @@ def _here(value: Any, steps: tuple[str, ...], fits: Fits, *, is_whole: bool, wea
 
 
 def _of_turns(value: list[Any], steps: tuple[str, ...], fits: Fits, *, is_whole: bool) -> list[Shape]:
-    """Lists of turns in a list: rows, where the list stands alone or is called as turns are; else they are versions."""
+    """Lists of turns in a list: rows, where the list is alone or has a name for turns; else versions of one row."""
     key = steps[-2] if len(steps) > 1 else EACH
     if key != EACH and fits([{key: value}]):
         return [Shape(steps=steps, column=key, beside=True)]
@@ -148,7 +147,7 @@ def _below(value: Any, steps: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str,
 
 
 def _is_row(record: DataFormat | None, *, weak: bool) -> bool:
-    """Whether more than one column says that this is a row: a lone `text` stands anywhere."""
+    """Whether more than one column says that this is a row: a lone `text` can occur anywhere."""
     return record is not None and (weak or record.kind not in ("text", "prompt"))
 
 
@@ -169,13 +168,13 @@ def _as_read(root: Any) -> Row | Unreadable:
 
 
 def _described(shape: Shape, roots: Sequence[Any], fits: Fits) -> Shape:
-    """The shape in words, and with what stands beside the rows where that changes what they say."""
+    """The shape with its description, and with the columns beside the rows where they change the examples."""
     with_others = replace(shape, beside=True)
     names = list(dict.fromkeys(name for root in roots[:1] for name in _beside(root, shape.steps)))
     record = _read(shape, roots, fits)
     if not shape.beside and names and record is not None and record == _read(with_others, roots, fits):
         pairs = zip(sample(shape, roots), sample(with_others, roots), strict=False)
-        if any(_said(record, alone) != _said(record, both) for alone, both in pairs):
+        if any(_converted(record, alone) != _converted(record, both) for alone, both in pairs):
             shape = with_others
     words = _words(shape)
     if names:
@@ -184,7 +183,7 @@ def _described(shape: Shape, roots: Sequence[Any], fits: Fits) -> Shape:
     return replace(shape, description=words)
 
 
-def _said(record: DataFormat, values: Mapping[str, Any]) -> Any:
+def _converted(record: DataFormat, values: Mapping[str, Any]) -> Any:
     try:
         example: Example = record.convert(values)
     except ValueError as error:
@@ -211,7 +210,7 @@ def where(steps: Sequence[str]) -> str:
 def _words(shape: Shape) -> str:
     place = where(shape.steps)
     if shape.column in shape.steps:
-        return f"{place} holds several conversations; each of them is read as a row of its own"
+        return f"{place} holds several conversations; each is read as a separate row"
     if shape.column:
         return f"each list of turns{f' under {place}' if place else ''} is read as one conversation"
-    return f"the rows lie under {place}" if place else "the rows lie in lists"
+    return f"the rows are under {place}" if place else "the rows are in lists"

@@ -1,4 +1,4 @@
-"""Logs of chats between people, in which nobody is called user or assistant: whose words are to be learned?"""
+"""Chat logs between people, which name no user and no assistant: whose messages should the model learn?"""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SAID_KEYS = ("content", "text", "message", "body", "value")
 
 
 def ways(roots: Sequence[Any], fits: Fits) -> list[str]:
-    """What to write, where the first values of a file are such a log; [] where they are none."""
+    """A hint, where the first values of a file are such a log; [] where they are not."""
     log = next((messages for messages in _lists_in(roots) if len(_speakers(messages)) > 1), None)
     if log is None or fits(
         [{"messages": [{"role": _speaker(message), "content": _words(message)} for message in log]}]
     ):
         return []
     speakers = list(dict.fromkeys(_speakers(log)))
-    asked, answered = _first_said(log, speakers[0]), _first_said(log, speakers[1])
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    named = ", ".join(repr(speaker[:40]) for speaker in speakers[:6]) + " ..." * (len(speakers) > 6)
-    named_one = f"if {speakers[1][:40]!r} is meant:"
+    question, answer = _first_said(log, speakers[0]), _first_said(log, speakers[1])
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    names = ", ".join(repr(speaker[:40]) for speaker in speakers[:6]) + " ..." * (len(speakers) > 6)
     return [
-        f"it is a log of what people wrote ({named}); nothing in it says whose words are to be learned",
-        f"write a conversation a line (.jsonl), with that person as the assistant, others as the user; {named_one}",
+        f"this is a chat log ({names}); nothing in it says whose messages the model should learn",
+        "write one conversation per line (.jsonl), with that person as the assistant and the others as the user;",
+        f"for {speakers[1][:40]!r}:",
         f"  {json.dumps({'messages': turns}, ensure_ascii=False)}",
     ]
 
@@ -60,5 +60,5 @@ def _words(message: Mapping[str, Any]) -> str:
 
 
 def _first_said(log: Sequence[Mapping[str, Any]], speaker: str) -> str:
-    said = next(_words(message) for message in log if _speaker(message) == speaker and _words(message))
-    return said if len(said) <= 80 else f"{said[:79]}…"
+    words = next(_words(message) for message in log if _speaker(message) == speaker and _words(message))
+    return words if len(words) <= 80 else f"{words[:79]}…"

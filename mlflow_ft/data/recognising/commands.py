@@ -1,4 +1,4 @@
-"""Commands of one line of Python that write the rows of a file as JSON lines, to be typed as they stand."""
+"""One-line Python commands that write the rows of a file as JSON lines, ready to paste."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from mlflow_ft.data.sources import Source
 
 OPEN = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
-"""By the last suffix of a name, the module that opens it."""
+"""By a file's last suffix, the module that opens it."""
 NOT_PLAIN = re.compile(r"[^\w-]+")
 
 
 def writing(source: Source, expression: str, *, uses: str = "", of_object: bool = False) -> str:
-    """What to type so that `expression`, over `d`, the values of the first file, is written row by row.
+    """The command that writes the rows of `expression`, in which `d` is the values of the first file.
 
-    `of_object`: over the one object that the file holds. "" where the file is of no kind that one line can read.
+    With `of_object`, `d` is the one object in the file. "" where one line of Python cannot read the file.
     """
     file = source.files[0].path
     loaded = _loading(file, of_object=of_object) if file else None
@@ -38,7 +38,7 @@ def writing(source: Source, expression: str, *, uses: str = "", of_object: bool 
 
 
 def _loading(file: Path, *, of_object: bool) -> tuple[str, list[str]] | None:
-    """An expression for what a file holds, and the modules that it needs."""
+    """An expression for the contents of a file, and the modules that it needs."""
     last, kind = file.suffix.lower(), compressed.suffix(file)
     module = OPEN.get(last)
     if last in compressed.OPENERS and module is None:

@@ -1,4 +1,4 @@
-"""Rows as something to learn from, by their format; what does not fit is told with file and line, all at once."""
+"""Converts rows to examples by their format; rows that do not fit are reported together, with file and line."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mlflow_ft.records import DataFormat
 from mlflow_ft.rows import Example, Row
 
 TURN_KEYS = ("role", "content", "tool_calls", "train", "weight")
-"""What `data.columns` may rename inside the turns of a conversation, too."""
+"""Keys that `data.columns` may also rename inside the turns of a conversation."""
 TOO_DEEP = "nested too deeply"
 
 
 def renamed(values: Mapping[str, Any], settings: DataSection) -> Mapping[str, Any]:
-    """The row with the names that `data.columns` gives its columns, and the turns in them.
+    """The row with the names that `data.columns` gives its columns, and the keys of their turns.
 
-    What had such a name before is left out: `answer=solution` takes the place of a column `answer`.
+    A column that had such a name before is left out: `answer=solution` replaces a column `answer`.
     """
     if not settings.columns:
         return values
     own = {column: wanted for wanted, column in settings.columns.items()}
-    found = with_names(values, own)
+    row = with_names(values, own)
     inside = {column: wanted for column, wanted in own.items() if wanted in TURN_KEYS}
-    return {name: _renamed_turns(value, inside) for name, value in found.items()} if inside else found
+    return {name: _renamed_turns(value, inside) for name, value in row.items()} if inside else row
 
 
 def with_names(values: Mapping[str, Any], own: Mapping[str, str]) -> dict[str, Any]:
@@ -38,27 +38,27 @@ def with_names(values: Mapping[str, Any], own: Mapping[str, str]) -> dict[str, A
 
 
 def _renamed_turns(value: Any, inside: Mapping[str, str]) -> Any:
-    """A turn or a list of them with other keys, also where a CSV file keeps it as JSON; anything else as it is."""
-    found = value
+    """A turn or a list of turns with other keys, also where a CSV file stores it as JSON; anything else as it is."""
+    turns = value
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            found = json.loads(value)
+            turns = json.loads(value)
         except (ValueError, RecursionError):
             return value
-    if isinstance(found, Mapping):
-        return with_names(found, inside) if set(inside) & set(found) else value
-    if isinstance(found, list) and any(isinstance(one, Mapping) and set(inside) & set(one) for one in found):
-        return [with_names(one, inside) if isinstance(one, Mapping) else one for one in found]
+    if isinstance(turns, Mapping):
+        return with_names(turns, inside) if set(inside) & set(turns) else value
+    if isinstance(turns, list) and any(isinstance(turn, Mapping) and set(inside) & set(turn) for turn in turns):
+        return [with_names(turn, inside) if isinstance(turn, Mapping) else turn for turn in turns]
     return value
 
 
 def why_not(record: DataFormat, values: Mapping[str, Any]) -> str | None:
-    """What a format has against a row; None where it takes it."""
+    """Why a format does not read a row; None where it does."""
     try:
         record.convert(values)
     except (ValueError, RecursionError) as error:
         return _reason(error)
-    except Exception as error:  # a plugin's converter meets rows here that are not of its format
+    except Exception as error:  # a plugin's converter is given rows here that do not have its format
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -70,9 +70,9 @@ def _reason(error: ValueError | RecursionError) -> str:
 def convert(
     rows: Iterable[Row | Unreadable], record: DataFormat, settings: DataSection, *, as_text: Sequence[AsText] = ()
 ) -> Iterator[tuple[Row, Example] | Unreadable]:
-    """Convert every row; in place of one that is not of this format stands why.
+    """Convert every row; a row that does not have this format becomes an `Unreadable` with the reason.
 
-    `as_text` are the columns whose numbers are taken as text.
+    `as_text` are the columns whose numbers are used as text.
     """
     for row in rows:
         if isinstance(row, Unreadable):
@@ -87,7 +87,7 @@ def convert(
 
 
 def _with_nulls(example: Example, row: Row, settings: DataSection) -> Example:
-    """The example with the columns that go to reward functions as the table has them: every object with every key."""
+    """The example with the columns for reward functions as the table has them: every object with every key."""
     values = row.values
     if not example.columns or not isinstance(values, TableRow):
         return example
@@ -98,7 +98,7 @@ def _with_nulls(example: Example, row: Row, settings: DataSection) -> Example:
 
 
 def with_system(example: Example, prompt: str | None) -> Example:
-    """The example with `data.system` in front, where it has no system prompt."""
+    """The example with `data.system` as its first turn, where it has no system prompt."""
     if not prompt or not example.messages or example.messages[0]["role"] == "system":
         return example
     return dataclasses.replace(

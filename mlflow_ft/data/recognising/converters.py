@@ -1,8 +1,8 @@
-"""Files whose rows a line of Python must write first: the command for that, tried on the first of them.
+"""Files whose rows one line of Python must write first: the command for that, tried on the first rows.
 
 {"prompt": ["a", "b"], "completion": ["c", "d"]}     columns that are lists
 {"prompt": {"0": "a"}, "completion": {"0": "c"}}     as pandas writes a table by default
-[{"role": "user", ...}, {"role": "assistant", ...}]   a turn a row: one conversation, or many?
+[{"role": "user", ...}, {"role": "assistant", ...}]   one turn per row: one conversation, or many?
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ Rows = list[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Converter:
-    """Makes rows of what a file holds: the same in Python here and in the command."""
+    """Makes rows from the contents of a file: `make` and `expression` do the same."""
 
     what: str
     make: Callable[[Any], Rows]
     expression: str
-    """Of `d`, what the file holds."""
+    """In terms of `d`, the contents of the file."""
     uses: str = ""
     """A module that the expression needs."""
 
 
 OF_OBJECTS = (
     Converter(
-        what="each column is a list of its own",
+        what="each column is a separate list",
         make=lambda d: [dict(zip(d, row, strict=True)) for row in zip(*_lists(d), strict=True)],
         expression="[dict(zip(d, row)) for row in zip(*d.values())]",
     ),
     Converter(
         what="each column is an object by row, as pandas writes a table by default",
         make=lambda d: [
-            dict(zip(d, row, strict=True)) for row in zip(*(one.values() for one in _objects(d)), strict=True)
+            dict(zip(d, row, strict=True)) for row in zip(*(cells.values() for cells in _objects(d)), strict=True)
         ],
-        expression="[dict(zip(d, row)) for row in zip(*(one.values() for one in d.values()))]",
+        expression="[dict(zip(d, row)) for row in zip(*(cells.values() for cells in d.values()))]",
     ),
     Converter(
-        what="each row stands under a name of its own",
+        what="each row is under a separate key",
         make=lambda d: list(_objects(d)),
         expression="d.values()",
     ),
     Converter(
-        what="the names of the columns stand apart from the rows (`columns`, `data`)",
+        what="the column names are separate from the rows (`columns`, `data`)",
         make=lambda d: [dict(zip(d["columns"], row, strict=True)) for row in d["data"]],
         expression='[dict(zip(d["columns"], row)) for row in d["data"]]',
     ),
@@ -71,7 +71,7 @@ OF_LISTS = (
         expression="[row for rows in d for row in rows]",
     ),
     Converter(
-        what="the first row holds the names of the columns",
+        what="the first row holds the column names",
         make=lambda d: [dict(zip(_texts(d[0]), row, strict=True)) for row in d[1:]],
         expression="[dict(zip(d[0], row)) for row in d[1:]]",
     ),
@@ -81,7 +81,7 @@ OF_LISTS = (
         expression='[dict(zip(("prompt", "completion"), row)) for row in d]',
     ),
     Converter(
-        what="each row is a text, to be learned whole",
+        what="each row is a text, learned as a whole",
         make=lambda d: [{"text": text} for text in _texts(d)],
         expression='[{"text": text} for text in d]',
     ),
@@ -95,7 +95,7 @@ OF_ROWS = (
         '*row["contents"]] if turn["parts"]]} for row in d]',
     ),
     Converter(
-        what="each row is a request and its response, as a log of OpenAI's API has them",
+        what="each row is a request and its response, as in a log of OpenAI's API",
         make=lambda d: [
             {"messages": [*row["request"]["messages"], row["response"]["choices"][0]["message"]]} for row in d
         ],
@@ -103,8 +103,8 @@ OF_ROWS = (
         "for row in d]",
     ),
 )
-ONE = Converter(
-    what="if all of them are one conversation",
+ONE_CONVERSATION = Converter(
+    what="if all turns are one conversation",
     make=lambda d: [{"messages": d}],
     expression='[{"messages": d}]',
 )
@@ -149,7 +149,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def ways(source: Source, roots: Sequence[Any], fits: Fits) -> list[str]:
-    """What would make rows of the first values of a file; [] where nothing that is known here does."""
+    """Ways to make rows from the first values of a file; [] where no known converter does."""
     if not roots:
         return []
     turns = list(_of_turns(roots, fits))
@@ -161,31 +161,33 @@ def ways(source: Source, roots: Sequence[Any], fits: Fits) -> list[str]:
     ]
     if not fitting:
         return chat_logs.ways(roots, fits)
-    each = "each row is one turn, and a row must be a whole conversation; " if turns else ""
-    lines = [f"{each}write the rows out first{', as they are meant' if len(fitting) > 1 else ''}"]
+    each = "each row is one turn, but a row must be a whole conversation; " if turns else ""
+    lines = [f"{each}convert the rows first{', in the way that is right for them' if len(fitting) > 1 else ''}"]
     for converter in fitting:
         written = commands.writing(source, converter.expression, uses=converter.uses, of_object=converter in OF_OBJECTS)
         lines += (
-            [f"{converter.what}:", written] if written else [f"{converter.what}: as JSON lines (.jsonl), a row a line"]
+            [f"{converter.what}:", written]
+            if written
+            else [f"{converter.what}: as JSON lines (.jsonl), a row per line"]
         )
     return lines
 
 
 def _makes(converter: Converter, whole: Any, fits: Fits) -> bool:
     try:
-        made = converter.make(whole)
+        rows = converter.make(whole)
     except (ValueError, TypeError, LookupError, AttributeError):
         return False
-    return bool(made) and all(isinstance(row, Mapping) for row in made) and fits(made[:FEW]) is not None
+    return bool(rows) and all(isinstance(row, Mapping) for row in rows) and fits(rows[:FEW]) is not None
 
 
 def _of_turns(roots: Sequence[Any], fits: Fits) -> Iterator[Converter]:
-    """Of rows that are turns: one conversation, one of every group, or one of every question and its answer."""
+    """For rows that are turns: one conversation, one per group, or one per question and answer."""
     turns = [turn for turn in roots if isinstance(turn, Mapping) and _names_a_role(turn)]
-    if len(turns) < len(roots) or not _makes(ONE, turns, fits):
+    if len(turns) < len(roots) or not _makes(ONE_CONVERSATION, turns, fits):
         return
     yield from (converter for converter in map(_grouped, _groups(turns)) if _makes(converter, turns, fits))
-    yield ONE
+    yield ONE_CONVERSATION
     pairs = [fits([row]) for row in PAIRS.make(turns)]
     if pairs and all(record is not None and record.kind == "conversation" for record in pairs):
         yield PAIRS
@@ -196,7 +198,7 @@ def _names_a_role(turn: Mapping[str, Any]) -> bool:
 
 
 def _groups(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Keys whose values come several times in a row, and not everywhere."""
+    """Keys whose values repeat in consecutive rows, but not in all rows."""
     for key in turns[0]:
         values = [turn.get(key) for turn in turns]
         runs = sum(1 for _ in itertools.groupby(values))
@@ -216,7 +218,7 @@ def _grouped(key: str) -> Converter:
 
 
 def of_steps(steps: Sequence[str], *, column: str, rows: bool) -> str:
-    """What takes the rows that lie at the end of steps, in each of several `rows` or in the one value of a file."""
+    """The expression for the rows at the end of these steps, in each of several `rows` or in a file's one value."""
     expression, names = "d", iter("abcdefgh")
     loops = ""
     for step in (*([EACH] if rows else []), *steps):
@@ -225,5 +227,5 @@ def of_steps(steps: Sequence[str], *, column: str, rows: bool) -> str:
             loops, expression = f"{loops} for {name} in {expression}", name
         else:
             expression = f"{expression}[{json.dumps(step)}]"
-    made = f"{{{json.dumps(column)}: {expression}}}" if column else expression
-    return f"[{made}{loops}]"
+    row = f"{{{json.dumps(column)}: {expression}}}" if column else expression
+    return f"[{row}{loops}]"

@@ -1,4 +1,4 @@
-"""What to do about rows of no known format: every way that a hint names was tried on the first rows of that file."""
+"""Hints for rows of no known format: every remedy that a hint names was tried on the first rows of the file."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 _SHOWN_COLUMNS = 30
 SPEAKERS = (("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("inputs", "targets"))
-"""Columns that are called as those who speak in them."""
+"""Columns that are named after the speaker."""
 
 
 def better(error: DataError, source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits: Fits) -> DataError:
-    """The error with what would help for this file; as it is, where nothing that was tried does."""
+    """The error with a hint for this file; unchanged where nothing that was tried helps."""
     ways = converters.ways(source, roots, fits) or list(_places(source, roots, fitting, fits))
     return DataError(error.message, hint="\n  ".join(ways), problems=error.problems) if ways else error
 
 
 def _places(source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits: Fits) -> Iterator[str]:
-    """Where rows lie that were not read, since they lie in several places or may be none, and how to take them."""
+    """Where there may be rows that were not read, since several places are possible, and how to extract them."""
     fitting = fitting or [shape for shape in find(roots, fits, is_whole=False, weak=True) if len(shape.steps) < 3]
     if not fitting:
         return
     first = fitting[0]
-    yield "what may be rows lies under " + "; under ".join(where(shape.steps) for shape in fitting[:8])
-    yield f"write those that are meant into a file of their own, and name that; those under {where(first.steps)}:"
+    yield "there may be rows under " + "; under ".join(where(shape.steps) for shape in fitting[:8])
+    yield f"write the rows you want to a separate file and name that; for those under {where(first.steps)}:"
     path = source.files[0].path
     of_object = len(roots) == 1 and path is not None and readers.first_letter(path) == "{"
     expression = converters.of_steps(first.steps, column=first.column, rows=not of_object)
@@ -44,7 +44,7 @@ def _places(source: Source, roots: Sequence[Any], fitting: Sequence[Shape], fits
 
 
 def of_split(fitting: Sequence[Shape], split: str) -> list[Shape]:
-    """Of several places for rows the one that is called as the split that was asked for."""
+    """Of several places for rows, the one that is named after the requested split."""
     named = [shape for shape in fitting if _split_of(shape.steps) == _split_of([split])]
     return named if len(fitting) > 1 and len(named) == 1 else list(fitting)
 
@@ -52,13 +52,13 @@ def of_split(fitting: Sequence[Shape], split: str) -> list[Shape]:
 def _split_of(words: Sequence[str]) -> str | None:
     from mlflow_ft.data.sources import SPLIT_NAMES
 
-    there = {word.lower() for word in words}
-    return next((name for name, known in SPLIT_NAMES.items() if there & set(known)), None)
+    lowered = {word.lower() for word in words}
+    return next((name for name, known in SPLIT_NAMES.items() if lowered & set(known)), None)
 
 
 def of_rows(sample: Sequence[Mapping[str, Any]], columns: Sequence[str], registry: Registry) -> str:
-    """What to do about rows of no known format."""
-    return _meant(sample, columns, registry) or _remedy(sample, columns, registry)
+    """A hint for rows of no known format."""
+    return _misspelt(sample, columns, registry) or _remedy(sample, columns, registry)
 
 
 def listed(columns: Sequence[str]) -> str:
@@ -66,17 +66,17 @@ def listed(columns: Sequence[str]) -> str:
     return (", ".join(columns[:_SHOWN_COLUMNS]) or "none") + more
 
 
-def _meant(sample: Sequence[Mapping[str, Any]], columns: Sequence[str], registry: Registry) -> str:
-    """What to type where a format would fit, but for letters in the names of its columns."""
+def _misspelt(sample: Sequence[Mapping[str, Any]], columns: Sequence[str], registry: Registry) -> str:
+    """What to type where a format would fit but for misspelt column names."""
     for record in registry.formats:
         lacking = [name for name in record.columns if name not in columns]
         near = {name: _near(name, columns, part=len(record.columns) > 1) for name in lacking}
         own = {column: name for name, column in near.items() if column}
-        if not lacking or len(own) < len(lacking) or not any(_fits(record, with_names(one, own)) for one in sample):
+        if not lacking or len(own) < len(lacking) or not any(_fits(record, with_names(row, own)) for row in sample):
             continue
-        meant = ", ".join(f"`{name}` where it says `{column}`" for column, name in own.items())
-        given = ",".join(f"{name}={column}" for column, name in own.items())
-        return f"did you mean {meant} (format {record.name})? Mend the file, or --data.columns {given}"
+        names = ", ".join(f"`{name}` where it says `{column}`" for column, name in own.items())
+        setting = ",".join(f"{name}={column}" for column, name in own.items())
+        return f"did you mean {names} (format {record.name})? Fix the file, or add --data.columns {setting}"
     return ""
 
 
@@ -85,62 +85,62 @@ def _fits(record: DataFormat, values: Mapping[str, Any]) -> bool:
 
 
 def _near(name: str, columns: Sequence[str], *, part: bool) -> str | None:
-    """The column whose name is nearly this one; with `part`, also one that begins with it (`chosen_response`)."""
+    """The column whose name is close to this one; with `part`, also one that begins with it (`chosen_response`)."""
     folded = {column.casefold(): column for column in reversed(columns)}
-    found = difflib.get_close_matches(name, folded, n=1, cutoff=0.82)
-    if not found and part:
-        found = [column for column in folded if column.startswith((f"{name}_", f"{name}-", f"{name} "))]
-    return folded[found[0]] if len(found) == 1 else None
+    matches = difflib.get_close_matches(name, folded, n=1, cutoff=0.82)
+    if not matches and part:
+        matches = [column for column in folded if column.startswith((f"{name}_", f"{name}-", f"{name} "))]
+    return folded[matches[0]] if len(matches) == 1 else None
 
 
 def _remedy(sample: Sequence[Mapping[str, Any]], columns: Sequence[str], registry: Registry) -> str:
-    """What to do about rows of no known format: formats that would read the first row, or why one does not."""
+    """A hint for rows of no known format: formats that would read the first row, or why one does not."""
     first = sample[0] if sample else {}
     against = {record.name: why_not(record, first) for record in registry.formats}
     reasons: dict[str, str] = {}
     for record in registry.formats:
         reason = against[record.name] or ""
         is_near = all(name in first for name in record.columns) or any(f"`{column}`" in reason for column in first)
-        # a column that is missing says only that the rows are of another format
+        # a missing column only says that the rows have another format
         if reason and is_near and not reason.startswith("column "):
             reasons.setdefault(reason, record.name)
     ways = [f"they are not {name}: {reason}" for reason, name in reasons.items()]
     if readable := [f"--data.format {name}" for name, reason in against.items() if reason is None]:
-        ways.append(f"to read them all the same: {' or '.join(readable)}")
-    named = next(_named_columns(first, columns, registry), "")
-    example = "to say which columns are meant, for example: --data.columns prompt=COLUMN,completion=COLUMN"
+        ways.append(f"to read them anyway: {' or '.join(readable)}")
+    setting = next(_named_columns(first, columns, registry), "")
+    example = "to name the columns, for example: --data.columns prompt=COLUMN,completion=COLUMN"
     needs = "; ".join(f"{record.name} needs {', '.join(record.columns)}" for record in registry.formats)
-    ways += [f"if these columns are meant: {named}" if named else example, needs]
+    ways += [f"if these are the right columns: {setting}" if setting else example, needs]
     return "\n  ".join(ways)
 
 
 def _named_columns(first: Mapping[str, Any], columns: Sequence[str], registry: Registry) -> Iterator[str]:
-    """Values of `data.columns` that read the first row, where one list of turns or two texts can be meant."""
+    """Values of `data.columns` that read the first row, where there is one list of turns or two texts."""
     lists = [column for column in columns if isinstance(first.get(column), list)]
     for keys in _turn_keys(first.get(lists[0])) if len(lists) == 1 else ():
         yield from _tried({"messages": lists[0], **keys}, first, registry)
     texts = [column for column in columns if isinstance(first.get(column), str) and first[column]]
-    for asked, answered in (*SPEAKERS, *([texts] if len(texts) == len(columns) == 2 else [])):
-        if {asked, answered} <= set(texts):
-            yield from _tried({"prompt": asked, "completion": answered}, first, registry)
+    for prompt, completion in (*SPEAKERS, *([texts] if len(texts) == len(columns) == 2 else [])):
+        if {prompt, completion} <= set(texts):
+            yield from _tried({"prompt": prompt, "completion": completion}, first, registry)
 
 
 def _tried(names: Mapping[str, str], first: Mapping[str, Any], registry: Registry) -> Iterator[str]:
-    given = {wanted: column for wanted, column in names.items() if wanted != column}
-    plain = all(column.isprintable() and not set(column) & set(" ,=\"'{}[]") for column in given.values())
-    row = renamed(first, DataSection(columns=given)) if given and plain else None
-    wanted = "messages" if "messages" in names else "prompt-completion"
-    if row is not None and any(record.name == wanted and _fits(record, row) for record in registry.formats):
-        yield "--data.columns " + ",".join(f"{wanted}={column}" for wanted, column in given.items())
+    columns = {name: column for name, column in names.items() if name != column}
+    plain = all(column.isprintable() and not set(column) & set(" ,=\"'{}[]") for column in columns.values())
+    row = renamed(first, DataSection(columns=columns)) if columns and plain else None
+    format_name = "messages" if "messages" in names else "prompt-completion"
+    if row is not None and any(record.name == format_name and _fits(record, row) for record in registry.formats):
+        yield "--data.columns " + ",".join(f"{name}={column}" for name, column in columns.items())
 
 
 def _turn_keys(value: Any) -> Iterator[dict[str, str]]:
-    """Which keys of the objects in a list may say who speaks, and what is said: the key with the most text."""
+    """Pairs of keys that may hold the speaker and the text of the objects in a list, keys with the most text first."""
     if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
         return
     texts = [str(key) for key, inner in value[0].items() if isinstance(inner, str)]
-    said = sorted(
+    contents = sorted(
         texts[:8], key=lambda key: -sum(len(str(turn.get(key))) for turn in value if isinstance(turn, Mapping))
     )
     for role in texts[:8]:
-        yield from ({"role": role, "content": content} for content in said if content != role)
+        yield from ({"role": role, "content": content} for content in contents if content != role)

@@ -1,4 +1,4 @@
-"""Numbers, true and false where a format wants text: taken as JSON writes them, where the rows agree."""
+"""Numbers, true and false where a format needs text: used as JSON writes them, where the rows agree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class AsText:
-    """A column, or what one speaker says in the turns of a column, that holds numbers where text is wanted."""
+    """A column, or one speaker's words in the turns of a column, that holds numbers where text is needed."""
 
     column: str
     sort: Sort
@@ -33,22 +33,22 @@ class AsText:
         where = f"what {self.speaker} says in `{self.column}`" if self.speaker else f"`{self.column}`"
         shown = f"{_json(self.example)} becomes the text {json.dumps(self.text(self.example), ensure_ascii=False)}"
         if self.classes:
-            return f"{where} holds numbers of classes; their names are taken ({shown})"
-        return f"{where} is {self.sort}; it is taken as text ({shown})"
+            return f"{where} holds class numbers; the class names are used ({shown})"
+        return f"{where} is {self.sort}; it is used as text ({shown})"
 
     def text(self, value: Any) -> str:
         """A value as text."""
         if not self.classes:
             return _json(value)
         if not isinstance(value, int) or not 0 <= value < len(self.classes):
-            raise ValueError(f"`{self.column}` is {value}, and no class has this number")
+            raise ValueError(f"`{self.column}` is {value}, but no class has this number")
         return self.classes[value]
 
     def apply(self, values: Values) -> dict[str, Any]:
         """A row's columns with text in place of the numbers.
 
         Raises:
-            ValueError: the row has something else there than the others.
+            ValueError: the row has a value of another type than the others.
         """
         value = values.get(self.column)
         if not self.speaker:
@@ -71,12 +71,12 @@ class AsText:
         if value is None or sort_of(value) == self.sort:
             return None if value is None else self.text(value)
         raise ValueError(
-            f"{where} is {_named(value)}, and {self.sort} in the rows before; write all of them as text, in quotes"
+            f"{where} is {_named(value)}, but {self.sort} in earlier rows; write all of them as text, in quotes"
         )
 
 
 def sort_of(value: Any) -> Sort | None:
-    """What a value is, where it is a number that JSON has, or true or false."""
+    """What a value is, where it is a number that JSON can represent, or true or false."""
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | Decimal) or (isinstance(value, float) and isfinite(value)):
@@ -95,7 +95,7 @@ def _named(value: Any) -> str:
 
 
 def candidates(rows: Sequence[Values], classes: Mapping[str, Sequence[str]]) -> list[AsText]:
-    """Every column, and every speaker in turns, that has numbers alone, or truths alone, in all of these rows."""
+    """Every column, and every speaker in turns, with only numbers or only true and false in all of these rows."""
     seen: dict[tuple[str, str], list[Any]] = {}
     for values in rows:
         for column, value in values.items():
@@ -103,18 +103,18 @@ def candidates(rows: Sequence[Values], classes: Mapping[str, Sequence[str]]) -> 
                 seen.setdefault((str(column), speaker), []).append(words)
     columns = []
     for (column, speaker), every_value in seen.items():
-        there = [value for value in every_value if value is not None]
-        sorts = {sort_of(value) for value in there}
+        present = [value for value in every_value if value is not None]
+        sorts = {sort_of(value) for value in present}
         if len(sorts) == 1 and (sort := sorts.pop()):
             names = () if speaker else tuple(classes.get(column, ()))
-            named = [value for value in there if not names or value in range(len(names))]
+            named = [value for value in present if not names or value in range(len(names))]
             if named:
                 columns.append(AsText(column=column, sort=sort, speaker=speaker, classes=names, example=named[0]))
     return columns
 
 
 def _spoken(value: Any) -> Iterator[tuple[str, Any]]:
-    """What is said in a value by whom: a list of turns has several speakers, anything else is said by ""."""
+    """Speaker and words in a value: a list of turns has several speakers, anything else has the speaker ""."""
     turns = [value] if isinstance(value, Mapping) else value if isinstance(value, list) else None
     if turns is None:
         yield "", value
@@ -125,7 +125,7 @@ def _spoken(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _said(turn: Any) -> tuple[str, str, Any] | None:
-    """Of a turn who speaks, the key of what is said, and what is said."""
+    """The speaker of a turn, the key of its words, and the words."""
     if not isinstance(turn, Mapping):
         return None
     speaker = next((turn[key] for key in SPEAKERS if isinstance(turn.get(key), str)), None)
@@ -134,7 +134,7 @@ def _said(turn: Any) -> tuple[str, str, Any] | None:
 
 
 def needed(rows: Sequence[Values], columns: Sequence[AsText], score: Callable[[Sequence[Values]], int]) -> list[AsText]:
-    """Those columns without which fewer rows are read, as `score` counts them; [] where they help no row."""
+    """The columns without which fewer rows are read, as `score` counts them; [] where they help no row."""
     best = score(applied(rows, columns)) if columns else 0
     if best <= (score(rows) if columns else 0):
         return []
@@ -147,7 +147,7 @@ def needed(rows: Sequence[Values], columns: Sequence[AsText], score: Callable[[S
 
 
 def applied(rows: Sequence[Values], columns: Sequence[AsText]) -> list[Values]:
-    """The rows with text in place of the numbers; one that has something else there stays as it is, to be refused."""
+    """The rows with text in place of the numbers; a row with another type there stays as it is, to be refused."""
     return [_with_text_or_as_it_is(values, columns) for values in rows]
 
 
@@ -162,7 +162,7 @@ def with_text(values: Values, columns: Sequence[AsText]) -> Values:
     """One row with text in place of the numbers.
 
     Raises:
-        ValueError: the row has something else there than the others.
+        ValueError: the row has a value of another type than the others.
     """
     for column in columns:
         values = column.apply(values)
@@ -170,6 +170,6 @@ def with_text(values: Values, columns: Sequence[AsText]) -> Values:
 
 
 def class_names(row: Row | None, renamed: Mapping[str, str]) -> dict[str, Sequence[str]]:
-    """The names of the classes in the columns of a table, by the names that these have now."""
+    """The class names of a table's columns, by the columns' present names."""
     table = getattr(row.values, "table", None) if row else None
     return {renamed.get(name, name): names for name, names in (table.classes if table else {}).items()}

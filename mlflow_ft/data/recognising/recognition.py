@@ -1,4 +1,4 @@
-"""What a source holds, by its first rows: where its rows are, which format they have, which numbers become text."""
+"""Recognises a source by its first rows: where its rows are, which format they have, which numbers become text."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mlflow_ft.rows import Row
 
 SAMPLE = 100
 OUTLINED = 1000
-"""Elements of each list that are looked at in a file that is one object, and too large for a row."""
+"""Elements to look at in each list of a file that is one object, and too large for a row."""
 Values = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Understood:
-    """A source as it is to be read."""
+    """A source, and how to read it."""
 
     source: Source
     record: DataFormat
@@ -40,7 +40,7 @@ class Understood:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What was made of the source that it does not say itself, a sentence each."""
+        """How the source was interpreted where it does not say so itself, a sentence each."""
         shape = self.source.shape
         return (*([shape.description] if shape else []), *map(str, self.as_text))
 
@@ -54,10 +54,10 @@ class Recogniser:
     registry: Registry
 
     def understand(self, source: Source) -> Understood:
-        """Recognise the rows of a source, wherever they lie in its files.
+        """Recognise the rows of a source, wherever they are in its files.
 
         Raises:
-            DataError: it has no rows, or they are of no known format; the message says what would help.
+            DataError: it has no rows, or they have no known format; the message says what would help.
             ConfigError: `data.format` names a format that no plugin has.
         """
         read, broken = _begin(source)
@@ -76,14 +76,13 @@ class Recogniser:
         if broken:
             raise broken
         try:
-            return self._as_they_stand(source, rows or [_first(source)])
+            return self._unshaped(source, rows or [_first(source)])
         except DataError as error:
             raise hints.better(error, source, roots, fitting, self.fits) from error
 
-    def _as_they_stand(self, source: Source, rows: Sequence[Row]) -> Understood:
-        if (
-            self.settings.format != "auto"
-        ):  # that is what the rows are to be; what is wrong with each is reported by row
+    def _unshaped(self, source: Source, rows: Sequence[Row]) -> Understood:
+        """The rows as they are, in the format that the settings name: what is wrong is reported row by row."""
+        if self.settings.format != "auto":
             return self._understood(source, rows, self.registry.formats[self.settings.format], ())
         if understood := self._of_rows(source, rows):
             return understood
@@ -99,7 +98,7 @@ class Recogniser:
         """The format that was named, or the one that a plugin detects in the first rows.
 
         Raises:
-            DataError: no format fits, or several do; the message shows the columns found and those the formats need.
+            DataError: no format fits, or several do; the message shows the columns and those that the formats need.
         """
         record = self._detected(rows, self._renamed(rows))
         if record is None:
@@ -111,7 +110,7 @@ class Recogniser:
         renamed_values = [renamed(row, self.settings) for row in values]
         try:
             record, as_text = self._read(renamed_values, {})
-        except Exception:  # a plugin meets values here that may not be rows at all
+        except Exception:  # a plugin is given values here that may not be rows
             return None
         return record if record and _count(numbers.applied(renamed_values, as_text), record) else None
 
@@ -121,7 +120,7 @@ class Recogniser:
         try:
             record, as_text = self._read(values, numbers.class_names(rows[0], own))
         except (DataError, RecursionError):
-            self._detected(rows, values)  # which raises it with its place
+            self._detected(rows, values)  # raises the error with its place
             raise
         if record is None or not (self.settings.format == "auto" or _count(numbers.applied(values, as_text), record)):
             return None
@@ -163,7 +162,7 @@ class Recogniser:
         return None if detected is None else self.registry.formats[detected]
 
     def _detected(self, rows: Sequence[Row], values: Values) -> DataFormat | None:
-        """The format that is detected; what is wrong is told with its place."""
+        """The format that is detected; an error names the place."""
         try:
             return self._detect(values)
         except DataError as error:
@@ -177,7 +176,7 @@ class Recogniser:
         sample = self._renamed(rows)
         columns = list(dict.fromkeys(str(column) for values in sample for column in values))
         return DataError(
-            f"{rows[0].place}: the rows are of no known format; their columns are {hints.listed(columns)}",
+            f"{rows[0].place}: the rows have no known format; their columns are {hints.listed(columns)}",
             hint=hints.of_rows(sample, columns, self.registry),
         )
 
@@ -190,7 +189,7 @@ def _count(values: Values, record: DataFormat) -> int:
 
 
 def _begin(source: Source) -> tuple[list[Row | Unreadable], DataError | None]:
-    """The first rows of a source, and what stops it from being read."""
+    """The first rows of a source, and the error that stops it from being read."""
     read: list[Row | Unreadable] = []
     try:
         read.extend(itertools.islice(source.rows(), SAMPLE))
@@ -200,23 +199,23 @@ def _begin(source: Source) -> tuple[list[Row | Unreadable], DataError | None]:
 
 
 def _first(source: Source) -> Row:
-    """The first row that can be read; what is wrong with the others is told later."""
+    """The first row that can be read; what is wrong with the others is reported later."""
     readable = (row for row in source.rows() if isinstance(row, Row))
     if (first := next(readable, None)) is not None:
         return first
     unreadable = next((row for row in source.rows() if isinstance(row, Unreadable)), None)
     if unreadable is None:
-        raise DataError(f"data {source.asked!r} has no rows", hint="write rows into it, or name another")
-    raise DataError(f"{unreadable.place}: {unreadable.reason}", hint="no row of it can be read")
+        raise DataError(f"data {source.asked!r} has no rows", hint="add rows to it, or name another")
+    raise DataError(f"{unreadable.place}: {unreadable.reason}", hint="none of its rows can be read")
 
 
 def _roots(source: Source, read: Sequence[Row | Unreadable]) -> list[Any]:
-    """The first values of a source, rows or not; of one object that is too large for a row, its outline."""
+    """The first values of a source, rows or not; for one object that is too large for a row, its outline."""
     values = [row.values if isinstance(row, Row) else row.value for row in read]
-    there = [value for value in values if value is not None]
+    present = [value for value in values if value is not None]
     first = source.files[0].path if source.kind == "local" else None
-    if there or first is None or not readers.is_object(first):
-        return there
+    if present or first is None or not readers.is_object(first):
+        return present
     try:
         whole = json_list.outline(first, most=OUTLINED)
     except BrokenFile:
@@ -225,7 +224,7 @@ def _roots(source: Source, read: Sequence[Row | Unreadable]) -> list[Any]:
 
 
 def _is_whole(roots: Sequence[Any]) -> bool:
-    """Whether a file holds one value, and no list in it stands beside another of its length, as a score an answer."""
+    """Whether a file holds one value in which no two lists have one length, as answers and their scores would."""
     if len(roots) != 1:
         return False
     values = roots[0].values() if isinstance(roots[0], Mapping) else ()
@@ -239,10 +238,10 @@ def check_columns(columns: Sequence[str], settings: DataSection) -> None:
         if own in columns or wanted in TURN_KEYS:
             continue
         near = difflib.get_close_matches(own, columns, n=1)
-        turned = f"; the other way round it is {own}={wanted}" if wanted in columns else ""
+        swapped = f"; did you mean {own}={wanted}?" if wanted in columns else ""
         raise DataError(
             f"data.columns: no row has a column {own!r}",
-            hint=f"the columns are {hints.listed(columns)}{f'; did you mean {near[0]}?' if near else turned}",
+            hint=f"the columns are {hints.listed(columns)}{f'; did you mean {near[0]}?' if near else swapped}",
         )
     if settings.split_by and settings.split_by not in columns:
         near = difflib.get_close_matches(settings.split_by, columns, n=1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -17,6 +20,8 @@ from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Split, Trained
 
 Row = dict[str, Any]
+WRITTEN = 1000
+"""Rows that are written to disk at once."""
 
 
 class PreparedKTOTrainer(UnbalancedEvaluation, KTOTrainer):
@@ -40,31 +45,40 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
             ref_model=second,
             args=arguments,
             data_collator=DataCollatorForUnpairedPreference(pad_token_id=data.tokenizer.pad_token_id),
-            train_dataset=answers(data.train, batch_size=size),
-            eval_dataset=answers(data.eval, batch_size=size),
+            train_dataset=answers(data.train, Path(folder), batch_size=size),
+            eval_dataset=answers(data.eval, Path(folder), batch_size=size),
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )
         settle_reference(job, model)
         return trainer
 
-    return loop.run(job, data, model, make, fused=1.0)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="answers-", dir=job.folder) as folder:
+        return loop.run(job, data, model, make, fused=1.0)
 
 
-def answers(split: Split, *, batch_size: int) -> Any:
-    """One side of the split as a `datasets.Dataset` of prompts, answers and labels.
+def answers(split: Split, folder: Path, *, batch_size: int) -> Any:
+    """One side of the split as a `datasets.Dataset` of prompts, answers and labels, in a file of `folder`.
 
     Every row also has another row's answer (`KL_completion_ids`) for estimating the KL to the reference: that of the
-    row before it in its batch of `batch_size`, as TRL and the paper's authors pair them.
+    row before it in its batch of `batch_size`, as TRL and the paper's authors pair them. Memory holds `WRITTEN` rows.
     """
+    import pyarrow as pa
     from datasets import Dataset
 
-    rows = list(_labelled(split))
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        for row, other in zip(batch, [batch[-1], *batch[:-1]], strict=True):
-            row["KL_completion_ids"] = other["completion_ids"]
-    return Dataset.from_list(rows)
+    ids = pa.list_(pa.int64())
+    names = {"prompt_ids": ids, "completion_ids": ids, "label": pa.bool_(), "KL_completion_ids": ids}
+    schema = pa.schema(list(names.items()))
+    file, rows = folder / f"{split.name}.arrow", _labelled(split)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        while written := list(itertools.islice(rows, batch_size * max(1, WRITTEN // batch_size))):
+            for start in range(0, len(written), batch_size):
+                batch = written[start : start + batch_size]
+                for row, other in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+                    row["KL_completion_ids"] = other["completion_ids"]
+            stream.write_batch(pa.RecordBatch.from_pylist(written, schema))
+    return Dataset.from_file(str(file))
 
 
 def _labelled(split: Split) -> Iterator[Row]:

@@ -255,6 +255,6 @@ def _plugins(active: Sequence[PluginInfo]) -> list[str]:
     """Each once; those that ship inside are of one version, and one hash."""
     told: dict[str, None] = {}
     for info in active:
-        name = "`built in`" if info.module.startswith("mlflow_ft.builtin.") else code(info.name)
+        name = "`built in`" if info.built_in else code(info.name)
         told[f"{name} {plain(info.version)}, sha256 {code(info.sha256[:12] or 'none')}"] = None
     return list(told)

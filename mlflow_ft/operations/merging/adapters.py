@@ -27,7 +27,7 @@ OF_ONE = ("manifest.json", "README.md")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class MergeRequest:
     """What is to be merged, and where to."""
 
     adapter: str
@@ -57,26 +57,26 @@ class Asked:
     """Token of the tokenizer to pad rows with, where its own is none that the model has an embedding for."""
 
 
-def find(asked: Asked, scratch: Path, progress: Progress) -> init_from.Start:
+def find(request: MergeRequest, scratch: Path, progress: Progress) -> init_from.Start:
     """The adapter's folder and what it says of its base; several are made one in `scratch`.
 
     Raises:
         ModelError: there is no adapter, or they belong to several bases. ConfigError: they cannot be made one.
     """
-    found = [_read(one) for one in asked.adapter.split(",")]
-    return found[0] if len(found) == 1 else _combined(asked, found, scratch, progress)
+    starts = [_read(place) for place in request.adapter.split(",")]
+    return starts[0] if len(starts) == 1 else _combined(request, starts, scratch, progress)
 
 
-def _read(asked: str) -> init_from.Start:
+def _read(place: str) -> init_from.Start:
     """The adapter's folder and what it says of its base. A run alone means the adapter that it logged.
 
     Raises:
         ModelError: there is none, or a whole model.
     """
-    uri = f"{asked.rstrip('/')}/adapter" if re.fullmatch(r"runs:/[^/]+/?", asked) else asked
+    uri = f"{place.rstrip('/')}/adapter" if re.fullmatch(r"runs:/[^/]+/?", place) else place
     start = init_from.read(uri, setting="--adapter")
     if start.base is None:
-        raise ModelError(f"{asked} is a whole model; there is nothing to merge", hint="name the adapter")
+        raise ModelError(f"{place} is a whole model; there is nothing to merge", hint="name the adapter")
     missing = [name for name in FILES if not (start.folder / name).is_file()]
     if missing:
         raise ModelError(
@@ -85,7 +85,7 @@ def _read(asked: str) -> init_from.Start:
     return start
 
 
-def config_of(asked: Asked, start: init_from.Start) -> Config:
+def config_of(request: MergeRequest, start: init_from.Start) -> Config:
     """How the base was held in training, as a configuration.
 
     Raises:
@@ -93,18 +93,18 @@ def config_of(asked: Asked, start: init_from.Start) -> Config:
     """
     base = start.base or {}
     quantization = base.get("quantization") or {}
-    quantize = asked.quantize or _quantize(quantization, own=bool(base.get("quantized_files")))
+    quantize = request.quantize or _quantize(quantization, own=bool(base.get("quantized_files")))
     settings: dict[str, Any] = {"quantize": quantize, "dtype": base.get("dtype") or "auto"}
     if quantize == "nf4":
         settings["double_quant"] = bool(quantization.get("bnb_4bit_use_double_quant", True))
     origins = {}
-    if asked.base:
-        settings["name"], origins["model.name"] = asked.base, "--base"
+    if request.base:
+        settings["name"], origins["model.name"] = request.base, "--base"
     return Config(
         method="merge",
         model=ModelSection(**settings),
         adapter=AdapterSection(kind=str(base.get("kind") or "lora")),
-        package=PackageSection(dtype=asked.dtype),
+        package=PackageSection(dtype=request.dtype),
         origins=origins,
     )
 
@@ -120,7 +120,7 @@ def _quantize(quantization: Mapping[str, Any], *, own: bool) -> str:
     return "nf4"
 
 
-def base_of(asked: Asked, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
+def base_of(request: MergeRequest, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
     base = start.base or {}
     found = init_from.base_of(config, start, progress, option="--base")
     recorded = str(base.get("revision") or "")
@@ -131,13 +131,15 @@ def base_of(asked: Asked, config: Config, start: init_from.Start, progress: Prog
                 f"{found.name} at {found.revision}",
                 hint="leave --base out, and the recorded revision is fetched",
             )
-    elif asked.base and not recorded.startswith("sha256:"):
+    elif request.base and not recorded.startswith("sha256:"):
         progress.warn(f"the adapter does not record its base's weights: that {found.name} is its base is on your word")
     grown = start.folder if base.get("tokens") else None
     return replace(found, task=base.get("task") or "generate", start=grown)
 
 
-def _combined(asked: Asked, found: Sequence[init_from.Start], folder: Path, progress: Progress) -> init_from.Start:
+def _combined(
+    request: MergeRequest, found: Sequence[init_from.Start], folder: Path, progress: Progress
+) -> init_from.Start:
     """Several adapters of one base as one.
 
     Raises:
@@ -149,12 +151,12 @@ def _combined(asked: Asked, found: Sequence[init_from.Start], folder: Path, prog
     if len(bases) > 1:
         told = "; ".join(f"{one.uri}: {(one.base or {}).get('name_or_path')}" for one in found)
         raise ModelError(f"the adapters belong to different bases: {told}")
-    if not asked.weights:
+    if not request.weights:
         raise ConfigError(f"{len(found)} adapters and no weights", hint="--weights 0.5,0.5; 1,1 adds them up")
-    how = combine.How(method=asked.combination, weights=asked.weights, rank=asked.rank, density=asked.density)
+    how = combine.How(method=request.combination, weights=request.weights, rank=request.rank, density=request.density)
     combine.check([one.folder for one in found], how)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        folders = [_fitting(asked, one, Path(scratch, str(place)), progress) for place, one in enumerate(found)]
+        folders = [_fitting(request, one, Path(scratch, str(place)), progress) for place, one in enumerate(found)]
         lost = combine.combine(folders, how, folder)
     if lost:
         progress.say(
@@ -166,7 +168,7 @@ def _combined(asked: Asked, found: Sequence[init_from.Start], folder: Path, prog
     return init_from.Start(uri=" + ".join(one.uri for one in found), folder=folder, base=found[0].base)
 
 
-def _fitting(asked: Asked, start: init_from.Start, folder: Path, progress: Progress) -> Path:
+def _fitting(request: MergeRequest, start: init_from.Start, folder: Path, progress: Progress) -> Path:
     """The adapter's folder, or a copy in `folder` with the names that its base has for the weights.
 
     Raises:
@@ -174,8 +176,8 @@ def _fitting(asked: Asked, start: init_from.Start, folder: Path, progress: Progr
     """
     from mlflow_ft.engine.merging import fold
 
-    config = config_of(asked, start)
-    base = base_of(asked, config, start, progress)
+    config = config_of(request, start)
+    base = base_of(request, config, start, progress)
 
     def say(text: str) -> None:
         progress.say(f"{start.uri}: {text}")

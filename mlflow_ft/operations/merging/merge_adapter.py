@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, FineTuneError, ResourceError
+from mlflow_ft.errors import ConfigError, FineTuneError, ResourceError, StoppedError
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.operations import whole_folder
 from mlflow_ft.operations.merging import adapters, merge_loss
-from mlflow_ft.operations.merging.adapters import Asked, Dtype, Into, Quantize
+from mlflow_ft.operations.merging.adapters import Dtype, Into, MergeRequest, Quantize
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
 from mlflow_ft.values import BaseModel
 
-__all__ = ["Asked", "Merged", "merge"]
+__all__ = ["MergeRequest", "Merged", "merge"]
 
 FORMAT = 2
 """Goes into the fingerprint: a merge of another version of this code is another merge."""
@@ -37,28 +37,28 @@ class Merged:
     record: Mapping[str, Any]
 
 
-def merge(asked: Asked, progress: Progress) -> Merged:
+def merge(request: MergeRequest, progress: Progress) -> Merged:
     """Merge, and leave a whole folder or none.
 
     Raises:
         ConfigError: the folder is taken. ModelError: no adapter, no base, or one that does not belong to the other.
         RefusedError: the merged weights are not finite. ResourceError: the disk is too small.
     """
-    _check(asked)
+    _check(request)
     with tempfile.TemporaryDirectory(prefix="mlflow-ft-merge-") as scratch:
-        start = adapters.find(asked, Path(scratch), progress)
-        return _merged(asked, start, progress)
+        start = adapters.find(request, Path(scratch), progress)
+        return _merged(request, start, progress)
 
 
-def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
+def _merged(request: MergeRequest, start: init_from.Start, progress: Progress) -> Merged:
     from mlflow_ft.engine.models import added_tokens, generation
 
-    out = asked.out.expanduser().absolute()
-    config = adapters.config_of(asked, start)
-    base = adapters.base_of(asked, config, start, progress)
-    config = _as_stored(asked, config, base)
-    added_tokens.check(start.folder, base, pads=asked.pad_token is None)
-    facts = _facts(asked, config, start, base)
+    out = request.out.expanduser().absolute()
+    config = adapters.config_of(request, start)
+    base = adapters.base_of(request, config, start, progress)
+    config = _as_stored(request, config, base)
+    added_tokens.check(start.folder, base, pads=request.pad_token is None)
+    facts = _facts(request, config, start, base)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     if record := whole_folder.finished(out, key):
         forget(whole_folder.place(out, key))
@@ -68,14 +68,14 @@ def _merged(asked: Asked, start: init_from.Start, progress: Progress) -> Merged:
         if text := generation.description(generation.read(place), place):
             progress.warn(text)
     with whole_folder.writing(out, key) as folder:
-        record = facts | {whole_folder.KEY: key} | _write(asked, config, start, base, folder, progress)
+        record = facts | {whole_folder.KEY: key} | _write(request, config, start, base, folder, progress)
         whole_folder.write_record(folder, record)
         _seal(folder)
     forget(folder)
     return Merged(folder=out, already=False, record=record)
 
 
-def _as_stored(asked: Asked, config: Config, base: BaseModel) -> Config:
+def _as_stored(request: MergeRequest, config: Config, base: BaseModel) -> Config:
     """The configuration with the quantisation of the base's own files, where they are quantised.
 
     Raises:
@@ -88,34 +88,36 @@ def _as_stored(asked: Asked, config: Config, base: BaseModel) -> Config:
         return config
     own_quantization.check(own)
     held = own.held or "none"
-    if asked.quantize not in (None, held):
+    if request.quantize not in (None, held):
         raise ConfigError(
-            f"--quantize is {asked.quantize}, and the base's own files are in {own.description}",
+            f"--quantize is {request.quantize}, and the base's own files are in {own.description}",
             hint="leave --quantize out: the files decide; or name with --base the base that the adapter was trained on",
         )
     settings = {"quantize": held} | ({"double_quant": own.double} if held == "nf4" else {})
     return config.model_copy(update={"model": config.model.model_copy(update=settings)})
 
 
-def _check(asked: Asked) -> None:
-    if not asked.adapter:
+def _check(request: MergeRequest) -> None:
+    if not request.adapter:
         raise ConfigError("no adapter was named", hint="--adapter FOLDER, runs:/RUN_ID or models:/NAME@alias")
     for name, known in (("into", Into), ("quantize", Quantize), ("dtype", Dtype)):
-        value = getattr(asked, name)
+        value = getattr(request, name)
         if value is not None and value not in get_args(known):
             raise ConfigError(f"--{name} {value!r} is none of {', '.join(get_args(known))}")
 
 
-def trained(asked: Asked, scratch: Path, progress: Progress) -> Any:
+def trained(request: MergeRequest, scratch: Path, progress: Progress) -> Any:
     """The adapter on its base as it was trained, in memory."""
     from mlflow_ft.engine.models import loading
 
-    start = adapters.find(asked, scratch, progress)
-    config = adapters.config_of(asked, start)
-    return loading.load_saved(config, adapters.base_of(asked, config, start, progress), start.folder, say=progress.say)
+    start = adapters.find(request, scratch, progress)
+    config = adapters.config_of(request, start)
+    return loading.load_saved(
+        config, adapters.base_of(request, config, start, progress), start.folder, say=progress.say
+    )
 
 
-def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
+def _facts(request: MergeRequest, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
     """What makes one merge another: two with the same facts give the same bytes."""
     adapter = {name: file_hash(start.folder / name) for name in adapters.FILES}
     return {
@@ -124,22 +126,22 @@ def _facts(asked: Asked, config: Config, start: init_from.Start, base: BaseModel
         "base": {"name_or_path": base.name_or_path, "revision": base.revision},
         "quantize": config.model.quantize,
         "double_quant": config.model.double_quant if config.model.quantize == "nf4" else None,
-        "into": _into(asked, config, base),
-        "dtype": asked.dtype,
-        "shard": asked.shard,
-    } | ({"pad_token": asked.pad_token} if asked.pad_token else {})
+        "into": _into(request, config, base),
+        "dtype": request.dtype,
+        "shard": request.shard,
+    } | ({"pad_token": request.pad_token} if request.pad_token else {})
 
 
-def _into(asked: Asked, config: Config, base: BaseModel) -> str:
+def _into(request: MergeRequest, config: Config, base: BaseModel) -> str:
     from mlflow_ft.engine.models import own_quantization
 
     own = own_quantization.of(base.path)
     quantised = own.held is not None if own else config.model.quantize != "none"
-    return asked.into if quantised else "original"
+    return request.into if quantised else "original"
 
 
 def _write(
-    asked: Asked, config: Config, start: init_from.Start, base: BaseModel, folder: Path, progress: Progress
+    request: MergeRequest, config: Config, start: init_from.Start, base: BaseModel, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     from mlflow_ft.engine.merging import companions, fold
     from mlflow_ft.engine.models import loading, text_part
@@ -158,18 +160,20 @@ def _write(
                 start.folder,
                 folder=folder,
                 dtype=dtype,
-                original=asked.into == "original",
-                shard=asked.shard,
+                original=request.into == "original",
+                shard=request.shard,
                 advance=lambda size: bar.advance(size / 2**20),
             )
         companions.copy(start.folder, base.path, folder, generates=base.task != "score")
-        if asked.pad_token:
-            companions.pad_with(asked.pad_token, folder)
-        if asked.data:
-            into = _into(asked, config, base)
+        if request.pad_token:
+            companions.pad_with(request.pad_token, folder)
+        if request.data:
+            into = _into(request, config, base)
             report["loss"] = merge_loss.measure(
-                asked.data, config, base, start.folder, merged=folder, into=into, progress=progress
+                request.data, config, base, start.folder, merged=folder, into=into, progress=progress
             )
+    except StoppedError:
+        raise  # the same command goes on with what is written
     except FineTuneError:
         shutil.rmtree(folder, ignore_errors=True)  # what is wrong stays wrong: nothing to go on with
         forget(folder)

@@ -11,18 +11,18 @@ from mlflow_ft.config.given import headline
 from mlflow_ft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow_ft.tracking import Store
 
 TUNED = "eval/tuned/"
 
 
-def settings(given: Gates | None, place: str, client: MlflowClient, candidate: Contender) -> tuple[Gates, str]:
+def settings(given: Gates | None, place: str, store: Store, candidate: Contender) -> tuple[Gates, str]:
     """The gates that were given, else those that the version's run has kept, else the defaults; and which it was."""
     from mlflow_ft.tracking import contenders
 
     if given is not None:
         return given, place
-    kept = contenders.read(client, candidate.run_id, contenders.GATES_FILE) if candidate.run_id else None
+    kept = store.read(candidate.run_id, contenders.GATES_FILE) if candidate.run_id else None
     if kept:
         place = f"{contenders.GATES_FILE} of run {candidate.run_id}"
         return read_gates(kept, place=place), place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlflow_ft.candidacy import Candidacy, Contender
@@ -17,7 +17,8 @@ from mlflow_ft.errors import (
     UndeliveredError,
     brief,
 )
-from mlflow_ft.operations.promoting.decision import Decision, Judged, PromotionRequest
+from mlflow_ft.operations.promoting import decision_record
+from mlflow_ft.operations.promoting.decision import Decision, Judged, Outcome, PromotionRequest
 from mlflow_ft.operations.promoting.gates import check_scores, settings
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
@@ -25,93 +26,116 @@ from mlflow_ft.records import Gate, Verdict
 from mlflow_ft.registry import Registry, chosen_gates
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
+    from mlflow_ft.tracking import Store
     from mlflow_ft.tracking.promotion import Ledger, Standing
 
+COPIED_FROM = "mlflow_ft.copied_from"
 
-def promote(asked: PromotionRequest, *, plugins: Plugins, progress: Progress) -> Decision:
-    """Hold the version against every gate, keep the decision, and move the alias where all have passed.
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The alias that is to move, as it was before the evidence was read."""
+
+    store: Store
+    """The one whose registry has the alias."""
+    model: str
+    ledger: Ledger
+    standing: Standing
+    """What moves from now on makes this promotion come too late."""
+
+
+def promote(request: PromotionRequest, *, plugins: Plugins, progress: Progress) -> Decision:
+    """Judge the version by every gate, record the decision, and move the alias if all have passed.
 
     Raises:
-        ModelError: there is no such version. ConfigError: the gates ask for what there is not, or for nothing.
-        RefusedError: another promotion is under way. TrackingError: the server does not answer.
+        ModelError: there is no such version. ConfigError: the gates ask for scores that do not exist, or for nothing.
+        RefusedError: another promotion is in progress. TrackingError: the server does not answer.
     """
-    from mlflow_ft.operations.promoting import moving, rescore
-    from mlflow_ft.tracking import contenders
-    from mlflow_ft.tracking.promotion import Ledger
+    from mlflow_ft.operations.promoting import rescore
+    from mlflow_ft.tracking import Store
 
-    here, there = moving.clients(asked)
-    target = asked.copy_to or asked.name
-    version = contenders.find_version(here, asked.name, asked.version)
-    ledger = Ledger(there, target, asked.to)
-    moving.ensure_target(there, asked)
-    # before the evidence: what moves from now on makes ours come late
-    standing = ledger.standing() if asked.dry_run else ledger.settled(now_ms=asked.now_ms)
-    candidate = contenders.contender(here, version)
+    store = Store.connect()
+    version = store.version(request.name, request.version)
+    target = _target(request, store)
+    candidate = store.contender(version)
     registry = Registry(plugins)
-    gates, gates_from = settings(asked.gates, asked.gates_from, here, candidate)
+    gates, gates_from = settings(request.gates, request.gates_from, store, candidate)
     chosen = chosen_gates(registry, gates, place=gates_from)
     candidate = replace(candidate, aims=candidate.aims or aims(candidate, registry))
-    champion, notes = None, []
-    if standing.champion is not None:
-        holder = contenders.find_version(there, target, str(standing.champion))
-        champion = contenders.contender(there, holder, elsewhere=here)
+    champion, notes = _champion(target, store), []
     blank = Decision(
         outcome="champion already",
         name=candidate.name,
         version=candidate.version,
-        alias=asked.to,
-        champion=standing.champion,
-        by=asked.by,
-        at_ms=asked.now_ms,
+        alias=request.to,
+        champion=target.standing.champion,
+        by=request.by,
+        at_ms=request.now_ms,
         run_id=candidate.run_id if candidate.status else "",
         judged=(),
         gates=gates,
         gates_from=gates_from,
-        target=asked.copy_to,
+        target=request.copy_to,
     )
-    if champion and moving.same(candidate, champion, asked):
+    if champion and same(candidate, champion, request):
         return blank
     check_scores(gates, (candidate, champion), place=gates_from)
     if champion and rescore.needed(candidate, champion, gates):
-        champion, note = rescore.champion(candidate, champion, here, there, plugins=plugins, progress=progress)
+        pair = rescore.Pair(candidate=candidate, champion=champion, store=store, champion_store=target.store)
+        champion, note = rescore.champion(pair, plugins=plugins, progress=progress)
         notes.append(note)
-    about = Candidacy(alias=asked.to, candidate=candidate, champion=champion, now_ms=asked.now_ms)
+    about = Candidacy(alias=request.to, candidate=candidate, champion=champion, now_ms=request.now_ms)
     decision = replace(blank, judged=judge(chosen, about, gates), notes=tuple(notes))
-    return conclude(decision, asked, here=here, there=there, standing=standing, ledger=ledger)
+    return conclude(decision, request, store, target)
 
 
-def conclude(
-    decision: Decision,
-    asked: PromotionRequest,
-    *,
-    here: MlflowClient,
-    there: MlflowClient,
-    standing: Standing,
-    ledger: Ledger,
-) -> Decision:
-    """Keep the decision, then move the alias, then say how it ended.
+def _target(request: PromotionRequest, store: Store) -> Target:
+    from mlflow_ft.tracking import Store
 
-    The evidence is kept first: no alias moves without it.
+    target = Store.connect(request.registry) if request.registry else store
+    model = request.copy_to or request.name
+    ledger = target.ledger(model, request.to)
+    if request.copy_to and not request.dry_run:
+        target.ensure_model(request.copy_to)
+    standing = ledger.standing() if request.dry_run else ledger.settled(now_ms=request.now_ms)
+    return Target(store=target, model=model, ledger=ledger, standing=standing)
+
+
+def _champion(target: Target, store: Store) -> Contender | None:
+    if target.standing.champion is None:
+        return None
+    holder = target.store.version(target.model, str(target.standing.champion))
+    return target.store.contender(holder, elsewhere=store)
+
+
+def same(candidate: Contender, champion: Contender, request: PromotionRequest) -> bool:
+    """Whether the champion is the candidate, or the copy of it."""
+    if request.copy_to:
+        return champion.tags.get(COPIED_FROM) == f"models:/{candidate.name}/{candidate.version}"
+    return champion.version == candidate.version
+
+
+def conclude(decision: Decision, request: PromotionRequest, store: Store, target: Target) -> Decision:
+    """Record the decision, then move the alias, then record how it ended.
+
+    The evidence is recorded first: no alias moves without it.
 
     Raises:
         UndeliveredError: how it ended could not be written.
     """
-    from mlflow_ft.operations.promoting import moving
-
-    if asked.dry_run:
+    if request.dry_run:
         return replace(decision, outcome="would be promoted" if decision.passed else "would be refused")
-    decision = moving.keep(here, replace(decision, outcome="about to move" if decision.passed else "refused"), asked)
+    outcome: Outcome = "about to move" if decision.passed else "refused"
+    decision = decision_record.write(store, replace(decision, outcome=outcome), request)
     if not decision.passed:
-        moving.tag(here, decision)
+        decision_record.tag(store, decision)
         return decision
-    decision = move(decision, asked, here=here, there=there, standing=standing, ledger=ledger)
+    decision = move(decision, request, store, target)
     try:
-        decision = moving.keep(here, decision, asked)
-        moving.tag(here, decision)
+        decision = decision_record.write(store, decision, request)
+        decision_record.tag(store, decision)
         if decision.copied is not None:
-            moving.tag(there, replace(decision, name=asked.copy_to, version=decision.copied))
+            decision_record.tag(target.store, replace(decision, name=request.copy_to, version=decision.copied))
     except TrackingError as error:
         raise UndeliveredError(
             f"{decision.name} version {decision.version}: {decision.outcome}; but {error.message}",
@@ -120,31 +144,21 @@ def conclude(
     return decision
 
 
-def move(
-    decision: Decision,
-    asked: PromotionRequest,
-    *,
-    here: MlflowClient,
-    there: MlflowClient,
-    standing: Standing,
-    ledger: Ledger,
-) -> Decision:
-    """Copy the version where that was asked for, and move the alias; what speaks against it is the decision's error."""
-    from mlflow_ft.operations.promoting import moving
-
+def move(decision: Decision, request: PromotionRequest, store: Store, target: Target) -> Decision:
+    """Copy the version where that was asked for, and move the alias; what prevents it is the decision's error."""
     number = decision.version
-    if asked.copy_to:
+    if request.copy_to:
         try:
-            number = moving.copy(here, there, asked, decision)
+            number = store.copy(decision.name, decision.version, to=request.copy_to, store=target.store)
         except (RefusedError, ModelError) as error:
             return replace(decision, outcome="refused", error=error)
         decision = replace(decision, copied=number)
     try:
-        made = ledger.move(
+        made = target.ledger.move(
             number,
             kind="promote",
-            standing=standing,
-            by=asked.by,
+            standing=target.standing,
+            by=request.by,
             reason=decision.reason,
             decision=decision.artifact,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,7 +24,7 @@ from mlflow_ft.stages import evaluate, init_from
 from mlflow_ft.values import BaseModel, Data, Score
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow_ft.tracking import Store
 
 BY_TOKEN = ("loss", "perplexity", "preference_margin", "label_margin")
 """Ends of the names of scores whose unit is the tokenizer's: they compare models with one tokenizer alone."""
@@ -42,25 +42,29 @@ def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
     return bool(gates.beats_champion or guarded) and not (known and champion.eval_digest == candidate.eval_digest)
 
 
-def champion(
-    candidate: Contender,
-    champion: Contender,
-    here: MlflowClient,
-    there: MlflowClient,
-    *,
-    plugins: Plugins,
-    progress: Progress,
-) -> tuple[Contender, str]:
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The candidate and the champion, each with the store that has it."""
+
+    candidate: Contender
+    champion: Contender
+    store: Store
+    """Has the candidate, and the runs of both."""
+    champion_store: Store
+
+
+def champion(pair: Pair, *, plugins: Plugins, progress: Progress) -> tuple[Contender, str]:
     """The champion with its scores on the candidate's held-out rows, and a sentence about it.
 
     Where that cannot be done it has no scores, and says why: the gates that need them do not pass.
     """
     from mlflow_ft.engine.tokens import clock
 
+    candidate, champion = pair.candidate, pair.champion
     who = f"the champion (version {champion.version})"
     try:
-        with clock.held(moment_of(here, candidate)):
-            scores, rows = _scores(candidate, champion, here, there, plugins=plugins, progress=progress)
+        with clock.held(moment_of(pair.store, candidate)):
+            scores, rows = _scores(pair, plugins=plugins, progress=progress)
     except FineTuneError as error:
         reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
         return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
@@ -76,25 +80,20 @@ def _others(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _scores(
-    candidate: Contender,
-    champion: Contender,
-    here: MlflowClient,
-    there: MlflowClient,
-    *,
-    plugins: Plugins,
-    progress: Progress,
+    pair: Pair, *, plugins: Plugins, progress: Progress
 ) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]]]:
     """The scores, and of each the values of the rows as the run of a version keeps them."""
     from mlflow_ft.engine.judging import judge
     from mlflow_ft.engine.models import loading
-    from mlflow_ft.tracking import copies
 
-    registry = Registry(plugins)
+    registry, champion = Registry(plugins), pair.champion
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(here, candidate, registry)
-        data = _held_out(config, candidate, plugins=plugins, registry=registry, progress=progress)
-        start = init_from.read(str(copies.download(there, champion.name, champion.version, Path(folder, "champion"))))
-        own = _own_config(config, start, here, champion, registry)
+        config = config_of(pair.store, pair.candidate, registry)
+        data = _held_out(config, pair.candidate, plugins=plugins, registry=registry, progress=progress)
+        files = pair.champion_store.download(champion.name, champion.version, Path(folder, "champion"))
+        start = init_from.read(str(files))
+        # an adapter on its base as it was trained, a whole model as the candidate
+        own = config if start.base is None else config_of(pair.store, champion, registry)
         base = _base(own, start, registry.trainers[config.method].task, progress)
         tokenizer = start.folder if (start.folder / "tokenizer_config.json").is_file() else base.path
         theirs = in_tokens_of(data, tokenizer)
@@ -119,27 +118,23 @@ def _scores(
     return found, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in found if score.rows}
 
 
-def moment_of(client: MlflowClient, one: Contender) -> datetime:
+def moment_of(store: Store, contender: Contender) -> datetime:
     """The moment that the chat template was told in a version's run: only then are its rows what they were.
 
     Runs that do not say were before runs did; they told it the time as it went on.
     """
-    from mlflow_ft.tracking.server import told
-
-    if not one.run_id:
+    if not contender.run_id:
         return datetime.now()  # noqa: DTZ005  # templates are told local time
-    with told(f"read the run {one.run_id}"):
-        run = client.get_run(one.run_id)
-    return recorded_run.moment(run)
+    return recorded_run.moment(store.run(contender.run_id))
 
 
-def config_of(client: MlflowClient, one: Contender, registry: Registry) -> Config:
+def config_of(store: Store, contender: Contender, registry: Registry) -> Config:
     """The configuration of a version's run, without what would run code of the run's author.
 
     Raises:
         ConfigError: the run did not keep it, or it asks for what there is no more.
     """
-    return harmless(recorded_run.config(client, one.run_id, registry), registry.rewards)
+    return harmless(recorded_run.config(store, contender.run_id, registry), registry.rewards)
 
 
 def harmless(config: Config, registered: Container[object] = ()) -> Config:
@@ -174,13 +169,6 @@ def _held_out(
             f"the rows of {', '.join(changed)} are not what they were when the candidate was scored on them"
         )
     return data
-
-
-def _own_config(
-    config: Config, start: init_from.Start, client: MlflowClient, champion: Contender, registry: Registry
-) -> Config:
-    """How the champion is held in memory: an adapter on its base as it was trained, a whole model as the candidate."""
-    return config if start.base is None else config_of(client, champion, registry)
 
 
 def _base(config: Config, start: init_from.Start, task: Any, progress: Progress) -> BaseModel:

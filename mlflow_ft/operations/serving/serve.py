@@ -19,7 +19,7 @@ HERE = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ServeRequest:
     """What is to be served, and where."""
 
     model: str | None = None
@@ -34,7 +34,7 @@ class Asked:
     """Seconds until the first token, or until the whole answer where it is not streamed."""
 
 
-def serve(asked: Asked, progress: Progress, ready: Callable[[str, Served], None]) -> None:
+def serve(request: ServeRequest, progress: Progress, ready: Callable[[str, Served], None]) -> None:
     """Load and answer; `ready` is called with the address and the models when requests are answered.
 
     Raises:
@@ -44,33 +44,33 @@ def serve(asked: Asked, progress: Progress, ready: Callable[[str, Served], None]
     from mlflow_ft.tracking import chat_signature
     from mlflow_ft.tracking.signals import StopSignals
 
-    check(asked)
+    check(request)
     stopping = threading.Event()
-    with StopSignals().installed(), http_server.bound(asked.host, asked.port) as listener:
-        models = load(asked, progress)
+    with StopSignals().installed(), http_server.bound(request.host, request.port) as listener:
+        models = load(request, progress)
         from mlflow_ft.engine.serving import openai_api
 
-        os.environ["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = str(asked.timeout)  # MLflow's server reads it there
+        os.environ["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = str(request.timeout)  # MLflow's server reads it there
         app = openai_api.make_app(models, chat_signature(), stopping)
-        url = f"http://{_shown(asked.host)}:{listener.getsockname()[1]}"
-        if asked.host not in HERE:
+        url = f"http://{_shown(request.host)}:{listener.getsockname()[1]}"
+        if request.host not in HERE:
             progress.warn(f"whoever reaches {url} can ask: there is no password")
         http_server.run(app, listener, stopping=stopping, ready=lambda: ready(url, models))
 
 
-def check(asked: Asked) -> None:
+def check(request: ServeRequest) -> None:
     """Raise ConfigError where nothing is named, or the base twice."""
-    if not asked.model and not asked.adapters:
+    if not request.model and not request.adapters:
         raise ConfigError("no model was named", hint=f"mlflow-ft serve MODEL, which is {served_models.FORMS}")
-    if asked.adapters and asked.model and asked.base:
+    if request.adapters and request.model and request.base:
         raise ConfigError("the base of the adapters was named twice", hint="leave out MODEL, or --base")
 
 
-def load(asked: Asked, progress: Progress) -> Served:
+def load(request: ServeRequest, progress: Progress) -> Served:
     """The models, ready to answer."""
-    if asked.adapters:
-        return served_models.together(asked.adapters, base=asked.base or asked.model, progress=progress)
-    return served_models.alone(asked.model or "", base=asked.base, progress=progress)
+    if request.adapters:
+        return served_models.together(request.adapters, base=request.base or request.model, progress=progress)
+    return served_models.alone(request.model or "", base=request.base, progress=progress)
 
 
 def _shown(host: str) -> str:

@@ -158,7 +158,7 @@ def _load_base(found: BaseModel, start: init_from.Start, tuned: Any, progress: P
 def _base_of(start: init_from.Start, base: str | None, progress: Progress) -> BaseModel:
     from mlflow_ft.engine.models import added_tokens
 
-    asked = adapters.Asked(adapter=start.uri, out=Path(), base=uri_of(base) if base else None)
+    asked = adapters.MergeRequest(adapter=start.uri, out=Path(), base=uri_of(base) if base else None)
     found = adapters.base_of(asked, adapters.config_of(asked, start), start, progress)
     if start.base is not None and (start.folder / init_from.ADAPTER_FILE).is_file():
         from mlflow_ft.engine.models import skeleton

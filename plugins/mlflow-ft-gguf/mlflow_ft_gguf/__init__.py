@@ -1,4 +1,4 @@
-"""GGUF: the whole model as one file for llama.cpp and Ollama, read back by llama.cpp and compared with the trained one.
+"""GGUF: the whole model as one file for llama.cpp and Ollama, loaded by llama.cpp and compared with the trained model.
 
 mlflow-ft train qlora --model MODEL --data rows.jsonl --package.exports gguf-q8_0
 mlflow-ft export models:/NAME@champion --to gguf-q4_k_m --out DIR
@@ -23,7 +23,7 @@ NEEDED = ("xllamacpp", "sentencepiece")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How the weights are held, and how far that may move the model."""
+    """A GGUF type, and how far its rounding may move the model."""
 
     name: str
     summary: str
@@ -32,22 +32,22 @@ class Kind:
 
 
 KINDS = (
-    Kind(name="f16", summary="a GGUF file for llama.cpp and Ollama, 16 bits a weight", max_kl=0.01, min_top1=0.9),
+    Kind(name="f16", summary="a GGUF file for llama.cpp and Ollama, 16 bits per weight", max_kl=0.01, min_top1=0.9),
     Kind(
         name="q8_0",
-        summary="a GGUF file, 8.5 bits a weight: as good as f16 at half the size",
+        summary="a GGUF file, 8.5 bits per weight: as good as f16 at half the size",
         max_kl=0.02,
         min_top1=0.85,
     ),
-    Kind(name="q6_k", summary="a GGUF file, 6.6 bits a weight", max_kl=0.05),
-    Kind(name="q5_k_m", summary="a GGUF file, 5.7 bits a weight on average", max_kl=0.1),
-    Kind(name="q4_k_m", summary="a GGUF file, 4.8 bits a weight on average: what most people run", max_kl=0.2),
+    Kind(name="q6_k", summary="a GGUF file, 6.6 bits per weight", max_kl=0.05),
+    Kind(name="q5_k_m", summary="a GGUF file, 5.7 bits per weight on average", max_kl=0.1),
+    Kind(name="q4_k_m", summary="a GGUF file, 4.8 bits per weight on average: the most common choice", max_kl=0.2),
 )
-"""The sizes are those of a model whose rows have a multiple of 256 weights; rows of others stay in 8 bits."""
+"""The sizes hold for models whose rows are multiples of 256 weights; other rows stay in 8 bits."""
 
 
 def export(kind: str, source: Path, folder: Path) -> None:
-    """Write `model-KIND.gguf`, and an Ollama Modelfile beside it."""
+    """Write `model-KIND.gguf` and an Ollama Modelfile."""
     from mlflow_ft_gguf.engine import exporting
 
     exporting.export(source, folder, kind=kind)
@@ -61,11 +61,11 @@ def opened(folder: Path) -> AbstractContextManager[Form]:
 
 
 def missing(kind: str, folder: Path | None) -> str | None:
-    """What is not installed, or why the converter does not take this model; where it is not there it is fetched."""
+    """Which packages are missing, or why the converter refuses this model; the converter is fetched if necessary."""
     from mlflow_ft_gguf.engine import exporting
 
-    wanted = NEEDED if kind in exporting.DIRECT else (*NEEDED, "libgguf")
-    absent = [name for name in wanted if importlib.util.find_spec(name) is None]
+    packages = NEEDED if kind in exporting.DIRECT else (*NEEDED, "libgguf")
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (pip install {' '.join(absent)})"
     return exporting.refuses(folder)

@@ -1,5 +1,5 @@
-"""llama.cpp in a process of its own: `python -m mlflow_ft_gguf.child FILE CONTEXT` prints its address and waits for
-the end of its input.
+"""llama.cpp in a separate process: `python -m mlflow_ft_gguf.child FILE CONTEXT` prints its address and runs until its
+input ends.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 
 
 def main(file: str, context: int) -> None:
-    """Load the file, tell where it listens, and stay until the parent closes the pipe."""
+    """Load the file, print the address, and serve until the parent closes the pipe."""
     import xllamacpp
 
     settings = xllamacpp.CommonParams()

@@ -64,5 +64,5 @@ def f16(known: Path) -> Path:
 
 @pytest.fixture
 def server(f16: Path) -> Iterator[LlamaCpp]:
-    with llamacpp.opened(f16) as found:
-        yield found
+    with llamacpp.opened(f16) as llama:
+        yield llama

@@ -29,10 +29,10 @@ def test_contract(plugin_contract: Any) -> None:
 
 
 def test_sixteen_bits_are_the_model(f16: Path, server: LlamaCpp, said: Path) -> None:
-    found = parity.measure(server, said)
-    assert found.numbers["kl_mean"] < 1e-3
-    assert found.numbers["top1_agreement"] > 0.95
-    assert found.numbers["tokens"] == 3 * reference.LENGTH
+    comparison = parity.measure(server, said)
+    assert comparison.numbers["kl_mean"] < 1e-3
+    assert comparison.numbers["top1_agreement"] > 0.95
+    assert comparison.numbers["tokens"] == 3 * reference.LENGTH
     assert {file.name for file in f16.iterdir()} == {"model-f16.gguf", "Modelfile"}
 
 
@@ -76,7 +76,7 @@ def test_a_template_that_writes_the_date(known: Path, tmp_path: Path, caplog: py
     with clock.held(datetime.fromisoformat("2020-05-06")):
         exporting.export(dated, tmp_path / "f16", kind="f16")
     assert "06 May 2020" in (tmp_path / "f16" / "Modelfile").read_text()
-    assert "in the Modelfile it stays 06 May 2020" in caplog.text
+    assert "the Modelfile fixes it at 06 May 2020" in caplog.text
 
 
 def test_which_layers_get_more_bits() -> None:
@@ -99,7 +99,7 @@ def test_prompts_are_written_and_read_as_they_were_trained(known: Path, server: 
     tokenizer: Any = AutoTokenizer.from_pretrained(known)
     exporting.check(server, tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "assistant: ")
-    with pytest.raises(RefusedError, match="does not write prompts as they were trained"):
+    with pytest.raises(RefusedError, match="renders a different prompt from training"):
         exporting.check(server, tokenizer)
 
 
@@ -107,12 +107,12 @@ def test_special_tokens_that_are_lost_are_refused(known: Path, server: LlamaCpp,
     tokenizer: Any = AutoTokenizer.from_pretrained(known)
     tokenizer.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer.json").read_text())
-    settings["added_tokens"] = [one for one in settings["added_tokens"] if one["content"] != "<|im_start|>"]
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] != "<|im_start|>"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
     names = json.loads((tmp_path / "tokenizer_config.json").read_text())
     kept = {key: value for key, value in names.items() if value != "<|im_start|>" and "special_tokens" not in key}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(kept))
-    with pytest.raises(RefusedError, match="as other tokens than were trained, from token 0 on"):
+    with pytest.raises(RefusedError, match="differently from training, from token 0 on"):
         exporting.check(server, AutoTokenizer.from_pretrained(tmp_path))
 
 

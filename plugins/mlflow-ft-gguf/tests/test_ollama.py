@@ -68,12 +68,12 @@ class Go:
 
     def run(self, action: str, turn: dict[str, str] | None) -> str:
         if action == "range .Messages":
-            begin, said = self.at, ""
-            for one in self.messages:
+            begin, text = self.at, ""
+            for message in self.messages:
                 self.at = begin
-                said += self.block(one)
+                text += self.block(message)
             self.at += 1
-            return said
+            return text
         if action.startswith("if"):
             return self.branches(action, turn)
         if action == ".Content":
@@ -82,17 +82,17 @@ class Go:
         return str(json.loads(action))
 
     def branches(self, action: str, turn: dict[str, str] | None) -> str:
-        said = None
+        chosen = None
         while action != "end":
             if action == "if not .System":
-                wanted = all(one["role"] != "system" for one in self.messages)
+                wanted = all(message["role"] != "system" for message in self.messages)
             else:
                 wanted = turn is not None and f'"{turn["role"]}"' in action
-            found = self.block(turn)
-            said = found if wanted and said is None else said
+            block = self.block(turn)
+            chosen = block if wanted and chosen is None else chosen
             action = self.parts[self.at].strip()
             self.at += 1
-        return said or ""
+        return chosen or ""
 
 
 @pytest.mark.parametrize("template", [CHATML, GEMMA, BRACES], ids=["chatml", "gemma", "braces"])
@@ -103,13 +103,13 @@ def test_it_says_what_the_models_own_says(tokenizer: Any, tmp_path: Path, templa
     assert text is not None
     assert text.startswith("FROM ./model-q8_0.gguf\n")
     assert 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<unk>"\n' in text
-    found = re.search(r'TEMPLATE """(.*?)"""\n', text, flags=re.DOTALL)
-    assert found
+    match = re.search(r'TEMPLATE """(.*?)"""\n', text, flags=re.DOTALL)
+    assert match
     for talk in TALKS:
         if template is GEMMA and talk[0]["role"] == "system":
             continue
         own = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-        assert Go(found[1], talk).block() == own
+        assert Go(match[1], talk).block() == own
 
 
 def test_one_that_cannot_be_told_is_not_written(tokenizer: Any, tmp_path: Path) -> None:

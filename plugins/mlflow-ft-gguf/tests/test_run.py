@@ -39,21 +39,21 @@ def test_a_run_keeps_the_file_and_a_version_is_exported_later(
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     assert {"model-f16.gguf", "Modelfile", "README.md", "manifest.json"} == {file.name for file in folder.iterdir()}
     with llamacpp.opened(folder) as form:
-        said = form.post("/v1/chat/completions", messages=[{"role": "user", "content": "red"}], max_tokens=4)
-    assert said["choices"][0]["message"]["role"] == "assistant"
+        answer = form.post("/v1/chat/completions", messages=[{"role": "user", "content": "red"}], max_tokens=4)
+    assert answer["choices"][0]["message"]["role"] == "assistant"
 
-    asked = export.Asked(model=f"{merged.name}@candidate", to="gguf-q8_0", out=tmp_path / "q8", max_kl=0.5)
+    request = export.ExportRequest(model=f"{merged.name}@candidate", to="gguf-q8_0", out=tmp_path / "q8", max_kl=0.5)
     registry = Registry(plugins.load())
-    done = export.export(asked, registry, Progress(quiet=True))
-    assert done.logged == f"runs:/{outcome.run_id}/exports/gguf-q8_0"
-    assert done.record["compared_with"] == "the trained model, on held-out rows"
-    assert (done.folder / "model-q8_0.gguf").is_file()
-    kept = json.loads((done.folder / "export.json").read_text())
+    exported = export.export(request, registry, Progress(quiet=True))
+    assert exported.logged == f"runs:/{outcome.run_id}/exports/gguf-q8_0"
+    assert exported.record["compared_with"] == "the trained model, on held-out rows"
+    assert (exported.folder / "model-q8_0.gguf").is_file()
+    kept = json.loads((exported.folder / "export.json").read_text())
     metrics = client.get_run(outcome.run_id).data.metrics
     assert metrics["parity/gguf-q8_0/kl_mean"] == pytest.approx(kept["parity"]["kl_mean"])
-    assert export.export(asked, registry, Progress(quiet=True)).already
+    assert export.export(request, registry, Progress(quiet=True)).already
 
-    asked = export.Asked(model=f"{merged.name}@candidate", to="gguf-q4_k_m", out=tmp_path / "q4", max_kl=1e-9)
+    request = export.ExportRequest(model=f"{merged.name}@candidate", to="gguf-q4_k_m", out=tmp_path / "q4", max_kl=1e-9)
     with pytest.raises(RefusedError, match="is not the model that was trained"):
-        export.export(asked, registry, Progress(quiet=True))
-    assert not asked.out.exists()
+        export.export(request, registry, Progress(quiet=True))
+    assert not request.out.exists()

@@ -1,4 +1,4 @@
-"""The method `ppo`: answers are sampled, judged by rewards, and made likelier or less likely within bounds.
+"""The method `ppo`: sample answers, score them with rewards, and make them more or less likely within bounds.
 
 mlflow-ft train ppo --model MODEL --data prompts.jsonl --reward_funcs rewards.py:helpful
 
@@ -24,23 +24,23 @@ def train(job: Job, data: Data, model: Model) -> Trained:
 
 
 def refuses(config: Config, adapter: Adapter) -> str | None:
-    """Why these settings cannot work; also raises ConfigError for an option that PPO does not know."""
+    """Why these settings cannot work; raises ConfigError for an option that PPO does not have."""
     from mlflow_ft_ppo.settings import read
 
     if not config.rollout.reward_funcs and not config.rollout.reward_model:
         return (
-            "it learns from rewards, and none was named; name functions with --reward_funcs FILE.py:function, "
+            "it learns from rewards, and none are given; name functions with --reward_funcs FILE.py:function, "
             "or a model with --reward_model"
         )
     if adapter.learned_prompt:
-        return "it does not sample through a learned prompt; take lora, or another adapter that changes weights"
+        return "it cannot sample with a learned prompt; use lora, or another adapter that changes weights"
     if adapter.name == "adalora":
-        return "its ranks are given away by gradients that ppo does not keep; take lora, or another adapter"
+        return "its rank allocation needs gradients that ppo does not keep; use lora, or another adapter"
     per_step = read(config).answers_per_step(config)
     if per_step % config.rollout.num_generations:
         return (
             f"a step has {per_step} answers (per_device_train_batch_size x gradient_accumulation_steps x "
-            f"num_mini_batches), which is no multiple of num_generations ({config.rollout.num_generations})"
+            f"num_mini_batches), which is not a multiple of num_generations ({config.rollout.num_generations})"
         )
     return None
 
@@ -50,7 +50,7 @@ def register_trainers() -> list[Trainer]:
     return [
         Trainer(
             name="ppo",
-            summary="learns from rewards of its own answers, with a value head and a clipped objective",
+            summary="learns from rewards for its own answers, with a value head and a clipped objective",
             train=train,
             defaults={
                 "adapter.kind": "lora",
@@ -62,16 +62,16 @@ def register_trainers() -> list[Trainer]:
             },
             paper="https://arxiv.org/abs/1707.06347",
             scores=("weighted_reward",),
-            needs="prompts, or conversations, whose last answers are not learned but given to the rewards as `answer`",
+            needs="prompts, or conversations whose last answers are not learned but passed to the rewards as `answer`",
             kinds=("prompt", "conversation"),
             refuses=refuses,
             settings=(
                 *("beta", "options", "reward_funcs", "reward_weights", "reward_model"),
                 *("num_generations", "max_completion_length", "temperature", "top_p", "num_iterations", "epsilon"),
             ),
-            use_for="a reward that a program or a reward model can compute, where answers differ much in length or "
-            "credit should go to single tokens; grpo needs no value head and less memory",
-            memory="that of lora, and a value head; with adapter.kind none the weights are held twice",
+            use_for="a reward that a program or a reward model can compute, if answers differ much in length or "
+            "single tokens should get the credit; grpo needs no value head and less memory",
+            memory="as lora, plus a value head; with adapter.kind none, two copies of the weights",
             ranges={
                 "training.learning_rate": "1e-6 to 1e-4 (full fine-tuning: 1e-6 to 1e-5)",
                 "objective.beta": "0.01 to 0.2",

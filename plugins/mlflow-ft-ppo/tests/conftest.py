@@ -25,20 +25,20 @@ from mlflow_ft.values import Data, Split
 
 REWARDS = '''
 def early(completions, **_):
-    """Share of the letters that stand before n in the alphabet."""
-    found = []
+    """Share of letters before n in the alphabet."""
+    shares = []
     for turns in completions:
         letters = [letter for letter in turns[-1]["content"].lower() if "a" <= letter <= "z"]
-        found.append(sum(letter < "n" for letter in letters) / max(1, len(letters)))
-    return found
+        shares.append(sum(letter < "n" for letter in letters) / max(1, len(letters)))
+    return shares
 
 def picky(completions, word, **_):
-    """Nothing to say where the row's word is red."""
-    return [None if one == "red" else float(len(turns[-1]["content"])) for one, turns in zip(word, completions)]
+    """No value if the row's word is red."""
+    return [None if name == "red" else float(len(turns[-1]["content"])) for name, turns in zip(word, completions)]
 
 def of_the_prompt(completions, word, **_):
-    """Whatever is answered: what the value head can know before."""
-    return [float(one < "l") for one in word]
+    """Depends on the prompt only: the value head can predict it."""
+    return [float(name < "l") for name in word]
 
 def silent(completions, **_):
     return [None] * len(completions)
@@ -52,7 +52,7 @@ def endless(completions, **_):
 
 
 class ListedRun:
-    """Keeps what training would tell MLflow; stops after `stop_after` steps, as if a signal had come."""
+    """Records what training would log to MLflow; stops after `stop_after` steps, as after a signal."""
 
     def __init__(self) -> None:
         self.points: list[tuple[str, int, float]] = []
@@ -75,7 +75,7 @@ class ListedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A job, its base model, its rows, and what it told."""
+    """A job, its base model, its rows, and what it logged."""
 
     job: Job
     data: Data
@@ -126,7 +126,7 @@ def lay(
     reward_model: Path | None = None,
     **settings: Any,
 ) -> Bench:
-    """Make a bench whose job lies in `folder`; four rows are held out."""
+    """Make a bench whose job is in `folder`; four rows are held out."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rewards.py").write_text(REWARDS)
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": "ppo"})
@@ -165,6 +165,6 @@ def lay(
 
 @pytest.fixture
 def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
-    """`bench(max_steps=3, **{"adapter.kind": "none"}).train()`: each bench has a folder of its own."""
-    made = iter(range(100))
-    return lambda **settings: lay(tmp_path / f"job{next(made)}", tiny_model, **settings)
+    """`bench(max_steps=3, **{"adapter.kind": "none"}).train()`: each bench has its own folder."""
+    numbers = iter(range(100))
+    return lambda **settings: lay(tmp_path / f"job{next(numbers)}", tiny_model, **settings)

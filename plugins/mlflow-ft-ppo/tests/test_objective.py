@@ -13,8 +13,8 @@ from mlflow_ft_ppo.engine import objective
 LN_3_2, LN_1_2 = math.log(1.5), math.log(0.5)
 
 
-def near(found, expected):
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+def near(actual, expected):
+    torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_advantages_and_returns():
@@ -73,10 +73,10 @@ def test_both_kl_estimates_are_right_on_average():
 )
 def test_clipped_policy_loss(log_ratio, advantage, loss, clipped):
     logprobs = torch.tensor([log_ratio - 3], requires_grad=True)
-    found, decided = objective.policy_loss(logprobs, torch.tensor([-3.0]), torch.tensor([advantage]), epsilon=0.2)
-    near(found.detach(), [loss])
+    actual, decided = objective.policy_loss(logprobs, torch.tensor([-3.0]), torch.tensor([advantage]), epsilon=0.2)
+    near(actual.detach(), [loss])
     assert decided.tolist() == [clipped]
-    found.sum().backward()
+    actual.sum().backward()
     near(logprobs.grad, [0.0 if clipped else loss])  # d(-A ratio) / d log ratio = -A ratio
 
 

@@ -20,9 +20,9 @@ PROMPTS, ANSWERS = [[5, 6, 7, 8], [9, 10]], [[20, 21, 22], [30, 31, 32, 33, 3]]
 @pytest.fixture
 def policy(tiny_model):
     torch.manual_seed(0)
-    found = PolicyWithValue(AutoModelForCausalLM.from_pretrained(tiny_model).eval(), temperature=0.7)
-    torch.nn.init.normal_(found.value_head.weight)
-    return found
+    with_head = PolicyWithValue(AutoModelForCausalLM.from_pretrained(tiny_model).eval(), temperature=0.7)
+    torch.nn.init.normal_(with_head.value_head.weight)
+    return with_head
 
 
 def batch():
@@ -44,17 +44,17 @@ def test_logprobs_values_and_entropy_are_those_of_each_row_alone(policy):
             logprobs = expected[torch.arange(len(ids)), torch.tensor(ids)]
             values = policy.value_head(alone.hidden_states[-1][0, places])[:, 0]
             entropy = -(expected.exp() * expected).sum(dim=-1)
-            for found, wanted in zip(seen, (logprobs, values, entropy), strict=True):
-                torch.testing.assert_close(found[row, : len(ids)], wanted, rtol=1e-5, atol=1e-5)
+            for actual, wanted in zip(seen, (logprobs, values, entropy), strict=True):
+                torch.testing.assert_close(actual[row, : len(ids)], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_an_answer_that_was_not_judged_has_no_part_in_the_loss(policy):
     judged = experience.Judged(scores=torch.tensor([2.0, 0.0]), known=torch.tensor([True, False]), means={})
-    found = experience.collect(policy, None, batch(), judged, settings=PPOSettings(), beta=0.05, batch_size=2)
-    assert found.mask.sum(dim=1).tolist() == [3, 0]
-    assert found.advantages[0, :3].abs().min() > 0
-    assert found.advantages[1].abs().max() == 0
-    assert found.answers.mask.sum(dim=1).tolist() == [3, 5]
+    step = experience.collect(policy, None, batch(), judged, settings=PPOSettings(), beta=0.05, batch_size=2)
+    assert step.mask.sum(dim=1).tolist() == [3, 0]
+    assert step.advantages[0, :3].abs().min() > 0
+    assert step.advantages[1].abs().max() == 0
+    assert step.answers.mask.sum(dim=1).tolist() == [3, 5]
 
 
 def test_the_value_head_begins_at_zero(policy):
@@ -71,7 +71,7 @@ def test_recomputing_changes_no_gradient_and_leaves_the_model_in_evaluation_mode
             assert layer.training == enabled
             assert not layer.self_attn.training, "dropout inside would be on"
             batch().look(policy, torch.arange(2)).logprobs.sum().backward()
-        gradients.append([one.grad.clone() for one in policy.model.parameters()])
+        gradients.append([weight.grad.clone() for weight in policy.model.parameters()])
     assert not any(module.training for module in policy.model.modules())
     assert not policy.model.is_activation_checkpointing
     for first, second in zip(*gradients, strict=True):

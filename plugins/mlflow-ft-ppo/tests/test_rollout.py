@@ -31,11 +31,11 @@ def test_the_mask_covers_the_end_token_and_nothing_behind_it():
         rollout.Sampled(prompt_ids=[4, 5], ids=[6, 3], answer=None),
         rollout.Sampled(prompt_ids=[7], ids=[8, 8, 8, 8], answer=None),
     ]
-    found = rollout.tensors(sampled, pad_token_id=0, device="cpu")
-    assert found.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    assert found.input_ids.tolist() == [[4, 5, 6, 3, 0], [7, 8, 8, 8, 8]]
-    assert found.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert found.prompt_lengths.tolist() == [2, 1]
+    batch = rollout.tensors(sampled, pad_token_id=0, device="cpu")
+    assert batch.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch.input_ids.tolist() == [[4, 5, 6, 3, 0], [7, 8, 8, 8, 8]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert batch.prompt_lengths.tolist() == [2, 1]
 
 
 def test_processes_share_the_prompts_of_a_step_and_answer_each_as_often_as_asked():
@@ -46,13 +46,15 @@ def test_processes_share_the_prompts_of_a_step_and_answer_each_as_often_as_asked
 
 
 def test_every_prompt_comes_once_an_epoch_in_an_order_of_the_seed(bench):
-    one = bench()
-    found = rollout.prompts(one.job, one.data, one.prepare().module)
-    orders = [[row.prompt[0]["content"] for row in itertools.islice(found.examples(7), 2 * len(found))] for _ in "ab"]
+    trial = bench()
+    prompts = rollout.prompts(trial.job, trial.data, trial.prepare().module)
+    orders = [
+        [row.prompt[0]["content"] for row in itertools.islice(prompts.examples(7), 2 * len(prompts))] for _ in "ab"
+    ]
     assert orders[0] == orders[1]
-    first, second = orders[0][: len(found)], orders[0][len(found) :]
+    first, second = orders[0][: len(prompts)], orders[0][len(prompts) :]
     assert first != second
-    assert sorted(first) == sorted(second) == sorted(row.prompt[0]["content"] for row in one.data.train.examples)
+    assert sorted(first) == sorted(second) == sorted(row.prompt[0]["content"] for row in trial.data.train.examples)
 
 
 @pytest.mark.parametrize("kind", ["prompt", "conversation"])
@@ -60,33 +62,33 @@ def test_a_prompt_that_leaves_no_room_is_left_out_and_the_generation_prompt_is_t
     answer = ({"role": "assistant", "content": "yes"},) if kind == "conversation" else ()
     texts = ["red"] * 8 + ["red " * 40]
     rows = [Example(messages=({"role": "user", "content": text}, *answer)) for text in texts]
-    one = bench(rows=rows, **{"data.max_length": 32})
-    assert one.data.kind == kind
-    found = rollout.prompts(one.job, one.data, one.prepare().module)
-    assert found.indices == [0, 1, 2, 3]
-    text = one.data.tokenizer.decode(found.ids(rows[0]))
+    trial = bench(rows=rows, **{"data.max_length": 32})
+    assert trial.data.kind == kind
+    prompts = rollout.prompts(trial.job, trial.data, trial.prepare().module)
+    assert prompts.indices == [0, 1, 2, 3]
+    text = trial.data.tokenizer.decode(prompts.ids(rows[0]))
     assert text == "<|im_start|>user\nred<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_without_a_prompt_that_is_short_enough_there_is_nothing_to_do(bench):
-    one = bench(max_completion_length=250)
+    trial = bench(max_completion_length=250)
     with pytest.raises(DataError, match="no prompt is short enough"):
-        one.train()
+        trial.train()
 
 
 def test_sampling_is_from_the_models_own_probabilities(bench):
     """The model's defaults (top_k, a penalty) would sample from another distribution than the one that is learned."""
-    one = bench(max_completion_length=1)
-    module = one.prepare().module
+    trial = bench(max_completion_length=1)
+    module = trial.prepare().module
     causal = module.get_base_model()
     causal.generation_config.top_k = 1
     causal.generation_config.repetition_penalty = 9.0
     kept = causal.generation_config
-    found = rollout.prompts(one.job, one.data, module)
-    rows = [one.data.train.examples[0]] * 400
+    prompts = rollout.prompts(trial.job, trial.data, module)
+    rows = [trial.data.train.examples[0]] * 400
     torch.manual_seed(0)
-    settings = one.job.config.rollout
-    sampled = rollout.sample(module, one.data, found, rows, settings=settings, batch_size=400)
+    settings = trial.job.config.rollout
+    sampled = rollout.sample(module, trial.data, prompts, rows, settings=settings, batch_size=400)
     assert len({row.ids[0] for row in sampled}) > 100
     assert causal.generation_config is kept
 
@@ -95,12 +97,12 @@ def test_the_temperature_of_sampling_is_that_of_the_log_probabilities(bench):
     """At a low temperature the sampled tokens are likely ones, by what the policy then says of them."""
     from mlflow_ft_ppo.engine.policy import PolicyWithValue
 
-    one = bench(max_completion_length=4, temperature=0.02)
-    module = one.prepare().module.eval()
-    found = rollout.prompts(one.job, one.data, module)
-    rows = list(one.data.train.examples)[:16]
+    trial = bench(max_completion_length=4, temperature=0.02)
+    module = trial.prepare().module.eval()
+    prompts = rollout.prompts(trial.job, trial.data, module)
+    rows = list(trial.data.train.examples)[:16]
     torch.manual_seed(0)
-    sampled = rollout.sample(module, one.data, found, rows, settings=one.job.config.rollout, batch_size=5)
+    sampled = rollout.sample(module, trial.data, prompts, rows, settings=trial.job.config.rollout, batch_size=5)
     assert [row.answer.prompt for row in sampled] == [row.prompt for row in rows]
     policy = PolicyWithValue(module, temperature=0.02)
     answers = rollout.tensors(sampled, pad_token_id=1, device="cpu")
@@ -115,11 +117,11 @@ def test_the_temperature_of_sampling_is_that_of_the_log_probabilities(bench):
 def test_padding_changes_no_answer(bench):
     """At a temperature near 0 an answer is the likeliest one, in a batch with longer prompts as alone."""
     rows = [Example(messages=({"role": "user", "content": "red " * count},)) for count in (1, 9, 3, 20, 1, 2, 4, 8)]
-    one = bench(rows=rows, max_completion_length=6, temperature=1e-4)
-    module = one.prepare().module.eval()
-    found = rollout.prompts(one.job, one.data, module)
+    trial = bench(rows=rows, max_completion_length=6, temperature=1e-4)
+    module = trial.prepare().module.eval()
+    prompts = rollout.prompts(trial.job, trial.data, module)
     together, alone = (
-        rollout.sample(module, one.data, found, rows, settings=one.job.config.rollout, batch_size=size)
+        rollout.sample(module, trial.data, prompts, rows, settings=trial.job.config.rollout, batch_size=size)
         for size in (8, 1)
     )
     assert [row.ids for row in together] == [row.ids for row in alone]

@@ -18,32 +18,34 @@ def test_contract(plugin_contract):
 
 
 @pytest.fixture
-def asked(tiny_model, tmp_path):
+def settings(tiny_model, tmp_path):
     (tmp_path / "rewards.py").write_text(REWARD)
-    data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"{one} {two}"} for one in WORDS for two in WORDS[:2]])
+    data = write_jsonl(
+        tmp_path / "prompts.jsonl", [{"prompt": f"{first} {second}"} for first in WORDS for second in WORDS[:2]]
+    )
     return {"model": tiny_model, "data": data, "max_completion_length": 8}
 
 
-def test_a_run_from_prompts_to_versions_that_answer(asked, tmp_path, fine_tune):
-    outcome = fine_tune("ppo", reward_funcs=f"{tmp_path / 'rewards.py'}:short", **asked)
+def test_a_run_from_prompts_to_versions_that_answer(settings, tmp_path, fine_tune):
+    outcome = fine_tune("ppo", reward_funcs=f"{tmp_path / 'rewards.py'}:short", **settings)
     client = MlflowClient()
     run = client.get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["cfg.rollout.num_iterations"] == "4"
     assert {"train/objective/kl", "eval/reward", "eval/tuned/reward/short"} <= set(run.data.metrics)
-    assert "samples/step_000002.json" in {one.path for one in client.list_artifacts(outcome.run_id, "samples")}
+    assert "samples/step_000002.json" in {file.path for file in client.list_artifacts(outcome.run_id, "samples")}
     assert {version.name for version in outcome.versions} == {"tiny-ppo", "tiny-ppo-adapter"}
     model = mlflow.pyfunc.load_model("models:/tiny-ppo@candidate")
     answer = model.predict({"messages": [{"role": "user", "content": "red"}]})
     assert isinstance(answer["choices"][0]["message"]["content"], str)
 
 
-def test_a_run_without_a_reward_is_refused_before_anything_is_loaded(asked, fine_tune):
-    with pytest.raises(ConfigError, match="it learns from rewards, but none was named"):
-        fine_tune("ppo", **asked)
+def test_a_run_without_a_reward_is_refused_before_anything_is_loaded(settings, fine_tune):
+    with pytest.raises(ConfigError, match="it learns from rewards, and none are given"):
+        fine_tune("ppo", **settings)
     assert not MlflowClient().search_registered_models()
 
 
-def test_a_setting_of_another_method_is_refused(asked, tmp_path, fine_tune):
+def test_a_setting_of_another_method_is_refused(settings, tmp_path, fine_tune):
     with pytest.raises(ConfigError, match="settings of other methods: 1"):
-        fine_tune("ppo", reward_funcs=f"{tmp_path / 'rewards.py'}:short", loss_type="sigmoid", **asked)
+        fine_tune("ppo", reward_funcs=f"{tmp_path / 'rewards.py'}:short", loss_type="sigmoid", **settings)

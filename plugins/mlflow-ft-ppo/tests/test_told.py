@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from mlflow_ft_ppo import refuses
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from mlflow_ft import Example, RefusedError
@@ -24,24 +23,19 @@ USUAL = (
 """The metrics that people who know TRL's PPO look for."""
 
 
-def weights(trained):
-    folder = trained.adapter or trained.model
-    return load_file(next(folder.glob("*.safetensors")))
-
-
 def test_the_usual_metrics_are_there_and_agree(bench):
-    one = bench(max_steps=2)
-    one.train()
-    assert {f"train/{name}" for name in USUAL} <= {name for name, _, _ in one.run.points}
-    assert all(math.isfinite(value) for _, _, value in one.run.points)
+    trial = bench(max_steps=2)
+    trial.train()
+    assert {f"train/{name}" for name in USUAL} <= {name for name, _, _ in trial.run.points}
+    assert all(math.isfinite(value) for _, _, value in trial.run.points)
     reward, score, penalty = (
-        one.curve(f"train/objective/{name}")[1] for name in ("rlhf_reward", "scores", "non_score_reward")
+        trial.curve(f"train/objective/{name}")[1] for name in ("rlhf_reward", "scores", "non_score_reward")
     )
     assert reward == pytest.approx(score + penalty)
-    assert penalty == pytest.approx(-0.05 * one.curve("train/objective/kl")[1])
-    assert one.curve("train/episode") == [8, 16]
-    assert one.curve("train/lr") == one.curve("train/learning_rate") == pytest.approx([1e-3, 5e-4])  # linear, to 0
-    assert one.curve("train/objective/scores") == pytest.approx(one.curve("train/rewards/early"))
+    assert penalty == pytest.approx(-0.05 * trial.curve("train/objective/kl")[1])
+    assert trial.curve("train/episode") == [8, 16]
+    assert trial.curve("train/lr") == trial.curve("train/learning_rate") == pytest.approx([1e-3, 5e-4])  # linear, to 0
+    assert trial.curve("train/objective/scores") == pytest.approx(trial.curve("train/rewards/early"))
 
 
 def test_an_answer_of_which_no_judge_says_anything_is_not_learned_from(bench):
@@ -49,11 +43,11 @@ def test_an_answer_of_which_no_judge_says_anything_is_not_learned_from(bench):
         Example(messages=({"role": "user", "content": word},), columns={"word": word})
         for word in ("red", "blue", "red", "blue", "red", "blue", "red", "blue")
     ]
-    one = bench(reward="picky", rows=rows, max_steps=1)
-    one.train()
-    with pytest.raises(RefusedError, match="no reward says anything of any of 8 answers"):
+    trial = bench(reward="picky", rows=rows, max_steps=1)
+    trial.train()
+    with pytest.raises(RefusedError, match="no reward function gave a value for any of 8 answers"):
         bench(reward="silent").train()
-    assert one.curve("train/objective/scores") == pytest.approx(one.curve("train/rewards/picky"))
+    assert trial.curve("train/objective/scores") == pytest.approx(trial.curve("train/rewards/picky"))
 
 
 def test_a_reward_function_that_raises_is_told(bench):
@@ -67,9 +61,9 @@ def test_a_loss_that_is_no_number_stops_the_training(bench):
 
 
 def test_a_signal_ends_the_training_behind_the_step_and_what_was_learned_is_kept(bench):
-    one = bench(max_steps=9)
-    one.run.stop_after = 3
-    trained = one.train()
+    trial = bench(max_steps=9)
+    trial.run.stop_after = 3
+    trained = trial.train()
     assert 3 <= trained.metrics["train/steps"] <= 4
     assert trained.adapter
 
@@ -78,8 +72,8 @@ def test_answers_that_do_not_end_are_charged_for_it(bench):
     free, charged = (
         bench(max_steps=1, **{"objective.options": options}) for options in ("{}", "{missing_eos_penalty: 2}")
     )
-    for one in (free, charged):
-        one.train()
+    for trial in (free, charged):
+        trial.train()
     endless = 8 - free.curve("train/val/num_eos_tokens")[0]
     assert endless > 0
     difference = free.curve("train/objective/scores")[0] - charged.curve("train/objective/scores")[0]
@@ -92,20 +86,20 @@ def test_conversations_are_prompts_whose_answer_the_rewards_get(bench, tmp_path)
         "    assert set(answer) == {'yes'}\n    return [float(len(turns[-1]['content'])) for turns in completions]\n"
     )
     turns = [({"role": "user", "content": word}, {"role": "assistant", "content": "yes"}) for word in WORDS]
-    one = bench(rows=[Example(messages=row) for row in turns], reward_funcs=f"{tmp_path / 'asked.py'}:answered")
-    one.train()
-    assert len(one.curve("train/rewards/answered")) == 2
-    assert one.curve("eval/rewards/answered")
+    trial = bench(rows=[Example(messages=row) for row in turns], reward_funcs=f"{tmp_path / 'asked.py'}:answered")
+    trial.train()
+    assert len(trial.curve("train/rewards/answered")) == 2
+    assert trial.curve("eval/rewards/answered")
 
 
 def test_a_table_shows_the_held_out_answers_at_every_evaluation(bench):
-    one = bench(max_steps=2, eval_steps=1)
-    one.train()
-    assert list(one.run.tables) == [f"samples/step_{step:06}.json" for step in (0, 1, 2)]
-    table = one.run.tables["samples/step_000002.json"]
+    trial = bench(max_steps=2, eval_steps=1)
+    trial.train()
+    assert list(trial.run.tables) == [f"samples/step_{step:06}.json" for step in (0, 1, 2)]
+    table = trial.run.tables["samples/step_000002.json"]
     assert len(table) == 4
     assert 0 <= table[0]["reward/early"] <= 1
-    assert [step for name, step, _ in one.run.points if name == "eval/reward"] == [0, 1, 2]
+    assert [step for name, step, _ in trial.run.points if name == "eval/reward"] == [0, 1, 2]
 
 
 def test_a_reward_model_is_a_judge(bench, tiny_model, tmp_path):
@@ -115,10 +109,10 @@ def test_a_reward_model_is_a_judge(bench, tiny_model, tmp_path):
     torch.manual_seed(3)
     LlamaForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    one = bench(reward_model=folder, reward_weights="[2, 3]")
-    one.train()
+    trial = bench(reward_model=folder, reward_weights="[2, 3]")
+    trial.train()
     model, function, both = (
-        one.curve(f"train/{name}") for name in ("rewards/reward_model", "rewards/early", "objective/scores")
+        trial.curve(f"train/{name}") for name in ("rewards/reward_model", "rewards/early", "objective/scores")
     )
     assert both == pytest.approx([2 * second + 3 * first for first, second in zip(model, function, strict=True)])
 
@@ -147,24 +141,24 @@ def test_callbacks_of_plugins_are_called(bench):
 
     module = types.ModuleType("noting")
     module.training_callbacks = hookimpl(lambda job: [Notes()])
-    one = bench()
-    assert one.job.plugins.add(module, name="noting").status == "active"
-    one.train()
+    trial = bench()
+    assert trial.job.plugins.add(module, name="noting").status == "active"
+    trial.train()
     assert called == ["begin", "evaluated", 1, "log", 2, "log", "evaluated", "end"]
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"reward_funcs": "none"}, "none was named"),
-        ({"num_generations": 3}, "no multiple of num_generations"),
+        ({"reward_funcs": "none"}, "none are given"),
+        ({"num_generations": 3}, "not a multiple of num_generations"),
         ({"objective.options": "{gama: 1}"}, "no field 'gama'"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_loaded(bench, settings, reason):
     job = bench(**settings).job
     try:
-        told = refuses(job.config, job.registry.adapters["lora"])
+        message = refuses(job.config, job.registry.adapters["lora"])
     except FineTuneError as error:
-        told = str(error)
-    assert reason in told
+        message = str(error)
+    assert reason in message

@@ -1,15 +1,18 @@
-"""A plugin to copy: flash cards as rows, a check of them, an evaluator of answer lengths, a reward
-for short ones, a method that reuses SFT, and a gate that keeps long-winded models from promotion.
+"""A plugin to copy: flash cards as rows, a check for them, an evaluator of answer lengths, a reward for short
+answers, a method that reuses SFT, an exporter, and a gate against promoting long-winded models.
 
     {"front": "Which planet is red?", "back": "Mars", "deck": "planets"}
 
-Everything is registered by returning records; nothing heavy is imported before it is needed.
+Hooks register things by returning records; heavy packages are imported only when they are needed.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import (
@@ -19,6 +22,7 @@ from mlflow_ft import (
     DataFormat,
     Evaluator,
     Example,
+    Exporter,
     Gate,
     Reward,
     Score,
@@ -28,16 +32,14 @@ from mlflow_ft import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_ft.candidacy import Candidacy
-    from mlflow_ft.config.gates import Gates
-    from mlflow_ft.values import Data, Job, Model, Scores, Subject, Trained
+    from mlflow_ft import Candidacy, Data, Form, Gates, Job, Model, Scores, Subject, Trained
 
 FEWEST_ROWS = 4
 log = logging.getLogger(__name__)
 
 
 def from_card(values: Mapping[str, Any]) -> Example:
-    """One row to one conversation; a ValueError says in one sentence what is wrong with the row."""
+    """Turn a row into a conversation; a ValueError says in one sentence what is wrong with the row."""
     front, back = values.get("front"), values.get("back")
     if not isinstance(front, str) or not front.strip():
         raise ValueError("`front` is missing or empty")
@@ -48,21 +50,21 @@ def from_card(values: Mapping[str, Any]) -> Example:
 
 def parrots(row: Checked) -> str | None:
     """What is wrong with a row, in a few words, or None."""
-    return "the answer is the question again" if row.prompt.strip() == row.responses[-1].strip() else None
+    return "the answer repeats the question" if row.prompt.strip() == row.responses[-1].strip() else None
 
 
 def brevity(subject: Subject) -> Sequence[Score]:
-    """How long an answer is beside the expected one: 1 is as long, 2 twice as long (in characters)."""
-    return [Score.mean("length_ratio", [len(one.text) / len(one.expected) for one in subject.answers])]
+    """Length of the answer relative to the expected one, in characters: 1 is as long, 2 twice as long."""
+    return [Score.mean("length_ratio", [len(answer.text) / len(answer.expected) for answer in subject.answers])]
 
 
 def terse(completions: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[float]:
-    """A reward for every sampled answer, whatever was asked."""
+    """A reward for every sampled answer, whatever the prompt."""
     return [1 / max(1, len(turns[-1]["content"].split())) for turns in completions]
 
 
 def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """The gates file sets `options: {brief: {most: 1.5}}`; where it does not, the gate abstains."""
+    """Compare the answers' length with `options: {brief: {most: 1.5}}` of the gates file; without it, abstain."""
     most = gates.options.get("brief", {}).get("most")
     if most is None:
         return [Verdict.abstain("options.brief.most is not set")]
@@ -72,10 +74,32 @@ def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
 
 
 def train_gently(job: Job, data: Data, model: Model) -> Trained:
-    """SFT as it is; what makes the method is its defaults."""
-    from mlflow_ft.engine.training import sft
+    """Plain SFT; only the defaults make this a method."""
+    from mlflow_ft.engine import sft
 
     return sft.train(job, data, model)
+
+
+def export_half(source: Path, folder: Path) -> None:
+    """Write the whole model in 16 bits."""
+    from mlflow_ft_template import half
+
+    half.export(source, folder)
+
+
+def open_half(folder: Path) -> AbstractContextManager[Form]:
+    """Load what `export_half` wrote, to compare it with the trained model before anything is logged."""
+    from mlflow_ft_template import half
+
+    return half.opened(folder)
+
+
+def unsuitable(folder: Path | None) -> str | None:
+    """Why this model cannot be exported, found out before training; None for the folder: no model is known yet."""
+    if folder is None:
+        return None
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    return None if names[0].endswith("ForCausalLM") else f"{names[0] or 'the model'} does not generate text"
 
 
 @hookimpl
@@ -104,7 +128,7 @@ def register_checks() -> list[Check]:
             severity="warn",
             inspect=parrots,
             kinds=("conversation",),
-            remedy="write an answer, or leave the row out",
+            remedy="write an answer, or remove the row",
         )
     ]
 
@@ -114,7 +138,7 @@ def register_evaluators() -> list[Evaluator]:
     return [
         Evaluator(
             name="brevity",
-            summary="length of the answers beside the expected ones",
+            summary="length of the answers relative to the expected ones",
             evaluate=brevity,
             applies=lambda data: data.format == "flash-card",
         )
@@ -126,7 +150,7 @@ def register_trainers() -> list[Trainer]:
     return [
         Trainer(
             name="gentle-lora",
-            summary="LoRA of a low rank at a low learning rate, for small data",
+            summary="LoRA with a low rank and a low learning rate, for small data",
             train=train_gently,
             defaults={"adapter.kind": "lora", "adapter.r": 4, "training.learning_rate": 1e-4},
             scores=("loss",),
@@ -136,7 +160,21 @@ def register_trainers() -> list[Trainer]:
 
 @hookimpl
 def register_rewards() -> list[Reward]:
-    return [Reward(name="terse", summary="shorter answers are better: 1 at one word, towards 0", score=terse)]
+    return [Reward(name="terse", summary="1 for a one-word answer, falling towards 0 for longer ones", score=terse)]
+
+
+@hookimpl
+def register_exporters() -> list[Exporter]:
+    return [
+        Exporter(
+            name="bfloat16",
+            summary="the whole model in 16 bits (bfloat16)",
+            export=export_half,
+            opened=open_half,
+            ready=unsuitable,
+            max_kl=0.02,
+        )
+    ]
 
 
 @hookimpl
@@ -148,14 +186,14 @@ def register_gates() -> list[Gate]:
 
 @hookimpl
 def before_train(job: Job, data: Data, model: Model) -> None:
-    """A veto: nothing is spent on a job that cannot work."""
+    """A veto, before any time is spent on a job that cannot work."""
     if job.config.method == "gentle-lora" and len(data.train.examples) < FEWEST_ROWS:
-        raise DataError(f"gentle-lora wants at least {FEWEST_ROWS} rows, and there are {len(data.train.examples)}")
+        raise DataError(f"gentle-lora needs at least {FEWEST_ROWS} rows; the data has {len(data.train.examples)}")
 
 
 @hookimpl
 def training_callbacks(job: Job) -> list[Any]:
-    """Callbacks of transformers, beside the trainer's own."""
+    """Callbacks for transformers, in addition to the trainer's own."""
     from mlflow_ft_template.steps import CountSteps
 
     return [CountSteps(job)]
@@ -163,7 +201,7 @@ def training_callbacks(job: Job) -> list[Any]:
 
 @hookimpl
 def after_evaluate(job: Job, scores: Scores) -> None:
-    """A watcher: what it raises is logged, and the run goes on."""
+    """An observer: if it raises, the error is logged and the run goes on."""
     before = {score.name: score.value for score in scores.base}
     for score in scores.tuned:
         log.info("%s: %.4g before, %.4g after", score.name, before[score.name], score.value)
@@ -171,5 +209,5 @@ def after_evaluate(job: Job, scores: Scores) -> None:
 
 @hookimpl
 def on_run_error(job: Job, error: BaseException) -> None:
-    """A watcher of failures: here one would tell a chat room or a pager."""
+    """An observer of failures, which could notify a chat room or a pager."""
     log.info("run %s failed: %s", job.run.run_id, error)

@@ -1,4 +1,4 @@
-"""A callback of transformers, in a module of its own because it imports transformers."""
+"""A callback for transformers, in a separate module because it imports transformers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from mlflow_ft.values import Job
+    from mlflow_ft import Job
 
 
 class CountSteps(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
-    """Logs how many steps are done, as a metric of the plugin's own."""
+    """Logs the number of completed steps as the plugin's own metric."""
 
     def __init__(self, job: Job) -> None:
         self._job = job

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mlflow_ft_template
 import pytest
 from mlflow import MlflowClient
@@ -19,9 +21,9 @@ def test_contract(plugin_contract):
 
 
 def test_it_is_found_by_its_entry_point():
-    found = [info for info in plugins.load().infos if info.name == "template"]
-    assert [(info.status, info.module) for info in found] == [("active", "mlflow_ft_template")]
-    assert len(found[0].sha256) == 64
+    [info] = [info for info in plugins.load().infos if info.name == "template"]
+    assert (info.status, info.module) == ("active", "mlflow_ft_template")
+    assert len(info.sha256) == 64
 
 
 def test_a_run_uses_format_evaluator_trainer_and_callback(tiny_model, tmp_path, fine_tune):
@@ -47,13 +49,13 @@ def test_its_veto_stops_the_run_before_anything_is_spent(tiny_model, tmp_path, f
     assert not client.search_registered_models()
 
 
-def test_a_row_that_is_no_card_is_told_with_its_line(tiny_model, tmp_path, fine_tune):
+def test_a_row_that_is_not_a_card_is_reported_with_its_line(tiny_model, tmp_path, fine_tune):
     data = write_jsonl(tmp_path / "cards.jsonl", [*cards(6), {"front": "and this", "back": ""}])
     with pytest.raises(DataError, match=r"cards\.jsonl:7  `back` is missing or empty"):
         fine_tune("gentle-lora", model=tiny_model, data=data)
 
 
-def test_its_gate_is_asked_where_the_gates_file_sets_it(tiny_model, tmp_path, fine_tune):
+def test_its_gate_is_applied_if_the_gates_file_sets_it(tiny_model, tmp_path, fine_tune):
     from mlflow_ft.config.gates import read_gates
     from mlflow_ft.operations.promoting.decision import PromotionRequest
     from mlflow_ft.operations.promoting.promote import promote
@@ -62,11 +64,37 @@ def test_its_gate_is_asked_where_the_gates_file_sets_it(tiny_model, tmp_path, fi
     data = write_jsonl(tmp_path / "cards.jsonl", cards(20))
     outcome = fine_tune("gentle-lora", model=tiny_model, data=data)
     ratio = MlflowClient().get_run(outcome.run_id).data.metrics["eval/tuned/length_ratio"]
-    found = {}
+    passed = {}
     for most in (ratio + 0.1, ratio - 0.1):
         gates = read_gates(f"options: {{brief: {{most: {most}}}}}", place="gates.yaml")
         name = outcome.versions[0].name
-        asked = PromotionRequest(name=name, version="1", by="ann", now_ms=0, gates=gates, dry_run=True)
-        decision = promote(asked, plugins=plugins.load(), progress=Progress(quiet=True))
-        found |= {most > ratio: "brief" not in decision.failed}
-    assert found == {True: True, False: False}
+        request = PromotionRequest(name=name, version="1", by="ann", now_ms=0, gates=gates, dry_run=True)
+        decision = promote(request, plugins=plugins.load(), progress=Progress(quiet=True))
+        passed |= {most > ratio: "brief" not in decision.failed}
+    assert passed == {True: True, False: False}
+
+
+def test_its_exporter_is_compared_and_logged(tiny_model, tmp_path, fine_tune, capsys):
+    from mlflow_ft.cli import cli
+
+    data = write_jsonl(tmp_path / "cards.jsonl", cards(20))
+    outcome = fine_tune("gentle-lora", model=tiny_model, data=data)
+    name, out = outcome.versions[0].name, tmp_path / "exported"
+    capsys.readouterr()
+    cli.main(["export", f"{name}/1", "--to", "bfloat16", "--out", str(out), "--json"], standalone_mode=False)
+    record = json.loads(capsys.readouterr().out)
+    assert record["compared_with"] == "the trained model, on held-out rows"
+    assert 0 < record["parity"]["kl_mean"] < 0.02, "16 bits round, but not far"
+    assert record["logged"] == f"runs:/{outcome.run_id}/exports/bfloat16"
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    client = MlflowClient()
+    assert client.get_model_version(name, "1").tags["mlflow_ft.export.bfloat16"] == record["logged"]
+    assert client.get_run(outcome.run_id).data.metrics["parity/bfloat16/kl_mean"] == record["parity"]["kl_mean"]
+    logged = {file.path for file in client.list_artifacts(outcome.run_id, "exports/bfloat16")}
+    assert {"exports/bfloat16/model.safetensors", "exports/bfloat16/tokenizer.json"} <= logged
+
+
+def test_its_exporter_refuses_a_model_that_generates_no_text(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+    reason = "LlamaForSequenceClassification does not generate text"
+    assert [mlflow_ft_template.unsuitable(folder) for folder in (tmp_path, None)] == [reason, None]

@@ -43,7 +43,7 @@ def of_roles(roles: str) -> Checked:
 
 @pytest.mark.parametrize("answer", ["", " \n\t", "\u200b \ufeff", "\u3000", None])
 def test_an_answer_without_a_word(answer: str | None) -> None:
-    assert check_turns.empty_response(answered(answer)) == "turn 2, of the assistant, is empty"
+    assert check_turns.empty_response(answered(answer)) == "turn 2 (assistant) is empty"
 
 
 @pytest.mark.parametrize("answer", ["0", ".", "👍", [{"type": "text", "text": "x"}]])
@@ -53,7 +53,7 @@ def test_the_shortest_answers_are_answers(answer: Any) -> None:
 
 def test_an_earlier_turn_a_text_and_either_answer_may_be_empty() -> None:
     earlier = turns(("user", "Hi"), ("assistant", " "), ("user", ""), ("assistant", "Hello"))
-    assert check_turns.empty_response(row(Example(messages=earlier))) == "turn 2, of the assistant, is empty"
+    assert check_turns.empty_response(row(Example(messages=earlier))) == "turn 2 (assistant) is empty"
     assert check_turns.empty_response(row(Example(text="\n"))) == "the text is empty"
     prompt, full, empty = turns(("user", "Hi")), turns(("assistant", "Hello")), turns(("assistant", ""))
     for name, sides in (("chosen", (empty, full)), ("rejected", (full, empty))):
@@ -75,14 +75,14 @@ def test_an_order_that_conversations_have(roles: str) -> None:
     [
         ("au", "turn 1: the assistant speaks first"),
         ("sau", "turn 2: the assistant speaks first"),
-        ("uua", "turn 2: two turns of the user in a row"),
-        ("uaa", "turn 3: two turns of the assistant in a row"),
-        ("uca", "turn 3: two turns of the assistant in a row"),
+        ("uua", "turn 2: two user turns in a row"),
+        ("uaa", "turn 3: two assistant turns in a row"),
+        ("uca", "turn 3: two assistant turns in a row"),
         ("usa", "turn 2: a system turn that is not the first"),
         ("ssua", "turn 2: a system turn that is not the first"),
-        ("uta", "turn 2: a tool answers that was not called (before it: a turn of the user)"),
-        ("uata", "turn 3: a tool answers that was not called (before it: a turn of the assistant)"),
-        ("tua", "turn 1: a tool answers that was not called (before it: nothing)"),
+        ("uta", "turn 2: a tool result without a call (before it: a turn by the user)"),
+        ("uata", "turn 3: a tool result without a call (before it: a turn by the assistant)"),
+        ("tua", "turn 1: a tool result without a call (before it: nothing)"),
     ],
 )
 def test_an_order_that_none_has(roles: str, wrong: str) -> None:
@@ -96,7 +96,7 @@ def test_a_call_may_be_written_in_words() -> None:
 
 def test_the_order_goes_on_into_the_better_answer() -> None:
     answer = turns(("assistant", "Hello"))
-    for prompt, wrong in ((("u"), None), (("ua"), "turn 3: two turns of the assistant in a row")):
+    for prompt, wrong in ((("u"), None), (("ua"), "turn 3: two assistant turns in a row")):
         messages = of_roles(prompt).example.messages
         pair = row(Example(messages=messages, chosen=answer, rejected=answer))
         assert check_turns.role_order(pair) == wrong
@@ -105,7 +105,7 @@ def test_the_order_goes_on_into_the_better_answer() -> None:
 def test_a_special_token_in_the_words() -> None:
     special = ("<|im_end|>", "", " ")
     said = row(Example(messages=turns(("user", "Say <|im_end|> please"), ("assistant", "No"))), special=special)
-    assert check_turns.special_token(said) == "a turn of the user contains the special token <|im_end|>"
+    assert check_turns.special_token(said) == "a turn by the user contains the special token <|im_end|>"
     text = row(Example(text="one<|im_end|>two"), special=special)
     assert check_turns.special_token(text) == "the text contains the special token <|im_end|>"
     assert check_turns.special_token(row(Example(text="im_end <|im_start|>"), special=special)) is None
@@ -175,13 +175,13 @@ def test_calls_and_tools_of_other_forms_are_looked_at_too() -> None:
         ("it donâ€™t matter", "mojibake: 'donâ€™t' should read 'don’t'"),
         ("Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "mojibake: 'Ð¿Ñ€Ð¸Ð²ÐµÑ‚' should read 'привет'"),
         ("1 Â½ cups at 5 Â°C", "mojibake: 'Â½' should read '½'"),
-        ("na\ufffdve", "replacement character U+FFFD: what stood there is lost"),
+        ("na\ufffdve", "replacement character U+FFFD: the original character is lost"),
         ("page\x0cbreak", "control character U+000C"),
         ("bell\x07", "control character U+0007"),
         ("é\x85", r"mojibake: 'é\x85' should read 'é…'"),
-        ("half \ud83d", "half of a surrogate pair"),
-        ("user\u202egnp.exe", "bidirectional control U+202E, which shows text in another order than it has"),
-        ("if x:\u2066 # ok", "bidirectional control U+2066, which shows text in another order than it has"),
+        ("half \ud83d", "an unpaired surrogate"),
+        ("user\u202egnp.exe", "bidirectional control U+202E, which displays text in a different order"),
+        ("if x:\u2066 # ok", "bidirectional control U+2066, which displays text in a different order"),
     ],
 )
 def test_broken_characters(text: str, told: str) -> None:
@@ -210,7 +210,7 @@ def test_unusual_characters_are_not_broken(text: str) -> None:
 
 def test_every_broken_thing_is_told_once() -> None:
     said = turns(("user", "\x07"), ("assistant", "\x07 \ufffdé"))
-    told = "control character U+0007; replacement character U+FFFD: what stood there is lost"
+    told = "control character U+0007; replacement character U+FFFD: the original character is lost"
     assert check_text.encoding(row(Example(messages=said))) == told
 
 

@@ -55,15 +55,15 @@ def test_what_the_program_keeps_beside_is_passed_over() -> None:
 CHATGPT: dict[str, tuple[dict[str, Any], str]] = {
     "a picture": (
         chatgpt(ROOT, node("u", "r", "user", {"asset": 1}, "What is it?", content_type="multimodal_text")),
-        "the conversation has a turn of the user of type 'multimodal_text'; only text can be learned",
+        "the conversation has a turn by the user of type 'multimodal_text'; only text can be learned",
     ),
     "code that was run": (
         chatgpt(ROOT, ASKED, node("a", "u", "assistant", "x = 1", recipient="python")),
-        "the conversation has a turn of the assistant of type 'text'; only text can be learned",
+        "the conversation has a turn by the assistant of type 'text'; only text can be learned",
     ),
-    "no branch": ({"mapping": {}, "current_node": "x"}, "`mapping` has no node 'x', or goes in a circle"),
+    "no branch": ({"mapping": {}, "current_node": "x"}, "`mapping` has no node 'x', or has a cycle"),
     "no mapping": ({"mapping": [], "current_node": "x"}, "`mapping` is a list, not an object"),
-    "nothing said": (chatgpt(ROOT, ASKED), "the conversation has no turn of the assistant"),
+    "nothing said": (chatgpt(ROOT, ASKED), "the conversation has no assistant turn"),
 }
 
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_learned_is_refused(case: str) -> None:
 
 def test_a_branch_that_goes_in_a_circle_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_exports, "MOST_TURNS", 10)
-    with pytest.raises(ValueError, match="goes in a circle"):
+    with pytest.raises(ValueError, match="has a cycle"):
         from_chatgpt(chatgpt(node("a", "b", "user", "x"), node("b", "a", "assistant", "y")))
 
 

@@ -55,7 +55,7 @@ def test_a_first_word_of_the_assistants_is_read_and_not_learned() -> None:
 
 @pytest.mark.parametrize(
     ("behind", "note"),
-    [([USER], "1 turn behind the last answer left out"), ([USER, USER], "2 turns behind the last answer left out")],
+    [([USER], "1 turn after the last answer left out"), ([USER, USER], "2 turns after the last answer left out")],
 )
 def test_what_nobody_answers_is_left_out_and_told(behind: list[Any], note: str) -> None:
     assert from_turns({"messages": [USER, ANSWER, *behind]}) == Example(messages=(USER, ANSWER), notes=(note,))
@@ -169,7 +169,7 @@ def test_a_completion_may_repeat_the_prompt(prompt: Any) -> None:
     longer = [SYSTEM, USER, turn("assistant", "hm"), USER, ANSWER]
     assert from_prompt_completion({"prompt": prompt, "completion": longer}).messages == tuple(longer)
     with pytest.raises(
-        ValueError, match=r"^`completion` begins with a turn of the user, and does not repeat `prompt`$"
+        ValueError, match=r"^`completion` begins with a turn by the user, but does not repeat `prompt`$"
     ):
         from_prompt_completion({"prompt": prompt, "completion": [turn("user", "other"), ANSWER]})
 
@@ -269,7 +269,7 @@ BAD: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
     "nobody answers": (
         from_turns,
         {"messages": [USER, USER]},
-        "the conversation has no turn of the assistant, so there is nothing to learn",
+        "the conversation has no assistant turn, so there is nothing to learn",
     ),
     "two texts": (from_turns, {"conversation": "a", "chat": "b"}, "`conversation` is text, not a list of turns"),
     "a number for calls": (
@@ -286,7 +286,7 @@ BAD: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
     "pictures": (
         from_turns,
         {"messages": [USER, ANSWER], "images": ["1.jpg"]},
-        "the row has pictures or sounds in `images`; only text can be learned",
+        "the row has images or audio in `images`; only text can be learned",
     ),
     "missing": (from_alpaca, {"instruction": "ask"}, "column `output` is missing"),
     "null": (from_alpaca, {"instruction": "ask", "output": None}, "column `output` is missing"),
@@ -320,13 +320,13 @@ BAD: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
     "turns of a side": (
         from_prompt_completion,
         {"prompt": [USER], "completion": [{"role": "assistent", "content": "x"}]},
-        "turn 1 of `completion` has the role 'assistent', which is not known; did you mean `assistant`?",
+        "turn 1 of `completion` has the unknown role 'assistent'; did you mean `assistant`?",
     ),
     "a side of no turns": (from_prompt_completion, {"prompt": [], "completion": "say"}, "`prompt` has no turns"),
     "only questions": (
         from_prompt_completion,
         {"prompt": [USER], "completion": [USER]},
-        "the conversation has no turn of the assistant, so there is nothing to learn",
+        "the conversation has no assistant turn, so there is nothing to learn",
     ),
     "a nested call": (
         from_question_answer,
@@ -350,7 +350,7 @@ def test_a_picture_counts_where_a_turn_has_a_place_for_it() -> None:
     assert from_turns({"messages": [USER, ANSWER], "images": [], "videos": None, "audios": "x"}) == ASKED
     assert from_turns({"messages": [USER, ANSWER], "image": "https://x/logo.png"}) == ASKED
     assert from_turns({"messages": [turn("user", "<image>"), ANSWER], "image": None}).notes == ()
-    with pytest.raises(ValueError, match="the row has pictures or sounds in `image`; only text can be learned"):
+    with pytest.raises(ValueError, match="the row has images or audio in `image`; only text can be learned"):
         from_turns({"conversations": [turn("user", "<image>\nask"), ANSWER], "image": "1.jpg"})
 
 
@@ -363,7 +363,7 @@ def test_a_system_column_beside_another_system_prompt_is_left_out_and_told() -> 
     same, other = (from_turns({"messages": turns, "system": text}) for text in ("Be brief.", "Be long."))
     assert same.messages == other.messages
     assert same.notes == ()
-    assert other.notes == ("`system` left out: the turns begin with a system prompt of their own",)
+    assert other.notes == ("`system` left out: the turns already begin with a system prompt",)
 
 
 # --- weights beside the turns
@@ -395,7 +395,7 @@ def test_a_column_of_weights_is_beside_the_turns_and_a_system_prompt_of_its_own(
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"weights": [0, 0.5, 0, 1]}, "`weights` has 0.5 for turn 2; a turn is learned or it is not"),
+        ({"weights": [0, 0.5, 0, 1]}, "`weights` has 0.5 for turn 2; a turn is learned or not"),
         ({"weights": [0, 1, 2]}, "`weights` has 3 weights for 4 turns"),
         ({"weights": ["x", 1]}, "`weights` has 'x' for turn 2; a turn"),
         ({"weights": []}, "`weights` has 0 weights for 4 turns"),
@@ -409,15 +409,15 @@ def test_a_column_of_weights_that_does_not_fit_is_refused(weights: dict[str, Any
 def test_a_column_of_weights_and_a_turn_must_say_the_same() -> None:
     turns = [USER, {**ANSWER, "weight": 0}]
     assert from_turns({"messages": turns, "weights": [0, 0]}).learned == (False, False)
-    with pytest.raises(ValueError, match="`weights` says of turn 2 something else than the turn itself"):
+    with pytest.raises(ValueError, match="`weights` and turn 2 disagree on whether the turn is learned"):
         from_turns({"messages": turns, "weights": [0, 1]})
 
 
 def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
-    found = from_turns({"messages": [USER, ANSWER], "image": Opaque("a picture")})
-    assert found.notes == ("`image` left out: pictures and sounds are not read",)
-    with pytest.raises(ValueError, match="the row has pictures or sounds in `image`"):
-        from_turns({"messages": [turn("user", "see <image>"), ANSWER], "image": Opaque("a picture")})
+    found = from_turns({"messages": [USER, ANSWER], "image": Opaque("an image")})
+    assert found.notes == ("`image` left out: images and audio are not read",)
+    with pytest.raises(ValueError, match="the row has images or audio in `image`"):
+        from_turns({"messages": [turn("user", "see <image>"), ANSWER], "image": Opaque("an image")})
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
         (date(2024, 5, 1), "a date, not text; cast the column to text"),
         (timedelta(1), "a duration, not text; cast the column to text"),
         (b"x", "binary data, not text; cast the column to text"),
-        (Opaque("a picture"), "a picture, not text"),
+        (Opaque("an image"), "an image, not text"),
         (7, "a number, not text"),
     ],
 )

@@ -700,7 +700,7 @@ PREFERENCES: Known = {
             "u:The sky is",
             good="a:blue.",
             bad="a:green.",
-            notes=("no column holds the prompt: what both answers begin with is taken for it",),
+            notes=("no column holds the prompt: the words that both answers begin with are used as the prompt",),
         ),
     ),
 }
@@ -892,10 +892,10 @@ def test_wildchat_keeps_what_a_turn_says_of_itself_but_nothing_that_is_null() ->
 
 
 # name -> (row, words of the message)
-NO_TYPO = "to say which columns are meant, for example: --data.columns prompt=COLUMN,completion=COLUMN"
+NO_TYPO = "to name the columns, for example: --data.columns prompt=COLUMN,completion=COLUMN"
 UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
-    "stanfordnlp/imdb": ({"text": "words", "label": 0}, ["to read them all the same: --data.format text\n"]),
-    "fancyzhx/ag_news": ({"text": "words", "label": 3}, ["to read them all the same: --data.format text\n"]),
+    "stanfordnlp/imdb": ({"text": "words", "label": 0}, ["to read them anyway: --data.format text\n"]),
+    "fancyzhx/ag_news": ({"text": "words", "label": 3}, ["to read them anyway: --data.format text\n"]),
     "google-research-datasets/go_emotions": (
         {"text": "words", "labels": [27], "id": "x"},
         ["--data.format text"],
@@ -929,7 +929,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     "wmt/wmt16": ({"translation": {"de": "x", "en": "y"}}, ["their columns are translation", NO_TYPO]),
     "trl-lib/prm800k": (
         {"prompt": "ask", "completions": ["one", "two"], "labels": [True, False]},
-        ["to read them all the same: --data.format prompt-only\n"],
+        ["to read them anyway: --data.format prompt-only\n"],
     ),
     "peiyi9979/Math-Shepherd": ({"input": "ask step", "label": "ask step +", "task": "GSM8K"}, [NO_TYPO]),
     "GAIR/lima": (
@@ -952,7 +952,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
             "message_tree_id": "1",
             "labels": None,
         },
-        ["to read them all the same: --data.format text\n"],
+        ["to read them anyway: --data.format text\n"],
     ),
     "knkarthick/samsum": (
         {"id": "1", "dialogue": "A: hi\nB: ho", "summary": "They greet."},
@@ -964,7 +964,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     "bigcode/the-stack": ({"content": "x = 1", "size": 5, "lang": "Python"}, [NO_TYPO]),
     "Muennighoff/flan": (
         {"inputs": "ask", "targets": "say", "task": "x"},
-        ["if these columns are meant: --data.columns prompt=inputs,completion=targets"],
+        ["if these are the right columns: --data.columns prompt=inputs,completion=targets"],
     ),
     "openbmb/UltraFeedback": (
         {"source": "x", "instruction": "ask", "models": ["a"], "completions": [{"response": "say"}]},
@@ -988,7 +988,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     ),
     "Josephgflowers/Finance-Instruct-500k": (
         {"system": "rule", "user": "ask", "assistant": "say"},
-        ["if these columns are meant: --data.columns prompt=user,completion=assistant"],
+        ["if these are the right columns: --data.columns prompt=user,completion=assistant"],
     ),
     "keivalya/MedQuad-MedicalQnADataset": (
         {"qtype": "x", "Question": "ask", "Answer": "say"},
@@ -1014,7 +1014,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     ),
     "calls of tools that the row does not have": (
         {"query": "ask", "answers": json.dumps(CALL)},
-        ["to read them all the same: --data.format question-answer or --data.format prompt-only\n"],
+        ["to read them anyway: --data.format question-answer or --data.format prompt-only\n"],
     ),
     "answers that are no calls of the row's tools": (
         {"query": "ask", "answers": ["say"], "tools": [WEATHER]},
@@ -1022,7 +1022,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
     ),
     "a prompt that is answered already": (
         {"prompt": role("u:ask", "a:say")},
-        ["they are not prompt-only: the prompt ends with a turn of"],
+        ["they are not prompt-only: the prompt ends with an assistant turn"],
     ),
     "an answer to nothing": ({"completion": "say", "label": True}, ["their columns are completion, label\n"]),
     "half of a preference": ({"prompt": "ask", "chosen": "good"}, ["--data.format prompt-only"]),
@@ -1044,7 +1044,7 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_rows_of_no_known_format_are_refused_in_words_that_help(name: str) -> None:
     values, words = UNKNOWN[name]
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the rows are of no known format; their columns are ") as error:
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the rows have no known format; their columns are ") as error:
         recognise(values, values)
     told = str(error.value)
     assert [one for one in words if one not in told] == []
@@ -1118,7 +1118,7 @@ AMBIGUOUS: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]] = {
     ),
     "rows of two formats": (
         [{"question": "a", "answer": "b"}] * 3 + [{"messages": role("u:a", "a:b")}] * 2,
-        "the first 5 rows are of several formats: 3 question-answer, 2 messages\n.*on_bad_row drop",
+        "the first 5 rows have several formats: 3 question-answer, 2 messages\n.*on_bad_row drop",
     ),
 }
 
@@ -1183,7 +1183,9 @@ def test_conversations_that_end_with_a_question_are_read_where_others_end_with_a
 def test_a_role_that_is_not_known_makes_no_prompts_of_conversations() -> None:
     values = {"messages": [{"role": "user", "content": "ask"}, {"role": "asistant", "content": "say"}]}
     assert recognise(values) == "messages"
-    with pytest.raises(ValueError, match=r"turn 2 of `messages` has the role 'asistant', .* did you mean `assistant`"):
+    with pytest.raises(
+        ValueError, match=r"turn 2 of `messages` has the unknown role 'asistant'; did you mean `assistant`"
+    ):
         read("messages", values)
 
 
@@ -1260,7 +1262,7 @@ def test_rows_that_are_nested_without_end_are_told() -> None:
     deep: Any = "x"
     for _ in range(3000):
         deep = [deep]
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the rows are "):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the rows (are nested|have no known format)"):
         recognise({"messages": deep, "prompt": {"role": deep}})
 
 

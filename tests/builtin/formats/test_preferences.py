@@ -190,7 +190,7 @@ def test_an_answer_and_whether_it_is_good(row: dict[str, Any], column: str) -> N
 def test_only_the_last_answer_is_judged() -> None:
     found = from_unpaired({"messages": [USER, HM, MORE, {**ANSWER, "train": False}, USER], "label": True})
     assert (found.messages, found.learned) == ((USER, HM, MORE, ANSWER), (False, False, False, True))
-    assert found.notes == ("1 turn behind the last answer left out",)
+    assert found.notes == ("1 turn after the last answer left out",)
 
 
 def test_the_tag_counts_where_a_label_is_a_class() -> None:
@@ -276,22 +276,22 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
     "nothing but the answer": (
         from_preference,
         {"messages": [GOOD], **ANSWERS},
-        "the prompt ends with a turn of the assistant, so there is nothing to answer",
+        "the prompt ends with an assistant turn, so there is nothing to answer",
     ),
     "another prompt": (
         from_preference,
         {"prompt": [MORE], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-        "`chosen` begins with a turn of the user, and does not repeat the prompt",
+        "`chosen` begins with a turn by the user, but does not repeat the prompt",
     ),
     "no end": (
         from_preference,
         {"chosen": [USER, GOOD], "rejected": [USER, MORE]},
-        "`rejected` does not end with a turn of the assistant",
+        "`rejected` does not end with an assistant turn",
     ),
     "answered already": (
         from_preference,
         {"messages": [USER, HM], **ANSWERS},
-        "the prompt ends with a turn of the assistant, so there is nothing to answer",
+        "the prompt ends with an assistant turn, so there is nothing to answer",
     ),
     "a turn of an answer": (
         from_preference,
@@ -301,7 +301,7 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
     "pictures": (
         from_preference,
         {"prompt": "ask", **ANSWERS, "images": ["x"]},
-        "the row has pictures or sounds in `images`; only text can be learned",
+        "the row has images or audio in `images`; only text can be learned",
     ),
     "no label": (from_unpaired, {"prompt": "ask", "completion": "say"}, "column `label` is missing"),
     "a misspelt label": (
@@ -330,12 +330,12 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
     "asked and answered": (
         from_prompt,
         {"prompt": [USER, ANSWER]},
-        "the prompt ends with a turn of the assistant, so there is nothing to answer",
+        "the prompt ends with an assistant turn, so there is nothing to answer",
     ),
     "a picture asked about": (
         from_prompt,
         {"prompt": "<image>ask", "image": "1.jpg"},
-        "the row has pictures or sounds in `image`; only text can be learned",
+        "the row has images or audio in `image`; only text can be learned",
     ),
     "a number asked": (from_prompt, {"prompt": 7}, "`prompt` is a number, not text"),
 }

@@ -150,33 +150,33 @@ def test_a_weight_that_is_neither_is_told(value: Any) -> None:
 
 def test_only_the_assistant_can_be_learned() -> None:
     assert wishes({**USER, "train": False}, {**USER, "weight": 1}) == [False, True]
-    with pytest.raises(ValueError, match="turn 1 of `messages` has `train`: true, but the user speaks"):
+    with pytest.raises(ValueError, match="turn 1 of `messages` has `train`: true, but is a turn by the user"):
         read({**USER, "train": True})
 
 
 @pytest.mark.parametrize("key", turns.LEARN_KEYS)
 def test_a_fraction_of_a_weight_is_refused_under_every_name(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"has 0\.5 in `{key}`; a turn is learned or it is not"):
+    with pytest.raises(ValueError, match=rf"has 0\.5 in `{key}`; a turn is learned or not"):
         read({**ANSWER, key: 0.5})
 
 
 def test_names_of_a_weight_that_say_different_things_are_refused() -> None:
     assert wishes({**ANSWER, "train": True, "weight": 1, "loss": None}) == [True]
-    with pytest.raises(ValueError, match="says in `train` and `weight` that it is learned, and that it is not"):
+    with pytest.raises(ValueError, match="contradicts itself on whether it is learned: `train` and `weight`"):
         read({**ANSWER, "train": True, "weight": 0})
 
 
 @pytest.mark.parametrize("key", ["train_detail", "training_detail", "train-detail"])
 def test_parts_of_a_turn_cannot_be_learned_alone(key: str) -> None:
     assert read({**ANSWER, key: []})
-    with pytest.raises(ValueError, match="says which parts of it are learned, and a turn is learned whole or not"):
+    with pytest.raises(ValueError, match="says which parts of it are learned, but a turn is learned as a whole or not"):
         read({**ANSWER, key: [{"begin_offset": 0, "end_offset": 1, "train": True}]})
 
 
 @pytest.mark.parametrize("key", turns.MEDIA_KEYS)
 def test_a_picture_that_a_turn_has_is_refused(key: str) -> None:
-    for value in (["a.png"], {"bytes": b"x"}, "a.png", Opaque("a picture")):
-        with pytest.raises(ValueError, match=f"has pictures or sounds in `{key}`; only text can be learned"):
+    for value in (["a.png"], {"bytes": b"x"}, "a.png", Opaque("an image")):
+        with pytest.raises(ValueError, match=f"has images or audio in `{key}`; only text can be learned"):
             read({**USER, key: value})
     for value in (None, [], "", 0, False):
         assert read({**USER, key: value})[0]["content"] == "ask"
@@ -270,7 +270,7 @@ def test_no_tools_are_no_tools(given: Any) -> None:
 
 # --- what is wrong
 
-ROLES = "the roles are system, user, assistant and tool: whoever's words are to be learned is the assistant"
+ROLES = "the roles are system, user, assistant and tool: the model learns the assistant's words"
 BAD: Mapping[str, tuple[Any, str]] = {
     "text": ("words", "`messages` is text, not a list of turns"),
     "a number": (7, "`messages` is a number, not a list of turns"),
@@ -302,15 +302,15 @@ BAD: Mapping[str, tuple[Any, str]] = {
     ),
     "a misspelt role": (
         [USER, {"role": "asistant", "content": "x"}],
-        "turn 2 of `messages` has the role 'asistant', which is not known; did you mean `assistant`?",
+        "turn 2 of `messages` has the unknown role 'asistant'; did you mean `assistant`?",
     ),
     "a strange role": (
         [{"role": "zoo", "content": "x"}],
-        f"turn 1 of `messages` has the role 'zoo', which is not known; {ROLES}",
+        f"turn 1 of `messages` has the unknown role 'zoo'; {ROLES}",
     ),
     "a number for a role": (
         [{"role": 1, "content": "x"}],
-        f"turn 1 of `messages` has the role 1, which is not known; {ROLES}",
+        f"turn 1 of `messages` has the unknown role 1; {ROLES}",
     ),
     "no text": ([USER, {"role": "assistant"}], "turn 2 of `messages` has no text in `content`"),
     "null for a text": ([{"role": "assistant", "content": None}], "turn 1 of `messages` has no text in `content`"),
@@ -409,9 +409,9 @@ def test_nesting_has_a_bottom_in_tools_and_calls() -> None:
         ({"when": datetime(2024, 5, 1, tzinfo=UTC)}, "x not JSON: `when` is a timestamp; cast the column to text, or"),
         ({"a": [{"day": date(2024, 5, 1)}]}, "x not JSON: `a[].day` is a date; cast the column"),
         ({"price": Decimal("3.50")}, "x not JSON: `price` is a decimal number; cast the column"),
-        ({"a": {"photo": Opaque("a picture")}}, "x not JSON: `a.photo` is a picture; cast the column"),
+        ({"a": {"photo": Opaque("an image")}}, "x not JSON: `a.photo` is an image; cast the column"),
         ({"a": b"x"}, "x not JSON: `a` is binary data; cast the column"),
-        ({"a": float("nan")}, "x not JSON: `a` is nan, which JSON does not have"),
+        ({"a": float("nan")}, "x not JSON: `a` is nan, which JSON cannot represent"),
     ],
 )
 def test_what_json_cannot_hold_is_refused_by_name(value: Any, message: str) -> None:

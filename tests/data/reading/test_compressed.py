@@ -119,7 +119,7 @@ def test_a_small_file_that_unfolds_into_a_huge_one_is_refused(
     monkeypatch.setattr(compressed, "HARMLESS", 2**20)
     assert read(tmp_path, kind, COMPRESS[kind](bytes(2**20))) == bytes(2**20)
     bomb = COMPRESS[kind](bytes(2**26))
-    with pytest.raises(BrokenFile, match=r"unfolds into more than [\d,]+ bytes, over 200 times its size") as error:
+    with pytest.raises(BrokenFile, match=r"expands to more than [\d,]+ bytes, over 200 times its size") as error:
         read(tmp_path, kind, bomb)
     assert "decompress it yourself" in error.value.hint
 
@@ -136,7 +136,7 @@ def test_a_real_bomb_ends_before_it_fills_the_memory(tmp_path: Path) -> None:
     file = tmp_path / "zeros.jsonl.gz"
     file.write_bytes(gzip.compress(bytes(100 * 2**20)))
     assert file.stat().st_size < 2**17
-    with pytest.raises(DataError, match=r"zeros\.jsonl\.gz: it unfolds into more than 67,108,864 bytes"):
+    with pytest.raises(DataError, match=r"zeros\.jsonl\.gz: it expands to more than 67,108,864 bytes"):
         list(readers.read_file(file))
 
 

@@ -97,9 +97,9 @@ def test_a_byte_order_mark_is_no_text(file: Path) -> None:
         ('[\n{"a": "x', 2, "Unterminated string"),
         ('[{"a": "\\x"}]', 1, r"Invalid \\escape"),
         ("[{'a': 1}]", 1, "Expecting property name"),
-        ('[{"a": 1}]\n\nmore', 3, "Extra data behind the list"),
-        ('[{"a": 1}]\n[{"a": 2}]', 2, "Extra data behind the list"),
-        (b'[{"a": 1}]\n\xc3', 2, "Extra data behind the list"),
+        ('[{"a": 1}]\n\nmore', 3, "Extra data after the list"),
+        ('[{"a": 1}]\n[{"a": 2}]', 2, "Extra data after the list"),
+        (b'[{"a": 1}]\n\xc3', 2, "Extra data after the list"),
         ("[1.]", 1, "Expecting ','"),
         ("[01]", 1, "Expecting ','"),
         ("[nul]", 1, "Expecting value"),
@@ -169,12 +169,12 @@ def test_any_change_of_a_list_is_read_as_json_has_it_or_told(file: Path) -> None
         ('{"x": [{"b": 1, "c": {}, "b": 2}], "y": "}"}', "the key 'b' occurs twice"),
         ('{"\\u0061": 1, "a": 2}', "the key 'a' occurs twice"),
         ('{"\\ud800": 1, "\\ud800": 2}', r"the key '\\ud800' occurs twice"),
-        ('{"a": "\\ud800"}', r"lone surrogate \(\\ud800\)"),
-        ('{"a": [{"b": "x\\uDFFFy"}]}', r"lone surrogate \(\\udfff\)"),
-        ('{"\\udead": 1}', r"lone surrogate \(\\udead\)"),
-        ('{"a": "\\ud83d \\ude42"}', r"lone surrogate \(\\ud83d\)"),
-        ('{"a": ' + "1" * 5000 + "}", "a number of too many digits"),
-        ("1" * 5000, "a number of too many digits"),
+        ('{"a": "\\ud800"}', r"unpaired surrogate \(\\ud800\)"),
+        ('{"a": [{"b": "x\\uDFFFy"}]}', r"unpaired surrogate \(\\udfff\)"),
+        ('{"\\udead": 1}', r"unpaired surrogate \(\\udead\)"),
+        ('{"a": "\\ud83d \\ude42"}', r"unpaired surrogate \(\\ud83d\)"),
+        ('{"a": ' + "1" * 5000 + "}", "a number with too many digits"),
+        ("1" * 5000, "a number with too many digits"),
         ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested more than 100 levels deep"),
         (b'{"a": "caf\xe9"}', "not UTF-8 text"),
         (b'{"caf\xe9": 1}', "not UTF-8 text"),
@@ -231,7 +231,7 @@ def test_a_row_that_is_too_long_is_told_and_the_others_come(file: Path, monkeypa
     first, long, last = read(file, f'[{fits},\n{over},\n{{"a": 1}}]')
     assert first == (1, json.loads(fits))
     assert last == (3, {"a": 1})
-    assert str(long[1]) == "longer than 100 bytes, which is no row"
+    assert str(long[1]) == "longer than 100 bytes, too long for a row"
 
 
 def test_a_value_without_an_end_is_told_before_the_whole_file_is_in_memory(
@@ -239,7 +239,7 @@ def test_a_value_without_an_end_is_told_before_the_whole_file_is_in_memory(
 ) -> None:
     monkeypatch.setattr(json_list, "PIECE", 8)
     monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 100)
-    with pytest.raises(BrokenFile, match="a value has no end within 100 bytes") as error:
+    with pytest.raises(BrokenFile, match="a value does not end within 100 bytes") as error:
         read(file, '[{"a": 1},\n{"a": "open}, {' + "x" * 1000)
     assert error.value.line == 2
 

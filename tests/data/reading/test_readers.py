@@ -209,29 +209,35 @@ BAD_ROWS: dict[str, tuple[str | bytes, list[Any]]] = {
     "cut.jsonl": ('{"a": 1}\n\n{"a": \n{"a": 2}', ["malformed JSON: Expecting value", {"a": 2}]),
     "unquoted.jsonl": ('{"a": 1}\n{a: 1}\n{"a": 2}', ["malformed JSON: Expecting property name", {"a": 2}]),
     "open.jsonl": ('{"a": 1}\n{"a": "x\n{"a": 2}', ["malformed JSON: Invalid control character", {"a": 2}]),
-    "two.jsonl": ('{"a": 1}\n{"a": 1} {"a": 3}\n', ["malformed JSON: more stands behind the value (column 9)"]),
+    "two.jsonl": ('{"a": 1}\n{"a": 1} {"a": 3}\n', ["malformed JSON: extra data after the value (column 9)"]),
     "mark.jsonl": (b'{"a": 1}\n' + BOM + b'{"a": 1}\n{"a": 2}', ["malformed JSON: Expecting value", {"a": 2}]),
     "deep.jsonl": ('{"a": 1}\n' + "[" * 100_000 + '\n{"a": 2}', ["malformed JSON: nested too deeply", {"a": 2}]),
     "levels.jsonl": ('{"a": 1}\n' + "[" * 101 + "]" * 101, ["nested more than 100 levels deep"]),
-    "digits.jsonl": ('{"a": 1}\n{"a": ' + "1" * 5000 + '}\n{"a": 2}', ["holds a number of too many digits", {"a": 2}]),
-    "number.jsonl": ('{"a": 1}\n7\n{"a": 2}', ["a row must be an object, and this is a number", {"a": 2}]),
-    "null.jsonl": ('{"a": 1}\nnull\n', ["a row must be an object, and this is null"]),
-    "list.jsonl": ('{"a": 1}\n[{"a": 3}]\n', ["a row must be an object, and this is a list"]),
-    "element.json": ('[\n{"a": 1},\n"b",\n{"a": 2}]', ["a row must be an object, and this is a text", {"a": 2}]),
+    "digits.jsonl": (
+        '{"a": 1}\n{"a": ' + "1" * 5000 + '}\n{"a": 2}',
+        ["contains a number with too many digits", {"a": 2}],
+    ),
+    "number.jsonl": ('{"a": 1}\n7\n{"a": 2}', ["a row must be an object, but this is a number", {"a": 2}]),
+    "null.jsonl": ('{"a": 1}\nnull\n', ["a row must be an object, but this is null"]),
+    "list.jsonl": ('{"a": 1}\n[{"a": 3}]\n', ["a row must be an object, but this is a list"]),
+    "element.json": ('[\n{"a": 1},\n"b",\n{"a": 2}]', ["a row must be an object, but this is a text", {"a": 2}]),
     "twice.jsonl": ('{"a": 1}\n{"a": 1, "a": 1}\n{"a": 2}', ["malformed JSON: the key 'a' occurs twice", {"a": 2}]),
     "inner.jsonl": ('{"a": 1}\n{"a": [{"b": 1, "b": 2}]}', ["malformed JSON: the key 'b' occurs twice"]),
     "twice.json": ('[{"a": 1}, {"a": 1, "a": 1}, {"a": 2}]', ["malformed JSON: the key 'a' occurs twice", {"a": 2}]),
-    "half.jsonl": ('{"a": 1}\n{"a": "\\ud800"}\n{"a": 2}', ["holds a lone surrogate (\\ud800)", {"a": 2}]),
-    "upper.jsonl": ('{"a": 1}\n{"a": ["\\uDFFF"]}', ["holds a lone surrogate (\\udfff)"]),
-    "half.json": ('[{"a": 1}, {"\\udc00": 1}, {"a": 2}]', ["holds a lone surrogate (\\udc00)", {"a": 2}]),
+    "half.jsonl": ('{"a": 1}\n{"a": "\\ud800"}\n{"a": 2}', ["contains an unpaired surrogate (\\ud800)", {"a": 2}]),
+    "upper.jsonl": ('{"a": 1}\n{"a": ["\\uDFFF"]}', ["contains an unpaired surrogate (\\udfff)"]),
+    "half.json": ('[{"a": 1}, {"\\udc00": 1}, {"a": 2}]', ["contains an unpaired surrogate (\\udc00)", {"a": 2}]),
     "first.json": ('{"a": 1}\n{"a": }\n{"a": 2}', ["malformed JSON: Expecting value (column 7)", {"a": 2}]),
     "latin.jsonl": (b'{"a": 1}\n{"a": "' + LATIN + b'"}\n{"a": 2}', ["not UTF-8 text", {"a": 2}]),
     "latin.json": (b'[{"a": 1},\n{"a": "' + LATIN + b'"},\n{"a": 2}]', ["not UTF-8 text", {"a": 2}]),
     "latin.txt": (b"one\n" + LATIN + b"\ntwo", ["not UTF-8 text", {"text": "two"}]),
     "latin.csv": (b"a,b\n1,1\n" + LATIN + b",1\n2,2", ["not UTF-8 text", {"a": "2", "b": "2"}]),
     "half.csv": (b"a,b\n1,1\n1,\xed\xa0\x80\n2,2", ["not UTF-8 text", {"a": "2", "b": "2"}]),
-    "short.csv": ("a,b\n1,2\n3\n4,5", ["the row has another number of fields than the header (1, not 2)", {"a": "4"}]),
-    "long.csv": ('a,b\n"1\n1",2\n3,4,5\n', ["the row has another number of fields than the header (3, not 2)"]),
+    "short.csv": (
+        "a,b\n1,2\n3\n4,5",
+        ["the row has a different number of fields from the header (1, not 2)", {"a": "4"}],
+    ),
+    "long.csv": ('a,b\n"1\n1",2\n3,4,5\n', ["the row has a different number of fields from the header (3, not 2)"]),
     "quote.csv": ('a,b\n1,2\n3,"4"x\n5,6', ["malformed CSV: ',' expected after '\"'", {"a": "5", "b": "6"}]),
     "open-at-the-end.csv": ('a,b\n1,2\n3,"4', ["malformed CSV: unexpected end of data"]),
 }
@@ -302,7 +308,7 @@ def test_a_line_that_is_too_long_is_told_and_the_others_come(tmp_path: Path, mon
     for name, content in contents.items():
         rows = list(read_file(write(tmp_path, name, content)))
         assert [isinstance(row, Row) for row in rows] == [True, False, True], name
-        assert seen(rows)[1] == "longer than 100 bytes, which is no row"
+        assert seen(rows)[1] == "longer than 100 bytes, too long for a row"
         assert "last" in seen(rows)[2].values()
         assert lines(rows) == ([2, 3, 4] if name.endswith(".csv") else [1, 2, 3])
 
@@ -312,7 +318,7 @@ def test_a_line_of_the_real_limit(tmp_path: Path) -> None:
     content = begin + b"x" * (parsing.MAX_ROW_BYTES - 8) + b'"}\n' + b'{"a": 2}\n'
     assert seen(list(read_file(write(tmp_path, "rows.jsonl", content)))) == [
         {"a": 1},
-        "longer than 67,108,864 bytes, which is no row",
+        "longer than 67,108,864 bytes, too long for a row",
         {"a": 2},
     ]
 
@@ -401,26 +407,26 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "unnamed.csv": ("a,,\n1,2,3\n", r"unnamed\.csv:1: the header names a column twice: ''"),
     "header.csv": ('a,"b"x\n1,2\n', r"header\.csv:1: the header cannot be read: malformed CSV"),
     "latin-header.csv": (b"\xe9,b\n1,2\n", r"latin-header\.csv:1: the header is not UTF-8 text"),
-    "open-quote.csv": ('a,b\n1,2\n3,"4\n5,6\n7,8\n', r"open-quote\.csv:3: malformed CSV.* not closed"),
-    "quote-later.csv": ('a,b\n1,2\n3,"4\n5,6\n7,"8"\n9,10\n', r"quote-later\.csv:3: malformed CSV.* not closed"),
-    "inner-quotes.csv": ('a,b\n1,"say "hi" now\n5,6"\n', r"inner-quotes\.csv:2: malformed CSV.* not closed"),
+    "open-quote.csv": ('a,b\n1,2\n3,"4\n5,6\n7,8\n', r"open-quote\.csv:3: malformed CSV.* never closed"),
+    "quote-later.csv": ('a,b\n1,2\n3,"4\n5,6\n7,"8"\n9,10\n', r"quote-later\.csv:3: malformed CSV.* never closed"),
+    "inner-quotes.csv": ('a,b\n1,"say "hi" now\n5,6"\n', r"inner-quotes\.csv:2: malformed CSV.* never closed"),
     "utf-16.jsonl": ('{"a": 1}\n'.encode("utf-16"), r"utf-16\.jsonl:1: not UTF-8 text"),
     "utf-16.json": ('[{"a": 1}]\n'.encode("utf-16"), r"utf-16\.json:1: not UTF-8 text"),
     "utf-16.csv": ("a\nb\n".encode("utf-16"), r"utf-16\.csv:1: not UTF-8 text"),
     "utf-16.txt": ("a\nb\n".encode("utf-16"), r"utf-16\.txt:1: not UTF-8 text"),
-    "none.parquet": (b"PAR1 this is none", r"none\.parquet: no Parquet file that can be read"),
-    "none.arrow": (b"ARROW1\0\0 this is none", r"none\.arrow: no Arrow file that can be read"),
-    "text.arrow": (b"this is none", r"text\.arrow: no Arrow file that can be read"),
-    "zeros.arrow": (bytes(100), r"zeros\.arrow: no Arrow file that can be read"),
-    "json.feather": (b'{"a": 1}', r"json\.feather: no Arrow file that can be read"),
-    "rows.parquet.gz": (gzip.compress(parquet_format(ROWS)), r"rows\.parquet\.gz: no Parquet file that can be read"),
-    "behind.arrow": (stream_format(ROWS) + b"garbage!", r"behind\.arrow: no Arrow file that can be read"),
+    "none.parquet": (b"PAR1 this is none", r"none\.parquet: not a readable Parquet file"),
+    "none.arrow": (b"ARROW1\0\0 this is none", r"none\.arrow: not a readable Arrow file"),
+    "text.arrow": (b"this is none", r"text\.arrow: not a readable Arrow file"),
+    "zeros.arrow": (bytes(100), r"zeros\.arrow: not a readable Arrow file"),
+    "json.feather": (b'{"a": 1}', r"json\.feather: not a readable Arrow file"),
+    "rows.parquet.gz": (gzip.compress(parquet_format(ROWS)), r"rows\.parquet\.gz: not a readable Parquet file"),
+    "behind.arrow": (stream_format(ROWS) + b"garbage!", r"behind\.arrow: not a readable Arrow file"),
     "empty.jsonl": ("", r"empty\.jsonl' is empty \(0 bytes\)"),
     "empty.parquet": ("", r"empty\.parquet' is empty \(0 bytes\)"),
     "empty.arrow": ("", r"empty\.arrow' is empty \(0 bytes\)"),
     "empty.json.gz": ("", r"empty\.json\.gz' is empty \(0 bytes\)"),
-    "rows.xlsx": (b"PK", r"rows\.xlsx' is of no known kind\n.*known: \.jsonl, "),
-    "rows.gz": (gzip.compress(b"{}", mtime=0), r"rows\.gz' is of no known kind"),
+    "rows.xlsx": (b"PK", r"rows\.xlsx' is of an unknown kind\n.*known: \.jsonl, "),
+    "rows.gz": (gzip.compress(b"{}", mtime=0), r"rows\.gz' is of an unknown kind"),
     "cut.jsonl.gz": (gzip.compress(JSONL.encode())[:-9], r"cut\.jsonl\.gz: it cannot be decompressed"),
     "cut.json.gz": (gzip.compress(PRETTY.encode())[:-9], r"cut\.json\.gz: it cannot be decompressed"),
     "cut.csv.xz": (lzma.compress(CSV.encode())[:-9], r"cut\.csv\.xz: it cannot be decompressed"),
@@ -437,7 +443,7 @@ def test_a_file_that_is_broken_as_a_whole_is_told_with_its_place(tmp_path: Path,
 def test_a_folder_or_a_missing_file_is_no_data_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").mkdir()
     for name in ("rows.jsonl", "missing.jsonl"):
-        with pytest.raises(DataError, match=rf"{name}' is of no known kind"):
+        with pytest.raises(DataError, match=rf"{name}' is of an unknown kind"):
             list(read_file(tmp_path / name))
 
 
@@ -461,7 +467,7 @@ def test_the_name_of_a_column_that_is_not_utf_8_is_told(tmp_path: Path, name: st
         parquet.write_table(table, tmp_path / name, store_schema=False)
     data = (tmp_path / name).read_bytes()
     assert b"needle" in data
-    with pytest.raises(DataError, match=rf"{name}: no \w+ file that can be read: 'utf-8' codec"):
+    with pytest.raises(DataError, match=rf"{name}: not a readable \w+ file: 'utf-8' codec"):
         list(read_file(write(tmp_path, name, data.replace(b"needle", b"needl\xff"))))
 
 
@@ -470,7 +476,7 @@ def test_an_unclosed_quote_is_told_before_the_whole_file_is_in_memory(
 ) -> None:
     monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 1000)
     file = write(tmp_path, "rows.csv", 'a,b\n1,2\n3,"4\n' + "5,6\n" * 100_000)
-    with pytest.raises(DataError, match=r"rows\.csv:3: longer than 1,000 bytes.*; a quote .* not closed"):
+    with pytest.raises(DataError, match=r"rows\.csv:3: longer than 1,000 bytes.*; a quote .* never closed"):
         list(read_file(file))
 
 

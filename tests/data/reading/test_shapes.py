@@ -54,27 +54,27 @@ def rows(found: Understood) -> list[Any]:
 
 
 WRAPPED: dict[str, tuple[Any, list[Any], str]] = {
-    "a key": ({"data": MESSAGES}, MESSAGES, "the rows lie under `data`"),
+    "a key": ({"data": MESSAGES}, MESSAGES, "the rows are under `data`"),
     "a key beside others": (
         {"version": "1", "conversations": MESSAGES, "n": 2},
         MESSAGES,
-        "the rows lie under `conversations` (left out: version, n)",
+        "the rows are under `conversations` (left out: version, n)",
     ),
-    "keys in keys": ({"a": {"b": {"c": MESSAGES}}}, MESSAGES, "the rows lie under `a.b.c`"),
+    "keys in keys": ({"a": {"b": {"c": MESSAGES}}}, MESSAGES, "the rows are under `a.b.c`"),
     "a key of each": (
         {"features": [], "rows": [{"row_idx": n, "row": row} for n, row in enumerate(MESSAGES)]},
         MESSAGES,
-        "the rows lie under `rows`, each under `row` (left out: features, row_idx)",
+        "the rows are under `rows`, each under `row` (left out: features, row_idx)",
     ),
     "the split that was asked for": (
         {"train": MESSAGES, "test": [{"messages": A}]},
         MESSAGES,
-        "the rows lie under `train` (left out: test)",
+        "the rows are under `train` (left out: test)",
     ),
     "what stands beside and belongs to each": (
         {"system": "Be kind", "tools": [TOOL], "chats": MESSAGES},
         [{"system": "Be kind", "tools": [TOOL], **row} for row in MESSAGES],
-        "the rows lie under `chats` (each with: system, tools)",
+        "the rows are under `chats` (each with: system, tools)",
     ),
     "lists of turns": ([A, B], MESSAGES, "each list of turns is read as one conversation"),
     "lists of turns under a key": (
@@ -90,14 +90,14 @@ WRAPPED: dict[str, tuple[Any, list[Any], str]] = {
     "conversations in a conversation": (
         {"conversations": [A, B], "system": "s"},
         [{"system": "s", "conversations": one} for one in (A, B)],
-        "`conversations` holds several conversations; each of them is read as a row of its own (each with: system)",
+        "`conversations` holds several conversations; each is read as a separate row (each with: system)",
     ),
-    "JSON in text": ({"payload": json.dumps({"messages": A})}, [{"messages": A}], "the rows lie under `payload`"),
-    "texts": ({"data": [{"text": "a"}, {"text": "b"}]}, [{"text": "a"}, {"text": "b"}], "the rows lie under `data`"),
+    "JSON in text": ({"payload": json.dumps({"messages": A})}, [{"messages": A}], "the rows are under `payload`"),
+    "texts": ({"data": [{"text": "a"}, {"text": "b"}]}, [{"text": "a"}, {"text": "b"}], "the rows are under `data`"),
     "preferences": (
         {"items": [{"prompt": "a", "chosen": "x", "rejected": "y"}]},
         [{"prompt": "a", "chosen": "x", "rejected": "y"}],
-        "the rows lie under `items`",
+        "the rows are under `items`",
     ),
 }
 
@@ -132,7 +132,7 @@ def test_a_row_has_the_line_on_which_it_begins(write: Callable[..., Path]) -> No
 
 def test_an_element_that_is_no_row_is_told_and_the_others_come(write: Callable[..., Path]) -> None:
     found = understood(write("rows.json", {"data": [MESSAGES[0], 7, MESSAGES[1]]}))
-    assert rows(found) == [MESSAGES[0], "a row must be an object, and this is a number", MESSAGES[1]]
+    assert rows(found) == [MESSAGES[0], "a row must be an object, but this is a number", MESSAGES[1]]
     found = understood(write("rows.jsonl", {"row": MESSAGES[0]}, {"other": 1}, {"row": MESSAGES[1]}))
     assert rows(found) == [MESSAGES[0], {"other": 1}, MESSAGES[1]], "a line without it is told by its format"
 

@@ -74,7 +74,7 @@ def test_rows_of_no_known_format_are_told_with_their_columns_and_the_columns_tha
     with pytest.raises(DataError) as error:
         recognise({"a": "x"}, {"b": 1})
     told = str(error.value)
-    assert "rows.jsonl:1: the rows are of no known format; their columns are a, b\n" in told
+    assert "rows.jsonl:1: the rows have no known format; their columns are a, b\n" in told
     assert "messages needs messages; sharegpt needs conversations; alpaca needs instruction, output; prompt-" in told
     with pytest.raises(DataError, match="columns are none"):
         recognise({})
@@ -85,8 +85,8 @@ def test_what_would_read_the_rows_and_what_hinders_the_others_is_told() -> None:
         recognise({"text": "x", "label": 1, "messages": "hello"})
     lines = [line.strip() for line in str(error.value).splitlines()]
     assert lines[1] == "they are not messages: `messages` is text, not a list of turns"
-    assert lines[2] == "to read them all the same: --data.format text"
-    assert lines[3] == "to say which columns are meant, for example: --data.columns prompt=COLUMN,completion=COLUMN"
+    assert lines[2] == "to read them anyway: --data.format text"
+    assert lines[3] == "to name the columns, for example: --data.columns prompt=COLUMN,completion=COLUMN"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_column_that_is_nearly_one_gets_a_did_you_mean(values: dict[str, Any],
     with pytest.raises(DataError) as error:
         recognise(values)
     assert f"did you mean {meant}" in error.value.hint
-    assert error.value.hint.endswith(f"? Mend the file, or --data.columns {columns}")
+    assert error.value.hint.endswith(f"? Fix the file, or add --data.columns {columns}")
     section = DataSection(columns=dict(pair.split("=") for pair in columns.split(",")))
     record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(rows(values))
     [found] = convert.convert(rows(values), record, section)
@@ -142,7 +142,7 @@ def test_an_error_of_detection_has_a_place_and_shows_the_columns() -> None:
         recognise(ALPACA | {"problem": "q", "solution": "a"})
     assert error.value.message == "rows.jsonl:1: the columns fit several formats: alpaca, question-answer"
     assert error.value.hint == (
-        "name the one that is meant: --data.format alpaca or --data.format question-answer; "
+        "choose one: --data.format alpaca or --data.format question-answer; "
         "the columns are instruction, input, output, problem, solution"
     )
 
@@ -266,7 +266,7 @@ def test_messages_lose_what_arrow_filled_in_and_what_follows_the_last_answer() -
     assert found.messages[0] == USER
     assert "content" not in found.messages[1]
     assert found.tools is None
-    assert found.notes == ("1 turn behind the last answer left out",)
+    assert found.notes == ("1 turn after the last answer left out",)
 
 
 def test_an_empty_answer_and_a_conversation_that_begins_with_the_assistant_are_no_errors() -> None:
@@ -374,7 +374,7 @@ CHECKED: Mapping[str, tuple[dict[str, Any], str]] = {
         r"data\.columns: no row has a column 'frage'\n.*are ask, answer, id$",
     ),
     "nearly": ({"columns": {"question": "aks"}}, r"'aks'\n.*; did you mean ask\?$"),
-    "turned round": ({"columns": {"id": "question"}}, r"'question'\n.*; the other way round it is question=id$"),
+    "turned round": ({"columns": {"id": "question"}}, r"'question'\n.*; did you mean question=id\?$"),
     "no group": ({"split_by": "zzz"}, r"data\.split_by: no row has a column 'zzz'\n.*are ask, answer, id$"),
     "a group": ({"split_by": "idd"}, r"data\.split_by: no row has a column 'idd'\n.*answer, id; did you mean id\?$"),
 }
@@ -434,14 +434,14 @@ BAD: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "role": (
         "messages",
         {"messages": [USER, {"role": "gtp", "content": "x"}]},
-        "turn 2 of `messages` has the role 'gtp'",
+        "turn 2 of `messages` has the unknown role 'gtp'",
     ),
     "no text": (
         "messages",
         {"messages": [USER, {"role": "assistant", "content": None}]},
         "turn 2 of `messages` has no",
     ),
-    "no answer": ("messages", {"messages": [USER]}, "the conversation has no turn of the assistant"),
+    "no answer": ("messages", {"messages": [USER]}, "the conversation has no assistant turn"),
     "missing": ("alpaca", {"instruction": "ask"}, "column `output` is missing"),
     "none": ("alpaca", {**ALPACA, "output": None}, "column `output` is missing"),
     "number": ("alpaca", {**ALPACA, "output": 7}, "`output` is a number, not text"),

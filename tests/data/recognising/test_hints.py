@@ -135,7 +135,7 @@ def test_a_compression_that_python_does_not_know_gets_no_command(tmp_path: Path)
     (tmp_path / "rows.jsonl.zst").write_bytes(
         pa.compress("\n".join(map(json.dumps, A)).encode(), codec="zstd", asbytes=True)
     )
-    with pytest.raises(DataError, match=r"if all of them are one conversation: as JSON lines \(\.jsonl\)"):
+    with pytest.raises(DataError, match=r"if all turns are one conversation: as JSON lines \(\.jsonl\)"):
         understood(tmp_path / "rows.jsonl.zst")
 
 
@@ -162,7 +162,7 @@ def test_the_names_that_a_message_gives_columns_read_the_rows(tmp_path: Path, ca
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError) as error:
         understood(tmp_path / "rows.jsonl")
-    found = re.search(r"if these columns are meant: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
+    found = re.search(r"if these are the right columns: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
     assert found
     given = dict(pair.split("=") for pair in found[1].split(","))
     read = understood(tmp_path / "rows.jsonl", columns=given)
@@ -197,8 +197,8 @@ def test_a_log_of_people_is_refused_with_a_row_that_would_be_one(tmp_path: Path,
     with pytest.raises(DataError) as error:
         understood(tmp_path / "log.json")
     told = str(error.value)
-    assert "it is a log of what people wrote ('ann', 'bob')" in told
-    assert "if 'bob' is meant:" in told
+    assert "this is a chat log ('ann', 'bob')" in told
+    assert "for 'bob':" in told
     row = json.loads(told.splitlines()[-1])
     assert row == {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
 

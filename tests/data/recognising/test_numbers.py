@@ -49,58 +49,58 @@ ROWS: dict[str, tuple[list[dict[str, Any]], str, list[str], list[str]]] = {
         [{"question": "2+2?", "answer": 4}, {"question": "3+3?", "answer": 6}],
         "question-answer",
         ["4", "6"],
-        ['`answer` is a number; it is taken as text (4 becomes the text "4")'],
+        ['`answer` is a number; it is used as text (4 becomes the text "4")'],
     ),
     "fractions": (
         [{"instruction": "half", "input": "7", "output": 3.5}, {"instruction": "half", "input": "6", "output": 3}],
         "alpaca",
         ["3.5", "3"],
-        ['`output` is a number; it is taken as text (3.5 becomes the text "3.5")'],
+        ['`output` is a number; it is used as text (3.5 becomes the text "3.5")'],
     ),
     "truths": (
         [{"prompt": "is it?", "completion": True}, {"prompt": "and now?", "completion": False}],
         "prompt-completion",
         ["true", "false"],
-        ['`completion` is true or false; it is taken as text (true becomes the text "true")'],
+        ['`completion` is true or false; it is used as text (true becomes the text "true")'],
     ),
     "what is asked, too": (
         [{"instruction": "double", "input": 2, "output": "4"}],
         "alpaca",
         ["4"],
-        ['`input` is a number; it is taken as text (2 becomes the text "2")'],
+        ['`input` is a number; it is used as text (2 becomes the text "2")'],
     ),
     "preferences": (
         [{"prompt": "2+2?", "chosen": 4, "rejected": 5}],
         "preference",
         ["4"],
         [
-            '`chosen` is a number; it is taken as text (4 becomes the text "4")',
-            '`rejected` is a number; it is taken as text (5 becomes the text "5")',
+            '`chosen` is a number; it is used as text (4 becomes the text "4")',
+            '`rejected` is a number; it is used as text (5 becomes the text "5")',
         ],
     ),
     "answers with a label": (
         [{"prompt": "2+2?", "completion": 4, "label": True}, {"prompt": "2+2?", "completion": 5, "label": False}],
         "unpaired-preference",
         ["4", "5"],
-        ['`completion` is a number; it is taken as text (4 becomes the text "4")'],
+        ['`completion` is a number; it is used as text (4 becomes the text "4")'],
     ),
     "turns": (
         [{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": n}]} for n in (4, 5)],
         "messages",
         ["4", "5"],
-        ['what assistant says in `messages` is a number; it is taken as text (4 becomes the text "4")'],
+        ['what assistant says in `messages` is a number; it is used as text (4 becomes the text "4")'],
     ),
     "ShareGPT's turns": (
         [{"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": 4}]}],
         "sharegpt",
         ["4"],
-        ['what gpt says in `conversations` is a number; it is taken as text (4 becomes the text "4")'],
+        ['what gpt says in `conversations` is a number; it is used as text (4 becomes the text "4")'],
     ),
     "no other column": (
         [{"id": 7, "question": "2+2?", "answer": 4, "score": 0.5, "ok": True}],
         "question-answer",
         ["4"],
-        ['`answer` is a number; it is taken as text (4 becomes the text "4")'],
+        ['`answer` is a number; it is used as text (4 becomes the text "4")'],
     ),
 }
 
@@ -124,10 +124,10 @@ def test_where_all_of_the_first_rows_are_numbers_the_others_must_be(tmp_path: Pa
     others = [{"question": "a", "answer": "six"}, {"question": "b", "answer": True}, {"question": "c", "answer": None}]
     found = said(of(tmp_path, *rows, *others))
     assert found[:150] == [str(n) for n in range(150)]
-    all_alike = "a number in the rows before; write all of them as text, in quotes"
+    all_alike = "a number in earlier rows; write all of them as text, in quotes"
     assert found[150:] == [
-        f"`answer` is text, and {all_alike}",
-        f"`answer` is true, and {all_alike}",
+        f"`answer` is text, but {all_alike}",
+        f"`answer` is true, but {all_alike}",
         "column `answer` is missing",
     ]
 
@@ -181,11 +181,11 @@ def test_the_numbers_of_classes_become_the_names_of_the_classes(tmp_path: Path) 
     found = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
     assert said(found) == ["good", "bad"]
     [told] = found.remarks
-    assert told.endswith('`completion` holds numbers of classes; their names are taken (1 becomes the text "good")')
+    assert told.endswith('`completion` holds class numbers; the class names are used (1 becomes the text "good")')
     unlabelled = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
     unlabelled.to_parquet(tmp_path / "rows.parquet")
     found = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
-    assert said(found) == ["good", "`completion` is -1, and no class has this number"]
+    assert said(found) == ["good", "`completion` is -1, but no class has this number"]
     judged = datasets.Dataset.from_dict(
         {"prompt": ["a", "b"], "completion": ["x", "y"], "kto_tag": [1, 0]},
         features=datasets.Features(

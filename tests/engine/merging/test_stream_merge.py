@@ -341,8 +341,8 @@ def test_a_tensor_larger_than_a_file_may_be_has_one_of_its_own() -> None:
 PROGRAM = """
 import sys, torch
 from pathlib import Path
-from mlflow_ft.engine import stream_merge
-from mlflow_ft.engine.stream_merge import Merge
+from mlflow_ft.engine.merging import stream_merge
+from mlflow_ft.engine.merging.stream_merge import Merge
 folder, base = Path(sys.argv[1]), Path(sys.argv[2])
 plan = stream_merge.plan(Merge(base=folder / "small", adapter=folder / "small-adapter", dtype=torch.bfloat16))
 stream_merge.write(plan, folder / "small-out")

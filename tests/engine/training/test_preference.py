@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -178,24 +181,45 @@ def test_kto_takes_the_last_answer(labels: tuple[int, ...], prompt: tuple[int, .
     assert unpaired.last_answer(Encoded(input_ids=(1, 2, 3, 4, 5), labels=labels)) == (prompt, answer)
 
 
-def test_kto_pairs_every_prompt_with_the_answer_before_it_in_its_batch(bench: Callable[..., Any]) -> None:
-    found = unpaired.answers(bench("kto", rows=labelled()).data.train, batch_size=5)
-    answers, others = found["completion_ids"], found["KL_completion_ids"]
-    assert len(found) == 12
+def test_kto_pairs_every_prompt_with_the_answer_before_it_in_its_batch(
+    bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = unpaired.answers(bench("kto", rows=labelled()).data.train, tmp_path, batch_size=5)
+    answers, others = rows["completion_ids"], rows["KL_completion_ids"]
+    assert len(rows) == 12
     assert others[:5] == [answers[4], *answers[:4]]
     assert others[10:] == [answers[11], answers[10]]
-    assert found["label"] == [not number % 2 for number in range(4, 16)]
+    assert rows["label"] == [not number % 2 for number in range(4, 16)]
 
 
-def test_kto_takes_both_answers_of_a_preference(bench: Callable[..., Any]) -> None:
-    one = bench("kto", rows=pairs(8))
-    found = unpaired.answers(one.data.train, batch_size=4)
-    assert found["label"] == [True, False] * 6
-    first = one.data.train.encoded[0]
-    assert [found["prompt_ids"][place] + found["completion_ids"][place] for place in (0, 1)] == [
-        [*first.input_ids[: len(found["prompt_ids"][0]) + len(found["completion_ids"][0])]],
-        [*first.rejected.input_ids[: len(found["prompt_ids"][1]) + len(found["completion_ids"][1])]],
+def test_kto_takes_both_answers_of_a_preference(bench: Callable[..., Any], tmp_path: Path) -> None:
+    train = bench("kto", rows=pairs(8)).data.train
+    rows = unpaired.answers(train, tmp_path, batch_size=4)
+    assert rows["label"] == [True, False] * 6
+    first = train.encoded[0]
+    assert [rows["prompt_ids"][place] + rows["completion_ids"][place] for place in (0, 1)] == [
+        [*first.input_ids[: len(rows["prompt_ids"][0]) + len(rows["completion_ids"][0])]],
+        [*first.rejected.input_ids[: len(rows["prompt_ids"][1]) + len(rows["completion_ids"][1])]],
     ]
+
+
+def test_kto_holds_some_rows_in_memory_however_many_there_are(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        """Bytes of Python objects at once, while so many rows of 200 tokens are written."""
+        row = Encoded(input_ids=tuple(range(1000, 1200)), labels=(-100,) * 100 + tuple(range(1100, 1200)))
+        split = SimpleNamespace(
+            name=f"of-{count}",
+            examples=itertools.repeat(Example(label=True), count),
+            encoded=itertools.repeat(row, count),
+        )
+        tracemalloc.start()
+        assert len(unpaired.answers(cast(Any, split), tmp_path, batch_size=4)) == count
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(8)  # imports
+    assert peak(8000) < 1.5 * peak(2000)
 
 
 # ---- the reference

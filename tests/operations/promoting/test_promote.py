@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow_ft import Gate, Verdict, plugins
 from mlflow_ft.config.gates import Gates, gates_file, lower_is_better, read_gates
 from mlflow_ft.errors import ConfigError, DataError, ModelError, RefusedError, TrackingError, UndeliveredError
-from mlflow_ft.operations.promoting import moving, rescore
+from mlflow_ft.operations.promoting import decision_record, rescore
 from mlflow_ft.operations.promoting.decision import Decision, PromotionRequest
 from mlflow_ft.operations.promoting.promote import promote
 from mlflow_ft.operations.promoting.rollback import Returned
@@ -222,7 +222,7 @@ def test_a_move_whose_end_cannot_be_written_is_told_as_made(shop: Shop, monkeypa
     def away(*_: Any) -> None:
         raise TrackingError("could not tag chat version 1: no answer")
 
-    monkeypatch.setattr(moving, "tag", away)
+    monkeypatch.setattr(decision_record, "tag", away)
     with pytest.raises(UndeliveredError, match="chat version 1: promoted; but could not tag") as error:
         shop.promote(shop.version())
     assert "runs:/" in error.value.hint
@@ -239,7 +239,7 @@ def test_one_that_another_came_before_is_told_and_the_evidence_says_so(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = shop.version(), shop.version()
-    keep, others = moving.keep, []
+    keep, others = decision_record.write, []
 
     def while_it_is_kept(*arguments: Any) -> Decision:
         if not others:
@@ -247,7 +247,7 @@ def test_one_that_another_came_before_is_told_and_the_evidence_says_so(
             shop.promote(second, by="bob")
         return keep(*arguments)
 
-    monkeypatch.setattr(moving, "keep", while_it_is_kept)
+    monkeypatch.setattr(decision_record, "write", while_it_is_kept)
     decision = shop.promote(first)
     assert decision.outcome == "came too late"
     assert "bob moved it to version 2 first" in str(decision.error)
@@ -546,7 +546,7 @@ def test_changed_or_missing_bytes_are_not_copied(shop: Shop) -> None:
     weights.write_bytes(b"others")
     decision = shop.promote(version, copy_to="prod.chat")
     assert decision.outcome == "refused"
-    assert "is not what was written" in str(decision.error)
+    assert "has changed" in str(decision.error)
     (location / "MLmodel").unlink()
     assert "has no files" in str(shop.promote(version, copy_to="prod.chat").error)
     assert not shop.client.search_model_versions("name='prod.chat'")

@@ -18,6 +18,7 @@ from mlflow_ft.operations.promoting.promote import promote
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import CHATML, make_tiny_model
+from mlflow_ft.tracking import Store
 from mlflow_ft.tracking.contenders import contender, find_version
 
 pytestmark = pytest.mark.slow
@@ -26,9 +27,9 @@ QUIET = Progress(quiet=True)
 
 
 def rescored(client: MlflowClient, candidate: Any, champion: Any) -> Any:
-    return rescore.champion(
-        candidate, champion, client, client, plugins=plugins.load({"MLFLOW_FT_PLUGINS": ""}), progress=QUIET
-    )
+    store = Store(client)
+    pair = rescore.Pair(candidate=candidate, champion=champion, store=store, champion_store=store)
+    return rescore.champion(pair, plugins=plugins.load({"MLFLOW_FT_PLUGINS": ""}), progress=QUIET)
 
 
 def test_scored_again_a_model_has_the_scores_that_its_run_kept(

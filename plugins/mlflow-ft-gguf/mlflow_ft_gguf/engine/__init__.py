@@ -1,1 +1,1 @@
-"""The work itself; imported only when something is exported."""
+"""The export itself, imported only when it is needed."""

@@ -1,4 +1,4 @@
-"""From a folder of transformers to a folder with a GGUF file, a Modelfile for Ollama, and a proof of the template."""
+"""Convert a model in transformers' format to a GGUF file and an Ollama Modelfile, and verify the chat template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow_ft_gguf.engine import converter, kquants, llamacpp, ollama
 from mlflow_ft_gguf.engine.llamacpp import LlamaCpp
 
 DIRECT = ("f16", "q8_0")
-"""What the converter writes by itself."""
+"""Types that the converter writes directly."""
 CONVERSATIONS = (
     [{"role": "user", "content": "Hello"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}],
@@ -25,14 +25,14 @@ CONVERSATIONS = (
         {"role": "user", "content": "And\n\n2 + 2?"},
     ],
 )
-"""What the template in the file is tried on."""
+"""Conversations for testing the template in the file."""
 log = logging.getLogger(__name__)
 
 
 def refuses(folder: Path | None) -> str | None:
-    """Why a model of this architecture, with this tokenizer, cannot be converted; None where it can.
+    """Why a model with this architecture and tokenizer cannot be converted; None if it can.
 
-    Without a folder only the converter itself is made ready.
+    Without a folder, only the converter itself is fetched.
     """
     try:
         if folder is None:
@@ -46,11 +46,11 @@ def refuses(folder: Path | None) -> str | None:
 
 
 def export(source: Path, folder: Path, *, kind: str) -> None:
-    """Write `model-KIND.gguf` and, where its template can be told in Ollama's language, a `Modelfile`.
+    """Write `model-KIND.gguf` and, if Ollama's language can express the chat template, a `Modelfile`.
 
     Raises:
-        ModelError: the converter does not know the model. RefusedError: llama.cpp would ask it otherwise than it was
-        trained: its template, or its special tokens, were lost.
+        ModelError: the converter does not support the model. RefusedError: llama.cpp would prompt it differently from
+        training, because its template or its special tokens were lost.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"model-{kind}.gguf"
@@ -62,43 +62,43 @@ def export(source: Path, folder: Path, *, kind: str) -> None:
             converter.convert(source, plain, kind="f32")
             kquants.quantise(plain, file, kind=kind)
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    with clock.held(None), llamacpp.opened(folder) as server:  # llama.cpp tells templates the present time
+    with clock.held(None), llamacpp.opened(folder) as server:  # llama.cpp gives templates the current time
         check(server, tokenizer)
-    with clock.held(clock.current()) as told:
+    with clock.held(clock.current()) as dates_read:
         text = ollama.modelfile(tokenizer, source, file.name)
-    if text and told.asked:
-        dates = ", ".join(told.asked.values())
-        log.warning("the chat template writes the date; in the Modelfile it stays %s, for Ollama has no clock", dates)
+    if text and dates_read.asked:
+        dates = ", ".join(dates_read.asked.values())
+        log.warning("the chat template uses the date; the Modelfile fixes it at %s, as Ollama has no clock", dates)
     if text:
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     else:
-        log.warning("no Modelfile was written: the chat template cannot be told in Ollama's language")
+        log.warning("no Modelfile was written: Ollama's language cannot express the chat template")
 
 
 def check(server: LlamaCpp, tokenizer: Any) -> None:
-    """Let llama.cpp write conversations as prompts, and read them; both must be what was trained.
+    """Let llama.cpp render and tokenise conversations, and compare both with training.
 
     Raises:
-        RefusedError: the prompt is another one, or its tokens are.
+        RefusedError: the prompt or its tokens differ.
     """
     for messages in CONVERSATIONS:
         try:
             trained = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception:  # a template's own: it takes no system prompt
+        except Exception:  # raised by the template: it does not support system prompts
             continue
-        found = server.rendered(messages)
+        prompt = server.rendered(messages)
         begin = tokenizer.bos_token or ""
-        if found.removeprefix(begin) != trained.removeprefix(begin):
+        if prompt.removeprefix(begin) != trained.removeprefix(begin):
             raise RefusedError(
-                f"llama.cpp does not write prompts as they were trained: {found!r} for {trained!r}",
-                hint="look at tokenizer.chat_template in the GGUF file, and at chat_template.jinja beside the model",
+                f"llama.cpp renders a different prompt from training: {prompt!r} instead of {trained!r}",
+                hint="compare tokenizer.chat_template in the GGUF file with the model's chat_template.jinja",
             )
         wanted = tokenizer(trained, add_special_tokens=False)["input_ids"]
         tokens = server.tokens(trained)
         if tokens != wanted:
             place = next((at for at, pair in enumerate(zip(tokens, wanted, strict=False)) if pair[0] != pair[1]), 0)
             raise RefusedError(
-                f"llama.cpp reads {trained!r} as other tokens than were trained, from token {place} on: "
-                f"{tokens[place : place + 5]} for {wanted[place : place + 5]}",
-                hint="its special tokens, or the way it splits text, were lost in the GGUF file",
+                f"llama.cpp tokenises {trained!r} differently from training, from token {place} on: "
+                f"{tokens[place : place + 5]} instead of {wanted[place : place + 5]}",
+                hint="the GGUF file has lost special tokens, or the way the tokenizer splits text",
             )

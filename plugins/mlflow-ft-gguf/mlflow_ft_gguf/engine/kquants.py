@@ -1,7 +1,7 @@
 """A GGUF file in fewer bits: the mixtures of types that llama.cpp calls Q4_K_M, Q5_K_M and Q6_K.
 
-Which tensor gets how many bits follows llama.cpp's `llama_tensor_get_type`: the output layer and the more sensitive
-half of `attn_v` and `ffn_down` are kept finer. Rows that are no multiple of 256 stay in Q8_0.
+The number of bits of each tensor follows llama.cpp's `llama_tensor_get_type`: the output layer and the more sensitive
+half of `attn_v` and `ffn_down` get more bits. Rows whose length is not a multiple of 256 stay in Q8_0.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FILE_TYPES: Mapping[str, LlamaFileType] = {
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
 BLOCK = 256
-"""Weights of a row that a k-quant holds together."""
+"""Weights of a row in one block of a k-quant."""
 ROWS = 4096
-"""Rows that are rounded at a time."""
+"""Rows rounded at a time."""
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 FINER = ("attn_v", "ffn_down")
 KEPT = ("ffn_gate_inp", "ssm_conv1d", "position_embd", "token_types")
-"""Small tensors in which rounding costs more than it saves."""
+"""Small tensors, for which rounding costs more than it saves."""
 
 
 def quantise(source: Path, file: Path, *, kind: str) -> None:
@@ -49,8 +49,8 @@ def quantise(source: Path, file: Path, *, kind: str) -> None:
             stored = gguf.quant_shape_to_byte_shape(shape, wanted)
             writer.add_tensor_info(tensor.name, stored, np.dtype(np.uint8), int(np.prod(stored)), wanted)
         else:
-            own = tensor.data
-            writer.add_tensor_info(tensor.name, own.shape, own.dtype, own.nbytes, tensor.tensor_type)
+            data = tensor.data
+            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -61,14 +61,14 @@ def quantise(source: Path, file: Path, *, kind: str) -> None:
 
 
 def chosen(tensor: Any, *, kind: str, layers: int, tied: bool) -> Type:
-    """The type of one tensor; its own where it is left as it is."""
-    own: Type = tensor.tensor_type
-    found = LAYER.fullmatch(tensor.name)
+    """The type of one tensor; its present type if it is left unchanged."""
+    present: Type = tensor.tensor_type
+    match = LAYER.fullmatch(tensor.name)
     if len(tensor.shape) < 2 or not tensor.name.endswith(".weight") or any(name in tensor.name for name in KEPT):
-        return own
+        return present
     wanted = BASE[kind]
     output = tensor.name == ("token_embd.weight" if tied else "output.weight")
-    finer = found is not None and found[2] in FINER and more_bits(int(found[1]), layers)
+    finer = match is not None and match[2] in FINER and more_bits(int(match[1]), layers)
     if output or finer:
         wanted = Type.Q6_K
     return wanted if int(tensor.shape[0]) % BLOCK == 0 else Type.Q8_0
@@ -97,7 +97,7 @@ def _rounded(data: Any, wanted: Type) -> Any:
 def _copy_fields(reader: Any, writer: Any, file_type: LlamaFileType) -> None:
     for field in reader.fields.values():
         if field.name == gguf.Keys.General.ARCHITECTURE or field.name.startswith("GGUF."):
-            continue  # the writer has them already
+            continue  # the writer adds them itself
         if field.name in (gguf.Keys.General.FILE_TYPE, gguf.Keys.General.QUANTIZATION_VERSION):
             continue
         kind = field.types[0]

@@ -1,4 +1,4 @@
-"""A GGUF file as llama.cpp reads it: its own program, in a process of its own, asked over 127.0.0.1."""
+"""A GGUF file as llama.cpp reads it: a separate process, queried over 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch import Tensor
 from mlflow_ft.errors import ModelError
 
 CONTEXT = 4096
-"""Tokens, at most; a held-out row that is longer is cut by the training, too, where data.max_length is the default."""
+"""Context length in tokens; with the default data.max_length, training also cuts longer held-out rows."""
 KNOWN = 1000
-"""Most probable next tokens that are asked for."""
+"""Number of most probable next tokens to request."""
 LONGEST = 600
-"""Seconds that an answer may take."""
+"""Time limit for an answer, in seconds."""
 MARK = "listening "
 
 
 class LlamaCpp:
-    """A `mlflow_ft.job.Form` that asks llama.cpp."""
+    """A `mlflow_ft.values.Form` that queries llama.cpp."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -39,10 +39,10 @@ class LlamaCpp:
         answer.raise_for_status()
         return answer.json()
 
-    def post(self, path: str, **asked: Any) -> Any:
-        answer = self.session.post(self.address + path, json=asked, timeout=LONGEST)
+    def post(self, path: str, **request: Any) -> Any:
+        answer = self.session.post(self.address + path, json=request, timeout=LONGEST)
         if answer.status_code != requests.codes.ok:
-            raise ModelError(f"llama.cpp refuses: {answer.text[:300]}")
+            raise ModelError(f"llama.cpp refuses the request: {answer.text[:300]}")
         return answer.json()
 
     def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -50,14 +50,14 @@ class LlamaCpp:
         return torch.stack([self._next(ids[: place + 1]) for place in positions.tolist()])
 
     def _next(self, ids: Sequence[int]) -> Tensor:
-        """Log-probabilities of the next token, of shape (vocabulary,); NaN for those that are not told."""
-        asked = {"n_predict": 1, "temperature": 0, "n_probs": min(KNOWN, self.vocabulary), "cache_prompt": True}
-        answer = self.post("/completion", prompt=list(ids), **asked)
+        """Log-probabilities of the next token, shape (vocabulary,); NaN for tokens that llama.cpp does not return."""
+        options = {"n_predict": 1, "temperature": 0, "n_probs": min(KNOWN, self.vocabulary), "cache_prompt": True}
+        answer = self.post("/completion", prompt=list(ids), **options)
         known = answer["completion_probabilities"][0]["top_logprobs"]
-        places = torch.tensor([one["id"] for one in known])
-        found = torch.full((self.vocabulary,), math.nan)
-        found[places] = torch.tensor([one["logprob"] for one in known])
-        return found
+        places = torch.tensor([token["id"] for token in known])
+        logprobs = torch.full((self.vocabulary,), math.nan)
+        logprobs[places] = torch.tensor([token["logprob"] for token in known])
+        return logprobs
 
     def continued(self, input_ids: Tensor, length: int) -> list[int]:
         answer = self.post(
@@ -66,25 +66,25 @@ class LlamaCpp:
         return [int(token) for token in answer["tokens"]]
 
     def tokens(self, text: str) -> list[int]:
-        """The token ids of a text whose special tokens are meant."""
+        """The token ids of a text, with special tokens parsed."""
         answer = self.post("/tokenize", content=text, parse_special=True, add_special=False)
         return [int(token) for token in answer["tokens"]]
 
     def rendered(self, messages: Sequence[dict[str, str]]) -> str:
-        """The prompt that llama.cpp makes of a conversation, by the template in the file."""
+        """The prompt that llama.cpp renders from a conversation with the template in the file."""
         return str(self.post("/apply-template", messages=list(messages))["prompt"])
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[LlamaCpp]:
-    """The GGUF file in a folder, read by llama.cpp until the block ends.
+    """The GGUF file in a folder, loaded by llama.cpp until the block ends.
 
     Raises:
         ModelError: llama.cpp cannot read it.
     """
     file = next(iter(sorted(folder.glob("*.gguf"))), None)
     if file is None:
-        raise ModelError(f"there is no GGUF file in {folder}")
+        raise ModelError(f"no GGUF file in {folder}")
     command = [sys.executable, "-m", "mlflow_ft_gguf.child", str(file.absolute()), str(CONTEXT)]
     package = Path(__file__).parents[2]
     with tempfile.TemporaryFile("w+") as log:
@@ -94,7 +94,7 @@ def opened(folder: Path) -> Iterator[LlamaCpp]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            cwd=package,  # in a checkout the plugin need not be installed
+            cwd=package,  # so that it works in a checkout where the plugin is not installed
         )
         try:
             yield LlamaCpp(_address(process, file, log))
@@ -111,4 +111,4 @@ def _address(process: subprocess.Popen[str], file: Path, log: IO[str]) -> str:
     process.wait(LONGEST)
     log.seek(0)
     lines = [line for line in log.read().splitlines() if line.strip()]
-    raise ModelError(f"llama.cpp cannot read {file}: {lines[-1] if lines else 'it gives no reason'}")
+    raise ModelError(f"llama.cpp cannot read {file}: {lines[-1] if lines else 'no reason given'}")

@@ -1,8 +1,8 @@
-"""A Modelfile for Ollama: its template is found out from the model's own, and written only where both say the same.
+"""A Modelfile for Ollama: its template is derived from the model's own, and written only if both render the same.
 
-Ollama's templates are in Go's language. A chat template is, for most models, a text before and after what each role
-says. Those texts are found by rendering a conversation of marks; then conversations are put together from them and
-compared with what the model's own template makes of them.
+Ollama's templates use Go's template language. For most models, a chat template adds a text before and after each turn.
+Those texts are found by rendering a conversation of markers; conversations assembled from them are then compared with
+what the model's own template renders.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Pieces:
     """What a template writes around the turns."""
 
     start: str
-    """Before the first turn where there is no system prompt: many models have one by default."""
+    """Before the first turn if there is no system prompt: many models have a default one."""
     system: tuple[str, str] | None
-    """Before and after the system prompt, with what begins the whole; None where the template takes none."""
+    """Before and after the system prompt, including any prefix; None if the template does not support one."""
     user: tuple[str, str]
     assistant: tuple[str, str]
-    """Before and after an answer; the first is also what asks for one."""
+    """Before and after an answer; the first is also the generation prompt."""
 
     def rendered(self, messages: Messages) -> str:
-        """A conversation, as the Modelfile's template writes it."""
+        """A conversation as the Modelfile's template renders it."""
         around = {"system": self.system, "user": self.user, "assistant": self.assistant}
         text = "" if messages[0]["role"] == "system" else self.start
         for turn in messages:
@@ -40,9 +40,9 @@ class Pieces:
 
 
 def pieces(tokenizer: Any) -> Pieces | None:
-    """The texts around the turns, without the token that begins every text (llama.cpp adds it itself).
+    """The texts around the turns, without the BOS token, which llama.cpp adds itself.
 
-    None where the template is not of this simple form.
+    None if the template does not have this simple form.
     """
 
     def written(messages: Messages, *, asks: bool = True) -> str:
@@ -51,12 +51,12 @@ def pieces(tokenizer: Any) -> Pieces | None:
         return text.removeprefix(begin) if begin and _adds_bos(tokenizer) else text
 
     try:
-        found = _pieces(written)
-        checks = [turns("a"), turns("a", "b", "c"), turns("x y", "1\n2", "z", "w", "{{ v }}")]
-        if found and found.system:
-            checks += [[{"role": "system", "content": "s"}, *one] for one in checks]
-        return found if found and all(found.rendered(one) == written(one) for one in checks) else None
-    except Exception:  # whatever a template raises
+        derived = _pieces(written)
+        talks = [turns("a"), turns("a", "b", "c"), turns("x y", "1\n2", "z", "w", "{{ v }}")]
+        if derived and derived.system:
+            talks += [[{"role": "system", "content": "s"}, *talk] for talk in talks]
+        return derived if derived and all(derived.rendered(talk) == written(talk) for talk in talks) else None
+    except Exception:  # a template may raise anything
         return None
 
 
@@ -81,10 +81,10 @@ def _pieces(written: Callable[..., str]) -> Pieces | None:
 
 
 def _system(written: Callable[..., str], talk: Messages, opening: str) -> tuple[str, str] | None:
-    """What stands around a system prompt; None where the template takes none."""
+    """The texts around a system prompt; None if the template does not support one."""
     try:
         text = written([{"role": "system", "content": SYSTEM}, *talk])
-    except Exception:  # such a template says so in its own way
+    except Exception:  # templates report this in different ways
         return None
     if text.count(SYSTEM) != 1:
         return None
@@ -93,43 +93,43 @@ def _system(written: Callable[..., str], talk: Messages, opening: str) -> tuple[
     return (before, after[: len(after) - len(opening)]) if after.endswith(opening) else None
 
 
-def _shared_tail(one: str, other: str) -> str:
-    """The longest text with which both end."""
+def _shared_tail(first: str, second: str) -> str:
+    """The longest common suffix."""
     length = 0
-    while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
         length += 1
-    return one[len(one) - length :]
+    return first[len(first) - length :]
 
 
 def turns(*texts: str) -> Messages:
-    """A conversation that a user begins."""
+    """A conversation that starts with the user."""
     return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
 
 
 def modelfile(tokenizer: Any, source: Path, file: str) -> str | None:
-    """The text of a Modelfile for `file`; None where the template cannot be told."""
-    found = pieces(tokenizer)
-    if found is None:
+    """The text of a Modelfile for `file`; None if Ollama cannot express the template."""
+    template = pieces(tokenizer)
+    if template is None:
         return None
     stops = "\n".join(f"PARAMETER stop {_quoted(stop)}" for stop in end_texts(tokenizer, source))
-    return f'FROM ./{file}\n\nTEMPLATE """{go_template(found)}"""\n\n{stops}\n'
+    return f'FROM ./{file}\n\nTEMPLATE """{go_template(template)}"""\n\n{stops}\n'
 
 
-def go_template(found: Pieces) -> str:
-    """The pieces in Go's template language, as Ollama runs it: with `.Messages`, and `.System` where there is one."""
-    roles = [("user", found.user), ("assistant", found.assistant)]
-    if found.system:
-        roles.insert(0, ("system", found.system))
-    start = f"{{{{ if not .System }}}}{_literal(found.start)}{{{{ end }}}}" if found.start else ""
+def go_template(template: Pieces) -> str:
+    """The pieces in Go's template language as Ollama runs it: with `.Messages`, and `.System` if there is one."""
+    roles = [("user", template.user), ("assistant", template.assistant)]
+    if template.system:
+        roles.insert(0, ("system", template.system))
+    start = f"{{{{ if not .System }}}}{_literal(template.start)}{{{{ end }}}}" if template.start else ""
     branches = ""
     for place, (role, (before, after)) in enumerate(roles):
         word = "if" if place == 0 else "else if"
         branches += f'{{{{ {word} eq .Role "{role}" }}}}{_literal(before)}{{{{ .Content }}}}{_literal(after)}'
-    return f"{start}{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}{_literal(found.assistant[0])}"
+    return f"{start}{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}{_literal(template.assistant[0])}"
 
 
 def _literal(text: str) -> str:
-    """A text that Go's templates write as it is; inside a Modelfile's triple quotes none may stand."""
+    """A text that Go's templates write unchanged, escaped if it would end the Modelfile's triple quotes."""
     if "{{" in text or '"""' in text:
         written = json.dumps(text, ensure_ascii=False)
         return "{{ " + written.replace("{{", "{\\u007b").replace("}}", "}\\u007d") + " }}"
@@ -141,7 +141,7 @@ def _quoted(text: str) -> str:
 
 
 def end_texts(tokenizer: Any, source: Path) -> list[str]:
-    """The tokens that end an answer, as texts."""
+    """The tokens that end an answer, as text."""
     settings = json.loads((source / "generation_config.json").read_text(encoding="utf-8"))
     ends = settings.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
@@ -149,6 +149,6 @@ def end_texts(tokenizer: Any, source: Path) -> list[str]:
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer, and so llama.cpp, begins every text with that token by itself."""
+    """Whether the tokenizer, and therefore llama.cpp, starts every text with the BOS token."""
     ids = tokenizer("x")["input_ids"]
     return bool(ids) and ids[0] == tokenizer.bos_token_id

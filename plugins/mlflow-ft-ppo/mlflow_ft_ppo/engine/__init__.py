@@ -1,1 +1,1 @@
-"""What computes: imported when a training begins, never before, since it imports torch."""
+"""The training itself, imported only when training begins, because it imports torch."""

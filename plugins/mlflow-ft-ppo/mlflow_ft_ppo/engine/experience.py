@@ -1,4 +1,4 @@
-"""From sampled answers to something to learn from: scores, KL to the reference, values, advantages."""
+"""From sampled answers to experience: scores, KL to the reference, values, advantages."""
 
 from __future__ import annotations
 
@@ -21,55 +21,55 @@ from mlflow_ft_ppo.settings import PPOSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What the judges say of sampled answers."""
+    """The scores of sampled answers."""
 
     scores: Tensor
-    """float32, (answers,): the weighted sum, less the penalty; 0 where no judge had anything to say."""
+    """float32, (answers,): the weighted sum of the rewards minus the penalty; 0 if no reward function gave a value."""
     known: Tensor
-    """bool, (answers,): whether one had."""
+    """bool, (answers,): whether any reward function gave a value."""
     means: Mapping[str, float]
-    """Of every judge its mean, under `rewards/NAME`."""
+    """The mean of every reward function, under `rewards/NAME`."""
 
 
 def judge(judges: Sequence[LoadedReward], sampled: Sequence[Sampled], settings: PPOSettings) -> Judged:
-    """Ask every judge for all answers.
+    """Call every reward function on all answers.
 
     Raises:
-        RefusedError: a reward function raised, or no judge had anything to say of any answer.
+        RefusedError: a reward function raised, or none gave a value for any answer.
     """
-    answers = [one.answer for one in sampled]
-    values = reward_judges.of_answers(judges, answers)
-    sums = reward_judges.weighted(judges, values)
-    if all(one is None for one in sums):
+    answers = [sample.answer for sample in sampled]
+    rewards = reward_judges.of_answers(judges, answers)
+    sums = reward_judges.weighted(judges, rewards)
+    if all(total is None for total in sums):
         raise RefusedError(
-            f"no reward says anything of any of {len(sums)} answers ({', '.join(values)})",
-            hint="they returned None, or NaN; do the rows have the columns that they look for?",
+            f"no reward function gave a value for any of {len(sums)} answers ({', '.join(rewards)})",
+            hint="they returned None or NaN; check that the rows have the columns that they read",
         )
     penalty = settings.missing_eos_penalty or 0.0
-    scores = [(one or 0.0) - penalty * (not answer.finished) for one, answer in zip(sums, answers, strict=True)]
-    known = torch.tensor([one is not None for one in sums])
-    means = {f"rewards/{name}": _mean(found) for name, found in values.items()}
+    scores = [(total or 0.0) - penalty * (not answer.finished) for total, answer in zip(sums, answers, strict=True)]
+    known = torch.tensor([total is not None for total in sums])
+    means = {f"rewards/{name}": _mean(values) for name, values in rewards.items()}
     return Judged(scores=torch.tensor(scores) * known, known=known, means=means)
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    said = [value for value in values if value is not None]
-    return sum(said) / len(said) if said else math.nan
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experience:
-    """A step's answers, ready to learn from; tensors of shape (answers, tokens) but for `scores`."""
+    """A step's answers, ready to learn from; tensors of shape (answers, tokens) except `scores`."""
 
     answers: Tensors
     mask: Tensor
-    """That of the answers, without those of which no judge said anything."""
+    """The mask of the answers, zero for answers without a reward."""
     logprobs: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
     kl: Tensor
-    """Estimate of each token, nats; zeros without a reference."""
+    """Estimate for each token in nats; zeros without a reference."""
     entropy: Tensor
     scores: Tensor
 
@@ -85,14 +85,14 @@ def collect(
     beta: float,
     batch_size: int,
 ) -> Experience:
-    """Look at the answers with the policy that sampled them and with the reference, and work out the advantages."""
-    rows = torch.arange(len(answers.mask), device=answers.mask.device).split(batch_size)
-    seen = _together([answers.look(policy, some) for some in rows])
+    """Evaluate the answers with the policy that sampled them and with the reference, and compute the advantages."""
+    batches = torch.arange(len(answers.mask), device=answers.mask.device).split(batch_size)
+    seen = _together([answers.look(policy, rows) for rows in batches])
     mask = answers.mask * judged.known.to(answers.mask.device)[:, None]
     kl = torch.zeros_like(seen.logprobs)
     if reference:
         with reference() as start:
-            before = _together([answers.look(start, some) for some in rows])
+            before = _together([answers.look(start, rows) for rows in batches])
         kl = objective.kl_estimate(seen.logprobs, before.logprobs, settings.kl_estimator) * answers.mask
     scores = judged.scores.to(mask.device)
     earned = objective.token_rewards(scores, kl, mask, beta=beta)
@@ -113,23 +113,23 @@ def collect(
 
 
 def _together(parts: Sequence[Seen]) -> Seen:
-    return Seen(*(torch.cat(several) for several in zip(*parts, strict=True)))
+    return Seen(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def metrics(found: Experience, judged: Judged, *, beta: float) -> dict[str, float]:
-    """What practitioners watch of the answers, under TRL's names; sums over an answer's tokens, means over answers."""
-    mask, known = found.answers.mask, judged.known.to(found.mask.device)
-    kl = (found.kl * mask).sum(dim=1).mean().item()
-    scores = found.scores[known].mean().item() if known.any() else math.nan
+def metrics(step: Experience, judged: Judged, *, beta: float) -> dict[str, float]:
+    """The usual PPO metrics, under TRL's names: sums over an answer's tokens, means over answers."""
+    mask, known = step.answers.mask, judged.known.to(step.mask.device)
+    kl = (step.kl * mask).sum(dim=1).mean().item()
+    scores = step.scores[known].mean().item() if known.any() else math.nan
     return {
         "objective/kl": kl,
-        "objective/entropy": -(found.logprobs * mask).sum(dim=1).mean().item(),
+        "objective/entropy": -(step.logprobs * mask).sum(dim=1).mean().item(),
         "objective/non_score_reward": -beta * kl,
         "objective/rlhf_reward": scores - beta * kl,
         "objective/scores": scores,
         "objective/kl_coef": beta,
-        "policy/entropy_avg": objective.masked_mean(found.entropy, mask).item(),
-        "val/explained_variance": objective.explained_variance(found.values, found.returns, found.mask).item(),
+        "policy/entropy_avg": objective.masked_mean(step.entropy, mask).item(),
+        "val/explained_variance": objective.explained_variance(step.values, step.returns, step.mask).item(),
         "completions/mean_length": mask.sum(dim=1).mean().item(),
         **judged.means,
     }

@@ -1,4 +1,4 @@
-"""How good the policy's greedy answers to held-out prompts are, by the rewards it learns from."""
+"""The rewards of the policy's greedy answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.values import Data, Job, Score
 
 EVALUATED = 32
-"""Held-out prompts that are answered at every evaluation, at most; the last evaluation of a run takes more."""
+"""Maximum number of held-out prompts answered at each evaluation; the last evaluation of a run uses more."""
 
 
 def scores(job: Job, data: Data, model: Any, judges: Sequence[LoadedReward]) -> dict[str, float]:
-    """`eval_reward`, the mean of the weighted sums, `eval_rewards/NAME` of each judge, and `eval_finished`.
+    """`eval_reward` (mean of the weighted sums), `eval_rewards/NAME` of each reward function, and `eval_finished`.
 
-    Without a held-out prompt it is empty.
-
-    How often a run is evaluated changes nothing of what it learns.
+    Empty without held-out prompts. How often a run is evaluated does not affect what it learns.
     """
     settings = job.config.evaluation
     most = min(settings.max_rows, EVALUATED)
@@ -37,6 +35,6 @@ def scores(job: Job, data: Data, model: Any, judges: Sequence[LoadedReward]) -> 
             batch_size=settings.per_device_eval_batch_size,
         )
         values = reward_judges.of_answers(judges, answers)
-    found = {"eval_reward": Score.mean("reward", reward_judges.weighted(judges, values)).value}
-    found |= {f"eval_rewards/{name}": Score.mean(name, rows).value for name, rows in values.items()}
-    return found | {"eval_finished": sum(one.finished for one in answers) / len(answers)}
+    means = {"eval_reward": Score.mean("reward", reward_judges.weighted(judges, values)).value}
+    means |= {f"eval_rewards/{name}": Score.mean(name, rows).value for name, rows in values.items()}
+    return means | {"eval_finished": sum(answer.finished for answer in answers) / len(answers)}

@@ -1,4 +1,4 @@
-"""Learning from a step's answers: passes over them in mini-batches, by the clipped losses."""
+"""Learning from a step's answers: passes over them in mini-batches, with the clipped losses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from mlflow_ft.config.methods import RolloutSection
 from mlflow_ft_ppo.engine import objective
 from mlflow_ft_ppo.engine.experience import Experience
 from mlflow_ft_ppo.engine.policy import PolicyWithValue, Seen, recomputing
@@ -27,25 +28,24 @@ class Learner:
         args: TrainingArguments,
         settings: PPOSettings,
         *,
-        epsilon: float,
-        passes: int,
+        rollout: RolloutSection,
         max_steps: int,
         accelerator: Accelerator,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
-        """`tell` calls the callbacks of an event: before and after every optimizer step."""
+        """`notify` calls the callbacks of an event: before and after every optimizer step."""
         self._args, self._settings = args, settings
-        self._epsilon, self._passes = epsilon, passes
-        self._accelerator, self._tell = accelerator, tell
+        self._epsilon, self._passes = rollout.epsilon, rollout.num_iterations
+        self._accelerator, self._notify = accelerator, notify
         optimizer = _optimizer(policy, args, settings)
-        per_step = passes * settings.num_mini_batches
+        per_step = self._passes * settings.num_mini_batches
         self._scheduler = get_scheduler(
             args.lr_scheduler_type,
             optimizer,
             num_warmup_steps=args.get_warmup_steps(max_steps) * per_step,
             num_training_steps=max_steps * per_step,
         )
-        # a quantised model lies on its device already, and accelerate's own move would refuse it
+        # a quantised model is already on its device, and accelerate would refuse to move it
         self._policy: Any = accelerator.prepare_model(policy, device_placement=False)
         self._optimizer: Any = accelerator.prepare_optimizer(optimizer)
         self._unwrapped = policy
@@ -53,48 +53,46 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Of the policy, in the step that comes next."""
+        """Learning rate of the policy in the next step."""
         return float(self._scheduler.get_last_lr()[0])
 
-    def learn(self, found: Experience) -> dict[str, float]:
-        """Take all passes over the answers; returns means over all tokens of all passes, by TRL's names."""
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=found.mask.device))
+    def learn(self, step: Experience) -> dict[str, float]:
+        """Make all passes over the answers; return means over all tokens of all passes, under TRL's names."""
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=step.mask.device))
         norms: list[float] = []
         with recomputing(self._unwrapped.model, enabled=bool(self._args.activation_checkpointing)):
             for _ in range(self._passes):
-                order = torch.randperm(len(found.mask), generator=self._shuffle).to(found.mask.device)
+                order = torch.randperm(len(step.mask), generator=self._shuffle).to(step.mask.device)
                 mini_batches = order.chunk(self._settings.num_mini_batches)
-                norms += [self._update(found, mini_batch, sums) for mini_batch in mini_batches]
+                norms += [self._update(step, mini_batch, sums) for mini_batch in mini_batches]
         return _means(sums, self._settings) | {"grad_norm": sum(norms) / len(norms)}
 
-    def _update(self, found: Experience, mini_batch: Tensor, sums: dict[str, Tensor]) -> float:
-        """One optimizer step; the loss is the mean over its tokens, however many forward passes that takes."""
-        tokens = self._accelerator.reduce(found.mask[mini_batch].sum(), reduction="mean").clamp(min=1)
+    def _update(self, step: Experience, mini_batch: Tensor, sums: dict[str, Tensor]) -> float:
+        """One optimizer step; the loss is the mean over its tokens, regardless of the number of forward passes."""
+        tokens = self._accelerator.reduce(step.mask[mini_batch].sum(), reduction="mean").clamp(min=1)
         parts = mini_batch.split(self._args.per_device_train_batch_size)
         for number, rows in enumerate(parts):
             waits = number < len(parts) - 1
             with self._accelerator.no_sync(self._policy) if waits else nullcontext():
-                seen = found.answers.look(self._policy, rows)
-                self._accelerator.backward(self._loss(seen, found, rows, sums) / tokens)
+                seen = step.answers.look(self._policy, rows)
+                self._accelerator.backward(self._loss(seen, step, rows, sums) / tokens)
         norm = self._accelerator.clip_grad_norm_(self._unwrapped.parameters(), self._args.max_grad_norm)
-        self._tell("on_pre_optimizer_step")
+        self._notify("on_pre_optimizer_step")
         self._optimizer.step()
-        self._tell("on_optimizer_step")
+        self._notify("on_optimizer_step")
         self._scheduler.step()
         self._optimizer.zero_grad()
         return float(norm)
 
-    def _loss(self, seen: Seen, found: Experience, rows: Tensor, sums: dict[str, Tensor]) -> Tensor:
-        """The summed loss of some answers; adds to `sums` what is watched."""
-        mask, old = found.mask[rows], found.logprobs[rows]
-        policy, policy_clipped = objective.policy_loss(
-            seen.logprobs, old, found.advantages[rows], epsilon=self._epsilon
-        )
+    def _loss(self, seen: Seen, step: Experience, rows: Tensor, sums: dict[str, Tensor]) -> Tensor:
+        """The summed loss of some answers; adds the metrics to `sums`."""
+        mask, old = step.mask[rows], step.logprobs[rows]
+        policy, policy_clipped = objective.policy_loss(seen.logprobs, old, step.advantages[rows], epsilon=self._epsilon)
         value, value_clipped = objective.value_loss(
-            seen.values, found.values[rows], found.returns[rows], epsilon=self._settings.cliprange_value
+            seen.values, step.values[rows], step.returns[rows], epsilon=self._settings.cliprange_value
         )
         ratio = torch.exp(seen.logprobs - old).detach()
-        watched = {
+        metrics = {
             "loss/policy_avg": policy,
             "loss/value_avg": value,
             "policy/approxkl_avg": objective.approximate_kl(seen.logprobs, old),
@@ -105,7 +103,7 @@ class Learner:
             "entropy": seen.entropy,
             "tokens": torch.ones_like(mask),
         }
-        for name, values in watched.items():
+        for name, values in metrics.items():
             sums[name] = sums[name] + (values.detach() * mask).sum()
         loss = policy + self._settings.vf_coef * value
         if self._settings.entropy_coef:
@@ -122,14 +120,14 @@ def _means(sums: dict[str, Tensor], settings: PPOSettings) -> dict[str, float]:
 
 
 def _optimizer(policy: PolicyWithValue, args: TrainingArguments, settings: PPOSettings) -> torch.optim.Optimizer:
-    """The optimizer that `training.optim` names; biases and norms are not decayed, as transformers has it."""
+    """The optimizer named by `training.optim`; as in transformers, biases and norms have no weight decay."""
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, policy.model)
     trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
     head_rate = settings.value_learning_rate or args.learning_rate
     groups = [
-        {"params": [one for one in trained if one.dim() > 1], "weight_decay": args.weight_decay},
-        {"params": [one for one in trained if one.dim() <= 1], "weight_decay": 0.0},
+        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": args.weight_decay},
+        {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
         {"params": list(policy.value_head.parameters()), "weight_decay": 0.0, "lr": head_rate},
     ]
-    made: torch.optim.Optimizer = kind([group for group in groups if group["params"]], **options)
-    return made
+    optimizer: torch.optim.Optimizer = kind([group for group in groups if group["params"]], **options)
+    return optimizer

@@ -4,7 +4,7 @@
     GAE     Schulman et al. 2016, arXiv 1506.02438       advantages
     Z19     Ziegler et al. 2019, arXiv 1909.08593        KL in the reward, adaptive coefficient
     S20     Stiennon et al. 2020, arXiv 2009.01325       the same for summaries
-    N+      Huang et al. 2024, arXiv 2403.17031          implementation details, those of Z19 and S20 among them
+    N+      Huang et al. 2024, arXiv 2403.17031          implementation details, including those of Z19 and S20
 
 The mask of an answer is ones from its first token to its last, then zeros. Log-probabilities are in nats.
 """
@@ -20,33 +20,33 @@ TINY = 1e-8
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that count, a scalar."""
+    """Mean over the unmasked tokens, a scalar."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
-    """Variance over the tokens that count, with Bessel's correction, a scalar; 0 of a single token."""
+    """Variance over the unmasked tokens, with Bessel's correction, a scalar; 0 for a single token."""
     count = mask.sum()
     squares = ((values - masked_mean(values, mask)) ** 2 * mask).sum()
     return squares / (count - 1).clamp(min=1)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, *, shift: bool = True) -> Tensor:
-    """Values with variance 1 over the tokens that count, and mean 0, or the mean they had without `shift` (N+)."""
+    """Values scaled to variance 1 over the unmasked tokens, and to mean 0 unless `shift` is off (N+)."""
     mean = masked_mean(values, mask)
     whitened = (values - mean) * torch.rsqrt(masked_variance(values, mask) + TINY)
     return (whitened if shift else whitened + mean) * mask
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns), a scalar: 1 where the values say all, 0 where nothing."""
+    """1 - Var(returns - values) / Var(returns), a scalar: 1 if the values explain everything, 0 if nothing."""
     return 1 - masked_variance(returns - values, mask) / masked_variance(returns, mask).clamp(min=TINY)
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor:
-    """Of every sampled token an estimate of KL(policy || reference), nats.
+    """An estimate of KL(policy || reference) for every sampled token, in nats.
 
-    k1 is the log ratio, k3 adds exp(-k1) - 1, whose expectation is 0: never negative, and of less variance
+    k1 is the log ratio; k3 adds exp(-k1) - 1, whose expectation is 0: it is never negative and has less variance
     (J. Schulman, "Approximating KL divergence", 2020).
     """
     log_ratio = logprobs - reference
@@ -54,7 +54,7 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k1") -> Tensor
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, beta: float) -> Tensor:
-    """What every token earns: -beta times its KL, and on the last token of the answer the answer's score (Z19, N+).
+    """The reward of every token: -beta times its KL, plus the answer's score on the last token (Z19, N+).
 
     `scores` has the shape (answers,).
     """
@@ -69,7 +69,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
         delta_t = r_t + gamma V_t+1 - V_t,   A_t = delta_t + gamma lam A_t+1,   return_t = A_t + V_t
 
-    Behind the last token of an answer the value is 0, whether it ended by itself or was cut off (as TRL had it).
+    After the last token of an answer the value is 0, whether the answer ended or was cut off (as in TRL).
     """
     values, rewards = values * mask, rewards * mask
     advantages = torch.zeros_like(values)
@@ -84,7 +84,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Of every token the clipped loss (PPO, equation 7), and whether clipping decided it.
+    """The clipped loss of every token (PPO, equation 7), and whether it was clipped.
 
     ratio = exp(logprobs - old),   loss = max(-A ratio, -A clip(ratio, 1 - epsilon, 1 + epsilon))
     """
@@ -95,28 +95,28 @@ def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, *, epsilon: f
 
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Of every token half the squared error, clipped around the value at sampling (N+), and whether that decided it."""
+    """Half the squared error of every token, clipped around the value at sampling (N+), and whether it was clipped."""
     free = (values - returns) ** 2
     held = (old + (values - old).clamp(-epsilon, epsilon) - returns) ** 2
     return 0.5 * torch.maximum(free, held), held > free
 
 
 def approximate_kl(logprobs: Tensor, old: Tensor) -> Tensor:
-    """Of every token half the squared log ratio: how far the policy went from the one that sampled (TRL, approxkl)."""
+    """Half the squared log ratio of every token: the distance from the policy at sampling (TRL's approxkl)."""
     return 0.5 * (logprobs - old) ** 2
 
 
 @dataclass
 class KLController:
-    """The KL coefficient: fixed, or steered so that the KL of an answer comes near a target (Z19, section 2.2)."""
+    """The KL coefficient: fixed, or adjusted to bring the KL of an answer near a target (Z19, section 2.2)."""
 
     beta: float
     target: float | None = None
-    """KL in nats an answer; None leaves beta as it is."""
+    """KL in nats per answer; None keeps beta fixed."""
     horizon: float = 10_000.0
 
     def update(self, kl: float, *, answers: int) -> None:
-        """After a step of so many answers: beta *= 1 + clip(kl / target - 1, -0.2, 0.2) answers / horizon."""
+        """After a step of `answers`: beta *= 1 + clip(kl / target - 1, -0.2, 0.2) answers / horizon."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.beta *= 1 + error * answers / self.horizon

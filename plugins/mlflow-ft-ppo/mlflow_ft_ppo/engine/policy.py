@@ -1,7 +1,7 @@
-"""The policy with its value head: one model that says how likely its tokens are, and how well it expects to do.
+"""The policy with its value head: one model for the probabilities of tokens and the expected return.
 
-The value head is a linear layer on the hidden states that the language model's own head reads. It starts at zero (Z19's
-code; N+ starts from the reward model), trains with the policy, and is not part of the model that is served.
+The value head is a linear layer on the hidden states that the language model's head reads. It starts at zero (as Z19's
+code; N+ starts from the reward model), is trained with the policy, and is not part of the model that is served.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ HEAD_FILE = "value_head.safetensors"
 
 
 class Seen(NamedTuple):
-    """Of every token of the answers, float32 of shape (answers, tokens): what the policy says of it.
+    """The policy's outputs for every token of the answers, float32 of shape (answers, tokens).
 
-    Behind an answer's end the numbers mean nothing.
+    The numbers after an answer's end are meaningless.
     """
 
     logprobs: Tensor
     values: Tensor
-    """What is expected before the token is chosen."""
+    """The expected return before the token is chosen."""
     entropy: Tensor
-    """Of the choice of the token, nats."""
+    """Entropy of the choice of the token, in nats."""
 
 
 class PolicyWithValue(nn.Module):
@@ -51,20 +51,20 @@ class PolicyWithValue(nn.Module):
         self._keeps = "logits_to_keep" in inspect.signature(causal_model(model).forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor, *, tokens: int) -> Seen:
-        """Look at answers, each behind its prompt and padded on the right, so that every position is the natural one.
+        """Evaluate answers, each after its prompt and padded on the right, so that the positions are unchanged.
 
         Args:
             input_ids, attention_mask: of shape (answers, length).
             prompt_lengths: of shape (answers,), at least 1.
             tokens: length of the longest answer.
 
-        The logits are divided by the temperature, as they were when the answers were sampled: probabilities at
-        another temperature would be those of another policy (N+).
+        The logits are divided by the temperature, as when the answers were sampled: at another temperature, the
+        probabilities would be those of another policy (N+).
         """
         length = input_ids.shape[1]
         first = int(prompt_lengths.min()) - 1
         logits, hidden = self._outputs(input_ids, attention_mask, keep=length - first)
-        before = prompt_lengths[:, None] - 1 + torch.arange(tokens, device=input_ids.device)  # the state they come from
+        before = prompt_lengths[:, None] - 1 + torch.arange(tokens, device=input_ids.device)  # where they come from
         chosen = input_ids.gather(1, (before + 1).clamp(max=length - 1))
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         places = (before - first).clamp(max=length - first - 1)
@@ -88,33 +88,33 @@ class PolicyWithValue(nn.Module):
         return logits[:, -keep:], caught[0][:, -keep:]
 
     def save_head(self, folder: Path) -> None:
-        """Write the value head into `folder`, for a run that goes on from this one."""
+        """Write the value head to `folder`, for a run that continues from this one."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: value.detach().cpu() for name, value in self.value_head.state_dict().items()}, folder / HEAD_FILE
         )
 
     def load_head(self, file: Path) -> None:
-        """Take the value head of an earlier run.
+        """Load the value head of an earlier run.
 
         Raises:
-            ModelError: there is no such file, or it is the head of another model.
+            ModelError: the file does not exist, or is the head of another model.
         """
         try:
             self.value_head.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(
                 f"the value head {str(file)!r} cannot be read: {brief(error)}",
-                hint=f"it is {HEAD_FILE} in the folder `train` of a ppo run on the same model",
+                hint=f"use {HEAD_FILE} from the folder `train` of a ppo run on the same model",
             ) from error
 
 
 @contextmanager
 def recomputing(model: Any, *, enabled: bool) -> Iterator[None]:
-    """Inside, activations are recomputed in the backward pass, where `enabled`.
+    """Inside the block, if `enabled`, activations are recomputed in the backward pass.
 
-    The layers do so in training mode only, and the model stays in evaluation mode, since dropout would make the
-    probabilities other than those that were sampled from: the mode of the layers alone is changed, not what is in them.
+    The layers do so in training mode only, but the model must stay in evaluation mode, because dropout would change the
+    probabilities that were sampled from: so only the mode of the layers changes, not of the modules inside them.
     """
     if not enabled:
         yield

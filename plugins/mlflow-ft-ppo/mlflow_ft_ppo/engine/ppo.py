@@ -1,8 +1,9 @@
-"""The loop: sample answers, judge them, work out advantages, learn from them in clipped steps.
+"""The loop: sample answers, judge them, compute advantages, learn from them in clipped steps.
 
-A step is one round of that, as in TRL's PPOTrainer: it samples per_device_train_batch_size x
-gradient_accumulation_steps x num_mini_batches answers on each process, and takes num_iterations x num_mini_batches
-optimizer steps on them. Dropout is off throughout: the probabilities that are learned are those that were sampled from.
+A step is one round of these, as in TRL's PPOTrainer: it samples per_device_train_batch_size x
+gradient_accumulation_steps x num_mini_batches answers on each process and takes num_iterations x num_mini_batches
+optimizer steps on them. Dropout is off throughout, so that answers are learned from the probabilities that produced
+them.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from mlflow_ft_ppo.settings import PPOSettings
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
-    """Train by PPO, and leave the adapter or the whole model under the stage's folder, with the value head beside it.
+    """Train with PPO, and write the adapter or the whole model, and the value head, to the stage's folder.
 
     Raises:
-        RefusedError: a reward function raised, or the loss is no number. DataError: no prompt is short enough.
-        StoppedError: a signal came; the step in progress was finished.
+        RefusedError: a reward function raised, or the loss is NaN or infinite. DataError: no prompt is short enough.
+        StoppedError: a signal was received; the step in progress was finished.
     """
     settings = ppo_settings.read(job.config)
     args = _arguments(job, settings)
@@ -54,30 +55,30 @@ def train(job: Job, data: Data, model: Model) -> Trained:
 
 
 def _arguments(job: Job, settings: PPOSettings) -> TrainingArguments:
-    """The `training` section, as other methods read it; `objective.options` are PPO's own."""
+    """The `training` section as other methods read it; `objective.options` holds PPO's own settings."""
     objective = job.config.objective.model_copy(update={"options": None})
-    without = replace(job, config=job.config.model_copy(update={"objective": objective}))
-    own = {name: getattr(settings, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")}
-    return loop.arguments(TrainingArguments, without, job.folder / "train", own)
+    without_options = replace(job, config=job.config.model_copy(update={"objective": objective}))
+    adam = {name: getattr(settings, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")}
+    return loop.arguments(TrainingArguments, without_options, job.folder / "train", adam)
 
 
 class PPO:
-    """One training: what it works with, and the steps it takes."""
+    """One training run: its state and its steps."""
 
     def __init__(
         self, job: Job, data: Data, model: Model, *, settings: PPOSettings, args: TrainingArguments, bars: ExitStack
     ) -> None:
         self._job, self._data, self._settings, self._args = job, data, settings, args
-        asked = job.config.rollout
+        section = job.config.rollout
         self._judges = reward_judges.load(job.config, job.registry, model=job.reward_model)
         self._accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.use_cpu)
         module = model.module.eval()
         loading.as_float32(module)
-        self.policy = PolicyWithValue(module, temperature=asked.temperature)
+        self.policy = PolicyWithValue(module, temperature=section.temperature)
         if settings.value_head:
             self.policy.load_head(Path(settings.value_head).expanduser())
         beta = job.config.objective.beta
-        self.watch = RewardWatch(asked, job.progress)
+        self.watch = RewardWatch(section, job.progress)
         self._kl = KLController(
             beta=ppo_settings.BETA if beta is None else beta, target=settings.kl_target, horizon=settings.kl_horizon
         )
@@ -91,11 +92,10 @@ class PPO:
             self.policy,
             args,
             settings,
-            epsilon=asked.epsilon,
-            passes=asked.num_iterations,
+            rollout=section,
             max_steps=self.state.max_steps,
             accelerator=self._accelerator,
-            tell=self._call,
+            notify=self._call,
         )
         self._control = TrainerControl()
         self._callbacks = CallbackHandler(self._callback_list(bars), module, data.tokenizer, None, None)
@@ -103,7 +103,7 @@ class PPO:
         self._losses: list[float] = []
 
     def _state(self) -> TrainerState:
-        """Where the training stands; an epoch is a pass over the prompts."""
+        """The initial state of the training; an epoch is a pass over the prompts."""
         config = self._job.config
         prompts = self._everywhere / config.rollout.num_generations
         per_epoch = len(self._prompts) / prompts
@@ -136,7 +136,7 @@ class PPO:
         return sum(self._losses) / len(self._losses) if self._losses else math.nan
 
     def all_steps(self) -> None:
-        """Take every step, or as many as come before a signal."""
+        """Take every step, or stop after a signal."""
         seed = self._job.config.run.seed
         set_seed(seed + self._accelerator.process_index)
         stream = self._prompts.examples(seed)
@@ -145,10 +145,11 @@ class PPO:
             self._evaluate()
         while self.state.global_step < self.state.max_steps and not self._control.should_training_stop:
             self._call("on_step_begin")
-            watched = self._step(stream)
-            self._note(watched)
+            metrics = self._step(stream)
+            self._note(metrics)
             self._call("on_step_end")
-            broken = not math.isfinite(watched["loss"] + watched["grad_norm"])  # told at once: nothing could be sampled
+            # logged at once, since the next step could not sample
+            broken = not math.isfinite(metrics["loss"] + metrics["grad_norm"])
             if self._control.should_log or broken:
                 self._log()
             if self._control.should_evaluate:
@@ -156,19 +157,19 @@ class PPO:
         self._call("on_train_end")
 
     def _step(self, stream: Iterator[Example]) -> dict[str, float]:
-        """Sample, judge, learn; what is watched of it."""
-        asked = self._job.config.rollout
+        """Sample, judge and learn; return the step's metrics."""
+        section = self._job.config.rollout
         examples = rollout.take(
             stream,
-            prompts=self._answers // asked.num_generations,
-            generations=asked.num_generations,
+            prompts=self._answers // section.num_generations,
+            generations=section.num_generations,
             process=self._accelerator.process_index,
             processes=self._accelerator.num_processes,
         )
         batch_size = self._job.config.evaluation.per_device_eval_batch_size
         with self._accelerator.autocast():
             sampled = rollout.sample(
-                self.policy.model, self._data, self._prompts, examples, settings=asked, batch_size=batch_size
+                self.policy.model, self._data, self._prompts, examples, settings=section, batch_size=batch_size
             )
         judged = experience.judge(self._judges, sampled, self._settings)
         self._watch(sampled, judged)
@@ -177,7 +178,7 @@ class PPO:
         )
         beta = self._kl.beta
         with self._accelerator.autocast():
-            found = experience.collect(
+            step = experience.collect(
                 self.policy,
                 self._reference,
                 answers,
@@ -187,43 +188,43 @@ class PPO:
                 batch_size=self._args.per_device_train_batch_size,
             )
         rate = self._learner.learning_rate
-        watched = experience.metrics(found, judged, beta=beta) | self._learner.learn(found)
-        watched["val/num_eos_tokens"] = float(sum(one.answer.finished for one in sampled))
-        watched = self._over_processes(watched)
-        self._kl.update(watched["objective/kl"], answers=self._everywhere)
-        return watched | {"learning_rate": rate, "lr": rate}
+        metrics = experience.metrics(step, judged, beta=beta) | self._learner.learn(step)
+        metrics["val/num_eos_tokens"] = float(sum(sample.answer.finished for sample in sampled))
+        metrics = self._over_processes(metrics)
+        self._kl.update(metrics["objective/kl"], answers=self._everywhere)
+        return metrics | {"learning_rate": rate, "lr": rate}
 
     def _watch(self, sampled: Sequence[Sampled], judged: experience.Judged) -> None:
-        """Show the answers to what watches over them; all of a step are compared, through the value head."""
+        """Pass the answers to the reward watch, as one group: the value head compares all answers of a step."""
         scores = zip(judged.scores.tolist(), judged.known.tolist(), strict=True)
         rewards_of_step = [score if known else None for score, known in scores]
-        self.watch.see([rewards_of_step], cut=[not one.answer.finished for one in sampled])
+        self.watch.see([rewards_of_step], cut=[not sample.answer.finished for sample in sampled])
 
     def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
-        """The means over all processes; what there is one of is itself."""
+        """The means over all processes; with one process, the values themselves."""
         if self._accelerator.num_processes == 1:
             return values
         together = torch.tensor(list(values.values()), device=self._accelerator.device)
         means = self._accelerator.reduce(together, reduction="mean").tolist()
         return dict(zip(values, means, strict=True))
 
-    def _note(self, watched: dict[str, float]) -> None:
+    def _note(self, metrics: dict[str, float]) -> None:
         self.state.global_step += 1
-        done = self.state.global_step * self._everywhere / self._job.config.rollout.num_generations
-        self.state.epoch = done / len(self._prompts)
-        self._losses.append(watched["loss"])
-        for name, value in watched.items():
+        answered = self.state.global_step * self._everywhere / self._job.config.rollout.num_generations
+        self.state.epoch = answered / len(self._prompts)
+        self._losses.append(metrics["loss"])
+        for name, value in metrics.items():
             self._since[name].append(value)
 
     def _log(self) -> None:
-        """Tell the means since the last time."""
+        """Log the means since the last call."""
         means = {name: sum(values) / len(values) for name, values in self._since.items()}
         self._since.clear()
         means["episode"] = float(self.state.global_step * self._everywhere)
         self._call("on_log", logs=means | {"epoch": self.state.epoch})
 
     def _evaluate(self) -> None:
-        """Judge greedy answers to held-out prompts; the callbacks of this event log some of them."""
+        """Score greedy answers to held-out prompts; the callbacks of this event log some of them."""
         with self._accelerator.autocast():
             metrics = heldout.scores(self._job, self._data, self.policy.model, self._judges)
             if metrics:
@@ -231,5 +232,5 @@ class PPO:
             self._call("on_evaluate", metrics=metrics)
 
     def _call(self, event: str, **more: Any) -> None:
-        """Tell every callback."""
+        """Call every callback of an event."""
         self._control = getattr(self._callbacks, event)(self._args, self.state, self._control, **more)

@@ -1,4 +1,4 @@
-"""The policy as it was at the start, which the KL holds the trained one to."""
+"""The policy as it was at the start, the reference of the KL penalty."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Reference = Callable[[], AbstractContextManager[PolicyWithValue]]
 
 
 def of_start(policy: PolicyWithValue, prompt: Sequence[int]) -> Reference:
-    """The cheapest way to what the policy is now: its base alone, a frozen copy of its adapter, or of all of it.
+    """The cheapest way to keep the present policy: its base alone, a frozen copy of its adapter, or a whole copy.
 
-    Whether the adapter changes nothing yet is found out on a prompt: a new LoRA does not, one that is trained further
-    or that began with a part of the base (PiSSA) does.
+    A prompt shows whether the adapter changes anything yet: a new LoRA does not; one that is trained further, or that
+    was initialised from a part of the base (PiSSA), does.
     """
     if not hasattr(policy.model, "peft_config"):
         return _whole_copy(policy)
@@ -55,7 +55,7 @@ def _base_alone(policy: PolicyWithValue) -> Reference:
 
 
 def _adapter_copy(model: Any, policy: PolicyWithValue) -> Reference:
-    """A second adapter with the same weights, under the name that `training.keep` leaves out of what is saved."""
+    """A second adapter with the same weights, under the name that `training.keep` does not save."""
     active = model.active_adapter
     settings = copy.deepcopy(model.peft_config[active])
     settings.inference_mode = True

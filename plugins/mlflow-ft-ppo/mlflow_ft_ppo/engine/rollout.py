@@ -1,4 +1,4 @@
-"""Prompts in a seeded order, and the policy's own answers to them, sampled token by token."""
+"""Prompts in a seeded order, and the policy's sampled answers to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mlflow_ft.values import Answer, Data, Job, Split
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """One sampled answer: the tokens of prompt and answer, its end token included, and both as text."""
+    """One sampled answer: the tokens of prompt and answer, including the end token, and both as text."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -33,7 +33,7 @@ class Sampled:
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
-    """Sampled answers as the policy looks at them: each behind its prompt, padded on the right."""
+    """Sampled answers as input for the policy: each after its prompt, padded on the right."""
 
     input_ids: Tensor
     """int64, (answers, length)."""
@@ -42,10 +42,10 @@ class Tensors:
     prompt_lengths: Tensor
     """int64, (answers,)."""
     mask: Tensor
-    """float32, (answers, tokens): 1 up to the first end token and on it, 0 behind."""
+    """float32, (answers, tokens): 1 up to and including the first end token, then 0."""
 
     def look(self, policy: Any, rows: Tensor) -> Any:
-        """What a policy says of some of the answers; cut to the longest of them."""
+        """A policy's outputs for some of the answers, cut to the longest of them."""
         length = int(self.attention_mask[rows].sum(dim=1).max())
         return policy(
             self.input_ids[rows, :length],
@@ -57,14 +57,14 @@ class Tensors:
 
 def tensors(sampled: Sequence[Sampled], *, pad_token_id: int, device: Any) -> Tensors:
     """Put sampled answers into one batch."""
-    rows = [one.prompt_ids + one.ids for one in sampled]
-    length, tokens = max(map(len, rows)), max(len(one.ids) for one in sampled)
+    rows = [sample.prompt_ids + sample.ids for sample in sampled]
+    length, tokens = max(map(len, rows)), max(len(sample.ids) for sample in sampled)
     ids = torch.tensor([row + [pad_token_id] * (length - len(row)) for row in rows])
     return Tensors(
         input_ids=ids.to(device),
         attention_mask=_ones([len(row) for row in rows], length).to(device),
-        prompt_lengths=torch.tensor([len(one.prompt_ids) for one in sampled]).to(device),
-        mask=_ones([len(one.ids) for one in sampled], tokens).float().to(device),
+        prompt_lengths=torch.tensor([len(sample.prompt_ids) for sample in sampled]).to(device),
+        mask=_ones([len(sample.ids) for sample in sampled], tokens).float().to(device),
     )
 
 
@@ -74,7 +74,7 @@ def _ones(lengths: Sequence[int], width: int) -> Tensor:
 
 
 class Prompts:
-    """The prompts of a split that can be answered in full: the generation prompt, at the end, must not be cut off."""
+    """The prompts of a split that fit: the generation prompt at their end must not be cut off."""
 
     def __init__(self, split: Split, data: Data, *, longest: int) -> None:
         self._split = split
@@ -86,7 +86,7 @@ class Prompts:
         return len(self.indices)
 
     def _lengths(self, data: Data) -> Iterator[int]:
-        if data.kind == "prompt":  # they were rendered, with the generation prompt, when the rows were read
+        if data.kind == "prompt":  # already rendered, with the generation prompt, when the rows were read
             for row in self._split.encoded:
                 yield self.longest + 1 if row.truncated else len(row.input_ids)
         else:
@@ -94,11 +94,11 @@ class Prompts:
                 yield len(self.ids(example))
 
     def ids(self, example: Example) -> list[int]:
-        """The tokens of what comes before the answer, the generation prompt at the end."""
+        """The tokens before the answer, including the generation prompt."""
         return render.prompt_ids(self._tokenizer, example)
 
     def examples(self, seed: int) -> Iterator[Example]:
-        """The prompts without end, in a new order each time round."""
+        """The prompts in an endless stream, in a new order in each epoch."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             for place in torch.randperm(len(self), generator=generator).tolist():
@@ -109,21 +109,22 @@ def prompts(job: Job, data: Data, model: Any) -> Prompts:
     """The training prompts that leave room for an answer.
 
     Raises:
-        DataError: there is none.
+        DataError: no prompt is short enough.
     """
     config, settings = causal_model(model).config, job.config
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or settings.data.max_length * 2
     room = positions - settings.rollout.max_completion_length
-    found = Prompts(data.train, data, longest=min(settings.data.max_length, room))
-    short = f"data.max_length is {settings.data.max_length}, and the model has {positions} positions, "
-    short += f"{settings.rollout.max_completion_length} of them for the answer"
-    if not found:
+    fitting = Prompts(data.train, data, longest=min(settings.data.max_length, room))
+    limits = f"data.max_length is {settings.data.max_length}, and the model has {positions} positions, "
+    limits += f"{settings.rollout.max_completion_length} of them for the answer"
+    if not fitting:
         raise DataError(
-            f"no prompt is short enough to be answered: {short}", hint="shorten the prompts, or the answers"
+            f"no prompt is short enough to leave room for an answer: {limits}",
+            hint="shorten the prompts, or lower rollout.max_completion_length",
         )
-    if left := len(data.train.examples) - len(found):
-        job.progress.warn(f"{left:,} of {len(data.train.examples):,} prompts are too long and left out: {short}")
-    return found
+    if dropped := len(data.train.examples) - len(fitting):
+        job.progress.warn(f"ignoring {dropped:,} of {len(data.train.examples):,} prompts, which are too long: {limits}")
+    return fitting
 
 
 def stops(model: Any) -> list[int]:
@@ -132,23 +133,23 @@ def stops(model: Any) -> list[int]:
 
 
 def cut(tokens: Sequence[int], ends: Sequence[int]) -> tuple[list[int], bool]:
-    """What was generated up to its first end token and on it, and whether there was one; behind it is padding."""
+    """The generated tokens up to and including the first end token, without padding, and whether there was one."""
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
     return list(tokens if end is None else tokens[: end + 1]), end is not None
 
 
 @torch.no_grad()
 def sample(
-    model: Any, data: Data, found: Prompts, examples: Sequence[Example], *, settings: RolloutSection, batch_size: int
+    model: Any, data: Data, prompts: Prompts, examples: Sequence[Example], *, settings: RolloutSection, batch_size: int
 ) -> list[Sampled]:
-    """One answer to every example, from the model's probabilities at the temperature, cut off behind its end token."""
-    ids = [found.ids(example) for example in examples]
+    """One answer to every example, sampled at the temperature from the model's probabilities, up to its end token."""
+    ids = [prompts.ids(example) for example in examples]
     ends = stops(model)
     answers: dict[int, Sampled] = {}
     pad = data.tokenizer.pad_token_id
-    together = left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad)
+    batches = left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad)
     with _sampling(model, data, settings):
-        for rows in together:
+        for rows in batches:
             generated = _generate(model, [ids[row] for row in rows], pad_token_id=pad)
             for row, new in zip(rows, generated, strict=True):
                 tokens, finished = cut(new, ends)
@@ -160,7 +161,7 @@ def sample(
 
 
 def _generate(model: Any, ids: list[list[int]], *, pad_token_id: int) -> list[list[int]]:
-    """What the model adds to prompts, padded on the left as generation needs it."""
+    """The model's continuations of prompts, which are padded on the left as generation requires."""
     device = causal_model(model).device
     batch = left_padding.padded(ids, pad_token_id=pad_token_id)
     output = model.generate(**{name: value.to(device) for name, value in batch.items()})
@@ -170,9 +171,9 @@ def _generate(model: Any, ids: list[list[int]], *, pad_token_id: int) -> list[li
 
 @contextmanager
 def _sampling(model: Any, data: Data, settings: RolloutSection) -> Iterator[None]:
-    """Inside, generation samples as `rollout` says, and by nothing else that the model's own defaults may hold.
+    """Inside the block, generation samples with the settings of `rollout` and none of the model's own defaults.
 
-    A top_k or a repetition penalty would sample from another distribution than the one whose probabilities are learned.
+    A top_k or a repetition penalty would sample from another distribution than the one that is trained.
     """
     causal = causal_model(model)
     kept = causal.generation_config
@@ -194,6 +195,6 @@ def _sampling(model: Any, data: Data, settings: RolloutSection) -> Iterator[None
 
 
 def take(stream: Iterator[Example], *, prompts: int, generations: int, process: int, processes: int) -> list[Example]:
-    """The examples of this process's share of a step, each as often as it is answered."""
-    mine = list(itertools.islice(stream, prompts * processes))[process::processes]
-    return [example for example in mine for _ in range(generations)]
+    """This process's share of a step's examples, each repeated once per answer."""
+    share = list(itertools.islice(stream, prompts * processes))[process::processes]
+    return [example for example in share for _ in range(generations)]

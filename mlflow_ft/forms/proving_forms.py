@@ -1,0 +1,135 @@
+"""A form of a model: made, opened, compared with the model it was made of, recorded, refused where it differs.
+
+One path for the package stage, `mlflow-ft export` and `mlflow-ft merge --register`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft.errors import RefusedError
+from mlflow_ft.forms import compare
+from mlflow_ft.forms.compare import Limits
+from mlflow_ft.progress import Progress
+from mlflow_ft.values import Form, Split
+
+if TYPE_CHECKING:
+    from mlflow_ft.engine.judging.parity import Parity
+    from mlflow_ft.tracking import ActiveRun
+
+SHOWN = 3
+"""Tokens that the message of a refusal names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewForm:
+    """A form to prove: how it is made and opened, and how near to the original it must be."""
+
+    name: str
+    folder: Path
+    open: Callable[[Path], AbstractContextManager[Form]]
+    limits: Limits
+    make: Callable[[Path], None] | None = None
+    """Writes the form to `folder`; None: it is there already."""
+    table_file: Path | None = None
+    """Where the comparison of a refused form is written when there is no run to log it to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """The model that forms are compared with, and the run that the comparisons are recorded in."""
+
+    reference: Path
+    """Its logits and answers; see `engine.judging.reference`."""
+    folder: Path
+    """Its weights: a refusal says where they are."""
+    tokenizer: Any
+    run: ActiveRun | None
+    """None: there is no run; of a refused form the comparison goes to `NewForm.table_file`."""
+    dataset: Split | None = None
+    """The rows of the reference, where they are rows of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proved:
+    """How near a form is to the original, and what it answered."""
+
+    parity: Mapping[str, float]
+    answers: Sequence[str] = ()
+
+
+def no_questions(form: Form) -> Sequence[str]:
+    """Nothing is asked of the open form but the comparison."""
+    return ()
+
+
+def prove(
+    form: NewForm, original: Original, progress: Progress, *, ask: Callable[[Form], Sequence[str]] = no_questions
+) -> Proved:
+    """Make the form, open it, compare it, record the comparison; `ask` may put further questions to the open form.
+
+    Raises:
+        RefusedError: it is further from the original than `form.limits` allow; the comparison is recorded all the same.
+    """
+    from mlflow_ft.engine.judging import parity
+
+    if form.make:
+        with progress.bar(f"export {form.name}"):
+            form.make(form.folder)
+    with progress.bar(f"compare {form.name}"), form.open(form.folder) as opened:
+        comparison = parity.measure(opened, original.reference)
+        answers = ask(opened)
+    refused = list(compare.reasons(comparison.numbers, form.limits))
+    where = _record(form, comparison, original, refused=bool(refused))
+    if refused:
+        raise _refusal(form, refused, comparison, original, where)
+    return Proved(parity=comparison.numbers, answers=answers)
+
+
+def _refusal(form: NewForm, reasons: Sequence[str], comparison: Parity, original: Original, where: str) -> RefusedError:
+    worst = sorted(comparison.tokens, key=lambda token: -float(token["kl"]))[:SHOWN]
+    tokens = ", ".join(f"{original.tokenizer.decode(token['token'])!r} ({token['kl']:.2g})" for token in worst)
+    return RefusedError(
+        f"the form {form.name!r} is not the model that was trained: {'; '.join(reasons)}",
+        hint=f"nothing was registered. Look at {where}: the largest differences are after the tokens {tokens}. "
+        f"The trained weights are in {original.folder}; {form.limits.remedy}",
+    )
+
+
+def _record(form: NewForm, comparison: Parity, original: Original, *, refused: bool) -> str:
+    """Log the comparison as metrics and a table of the run, and say where it is."""
+    rows = compare.table(comparison, original.tokenizer)
+    if original.run:
+        numbers = {f"parity/{form.name}/{key}": value for key, value in comparison.numbers.items()}
+        original.run.metrics(numbers, dataset=original.dataset)
+        original.run.table(rows, f"parity/{form.name}.json")
+        return f"the run's table parity/{form.name}.json"
+    if refused and form.table_file:
+        form.table_file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return str(form.table_file)
+
+
+def log_model(
+    run: ActiveRun, name: str, folder: Path, *, metadata: Mapping[str, str], model_type: str, step: int = 0
+) -> str:
+    """Log a packaged folder as an MLflow model that is served through its own code, and return its id."""
+    from mlflow_ft.engine.serving import bundle
+    from mlflow_ft.tracking import ModelToLog, chat_signature
+
+    model = ModelToLog(
+        name=name,
+        code=bundle.CHAT_MODEL,
+        artifacts={"model": folder},
+        signature=chat_signature(),
+        pip_requirements=bundle.requirements(folder),
+        metadata=metadata,
+        model_type=model_type,
+        model_config=bundle.overridable(folder),
+        step=step,
+    )
+    return run.log_model(model)

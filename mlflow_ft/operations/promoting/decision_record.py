@@ -1,0 +1,55 @@
+"""What a decision leaves in MLflow: the whole of it on the run, the essence on the version."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from mlflow_ft.operations.promoting.decision import dumps
+
+if TYPE_CHECKING:
+    from mlflow_ft.operations.promoting.decision import Decision, PromotionRequest
+    from mlflow_ft.tracking import Store
+
+FOLDER = "promotion"
+TAG = "mlflow_ft.promotion."
+
+
+def write(store: Store, decision: Decision, request: PromotionRequest) -> Decision:
+    """Write the decision to the version's run, and to the run that `mlflow run` opened.
+
+    Raises:
+        TrackingError: it could not be written; no alias moves without its evidence.
+    """
+    at = datetime.fromtimestamp(decision.at_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+    file = decision.artifact.partition("/")[2].partition("/")[2]
+    file = file or f"{FOLDER}/{decision.alias}-version-{decision.version}-{at}-{uuid4().hex[:6]}.json"
+    runs = list(dict.fromkeys(run for run in (decision.run_id, request.open_run) if run))
+    if not runs:
+        return replace(decision, notes=(*decision.notes, "the version has no run: the decision is in its tags alone"))
+    decision = replace(decision, artifact=f"runs:/{runs[0]}/{file}")
+    store.write_text(runs, dumps(decision), file)
+    return decision
+
+
+def tag(store: Store, decision: Decision) -> None:
+    """Tag the version with the outcome, by whom, when, with which gates and numbers, and where the whole is."""
+    whole = decision.as_dict()
+    numbers = {
+        f"{gate['gate']} {gate['subject']}".rstrip(): gate["numbers"] for gate in whole["gates"] if gate["numbers"]
+    }
+    values = {
+        "": decision.outcome,
+        ".at": whole["at"],
+        ".by": decision.by,
+        ".gates": f"failed: {', '.join(decision.failed)}" if decision.failed else decision.counts,
+        ".waived": decision.reason or "none",
+        ".numbers": json.dumps(numbers),
+        ".config": json.dumps(whole["config"]),
+        ".decision": decision.artifact or "none",
+    }
+    tags = {f"{TAG}{decision.alias}{key}": value for key, value in values.items()}
+    store.tag_version(decision.name, decision.version, tags)

@@ -1,0 +1,122 @@
+"""The key of prepared data: everything that decides how the rows come out, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.data import fingerprint
+from mlflow_ft.hashes import canonical
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.preparing.one_pass import Opened
+from mlflow_ft.registry import Registry
+
+PACKAGE = Path(__file__).parents[1]
+TOKENS = [
+    "alike",
+    "clock",
+    "marks",
+    "masking",
+    "places",
+    "render",
+    "spans",
+    "steady",
+    "template_code",
+    "thoughts",
+    "tool_text",
+]
+CODE = (
+    *("rows.py", "hashes.py", "values/report.py"),
+    *(f"data/{name}.py" for name in ("fingerprint", "hub", "quality", "sources", "store", "turns")),
+    *("data/reading/*.py", "data/recognising/*.py"),
+    *(f"engine/tokens/{name}.py" for name in TOKENS),
+    *(f"preparing/{name}.py" for name in ("one_pass", "prepared", "proving")),
+)
+"""What of this package decides how a row is read, converted, tokenised, proved and kept; a test compares it with what
+these modules import."""
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
+
+
+def parts(opened: Sequence[Opened], config: Config, tokenizer: Any, registry: Registry) -> dict[str, Any]:
+    settings = config.data
+    names = ("columns", "system", "split", "subset", "split_by", "max_length", "max_rows", "on_bad_row")
+    return {
+        "sources": [
+            {
+                "sha256": [file.sha256 for file in one.source.files],
+                "weight": one.weight,
+                "format": one.record.name,
+                "format_from": registry.formats.provider(one.record.name),
+                **({"read_as": list(one.remarks)} if one.remarks else {}),
+            }
+            for one in opened
+        ],
+        "settings": {name: getattr(settings, name) for name in names}
+        | ({} if settings.turns == "all" else {"turns": settings.turns}),
+        "tokenizer": hash_of(tokenizer.backend_tokenizer.to_str(), sorted(tokenizer.special_tokens_map.items())),
+        "chat_template": hash_of(tokenizer.chat_template),
+    }
+
+
+def sources(found: Sequence[Mapping[str, Any]], table: Any) -> list[Mapping[str, Any]]:
+    """Of a source whose bytes nobody can hash (the Hub did not tell the commit) the rows are hashed."""
+    if all(all(one["sha256"]) for one in found):
+        return list(found)
+    rows_hash = hashlib.sha256(b"".join(table.column("hash").to_pylist())).hexdigest()
+    return [{**one, "sha256": [digest or rows_hash for digest in one["sha256"]]} for one in found]
+
+
+def hash_of(*values: Any) -> str:
+    return hashlib.sha256(canonical(values)).hexdigest()
+
+
+def key(
+    parts: Mapping[str, Any],
+    opened: Sequence[Opened],
+    config: Config,
+    plugins: Plugins,
+    told: Mapping[str, str],
+    *,
+    quality: bool,
+) -> str:
+    """The fingerprint's parts, and what else the entry depends on: names in messages, the checks, the code itself, and
+    what a template that asks the time is told.
+    """
+    if not all(file.sha256 for one in opened for file in one.source.files):
+        return uuid4().hex
+    rest = {
+        "parts": parts,
+        "clock": told,
+        "files": [file.shown for one in opened for file in one.source.files],
+        "checks": config.checks.model_dump() if quality else None,
+        "plugins": _plugins(plugins, quality=quality),
+        "libraries": [metadata.version(name) for name in LIBRARIES],
+        "code": _code(quality=quality),
+    }
+    return fingerprint.fingerprint(rest)
+
+
+def code_files(*, quality: bool) -> list[Path]:
+    """The files of this package that decide how rows come out; `quality`: and what the checks say of them."""
+    patterns = (*CODE, "builtin/formats/*.py", *(["builtin/checks/*.py"] if quality else []))
+    return sorted(file for pattern in patterns for file in PACKAGE.glob(pattern))
+
+
+def _code(*, quality: bool) -> str:
+    digest = hashlib.sha256()
+    for file in code_files(quality=quality):
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _plugins(plugins: Plugins, *, quality: bool) -> list[tuple[str, str]]:
+    """Name and hash of the plugins that have a format, recognise one, or have a check; the built-ins are code."""
+    kinds = ("formats", "checks") if quality else ("formats",)
+    names = {registered.provider for registered in plugins.registered if registered.kind in kinds}
+    names |= {implementation.plugin_name for implementation in plugins.hook.detect_format.get_hookimpls()}
+    return sorted((info.name, info.sha256) for info in plugins.active if info.name in names and not info.built_in)

@@ -1,0 +1,137 @@
+"""An MLflow server with its runs and its registry, for the operations on finished models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from mlflow_ft.candidacy import Contender
+from mlflow_ft.tracking import contenders, copies, models
+from mlflow_ft.tracking.promotion import Ledger
+from mlflow_ft.tracking.server import check_server, told
+
+LONGEST_TAG = 5000
+
+
+class Store:
+    """A tracking server and its registry. Every method raises TrackingError if the server does not answer."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    @classmethod
+    def connect(cls, uri: str = "") -> Store:
+        """The store at `uri`, or the one that MLFLOW_TRACKING_URI names.
+
+        Raises:
+            TrackingError: nothing answers there, or it is not an MLflow server.
+        """
+        check_server(uri or None)
+        client = MlflowClient(uri, registry_uri=uri) if uri else MlflowClient(mlflow.get_tracking_uri())
+        return cls(client)
+
+    # --- runs
+
+    def run(self, run_id: str) -> Run:
+        """The run with its tags, parameters and latest metrics."""
+        with told(f"read the run {run_id}"):
+            return self._client.get_run(run_id)
+
+    def read(self, run_id: str, path: str) -> Any:
+        """The content of a JSON artifact, or the text of any other; None if the run has no such artifact."""
+        return contenders.read(self._client, run_id, path)
+
+    def fetch(self, run_id: str, path: str, folder: Path) -> Path | None:
+        """Download an artifact to `folder`; None if the run has no such artifact."""
+        try:
+            return Path(self._client.download_artifacts(run_id, path, str(folder)))
+        except (MlflowException, OSError):
+            return None
+
+    def write_text(self, run_ids: Iterable[str], text: str, path: str) -> None:
+        """Write a text as the artifact `path` of each run."""
+        for run_id in run_ids:
+            with told(f"write {path} to run {run_id}"):
+                self._client.log_text(run_id, text, path)
+
+    def add_files(self, run_id: str, folder: Path, path: str, metrics: Mapping[str, float]) -> str:
+        """Copy a folder into the artifacts of a run, with the metrics that belong to it, and return its URI."""
+        with told(f"write {path} to run {run_id}"):
+            self._client.log_artifacts(run_id, str(folder), path)
+            for key, value in metrics.items():
+                self._client.log_metric(run_id, key, value)
+        return f"runs:/{run_id}/{path}"
+
+    # --- the registry
+
+    def version(self, name: str, which: str) -> ModelVersion:
+        """A version by its number or by an alias.
+
+        Raises:
+            ModelError: the registry has no such model, version or alias.
+        """
+        return contenders.find_version(self._client, name, which)
+
+    def version_at(self, uri: str) -> ModelVersion | None:
+        """The version that `models:/NAME/3` names; None for any other URI.
+
+        Raises:
+            ModelError: the registry has no such version.
+        """
+        return contenders.version_of(self._client, uri)
+
+    def versions(self, name: str) -> set[int]:
+        """The numbers of the versions of a registered model.
+
+        Raises:
+            ModelError: the registry has no such model.
+        """
+        self.check_model(name)
+        return contenders.numbers(self._client, name)
+
+    def check_model(self, name: str) -> None:
+        """Raise ModelError if the registry has no model of this name."""
+        contenders.find_model(self._client, name)
+
+    def contender(self, version: ModelVersion, *, elsewhere: Store | None = None) -> Contender:
+        """The version with the evidence that its run recorded; a copy's run is also looked up `elsewhere`."""
+        return contenders.contender(self._client, version, elsewhere=elsewhere._client if elsewhere else None)
+
+    def ledger(self, name: str, alias: str) -> Ledger:
+        """The moves of an alias.
+
+        Raises:
+            ConfigError: MLflow does not accept such an alias.
+        """
+        return Ledger(self._client, name, alias)
+
+    def ensure_model(self, name: str) -> None:
+        """Create the registered model unless it exists."""
+        with told(f"create the registered model {name}"):
+            models.ensure_registered_model(self._client, name)
+
+    def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags on a version, each cut to the length that MLflow stores."""
+        with told(f"tag {name} version {version}"):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(name, str(version), key, value[:LONGEST_TAG])
+
+    def copy(self, name: str, version: int, *, to: str, store: Store) -> int:
+        """Copy a version's files to the registered model `to` of a store, and return the number of the copy.
+
+        Raises:
+            RefusedError: the files differ from those that were packaged, or changed on the way.
+        """
+        original = self._client.get_model_version(name, str(version))
+        return copies.copy_version(self._client, original, to=to, client=store._client)
+
+    def download(self, name: str, version: int, folder: Path) -> Path:
+        """Download the files of a version to a folder inside `folder`."""
+        return copies.download(self._client, name, version, folder)
