@@ -45,7 +45,7 @@ def test_with_a_champion_the_base_is_asked_only_where_that_is_set(shop: Shop) ->
     decision = shop.promote(better, dry_run=True)
     assert decision.passed
     abstained = {one.gate: one.verdict.found for one in decision.judged if one.result == "abstain"}
-    assert abstained["beats-base"] == "version 1 is the champion, which is to be beaten instead"
+    assert abstained["beats-base"] == "version 1 is the champion: the one to beat instead"
     assert shop.promote(better, gates_of("beats_base: {always: true}"), dry_run=True).failed == ["beats-base loss"]
 
 
@@ -71,7 +71,7 @@ def test_a_champion_without_that_score_is_beaten_on_another_and_that_is_said(sho
     candidate = shop.version(rows={"exact_match": [1.0] * 40, "weighted_reward": BETTER}, aims=["weighted_reward"])
     verdict = shop.judged(candidate)["beats-champion exact_match"]
     assert verdict.passed
-    assert verdict.found.endswith("weighted_reward is not known of the champion on these rows")
+    assert verdict.found.endswith("the champion has no weighted_reward on these rows")
 
 
 # --- enough rows
@@ -81,8 +81,8 @@ def test_few_rows_claim_nothing_and_say_how_many_it_takes(shop: Shop) -> None:
     version = shop.version(rows={"loss": [0.5, 0.6, 0.5, 0.7]}, base_rows={"loss": [1.0, 1.1, 1.2, 1.0]})
     verdict = shop.judged(version)["beats-base loss"]
     assert not verdict.passed
-    assert "better than its base tiny by 0.5 on 4 rows: too few for a claim; about 30 rows would show" in verdict.found
-    assert verdict.wanted == "better by more than 0, 95% sure, on 30 rows or more"
+    assert "better than its base tiny by 0.5 on 4 rows: too few to conclude anything; about 30 rows would show" in verdict.found
+    assert verdict.wanted == "better by more than 0, 95% confidence, on 30 rows or more"
     assert (verdict.numbers["rows"], verdict.numbers["min_rows"], verdict.numbers["needed"]) == (4, 30, 30)
     assert verdict.numbers["p_value"] >= 1 / 16
 
@@ -148,7 +148,7 @@ def test_of_several_scores_each_must_pass_at_a_confidence_for_all_of_them(shop: 
         "beats-base valid_json": True,
         "beats-base finished": True,
     }
-    assert "98.33% sure (95% over 3 scores)" in judged["beats-base finished"].wanted
+    assert "98.33% confidence (95% over 3 scores)" in judged["beats-base finished"].wanted
     assert judged["beats-base finished"].numbers["confidence"] == pytest.approx(1 - 0.05 / 3)
     auto = shop.judged(version, gates_of("beats_base: {metric: [auto, exact_match]}"))["beats-base exact_match"]
     assert auto.numbers["scores"] == 1  # auto is exact_match here
