@@ -217,7 +217,7 @@ def test_there_is_no_silent_way_around(text: str, words: str) -> None:
         ("max_age_days: 3\nmin_scores: {a: 1}\nmax_age_days: 4", "line 3  max_age_days is given twice"),
         ("beats_base: {alway: true}", "beats_base.alway  unknown key; did you mean always?"),
         ("beats_champion: {min_row: 3}", "did you mean min_rows?"),
-        ("min_rows: 3", "stands under beats_champion or beats_base"),
+        ("min_rows: 3", "belongs under beats_champion or beats_base"),
         ("beats_base: {metric: []}", "the name of a score, or a list of names"),
         ("beats_base: {metric: {loss: 1}}", "the name of a score, or a list of names"),
         ("beats_base: {min_rows: 0}", "beats_base.min_rows"),
