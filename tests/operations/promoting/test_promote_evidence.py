@@ -248,7 +248,7 @@ def gate(name: str, *options: str) -> Gate:
         ("own: {rules: [{nam: a}, {name: b}]}", "options.own.rules.nam  unknown option; did you mean rules.name?"),
         ("own: {least: {deep: 1}}", "options.own.least.deep"),
         ("plain: {anything: 1}", "the gate plain reads: none"),
-        ("beats-champion: {margin: 1}", "its settings stand under beats_champion"),
+        ("beats-champion: {margin: 1}", "its settings are under beats_champion"),
         ("finished: {soon: 1}", "the gate finished reads: none"),
     ],
 )
