@@ -131,7 +131,7 @@ def in_words(result: Paired, rival: Rival, test: PairedTest, *, passed: bool) ->
     words = words if result.difference else f"on average the same as {rival.name}"
     words += f" on {result.rows} rows" + (f" ({result.differing} differ)" if result.differing < result.rows else "")
     if result.rows < test.min_rows:
-        return f"{words}: too few to conclude anything{_more(result, test)}"
+        return f"{words}: too few to tell{_more(result, test)}"
     low = "no lower bound" if math.isinf(result.low) else f"lower bound {result.low:+.4g}"
     return f"{words}; {low}, p {result.p_value:.2g}" + ("" if passed else _more(result, test))
 

@@ -81,7 +81,7 @@ def test_few_rows_claim_nothing_and_say_how_many_it_takes(shop: Shop) -> None:
     version = shop.version(rows={"loss": [0.5, 0.6, 0.5, 0.7]}, base_rows={"loss": [1.0, 1.1, 1.2, 1.0]})
     verdict = shop.judged(version)["beats-base loss"]
     assert not verdict.passed
-    assert "better than its base tiny by 0.5 on 4 rows: too few to conclude anything; about 30 rows would show" in verdict.found
+    assert "better than its base tiny by 0.5 on 4 rows: too few to tell; about 30 rows would show" in verdict.found
     assert verdict.wanted == "better by more than 0, 95% confidence, on 30 rows or more"
     assert (verdict.numbers["rows"], verdict.numbers["min_rows"], verdict.numbers["needed"]) == (4, 30, 30)
     assert verdict.numbers["p_value"] >= 1 / 16
