@@ -1,4 +1,4 @@
-"""What a promotion is decided by: a version with its evidence, and the one that has the alias."""
+"""The evidence for a promotion: a version, and the one that has the alias."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CHOICE = ("loss", "preference_accuracy", "exact_match")
-"""What a method that does not say what it is for is taken to be for, the first that there is."""
+"""Default scores of a method that names none: the first that exists."""
 Rows = Mapping[str, Sequence[float | None]]
 
 
 def aimed_at(aims: Sequence[str], *models: Rows) -> str | None:
-    """The score by which models are compared: the first of `aims` that all of them have for each row, else another one.
+    """The score to compare models by: the first of `aims` that all of them have for each row, else another score.
 
     None where they have none in common.
     """
@@ -22,7 +22,7 @@ def aimed_at(aims: Sequence[str], *models: Rows) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A registered version and all the evidence about it that its run has kept."""
+    """A registered version and all evidence about it from its run."""
 
     name: str
     version: int
@@ -31,38 +31,38 @@ class Contender:
     tags: Mapping[str, str]
     """The version's tags."""
     described: bool
-    """Whether there is a model card: a README.md beside the model, or a description of the version."""
+    """Whether there is a model card: a README.md with the model, or a description of the version."""
     status: str
-    """Of the run: FINISHED, FAILED ...; empty where there is no such run."""
+    """The run's status: FINISHED, FAILED ...; empty where the run does not exist."""
     ended_ms: int | None
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    """Of the run: `eval/tuned/loss`, `eval/base/loss`, `parity/merged/kl_mean` ..."""
+    """The run's metrics: `eval/tuned/loss`, `eval/base/loss`, `parity/merged/kl_mean` ..."""
     quality: Mapping[str, Any] | None
     """The report of the data checks (`data/quality.json`)."""
     eval_digest: str
     """Digest of the held-out rows that it was scored on."""
     guards: Mapping[str, str] = field(default_factory=dict)
-    """Of every guard set the digest of its rows; its scores are `GUARD/SCORE`."""
+    """The digest of each guard set's rows; its scores are `GUARD/SCORE`."""
     rows: Mapping[str, tuple[float | None, ...]]
-    """By score the value of every held-out row, in their order; of the scores that are means over rows."""
+    """For each score that is a mean over rows, the value of every held-out row, in their order."""
     base_rows: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """The same of the model that its training began with."""
+    """The same for the model that its training started from."""
     base: str = ""
-    """What that model was, as a message names it."""
+    """That model's name in messages."""
     aims: tuple[str, ...] = ()
-    """The scores that its method is for, the first that there is; see `Trainer.scores`."""
+    """Its method's own scores, in order of preference; see `Trainer.scores`."""
     unscored: str = ""
-    """Why there are no scores on the rows that are asked about, in a sentence."""
+    """Why there are no scores on the candidate's held-out rows, in a sentence."""
 
     def score(self, name: str, *, of: str = "tuned") -> float | None:
-        """A score on the held-out rows, or another metric of the run by its whole name; None where there is none."""
+        """A score on the held-out rows, or another metric of the run by its full name; None where there is none."""
         return self.metrics.get(f"eval/{of}/{name}", self.metrics.get(name) if of == "tuned" else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidacy:
-    """A version that is to get an alias, and the one that has it."""
+    """A version that may get an alias, and the one that has it."""
 
     alias: str
     candidate: Contender

@@ -1,13 +1,13 @@
-"""Every error that a user can cause, each with a place, a remedy and an exit code.
+"""Every error that a user can cause, with a place, a remedy and an exit code.
 
 FineTuneError                 exit 2: the input is wrong
 ├── ConfigError               an unknown key, value, method, format, evaluator ...
-├── DataError                 a file, a row, a column, a mask that cannot be proved
+├── DataError                 a file, a row, a column, a mask that cannot be proved correct
 ├── ModelError                a model path, a tokenizer, a chat template
 ├── PluginError               a plugin is broken, two plugins claim one name
 ├── TrackingError             the tracking server does not answer, or refuses
 ├── ResourceError             no space on the disk, no memory
-├── RefusedError              exit 1: evidence says no (a gate, a parity, a diverged loss)
+├── RefusedError              exit 1: the evidence is against it (a gate, a parity, a diverged loss)
 ├── UndeliveredError          exit 3: complete on disk, not yet on the tracking server
 └── StoppedError              exit 130 or 143: a signal asked the run to stop
 """
@@ -23,9 +23,9 @@ LONGEST_BRIEF = 500
 
 
 def brief(error: BaseException, *, with_type: bool = False) -> str:
-    """Say in one line what another library's error says: its first line, and all of what a colon there announces.
+    """Another library's error in one line: its first line, and the lines after it if it ends with a colon.
 
-    `with_type` puts the error's class in front, as for code that is not a library's.
+    `with_type` prepends the error's class, as for code that is not a library's.
 
     >>> brief(RuntimeError("Error(s) in loading state_dict:\\n\\tsize mismatch for weight\\n\\tsize mismatch for bias"))
     'Error(s) in loading state_dict: size mismatch for weight; size mismatch for bias'
@@ -44,7 +44,7 @@ def brief(error: BaseException, *, with_type: bool = False) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong: where it stands, what it is, and what would mend it."""
+    """One problem: where it is, what it is, and how to fix it."""
 
     place: str
     message: str
@@ -55,7 +55,7 @@ class Problem:
 
 
 class FineTuneError(Exception):
-    """The base of every error that is told to the user as a message, never as a traceback."""
+    """The base of every error that is shown to the user as a message, without a traceback."""
 
     exit_code = 2
 
@@ -76,7 +76,7 @@ class FineTuneError(Exception):
 
 
 class ConfigError(FineTuneError):
-    """A key, a value or a name in the configuration is wrong; every problem is told at once."""
+    """A key, a value or a name in the configuration is wrong; all problems are reported at once."""
 
 
 class DataError(FineTuneError):
@@ -92,21 +92,21 @@ class PluginError(FineTuneError):
 
 
 class TrackingError(FineTuneError):
-    """The tracking server or the registry does not answer, or refuses what is asked."""
+    """The tracking server or the registry does not answer, or refuses a request."""
 
 
 class ResourceError(FineTuneError):
-    """The machine lacks what the run needs: disk or memory."""
+    """The machine has too little disk space or memory for the run."""
 
 
 class RefusedError(FineTuneError):
-    """Evidence speaks against going on: a parity, a gate, a loss that is not a number."""
+    """The evidence is against continuing: a parity, a gate, a NaN or infinite loss."""
 
     exit_code = 1
 
 
 class UndeliveredError(FineTuneError):
-    """The result is complete on disk, but the tracking server has not taken all of it yet."""
+    """The result is complete on disk, but the tracking server has not received all of it yet."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Hashes of files and of rows, and the file in which a run keeps those of its rows."""
+"""Hashes of files and rows, and the file in which a run records the hashes of its rows."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     import numpy
 
 ROWS = "rows.parquet"
-"""Artifact with side, file, line, turn and hash of every row; 16 bytes of it tell a row again in any file."""
+"""Artifact with side, file, line, turn and hash of every row; the 16-byte hash identifies a row in any file."""
 
 
 def file_hash(file: Path) -> str:
-    """Sha256 of one file, as hex digits."""
+    """The sha256 of a file, as hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def canonical(value: Any) -> bytes:
-    """JSON in one form for equal values."""
+    """Canonical JSON: the same for equal values."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return text.encode("utf-8", "surrogatepass")
 
 
 def row_hash(values: Mapping[str, Any]) -> bytes:
-    """16 bytes over a row's columns as they were read: the same for the same row in another file, order or format."""
+    """16 bytes over a row's columns as read: the same for the same row in another file, order or format."""
     return hashlib.blake2b(canonical(values), digest_size=16).digest()
 
 
 def write_rows(sides: Mapping[str, tuple[Any, tuple[str, ...], numpy.ndarray[Any, Any]]], folder: Path) -> Path:
-    """Write where every row of each side stands, and its hash, as one small Parquet file; returns the file.
+    """Write the place and the hash of every row of each side to one small Parquet file; returns the file.
 
-    `turn` is the one that is learned, from 1, where `data.turns` divides rows, else 0; the hash is that of the row.
+    `turn` is the learned turn, from 1, where `data.turns` divides rows, else 0; the hash is that of the whole row.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -65,7 +65,7 @@ def read_hashes(file: Path) -> dict[str, set[bytes]]:
     from pyarrow import parquet
 
     table = parquet.read_table(file, columns=["side", "hash"])
-    found: dict[str, set[bytes]] = {}
+    hashes: dict[str, set[bytes]] = {}
     for side, row in zip(table.column("side").to_pylist(), table.column("hash").to_pylist(), strict=True):
-        found.setdefault(side, set()).add(row)
-    return found
+        hashes.setdefault(side, set()).add(row)
+    return hashes

@@ -1,10 +1,10 @@
-"""Every hook: its docstring is the contract and says when it is called. The verb in its name gives the rule.
+"""Every hook. Its docstring is the contract and says when it is called; the verb in its name gives the rule.
 
-register_   collected when the program starts; cheap, pure; if it raises, that plugin is left out and listed broken
-detect_     asked in turn until one answers; None means "not mine"; if it raises, the run stops
-before_     may veto by raising FineTuneError; the run stops and nothing is spent
-after_ on_  watch only; if it raises, that is logged with the plugin's name and the run goes on
-training_callbacks   collected from every plugin; if it raises, the run stops
+register_   called at start-up; cheap, pure; if it raises, that plugin is left out and listed as broken
+detect_     called plugin by plugin until one answers; None means "not mine"; if it raises, the run stops
+before_     may veto by raising FineTuneError; the run stops before it costs anything
+after_ on_  observe only; an error is logged with the plugin's name and the run continues
+training_callbacks   called for every plugin; if it raises, the run stops
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def register_checks() -> Iterable[Check]:  # type: ignore[empty-body]  # a speci
 def register_trainers() -> Iterable[Trainer]:  # type: ignore[empty-body]  # a specification has no body
     """Return the methods of this plugin. Called once, when the program starts.
 
-    `Trainer.scores` names the score that a method is for, the first that is measured: by it a tuned model is compared
-    with its base after the training, and with the champion at a promotion (`metric: auto`).
+    `Trainer.scores` names the method's own score, the first that is measured: it is used to compare a tuned model with
+    its base after training, and with the champion in a promotion (`metric: auto`).
     """
 
 
@@ -65,30 +65,32 @@ def register_packagers() -> Iterable[Packager]:  # type: ignore[empty-body]  # a
 
 @hookspec
 def register_exporters() -> Iterable[Exporter]:  # type: ignore[empty-body]  # a specification has no body
-    """Return the forms of this plugin that are made of the whole model. Called once, when the program starts."""
+    """Return this plugin's exporters, which make further forms of the whole model. Called once, when the program
+    starts."""
 
 
 @hookspec
 def register_gates() -> Iterable[Gate]:  # type: ignore[empty-body]  # a specification has no body
-    """Return the gates of this plugin, which stand before a promotion. Called once, when the program starts.
+    """Return the gates of this plugin, the conditions for a promotion. Called once, when the program starts.
 
     A gate reads its settings from `options` of the gates file, under its name, and declares them as `Gate.options`: any
-    other is refused. With nothing to say of a model it abstains (`Verdict.abstain`), which is shown.
+    other is refused. Where it does not apply to a model it abstains (`Verdict.abstain`), which is shown.
     """
 
 
 @hookspec(firstresult=True)
 def detect_format(columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str | None:
-    """Name the registered format of these rows, or None where they are not this plugin's.
+    """Return the name of the registered format of these rows, or None where it is not one of this plugin's.
 
-    Called once, where `data.format` is `auto`, after the training rows were read and before any is converted; the
-    held-out rows have the same format. `columns` are the names that occur in `sample`, the first rows, at most 100.
+    Called where `data.format` is `auto`, before any row is converted, and possibly several times with different rows:
+    parts of a file, or numbers as text. The held-out rows have the same format. `columns` are the names that occur in
+    `sample`, the first rows, at most 100.
     """
 
 
 @hookspec
 def before_train(job: Job, data: Data, model: Model) -> None:
-    """Look at everything that is about to be trained; raise `FineTuneError` to stop the run.
+    """Inspect everything before training; raise `FineTuneError` to stop the run.
 
     Called when data and model are ready and the mask is proved, before the first step.
     """
@@ -96,17 +98,17 @@ def before_train(job: Job, data: Data, model: Model) -> None:
 
 @hookspec
 def training_callbacks(job: Job) -> Sequence[Any]:  # type: ignore[empty-body]  # a specification has no body
-    """Return `transformers.TrainerCallback` objects that are added to the trainer's own.
+    """Return `transformers.TrainerCallback` objects to add to the trainer's own.
 
-    Called once, when the trainer is made, before the first step.
+    Called once, when the trainer is created, before the first step.
     """
 
 
 @hookspec
 def after_evaluate(job: Job, scores: Scores) -> None:
-    """See the scores of the base model and of the tuned one. Called once, before anything is packaged."""
+    """Observe the scores of the base model and of the tuned one. Called once, before anything is packaged."""
 
 
 @hookspec
 def on_run_error(job: Job, error: BaseException) -> None:
-    """See the error that ends the run. Called once, before the run is marked FAILED or KILLED."""
+    """Observe the error that ends the run. Called once, before the run is marked FAILED or KILLED."""

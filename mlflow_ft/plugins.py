@@ -1,4 +1,4 @@
-"""Find plugins, load them one by one, keep a broken one from breaking the rest, and list them all."""
+"""Finds plugins, loads them one by one so that a broken one does not affect the others, and lists them all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS: Mapping[str, type] = {
     "gates": Gate,
 }
 CHECKOUT = Path(__file__).parents[1]
-"""The folder that the package lies in; with an MLproject file in it, it is a checkout, which has plugins of its own."""
+"""The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""
 BUILTIN_FOLDER = CHECKOUT / "mlflow_ft" / "builtin"
 BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS)
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PluginInfo:
-    """A line of `mlflow-ft plugins`: what was found, and whether it works."""
+    """A line of `mlflow-ft plugins`: a plugin, and whether it works."""
 
     name: str
     version: str
@@ -66,15 +66,15 @@ class Registered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A plugin that is offered: by an installed distribution, or by a folder of the checkout."""
+class Offered:
+    """A plugin that can be loaded: from an installed distribution, or from a folder of the checkout."""
 
     point: metadata.EntryPoint
     version: str
     folder: Path | None = None
-    """Where its package lies, where it is not installed."""
+    """The folder of its package, if it is not installed."""
     wanted: bool = True
-    """Whether it is loaded where nobody chose: a template, to be copied, is not."""
+    """Whether it is loaded by default: a template for copying is not."""
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class Found:
 
 
 class Plugins:
-    """The loaded plugins; an object that is passed on, never a global.
+    """The loaded plugins; an object that is passed around, never a global.
 
     >>> plugins = load()
     >>> [info.name for info in plugins.infos if info.status == "broken"]
@@ -105,26 +105,26 @@ class Plugins:
         return tuple(info for info in self.infos if info.status == "active")
 
     def add(self, module: ModuleType, *, name: str, version: str = "") -> PluginInfo:
-        """Register one plugin whole, or leave it out whole and say why."""
+        """Register all of a plugin, or leave out all of it and list the reason."""
         if self._manager.has_plugin(name):
             return self._list(module, name=name, version=version, error="another plugin of this name is loaded already")
         try:
             self._manager.register(module, name)
             self._manager.check_pending()
-            found = list(self._collect(name))
-        except (Exception, SystemExit) as error:  # whatever a stranger's plugin raises must not stop the others
+            registered = list(self._collect(name))
+        except (Exception, SystemExit) as error:  # a third-party plugin's error must not stop the others
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             return self._list(module, name=name, version=version, error=brief(error, with_type=True))
-        self.registered += tuple(found)
+        self.registered += tuple(registered)
         return self._list(module, name=name, version=version)
 
     def watch(self, hook: str, **arguments: object) -> None:
-        """Call an `after_` or `on_` hook of every plugin; what one raises is logged, and the run goes on."""
+        """Call an `after_` or `on_` hook of every plugin; an error is logged, and the run continues."""
         for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
             try:
                 implementation.function(*(arguments[name] for name in implementation.argnames))
-            except Exception as error:  # watchers may not stop a run
+            except Exception as error:  # observers must not stop a run
                 log.warning("plugin %s: %s raised %s", implementation.plugin_name, hook, brief(error, with_type=True))
 
     def _collect(self, name: str) -> Iterable[Registered]:
@@ -135,7 +135,9 @@ class Plugins:
                 records = cast("Iterable[Any]", implementation.function())
                 for record in records:
                     if not isinstance(record, record_type):
-                        raise TypeError(f"register_{kind} returned {record!r}, which is no {record_type.__name__}")
+                        raise TypeError(
+                            f"register_{kind} returned {record!r}, which is not of type {record_type.__name__}"
+                        )
                     yield Registered(provider=name, kind=kind, record=cast("Record", record))
 
     def _list(self, module: ModuleType | None, *, name: str, version: str, error: str = "") -> PluginInfo:
@@ -150,75 +152,75 @@ class Plugins:
         self.infos += (info,)
         return info
 
-    def add_found(self, found: Found) -> None:
-        """Import and register a plugin that was found."""
-        if found.folder and str(found.folder) not in sys.path:
-            sys.path.append(str(found.folder))  # at the end: it hides nothing
+    def load(self, plugin: Offered) -> None:
+        """Import and register a plugin."""
+        if plugin.folder and str(plugin.folder) not in sys.path:
+            sys.path.append(str(plugin.folder))  # last, so that it hides no other module
         try:
-            module = found.point.load()
+            module = plugin.point.load()
         except (Exception, SystemExit) as error:  # an import may raise anything
-            self._list(None, name=found.name, version=found.version, error=brief(error, with_type=True))
+            self._list(None, name=plugin.name, version=plugin.version, error=brief(error, with_type=True))
         else:
-            self.add(module, name=found.name, version=found.version)
+            self.add(module, name=plugin.name, version=plugin.version)
 
     def refuse(self, name: str, error: Exception) -> None:
-        """List a plugin that cannot even be found out about."""
+        """List a plugin whose description cannot be read."""
         self._list(None, name=name, version="", error=brief(error, with_type=True))
 
-    def skip(self, found: Found) -> None:
+    def skip(self, plugin: Offered) -> None:
         """List a plugin that is not loaded."""
-        off = PluginInfo(name=found.name, version=found.version, module=found.point.value, sha256="", status="off")
+        off = PluginInfo(name=plugin.name, version=plugin.version, module=plugin.point.value, sha256="", status="off")
         self.infos += (off,)
 
 
 def load(environ: Mapping[str, str] = os.environ, *, checkout: Path = CHECKOUT) -> Plugins:
     """Load the built-ins, every installed plugin, and those of the checkout that are not installed.
 
-    `MLFLOW_FT_PLUGINS=a,b` chooses among them; `MLFLOW_FT_STRICT=1` makes a broken one an error.
+    `MLFLOW_FT_PLUGINS=a,b` chooses among them; `MLFLOW_FT_STRICT=1` makes a broken plugin an error.
 
     Raises:
-        PluginError: a plugin is broken and MLFLOW_FT_STRICT is set, or one that was asked for is not installed.
+        PluginError: a plugin is broken and MLFLOW_FT_STRICT is set, or a requested one is not installed.
     """
     plugins = Plugins()
     for module in BUILTIN:
         plugins.add(importlib.import_module(module), name=module.removeprefix("mlflow_ft."), version=_own_version())
     chosen = [name.strip() for name in environ.get("MLFLOW_FT_PLUGINS", "").split(",") if name.strip()]
-    offered = sorted((*installed(), *uninstalled(plugins, checkout)), key=lambda found: found.name)
-    missing = set(chosen) - {found.name for found in offered}
+    offered = sorted((*installed(), *uninstalled(plugins, checkout)), key=lambda plugin: plugin.name)
+    missing = set(chosen) - {plugin.name for plugin in offered}
     if missing:
         raise PluginError(
             f"MLFLOW_FT_PLUGINS names {', '.join(sorted(missing))}, which is not installed",
-            hint=f"installed: {', '.join(found.name for found in offered) or 'none'}",
+            hint=f"installed: {', '.join(plugin.name for plugin in offered) or 'none'}",
         )
-    for found in offered:
-        if found.name in chosen if chosen else found.wanted:
-            plugins.add_found(found)
+    for plugin in offered:
+        if plugin.name in chosen if chosen else plugin.wanted:
+            plugins.load(plugin)
         else:
-            plugins.skip(found)
+            plugins.skip(plugin)
     broken = [info for info in plugins.infos if info.status == "broken"]
     if broken and environ.get("MLFLOW_FT_STRICT", "") not in ("", "0"):
         raise PluginError(
             "; ".join(f"plugin {info.name} {info.version} is broken: {info.error}" for info in broken),
-            hint="mend or uninstall it, or unset MLFLOW_FT_STRICT to run without it",
+            hint="fix or uninstall it, or unset MLFLOW_FT_STRICT to run without it",
         )
     return plugins
 
 
-def installed() -> Iterator[Found]:
-    """What installed distributions offer under the group `mlflow_ft`."""
+def installed() -> Iterator[Offered]:
+    """The plugins of installed distributions, from the entry point group `mlflow_ft`."""
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        yield Found(point=point, version=point.dist.version if point.dist else "")
+        yield Offered(point=point, version=point.dist.version if point.dist else "")
 
 
-def uninstalled(plugins: Plugins, checkout: Path) -> Iterator[Found]:
-    """What the folders in `plugins/` of a checkout offer and no installed distribution does.
+def uninstalled(plugins: Plugins, checkout: Path) -> Iterator[Offered]:
+    """The plugins in the folder `plugins/` of a checkout that are not installed.
 
-    `mlflow run` makes its environment of third-party packages alone and runs the checkout in it: the entry points of
+    `mlflow run` makes an environment of third-party packages only and runs the checkout in it, so the entry points of
     our own plugins are read from their pyproject.toml. One that cannot be read is listed as broken.
     """
     if not (checkout / "MLproject").is_file():
         return
-    known = {(found.name, found.point.value) for found in installed()}
+    known = {(plugin.name, plugin.point.value) for plugin in installed()}
     for file in sorted(checkout.glob("plugins/*/pyproject.toml")):
         try:
             yield from _offered(file, known)
@@ -226,12 +228,12 @@ def uninstalled(plugins: Plugins, checkout: Path) -> Iterator[Found]:
             plugins.refuse(file.parent.name, error)
 
 
-def _offered(file: Path, known: Collection[tuple[str, str]]) -> Iterator[Found]:
+def _offered(file: Path, known: Collection[tuple[str, str]]) -> Iterator[Offered]:
     settings = tomllib.loads(file.read_text(encoding="utf-8"))
     project, ours = settings["project"], settings.get("tool", {}).get("mlflow-ft", {})
     for name, module in project.get("entry-points", {}).get(ENTRY_POINT_GROUP, {}).items():
         if (name, module) not in known:
-            yield Found(
+            yield Offered(
                 point=metadata.EntryPoint(name=name, value=module, group=ENTRY_POINT_GROUP),
                 version=project["version"],
                 folder=file.parent,
@@ -242,12 +244,12 @@ def _offered(file: Path, known: Collection[tuple[str, str]]) -> Iterator[Found]:
 def _own_version() -> str:
     try:
         return metadata.version("mlflow-ft")
-    except metadata.PackageNotFoundError:  # run from a checkout that was never installed, as `mlflow run` does
+    except metadata.PackageNotFoundError:  # a checkout that was never installed, as in `mlflow run`
         return "source"
 
 
 def _source_hash(module: ModuleType) -> str:
-    """Sha256 over the Python files of the plugin's package, by their names in it; "" where it has none on the disk."""
+    """Sha256 over the names and contents of the Python files of the plugin's package; "" where it has none on disk."""
     file = getattr(module, "__file__", None)
     if not file:
         return ""

@@ -1,4 +1,4 @@
-"""How many processes a launcher has started this command in: `torchrun`, `accelerate launch`, `srun`, `mpirun`."""
+"""The number of processes that a launcher started: `torchrun`, `accelerate launch`, `srun`, `mpirun`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SIZES = {
     "OMPI_COMM_WORLD_SIZE": "mpirun",
     "PMI_SIZE": "mpirun",
 }
-"""By variable that holds the number of processes, who sets it."""
+"""Environment variables with the number of processes, and who sets them."""
 
 
 def check_single(environ: Mapping[str, str] = os.environ) -> None:
-    """Raise ConfigError where a launcher has started several processes: each would open a run of its own."""
+    """Raise ConfigError where a launcher started several processes: each would open its own run."""
     for name, launcher in SIZES.items():
         if (size := environ.get(name, "")).isdecimal() and int(size) > 1:
             raise ConfigError(
-                f"{launcher} started this in {size} processes ({name}), and mlflow-ft runs in one: start it without "
-                "the launcher; it uses one GPU, the first that CUDA_VISIBLE_DEVICES shows"
+                f"{launcher} started {size} processes ({name}), but mlflow-ft runs in one: start it without the "
+                "launcher; it uses one GPU, the first in CUDA_VISIBLE_DEVICES"
             )

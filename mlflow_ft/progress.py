@@ -1,4 +1,4 @@
-"""What a person watches while a run works: rich bars on a terminal, plain lines everywhere else."""
+"""Progress for people: rich bars on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Bar(Protocol):
     """One piece of long work."""
 
     def advance(self, steps: float = 1, *, note: str = "") -> None:
-        """`steps` more are done; `note` is shown behind the bar."""
+        """Add `steps` completed steps; `note` is shown after the bar."""
 
 
 class Progress:
-    """Tells on stderr what happens, so that stdout stays free for machines.
+    """Reports progress on stderr, so that stdout stays free for programs.
 
     >>> progress = Progress(quiet=True)
     >>> with progress.bar("tokenise", total=2) as bar:
@@ -53,13 +53,13 @@ class Progress:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """One line that deserves attention."""
+        """One line of warning."""
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)
     ) -> None:
-        """A small table; the columns that `text` counts are text, the others are numbers."""
+        """A small table; the columns numbered in `text` are text, the others numbers."""
         from rich.table import Table
         from rich.text import Text as Cell
 
@@ -67,11 +67,11 @@ class Progress:
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index in text else "right", overflow="fold")
         for row in rows:
-            table.add_row(*map(Cell, row))  # text, which may hold brackets, is no markup
+            table.add_row(*map(Cell, row))  # as plain text: brackets are not markup
         self.console.print(table)
 
     def marked(self, title: str, runs: Sequence[tuple[bool, str]], *, letters: int = 1200) -> None:
-        """A text of which some runs are marked: in green on a terminal, between [[ and ]] elsewhere; cut where long."""
+        """A text with some runs marked: green on a terminal, between [[ and ]] elsewhere; cut where too long."""
         from rich.text import Text
 
         colours = self.console.is_terminal
@@ -93,7 +93,7 @@ class Progress:
 
     @contextmanager
     def bar(self, title: str, *, total: float | None = None, unit: str = "") -> Iterator[Bar]:
-        """A bar for one piece of work; plain lines, at most one in fifteen seconds, where there is no terminal."""
+        """A bar for one piece of work; without a terminal, plain lines, at most one in fifteen seconds."""
         if self._quiet or not self._stream.isatty():
             with _plain_bar(self, title, total, unit) as plain:
                 yield plain
@@ -120,7 +120,7 @@ class Progress:
                         rich_progress.update(task, note=note)
 
             yield RichBar()
-            if not total:  # it moved to and fro while nobody knew how long it would take
+            if not total:  # stop the bar that moved back and forth without a known length
                 rich_progress.update(task, total=1, completed=1)
 
 
@@ -128,14 +128,14 @@ class _PlainBar:
     def __init__(self, progress: Progress, title: str, total: float | None, unit: str) -> None:
         self._progress, self._title, self._total, self._unit = progress, title, total, unit
         self._done = 0.0
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def advance(self, steps: float = 1, *, note: str = "") -> None:
         self._done += steps
-        if time.monotonic() - self._told >= PLAIN_SECONDS:
-            self._told = time.monotonic()
-            of = f"/{self._total:g}" if self._total else ""
-            self._progress.say(f"{self._title}: {self._done:g}{of} {self._unit} {note}".rstrip())
+        if time.monotonic() - self._last_line >= PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            total = f"/{self._total:g}" if self._total else ""
+            self._progress.say(f"{self._title}: {self._done:g}{total} {self._unit} {note}".rstrip())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What plugins return: small frozen records that name a thing, explain it and hold the function that does it.
+"""What plugins return: small frozen records with a name, a summary and the function that does the work.
 
 A record is cheap to make. Its function imports torch, transformers or peft when it is called, never before:
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFormat:
-    """A shape of rows, and how a row of it becomes an `Example`.
+    """A format of rows, and how to convert such a row to an `Example`.
 
-    `convert` takes the row's columns and raises `ValueError` with one sentence where the row is not of this shape;
+    `convert` takes the row's columns and raises `ValueError` with one sentence where the row does not have this format;
     the caller adds file and line. `columns` are those that a row must have.
     """
 
@@ -46,21 +46,21 @@ class DataFormat:
 
 
 class Collector(Protocol):
-    """A check over all rows: it sees each once, in order, and tells at the end what it found."""
+    """A check over all rows: it sees each once, in order, and returns its finding at the end."""
 
     def see(self, row: Checked) -> None:
-        """Take note of a row."""
+        """Process one row."""
 
     def found(self) -> Finding:
-        """What all rows together say."""
+        """The finding over all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A look at the data before training. It has one of three forms.
+    """A check of the data before training. It has one of three forms.
 
     `inspect` takes a row and returns what is wrong with it in a few words, or None. `collect` makes a collector, which
-    sees every row. `compare` takes the held-out rows (those of benchmark files among them) and the training rows.
+    sees every row. `compare` takes the held-out rows (including those of benchmark files) and the training rows.
     """
 
     name: str
@@ -71,17 +71,16 @@ class Check:
     compare: Callable[[Sequence[Checked], Iterable[Checked], ChecksSection], Finding] | None = None
     kinds: tuple[Kind, ...] = ("conversation", "text", "preference", "unpaired", "prompt")
     fix: str = ""
-    """What `prepare --fix` does about it, in words (it leaves these rows out); "" where no fix is safe."""
+    """What `prepare --fix` does about it ("leaves these rows out"); "" where no fix is safe."""
     remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """A method: what is minimised, and the defaults that make the method what it is.
+    """A method: what is minimised, and the defaults that define the method.
 
-    `train` gets the frozen job, data and model, trains, and returns where the result lies. `defaults` are config
-    values by full path; they stand above the schema's defaults and below the user's file and command line.
-    `example` is one line a user can type.
+    `train` gets the frozen job, data and model, trains, and returns where the result is. `defaults` are config
+    values by full path; they override the schema's defaults, and the user's file and command line override them.
     """
 
     name: str
@@ -91,29 +90,29 @@ class Trainer:
     paper: str = ""
     needs: str = "conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text"
     kinds: tuple[Kind, ...] = ("conversation", "text")
-    """What it can learn from; rows of another kind are refused before anything is loaded."""
+    """The kinds of rows it can learn from; others are refused before anything is loaded."""
     task: Task = "generate"
     """What the model is for: to generate text, or to score it (a reward model)."""
     refuses: Callable[[Config, Adapter], str | None] = lambda config, adapter: None
-    """Why these settings cannot work with this method and adapter, and what would, in a sentence; None where they can.
-    Asked before anything is loaded."""
+    """Why these settings cannot work with this method and adapter, and a remedy, in a sentence; None where they can.
+    Called before anything is loaded."""
     settings: tuple[str, ...] | None = None
-    """The fields of `objective` and `rollout` that it reads; others that were given are refused. None: any."""
+    """The fields of `objective` and `rollout` that it uses; others are refused if set. None: any."""
     use_for: str = ""
-    """When to take it, in a sentence."""
+    """When to use it, in a sentence."""
     memory: str = ""
-    """How much it needs, beside other methods."""
+    """How much memory it needs, compared with other methods."""
     ranges: Mapping[str, str] = field(default_factory=dict)
     """Usual values by full path: `{"training.learning_rate": "1e-5 to 5e-4"}`."""
     scores: tuple[str, ...] = ()
-    """The score that the method is for: the first of these that has a value for each held-out row. By it the tuned
-    model is compared with its base after the training (`evaluation.on_worse`) and at a promotion (`metric: auto`).
-    Empty: the first of loss, preference_accuracy and exact_match that there is, else any."""
+    """The method's own score: the first of these that has a value for each held-out row. It is used to compare the
+    tuned model with its base after training (`evaluation.on_worse`) and in a promotion (`metric: auto`).
+    Empty: the first of loss, preference_accuracy and exact_match that exists, else any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A way to change few weights: `configure` makes the PEFT config for it, or None where all weights train.
+    """A parameter-efficient adapter: `configure` makes its PEFT config, or returns None where all weights train.
 
     `merges` says whether the adapter can be folded into the base model's weights.
     """
@@ -124,9 +123,9 @@ class Adapter:
     merges: bool = True
     paper: str = ""
     learned_prompt: bool = False
-    """It stands in front of the text, as virtual tokens or their keys and values, and changes no weights."""
+    """It comes before the text, as virtual tokens or their keys and values, and changes no weights."""
     refuses: Callable[[Config], str | None] = lambda config: None
-    """Why these settings cannot work with this adapter, and what would, in a sentence; None where they can."""
+    """Why these settings cannot work with this adapter, and a remedy, in a sentence; None where they can."""
     use_for: str = ""
     memory: str = ""
     ranges: Mapping[str, str] = field(default_factory=dict)
@@ -134,11 +133,11 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """A judge of a model on held-out rows. It is called once for the base model and once for the tuned one.
+    """Scores a model on held-out rows. It is called once for the base model and once for the tuned one.
 
-    `subject.answers` are generated, and `subject.losses` computed, when first asked for, once for all evaluators.
-    `applies` says by the held-out data whether the evaluator has anything to say; it runs when it is not named in
-    `evaluation.evaluators` too.
+    `subject.answers` are generated, and `subject.losses` computed, on first access, once for all evaluators.
+    `applies` says whether the evaluator applies to the held-out data; then it runs when `evaluation.evaluators` is
+    not given.
     """
 
     name: str
@@ -146,16 +145,16 @@ class Evaluator:
     evaluate: Callable[[Subject], Sequence[Score]]
     applies: Callable[[Data], bool] = lambda data: True
     task: Task = "generate"
-    """Of which models it is a judge: those that generate, or those that score."""
+    """Which models it evaluates: those that generate, or those that score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """A reward function: how good sampled answers are, for methods that learn from their own answers.
+    """A reward function: how good sampled answers are, for methods that learn from sampled answers.
 
-    `score` gets, each as a list with an item an answer, `prompts` (lists of messages), `completions` (lists with the
-    assistant's message), and by name the other columns of the prompts' rows; it returns a number for each answer, or
-    None where it has nothing to say. TRL's reward functions are of this form.
+    `score` gets lists with one item per answer: `prompts` (lists of messages), `completions` (lists with the
+    assistant's message), and by name the other columns of the prompts' rows. It returns a number for each answer, or
+    None where it does not apply. TRL's reward functions have this form.
     """
 
     name: str
@@ -167,12 +166,12 @@ class Reward:
 class Packager:
     """A form of the trained model that is kept and registered: its adapter, the merged model.
 
-    `package` writes a folder that is complete by itself and returns nothing; the stage compares the folder's
-    model with the trained one, adds the card and the manifest, logs it and registers it as `NAME` plus `suffix`.
+    `package` writes a self-contained folder and returns nothing; the stage compares the folder's model with the
+    trained one, adds the card and the manifest, logs it and registers it as `NAME` plus `suffix`.
 
-    `rehearse` writes what it can of such a folder before the training, without trained weights, and raises what
-    `package` would raise: `Trained` then holds the adapter as it begins, or the configuration of a model without its
-    weights. Where it is None, nothing of the form is tried beforehand.
+    `rehearse` writes what it can of such a folder before training, without trained weights, and raises what `package`
+    would raise: `Trained` then holds the initial adapter, or the configuration of a model without its weights. Where
+    it is None, the form is not rehearsed.
     """
 
     name: str
@@ -185,11 +184,11 @@ class Packager:
 
 @dataclass(frozen=True, kw_only=True)
 class Exporter:
-    """A form that is made of the whole model (merged, or fully tuned): in fewer bits, or for another program.
+    """A further form of the whole model (merged, or fully tuned): in fewer bits, or for another program.
 
-    `export` reads the folder of the whole model, in transformers' form with its tokenizer, and writes another one that
-    is complete by itself. `opened` loads that one again, by the program that will run it, to be compared with the
-    trained model before anything is logged; it is a context manager that lets the model go at its end.
+    `export` reads the folder of the whole model, in transformers' format with its tokenizer, and writes another
+    self-contained folder. `opened` loads that folder with the program that will run it, to compare it with the trained
+    model before anything is logged; it is a context manager that releases the model on exit.
     """
 
     name: str
@@ -197,8 +196,8 @@ class Exporter:
     export: Callable[[Path, Path], None]
     opened: Callable[[Path], AbstractContextManager[Form]]
     ready: Callable[[Path | None], str | None] = lambda folder: None
-    """Why it cannot be done here, before anything is spent: a tool that is not installed, a model that it does not
-    know (the folder holds its config and tokenizer; None where they are not known yet)."""
+    """Why the export is not possible here: a tool is not installed, or does not support the model (the folder holds
+    its config and tokenizer; None where they are not known yet). Called before the run costs anything."""
     max_kl: float = 0.1
     """Largest mean KL divergence per token (nats) from the trained model that its rounding may cause."""
     min_top1: float = 0.7
@@ -206,27 +205,27 @@ class Exporter:
     suffix: str = ""
     """Registered as `NAME` plus this, as a model that MLflow serves; logged as files of the run where it is empty."""
     grid: str = ""
-    """The `model.quantize` whose rounding this repeats. A model that was merged into a base dequantised from the same
-    grid would snap back to it, and lose the adapter; it is made of the merge into the original weights instead."""
+    """The `model.quantize` that uses the same rounding. A model merged into a base dequantised from this grid would
+    snap back to it and lose the adapter, so the export uses the merge into the original weights instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a gate says about one thing, in words for people and in numbers for machines."""
+    """A gate's decision on one subject, in words for people and in numbers for programs."""
 
     passed: bool | None
-    """None: the gate abstains, since it has nothing to say of this model."""
+    """None: the gate abstains, since it does not apply to this model."""
     found: str
     """What the evidence says: `0.91`, `12 days`, `no such score`; why the gate abstains."""
     wanted: str
     """What passes: `at least 0.9`."""
     subject: str = ""
-    """What of several things was looked at: the name of the score."""
+    """Which of several things was judged: the name of a score."""
     numbers: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def abstain(cls, why: str, *, subject: str = "") -> Verdict:
-        """Neither for nor against; shown with the reason."""
+        """A verdict that neither passes nor fails; shown with the reason."""
         return cls(passed=None, found=why, wanted="", subject=subject)
 
 
@@ -234,9 +233,9 @@ class Verdict:
 class Gate:
     """A condition that a version must meet before an alias is moved to it.
 
-    `judge` gets all that is known of the version and of the present champion, and the settings of the gates; it
-    returns a verdict for each thing that was asked of it; where nothing was, it abstains (`Verdict.abstain`, or no
-    verdict at all). It changes nothing. A `FineTuneError` that it raises counts as a verdict that did not pass.
+    `judge` gets the evidence about the version and about the present champion, and the settings of the gates. It
+    returns a verdict for each subject; where it does not apply, it abstains (`Verdict.abstain`, or no verdict). It
+    changes nothing. A `FineTuneError` that it raises counts as a failed verdict.
     """
 
     name: str
@@ -244,9 +243,9 @@ class Gate:
     judge: Callable[[Candidacy, Gates], Sequence[Verdict]]
     options: tuple[str, ...] = ()
     """The keys that it reads under `options` of the gates file; any other is refused. `limits.high` is `high` in the
-    mapping `limits`, and `limits.*` any key in it."""
+    mapping `limits`, and `limits.*` is any key in it."""
     always: bool = False
-    """Asked whatever `names` of the gates file says; it can only be waived, by name and with a reason."""
+    """Applies even if `names` of the gates file leaves it out; it can only be waived, by name and with a reason."""
 
 
 Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate

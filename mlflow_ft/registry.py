@@ -1,4 +1,4 @@
-"""From a name to the record that a plugin registered under it; a clash names both plugins, a typo gets a hint."""
+"""Looks up the record that a plugin registered under a name; a clash names both plugins, a typo gets a hint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RecordT = TypeVar("RecordT", bound=Record)
 OWN_SECTION = {"beats-champion": "beats_champion", "beats-base": "beats_base", "no-regression": "max_regression"}
-"""Where the settings of built-in gates stand, which take no `options`."""
+"""The gates file's sections for built-in gates, which take no `options`."""
 
 
 class Catalogue(Generic[RecordT]):
@@ -75,21 +75,23 @@ class Registry:
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:
-    """The checks that were named, or else all there are."""
+    """The named checks, or all of them."""
     return list(registry.checks) if names is None else [registry.checks[name] for name in names]
 
 
 def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates file") -> list[Gate]:
-    """The gates that were named and those that cannot be left out, or else all there are.
+    """The named gates and those that always apply, or all of them.
 
     Raises:
-        ConfigError: a gate is not registered, or reads no such option.
+        ConfigError: a gate is not registered, or does not read an option.
     """
     from mlflow_ft.config.given import headline
 
     for name in gates.waive:
         registry.gates[name]
-    problems = [one for name, given in gates.options.items() for one in _unread(registry.gates[name], given, place)]
+    problems = [
+        problem for name, options in gates.options.items() for problem in _unread(registry.gates[name], options, place)
+    ]
     if problems:
         raise ConfigError(headline(problems, "in the options of gates"), problems=problems)
     if gates.names is None:
@@ -98,34 +100,34 @@ def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates fi
     return [*named, *(gate for gate in registry.gates if gate.always and gate not in named)]
 
 
-def _unread(gate: Gate, given: Mapping[str, Any], place: str) -> Iterator[Problem]:
+def _unread(gate: Gate, options: Mapping[str, Any], place: str) -> Iterator[Problem]:
     """Options that the gate does not read."""
     from mlflow_ft.config.gates import near
 
-    for path in _leaves(given):
+    for path in _leaves(options):
         parts = path.split(".")
         above = {".".join([*parts[:depth], "*"]) for depth in range(1, len(parts))}
         if path in gate.options or above & set(gate.options):
             continue
-        hint = f"its settings stand under {OWN_SECTION[gate.name]}" if gate.name in OWN_SECTION else ""
+        hint = f"its settings are under {OWN_SECTION[gate.name]}" if gate.name in OWN_SECTION else ""
         hint = hint or near(path, gate.options, what=f"the gate {gate.name} reads")
         yield Problem(place=f"{place}  options.{gate.name}.{path}", message="unknown option", hint=hint)
 
 
-def _leaves(given: Any, path: str = "") -> Iterator[str]:
-    """The paths of all keys that hold no mapping, in lists too."""
-    if isinstance(given, Mapping) and (given or not path):
-        for key, value in given.items():
+def _leaves(options: Any, path: str = "") -> Iterator[str]:
+    """The paths of all keys that do not hold a mapping, also within lists."""
+    if isinstance(options, Mapping) and (options or not path):
+        for key, value in options.items():
             yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(given, list) and any(isinstance(one, Mapping) for one in given):
-        for one in given:
-            yield from _leaves(one, path)
+    elif isinstance(options, list) and any(isinstance(element, Mapping) for element in options):
+        for element in options:
+            yield from _leaves(element, path)
     else:
         yield path
 
 
 def suggest(name: str, known: object) -> str:
-    """A hint for a name that is not known: the nearest one, else all of them."""
-    names = sorted(str(one) for one in cast("list[str]", known))
+    """A hint for an unknown name: the nearest known name, else all of them."""
+    names = sorted(map(str, cast("list[str]", known)))
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"

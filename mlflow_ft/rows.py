@@ -1,4 +1,4 @@
-"""The rows on their way: as read, as something to learn from, as a data check sees them and what it finds."""
+"""The forms of a row: as read, as an example, as tokens, as a data check sees it; and what a check finds."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from typing import Any, Literal
 
 Message = Mapping[str, Any]
 """One turn as chat templates take it: `{"role": "user", "content": "..."}` and optional further keys."""
-
-
 Kind = Literal["conversation", "text", "preference", "unpaired", "prompt"]
-"""What rows are to learn from: turns to imitate, plain text, a better and a worse answer, an answer and whether it is
-good, a prompt whose answers are judged by a reward."""
+"""What a row offers to learn from: turns to imitate, plain text, a better and a worse answer, an answer and whether it
+is good, a prompt whose answers are judged by a reward."""
 Task = Literal["generate", "score"]
-"""What a model is for: to answer, or to say how good an answer is."""
+"""What a model is for: to generate answers, or to score them."""
 Severity = Literal["info", "warn", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a row stands in its source."""
+    """Where a row is in its source."""
 
     file: str
     line: int
@@ -35,17 +33,17 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Place):
-    """One row as it was read: its columns, and where it stands."""
+    """One row as it was read: its columns, and where it is."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Opaque:
-    """A value of a table that is no text, number, list or object: what it is, in words that a message can show."""
+    """A table's value that is not text, a number, a list or an object; `what` describes it for messages."""
 
     what: str
-    """`a picture`, `a value of the extension type geoarrow.wkb, which is not known here`."""
+    """`an image`, `a value of the unknown extension type geoarrow.wkb`."""
     value: Any = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -55,7 +53,7 @@ class Opaque:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row, ready to learn from. Which fields are set says what kind it is.
+    """One row as an example to learn from. The fields that are set determine its kind.
 
     conversation   messages, oldest first, the last of them the assistant's
     text           text
@@ -67,13 +65,13 @@ class Example:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] | None = None
     learned: tuple[bool, ...] | None = None
-    """Of each message whether it is learned; None: every turn of the assistant. Others are never learned."""
+    """For each message, whether it is learned; None: every assistant turn. Other turns are never learned."""
     chosen: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
     label: bool | None = None
     text: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Of a prompt, the row's other columns, for reward functions."""
+    """For a prompt, the row's other columns, for reward functions."""
     notes: tuple[str, ...] = ()
     """What the conversion left out, in words."""
 
@@ -89,7 +87,7 @@ class Example:
 
     @property
     def answer(self) -> str | None:
-        """What the assistant says last; None where that is no text (a tool call), or another speaks last."""
+        """The last assistant turn's text; None where it has no text (a tool call), or another role speaks last."""
         turns = self.chosen or self.messages
         content = turns[-1].get("content") if turns and turns[-1]["role"] == "assistant" else None
         return content if isinstance(content, str) else None
@@ -101,7 +99,7 @@ class Example:
 
     @property
     def conversations(self) -> tuple[tuple[tuple[Message, ...], tuple[bool, ...]], ...]:
-        """Every conversation to tokenise, with what is learned of it; two of a preference, the chosen one first."""
+        """Every conversation to tokenise, with the turns to learn; a preference has two, the chosen one first."""
         if self.kind == "text":
             return ()
         if self.kind == "preference":
@@ -122,13 +120,13 @@ class Encoded:
     labels: tuple[int, ...]
     truncated: bool = False
     way: str = ""
-    """How the assistant's spans were found; see `engine.render`."""
+    """How the assistant's spans were found; see `engine.tokens.render`."""
     rejected: Encoded | None = None
-    """Of a preference, the rejected answer; the rest is the chosen one."""
+    """For a preference, the rejected answer; the other fields hold the chosen one."""
 
     @property
     def supervised(self) -> int:
-        """Number of tokens that are learned."""
+        """The number of learned tokens."""
         return len(self.labels) - self.labels.count(-100)
 
 
@@ -137,22 +135,22 @@ class Checked(Place):
     """One row as a check sees it."""
 
     index: int
-    """Its number among all rows that were read, from 0; those that could not be converted are not seen."""
+    """Its number among all rows that were read, from 0; checks do not see rows that could not be converted."""
     example: Example
     tokens: int
-    """Its length in tokens, before any cut; of a preference, the longer of the two."""
+    """Its length in tokens, before any cut; for a preference, that of the longer conversation."""
     special: tuple[str, ...] = ()
-    """The tokenizer's special tokens, which have a meaning of their own wherever they are written."""
+    """The tokenizer's special tokens, which it recognises wherever they are written."""
     max_length: int = 0
 
     @cached_property
     def prompt(self) -> str:
-        """What is said before the answers, without the system prompt."""
+        """The text before the answers, without the system prompt."""
         return "\n".join(_said(turn) for turn in self.example.prompt if turn["role"] != "system")
 
     @cached_property
     def responses(self) -> tuple[str, ...]:
-        """What the assistant says: every turn of a conversation, both answers of a preference, a text as it is."""
+        """The assistant's texts: every turn in a conversation, both answers of a preference, a text as it is."""
         if self.example.text is not None:
             return (self.example.text,)
         turns = (*self.example.messages, *self.example.chosen, *self.example.rejected)
@@ -160,7 +158,7 @@ class Checked(Place):
 
     @cached_property
     def text(self) -> str:
-        """All that is said, turn by turn, without the system prompt."""
+        """The text of all turns, without the system prompt."""
         if self.example.text is not None:
             return self.example.text
         turns = (*self.example.messages, *self.example.chosen, *self.example.rejected)
@@ -168,7 +166,7 @@ class Checked(Place):
 
 
 def _said(turn: Message) -> str:
-    """The words of a turn; of a tool call, the call."""
+    """The text of a turn, and its tool calls."""
     content, calls = turn.get("content"), turn.get("tool_calls")
     words = content if isinstance(content, str) else ""
     return f"{words}{calls}" if calls else words
@@ -176,20 +174,20 @@ def _said(turn: Message) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found: how many rows, some of them, and the numbers behind it."""
+    """What a check found: the rows, some examples, and the numbers for the report."""
 
     rows: tuple[int, ...] = ()
     """Index of every row that was found."""
     examples: tuple[Mapping[str, Any], ...] = ()
-    """Some of them: `file`, `line`, and what is wrong, as `message`."""
+    """Some of them: `file`, `line`, and the fault as `message`."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers and series, as JSON, for the report: a mean, a histogram, the sizes of clusters. What stands under
-    `metrics`, numbers by name, is logged too; `histogram` (`x`, `edges`, `counts`) and `sizes` are drawn."""
+    """Numbers and series, as JSON, for the report: a mean, a histogram, the sizes of clusters. The numbers under
+    `metrics` are also logged; `histogram` (`x`, `edges`, `counts`) and `sizes` are plotted."""
     removable: tuple[int, ...] | None = None
-    """Rows that a fix removes; None: all of `rows`, where the check has a fix at all."""
+    """Rows that a fix removes; None: all of `rows`, if the check has a fix."""
     severity: Severity | None = None
-    """Instead of the check's own."""
+    """Replaces the check's severity."""
     count: int | None = None
-    """Instead of the number of `rows`, where what was found is about the data as a whole."""
+    """Replaces the number of `rows`, where the finding is about the data as a whole."""
     remedy: str = ""
-    """Instead of the check's own, with the numbers of this data; "" for the check's."""
+    """Replaces the check's remedy, with numbers from this data; "" keeps the check's."""

@@ -1,4 +1,4 @@
-"""For the tests of plugin authors, and for our own: a tiny real model, a private MLflow store, a contract for plugins.
+"""Fixtures for plugin tests, and for our own: a tiny real model, a private MLflow store, a contract for plugins.
 
 # conftest.py
 pytest_plugins = ["mlflow_ft.testing"]
@@ -33,7 +33,7 @@ WORDS = ("red", "green", "blue", "round", "flat", "heavy", "small", "apple", "st
 
 
 def make_rows(count: int = 48) -> list[dict[str, Any]]:
-    """Conversations that a tiny model can learn by heart: the answer repeats the question's words, backwards."""
+    """Conversations that a tiny model can memorise: the answer repeats the question's words in reverse."""
     rows = []
     for number in range(count):
         words = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 5, 7)]
@@ -49,7 +49,7 @@ def make_rows(count: int = 48) -> list[dict[str, Any]]:
 
 
 def make_tiny_tokenizer(*, chat_template: str | None = CHATML) -> Any:
-    """A tokenizer of 512 tokens trained on the rows; it reads any text, and `<|im_end|>` ends a turn."""
+    """A tokenizer of 512 tokens trained on the rows; it encodes any text, and `<|im_end|>` ends a turn."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,7 +73,7 @@ def make_tiny_tokenizer(*, chat_template: str | None = CHATML) -> Any:
 
 
 def make_tiny_model(folder: Path, *, chat_template: str | None = CHATML, seed: int = 0) -> Path:
-    """Write a Llama of 2 layers and about 100,000 random weights, with `make_tiny_tokenizer`'s, to `folder`."""
+    """Write a Llama with 2 layers and about 100,000 random weights, with the tiny tokenizer, to `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -116,7 +116,7 @@ def tiny_rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A private MLflow store on SQLite, with the working folder beside it; yields its URI."""
+    """A private MLflow store in SQLite, in the test's working folder; yields its URI."""
     import mlflow
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -142,7 +142,7 @@ def fine_tune(tracking_store: str) -> Callable[..., Outcome]:
             info = loaded.add(module, name=module.__name__, version="test")
             assert info.status == "active", info.error
         quick: dict[str, Any] = {"max_steps": 2, "max_new_tokens": 8, "evaluation.max_rows": 4, "eval_steps": 1}
-        quick["package.round_trip"] = "false"  # a process that imports torch and MLflow takes longer than the training
+        quick["package.round_trip"] = "false"  # importing torch and MLflow in a process takes longer than the training
         pairs = [f"--{key}={value}" for key, value in (quick | settings).items()]
         return pipeline.run(asked([method, *pairs], loaded), loaded, progress=Progress(quiet=True))
 
@@ -151,7 +151,7 @@ def fine_tune(tracking_store: str) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def plugin_contract() -> Callable[[ModuleType], None]:
-    """Check a plugin: it loads beside the built-ins, misspells no hook, takes no name, and registers something."""
+    """Check a plugin: it loads with the built-ins, misspells no hook, clashes with no name, and registers something."""
     from mlflow_ft import plugins
     from mlflow_ft.registry import Registry
 
@@ -162,6 +162,6 @@ def plugin_contract() -> Callable[[ModuleType], None]:
         info = next(info for info in loaded.infos if info.module == module.__name__)
         assert info.status == "active", info.error
         Registry(loaded)
-        assert any(one.provider == info.name for one in loaded.registered), "the plugin registers nothing"
+        assert any(record.provider == info.name for record in loaded.registered), "the plugin registers nothing"
 
     return check

@@ -1,4 +1,4 @@
-"""The evaluators that ship inside: loss, exact match, valid JSON where it is expected, preferences and rewards."""
+"""The built-in evaluators: loss, exact match, valid JSON where it is expected, preferences and rewards."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def held_out_loss(subject: Subject) -> Sequence[Score]:
 
 
 def loss_by_label(subject: Subject) -> Sequence[Score]:
-    """Mean negative log-likelihood per token (nats) of the answers called good, and of those called bad.
+    """Mean negative log-likelihood per token (nats) of the answers labelled good, and of those labelled bad.
 
-    `label_margin` is by how much the good ones are likelier; both labels weigh alike, however many rows have them.
+    `label_margin` is by how much the good ones are more likely; both labels count equally, however many rows they have.
     """
     labels = [example.label for example in subject.data.eval.examples]
     scores = []
     for name, wanted in (("good_loss", True), ("bad_loss", False)):
-        found = [one for one, label in zip(subject.losses, labels, strict=True) if label is wanted and one[1]]
-        tokens = sum(count for _, count in found)
-        value = sum(total for total, _ in found) / tokens if tokens else float("nan")
-        scores.append(Score(name=name, value=value, rows=tuple(total / count for total, count in found)))
+        losses = [loss for loss, label in zip(subject.losses, labels, strict=True) if label is wanted and loss[1]]
+        tokens = sum(count for _, count in losses)
+        value = sum(total for total, _ in losses) / tokens if tokens else float("nan")
+        scores.append(Score(name=name, value=value, rows=tuple(total / count for total, count in losses)))
     return [*scores, Score.mean("label_margin", margins(subject.losses, labels))]
 
 
 def margins(losses: Sequence[tuple[float, int]], labels: Sequence[bool | None]) -> list[float | None]:
-    """Of every row its log-likelihood per token, turned round where the answer is called bad, times its label's weight.
+    """For every row its log-likelihood per token times its label's weight, negated where the answer is labelled bad.
 
-    Their mean is the mean of the good answers less that of the bad ones.
+    Their mean is the mean of the good answers minus that of the bad ones.
     """
     scored = [label for (_, count), label in zip(losses, labels, strict=True) if count and label is not None]
     weight = {label: len(scored) / scored.count(label) for label in set(scored)}
@@ -53,14 +53,14 @@ def margins(losses: Sequence[tuple[float, int]], labels: Sequence[bool | None]) 
 
 
 def exact_match(subject: Subject) -> Sequence[Score]:
-    """Share of answers that equal the expected one, but for white space at the ends."""
+    """Share of answers that equal the expected one, ignoring white space at the ends."""
     rows = [float(answer.text.strip() == answer.expected.strip()) for answer in subject.answers]
     finished = [float(answer.finished) for answer in subject.answers]
     return [Score.mean("exact_match", rows), Score.mean("finished", finished)]
 
 
 def valid_json(subject: Subject) -> Sequence[Score]:
-    """Share of answers that are JSON, by the strict grammar."""
+    """Share of answers that are strictly valid JSON."""
     return [Score.mean("valid_json", [float(is_json(answer.text)) for answer in subject.answers])]
 
 
@@ -84,15 +84,15 @@ def _refuse(constant: str) -> None:
 
 
 def preferred(subject: Subject) -> Sequence[Score]:
-    """Share of held-out pairs in which the chosen answer is found better; how much better, on average."""
+    """Share of held-out pairs whose chosen answer scores higher; by how much, on average."""
     better = [float(chosen > rejected) for chosen, rejected in subject.pairs]
     margins = [chosen - rejected for chosen, rejected in subject.pairs]
     return [Score.mean("preference_accuracy", better), Score.mean("preference_margin", margins)]
 
 
 def rewarded(subject: Subject) -> Sequence[Score]:
-    """The mean of every reward over greedy answers to the held-out prompts, and of their weighted sum; none where no
-    reward is named."""
+    """The mean of every reward over greedy answers to the held-out prompts, and of their weighted sum; no scores
+    where no reward is named."""
     scores = [Score.mean(f"reward/{name}", values) for name, values in subject.rewards.items()]
     return [*scores, Score.mean("weighted_reward", subject.weighted_reward)] if scores else []
 
@@ -123,13 +123,13 @@ def register_evaluators() -> list[Evaluator]:
         ),
         Evaluator(
             name="loss-by-label",
-            summary="loss on the answers that are called good, and on those called bad",
+            summary="loss on the answers labelled good, and on those labelled bad",
             evaluate=loss_by_label,
             applies=lambda data: data.kind == "unpaired",
         ),
         Evaluator(
             name="exact-match",
-            summary="share of greedy answers that equal the expected one; share that ended by themselves",
+            summary="share of greedy answers that equal the expected one; share that ended within the limit",
             evaluate=exact_match,
             applies=has_answers,
         ),
@@ -141,7 +141,7 @@ def register_evaluators() -> list[Evaluator]:
         ),
         Evaluator(
             name="preference",
-            summary="share of held-out pairs whose chosen answer is likelier than the rejected one; by how many nats",
+            summary="share of held-out pairs whose chosen answer is more likely than the rejected; by how many nats",
             evaluate=preferred,
             applies=has_pairs,
         ),

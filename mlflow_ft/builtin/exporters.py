@@ -1,4 +1,4 @@
-"""Forms of the whole model in fewer bits, which transformers reads by itself."""
+"""Forms of the whole model in fewer bits that transformers can load."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def export_nf4(source: Path, folder: Path) -> None:
-    """The linear layers in 4 bits (NF4, double quantisation), the rest as it is."""
+    """The linear layers in 4 bits (NF4, double quantisation), the rest unchanged."""
     _write(source, folder, quantize="nf4")
 
 
 def export_int8(source: Path, folder: Path) -> None:
-    """The linear layers in 8 bits (LLM.int8()), the rest as it is."""
+    """The linear layers in 8 bits (LLM.int8()), the rest unchanged."""
     _write(source, folder, quantize="int8")
 
 
@@ -31,29 +31,29 @@ def _write(source: Path, folder: Path, *, quantize: Literal["int8", "nf4"]) -> N
 
 
 def opened(folder: Path) -> AbstractContextManager[Form]:
-    """The model as `from_pretrained` reads it."""
+    """The model as `from_pretrained` loads it."""
     from mlflow_ft.engine.merging import quantised
 
     return quantised.opened(folder)
 
 
 def no_bitsandbytes(folder: Path | None) -> str | None:
-    """What is missing to round with."""
+    """Why quantisation is not possible here; None where it is."""
     return None if importlib.util.find_spec("bitsandbytes") else "bitsandbytes is not installed"
 
 
 @hookimpl
 def register_exporters() -> list[Exporter]:
-    made = partial(Exporter, opened=opened, ready=no_bitsandbytes)
+    exporter = partial(Exporter, opened=opened, ready=no_bitsandbytes)
     return [
-        made(
+        exporter(
             name="nf4",
             summary="in 4 bits (NF4, double quantisation) by bitsandbytes: a quarter of the memory, for GPUs",
             export=export_nf4,
             suffix="-nf4",
             grid="nf4",
         ),
-        made(
+        exporter(
             name="int8",
             summary="in 8 bits (LLM.int8()) by bitsandbytes: half the memory, for GPUs",
             export=export_int8,

@@ -1,4 +1,4 @@
-"""The forms of a trained model that are kept: the merged (or fully tuned) model, and the adapter."""
+"""The packaged forms of a trained model: the merged (or fully tuned) model, and the adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def package_merged(job: Job, trained: Trained, folder: Path) -> None:
 
 
 def package_full(job: Job, trained: Trained, folder: Path) -> None:
-    """The fully tuned model, in the type that is to be saved."""
+    """The fully tuned model, in the type to save."""
     from mlflow_ft.engine.merging import fold
 
     fold.copy_model(job, trained, folder)
@@ -33,14 +33,14 @@ def package_adapter(job: Job, trained: Trained, folder: Path) -> None:
 
 
 def rehearse_merged(job: Job, trained: Trained, folder: Path) -> None:
-    """Plan the merge of the adapter as it begins, and write the configuration of the merged model."""
+    """Plan the merge of the initial adapter, and write the configuration of the merged model."""
     from mlflow_ft.engine.merging import fold
 
     fold.rehearse(job, trained, folder)
 
 
 def rehearse_full(job: Job, trained: Trained, folder: Path) -> None:
-    """Write the configuration of the model, and find the type of its weights."""
+    """Write the configuration of the model, and determine the type of its weights."""
     from mlflow_ft.engine.merging import fold
 
     fold.rehearse_copy(job, trained, folder)
@@ -56,7 +56,7 @@ def register_packagers() -> list[Packager]:
     return [
         Packager(
             name="merged",
-            summary="base and adapter in one model; the base is dequantised first, never merged in place",
+            summary="base and adapter in one model; a quantised base is dequantised first, never merged in place",
             package=package_merged,
             rehearse=rehearse_merged,
             applies=merges,

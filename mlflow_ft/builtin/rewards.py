@@ -1,4 +1,4 @@
-"""The reward functions that ship inside: the right answer, and valid JSON."""
+"""The built-in reward functions: the right answer, and valid JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Completions = Sequence[Sequence[Message]]
 def exact_answer(completions: Completions, **columns: Sequence[Any]) -> list[float | None]:
     """1 where the answer ends with the row's `answer` (or `solution` ...), else 0; None without such a column.
 
-    Of an answer with its reasoning in front, as GSM8K writes it, what stands behind `####` counts.
+    In an answer that begins with its reasoning, as in GSM8K, only the text after `####` counts.
     """
     expected = next((columns[name] for name in SOLUTIONS if name in columns), [None] * len(completions))
     return [
-        None if wanted is None else float(_ends_with(said(turns), str(wanted).rpartition("####")[2]))
+        None if wanted is None else float(_ends_with(answer_text(turns), str(wanted).rpartition("####")[2]))
         for turns, wanted in zip(completions, expected, strict=True)
     ]
 
@@ -32,12 +32,12 @@ def _ends_with(text: str, wanted: str) -> bool:
 
 
 def valid_json(completions: Completions, **_: Any) -> list[float]:
-    """1 where the answer is JSON, by the strict grammar, else 0."""
-    return [float(is_json(said(turns))) for turns in completions]
+    """1 where the answer is strictly valid JSON, else 0."""
+    return [float(is_json(answer_text(turns))) for turns in completions]
 
 
-def said(turns: Sequence[Mapping[str, Any]]) -> str:
-    """The words of a sampled answer."""
+def answer_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a sampled answer."""
     return str(turns[-1].get("content") or "")
 
 

@@ -1,4 +1,4 @@
-"""The configuration: what can be asked for, what was asked for, and where each value came from."""
+"""The configuration: what can be set, what was set, and where each value came from."""
 
 from mlflow_ft.config.explain import describe, to_yaml
 from mlflow_ft.config.given import Given, pairs, read_yaml

@@ -1,4 +1,4 @@
-"""What a person reads about the configuration: hints, refusals, the table of all fields, the resolved YAML."""
+"""The configuration for people: hints, refusals, the table of all fields, the resolved YAML."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIELDS: Mapping[str, FieldInfo] = {
 NONE_WORDS = frozenset({"none", "null"})
 """Unquoted, these words mean None wherever None is allowed."""
 
-SHOWN_LETTERS = 60
+SHOWN_CHARACTERS = 60
 
 SYNONYMS: Mapping[str, str] = {
     "adapter.type": "adapter.kind",
@@ -89,7 +89,7 @@ SYNONYMS: Mapping[str, str] = {
     "val_set_size": "data.test_size",
     "warmup_ratio": "training.warmup_steps",
 }
-"""What other tools call it, beside what it is called here; only ever a hint, never accepted."""
+"""Names from other tools and our names for them; used for hints only, never accepted."""
 
 
 class Described(NamedTuple):
@@ -102,7 +102,7 @@ class Described(NamedTuple):
 
 
 def describe() -> list[tuple[str, str, str, str]]:
-    """Every field: full path, what it takes, its default as one types it, what it means."""
+    """Every field: full path, what it takes, its default as typed, what it means."""
     return [
         Described(path, allowed(field), _typed(field.default), field.description or "")
         for path, field in FIELDS.items()
@@ -141,7 +141,7 @@ def _nearest(key: str) -> str:
 
 
 def _names() -> dict[str, list[str]]:
-    """Every name that somebody may have meant, and the paths that it leads to."""
+    """Every name that the user may have meant, and its paths."""
     names = {path.partition(".")[2]: locate(path.partition(".")[2]) for path in FIELDS}
     names |= {section: locate(section) for section in PRIMARY}
     return names | {synonym: [path] for synonym, path in SYNONYMS.items()}
@@ -160,8 +160,8 @@ def _fields_of(section: str) -> str:
 
 
 def refused(path: str, value: Any, error: ValidationError) -> tuple[str, str] | None:
-    """Message and hint for the value that pydantic refused for the field `path`; None if the fault is not its own."""
-    details = [one for one in error.errors() if one["loc"][:1] == (path.partition(".")[2],)]
+    """Message and hint for the value that pydantic refused for the field `path`; None if another field is at fault."""
+    details = [detail for detail in error.errors() if detail["loc"][:1] == (path.partition(".")[2],)]
     if not details:
         return None
     if own := own_words(details[0]):
@@ -172,7 +172,7 @@ def refused(path: str, value: Any, error: ValidationError) -> tuple[str, str] | 
 
 
 def own_words(detail: ErrorDetails) -> str:
-    """What a validator of the schema said itself; "" where pydantic speaks of the type or a bound."""
+    """The message of the schema's own validator; "" where pydantic itself refused a type or a bound."""
     return str(detail["ctx"]["error"]) if detail["type"] in {"value_error", "assertion_error"} else ""
 
 
@@ -183,7 +183,7 @@ def allowed(field: FieldInfo) -> str:
         words = f"one of {', '.join(choices)}"
     else:
         words = " or ".join(_KINDS.get(kind) or _KINDS[get_origin(kind)] for kind in kinds if kind is not NoneType)
-    if bounds := [bound for one in field.metadata if (bound := _bound(one))]:
+    if bounds := [bound for constraint in field.metadata if (bound := _bound(constraint))]:
         words += f"{' of' if bounds[0].startswith('at') else ''} {' and '.join(bounds)}"
     return words + (f"{',' * (' or ' in words)} or none" if NoneType in kinds else "")
 
@@ -194,7 +194,7 @@ _KINDS: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    datetime.date: "a day such as 2026-01-31",
+    datetime.date: "a date such as 2026-01-31",
     list: "a list of names",
     list[int]: "a list of whole numbers",
     list[float]: "a list of numbers",
@@ -226,18 +226,18 @@ def _bound(constraint: object) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: on one line and not too long."""
+    """A value for a message: on one line and not too long."""
     if isinstance(value, Mapping):
         return "a mapping"
     text = value if value is None or isinstance(value, (bool, int, float, str, list, tuple)) else str(value)
     words = json.dumps(text, ensure_ascii=False, default=str)
-    return words if len(words) <= SHOWN_LETTERS else f"{words[:SHOWN_LETTERS]} ..."
+    return words if len(words) <= SHOWN_CHARACTERS else f"{words[:SHOWN_CHARACTERS]} ..."
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config as YAML, each value that is no default with the place it came from beside it.
+    """The resolved config as YAML; each value that is not a default has a comment with its origin.
 
-    Read back by `read_yaml` and `resolve` it gives the same values, whatever the method's defaults have become.
+    Read back by `read_yaml` and `resolve` it gives the same values, even if the method's defaults have changed.
     """
     lines = []
     for path, value in config.flat().items():
@@ -252,16 +252,16 @@ def to_yaml(config: Config) -> str:
 
 def _yaml(path: str, value: Any) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(_scalar(one) for one in value)}]"
+        return f"[{', '.join(map(_scalar, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_scalar(key)}: {_scalar(one)}' for key, one in value.items())}}}"
+        return f"{{{', '.join(f'{_scalar(key)}: {_scalar(inner)}' for key, inner in value.items())}}}"
     # Where None is allowed too, the text "none" stays text only in quotes.
     optional = path in FIELDS and NoneType in members(FIELDS[path])
     return _scalar(value, quote=optional and str(value).lower() in NONE_WORDS and value is not None)
 
 
 def _scalar(value: Any, *, quote: bool = False) -> str:
-    """A scalar in one line of YAML; what is not plain text as it stands is put in double quotes."""
+    """A scalar on one line of YAML, in double quotes where it is not plain text."""
     plain = _dump([value])
     return _dump([value], '"') if isinstance(value, str) and (quote or plain != value) else plain
 
@@ -272,7 +272,7 @@ def _dump(value: list[Any], style: str | None = None) -> str:
 
 
 def _one_line(origin: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in origin)
+    return "".join(character if character.isprintable() else "?" for character in origin)
 
 
 def _typed(default: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a promotion asks for: small frozen sections, read from one YAML file; what is not known in it is refused.
+"""What a promotion requires: small frozen sections, read from one YAML file; unknown keys are refused.
 
 min_scores: {exact_match: 0.9}
 beats_champion: {metric: loss, margin: 0.01, confidence: 0.95}
@@ -24,35 +24,34 @@ from mlflow_ft.config.given import headline, syntax_error
 from mlflow_ft.config.section import Section
 from mlflow_ft.errors import ConfigError, Problem, brief
 
-EXAMPLE = "write for instance `min_scores: {exact_match: 0.9}`; see docs/promotion.md"
+EXAMPLE = "for example `min_scores: {exact_match: 0.9}`; see docs/promotion.md"
 LOWER = ("loss", "perplexity", "kl_mean", "kl_max")
-"""Ends of the names of scores that are better when they are lower."""
-HIGHER_ALL_THE_SAME = ("bad_loss",)
-"""Ends of those that are not: answers that are called bad are to become unlikely."""
+"""Endings of the names of scores that are better when they are lower."""
+HIGHER_DESPITE_NAME = ("bad_loss",)
+"""Endings of the exceptions: answers labelled bad should become unlikely."""
 LETTERS = 5
-"""That a reason has, at least."""
+"""The fewest letters of a reason."""
 Requirement = Literal["finished", "parity", "data-checks", "card"]
 
 
 def lower_is_better(score: str, own: Collection[str] = ()) -> bool:
-    """Whether a score is better when it is lower; `own` are further names of which that is known."""
-    return score in own or (score.endswith(LOWER) and not score.endswith(HIGHER_ALL_THE_SAME))
+    """Whether a score is better when it is lower; `own` are further names for which that is true."""
+    return score in own or (score.endswith(LOWER) and not score.endswith(HIGHER_DESPITE_NAME))
 
 
 class PairedTest(Section):
     """A comparison with another model on the same held-out rows, row by row."""
 
     metric: str | list[str] = "auto"
-    """A score with a value for each row, or several, of which each must pass; auto: the one that the method is for."""
+    """A score with a value for each row, or several, which must all pass; auto: the method's own score."""
     margin: float = Field(default=0.0, ge=0)
     """By how much the candidate must be better, in the unit of the score."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """How sure the test must be that the difference is above the margin; of all scores together, where there are
-    several."""
+    """Confidence that the difference is above the margin; over all scores together, where there are several."""
     min_rows: int = Field(default=30, ge=1)
-    """With fewer rows nothing is claimed. A lower number changes nothing of what the test asks for."""
+    """With fewer rows the test does not pass. A lower number does not make the test itself any less strict."""
     samples: int = Field(default=10_000, ge=1000, le=1_000_000)
-    """Random subsets of the rows, where there are too many to look at all."""
+    """Number of random subsets of the rows, where there are too many subsets to try all."""
 
     @field_validator("metric", mode="before")
     @classmethod
@@ -73,35 +72,35 @@ class BeatsChampion(PairedTest):
 
 
 class BeatsBase(PairedTest):
-    """The paired test against the model that the training began with."""
+    """The paired test against the model that training started from."""
 
     always: bool = False
-    """Ask where there is a champion to beat, too."""
+    """Test against the base model even where there is a champion."""
 
 
 class Gates(Section):
-    """The settings of every gate. What is not set is not asked, but for what has a default here."""
+    """The settings of every gate. A gate whose settings are not given and have no default does not apply."""
 
     names: list[str] | None = None
-    """Registered gates to hold the version to; all of them when not given. `beats-base` is asked whatever it says."""
+    """Registered gates that the version must pass; all when not given. `beats-base` always applies."""
     require: list[Requirement] = Field(default_factory=lambda: [*get_args(Requirement)])
-    """Gates that are passed or not: the run FINISHED, parity within its limit, no error in the data, a model card."""
+    """Pass-or-fail gates: the run FINISHED, parity within its limit, no error in the data, a model card."""
     min_scores: dict[str, float] = Field(default_factory=dict)
-    """Score to the least that it may be: `{exact_match: 0.9}`."""
+    """Smallest value of each score: `{exact_match: 0.9}`."""
     max_scores: dict[str, float] = Field(default_factory=dict)
-    """Score to the most that it may be: `{loss: 1.2}`."""
+    """Largest value of each score: `{loss: 1.2}`."""
     beats_champion: BeatsChampion | None = BeatsChampion()
     """The paired test against the present champion; `null`: no test."""
     beats_base: BeatsBase = BeatsBase()
-    """The paired test against the base model, for a first champion; not asked only where it is waived."""
+    """The paired test against the base model, for a first champion; left out only where it is waived."""
     max_regression: dict[str, float] = Field(default_factory=dict)
-    """Score to how much worse than the champion it may be; of the base model where there is no champion yet."""
+    """How much worse than the champion each score may be; than the base model where there is no champion yet."""
     max_age_days: float | None = Field(default=None, gt=0)
     """How long ago the run may have ended."""
     lower_is_better: list[str] = Field(default_factory=list)
-    """Scores of your own that are better when they are lower; those that end in `loss` or `perplexity` are known."""
+    """Your own scores that are better when they are lower; scores ending in `loss` or `perplexity` already are."""
     waive: dict[str, str] = Field(default_factory=dict)
-    """Gates that need not pass, each with the reason, which is kept: `{beats-base: WHY}`."""
+    """Gates that need not pass, each with a reason, which is recorded: `{beats-base: WHY}`."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings for the gates of plugins, by the gate's name."""
 
@@ -119,7 +118,7 @@ class Gates(Section):
     def _has_reasons(cls, waive: dict[str, str]) -> dict[str, str]:
         for name, reason in waive.items():
             if sum(letter.isalpha() for letter in reason) < LETTERS:
-                raise ValueError(f"{name}: {reason!r} is not a reason; say in words why it need not pass")
+                raise ValueError(f"{name}: {reason!r} is not a reason; explain why it need not pass")
         return waive
 
     def lower(self, metric: str) -> bool:
@@ -136,24 +135,24 @@ class Gates(Section):
 
 
 def read_gates(text: str, *, place: str) -> Gates:
-    """The gates that a YAML text asks for; `place` is what messages call it.
+    """The gates in a YAML text; `place` is its name in messages.
 
     Raises:
-        ConfigError: it is not a YAML mapping, or asks for what there is not; every problem is reported.
+        ConfigError: it is not a YAML mapping, or names unknown keys or values; every problem is reported.
     """
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         problems = list(_given_twice(node, place))
-        found = loader.construct_document(node) if node else None
+        document = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
         raise syntax_error(place, text, error) from error
-    except (ValueError, RecursionError) as error:  # what looks like a date and is none; brackets without end
+    except (ValueError, RecursionError) as error:  # an impossible date; endless brackets
         raise ConfigError(f"{place} cannot be read: {brief(error)}", hint=EXAMPLE) from error
-    if not isinstance(found, dict) or not found:
+    if not isinstance(document, dict) or not document:
         raise ConfigError(f"{place} is not a mapping of gates", hint=EXAMPLE)
     try:
-        gates = Gates.model_validate(found)
+        gates = Gates.model_validate(document)
     except ValidationError as error:
         problems += [_problem(place, detail) for detail in error.errors()]
         raise ConfigError(headline(problems, f"in {place}"), problems=problems) from error
@@ -164,7 +163,7 @@ def read_gates(text: str, *, place: str) -> Gates:
 
 
 def gates_file(path: Path) -> Gates:
-    """The gates that a file asks for.
+    """The gates in a file.
 
     Raises:
         ConfigError: it cannot be read, or as `read_gates`.
@@ -177,13 +176,13 @@ def gates_file(path: Path) -> Gates:
 
 
 def near(name: str, known: Sequence[str], *, what: str = "known") -> str:
-    """What may have been meant, or else all that there is."""
+    """The nearest known name as a hint, else all known names."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"{what}: {', '.join(known) or 'none'}"
 
 
 def _given_twice(node: yaml.Node | None, place: str) -> Iterator[Problem]:
-    """YAML keeps the last of two values of one key, and says nothing."""
+    """Keys that are given twice: YAML silently keeps the last value."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -194,8 +193,8 @@ def _given_twice(node: yaml.Node | None, place: str) -> Iterator[Problem]:
                 seen.add(key.value)
             yield from _given_twice(value, place)
     elif isinstance(node, yaml.SequenceNode):
-        for one in node.value:
-            yield from _given_twice(one, place)
+        for element in node.value:
+            yield from _given_twice(element, place)
 
 
 def _problem(place: str, detail: ErrorDetails) -> Problem:
@@ -213,12 +212,12 @@ def _hint(path: Sequence[str]) -> str:
     for part in path[:-1]:
         section = next(kind for kind in members(section.model_fields[part]) if kind is not NoneType)
     if section is Gates and path[-1] in PairedTest.model_fields:
-        return f"{path[-1]} stands under beats_champion or beats_base"
+        return f"{path[-1]} belongs under beats_champion or beats_base"
     return near(path[-1], list(section.model_fields))
 
 
 def _turned_round(gates: Gates, place: str) -> Iterator[Problem]:
-    """Bounds from the wrong side."""
+    """Bounds on the wrong side."""
     for name, bound in gates.min_scores.items():
         if gates.lower(name):
             message, hint = "it is better when it is lower", f"write max_scores: {{{name}: {bound:g}}}"

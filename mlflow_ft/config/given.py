@@ -1,4 +1,4 @@
-"""What was given, before anybody asks what it means: `--key value` pairs, and YAML with the line of every value."""
+"""Settings as they were given, before they are interpreted: `--key value` pairs, and YAML with line numbers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Given:
     value: Any
     """Text from the command line, anything from YAML."""
     place: str
-    """Where it stands: `qlora.yaml line 12`, `--learning_rate (command line)`, `method qlora`."""
+    """Where it was given: `qlora.yaml line 12`, `--learning_rate (command line)`, `method qlora`."""
     written: Any = None
-    """The letters that YAML made `value` of, where they stood without quotes: `0123` for 83, `1e-4`, `yes`."""
+    """The unquoted text from which YAML made `value`: `0123` for 83, `1e-4`, `yes`."""
 
 
 def pairs(arguments: Sequence[str]) -> list[Given]:
@@ -60,7 +60,7 @@ def _stray(token: str, previous: str) -> Problem:
 
 
 def read_yaml(path: Path) -> list[Given]:
-    """Every value of a YAML file with its line; what the keys and values mean is for `resolve` to say."""
+    """Every value of a YAML file with its line; `resolve` interprets keys and values."""
     problems: list[Problem] = []
     text = ""
     try:
@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> list[Given]:
 
 
 def syntax_error(place: str, text: str, error: yaml.YAMLError) -> ConfigError:
-    """What is wrong with a text that is not YAML, and where; `place` is what the message calls it."""
+    """What is wrong with a text that is not YAML, and where; `place` is its name in the message."""
     hint = "check the indentation, the colons and the quotes there and just above"
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
         line, reason = mark.line + 1, error.problem or error.context
@@ -104,7 +104,7 @@ def _walk(
         return
     if not isinstance(node, yaml.MappingNode):
         hint = "write `section:` and below it, indented, `field: value`"
-        problems.append(Problem(place=_line(file, node), message="is no mapping of keys to values", hint=hint))
+        problems.append(Problem(place=_line(file, node), message="is not a mapping of keys to values", hint=hint))
         return
     seen: dict[str, str] = {}
     for key_node, value_node in node.value:
@@ -114,13 +114,13 @@ def _walk(
             continue
         key = f"{section}.{key_node.value}" if section else key_node.value
         if key in seen:
-            message = f"{key}: given before, at {seen[key]}"
+            message = f"{key} is already given at {seen[key]}"
             problems.append(Problem(place=place, message=message, hint="keep one of them"))
             continue
         seen[key] = place
         if isinstance(value_node, yaml.MappingNode) and not section and key not in FIELDS:
             yield from _walk(value_node, loader=loader, file=file, problems=problems, section=key)
-        elif key not in SECTIONS or not _is_null(value_node):  # a section with all its fields commented out is none
+        elif key not in SECTIONS or not _is_null(value_node):  # ignore a section whose fields are all commented out
             value, written = _value(value_node, loader)
             yield Given(key=key, value=value, place=place, written=written)
 
@@ -128,38 +128,39 @@ def _walk(
 def _value(node: yaml.Node, loader: yaml.SafeLoader) -> tuple[Any, Any]:
     """A leaf as YAML means it, and as it is written where that can differ."""
     if isinstance(node, yaml.SequenceNode):
-        items = [_value(one, loader) if isinstance(one, yaml.ScalarNode) else ({}, None) for one in node.value]
+        items = [_value(item, loader) if isinstance(item, yaml.ScalarNode) else ({}, None) for item in node.value]
         return [value for value, _ in items], [value if written is None else written for value, written in items]
     if isinstance(node, yaml.MappingNode):
         return mapping_of(node, loader), None
     if not isinstance(node, yaml.ScalarNode):
         return {}, None
-    if node.tag.endswith((":value", ":merge")):  # `=` and `<<`, which mean nothing here and which PyYAML trips over
+    if node.tag.endswith((":value", ":merge")):  # `=` and `<<`, which have no meaning here and make PyYAML fail
         return node.value, node.value
     try:
         value = loader.construct_object(node)
-    except ValueError:  # looks like a date or a number and is none: 2024-13-45
+    except ValueError:  # looks like a date or a number but is not: 2024-13-45
         value = node.value
     return value, node.value if node.style is None and value is not None else None
 
 
 def mapping_of(node: yaml.MappingNode, loader: yaml.SafeLoader) -> dict[Any, Any]:
-    """Names to values, each as it is written; a list or a mapping in it becomes its text in one line."""
-    found: dict[Any, Any] = {}
+    """Names to values, each as it is written; a nested list or mapping becomes its text on one line."""
+    mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         value, written = _value(value_node, loader)
         if not isinstance(value_node, yaml.ScalarNode):
             value, written = InLine(str(yaml.serialize(_in_line(value_node), width=sys.maxsize)).strip()), None
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-        found[key] = {} if key in found else value if written is None else written
-    return found
+        mapping[key] = {} if key in mapping else value if written is None else written
+    return mapping
 
 
 def _in_line(node: yaml.Node) -> yaml.Node:
-    """A list or mapping, written in brackets whatever it was."""
+    """The node, with every list and mapping in brackets."""
     if isinstance(node, yaml.CollectionNode):
         node.flow_style = True
-        for child in itertools.chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in node.value):
+        members = (member if isinstance(member, tuple) else (member,) for member in node.value)
+        for child in itertools.chain.from_iterable(members):
             _in_line(child)
     return node
 

@@ -1,4 +1,4 @@
-"""From what was given to one `Config`: schema < method < YAML < command line, with the place of every value."""
+"""Resolves given settings into one `Config`: schema < method < YAML < command line, with every value's origin."""
 
 from __future__ import annotations
 
@@ -22,58 +22,58 @@ def resolve(
     file: Sequence[Given] = (),
     command_line: Sequence[Given] = (),
 ) -> Config:
-    """Lay the layers over each other; the problems of all of them are raised together.
+    """Merge the layers; the problems of all of them are raised together.
 
-    `presets` stand between the method's defaults and the file: the built-in data brings such settings.
-    `method` is settled: a `method` in the file names its origin and otherwise yields, as YAML does everywhere.
+    `presets` come between the method's defaults and the file: the built-in data has such settings.
+    `method` is already chosen: a `method` in the file only names its origin, since the command line overrides YAML.
     """
     problems: list[Problem] = []
     of_method = [Given(key=key, value=value, place=f"method {method}") for key, value in defaults.items()]
     values = _layer(of_method, problems)
     values |= _layer(presets, problems)
-    values |= _layer([one for one in file if one.key != "method"], problems)
-    values |= _layer([_typed(one) for one in command_line if one.key != "method"], problems)
-    for one in command_line:
-        if one.key == "method" and one.value != method:
-            message = f"{shown(one.value)} was given, and {method} too"
-            problems.append(Problem(place=one.place, message=message, hint="name one method"))
+    values |= _layer([given for given in file if given.key != "method"], problems)
+    values |= _layer([_typed(given) for given in command_line if given.key != "method"], problems)
+    for given in command_line:
+        if given.key == "method" and given.value != method:
+            message = f"both {shown(given.value)} and {method} were given"
+            problems.append(Problem(place=given.place, message=message, hint="name one method"))
     raise_all(problems, "in the configuration")
-    named = [one.place for one in (*file, *command_line) if one.key == "method" and one.value == method]
+    named = [given.place for given in (*file, *command_line) if given.key == "method" and given.value == method]
     origins = {"method": named[-1] if named else "asked for"} | {path: place for path, (_, place) in values.items()}
     return _build(method, {path: value for path, (value, _) in values.items()}, origins)
 
 
 def _typed(given: Given) -> Given:
-    """The command line has no types: every text there is like YAML's without quotes."""
+    """The command line has no types: all text there counts as unquoted YAML."""
     written = given.value if isinstance(given.value, str) else given.written
     return Given(key=given.key, value=given.value, place=given.place, written=written)
 
 
-def _layer(given: Sequence[Given], problems: list[Problem]) -> dict[str, tuple[Any, str]]:
+def _layer(settings: Sequence[Given], problems: list[Problem]) -> dict[str, tuple[Any, str]]:
     """Path to value and place; a key or value that cannot be used becomes a problem."""
     layer: dict[str, tuple[Any, str]] = {}
-    for one in given:
-        place = one.place if one.place.startswith("--") else f"{one.place}  {one.key}"
-        paths = locate(one.key)
+    for given in settings:
+        place = given.place if given.place.startswith("--") else f"{given.place}  {given.key}"
+        paths = locate(given.key)
         if len(paths) != 1:
-            message, hint = unknown(one.key)
+            message, hint = unknown(given.key)
             problems.append(Problem(place=place, message=message, hint=hint))
             continue
-        value, refusal = _validated(paths[0], one)
+        value, refusal = _validated(paths[0], given)
         if refusal:
             problems.append(Problem(place=place, message=refusal[0], hint=refusal[1]))
         elif paths[0] in layer and layer[paths[0]][0] != value:
-            message = f"{paths[0]} is {shown(layer[paths[0]][0])} already, by {layer[paths[0]][1]}"
+            message = f"{paths[0]} is already {shown(layer[paths[0]][0])}, from {layer[paths[0]][1]}"
             problems.append(Problem(place=place, message=message, hint="keep one of them"))
         else:
-            layer[paths[0]] = (value, one.place)
+            layer[paths[0]] = (value, given.place)
     return layer
 
 
 def _coerce(path: str, given: Given) -> Any:
-    """What was given as pydantic can take it: text for a scalar, so that every layer obeys one set of rules."""
+    """The given value in a form for pydantic: text for a scalar, so that every layer follows the same rules."""
     kinds = members(FIELDS[path])
-    takes_list, takes_mapping = (any(get_origin(kind) is one for kind in kinds) for one in (list, dict))
+    takes_list, takes_mapping = (any(get_origin(kind) is origin for kind in kinds) for origin in (list, dict))
     takes_text = str in kinds
     text = _text(given)
     if text is not None and text.lower() in NONE_WORDS and type(None) in kinds:
@@ -90,7 +90,7 @@ def _coerce(path: str, given: Given) -> Any:
 
 
 def _as_mapping(text: str) -> Any:
-    """`{a: 1, b: 2}`, as in YAML, or `a=1,b=2`; the text itself, which no such field takes, where it is neither."""
+    """`{a: 1, b: 2}`, as in YAML, or `a=1,b=2`; where it is neither, the text itself, which no such field takes."""
     if text[:1] == "{" and text[-1:] == "}":
         loader = yaml.SafeLoader(text)
         try:
@@ -99,27 +99,27 @@ def _as_mapping(text: str) -> Any:
             return text
         return mapping_of(node, loader) if isinstance(node, yaml.MappingNode) else text
     pairs = [item.partition("=") for item in _items(text)]
-    found = {name.strip(): value.strip() for name, equals, value in pairs if equals and name.strip() and value.strip()}
-    return found if len(found) == len(pairs) else text
+    values = {name.strip(): value.strip() for name, equals, value in pairs if equals and name.strip() and value.strip()}
+    return values if len(values) == len(pairs) else text
 
 
 def _items(text: str) -> list[str]:
-    """What stands between the commas that are not within brackets: `a=1,b={c: 2, d: 3}` is two."""
-    found, depth = [""], 0
-    for letter in text:
-        depth += (letter in "{[(") - (letter in ")]}")
-        if letter == "," and depth <= 0:
-            found.append("")
+    """The parts between commas that are not within brackets: `a=1,b={c: 2, d: 3}` has two."""
+    items, depth = [""], 0
+    for character in text:
+        depth += (character in "{[(") - (character in ")]}")
+        if character == "," and depth <= 0:
+            items.append("")
         else:
-            found[-1] += letter
-    return found
+            items[-1] += character
+    return items
 
 
 def _text(given: Given) -> str | None:
     if isinstance(given.written, str):
         return given.written
     if isinstance(given.value, bool):
-        return str(given.value).lower()  # pydantic would take True for 1
+        return str(given.value).lower()  # pydantic would read True as 1
     return str(given.value) if isinstance(given.value, (int, float)) else None
 
 
@@ -133,7 +133,7 @@ def _unquoted(item: str) -> str:
 
 
 def _validated(path: str, given: Given) -> tuple[Any, tuple[str, str] | None]:
-    """The value as the schema takes it, or what speaks against it."""
+    """The value as the schema takes it, or why it is refused."""
     section, _, leaf = path.partition(".")
     value = _coerce(path, given)
     try:
@@ -149,7 +149,7 @@ def _build(method: str, values: Mapping[str, Any], origins: Mapping[str, str]) -
         nested[section][leaf] = value
     try:
         return Config.model_validate({"method": method, **nested, "origins": origins})
-    except ValidationError as error:  # every value is good by itself: what is left is what a validator says of several
+    except ValidationError as error:  # each value alone is valid: this is a validator of several values
         problems = []
         for detail in error.errors():
             path = ".".join(str(part) for part in detail["loc"]) or "configuration"

@@ -1,4 +1,4 @@
-"""The sections that say what a method is: what may change, what is minimised, how answers are sampled and rewarded."""
+"""The sections that define a method: what may change, what is minimised, how answers are sampled and rewarded."""
 
 from __future__ import annotations
 
@@ -8,79 +8,80 @@ from mlflow_ft.config.section import Section
 
 
 class AdapterSection(Section):
-    """What may change; names and meaning are PEFT's."""
+    """What may change; names and meanings are PEFT's."""
 
     kind: str = "none"
     """Name of a registered adapter (`mlflow-ft show adapters`); `none` trains every weight."""
     r: int = Field(default=16, ge=1)
     """Rank of the update."""
     lora_alpha: int | None = Field(default=None, ge=1)
-    """Scale of the update is lora_alpha / r; 2r when not given."""
+    """The update is scaled by lora_alpha / r; 2r when not given."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     target_modules: str | list[str] = "all-linear"
     """`all-linear`, a list of module names, or a regular expression. Fused experts are not linear layers."""
     target_parameters: str | list[str] | None = None
-    """LoRA on weights that are not in a linear layer, by name; `experts`: all fused weights of a mixture of experts."""
+    """LoRA on weights outside linear layers, by name; `experts`: all fused weights of a mixture of experts."""
     layers_to_transform: list[int] | None = None
-    """Numbers of the layers that get an adapter, from 0; all of them when not given."""
+    """Numbers of the layers that get an adapter, from 0; all layers when not given."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead."""
     use_dora: bool = False
     """Split the weights into magnitude and direction, and train both (DoRA)."""
     init_lora_weights: str | None = None
-    """How LoRA begins: pissa, olora, gaussian, eva, corda, loftq ...; PEFT's own way, no change, when not given."""
+    """LoRA's initialisation: pissa, olora, gaussian, eva, corda, loftq ...; PEFT's own, which changes nothing, when
+    not given."""
     modules_to_save: list[str] | None = None
-    """Modules that train whole, and are saved with the adapter."""
+    """Modules that are trained in full and saved with the adapter."""
     trainable_token_indices: list[int] | None = None
-    """Ids of the tokens whose embeddings train too."""
+    """Ids of tokens whose embeddings are also trained."""
     num_virtual_tokens: int = Field(default=20, ge=1)
     """Length of a learned prompt, in tokens."""
     init_text: str | None = None
-    """Text whose embeddings a learned prompt begins with; random ones when not given."""
+    """Text whose embeddings a learned prompt starts from; random tokens when not given."""
     options: dict[str, str] | None = None
-    """Further fields of the kind's PEFT config, as `name=value`: `rank_pattern={q_proj: 8}`."""
+    """Further fields of the adapter's PEFT config, as `name=value`: `rank_pattern={q_proj: 8}`."""
 
 
 class ObjectiveSection(Section):
-    """What is minimised; names and meaning are TRL's."""
+    """What is minimised; names and meanings are TRL's."""
 
     beta: float | None = Field(default=None, ge=0)
-    """How strongly the reference model holds the trained one; the method's own when not given."""
+    """How strongly the trained model is kept close to the reference model; the method's own when not given."""
     loss_type: str | list[str] | None = None
     """Form of the loss: for dpo sigmoid, ipo, hinge, robust ...; the method's own when not given."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of preferences that are taken to be the wrong way round."""
+    """Share of preferences that are assumed to be the wrong way round."""
     precompute_ref_log_probs: bool = False
-    """Ask the reference model once, before training, and not in every step."""
+    """Run the reference model once before training instead of at every step."""
     desirable_weight: float = Field(default=1.0, ge=0)
     """Weight of good answers (kto)."""
     undesirable_weight: float = Field(default=1.0, ge=0)
     """Weight of bad answers (kto)."""
     packing: bool = False
-    """Put short rows end to end, up to `data.max_length` (sft). Refused where the model lets them see each other."""
+    """Pack short rows together, up to `data.max_length` (sft). Refused where the model lets them see each other."""
     options: dict[str, str] | None = None
     """Further fields of the method's own settings (TRL's config class), as `name=value`."""
 
 
 class RolloutSection(Section):
-    """How answers are sampled and rewarded, for methods that learn from their own answers (grpo, rloo, ppo)."""
+    """How answers are sampled and rewarded, for methods that learn from sampled answers (grpo, rloo, ppo)."""
 
     reward_funcs: list[str] | None = None
     """Reward functions: `FILE.py:function`, `module.function`, or registered ones (`mlflow-ft show rewards`)."""
     reward_weights: list[float] | None = None
-    """Weight of each reward function, and at last of the reward model; 1 each when not given."""
+    """Weight of each reward function and, last, of the reward model; 1 each when not given."""
     reward_model: str | None = None
     """A model that scores answers: a folder, `models:/NAME@alias`, `runs:/...` or a Hub id."""
     num_generations: int = Field(default=4, ge=1)
-    """Answers that are sampled to each prompt."""
+    """Answers to sample for each prompt."""
     max_completion_length: int = Field(default=128, ge=1)
     """Longest sampled answer, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Temperature of the sampling."""
+    """Sampling temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the likeliest tokens that together have this share."""
+    """Sample from the most likely tokens that together have this probability."""
     num_iterations: int = Field(default=1, ge=1)
-    """Times that each batch of sampled answers is learned from."""
+    """How many times each batch of sampled answers is learned from."""
     epsilon: float = Field(default=0.2, gt=0)
     """The ratio of new to old probability is clipped to 1 plus or minus this."""

@@ -1,4 +1,4 @@
-"""What can be configured: small frozen sections whose field names are those of Hugging Face, PEFT and TRL."""
+"""All settings: small frozen sections whose field names are those of Hugging Face, PEFT and TRL."""
 
 from __future__ import annotations
 
@@ -18,78 +18,78 @@ class RunSection(Section):
     """The run itself."""
 
     name: str | None = None
-    """Name of the MLflow run; MLflow invents one when this is not given."""
+    """Name of the MLflow run; MLflow generates one when not given."""
     experiment: str | None = None
-    """MLflow experiment; `mlflow run` and MLFLOW_EXPERIMENT_NAME decide when this is not given."""
+    """MLflow experiment; set by `mlflow run` or MLFLOW_EXPERIMENT_NAME when not given."""
     output_dir: Path = Path("outputs")
-    """Folder under which every run gets a folder of its own, named by its run id."""
+    """Folder in which every run gets a subfolder named by its run id."""
     seed: int = 42
-    """Seed of the split, the order of the rows and the new weights."""
+    """Seed for the split, the order of the rows and the new weights."""
 
 
 class ModelSection(Section):
-    """The base model, and how it is held in memory."""
+    """The base model, and how it is loaded."""
 
     name: str = "smollm2-135m"
     """A folder, a Hub id, or a short name (`smollm2-135m`). `model` alone means this."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; the commit that was used is recorded."""
     init_from: str | None = None
-    """Go on from what was trained before, an adapter or a whole model: a folder, `models:/NAME@alias`, `runs:/...`."""
+    """Continue from an earlier result, an adapter or a whole model: a folder, `models:/NAME@alias`, `runs:/...`."""
     add_tokens: list[str] | None = None
-    """Tokens that the tokenizer does not have yet, or that the model has no embeddings for; these are trained."""
+    """Tokens to add to the tokenizer, or that have no embeddings in the model; their embeddings are trained."""
     pad_token: str | None = None
-    """Token of the tokenizer to pad rows with; its own, or another special one that ends no turn, when not given."""
+    """Padding token; the tokenizer's own, or another special token that does not end a turn, when not given."""
     quantize: Literal["none", "int8", "nf4"] = "none"
-    """How bitsandbytes holds the frozen base: not at all, in 8 bits, in 4 bits (NF4)."""
+    """Quantisation of the frozen base by bitsandbytes: none, 8 bits, 4 bits (NF4)."""
     double_quant: bool = True
     """Quantise the 4-bit constants too (0.4 bits less per weight)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type to compute in; auto is bfloat16 on a GPU that has it, float32 elsewhere."""
+    """Type to compute in; auto is bfloat16 on a GPU that supports it, float32 elsewhere."""
     attn_implementation: str | None = None
-    """`sdpa`, `eager`, `flash_attention_2`; transformers decides when this is not given."""
+    """`sdpa`, `eager`, `flash_attention_2`; chosen by transformers when not given."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Recorded as a tag on the run."""
+    """Run the model's own Python code. Recorded as a tag on the run."""
 
 
 class DataSection(Section):
     """Where the rows come from, and how they become examples."""
 
     path: str | list[str] | dict[str, float] = "demo"
-    """A file, a folder, a Hub id, an MLflow URI, or `demo`; several as `[a, b]`, mixed as `{a: 0.7, b: 0.3}`.
+    """A file, a folder, a Hub id, an MLflow URI, or `demo`; several as `[a, b]`, a mixture as `{a: 0.7, b: 0.3}`.
     `data` alone means this."""
     subset: str | None = None
     """Configuration name of a Hub data set."""
     split: str = "train"
-    """Split of a Hub data set, of a saved one, or of a folder whose files are named by split."""
+    """Split of a Hub data set, of a saved data set, or of a folder whose files are named by split."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
     format: str = "auto"
     """Name of a registered format (`mlflow-ft show formats`), or auto."""
     columns: dict[str, str] | None = None
-    """Columns under another name than the format's: `instruction=frage,output=antwort`."""
+    """Columns with other names than the format's: `instruction=frage,output=antwort`."""
     system: str | None = None
-    """System prompt for the conversations that have none."""
+    """System prompt for conversations without one."""
     eval_path: str | None = None
     """Source of the held-out rows; when not given, `test_size` of the rows are held out."""
     test_size: float = Field(default=0.1, gt=0)
     """Rows to hold out: a share below 1, or a count."""
     split_by: str | None = None
-    """Column of a group or a key: rows with one value stay on one side; the prompt, when not given."""
+    """Column of a group or a key: rows with the same value stay on one side; the prompt when not given."""
     max_length: int = Field(default=1024, ge=8)
-    """Longest row in tokens; longer ones are cut at the end, counted and told."""
+    """Longest row in tokens; longer rows are cut at the end, counted and reported."""
     max_rows: int | None = Field(default=None, ge=2)
-    """Read at most so many rows of a source."""
+    """Read at most this many rows of a source."""
     chat_template: str | None = None
-    """A Jinja file, or the template itself, for a tokenizer that has none or for another shape of turns."""
+    """A Jinja file, or the template itself, for a tokenizer without one or to replace its own."""
     date: datetime.date | None = None
-    """The day that chat templates write which write one (Llama 3, gpt-oss); the day of the run, when not given."""
+    """The date for chat templates that write one (Llama 3, gpt-oss); the date of the run when not given."""
     turns: Literal["all", "last", "each"] = "all"
-    """Turns of the assistant that are learned: all of a row, the last, or each as the last turn of a row of its own."""
+    """Assistant turns to learn: all in a row, the last, or each as the last turn of a separate row."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """A row that cannot be read, converted or proved: stop, or leave it out, counted and listed."""
+    """What to do with a row that cannot be read, converted or proved: stop, or leave it out, counted and listed."""
     fail_on: Literal["error", "warn", "never"] = "error"
-    """Severity of a finding of the data checks from which on nothing is trained."""
+    """Do not train if a data check has a finding of this severity or worse."""
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -103,7 +103,7 @@ class DataSection(Section):
     @classmethod
     def _is_a_day(cls, day: Any) -> Any:
         if isinstance(day, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", day):
-            raise ValueError("a day is written as 2026-01-31")
+            raise ValueError("write the date as 2026-01-31")
         return day
 
     @field_validator("path")
@@ -117,7 +117,7 @@ class DataSection(Section):
 
     @property
     def sources(self) -> dict[str, float | None]:
-        """Every source, in order, with its weight in the mixture; None where all of its rows are taken."""
+        """Every source, in order, with its weight in the mixture; None where all of its rows are used."""
         if isinstance(self.path, dict):
             return dict(self.path)
         return dict.fromkeys([self.path] if isinstance(self.path, str) else self.path)
@@ -127,24 +127,24 @@ class ChecksSection(Section):
     """The checks of data quality, before training and in `mlflow-ft data check`."""
 
     names: list[str] | None = None
-    """Registered checks to run (`mlflow-ft show checks`); every one that applies when not given."""
+    """Registered checks to run (`mlflow-ft show checks`); all that apply when not given."""
     max_examples: int = Field(default=5, ge=0)
-    """Rows to show of what a check found."""
+    """Example rows to show for each check."""
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
-    """Share of three-word sequences that two rows have in common (Jaccard) from which on they are near duplicates."""
+    """Two rows are near duplicates if they share at least this much of their three-word sequences (Jaccard)."""
     benchmarks: list[str] | None = None
     """Further files that no training row may come from, besides the held-out rows."""
     overlap: float = Field(default=0.7, gt=0, le=1)
-    """Share of a held-out row's eight-word sequences in one training row from which on it is contaminated."""
+    """A training row is contaminated if it has at least this share of a held-out row's eight-word sequences."""
 
 
 class TrainingSection(Section):
-    """The optimisation; names and meaning are those of transformers.TrainingArguments."""
+    """The optimisation; names and meanings are those of transformers.TrainingArguments."""
 
     num_train_epochs: float = Field(default=3.0, gt=0)
     """Passes over the training rows."""
     max_steps: int = -1
-    """Stop after so many optimizer steps; -1 lets the epochs decide."""
+    """Stop after this many optimizer steps; -1: after the epochs."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     lr_scheduler_type: str = "cosine"
@@ -154,19 +154,19 @@ class TrainingSection(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Clip gradients to this norm."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
     """Rows per device and forward pass."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes per optimizer step."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations to save memory; on a GPU yes, on a CPU no, when not given."""
+    """Recompute activations to save memory; when not given, yes on a GPU and no on a CPU."""
     optim: str = "auto"
     """Name from transformers; auto is paged_adamw_8bit for a quantised base on a GPU, else adamw_torch_fused."""
     logging_steps: int = Field(default=1, ge=1)
     """Optimizer steps between two points of the training curves."""
     log_checkpoints: bool = False
-    """Log the model as it stands at every evaluation as a logged model of its own, with the held-out loss."""
+    """Log the model at every evaluation as a separate logged model, with its held-out loss."""
     eval_steps: float = Field(default=0.25, gt=0)
     """Optimizer steps between two held-out losses, or their share of all steps when below 1."""
 
@@ -175,44 +175,44 @@ class EvaluationSection(Section):
     """The comparison of base and tuned model on the held-out rows."""
 
     evaluators: list[str] | None = None
-    """Registered evaluators to run; every one that applies when not given."""
+    """Registered evaluators to run; all that apply when not given."""
     max_rows: int = Field(default=200, ge=1)
-    """Held-out rows to generate answers for; the loss takes all of them."""
+    """Held-out rows to generate answers for; the loss uses all of them."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest generated answer, in tokens."""
     per_device_eval_batch_size: int = Field(default=16, ge=1)
     """Rows per forward pass in evaluation and generation."""
     guards: dict[str, str] | None = None
-    """Further data by name (`{safety: refusals.jsonl}`), scored before and after as `safety/SCORE`: what must not get
+    """Further data by name (`{safety: refusals.jsonl}`), scored before and after as `safety/SCORE`, that must not get
     worse."""
     on_worse: Literal["refuse", "warn"] = "refuse"
-    """A tuned model that is worse than its base, beyond chance: registered without the alias, exit code 1; or warn."""
+    """If the tuned model is significantly worse than its base: register it without the alias and exit with 1; or
+    warn."""
     samples: int = Field(default=4, ge=0)
-    """Held-out prompts that are answered at every evaluation during training, and logged as tables; 0: none."""
+    """Held-out prompts to answer at every evaluation during training, logged as tables; 0: none."""
 
 
 class PackageSection(Section):
-    """The models that are kept, and how near they must be to the trained one."""
+    """The models that are kept, and how close they must be to the trained one."""
 
     packagers: list[str] | None = None
-    """Registered packagers to run; every one that applies when not given."""
+    """Registered packagers to run; all that apply when not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the saved weights; auto: as the base model's files for a merged model, as trained for a full one."""
+    """Type of the saved weights; auto: as in the base model's files for a merged model, as trained for a full one."""
     exports: list[str] | None = None
-    """Further forms, made of the whole model (`mlflow-ft show exporters`): `[nf4, gguf-q8_0]`; none when not given."""
+    """Further forms of the whole model to make (`mlflow-ft show exporters`): `[nf4, gguf-q8_0]`; none by default."""
     max_kl: float = Field(default=0.02, gt=0)
-    """Largest mean KL divergence per token (nats) from the trained model; beyond it nothing is registered."""
+    """Largest mean KL divergence per token (nats) from the trained model; above it nothing is registered."""
     max_kl_share: float = Field(default=0.5, gt=0)
-    """Largest part of the way from the base to the trained model that a form may be off; 1 is as far as the base."""
+    """Largest KL divergence of a form as a share of the base model's own; 1 is as far off as the base."""
     min_top1: float = Field(default=0.75, ge=0, le=1)
     """Smallest share of tokens on which a form and the trained model must agree."""
     max_perplexity_change: float = Field(default=0.1, gt=0)
-    """Largest relative change of the perplexity, against the trained model's on the same tokens."""
+    """Largest relative change in perplexity from the trained model on the same tokens."""
     export_max_kl: float | None = Field(default=None, gt=0)
-    """Largest mean KL divergence for `exports`; each has its own, in place of the limits above, when not given."""
-
+    """Largest mean KL divergence for `exports`; when not given, each has its own limit instead of those above."""
     round_trip: bool = True
-    """Load every logged model from the store, in a process that has its requirements alone, before it is registered."""
+    """Load every logged model from the store, in a clean process with only its requirements, before registering it."""
 
 
 class RegistrySection(Section):
@@ -221,20 +221,20 @@ class RegistrySection(Section):
     model_name: str | None = None
     """Registered model; `<base model>-<method>` when not given. The adapter is registered as NAME-adapter."""
     alias: str = "candidate"
-    """Alias that the new versions get. `champion` is refused: it moves on evidence, never because a run ended."""
+    """Alias for the new versions. `champion` is refused: only `promote` moves it, on evidence."""
     gates: Path | None = None
-    """A YAML file of gates, kept with the run: what `promote` holds these versions to when no other gates are named."""
+    """A YAML file of gates, kept with the run: `promote` applies them to these versions unless it is given others."""
 
     @field_validator("alias")
     @classmethod
     def _is_no_champion(cls, alias: str) -> str:
         if alias.lower() == "champion":
-            raise ValueError("a training does not make a champion; take another alias, such as candidate")
+            raise ValueError("training does not make a champion; choose another alias, such as candidate")
         return alias
 
 
 class Config(Section):
-    """All that was asked for, resolved: defaults < method < YAML < command line."""
+    """All settings, resolved: defaults < method < YAML < command line."""
 
     method: str
     run: RunSection = RunSection()
@@ -249,7 +249,7 @@ class Config(Section):
     package: PackageSection = PackageSection()
     registry: RegistrySection = RegistrySection()
     origins: Mapping[str, str] = Field(default_factory=dict, exclude=True)
-    """Where each value that is no default came from: `{"adapter.r": "qlora.yaml line 12"}`."""
+    """Where each value that is not a default came from: `{"adapter.r": "qlora.yaml line 12"}`."""
 
     def flat(self) -> dict[str, Any]:
         """Every value by full path, as plain JSON values: `{"training.learning_rate": 0.0002, ...}`."""

@@ -32,12 +32,12 @@ RULES = {
     "on_": "Watches only: what it raises is logged with the plugin's name, and the run goes on.",
     "training_callbacks": "Collected from every plugin. If it raises, the run stops.",
 }
-"""What the first word of a hook's name says about it."""
+"""By the beginning of a hook's name, its rule."""
 RULE = "|---|---|---|---|"
 
 
 def _places() -> Iterator[tuple[str, str]]:
-    """Where an implementation to show is looked for, in this order: a plugin is a module or a package."""
+    """Where to look for an implementation to show, in this order; a plugin is a module or a package."""
     yield "The template", "plugins/mlflow-ft-template/mlflow_ft_template/__init__.py"
     for kind in plugins.KINDS:
         package = f"mlflow_ft/builtin/{kind}/__init__.py"
@@ -71,19 +71,19 @@ def hooks_page() -> str:
 
 
 def rule(hook: str) -> str:
-    """The rule that the hook's name gives."""
+    """The rule for a hook, by its name."""
     return next(text for verb, text in RULES.items() if hook.startswith(verb))
 
 
 def signature(function: Callable[..., Any]) -> str:
-    """`name(argument: type) -> type`, as it is written."""
-    found = inspect.signature(function)
-    arguments = ", ".join(f"{name}: {one.annotation}" for name, one in found.parameters.items())
-    return f"{function.__name__}({arguments}) -> {found.return_annotation}"
+    """`name(argument: type) -> type`, as written in the code."""
+    parts = inspect.signature(function)
+    arguments = ", ".join(f"{name}: {parameter.annotation}" for name, parameter in parts.parameters.items())
+    return f"{function.__name__}({arguments}) -> {parts.return_annotation}"
 
 
 def implementation(hook: str) -> tuple[str, str]:
-    """Who implements the hook, the template before the built-ins, and the source of its function."""
+    """Who implements the hook (the template, else a built-in), and the source of the function."""
     for title, file in _places():
         source = (ROOT / file).read_text(encoding="utf-8")
         for node in ast.parse(source).body:
@@ -99,7 +99,7 @@ def settings_page() -> str:
         "# Settings",
         NOTE,
         ABOUT_SETTINGS,
-        f"A section alone means one of its fields: {primary}.",
+        f"A section name alone stands for one of its fields: {primary}.",
     ]
     rows: dict[str, list[str]] = {}
     for path, kind, default, doc in describe():
@@ -120,7 +120,7 @@ PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": met
 
 
 def main(folder: Path = ROOT / "docs") -> None:
-    """Write every page anew; this works in a checkout only."""
+    """Write every page; this works only in a checkout."""
     folder.mkdir(exist_ok=True)
     for name, make in PAGES.items():
         (folder / name).write_text(make(), encoding="utf-8")

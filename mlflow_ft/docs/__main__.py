@@ -1,4 +1,4 @@
-"""`python -m mlflow_ft.docs` writes the pages anew."""
+"""`python -m mlflow_ft.docs` writes the generated pages."""
 
 from mlflow_ft.docs import main
 

@@ -70,14 +70,11 @@ def compared(trainers: list[Trainer]) -> str:
     rows = []
     for trainer in trainers:
         adapter = trainer.defaults.get("adapter.kind", "none")
-        held = f", base in {trainer.defaults['model.quantize']}" if "model.quantize" in trainer.defaults else ""
-        what = "every weight" if adapter == "none" else f"`{adapter}`{held}"
-        rate = trainer.defaults.get("training.learning_rate")
-        rows.append(
-            table_row(
-                f"[`{trainer.name}`](#{trainer.name})", what, ", ".join(trainer.kinds), str(rate or ""), trainer.memory
-            )
-        )
+        base = f", base in {trainer.defaults['model.quantize']}" if "model.quantize" in trainer.defaults else ""
+        weights = "every weight" if adapter == "none" else f"`{adapter}`{base}"
+        rate = str(trainer.defaults.get("training.learning_rate") or "")
+        link = f"[`{trainer.name}`](#{trainer.name})"
+        rows.append(table_row(link, weights, ", ".join(trainer.kinds), rate, trainer.memory))
     return "\n".join(head + rows)
 
 
@@ -112,12 +109,12 @@ def adapter_table(adapters: list[Adapter]) -> str:
     head = [table_row("adapter.kind", "what it does", "merges", "for"), "|---|---|---|---|"]
     rows = [
         table_row(
-            f"[`{one.name}`]({one.paper})" if one.paper else f"`{one.name}`",
-            one.summary,
-            "yes" if one.merges else "no",
-            one.use_for,
+            f"[`{adapter.name}`]({adapter.paper})" if adapter.paper else f"`{adapter.name}`",
+            adapter.summary,
+            "yes" if adapter.merges else "no",
+            adapter.use_for,
         )
-        for one in adapters
+        for adapter in adapters
     ]
     return "\n".join(head + rows)
 
@@ -128,7 +125,7 @@ def sentence(words: str) -> str:
 
 
 def own(catalogue: Catalogue[Any]) -> Iterator[Any]:
-    """The records that the built-in plugins registered, whatever else is installed."""
+    """The records of the built-in plugins, whatever else is installed."""
     return (record for record in catalogue if catalogue.provider(record.name).startswith("builtin."))
 
 

@@ -1,4 +1,4 @@
-"""What every page that is made from the code has in common."""
+"""Shared by all pages that are generated from the code."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ NOTE = "<!-- Made by `python -m mlflow_ft.docs`: change the code, then run it. -
 
 
 def table_row(*cells: str) -> str:
-    """One line of a table; a bar inside a cell stays a bar."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    """One line of a table; bars in a cell are escaped, and line breaks become spaces."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

@@ -303,7 +303,7 @@ def test_one_field_given_twice_in_a_layer_must_be_given_one_value() -> None:
     with pytest.raises(ConfigError) as error:
         typed("--r", "8", "--adapter.r", "16")
     assert told(error) == [
-        "--adapter.r (command line)  adapter.r is 8 already, by --r (command line); keep one of them"
+        "--adapter.r (command line)  adapter.r is already 8, from --r (command line); keep one of them"
     ]
 
 
@@ -313,7 +313,7 @@ def test_the_method_is_settled_by_the_caller(tmp_path: Path) -> None:
     assert typed("--method", "lora").origins == {"method": "--method (command line)"}
     with pytest.raises(ConfigError) as error:
         typed("--method", "dpo")
-    assert told(error) == ['--method (command line)  "dpo" was given, and lora too; name one method']
+    assert told(error) == ['--method (command line)  both "dpo" and lora were given; name one method']
 
 
 def test_what_a_validator_says_of_several_fields_has_the_places_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,11 +364,11 @@ def test_what_a_validator_says_of_one_field_is_told_in_its_own_words(monkeypatch
         ("a: 1\nb: \x07\n", "line 2: not YAML.*\n.*control characters"),
         ("a: !!python/object:os.system x\n", "line 1: not YAML.*\n.*remove the tag"),
         ("a: 1\n---\nb: 2\n", "line 2: not YAML"),
-        ("- a\n- b\n", "line 1  is no mapping of keys to values; write `section:`"),
-        ("just text", "line 1  is no mapping"),
+        ("- a\n- b\n", "line 1  is not a mapping of keys to values; write `section:`"),
+        ("just text", "line 1  is not a mapping"),
         ("? [a]\n: 1\n", "line 1  a key must be text"),
-        ("adapter:\n  r: 8\n  r: 9\n", "line 3  adapter.r: given before, at qlora.yaml line 2; keep one"),
-        ("run: {}\nrun: {}\n", "line 2  run: given before, at qlora.yaml line 1"),
+        ("adapter:\n  r: 8\n  r: 9\n", "line 3  adapter.r is already given at qlora.yaml line 2; keep one"),
+        ("run: {}\nrun: {}\n", "line 2  run is already given at qlora.yaml line 1"),
         ("a: &a [*a]\nb: " + "[" * 3000, "nested too deeply"),
     ],
 )
@@ -407,7 +407,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_training_gives_no_version_the_alias_of_the_champion() -> None:
-    with pytest.raises(ConfigError, match="a training does not make a champion"):
+    with pytest.raises(ConfigError, match="training does not make a champion"):
         resolve("qlora", defaults={}, command_line=pairs(["--registry.alias", "Champion"]))
     assert resolve("qlora", defaults={}, command_line=pairs(["--alias", "staging"])).registry.alias == "staging"
 

@@ -88,6 +88,37 @@ def test_a_bar_in_a_cell_does_not_end_it() -> None:
     assert docs.table_row("a|b", "c") == "| a\\|b | c |"
 
 
+def test_a_cell_is_one_line() -> None:
+    assert docs.table_row("a\n    b", "c") == "| a b | c |"
+
+
+def tables(text: str) -> list[list[str]]:
+    """The lines of every table outside code blocks: a header, a rule and the rows, up to a blank line."""
+    blocks = re.sub(r"(?ms)^```\w*\n.*?^```", "", text).split("\n\n")
+    return [block.splitlines() for block in map(str.strip, blocks) if re.search(r"(?m)^\|[ :|-]+\|$", block)]
+
+
+def cells(line: str) -> int:
+    """The number of cells of a row, which a bar ends unless it is escaped."""
+    assert line.startswith("|"), line
+    assert line.endswith("|"), line
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_row_of_a_table_has_as_many_cells_as_its_header(page: Path) -> None:
+    for header, *rows in tables((ROOT / page).read_text()):
+        assert [cells(row) for row in rows] == [cells(header)] * len(rows), header
+
+
+def test_a_broken_table_is_found() -> None:
+    rows = "| a | b |\n|---|---|\n| 1 | 2\n3 |\n"
+    [lines_of_table] = tables(f"Text.\n\n{rows}\nText.\n")
+    assert len(lines_of_table) == 4
+    with pytest.raises(AssertionError):
+        cells(lines_of_table[2])
+
+
 def lines(page: Path) -> Iterator[str]:
     """Every line of a page that may be typed: code blocks of either kind, and spans of code in the text."""
     text = (ROOT / page).read_text().replace("\\\n", " ")

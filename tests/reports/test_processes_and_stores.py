@@ -42,7 +42,7 @@ def test_torchrun_itself_is_answered_by_that_sentence(tmp_path: Path) -> None:
         env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"},
     )
     assert done.returncode
-    assert "torchrun or accelerate launch started this in 2 processes" in done.stderr
+    assert "torchrun or accelerate launch started 2 processes" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Adapters whose update is a product of small matrices, as LoRA's is."""
+"""Adapters whose update is a product of small matrices, like LoRA's."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "hira",
-        "Hadamard product of the weights and a low-rank update: an update of full rank",
+        "Hadamard product of the weights and a low-rank update: a full-rank update",
         Tuner(config="HiraConfig", settings=RANK | {"lora_dropout": "hira_dropout"}),
         paper="https://openreview.net/forum?id=TwJrTz9cRS",
-        use_for="knowledge that a low rank does not hold",
+        use_for="knowledge that does not fit in a low rank",
         memory=LIKE_LORA,
         ranges={"adapter.r": "16 to 64", RATE: "1e-3 to 1e-2"},
     ),
@@ -54,28 +54,28 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "delora",
-        "a low-rank update whose strength (`delora_lambda`) is held apart from its direction",
+        "a low-rank update whose strength (`delora_lambda`) is separate from its direction",
         Tuner(config="DeloraConfig", settings=RANK, quantised=FLOAT),
         paper="https://arxiv.org/abs/2503.18225",
-        use_for="high learning rates and long training without losing what the base can",
+        use_for="high learning rates and long training without losing what the base can do",
         memory=LIKE_LORA,
         ranges={"adapter.r": "8 to 32", RATE: "1e-4 to 1e-3"},
     ),
     record(
         "deft",
-        "takes a low-rank subspace out of the weights and puts a trained one in its place",
+        "replaces a low-rank subspace of the weights by a trained one",
         Tuner(
             config="DeftConfig",
             settings=RANK | {"lora_alpha": "alpha", "lora_dropout": "deft_dropout"},
             quantised=FLOAT,
         ),
         use_for="experiments",
-        memory="as LoRA of that rank, and the weights of a layer once more while it computes",
+        memory="as LoRA of that rank, and a copy of a layer's weights while it computes",
         ranges={"adapter.r": "4 to 32", RATE: "1e-4 to 1e-3"},
     ),
     record(
         "glora",
-        "scales and shifts of weights and biases beside a low-rank update",
+        "scales and shifts of weights and biases, with a low-rank update",
         Tuner(config="GloraConfig", settings=TARGETS | {"r": "r"}, quantised=FLOAT),
         paper="https://arxiv.org/abs/2306.07967",
         use_for="experiments",
@@ -84,7 +84,7 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "peanut",
-        "an update that a small network makes of the weights themselves",
+        "an update that a small network computes from the weights themselves",
         Tuner(config="PeanutConfig", settings=RANK, quantised=FLOAT),
         paper="https://arxiv.org/abs/2410.01870",
         use_for="experiments",
@@ -105,4 +105,4 @@ RECORDS: tuple[Adapter, ...] = (
         ranges={"adapter.r": "32 to 256", RATE: "1e-4 to 1e-3"},
     ),
 )
-"""The update is a product of small matrices, as in LoRA."""
+"""The adapters of this module."""

@@ -13,33 +13,33 @@ if TYPE_CHECKING:
     from mlflow_ft.values import Job, Model
 
 LENGTH = {"num_virtual_tokens": "num_virtual_tokens"}
-MEMORY = "the base and its activations; the longer sequences cost"
+MEMORY = "the base and its activations, for longer sequences"
 RANGES = {"adapter.num_virtual_tokens": "8 to 128", "training.learning_rate": "1e-3 to 3e-1"}
 
 
-def in_front(config: Config) -> str | None:
+def not_packed(config: Config) -> str | None:
     """What no learned prompt can do."""
     if config.objective.packing:
-        return "packed rows would all but the first stand without the prompt; take objective.packing out"
+        return "of packed rows only the first would follow the prompt; leave objective.packing out"
     return None
 
 
 def as_cache(config: Config) -> str | None:
-    """Keys and values come as a cache, which recomputed activations do not get."""
+    """Keys and values are passed as a cache, which recomputed activations do not get."""
     from mlflow_ft.engine import hardware
 
     if hardware.checkpointing(config):
         return "it cannot recompute activations; add --training.gradient_checkpointing false"
-    return in_front(config)
+    return not_packed(config)
 
 
 def fit_prompt(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without a text the prompt begins as tokens drawn from the vocabulary: far better than noise (section 3.2)."""
+    """Without a text the prompt starts as tokens drawn from the vocabulary: far better than noise (section 3.2)."""
     return {"prompt_tuning_init": "SAMPLE_VOCAB"}
 
 
 def fit_cpt(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The text's tokens, each of which may move a little; all of them count as content, none as labels."""
+    """The text's tokens, each of which may move a little; all count as content, none as labels."""
     from mlflow_ft.engine.tokens import tokenizers
 
     text = job.config.adapter.init_text or ""
@@ -48,12 +48,12 @@ def fit_cpt(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def with_text(config: Config) -> str | None:
-    """CPT refines a text."""
-    return in_front(config) or ("give the text to begin with: --adapter.init_text '...'" if not text(config) else None)
+    """CPT refines a text, so it needs one."""
+    return not_packed(config) or ("give the text to refine: --adapter.init_text '...'" if not text(config) else None)
 
 
 def text(config: Config) -> str:
-    """The text that a prompt begins with, without white space around it."""
+    """The text that a prompt starts from, without white space around it."""
     return (config.adapter.init_text or "").strip()
 
 
@@ -66,17 +66,17 @@ def fit_adaption(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str,
 RECORDS: tuple[Adapter, ...] = (
     record(
         "prompt",
-        "virtual tokens in front of the text, begun with a text of yours (adapter.init_text) or drawn tokens",
+        "virtual tokens before the text, starting from your text (adapter.init_text) or from random tokens",
         Tuner(
             config="PromptTuningConfig",
             settings=LENGTH | {"init_text": ""},
             fit=fit_prompt,
-            refuses=in_front,
+            refuses=not_packed,
         ),
         merges=False,
         learned_prompt=True,
         paper="https://arxiv.org/abs/2104.08691",
-        use_for="large models and many tasks over one base that is served once",
+        use_for="large models and many tasks on one base that is served once",
         memory=MEMORY,
         ranges=RANGES,
     ),
@@ -93,12 +93,12 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "ptuning",
-        "virtual tokens that a small network makes while it trains (`encoder_hidden_size`)",
-        Tuner(config="PromptEncoderConfig", settings=LENGTH, refuses=in_front),
+        "virtual tokens from a small network that is used in training only (`encoder_hidden_size`)",
+        Tuner(config="PromptEncoderConfig", settings=LENGTH, refuses=not_packed),
         merges=False,
         learned_prompt=True,
         paper="https://arxiv.org/abs/2103.10385",
-        use_for="as prompt, where that trains unsteadily",
+        use_for="as prompt, where that trains unstably",
         memory=MEMORY,
         ranges=RANGES | {"training.learning_rate": "1e-4 to 1e-2"},
     ),
@@ -109,13 +109,13 @@ RECORDS: tuple[Adapter, ...] = (
         merges=False,
         learned_prompt=True,
         paper="https://arxiv.org/abs/2410.17222",
-        use_for="refining an instruction or examples that work already, with very few rows",
+        use_for="refining an instruction or examples that already work, with very few rows",
         memory=MEMORY,
         ranges={"training.learning_rate": "1e-4 to 1e-2"},
     ),
     record(
         "adaption-prompt",
-        "prompts inside the attention of the upper layers, switched in by a gate (Llama and Mistral)",
+        "prompts in the attention of the upper layers, with a learned gate (Llama and Mistral)",
         Tuner(
             config="AdaptionPromptConfig",
             settings={"num_virtual_tokens": "adapter_len"},
@@ -123,7 +123,7 @@ RECORDS: tuple[Adapter, ...] = (
         ),
         merges=False,
         paper="https://arxiv.org/abs/2303.16199",
-        use_for="instructions with about a million weights, from a start that changes nothing",
+        use_for="following instructions with about a million weights, starting from no change",
         memory=MEMORY,
         ranges=RANGES | {"adapter.num_virtual_tokens": "8 to 20", "training.learning_rate": "1e-3 to 1e-1"},
     ),

@@ -1,4 +1,4 @@
-"""Adapters that turn or scale the weights, train what stands beside them, or add what no weight can hold."""
+"""Adapters that rotate or scale the weights, train other parts, or add something that no weight can hold."""
 
 from __future__ import annotations
 
@@ -25,17 +25,15 @@ if TYPE_CHECKING:
     from mlflow_ft.values import Job, Model
 
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "wo", "w2", "c_proj", "dense_4h_to_h")
-"""What the last layer of the feed-forward part is called."""
-
-
+"""Names of the last layer of a feed-forward block."""
 KEYS_AND_VALUES = ("k_proj", "v_proj", "kv_b_proj", "key", "value", "query_key_value", "qkv_proj", "c_attn", "Wqkv")
-"""What the layers that make keys and values are called."""
+"""Names of the layers that compute keys and values."""
 
 
 def fit_ia3(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the named layers those of the feed-forward part, whose inputs are scaled, not their outputs.
+    """The named layers that belong to a feed-forward block: their inputs are scaled, not their outputs.
 
-    Where none are named and PEFT knows none for this sort of model, they are found by their usual names.
+    Where no layers are named and PEFT knows none for this model type, they are found by their usual names.
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
@@ -46,12 +44,12 @@ def fit_ia3(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]
         names = [name for name in linear.names(model.module) if name in (*KEYS_AND_VALUES, *FEEDFORWARD)]
     if not isinstance(names, list) or values.get("feedforward_modules") is not None:
         return {}
-    found = {"feedforward_modules": [name for name in names if name.rpartition(".")[2] in FEEDFORWARD]}
-    return found | ({"target_modules": names} if values.get("target_modules") is None and names else {})
+    fields = {"feedforward_modules": [name for name in names if name.rpartition(".")[2] in FEEDFORWARD]}
+    return fields | ({"target_modules": names} if values.get("target_modules") is None and names else {})
 
 
 def fit_beft(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers that make values, where none are named and PEFT knows none for this sort of model."""
+    """The layers that compute values, where none are named and PEFT knows none for this model type."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_BEFT_TARGET_MODULES_MAPPING as KNOWN
 
     from mlflow_ft.engine.models import linear
@@ -63,22 +61,20 @@ def fit_beft(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def fit_norms(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The normalising layers, where none are named."""
+    """The normalisation layers, where none are named."""
     from mlflow_ft.engine.models import linear
 
     return {} if values.get("target_modules") else {"target_modules": linear.norms(model.module)}
 
 
 def fit_tokens(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokens that were named, and the new ones; PEFT finds the embeddings by itself."""
+    """The named tokens and the new ones; PEFT finds the embeddings."""
     from mlflow_ft.engine.tokens import tokenizers, vocabulary
 
     new = tokenizers.load(job.config, model.base).new_tokens
-    layers = (
-        vocabulary.token_layers(model.module, []) if new else {}
-    )  # an output layer of its own has rows for them too
-    found = {"token_indices": [*values.get("token_indices", ()), *new]}
-    return found | ({"target_modules": list(layers)} if layers else {})
+    layers = vocabulary.token_layers(model.module, []) if new else {}  # an untied output layer has rows for them too
+    fields = {"token_indices": [*values.get("token_indices", ()), *new]}
+    return fields | ({"target_modules": list(layers)} if layers else {})
 
 
 def needs_tokens(config: Config) -> str | None:
@@ -89,27 +85,27 @@ def needs_tokens(config: Config) -> str | None:
 
 
 def by_regular_expression(config: Config) -> str | None:
-    """IA3 must know which of the layers belong to the feed-forward part."""
+    """IA3 must know which layers belong to the feed-forward block."""
     modules = config.adapter.target_modules
     if given(config, "target_modules") and isinstance(modules, str) and modules != "all-linear":
-        return "give adapter.target_modules as a list: it must know which layers belong to the feed-forward part"
+        return "give adapter.target_modules as a list: it must know which layers belong to the feed-forward block"
     return None
 
 
 def records() -> list[Adapter]:
-    """All of this module."""
+    """All adapters of this module."""
     return [*rotating(), *scaling(), *whole(), *unmerged()]
 
 
 def rotating() -> list[Adapter]:
-    """The weights are turned or reflected, which keeps the angles between them."""
+    """Adapters that rotate or reflect the weights, which keeps the angles between them."""
     return [
         record(
             "oft",
             "orthogonal rotations of the weights, in blocks (`oft_block_size`)",
             Tuner(config="OFTConfig", settings=NAMED, fit=divide("oft_block_size", 32)),
             paper="https://arxiv.org/abs/2306.07280",
-            use_for="keeping what the base knows while a style or a format is learned",
+            use_for="learning a style or a format while keeping what the base knows",
             memory="as LoRA of rank 16, and more time",
             ranges={"adapter.options oft_block_size": "16 to 64", RATE: "1e-4 to 1e-3"},
         ),
@@ -145,7 +141,7 @@ def rotating() -> list[Adapter]:
             "circular convolutions, in blocks (`block_size`)",
             Tuner(config="C3AConfig", settings=NAMED, fit=divide("block_size", 256)),
             paper="https://arxiv.org/abs/2407.19342",
-            use_for="updates of full rank from few weights",
+            use_for="full-rank updates with few weights",
             memory=TINY,
             ranges={RATE: "1e-2 to 1e-1"},
         ),
@@ -153,20 +149,20 @@ def rotating() -> list[Adapter]:
 
 
 def scaling() -> list[Adapter]:
-    """Only scales, or what stands beside the matrices, train."""
+    """Adapters that train only scales, or parameters other than the matrices."""
     return [
         record(
             "ia3",
-            "scales keys, values and the feed-forward part by learned vectors",
+            "scales keys, values and the feed-forward block by learned vectors",
             Tuner(config="IA3Config", settings=TARGETS, all_linear=False, fit=fit_ia3, refuses=by_regular_expression),
             paper="https://arxiv.org/abs/2205.05638",
-            use_for="few rows and many tasks: an adapter of some tens of kilobytes",
+            use_for="few rows and many tasks: an adapter of tens of kilobytes",
             memory="the least of all that merge",
             ranges={RATE: "1e-3 to 1e-2"},
         ),
         record(
             "ln-tuning",
-            "trains the normalising layers alone",
+            "trains only the normalisation layers",
             Tuner(config="LNTuningConfig", settings=TARGETS, all_linear=False, fit=fit_norms),
             paper="https://arxiv.org/abs/2312.11420",
             use_for="a change of tone or format, as a cheap baseline",
@@ -175,7 +171,7 @@ def scaling() -> list[Adapter]:
         ),
         record(
             "trainable-tokens",
-            "trains the embeddings of single tokens, new ones among them, and nothing else",
+            "trains only the embeddings of single tokens, including new ones",
             Tuner(
                 config="TrainableTokensConfig",
                 settings={"trainable_token_indices": "token_indices"},
@@ -191,14 +187,14 @@ def scaling() -> list[Adapter]:
 
 
 def whole() -> list[Adapter]:
-    """Nearly every weight trains."""
+    """Adapters that train nearly every weight."""
     return [
         record(
             "osf",
-            "trains every layer, but orthogonally to its most important directions (`effective_rank`)",
+            "trains every layer orthogonally to its most important directions (`effective_rank`)",
             Tuner(config="OSFConfig", settings=TARGETS, quantised=FLOAT),
             paper="https://arxiv.org/abs/2504.07097",
-            use_for="learning one task after another without losing the first",
+            use_for="learning tasks one after another without forgetting the first",
             memory="as full fine-tuning",
             ranges={RATE: "5e-6 to 5e-5"},
         )
@@ -206,11 +202,11 @@ def whole() -> list[Adapter]:
 
 
 def unmerged() -> list[Adapter]:
-    """They add something that no weight of the base can hold."""
+    """Adapters that add something that no weight of the base can hold."""
     return [
         record(
             "beft",
-            "adds a trained bias to the value projections, or to the layers that are named",
+            "adds a trained bias to the value projections, or to the named layers",
             Tuner(config="BeftConfig", settings=TARGETS, all_linear=False, fit=fit_beft),
             merges=False,
             paper="https://arxiv.org/abs/2509.15974",
@@ -220,7 +216,7 @@ def unmerged() -> list[Adapter]:
         ),
         record(
             "lily",
-            "low-rank updates whose factors layers share, mixed by the input",
+            "low-rank updates with factors that layers share, mixed depending on the input",
             Tuner(config="LilyConfig", settings=RANK),
             merges=False,
             paper="https://arxiv.org/abs/2407.09946",

@@ -1,4 +1,4 @@
-"""Adapters with few weights that reach far: shared random matrices, spectra, sparse choices of the weights."""
+"""Adapters with very few weights: shared random matrices, spectra, sparse subsets of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlflow_ft.builtin.adapters.tuners import (
 RECORDS: tuple[Adapter, ...] = (
     record(
         "vera",
-        "random matrices shared by all layers, with trained scales; wants a high rank",
+        "random matrices shared by all layers, with trained scales; needs a high rank",
         Tuner(config="VeraConfig", settings=RANK | {"lora_dropout": "vera_dropout"}),
         paper="https://arxiv.org/abs/2310.11454",
         use_for="adapters ten times smaller than LoRA's",
@@ -29,7 +29,7 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "pvera",
-        "VeRA with a learned spread, sampled while it trains",
+        "VeRA with a learned variance, sampled in training",
         Tuner(config="PveraConfig", settings=RANK | {"lora_dropout": "pvera_dropout"}),
         paper="https://arxiv.org/abs/2512.07703",
         use_for="as vera, with little data",
@@ -38,10 +38,10 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "randlora",
-        "a trained mixture of random low-rank matrices: an update of full rank",
+        "a trained mixture of random low-rank matrices: a full-rank update",
         Tuner(config="RandLoraConfig", settings=RANK | {"lora_dropout": "randlora_dropout"}),
         paper="https://arxiv.org/abs/2502.00987",
-        use_for="updates of full rank at LoRA's size; here a smaller r trains more weights",
+        use_for="full-rank updates at LoRA's size; here a smaller r trains more weights",
         memory="as LoRA, and more time",
         ranges={"adapter.r": "8 to 64", RATE: "1e-4 to 1e-3"},
     ),
@@ -54,7 +54,7 @@ RECORDS: tuple[Adapter, ...] = (
             fit=divide("vector_length", 256),
         ),
         paper="https://arxiv.org/abs/2405.15179",
-        use_for="tiny adapters, to store thousands of",
+        use_for="tiny adapters, to store by the thousand",
         memory=LIKE_LORA,
         ranges={"adapter.r": "4 to 8", RATE: "1e-3 to 1e-2"},
     ),
@@ -63,16 +63,16 @@ RECORDS: tuple[Adapter, ...] = (
         "every LoRA weight is a projection of one short vector (`theta_d_length`)",
         Tuner(config="UniLoraConfig", settings=RANK | {"lora_dropout": "unilora_dropout"}, quantised=FLOAT),
         paper="https://arxiv.org/abs/2506.00799",
-        use_for="the smallest adapters there are",
+        use_for="the smallest adapters",
         memory=LIKE_LORA,
         ranges={"adapter.r": "4 to 16", RATE: "1e-3 to 1e-1"},
     ),
     record(
         "tinylora",
-        "a handful of trained numbers, spread over all layers by fixed projections",
+        "a handful of trained numbers, projected onto all layers by fixed matrices",
         Tuner(config="TinyLoraConfig", settings=RANK | {"lora_dropout": "tinylora_dropout"}, quantised=FLOAT),
         paper="https://arxiv.org/abs/2602.04118",
-        use_for="learning from rewards with nearly nothing to train",
+        use_for="learning from rewards with hardly any trained weights",
         memory=TINY,
         ranges={"adapter.r": "2 to 4", RATE: "1e-4 to 1e-2"},
     ),
@@ -86,12 +86,12 @@ RECORDS: tuple[Adapter, ...] = (
             quantised=FLOAT,
         ),
         use_for="experiments",
-        memory="few weights that train; the shared basis is as large as the layers",
+        memory="few trained weights; the shared basis is as large as the layers",
         ranges={RATE: "1e-3 to 1e-2"},
     ),
     record(
         "fourierft",
-        "few trained frequencies of each layer's update (`n_frequency`)",
+        "a few trained frequencies of each layer's update (`n_frequency`)",
         Tuner(config="FourierFTConfig", settings=NAMED, fit=at_most("n_frequency", 1000)),
         paper="https://arxiv.org/abs/2405.03003",
         use_for="adapters ten times smaller than LoRA's",
@@ -100,7 +100,7 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "waveft",
-        "few trained wavelet coefficients of each layer's update (`n_frequency`)",
+        "a few trained wavelet coefficients of each layer's update (`n_frequency`)",
         Tuner(config="WaveFTConfig", settings=NAMED, fit=at_most("n_frequency", 2592)),
         paper="https://arxiv.org/abs/2505.12532",
         use_for="as fourierft",
@@ -109,16 +109,16 @@ RECORDS: tuple[Adapter, ...] = (
     ),
     record(
         "shira",
-        "trains a sparse choice of the weights themselves, as many as LoRA of rank r has",
+        "trains a sparse subset of the weights themselves, as many as LoRA of rank r has",
         Tuner(config="ShiraConfig", settings=TARGETS | {"r": "r"}),
         paper="https://arxiv.org/abs/2406.13175",
-        use_for="adapters that are switched in place, or several at once",
+        use_for="switching adapters in place, or using several at once",
         memory=LIKE_LORA,
         ranges={"adapter.r": "8 to 64", RATE: "1e-4 to 1e-3"},
     ),
     record(
         "supertuning",
-        "trains the largest weights alone (`sparsity`)",
+        "trains only the largest weights (`sparsity`)",
         Tuner(config="SupertuningConfig", settings=TARGETS, quantised=FLOAT),
         paper="https://arxiv.org/abs/2607.09287",
         use_for="experiments",
@@ -134,4 +134,4 @@ RECORDS: tuple[Adapter, ...] = (
         ranges={"adapter.r": "16 to 128", RATE: "1e-3 to 1e-2"},
     ),
 )
-"""Few weights that reach far: shared random matrices, spectra, sparse entries."""
+"""The adapters of this module."""

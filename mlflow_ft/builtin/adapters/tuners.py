@@ -1,4 +1,4 @@
-"""From the settings of `adapter` to a PEFT config: what the records of all adapters have in common."""
+"""Turns the settings of `adapter` into a PEFT config: shared by the records of all adapters."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ ALL_LINEAR = "all-linear"
 TARGETS = {"target_modules": "target_modules", "modules_to_save": "modules_to_save"}
 NAMED = TARGETS | {"layers_to_transform": "layers_to_transform"}
 RANK = NAMED | {"r": "r"}
-"""The settings that many kinds read, from ours to PEFT's fields."""
+"""Settings that many kinds use, and the PEFT fields that they fill."""
 FLOAT: tuple[str, ...] = ()
-"""Beside no quantised base."""
+"""Works on no quantised base."""
 LIKE_LORA, TINY = "as LoRA of that rank", "far less than LoRA: the base is nearly all of it"
 RATE = "training.learning_rate"
 OF_PEFT = ("task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
-"""Fields of every PEFT config that are nobody's choice."""
+"""Fields of every PEFT config that users cannot set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuner:
-    """How a kind of adapter reads the settings: the PEFT config class, and which field of it a setting fills."""
+    """How a kind of adapter uses the settings: the PEFT config class, and which field each setting fills."""
 
     config: str
     """Name of the class in `peft`."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """From the names of `AdapterSection` to those of the class; "" where `fit` or the engine reads it."""
+    """From names in `AdapterSection` to fields of the class; "" where `fit` or the engine reads the setting."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     all_linear: bool = True
-    """Whether the layers are all linear ones when none are named; else `fit` or PEFT chooses them."""
+    """Whether all linear layers get the adapter when none are named; else `fit` or PEFT chooses them."""
     fit: Callable[[Job, Model, Mapping[str, Any]], Mapping[str, Any]] = lambda job, model, values: {}
-    """Further fields, by the model and the values so far, which they replace; `adapter.options` stand above them."""
+    """Further fields, from the model and the values so far, which they override; `adapter.options` override both."""
     quantised: Collection[str] = ("nf4", "int8")
-    """The ways of holding a base beside which it was tried and trains what it says."""
+    """The quantisations of the base with which it was tested and trains correctly."""
     new_tokens: bool = False
     """Whether it can train the embeddings of `model.add_tokens`."""
     refuses: Callable[[Config], str | None] = lambda config: None
 
 
 def record(name: str, summary: str, tuner: Tuner, **more: Any) -> Adapter:
-    """The record of an adapter that PEFT has."""
+    """The record of a PEFT adapter."""
     return Adapter(
         name=name, summary=summary, configure=partial(configure, tuner), refuses=partial(refuse, tuner), **more
     )
 
 
 def configure(tuner: Tuner, job: Job, model: Model) -> Any:
-    """The PEFT config that the settings ask for.
+    """The PEFT config for the settings.
 
     Raises:
         ConfigError: an unknown option, or values that PEFT refuses.
@@ -70,10 +70,10 @@ def configure(tuner: Tuner, job: Job, model: Model) -> Any:
         values[tuner.settings["lora_alpha"]] = 2 * settings.r
     values = {name: value for name, value in values.items() if value is not None} | dict(tuner.fixed)
     values |= _layers(tuner, job, model.module, values)
-    given = options.typed(settings.options, kind, section="adapter", ours=_ours(tuner))
+    further = options.typed(settings.options, kind, section="adapter", ours=_ours(tuner))
     if "ensure_weight_tying" not in kind.__dataclass_fields__:
         keep_tied(job, model, values)
-    values |= dict(tuner.fit(job, model, values | given)) | given
+    values |= dict(tuner.fit(job, model, values | further)) | further
     return options.made(kind, {"task_type": "CAUSAL_LM"} | values, section="adapter")
 
 
@@ -82,7 +82,7 @@ def _ours(tuner: Tuner) -> list[str]:
 
 
 def _layers(tuner: Tuner, job: Job, module: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers by name, where they cannot stay `all-linear`."""
+    """The layers by name, where `all-linear` is not possible."""
     from mlflow_ft.engine.models import linear
 
     if values.get("target_modules") != ALL_LINEAR:
@@ -91,20 +91,20 @@ def _layers(tuner: Tuner, job: Job, module: Any, values: Mapping[str, Any]) -> d
         return {"target_modules": None}
     if values.get("layers_to_transform") is None and tuner.all_linear and linear.all_plain(module):
         return {}
-    return {"target_modules": linear.names(module)}  # PEFT takes the numbers of layers only beside a list
+    return {"target_modules": linear.names(module)}  # PEFT takes layer numbers only with a list
 
 
 def refuse(tuner: Tuner, config: Config) -> str | None:
     """Why the settings cannot work with this kind of adapter; None where they can."""
-    idle = [name for name in type(config.adapter).model_fields if name not in (*tuner.settings, "kind", "options")]
-    for name in idle:
+    unused = [name for name in type(config.adapter).model_fields if name not in (*tuner.settings, "kind", "options")]
+    for name in unused:
         if given(config, name):
-            reads = ", ".join(f"adapter.{one}" for one in tuner.settings)
-            return f"adapter.{name} means nothing to it; it reads {reads} and adapter.options"
+            used = ", ".join(f"adapter.{setting}" for setting in tuner.settings)
+            return f"adapter.{name} is not used by it; it uses {used} and adapter.options"
     if config.model.quantize != "none" and config.model.quantize not in tuner.quantised:
-        return f"PEFT cannot train it beside a base in {config.model.quantize}; take lora, or --model.quantize none"
+        return f"PEFT cannot train it on a base in {config.model.quantize}; use lora, or --model.quantize none"
     if config.model.add_tokens and not tuner.new_tokens:
-        return "it cannot train the embeddings of model.add_tokens; take lora or dora, or train all weights"
+        return "it cannot train the embeddings of model.add_tokens; use lora or dora, or train all weights"
     if config.adapter.options:
         _check_options(tuner, config.adapter.options)
     return tuner.refuses(config)
@@ -119,34 +119,34 @@ def _check_options(tuner: Tuner, given_options: Mapping[str, str]) -> None:
 
 
 def refuse_none(config: Config) -> str | None:
-    """Where every weight trains, the settings of an adapter are a misunderstanding."""
+    """Why adapter settings are refused where every weight trains."""
     for name in type(config.adapter).model_fields:
         if name != "kind" and given(config, name):
-            return f"adapter.{name} means nothing where every weight trains; name an adapter (--adapter.kind lora)"
+            return f"adapter.{name} is not used where every weight trains; choose an adapter (--adapter.kind lora)"
     return None
 
 
 def given(config: Config, name: str) -> bool:
-    """Whether the user gave the setting; a method's own default does not count."""
+    """Whether the user set it; a method's own default does not count."""
     origin = config.origins.get(f"adapter.{name}", "method ")
     return not origin.startswith("method ")
 
 
 def keep_tied(job: Job, model: Model, values: Mapping[str, Any]) -> None:
-    """Raise ConfigError where the saved modules would tear embedding and output layer of a tied model apart."""
+    """Raise ConfigError where the saved modules would untie the embedding and output layer of a tied model."""
     from mlflow_ft.engine.tokens import vocabulary
 
-    torn = {*vocabulary.token_layers(model.module, []), "lm_head"} & set(values.get("modules_to_save") or ())
-    if torn and vocabulary.tied(model.module):
+    untied = {*vocabulary.token_layers(model.module, []), "lm_head"} & set(values.get("modules_to_save") or ())
+    if untied and vocabulary.tied(model.module):
         raise ConfigError(
-            f"adapter.modules_to_save: {', '.join(sorted(torn))} is tied in this model, and {job.config.adapter.kind} "
-            "would train one of two copies",
-            hint="take lora, which keeps them tied",
+            f"adapter.modules_to_save: {', '.join(sorted(untied))} is tied in this model, and "
+            f"{job.config.adapter.kind} would train one of two copies",
+            hint="use lora, which keeps them tied",
         )
 
 
 def at_most(name: str, usual: int) -> Callable[[Job, Model, Mapping[str, Any]], Mapping[str, Any]]:
-    """A number of weights that no layer may have fewer than: the usual one, or that of the smallest layer."""
+    """A number of weights that every layer must have: the usual number, or that of the smallest layer."""
 
     def fit(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
         from mlflow_ft.engine.models import linear
@@ -157,7 +157,7 @@ def at_most(name: str, usual: int) -> Callable[[Job, Model, Mapping[str, Any]], 
 
 
 def divide(name: str, most: int) -> Callable[[Job, Model, Mapping[str, Any]], Mapping[str, Any]]:
-    """A field that must divide the sides of every linear layer: its usual size, or the next smaller one that does."""
+    """A field that must divide the sides of every linear layer: its usual size, or the next smaller that does."""
 
     def fit(job: Job, model: Model, values: Mapping[str, Any]) -> dict[str, Any]:
         from mlflow_ft.engine.models import linear

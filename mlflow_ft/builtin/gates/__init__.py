@@ -1,4 +1,4 @@
-"""The gates that ship inside: what the run, its data, its scores and the present champion must be for a promotion."""
+"""The built-in gates: conditions on the run, its data, its scores and the present champion for a promotion."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ DAY_MS = 86_400_000
 MISSING = "no such score"
 
 
-def finished(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """The run did all that it was to do."""
-    status = about.candidate.status
+def finished(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """The run finished."""
+    status = candidacy.candidate.status
     return [Verdict(passed=status == "FINISHED", found=status or "there is no such run", wanted="FINISHED")]
 
 
-def parity(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """The registered form was measured to be the model that was trained."""
-    told = about.candidate.tags.get("mlflow_ft.parity.kl_mean", "")
-    limit = _number(about.candidate.params.get("cfg.package.max_kl", ""))
-    measured = _number(told)
+def parity(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """The registered form was measured to match the trained model."""
+    limit = _number(candidacy.candidate.params.get("cfg.package.max_kl", ""))
+    measured = _number(candidacy.candidate.tags.get("mlflow_ft.parity.kl_mean", ""))
     if measured is None or limit is None:
         return [Verdict(passed=False, found="was not measured", wanted="a measured parity")]
     return [
@@ -39,56 +38,57 @@ def parity(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     ]
 
 
-def data_checks(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+def data_checks(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
     """No check of the training data found an error."""
-    report = about.candidate.quality
+    report = candidacy.candidate.quality
     if report is None:
         return [Verdict(passed=False, found="the data was not checked", wanted="no errors")]
-    errors = {one["name"]: int(one["count"]) for one in report["checks"] if one["severity"] == "error" and one["count"]}
-    told = ", ".join(f"{name} {count}" for name, count in errors.items())
-    found = {f"errors/{name}": float(count) for name, count in errors.items()}
-    return [Verdict(passed=not errors, found=told or "no errors", wanted="no errors", numbers=found)]
+    results = [check for check in report["checks"] if check["severity"] == "error" and check["count"]]
+    errors = {check["name"]: int(check["count"]) for check in results}
+    counts = ", ".join(f"{name} {count}" for name, count in errors.items())
+    numbers = {f"errors/{name}": float(count) for name, count in errors.items()}
+    return [Verdict(passed=not errors, found=counts or "no errors", wanted="no errors", numbers=numbers)]
 
 
-def card(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """Somebody wrote down what the model is."""
-    described = about.candidate.described
+def card(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """The model has a card or a description."""
+    described = candidacy.candidate.described
     return [
         Verdict(passed=described, found="there is one" if described else "none", wanted="README.md, or the description")
     ]
 
 
 def required(name: str, judge: Callable[[Candidacy, Gates], Sequence[Verdict]]) -> Gate:
-    """A gate that is passed or not, asked where `require` names it."""
+    """A pass-or-fail gate that applies where `require` names it."""
     return Gate(
         name=name,
         summary=(judge.__doc__ or "").rstrip(".").lower(),
-        judge=lambda about, gates: (
-            judge(about, gates) if name in gates.require else [Verdict.abstain("it is not in `require`")]
+        judge=lambda candidacy, gates: (
+            judge(candidacy, gates) if name in gates.require else [Verdict.abstain("it is not in `require`")]
         ),
     )
 
 
-def freshness(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
+def freshness(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
     """The run did not end too long ago."""
     if gates.max_age_days is None:
         return [Verdict.abstain("max_age_days is not set")]
     wanted = f"at most {gates.max_age_days:g} days"
-    if about.candidate.ended_ms is None:
+    if candidacy.candidate.ended_ms is None:
         return [Verdict(passed=False, found="the run has not ended", wanted=wanted)]
-    days = (about.now_ms - about.candidate.ended_ms) / DAY_MS
+    days = (candidacy.now_ms - candidacy.candidate.ended_ms) / DAY_MS
     return [Verdict(passed=days <= gates.max_age_days, found=f"{days:.2f} days", wanted=wanted, numbers={"days": days})]
 
 
-def scores(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """Scores on the held-out rows, each by itself."""
+def scores(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """Bounds on single scores on the held-out rows."""
     bounds = [(name, bound, 1, "at least") for name, bound in gates.min_scores.items()]
     bounds += [(name, bound, -1, "at most") for name, bound in gates.max_scores.items()]
     if not bounds:
-        return [Verdict.abstain("min_scores and max_scores name none")]
+        return [Verdict.abstain("min_scores and max_scores name no score")]
     verdicts = []
     for name, bound, sign, words in bounds:
-        value = about.candidate.score(name)
+        value = candidacy.candidate.score(name)
         verdicts.append(
             Verdict(
                 subject=name,
@@ -101,20 +101,21 @@ def scores(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     return verdicts
 
 
-def no_regression(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """Guarded scores are not worse than the champion's by more than is allowed; before a first champion, the base's."""
+def no_regression(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
+    """Guarded scores are at most so much worse than the champion's, or the base model's before a first champion."""
     if not gates.max_regression:
         return [Verdict.abstain("max_regression names no score")]
-    return [_guarded(about, name, most, lower=gates.lower(name)) for name, most in gates.max_regression.items()]
+    return [_guarded(candidacy, name, most, lower=gates.lower(name)) for name, most in gates.max_regression.items()]
 
 
-def _guarded(about: Candidacy, name: str, most: float, *, lower: bool) -> Verdict:
-    who = "the champion" if about.champion else "the base model"
-    before = about.champion.score(name) if about.champion else about.candidate.score(name, of="base")
-    ours = about.candidate.score(name)
+def _guarded(candidacy: Candidacy, name: str, most: float, *, lower: bool) -> Verdict:
+    champion, candidate = candidacy.champion, candidacy.candidate
+    who = "the champion" if champion else "the base model"
+    before = champion.score(name) if champion else candidate.score(name, of="base")
+    ours = candidate.score(name)
     wanted = f"at most {most:g} worse than {who}"
     if ours is None or before is None:
-        reason = (about.champion.unscored if about.champion and ours is not None else "") or MISSING
+        reason = (champion.unscored if champion and ours is not None else "") or MISSING
         return Verdict(subject=name, passed=False, found=reason, wanted=wanted)
     worse = ours - before if lower else before - ours
     return Verdict(
@@ -154,7 +155,7 @@ def register_gates() -> list[Gate]:
         ),
         Gate(
             name="beats-base",
-            summary="where there is no champion yet, better than the base model on the same rows, by a paired test",
+            summary="without a champion yet, better than the base model on the same rows, by a paired test",
             judge=beats.beats_base,
             always=True,
         ),

@@ -1,4 +1,4 @@
-"""The methods that ship inside: sft here; those with an adapter or an objective of their own beside it."""
+"""The built-in methods: sft here, the others in this package's modules."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ def register_trainers() -> list[Trainer]:
     return [
         Trainer(
             name="sft",
-            summary="instruction tuning, or going on with pre-training on text, with the adapter that is named",
+            summary="instruction tuning, or continued pre-training on text, with the adapter of your choice",
             train=sft.train,
             defaults=sft.LORA,
             paper="https://arxiv.org/abs/2203.02155",
             needs="conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text; or preferences, "
-            "of which the chosen answers are learned",
+            "whose chosen answers are learned",
             kinds=("conversation", "text", "preference"),
             settings=("packing", "options"),
             scores=("loss",),
             use_for="the first step of most alignments, and of the chains align and rlhf",
-            memory="that of the adapter: see lora, full",
+            memory="depends on the adapter: see lora, full",
             ranges=sft.LORA_RANGES | {"training.num_train_epochs": "1 to 5"},
         ),
         *sft.records(),

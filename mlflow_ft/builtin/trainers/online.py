@@ -1,4 +1,4 @@
-"""The methods that learn from rewards for their own answers: grpo and rloo."""
+"""The methods that learn from rewards for sampled answers: grpo and rloo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlflow_ft.values import Data, Job, Model, Trained
 
 GRPO_LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
-"""The forms of the loss that TRL 1.16 has."""
+"""The forms of the loss in TRL 1.16."""
 ROLLOUT = (
     "reward_funcs",
     "reward_weights",
@@ -27,7 +27,7 @@ ROLLOUT = (
 RANGES = {
     "training.learning_rate": "1e-6 to 5e-6 for all weights, 1e-5 to 1e-4 with an adapter",
     "rollout.num_generations": "4 to 16",
-    "rollout.max_completion_length": "as long as a good answer: cut ones earn what their beginning earns",
+    "rollout.max_completion_length": "as long as a good answer: a cut answer earns what its beginning earns",
     "rollout.temperature": "0.7 to 1.2; the answers of a group must differ",
 }
 
@@ -47,48 +47,48 @@ def train_rloo(job: Job, data: Data, model: Model) -> Trained:
 
 
 def refuses(config: Config, adapter: Adapter) -> str | None:
-    """Why no step could be made, in a sentence."""
+    """Why training could not make a step."""
     if not (config.rollout.reward_funcs or config.rollout.reward_model):
         return (
-            "it learns from rewards, and none was named; name functions with --reward_funcs FILE.py:function, or a "
+            "it learns from rewards, but none is named; name functions with --reward_funcs FILE.py:function, or a "
             "model with --reward_model"
         )
     if adapter.learned_prompt:
         return (
-            "TRL pads prompts on the left, and the padding would come between the learned prompt and the text, where "
-            "it never is when the model serves; take lora, or another adapter"
+            "TRL pads prompts on the left, so padding would come between the learned prompt and the text, where it "
+            "never is in serving; use lora or another adapter"
         )
     if adapter.name == "adaption-prompt":
-        return "TRL reads log-probabilities off a head that this adapter hides; take lora, or another adapter"
+        return "TRL reads log-probabilities from a head that this adapter hides; use lora or another adapter"
     if adapter.name == "adalora" and (config.method != "grpo" or config.objective.beta):
-        return "the reference is a second adapter beside the first, and AdaLoRA allows none; take grpo with beta 0"
+        return "the reference is a second adapter, which AdaLoRA does not allow; use grpo with beta 0"
     if config.adapter.init_lora_weights == "lora_ga":
-        return "adapter.init_lora_weights lora_ga begins with the gradient of a loss on answers, and prompts have none"
+        return "adapter.init_lora_weights lora_ga needs the gradient of a loss on answers, and prompts have none"
     return groups(config)
 
 
 def refuses_grpo(config: Config, adapter: Adapter) -> str | None:
-    """The same, and a loss that TRL does not have."""
+    """Like `refuses`, and a loss that TRL does not have."""
     loss = config.objective.loss_type
     if loss is not None and loss not in GRPO_LOSSES:
-        return f"objective.loss_type is {loss}, and it has {', '.join(GRPO_LOSSES)}"
+        return f"objective.loss_type {loss} is not one of {', '.join(GRPO_LOSSES)}"
     return refuses(config, adapter)
 
 
 def groups(config: Config) -> str | None:
-    """Whether the answers of a step make whole groups, each to one prompt."""
-    several = config.rollout.num_generations
-    if several < 2:
-        return "rollout.num_generations must be 2 or more: an answer is compared with the others to the same prompt"
+    """Why the answers of a step do not make complete groups of answers to one prompt; None where they do."""
+    size = config.rollout.num_generations
+    if size < 2:
+        return "rollout.num_generations must be 2 or more: answers to the same prompt are compared with each other"
     if {"generation_batch_size", "steps_per_generation"} & set(config.objective.options or {}):
         return None  # TRL checks these
     batch, steps = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
     answers = batch * steps * int(os.environ.get("WORLD_SIZE", "1"))
-    if answers % several:
-        fitting = -(-batch // several) * several
+    if answers % size:
+        fitting = -(-batch // size) * size
         return (
             f"a step samples {answers} answers (training.per_device_train_batch_size {batch} x "
-            f"gradient_accumulation_steps {steps}), which make no groups of rollout.num_generations {several}; set "
+            f"gradient_accumulation_steps {steps}), not a multiple of rollout.num_generations {size}; set "
             f"training.per_device_train_batch_size to {fitting}, or rollout.num_generations to a divisor of {answers}"
         )
     return None
@@ -96,11 +96,11 @@ def groups(config: Config) -> str | None:
 
 def records() -> list[Trainer]:
     """The records, for `builtin.trainers`."""
-    needs = "prompts, with columns for the reward functions; of a conversation, what comes before its last answer"
+    needs = "prompts, with columns for the reward functions, or conversations, without their last answers"
     return [
         Trainer(
             name="grpo",
-            summary="learn from rewards: of several answers to a prompt the better ones become likelier",
+            summary="learn from rewards: of several answers to a prompt, the better ones become more likely",
             train=train_grpo,
             defaults={"adapter.kind": "lora", "adapter.r": 16, "training.learning_rate": 2e-5},
             paper="https://arxiv.org/abs/2402.03300",
@@ -110,7 +110,7 @@ def records() -> list[Trainer]:
             settings=("beta", "loss_type", "options", *ROLLOUT),
             refuses=refuses_grpo,
             use_for="answers that a program can check: the right number, code that runs, a format",
-            memory="as sft with the same adapter; with objective.beta above 0 and no adapter a second model beside it",
+            memory="as sft with the same adapter; with objective.beta above 0 and no adapter, a second model",
             ranges={"objective.beta": "0 (no reference) to 0.04", **RANGES},
         ),
         Trainer(
@@ -124,7 +124,7 @@ def records() -> list[Trainer]:
             kinds=("prompt", "conversation"),
             settings=("beta", "options", *ROLLOUT),
             refuses=refuses,
-            use_for="a reward model's scores: it holds the model to where training began, and does not scale rewards",
+            use_for="a reward model's scores: it stays close to the starting model, and does not scale rewards",
             memory="as grpo, with a reference",
             ranges={"objective.beta": "0.01 to 0.1", **RANGES},
         ),

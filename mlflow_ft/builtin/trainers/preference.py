@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 LORA = {"adapter.kind": "lora", "adapter.r": 16}
 PREFERRED = ("preference_accuracy",)
-"""Not the margin: it has the unit of a tokenizer, and grows where one of two likely answers is made unlikely."""
+"""Not the margin: it depends on the tokenizer, and grows when one of two likely answers becomes unlikely."""
 PAIRS = "preferences: a prompt with a chosen and a rejected answer"
 LEARNING_RATE = "5e-7 to 5e-6 for all weights, 5e-6 to 5e-5 with an adapter"
 
@@ -25,7 +25,7 @@ def train_dpo(job: Job, data: Data, model: Model) -> Trained:
 
 
 def train_cpo(job: Job, data: Data, model: Model) -> Trained:
-    """Preference optimisation without a reference: CPO and SimPO."""
+    """Preference optimisation without a reference model: CPO and SimPO."""
     from mlflow_ft.engine.training import preference
 
     return preference.cpo(job, data, model)
@@ -53,22 +53,22 @@ def train_reward(job: Job, data: Data, model: Model) -> Trained:
 
 
 def no_learned_prompt(config: Config, adapter: Adapter) -> str | None:
-    """What CPO and ORPO, as TRL has them, cannot do: they compare logits with labels position by position."""
+    """A limit of TRL's CPO and ORPO: they compare logits with labels position by position."""
     if adapter.learned_prompt:
-        return "its loss cannot leave out the positions of a learned prompt; take lora, or dpo as the method"
+        return "its loss cannot leave out the positions of a learned prompt; use lora, or the method dpo"
     return None
 
 
 def no_second_adapter(config: Config, adapter: Adapter) -> str | None:
-    """What the reference of dpo and kto, a frozen copy of the adapter at first, and TRL's own head cannot do."""
+    """Adapters that cannot have the reference of dpo and kto, a frozen copy of the initial adapter, or TRL's head."""
     if adapter.name in ("adalora", "adaption-prompt"):
-        return "TRL cannot put its reference beside it, or its head on it; take lora, or another adapter"
+        return "TRL cannot add its reference or its head to it; use lora or another adapter"
     return None
 
 
 DPO = Trainer(
     name="dpo",
-    summary="prefer chosen answers to rejected ones, held to the model that training began with",
+    summary="prefer chosen answers to rejected ones, while staying close to the starting model",
     train=train_dpo,
     defaults=LORA | {"training.learning_rate": 2e-5, "objective.beta": 0.1},
     paper="https://arxiv.org/abs/2305.18290",
@@ -77,8 +77,8 @@ DPO = Trainer(
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "options"),
     refuses=no_second_adapter,
-    use_for="aligning a model that was instruction-tuned on similar prompts, where pairs of answers are there",
-    memory="as sft with the same adapter, for rows twice as many; without an adapter a second model beside it",
+    use_for="aligning a model that was instruction-tuned on similar prompts, given pairs of answers",
+    memory="as sft with the same adapter and twice as many rows; without an adapter, a second model",
     ranges={
         "objective.beta": "0.01 to 0.5",
         "training.learning_rate": LEARNING_RATE,
@@ -96,8 +96,8 @@ CPO = Trainer(
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
     refuses=no_learned_prompt,
-    use_for="the same as dpo where a reference costs too much; the chosen answers must be good by themselves",
-    memory="as sft, for rows twice as many; the logits of whole rows are held",
+    use_for="the same as dpo where a reference model costs too much; the chosen answers must be good in themselves",
+    memory="as sft with twice as many rows; the logits of whole rows are kept",
     ranges={
         "objective.beta": "0.1 to 0.5",
         "training.learning_rate": LEARNING_RATE,
@@ -139,7 +139,7 @@ ORPO = Trainer(
     kinds=("preference",),
     settings=("beta", "options"),
     refuses=no_learned_prompt,
-    use_for="a base model that was not instruction-tuned before, where pairs of answers are there",
+    use_for="a base model that was not instruction-tuned before, given pairs of answers",
     memory="as cpo",
     ranges={
         "objective.beta": "0.05 to 0.5",
@@ -148,12 +148,12 @@ ORPO = Trainer(
 )
 KTO = Trainer(
     name="kto",
-    summary="learn from answers that are called good or bad one by one, held to the model training began with",
+    summary="learn from answers that are each labelled good or bad, while staying close to the starting model",
     train=train_kto,
     defaults=LORA | {"training.learning_rate": 2e-5, "objective.beta": 0.1},
     paper="https://arxiv.org/abs/2402.01306",
     scores=("label_margin", *PREFERRED),
-    needs="answers with a label (true or false), or preferences, of which both answers are taken",
+    needs="answers with a label (true or false), or preferences, both of whose answers are used",
     kinds=("unpaired", "preference"),
     settings=(
         "beta",
@@ -164,17 +164,17 @@ KTO = Trainer(
         "options",
     ),
     refuses=no_second_adapter,
-    use_for="thumbs up and down from users; weigh the rarer label higher, so that both weigh alike",
+    use_for="thumbs up and down from users; give the rarer label more weight, so that both count equally",
     memory="as dpo",
     ranges={
         "objective.beta": "0.01 to 0.5",
         "training.learning_rate": LEARNING_RATE,
-        "training.per_device_train_batch_size": "4 and more: the KL is estimated within a batch",
+        "training.per_device_train_batch_size": "4 or more: the KL is estimated within a batch",
     },
 )
 REWARD = Trainer(
     name="reward",
-    summary="a model that scores answers, for ppo, grpo, rloo, or to rank",
+    summary="a model that scores answers, for ppo, grpo, rloo, or for ranking",
     train=train_reward,
     task="score",
     defaults=LORA | {"training.learning_rate": 1e-4, "training.num_train_epochs": 1},
@@ -184,7 +184,7 @@ REWARD = Trainer(
     kinds=("preference",),
     settings=("options",),
     use_for="the middle step of RLHF: what people prefer, as a number",
-    memory="as sft, for rows twice as many",
+    memory="as sft with twice as many rows",
     ranges={
         "training.learning_rate": "1e-5 for all weights, 5e-5 to 5e-4 with an adapter",
         "training.num_train_epochs": "1",

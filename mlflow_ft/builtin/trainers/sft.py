@@ -1,4 +1,4 @@
-"""The methods that are supervised fine-tuning with one adapter each: one training function, and its defaults."""
+"""The methods that are supervised fine-tuning with one adapter each: one training function with different defaults."""
 
 from __future__ import annotations
 
@@ -25,94 +25,94 @@ def train(job: Job, data: Data, model: Model) -> Trained:
 
 
 def records() -> list[Trainer]:
-    """full, lora, qlora, dora, ia3, prompt, prefix, ptuning and adapter: supervised fine-tuning, an adapter each."""
-    made: Callable[..., Trainer] = partial(Trainer, train=train, settings=("packing", "options"), scores=("loss",))
-    return [*_of_the_weights(made), *_beside_the_weights(made)]
+    """full, lora, qlora, dora, ia3, prompt, prefix, ptuning and adapter: supervised fine-tuning, one adapter each."""
+    trainer: Callable[..., Trainer] = partial(Trainer, train=train, settings=("packing", "options"), scores=("loss",))
+    return [*_of_the_weights(trainer), *_beside_the_weights(trainer)]
 
 
-def _of_the_weights(made: Callable[..., Trainer]) -> list[Trainer]:
+def _of_the_weights(trainer: Callable[..., Trainer]) -> list[Trainer]:
     return [
-        made(
+        trainer(
             name="full",
             summary="every weight trains: the most memory, the most capacity",
             defaults={"adapter.kind": "none", RATE: 1e-5},
             use_for="much data, a new language or domain, small models",
-            memory="the most: 16 bytes a weight in float32 with AdamW, and the activations",
+            memory="the most: 16 bytes per weight in float32 with AdamW, and the activations",
             ranges={RATE: "5e-6 to 5e-5"},
         ),
-        made(
+        trainer(
             name="lora",
-            summary="low-rank updates of all linear layers beside a frozen base",
+            summary="low-rank updates of all linear layers on a frozen base",
             defaults=LORA,
             paper="https://arxiv.org/abs/2106.09685",
-            use_for="nearly everything; begin here",
-            memory="the base in 2 bytes a weight (4 on a CPU), and its activations",
+            use_for="nearly everything; start here",
+            memory="the base in 2 bytes per weight (4 on a CPU), and its activations",
             ranges=LORA_RANGES,
         ),
-        made(
+        trainer(
             name="qlora",
-            summary="LoRA beside a base held in 4 bits (NF4, double quantisation): the least memory",
+            summary="LoRA on a base in 4 bits (NF4, double quantisation): the least memory",
             defaults=LORA | {"model.quantize": "nf4", "model.double_quant": True},
             paper="https://arxiv.org/abs/2305.14314",
             use_for="large models on small GPUs",
-            memory="the base in about half a byte a weight, and its activations",
+            memory="the base in about half a byte per weight, and its activations",
             ranges=LORA_RANGES,
         ),
-        made(
+        trainer(
             name="dora",
-            summary="LoRA on the direction of the weights, with their length trained apart",
+            summary="LoRA on the direction of the weights, with their magnitude trained separately",
             defaults=LORA | {"adapter.kind": "dora"},
             paper="https://arxiv.org/abs/2402.09353",
-            use_for="low ranks, where LoRA stays behind full fine-tuning",
+            use_for="low ranks, where LoRA falls short of full fine-tuning",
             memory="as lora, with more activations and time",
             ranges=LORA_RANGES | {"adapter.r": "4 to 32"},
         ),
-        made(
+        trainer(
             name="ia3",
-            summary="scales keys, values and the feed-forward part by learned vectors; merges",
+            summary="scales keys, values and the feed-forward block by learned vectors; merges",
             defaults={"adapter.kind": "ia3", RATE: 5e-3},
             paper="https://arxiv.org/abs/2205.05638",
-            use_for="few rows and many tasks: an adapter of some tens of kilobytes",
+            use_for="few rows and many tasks: an adapter of tens of kilobytes",
             memory="the base and its activations",
             ranges={RATE: "1e-3 to 1e-2"},
         ),
     ]
 
 
-def _beside_the_weights(made: Callable[..., Trainer]) -> list[Trainer]:
+def _beside_the_weights(trainer: Callable[..., Trainer]) -> list[Trainer]:
     front: dict[str, Any] = {"adapter.num_virtual_tokens": 20}
-    memory = "the base and its activations; the longer sequences cost"
+    memory = "the base and its activations, for longer sequences"
     return [
-        made(
+        trainer(
             name="prompt",
-            summary="prompt tuning: virtual tokens in front of the text; base and adapter are served together",
+            summary="prompt tuning: virtual tokens before the text; base and adapter are served together",
             defaults=front | {"adapter.kind": "prompt", RATE: 3e-2},
             paper="https://arxiv.org/abs/2104.08691",
-            use_for="many tasks over one large base that is served once; begin with a text (adapter.init_text)",
+            use_for="many tasks on one large base that is served once; start from a text (adapter.init_text)",
             memory=memory,
             ranges=PROMPT_RANGES | {RATE: "3e-3 to 3e-1"},
         ),
-        made(
+        trainer(
             name="prefix",
-            summary="prefix tuning: learned keys and values before the text in every layer; served beside the base",
+            summary="prefix tuning: learned keys and values before the text in every layer; served with the base",
             defaults=front | {"adapter.kind": "prefix", RATE: 1e-2, "training.gradient_checkpointing": False},
             paper="https://arxiv.org/abs/2101.00190",
             use_for="as prompt, with more to learn: it reaches every layer",
             memory=memory,
             ranges=PROMPT_RANGES | {RATE: "1e-3 to 3e-2"},
         ),
-        made(
+        trainer(
             name="ptuning",
-            summary="p-tuning: virtual tokens that a small network makes while it trains; served beside the base",
+            summary="p-tuning: virtual tokens from a small network that is used in training only; served with the base",
             defaults=front | {"adapter.kind": "ptuning", RATE: 1e-3},
             paper="https://arxiv.org/abs/2103.10385",
-            use_for="as prompt, where that trains unsteadily",
+            use_for="as prompt, where that trains unstably",
             memory=memory,
             ranges=PROMPT_RANGES | {RATE: "1e-4 to 1e-2"},
         ),
-        made(
+        trainer(
             name="adapter",
-            summary="LLaMA-Adapter: prompts in the attention of the upper layers behind a gate that begins shut",
+            summary="LLaMA-Adapter: prompts in the attention of the upper layers, with a gate that starts at zero",
             defaults={"adapter.kind": "adaption-prompt", "adapter.num_virtual_tokens": 10, RATE: 9e-3},
             paper="https://arxiv.org/abs/2303.16199",
             use_for="following instructions with about a million weights (Llama and Mistral)",

@@ -1,13 +1,13 @@
 """Writes the demo data set: smart-home requests in plain English, answered by one strict JSON command.
 
-One exchange of `train.jsonl` or `heldout.jsonl`, beside this file (every line holds one, in the chat shape):
+One exchange of `train.jsonl` or `heldout.jsonl`, next to this file (one per line, in the chat format):
 
     system     Answer in JSON.
     user       Set the ceiling fan in the bedroom to high.
     assistant  {"device":"ceiling fan","room":"bedroom","value":"high"}
 
 The held-out rows share only the task with the training rows: their phrasings, devices, rooms and values never occur
-there. Getting one right therefore means having learnt to read a request, not having seen it.
+there. A correct answer therefore shows that the model has learnt to read a request, not that it has seen it.
 
 Run `python -m mlflow_ft.examples.demo.make_demo` to write both files again; the result is always the same.
 """
@@ -29,16 +29,16 @@ KEYS = ("device", "room", "value")
 
 @dataclass(frozen=True)
 class Side:
-    """All that one file is made of; the two sides have nothing in common."""
+    """The ingredients of one file; the two sides have nothing in common."""
 
     rows_per_action: int
     phrasings: Mapping[str, Sequence[str]]
     devices: Sequence[tuple[str, str]]
-    """For each kind: the devices, and the values that they can be set to; comma-separated."""
+    """For each kind, the devices and the values that they can be set to; comma-separated."""
     rooms: str
 
 
-# Many entities, each in few rows: what is learnt is to copy the words of the request, not to know these words.
+# Many entities, each in few rows: the model learns to copy the words of the request, not to know these words.
 TRAIN = Side(
     rows_per_action=100,
     phrasings={
@@ -136,17 +136,17 @@ HELDOUT = Side(
 
 
 def words(text: str) -> list[str]:
-    """The entities of a list that is written as one text."""
+    """The entities of a comma-separated list."""
     return text.split(", ")
 
 
 def answer(*, device: str, room: str, value: str) -> str:
-    """The command as compact JSON: always the same keys, in the same order."""
+    """The command as compact JSON, always with the same keys in the same order."""
     return json.dumps(dict(zip(KEYS, (device, room, value), strict=True)), separators=(",", ":"))
 
 
 def rows(side: Side, *, seed: int) -> list[dict[str, object]]:
-    """The rows of one file, in a shuffled order, no request twice; every phrasing is used equally often."""
+    """The rows of one file, shuffled, without duplicate requests; every phrasing is used equally often."""
     rng = random.Random(seed)
     answers: dict[str, str] = {}
     for action, phrasings in side.phrasings.items():
@@ -164,7 +164,7 @@ def rows(side: Side, *, seed: int) -> list[dict[str, object]]:
 
 
 def messages(request: str, reply: str) -> list[dict[str, str]]:
-    """One exchange, in the chat shape."""
+    """One exchange, in the chat format."""
     turns = (("system", SYSTEM), ("user", request), ("assistant", reply))
     return [{"role": role, "content": content} for role, content in turns]
 

@@ -112,7 +112,7 @@ def test_none_makes_no_adapter(bench: Bencher) -> None:
 )
 def test_a_setting_that_means_nothing_to_a_kind_is_refused(bench: Bencher, kind: str, setting: str, value: Any) -> None:
     words = refused(bench("lora", **{"adapter.kind": kind, f"adapter.{setting}": value}))
-    assert f"adapter.{setting} means nothing" in words
+    assert f"adapter.{setting} is not used" in words
 
 
 def test_the_methods_own_settings_are_no_ones_mistake(bench: Bencher) -> None:
@@ -126,13 +126,13 @@ def test_the_methods_own_settings_are_no_ones_mistake(bench: Bencher) -> None:
         ("lora", {"adapter.options": "rr=4"}, "did you mean r"),
         ("lora", {"adapter.options": "r=4"}, "has its own setting"),
         ("lora", {"adapter.init_lora_weights": "pisa"}, "did you mean pissa"),
-        ("lora", {"adapter.init_lora_weights": "pissa_niter_x"}, "is none of"),
+        ("lora", {"adapter.init_lora_weights": "pissa_niter_x"}, "is not one of"),
         ("lora", {"adapter.init_lora_weights": "pissa", "model.quantize": "nf4"}, "nf4 has rounded"),
         ("lora", {"adapter.init_lora_weights": "olora", "adapter.use_dora": "true"}, "leave one of them out"),
         ("lora", {"adapter.init_lora_weights": "loftq"}, "--model.quantize nf4"),
         ("dora", {"model.quantize": "int8"}, "int8"),
         ("lora", {"adapter.use_dora": "true", "model.quantize": "int8"}, "int8"),
-        ("hra", {"model.quantize": "nf4"}, "beside a base in nf4"),
+        ("hra", {"model.quantize": "nf4"}, "on a base in nf4"),
         ("vera", {"model.add_tokens": "[<a>]"}, "model.add_tokens"),
         ("trainable-tokens", {}, "name the tokens"),
         ("cpt", {}, "adapter.init_text"),

@@ -42,11 +42,11 @@ def test_what_works(method: str, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"reward_funcs": ""}, "none was named; name functions with --reward_funcs FILE.py:function"),
+        ({"reward_funcs": ""}, "none is named; name functions with --reward_funcs FILE.py:function"),
         ({"num_generations": 1}, "num_generations must be 2 or more"),
         ({"num_generations": 3}, r"8 answers .* set training.per_device_train_batch_size to 9"),
         ({"num_generations": 6, "gradient_accumulation_steps": 2}, r"8 x gradient_accumulation_steps 2\).* to 12"),
-        ({"adapter.kind": "adalora", "objective.beta": 0.1}, "a second adapter beside the first"),
+        ({"adapter.kind": "adalora", "objective.beta": 0.1}, "a second adapter, which AdaLoRA does not allow"),
         ({"adapter.kind": "prompt"}, "TRL pads prompts on the left"),
         ({"adapter.kind": "prefix"}, "TRL pads prompts on the left"),
         ({"adapter.kind": "adaption-prompt"}, "a head that this adapter hides"),
@@ -70,13 +70,13 @@ def test_answers_of_several_processes_are_counted_together(monkeypatch: pytest.M
 
 def test_adalora_goes_without_a_reference() -> None:
     check("grpo", **{"adapter.kind": "adalora"})
-    with pytest.raises(ConfigError, match="take grpo with beta 0"):
+    with pytest.raises(ConfigError, match="use grpo with beta 0"):
         check("rloo", **{"adapter.kind": "adalora"})
 
 
 def test_the_loss_is_one_that_trl_has() -> None:
     check("grpo", loss_type="dr_grpo")
-    with pytest.raises(ConfigError, match=r"loss_type is grppo, and it has dapo, grpo"):
+    with pytest.raises(ConfigError, match=r"loss_type grppo is not one of dapo, grpo"):
         check("grpo", loss_type="grppo")
     with pytest.raises(ConfigError, match="settings of other methods"):
         check("rloo", loss_type="grpo")

@@ -94,7 +94,7 @@ def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
         ("lora", {"adapter.lora_dropout": 0.1}, "no dropout"),
         ("lora", {"adapter.init_lora_weights": "pissa"}, "computed from the weights of layers"),
         ("lora", {"adapter.target_parameters": "[experts.down_proj]", "adapter.layers_to_transform": "[0]"}, "effect"),
-        ("ia3", {}, "means nothing to it"),
+        ("ia3", {}, "is not used by it"),
     ],
 )
 def test_what_cannot_be_done_with_experts_is_refused(

@@ -64,5 +64,5 @@ def test_a_packed_training_learns_every_example_once_an_epoch(bench: Callable[..
 
 def test_a_learned_prompt_is_not_packed(bench: Callable[..., Any]) -> None:
     one = bench("lora", **{"adapter.kind": "prompt", "objective.packing": True})
-    with pytest.raises(ConfigError, match="without the prompt"):
+    with pytest.raises(ConfigError, match="only the first would follow the prompt"):
         start.check_names(one.job.config, one.job.registry)

@@ -147,7 +147,7 @@ def test_the_first_champion_needs_good_evidence_and_beats_its_base(shop: Shop) -
     abstained = {one.name: one.verdict.found for one in decision.judged if one.result == "abstain"}
     ours = {
         "freshness": "max_age_days is not set",
-        "scores": "min_scores and max_scores name none",
+        "scores": "min_scores and max_scores name no score",
         "beats-champion": "there is no champion yet",
         "no-regression": "max_regression names no score",
     }

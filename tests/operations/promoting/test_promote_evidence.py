@@ -45,7 +45,7 @@ def test_with_a_champion_the_base_is_asked_only_where_that_is_set(shop: Shop) ->
     decision = shop.promote(better, dry_run=True)
     assert decision.passed
     abstained = {one.gate: one.verdict.found for one in decision.judged if one.result == "abstain"}
-    assert abstained["beats-base"] == "version 1 is the champion, which is to be beaten instead"
+    assert abstained["beats-base"] == "version 1 is the champion: the one to beat instead"
     assert shop.promote(better, gates_of("beats_base: {always: true}"), dry_run=True).failed == ["beats-base loss"]
 
 
@@ -71,7 +71,7 @@ def test_a_champion_without_that_score_is_beaten_on_another_and_that_is_said(sho
     candidate = shop.version(rows={"exact_match": [1.0] * 40, "weighted_reward": BETTER}, aims=["weighted_reward"])
     verdict = shop.judged(candidate)["beats-champion exact_match"]
     assert verdict.passed
-    assert verdict.found.endswith("weighted_reward is not known of the champion on these rows")
+    assert verdict.found.endswith("the champion has no weighted_reward on these rows")
 
 
 # --- enough rows
@@ -81,8 +81,8 @@ def test_few_rows_claim_nothing_and_say_how_many_it_takes(shop: Shop) -> None:
     version = shop.version(rows={"loss": [0.5, 0.6, 0.5, 0.7]}, base_rows={"loss": [1.0, 1.1, 1.2, 1.0]})
     verdict = shop.judged(version)["beats-base loss"]
     assert not verdict.passed
-    assert "better than its base tiny by 0.5 on 4 rows: too few for a claim; about 30 rows would show" in verdict.found
-    assert verdict.wanted == "better by more than 0, 95% sure, on 30 rows or more"
+    assert "better than its base tiny by 0.5 on 4 rows: too few to tell; about 30 rows would show" in verdict.found
+    assert verdict.wanted == "better by more than 0, 95% confidence, on 30 rows or more"
     assert (verdict.numbers["rows"], verdict.numbers["min_rows"], verdict.numbers["needed"]) == (4, 30, 30)
     assert verdict.numbers["p_value"] >= 1 / 16
 
@@ -148,7 +148,7 @@ def test_of_several_scores_each_must_pass_at_a_confidence_for_all_of_them(shop: 
         "beats-base valid_json": True,
         "beats-base finished": True,
     }
-    assert "98.33% sure (95% over 3 scores)" in judged["beats-base finished"].wanted
+    assert "98.33% confidence (95% over 3 scores)" in judged["beats-base finished"].wanted
     assert judged["beats-base finished"].numbers["confidence"] == pytest.approx(1 - 0.05 / 3)
     auto = shop.judged(version, gates_of("beats_base: {metric: [auto, exact_match]}"))["beats-base exact_match"]
     assert auto.numbers["scores"] == 1  # auto is exact_match here
@@ -217,7 +217,7 @@ def test_there_is_no_silent_way_around(text: str, words: str) -> None:
         ("max_age_days: 3\nmin_scores: {a: 1}\nmax_age_days: 4", "line 3  max_age_days is given twice"),
         ("beats_base: {alway: true}", "beats_base.alway  unknown key; did you mean always?"),
         ("beats_champion: {min_row: 3}", "did you mean min_rows?"),
-        ("min_rows: 3", "stands under beats_champion or beats_base"),
+        ("min_rows: 3", "belongs under beats_champion or beats_base"),
         ("beats_base: {metric: []}", "the name of a score, or a list of names"),
         ("beats_base: {metric: {loss: 1}}", "the name of a score, or a list of names"),
         ("beats_base: {min_rows: 0}", "beats_base.min_rows"),
@@ -248,7 +248,7 @@ def gate(name: str, *options: str) -> Gate:
         ("own: {rules: [{nam: a}, {name: b}]}", "options.own.rules.nam  unknown option; did you mean rules.name?"),
         ("own: {least: {deep: 1}}", "options.own.least.deep"),
         ("plain: {anything: 1}", "the gate plain reads: none"),
-        ("beats-champion: {margin: 1}", "its settings stand under beats_champion"),
+        ("beats-champion: {margin: 1}", "its settings are under beats_champion"),
         ("finished: {soon: 1}", "the gate finished reads: none"),
     ],
 )
