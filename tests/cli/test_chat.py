@@ -129,12 +129,12 @@ def until(terminal: int, wanted: str, seconds: float = 120) -> str:
     return text
 
 
-@pytest.mark.parametrize(("width", "beside"), [(100, True), (60, False)])
-def test_two_answers_are_side_by_side_if_there_is_room(width: int, beside: bool) -> None:  # noqa: FBT001  # a table
+@pytest.mark.parametrize(("width", "together"), [(100, True), (60, False)])
+def test_two_answers_are_side_by_side_if_there_is_room(width: int, together: bool) -> None:  # noqa: FBT001  # a table
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    chat.beside({"tuned": "new [bold]words[/bold]", "base": "old words"}, console)
+    chat.side_by_side({"tuned": "new [bold]words[/bold]", "base": "old words"}, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
-    assert any("old words" in line and "new [bold]words[/bold]" in line for line in shown.splitlines()) is beside
+    assert any("old words" in line and "new [bold]words[/bold]" in line for line in shown.splitlines()) is together
     assert shown.index("base") < shown.index("tuned")
 
 
