@@ -101,9 +101,9 @@ def turn(talk: Conversation, prompt: str, console: Console, *, as_json: bool, go
         if as_json:
             click.echo(json.dumps(line(prompt, talk.ask(prompt)), ensure_ascii=False))
         elif len(talk.said) == 1:
-            grow(talk, prompt, console)
+            print_answer(talk, prompt, console)
         else:
-            beside(talk.ask(prompt), console)
+            side_by_side(talk.ask(prompt), console)
     except ConfigError as error:
         if not goes_on:
             raise
@@ -120,7 +120,7 @@ def line(prompt: str, answers: dict[str, str]) -> dict[str, str]:
     return {"prompt": prompt, "tuned": answers[first]} | {name: answers[name] for name in others}
 
 
-def grow(talk: Conversation, prompt: str, console: Console) -> None:
+def print_answer(talk: Conversation, prompt: str, console: Console) -> None:
     """Print one answer; in a terminal, as it is generated."""
     shown = ""
 
@@ -134,7 +134,7 @@ def grow(talk: Conversation, prompt: str, console: Console) -> None:
     console.out(answer.removeprefix(shown))
 
 
-def beside(answers: dict[str, str], console: Console) -> None:
+def side_by_side(answers: dict[str, str], console: Console) -> None:
     """Print answers in boxes, side by side if there is room; outside a terminal as `NAME: ANSWER`."""
     if not console.is_terminal:
         for name, answer in answers.items():

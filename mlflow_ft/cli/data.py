@@ -117,7 +117,7 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
     if json:
         click.echo(dumps(report, indent=2, ensure_ascii=False))
     else:
-        _tell(prepared)
+        _print_report(prepared)
     stopping = config.data.fail_on != "never" and prepared.report.worst(
         "error" if config.data.fail_on == "error" else "warn"
     )
@@ -126,7 +126,7 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
         click.get_current_context().exit(1)
 
 
-def _tell(prepared: Ready) -> None:
+def _print_report(prepared: Ready) -> None:
     """Print the findings as a table, with example rows, then the checks that found nothing."""
     import sys
 

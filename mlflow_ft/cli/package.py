@@ -26,7 +26,7 @@ def command(*, named: str, run_id: str, as_json: bool, quiet: bool) -> None:
     compared with what the run recorded.
     """
     from mlflow_ft import pipeline, plugins
-    from mlflow_ft.cli.train import as_dict, tell
+    from mlflow_ft.cli.train import as_dict, report
     from mlflow_ft.progress import Progress
 
     if not (named or run_id):
@@ -36,4 +36,4 @@ def command(*, named: str, run_id: str, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(dumps(as_dict(outcome), indent=2))
     else:
-        tell(outcome, progress)
+        report(outcome, progress)

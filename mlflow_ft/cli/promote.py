@@ -86,7 +86,7 @@ def command(
     if json:
         click.echo(dumps(decision))
     else:
-        tell(decision, progress)
+        report(decision, progress)
     if decision.outcome in DONE:
         return 0
     why = decision.error or RefusedError(f"not passed: {', '.join(decision.failed)}")
@@ -102,7 +102,7 @@ def who() -> str:
         return "unknown"
 
 
-def tell(decision: Decision, progress: Progress) -> None:
+def report(decision: Decision, progress: Progress) -> None:
     """Print every verdict in a table, then the outcome."""
     rows = [[judged.name, RESULTS[judged.result], judged.verdict.found, _wanted(judged)] for judged in decision.judged]
     if rows:

@@ -59,7 +59,7 @@ def command(
     def ready(url: str, served: Served) -> None:
         if as_json:
             click.echo(json.dumps({"url": url, "models": served.names}))
-        tell(url, served, progress)
+        report(url, served, progress)
 
     try:
         serve.serve(request, progress, ready)
@@ -86,7 +86,7 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     return uris
 
 
-def tell(url: str, served: Served, progress: Progress) -> None:
+def report(url: str, served: Served, progress: Progress) -> None:
     """Print the address and an example request."""
     body = {"model": served.names[0], "messages": [{"role": "user", "content": "Hello"}]}
     route = "invocations" if served.scores else "v1/chat/completions"

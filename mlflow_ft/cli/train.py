@@ -41,7 +41,7 @@ def command(arguments: tuple[str, ...], *, json: bool, quiet: bool) -> None:
     if json:
         click.echo(dumps(as_dict(outcome), indent=2))
     else:
-        tell(outcome, progress)
+        report(outcome, progress)
 
 
 def understand(arguments: Sequence[str], progress: Progress, *, method: str | None = None) -> tuple[Config, Plugins]:
@@ -77,7 +77,7 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def tell(outcome: Outcome, progress: Progress) -> None:
+def report(outcome: Outcome, progress: Progress) -> None:
     """Print the summary: scores before and after, where the results are, and what to run next."""
     from mlflow_ft.stages.worse import side_by_side
 

@@ -1,4 +1,4 @@
-"""Jobs in a row: which settings reach which stage, what a stage begins with, and how a chain goes on."""
+"""Chains: which settings reach which stage, what a stage starts from, and how a chain resumes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_stage_begins_with_the_adapter_before_it_or_with_the_whole_model() -> 
     assert chain.version_of({"versions": [MERGED]}, whole=False) == "models:/m/3"
 
 
-def test_what_was_given_stands_above_a_stages_own_settings() -> None:
+def test_given_settings_override_a_stages_own() -> None:
     stage = Stage(method="dpo", defaults={"adapter.kind": "lora"}, init_from="sft", reward_from="reward")
     assert chain.settings(stage, ["--kind=dora"], {"sft": LEFT, "reward": LEFT}) == [
         "--model.init_from=models:/m-adapter/2",
@@ -61,7 +61,7 @@ def test_a_stage_that_was_stopped_stops_the_chain() -> None:
     assert error.exit_code == 143
 
 
-def test_settings_of_every_stage_are_looked_at_before_the_first_one_starts(files: dict[str, Path]) -> None:
+def test_settings_of_every_stage_are_checked_before_the_first_one_starts(files: dict[str, Path]) -> None:
     data = f"--sft.data={files['chat']}"
     with pytest.raises(ConfigError) as error:
         chain.check("align", ["--dpo.beta", "-1", data], plugins.load())
@@ -71,13 +71,13 @@ def test_settings_of_every_stage_are_looked_at_before_the_first_one_starts(files
         chain.check("align", [data, "--dpo.data", "gone.jsonl"], plugins.load())
 
 
-def test_what_a_finished_stage_read_may_be_gone(files: dict[str, Path]) -> None:
+def test_the_input_of_a_finished_stage_may_be_gone(files: dict[str, Path]) -> None:
     arguments = ["--sft.data", "gone.jsonl", f"--dpo.data={files['pairs']}"]
     given, _ = chain.check("align", arguments, plugins.load(), finished={"sft"})
     assert given["sft"] == ["--data=gone.jsonl"]
 
 
-def test_what_is_given_anew_replaces_what_was_given_before() -> None:
+def test_settings_given_again_replace_earlier_ones() -> None:
     before = ["--dpo.data", "old", "--model=M"]
     assert chain.unless_given(before, ["--dpo.data=new"]) == ["--model=M"]
 
@@ -104,7 +104,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-def test_a_chain_goes_on_where_it_was_interrupted(
+def test_an_interrupted_chain_resumes(
     tracking_store: str, tiny_model: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_FT_PLUGINS", "")
@@ -137,7 +137,7 @@ def test_a_chain_goes_on_where_it_was_interrupted(
     assert json.loads(json.dumps(outcome.stages["sft"]))["versions"][0]["name"] == "tiny-sft"
 
 
-def test_only_a_run_of_the_chain_can_be_gone_on_with(tracking_store: str) -> None:
+def test_only_a_run_of_the_chain_can_be_resumed(tracking_store: str) -> None:
     client = MlflowClient()
     other = client.create_run("0").info.run_id
     with pytest.raises(ConfigError, match="is not a run of align"):

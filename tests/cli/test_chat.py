@@ -62,7 +62,7 @@ def test_base_and_tuned_are_compared(run: Run, client: MlflowClient, spoken: Pat
         assert answers == {"prompt": prompt, "tuned": tuned["choices"][0]["message"]["content"], "base": base}
 
 
-def test_what_a_model_was_before_may_be_named(run: Run, client: MlflowClient, spoken: Path, tiny_model: Path) -> None:
+def test_the_model_before_training_can_be_named(run: Run, client: MlflowClient, spoken: Path, tiny_model: Path) -> None:
     result = run("chat", spoken, "--compare", "--prompt", "song")
     assert result.code == 2
     assert "does not say which model it was before" in result.err
@@ -129,12 +129,12 @@ def until(terminal: int, wanted: str, seconds: float = 120) -> str:
     return text
 
 
-@pytest.mark.parametrize(("width", "beside"), [(100, True), (60, False)])
-def test_two_answers_stand_side_by_side_where_there_is_room(width: int, beside: bool) -> None:  # noqa: FBT001  # a table
+@pytest.mark.parametrize(("width", "together"), [(100, True), (60, False)])
+def test_two_answers_are_side_by_side_if_there_is_room(width: int, together: bool) -> None:  # noqa: FBT001  # a table
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    chat.beside({"tuned": "new [bold]words[/bold]", "base": "old words"}, console)
+    chat.side_by_side({"tuned": "new [bold]words[/bold]", "base": "old words"}, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
-    assert any("old words" in line and "new [bold]words[/bold]" in line for line in shown.splitlines()) is beside
+    assert any("old words" in line and "new [bold]words[/bold]" in line for line in shown.splitlines()) is together
     assert shown.index("base") < shown.index("tuned")
 
 
@@ -160,7 +160,7 @@ def test_a_reward_model_has_nothing_to_say(
         (["one@candidate", "--prompt", "red " * 300], "the model reads 256"),
     ],
 )
-def test_what_cannot_be_asked_is_told(
+def test_impossible_questions_are_reported(
     run: Run, client: MlflowClient, spoken: Path, arguments: list[str], words: str
 ) -> None:
     result = run("chat", "--prompt", "red", *arguments)

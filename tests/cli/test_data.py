@@ -1,4 +1,4 @@
-"""The commands that look at data: what a person reads, what a machine gets, and the exit codes."""
+"""The commands that inspect data: their output as text and as JSON, and their exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTION, ANSWER = {"role": "user", "content": "red"}, {"role": "assistant", "co
 
 @pytest.fixture
 def data(tmp_path: Path, client: MlflowClient) -> Path:
-    """Three good rows, of which one has a turn that is not learned, and one that is no row of messages."""
+    """Three good rows, one of them with a turn that is not learned, and one invalid row."""
     untrained = {"role": "assistant", "content": "blue", "train": False}
     rows = [
         {"messages": [QUESTION, ANSWER]},
@@ -77,7 +77,7 @@ def test_show_marks_what_is_learned_for_people(run: Run, data: Path, tiny_model:
     assert "dropped: turn 1 of `messages` has no text in `content`" in result.out
 
 
-def test_show_tells_both_answers_of_a_preference(
+def test_show_prints_both_answers_of_a_preference(
     run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient
 ) -> None:
     pair = {"prompt": "red", "chosen": "green", "rejected": "blue"}
@@ -91,7 +91,7 @@ def test_show_tells_both_answers_of_a_preference(
     assert "[[blue<|im_end|>]]" in result.out
 
 
-def test_show_tells_rows_that_are_cut(run: Run, data: Path, tiny_model: Path) -> None:
+def test_show_reports_rows_that_are_cut(run: Run, data: Path, tiny_model: Path) -> None:
     rows = as_rows(run("data", "show", data, "--model", tiny_model, "--json", "--max_length", 8))
     assert all(len(row["tokens"]) <= 8 for row in rows)
     assert "cut at data.max_length 8 before anything is learned" in rows[0]["dropped"]
@@ -169,7 +169,7 @@ def test_check_prints_the_report(run: Run, tmp_path: Path, tiny_model: Path, cli
     assert "<html" in (tmp_path / "report" / "quality.html").read_text()
 
 
-def test_check_tells_people_and_the_exit_code_says_whether_a_training_would_go_on(
+def test_check_reports_findings_and_its_exit_code_says_whether_training_would_stop(
     run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [*rows_with_faults()[:21]])
@@ -213,7 +213,7 @@ BAD = {
 
 @pytest.mark.parametrize("command", ["show", "check"])
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_told(
+def test_wrong_input_is_reported(
     run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient, case: str, command: str
 ) -> None:
     good = {"instruction": "i", "output": "o"}
@@ -273,10 +273,10 @@ def test_prepare_refuses_what_a_training_would_refuse(
     assert "mlflow-ft prepare --fix" in result.err
     stored = client.get_run(opened)
     assert stored.info.status == "FAILED"
-    assert client.list_artifacts(opened, "data"), "the report is there all the same"
+    assert client.list_artifacts(opened, "data"), "the report is logged anyway"
 
 
-def test_a_training_takes_no_rows_of_a_kind_that_its_method_does_not_learn_from(
+def test_training_refuses_rows_of_a_kind_that_its_method_does_not_learn_from(
     run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient
 ) -> None:
     pairs = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(8)]
@@ -328,7 +328,7 @@ def test_the_models_that_were_trained_on_a_file_are_found(
         ("glaive_toolcall_en_demo", "sharegpt", 300),
     ],
 )
-def test_data_sets_that_nobody_here_wrote_are_recognised_and_learned_right(
+def test_public_data_sets_are_recognised_and_learned_right(
     run: Run, tiny_model: Path, client: MlflowClient, name: str, format_: str, rows: int
 ) -> None:
     file = SHARED / f"{name}.json"
@@ -364,7 +364,7 @@ def plain(text: str) -> str:
 
 
 def answers(source: dict[str, Any]) -> list[str]:
-    """By hand: what the assistant says in a row of these files."""
+    """The assistant's answers in a row of these files, read without our code."""
     if "output" in source:
         return [plain(source["output"])]
     if "chosen" in source:

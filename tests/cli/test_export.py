@@ -1,4 +1,4 @@
-"""mlflow-ft export: a version, a folder, an adapter; what was made is the model, whole, and kept with the version."""
+"""mlflow-ft export: a version, a folder, an adapter; the export is complete, equals the model, and is logged."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_version_in_four_bits(client: MlflowClient, run: Run, tiny_model: Path
     assert "is an adapter\n  merge it first" in result.err
 
 
-def test_a_folder_is_compared_with_itself_and_a_stopped_export_is_no_beginning(
+def test_a_folder_is_compared_with_itself_and_a_stopped_export_is_not_reused(
     client: MlflowClient, run: Run, tiny_model: Path, tmp_path: Path
 ) -> None:
     runs = len(client.search_runs(["0"]))
@@ -121,7 +121,7 @@ def test_a_stopped_export_is_a_killed_run(client: MlflowClient, tiny_model: Path
         (("nothing", "--to", "nf4", "--max_kl", "much"), "'much' is not a number"),
     ],
 )
-def test_what_is_wrong_is_told(client: MlflowClient, run: Run, words: tuple[str, ...], message: str) -> None:
+def test_wrong_input_is_reported(client: MlflowClient, run: Run, words: tuple[str, ...], message: str) -> None:
     result = run("export", *words)
     assert result.code == 2
     assert message in result.err

@@ -30,7 +30,7 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 @pytest.fixture(scope="session")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that PEFT made by itself."""
+    """An adapter made by plain PEFT."""
     return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"))
 
 
@@ -120,7 +120,7 @@ def test_another_base_than_the_recorded_one_is_refused(run: Run, adapter: Path, 
         (["--out", "x", "--adapter", "ADAPTER", "--base", "nowhere/at-all"], "nowhere/at-all"),
     ],
 )
-def test_what_cannot_work_is_told(
+def test_impossible_merges_are_reported(
     client: MlflowClient, run: Run, adapter: Path, tiny_model: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     given = [argument.replace("ADAPTER", str(adapter)).replace("MODEL", str(tiny_model)) for argument in arguments]
@@ -147,7 +147,9 @@ def test_dequantised_or_original(run: Run, adapter: Path, tiny_model: Path, tmp_
     assert torch.equal(weights["original"]["lm_head.weight"], weights["dequantised"]["lm_head.weight"])
 
 
-def test_the_loss_of_each_is_told(run: Run, adapter: Path, tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> None:
+def test_the_loss_of_each_is_reported(
+    run: Run, adapter: Path, tiny_model: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
     own = recorded(adapter, tmp_path / "own", name_or_path=str(tiny_model), quantization=NF4)
     result = run("merge", "--adapter", own, "--data", tiny_rows, "--out", tmp_path / "merged", "--json")
     assert result.code == 0, result.err
@@ -183,7 +185,7 @@ def test_adapters_of_two_bases_are_refused(run: Run, adapter: Path, tmp_path: Pa
     assert "different bases" in result.err
 
 
-def test_what_peft_must_do_is_told_and_done(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_merging_with_peft_is_reported(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     own = make_adapter(tiny_model, tmp_path / "own", init_lora_weights="olora")
     result = run("merge", "--adapter", own, "--out", tmp_path / "merged")
     assert result.code == 0, result.err
@@ -263,7 +265,7 @@ def test_a_stopped_merge_that_registers_is_a_killed_run_and_goes_on(
 @pytest.mark.parametrize(
     ("place", "kept"), [("shard", 1), ("journal", 1), ("companions", 4), ("manifest", 4), ("rename", 4)]
 )
-def test_a_killed_merge_leaves_no_model_and_goes_on(
+def test_a_killed_merge_leaves_no_model_and_resumes(
     run: Run, adapter: Path, tmp_path: Path, place: str, kept: int
 ) -> None:
     arguments = ["merge", "--adapter", str(adapter), "--out", str(tmp_path / "merged"), "--max_shard_size", "200KB"]
@@ -355,7 +357,7 @@ def test_from_a_run_a_version_and_a_logged_model(
     answer = mlflow.pyfunc.load_model("models:/merging-2/1").predict({"messages": [{"role": "user", "content": "red"}]})
     assert answer["object"] == "chat.completion"
 
-    # what was refused for being worse than its base is not offered as a candidate by a merge
+    # a merge does not make a model a candidate that was refused for being worse than its base
     for number, (uri, mark) in enumerate(
         (
             ("models:/merging-adapter/1", partial(client.set_model_version_tag, "merging-adapter", "1")),

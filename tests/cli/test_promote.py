@@ -21,7 +21,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.node.name
 
 
-def test_a_promotion_is_told_gate_by_gate(run: Run, shop: Shop, name: str) -> None:
+def test_a_promotion_reports_every_gate(run: Run, shop: Shop, name: str) -> None:
     shop.version(name=name)
     result = run("promote", name, "--version", 1, "--by", "ann")
     assert (result.code, result.out) == (0, "")
@@ -56,12 +56,12 @@ def test_a_waiver_is_shown_in_the_table_at_the_end_and_in_the_history(
     gates.write_text("waive: {beats-base: a rehearsal}\n")
     result = run("promote", name, "--version", 1, "--gates", gates)
     assert result.code == 0
-    assert "waived: a" in result.err  # in the table, where it may be broken
+    assert "waived: a" in result.err  # in the table, where it may be wrapped
     assert "\nbeats-base waived: a rehearsal\n" in result.err
     assert "beats-base waived: a rehearsal" in run("history", name).out
 
 
-def test_a_machine_is_told_the_same_on_stdout(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
+def test_json_reports_the_same_on_stdout(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
     shop.version(name=name)
     gates = tmp_path / "gates.yaml"
     gates.write_text("max_scores: {loss: 0.5}\n")
@@ -99,7 +99,7 @@ def test_history_and_rollback(run: Run, shop: Shop, name: str) -> None:
     assert "set outside mlflow-ft" in run("history", name).out
 
 
-def test_wrong_input_is_told_in_a_line_with_2(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
+def test_wrong_input_is_reported_and_exits_with_2(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
     shop.version(name=name)
     assert "no registered model given" in run("promote").err
     assert "2 names were given" in run("promote", name, name).err
@@ -113,7 +113,7 @@ def test_wrong_input_is_told_in_a_line_with_2(run: Run, shop: Shop, name: str, t
         assert "Traceback" not in result.err
 
 
-def test_what_mlflow_run_gives_empty_is_not_given(
+def test_empty_parameters_of_mlflow_run_count_as_not_given(
     run: Run, shop: Shop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.version(name=name)
@@ -126,7 +126,7 @@ def test_what_mlflow_run_gives_empty_is_not_given(
     assert kept.path.startswith("promotion/champion-version-1-")
 
 
-def test_a_refusal_is_told_to_the_run_that_mlflow_opened(
+def test_a_refusal_is_recorded_on_the_run_that_mlflow_opened(
     run: Run, shop: Shop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.version(name=name, kl="0.5")
@@ -139,7 +139,7 @@ def test_a_refusal_is_told_to_the_run_that_mlflow_opened(
     assert stored.data.tags["mlflow_ft.stage"] == "promote"
 
 
-def test_a_wrong_request_is_told_to_the_run_that_mlflow_opened(
+def test_a_wrong_request_is_recorded_on_the_run_that_mlflow_opened(
     run: Run, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = shop.client.create_run("0").info.run_id

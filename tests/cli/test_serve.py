@@ -1,4 +1,4 @@
-"""mlflow-ft serve: a real server in a process of its own, asked by OpenAI's own client and over MLflow's routes."""
+"""mlflow-ft serve: a real server in a separate process, queried by OpenAI's client and over MLflow's routes."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_stop_texts_and_limits(server: Server) -> None:
         ({"tool_choice": "required"}, 400, "`tool_choice`"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_sentence(server: Server, more: dict[str, Any], status: int, words: str) -> None:
+def test_a_wrong_request_gets_a_sentence(server: Server, more: dict[str, Any], status: int, words: str) -> None:
     with pytest.raises(openai.APIStatusError) as error:
         server.say("one", extra_body=more)
     assert error.value.status_code == status
@@ -179,7 +179,7 @@ def test_what_is_wrong_is_told_in_a_sentence(server: Server, more: dict[str, Any
 
 
 @pytest.mark.parametrize("body", ["no json", "[1]", '"text"', b"\xff"])
-def test_a_body_that_is_no_request(server: Server, body: Any) -> None:
+def test_a_body_that_is_not_a_request(server: Server, body: Any) -> None:
     response = requests.post(f"{server.url}/v1/chat/completions", data=body, timeout=30)
     assert response.status_code == 400
     assert "not valid JSON" in response.json()["error"]["message"]
@@ -325,7 +325,7 @@ def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
         (["one@candidate", "--host", "no.such.host.invalid"], "cannot be bound"),
     ],
 )
-def test_what_cannot_be_served_is_told_at_once(
+def test_models_that_cannot_be_served_are_reported_at_once(
     run: Run, client: MlflowClient, spoken: Path, tiny_model: Path, arguments: list[str], words: str
 ) -> None:
     result = run(
@@ -336,7 +336,7 @@ def test_what_cannot_be_served_is_told_at_once(
     assert "Traceback" not in result.err
 
 
-def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(run: Run, client: MlflowClient, spoken: Path) -> None:
+def test_a_port_in_use_is_reported_before_a_model_is_loaded(run: Run, client: MlflowClient, spoken: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = run("serve", "one@candidate", "--port", taken.getsockname()[1])
     assert result.code == 2

@@ -33,7 +33,7 @@ def test_show_lists_a_kind(run: Run, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", IN_KIND)
-def test_show_tells_a_machine_the_same(run: Run, kind: str) -> None:
+def test_show_prints_the_same_as_json(run: Run, kind: str) -> None:
     rows = json.loads(run("show", kind, "--json").out)
     shown = [line.split()[0] for line in run("show", kind).out.splitlines() if not line.startswith(" ")]
     assert [row["name"] for row in rows] == shown
@@ -41,7 +41,7 @@ def test_show_tells_a_machine_the_same(run: Run, kind: str) -> None:
     assert all(row["summary"] and row["provider"] for row in rows)
 
 
-def test_show_tells_defaults_and_paper(run: Run) -> None:
+def test_show_prints_defaults_and_paper(run: Run) -> None:
     result = run("show", "trainers").out
     assert "model.quantize = nf4" in result
     assert "https://arxiv.org/abs/2305.14314" in result
@@ -63,7 +63,7 @@ def test_plugins_lists_the_built_ins(run: Run) -> None:
         assert lines[module.removeprefix("mlflow_ft.")][1] == "active"
 
 
-def test_plugins_tells_a_machine_the_same(run: Run) -> None:
+def test_plugins_prints_the_same_as_json(run: Run) -> None:
     rows = json.loads(run("plugins", "--json").out)
     assert [row["name"] for row in rows] == [line.split()[0] for line in run("plugins").out.splitlines()]
     assert {row["module"] for row in rows} >= set(BUILTIN)

@@ -105,7 +105,7 @@ def arguments(line: str, places: Mapping[str, Path]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_told_and_the_run_that_mlflow_opened_fails_with_it(
+def test_an_error_is_reported_and_the_run_that_mlflow_opened_fails_with_it(
     case: str, places: dict[str, Path], client: MlflowClient, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line, messages = BAD[case]
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_told_and_the_run_that_mlflow_opened_fails_with_it(
     assert [model.name for model in client.search_registered_models()] == before
 
 
-def test_a_server_that_does_not_answer_is_told_before_anything_is_loaded(
+def test_a_server_that_does_not_answer_is_reported_before_anything_is_loaded(
     places: dict[str, Path], client: MlflowClient, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -138,7 +138,7 @@ def test_a_server_that_does_not_answer_is_told_before_anything_is_loaded(
     assert not (places["tmp"] / "outputs").exists()
 
 
-def test_a_broken_plugin_is_told_and_strict_makes_it_an_error(
+def test_a_broken_plugin_is_reported_and_strict_makes_it_an_error(
     client: MlflowClient, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -168,7 +168,7 @@ def start(*given: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_process_without_a_run_makes_one_that_failed(places: dict[str, Path], client: MlflowClient) -> None:
+def test_a_failed_process_leaves_a_failed_run(places: dict[str, Path], client: MlflowClient) -> None:
     name = "of-its-own"
     completed = start(*arguments("lora --data broken.jsonl", places), MLFLOW_EXPERIMENT_NAME=name)
     assert completed.returncode == 2, completed.stderr
@@ -202,7 +202,7 @@ def test_json_prints_the_outcome_and_nothing_else_on_stdout(
         client.delete_registered_model(name)
 
 
-def test_a_score_that_is_no_number_is_null_in_json() -> None:
+def test_a_nan_score_is_null_in_json() -> None:
     scores = SimpleNamespace(base=[Score.mean("accuracy", [None])], tuned=[Score.mean("accuracy", [0.5])], worse=None)
     outcome = SimpleNamespace(run_id="r", tracking_uri="u", folder="f", scores=scores, versions=())
     result = json.loads(json.dumps(as_dict(cast(Outcome, outcome)), allow_nan=False))
@@ -227,7 +227,7 @@ def test_a_value_that_begins_with_a_dash_stays_a_value(line: str) -> None:
     assert {key: parsed[key] for key in PAIRS[line]} == PAIRS[line]
 
 
-def test_a_switch_that_mlflow_run_gives_no_value_is_off(run: Run) -> None:
+def test_a_switch_with_an_empty_value_is_off(run: Run) -> None:
     parsed = command.make_context("train", ["qlora", "--json", "", "--quiet"]).params
     assert (parsed["json"], parsed["quiet"]) == (False, True)
     result = run("train", "qlora", "--json=perhaps")
@@ -267,7 +267,7 @@ def test_sync_of_a_folder_that_is_none(run: Run, tmp_path: Path) -> None:
     assert "does not exist" in result.err
 
 
-def test_the_methods_that_are_told_are_those_there_are(client: MlflowClient, run: Run) -> None:
+def test_every_registered_method_is_listed(client: MlflowClient, run: Run) -> None:
     result = run("train")
     assert result.code == 2
     for registered in plugins.load().registered:

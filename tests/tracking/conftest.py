@@ -29,7 +29,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with its tables, which take seconds to make, and no runs."""
+    """An SQLite store with its tables, which take seconds to create, and no runs."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -37,7 +37,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tracking URI of a fresh SQLite store, which is set; the current folder is `tmp_path`."""
+    """The URI of a fresh SQLite store, set as tracking URI; the current folder is `tmp_path`."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def _no_run_left() -> Iterator[None]:
 
 
 class Server:
-    """`mlflow server` on a port of its own, over one SQLite file if no other store is named; it can be killed."""
+    """`mlflow server` on its own port, on an SQLite file unless another store is named; it can be killed."""
 
     def __init__(self, folder: Path, *, backend: str = "", workers: int = 1) -> None:
         self.folder = folder
@@ -92,7 +92,7 @@ class Server:
             return False
 
     def hang(self) -> None:
-        """Connections are taken, but nothing is answered."""
+        """Connections are accepted but not answered."""
         assert self.process
         os.killpg(self.process.pid, signal.SIGSTOP)
 
@@ -102,7 +102,7 @@ class Server:
 
     def kill(self) -> None:
         if self.process:
-            os.killpg(self.process.pid, signal.SIGKILL)  # the group: its workers outlive it otherwise
+            os.killpg(self.process.pid, signal.SIGKILL)  # the group: otherwise its workers outlive it
             self.process.wait()
             self.process = None
 
@@ -110,7 +110,7 @@ class Server:
 def wait_for(condition: Callable[[], Any], *, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
 
 
@@ -126,7 +126,7 @@ def shared_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
-    """A real server that runs, and whose URI is set."""
+    """A real running server whose URI is set."""
     if not shared_server.answers():
         shared_server.kill()
         shared_server.start()
@@ -167,7 +167,7 @@ from mlflow.pyfunc import PythonModel
 
 
 class Echo(PythonModel):
-    """Answer with what was said, the greeting before it, and what arrived."""
+    """Answer with the greeting, the message and the arguments received."""
 
     def load_context(self, context):
         with open(context.artifacts["greeting"], encoding="utf-8") as file:
@@ -188,7 +188,7 @@ set_model(Echo())
 
 @pytest.fixture
 def echo(tmp_path: Path) -> dict[str, Any]:
-    """Keywords of `log_model` for a model that answers what it was told, with a file and a folder as artifacts."""
+    """Keywords of `log_model` for a model that echoes its input, with a file and a folder as artifacts."""
     (tmp_path / "echo.py").write_text(ECHO)
     (tmp_path / "greeting.txt").write_text("hello ")
     (tmp_path / "package" / "inner").mkdir(parents=True)

@@ -87,7 +87,7 @@ def test_the_environment_is_tags_and_files(run: ActiveRun, client: MlflowClient,
     tags = client.get_run(run.run_id).data.tags
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert tags["mlflow_ft.git_commit"] == commit
-    assert tags["mlflow_ft.git_dirty"] == "true"  # the store lies in this folder
+    assert tags["mlflow_ft.git_dirty"] == "true"  # the store is in this folder
     assert tags["mlflow_ft.plugins"] == "acme 1.2 sha256:ab, built in 1.2 sha256:ab"
     assert tags["mlflow_ft.version.mlflow"] == mlflow.__version__
     assert tags["mlflow_ft.version.python"].startswith("3.")

@@ -29,7 +29,7 @@ NAMES = ["rows.jsonl", "my rows/é 'quoted' 数据.jsonl", "deep/er/still/rows.j
 
 
 def new_run() -> str:
-    """A run in an experiment of its own, whose artifacts are where the store keeps them."""
+    """A run in its own experiment, with artifacts in the store's location."""
     client = MlflowClient()
     return str(client.create_run(client.create_experiment(uuid4().hex)).info.run_id)
 
@@ -92,7 +92,7 @@ def test_a_folder_of_a_run_is_read() -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_a_bad_row_of_an_artifact_is_told_with_its_uri() -> None:
+def test_a_bad_row_of_an_artifact_is_reported_with_its_uri() -> None:
     uri = f"runs:/{log_rows('rows.jsonl', 'list.json', content='[{')}"
     (bad,) = sources.open_source(f"{uri}/rows.jsonl", DataSection()).rows()
     assert bad.place == f"{uri}/rows.jsonl:1"
@@ -144,7 +144,7 @@ def test_rows_that_a_registered_model_carries_are_read(client: MlflowClient, tmp
         "models://[none/1",
     ],
 )
-def test_what_mlflow_does_not_have_is_told(uri: str) -> None:
+def test_missing_artifacts_are_reported(uri: str) -> None:
     resolved = uri.replace("RUN", log_rows("rows.jsonl"))
     with pytest.raises(DataError, match=r"cannot be fetched from MLflow|has no such artifact") as error:
         sources.open_source(resolved, DataSection())
@@ -154,7 +154,7 @@ def test_what_mlflow_does_not_have_is_told(uri: str) -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_an_artifact_that_holds_no_rows_is_told() -> None:
+def test_an_artifact_without_rows_is_reported() -> None:
     run_id = log_rows("rows.txt.md", "folder/a.bin")
     with pytest.raises(DataError, match=r"rows\.txt\.md' is of an unknown kind"):
         values(f"runs:/{run_id}/rows.txt.md")
@@ -179,7 +179,7 @@ def test_an_artifact_of_a_server_is_read_by_its_own_uri(server: Server) -> None:
         values(f"{root}/never.jsonl")
 
 
-def test_a_server_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for uri in ("runs:/0123/rows.jsonl", "runs:/0123", "mlflow-artifacts:/0/rows.jsonl", "models:/m/1"):
@@ -187,7 +187,7 @@ def test_a_server_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) 
             sources.open_source(uri, DataSection())
 
 
-def test_what_was_fetched_is_there_until_the_process_ends_and_no_longer(store: str, tmp_path: Path) -> None:
+def test_downloads_are_kept_until_the_process_ends(store: str, tmp_path: Path) -> None:
     run_id = log_rows("rows.jsonl")
     code = (
         "import sys; from mlflow_ft.tracking import fetch; files = [fetch(sys.argv[1]) for _ in range(2)];"
@@ -263,7 +263,7 @@ def test_data_that_mlflow_itself_logged_is_found(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_where_the_data_came_from_is_told_or_missed(source: Mapping[str, Any], place: str | None) -> None:
+def test_the_source_of_the_data_is_found_or_reported_missing(source: Mapping[str, Any], place: str | None) -> None:
     run_id = log_inputs(used(json.dumps(source)))
     if place is not None:
         assert trained_on(run_id) == place
@@ -275,7 +275,7 @@ def test_where_the_data_came_from_is_told_or_missed(source: Mapping[str, Any], p
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("source", ["not JSON", "{", "[]", '"/rows.jsonl"', "null", "1", "[" * 5000])
-def test_a_source_that_is_not_as_mlflow_writes_it_is_no_place(source: str) -> None:
+def test_a_source_in_another_format_is_ignored(source: str) -> None:
     run_id = log_inputs(used(source))
     with pytest.raises(DataError, match="recorded no training data"):
         trained_on(run_id)
@@ -290,7 +290,7 @@ def test_data_of_another_use_was_not_trained_on(context: str | None) -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_several_sources_are_told_and_none_is_chosen() -> None:
+def test_several_sources_are_reported_and_none_is_chosen() -> None:
     first, second = used('{"uri": "/a.jsonl"}', digest="1"), used('{"uri": "/b.jsonl"}', "training", digest="2")
     again = used('{"uri": "/a.jsonl"}', digest="3")
     assert trained_on(log_inputs(first, again)) == "/a.jsonl"
@@ -309,7 +309,7 @@ def test_runs_that_point_at_runs_do_not_go_round() -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_a_run_without_data_or_no_run_at_all_is_told() -> None:
+def test_a_run_without_data_or_a_missing_run_is_reported() -> None:
     run_id = log_inputs()
     for wrong_id in (run_id, "0" * 32, "none", "x" * 300):
         with pytest.raises(DataError, match=f"^data 'runs:/{wrong_id}': "):
@@ -317,7 +317,7 @@ def test_a_run_without_data_or_no_run_at_all_is_told() -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_data_of_a_run_that_is_no_longer_there_is_told() -> None:
+def test_missing_data_of_a_run_is_reported() -> None:
     run_id = log_inputs(used('{"uri": "/no/longer/there.jsonl"}'))
     with pytest.raises(DataError, match=r"the data file '/no/longer/there\.jsonl' does not exist"):
         sources.open_source(f"runs:/{run_id}", DataSection())

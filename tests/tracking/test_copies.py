@@ -1,4 +1,4 @@
-"""A version copied as bytes, in a file and over a real server, and loaded from where it went."""
+"""A version copied as files, on disk and through a real server, and loaded from the copy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def registered(client: MlflowClient, config: Config, plugins: Plugins, echo: dic
 
 
 def check(client: MlflowClient, version: Any) -> None:
-    """Copy, delete what was copied, and ask the copy."""
+    """Copy, delete the original, and query the copy."""
     number = copy_version(client, version, to="prod.chat", client=client)
     copied = client.get_model_version("prod.chat", str(number))
     assert copied.description == "# What it is"
@@ -69,7 +69,7 @@ def test_a_copy_over_a_server(server: Server, config: Config, plugins: Plugins, 
     check(client, registered(client, config, plugins, echo))
 
 
-def test_what_does_not_arrive_as_it_left_is_not_registered(
+def test_a_copy_that_differs_is_not_registered(
     client: MlflowClient, config: Config, plugins: Plugins, echo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = registered(client, config, plugins, echo)

@@ -10,7 +10,7 @@ from mlflow_ft.tracking.journal import Entry, Journal
 
 
 class Receiver:
-    """Takes entries, or fails as often as it was told to."""
+    """Accepts entries, or fails a given number of times."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures

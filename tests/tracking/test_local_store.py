@@ -35,7 +35,7 @@ with mlflow.start_run():
 
 @pytest.fixture(autouse=True)
 def forgetful() -> Iterator[None]:
-    """A store is prepared once per process; each test has a process of its own, as it were."""
+    """A store is prepared once per process; forget that between tests."""
     local_store.prepare.cache_clear()
     yield
     local_store.prepare.cache_clear()
@@ -64,14 +64,14 @@ def test_ten_processes_that_start_on_a_new_store_all_log_their_run(
 
 
 def broken(path: Path) -> str:
-    """A store as two migrations at once leave it: half of its tables, and a table that Alembic makes for a moment."""
+    """A store as two simultaneous migrations leave it: half of its tables, and a temporary table of Alembic's."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE _alembic_tmp_tags (key VARCHAR)")
         connection.commit()
     return f"sqlite:///{path}"
 
 
-def test_a_store_that_was_left_broken_while_it_was_made_is_reported_and_may_be_removed(
+def test_a_store_broken_during_creation_is_reported_and_may_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = broken(tmp_path / "mlflow.db")
@@ -85,7 +85,7 @@ def test_a_store_that_was_left_broken_while_it_was_made_is_reported_and_may_be_r
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
 
 
-def test_a_store_with_runs_whose_migration_was_disturbed_is_repaired_by_what_the_hint_says(tmp_path: Path) -> None:
+def test_an_interrupted_migration_is_repaired_by_following_the_hint(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     uri = f"sqlite:///{path}"
     engine = create_sqlalchemy_engine(uri)
@@ -93,7 +93,7 @@ def test_a_store_with_runs_whose_migration_was_disturbed_is_repaired_by_what_the
     config = Config()
     config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     config.set_main_option("sqlalchemy.url", uri)
-    command.upgrade(config, "2d6e25af4d3e")  # of MLflow 2.16; the next one makes the table of tags anew
+    command.upgrade(config, "2d6e25af4d3e")  # of MLflow 2.16; the next one recreates the table of tags
     engine.dispose()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(
@@ -115,7 +115,7 @@ def test_a_store_with_runs_whose_migration_was_disturbed_is_repaired_by_what_the
     assert connect(uri).get_run("abc").info.status == "FINISHED"
 
 
-def test_what_is_not_a_database_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.write_text("rows, not tables\n" * 100)
     with pytest.raises(TrackingError, match="is not an SQLite database"):
@@ -123,7 +123,7 @@ def test_what_is_not_a_database_is_said_to_be_none(tmp_path: Path) -> None:
     assert path.read_text().startswith("rows")
 
 
-def test_a_process_that_holds_the_lock_for_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_held_for_too_long_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_store, "PATIENCE_SECONDS", 0.1)
     with local_store.FileLock(tmp_path / ".mlflow.db.lock"), pytest.raises(TrackingError, match="another process"):
         check_server(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -26,7 +26,7 @@ def test_a_manifest_lists_every_file_but_itself_and_holds(folder: Path) -> None:
     assert write_manifest(folder) == manifest
 
 
-def test_what_differs_is_told_by_name(folder: Path) -> None:
+def test_differences_are_reported_by_name(folder: Path) -> None:
     write_manifest(folder)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weighty")
     (folder / "tokenizer.json").unlink()
@@ -54,7 +54,7 @@ def test_pickles_and_code_are_refused_when_written_and_when_verified(folder: Pat
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
-def test_a_folder_without_a_readable_manifest_is_told(folder: Path, text: str | None) -> None:
+def test_a_folder_without_a_readable_manifest_is_reported(folder: Path, text: str | None) -> None:
     if text is not None:
         (folder / "manifest.json").write_text(text)
 

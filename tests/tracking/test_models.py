@@ -58,7 +58,7 @@ def test_a_model_from_code_answers_one_chat_completion(
     assert answer["choices"][0]["message"]["content"] == "hello hi 5 0.0"
 
 
-def test_the_model_holds_its_artifacts_whole_no_pickle_and_no_path_of_this_machine(
+def test_the_model_has_its_artifacts_without_pickles_or_local_paths(
     run: ActiveRun, client: MlflowClient, echo: dict[str, Any], tmp_path: Path
 ) -> None:
     root = Path(client.get_logged_model(run.log_model(ModelToLog(**echo))).artifact_location)
@@ -212,9 +212,7 @@ def test_an_alias_and_the_latest_version_are_pinned_to_a_number(tracking_store: 
         models.pinned("models:/other/latest")
 
 
-def test_a_registered_model_that_is_there_takes_one_connection_of_the_store(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_registered_model_needs_one_connection(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "AssertionPool")  # raises at a second one
     client = MlflowClient(store)
     for _ in range(2):

@@ -72,7 +72,7 @@ def test_a_run_that_ends_in_an_outage_is_delivered_later(
     server.go_on()
     client = MlflowClient(server.uri)
     assert client.get_run(run.run_id).info.status == "RUNNING"
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the folder knows where its run lives
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the folder records where its run is
 
     assert deliver(folder) == 5
     assert deliver(folder) == 0
@@ -92,6 +92,6 @@ def test_delivering_twice_changes_nothing(server: Any, config: Config, plugins: 
     assert len(MlflowClient(server.uri).get_metric_history(run.run_id, "nan")) == 1
 
 
-def test_a_folder_that_is_no_runs_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_runs_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="is not a run's folder"):
         deliver(tmp_path)

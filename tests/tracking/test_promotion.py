@@ -54,7 +54,7 @@ def test_a_move_is_recorded_and_then_made(chat: Ledger) -> None:
     assert alias(chat) == 3
 
 
-def test_of_two_that_saw_the_same_the_second_is_told_and_moves_nothing(chat: Ledger) -> None:
+def test_the_second_of_two_concurrent_moves_is_refused(chat: Ledger) -> None:
     seen = chat.standing()
     chat.move(1, kind="promote", standing=seen, by="ann")
     with pytest.raises(RefusedError, match="ann moved it to version 1 first"):
@@ -64,7 +64,7 @@ def test_of_two_that_saw_the_same_the_second_is_told_and_moves_nothing(chat: Led
     assert [move.by for move in chat.standing().moves] == ["ann"]
 
 
-def test_one_that_came_too_late_does_not_make_the_next_one_late(chat: Ledger) -> None:
+def test_a_late_move_does_not_make_the_next_one_late(chat: Ledger) -> None:
     seen = chat.standing()
     chat.move(1, kind="promote", standing=seen, by="ann")
     seen_by_carl = chat.standing()
@@ -94,7 +94,7 @@ def test_the_champions_before_are_known_through_rollbacks(chat: Ledger) -> None:
     assert chat.standing().earlier == ()
 
 
-def test_what_moved_by_hand_is_seen_and_is_a_champion_too(chat: Ledger) -> None:
+def test_a_move_by_hand_is_seen_and_counts_as_a_champion(chat: Ledger) -> None:
     chat.client.set_registered_model_alias("chat", "champion", "4")
     assert not chat.standing().by_hand
     promote(chat, 1)
@@ -152,14 +152,14 @@ def test_an_alias_that_mlflow_does_not_take_is_refused_before_anything_is_record
         Ledger(client, "chat", name)
 
 
-def test_a_dead_move_does_not_undo_what_was_moved_by_hand_since(unfinished: Ledger) -> None:
+def test_a_dead_move_does_not_undo_a_later_move_by_hand(unfinished: Ledger) -> None:
     unfinished.client.set_registered_model_alias("chat", "champion", "4")
     standing = unfinished.settled(now_ms=now() + promotion.UNFINISHED_MS)
     assert (standing.champion, standing.by_hand) == (4, True)
 
 
-def test_a_process_that_slept_does_not_take_back_what_came_after(chat: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It wakes up when another one has completed its move, and promoted the next version."""
+def test_a_suspended_process_does_not_undo_later_moves(chat: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It resumes after another process has completed its move and promoted the next version."""
     set_alias, slept = promotion.set_alias, []
 
     def sleeps(client: MlflowClient, *, name: str, alias: str, version: str) -> None:
@@ -204,7 +204,7 @@ def test_which_moves_count_is_the_same_for_all_who_read_them() -> None:
 
 
 def promoter(uri: str, version: int, barrier: Any, results: Any) -> None:
-    """One process that promotes; all begin at the same moment, having seen the same."""
+    """One promoting process; all start at the same moment from the same standing."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     ledger = Ledger(MlflowClient(uri), "chat", "champion")
     try:
@@ -218,7 +218,7 @@ def promoter(uri: str, version: int, barrier: Any, results: Any) -> None:
 
 
 def watch(uri: str, stop: Any, seen: Any) -> None:
-    """Look at the alias all the time."""
+    """Keep reading the alias."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     client, champions = MlflowClient(uri), set()
     while not stop.is_set():
@@ -227,7 +227,7 @@ def watch(uri: str, stop: Any, seen: Any) -> None:
 
 
 def race(uri: str) -> tuple[dict[int, str], set[Any]]:
-    """Let 20 processes promote, each another version; what each was told, and what the alias was meanwhile."""
+    """Let 20 processes promote a version each; return every outcome and the alias's values meanwhile."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow_ft.tracking.promotion"])
     barrier, results, stop, seen = context.Barrier(PROMOTERS), context.Queue(), context.Event(), context.Queue()

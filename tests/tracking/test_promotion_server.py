@@ -1,4 +1,4 @@
-"""Promotion against a server on PostgreSQL, which the test starts; where there is no PostgreSQL it is skipped."""
+"""Promotion against a server on PostgreSQL, which the test starts; skipped if PostgreSQL is not installed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The URI of an empty database of a PostgreSQL of its own; it refuses to run as root, so root gives it a user."""
+    """The URI of an empty database of a private PostgreSQL; it refuses to run as root, so root runs it as a user."""
     folder = Path(tempfile.mkdtemp(prefix="mlflow-ft-pg-"))
     user = "postgres" if os.getuid() == 0 else None
     if user:

@@ -27,7 +27,7 @@ def status(client: MlflowClient, run_id: str) -> str:
 def test_a_run_is_made_in_its_experiment_and_finishes(client: MlflowClient, config: Config, plugins: Plugins) -> None:
     with open_run(config.run, plugins=plugins) as run:
         assert status(client, run.run_id) == "RUNNING"
-        assert mlflow.active_run().info.run_id == run.run_id  # what a plugin logs with mlflow.log_metric lands here
+        assert mlflow.active_run().info.run_id == run.run_id  # mlflow.log_metric in a plugin logs to this run
         mlflow.log_metric("plugin", 1)
 
     stored = client.get_run(run.run_id)
@@ -82,7 +82,7 @@ def test_the_run_that_mlflow_run_opened_is_adopted(
     assert len(client.search_runs(["0"])) == 1
 
 
-def test_a_run_id_that_is_not_there_is_told(
+def test_an_unknown_run_id_is_reported(
     store: str, config: Config, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
@@ -93,13 +93,13 @@ def test_a_run_id_that_is_not_there_is_told(
         pytest.fail("opened")
 
 
-def test_a_deleted_experiment_is_told(client: MlflowClient, config: Config, plugins: Plugins) -> None:
+def test_a_deleted_experiment_is_reported(client: MlflowClient, config: Config, plugins: Plugins) -> None:
     client.delete_experiment(client.create_experiment("an-experiment"))
     with pytest.raises(TrackingError, match="was deleted"), open_run(config.run, plugins=plugins):
         pytest.fail("opened")
 
 
-def test_a_run_of_somebody_else_is_not_touched(client: MlflowClient, config: Config, plugins: Plugins) -> None:
+def test_another_active_run_is_not_touched(client: MlflowClient, config: Config, plugins: Plugins) -> None:
     with (
         mlflow.start_run() as other,
         pytest.raises(TrackingError, match="is active"),
@@ -194,7 +194,7 @@ except FineTuneError as error:
 ENDS = {
     "a SIGTERM": ("time.sleep(60)", signal.SIGTERM, 143, "KILLED"),
     "a SIGINT": ("time.sleep(60)", signal.SIGINT, 130, "KILLED"),
-    "an error": ("raise RuntimeError('x')", None, 1, "FAILED"),  # MLflow's exit handler alone makes it FINISHED
+    "an error": ("raise RuntimeError('x')", None, 1, "FAILED"),  # MLflow's exit handler would make it FINISHED
 }
 
 

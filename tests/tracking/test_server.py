@@ -56,7 +56,7 @@ def test_a_refusal_is_reported(serve: Callable[[int, str], str], status: int, te
         check_server(serve(status, text))
 
 
-def test_nothing_that_answers_is_told_with_the_uri_and_a_remedy() -> None:
+def test_a_server_that_does_not_answer_is_reported_with_uri_and_remedy() -> None:
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 .*\n.*mlflow server"):
         check_server("http://user:secret@127.0.0.1:9", timeout=1)
 
@@ -73,7 +73,7 @@ def test_an_sqlite_file_needs_a_folder(tmp_path: Path) -> None:
         check_server(f"sqlite:///{tmp_path}/none/mlflow.db")
 
 
-def test_an_sqlite_file_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_sqlite_file_that_is_not_writable_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     with pytest.raises(TrackingError, match="is not writable"):
         check_server(f"sqlite:///{tmp_path}/mlflow.db")
@@ -84,7 +84,7 @@ def test_databricks_is_not_probed() -> None:
     assert answers("databricks")
 
 
-def test_a_gateway_error_is_no_answer(serve: Callable[[int, str], str]) -> None:
+def test_a_gateway_error_is_not_an_answer(serve: Callable[[int, str], str]) -> None:
     assert answers(serve(403, ""))
     assert not answers(serve(503, ""))
 
@@ -134,6 +134,6 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert now[0] == 300
 
 
-def test_a_refusal_is_told_at_once(serve: Callable[[int, str], str]) -> None:
+def test_a_refusal_is_not_retried(serve: Callable[[int, str], str]) -> None:
     with pytest.raises(TrackingError, match="could not log x: no such run"):
         insist("log x", Flaky(MlflowException("no such run")), uri=serve(200, "OK"), sleep=pytest.fail)

@@ -36,7 +36,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        initializer_range=0.2,  # else all tokens are equally probable, and the rounding decides
+        initializer_range=0.2,  # otherwise all tokens are equally probable and rounding decides
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
@@ -48,7 +48,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def said(known: Path) -> Path:
-    """What the model says, as a reference."""
+    """The model's outputs as a reference."""
     file = known.parent / "reference.safetensors"
     model = LlamaForCausalLM.from_pretrained(known).eval()
     reference.keep_answers(model, AutoTokenizer.from_pretrained(known), QUESTIONS, file)

@@ -1,4 +1,4 @@
-"""GGUF files, read by llama.cpp and by the `gguf` package, and compared with the model that they were made of."""
+"""GGUF files, read by llama.cpp and by the `gguf` package, and compared with their model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_fewer_bits_where_llama_cpp_puts_them(known: Path, f16: Path, said: Path
 
 
 def test_a_template_that_writes_the_date(known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """llama.cpp tells it the present day; the Modelfile keeps that of the run, and says so."""
+    """llama.cpp gives it the current date; the Modelfile keeps the run's, with a warning."""
     tokenizer: Any = AutoTokenizer.from_pretrained(known)
     dated = shutil.copytree(known, tmp_path / "dated")
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + str(tokenizer.chat_template)
@@ -116,7 +116,7 @@ def test_special_tokens_that_are_lost_are_refused(known: Path, server: LlamaCpp,
         exporting.check(server, AutoTokenizer.from_pretrained(tmp_path))
 
 
-def test_a_tokenizer_of_no_known_kind_is_told_before_training(tmp_path: Path) -> None:
+def test_an_unknown_tokenizer_is_reported_before_training(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "tiny")
     reason = mlflow_ft_gguf.missing("q8_0", model)
     assert reason is not None
@@ -135,7 +135,7 @@ def test_a_converter_that_is_another_file_is_not_run(tmp_path: Path, monkeypatch
     assert not any((tmp_path / "tools").iterdir())
 
 
-def test_a_file_that_is_no_gguf_is_told(tmp_path: Path) -> None:
+def test_an_invalid_gguf_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelError, match=r"llama\.cpp cannot read"), llamacpp.opened(tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""The Modelfile: its template says what the model's own says, for the families whose templates are of that form."""
+"""The Modelfile: its template renders the same as the model's own, for template families of that form."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class Go:
-    """The part of Go's template language that is written: range, if, else if, not, eq, and quoted texts."""
+    """The part of Go's template language that we write: range, if, else if, not, eq, and quoted texts."""
 
     def __init__(self, template: str, messages: list[dict[str, str]]) -> None:
         self.parts = re.split(r"\{\{(.*?)\}\}", template, flags=re.DOTALL)
@@ -56,7 +56,7 @@ class Go:
         self.at = 0
 
     def block(self, turn: dict[str, str] | None = None) -> str:
-        """What stands up to the next end or else, which is left."""
+        """The text up to the next `end` or `else`, which is not consumed."""
         text = ""
         while self.at < len(self.parts):
             part, action = self.parts[self.at], self.at % 2 == 1
@@ -96,7 +96,7 @@ class Go:
 
 
 @pytest.mark.parametrize("template", [CHATML, GEMMA, BRACES], ids=["chatml", "gemma", "braces"])
-def test_it_says_what_the_models_own_says(tokenizer: Any, tmp_path: Path, template: str) -> None:
+def test_it_renders_the_same_as_the_models_own(tokenizer: Any, tmp_path: Path, template: str) -> None:
     tokenizer.chat_template = template
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 0]}))
     text = ollama.modelfile(tokenizer, tmp_path, "model-q8_0.gguf")
@@ -112,6 +112,6 @@ def test_it_says_what_the_models_own_says(tokenizer: Any, tmp_path: Path, templa
         assert Go(match[1], talk).block() == own
 
 
-def test_one_that_cannot_be_told_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_template_that_ollama_cannot_express_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = NUMBERED
     assert ollama.modelfile(tokenizer, tmp_path, "model.gguf") is None

@@ -35,7 +35,7 @@ def test_a_run_keeps_the_file_and_a_version_is_exported_later(
         metrics["parity/gguf-f16/kl_mean"], rel=1e-4
     )
     assert metrics["parity/gguf-f16/kl_mean"] < 1e-3
-    assert len(outcome.versions) == 2  # files of the run, and no model of their own
+    assert len(outcome.versions) == 2  # files of the run, not separate models
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     assert {"model-f16.gguf", "Modelfile", "README.md", "manifest.json"} == {file.name for file in folder.iterdir()}
     with llamacpp.opened(folder) as form:

@@ -31,7 +31,7 @@ def test_advantages_and_returns():
 @given(
     st.lists(st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4), min_size=1, max_size=3), st.integers(1, 4)
 )
-def test_without_discount_the_returns_are_what_is_still_to_be_earned(rows, length):
+def test_without_discount_the_returns_are_the_sums_of_later_rewards(rows, length):
     rewards = torch.tensor(rows)
     mask = (torch.arange(4) < length).float().expand_as(rewards)
     _, returns = objective.gae(rewards, torch.randn_like(rewards), mask, gamma=1.0, lam=1.0)

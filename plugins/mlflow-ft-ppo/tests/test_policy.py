@@ -1,4 +1,4 @@
-"""What the policy says of tokens is what the model says, with the value of the state before each."""
+"""The policy's outputs are the model's, with the value of the state before each token."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_logprobs_values_and_entropy_are_those_of_each_row_alone(policy):
                 torch.testing.assert_close(actual[row, : len(ids)], wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_an_answer_that_was_not_judged_has_no_part_in_the_loss(policy):
+def test_an_answer_without_a_reward_does_not_affect_the_loss(policy):
     judged = experience.Judged(scores=torch.tensor([2.0, 0.0]), known=torch.tensor([True, False]), means={})
     step = experience.collect(policy, None, batch(), judged, settings=PPOSettings(), beta=0.05, batch_size=2)
     assert step.mask.sum(dim=1).tolist() == [3, 0]

@@ -1,4 +1,4 @@
-"""Whole trainings on a tiny model: it learns, begins at the reference, repeats itself, and tells what is wrong."""
+"""Whole training runs on a tiny model: it learns, starts at the reference, and is reproducible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def weights(trained):
 
 
 def test_it_learns(bench):
-    """At the usual beta it would stop where a nat costs what it earns, far below 1."""
+    """At the usual beta it would stop far below 1, where a nat costs as much as it earns."""
     settings = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "beta": 0.005}
     trial = bench(max_steps=25, per_device_train_batch_size=32, eval_steps=25, **settings, **FULL)
     trial.train()
@@ -31,7 +31,7 @@ def test_it_learns(bench):
     assert trial.curve("train/val/explained_variance")[0] == pytest.approx(0, abs=1e-3)
 
 
-def test_the_value_head_learns_what_to_expect(bench):
+def test_the_value_head_learns_the_expected_reward(bench):
     trial = bench(
         reward="of_the_prompt",
         max_steps=15,
@@ -61,7 +61,7 @@ def test_a_training_begins_at_the_reference_and_its_first_ratio_is_one(bench):
 
 
 def test_the_first_value_loss_is_that_of_a_head_that_says_nothing(bench):
-    """Of a value of 0 for what is worth the score: half its square, the mean over answers of the same length."""
+    """For a value of 0, half the square of the score, averaged over answers of the same length."""
     trial = bench(reward="of_the_prompt", max_steps=1, num_iterations=1, max_completion_length=1, beta=0)
     trial.train()
     share = trial.curve("train/objective/scores")[0]
@@ -70,7 +70,7 @@ def test_the_first_value_loss_is_that_of_a_head_that_says_nothing(bench):
 
 
 def test_dropout_is_off(bench):
-    """With it an answer would be learned by another network than the one that sampled it."""
+    """With dropout, another network than the one that sampled an answer would learn it."""
     trial = bench(max_steps=3, num_iterations=1, learning_rate=5e-2, **{"adapter.lora_dropout": 0.5})
     trial.train()
     assert trial.curve("train/objective/kl")[-1] != 0, "the adapter does something"
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(bench):
 
 def test_accumulation_changes_nothing(bench):
     """8 x 1 and 2 x 4 answers are the same step: the loss is the mean over the tokens of the mini-batch."""
-    plain = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1e6, **FULL}  # Adam would hide another scale
+    plain = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1e6, **FULL}  # Adam would hide a different scale
     trained_weights = [
         weights(bench(per_device_train_batch_size=8 // parts, gradient_accumulation_steps=parts, **plain).train())
         for parts in (1, 4)
@@ -106,14 +106,14 @@ def test_checkpointing_changes_nothing(bench):
         torch.testing.assert_close(trained_weights[0][name], trained_weights[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_strong_hold_keeps_the_policy_near_its_start(bench):
+def test_a_high_beta_keeps_the_policy_near_its_start(bench):
     far, near = (bench(max_steps=8, learning_rate=3e-3, beta=beta, **FULL) for beta in (0.0001, 5))
     for trial in (far, near):
         trial.train()
     assert abs(near.curve("train/objective/kl")[-1]) < abs(far.curve("train/objective/kl")[-1]) / 2
 
 
-def test_without_beta_no_reference_is_asked(bench, monkeypatch):
+def test_without_beta_no_reference_is_used(bench, monkeypatch):
     monkeypatch.setattr(ppo.reference, "of_start", None)
     trial = bench(max_steps=1, beta=0)
     trial.train()
@@ -127,7 +127,7 @@ def test_the_coefficient_follows_its_target(bench):
     assert trial.curve("train/objective/kl_coef") == pytest.approx([0.05, 0.049, 0.04802])
 
 
-def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(bench):
+def test_the_reference_of_an_adapter_trained_further_is_its_start(bench):
     first = bench(max_steps=4, learning_rate=1e-1).train()
     trial = bench(start=first.adapter, num_iterations=1)
     module = trial.prepare()
@@ -144,14 +144,14 @@ def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(bench):
 @pytest.mark.parametrize(
     "settings", [{"init_lora_weights": "pissa"}, {"adapter.kind": "adalora", "max_steps": 4}, {"adapter.kind": "ia3"}]
 )
-def test_an_adapter_of_another_sort_is_held_to_what_it_was(bench, settings):
+def test_the_reference_of_other_adapters_is_their_start(bench, settings):
     trial = bench(num_iterations=1, **settings)
     trial.train()
     assert trial.curve("train/objective/kl")[0] == 0
     assert trial.curve("train/objective/kl")[-1] != 0
 
 
-def test_the_value_head_is_kept_and_can_be_gone_on_from(bench):
+def test_the_value_head_is_saved_and_can_be_continued(bench):
     first = bench(**FULL).train()
     file = first.folder / "value_head.safetensors"
     assert set(load_file(file)) == {"weight", "bias"}

@@ -26,7 +26,7 @@ def test_an_answer_ends_with_its_first_end_token(tokens, kept, finished):
     assert rollout.cut(tokens, END) == (kept, finished)
 
 
-def test_the_mask_covers_the_end_token_and_nothing_behind_it():
+def test_the_mask_covers_the_end_token_and_nothing_after_it():
     sampled = [
         rollout.Sampled(prompt_ids=[4, 5], ids=[6, 3], answer=None),
         rollout.Sampled(prompt_ids=[7], ids=[8, 8, 8, 8], answer=None),
@@ -58,7 +58,7 @@ def test_every_prompt_comes_once_an_epoch_in_an_order_of_the_seed(bench):
 
 
 @pytest.mark.parametrize("kind", ["prompt", "conversation"])
-def test_a_prompt_that_leaves_no_room_is_left_out_and_the_generation_prompt_is_there(bench, capsys, kind):
+def test_a_prompt_that_leaves_no_room_is_dropped_and_the_generation_prompt_is_kept(bench, capsys, kind):
     answer = ({"role": "assistant", "content": "yes"},) if kind == "conversation" else ()
     texts = ["red"] * 8 + ["red " * 40]
     rows = [Example(messages=({"role": "user", "content": text}, *answer)) for text in texts]
@@ -70,14 +70,14 @@ def test_a_prompt_that_leaves_no_room_is_left_out_and_the_generation_prompt_is_t
     assert text == "<|im_start|>user\nred<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_without_a_prompt_that_is_short_enough_there_is_nothing_to_do(bench):
+def test_without_a_short_enough_prompt_training_is_refused(bench):
     trial = bench(max_completion_length=250)
     with pytest.raises(DataError, match="no prompt is short enough"):
         trial.train()
 
 
 def test_sampling_is_from_the_models_own_probabilities(bench):
-    """The model's defaults (top_k, a penalty) would sample from another distribution than the one that is learned."""
+    """The model's defaults (top_k, a penalty) would sample from another distribution than the one that is trained."""
     trial = bench(max_completion_length=1)
     module = trial.prepare().module
     causal = module.get_base_model()
@@ -94,7 +94,7 @@ def test_sampling_is_from_the_models_own_probabilities(bench):
 
 
 def test_the_temperature_of_sampling_is_that_of_the_log_probabilities(bench):
-    """At a low temperature the sampled tokens are likely ones, by what the policy then says of them."""
+    """At a low temperature, the policy's own probabilities of the sampled tokens are high."""
     from mlflow_ft_ppo.engine.policy import PolicyWithValue
 
     trial = bench(max_completion_length=4, temperature=0.02)
@@ -115,7 +115,7 @@ def test_the_temperature_of_sampling_is_that_of_the_log_probabilities(bench):
 
 
 def test_padding_changes_no_answer(bench):
-    """At a temperature near 0 an answer is the likeliest one, in a batch with longer prompts as alone."""
+    """At a temperature near 0 an answer is the most likely one, in a batch with longer prompts or alone."""
     rows = [Example(messages=({"role": "user", "content": "red " * count},)) for count in (1, 9, 3, 20, 1, 2, 4, 8)]
     trial = bench(rows=rows, max_completion_length=6, temperature=1e-4)
     module = trial.prepare().module.eval()

@@ -1,4 +1,4 @@
-"""What a training tells, and how it ends: metrics, tables, callbacks, judges, refusals, a signal."""
+"""What training logs and how it ends: metrics, tables, callbacks, judges, refusals, a signal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_usual_metrics_are_there_and_agree(bench):
     assert trial.curve("train/objective/scores") == pytest.approx(trial.curve("train/rewards/early"))
 
 
-def test_an_answer_of_which_no_judge_says_anything_is_not_learned_from(bench):
+def test_an_answer_without_a_reward_is_not_learned(bench):
     rows = [
         Example(messages=({"role": "user", "content": word},), columns={"word": word})
         for word in ("red", "blue", "red", "blue", "red", "blue", "red", "blue")
@@ -50,17 +50,17 @@ def test_an_answer_of_which_no_judge_says_anything_is_not_learned_from(bench):
     assert trial.curve("train/objective/scores") == pytest.approx(trial.curve("train/rewards/picky"))
 
 
-def test_a_reward_function_that_raises_is_told(bench):
+def test_a_reward_function_that_raises_is_reported(bench):
     with pytest.raises(RefusedError, match="reward function 'raising' raised KeyError: 'no such column'"):
         bench(reward="raising").train()
 
 
-def test_a_loss_that_is_no_number_stops_the_training(bench):
+def test_an_infinite_loss_stops_the_training(bench):
     with pytest.raises(RefusedError, match=r"is (inf|nan) at step 1"):
         bench(reward="endless", logging_steps=100, **FULL).train()
 
 
-def test_a_signal_ends_the_training_behind_the_step_and_what_was_learned_is_kept(bench):
+def test_a_signal_ends_the_training_after_the_step_and_keeps_the_weights(bench):
     trial = bench(max_steps=9)
     trial.run.stop_after = 3
     trained = trial.train()
@@ -155,7 +155,7 @@ def test_callbacks_of_plugins_are_called(bench):
         ({"objective.options": "{gama: 1}"}, "no field 'gama'"),
     ],
 )
-def test_what_cannot_work_is_told_before_anything_is_loaded(bench, settings, reason):
+def test_impossible_settings_are_reported_before_anything_is_loaded(bench, settings, reason):
     job = bench(**settings).job
     try:
         message = refuses(job.config, job.registry.adapters["lora"])

@@ -69,8 +69,8 @@ def brief(about: Candidacy, gates: Gates) -> Sequence[Verdict]:
     if most is None:
         return [Verdict.abstain("options.brief.most is not set")]
     ratio = about.candidate.score("length_ratio")
-    found = "no such score" if ratio is None else f"{ratio:.2f} times as long"
-    return [Verdict(passed=ratio is not None and ratio <= most, found=found, wanted=f"at most {most:g}")]
+    shown = "no such score" if ratio is None else f"{ratio:.2f} times as long"
+    return [Verdict(passed=ratio is not None and ratio <= most, found=shown, wanted=f"at most {most:g}")]
 
 
 def train_gently(job: Job, data: Data, model: Model) -> Trained:
