@@ -18,6 +18,7 @@ from mlflow_ft.errors import (
     StoppedError,
     TrackingError,
     UndeliveredError,
+    brief,
 )
 from mlflow_ft.hookspecs import hookimpl
 from mlflow_ft.records import (
@@ -33,7 +34,7 @@ from mlflow_ft.records import (
     Trainer,
     Verdict,
 )
-from mlflow_ft.rows import Checked, Encoded, Example, Finding, Kind, Message, Place, Row, Severity, Task
+from mlflow_ft.rows import Checked, Encoded, Example, Finding, Kind, Message, Opaque, Place, Row, Severity, Task
 from mlflow_ft.values import (
     Answer,
     BaseModel,
@@ -104,6 +105,7 @@ __all__ = [
     "Message",
     "Model",
     "ModelError",
+    "Opaque",
     "Package",
     "Packaged",
     "Packager",
@@ -133,6 +135,7 @@ __all__ = [
     "Verdict",
     "Version",
     "Worse",
+    "brief",
     "hookimpl",
 ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlflow_ft import Evaluator, Score, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft.values import Data, Subject
+    from mlflow_ft import Data, Subject
 
 
 def held_out_loss(subject: Subject) -> Sequence[Score]:

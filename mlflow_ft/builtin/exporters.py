@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from mlflow_ft import Exporter, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft.values import Form
+    from mlflow_ft import Form
 
 
 def export_nf4(source: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlflow_ft import Packager, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft.values import Job, Trained
+    from mlflow_ft import Job, Trained
 
 
 def package_merged(job: Job, trained: Trained, folder: Path) -> None:

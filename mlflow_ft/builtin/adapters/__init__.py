@@ -7,14 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft import Adapter, hookimpl
+from mlflow_ft import Adapter, ConfigError, hookimpl
 from mlflow_ft.builtin.adapters import factored, learned_prompts, other, shared, tuners
 from mlflow_ft.builtin.adapters.tuners import NAMED, Tuner
-from mlflow_ft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Job, Model
+    from mlflow_ft import Config, Job, Model
 
 LORA = NAMED | {
     "target_parameters": "",

@@ -9,8 +9,7 @@ from mlflow_ft import Adapter
 from mlflow_ft.builtin.adapters.tuners import Tuner, record
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Job, Model
+    from mlflow_ft import Config, Job, Model
 
 LENGTH = {"num_virtual_tokens": "num_virtual_tokens"}
 MEMORY = "the base and its activations, for longer sequences"

@@ -21,8 +21,7 @@ from mlflow_ft.builtin.adapters.tuners import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Job, Model
+    from mlflow_ft import Config, Job, Model
 
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "wo", "w2", "c_proj", "dense_4h_to_h")
 """Names of the last layer of a feed-forward block."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft import Adapter
-from mlflow_ft.errors import ConfigError
+from mlflow_ft import Adapter, ConfigError
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Job, Model
+    from mlflow_ft import Config, Job, Model
 
 ALL_LINEAR = "all-linear"
 TARGETS = {"target_modules": "target_modules", "modules_to_save": "modules_to_save"}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from mlflow_ft.config.schema import ChecksSection
+    from mlflow_ft import ChecksSection
 
     Hashes = npt.NDArray[np.uint64]
     Numbers = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ from mlflow_ft.builtin.checks.seen import Seen, content, squeezed
 from mlflow_ft.builtin.checks.words import fingerprint, normalise, operators
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import ChecksSection
+    from mlflow_ft import ChecksSection
 
 _LARGEST = 20
 """Group sizes that are reported."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from mlflow_ft.config.schema import ChecksSection
+    from mlflow_ft import ChecksSection
 
 _BARS = 40
 _BEYOND = 3

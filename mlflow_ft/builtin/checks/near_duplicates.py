@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from mlflow_ft.config.schema import ChecksSection
+    from mlflow_ft import ChecksSection
 
     Numbers = npt.NDArray[np.int64]
     Words32 = npt.NDArray[np.uint32]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from mlflow_ft.config.schema import ChecksSection
+    from mlflow_ft import ChecksSection
 
 _FEWEST_PAIRS = 30
 _BIASED = 0.65

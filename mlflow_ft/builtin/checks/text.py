@@ -13,7 +13,7 @@ from mlflow_ft.builtin.checks.seen import Seen, content, said
 from mlflow_ft.builtin.checks.words import excerpt
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import ChecksSection
+    from mlflow_ft import ChecksSection
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _NO_CONTROL = bytes(code for code in range(256) if not _CONTROL.match(chr(code)) or code > 127)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 
-from mlflow_ft.rows import Opaque
+from mlflow_ft import Opaque
 
 DEEPEST = 100
 """Levels of nesting in a tool or in the arguments of a call."""

@@ -9,8 +9,7 @@ from mlflow_ft import Gate, Verdict, hookimpl
 from mlflow_ft.builtin.gates import beats
 
 if TYPE_CHECKING:
-    from mlflow_ft.candidacy import Candidacy
-    from mlflow_ft.config.gates import Gates
+    from mlflow_ft import Candidacy, Gates
 
 DAY_MS = 86_400_000
 MISSING = "no such score"

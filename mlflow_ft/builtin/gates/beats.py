@@ -11,8 +11,8 @@ from mlflow_ft import Verdict
 from mlflow_ft.candidacy import aimed_at
 
 if TYPE_CHECKING:
-    from mlflow_ft.candidacy import Candidacy, Contender, Rows
-    from mlflow_ft.config.gates import Gates, PairedTest
+    from mlflow_ft import Candidacy, Contender, Gates, PairedTest
+    from mlflow_ft.candidacy import Rows
     from mlflow_ft.engine.judging.paired import Paired
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from mlflow_ft import Adapter, Trainer
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Data, Job, Model, Trained
+    from mlflow_ft import Config, Data, Job, Model, Trained
 
 GRPO_LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
 """The forms of the loss in TRL 1.16."""

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from mlflow_ft import Adapter, Trainer
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Data, Job, Model, Trained
+    from mlflow_ft import Config, Data, Job, Model, Trained
 
 LORA = {"adapter.kind": "lora", "adapter.r": 16}
 PREFERRED = ("preference_accuracy",)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_ft import Trainer
 
 if TYPE_CHECKING:
-    from mlflow_ft.values import Data, Job, Model, Trained
+    from mlflow_ft import Data, Job, Model, Trained
 
 RATE = "training.learning_rate"
 LORA = {"adapter.kind": "lora", "adapter.r": 16, RATE: 2e-4}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mlflow_ft import Exporter, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft.values import Form
+    from mlflow_ft import Form
 
 NEEDED = ("xllamacpp", "sentencepiece")
 

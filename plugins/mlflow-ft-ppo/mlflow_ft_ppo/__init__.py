@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from mlflow_ft import Adapter, Trainer, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Data, Job, Model, Trained
+    from mlflow_ft import Config, Data, Job, Model, Trained
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:

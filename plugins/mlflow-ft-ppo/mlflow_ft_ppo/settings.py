@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
+    from mlflow_ft import Config
 
 BETA = 0.05
 """KL coefficient if `objective.beta` is not given; TRL's `kl_coef`."""

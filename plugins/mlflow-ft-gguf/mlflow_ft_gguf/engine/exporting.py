@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from mlflow_ft import FineTuneError, RefusedError
 from mlflow_ft.engine.tokens import clock
-from mlflow_ft.errors import FineTuneError, RefusedError
 from mlflow_ft_gguf.engine import converter, kquants, llamacpp, ollama
 from mlflow_ft_gguf.engine.llamacpp import LlamaCpp
 

@@ -15,7 +15,7 @@ import requests
 import torch
 from torch import Tensor
 
-from mlflow_ft.errors import ModelError
+from mlflow_ft import ModelError
 
 CONTEXT = 4096
 """Context length in tokens; with the default data.max_length, training also cuts longer held-out rows."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlflow_ft import RefusedError
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.errors import RefusedError
 from mlflow_ft_ppo.engine import objective
 from mlflow_ft_ppo.engine.policy import PolicyWithValue, Seen
 from mlflow_ft_ppo.engine.reference import Reference

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from mlflow_ft import Data, Job, Score
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.values import Data, Job, Score
 
 EVALUATED = 32
 """Maximum number of held-out prompts answered at each evaluation; the last evaluation of a run uses more."""

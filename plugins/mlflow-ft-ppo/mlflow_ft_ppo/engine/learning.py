@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from mlflow_ft.config.methods import RolloutSection
+from mlflow_ft import RolloutSection
 from mlflow_ft_ppo.engine import objective
 from mlflow_ft_ppo.engine.experience import Experience
 from mlflow_ft_ppo.engine.policy import PolicyWithValue, Seen, recomputing

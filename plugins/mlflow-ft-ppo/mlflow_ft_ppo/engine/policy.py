@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mlflow_ft import ModelError, brief
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.errors import ModelError, brief
 
 HEAD_FILE = "value_head.safetensors"
 

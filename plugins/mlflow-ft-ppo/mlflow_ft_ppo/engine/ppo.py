@@ -21,12 +21,11 @@ from accelerate import Accelerator
 from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from mlflow_ft import Data, Example, Job, Model, Trained
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.rewards.reward_watch import RewardWatch
 from mlflow_ft.engine.training import loop
-from mlflow_ft.rows import Example
-from mlflow_ft.values import Data, Job, Model, Trained
 from mlflow_ft_ppo import settings as ppo_settings
 from mlflow_ft_ppo.engine import experience, heldout, reference, rollout
 from mlflow_ft_ppo.engine.learning import Learner

@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from mlflow_ft.config.methods import RolloutSection
+from mlflow_ft import Answer, Data, DataError, Example, Job, RolloutSection, Split
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.models import left_padding, loading
 from mlflow_ft.engine.tokens import render
-from mlflow_ft.errors import DataError
-from mlflow_ft.rows import Example
-from mlflow_ft.values import Answer, Data, Job, Split
 
 
 @dataclass(frozen=True, kw_only=True)
