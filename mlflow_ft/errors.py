@@ -120,3 +120,17 @@ class StoppedError(FineTuneError):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+MEMORY_REMEDIES = (
+    "in order of cost: halve training.per_device_train_batch_size and double training.gradient_accumulation_steps; "
+    "training.gradient_checkpointing=true; a smaller data.max_length; model.quantize=nf4"
+)
+
+
+def out_of_memory(error: BaseException) -> ResourceError | None:
+    """What to raise instead of an error that means too little memory, of the GPU or of the machine; else None."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    if not (of_torch or isinstance(error, MemoryError)):
+        return None
+    return ResourceError(f"out of memory: {brief(error)}", hint=MEMORY_REMEDIES)

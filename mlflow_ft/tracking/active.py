@@ -54,6 +54,8 @@ class ActiveRun:
         self.experiment_id = experiment_id
         self.tracking_uri = tracking_uri
         self.stage = "start"
+        self.step = 0
+        """The last step that a metric was logged for."""
         self.folder: Path | None = None
         self.client = MlflowClient(tracking_uri)
         self._signals = signals or StopSignals()
@@ -121,6 +123,7 @@ class ActiveRun:
         if self._journal is None:
             raise RuntimeError("call open_journal before the first metric")
         moment = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
+        self.step = max(self.step, step)
         entries = [
             Metric(
                 key=clean_key(key),

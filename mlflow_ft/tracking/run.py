@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -15,12 +15,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.config.schema import RunSection
-from mlflow_ft.errors import StoppedError, TrackingError, UndeliveredError
+from mlflow_ft.errors import StoppedError, TrackingError, UndeliveredError, out_of_memory
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.processes import check_single
+from mlflow_ft.tracking import vanished
 from mlflow_ft.tracking.active import ActiveRun, cut
 from mlflow_ft.tracking.delivery import RunFile, pending
 from mlflow_ft.tracking.environment import plugin_tag
+from mlflow_ft.tracking.heartbeat import TAG, Heart, launcher
 from mlflow_ft.tracking.server import absolute, answers, shown, told
 from mlflow_ft.tracking.signals import StopSignals
 
@@ -55,21 +57,29 @@ def open_run(
         UndeliveredError: the block succeeded, but metrics or the state did not reach the server.
     """
     check_single(environ)
-    signals = StopSignals()
+    error: BaseException | None
+    signals, launched = StopSignals(), "MLFLOW_RUN_ID" in environ
     unset = {name: value for name, value in DEFAULTS.items() if name not in environ}
     with signals.installed(), _environment(environ, unset):
+        vanished.reap_quietly()
         with signals.holding():
             run = _start(settings, plugins, environ=environ, signals=signals)
+        heart = Heart(run, launched_by=launcher() if launched else None)
         status, error = "FAILED", None
         try:
+            heart.begin()
             signals.check()
             yield run
             status = "FINISHED"
         except BaseException as raised:
-            status, error = _state_of(raised), raised
+            error = out_of_memory(raised) or raised
+            status = _state_of(error)
+            if error is not raised:
+                raise error from raised
             raise
         finally:
             with signals.holding():
+                heart.end()
                 undelivered = _close(run, status, error)
         if undelivered:
             raise UndeliveredError(undelivered, hint=_remedy(run))
@@ -181,6 +191,8 @@ def _set_state(run: ActiveRun, status: str, error: BaseException | None) -> bool
         return False
     try:
         run.client.set_terminated(run.run_id, status)
+        with suppress(MlflowException):  # there is none where the server did not answer
+            run.client.delete_tag(run.run_id, TAG)
         if error is not None and status != "FINISHED":
             text = cut(str(error) or type(error).__name__, LONGEST_ERROR)
             run.client.set_tag(run.run_id, "mlflow_ft.error", text)

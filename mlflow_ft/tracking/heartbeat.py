@@ -1,0 +1,167 @@
+"""The heartbeat of an open run: a tag with the process that works on it and the time it was last seen alive."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+from mlflow import MlflowClient
+
+from mlflow_ft.tracking.server import answers
+
+TAG = "mlflow_ft.heartbeat"
+EVERY_SECONDS = 30.0
+TICK_SECONDS = 2.0
+AWAY_SECONDS = 900.0
+"""After this long without a heartbeat a run on another machine counts as gone: an outage may last some minutes."""
+log = logging.getLogger(__name__)
+
+
+class Beating(Protocol):
+    """What a heartbeat reports of an open run."""
+
+    run_id: str
+    tracking_uri: str
+    stage: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """One heartbeat."""
+
+    at: float
+    """Seconds since the epoch."""
+    host: str
+    machine: str
+    """The boot of the machine and the namespace of its process ids: within it, pid and start identify a process."""
+    pid: int
+    started: float
+    """When the process started, seconds since the epoch: a process id is used again."""
+    stage: str = ""
+    step: int = 0
+    oom_kills: int = 0
+    """How many processes this machine's kernel has killed for lack of memory since it booted."""
+
+    @classmethod
+    def of_tag(cls, text: str | None) -> Beat | None:
+        """The heartbeat in a run's tag; None where it has none that can be read."""
+        try:
+            return cls(**json.loads(text or ""))
+        except (TypeError, ValueError):
+            return None
+
+    @property
+    def here(self) -> bool:
+        """Whether the process was started on this machine, since it booted."""
+        return self.machine == machine()
+
+    def gone(self, now: float, *, away: float = AWAY_SECONDS) -> bool:
+        """Whether the process has ended, as far as can be told from here: on another machine, after `away` seconds."""
+        if not self.here:
+            return now - self.at > away
+        try:
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > 1)
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+
+def machine() -> str:
+    """Which boot of which machine, and which namespace of process ids."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory since it booted; 0 where it does not say."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def launcher() -> psutil.Process | None:
+    """The `mlflow run` that started this process, if one did."""
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            words = [Path(word).name for word in process.cmdline()]
+            if "mlflow" in words and words[words.index("mlflow") + 1 :][:1] == ["run"]:
+                return process
+    return None
+
+
+class Heart(threading.Thread):
+    """Writes the heartbeat every 30 seconds, and stops the process if the `mlflow run` that started it is gone.
+
+    A server that does not answer is not waited for: the next heartbeat comes in time, or the run counts as gone.
+    """
+
+    def __init__(
+        self, run: Beating, *, launched_by: psutil.Process | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(name="mlflow-ft-heartbeat", daemon=True)
+        self._run, self._launched_by, self._clock = run, launched_by, clock
+        self._ended = threading.Event()
+        self._first = oom_kills()
+        self._started_at = psutil.Process().create_time()
+
+    def beat(self) -> None:
+        """Write one heartbeat now, if the server answers."""
+        if not answers(self._run.tracking_uri):
+            return
+        beat = Beat(
+            at=self._clock(),
+            host=socket.gethostname(),
+            machine=machine(),
+            pid=os.getpid(),
+            started=self._started_at,
+            stage=self._run.stage,
+            step=self._run.step,
+            oom_kills=self._first,
+        )
+        MlflowClient(self._run.tracking_uri).set_tag(self._run.run_id, TAG, json.dumps(asdict(beat)))
+
+    def run(self) -> None:
+        last = self._clock()
+        while not self._ended.wait(TICK_SECONDS):
+            if self._launched_by is not None and not self._launched_by.is_running():
+                log.warning("the `mlflow run` that started this process is gone: the run is stopped")
+                self._launched_by = None
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self._clock() - last >= EVERY_SECONDS:
+                last = self._clock()
+                self._try()
+
+    def _try(self) -> None:
+        try:
+            self.beat()
+        except Exception as error:  # the next one may succeed; a missing heartbeat must not end a training
+            log.debug("no heartbeat for run %s: %s", self._run.run_id, error)
+
+    def begin(self) -> None:
+        """Write the first heartbeat, and start."""
+        self._try()
+        self.start()
+
+    def end(self) -> None:
+        """Stop; the heartbeat in progress is finished."""
+        self._ended.set()
+        if self.is_alive():
+            self.join(EVERY_SECONDS)

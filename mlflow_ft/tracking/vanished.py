@@ -1,0 +1,113 @@
+"""Our runs and whether somebody works on them: a run whose process vanished is found by its heartbeat, and ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run
+
+from mlflow_ft.errors import MEMORY_REMEDIES
+from mlflow_ft.tracking import heartbeat
+from mlflow_ft.tracking.heartbeat import AWAY_SECONDS, Beat
+from mlflow_ft.tracking.server import connect, told
+
+OURS = "tags.`mlflow_ft.plugins` LIKE '%'"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """One run of ours, and the last that was heard of it."""
+
+    run_id: str
+    name: str
+    method: str
+    status: str
+    stage: str
+    step: int | None
+    heartbeat_age: float | None
+    """Seconds; None where the run has no heartbeat: it ended, or was started by an earlier version."""
+    vanished: bool
+    """RUNNING, and its process is gone."""
+    started_ms: int
+
+
+def states(*, most: int = 50, now: float | None = None, away: float = AWAY_SECONDS) -> list[RunState]:
+    """The latest runs of all experiments, the latest first.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    client, now = connect(), time.time() if now is None else now
+    with told("list the runs"):
+        return [_state(run, now, away) for run in _search(client, OURS, most=most)]
+
+
+def reap(*, now: float | None = None, away: float = AWAY_SECONDS) -> list[RunState]:
+    """Mark the runs whose process is gone KILLED, as of their last heartbeat, with the reason as their error.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    client, now = connect(), time.time() if now is None else now
+    reaped = []
+    with told("mark the runs whose process is gone"):
+        for run in _search(client, f"attributes.status = 'RUNNING' AND tags.`{heartbeat.TAG}` LIKE '%'", most=1000):
+            beat = Beat.of_tag(run.data.tags.get(heartbeat.TAG))
+            if beat is not None and beat.gone(now, away=away):
+                _end(client, run, beat)
+                reaped.append(_state(run, now, away))
+    return reaped
+
+
+def reap_quietly() -> None:
+    """`reap` before another run begins; what goes wrong is left to the next command."""
+    try:
+        for state in reap():
+            log.warning("the process of run %s (%s) is gone: the run is marked KILLED", state.run_id, state.name)
+    except Exception as error:  # the run that is to begin has its own checks of the server
+        log.debug("looking for runs whose process is gone: %s", error)
+
+
+def _end(client: MlflowClient, run: Run, beat: Beat) -> None:
+    message = f"process {beat.pid} on {beat.host} is gone: it was killed, or its machine was lost"
+    if beat.here and heartbeat.oom_kills() > beat.oom_kills:
+        message += f". The kernel killed a process for lack of memory meanwhile; if it was this one, {MEMORY_REMEDIES}"
+    client.set_tag(run.info.run_id, "mlflow_ft.error", message)
+    client.set_tag(run.info.run_id, "mlflow_ft.stage", beat.stage)
+    client.set_terminated(run.info.run_id, "KILLED", end_time=int(beat.at * 1000))
+
+
+def _state(run: Run, now: float, away: float) -> RunState:
+    beat = Beat.of_tag(run.data.tags.get(heartbeat.TAG))
+    running = run.info.status == "RUNNING"
+    return RunState(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        method=run.data.params.get("cfg.method", run.data.tags.get("mlflow_ft.method", "")),
+        status=run.info.status,
+        stage=beat.stage if beat and running else run.data.tags.get("mlflow_ft.stage", ""),
+        step=beat.step if beat else None,
+        heartbeat_age=max(0.0, now - beat.at) if beat else None,
+        vanished=bool(beat and running and beat.gone(now, away=away)),
+        started_ms=run.info.start_time,
+    )
+
+
+def _search(client: MlflowClient, condition: str, *, most: int) -> Sequence[Run]:
+    experiments = [experiment.experiment_id for experiment in _experiments(client)]
+    return client.search_runs(experiments, condition, max_results=most, order_by=["attributes.start_time DESC"])
+
+
+def _experiments(client: MlflowClient) -> Iterator[Experiment]:
+    token = None
+    while True:
+        page = client.search_experiments(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
