@@ -13,7 +13,7 @@ def plugin(name: str, *adapters: str) -> ModuleType:
 
     @hookimpl
     def register_adapters() -> list[Adapter]:
-        return [Adapter(name=one, summary=one, configure=lambda job, model: None) for one in adapters]
+        return [Adapter(name=name, summary=name, configure=lambda job, model: None) for name in adapters]
 
     module.register_adapters = register_adapters  # type: ignore[attr-defined]
     return module

@@ -58,5 +58,5 @@ def test_the_last_turn_counts() -> None:
 
 def test_they_are_registered() -> None:
     registry = Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""}))
-    assert {"exact-answer", "valid-json"} <= {one.name for one in registry.rewards}
+    assert {"exact-answer", "valid-json"} <= {reward.name for reward in registry.rewards}
     assert registry.rewards["exact-answer"].score(completions=said("1"), answer=["1"], prompts=[[]]) == [1.0]

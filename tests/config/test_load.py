@@ -39,7 +39,7 @@ def told(error: pytest.ExceptionInfo[ConfigError]) -> list[str]:
 
 def test_pairs_take_both_spellings_and_values_that_begin_with_a_dash() -> None:
     given_ = pairs(["--adapter.r", "8", "--max-steps", "-1", "--lr=--x=y", "--model=", "--data", ""])
-    assert [(one.key, one.value, one.place) for one in given_] == [
+    assert [(value.key, value.value, value.place) for value in given_] == [
         ("adapter.r", "8", "--adapter.r (command line)"),
         ("max_steps", "-1", "--max-steps (command line)"),
         ("lr", "--x=y", "--lr (command line)"),
@@ -63,7 +63,7 @@ def test_pairs_tell_every_bad_token_at_once() -> None:
 @given(st.lists(st.sampled_from(["--", "-", "", "=", "--a", "--model", "--r=2", "-1"]) | st.text(max_size=5)))
 def test_any_tokens_make_pairs_or_a_config_error(tokens: list[str]) -> None:
     with suppress(ConfigError):
-        assert all(one.key and one.value for one in pairs(tokens))
+        assert all(value.key and value.value for value in pairs(tokens))
 
 
 # ---- keys
@@ -391,7 +391,7 @@ def test_a_file_that_is_not_there_or_is_not_text(tmp_path: Path) -> None:
 
 def test_an_empty_file_gives_nothing_and_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
     assert written(tmp_path, "") == written(tmp_path, "# nothing\n") == written(tmp_path, "data:\n") == []
-    assert [one.key for one in written(tmp_path, "\ufeffmodel: X\r\n")] == ["model"]
+    assert [value.key for value in written(tmp_path, "\ufeffmodel: X\r\n")] == ["model"]
 
 
 @on_disk

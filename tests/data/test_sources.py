@@ -69,9 +69,9 @@ def test_a_file_is_named_as_the_user_wrote_it(tmp_path: Path, monkeypatch: pytes
         assert values(rows) == [1, 2]
         assert rows[1].place == f"{asked}:2"
         assert (source.asked, source.kind, source.uri) == (asked, "local", str(file))
-        (found,) = source.files
-        assert (found.name, found.path) == (file.name, Path(asked))
-        assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        (source_file,) = source.files
+        assert (source_file.name, source_file.path) == (file.name, Path(asked))
+        assert source_file.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,11 @@ TALK = Example(messages=(SYSTEM, ASK, SAY, TOOL, SAY, ASK, SAY), tools=({"name":
 def parts(example: Example, how: str) -> list[tuple[int, tuple[bool, ...] | None, int, bool]]:
     """Of each part its number of turns, what is learned of it, the turn, and whether it is the last part."""
     given: Any = {"turns": how}
-    found = turns.parts(example, DataSection(**given))
-    for one in found:
-        assert one.example.messages == example.messages[: len(one.example.messages)]
-        assert (one.example.tools, one.example.notes) == (example.tools, example.notes)
-    return [(len(one.example.messages), one.example.learned, one.turn, one.final) for one in found]
+    row_parts = turns.parts(example, DataSection(**given))
+    for part in row_parts:
+        assert part.example.messages == example.messages[: len(part.example.messages)]
+        assert (part.example.tools, part.example.notes) == (example.tools, example.notes)
+    return [(len(part.example.messages), part.example.learned, part.turn, part.final) for part in row_parts]
 
 
 def learning(count: int) -> tuple[bool, ...]:

@@ -184,7 +184,7 @@ def test_two_check_digits_of_an_account_are_right(account: str, country: str) ->
 def test_no_message_shows_what_it_found(value: str, before: str, after: str) -> None:
     text = f'{before} password = "{value}" {after}'
     told = private.secret(row(text)) or ""
-    assert all(found not in told for _, found in private.secrets(text))
+    assert all(secret_value not in told for _, secret_value in private.secrets(text))
     assert value not in told
 
 

@@ -34,7 +34,7 @@ def answered(answer: Any, **others: Any) -> Checked:
 def of_roles(roles: str) -> Checked:
     """A row whose turns are of these roles: s u a t, and c for an assistant's turn that calls a tool."""
     names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-    messages = tuple(CALL if one == "c" else {"role": names[one], "content": "words"} for one in roles)
+    messages = tuple(CALL if letter == "c" else {"role": names[letter], "content": "words"} for letter in roles)
     return row(Example(messages=messages))
 
 
@@ -228,10 +228,10 @@ RUSSIAN = "Это предложение написано по-русски, и 
 
 
 def test_a_row_in_another_script() -> None:
-    found = languages("An English sentence of some length.", RUSSIAN, "Another English sentence, longer than that.")
-    assert found.rows == (1,)
-    assert found.details == {"main": "Latin", "scripts": {"Latin": 2, "Cyrillic": 1}}
-    [example] = found.examples
+    finding = languages("An English sentence of some length.", RUSSIAN, "Another English sentence, longer than that.")
+    assert finding.rows == (1,)
+    assert finding.details == {"main": "Latin", "scripts": {"Latin": 2, "Cyrillic": 1}}
+    [example] = finding.examples
     assert example["line"] == 2
     assert example["message"] == "100 % of the letters are Cyrillic; the data is mainly Latin"
 

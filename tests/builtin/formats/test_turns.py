@@ -234,9 +234,9 @@ def test_a_turn_that_should_be_a_call_but_is_none_stays_as_it_is_written(words: 
 def test_results_name_the_calls_that_they_answer() -> None:
     calls = {"from": "function_call", "value": json.dumps([FUNCTION, {"name": "time"}])}
     result = {"from": "observation", "value": "x"}
-    found = read(calls, result, result, result, {"from": "gpt", "value": "say"}, result)
-    assert [turn.get("tool_call_id") for turn in found] == [None, "call00000", "call00001", None, None, None]
-    assert [turn.get("name") for turn in found] == [None, "weather", "time", None, None, None]
+    messages = read(calls, result, result, result, {"from": "gpt", "value": "say"}, result)
+    assert [turn.get("tool_call_id") for turn in messages] == [None, "call00000", "call00001", None, None, None]
+    assert [turn.get("name") for turn in messages] == [None, "weather", "time", None, None, None]
     said = {"role": "tool", "content": "x", "tool_call_id": "mine", "name": "own"}
     assert read(calls, said)[1] == said
     assert read({"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "x"})[1]["name"] == "weather"
@@ -437,9 +437,9 @@ def test_json_that_means_something_else_is_text(text: str) -> None:
     "given", [[USER], USER, json.dumps([USER]), json.dumps(USER), {"role": ["user"], "content": ["ask"]}]
 )
 def test_turns_are_seen_in_every_form(given: Any) -> None:
-    found = turns.as_turns(given)
-    assert found is not None
-    assert read(*found) == [USER]
+    listed = turns.as_turns(given)
+    assert listed is not None
+    assert read(*listed) == [USER]
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,10 @@ def read(file: Path, content: str | bytes, *, brackets: bool = True) -> list[tup
     return list(json_list.read(file, brackets=brackets))
 
 
-def until_broken(found: Iterator[tuple[int, Any]]) -> tuple[list[Any], BrokenFile | None]:
+def until_broken(elements: Iterator[tuple[int, Any]]) -> tuple[list[Any], BrokenFile | None]:
     values = []
     try:
-        for _, value in found:
+        for _, value in elements:
             values.append(value)
     except BrokenFile as error:
         return values, error
@@ -64,8 +64,8 @@ def until_broken(found: Iterator[tuple[int, Any]]) -> tuple[list[Any], BrokenFil
     ],
 )
 def test_elements_come_with_the_line_on_which_they_begin(file: Path, content: str, expected: list[Any]) -> None:
-    found = read(file, content)
-    assert found == [one if isinstance(one, tuple) else (1, one) for one in expected]
+    elements = read(file, content)
+    assert elements == [element if isinstance(element, tuple) else (1, element) for element in expected]
 
 
 @pytest.mark.usefixtures("piece")
@@ -138,8 +138,8 @@ def is_refused(element: Any) -> bool:
 
 
 def marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    return found | {"twice": True} if len(found) < len(pairs) else found
+    members = dict(pairs)
+    return members | {"twice": True} if len(members) < len(pairs) else members
 
 
 @pytest.mark.parametrize("piece", [1, 2**20], indirect=True)
@@ -217,9 +217,9 @@ def test_escaped_pairs_of_surrogates_are_characters(file: Path) -> None:
 
 @pytest.mark.usefixtures("piece")
 def test_numbers_that_json_has_no_name_for_are_read_as_python_writes_them(file: Path) -> None:
-    (_, found), last = read(file, '[{"a": NaN, "b": [Infinity, -Infinity], "c": 1e999}, -Infinity]')
-    assert math.isnan(found["a"])
-    assert (found["b"], found["c"]) == ([math.inf, -math.inf], math.inf)
+    (_, value), last = read(file, '[{"a": NaN, "b": [Infinity, -Infinity], "c": 1e999}, -Infinity]')
+    assert math.isnan(value["a"])
+    assert (value["b"], value["c"]) == ([math.inf, -math.inf], math.inf)
     assert last == (1, -math.inf)
 
 
@@ -274,9 +274,9 @@ def test_any_list_is_read_as_python_reads_it(
     content = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_list, "PIECE", size)
-        found = read(any_file, content)
-    assert [value for _, value in found] == values
+        elements = read(any_file, content)
+    assert [value for _, value in elements] == values
     if indent is not None:
         # each element of a pretty list has lines of its own
-        sizes = [json.dumps(one, indent=indent).count("\n") + 1 for one in values]
-        assert [line for line, _ in found] == [2 + sum(sizes[:place]) for place in range(len(values))]
+        sizes = [json.dumps(value, indent=indent).count("\n") + 1 for value in values]
+        assert [line for line, _ in elements] == [2 + sum(sizes[:place]) for place in range(len(values))]

@@ -373,10 +373,10 @@ def test_a_stream_that_was_cut_between_two_batches_is_told(tmp_path: Path) -> No
         writer.write_table(table[:2])
         cut = sink.getvalue()
         writer.write_table(table[2:])
-    found = list(read_file(write(tmp_path, "rows.arrow", cut)))
-    assert seen(found[:2]) == rows[:2]
-    assert lines(found) == [1, 2, 3]
-    assert "rows may be missing" in seen(found)[2]
+    read = list(read_file(write(tmp_path, "rows.arrow", cut)))
+    assert seen(read[:2]) == rows[:2]
+    assert lines(read) == [1, 2, 3]
+    assert "rows may be missing" in seen(read)[2]
 
 
 def test_streams_from_before_2019_have_another_end_mark(tmp_path: Path) -> None:
@@ -390,9 +390,9 @@ def test_streams_from_before_2019_have_another_end_mark(tmp_path: Path) -> None:
 
 def test_streams_may_stand_one_after_another(tmp_path: Path) -> None:
     rows = [{"a": number} for number in range(6)]
-    found = list(read_file(write(tmp_path, "rows.arrow", stream_format(rows[:3]) + stream_format(rows[3:]))))
-    assert seen(found) == rows
-    assert lines(found) == [1, 2, 3, 4, 5, 6]
+    read = list(read_file(write(tmp_path, "rows.arrow", stream_format(rows[:3]) + stream_format(rows[3:]))))
+    assert seen(read) == rows
+    assert lines(read) == [1, 2, 3, 4, 5, 6]
 
 
 # --- a whole file that is bad
@@ -530,7 +530,7 @@ def test_a_file_that_is_cut_anywhere_is_read_or_told(tmp_path: Path, name: str) 
             assert len(rows) >= sum(
                 bool(line.strip()) for line in whole[:end].decode("utf-8", "replace").split("\n")[:-1]
             )
-        good = [one for one, row in zip(seen(rows), rows, strict=True) if isinstance(row, Row)]
+        good = [value for value, row in zip(seen(rows), rows, strict=True) if isinstance(row, Row)]
         if not name.endswith((".txt", ".csv")):
             assert good == expected[: len(good)]
 
@@ -601,10 +601,10 @@ def test_any_json_lines_are_read_back_with_their_lines(
     tmp_path_factory: pytest.TempPathFactory, name: str, objects: list[Any], gaps: list[str]
 ) -> None:
     text, expected = "", []
-    for one, gap in zip(objects, gaps, strict=False):
+    for element, gap in zip(objects, gaps, strict=False):
         text += gap
         expected.append(text.count("\n") + 1)
-        text += json.dumps(one, ensure_ascii=False) + "\n"
+        text += json.dumps(element, ensure_ascii=False) + "\n"
     rows = list(read_file(write(tmp_path_factory.getbasetemp(), name, text)))
     assert seen(rows) == objects
     assert lines(rows) == expected
@@ -615,7 +615,7 @@ def test_any_json_lines_are_read_back_with_their_lines(
 def test_any_pretty_objects_are_read_back_with_their_lines(
     tmp_path_factory: pytest.TempPathFactory, objects: list[Any], indent: int, before: str
 ) -> None:
-    texts = [json.dumps(one, indent=indent) for one in [{"on": "several lines"}, *objects]]
+    texts = [json.dumps(value, indent=indent) for value in [{"on": "several lines"}, *objects]]
     rows = list(read_file(write(tmp_path_factory.getbasetemp(), "any.json", before + "\n".join(texts))))
     assert seen(rows)[1:] == objects
     sizes = [text.count("\n") + 1 for text in texts]
@@ -689,13 +689,13 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, name: str) -> None:
         file = write(tmp_path, name, LARGE[name](many(count)))
         tracemalloc.start()
         before, arrow = pyarrow.total_allocated_bytes(), 0
-        found = 0
+        rows_read = 0
         for row in read_file(file):
-            found += isinstance(row, Row)
+            rows_read += isinstance(row, Row)
             arrow = max(arrow, pyarrow.total_allocated_bytes() - before)
         peaks.append(tracemalloc.get_traced_memory()[1] + arrow)
         tracemalloc.stop()
-        assert found >= count - 2
+        assert rows_read >= count - 2
     assert peaks[2] < 1.6 * peaks[1]
 
 

@@ -19,7 +19,7 @@ from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Row
 from tests.data.reading.test_shapes import MESSAGES, A, B, understood
 
-FLAT = [{**turn, "talk": number} for number, one in enumerate((A, B + A)) for turn in one]
+FLAT = [{**turn, "talk": number} for number, talk in enumerate((A, B + A)) for turn in talk]
 PAIRS = [{"prompt": "a", "completion": "x"}, {"prompt": "b", "completion": "y"}]
 
 
@@ -96,8 +96,8 @@ def commands(file: Path) -> list[str]:
 
 def done(command: str, folder: Path) -> list[Any]:
     """The rows that a command of a message writes, as they are read then."""
-    found = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    process = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     written = re.search(r"# then --data (\S+)$", command)
     assert written
     return [row.values for row in understood(folder / written[1]).source.rows() if isinstance(row, Row)]
@@ -162,9 +162,9 @@ def test_the_names_that_a_message_gives_columns_read_the_rows(tmp_path: Path, ca
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError) as error:
         understood(tmp_path / "rows.jsonl")
-    found = re.search(r"if these are the right columns: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
-    assert found
-    given = dict(pair.split("=") for pair in found[1].split(","))
+    match = re.search(r"if these are the right columns: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
+    assert match
+    given = dict(pair.split("=") for pair in match[1].split(","))
     read = understood(tmp_path / "rows.jsonl", columns=given)
     assert read.record.convert(renamed(row, read.source.settings)).answer == answer
 
