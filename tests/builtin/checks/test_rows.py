@@ -88,7 +88,7 @@ OTHER_CALL = {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": {"x
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         (chat("a", "b"), chat("a", "B")),
         (chat("a", "b"), chat("a", "b.")),
@@ -148,7 +148,7 @@ def test_a_copy_with_a_small_change(copy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         ("Please turn the lamp on in the hall", "Please turn the fan off in the kitchen"),
         (LONG, LONG),  # exact
@@ -335,7 +335,7 @@ def test_the_same_prompt_with_another_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         (chat("What is 2 + 3?", "5"), chat("What is 2 * 3?", "6")),
         (chat("Do it", "a"), Example(messages=(SYSTEM, *chat("Do it", "b").messages))),
