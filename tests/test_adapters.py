@@ -88,7 +88,7 @@ def test_it_comes_back_as_it_was_trained(trying: Bencher, tmp_path: Path, kind: 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_it_comes_back_beside_a_quantised_base_or_is_refused(
+def test_it_is_loaded_again_on_a_quantised_base_or_is_refused(
     trying: Bencher, tmp_path: Path, kind: str, quantize: str
 ) -> None:
     setup = trying(kind, **{"model.quantize": quantize})

@@ -258,7 +258,7 @@ def test_transformers_reads_the_merged_model(downloaded: dict[str, dict[str, Pat
         assert model.num_parameters() == 139_584
 
 
-def test_no_pickle_and_no_weights_of_the_base_beside_an_adapter(downloaded: dict[str, dict[str, Path]]) -> None:
+def test_no_pickle_and_no_base_weights_with_an_adapter(downloaded: dict[str, dict[str, Path]]) -> None:
     for forms in downloaded.values():
         for form, folder in forms.items():
             files = [file for file in folder.rglob("*") if file.is_file()]
@@ -293,7 +293,7 @@ def test_a_second_run_makes_a_second_version(shop: Shop, runs: dict[str, pipelin
 # --- what is refused
 
 
-def test_a_loss_that_is_no_number_ends_the_run(shop: Shop) -> None:
+def test_a_nan_or_infinite_loss_ends_the_run(shop: Shop) -> None:
     error, run = shop.refused(RefusedError, "lora", learning_rate=1e30, max_steps=8)
     assert "training stopped" in error.message
     assert "learning_rate" in error.hint

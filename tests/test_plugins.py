@@ -132,7 +132,7 @@ def test_a_choice_of_plugins_leaves_the_others_off_and_unimported(install: Insta
     assert "one" not in adapters
 
 
-def test_a_choice_that_is_not_installed_is_told(install: Install) -> None:
+def test_a_choice_that_is_not_installed_is_reported(install: Install) -> None:
     install("ft_one", GOOD.format(name="one"))
     with pytest.raises(PluginError, match="MLFLOW_FT_PLUGINS names ft_none, which is not installed") as error:
         plugins.load({"MLFLOW_FT_PLUGINS": "ft_one,ft_none"})
@@ -158,7 +158,7 @@ def test_a_plugin_cannot_take_the_place_of_a_built_in(install: Install) -> None:
     assert "qlora" in Registry(loaded).trainers
 
 
-def test_a_watcher_that_raises_is_logged_by_name_and_stops_nobody(
+def test_a_watcher_that_raises_is_logged_by_name_and_stops_no_run(
     install: Install, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("ft_a", "ft_c"):
@@ -252,14 +252,14 @@ def test_a_plugin_of_the_checkout_that_is_installed_is_loaded_once(offer: Offer,
     assert sys.path == path
 
 
-def test_a_folder_without_a_project_file_is_no_checkout(offer: Offer) -> None:
+def test_a_folder_without_a_project_file_is_not_a_checkout(offer: Offer) -> None:
     root = offer("ft_near", GOOD.format(name="near"))
     (root / "MLproject").unlink()
     assert "ft_near" not in {plugin.name for plugin in plugins.load({}, checkout=root).infos}
 
 
 @pytest.mark.parametrize("settings", ["not toml", "[project]", "project = 1", "[project]\nentry-points = 3"])
-def test_a_plugin_of_the_checkout_that_cannot_be_read_harms_nobody(offer: Offer, settings: str) -> None:
+def test_a_plugin_of_the_checkout_that_cannot_be_read_does_not_affect_the_others(offer: Offer, settings: str) -> None:
     offer("ft_bad", "", settings)
     root = offer("ft_near", GOOD.format(name="near"))
     offer("ft_raises", "1 / 0")

@@ -100,7 +100,7 @@ def test_rewards_apply_where_a_model_can_be_asked() -> None:
     assert not evaluators.has_prompts(rows("conversation", None))
 
 
-def test_the_loss_of_good_and_of_bad_answers_is_told_apart() -> None:
+def test_the_losses_of_good_and_of_bad_answers_are_separate() -> None:
     examples = [SimpleNamespace(label=label) for label in (True, False, True, False)]
     subject = SimpleNamespace(
         losses=[(2.0, 1), (9.0, 3), (4.0, 2), (0.0, 0)], data=SimpleNamespace(eval=SimpleNamespace(examples=examples))

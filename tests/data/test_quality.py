@@ -63,7 +63,7 @@ def report(checks: Sequence[Check], seen: Sequence[Checked], held: Sequence[Chec
     return quality.report(len(seen))
 
 
-def test_what_an_inspection_finds() -> None:
+def test_the_findings_of_an_inspection() -> None:
     quality = report(
         [check(inspect=starts_with("b"), fix="leaves them out")], texts("a", "b1", "c", "b2", "b3"), max_examples=2
     )
@@ -170,7 +170,7 @@ def test_what_a_comparison_is_given() -> None:
     assert quality.report(3).removable() == {0: ("one",), 1: ("one",)}
 
 
-def test_only_what_has_a_fix_is_removed_and_every_reason_is_told() -> None:
+def test_only_what_has_a_fix_is_removed_and_every_reason_is_reported() -> None:
     checks = [
         check("one", inspect=starts_with("a"), fix="leaves them out"),
         check("two", collect=collects(Finding(rows=(2, 0), removable=(0,))), fix="leaves them out"),
@@ -186,7 +186,7 @@ def fails(*_: object) -> Any:
     raise KeyError("role")
 
 
-def test_an_inspection_that_raises_is_told_with_its_place() -> None:
+def test_an_inspection_that_raises_is_reported_with_its_place() -> None:
     broken = check("broken", inspect=lambda row: fails() if row.text == "b" else None)
     with pytest.raises(PluginError, match=r"the data check broken raised KeyError at rows\.jsonl:2: 'role'") as error:
         report([broken], texts("a", "b"))
@@ -215,12 +215,12 @@ class Broken:
         (lambda settings: Broken(when=""), "raised TypeError: it returned None, which is not a Finding"),
     ],
 )
-def test_a_collector_that_raises_is_told(collect: Callable[[ChecksSection], Any], told: str) -> None:
+def test_a_collector_that_raises_is_reported(collect: Callable[[ChecksSection], Any], told: str) -> None:
     with pytest.raises(PluginError, match=f"the data check broken {told}"):
         report([check("broken", collect=collect)], texts("a"))
 
 
-def test_a_comparison_that_raises_is_told_with_the_row_it_had() -> None:
+def test_a_comparison_that_raises_is_reported_with_the_row_it_had() -> None:
     def compare(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksSection) -> Finding:
         return fails() if [row for row in train if row.line == 2] else Finding()
 
@@ -311,7 +311,7 @@ def test_the_table() -> None:
 @pytest.mark.parametrize(
     ("share", "told"), [(0, "0.0 %"), (0.5, "50.0 %"), (0.0001, "< 0.1 %"), (0.001, "0.1 %"), (1, "100.0 %")]
 )
-def test_a_share_in_words(share: float, told: str) -> None:
+def test_a_share_as_a_percentage(share: float, told: str) -> None:
     assert percent(share) == told
 
 

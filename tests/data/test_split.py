@@ -46,7 +46,7 @@ def test_the_order_of_the_rows_does_not_matter(count: int, seed: int, order: Any
 
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=80), st.integers(0, 50))
-def test_no_group_stands_on_both_sides(groups: list[int], seed: int) -> None:
+def test_no_group_is_on_both_sides(groups: list[int], seed: int) -> None:
     shuffled = split.shuffled(np.array(groups, dtype=np.uint64), 3)
     if len(set(groups)) < 2:
         with pytest.raises(DataError):
@@ -111,7 +111,7 @@ def test_sources_without_weights_are_taken_whole() -> None:
         ((100, 1), [1000, 0.001], [100, 1]),
     ],
 )
-def test_the_sources_of_a_mixture_stand_in_their_weights(
+def test_the_sources_of_a_mixture_are_in_proportion_to_their_weights(
     counts: tuple[int, ...], weights: list[float | None], expected: list[int]
 ) -> None:
     assert taken(counts, weights) == expected

@@ -31,7 +31,7 @@ def learning(count: int) -> tuple[bool, ...]:
     return (*(False for _ in range(count - 1)), True)
 
 
-def test_each_turn_ends_a_row_of_its_own_and_the_last_one_is_the_last_of_them() -> None:
+def test_each_turn_ends_a_separate_row_and_the_last_turn_the_last_row() -> None:
     assert parts(TALK, "all") == [(7, None, 0, True)]
     assert parts(TALK, "last") == [(7, learning(7), 7, True)]
     assert parts(TALK, "each") == [

@@ -117,7 +117,7 @@ def test_a_setting_that_means_nothing_to_a_kind_is_refused(bench: Bencher, kind:
     assert f"adapter.{setting} is not used" in words
 
 
-def test_the_methods_own_settings_are_no_ones_mistake(bench: Bencher) -> None:
+def test_the_methods_own_settings_are_not_the_users_mistake(bench: Bencher) -> None:
     setup = bench("lora", **{"adapter.kind": "prompt"})  # lora sets adapter.r
     start.check_method(setup.job.config, setup.job.registry)
 

@@ -72,7 +72,7 @@ def test_a_held_out_prompt_among_the_training_rows() -> None:
         (LONG, f"{LONG} Indeed."),
     ],
 )
-def test_short_or_other_prompts_and_texts_are_no_leak(train: Example | str, held: Example | str) -> None:
+def test_short_or_other_prompts_and_texts_are_not_a_leak(train: Example | str, held: Example | str) -> None:
     assert found(contamination, [train], [held]).rows == ()
 
 

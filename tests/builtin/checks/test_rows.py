@@ -51,12 +51,12 @@ def found(make: Callable[[ChecksSection], Collector], examples: Iterable[Example
 
 
 @pytest.mark.parametrize("make", [ExactDuplicates, NearDuplicates, ConflictingAnswers, Lengths, OverMaxLength])
-def test_no_rows_at_all(make: Callable[[ChecksSection], Collector]) -> None:
+def test_no_rows(make: Callable[[ChecksSection], Collector]) -> None:
     assert found(make, []).rows == ()
 
 
 @pytest.mark.parametrize("make", [LengthBias, LabelBalance])
-def test_no_pairs_at_all(make: Callable[[ChecksSection], Collector]) -> None:
+def test_no_pairs(make: Callable[[ChecksSection], Collector]) -> None:
     assert found(make, []).count in (None, 0)
 
 
@@ -168,7 +168,7 @@ def test_writing_without_spaces() -> None:
     assert found(NearDuplicates, texts(text, other, text.replace("，", "；").replace("狭窄", "窄小"))).rows == (103,)
 
 
-def test_a_good_and_a_bad_answer_are_no_duplicates() -> None:
+def test_a_good_and_a_bad_answer_are_not_duplicates() -> None:
     rows = [chat("Tell me", LONG, label=True), chat("Tell me", f"{LONG} So.", label=False)]
     assert found(NearDuplicates, rows).rows == ()
     assert found(NearDuplicates, [replace(row, label=False) for row in rows]).rows == (102,)
@@ -283,7 +283,7 @@ def test_the_estimate_is_close_to_the_truth() -> None:
     assert float(np.std(errors)) < 0.05
 
 
-def test_a_book_is_signed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_of_a_long_text_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     shingles = np.unique(ngrams(VOCABULARY, 3) >> np.uint64(32)).astype(np.uint32)
     whole = near_duplicates._signature(shingles)
     monkeypatch.setattr(near_duplicates, "_BLOCK", 7)

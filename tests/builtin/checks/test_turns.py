@@ -61,7 +61,7 @@ def test_an_earlier_turn_a_text_and_either_answer_may_be_empty() -> None:
         assert check_turns.empty_response(row(pair)) == f"the {name} answer is empty"
 
 
-def test_the_call_of_a_tool_is_no_empty_answer() -> None:
+def test_a_tool_call_is_not_an_empty_answer() -> None:
     assert check_turns.empty_response(of_roles("ucta")) is None
 
 
@@ -94,7 +94,7 @@ def test_a_call_may_be_written_in_words() -> None:
     assert check_turns.role_order(row(Example(messages=called))) is None
 
 
-def test_the_order_goes_on_into_the_better_answer() -> None:
+def test_the_order_continues_into_the_chosen_answer() -> None:
     answer = turns(("assistant", "Hello"))
     for prompt, wrong in ((("u"), None), (("ua"), "turn 3: two assistant turns in a row")):
         messages = of_roles(prompt).example.messages
@@ -208,7 +208,7 @@ def test_unusual_characters_are_not_broken(text: str) -> None:
     assert check_text.encoding(answered(text)) is None
 
 
-def test_every_broken_thing_is_told_once() -> None:
+def test_every_fault_is_reported_once() -> None:
     said = turns(("user", "\x07"), ("assistant", "\x07 \ufffdé"))
     told = "control character U+0007; replacement character U+FFFD: the original character is lost"
     assert check_text.encoding(row(Example(messages=said))) == told

@@ -57,17 +57,17 @@ def test_a_first_word_of_the_assistants_is_read_and_not_learned() -> None:
     ("behind", "note"),
     [([USER], "1 turn after the last answer left out"), ([USER, USER], "2 turns after the last answer left out")],
 )
-def test_what_nobody_answers_is_left_out_and_told(behind: list[Any], note: str) -> None:
+def test_turns_without_an_answer_are_left_out_and_reported(behind: list[Any], note: str) -> None:
     assert from_turns({"messages": [USER, ANSWER, *behind]}) == Example(messages=(USER, ANSWER), notes=(note,))
 
 
-def test_an_empty_answer_is_no_matter_of_the_format() -> None:
+def test_an_empty_answer_is_not_refused_by_the_format() -> None:
     assert from_turns({"messages": [USER, turn("assistant", "")]}).messages[-1] == turn("assistant", "")
     assert from_prompt_completion({"prompt": "ask", "completion": ""}).messages[-1] == turn("assistant", "")
 
 
 @pytest.mark.parametrize("column", conversations.TURN_COLUMNS)
-def test_the_turns_may_stand_under_many_names(column: str) -> None:
+def test_the_turns_may_have_many_names(column: str) -> None:
     assert from_turns({column: [USER, ANSWER]}) == ASKED
     assert from_turns({"messages": None, column: json.dumps([USER, ANSWER])}) == ASKED
     others = {name: "A: hi" for name in conversations.TURN_COLUMNS if name != column}
@@ -75,7 +75,7 @@ def test_the_turns_may_stand_under_many_names(column: str) -> None:
 
 
 @pytest.mark.parametrize("column", conversations.SYSTEM_COLUMNS)
-def test_a_system_prompt_may_stand_in_a_column_of_its_own(column: str) -> None:
+def test_a_system_prompt_may_be_in_a_separate_column(column: str) -> None:
     expected = Example(messages=(SYSTEM, USER, ANSWER))
     assert from_turns({"messages": [USER, ANSWER], column: "rule"}) == expected
     assert from_turns({"messages": [SYSTEM, USER, ANSWER], column: "other"}).messages == expected.messages
@@ -116,7 +116,7 @@ def test_tools_are_handed_on() -> None:
         ({"input": "ask"}, "ask\n\nask"),
     ],
 )
-def test_an_input_stands_below_the_instruction(more: dict[str, Any], question: str) -> None:
+def test_an_input_follows_the_instruction(more: dict[str, Any], question: str) -> None:
     example = from_alpaca({"instruction": "ask", "output": "say", **more})
     assert example == Example(messages=(turn("user", question), ANSWER))
 
@@ -136,7 +136,7 @@ def test_earlier_rounds_are_learned_too(history: Any) -> None:
 
 
 @pytest.mark.parametrize("history", [None, "", [], "[]"])
-def test_no_history_is_none(history: Any) -> None:
+def test_an_empty_history_counts_as_none(history: Any) -> None:
     assert from_alpaca({"instruction": "ask", "output": "say", "history": history}) == ASKED
 
 
@@ -157,7 +157,7 @@ def test_of_a_prompt_nothing_is_learned() -> None:
     assert example == Example(messages=(*prompt, ANSWER), learned=(False, False, False, True))
 
 
-def test_a_completion_has_wishes_of_its_own() -> None:
+def test_a_completion_may_say_which_of_its_turns_are_learned() -> None:
     completion = [{**ANSWER, "train": False}, USER, ANSWER]
     example = from_prompt_completion({"prompt": "ask", "completion": completion})
     assert (example.messages, example.learned) == ((USER, ANSWER, USER, ANSWER), (False, False, False, True))
@@ -339,7 +339,7 @@ BAD: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_with_a_row_is_told_in_one_sentence(case: str) -> None:
+def test_what_is_wrong_with_a_row_is_reported_in_one_sentence(case: str) -> None:
     converter, values, message = BAD[case]
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         converter(values)
@@ -358,7 +358,7 @@ def test_text_is_learned_as_it_is() -> None:
     assert from_text({"text": " words\n", "id": 1}) == Example(text=" words\n")
 
 
-def test_a_system_column_beside_another_system_prompt_is_left_out_and_told() -> None:
+def test_a_system_column_next_to_another_system_prompt_is_left_out_and_noted() -> None:
     turns = [{"role": "system", "content": "Be brief."}, USER, ANSWER]
     same, other = (from_turns({"messages": turns, "system": text}) for text in ("Be brief.", "Be long."))
     assert same.messages == other.messages
@@ -387,7 +387,7 @@ def test_a_column_says_which_turns_are_learned(weights: dict[str, Any], learned:
     assert from_turns({"messages": FOUR, **weights}).learned == learned
 
 
-def test_a_column_of_weights_is_beside_the_turns_and_a_system_prompt_of_its_own() -> None:
+def test_a_column_of_weights_goes_with_the_turns_and_with_a_separate_system_prompt() -> None:
     example = from_turns({"messages": FOUR, "weights": [0, 0, 0, 1], "system": "be kind"})
     assert example.learned == (False, False, False, False, True)
 
@@ -413,7 +413,7 @@ def test_a_column_of_weights_and_a_turn_must_say_the_same() -> None:
         from_turns({"messages": turns, "weights": [0, 1]})
 
 
-def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
+def test_an_image_that_goes_with_the_text_is_left_out_and_noted() -> None:
     example = from_turns({"messages": [USER, ANSWER], "image": Opaque("an image")})
     assert example.notes == ("`image` left out: images and audio are not read",)
     with pytest.raises(ValueError, match="the row has images or audio in `image`"):

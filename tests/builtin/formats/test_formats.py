@@ -1136,7 +1136,7 @@ AMBIGUOUS: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_what_fits_several_formats_is_told_with_the_candidates(name: str) -> None:
+def test_what_fits_several_formats_is_reported_with_the_candidates(name: str) -> None:
     values, words = AMBIGUOUS[name]
     with pytest.raises(DataError, match=rf"(?s)^rows\.jsonl:1: .*{words}.*; the columns are "):
         recognise(*values)
@@ -1179,7 +1179,7 @@ def test_a_row_that_lacks_something_does_not_hide_the_format_of_the_others() -> 
     assert recognise({"prompt": "ask", "chosen": "x"}, {"prompt": "ask", "chosen": "x", "rejected": ""}) == "preference"
 
 
-def test_turns_of_both_sorts_may_stand_in_one_file() -> None:
+def test_turns_of_both_sorts_may_be_in_one_file() -> None:
     openai, other = {"messages": role("u:ask", "a:say")}, {"conversations": sharegpt("u:ask", "a:say")}
     assert recognise(openai, other, other) == "sharegpt"
     assert recognise(other, openai, openai) == "messages"
@@ -1219,7 +1219,7 @@ def test_a_role_that_is_not_known_makes_no_conversation_of_a_preference() -> Non
     assert recognise({"conversations": asked, "chosen": "good", "rejected": "bad"}) == "preference"
 
 
-def test_text_under_the_name_of_turns_is_no_second_conversation() -> None:
+def test_text_under_the_name_of_turns_is_not_a_second_conversation() -> None:
     assert recognise({"messages": role("u:a", "a:b"), "dialogue": "A: hi"}) == "messages"
 
 
@@ -1240,7 +1240,7 @@ def test_a_label_that_is_a_class_judges_nothing(labels: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 1], ["1", "0"], [1.0, 0.0], ["1.0"]])
-def test_a_label_that_may_be_either_is_told(labels: list[Any]) -> None:
+def test_a_label_that_may_be_either_is_reported(labels: list[Any]) -> None:
     with pytest.raises(DataError, match="fit several formats: unpaired-preference, prompt-completion"):
         recognise(*({"prompt": "ask", "completion": "say", "label": label} for label in labels))
     assert (
@@ -1249,7 +1249,7 @@ def test_a_label_that_may_be_either_is_told(labels: list[Any]) -> None:
     )
 
 
-def test_a_text_beside_a_prompt_and_a_label_is_none_to_learn() -> None:
+def test_a_text_next_to_a_prompt_and_a_label_is_not_one_to_learn() -> None:
     assert recognise({"prompt": "ask", "text": "x", "label": "y"}) == "prompt-only"
 
 
@@ -1273,7 +1273,7 @@ def test_a_prompt_that_is_made_of_other_columns_is_the_prompt() -> None:
     assert recognise({"prompt": "a", "question": "b", "chosen": role("u:a", "a:x"), "rejected": role("u:a", "a:y")})
 
 
-def test_rows_that_are_nested_without_end_are_told() -> None:
+def test_rows_that_are_nested_without_end_are_reported() -> None:
     deep: Any = "x"
     for _ in range(3000):
         deep = [deep]
@@ -1374,7 +1374,7 @@ def check(kind: str, converter: Callable[[Mapping[str, Any]], Example], values: 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 @given(sample=st.lists(ROWS, max_size=3))
-def test_detection_raises_nothing_but_what_is_told_and_names_what_it_can_read(sample: list[dict[str, Any]]) -> None:
+def test_detection_raises_only_known_errors_and_names_what_it_can_read(sample: list[dict[str, Any]]) -> None:
     with contextlib.suppress(DataError):
         name = formats.detect_format(columns=[], sample=sample)
         assert name is None or name in REGISTRY.formats
@@ -1390,7 +1390,7 @@ for _ in range(400):
 
 @pytest.mark.parametrize("deep", [DEEP, {"a": DEEP}, NESTED, [NESTED], [[NESTED]]], ids=["lists", "object", *"nli"])
 @pytest.mark.parametrize("column", COLUMNS)
-def test_bottomless_nesting_is_told_too(column: str, deep: Any) -> None:
+def test_endless_nesting_is_reported_too(column: str, deep: Any) -> None:
     turn = {"role": "user", "content": "ask"}
     for value in (
         deep,

@@ -140,7 +140,7 @@ def test_the_prompt_may_be_a_transcript() -> None:
     assert from_preference({"prompt": written, "chosen": "good", "rejected": "bad"}) == CHOICE
 
 
-def test_what_stands_beside_a_prompt_stands_before_it() -> None:
+def test_other_columns_come_before_the_prompt() -> None:
     values = {"instruction": "ask", "input": "this", "chosen": "good", "rejected": "bad"}
     asked = turn("user", "ask\n\nthis")
     assert from_preference(values).messages == (asked,)
@@ -212,7 +212,7 @@ def test_the_other_columns_of_a_prompt_are_for_rewards() -> None:
 
 
 @pytest.mark.parametrize("column", [*preferences.PROMPT_COLUMNS, *conversations.TURN_COLUMNS])
-def test_a_prompt_may_stand_under_many_names(column: str) -> None:
+def test_a_prompt_may_have_many_names(column: str) -> None:
     assert from_prompt({column: [USER]}).messages == (USER,)
 
 
@@ -342,7 +342,7 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_with_a_row_is_told_in_one_sentence(case: str) -> None:
+def test_what_is_wrong_with_a_row_is_reported_in_one_sentence(case: str) -> None:
     converter, values, message = WRONG[case]
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         converter(values)

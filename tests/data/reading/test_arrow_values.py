@@ -178,7 +178,7 @@ def test_the_json_type_of_parquet_itself_is_read_without_arrows_schema(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["arrow.json", "google:sqlType:json"])
-def test_json_is_told_by_the_fields_own_words_too(tmp_path: Path, name: str) -> None:
+def test_json_is_refused_in_the_fields_own_words_too(tmp_path: Path, name: str) -> None:
     field = pa.field("x", pa.string(), metadata={EXTENSION: name})
     assert column(tmp_path, pa.array(JSON), field) == PARSED
 

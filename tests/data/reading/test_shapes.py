@@ -130,7 +130,7 @@ def test_a_row_has_the_line_on_which_it_begins(write: Callable[..., Path]) -> No
     assert second.line > 10
 
 
-def test_an_element_that_is_no_row_is_told_and_the_others_come(write: Callable[..., Path]) -> None:
+def test_an_element_that_is_not_a_row_is_reported_and_the_others_are_read(write: Callable[..., Path]) -> None:
     source = understood(write("rows.json", {"data": [MESSAGES[0], 7, MESSAGES[1]]}))
     assert rows(source) == [MESSAGES[0], "a row must be an object, but this is a number", MESSAGES[1]]
     source = understood(write("rows.jsonl", {"row": MESSAGES[0]}, {"other": 1}, {"row": MESSAGES[1]}))
@@ -155,7 +155,7 @@ def test_a_format_that_is_named_is_looked_for_too(write: Callable[..., Path]) ->
     assert (stays.source.shape, rows(stays)) == (None, [{"data": 1}])
 
 
-def test_at_most_so_many_rows_are_taken_of_those_that_were_found(write: Callable[..., Path]) -> None:
+def test_at_most_so_many_of_the_rows_are_read(write: Callable[..., Path]) -> None:
     assert len(rows(understood(write("rows.json", {"data": MESSAGES * 5}), max_rows=3))) == 3
 
 
@@ -178,7 +178,7 @@ def test_where_it_is_not_plain_nothing_is_taken(write: Callable[..., Path], case
             understood(write(name, *NOT_TAKEN[case]))
 
 
-def test_rows_that_are_read_as_they_stand_are_not_looked_into(write: Callable[..., Path]) -> None:
+def test_rows_that_are_read_as_they_are_are_not_searched_for_other_rows(write: Callable[..., Path]) -> None:
     source = understood(write("rows.json", {"prompt": "a", "completion": "x", "data": MESSAGES}))
     assert (source.record.name, source.source.shape) == ("prompt-completion", None)
 

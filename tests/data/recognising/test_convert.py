@@ -70,7 +70,7 @@ def test_a_format_that_is_named_wins() -> None:
         recognise(ALPACA, format="alpacca")
 
 
-def test_rows_of_no_known_format_are_told_with_their_columns_and_the_columns_that_are_needed() -> None:
+def test_rows_of_no_known_format_are_reported_with_their_columns_and_the_columns_that_are_needed() -> None:
     with pytest.raises(DataError) as error:
         recognise({"a": "x"}, {"b": 1})
     told = str(error.value)
@@ -80,7 +80,7 @@ def test_rows_of_no_known_format_are_told_with_their_columns_and_the_columns_tha
         recognise({})
 
 
-def test_what_would_read_the_rows_and_what_hinders_the_others_is_told() -> None:
+def test_what_would_read_the_rows_and_what_hinders_the_others_is_reported() -> None:
     with pytest.raises(DataError) as error:
         recognise({"text": "x", "label": 1, "messages": "hello"})
     lines = [line.strip() for line in str(error.value).splitlines()]
@@ -131,7 +131,7 @@ def test_a_column_that_is_nearly_one_gets_a_did_you_mean(values: dict[str, Any],
         {"text_a": "x"},
     ],
 )
-def test_a_did_you_mean_that_would_not_help_is_not_told(values: dict[str, Any]) -> None:
+def test_a_did_you_mean_that_would_not_help_is_not_shown(values: dict[str, Any]) -> None:
     with pytest.raises(DataError) as error:
         recognise(values)
     assert "did you mean" not in str(error.value)
@@ -170,7 +170,7 @@ def test_a_plugin_that_comes_later_is_asked_first() -> None:
     )
 
 
-def test_a_format_that_stumbles_over_rows_of_another_does_not_hide_what_is_told() -> None:
+def test_a_format_that_fails_on_rows_of_another_does_not_hide_the_message() -> None:
     own = types.ModuleType("own")
     record = DataFormat(name="own", summary="x", columns=("a",), convert=lambda values: values["b"]["c"])
     vars(own).update(register_formats=hookimpl(lambda: [record]))
@@ -185,7 +185,7 @@ def test_a_format_that_stumbles_over_rows_of_another_does_not_hide_what_is_told(
 # --- rows
 
 
-def test_every_row_is_converted_or_told_in_its_place() -> None:
+def test_every_row_is_converted_or_reported_in_its_place() -> None:
     unread = Unreadable(file="rows.jsonl", line=7, reason="malformed JSON")
     given_rows = [*rows(ALPACA, {"instruction": "ask"}), unread, *rows(ALPACA)]
     good, bad, same, last = convert.convert(given_rows, REGISTRY.formats["alpaca"], DataSection())
@@ -221,7 +221,7 @@ def test_a_row_without_a_bottom_does_not_stop_the_others(depth: int) -> None:
     assert good == ASKED
 
 
-def test_a_format_that_recurses_without_end_is_told() -> None:
+def test_a_format_that_recurses_without_end_is_reported() -> None:
     def forever(values: Mapping[str, Any]) -> Example:
         return forever(values)
 
@@ -269,7 +269,7 @@ def test_messages_lose_what_arrow_filled_in_and_what_follows_the_last_answer() -
     assert example.notes == ("1 turn after the last answer left out",)
 
 
-def test_an_empty_answer_and_a_conversation_that_begins_with_the_assistant_are_no_errors() -> None:
+def test_an_empty_answer_and_a_conversation_that_begins_with_the_assistant_are_not_errors() -> None:
     assert converted("prompt-completion", PAIR | {"completion": " "}) == [
         Example(messages=(USER, {"role": "assistant", "content": " "}))
     ]
@@ -381,13 +381,13 @@ CHECKED: Mapping[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CHECKED)
-def test_a_column_that_no_row_has_is_told(case: str) -> None:
+def test_a_column_that_no_row_has_is_reported(case: str) -> None:
     settings, message = CHECKED[case]
     with pytest.raises(DataError, match=rf"(?s){message}"):
         check_columns(["ask", "answer", "id"], DataSection(**settings))
 
 
-def test_columns_that_are_there_are_not_told() -> None:
+def test_columns_that_exist_are_not_reported() -> None:
     section = DataSection(columns={"question": "ask", "role": "who", "content": "words"}, split_by="id")
     check_columns(["ask", "answer", "id"], section)
 
@@ -407,7 +407,7 @@ def test_a_system_prompt_is_set_where_there_is_none() -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_system_prompt_stands_first_in_every_kind_but_text(name: str) -> None:
+def test_a_system_prompt_comes_first_in_every_kind_but_text(name: str) -> None:
     values = {key: value for key, value in LAYOUTS[name].items() if key != "system"}
     [plain], [with_prompt] = converted(name, values), converted(name, values, system="be kind")
     assert isinstance(plain, Example)
@@ -452,7 +452,7 @@ BAD: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_row_that_does_not_fit_is_told_in_one_sentence(case: str) -> None:
+def test_a_row_that_does_not_fit_is_reported_in_one_sentence(case: str) -> None:
     name, values, message = BAD[case]
     [reason] = converted(name, values)
     assert isinstance(reason, str)

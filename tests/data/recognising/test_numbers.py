@@ -106,7 +106,7 @@ ROWS: dict[str, tuple[list[dict[str, Any]], str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_numbers_are_taken_as_text_and_that_is_told(tmp_path: Path, case: str) -> None:
+def test_numbers_are_used_as_text_and_that_is_reported(tmp_path: Path, case: str) -> None:
     rows, name, answers, told = ROWS[case]
     source = of(tmp_path, *rows)
     assert source.record.name == name
