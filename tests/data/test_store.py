@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mlflow_ft.data import store
 from mlflow_ft.rows import Encoded, Example
 
-ABOUT = {"source": 0, "file": 0, "line": 1, "index": 0, "length": 2, "hash": b"h" * 16, "key": 1}
+ORIGIN = store.Origin(source=0, file=0, line=1, index=0, length=2, hash=b"h" * 16, key=1)
 TURN = {"role": "assistant", "content": "é\n", "tool_calls": [{"function": {"name": "f", "arguments": {"x": [1]}}}]}
 EXAMPLES = [
     Example(messages=({"role": "user", "content": "q"}, TURN), learned=(False, True), notes=("a note",)),
@@ -40,7 +41,7 @@ def write(file: Path, rows: int) -> None:
                     store.record(
                         Example(text=f"row {number}"),
                         Encoded(input_ids=(number, number + 1), labels=(-100, number + 1), truncated=number % 2 == 0),
-                        **ABOUT | {"line": number},
+                        replace(ORIGIN, line=number),
                     )
                     for number in range(start, min(rows, start + store.BATCH))
                 ]
@@ -86,7 +87,7 @@ def test_both_answers_of_a_preference_are_kept(tmp_path: Path) -> None:
     rejected = Encoded(input_ids=(1, 3), labels=(-100, 3), way="w")
     row = Encoded(input_ids=(1, 2), labels=(-100, 2), way="w", rejected=rejected)
     with store.Writer(tmp_path / "rows.arrow") as writer:
-        writer.write([store.record(EXAMPLES[2], row, **ABOUT)])
+        writer.write([store.record(EXAMPLES[2], row, ORIGIN)])
     table = store.read(tmp_path / "rows.arrow")
     assert store.encoded(table)[0] == row
     assert table.column("supervised").to_pylist() == [2]
