@@ -19,7 +19,11 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 from tests.engine.conftest import Bench, lay
 
-ADAPTERS = {one.name: one for one in Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""})).adapters if one.name != "none"}
+ADAPTERS = {
+    adapter.name: adapter
+    for adapter in Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""})).adapters
+    if adapter.name != "none"
+}
 NEEDED: dict[str, dict[str, Any]] = {
     "trainable-tokens": {"adapter.trainable_token_indices": "[2, 3]"},
     "cpt": {"adapter.init_text": "red green blue"},
@@ -45,34 +49,34 @@ def trying(tiny_model: Path, tmp_path: Path) -> Bencher:
     return make
 
 
-def trained(one: Bench) -> Any:
+def trained(setup: Bench) -> Any:
     """Train, and keep what the model in memory says beside what it left."""
-    model = trainable.prepare(one.job, one.data, one.base)
-    left = sft.train(one.job, one.data, model)
-    return SimpleNamespace(left=left, said=said(model.module, one), reference=left.folder / "reference.safetensors")
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    left = sft.train(setup.job, setup.data, model)
+    return SimpleNamespace(left=left, said=said(model.module, setup), reference=left.folder / "reference.safetensors")
 
 
-def said(module: Any, one: Bench) -> list[str]:
-    examples = list(one.data.eval.examples)[:3]
-    return [answer.text for answer in judge.answers(module, one.data, examples, max_new_tokens=6, batch_size=3)]
+def said(module: Any, setup: Bench) -> list[str]:
+    examples = list(setup.data.eval.examples)[:3]
+    return [answer.text for answer in judge.answers(module, setup.data, examples, max_new_tokens=6, batch_size=3)]
 
 
-def check(one: Bench, folder: Path, *, exact: float = SAME) -> None:
+def check(setup: Bench, folder: Path, *, exact: float = SAME) -> None:
     """Train it; what comes back must be what was trained, and not what the base is."""
-    start.check_method(one.job.config, one.job.registry)
-    found = trained(one)
-    back = loading.load_trained(one.job, one.data, found.left)
-    assert parity.compare(back, found.reference)["kl_max"] < SAME
-    assert said(back, one) == found.said
-    base = loading.load_base(one.job.config, one.base)
-    assert parity.compare(base, found.reference)["kl_max"] > 100 * SAME, "it did not train"
-    if ADAPTERS[one.job.config.adapter.kind].merges:
+    start.check_method(setup.job.config, setup.job.registry)
+    result = trained(setup)
+    back = loading.load_trained(setup.job, setup.data, result.left)
+    assert parity.compare(back, result.reference)["kl_max"] < SAME
+    assert said(back, setup) == result.said
+    base = loading.load_base(setup.job.config, setup.base)
+    assert parity.compare(base, result.reference)["kl_max"] > 100 * SAME, "it did not train"
+    if ADAPTERS[setup.job.config.adapter.kind].merges:
         folder.mkdir()
-        fold.merge(one.job, found.left, folder)
-        bundle.complete(one.job, one.data, folder)
-        merged = loading.load_saved(one.job.config, one.base, folder)
+        fold.merge(setup.job, result.left, folder)
+        bundle.complete(setup.job, setup.data, folder)
+        merged = loading.load_saved(setup.job.config, setup.base, folder)
         assert not hasattr(merged, "peft_config")
-        assert parity.compare(merged, found.reference)["kl_max"] < exact
+        assert parity.compare(merged, result.reference)["kl_max"] < exact
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -84,15 +88,15 @@ def test_it_comes_back_as_it_was_trained(trying: Bencher, tmp_path: Path, kind: 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_it_comes_back_beside_a_quantised_base_or_is_refused(
+def test_it_is_loaded_again_on_a_quantised_base_or_is_refused(
     trying: Bencher, tmp_path: Path, kind: str, quantize: str
 ) -> None:
-    one = trying(kind, **{"model.quantize": quantize})
-    if reason := ADAPTERS[kind].refuses(one.job.config):
+    setup = trying(kind, **{"model.quantize": quantize})
+    if reason := ADAPTERS[kind].refuses(setup.job.config):
         assert quantize in reason
         assert "--model.quantize" in reason
         return
-    check(one, tmp_path / "merged", exact=ROUNDED if quantize == "int8" else SAME)
+    check(setup, tmp_path / "merged", exact=ROUNDED if quantize == "int8" else SAME)
 
 
 BEGINNINGS = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva", "gaussian", "orthogonal", "mica")
@@ -147,8 +151,8 @@ def test_learned_prompts_with_recomputed_activations_train_the_same(
     losses = []
     for number, recompute in enumerate(("true", "false")):
         settings = {"adapter.kind": kind, "gradient_checkpointing": recompute, "learning_rate": 0.1}
-        one = lay(tmp_path / str(number), "lora", model=tiny_model, **settings)
-        one.train()
-        losses.append(one.curve("train/loss"))
+        setup = lay(tmp_path / str(number), "lora", model=tiny_model, **settings)
+        setup.train()
+        losses.append(setup.curve("train/loss"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(losses[0]) == 4

@@ -25,5 +25,5 @@ def test_the_page_is_as_it_is_written() -> None:
 def test_a_combination_does_what_the_page_says(
     tiny_model: Path, tmp_path: Path, objective: str, adapter: str, quantise: str
 ) -> None:
-    found = combinations.outcome(objective, adapter, quantise, model=tiny_model, folder=tmp_path / "job")
-    assert found == SAID[objective, adapter, quantise]
+    outcome = combinations.outcome(objective, adapter, quantise, model=tiny_model, folder=tmp_path / "job")
+    assert outcome == SAID[objective, adapter, quantise]

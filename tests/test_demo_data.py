@@ -65,7 +65,7 @@ def test_every_answer_is_strict_json_with_the_same_keys_in_order(name: str) -> N
 
 
 @pytest.mark.parametrize("name", SIDES)
-def test_every_entity_stands_in_the_request_as_in_the_answer(name: str) -> None:
+def test_every_entity_is_the_same_in_the_request_and_in_the_answer(name: str) -> None:
     for request, reply in read(name):
         command = json.loads(reply)
         for key in ("device", "room", "value"):

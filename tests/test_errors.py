@@ -10,7 +10,7 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_error_stands_in_the_tree_with_its_exit_code(kind: type[FineTuneError]) -> None:
+def test_every_error_is_in_the_tree_with_its_exit_code(kind: type[FineTuneError]) -> None:
     [line] = [line for line in str(errors.__doc__).splitlines() if kind.__name__ in line.split()]
     if kind is StoppedError:
         assert [StoppedError(number).exit_code for number in (2, 15)] == [130, 143]

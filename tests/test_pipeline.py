@@ -107,8 +107,8 @@ def downloaded(shop: Shop, runs: dict[str, pipeline.Outcome]) -> dict[str, dict[
 
 
 def logged_models(shop: Shop, run_id: str) -> dict[str, LoggedModel]:
-    found = shop.client.search_logged_models(["0"], filter_string=f"source_run_id = '{run_id}'")
-    return {model.name: model for model in found}
+    models = shop.client.search_logged_models(["0"], filter_string=f"source_run_id = '{run_id}'")
+    return {model.name: model for model in models}
 
 
 # --- what the run says
@@ -135,7 +135,7 @@ def test_the_run_is_finished_and_says_what_was_asked(shop: Shop, outcome: tuple[
 
 def test_the_data_are_inputs_of_the_run(shop: Shop, outcome: tuple[str, pipeline.Outcome]) -> None:
     run = shop.client.get_run(outcome[1].run_id)
-    inputs = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+    inputs = {dataset.tags[0].value: dataset.dataset for dataset in run.inputs.dataset_inputs}
     assert inputs.keys() == {"train", "eval"}
     assert inputs["train"].digest == run.data.tags["mlflow_ft.data_digest"] != inputs["eval"].digest
     rows = {name: json.loads(dataset.profile)["num_rows"] for name, dataset in inputs.items()}
@@ -198,11 +198,11 @@ def test_logged_models_are_ready_and_their_metrics_know_the_data(
 ) -> None:
     method, result = outcome
     run = shop.client.get_run(result.run_id)
-    held_out = next(one.dataset for one in run.inputs.dataset_inputs if one.tags[0].value == "eval")
-    found = logged_models(shop, result.run_id)
-    assert tuple(sorted(found)) == tuple(sorted(FORMS[method]))
-    assert {output.model_id for output in run.outputs.model_outputs} == {model.model_id for model in found.values()}
-    for form, model in found.items():
+    held_out = next(dataset.dataset for dataset in run.inputs.dataset_inputs if dataset.tags[0].value == "eval")
+    models = logged_models(shop, result.run_id)
+    assert tuple(sorted(models)) == tuple(sorted(FORMS[method]))
+    assert {output.model_id for output in run.outputs.model_outputs} == {model.model_id for model in models.values()}
+    for form, model in models.items():
         assert model.status == LoggedModelStatus.READY
         assert model.model_type == f"{method}-{form}"
         assert model.params["cfg.method"] == method
@@ -216,12 +216,12 @@ def test_versions_carry_the_alias_and_know_each_other(shop: Shop, outcome: tuple
     assert [version.name for version in result.versions] == [f"tiny-{method}{SUFFIX[form]}" for form in FORMS[method]]
     registered = {}
     for form, version in zip(FORMS[method], result.versions, strict=True):
-        found = registered[form] = shop.client.get_model_version_by_alias(version.name, "candidate")
-        assert (int(found.version), found.run_id) == (version.version, result.run_id)
-        assert found.tags["mlflow_ft.form"] == form
-        assert found.tags["mlflow_ft.model_id"] == version.model_id
-        assert found.tags["mlflow_ft.method"] == method
-        assert float(found.tags["mlflow_ft.parity.kl_mean"]) < 1e-6
+        candidate = registered[form] = shop.client.get_model_version_by_alias(version.name, "candidate")
+        assert (int(candidate.version), candidate.run_id) == (version.version, result.run_id)
+        assert candidate.tags["mlflow_ft.form"] == form
+        assert candidate.tags["mlflow_ft.model_id"] == version.model_id
+        assert candidate.tags["mlflow_ft.method"] == method
+        assert float(candidate.tags["mlflow_ft.parity.kl_mean"]) < 1e-6
     if method != "full":
         merged, adapter = registered["merged"], registered["adapter"]
         assert merged.tags["mlflow_ft.adapter_version"] == f"models:/{adapter.name}/{adapter.version}"
@@ -233,10 +233,10 @@ def test_a_registered_model_answers_a_chat_completion(outcome: tuple[str, pipeli
     request = {"messages": [{"role": "user", "content": "red green blue"}], "max_tokens": 6}
     answers = []
     for version in result.versions:
-        found = mlflow.pyfunc.load_model(f"models:/{version.name}@candidate").predict(request)
-        assert found["object"] == "chat.completion"
-        assert 1 <= found["usage"]["completion_tokens"] <= 6
-        answers.append(found["choices"][0]["message"]["content"])
+        prediction = mlflow.pyfunc.load_model(f"models:/{version.name}@candidate").predict(request)
+        assert prediction["object"] == "chat.completion"
+        assert 1 <= prediction["usage"]["completion_tokens"] <= 6
+        answers.append(prediction["choices"][0]["message"]["content"])
     assert len(set(answers)) == 1  # the adapter and the merged model say the same
 
 
@@ -258,7 +258,7 @@ def test_transformers_reads_the_merged_model(downloaded: dict[str, dict[str, Pat
         assert model.num_parameters() == 139_584
 
 
-def test_no_pickle_and_no_weights_of_the_base_beside_an_adapter(downloaded: dict[str, dict[str, Path]]) -> None:
+def test_no_pickle_and_no_base_weights_with_an_adapter(downloaded: dict[str, dict[str, Path]]) -> None:
     for forms in downloaded.values():
         for form, folder in forms.items():
             files = [file for file in folder.rglob("*") if file.is_file()]
@@ -278,8 +278,8 @@ def test_requirements_are_exact_and_without_mlflow_ft(downloaded: dict[str, dict
     lines = {
         form: (downloaded["qlora"][form] / "requirements.txt").read_text().split() for form in ("adapter", "merged")
     }
-    assert all("==" in line and "mlflow-ft" not in line for one in lines.values() for line in one)
-    names = {form: {line.partition("==")[0] for line in one} for form, one in lines.items()}
+    assert all("==" in line and "mlflow-ft" not in line for pins in lines.values() for line in pins)
+    names = {form: {line.partition("==")[0] for line in pins} for form, pins in lines.items()}
     assert {"mlflow", "torch", "transformers", "peft", "bitsandbytes"} <= names["adapter"]
 
 
@@ -293,7 +293,7 @@ def test_a_second_run_makes_a_second_version(shop: Shop, runs: dict[str, pipelin
 # --- what is refused
 
 
-def test_a_loss_that_is_no_number_ends_the_run(shop: Shop) -> None:
+def test_a_nan_or_infinite_loss_ends_the_run(shop: Shop) -> None:
     error, run = shop.refused(RefusedError, "lora", learning_rate=1e30, max_steps=8)
     assert "training stopped" in error.message
     assert "learning_rate" in error.hint

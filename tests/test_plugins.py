@@ -54,21 +54,21 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def info(loaded: Plugins, name: str) -> PluginInfo:
-    [found] = [one for one in loaded.infos if one.name == name]
-    return found
+    [match] = [plugin for plugin in loaded.infos if plugin.name == name]
+    return match
 
 
 def providers(loaded: Plugins) -> set[str]:
-    return {one.provider for one in loaded.registered}
+    return {registered.provider for registered in loaded.registered}
 
 
 def test_an_installed_plugin_is_found_with_its_version_and_hash(install: Install) -> None:
     install("ft_good", GOOD.format(name="good"))
     loaded = plugins.load({})
-    found = info(loaded, "ft_good")
-    assert (found.status, found.version, found.module, found.error) == ("active", "1.5", "ft_good", "")
-    assert len(found.sha256) == 64
-    assert found in loaded.active
+    plugin = info(loaded, "ft_good")
+    assert (plugin.status, plugin.version, plugin.module, plugin.error) == ("active", "1.5", "ft_good", "")
+    assert len(plugin.sha256) == 64
+    assert plugin in loaded.active
     assert Registry(loaded).adapters.provider("good") == "ft_good"
 
 
@@ -95,14 +95,16 @@ def test_a_broken_plugin_is_listed_and_left_out_whole_and_the_others_work(instal
     install("ft_broken", f"{GOOD.format(name='of-the-broken')}\n{source}\n")
     install("ft_good", GOOD.format(name="good"))
     loaded = plugins.load({})
-    found = info(loaded, "ft_broken")
-    assert found.status == "broken"
-    assert found.error.startswith(error)
-    assert "\n" not in found.error
-    assert found not in loaded.active
+    plugin = info(loaded, "ft_broken")
+    assert plugin.status == "broken"
+    assert plugin.error.startswith(error)
+    assert "\n" not in plugin.error
+    assert plugin not in loaded.active
     assert "ft_broken" not in providers(loaded)
     callers = [getattr(loaded.hook, name) for name in vars(loaded.hook) if not name.startswith("_")]
-    assert "ft_broken" not in {one.plugin_name for caller in callers for one in caller.get_hookimpls()}
+    assert "ft_broken" not in {
+        implementation.plugin_name for caller in callers for implementation in caller.get_hookimpls()
+    }
     assert info(loaded, "ft_good").status == "active"
     registry = Registry(loaded)
     assert "good" in registry.adapters
@@ -130,7 +132,7 @@ def test_a_choice_of_plugins_leaves_the_others_off_and_unimported(install: Insta
     assert "one" not in adapters
 
 
-def test_a_choice_that_is_not_installed_is_told(install: Install) -> None:
+def test_a_choice_that_is_not_installed_is_reported(install: Install) -> None:
     install("ft_one", GOOD.format(name="one"))
     with pytest.raises(PluginError, match="MLFLOW_FT_PLUGINS names ft_none, which is not installed") as error:
         plugins.load({"MLFLOW_FT_PLUGINS": "ft_one,ft_none"})
@@ -141,22 +143,22 @@ def test_the_second_plugin_of_a_name_is_broken_and_the_first_stays(install: Inst
     install("ft_one", GOOD.format(name="one"), entry_point="same")
     install("ft_two", GOOD.format(name="two"), entry_point="same")
     loaded = plugins.load({})
-    found = sorted((one.status, one.module, one.error) for one in loaded.infos if one.name == "same")
-    assert [status for status, _, _ in found] == ["active", "broken"]
-    assert found[1][2] == "another plugin of this name is loaded already"
+    listed = sorted((plugin.status, plugin.module, plugin.error) for plugin in loaded.infos if plugin.name == "same")
+    assert [status for status, _, _ in listed] == ["active", "broken"]
+    assert listed[1][2] == "another plugin of this name is loaded already"
     kept = loaded.hook.register_adapters.get_hookimpls()
-    assert found[0][1] in {one.plugin.__name__ for one in kept}
+    assert listed[0][1] in {implementation.plugin.__name__ for implementation in kept}
     assert "same" in providers(loaded)
 
 
 def test_a_plugin_cannot_take_the_place_of_a_built_in(install: Install) -> None:
     install("ft_one", GOOD.format(name="one"), entry_point="builtin.trainers")
     loaded = plugins.load({})
-    assert [one.status for one in loaded.infos if one.name == "builtin.trainers"] == ["active", "broken"]
+    assert [plugin.status for plugin in loaded.infos if plugin.name == "builtin.trainers"] == ["active", "broken"]
     assert "qlora" in Registry(loaded).trainers
 
 
-def test_a_watcher_that_raises_is_logged_by_name_and_stops_nobody(
+def test_a_watcher_that_raises_is_logged_by_name_and_stops_no_run(
     install: Install, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("ft_a", "ft_c"):
@@ -197,8 +199,8 @@ def test_a_plugin_in_a_zip_file_works_without_a_hash(tmp_path: Path, monkeypatch
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.writestr("ft_zipped.py", GOOD.format(name="zipped"))
     monkeypatch.syspath_prepend(str(tmp_path / "all.zip"))
-    found = Plugins().add(importlib.import_module("ft_zipped"), name="zipped")
-    assert (found.status, found.sha256) == ("active", "")
+    plugin = Plugins().add(importlib.import_module("ft_zipped"), name="zipped")
+    assert (plugin.status, plugin.sha256) == ("active", "")
     del sys.modules["ft_zipped"]
 
 
@@ -235,9 +237,9 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offer]:
 
 def test_a_plugin_of_the_checkout_works_without_being_installed(offer: Offer) -> None:
     loaded = plugins.load({}, checkout=offer("ft_near", GOOD.format(name="near")))
-    found = info(loaded, "ft_near")
-    assert (found.status, found.version, found.module, found.error) == ("active", "2.5", "ft_near", "")
-    assert len(found.sha256) == 64
+    plugin = info(loaded, "ft_near")
+    assert (plugin.status, plugin.version, plugin.module, plugin.error) == ("active", "2.5", "ft_near", "")
+    assert len(plugin.sha256) == 64
     assert Registry(loaded).adapters.provider("near") == "ft_near"
 
 
@@ -245,24 +247,24 @@ def test_a_plugin_of_the_checkout_that_is_installed_is_loaded_once(offer: Offer,
     install("ft_near", GOOD.format(name="near"))
     path = list(sys.path)
     loaded = plugins.load({}, checkout=offer("ft_near", "1 / 0"))
-    found = info(loaded, "ft_near")
-    assert (found.status, found.version) == ("active", "1.5")
+    plugin = info(loaded, "ft_near")
+    assert (plugin.status, plugin.version) == ("active", "1.5")
     assert sys.path == path
 
 
-def test_a_folder_without_a_project_file_is_no_checkout(offer: Offer) -> None:
+def test_a_folder_without_a_project_file_is_not_a_checkout(offer: Offer) -> None:
     root = offer("ft_near", GOOD.format(name="near"))
     (root / "MLproject").unlink()
-    assert "ft_near" not in {one.name for one in plugins.load({}, checkout=root).infos}
+    assert "ft_near" not in {plugin.name for plugin in plugins.load({}, checkout=root).infos}
 
 
 @pytest.mark.parametrize("settings", ["not toml", "[project]", "project = 1", "[project]\nentry-points = 3"])
-def test_a_plugin_of_the_checkout_that_cannot_be_read_harms_nobody(offer: Offer, settings: str) -> None:
+def test_a_plugin_of_the_checkout_that_cannot_be_read_does_not_affect_the_others(offer: Offer, settings: str) -> None:
     offer("ft_bad", "", settings)
     root = offer("ft_near", GOOD.format(name="near"))
     offer("ft_raises", "1 / 0")
     loaded = plugins.load({}, checkout=root)
-    told = {one.name: one for one in loaded.infos}
+    told = {plugin.name: plugin for plugin in loaded.infos}
     assert told["ft_near"].status == "active"
     assert told["ft_raises"].error.startswith("ZeroDivisionError")
     assert settings == "[project]" or told["ft_bad"].status == "broken"
@@ -282,6 +284,6 @@ def test_plugins_of_the_checkout_are_chosen_like_others(offer: Offer) -> None:
 
 def test_our_own_plugins_are_found_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "installed", lambda: iter(()))
-    found = info(plugins.load({}), "ppo")
-    assert (found.status, found.module) == ("active", "mlflow_ft_ppo")
+    plugin = info(plugins.load({}), "ppo")
+    assert (plugin.status, plugin.module) == ("active", "mlflow_ft_ppo")
     assert info(plugins.load({}), "template").status == "off"

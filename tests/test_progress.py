@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_text_with_brackets_is_told_as_it_is() -> None:
+def test_text_with_brackets_is_printed_as_it_is() -> None:
     stream = io.StringIO()
     progress = Progress(stream=stream)
     progress.say("[bold]rows[/] of [/x]")
@@ -79,7 +79,7 @@ def test_a_bar_shows_count_time_and_note_on_a_narrow_terminal() -> None:
     assert "loss 0.123" in last
 
 
-def test_marked_runs_stand_in_brackets_where_there_are_no_colours() -> None:
+def test_marked_runs_are_in_brackets_where_there_are_no_colours() -> None:
     stream = io.StringIO()
     Progress(stream=stream).marked("a row", [(False, "read [x] "), (True, "learned"), (False, " read")])
     assert stream.getvalue().splitlines() == ["a row", "read [x] [[learned]] read"]

@@ -13,7 +13,7 @@ def plugin(name: str, *adapters: str) -> ModuleType:
 
     @hookimpl
     def register_adapters() -> list[Adapter]:
-        return [Adapter(name=one, summary=one, configure=lambda job, model: None) for one in adapters]
+        return [Adapter(name=name, summary=name, configure=lambda job, model: None) for name in adapters]
 
     module.register_adapters = register_adapters  # type: ignore[attr-defined]
     return module
@@ -35,7 +35,7 @@ def test_a_clash_with_a_built_in_is_one_too() -> None:
         Registry(loaded)
 
 
-def test_one_name_may_stand_in_two_kinds() -> None:
+def test_one_name_may_occur_in_two_kinds() -> None:
     loaded = plugins.load({})
     loaded.add(plugin("first", "qlora"), name="first")
     registry = Registry(loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -100,15 +100,28 @@ def _token_lists(values: Sequence[Sequence[int] | None]) -> pyarrow.Array:
     return pa.ListArray.from_arrays(begins, numbers, mask=missing)
 
 
-def record(example: Example, encoded: Encoded, *, turn: int = 0, unwritten: int = 0, **about: Any) -> dict[str, Any]:
-    """One row as the store keeps it; `about` are its source, file, line, index, length, hash and key.
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a stored row comes from, and what it is recognised and grouped by."""
 
-    `turn` is the learned turn, from 1, where the row is a part of a conversation, else 0; `unwritten` counts the
-    learned turns whose thoughts the template leaves out.
-    """
+    source: int
+    file: int
+    line: int
+    index: int
+    length: int
+    hash: bytes
+    key: int
+    turn: int = 0
+    """The learned turn, from 1, where the row is a part of a conversation, else 0."""
+    unwritten: int = 0
+    """The number of learned turns whose thoughts the template leaves out."""
+
+
+def record(example: Example, encoded: Encoded, origin: Origin) -> dict[str, Any]:
+    """One row as the store keeps it."""
     rejected = encoded.rejected
     return {
-        **about,
+        **vars(origin),
         "content": content_hash(example, encoded),
         "example": to_json(example),
         "input_ids": encoded.input_ids,
@@ -119,8 +132,6 @@ def record(example: Example, encoded: Encoded, *, turn: int = 0, unwritten: int 
         "rejected_labels": rejected.labels if rejected else None,
         "tokens": len(encoded.input_ids) + (len(rejected.input_ids) if rejected else 0),
         "supervised": encoded.supervised + (rejected.supervised if rejected else 0),
-        "turn": turn,
-        "unwritten": unwritten,
     }
 
 
@@ -163,7 +174,11 @@ class Column(StoredRows[T]):
         import pyarrow as pa
 
         values = [
-            record(Example(), row, source=0, file=0, line=0, index=0, length=len(row.input_ids), hash=b"\0" * 16, key=0)
+            record(
+                Example(),
+                row,
+                Origin(source=0, file=0, line=0, index=0, length=len(row.input_ids), hash=b"\0" * 16, key=0),
+            )
             for row in rows
         ]
         return encoded(pa.Table.from_batches([batch(values, schema())]))

@@ -223,9 +223,7 @@ def _prepared(
             tally.ways[found.encoded.way] += 1
             tally.ends.update(found.ends)
             group = row.values.get(settings.split_by) if settings.split_by else None
-            yield store.record(
-                part.example,
-                found.encoded,
+            origin = store.Origin(
                 turn=part.turn,
                 unwritten=found.unwritten,
                 source=source,
@@ -236,6 +234,7 @@ def _prepared(
                 hash=row_hash(row.values),
                 key=fingerprint.prompt_key(whole) if group is None else fingerprint.key(group),
             )
+            yield store.record(part.example, found.encoded, origin)
 
 
 def nothing_to_learn(example: Example, found: Proved, max_length: int) -> str:

@@ -13,8 +13,8 @@ from mlflow_ft.records import Example
 from mlflow_ft.values import Answer
 
 
-def scores(found: Any) -> dict[str, float]:
-    return {score.name: score.value for score in found}
+def scores(results: Any) -> dict[str, float]:
+    return {score.name: score.value for score in results}
 
 
 def answer(text: str, expected: str, *, finished: bool = True) -> Answer:
@@ -27,10 +27,10 @@ def held_out(*contents: Any) -> Any:
 
 
 def test_the_loss_is_a_mean_over_tokens() -> None:
-    found = evaluators.held_out_loss(SimpleNamespace(losses=[(2.0, 1), (3.0, 9), (0.0, 0)]))  # type: ignore[arg-type]  # stands in for a Subject
-    assert scores(found) == pytest.approx({"loss": 0.5, "perplexity": math.exp(0.5)})
-    assert found[0].rows == (2.0, pytest.approx(1 / 3), None)
-    assert found[0].coverage == pytest.approx(2 / 3)
+    results = evaluators.held_out_loss(SimpleNamespace(losses=[(2.0, 1), (3.0, 9), (0.0, 0)]))  # type: ignore[arg-type]  # stands in for a Subject
+    assert scores(results) == pytest.approx({"loss": 0.5, "perplexity": math.exp(0.5)})
+    assert results[0].rows == (2.0, pytest.approx(1 / 3), None)
+    assert results[0].coverage == pytest.approx(2 / 3)
 
 
 def test_a_loss_without_tokens_or_beyond_floats() -> None:
@@ -42,9 +42,9 @@ def test_a_loss_without_tokens_or_beyond_floats() -> None:
 
 def test_exact_match_forgives_white_space_at_the_ends_only() -> None:
     answers = [answer(" a b\n", "a b"), answer("a  b", "a b"), answer("A b", "a b"), answer("x", "x", finished=False)]
-    found = evaluators.exact_match(SimpleNamespace(answers=answers))  # type: ignore[arg-type]  # stands in for a Subject
-    assert scores(found) == {"exact_match": 0.5, "finished": 0.75}
-    assert found[0].rows == (1.0, 0.0, 0.0, 1.0)
+    results = evaluators.exact_match(SimpleNamespace(answers=answers))  # type: ignore[arg-type]  # stands in for a Subject
+    assert scores(results) == {"exact_match": 0.5, "finished": 0.75}
+    assert results[0].rows == (1.0, 0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_exact_match_forgives_white_space_at_the_ends_only() -> None:
 )
 def test_json_by_the_strict_grammar(text: str, *, valid: bool) -> None:
     assert evaluators.is_json(text) is valid
-    found = evaluators.valid_json(SimpleNamespace(answers=[answer(text, "{}")]))  # type: ignore[arg-type]  # stands in for a Subject
-    assert scores(found) == {"valid_json": float(valid)}
+    results = evaluators.valid_json(SimpleNamespace(answers=[answer(text, "{}")]))  # type: ignore[arg-type]  # stands in for a Subject
+    assert scores(results) == {"valid_json": float(valid)}
 
 
 def test_what_applies() -> None:
@@ -77,17 +77,17 @@ def test_what_applies() -> None:
 
 
 def test_pairs_whose_chosen_answer_is_found_better() -> None:
-    found = evaluators.preferred(SimpleNamespace(pairs=[(-1.0, -3.0), (-2.0, -2.0), (-4.0, -1.0)]))  # type: ignore[arg-type]  # stands in for a Subject
-    assert scores(found) == pytest.approx({"preference_accuracy": 1 / 3, "preference_margin": -1 / 3})
-    assert found[0].rows == (1.0, 0.0, 0.0)
+    results = evaluators.preferred(SimpleNamespace(pairs=[(-1.0, -3.0), (-2.0, -2.0), (-4.0, -1.0)]))  # type: ignore[arg-type]  # stands in for a Subject
+    assert scores(results) == pytest.approx({"preference_accuracy": 1 / 3, "preference_margin": -1 / 3})
+    assert results[0].rows == (1.0, 0.0, 0.0)
 
 
 def test_the_mean_of_every_reward_counts_what_could_be_judged() -> None:
     values = {"length": [1.0, None, 2.0], "format": [0.0, 1.0, 1.0]}
     subject = SimpleNamespace(rewards=values, weighted_reward=[2.0, 0.5, 4.0])
-    found = evaluators.rewarded(subject)  # type: ignore[arg-type]  # stands in for a Subject
-    assert scores(found) == pytest.approx({"reward/length": 1.5, "reward/format": 2 / 3, "weighted_reward": 6.5 / 3})
-    assert [score.coverage for score in found] == pytest.approx([2 / 3, 1.0, 1.0])
+    results = evaluators.rewarded(subject)  # type: ignore[arg-type]  # stands in for a Subject
+    assert scores(results) == pytest.approx({"reward/length": 1.5, "reward/format": 2 / 3, "weighted_reward": 6.5 / 3})
+    assert [score.coverage for score in results] == pytest.approx([2 / 3, 1.0, 1.0])
     assert list(evaluators.rewarded(SimpleNamespace(rewards={}))) == []  # type: ignore[arg-type]  # stands in for a Subject
 
 
@@ -100,7 +100,7 @@ def test_rewards_apply_where_a_model_can_be_asked() -> None:
     assert not evaluators.has_prompts(rows("conversation", None))
 
 
-def test_the_loss_of_good_and_of_bad_answers_is_told_apart() -> None:
+def test_the_losses_of_good_and_of_bad_answers_are_separate() -> None:
     examples = [SimpleNamespace(label=label) for label in (True, False, True, False)]
     subject = SimpleNamespace(
         losses=[(2.0, 1), (9.0, 3), (4.0, 2), (0.0, 0)], data=SimpleNamespace(eval=SimpleNamespace(examples=examples))

@@ -31,11 +31,11 @@ def said(*texts: Any) -> list[list[dict[str, Any]]]:
         ("It is 144", "Half of 144 is 72.\n#### 72", False),
     ],
 )
-def test_the_answer_stands_at_the_end(text: str, wanted: Any, *, right: bool) -> None:
+def test_the_answer_is_at_the_end(text: str, wanted: Any, *, right: bool) -> None:
     assert rewards.exact_answer(said(text), answer=[wanted]) == [float(right)]
 
 
-def test_the_right_answer_stands_in_a_column_of_one_of_several_names() -> None:
+def test_the_right_answer_is_in_a_column_with_one_of_several_names() -> None:
     for name in ("answer", "solution", "ground_truth", "target", "expected"):
         assert rewards.exact_answer(said("a", "b"), **{name: ["b", "b"], "other": ["a", "a"]}) == [0.0, 1.0]
     assert rewards.exact_answer(said("a", "b"), solution=["b", "b"], answer=["a", "a"]) == [1.0, 0.0]
@@ -58,5 +58,5 @@ def test_the_last_turn_counts() -> None:
 
 def test_they_are_registered() -> None:
     registry = Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""}))
-    assert {"exact-answer", "valid-json"} <= {one.name for one in registry.rewards}
+    assert {"exact-answer", "valid-json"} <= {reward.name for reward in registry.rewards}
     assert registry.rewards["exact-answer"].score(completions=said("1"), answer=["1"], prompts=[[]]) == [1.0]

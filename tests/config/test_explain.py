@@ -81,7 +81,7 @@ def test_an_unknown_key_gets_the_nearest_known_one(key: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize("synonym", SYNONYMS)
-def test_a_synonym_is_no_key_and_its_hint_can_be_typed(synonym: str) -> None:
+def test_a_synonym_is_not_a_key_and_its_hint_can_be_typed(synonym: str) -> None:
     assert locate(synonym) == []
     assert unknown(synonym)[1] == f"did you mean {SYNONYMS[synonym]}?"
     path, _, value = SYNONYMS[synonym].partition("=")

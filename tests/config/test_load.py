@@ -39,7 +39,7 @@ def told(error: pytest.ExceptionInfo[ConfigError]) -> list[str]:
 
 def test_pairs_take_both_spellings_and_values_that_begin_with_a_dash() -> None:
     given_ = pairs(["--adapter.r", "8", "--max-steps", "-1", "--lr=--x=y", "--model=", "--data", ""])
-    assert [(one.key, one.value, one.place) for one in given_] == [
+    assert [(value.key, value.value, value.place) for value in given_] == [
         ("adapter.r", "8", "--adapter.r (command line)"),
         ("max_steps", "-1", "--max-steps (command line)"),
         ("lr", "--x=y", "--lr (command line)"),
@@ -63,7 +63,7 @@ def test_pairs_tell_every_bad_token_at_once() -> None:
 @given(st.lists(st.sampled_from(["--", "-", "", "=", "--a", "--model", "--r=2", "-1"]) | st.text(max_size=5)))
 def test_any_tokens_make_pairs_or_a_config_error(tokens: list[str]) -> None:
     with suppress(ConfigError):
-        assert all(one.key and one.value for one in pairs(tokens))
+        assert all(value.key and value.value for value in pairs(tokens))
 
 
 # ---- keys
@@ -81,7 +81,7 @@ def test_a_section_alone_is_its_primary_field(tmp_path: Path) -> None:
     assert (config.model.name, config.data.path) == ("X", "Y")
 
 
-def test_keys_that_cannot_be_used_are_told_together() -> None:
+def test_keys_that_cannot_be_used_are_reported_together() -> None:
     with pytest.raises(ConfigError) as error:
         typed("--revision", "main", "--adapter", "lora", "--data.fromat", "x", "--origins", "x")
     assert told(error) == [
@@ -278,7 +278,7 @@ def test_null_in_a_higher_layer_takes_a_value_back(tmp_path: Path) -> None:
     assert config.origins["adapter.lora_alpha"] == "qlora.yaml line 1"
 
 
-def test_the_problems_of_all_layers_are_told_together_even_where_a_higher_layer_wins(tmp_path: Path) -> None:
+def test_the_problems_of_all_layers_are_reported_together_even_where_a_higher_layer_wins(tmp_path: Path) -> None:
     file = written(tmp_path, "adapter:\n  rnak: 8\ntraining:\n  lr: fast\n  max_steps: many\n")
     command_line = pairs(["--data.fromat", "x", "--max_steps", "1"])
     with pytest.raises(ConfigError) as error:
@@ -338,7 +338,7 @@ def test_what_a_section_says_of_several_fields_waits_until_all_are_there(monkeyp
     assert typed("--r", "7").adapter.r == 7
 
 
-def test_what_a_validator_says_of_one_field_is_told_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_validator_says_of_one_field_is_reported_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     class Strict(AdapterSection):
         @field_validator("r")
         @classmethod
@@ -389,9 +389,9 @@ def test_a_file_that_is_not_there_or_is_not_text(tmp_path: Path) -> None:
         read_yaml(tmp_path / "latin.yaml")
 
 
-def test_an_empty_file_gives_nothing_and_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+def test_an_empty_file_gives_nothing_and_a_byte_order_mark_is_not_a_key(tmp_path: Path) -> None:
     assert written(tmp_path, "") == written(tmp_path, "# nothing\n") == written(tmp_path, "data:\n") == []
-    assert [one.key for one in written(tmp_path, "\ufeffmodel: X\r\n")] == ["model"]
+    assert [value.key for value in written(tmp_path, "\ufeffmodel: X\r\n")] == ["model"]
 
 
 @on_disk

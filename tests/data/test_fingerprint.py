@@ -51,12 +51,16 @@ def test_a_judgement_and_its_opposite_are_two_rows() -> None:
 
 
 def test_the_digest_is_of_every_row_in_order_and_of_the_template_and_fits_mlflow() -> None:
-    one, other = b"1" * 16, b"2" * 16
-    found = digest([one, other], template="t")
-    assert found == digest(iter([one, other]), template="t")
-    others = [digest([other, one], template="t"), digest([one, other], template="t "), digest([one], template="t")]
-    assert len({found, *others}) == 4
-    assert len(found) == fingerprint.DIGEST_LENGTH <= 36
+    first, other = b"1" * 16, b"2" * 16
+    total = digest([first, other], template="t")
+    assert total == digest(iter([first, other]), template="t")
+    others = [
+        digest([other, first], template="t"),
+        digest([first, other], template="t "),
+        digest([first], template="t"),
+    ]
+    assert len({total, *others}) == 4
+    assert len(total) == fingerprint.DIGEST_LENGTH <= 36
 
 
 def test_text_that_utf_8_cannot_hold_has_a_hash() -> None:

@@ -135,18 +135,18 @@ def test_nothing_of_the_data_becomes_part_of_the_page() -> None:
 
 def test_drawings_share_no_id_and_leave_colours_to_the_page() -> None:
     page = quality_page(FULL, title="t")
-    found = drawings(page)
-    assert len(found) == 3
+    plots = drawings(page)
+    assert len(plots) == 3
     ids = Counter(re.findall(r'\bid="([^"]*)"', page))
     assert max(ids.values()) == 1
-    for drawing in found:
+    for drawing in plots:
         ET.fromstring(drawing.replace("xlink:href", "href"))
         assert set(re.findall(r'(?:url\(|href=")#([^")]*)', drawing)) <= set(ids)
         assert "#0102" not in drawing
         assert {"currentColor", "var(--first)"} <= set(re.findall(r"currentColor|var\(--\w+\)", drawing))
-    assert "var(--second)" in found[2]
-    assert "max_length 25" in found[1]
-    assert "chosen" in found[2]
+    assert "var(--second)" in plots[2]
+    assert "max_length 25" in plots[1]
+    assert "chosen" in plots[2]
 
 
 def test_the_same_report_makes_the_same_page() -> None:

@@ -63,19 +63,19 @@ def report(checks: Sequence[Check], seen: Sequence[Checked], held: Sequence[Chec
     return quality.report(len(seen))
 
 
-def test_what_an_inspection_finds() -> None:
-    found = report(
+def test_the_findings_of_an_inspection() -> None:
+    quality = report(
         [check(inspect=starts_with("b"), fix="leaves them out")], texts("a", "b1", "c", "b2", "b3"), max_examples=2
     )
-    [result] = found.checks
-    assert found.rows == 5
+    [result] = quality.checks
+    assert quality.rows == 5
     assert (result.count, result.share) == (3, 0.6)
     assert list(result.rows) == [1, 3, 4]
     assert result.examples == (
         {"file": "rows.jsonl", "line": 2, "message": "it starts with b"},
         {"file": "rows.jsonl", "line": 4, "message": "it starts with b"},
     )
-    assert found.removable() == {1: ("check",), 3: ("check",), 4: ("check",)}
+    assert quality.removable() == {1: ("check",), 3: ("check",), 4: ("check",)}
 
 
 def test_the_report_as_json() -> None:
@@ -122,12 +122,12 @@ def test_the_worst_comes_first_and_what_was_found_before_what_was_not() -> None:
         check("error-some", severity="error", inspect=starts_with("a")),
         check("risen", severity="info", collect=collects(Finding(rows=(0,), severity="error"))),
     ]
-    found = report(checks, texts("a"))
+    quality = report(checks, texts("a"))
     names = ["error-some", "risen", "error-none", "warn-some", "warn-none", "info-some", "info-none"]
-    assert [result.name for result in found.checks] == names
-    assert [result.name for result in found.worst("error")] == ["error-some", "risen"]
-    assert [result.name for result in found.worst("warn")] == ["error-some", "risen", "warn-some"]
-    assert [result.name for result in found.worst("info")] == ["error-some", "risen", "warn-some", "info-some"]
+    assert [result.name for result in quality.checks] == names
+    assert [result.name for result in quality.worst("error")] == ["error-some", "risen"]
+    assert [result.name for result in quality.worst("warn")] == ["error-some", "risen", "warn-some"]
+    assert [result.name for result in quality.worst("info")] == ["error-some", "risen", "warn-some", "info-some"]
 
 
 def test_a_check_sees_the_rows_of_its_kinds_and_is_listed_where_there_are_some() -> None:
@@ -143,9 +143,9 @@ def test_a_check_sees_the_rows_of_its_kinds_and_is_listed_where_there_are_some()
         check("never", collect=collects(Finding()), kinds=("unpaired",)),
         check("held", compare=lambda held, train, settings: Finding()),
     ]
-    found = report(checks, rows(*TALK))
+    quality = report(checks, rows(*TALK))
     assert seen == [("all", "conversation"), ("all", "text"), ("text", "text"), ("all", "prompt")]
-    assert [result.name for result in found.checks] == ["all", "text"]
+    assert [result.name for result in quality.checks] == ["all", "text"]
     assert report(checks, []).checks == ()
 
 
@@ -170,7 +170,7 @@ def test_what_a_comparison_is_given() -> None:
     assert quality.report(3).removable() == {0: ("one",), 1: ("one",)}
 
 
-def test_only_what_has_a_fix_is_removed_and_every_reason_is_told() -> None:
+def test_only_what_has_a_fix_is_removed_and_every_reason_is_reported() -> None:
     checks = [
         check("one", inspect=starts_with("a"), fix="leaves them out"),
         check("two", collect=collects(Finding(rows=(2, 0), removable=(0,))), fix="leaves them out"),
@@ -186,7 +186,7 @@ def fails(*_: object) -> Any:
     raise KeyError("role")
 
 
-def test_an_inspection_that_raises_is_told_with_its_place() -> None:
+def test_an_inspection_that_raises_is_reported_with_its_place() -> None:
     broken = check("broken", inspect=lambda row: fails() if row.text == "b" else None)
     with pytest.raises(PluginError, match=r"the data check broken raised KeyError at rows\.jsonl:2: 'role'") as error:
         report([broken], texts("a", "b"))
@@ -215,12 +215,12 @@ class Broken:
         (lambda settings: Broken(when=""), "raised TypeError: it returned None, which is not a Finding"),
     ],
 )
-def test_a_collector_that_raises_is_told(collect: Callable[[ChecksSection], Any], told: str) -> None:
+def test_a_collector_that_raises_is_reported(collect: Callable[[ChecksSection], Any], told: str) -> None:
     with pytest.raises(PluginError, match=f"the data check broken {told}"):
         report([check("broken", collect=collect)], texts("a"))
 
 
-def test_a_comparison_that_raises_is_told_with_the_row_it_had() -> None:
+def test_a_comparison_that_raises_is_reported_with_the_row_it_had() -> None:
     def compare(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksSection) -> Finding:
         return fails() if [row for row in train if row.line == 2] else Finding()
 
@@ -291,9 +291,11 @@ def test_the_metrics() -> None:
 
 
 def test_the_numbers_of_the_built_in_checks_are_logged() -> None:
-    found = report(register_checks(), texts("One text here.", "Another text there."))
-    assert {"check/length", "check/secret", "tokens_mean", "tokens_p95", "near_duplicate_share"} <= set(found.metrics())
-    json.dumps(found.metrics(), allow_nan=False)
+    quality = report(register_checks(), texts("One text here.", "Another text there."))
+    assert {"check/length", "check/secret", "tokens_mean", "tokens_p95", "near_duplicate_share"} <= set(
+        quality.metrics()
+    )
+    json.dumps(quality.metrics(), allow_nan=False)
 
 
 def test_the_table() -> None:
@@ -309,7 +311,7 @@ def test_the_table() -> None:
 @pytest.mark.parametrize(
     ("share", "told"), [(0, "0.0 %"), (0.5, "50.0 %"), (0.0001, "< 0.1 %"), (0.001, "0.1 %"), (1, "100.0 %")]
 )
-def test_a_share_in_words(share: float, told: str) -> None:
+def test_a_share_as_a_percentage(share: float, told: str) -> None:
     assert percent(share) == told
 
 

@@ -69,9 +69,9 @@ def test_a_file_is_named_as_the_user_wrote_it(tmp_path: Path, monkeypatch: pytes
         assert values(rows) == [1, 2]
         assert rows[1].place == f"{asked}:2"
         assert (source.asked, source.kind, source.uri) == (asked, "local", str(file))
-        (found,) = source.files
-        assert (found.name, found.path) == (file.name, Path(asked))
-        assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        (source_file,) = source.files
+        assert (source_file.name, source_file.path) == (file.name, Path(asked))
+        assert source_file.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,13 +93,13 @@ def test_a_link_to_a_file_is_named_as_it_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.gz", "rows.tar.gz", ".jsonl"])
-def test_a_file_of_an_unknown_kind_is_told(tmp_path: Path, name: str) -> None:
+def test_a_file_of_an_unknown_kind_is_reported(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, 1)
     with pytest.raises(DataError, match=rf"{name}' is of an unknown kind\n.*known: \.jsonl, "):
         sources.open_source(str(tmp_path / name), DataSection())
 
 
-def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_what_is_no_file_is_reported_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(DataError, match=r"pipe\.jsonl' is of an unknown kind"):
         read(tmp_path / "pipe.jsonl")
@@ -107,7 +107,9 @@ def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
         read("/dev/null")
 
 
-def test_a_bad_row_is_told_with_its_place_as_the_user_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_row_is_reported_with_its_place_as_the_user_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"a": 1}\n{"a" 2}\n{"a": 3}')
     bad = read("rows.jsonl")[1]
@@ -116,7 +118,7 @@ def test_a_bad_row_is_told_with_its_place_as_the_user_wrote_it(tmp_path: Path, m
     assert values(read("rows.jsonl")) == [1, None, 3]
 
 
-def test_a_broken_file_is_told_with_its_place_as_the_user_wrote_it(
+def test_a_broken_file_is_reported_with_its_place_as_the_user_wrote_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,7 +137,7 @@ def test_a_broken_file_is_told_with_its_place_as_the_user_wrote_it(
     "name",
     ["rows.jsonl", "rows.txt", "./rows", "~/no-such-rows", "~no-such-user/rows.csv", "x" * 300 + ".csv", "a\0.csv"],
 )
-def test_a_file_that_is_not_there_is_told_with_the_folder_that_was_looked_in(
+def test_a_missing_file_is_reported_with_the_folder_that_was_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -154,12 +156,12 @@ def test_a_link_that_leads_nowhere_or_round_is_not_there(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["", " ", "\n"])
-def test_no_name_is_no_source(name: str) -> None:
+def test_an_empty_name_is_not_a_source(name: str) -> None:
     with pytest.raises(DataError, match="names no source"):
         read(name)
 
 
-def test_a_name_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_is_reported(tmp_path: Path) -> None:
     name = os.fsdecode("né.jsonl".encode("latin-1"))
     write(tmp_path / "folder" / name, 1)
     for asked in (tmp_path / "folder" / name, tmp_path / "folder", name):
@@ -238,7 +240,7 @@ def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [[], ["README.md"], [".hidden.jsonl"], ["sub/x.bin"]])
-def test_a_folder_without_data_is_told(tmp_path: Path, names: list[str]) -> None:
+def test_a_folder_without_data_is_reported(tmp_path: Path, names: list[str]) -> None:
     folder_of(tmp_path, *names)
     with pytest.raises(DataError, match="contains no data file"):
         read(tmp_path)
@@ -259,7 +261,7 @@ def test_links_in_a_folder_are_followed_but_never_round(tmp_path: Path) -> None:
     assert sorted(Path(name).name for name in names) == ["a.jsonl", "b.jsonl", "c.jsonl", "file.jsonl"]
 
 
-def test_a_link_in_a_folder_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_link_in_a_folder_that_leads_nowhere_is_reported(tmp_path: Path) -> None:
     """So that the files that a tool (git-annex, DVC, the Hub's cache) has not fetched are missed."""
     folder_of(tmp_path, "a.jsonl")
     (tmp_path / "notes.md").symlink_to(tmp_path / "never.md")
@@ -288,7 +290,7 @@ def private() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_what_the_user_may_not_read_is_told(private: Path) -> None:
+def test_what_the_user_may_not_read_is_reported(private: Path) -> None:
     file = write(private / "rows.jsonl", 1)
     file.chmod(0)
     with pytest.raises(DataError, match=r"rows\.jsonl cannot be read: Permission denied"):
@@ -306,7 +308,7 @@ def test_what_the_user_may_not_read_is_told(private: Path) -> None:
         list(readers.read_file(inside))
 
 
-def test_a_folder_that_cannot_be_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_looked_into_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its path is too long for the system, which is so for every user."""
     folder_of(tmp_path, "a.jsonl")
     monkeypatch.chdir(tmp_path)
@@ -337,7 +339,7 @@ def test_a_folder_that_cannot_be_looked_into_is_told(tmp_path: Path, monkeypatch
         (["straining.jsonl", "valéry.jsonl"], {"train": [0, 1], "test": [0, 1]}),
     ],
 )
-def test_a_split_is_told_by_the_names_of_files_and_folders(
+def test_a_split_is_recognised_by_the_names_of_files_and_folders(
     tmp_path: Path, names: list[str], by_split: dict[str, list[int]]
 ) -> None:
     folder_of(tmp_path / "train and test", *names)
@@ -354,7 +356,7 @@ def test_a_split_is_told_by_the_names_of_files_and_folders(
         (["train.jsonl"], "train[:10]", "its splits are train"),
     ],
 )
-def test_a_split_that_a_folder_lacks_is_told(tmp_path: Path, names: list[str], split: str, told: str) -> None:
+def test_a_split_that_a_folder_lacks_is_reported(tmp_path: Path, names: list[str], split: str, told: str) -> None:
     folder_of(tmp_path, *names)
     with pytest.raises(DataError, match=f"has no file of the split {split!r}".replace("[", r"\[")) as error:
         read(tmp_path, split=split)
@@ -471,7 +473,7 @@ def test_a_saved_data_set_without_rows_has_none(saved: Callable[..., Path]) -> N
         b"\xff",
     ],
 )
-def test_a_saved_data_set_whose_description_is_damaged_is_told(
+def test_a_saved_data_set_whose_description_is_damaged_is_reported(
     tmp_path: Path, saved: Callable[..., Path], state: str | bytes
 ) -> None:
     folder = saved(3)
@@ -485,21 +487,21 @@ def test_a_saved_data_set_whose_description_is_damaged_is_told(
 @pytest.mark.parametrize(
     "described", ["", "{", "[]", "{}", '{"splits": null}', '{"splits": "train"}', '{"splits": [1, null]}']
 )
-def test_a_dictionary_of_splits_that_is_damaged_is_told(saved: Callable[..., Path], described: str) -> None:
+def test_a_dictionary_of_splits_that_is_damaged_is_reported(saved: Callable[..., Path], described: str) -> None:
     folder = saved({"train": 3})
     (folder / "dataset_dict.json").write_text(described)
     with pytest.raises(DataError, match=r"saved.* (has no split 'train'|cannot be read)"):
         read(folder)
 
 
-def test_a_split_of_a_saved_data_set_that_was_lost_is_told(saved: Callable[..., Path]) -> None:
+def test_a_split_of_a_saved_data_set_that_was_lost_is_reported(saved: Callable[..., Path]) -> None:
     folder = saved({"train": 3, "test": 3})
     (folder / "train" / "state.json").unlink()
     with pytest.raises(DataError, match=r"train/state\.json cannot be read"):
         read(folder)
 
 
-def test_a_saved_data_set_with_a_damaged_table_is_told(saved: Callable[..., Path]) -> None:
+def test_a_saved_data_set_with_a_damaged_table_is_reported(saved: Callable[..., Path]) -> None:
     folder = saved(3)
     table = folder / "data-00000-of-00001.arrow"
     table.write_bytes(table.read_bytes()[:-20])
@@ -517,7 +519,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["owner/no-such-rows", "no-such-rows", "{not a name}", "x" * 300, "a\0b", "a//b/c"])
 @pytest.mark.parametrize("max_rows", [None, 2])
-def test_a_hub_id_without_the_hub_is_told(
+def test_a_hub_id_without_the_hub_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, max_rows: int | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -554,7 +556,7 @@ def test_rows_of_the_library_are_numbered(tmp_path: Path, max_rows: int | None) 
     assert rows[0].file == str(tmp_path)
 
 
-def test_rows_that_are_streamed_come_before_what_lies_behind_them_is_read(tmp_path: Path) -> None:
+def test_streamed_rows_are_yielded_before_what_follows_them_is_read(tmp_path: Path) -> None:
     write(tmp_path / "train-0.jsonl", 0, 1, 2)
     (tmp_path / "train-1.jsonl").write_text('{"a": \n')
     rows = hub.rows(str(tmp_path), DataSection(max_rows=2))
@@ -563,7 +565,7 @@ def test_rows_that_are_streamed_come_before_what_lies_behind_them_is_read(tmp_pa
         list(hub.rows(str(tmp_path), DataSection()))
 
 
-def test_a_split_that_the_library_does_not_find_is_told(tmp_path: Path) -> None:
+def test_a_split_that_the_library_does_not_find_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", 0)
     with pytest.raises(DataError, match=r"the Hub does not provide it: .*[Ss]plit"):
         list(hub.rows(str(tmp_path), DataSection(split="nonsense")))

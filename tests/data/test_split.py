@@ -20,8 +20,8 @@ def keys(count: int) -> Keys:
     return split.shuffled(np.arange(count, dtype=np.uint64), 7)
 
 
-def sides(found: Keys, *, test_size: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    kept, held = split.hold_out(found, test_size=test_size, seed=seed)
+def sides(row_keys: Keys, *, test_size: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    kept, held = split.hold_out(row_keys, test_size=test_size, seed=seed)
     return kept.tolist(), held.tolist()
 
 
@@ -37,23 +37,23 @@ def test_the_sides_are_disjoint_cover_all_rows_and_are_the_same_again(count: int
 
 @given(count=st.integers(2, 100), seed=st.integers(0, 100), order=st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_does_not_matter(count: int, seed: int, order: Any) -> None:
-    found = keys(count)
+    row_keys = keys(count)
     places = list(range(count))
     order.shuffle(places)
-    _, held = sides(found, test_size=0.3, seed=seed)
-    _, again = sides(found[places], test_size=0.3, seed=seed)
-    assert {int(found[index]) for index in held} == {int(found[places[index]]) for index in again}
+    _, held = sides(row_keys, test_size=0.3, seed=seed)
+    _, again = sides(row_keys[places], test_size=0.3, seed=seed)
+    assert {int(row_keys[index]) for index in held} == {int(row_keys[places[index]]) for index in again}
 
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=80), st.integers(0, 50))
-def test_no_group_stands_on_both_sides(groups: list[int], seed: int) -> None:
-    found = split.shuffled(np.array(groups, dtype=np.uint64), 3)
+def test_no_group_is_on_both_sides(groups: list[int], seed: int) -> None:
+    shuffled = split.shuffled(np.array(groups, dtype=np.uint64), 3)
     if len(set(groups)) < 2:
         with pytest.raises(DataError):
-            split.hold_out(found, test_size=0.2, seed=seed)
+            split.hold_out(shuffled, test_size=0.2, seed=seed)
         return
     try:
-        kept, held = sides(found, test_size=0.2, seed=seed)
+        kept, held = sides(shuffled, test_size=0.2, seed=seed)
     except DataError:
         assert max(map(groups.count, groups)) > len(groups) / 2  # the group that came first has too many rows
         return
@@ -111,19 +111,19 @@ def test_sources_without_weights_are_taken_whole() -> None:
         ((100, 1), [1000, 0.001], [100, 1]),
     ],
 )
-def test_the_sources_of_a_mixture_stand_in_their_weights(
+def test_the_sources_of_a_mixture_are_in_proportion_to_their_weights(
     counts: tuple[int, ...], weights: list[float | None], expected: list[int]
 ) -> None:
     assert taken(counts, weights) == expected
 
 
 def test_which_rows_a_mixture_takes_depends_on_the_seed_and_on_what_they_are() -> None:
-    found, sources = keys(40), mixture(20, 20)
-    one, other = (split.mix(found, sources, [1, 0.5], seed=seed) for seed in (1, 2))
-    assert one.tolist() != other.tolist()
+    row_keys, sources = keys(40), mixture(20, 20)
+    first, other = (split.mix(row_keys, sources, [1, 0.5], seed=seed) for seed in (1, 2))
+    assert first.tolist() != other.tolist()
     turned = np.concatenate([np.arange(20), np.arange(39, 19, -1)])
-    again = split.mix(found[turned], sources, [1, 0.5], seed=1)
-    assert {int(found[index]) for index in one} == {int(found[turned][index]) for index in again}
+    again = split.mix(row_keys[turned], sources, [1, 0.5], seed=1)
+    assert {int(row_keys[index]) for index in first} == {int(row_keys[turned][index]) for index in again}
 
 
 def test_what_was_taken_is_counted_by_source() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mlflow_ft.data import store
 from mlflow_ft.rows import Encoded, Example
 
-ABOUT = {"source": 0, "file": 0, "line": 1, "index": 0, "length": 2, "hash": b"h" * 16, "key": 1}
+ORIGIN = store.Origin(source=0, file=0, line=1, index=0, length=2, hash=b"h" * 16, key=1)
 TURN = {"role": "assistant", "content": "é\n", "tool_calls": [{"function": {"name": "f", "arguments": {"x": [1]}}}]}
 EXAMPLES = [
     Example(messages=({"role": "user", "content": "q"}, TURN), learned=(False, True), notes=("a note",)),
@@ -27,7 +28,7 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda one: one.kind)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.kind)
 def test_an_example_is_read_back(example: Example) -> None:
     assert store.from_json(store.to_json(example)) == example
 
@@ -40,7 +41,7 @@ def write(file: Path, rows: int) -> None:
                     store.record(
                         Example(text=f"row {number}"),
                         Encoded(input_ids=(number, number + 1), labels=(-100, number + 1), truncated=number % 2 == 0),
-                        **ABOUT | {"line": number},
+                        replace(ORIGIN, line=number),
                     )
                     for number in range(start, min(rows, start + store.BATCH))
                 ]
@@ -55,23 +56,23 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_rows_are_read_across_batches(table: Any) -> None:
-    found = store.encoded(table)
-    assert len(found) == 2500
-    assert found[0] == found[-2500] == Encoded(input_ids=(0, 1), labels=(-100, 1), truncated=True)
-    assert found[2499].input_ids == found[-1].input_ids == (2499, 2500)
-    assert [row.input_ids[0] for row in found] == list(range(2500))
+    column = store.encoded(table)
+    assert len(column) == 2500
+    assert column[0] == column[-2500] == Encoded(input_ids=(0, 1), labels=(-100, 1), truncated=True)
+    assert column[2499].input_ids == column[-1].input_ids == (2499, 2500)
+    assert [row.input_ids[0] for row in column] == list(range(2500))
     assert [row.text for row in store.examples(table)[998:1002]] == ["row 998", "row 999", "row 1000", "row 1001"]
     with pytest.raises(IndexError):
-        found[2500]
+        column[2500]
 
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 2499), max_size=20))
 def test_some_rows_are_read_in_their_order(table: Any, indices: list[int]) -> None:
-    found = store.places(table, ["here.jsonl"], np.array(indices, dtype=np.int64))
-    assert [place.line for place in found] == indices
-    assert [found[number].line for number in range(len(found))] == indices
-    assert all(place.file == "here.jsonl" for place in found)
+    column = store.places(table, ["here.jsonl"], np.array(indices, dtype=np.int64))
+    assert [place.line for place in column] == indices
+    assert [column[number].line for number in range(len(column))] == indices
+    assert all(place.file == "here.jsonl" for place in column)
 
 
 def test_the_trainers_rows_are_the_same(table: Any) -> None:
@@ -86,7 +87,7 @@ def test_both_answers_of_a_preference_are_kept(tmp_path: Path) -> None:
     rejected = Encoded(input_ids=(1, 3), labels=(-100, 3), way="w")
     row = Encoded(input_ids=(1, 2), labels=(-100, 2), way="w", rejected=rejected)
     with store.Writer(tmp_path / "rows.arrow") as writer:
-        writer.write([store.record(EXAMPLES[2], row, **ABOUT)])
+        writer.write([store.record(EXAMPLES[2], row, ORIGIN)])
     table = store.read(tmp_path / "rows.arrow")
     assert store.encoded(table)[0] == row
     assert table.column("supervised").to_pylist() == [2]
@@ -103,9 +104,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     peaks = []
     for rows in (2 * store.BATCH, 8 * store.BATCH):
         write(tmp_path / f"{rows}.arrow", rows)
-        found = store.encoded(store.read(tmp_path / f"{rows}.arrow"))
+        column = store.encoded(store.read(tmp_path / f"{rows}.arrow"))
         tracemalloc.start()
-        assert sum(len(row.input_ids) for row in found) == 2 * rows
+        assert sum(len(row.input_ids) for row in column) == 2 * rows
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]

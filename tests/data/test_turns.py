@@ -19,11 +19,11 @@ TALK = Example(messages=(SYSTEM, ASK, SAY, TOOL, SAY, ASK, SAY), tools=({"name":
 def parts(example: Example, how: str) -> list[tuple[int, tuple[bool, ...] | None, int, bool]]:
     """Of each part its number of turns, what is learned of it, the turn, and whether it is the last part."""
     given: Any = {"turns": how}
-    found = turns.parts(example, DataSection(**given))
-    for one in found:
-        assert one.example.messages == example.messages[: len(one.example.messages)]
-        assert (one.example.tools, one.example.notes) == (example.tools, example.notes)
-    return [(len(one.example.messages), one.example.learned, one.turn, one.final) for one in found]
+    row_parts = turns.parts(example, DataSection(**given))
+    for part in row_parts:
+        assert part.example.messages == example.messages[: len(part.example.messages)]
+        assert (part.example.tools, part.example.notes) == (example.tools, example.notes)
+    return [(len(part.example.messages), part.example.learned, part.turn, part.final) for part in row_parts]
 
 
 def learning(count: int) -> tuple[bool, ...]:
@@ -31,7 +31,7 @@ def learning(count: int) -> tuple[bool, ...]:
     return (*(False for _ in range(count - 1)), True)
 
 
-def test_each_turn_ends_a_row_of_its_own_and_the_last_one_is_the_last_of_them() -> None:
+def test_each_turn_ends_a_separate_row_and_the_last_turn_the_last_row() -> None:
     assert parts(TALK, "all") == [(7, None, 0, True)]
     assert parts(TALK, "last") == [(7, learning(7), 7, True)]
     assert parts(TALK, "each") == [

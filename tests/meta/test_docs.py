@@ -69,7 +69,7 @@ def test_every_setting_and_every_built_in_is_listed() -> None:
 def test_the_decisions_name_what_there_is() -> None:
     registry = Registry(plugins.load({}))
     named = set(re.findall(r"`([a-z0-9]+)`", methods.DECISIONS))
-    there = {one.name for one in (*registry.trainers, *registry.adapters)} | {"align", "rlhf"}
+    there = {record.name for record in (*registry.trainers, *registry.adapters)} | {"align", "rlhf"}
     assert named - there == set()
     assert {"lora", "dpo", "grpo", "ppo", "kto"} <= named
 
@@ -132,13 +132,13 @@ def lines(page: Path) -> Iterator[str]:
 
 def typed(command: str) -> list[tuple[Path, list[str]]]:
     """Every call of `command` that a page shows, as its arguments; a comment behind it is none."""
-    found = []
+    calls = []
     for page in PAGES:
         for line in lines(page):
             words = [word for word in line.split() if not re.fullmatch(r"[A-Z_]+=\S+", word)]
             if words[: len(command.split())] == command.split():
-                found.append((page, shlex.split(line, comments=True)[len(line.split()) - len(words) :]))
-    return [(page, words[len(command.split()) :]) for page, words in found]
+                calls.append((page, shlex.split(line, comments=True)[len(line.split()) - len(words) :]))
+    return [(page, words[len(command.split()) :]) for page, words in calls]
 
 
 def settings_exist(given: list[str], prefix: str = "--") -> bool:
@@ -149,7 +149,7 @@ def settings_exist(given: list[str], prefix: str = "--") -> bool:
 def of_any_stage(key: str) -> str:
     """A setting without the stage of a chain that may stand in front of it: `dpo.data` is `data`."""
     stage, dot, rest = key.partition(".")
-    return rest if dot and stage in {one.method for chain in CHAINS.values() for one in chain} else key
+    return rest if dot and stage in {link.method for chain in CHAINS.values() for link in chain} else key
 
 
 def known_methods() -> set[str]:
@@ -170,15 +170,15 @@ def test_a_command_that_a_page_names_exists(page: Path, arguments: list[str]) ->
     assert name in COMMANDS, f"{page} names mlflow-ft {name}"
     if name == "train":
         assert not given or given[0].startswith("--") or given[0] in known_methods()
-    found = cli.get_command(click.Context(cli), name)
-    if isinstance(found, click.Group) and given:
-        found = found.get_command(click.Context(found), given.pop(0))
-    assert found, f"{page} names mlflow-ft {' '.join(arguments)}"
-    if isinstance(found, PairsCommand):
-        own = {f"--{option}" for option in (*found.switches, *found.options)}
+    command = cli.get_command(click.Context(cli), name)
+    if isinstance(command, click.Group) and given:
+        command = command.get_command(click.Context(command), given.pop(0))
+    assert command, f"{page} names mlflow-ft {' '.join(arguments)}"
+    if isinstance(command, PairsCommand):
+        own = {f"--{option}" for option in (*command.switches, *command.options)}
         assert settings_exist([word for word in given if word not in own])
         return
-    options = {option for parameter in found.params for option in parameter.opts}
+    options = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in given if word.startswith("-")} <= options
     if name == "show" and given:
         assert given[0] in (*plugins.KINDS, "KIND")
@@ -259,7 +259,7 @@ def test_the_plugin_that_a_page_shows_works() -> None:
     loaded = plugins.Plugins()
     info = loaded.add(module, name="shown")
     assert (info.status, info.error) == ("active", "")
-    assert {one.record.name for one in loaded.registered if one.provider == "shown"} == {
+    assert {registered.record.name for registered in loaded.registered if registered.provider == "shown"} == {
         "flash-card",
         "shouting",
         "gentle-lora",

@@ -48,15 +48,15 @@ def test_a_whole_example_loads_and_gives_a_reason_for_every_choice(file: Path, m
 def test_the_reward_functions_of_an_example_find_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(WHOLE[0].parents[1])
     config = asked(["--config", "examples/math-rewards.yaml"], plugins.load())
-    found = {
-        one.name: one.function
-        for one in reward_sources.find(config.rollout.reward_funcs or (), Registry(plugins.load()))
+    names = {
+        reward.name: reward.function
+        for reward in reward_sources.find(config.rollout.reward_funcs or (), Registry(plugins.load()))
     }
     completions = [
         [{"role": "assistant", "content": text}] for text in ("So the answer is: 1,200.", "3 and then 42", "no")
     ]
-    assert found["correct"](completions=completions, answer=["1200", "42", "1"]) == [1.0, 1.0, 0.0]
-    assert found["states_it"](completions=completions) == [1.0, 0.0, 0.0]
+    assert names["correct"](completions=completions, answer=["1200", "42", "1"]) == [1.0, 1.0, 0.0]
+    assert names["states_it"](completions=completions) == [1.0, 0.0, 0.0]
 
 
 def test_the_built_in_data_brings_its_settings_and_other_data_does_not() -> None:

@@ -26,13 +26,13 @@ PARTS = {"annotated_types": "pydantic", "pydantic_core": "pydantic", "tokenizers
 
 
 def by_name(lines: list[str]) -> dict[str, Requirement]:
-    found: dict[str, Requirement] = {}
+    requirements: dict[str, Requirement] = {}
     for line in lines:
         requirement = Requirement(line)
         name = canonicalize_name(requirement.name)
-        assert name not in found, f"{name} is listed twice"
-        found[name] = requirement
-    return found
+        assert name not in requirements, f"{name} is listed twice"
+        requirements[name] = requirement
+    return requirements
 
 
 def read_pins() -> list[str]:

@@ -163,7 +163,7 @@ def test_an_export_of_chats_that_is_plain_is_read(tmp_path: Path, show: Show, re
     (tmp_path / "rows.json").write_text(json.dumps(value))
     rows = show(tmp_path / "rows.json")
     assert [row["learned"] for row in rows] == [f"{answer}<|im_end|>" for answer in answers]
-    assert "read" in rows[0]["told"] or "the rows lie under" in rows[0]["told"]
+    assert "read" in rows[0]["told"] or "the rows are under" in rows[0]["told"]
 
 
 def test_flat_turns_are_refused_with_what_to_type(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -21,7 +21,9 @@ from mlflow_ft.values import Model
 from tests.engine.conftest import Bench, lay
 
 REGISTRY = Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""}))
-TUNERS: dict[str, Tuner] = {one.name: one.configure.args[0] for one in REGISTRY.adapters if one.name != "none"}  # type: ignore[attr-defined]  # a partial
+TUNERS: dict[str, Tuner] = {
+    adapter.name: adapter.configure.args[0] for adapter in REGISTRY.adapters if adapter.name != "none"
+}  # type: ignore[attr-defined]  # a partial
 Bencher = Callable[..., Bench]
 
 
@@ -30,16 +32,16 @@ def bench(tiny_model: Any, tmp_path: Any) -> Bencher:
     return lambda method, **settings: lay(tmp_path / "job", method, model=tiny_model, **settings)
 
 
-def made(one: Bench) -> Any:
+def made(setup: Bench) -> Any:
     """The PEFT config for a bench's settings."""
-    base = loading.load_base(one.job.config, one.base)
-    adapter = one.job.registry.adapters[one.job.config.adapter.kind]
-    return adapter.configure(one.job, Model(base=one.base, module=base, trainable=0, total=0))
+    base = loading.load_base(setup.job.config, setup.base)
+    adapter = setup.job.registry.adapters[setup.job.config.adapter.kind]
+    return adapter.configure(setup.job, Model(base=setup.base, module=base, trainable=0, total=0))
 
 
-def refused(one: Bench) -> str:
+def refused(setup: Bench) -> str:
     with pytest.raises(ConfigError) as caught:
-        start.check_method(one.job.config, one.job.registry)
+        start.check_method(setup.job.config, setup.job.registry)
     return str(caught.value)
 
 
@@ -115,9 +117,9 @@ def test_a_setting_that_means_nothing_to_a_kind_is_refused(bench: Bencher, kind:
     assert f"adapter.{setting} is not used" in words
 
 
-def test_the_methods_own_settings_are_no_ones_mistake(bench: Bencher) -> None:
-    one = bench("lora", **{"adapter.kind": "prompt"})  # lora sets adapter.r
-    start.check_method(one.job.config, one.job.registry)
+def test_the_methods_own_settings_are_not_the_users_mistake(bench: Bencher) -> None:
+    setup = bench("lora", **{"adapter.kind": "prompt"})  # lora sets adapter.r
+    start.check_method(setup.job.config, setup.job.registry)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +165,9 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
 def test_what_the_model_cannot_take_is_an_error_with_a_remedy(
     bench: Bencher, kind: str, settings: dict[str, Any], words: str
 ) -> None:
-    one = bench("lora", **{"adapter.kind": kind}, **settings)
+    setup = bench("lora", **{"adapter.kind": kind}, **settings)
     with pytest.raises(FineTuneError) as caught:
-        trainable.prepare(one.job, one.data, one.base)
+        trainable.prepare(setup.job, setup.data, setup.base)
     assert words in str(caught.value)
     assert caught.value.hint
 

@@ -161,11 +161,11 @@ def similar(rows: Sequence[Checked], least: float) -> Iterator[int]:
     for number, row in enumerate(rows):
         texts.setdefault(" ".join(row.text.split()), number)
     distinct = [number for number in texts.values() if shingles[number]]
-    for place, one in enumerate(distinct):
+    for place, row in enumerate(distinct):
         for other in distinct[:place]:
-            both, either = len(shingles[one] & shingles[other]), len(shingles[one] | shingles[other])
+            both, either = len(shingles[row] & shingles[other]), len(shingles[row] | shingles[other])
             if both / either >= least:
-                yield rows[one].line
+                yield rows[row].line
                 break
 
 
@@ -189,10 +189,10 @@ REPEATED = {"alpaca_en_demo": 14, "dpo_en_demo": 5, "kto_en_demo": 0, "glaive_to
 def test_real_data(name: str) -> None:
     rows = shared(name)
     report = examine(rows)
-    found = lines(report)
-    assert {check: found.get(check, []) for check in LOOKED_AT[name]} == LOOKED_AT[name]
-    assert {"empty-response", "role-order", "special-token", "identical-pair", "label-balance"}.isdisjoint(found)
+    printed = lines(report)
+    assert {check: printed.get(check, []) for check in LOOKED_AT[name]} == LOOKED_AT[name]
+    assert {"empty-response", "role-order", "special-token", "identical-pair", "label-balance"}.isdisjoint(printed)
     counts = {check.name: check.count for check in report.checks}
     assert counts["exact-duplicate"] == REPEATED[name]
     assert counts["refusal"] <= 0.16 * len(rows)
-    assert found.get("near-duplicate", []) == [*similar(rows, 0.8)]
+    assert printed.get("near-duplicate", []) == [*similar(rows, 0.8)]

@@ -30,7 +30,7 @@ def chat(question: str, answer: str = "An answer.", **others: Any) -> Example:
 
 
 def rows(file: str, *said: Example | str) -> list[Checked]:
-    examples = [Example(text=one) if isinstance(one, str) else one for one in said]
+    examples = [Example(text=text) if isinstance(text, str) else text for text in said]
     return [
         Checked(file=file, line=number + 1, index=10 + number, example=example, tokens=5)
         for number, example in enumerate(examples)
@@ -72,7 +72,7 @@ def test_a_held_out_prompt_among_the_training_rows() -> None:
         (LONG, f"{LONG} Indeed."),
     ],
 )
-def test_short_or_other_prompts_and_texts_are_no_leak(train: Example | str, held: Example | str) -> None:
+def test_short_or_other_prompts_and_texts_are_not_a_leak(train: Example | str, held: Example | str) -> None:
     assert found(contamination, [train], [held]).rows == ()
 
 
@@ -136,12 +136,15 @@ def test_a_phrase_of_the_format_is_ignored() -> None:
 def slowly(train: Sequence[str], held: Sequence[str], least: float) -> list[int]:
     """Training rows that overlap enough, by comparing all pairs."""
     runs = [set(ngrams(words(text), 8).tolist()) for text in held]
-    counts = {run: sum(run in one for one in runs) for one in runs for run in one}
-    kept = [{run for run in one if counts[run] <= 50} for one in runs]
+    counts = {run: sum(run in run_set for run_set in runs) for run_set in runs for run in run_set}
+    kept = [{run for run in run_set if counts[run] <= 50} for run_set in runs]
     hits = []
     for number, text in enumerate(train):
         mine = set(ngrams(words(text), 8).tolist())
-        if any(len(one) >= 10 and len(one & mine) >= least * len(one) for one in kept) and text not in held:
+        if (
+            any(len(run_set) >= 10 and len(run_set & mine) >= least * len(run_set) for run_set in kept)
+            and text not in held
+        ):
             hits.append(10 + number)
     return hits
 
@@ -151,7 +154,7 @@ def slowly(train: Sequence[str], held: Sequence[str], least: float) -> list[int]
 def test_the_rows_are_those_of_all_pairs(seed: int, least: float) -> None:
     rng = random.Random(seed)
     said = [rng.choices([f"w{number}" for number in range(50)], k=rng.randint(5, 60)) for _ in range(20)]
-    held = [" ".join(one) for one in said[:12]]
+    held = [" ".join(words) for words in said[:12]]
     train = []
     for _ in range(30):
         start, middle = rng.choice(said), rng.choice(said)

@@ -147,7 +147,7 @@ def test_no_personal_datum(text: str) -> None:
     assert private.personal_data(row(text)) is None
 
 
-def test_many_are_told_in_few_words() -> None:
+def test_many_matches_make_a_short_message() -> None:
     many = ", ".join(f"{name}@firma-huber.de" for name in ("anna", "ben", "cleo", "dora", "emil"))
     assert private.personal_data(row(f"{many}, anna@firma-huber.de")) == (
         "e-mail address anna…de, e-mail address ben@…de, e-mail address cleo…de and 2 more"
@@ -184,7 +184,7 @@ def test_two_check_digits_of_an_account_are_right(account: str, country: str) ->
 def test_no_message_shows_what_it_found(value: str, before: str, after: str) -> None:
     text = f'{before} password = "{value}" {after}'
     told = private.secret(row(text)) or ""
-    assert all(found not in told for _, found in private.secrets(text))
+    assert all(secret_value not in told for _, secret_value in private.secrets(text))
     assert value not in told
 
 

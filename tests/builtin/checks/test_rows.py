@@ -37,7 +37,7 @@ def chat(question: str, answer: Any, **others: Any) -> Example:
 
 def pair(chosen: str, rejected: str) -> Example:
     said = ({"role": "assistant", "content": words} for words in (chosen, rejected))
-    better, worse = ((one,) for one in said)
+    better, worse = ((text,) for text in said)
     return Example(messages=({"role": "user", "content": "Hi"},), chosen=better, rejected=worse)
 
 
@@ -51,12 +51,12 @@ def found(make: Callable[[ChecksSection], Collector], examples: Iterable[Example
 
 
 @pytest.mark.parametrize("make", [ExactDuplicates, NearDuplicates, ConflictingAnswers, Lengths, OverMaxLength])
-def test_no_rows_at_all(make: Callable[[ChecksSection], Collector]) -> None:
+def test_no_rows(make: Callable[[ChecksSection], Collector]) -> None:
     assert found(make, []).rows == ()
 
 
 @pytest.mark.parametrize("make", [LengthBias, LabelBalance])
-def test_no_pairs_at_all(make: Callable[[ChecksSection], Collector]) -> None:
+def test_no_pairs(make: Callable[[ChecksSection], Collector]) -> None:
     assert found(make, []).count in (None, 0)
 
 
@@ -88,7 +88,7 @@ OTHER_CALL = {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": {"x
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         (chat("a", "b"), chat("a", "B")),
         (chat("a", "b"), chat("a", "b.")),
@@ -106,9 +106,9 @@ OTHER_CALL = {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": {"x
         (Example(text="a"), Example(messages=({"role": "user", "content": "a"},))),
     ],
 )
-def test_what_is_learned_makes_the_difference(one: Example, other: Example) -> None:
-    assert found(ExactDuplicates, [one, other]).rows == ()
-    assert found(ExactDuplicates, [one, one, other, other]).rows == (102, 104)
+def test_what_is_learned_makes_the_difference(first: Example, other: Example) -> None:
+    assert found(ExactDuplicates, [first, other]).rows == ()
+    assert found(ExactDuplicates, [first, first, other, other]).rows == (102, 104)
 
 
 def test_only_so_many_are_shown() -> None:
@@ -148,7 +148,7 @@ def test_a_copy_with_a_small_change(copy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         ("Please turn the lamp on in the hall", "Please turn the fan off in the kitchen"),
         (LONG, LONG),  # exact
@@ -158,8 +158,8 @@ def test_a_copy_with_a_small_change(copy: str) -> None:
         ("", ""),
     ],
 )
-def test_no_near_duplicates(one: str, other: str) -> None:
-    assert found(NearDuplicates, texts(one, other)).rows == ()
+def test_no_near_duplicates(first: str, other: str) -> None:
+    assert found(NearDuplicates, texts(first, other)).rows == ()
 
 
 def test_writing_without_spaces() -> None:
@@ -168,17 +168,17 @@ def test_writing_without_spaces() -> None:
     assert found(NearDuplicates, texts(text, other, text.replace("，", "；").replace("狭窄", "窄小"))).rows == (103,)
 
 
-def test_a_good_and_a_bad_answer_are_no_duplicates() -> None:
+def test_a_good_and_a_bad_answer_are_not_duplicates() -> None:
     rows = [chat("Tell me", LONG, label=True), chat("Tell me", f"{LONG} So.", label=False)]
     assert found(NearDuplicates, rows).rows == ()
     assert found(NearDuplicates, [replace(row, label=False) for row in rows]).rows == (102,)
 
 
 def test_the_threshold_is_kept() -> None:
-    one, other = "a b c d e f g h i j k l", "a b c d e f g h i j k x"  # 9 of 11 in common
-    assert found(NearDuplicates, texts(one, other), near_duplicate=9 / 11).rows == (102,)
-    assert found(NearDuplicates, texts(one, other), near_duplicate=0.82).rows == ()
-    bad = [Example(messages=({"role": "assistant", "content": text},), label=False) for text in (one, other)]
+    first, other = "a b c d e f g h i j k l", "a b c d e f g h i j k x"  # 9 of 11 in common
+    assert found(NearDuplicates, texts(first, other), near_duplicate=9 / 11).rows == (102,)
+    assert found(NearDuplicates, texts(first, other), near_duplicate=0.82).rows == ()
+    bad = [Example(messages=({"role": "assistant", "content": text},), label=False) for text in (first, other)]
     assert found(NearDuplicates, bad, near_duplicate=9 / 11).rows == (102,)
     assert found(NearDuplicates, bad, near_duplicate=0.82).rows == ()
 
@@ -218,8 +218,8 @@ def test_a_cluster_is_known_by_its_first_row(batches: list[list[tuple[int, int]]
         pairs = np.array(batch, np.int64).reshape(-1, 2)
         still = sets.join_alike(pairs[:, 0], pairs[:, 1], lambda first, other: np.ones(len(first), bool))
         assert not still.any()
-        for one, other in batch:
-            joined = {expected[one], expected[other]}
+        for first, other in batch:
+            joined = {expected[first], expected[other]}
             expected = [min(joined) if root in joined else root for root in expected]
     assert sets.roots.tolist() == expected
 
@@ -228,11 +228,11 @@ def similar(rows: Sequence[str], least: float) -> set[frozenset[int]]:
     """Clusters of two and more rows, by comparing all pairs."""
     shingles = [set(ngrams(words(row), 3).tolist()) for row in rows]
     root = list(range(len(rows)))
-    for one in range(len(rows)):
-        for other in range(one):
-            if len(shingles[one] & shingles[other]) >= least * len(shingles[one] | shingles[other]):
-                root = [root[other] if value == root[one] else value for value in root]
-    clusters = [frozenset(number for number, value in enumerate(root) if value == one) for one in set(root)]
+    for first in range(len(rows)):
+        for other in range(first):
+            if len(shingles[first] & shingles[other]) >= least * len(shingles[first] | shingles[other]):
+                root = [root[other] if value == root[first] else value for value in root]
+    clusters = [frozenset(number for number, value in enumerate(root) if value == label) for label in set(root)]
     return {cluster for cluster in clusters if len(cluster) > 1}
 
 
@@ -262,8 +262,8 @@ def test_a_long_text_with_a_changed_word_is_found(text: list[str], data: st.Data
     place = data.draw(st.integers(0, len(text) - 1))
     edit = data.draw(st.sampled_from(["change", "drop", "add"]))
     changed[place : place + (edit != "add")] = [] if edit == "drop" else ["something"]
-    one, other = set(ngrams(text, 3).tolist()), set(ngrams(changed, 3).tolist())
-    alike = len(one & other) / len(one | other)
+    first, other = set(ngrams(text, 3).tolist()), set(ngrams(changed, 3).tolist())
+    alike = len(first & other) / len(first | other)
     rows = found(NearDuplicates, texts(" ".join(text), " ".join(changed))).rows
     assert rows == ((102,) if alike >= 0.8 else ())
 
@@ -276,14 +276,14 @@ def test_the_estimate_is_close_to_the_truth() -> None:
         other = list(text)
         for _ in range(rng.randint(1, 40)):
             other[rng.randrange(400)] = rng.choice(VOCABULARY)
-        one, two = (np.unique(ngrams(each, 3) >> np.uint64(32)).astype(np.uint32) for each in (text, other))
-        truth = len(np.intersect1d(one, two)) / len(np.union1d(one, two))
-        errors.append(float(np.mean(near_duplicates._signature(one) == near_duplicates._signature(two))) - truth)
+        first, two = (np.unique(ngrams(each, 3) >> np.uint64(32)).astype(np.uint32) for each in (text, other))
+        truth = len(np.intersect1d(first, two)) / len(np.union1d(first, two))
+        errors.append(float(np.mean(near_duplicates._signature(first) == near_duplicates._signature(two))) - truth)
     assert abs(float(np.mean(errors))) < 0.01
     assert float(np.std(errors)) < 0.05
 
 
-def test_a_book_is_signed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_of_a_long_text_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     shingles = np.unique(ngrams(VOCABULARY, 3) >> np.uint64(32)).astype(np.uint32)
     whole = near_duplicates._signature(shingles)
     monkeypatch.setattr(near_duplicates, "_BLOCK", 7)
@@ -335,7 +335,7 @@ def test_the_same_prompt_with_another_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         (chat("What is 2 + 3?", "5"), chat("What is 2 * 3?", "6")),
         (chat("Do it", "a"), Example(messages=(SYSTEM, *chat("Do it", "b").messages))),
@@ -348,8 +348,8 @@ def test_the_same_prompt_with_another_answer() -> None:
         ),
     ],
 )
-def test_other_prompts_do_not_conflict(one: Example, other: Example) -> None:
-    assert found(ConflictingAnswers, [one, other]).rows == ()
+def test_other_prompts_do_not_conflict(first: Example, other: Example) -> None:
+    assert found(ConflictingAnswers, [first, other]).rows == ()
 
 
 def test_prompts_conflict_by_the_answers_in_their_columns() -> None:

@@ -34,7 +34,7 @@ def answered(answer: Any, **others: Any) -> Checked:
 def of_roles(roles: str) -> Checked:
     """A row whose turns are of these roles: s u a t, and c for an assistant's turn that calls a tool."""
     names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-    messages = tuple(CALL if one == "c" else {"role": names[one], "content": "words"} for one in roles)
+    messages = tuple(CALL if letter == "c" else {"role": names[letter], "content": "words"} for letter in roles)
     return row(Example(messages=messages))
 
 
@@ -61,7 +61,7 @@ def test_an_earlier_turn_a_text_and_either_answer_may_be_empty() -> None:
         assert check_turns.empty_response(row(pair)) == f"the {name} answer is empty"
 
 
-def test_the_call_of_a_tool_is_no_empty_answer() -> None:
+def test_a_tool_call_is_not_an_empty_answer() -> None:
     assert check_turns.empty_response(of_roles("ucta")) is None
 
 
@@ -94,7 +94,7 @@ def test_a_call_may_be_written_in_words() -> None:
     assert check_turns.role_order(row(Example(messages=called))) is None
 
 
-def test_the_order_goes_on_into_the_better_answer() -> None:
+def test_the_order_continues_into_the_chosen_answer() -> None:
     answer = turns(("assistant", "Hello"))
     for prompt, wrong in ((("u"), None), (("ua"), "turn 3: two assistant turns in a row")):
         messages = of_roles(prompt).example.messages
@@ -208,7 +208,7 @@ def test_unusual_characters_are_not_broken(text: str) -> None:
     assert check_text.encoding(answered(text)) is None
 
 
-def test_every_broken_thing_is_told_once() -> None:
+def test_every_fault_is_reported_once() -> None:
     said = turns(("user", "\x07"), ("assistant", "\x07 \ufffdé"))
     told = "control character U+0007; replacement character U+FFFD: the original character is lost"
     assert check_text.encoding(row(Example(messages=said))) == told
@@ -228,10 +228,10 @@ RUSSIAN = "Это предложение написано по-русски, и 
 
 
 def test_a_row_in_another_script() -> None:
-    found = languages("An English sentence of some length.", RUSSIAN, "Another English sentence, longer than that.")
-    assert found.rows == (1,)
-    assert found.details == {"main": "Latin", "scripts": {"Latin": 2, "Cyrillic": 1}}
-    [example] = found.examples
+    finding = languages("An English sentence of some length.", RUSSIAN, "Another English sentence, longer than that.")
+    assert finding.rows == (1,)
+    assert finding.details == {"main": "Latin", "scripts": {"Latin": 2, "Cyrillic": 1}}
+    [example] = finding.examples
     assert example["line"] == 2
     assert example["message"] == "100 % of the letters are Cyrillic; the data is mainly Latin"
 

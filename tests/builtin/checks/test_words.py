@@ -31,7 +31,7 @@ def test_the_fast_way_for_ascii_is_the_same(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "other"),
     [
         ("Hello, World!", "hello world"),
         ("don’t — “stop”", 'DON\'T - "stop"'),
@@ -42,13 +42,13 @@ def test_the_fast_way_for_ascii_is_the_same(value: str) -> None:
         ("a\t\n  b", "a b"),
     ],
 )
-def test_what_differs_in_form_only_is_the_same(one: str, other: str) -> None:
-    assert text.normalise(one) == text.normalise(other)
+def test_what_differs_in_form_only_is_the_same(first: str, other: str) -> None:
+    assert text.normalise(first) == text.normalise(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("हिन्दी", "हन्द"), ("naïve", "naive"), ("3.5", "35"), ("ab", "a b")])
-def test_what_differs_in_letters_is_not(one: str, other: str) -> None:
-    assert text.normalise(one) != text.normalise(other)
+@pytest.mark.parametrize(("first", "other"), [("हिन्दी", "हन्द"), ("naïve", "naive"), ("3.5", "35"), ("ab", "a b")])
+def test_what_differs_in_letters_is_not(first: str, other: str) -> None:
+    assert text.normalise(first) != text.normalise(other)
 
 
 def test_words_where_there_are_no_spaces() -> None:

@@ -40,7 +40,7 @@ def test_the_branch_that_was_shown_last_is_read() -> None:
     assert from_chatgpt(chatgpt(*nodes)).messages == (SAID, {"role": "assistant", "content": "Yes."})
 
 
-def test_what_the_program_keeps_beside_is_passed_over() -> None:
+def test_internal_content_is_skipped() -> None:
     nodes = [
         ROOT,
         node("m", "r", "user", content_type="user_editable_context"),
@@ -74,7 +74,7 @@ def test_what_cannot_be_learned_is_refused(case: str) -> None:
         from_chatgpt(values)
 
 
-def test_a_branch_that_goes_in_a_circle_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_branch_with_a_cycle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_exports, "MOST_TURNS", 10)
     with pytest.raises(ValueError, match="has a cycle"):
         from_chatgpt(chatgpt(node("a", "b", "user", "x"), node("b", "a", "assistant", "y")))
@@ -105,14 +105,14 @@ def test_a_conversation_of_claude() -> None:
         ("x", "turn 1 of `chat_messages` is text, not an object"),
     ],
 )
-def test_what_claude_was_shown_beside_text_is_refused(turn: Any, message: str) -> None:
+def test_what_claude_was_shown_other_than_text_is_refused(turn: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         from_claude(claude(turn))
     with pytest.raises(ValueError, match="`chat_messages` is text, not a list of turns"):
         from_claude({"chat_messages": "x"})
 
 
-def test_exports_are_told_by_columns_that_only_they_have() -> None:
+def test_exports_are_recognised_by_columns_that_only_they_have() -> None:
     export = chatgpt(ROOT, ASKED, node("a", "u", "assistant", "Yes."))
     assert formats.detect_format(list(export), [export, export]) == "chatgpt-export"
     assert formats.detect_format(["chat_messages"], [claude()]) == "claude-export"

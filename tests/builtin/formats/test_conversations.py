@@ -36,18 +36,18 @@ def turn(role: str, words: str, **more: Any) -> dict[str, Any]:
 
 def test_what_the_assistant_says_is_learned_unless_a_turn_says_otherwise() -> None:
     assert from_turns({"messages": [SYSTEM, USER, ANSWER]}) == Example(messages=(SYSTEM, USER, ANSWER))
-    found = from_turns({"messages": [USER, {**ANSWER, "train": False}, USER, {**ANSWER, "weight": 1}]})
-    assert (found.messages, found.learned) == ((USER, ANSWER, USER, ANSWER), (False, False, False, True))
+    example = from_turns({"messages": [USER, {**ANSWER, "train": False}, USER, {**ANSWER, "weight": 1}]})
+    assert (example.messages, example.learned) == ((USER, ANSWER, USER, ANSWER), (False, False, False, True))
     assert from_turns({"messages": [{**USER, "weight": 1}, ANSWER]}).learned is None
     assert from_turns({"messages": [USER, {**ANSWER, "weight": 0}]}).learned == (False, False)
 
 
 def test_a_first_word_of_the_assistants_is_read_and_not_learned() -> None:
-    found = from_turns({"messages": [ANSWER, USER, ANSWER]})
-    assert (found.messages, found.learned) == ((ANSWER, USER, ANSWER), (False, False, True))
-    assert found.notes == ("the conversation begins with the assistant; that turn is read, not learned",)
-    found = from_turns({"messages": [SYSTEM, ANSWER, USER, ANSWER]})
-    assert found.learned == (False, False, False, True)
+    example = from_turns({"messages": [ANSWER, USER, ANSWER]})
+    assert (example.messages, example.learned) == ((ANSWER, USER, ANSWER), (False, False, True))
+    assert example.notes == ("the conversation begins with the assistant; that turn is read, not learned",)
+    example = from_turns({"messages": [SYSTEM, ANSWER, USER, ANSWER]})
+    assert example.learned == (False, False, False, True)
     assert from_turns({"messages": [ANSWER]}).learned == (False,)
     told_already = from_turns({"messages": [{**ANSWER, "train": False}, USER, ANSWER]})
     assert (told_already.learned, told_already.notes) == ((False, False, True), ())
@@ -57,17 +57,17 @@ def test_a_first_word_of_the_assistants_is_read_and_not_learned() -> None:
     ("behind", "note"),
     [([USER], "1 turn after the last answer left out"), ([USER, USER], "2 turns after the last answer left out")],
 )
-def test_what_nobody_answers_is_left_out_and_told(behind: list[Any], note: str) -> None:
+def test_turns_without_an_answer_are_left_out_and_reported(behind: list[Any], note: str) -> None:
     assert from_turns({"messages": [USER, ANSWER, *behind]}) == Example(messages=(USER, ANSWER), notes=(note,))
 
 
-def test_an_empty_answer_is_no_matter_of_the_format() -> None:
+def test_an_empty_answer_is_not_refused_by_the_format() -> None:
     assert from_turns({"messages": [USER, turn("assistant", "")]}).messages[-1] == turn("assistant", "")
     assert from_prompt_completion({"prompt": "ask", "completion": ""}).messages[-1] == turn("assistant", "")
 
 
 @pytest.mark.parametrize("column", conversations.TURN_COLUMNS)
-def test_the_turns_may_stand_under_many_names(column: str) -> None:
+def test_the_turns_may_have_many_names(column: str) -> None:
     assert from_turns({column: [USER, ANSWER]}) == ASKED
     assert from_turns({"messages": None, column: json.dumps([USER, ANSWER])}) == ASKED
     others = {name: "A: hi" for name in conversations.TURN_COLUMNS if name != column}
@@ -75,7 +75,7 @@ def test_the_turns_may_stand_under_many_names(column: str) -> None:
 
 
 @pytest.mark.parametrize("column", conversations.SYSTEM_COLUMNS)
-def test_a_system_prompt_may_stand_in_a_column_of_its_own(column: str) -> None:
+def test_a_system_prompt_may_be_in_a_separate_column(column: str) -> None:
     expected = Example(messages=(SYSTEM, USER, ANSWER))
     assert from_turns({"messages": [USER, ANSWER], column: "rule"}) == expected
     assert from_turns({"messages": [SYSTEM, USER, ANSWER], column: "other"}).messages == expected.messages
@@ -91,8 +91,8 @@ def test_a_system_prompt_may_stand_in_a_column_of_its_own(column: str) -> None:
 
 
 def test_a_system_prompt_keeps_each_turns_wish() -> None:
-    found = from_turns({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER], "system": "rule"})
-    assert found.learned == (False, False, False, False, True)
+    example = from_turns({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER], "system": "rule"})
+    assert example.learned == (False, False, False, False, True)
 
 
 def test_tools_are_handed_on() -> None:
@@ -116,16 +116,16 @@ def test_tools_are_handed_on() -> None:
         ({"input": "ask"}, "ask\n\nask"),
     ],
 )
-def test_an_input_stands_below_the_instruction(more: dict[str, Any], question: str) -> None:
-    found = from_alpaca({"instruction": "ask", "output": "say", **more})
-    assert found == Example(messages=(turn("user", question), ANSWER))
+def test_an_input_follows_the_instruction(more: dict[str, Any], question: str) -> None:
+    example = from_alpaca({"instruction": "ask", "output": "say", **more})
+    assert example == Example(messages=(turn("user", question), ANSWER))
 
 
 def test_a_prompt_that_is_made_of_its_context_has_it_once() -> None:
-    found = from_prompt_completion({"prompt": "Read this: words. Ask?", "context": "words", "completion": "say"})
-    assert found.messages[0]["content"] == "Read this: words. Ask?"
-    found = from_prompt_completion({"prompt": "Ask?", "context": "words", "completion": "say"})
-    assert found.messages[0]["content"] == "Ask?\n\nwords"
+    example = from_prompt_completion({"prompt": "Read this: words. Ask?", "context": "words", "completion": "say"})
+    assert example.messages[0]["content"] == "Read this: words. Ask?"
+    example = from_prompt_completion({"prompt": "Ask?", "context": "words", "completion": "say"})
+    assert example.messages[0]["content"] == "Ask?\n\nwords"
 
 
 @pytest.mark.parametrize("history", [[["a", "b"], ["c", "d"]], '[["a", "b"], ["c", "d"]]', [("a", "b"), ("c", "d")]])
@@ -136,7 +136,7 @@ def test_earlier_rounds_are_learned_too(history: Any) -> None:
 
 
 @pytest.mark.parametrize("history", [None, "", [], "[]"])
-def test_no_history_is_none(history: Any) -> None:
+def test_an_empty_history_counts_as_none(history: Any) -> None:
     assert from_alpaca({"instruction": "ask", "output": "say", "history": history}) == ASKED
 
 
@@ -153,14 +153,14 @@ def test_both_sides_may_be_text_or_turns(prompt: Any, completion: Any) -> None:
 
 def test_of_a_prompt_nothing_is_learned() -> None:
     prompt = [USER, turn("assistant", "hm"), turn("user", "more")]
-    found = from_prompt_completion({"prompt": prompt, "completion": [ANSWER]})
-    assert found == Example(messages=(*prompt, ANSWER), learned=(False, False, False, True))
+    example = from_prompt_completion({"prompt": prompt, "completion": [ANSWER]})
+    assert example == Example(messages=(*prompt, ANSWER), learned=(False, False, False, True))
 
 
-def test_a_completion_has_wishes_of_its_own() -> None:
+def test_a_completion_may_say_which_of_its_turns_are_learned() -> None:
     completion = [{**ANSWER, "train": False}, USER, ANSWER]
-    found = from_prompt_completion({"prompt": "ask", "completion": completion})
-    assert (found.messages, found.learned) == ((USER, ANSWER, USER, ANSWER), (False, False, False, True))
+    example = from_prompt_completion({"prompt": "ask", "completion": completion})
+    assert (example.messages, example.learned) == ((USER, ANSWER, USER, ANSWER), (False, False, False, True))
 
 
 @pytest.mark.parametrize("prompt", ["ask", [USER]])
@@ -176,15 +176,15 @@ def test_a_completion_may_repeat_the_prompt(prompt: Any) -> None:
 
 @pytest.mark.parametrize("text", ["[1, 2, 3]", '{"a": 1}', '[{"name": "x"}]', "[INST] x [/INST]", '[["a", "b"]]'])
 def test_json_may_be_what_is_asked_and_answered(text: str) -> None:
-    found = from_prompt_completion({"prompt": text, "completion": text})
-    assert found == Example(messages=(turn("user", text), turn("assistant", text)))
+    example = from_prompt_completion({"prompt": text, "completion": text})
+    assert example == Example(messages=(turn("user", text), turn("assistant", text)))
 
 
 def test_calls_are_an_answer_where_there_are_tools() -> None:
     calls = [{"name": "f", "arguments": {"x": 1}}]
     asked = {"query": "ask", "answers": json.dumps(calls)}
-    found = from_question_answer({**asked, "tools": TOOLS}).messages[-1]
-    assert found == {
+    answer = from_question_answer({**asked, "tools": TOOLS}).messages[-1]
+    assert answer == {
         "role": "assistant",
         "tool_calls": [{"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"x": 1}}}],
     }
@@ -209,12 +209,12 @@ def test_a_question_and_its_answer_are_the_same_under_all_names(
     names: tuple[str, tuple[str, ...], tuple[str, ...]], asked: str, answered: str, data: st.DataObject
 ) -> None:
     _, questions, answers = names
-    one, other = data.draw(st.sampled_from(questions)), data.draw(st.sampled_from(answers))
-    if one == other:
+    first, other = data.draw(st.sampled_from(questions)), data.draw(st.sampled_from(answers))
+    if first == other:
         return
     expected = from_turns({"messages": [turn("user", asked), turn("assistant", answered)]})
-    assert from_pair(questions, answers)({one: asked, other: answered}) == expected
-    as_turns = {one: [turn("user", asked)], other: {"from": "gpt", "value": answered}}
+    assert from_pair(questions, answers)({first: asked, other: answered}) == expected
+    as_turns = {first: [turn("user", asked)], other: {"from": "gpt", "value": answered}}
     assert from_pair(questions, answers)(as_turns) == expected
 
 
@@ -245,9 +245,9 @@ def test_a_transcript_is_read_as_turns(written: str, turns: Any) -> None:
 
 def test_a_prompt_may_be_a_transcript_up_to_the_answer() -> None:
     asked = "\n\nHuman: ask\n\nAssistant: say\n\nHuman: more\n\nAssistant:"
-    found = from_prompt_completion({"prompt": asked, "completion": " again"})
-    assert found.messages == (USER, ANSWER, turn("user", "more"), turn("assistant", " again"))
-    assert found.learned == (False, False, False, True)
+    example = from_prompt_completion({"prompt": asked, "completion": " again"})
+    assert example.messages == (USER, ANSWER, turn("user", "more"), turn("assistant", " again"))
+    assert example.learned == (False, False, False, True)
     whole = "Human: ask\n\nAssistant: say"
     assert from_prompt_completion({"prompt": whole, "completion": "x"}).messages[0] == turn("user", whole)
 
@@ -339,7 +339,7 @@ BAD: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_with_a_row_is_told_in_one_sentence(case: str) -> None:
+def test_what_is_wrong_with_a_row_is_reported_in_one_sentence(case: str) -> None:
     converter, values, message = BAD[case]
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         converter(values)
@@ -358,7 +358,7 @@ def test_text_is_learned_as_it_is() -> None:
     assert from_text({"text": " words\n", "id": 1}) == Example(text=" words\n")
 
 
-def test_a_system_column_beside_another_system_prompt_is_left_out_and_told() -> None:
+def test_a_system_column_next_to_another_system_prompt_is_left_out_and_noted() -> None:
     turns = [{"role": "system", "content": "Be brief."}, USER, ANSWER]
     same, other = (from_turns({"messages": turns, "system": text}) for text in ("Be brief.", "Be long."))
     assert same.messages == other.messages
@@ -387,9 +387,9 @@ def test_a_column_says_which_turns_are_learned(weights: dict[str, Any], learned:
     assert from_turns({"messages": FOUR, **weights}).learned == learned
 
 
-def test_a_column_of_weights_is_beside_the_turns_and_a_system_prompt_of_its_own() -> None:
-    found = from_turns({"messages": FOUR, "weights": [0, 0, 0, 1], "system": "be kind"})
-    assert found.learned == (False, False, False, False, True)
+def test_a_column_of_weights_goes_with_the_turns_and_with_a_separate_system_prompt() -> None:
+    example = from_turns({"messages": FOUR, "weights": [0, 0, 0, 1], "system": "be kind"})
+    assert example.learned == (False, False, False, False, True)
 
 
 @pytest.mark.parametrize(
@@ -413,9 +413,9 @@ def test_a_column_of_weights_and_a_turn_must_say_the_same() -> None:
         from_turns({"messages": turns, "weights": [0, 1]})
 
 
-def test_a_picture_beside_the_words_is_left_out_and_noted() -> None:
-    found = from_turns({"messages": [USER, ANSWER], "image": Opaque("an image")})
-    assert found.notes == ("`image` left out: images and audio are not read",)
+def test_an_image_that_goes_with_the_text_is_left_out_and_noted() -> None:
+    example = from_turns({"messages": [USER, ANSWER], "image": Opaque("an image")})
+    assert example.notes == ("`image` left out: images and audio are not read",)
     with pytest.raises(ValueError, match="the row has images or audio in `image`"):
         from_turns({"messages": [turn("user", "see <image>"), ANSWER], "image": Opaque("an image")})
 

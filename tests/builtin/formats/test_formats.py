@@ -36,7 +36,7 @@ TOOLS = ({"type": "function", "function": WEATHER},)
 
 
 def turns(*said: str) -> tuple[Message, ...]:
-    return tuple({"role": ROLES[one[0]], "content": one[2:]} for one in said)
+    return tuple({"role": ROLES[words[0]], "content": words[2:]} for words in said)
 
 
 def talk(*said: str, **more: Any) -> Example:
@@ -58,11 +58,11 @@ def swapped(*said: str) -> list[dict[str, Any]]:
 
 def sharegpt(*said: str, **more: Any) -> list[dict[str, Any]]:
     names = {"s": "system", "u": "human", "a": "gpt", "t": "observation", "f": "function_call"}
-    return [{"from": names[one[0]], "value": one[2:], **more} for one in said]
+    return [{"from": names[words[0]], "value": words[2:], **more} for words in said]
 
 
 def rows(*values: Mapping[str, Any]) -> list[Row]:
-    return [Row(values=one, file="rows.jsonl", line=number) for number, one in enumerate(values, 1)]
+    return [Row(values=value, file="rows.jsonl", line=number) for number, value in enumerate(values, 1)]
 
 
 def recognise(*values: Mapping[str, Any], **given: Any) -> str:
@@ -820,9 +820,9 @@ def test_it_is_read_the_same_out_of_a_csv_file(name: str, tmp_path: Path) -> Non
     [row] = readers.read_file(file)
     assert isinstance(row, Row)
     assert recognise(row.values) == format_
-    found = read(format_, row.values)
-    assert found.columns.keys() == expected.columns.keys()
-    assert without_columns(found) == without_columns(expected)
+    example = read(format_, row.values)
+    assert example.columns.keys() == expected.columns.keys()
+    assert without_columns(example) == without_columns(expected)
 
 
 def cell(value: Any) -> str:
@@ -833,18 +833,27 @@ def cell(value: Any) -> str:
 
 
 def without_columns(example: Example) -> tuple[Any, ...]:
-    one = example
-    return one.messages, one.tools, one.learned, one.chosen, one.rejected, one.label, one.text, one.notes
+    message = example
+    return (
+        message.messages,
+        message.tools,
+        message.learned,
+        message.chosen,
+        message.rejected,
+        message.label,
+        message.text,
+        message.notes,
+    )
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_it_is_read_the_same_out_of_a_parquet_file(name: str, tmp_path: Path) -> None:
     format_, values, expected = KNOWN[name]
     parquet.write_table(pa.Table.from_pylist([values, dict.fromkeys(values)]), tmp_path / "rows.parquet")
-    found = [row for row in readers.read_file(tmp_path / "rows.parquet") if isinstance(row, Row)]
-    assert len(found) == 2
-    assert recognise(*(row.values for row in found)) == format_
-    assert read(format_, found[0].values) == expected
+    rows = [row for row in readers.read_file(tmp_path / "rows.parquet") if isinstance(row, Row)]
+    assert len(rows) == 2
+    assert recognise(*(row.values for row in rows)) == format_
+    assert read(format_, rows[0].values) == expected
 
 
 def test_what_arrow_fills_in_because_other_rows_have_it_is_left_out(tmp_path: Path) -> None:
@@ -858,12 +867,12 @@ def test_what_arrow_fills_in_because_other_rows_have_it_is_left_out(tmp_path: Pa
     calling = json.loads(json.dumps(calling))
     calling["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": "Bonn"}
     parquet.write_table(pa.Table.from_pylist([calling, other, plain]), tmp_path / "rows.parquet")
-    found = [row.values for row in readers.read_file(tmp_path / "rows.parquet") if isinstance(row, Row)]
+    rows = [row.values for row in readers.read_file(tmp_path / "rows.parquet") if isinstance(row, Row)]
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist()[0]["messages"][0]["tool_calls"] is None
-    assert found[2]["messages"] == plain["messages"]
-    assert found[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bonn"}
-    assert recognise(*found) == "messages"
-    first, second, third = (read("messages", values) for values in found)
+    assert rows[2]["messages"] == plain["messages"]
+    assert rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bonn"}
+    assert recognise(*rows) == "messages"
+    first, second, third = (read("messages", values) for values in rows)
     assert first.messages == expected.messages
     assert second.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
     assert second.tools is not None
@@ -876,15 +885,18 @@ def test_wildchat_keeps_what_a_turn_says_of_itself_but_nothing_that_is_null() ->
     values = {
         "conversation_hash": "x",
         "model": "gpt-4",
-        "conversation": [{**turn, **one, "toxic": False, "state": None} for one in role("u:ask", "a:say")],
+        "conversation": [{**turn, **words, "toxic": False, "state": None} for words in role("u:ask", "a:say")],
         "turn": 1,
         "language": "English",
         "detoxify_moderation": [{"toxicity": 0.1}],
     }
     assert recognise(values) == "messages"
-    found = read("messages", values)
-    assert [(one["role"], one["content"]) for one in found.messages] == [("user", "ask"), ("assistant", "say")]
-    assert {key for one in found.messages for key in one} == {
+    example = read("messages", values)
+    assert [(message["role"], message["content"]) for message in example.messages] == [
+        ("user", "ask"),
+        ("assistant", "say"),
+    ]
+    assert {key for message in example.messages for key in message} == {
         *("role", "content", "country", "header"),
         "language",
         "toxic",
@@ -1047,7 +1059,7 @@ def test_rows_of_no_known_format_are_refused_in_words_that_help(name: str) -> No
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the rows have no known format; their columns are ") as error:
         recognise(values, values)
     told = str(error.value)
-    assert [one for one in words if one not in told] == []
+    assert [word for word in words if word not in told] == []
     assert formats.detect_format(columns=list(values), sample=[values]) is None
 
 
@@ -1124,7 +1136,7 @@ AMBIGUOUS: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_what_fits_several_formats_is_told_with_the_candidates(name: str) -> None:
+def test_what_fits_several_formats_is_reported_with_the_candidates(name: str) -> None:
     values, words = AMBIGUOUS[name]
     with pytest.raises(DataError, match=rf"(?s)^rows\.jsonl:1: .*{words}.*; the columns are "):
         recognise(*values)
@@ -1156,8 +1168,8 @@ def test_what_the_message_says_settles_it(name: str) -> None:
     case, section = SETTLED[name][0], DataSection(**SETTLED[name][1])
     there = rows(*AMBIGUOUS[case][0])
     record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(there)
-    [(_, found)] = [one for one in convert.convert(there, record, section) if isinstance(one, tuple)]
-    assert found == READ[name]
+    [(_, example)] = [pair for pair in convert.convert(there, record, section) if isinstance(pair, tuple)]
+    assert example == READ[name]
 
 
 def test_a_row_that_lacks_something_does_not_hide_the_format_of_the_others() -> None:
@@ -1167,7 +1179,7 @@ def test_a_row_that_lacks_something_does_not_hide_the_format_of_the_others() -> 
     assert recognise({"prompt": "ask", "chosen": "x"}, {"prompt": "ask", "chosen": "x", "rejected": ""}) == "preference"
 
 
-def test_turns_of_both_sorts_may_stand_in_one_file() -> None:
+def test_turns_of_both_sorts_may_be_in_one_file() -> None:
     openai, other = {"messages": role("u:ask", "a:say")}, {"conversations": sharegpt("u:ask", "a:say")}
     assert recognise(openai, other, other) == "sharegpt"
     assert recognise(other, openai, openai) == "messages"
@@ -1207,7 +1219,7 @@ def test_a_role_that_is_not_known_makes_no_conversation_of_a_preference() -> Non
     assert recognise({"conversations": asked, "chosen": "good", "rejected": "bad"}) == "preference"
 
 
-def test_text_under_the_name_of_turns_is_no_second_conversation() -> None:
+def test_text_under_the_name_of_turns_is_not_a_second_conversation() -> None:
     assert recognise({"messages": role("u:a", "a:b"), "dialogue": "A: hi"}) == "messages"
 
 
@@ -1222,19 +1234,22 @@ def test_lists_of_roles_and_contents_are_recognised() -> None:
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], ["sports", "world"], [None], [0.5], [[True]]])
 def test_a_label_that_is_a_class_judges_nothing(labels: list[Any]) -> None:
-    assert recognise(*({"prompt": "ask", "completion": "say", "label": one} for one in labels)) == "prompt-completion"
-
-
-@pytest.mark.parametrize("labels", [[0, 1], ["1", "0"], [1.0, 0.0], ["1.0"]])
-def test_a_label_that_may_be_either_is_told(labels: list[Any]) -> None:
-    with pytest.raises(DataError, match="fit several formats: unpaired-preference, prompt-completion"):
-        recognise(*({"prompt": "ask", "completion": "say", "label": one} for one in labels))
     assert (
-        recognise(*({"prompt": "ask", "completion": "say", "kto_tag": one} for one in labels)) == "unpaired-preference"
+        recognise(*({"prompt": "ask", "completion": "say", "label": label} for label in labels)) == "prompt-completion"
     )
 
 
-def test_a_text_beside_a_prompt_and_a_label_is_none_to_learn() -> None:
+@pytest.mark.parametrize("labels", [[0, 1], ["1", "0"], [1.0, 0.0], ["1.0"]])
+def test_a_label_that_may_be_either_is_reported(labels: list[Any]) -> None:
+    with pytest.raises(DataError, match="fit several formats: unpaired-preference, prompt-completion"):
+        recognise(*({"prompt": "ask", "completion": "say", "label": label} for label in labels))
+    assert (
+        recognise(*({"prompt": "ask", "completion": "say", "kto_tag": label} for label in labels))
+        == "unpaired-preference"
+    )
+
+
+def test_a_text_next_to_a_prompt_and_a_label_is_not_one_to_learn() -> None:
     assert recognise({"prompt": "ask", "text": "x", "label": "y"}) == "prompt-only"
 
 
@@ -1258,7 +1273,7 @@ def test_a_prompt_that_is_made_of_other_columns_is_the_prompt() -> None:
     assert recognise({"prompt": "a", "question": "b", "chosen": role("u:a", "a:x"), "rejected": role("u:a", "a:y")})
 
 
-def test_rows_that_are_nested_without_end_are_told() -> None:
+def test_rows_that_are_nested_without_end_are_reported() -> None:
     deep: Any = "x"
     for _ in range(3000):
         deep = [deep]
@@ -1330,7 +1345,7 @@ def test_a_converter_raises_nothing_but_one_sentence_and_keeps_its_promise(value
 def check(kind: str, converter: Callable[[Mapping[str, Any]], Example], values: Mapping[str, Any]) -> None:
     before = repr(values)
     try:
-        found = converter(values)
+        example = converter(values)
     except ValueError as error:
         told = str(error)
         assert told
@@ -1339,25 +1354,27 @@ def check(kind: str, converter: Callable[[Mapping[str, Any]], Example], values: 
         assert not told.endswith(".")
         return
     assert repr(values) == before, "a row is not written to"
-    assert found.kind == kind
-    assert isinstance(hash(found.notes), int)
-    for turn in (*found.messages, *found.chosen, *found.rejected):
+    assert example.kind == kind
+    assert isinstance(hash(example.notes), int)
+    for turn in (*example.messages, *example.chosen, *example.rejected):
         assert turn["role"] in ("system", "user", "assistant", "tool")
         assert isinstance(turn.get("content", ""), str)
         assert "content" in turn or turn["tool_calls"]
         assert None not in turn.values()
     if kind in ("conversation", "unpaired"):
-        assert found.messages[-1]["role"] == "assistant"
+        assert example.messages[-1]["role"] == "assistant"
     if kind in ("preference", "prompt"):
-        assert found.messages[-1]["role"] != "assistant"
-    for messages, learned in found.conversations:
+        assert example.messages[-1]["role"] != "assistant"
+    for messages, learned in example.conversations:
         assert len(messages) == len(learned)
-        assert all(turn["role"] == "assistant" for turn, one in zip(messages, learned, strict=True) if one)
+        assert all(
+            turn["role"] == "assistant" for turn, is_learned in zip(messages, learned, strict=True) if is_learned
+        )
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 @given(sample=st.lists(ROWS, max_size=3))
-def test_detection_raises_nothing_but_what_is_told_and_names_what_it_can_read(sample: list[dict[str, Any]]) -> None:
+def test_detection_raises_only_known_errors_and_names_what_it_can_read(sample: list[dict[str, Any]]) -> None:
     with contextlib.suppress(DataError):
         name = formats.detect_format(columns=[], sample=sample)
         assert name is None or name in REGISTRY.formats
@@ -1373,7 +1390,7 @@ for _ in range(400):
 
 @pytest.mark.parametrize("deep", [DEEP, {"a": DEEP}, NESTED, [NESTED], [[NESTED]]], ids=["lists", "object", *"nli"])
 @pytest.mark.parametrize("column", COLUMNS)
-def test_bottomless_nesting_is_told_too(column: str, deep: Any) -> None:
+def test_endless_nesting_is_reported_too(column: str, deep: Any) -> None:
     turn = {"role": "user", "content": "ask"}
     for value in (
         deep,

@@ -57,8 +57,8 @@ def test_the_same_preference_is_the_same_in_four_layouts(
     *, earlier: list[tuple[str, str]], asked: str, good: str, bad: str, system: bool, data: st.DataObject
 ) -> None:
     prompt = [turn("system", "rule")] if system else []
-    for one, other in earlier:
-        prompt += [turn("user", one), turn("assistant", other)]
+    for first, other in earlier:
+        prompt += [turn("user", first), turn("assistant", other)]
     prompt += [turn("user", asked)]
     chosen, rejected = turn("assistant", good), turn("assistant", bad)
     expected = Example(messages=tuple(prompt), chosen=(chosen,), rejected=(rejected,))
@@ -82,20 +82,20 @@ def test_the_same_preference_is_the_same_in_four_layouts(
 
 
 def test_answers_of_several_turns_go_ways_of_their_own() -> None:
-    found = from_preference({"chosen": [USER, GOOD, MORE, ANSWER], "rejected": [USER, BAD, MORE, HM]})
-    assert found == Example(messages=(USER,), chosen=(GOOD, MORE, ANSWER), rejected=(BAD, MORE, HM))
-    found = from_preference({"chosen": [USER, HM, MORE, GOOD], "rejected": [USER, HM, turn("user", "else"), BAD]})
-    assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, turn("user", "else"), BAD))
-    found = from_preference({"prompt": [USER], "chosen": [USER, HM, MORE, GOOD], "rejected": [USER, HM, MORE, BAD]})
-    assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, MORE, BAD))
+    example = from_preference({"chosen": [USER, GOOD, MORE, ANSWER], "rejected": [USER, BAD, MORE, HM]})
+    assert example == Example(messages=(USER,), chosen=(GOOD, MORE, ANSWER), rejected=(BAD, MORE, HM))
+    example = from_preference({"chosen": [USER, HM, MORE, GOOD], "rejected": [USER, HM, turn("user", "else"), BAD]})
+    assert example == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, turn("user", "else"), BAD))
+    example = from_preference({"prompt": [USER], "chosen": [USER, HM, MORE, GOOD], "rejected": [USER, HM, MORE, BAD]})
+    assert example == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(HM, MORE, BAD))
     asks = turn("user", "hm")
-    found = from_preference({"chosen": [USER, HM, MORE, GOOD], "rejected": [USER, asks, MORE, BAD]})
-    assert found == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(asks, MORE, BAD))
+    example = from_preference({"chosen": [USER, HM, MORE, GOOD], "rejected": [USER, asks, MORE, BAD]})
+    assert example == Example(messages=(USER,), chosen=(HM, MORE, GOOD), rejected=(asks, MORE, BAD))
     assert from_preference({"prompt": "ask", "chosen": [GOOD], "rejected": [USER, BAD]}) == CHOICE
     spaced = turn("user", " ask\n")
     assert from_preference({"prompt": [USER], "chosen": [spaced, GOOD], "rejected": [spaced, BAD]}) == CHOICE
-    found = from_preference({"chosen": [USER, GOOD], "rejected": [USER, HM, MORE, BAD]})
-    assert found == Example(messages=(USER,), chosen=(GOOD,), rejected=(HM, MORE, BAD))
+    example = from_preference({"chosen": [USER, GOOD], "rejected": [USER, HM, MORE, BAD]})
+    assert example == Example(messages=(USER,), chosen=(GOOD,), rejected=(HM, MORE, BAD))
 
 
 def test_two_answers_that_are_the_same_still_have_a_prompt() -> None:
@@ -104,43 +104,43 @@ def test_two_answers_that_are_the_same_still_have_a_prompt() -> None:
 
 
 def test_calls_tell_answers_apart() -> None:
-    one = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
+    spoken_call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
     other = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": 2}}]}
     end = [{"role": "tool", "content": "ok"}, ANSWER]
-    found = from_preference({"chosen": [USER, one, *end], "rejected": [USER, other, *end], "tools": TOOLS})
-    assert (len(found.messages), len(found.chosen), len(found.rejected)) == (1, 3, 3)
-    assert found.tools == ({"type": "function", "function": {"name": "f"}},)
-    results = from_preference({"chosen": [USER, one, *end], "rejected": [USER, one, end[0], BAD]})
-    assert [one["role"] for one in results.messages] == ["user", "assistant", "tool"]
+    example = from_preference({"chosen": [USER, spoken_call, *end], "rejected": [USER, other, *end], "tools": TOOLS})
+    assert (len(example.messages), len(example.chosen), len(example.rejected)) == (1, 3, 3)
+    assert example.tools == ({"type": "function", "function": {"name": "f"}},)
+    results = from_preference({"chosen": [USER, spoken_call, *end], "rejected": [USER, spoken_call, end[0], BAD]})
+    assert [message["role"] for message in results.messages] == ["user", "assistant", "tool"]
     assert results.rejected == (BAD,)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "[1]", '[{"name": "x"}]'])
 def test_json_may_be_an_answer(text: str) -> None:
-    found = from_preference({"prompt": "ask", "chosen": text, "rejected": "bad"})
-    assert found.chosen == (turn("assistant", text),)
+    example = from_preference({"prompt": "ask", "chosen": text, "rejected": "bad"})
+    assert example.chosen == (turn("assistant", text),)
 
 
 def test_a_prompt_is_what_both_texts_begin_with_where_no_column_holds_it() -> None:
-    found = from_preference({"chosen": "The sky is blue.", "rejected": "The sky is green."})
-    assert found == Example(
+    example = from_preference({"chosen": "The sky is blue.", "rejected": "The sky is green."})
+    assert example == Example(
         messages=(turn("user", "The sky is"),),
         chosen=(turn("assistant", "blue."),),
         rejected=(turn("assistant", "green."),),
         notes=(GUESSED,),
     )
-    found = from_preference({"chosen": "Say blue", "rejected": "Say blush"})
-    assert found.chosen == (turn("assistant", "blue"),), "never within a word"
+    example = from_preference({"chosen": "Say blue", "rejected": "Say blush"})
+    assert example.chosen == (turn("assistant", "blue"),), "never within a word"
 
 
 def test_the_prompt_may_be_a_transcript() -> None:
     written = "\n\nHuman: ask\n\nAssistant: "
-    found = from_preference({"chosen": f"{written}good", "rejected": f"{written}bad"})
-    assert found == CHOICE
+    example = from_preference({"chosen": f"{written}good", "rejected": f"{written}bad"})
+    assert example == CHOICE
     assert from_preference({"prompt": written, "chosen": "good", "rejected": "bad"}) == CHOICE
 
 
-def test_what_stands_beside_a_prompt_stands_before_it() -> None:
+def test_other_columns_come_before_the_prompt() -> None:
     values = {"instruction": "ask", "input": "this", "chosen": "good", "rejected": "bad"}
     asked = turn("user", "ask\n\nthis")
     assert from_preference(values).messages == (asked,)
@@ -188,9 +188,9 @@ def test_an_answer_and_whether_it_is_good(row: dict[str, Any], column: str) -> N
 
 
 def test_only_the_last_answer_is_judged() -> None:
-    found = from_unpaired({"messages": [USER, HM, MORE, {**ANSWER, "train": False}, USER], "label": True})
-    assert (found.messages, found.learned) == ((USER, HM, MORE, ANSWER), (False, False, False, True))
-    assert found.notes == ("1 turn after the last answer left out",)
+    example = from_unpaired({"messages": [USER, HM, MORE, {**ANSWER, "train": False}, USER], "label": True})
+    assert (example.messages, example.learned) == ((USER, HM, MORE, ANSWER), (False, False, False, True))
+    assert example.notes == ("1 turn after the last answer left out",)
 
 
 def test_the_tag_counts_where_a_label_is_a_class() -> None:
@@ -205,14 +205,14 @@ def test_the_other_columns_of_a_prompt_are_for_rewards() -> None:
     rewards = {"answer": "2", "meta": {"a": [1]}, "nothing": None}
     assert from_prompt(row) == Example(messages=(USER,), columns=rewards)
     used = {"system": "rule", "tools": TOOLS, "history": []}
-    found = from_prompt(row | used | {"prompt": [USER]})
-    assert (found.messages, found.columns) == ((SYSTEM, USER), rewards)
-    assert found.tools == ({"type": "function", "function": {"name": "f"}},)
+    example = from_prompt(row | used | {"prompt": [USER]})
+    assert (example.messages, example.columns) == ((SYSTEM, USER), rewards)
+    assert example.tools == ({"type": "function", "function": {"name": "f"}},)
     assert from_prompt({"messages": [USER, HM, MORE], "answer": "2"}).columns == {"answer": "2"}
 
 
 @pytest.mark.parametrize("column", [*preferences.PROMPT_COLUMNS, *conversations.TURN_COLUMNS])
-def test_a_prompt_may_stand_under_many_names(column: str) -> None:
+def test_a_prompt_may_have_many_names(column: str) -> None:
     assert from_prompt({column: [USER]}).messages == (USER,)
 
 
@@ -342,7 +342,7 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_with_a_row_is_told_in_one_sentence(case: str) -> None:
+def test_what_is_wrong_with_a_row_is_reported_in_one_sentence(case: str) -> None:
     converter, values, message = WRONG[case]
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         converter(values)
@@ -357,8 +357,8 @@ def test_answers_may_be_called_as_turns_are(column: str) -> None:
     asked, good, bad = ({"role": role, "content": role} for role in ("user", "assistant", "assistant"))
     good, bad = {**good, "content": "good"}, {**bad, "content": "bad"}
     values = {f"chosen_{column}": [asked, good], f"rejected_{column}": [asked, bad], "chosen_score": 1.0}
-    found = from_preference(values)
-    assert (found.messages, found.chosen, found.rejected) == ((asked,), (good,), (bad,))
+    example = from_preference(values)
+    assert (example.messages, example.chosen, example.rejected) == ((asked,), (good,), (bad,))
     assert formats.detect_format(list(values), [values]) == "preference"
     assert from_preference({**values, "chosen": "own", "rejected": "other", "prompt": "p"}).answer == "own"
     with pytest.raises(ValueError, match="column `chosen` is missing"):

@@ -143,7 +143,7 @@ def test_a_turn_may_say_whether_it_is_learned(key: str, wish: bool) -> None:  # 
 
 
 @pytest.mark.parametrize("value", [0.5, 2, -1, "yes", "", [0], {"a": 1}, float("nan")])
-def test_a_weight_that_is_neither_is_told(value: Any) -> None:
+def test_a_weight_that_is_neither_is_reported(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^turn 2 of `messages` has .* in `weight`; .* write true or false, 1 or 0$"):
         read(USER, {**ANSWER, "weight": value})
 
@@ -234,9 +234,9 @@ def test_a_turn_that_should_be_a_call_but_is_none_stays_as_it_is_written(words: 
 def test_results_name_the_calls_that_they_answer() -> None:
     calls = {"from": "function_call", "value": json.dumps([FUNCTION, {"name": "time"}])}
     result = {"from": "observation", "value": "x"}
-    found = read(calls, result, result, result, {"from": "gpt", "value": "say"}, result)
-    assert [turn.get("tool_call_id") for turn in found] == [None, "call00000", "call00001", None, None, None]
-    assert [turn.get("name") for turn in found] == [None, "weather", "time", None, None, None]
+    messages = read(calls, result, result, result, {"from": "gpt", "value": "say"}, result)
+    assert [turn.get("tool_call_id") for turn in messages] == [None, "call00000", "call00001", None, None, None]
+    assert [turn.get("name") for turn in messages] == [None, "weather", "time", None, None, None]
     said = {"role": "tool", "content": "x", "tool_call_id": "mine", "name": "own"}
     assert read(calls, said)[1] == said
     assert read({"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "x"})[1]["name"] == "weather"
@@ -263,7 +263,7 @@ def test_a_null_in_a_tool_is_kept() -> None:
 
 
 @pytest.mark.parametrize("given", [None, "", " ", [], {}, "[]", "{}"])
-def test_no_tools_are_no_tools(given: Any) -> None:
+def test_an_empty_list_of_tools_counts_as_none(given: Any) -> None:
     assert tool_calls.tools_of({"tools": given}) is None
     assert tool_calls.tools_of({"tools": given, "functions": [{"name": "f"}]}) is not None
 
@@ -350,7 +350,7 @@ BAD: Mapping[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_with_a_turn_is_told_in_one_sentence(case: str) -> None:
+def test_what_is_wrong_with_a_turn_is_reported_in_one_sentence(case: str) -> None:
     given, message = BAD[case]
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         turns.turns(given, "messages")
@@ -366,7 +366,7 @@ TOOLS: Mapping[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", TOOLS)
-def test_what_is_wrong_with_the_tools_is_told_in_one_sentence(case: str) -> None:
+def test_what_is_wrong_with_the_tools_is_reported_in_one_sentence(case: str) -> None:
     given, message = TOOLS[case]
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         tool_calls.tools_of({"tools": given})
@@ -437,9 +437,9 @@ def test_json_that_means_something_else_is_text(text: str) -> None:
     "given", [[USER], USER, json.dumps([USER]), json.dumps(USER), {"role": ["user"], "content": ["ask"]}]
 )
 def test_turns_are_seen_in_every_form(given: Any) -> None:
-    found = turns.as_turns(given)
-    assert found is not None
-    assert read(*found) == [USER]
+    listed = turns.as_turns(given)
+    assert listed is not None
+    assert read(*listed) == [USER]
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_turns_are_seen_in_every_form(given: Any) -> None:
         *((given, []) for given in (None, 7, "words", [], ["a"], [{"x": 1}], {}, USER, '["a"]', [None])),
     ],
 )
-def test_who_speaks_is_told_turn_by_turn(given: Any, roles: Sequence[str]) -> None:
+def test_who_speaks_is_reported_turn_by_turn(given: Any, roles: Sequence[str]) -> None:
     assert turns.roles_of(given) == roles
     assert turns.is_turns(given) is bool(roles)
 

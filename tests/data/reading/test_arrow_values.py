@@ -48,9 +48,9 @@ def as_parquet(folder: Path, table: pa.Table) -> Path:
 
 
 def values(file: Path) -> list[dict[str, Any]]:
-    found = list(read_file(file))
-    assert all(isinstance(row, Row) for row in found), found
-    return [dict(row.values) for row in found if isinstance(row, Row)]
+    rows = list(read_file(file))
+    assert all(isinstance(row, Row) for row in rows), rows
+    return [dict(row.values) for row in rows if isinstance(row, Row)]
 
 
 def column(folder: Path, array: Any, field: pa.Field | None = None) -> list[Any]:
@@ -134,10 +134,10 @@ def test_a_type_is_the_value_that_it_means(tmp_path: Path, name: str) -> None:
     assert column(tmp_path, array) == expected
     nested = pa.StructArray.from_arrays([array, pa.array(range(len(array)))], names=["in", "n"])
     lists = pa.ListArray.from_arrays(pa.array([0, 1, len(array)], pa.int32()), nested)
-    found = column(tmp_path, lists)
-    inner = [one.get("in") for one in (*found[0], *found[1])]
+    values = column(tmp_path, lists)
+    inner = [item.get("in") for item in (*values[0], *values[1])]
     assert inner == expected
-    assert [one["n"] for one in (*found[0], *found[1])] == list(range(len(array)))
+    assert [item["n"] for item in (*values[0], *values[1])] == list(range(len(array)))
 
 
 NOT_PARQUET = (
@@ -178,7 +178,7 @@ def test_the_json_type_of_parquet_itself_is_read_without_arrows_schema(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["arrow.json", "google:sqlType:json"])
-def test_json_is_told_by_the_fields_own_words_too(tmp_path: Path, name: str) -> None:
+def test_json_is_refused_in_the_fields_own_words_too(tmp_path: Path, name: str) -> None:
     field = pa.field("x", pa.string(), metadata={EXTENSION: name})
     assert column(tmp_path, pa.array(JSON), field) == PARSED
 
@@ -221,12 +221,12 @@ OPAQUE: dict[str, tuple[Any, pa.Field | None, str]] = {
 @pytest.mark.parametrize("case", OPAQUE)
 def test_what_has_no_value_is_named_and_the_rest_of_the_row_is_read(tmp_path: Path, case: str) -> None:
     array, field, what = OPAQUE[case]
-    found, none = column(tmp_path, array, field)
-    assert isinstance(found, Opaque)
-    assert found.what.startswith(what)
+    values, none = column(tmp_path, array, field)
+    assert isinstance(values, Opaque)
+    assert values.what.startswith(what)
     assert none is None
-    assert what in str(found)
-    assert str(found) != str(Opaque(what, "another"))
+    assert what in str(values)
+    assert str(values) != str(Opaque(what, "another"))
 
 
 @settings(max_examples=150, deadline=None)
@@ -244,7 +244,7 @@ def test_any_nesting_is_read_as_pyarrow_reads_it_without_the_nulls_of_structs(
     )
     kind = data.draw(kinds)
     array = pa.array(data.draw(st.lists(drawn(kind), max_size=7)), arrow_type(kind))
-    assert column(tmp_path_factory.getbasetemp(), array) == [without(one) for one in array.to_pylist()]
+    assert column(tmp_path_factory.getbasetemp(), array) == [without(value) for value in array.to_pylist()]
 
 
 def arrow_type(kind: Any) -> Any:

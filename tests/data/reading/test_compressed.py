@@ -62,7 +62,7 @@ def test_zeros_behind_a_member_are_padding(tmp_path: Path, kind: str, zeros: int
 
 @every_kind
 @pytest.mark.parametrize("behind", [b"garbage!", b"X"])
-def test_what_stands_behind_the_last_member_is_told(tmp_path: Path, kind: str, behind: bytes) -> None:
+def test_data_after_the_last_member_is_reported(tmp_path: Path, kind: str, behind: bytes) -> None:
     with pytest.raises(BrokenFile, match=r"cannot be decompressed beyond its first [\d,]+ bytes"):
         read(tmp_path, kind, COMPRESS[kind](RAW) + behind)
 
@@ -88,7 +88,7 @@ def test_a_file_that_is_cut_anywhere_never_passes_for_a_whole_one(tmp_path: Path
 
 
 @every_kind
-def test_a_damaged_file_is_read_as_it_was_or_told(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_file_is_read_as_it_was_or_reported(tmp_path: Path, kind: str) -> None:
     """Of zstd, which keeps no check sum here, only that nothing else is raised."""
     whole = COMPRESS[kind](RAW)
     chance = random.Random(7)
@@ -98,16 +98,16 @@ def test_a_damaged_file_is_read_as_it_was_or_told(tmp_path: Path, kind: str) -> 
         for _ in range(chance.choice([1, 1, 4])):
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
         try:
-            found = read(tmp_path, kind, bytes(damaged))
+            rows = read(tmp_path, kind, bytes(damaged))
         except BrokenFile:
             told += 1
         else:
-            assert kind == ".zst" or found == RAW
+            assert kind == ".zst" or rows == RAW
     assert told > 50
 
 
 @every_kind
-def test_what_is_not_compressed_at_all_is_told(tmp_path: Path, kind: str) -> None:
+def test_what_is_not_compressed_at_all_is_reported(tmp_path: Path, kind: str) -> None:
     with pytest.raises(BrokenFile, match="beyond its first 0 bytes"):
         read(tmp_path, kind, RAW)
 
@@ -149,7 +149,7 @@ def test_an_xz_file_may_not_ask_for_all_of_the_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe{\x00}\x00", b"\xfe\xff\x00{\x00}"])
-def test_utf_16_is_told(tmp_path: Path, data: bytes) -> None:
+def test_utf_16_is_reported(tmp_path: Path, data: bytes) -> None:
     for kind in ("", *COMPRESS):
         file = tmp_path / f"rows.jsonl{kind}"
         file.write_bytes(COMPRESS[kind](data) if kind else data)

@@ -38,10 +38,10 @@ def read(file: Path, content: str | bytes, *, brackets: bool = True) -> list[tup
     return list(json_list.read(file, brackets=brackets))
 
 
-def until_broken(found: Iterator[tuple[int, Any]]) -> tuple[list[Any], BrokenFile | None]:
+def until_broken(elements: Iterator[tuple[int, Any]]) -> tuple[list[Any], BrokenFile | None]:
     values = []
     try:
-        for _, value in found:
+        for _, value in elements:
             values.append(value)
     except BrokenFile as error:
         return values, error
@@ -64,19 +64,19 @@ def until_broken(found: Iterator[tuple[int, Any]]) -> tuple[list[Any], BrokenFil
     ],
 )
 def test_elements_come_with_the_line_on_which_they_begin(file: Path, content: str, expected: list[Any]) -> None:
-    found = read(file, content)
-    assert found == [one if isinstance(one, tuple) else (1, one) for one in expected]
+    elements = read(file, content)
+    assert elements == [element if isinstance(element, tuple) else (1, element) for element in expected]
 
 
 @pytest.mark.usefixtures("piece")
-def test_objects_may_stand_one_after_another(file: Path) -> None:
+def test_objects_may_follow_one_another(file: Path) -> None:
     content = '\n{\n "a": 1\n}\n{"a": 2}{"a": 3}\n\n{"a":\n4}'
     expected = [(2, {"a": 1}), (5, {"a": 2}), (5, {"a": 3}), (7, {"a": 4})]
     assert read(file, content, brackets=False) == expected
 
 
 @pytest.mark.usefixtures("piece")
-def test_a_byte_order_mark_is_no_text(file: Path) -> None:
+def test_a_byte_order_mark_is_not_text(file: Path) -> None:
     assert read(file, b'\xef\xbb\xbf[{"a": 1}]') == [(1, {"a": 1})]
 
 
@@ -108,7 +108,7 @@ def test_a_byte_order_mark_is_no_text(file: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("piece")
-def test_what_is_malformed_is_told_with_its_line(file: Path, content: str | bytes, line: int, reason: str) -> None:
+def test_what_is_malformed_is_reported_with_its_line(file: Path, content: str | bytes, line: int, reason: str) -> None:
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     _, error = until_broken(json_list.read(file))
     assert error is not None
@@ -121,7 +121,7 @@ WHOLE = '[{"a": [1, -2.5e-3, null], "b": "\\u00e9\\n\\ud83d\\ude42"},\n {"c": {"
 
 
 @pytest.mark.usefixtures("piece")
-def test_a_list_that_is_cut_anywhere_gives_what_is_whole_and_is_told(file: Path) -> None:
+def test_a_list_that_is_cut_anywhere_gives_what_is_whole_and_is_reported(file: Path) -> None:
     data, whole = WHOLE.encode(), json.loads(WHOLE)
     for end in range(len(data)):
         file.write_bytes(data[:end])
@@ -138,13 +138,13 @@ def is_refused(element: Any) -> bool:
 
 
 def marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    return found | {"twice": True} if len(found) < len(pairs) else found
+    members = dict(pairs)
+    return members | {"twice": True} if len(members) < len(pairs) else members
 
 
 @pytest.mark.parametrize("piece", [1, 2**20], indirect=True)
 @pytest.mark.usefixtures("piece")
-def test_any_change_of_a_list_is_read_as_json_has_it_or_told(file: Path) -> None:
+def test_any_change_of_a_list_is_read_as_json_has_it_or_reported(file: Path) -> None:
     for place in range(len(WHOLE)):
         for letter in ("", *'{}[]",:\\0x-ade8é \n'):
             content = WHOLE[:place] + letter + WHOLE[place + 1 :]
@@ -193,7 +193,7 @@ def test_an_element_that_is_refused_does_not_hide_the_others(file: Path, element
         raise refused[1]
 
 
-def test_every_depth_is_taken_refused_or_told(file: Path) -> None:
+def test_every_depth_is_taken_refused_or_reported(file: Path) -> None:
     """Up to the depth at which Python's own parser gives up, and beyond it."""
     seen = []
     for depth in [2, 50, 99, 100, 101, *range(150, 1100, 50), *range(960, 1000), 5000, 10**6]:
@@ -217,13 +217,15 @@ def test_escaped_pairs_of_surrogates_are_characters(file: Path) -> None:
 
 @pytest.mark.usefixtures("piece")
 def test_numbers_that_json_has_no_name_for_are_read_as_python_writes_them(file: Path) -> None:
-    (_, found), last = read(file, '[{"a": NaN, "b": [Infinity, -Infinity], "c": 1e999}, -Infinity]')
-    assert math.isnan(found["a"])
-    assert (found["b"], found["c"]) == ([math.inf, -math.inf], math.inf)
+    (_, value), last = read(file, '[{"a": NaN, "b": [Infinity, -Infinity], "c": 1e999}, -Infinity]')
+    assert math.isnan(value["a"])
+    assert (value["b"], value["c"]) == ([math.inf, -math.inf], math.inf)
     assert last == (1, -math.inf)
 
 
-def test_a_row_that_is_too_long_is_told_and_the_others_come(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_is_too_long_is_reported_and_the_others_are_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_list, "PIECE", 8)
     monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 100)
     fits, over = json.dumps({"a": "x" * 91}), json.dumps({"a": "x" * 92})
@@ -234,7 +236,7 @@ def test_a_row_that_is_too_long_is_told_and_the_others_come(file: Path, monkeypa
     assert str(long[1]) == "longer than 100 bytes, too long for a row"
 
 
-def test_a_value_without_an_end_is_told_before_the_whole_file_is_in_memory(
+def test_a_value_without_an_end_is_reported_before_the_whole_file_is_in_memory(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_list, "PIECE", 8)
@@ -244,7 +246,7 @@ def test_a_value_without_an_end_is_told_before_the_whole_file_is_in_memory(
     assert error.value.line == 2
 
 
-def test_what_is_malformed_is_found_where_it_stands_however_long_the_file_goes_on(
+def test_malformed_json_is_reported_with_its_place_however_long_the_file_is(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_list, "PIECE", 8)
@@ -274,9 +276,9 @@ def test_any_list_is_read_as_python_reads_it(
     content = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_list, "PIECE", size)
-        found = read(any_file, content)
-    assert [value for _, value in found] == values
+        elements = read(any_file, content)
+    assert [value for _, value in elements] == values
     if indent is not None:
         # each element of a pretty list has lines of its own
-        sizes = [json.dumps(one, indent=indent).count("\n") + 1 for one in values]
-        assert [line for line, _ in found] == [2 + sum(sizes[:place]) for place in range(len(values))]
+        sizes = [json.dumps(value, indent=indent).count("\n") + 1 for value in values]
+        assert [line for line, _ in elements] == [2 + sum(sizes[:place]) for place in range(len(values))]

@@ -246,7 +246,7 @@ AT = {"cut.jsonl": 3, "twice.json": 1, "half.json": 1, "element.json": 3, "long.
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_row_is_told_with_its_line_and_the_others_come(tmp_path: Path, name: str) -> None:
+def test_a_bad_row_is_reported_with_its_line_and_the_others_are_read(tmp_path: Path, name: str) -> None:
     content, expected = BAD_ROWS[name]
     file = write(tmp_path, name, content)
     rows = list(read_file(file, shown="shown"))
@@ -292,7 +292,9 @@ def test_the_line_of_bad_text_is_found_far_into_a_file(tmp_path: Path) -> None:
         assert bad.line == 50_001
 
 
-def test_a_line_that_is_too_long_is_told_and_the_others_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_reported_and_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 100)
     monkeypatch.setattr(json_list, "PIECE", 16)
     fits, over = '{"a": "' + "x" * 90 + '"}', '{"a": "' + "x" * 92 + '"}'
@@ -323,7 +325,7 @@ def test_a_line_of_the_real_limit(tmp_path: Path) -> None:
     ]
 
 
-def test_values_of_a_table_that_are_no_python_values_are_told_row_by_row(tmp_path: Path) -> None:
+def test_values_of_a_table_that_are_no_python_values_are_reported_row_by_row(tmp_path: Path) -> None:
     offsets = pyarrow.py_buffer(b"".join(end.to_bytes(4, "little") for end in (0, 1, 3, 4)))
     text = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, offsets, pyarrow.py_buffer(b"a\xff\xfeb")])
     columns = {
@@ -344,7 +346,7 @@ def test_values_of_a_table_that_are_no_python_values_are_told_row_by_row(tmp_pat
             assert reason in seen(rows)[1]
 
 
-def test_a_struct_that_has_a_field_twice_is_told(tmp_path: Path) -> None:
+def test_a_struct_that_has_a_field_twice_is_reported(tmp_path: Path) -> None:
     fields = pyarrow.struct([("x", pyarrow.int64()), ("x", pyarrow.int64())])
     struct = pyarrow.StructArray.from_arrays([pyarrow.array([1]), pyarrow.array([2])], fields=list(fields))
     table = pyarrow.table({"a": struct})
@@ -354,7 +356,7 @@ def test_a_struct_that_has_a_field_twice_is_told(tmp_path: Path) -> None:
     assert isinstance(row, Unreadable)
 
 
-def test_a_table_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+def test_a_table_that_is_nested_too_deeply_is_reported(tmp_path: Path) -> None:
     kind: Any = pyarrow.int8()
     value: list[Any] = [1]
     for _ in range(101):
@@ -365,7 +367,7 @@ def test_a_table_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
         list(read_file(tmp_path / "rows.parquet"))
 
 
-def test_a_stream_that_was_cut_between_two_batches_is_told(tmp_path: Path) -> None:
+def test_a_stream_that_was_cut_between_two_batches_is_reported(tmp_path: Path) -> None:
     """Nothing but the missing end mark says that there were more."""
     rows = [{"a": number} for number in range(6)]
     table, sink = pyarrow.Table.from_pylist(rows), io.BytesIO()
@@ -373,10 +375,10 @@ def test_a_stream_that_was_cut_between_two_batches_is_told(tmp_path: Path) -> No
         writer.write_table(table[:2])
         cut = sink.getvalue()
         writer.write_table(table[2:])
-    found = list(read_file(write(tmp_path, "rows.arrow", cut)))
-    assert seen(found[:2]) == rows[:2]
-    assert lines(found) == [1, 2, 3]
-    assert "rows may be missing" in seen(found)[2]
+    read = list(read_file(write(tmp_path, "rows.arrow", cut)))
+    assert seen(read[:2]) == rows[:2]
+    assert lines(read) == [1, 2, 3]
+    assert "rows may be missing" in seen(read)[2]
 
 
 def test_streams_from_before_2019_have_another_end_mark(tmp_path: Path) -> None:
@@ -388,11 +390,11 @@ def test_streams_from_before_2019_have_another_end_mark(tmp_path: Path) -> None:
     assert seen(list(read_file(tmp_path / "rows.arrow"))) == ROWS
 
 
-def test_streams_may_stand_one_after_another(tmp_path: Path) -> None:
+def test_streams_may_follow_one_another(tmp_path: Path) -> None:
     rows = [{"a": number} for number in range(6)]
-    found = list(read_file(write(tmp_path, "rows.arrow", stream_format(rows[:3]) + stream_format(rows[3:]))))
-    assert seen(found) == rows
-    assert lines(found) == [1, 2, 3, 4, 5, 6]
+    read = list(read_file(write(tmp_path, "rows.arrow", stream_format(rows[:3]) + stream_format(rows[3:]))))
+    assert seen(read) == rows
+    assert lines(read) == [1, 2, 3, 4, 5, 6]
 
 
 # --- a whole file that is bad
@@ -434,13 +436,13 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_file_that_is_broken_as_a_whole_is_told_with_its_place(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_broken_as_a_whole_is_reported_with_its_place(tmp_path: Path, name: str) -> None:
     content, message = BROKEN[name]
     with pytest.raises(DataError, match=rf"(?s)^(data (file )?')?a shown name/{message}"):
         list(read_file(write(tmp_path, name, content), shown=f"a shown name/{name}"))
 
 
-def test_a_folder_or_a_missing_file_is_no_data_file(tmp_path: Path) -> None:
+def test_a_folder_or_a_missing_file_is_not_a_data_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").mkdir()
     for name in ("rows.jsonl", "missing.jsonl"):
         with pytest.raises(DataError, match=rf"{name}' is of an unknown kind"):
@@ -459,7 +461,7 @@ def test_two_columns_of_one_name_do_not_become_one(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.feather"])
-def test_the_name_of_a_column_that_is_not_utf_8_is_told(tmp_path: Path, name: str) -> None:
+def test_the_name_of_a_column_that_is_not_utf_8_is_reported(tmp_path: Path, name: str) -> None:
     table = pyarrow.table({"needle": [1]})
     with ipc.new_stream(tmp_path / name, table.schema) as writer:
         writer.write_table(table)
@@ -471,7 +473,7 @@ def test_the_name_of_a_column_that_is_not_utf_8_is_told(tmp_path: Path, name: st
         list(read_file(write(tmp_path, name, data.replace(b"needle", b"needl\xff"))))
 
 
-def test_an_unclosed_quote_is_told_before_the_whole_file_is_in_memory(
+def test_an_unclosed_quote_is_reported_before_the_whole_file_is_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 1000)
@@ -516,7 +518,7 @@ def read_or_told(file: Path) -> list[Row | Unreadable] | None:
 
 
 @pytest.mark.parametrize("name", FUZZED)
-def test_a_file_that_is_cut_anywhere_is_read_or_told(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_cut_anywhere_is_read_or_reported(tmp_path: Path, name: str) -> None:
     whole = FUZZED[name]
     expected = seen(list(read_file(write(tmp_path, name, whole))))
     for end in range(1, len(whole)):
@@ -530,13 +532,13 @@ def test_a_file_that_is_cut_anywhere_is_read_or_told(tmp_path: Path, name: str) 
             assert len(rows) >= sum(
                 bool(line.strip()) for line in whole[:end].decode("utf-8", "replace").split("\n")[:-1]
             )
-        good = [one for one, row in zip(seen(rows), rows, strict=True) if isinstance(row, Row)]
+        good = [value for value, row in zip(seen(rows), rows, strict=True) if isinstance(row, Row)]
         if not name.endswith((".txt", ".csv")):
             assert good == expected[: len(good)]
 
 
 @pytest.mark.parametrize("name", FUZZED)
-def test_a_file_that_is_damaged_anywhere_is_read_or_told(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_damaged_anywhere_is_read_or_reported(tmp_path: Path, name: str) -> None:
     whole = FUZZED[name]
     chance = random.Random(name)
     for _ in range(600):
@@ -552,7 +554,7 @@ def test_a_file_that_is_damaged_anywhere_is_read_or_told(tmp_path: Path, name: s
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(min_size=1, max_size=200), kind=st.sampled_from([*readers.READERS, ".jsonl.gz", ".csv.zst"]))
-def test_any_bytes_are_read_or_told(tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str) -> None:
+def test_any_bytes_are_read_or_reported(tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str) -> None:
     read_or_told(write(tmp_path_factory.getbasetemp(), f"bytes{kind}", data))
 
 
@@ -563,7 +565,9 @@ PIECES = st.sampled_from(
 
 @settings(max_examples=500, deadline=None)
 @given(content=st.lists(PIECES, min_size=1, max_size=25).map("".join), kind=st.sampled_from(TEXT_KINDS))
-def test_any_pieces_of_rows_are_read_or_told(tmp_path_factory: pytest.TempPathFactory, content: str, kind: str) -> None:
+def test_any_pieces_of_rows_are_read_or_reported(
+    tmp_path_factory: pytest.TempPathFactory, content: str, kind: str
+) -> None:
     rows = read_or_told(write(tmp_path_factory.getbasetemp(), f"pieces{kind}", content))
     if rows is not None and kind == ".jsonl":
         expected = []
@@ -576,7 +580,7 @@ def test_any_pieces_of_rows_are_read_or_told(tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("kind", readers.READERS)
-def test_programs_pictures_and_noise_are_told(tmp_path: Path, kind: str) -> None:
+def test_programs_pictures_and_noise_are_reported(tmp_path: Path, kind: str) -> None:
     with (Path("/proc/self/exe")).open("rb") as program:
         beginning = program.read(2**18)
     for data in (beginning, random.Random(1).randbytes(2**16), bytes(2**16), b"\xff" * 2**16, b"\n" * 9 + b"\x89PNG"):
@@ -601,10 +605,10 @@ def test_any_json_lines_are_read_back_with_their_lines(
     tmp_path_factory: pytest.TempPathFactory, name: str, objects: list[Any], gaps: list[str]
 ) -> None:
     text, expected = "", []
-    for one, gap in zip(objects, gaps, strict=False):
+    for element, gap in zip(objects, gaps, strict=False):
         text += gap
         expected.append(text.count("\n") + 1)
-        text += json.dumps(one, ensure_ascii=False) + "\n"
+        text += json.dumps(element, ensure_ascii=False) + "\n"
     rows = list(read_file(write(tmp_path_factory.getbasetemp(), name, text)))
     assert seen(rows) == objects
     assert lines(rows) == expected
@@ -615,7 +619,7 @@ def test_any_json_lines_are_read_back_with_their_lines(
 def test_any_pretty_objects_are_read_back_with_their_lines(
     tmp_path_factory: pytest.TempPathFactory, objects: list[Any], indent: int, before: str
 ) -> None:
-    texts = [json.dumps(one, indent=indent) for one in [{"on": "several lines"}, *objects]]
+    texts = [json.dumps(value, indent=indent) for value in [{"on": "several lines"}, *objects]]
     rows = list(read_file(write(tmp_path_factory.getbasetemp(), "any.json", before + "\n".join(texts))))
     assert seen(rows)[1:] == objects
     sizes = [text.count("\n") + 1 for text in texts]
@@ -689,13 +693,13 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, name: str) -> None:
         file = write(tmp_path, name, LARGE[name](many(count)))
         tracemalloc.start()
         before, arrow = pyarrow.total_allocated_bytes(), 0
-        found = 0
+        rows_read = 0
         for row in read_file(file):
-            found += isinstance(row, Row)
+            rows_read += isinstance(row, Row)
             arrow = max(arrow, pyarrow.total_allocated_bytes() - before)
         peaks.append(tracemalloc.get_traced_memory()[1] + arrow)
         tracemalloc.stop()
-        assert found >= count - 2
+        assert rows_read >= count - 2
     assert peaks[2] < 1.6 * peaks[1]
 
 

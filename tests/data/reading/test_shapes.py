@@ -49,8 +49,8 @@ def understood(file: Path, **settings: Any) -> Understood:
     return Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).understand(source)
 
 
-def rows(found: Understood) -> list[Any]:
-    return [dict(row.values) if isinstance(row, Row) else row.reason for row in found.source.rows()]
+def rows(source: Understood) -> list[Any]:
+    return [dict(row.values) if isinstance(row, Row) else row.reason for row in source.source.rows()]
 
 
 WRAPPED: dict[str, tuple[Any, list[Any], str]] = {
@@ -89,7 +89,7 @@ WRAPPED: dict[str, tuple[Any, list[Any], str]] = {
     ),
     "conversations in a conversation": (
         {"conversations": [A, B], "system": "s"},
-        [{"system": "s", "conversations": one} for one in (A, B)],
+        [{"system": "s", "conversations": conversation} for conversation in (A, B)],
         "`conversations` holds several conversations; each is read as a separate row (each with: system)",
     ),
     "JSON in text": ({"payload": json.dumps({"messages": A})}, [{"messages": A}], "the rows are under `payload`"),
@@ -107,34 +107,34 @@ WRAPPED: dict[str, tuple[Any, list[Any], str]] = {
 def test_rows_are_found_where_they_lie(write: Callable[..., Path], case: str, indent: int | None) -> None:
     value, expected, told = WRAPPED[case]
     file = write("rows.json", value, indent=indent)
-    found = understood(file)
-    assert rows(found) == expected
-    assert found.remarks == (told,)
+    source = understood(file)
+    assert rows(source) == expected
+    assert source.remarks == (told,)
 
 
 @pytest.mark.parametrize("case", ["a key", "conversations in a conversation", "lists of turns", "JSON in text"])
 def test_rows_are_found_in_every_line(write: Callable[..., Path], case: str) -> None:
     value, expected, told = WRAPPED[case]
     values = value if isinstance(value, list) else [value, value]
-    found = understood(write("rows.jsonl", *values))
-    assert rows(found) == (expected if isinstance(value, list) else expected * 2)
-    assert found.remarks[0].endswith(told)
+    source = understood(write("rows.jsonl", *values))
+    assert rows(source) == (expected if isinstance(value, list) else expected * 2)
+    assert source.remarks[0].endswith(told)
 
 
 def test_a_row_has_the_line_on_which_it_begins(write: Callable[..., Path]) -> None:
-    found = understood(write("rows.json", {"data": MESSAGES}, indent=1))
-    first, second = found.source.rows()
+    source = understood(write("rows.json", {"data": MESSAGES}, indent=1))
+    first, second = source.source.rows()
     lines = json.dumps({"data": MESSAGES}, indent=1).splitlines()
     assert [lines[row.line - 1].strip() for row in (first, second)] == ["{", "{"]
     assert first.line == 3
     assert second.line > 10
 
 
-def test_an_element_that_is_no_row_is_told_and_the_others_come(write: Callable[..., Path]) -> None:
-    found = understood(write("rows.json", {"data": [MESSAGES[0], 7, MESSAGES[1]]}))
-    assert rows(found) == [MESSAGES[0], "a row must be an object, but this is a number", MESSAGES[1]]
-    found = understood(write("rows.jsonl", {"row": MESSAGES[0]}, {"other": 1}, {"row": MESSAGES[1]}))
-    assert rows(found) == [MESSAGES[0], {"other": 1}, MESSAGES[1]], "a line without it is told by its format"
+def test_an_element_that_is_not_a_row_is_reported_and_the_others_are_read(write: Callable[..., Path]) -> None:
+    source = understood(write("rows.json", {"data": [MESSAGES[0], 7, MESSAGES[1]]}))
+    assert rows(source) == [MESSAGES[0], "a row must be an object, but this is a number", MESSAGES[1]]
+    source = understood(write("rows.jsonl", {"row": MESSAGES[0]}, {"other": 1}, {"row": MESSAGES[1]}))
+    assert rows(source) == [MESSAGES[0], {"other": 1}, MESSAGES[1]], "a line without it is told by its format"
 
 
 def test_the_named_split_is_read(write: Callable[..., Path]) -> None:
@@ -145,8 +145,8 @@ def test_the_named_split_is_read(write: Callable[..., Path]) -> None:
 
 def test_columns_may_be_renamed_in_the_rows_that_were_found(write: Callable[..., Path]) -> None:
     file = write("rows.json", {"data": [{"frage": "a", "antwort": "x"}]})
-    found = understood(file, columns={"prompt": "frage", "completion": "antwort"})
-    assert (found.record.name, rows(found)) == ("prompt-completion", [{"frage": "a", "antwort": "x"}])
+    source = understood(file, columns={"prompt": "frage", "completion": "antwort"})
+    assert (source.record.name, rows(source)) == ("prompt-completion", [{"frage": "a", "antwort": "x"}])
 
 
 def test_a_format_that_is_named_is_looked_for_too(write: Callable[..., Path]) -> None:
@@ -155,7 +155,7 @@ def test_a_format_that_is_named_is_looked_for_too(write: Callable[..., Path]) ->
     assert (stays.source.shape, rows(stays)) == (None, [{"data": 1}])
 
 
-def test_at_most_so_many_rows_are_taken_of_those_that_were_found(write: Callable[..., Path]) -> None:
+def test_at_most_so_many_of_the_rows_are_read(write: Callable[..., Path]) -> None:
     assert len(rows(understood(write("rows.json", {"data": MESSAGES * 5}), max_rows=3))) == 3
 
 
@@ -178,9 +178,9 @@ def test_where_it_is_not_plain_nothing_is_taken(write: Callable[..., Path], case
             understood(write(name, *NOT_TAKEN[case]))
 
 
-def test_rows_that_are_read_as_they_stand_are_not_looked_into(write: Callable[..., Path]) -> None:
-    found = understood(write("rows.json", {"prompt": "a", "completion": "x", "data": MESSAGES}))
-    assert (found.record.name, found.source.shape) == ("prompt-completion", None)
+def test_rows_that_are_read_as_they_are_are_not_searched_for_other_rows(write: Callable[..., Path]) -> None:
+    source = understood(write("rows.json", {"prompt": "a", "completion": "x", "data": MESSAGES}))
+    assert (source.record.name, source.source.shape) == ("prompt-completion", None)
 
 
 def test_the_hash_of_a_row_is_that_of_the_row_that_was_found(write: Callable[..., Path]) -> None:
@@ -196,8 +196,8 @@ def test_the_object_may_be_larger_than_a_row_may_be(
 ) -> None:
     monkeypatch.setattr(parsing, "MAX_ROW_BYTES", 2000)
     monkeypatch.setattr(json_list, "PIECE", 64)
-    found = understood(write("rows.json", {"n": 1, "other": [1] * 2000, "data": MESSAGES * 100}, indent=indent))
-    assert rows(found) == MESSAGES * 100
+    source = understood(write("rows.json", {"n": 1, "other": [1] * 2000, "data": MESSAGES * 100}, indent=indent))
+    assert rows(source) == MESSAGES * 100
 
 
 def test_memory_does_not_grow_with_the_rows_in_an_object(
@@ -206,9 +206,9 @@ def test_memory_does_not_grow_with_the_rows_in_an_object(
     monkeypatch.setattr(json_list, "PIECE", 2**14)
     peaks = []
     for count in (500, 4_000, 16_000):  # the first warms up what is made once
-        found = understood(write("rows.json", {"data": MESSAGES * (count // 2)}))
+        source = understood(write("rows.json", {"data": MESSAGES * (count // 2)}))
         tracemalloc.start()
-        assert sum(1 for _ in found.source.rows()) == count
+        assert sum(1 for _ in source.source.rows()) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.6 * peaks[1]
@@ -227,7 +227,7 @@ def test_what_lies_in_an_object_is_read_as_python_reads_it(
         assert json_list.outline(file, most=1000) == value
         path = ["data"] if "data" in value else ["a", "b"]
         inner = value["data"] if "data" in value else value["a"]["b"]
-        assert [one for _, one in json_list.read_inside(file, path)] == inner
+        assert [value for _, value in json_list.read_inside(file, path)] == inner
         assert list(json_list.read_inside(file, ["nowhere"])) == []
         for end in range(1, len(text) - 1, 7):
             file.write_text(text[:end])

@@ -39,7 +39,7 @@ ASKED = Example(messages=(USER, ANSWER))
 
 
 def rows(*values: Mapping[str, Any]) -> list[Row]:
-    return [Row(values=one, file="rows.jsonl", line=number) for number, one in enumerate(values, 1)]
+    return [Row(values=row, file="rows.jsonl", line=number) for number, row in enumerate(values, 1)]
 
 
 def recognise(*values: Mapping[str, Any], **settings: Any) -> str:
@@ -48,8 +48,8 @@ def recognise(*values: Mapping[str, Any], **settings: Any) -> str:
 
 def converted(name: str, *values: Mapping[str, Any], **settings: Any) -> list[Example | str]:
     """What becomes of rows: an Example, or why there is none."""
-    found = convert.convert(rows(*values), REGISTRY.formats[name], DataSection(**settings))
-    return [one.reason if isinstance(one, Unreadable) else one[1] for one in found]
+    results = convert.convert(rows(*values), REGISTRY.formats[name], DataSection(**settings))
+    return [result.reason if isinstance(result, Unreadable) else result[1] for result in results]
 
 
 # --- which format
@@ -70,7 +70,7 @@ def test_a_format_that_is_named_wins() -> None:
         recognise(ALPACA, format="alpacca")
 
 
-def test_rows_of_no_known_format_are_told_with_their_columns_and_the_columns_that_are_needed() -> None:
+def test_rows_of_no_known_format_are_reported_with_their_columns_and_the_columns_that_are_needed() -> None:
     with pytest.raises(DataError) as error:
         recognise({"a": "x"}, {"b": 1})
     told = str(error.value)
@@ -80,7 +80,7 @@ def test_rows_of_no_known_format_are_told_with_their_columns_and_the_columns_tha
         recognise({})
 
 
-def test_what_would_read_the_rows_and_what_hinders_the_others_is_told() -> None:
+def test_what_would_read_the_rows_and_what_hinders_the_others_is_reported() -> None:
     with pytest.raises(DataError) as error:
         recognise({"text": "x", "label": 1, "messages": "hello"})
     lines = [line.strip() for line in str(error.value).splitlines()]
@@ -118,8 +118,8 @@ def test_a_column_that_is_nearly_one_gets_a_did_you_mean(values: dict[str, Any],
     assert error.value.hint.endswith(f"? Fix the file, or add --data.columns {columns}")
     section = DataSection(columns=dict(pair.split("=") for pair in columns.split(",")))
     record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(rows(values))
-    [found] = convert.convert(rows(values), record, section)
-    assert isinstance(found, tuple), "what the message says helps"
+    [result] = convert.convert(rows(values), record, section)
+    assert isinstance(result, tuple), "what the message says helps"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_column_that_is_nearly_one_gets_a_did_you_mean(values: dict[str, Any],
         {"text_a": "x"},
     ],
 )
-def test_a_did_you_mean_that_would_not_help_is_not_told(values: dict[str, Any]) -> None:
+def test_a_did_you_mean_that_would_not_help_is_not_shown(values: dict[str, Any]) -> None:
     with pytest.raises(DataError) as error:
         recognise(values)
     assert "did you mean" not in str(error.value)
@@ -170,7 +170,7 @@ def test_a_plugin_that_comes_later_is_asked_first() -> None:
     )
 
 
-def test_a_format_that_stumbles_over_rows_of_another_does_not_hide_what_is_told() -> None:
+def test_a_format_that_fails_on_rows_of_another_does_not_hide_the_message() -> None:
     own = types.ModuleType("own")
     record = DataFormat(name="own", summary="x", columns=("a",), convert=lambda values: values["b"]["c"])
     vars(own).update(register_formats=hookimpl(lambda: [record]))
@@ -185,7 +185,7 @@ def test_a_format_that_stumbles_over_rows_of_another_does_not_hide_what_is_told(
 # --- rows
 
 
-def test_every_row_is_converted_or_told_in_its_place() -> None:
+def test_every_row_is_converted_or_reported_in_its_place() -> None:
     unread = Unreadable(file="rows.jsonl", line=7, reason="malformed JSON")
     given_rows = [*rows(ALPACA, {"instruction": "ask"}), unread, *rows(ALPACA)]
     good, bad, same, last = convert.convert(given_rows, REGISTRY.formats["alpaca"], DataSection())
@@ -204,9 +204,9 @@ def test_rows_are_converted_one_by_one() -> None:
             seen.append(row)
             yield row
 
-    found = convert.convert(source(), REGISTRY.formats["alpaca"], DataSection())
+    results = convert.convert(source(), REGISTRY.formats["alpaca"], DataSection())
     assert seen == []
-    next(found)
+    next(results)
     assert len(seen) == 1
 
 
@@ -221,14 +221,14 @@ def test_a_row_without_a_bottom_does_not_stop_the_others(depth: int) -> None:
     assert good == ASKED
 
 
-def test_a_format_that_recurses_without_end_is_told() -> None:
+def test_a_format_that_recurses_without_end_is_reported() -> None:
     def forever(values: Mapping[str, Any]) -> Example:
         return forever(values)
 
     record = DataFormat(name="own", summary="x", columns=("a",), convert=forever)
-    [found] = convert.convert(rows({"a": 1}), record, DataSection())
-    assert isinstance(found, Unreadable)
-    assert found.reason == "nested too deeply"
+    [result] = convert.convert(rows({"a": 1}), record, DataSection())
+    assert isinstance(result, Unreadable)
+    assert result.reason == "nested too deeply"
     assert sys.getrecursionlimit() < 10_000
 
 
@@ -260,23 +260,23 @@ def test_prompt_and_completion_as_texts_and_as_lists() -> None:
 
 def test_messages_lose_what_arrow_filled_in_and_what_follows_the_last_answer() -> None:
     turns = [{**USER, "name": None}, CALL, {"role": "tool", "content": "42"}, ANSWER, {"role": "user", "content": "?"}]
-    [found] = converted("messages", {"messages": turns, "tools": []})
-    assert isinstance(found, Example)
-    assert [turn["role"] for turn in found.messages] == ["user", "assistant", "tool", "assistant"]
-    assert found.messages[0] == USER
-    assert "content" not in found.messages[1]
-    assert found.tools is None
-    assert found.notes == ("1 turn after the last answer left out",)
+    [example] = converted("messages", {"messages": turns, "tools": []})
+    assert isinstance(example, Example)
+    assert [turn["role"] for turn in example.messages] == ["user", "assistant", "tool", "assistant"]
+    assert example.messages[0] == USER
+    assert "content" not in example.messages[1]
+    assert example.tools is None
+    assert example.notes == ("1 turn after the last answer left out",)
 
 
-def test_an_empty_answer_and_a_conversation_that_begins_with_the_assistant_are_no_errors() -> None:
+def test_an_empty_answer_and_a_conversation_that_begins_with_the_assistant_are_not_errors() -> None:
     assert converted("prompt-completion", PAIR | {"completion": " "}) == [
         Example(messages=(USER, {"role": "assistant", "content": " "}))
     ]
-    [found] = converted("messages", {"messages": [ANSWER, USER, ANSWER]})
-    assert isinstance(found, Example)
-    assert found.learned == (False, False, True)
-    assert found.notes
+    [example] = converted("messages", {"messages": [ANSWER, USER, ANSWER]})
+    assert isinstance(example, Example)
+    assert example.learned == (False, False, True)
+    assert example.notes
 
 
 # --- data.columns
@@ -305,11 +305,11 @@ def test_columns_under_other_names_are_read_the_same(name: str, data: st.DataObj
     section = DataSection(columns=columns)
     check_columns(list(written), section)
     record = Recogniser(settings=section, plugins=LOADED, registry=REGISTRY).recognise(rows(written))
-    [found] = convert.convert(rows(written), record, section)
+    [result] = convert.convert(rows(written), record, section)
     assert record.name == name
-    assert isinstance(found, tuple)
-    assert found[0].values == written, "the row itself stays as it was read"
-    assert found[1] == REGISTRY.formats[name].convert(values)
+    assert isinstance(result, tuple)
+    assert result[0].values == written, "the row itself stays as it was read"
+    assert result[1] == REGISTRY.formats[name].convert(values)
 
 
 @given(data=st.data())
@@ -332,8 +332,8 @@ def test_the_keys_of_turns_are_renamed_too(turns: Any) -> None:
     columns = {"messages": "talk", "role": "who", "content": "words", "train": "learn"}
     check_columns(["talk"], DataSection(columns=columns))
     assert recognise({"talk": turns}, columns=columns) == "messages"
-    [found] = converted("messages", {"talk": turns}, columns=columns)
-    assert found == Example(messages=(USER, ANSWER), learned=(False, False))
+    [example] = converted("messages", {"talk": turns}, columns=columns)
+    assert example == Example(messages=(USER, ANSWER), learned=(False, False))
 
 
 def test_a_new_name_takes_the_place_of_what_had_it() -> None:
@@ -381,13 +381,13 @@ CHECKED: Mapping[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CHECKED)
-def test_a_column_that_no_row_has_is_told(case: str) -> None:
+def test_a_column_that_no_row_has_is_reported(case: str) -> None:
     settings, message = CHECKED[case]
     with pytest.raises(DataError, match=rf"(?s){message}"):
         check_columns(["ask", "answer", "id"], DataSection(**settings))
 
 
-def test_columns_that_are_there_are_not_told() -> None:
+def test_columns_that_exist_are_not_reported() -> None:
     section = DataSection(columns={"question": "ask", "role": "who", "content": "words"}, split_by="id")
     check_columns(["ask", "answer", "id"], section)
 
@@ -397,9 +397,9 @@ def test_columns_that_are_there_are_not_told() -> None:
 
 def test_a_system_prompt_is_set_where_there_is_none() -> None:
     values = {"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}
-    [found] = converted("messages", values, system="be kind")
-    assert isinstance(found, Example)
-    assert (found.messages[0], found.learned) == (SYSTEM, (False, False, False, False, True))
+    [example] = converted("messages", values, system="be kind")
+    assert isinstance(example, Example)
+    assert (example.messages[0], example.learned) == (SYSTEM, (False, False, False, False, True))
     [own] = converted("alpaca", ALPACA | {"system": "be short"}, system="be kind")
     assert isinstance(own, Example)
     assert own.messages[0] == {"role": "system", "content": "be short"}
@@ -407,22 +407,22 @@ def test_a_system_prompt_is_set_where_there_is_none() -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_system_prompt_stands_first_in_every_kind_but_text(name: str) -> None:
+def test_a_system_prompt_comes_first_in_every_kind_but_text(name: str) -> None:
     values = {key: value for key, value in LAYOUTS[name].items() if key != "system"}
-    [plain], [found] = converted(name, values), converted(name, values, system="be kind")
+    [plain], [with_prompt] = converted(name, values), converted(name, values, system="be kind")
     assert isinstance(plain, Example)
-    assert isinstance(found, Example)
+    assert isinstance(with_prompt, Example)
     if name == "text":
-        assert found == plain
+        assert with_prompt == plain
     else:
-        assert found.messages == (SYSTEM, *plain.messages)
-        assert (found.kind, found.chosen, found.rejected, found.label) == (
+        assert with_prompt.messages == (SYSTEM, *plain.messages)
+        assert (with_prompt.kind, with_prompt.chosen, with_prompt.rejected, with_prompt.label) == (
             plain.kind,
             plain.chosen,
             plain.rejected,
             plain.label,
         )
-        assert all(len(messages) == len(learned) for messages, learned in found.conversations)
+        assert all(len(messages) == len(learned) for messages, learned in with_prompt.conversations)
 
 
 # --- what is wrong
@@ -452,7 +452,7 @@ BAD: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_row_that_does_not_fit_is_told_in_one_sentence(case: str) -> None:
+def test_a_row_that_does_not_fit_is_reported_in_one_sentence(case: str) -> None:
     name, values, message = BAD[case]
     [reason] = converted(name, values)
     assert isinstance(reason, str)
@@ -482,9 +482,9 @@ def test_columns_for_rewards_keep_the_nulls_of_their_table(tmp_path: Path) -> No
     parquet.write_table(pyarrow.Table.from_pylist(given_rows), tmp_path / "rows.parquet")
     section = DataSection(columns={"prompt": "prompt", "extra": "about"})
     read = list(readers.read_file(tmp_path / "rows.parquet"))
-    found = [
-        one[1].columns
-        for one in convert.convert(read, REGISTRY.formats["prompt-only"], section)
-        if isinstance(one, tuple)
+    results = [
+        result[1].columns
+        for result in convert.convert(read, REGISTRY.formats["prompt-only"], section)
+        if isinstance(result, tuple)
     ]
-    assert found == [{"tests": row["tests"], "extra": row["about"]} for row in given_rows]
+    assert results == [{"tests": row["tests"], "extra": row["about"]} for row in given_rows]

@@ -19,7 +19,7 @@ from mlflow_ft.errors import DataError
 from mlflow_ft.rows import Row
 from tests.data.reading.test_shapes import MESSAGES, A, B, understood
 
-FLAT = [{**turn, "talk": number} for number, one in enumerate((A, B + A)) for turn in one]
+FLAT = [{**turn, "talk": number} for number, talk in enumerate((A, B + A)) for turn in talk]
 PAIRS = [{"prompt": "a", "completion": "x"}, {"prompt": "b", "completion": "y"}]
 
 
@@ -96,28 +96,28 @@ def commands(file: Path) -> list[str]:
 
 def done(command: str, folder: Path) -> list[Any]:
     """The rows that a command of a message writes, as they are read then."""
-    found = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    process = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     written = re.search(r"# then --data (\S+)$", command)
     assert written
     return [row.values for row in understood(folder / written[1]).source.rows() if isinstance(row, Row)]
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_whoever_does_what_the_message_says_has_rows(tmp_path: Path, case: str) -> None:
+def test_following_the_message_gives_rows(tmp_path: Path, case: str) -> None:
     value, expected = FILES[case]
     (tmp_path / "rows.json").write_text(json.dumps(value, indent=1))
     assert [done(command, tmp_path) for command in commands(tmp_path / "rows.json")] == expected
 
 
 @pytest.mark.parametrize("case", [case for case in FILES if isinstance(FILES[case][0], list)])
-def test_so_has_whoever_has_json_lines(tmp_path: Path, case: str) -> None:
+def test_the_same_for_json_lines(tmp_path: Path, case: str) -> None:
     value, expected = FILES[case]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, value)))
     assert [done(command, tmp_path) for command in commands(tmp_path / "rows.jsonl")] == expected
 
 
-def test_so_has_whoever_has_a_table_or_a_file_with_an_odd_name(tmp_path: Path) -> None:
+def test_the_same_for_a_table_or_a_file_with_an_odd_name(tmp_path: Path) -> None:
     expected = [{"messages": A + B}]
     with (tmp_path / "rows.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, ["role", "content"], delimiter=";")
@@ -162,9 +162,9 @@ def test_the_names_that_a_message_gives_columns_read_the_rows(tmp_path: Path, ca
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError) as error:
         understood(tmp_path / "rows.jsonl")
-    found = re.search(r"if these are the right columns: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
-    assert found
-    given = dict(pair.split("=") for pair in found[1].split(","))
+    match = re.search(r"if these are the right columns: --data\.columns (\S+)$", str(error.value), re.MULTILINE)
+    assert match
+    given = dict(pair.split("=") for pair in match[1].split(","))
     read = understood(tmp_path / "rows.jsonl", columns=given)
     assert read.record.convert(renamed(row, read.source.settings)).answer == answer
 
@@ -203,7 +203,7 @@ def test_a_log_of_people_is_refused_with_a_row_that_would_be_one(tmp_path: Path,
     assert row == {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
 
 
-def test_rows_that_nothing_helps_are_told_what_formats_need(tmp_path: Path) -> None:
+def test_for_rows_that_nothing_helps_the_hint_says_what_formats_need(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([{"a": 1, "b": [2]}]))
     with pytest.raises(DataError, match="messages needs messages; sharegpt needs conversations; alpaca needs"):
         understood(tmp_path / "rows.json")

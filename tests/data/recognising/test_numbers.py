@@ -37,11 +37,11 @@ def of(folder: Path, *rows: Mapping[str, Any], **settings: Any) -> Understood:
     return understood(file, **settings)
 
 
-def said(found: Understood) -> list[Any]:
+def said(source: Understood) -> list[Any]:
     """The last words of each row, or why it is none."""
-    settings = found.source.settings
-    made = convert.convert(found.source.rows(), found.record, settings, as_text=found.as_text)
-    return [one.reason if isinstance(one, Unreadable) else one[1].answer for one in made]
+    settings = source.source.settings
+    made = convert.convert(source.source.rows(), source.record, settings, as_text=source.as_text)
+    return [result.reason if isinstance(result, Unreadable) else result[1].answer for result in made]
 
 
 ROWS: dict[str, tuple[list[dict[str, Any]], str, list[str], list[str]]] = {
@@ -106,26 +106,26 @@ ROWS: dict[str, tuple[list[dict[str, Any]], str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_numbers_are_taken_as_text_and_that_is_told(tmp_path: Path, case: str) -> None:
+def test_numbers_are_used_as_text_and_that_is_reported(tmp_path: Path, case: str) -> None:
     rows, name, answers, told = ROWS[case]
-    found = of(tmp_path, *rows)
-    assert found.record.name == name
-    assert said(found) == answers
-    assert found.remarks == tuple(told)
+    source = of(tmp_path, *rows)
+    assert source.record.name == name
+    assert said(source) == answers
+    assert source.remarks == tuple(told)
 
 
 def test_where_text_and_numbers_are_mixed_the_numbers_are_refused_by_row(tmp_path: Path) -> None:
-    found = of(tmp_path, {"question": "a", "answer": 4}, {"question": "b", "answer": "six"})
-    assert (said(found), found.remarks) == (["`answer` is a number, not text", "six"], ())
+    source = of(tmp_path, {"question": "a", "answer": 4}, {"question": "b", "answer": "six"})
+    assert (said(source), source.remarks) == (["`answer` is a number, not text", "six"], ())
 
 
 def test_where_all_of_the_first_rows_are_numbers_the_others_must_be(tmp_path: Path) -> None:
     rows = [{"question": f"{n}?", "answer": n} for n in range(150)]
     others = [{"question": "a", "answer": "six"}, {"question": "b", "answer": True}, {"question": "c", "answer": None}]
-    found = said(of(tmp_path, *rows, *others))
-    assert found[:150] == [str(n) for n in range(150)]
+    texts = said(of(tmp_path, *rows, *others))
+    assert texts[:150] == [str(n) for n in range(150)]
     all_alike = "a number in earlier rows; write all of them as text, in quotes"
-    assert found[150:] == [
+    assert texts[150:] == [
         f"`answer` is text, but {all_alike}",
         f"`answer` is true, but {all_alike}",
         "column `answer` is missing",
@@ -137,21 +137,21 @@ def test_what_is_no_number_of_jsons_or_of_two_sorts_is_refused(tmp_path: Path, a
     rows = [{"question": f"{n}?", "answer": answer} for n, answer in enumerate(answers)]
     good = {"question": "a", "answer": "text"}
     assert said(of(tmp_path, *rows, good))[-1] == "text"
-    assert all("`answer`" in one for one in said(of(tmp_path, *rows, good))[:-1])
+    assert all("`answer`" in reason for reason in said(of(tmp_path, *rows, good))[:-1])
 
 
 def test_the_columns_of_a_prompt_stay_numbers(tmp_path: Path) -> None:
     """A reward function compares them."""
-    found = of(tmp_path, {"prompt": "2+2?", "answer": 4})
-    assert (found.record.name, found.as_text) == ("prompt-only", ())
+    source = of(tmp_path, {"prompt": "2+2?", "answer": 4})
+    assert (source.record.name, source.as_text) == ("prompt-only", ())
 
 
 def test_numbers_in_rows_that_were_found_under_a_key(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     file.write_text(json.dumps({"data": ROWS["whole numbers"][0]}))
-    found = understood(file)
-    assert said(found) == ["4", "6"]
-    assert len(found.remarks) == 2
+    source = understood(file)
+    assert said(source) == ["4", "6"]
+    assert len(source.remarks) == 2
 
 
 def test_numbers_under_another_name_and_of_a_named_format(tmp_path: Path) -> None:
@@ -178,14 +178,14 @@ def test_the_numbers_of_classes_become_the_names_of_the_classes(tmp_path: Path) 
     )
     made = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     made.to_parquet(tmp_path / "rows.parquet")
-    found = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
-    assert said(found) == ["good", "bad"]
-    [told] = found.remarks
+    source = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
+    assert said(source) == ["good", "bad"]
+    [told] = source.remarks
     assert told.endswith('`completion` holds class numbers; the class names are used (1 becomes the text "good")')
     unlabelled = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
     unlabelled.to_parquet(tmp_path / "rows.parquet")
-    found = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
-    assert said(found) == ["good", "`completion` is -1, but no class has this number"]
+    source = understood(tmp_path / "rows.parquet", columns={"prompt": "text", "completion": "label"})
+    assert said(source) == ["good", "`completion` is -1, but no class has this number"]
     judged = datasets.Dataset.from_dict(
         {"prompt": ["a", "b"], "completion": ["x", "y"], "kto_tag": [1, 0]},
         features=datasets.Features(
@@ -194,5 +194,5 @@ def test_the_numbers_of_classes_become_the_names_of_the_classes(tmp_path: Path) 
         ),
     )
     judged.to_parquet(tmp_path / "rows.parquet")
-    found = understood(tmp_path / "rows.parquet")
-    assert (found.record.name, found.as_text) == ("unpaired-preference", ())
+    source = understood(tmp_path / "rows.parquet")
+    assert (source.record.name, source.as_text) == ("unpaired-preference", ())
