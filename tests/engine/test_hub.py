@@ -27,10 +27,10 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_is_found_by_any_of_its_names(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy.parent)
-    found = [find(copy), find("copy"), find("./copy/")]
-    assert {one.path for one in found} == {copy.resolve()}
-    assert {one.name_or_path for one in found} == {str(copy.resolve())}
-    assert found[0].revision == "sha256:" + hub.weights_hash(copy)
+    bases = [find(copy), find("copy"), find("./copy/")]
+    assert {base.path for base in bases} == {copy.resolve()}
+    assert {base.name_or_path for base in bases} == {str(copy.resolve())}
+    assert bases[0].revision == "sha256:" + hub.weights_hash(copy)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,9 @@ def test_files_that_are_quantised_otherwise(run: Run, small: Small, rows: Path, 
 def test_a_pad_token_without_an_embedding(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
     """tokenizers#1609, llama-cookbook#189: a traceback after the weights were loaded."""
     whole = small("llama", vocab_size=TOKENS)
-    base = with_tokenizer(whole, tmp_path / "base", lambda one: one.add_special_tokens({"pad_token": "[PAD]"}))
+    base = with_tokenizer(
+        whole, tmp_path / "base", lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    )
     asked = ["--model", base, "--data", rows]
     words = (f"pads with '[PAD]' (id {TOKENS})", "--model.pad_token '<pad>'", "--model.add_tokens '\"[PAD]\"'")
     for command in (["data", "show"], ["data", "check"], ["train", "lora"]):

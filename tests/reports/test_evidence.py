@@ -41,10 +41,10 @@ def test_a_ruined_model_is_said_to_be_gets_no_alias_and_is_not_promoted(
     assert "warning: the tuned model is worse than its base: loss 6." in told.err
     assert f"registered without the alias candidate: {name} version 1. The trained weights are in " in told.err
     assert Path(told.err.partition("The trained weights are in ")[2].partition(". Lower")[0]).is_dir()
-    found = latest(client)
-    sentence = found.data.tags["mlflow_ft.worse"]
-    assert (found.info.status, found.data.tags["mlflow_ft.stage"]) == ("FAILED", "evaluate")
-    assert sentence in found.data.tags["mlflow.note.content"]
+    newest = latest(client)
+    sentence = newest.data.tags["mlflow_ft.worse"]
+    assert (newest.info.status, newest.data.tags["mlflow_ft.stage"]) == ("FAILED", "evaluate")
+    assert sentence in newest.data.tags["mlflow.note.content"]
     version = client.get_model_version(name, "1")
     assert client.get_registered_model(name).aliases == {}
     assert (version.tags["mlflow_ft.worse"], version.tags["mlflow_ft.refused"]) == (sentence, "worse than its base")
@@ -74,14 +74,14 @@ def test_who_asks_for_a_warning_gets_the_alias_with_a_warning_everywhere(
     how = ("--learning_rate", 5e-3, "--max_steps", 8, "--registry.model_name", name, *QUICK)
     assert run("train", "full", "--init_from", f"models:/{name}/1", "--data", rows, *how).code == 0
     gates = json.loads(run("promote", name, "--dry-run", "--json").out)["gates"]
-    [found] = [one["found"] for one in gates if one["gate"] == "beats-base"]
-    assert found.startswith(f"better than its base models:/{name}/1 by ")
+    [value] = [gate["found"] for gate in gates if gate["gate"] == "beats-base"]
+    assert value.startswith(f"better than its base models:/{name}/1 by ")
 
 
 def pair(number: int, *, short_is_chosen: bool) -> dict[str, Any]:
     question = f"{WORDS[number % 13]} {WORDS[(3 * number + 1) % 13]} {number}"
     short, long = WORDS[number * 5 % 13], " ".join(WORDS[number * step % 13] for step in (1, 2, 3))
-    answers = [[{"role": "assistant", "content": one}] for one in (short, long)]
+    answers = [[{"role": "assistant", "content": model}] for model in (short, long)]
     chosen, rejected = answers if short_is_chosen else answers[::-1]
     return {"prompt": [{"role": "user", "content": question}], "chosen": chosen, "rejected": rejected}
 

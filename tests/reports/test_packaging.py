@@ -74,15 +74,15 @@ def train(run: Run, small: Small, folder: Path, method: str = "lora", **settings
 
 
 def latest(client: MlflowClient) -> MlflowRun:
-    (found, *_) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
-    return found
+    (newest, *_) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
+    return newest
 
 
 def kept(client: MlflowClient, run_id: str) -> tuple[list[str], list[str]]:
     """The names of the logged models and of the versions of a run."""
     models = client.search_logged_models(["0"], filter_string=f"source_run_id='{run_id}'")
     versions = client.search_model_versions(f"run_id='{run_id}'")
-    return sorted(model.name for model in models), sorted(f"{one.name}/{one.version}" for one in versions)
+    return sorted(model.name for model in models), sorted(f"{version.name}/{version.version}" for version in versions)
 
 
 def test_a_form_that_cannot_be_made_is_refused_before_the_first_step(

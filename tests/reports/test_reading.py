@@ -59,12 +59,12 @@ def show(run: Run, tiny_model: Path, client: MlflowClient) -> Callable[..., list
     def rows(data: Path, *more: Any) -> list[dict[str, Any]]:
         told = run("data", "show", "--data", data, "--model", tiny_model, "--json", *more)
         assert told.code == 0, told.err
-        found = [json.loads(line) for line in told.out.splitlines()]
-        for row in found:
+        shown = [json.loads(line) for line in told.out.splitlines()]
+        for row in shown:
             row["text"] = "".join(row["tokens"])
             row["learned"] = "".join(t for t, s in zip(row["tokens"], row["supervised"], strict=True) if s)
             row["told"] = told.err
-        return found
+        return shown
 
     return rows
 
@@ -134,10 +134,10 @@ def test_columns_of_the_json_type_are_read_as_json(tmp_path: Path, show: Show, c
     data = tmp_path / ("saved" if saved else "rows.parquet")
     made.save_to_disk(data) if saved else made.to_parquet(data)
     expected = show(lines(tmp_path / "rows.jsonl", *rows))
-    for one, other in zip(show(data), expected, strict=True):
-        assert '\\"' not in one["text"]
+    for shown, other in zip(show(data), expected, strict=True):
+        assert '\\"' not in shown["text"]
         if column == "messages":
-            assert (one["text"], one["learned"]) == (other["text"], other["learned"])
+            assert (shown["text"], shown["learned"]) == (other["text"], other["learned"])
 
 
 # --- exports of chats
@@ -206,13 +206,13 @@ def test_csv_in_another_encoding_is_refused(
 
 def role(*said: str) -> list[dict[str, str]]:
     names = {"s": "system", "u": "user", "a": "assistant"}
-    return [{"role": names[one[0]], "content": one[2:]} for one in said]
+    return [{"role": names[message[0]], "content": message[2:]} for message in said]
 
 
 def test_turns_in_another_order_are_read_or_told(tmp_path: Path, show: Show, run: Run, tiny_model: Path) -> None:
     """unsloth#334, huggingface/smol-course#260: two turns of the user, two of the assistant, a system prompt."""
     odd = [role("u:a", "u:b", "a:c"), role("u:a", "a:b", "a:c"), role("s:s", "u:a", "a:b")]
-    data = lines(tmp_path / "rows.jsonl", *({"messages": one} for one in odd))
+    data = lines(tmp_path / "rows.jsonl", *({"messages": messages} for messages in odd))
     first, second, third = show(data)
     assert (first["learned"], third["learned"]) == ("c<|im_end|>", "b<|im_end|>")
     assert second["learned"] == "b<|im_end|>c<|im_end|>"
@@ -226,9 +226,9 @@ def test_preferences_with_tools_and_calls_in_what_is_asked(tmp_path: Path, show:
     prompt = [USER, calling("log", note=None), {"role": "tool", "content": "ok"}]
     thought = {"role": "assistant", "content": "<think>hm</think>Done."}
     row = {"tools": TOOLS, "prompt": prompt, "chosen": [thought], "rejected": [{"role": "assistant", "content": "No."}]}
-    [found] = show(lines(tmp_path / "rows.jsonl", row))
-    assert found["learned"].endswith("Done.<|im_end|>")
-    assert '{"name": "log", "arguments": {"note": null}}' in found["text"]
+    [shown] = show(lines(tmp_path / "rows.jsonl", row))
+    assert shown["learned"].endswith("Done.<|im_end|>")
+    assert '{"name": "log", "arguments": {"note": null}}' in shown["text"]
 
 
 def test_a_folder_with_reports_beside_the_rows_names_them(
@@ -258,8 +258,8 @@ def test_a_setting_longer_than_mlflow_keeps_is_used_and_kept_whole(
     assert told.code == 0, told.err
     run_id = re.search(r"  run +(\w+)", told.err + told.out)
     assert run_id
-    found = client.get_run(run_id[1])
-    assert len(found.data.params["cfg.data.system"]) <= 6000
+    tracked = client.get_run(run_id[1])
+    assert len(tracked.data.params["cfg.data.system"]) <= 6000
     folder = tmp_path / "artifacts"
     folder.mkdir()
     assert system in Path(client.download_artifacts(run_id[1], "config.yaml", str(folder))).read_text()
@@ -350,8 +350,8 @@ READ: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 @pytest.mark.parametrize("case", READ)
 def test_a_shape_that_is_plain_is_read(tmp_path: Path, show: Show, case: str) -> None:
     rows, answers = READ[case]
-    found = show(lines(tmp_path / "rows.jsonl", *rows))
-    assert [row["learned"] for row in found] == [f"{answer}<|im_end|>" for answer in answers]
+    shown = show(lines(tmp_path / "rows.jsonl", *rows))
+    assert [row["learned"] for row in shown] == [f"{answer}<|im_end|>" for answer in answers]
 
 
 # --- files that are cut

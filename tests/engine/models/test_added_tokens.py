@@ -60,7 +60,9 @@ def test_tokens_whose_embeddings_are_there(small: Small, tmp_path: Path) -> None
 
 
 def test_tokens_that_the_base_has_no_embeddings_for_either(small: Small, tmp_path: Path) -> None:
-    base = with_tokenizer(small("llama", vocab_size=TOKENS), tmp_path / "base", lambda one: one.add_tokens(NEW))
+    base = with_tokenizer(
+        small("llama", vocab_size=TOKENS), tmp_path / "base", lambda tokenizer: tokenizer.add_tokens(NEW)
+    )
     made(base, tmp_path / "adapter")
     added_tokens.check(with_tokens(tmp_path / "adapter", base, []), of(base), pads=True)
 

@@ -90,8 +90,8 @@ def hermes(message: Message) -> list[str]:
     """A turn's words, if any, and its calls."""
     words = [message["content"]] if message.get("content") else []
     calls = [
-        f'<tool_call>\n{{"name": "{one["name"]}", "arguments": {as_json(one["arguments"])}}}\n</tool_call>'
-        for one in functions(message)
+        f'<tool_call>\n{{"name": "{function["name"]}", "arguments": {as_json(function["arguments"])}}}\n</tool_call>'
+        for function in functions(message)
     ]
     return words + calls
 

@@ -33,13 +33,13 @@ class Script:
 
     def speeches(self) -> dict[int, tuple[int, int]]:
         """Of every turn that is said, from where to where."""
-        found: dict[int, tuple[int, int]] = {}
+        places: dict[int, tuple[int, int]] = {}
         place = 0
         for text, turn in self.parts:
             if turn is not None:
-                found[turn] = (found.get(turn, (place, 0))[0], place + len(text))
+                places[turn] = (places.get(turn, (place, 0))[0], place + len(text))
             place += len(text)
-        return found
+        return places
 
 
 Oracle = Callable[[Sequence[Message], Tools], Script]

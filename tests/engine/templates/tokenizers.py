@@ -91,10 +91,10 @@ def make(
     """A tokenizer of a kind; it puts `bos` in front of a text where it may."""
     tokenizer = Tokenizer.from_str(_without_bytes_as_added(_trained(kind)))
     as_tokens = [
-        one if isinstance(one, AddedToken) else AddedToken(one, special=True, normalized=False) for one in added
+        token if isinstance(token, AddedToken) else AddedToken(token, special=True, normalized=False) for token in added
     ]
-    tokenizer.add_tokens([one for one in as_tokens if not one.special])
-    tokenizer.add_special_tokens([one for one in as_tokens if one.special])
+    tokenizer.add_tokens([token for token in as_tokens if not token.special])
+    tokenizer.add_special_tokens([token for token in as_tokens if token.special])
     last = [processors.ByteLevel(trim_offsets=True)] if kind.endswith("trimmed") else []
     if bos:
         begin = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
@@ -111,7 +111,7 @@ def make(
 def _without_bytes_as_added(text: str) -> str:
     """The pieces that stand for bytes are no added tokens, though the trainer makes them such."""
     state = json.loads(text)
-    state["added_tokens"] = [one for one in state["added_tokens"] if not one["content"].startswith("<0x")]
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
     return json.dumps(state)
 
 
