@@ -57,13 +57,13 @@ def show(run: Run, tiny_model: Path, client: MlflowClient) -> Callable[..., list
     """The rows of `data show`, each with its text and what is learned of it."""
 
     def rows(data: Path, *more: Any) -> list[dict[str, Any]]:
-        told = run("data", "show", "--data", data, "--model", tiny_model, "--json", *more)
-        assert told.code == 0, told.err
-        shown = [json.loads(line) for line in told.out.splitlines()]
+        result = run("data", "show", "--data", data, "--model", tiny_model, "--json", *more)
+        assert result.code == 0, result.err
+        shown = [json.loads(line) for line in result.out.splitlines()]
         for row in shown:
             row["text"] = "".join(row["tokens"])
             row["learned"] = "".join(t for t, s in zip(row["tokens"], row["supervised"], strict=True) if s)
-            row["told"] = told.err
+            row["told"] = result.err
         return shown
 
     return rows
@@ -74,9 +74,9 @@ def refused(run: Run, tiny_model: Path, client: MlflowClient) -> Callable[..., s
     """What `data check` says of data that cannot be used."""
 
     def words(data: Path, *more: Any) -> str:
-        told = run("data", "show", "--data", data, "--model", tiny_model, *more)
-        assert told.code == 2, told.out
-        return told.err
+        result = run("data", "show", "--data", data, "--model", tiny_model, *more)
+        assert result.code == 2, result.out
+        return result.err
 
     return words
 
@@ -118,8 +118,8 @@ def test_the_padding_of_a_table_that_was_written_as_json_is_told(
     tmp_path: Path, run: Run, tiny_model: Path, client: MlflowClient
 ) -> None:
     row = {"tools": TOOLS[:1], "messages": [USER, calling("alarm", time="06:00", tags=None, note=None), DONE]}
-    told = run("data", "check", "--data", lines(tmp_path / "rows.jsonl", row, row), "--model", tiny_model)
-    assert "turn 2 calls alarm with null for tags, note, which the tool does not declare" in told.out
+    result = run("data", "check", "--data", lines(tmp_path / "rows.jsonl", row, row), "--model", tiny_model)
+    assert "turn 2 calls alarm with null for tags, note, which the tool does not declare" in result.out
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -168,9 +168,9 @@ def test_an_export_of_chats_that_is_plain_is_read(tmp_path: Path, show: Show, re
 
 def test_flat_turns_are_refused_with_what_to_type(tmp_path: Path, refused: Callable[..., str]) -> None:
     """unsloth#337: one conversation, or many?"""
-    told = refused(lines(tmp_path / "flat.jsonl", *turns("a", "b", "c", "d")))
-    assert "each row is one turn, but a row must be a whole conversation" in told
-    assert told.count("python -c ") == 2
+    result = refused(lines(tmp_path / "flat.jsonl", *turns("a", "b", "c", "d")))
+    assert "each row is one turn, but a row must be a whole conversation" in result
+    assert result.count("python -c ") == 2
 
 
 # --- CSV
@@ -216,9 +216,9 @@ def test_turns_in_another_order_are_read_or_told(tmp_path: Path, show: Show, run
     first, second, third = show(data)
     assert (first["learned"], third["learned"]) == ("c<|im_end|>", "b<|im_end|>")
     assert second["learned"] == "b<|im_end|>c<|im_end|>"
-    told = run("data", "check", "--data", data, "--model", tiny_model)
-    assert told.code == 1
-    assert "two user turns in a row" in told.out
+    result = run("data", "check", "--data", data, "--model", tiny_model)
+    assert result.code == 1
+    assert "two user turns in a row" in result.out
 
 
 def test_preferences_with_tools_and_calls_in_what_is_asked(tmp_path: Path, show: Show) -> None:
@@ -240,11 +240,11 @@ def test_a_folder_with_reports_beside_the_rows_names_them(
     lines(folder / "rows.jsonl", {"messages": role("u:a", "a:b")})
     (folder / "filter_report.json").write_text('{"kept": 1, "dropped": 0}')
     (folder / "requirements.txt").write_text("torch\n")
-    told = run("train", "lora", "--data", folder, "--model", tiny_model)
-    assert told.code == 2
-    assert "2 of 3 rows are not of the format messages" in told.err
-    assert f"{folder}/filter_report.json:1  column `messages` is missing" in told.err
-    assert "--data.on_bad_row drop" in told.err
+    result = run("train", "lora", "--data", folder, "--model", tiny_model)
+    assert result.code == 2
+    assert "2 of 3 rows are not of the format messages" in result.err
+    assert f"{folder}/filter_report.json:1  column `messages` is missing" in result.err
+    assert "--data.on_bad_row drop" in result.err
 
 
 def test_a_setting_longer_than_mlflow_keeps_is_used_and_kept_whole(
@@ -254,9 +254,9 @@ def test_a_setting_longer_than_mlflow_keeps_is_used_and_kept_whole(
     system = "Be kind. " * 1000
     rows = [{"messages": role(f"u:ask {n}", f"a:say {n}")} for n in range(12)]
     data = lines(tmp_path / "rows.jsonl", *rows)
-    told = run("prepare", "--data", data, "--model", tiny_model, "--data.system", system, "--max_length", 9999)
-    assert told.code == 0, told.err
-    run_id = re.search(r"  run +(\w+)", told.err + told.out)
+    result = run("prepare", "--data", data, "--model", tiny_model, "--data.system", system, "--max_length", 9999)
+    assert result.code == 0, result.err
+    run_id = re.search(r"  run +(\w+)", result.err + result.out)
     assert run_id
     tracked = client.get_run(run_id[1])
     assert len(tracked.data.params["cfg.data.system"]) <= 6000
@@ -367,9 +367,9 @@ def test_a_list_that_is_cut_is_refused_where_it_ends(tmp_path: Path, refused: Ca
     for indent in (None, 1):
         for text in cut(json.dumps(rows, indent=indent)):
             (tmp_path / "rows.json").write_text(text)
-            told = refused(tmp_path / "rows.json")
+            result = refused(tmp_path / "rows.json")
             line, column = text.count("\n") + 1, len(text) - text.rfind("\n") - 1
             place = f"at line {line}, column {column}" if column else f"with line {line - 1}"
-            assert f"and the file ends {place}: it is truncated" in told
-            assert f"rows.json:{line}: malformed JSON" in told
-            assert "complete row" in told
+            assert f"and the file ends {place}: it is truncated" in result
+            assert f"rows.json:{line}: malformed JSON" in result
+            assert "complete row" in result

@@ -70,9 +70,11 @@ def show(run: Run, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """`data show --json` on some rows."""
 
     def call(rows: Sequence[Any], model: Path, *more: str) -> list[dict[str, Any]]:
-        told = run("data", "show", "--data", write_jsonl(tmp_path / "r.jsonl", rows), "--model", model, "--json", *more)
-        assert told.code == 0, told.err
-        return [json.loads(line) for line in told.out.splitlines()]
+        result = run(
+            "data", "show", "--data", write_jsonl(tmp_path / "r.jsonl", rows), "--model", model, "--json", *more
+        )
+        assert result.code == 0, result.err
+        return [json.loads(line) for line in result.out.splitlines()]
 
     return call
 
@@ -206,8 +208,8 @@ def test_thoughts_of_earlier_turns(run: Run, talks: Talks, show: Callable[..., A
     assert [row.get("unwritten_thoughts") for row in shown] == [[2], None]
     assert learned(shown[0]).startswith("Hello!<|im_end|>|")
     assert "Greet" not in "".join(shown[0]["tokens"])
-    told = run("data", "check", "--data", "r.jsonl", "--model", model, "--json")
-    [check] = [check for check in json.loads(told.out)["checks"] if check["name"] == "unwritten-thoughts"]
+    result = run("data", "check", "--data", "r.jsonl", "--model", model, "--json")
+    [check] = [check for check in json.loads(result.out)["checks"] if check["name"] == "unwritten-thoughts"]
     assert (check["severity"], check["count"], check["details"]["turns"]) == ("warn", 1, 1)
     assert check["examples"][0]["line"] == 1
     assert "--data.turns each" in check["remedy"]
