@@ -378,8 +378,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     size = (tmp_path / "base" / "model.safetensors").stat().st_size
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(tmp_path / "base")]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
-    grown = int(done.stdout.split()[-1]) * 1024
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    grown = int(process.stdout.split()[-1]) * 1024
     assert size > 250 * 10**6
     assert grown < size / 3, "a whole model in memory, or a half of it, would show"
 

@@ -101,11 +101,11 @@ def test_it_needs_no_mlflow_ft(
 ) -> None:
     messages, _ = question
     command = [sys.executable, "-c", ALONE, str(bundle.CHAT_MODEL), messages[0]["content"]]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, *map(str, folders.values())], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert done.returncode == 0, done.stderr
-    adapter, merged = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    adapter, merged = json.loads(process.stdout.splitlines()[-1])
     assert said(adapter) == said(merged) == said(chat.predict(None, {"messages": messages}))
     assert said(adapter)
 

@@ -103,11 +103,11 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_two_that_share_a_base_are_what_they_are_alone(
-    base: Path, adapter: Callable[..., Path], one: str, other: str
+    base: Path, adapter: Callable[..., Path], first: str, second: str
 ) -> None:
-    folders = {"a": adapter(one, 1), "b": adapter(other, 2)}
+    folders = {"a": adapter(first, 1), "b": adapter(second, 2)}
     served = share(base, **folders)
     assert served.names == ("a", "b", "base")
     logits = {}
@@ -135,7 +135,7 @@ def test_on_a_base_in_4_bits(base: Path, adapter: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "words"),
+    ("first", "second", "words"),
     [
         ("lora", "ia3", "different peft types"),
         ("lora", "prompt", "different peft types"),
@@ -145,10 +145,10 @@ def test_on_a_base_in_4_bits(base: Path, adapter: Callable[..., Path]) -> None:
     ],
 )
 def test_what_peft_cannot_hold_together_is_refused(
-    base: Path, adapter: Callable[..., Path], one: str, other: str, words: str
+    base: Path, adapter: Callable[..., Path], first: str, second: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"adapter 'b' cannot be loaded onto the base with the others: .*{words}"):
-        share(base, a=adapter(one), b=adapter(other))
+        share(base, a=adapter(first), b=adapter(second))
 
 
 def test_an_adapter_that_changes_the_base_is_refused(base: Path, adapter: Callable[..., Path]) -> None:

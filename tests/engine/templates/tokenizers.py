@@ -127,7 +127,7 @@ def of_family(family: Family, kind: str = "") -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def labels(found: Tokenised, script: Script, learned: Iterable[int]) -> list[int]:
+def labels(row: Tokenised, script: Script, learned: Iterable[int]) -> list[int]:
     """What every label ought to be, from the places of the tokens and of the speeches alone.
 
     A token is learned where each of its letters is said in a turn that is learned. One of white space alone is where
@@ -138,7 +138,7 @@ def labels(found: Tokenised, script: Script, learned: Iterable[int]) -> list[int
         if turn in set(learned):
             spoken[begin:end] = b"\1" * (end - begin)
     wanted, before = [], 0
-    for token, (begin, end) in zip(found.ids, found.offsets, strict=True):
+    for token, (begin, end) in zip(row.ids, row.offsets, strict=True):
         start = min(begin, before) if end > before else begin
         letters = [at for at in range(start, end) if not script.text[at].isspace()]
         assert len({spoken[at] for at in letters}) < 2, f"{script.text[start:end]!r} is said by two"
