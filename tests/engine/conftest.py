@@ -125,7 +125,7 @@ def lay(
 
 @pytest.fixture
 def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
-    """`bench("lora", **{"adapter.r": 4}).train()`: each bench has a folder of its own."""
+    """`bench("lora", **{"adapter.r": 4}).train()`: each bench has its own folder."""
     made = iter(range(100))
 
     def make(method: str = "lora", *, model: Path = tiny_model, **more: Any) -> Bench:

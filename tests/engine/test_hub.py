@@ -1,4 +1,4 @@
-"""Where a base model may lie, and what is said when it does not lie there."""
+"""Where a base model may be, and the errors if it is not there."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_short_name_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ModelError, match="neither the Hub nor PyPI") as caught:
         find("smollm2-135m")
     assert "--model" in caught.value.hint
-    assert not list(tmp_path.rglob("config.json"))  # nothing half made is left behind
+    assert not list(tmp_path.rglob("config.json"))  # nothing incomplete is left
 
 
 def test_a_model_in_the_cache_needs_no_network(

@@ -1,4 +1,4 @@
-"""Adapters that do not fit, and those that must: merged, trained further, asked, as public reports have them."""
+"""Public reports on adapters that do not fit, and on those that must: merged, trained further, served."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUICK = {"max_steps": 2, "max_new_tokens": 4, "evaluation.max_rows": 2, "package
 
 @pytest.fixture(scope="session")
 def lora(small: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
-    """A LoRA of a small Llama, as PEFT saves it, and what the model says with it."""
+    """A LoRA of a small Llama, as PEFT saves it, and the model's output with it."""
     folder = tmp_path_factory.mktemp("lora") / "adapter"
     return folder, made(small("llama"), folder)
 
@@ -108,7 +108,7 @@ def test_it_is_not_asked(
 def test_of_two_that_share_a_base_one_is_foreign(
     run: Run, client: MlflowClient, lora: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:
-    """The same kind, served beside another."""
+    """The same kind, served with another."""
     own = renamed(lora[0], tmp_path / "own", FOREIGN["another layer"])
     result = run("serve", "--adapter", f"a={lora[0]}", "--adapter", f"b={own}")
     assert result.code == 2

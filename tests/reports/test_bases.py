@@ -1,4 +1,4 @@
-"""Bases of odd make: files in 4 bits, tokens and positions without room, generation settings that cannot be saved."""
+"""Unusual bases: files in 4 bits, tokens without embeddings, too few positions, unsaveable generation settings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def runs(client: MlflowClient) -> int:
 
 
 def stands_for(base: Path) -> Any:
-    """The model that a base's quantised files stand for, by transformers alone."""
+    """The dequantised model of a base's quantised files, by transformers alone."""
     return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).dequantize().float()
 
 

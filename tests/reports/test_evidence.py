@@ -1,4 +1,4 @@
-"""Results that were no results: a ruined model promoted, and answers that teach nothing."""
+"""Useless results: a ruined model promoted, and answers that teach nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_who_asks_for_a_warning_gets_the_alias_with_a_warning_everywhere(
     refused = run("promote", name)
     assert (refused.code, client.get_registered_model(name).aliases) == (1, {"candidate": 1})
     assert "beats-base loss" in refused.err
-    # what goes on from it has it as its base, and says so
+    # a run that continues from it has it as its base, and says so
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(30))
     how = ("--learning_rate", 5e-3, "--max_steps", 8, "--registry.model_name", name, *QUICK)
     assert run("train", "full", "--init_from", f"models:/{name}/1", "--data", rows, *how).code == 0

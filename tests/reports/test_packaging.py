@@ -1,4 +1,4 @@
-"""Packaging is rehearsed before the first step, and taken up again where it fails all the same.
+"""Packaging is rehearsed before the first step, and resumed if it still fails.
 
 huggingface/transformers#42100, LlamaFactory#2545 and peft#3761 each ended a training with a traceback at its end.
 """

@@ -1,4 +1,4 @@
-"""Packed rows that see each other, and mixtures of experts, as public reports have them: trained, kept, merged."""
+"""Public reports on packed rows that see each other, and on mixtures of experts: trained, saved, merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes, a new store, and paths that are not there: what public reports say about starting a run."""
+"""Several processes, a new store, and missing paths: public reports about starting a run."""
 
 from __future__ import annotations
 

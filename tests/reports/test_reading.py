@@ -1,4 +1,4 @@
-"""What public reports of other tools say of reading data: each is read right here, or refused with what to do."""
+"""Public reports about reading data in other tools: each case is read correctly here, or refused with a remedy."""
 
 from __future__ import annotations
 

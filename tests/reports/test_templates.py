@@ -198,7 +198,7 @@ def test_a_prompt_that_opens_the_thoughts(talks: Talks, show: Callable[..., Any]
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6"])
 def test_thoughts_of_earlier_turns(run: Run, talks: Talks, show: Callable[..., Any], name: str) -> None:
-    """axolotl-ai-cloud/axolotl#3088, unslothai/unsloth#6919: several turns with thoughts; told, and with a remedy."""
+    """axolotl-ai-cloud/axolotl#3088, unslothai/unsloth#6919: several turns with thoughts; reported, with a remedy."""
     rows = [
         {"messages": [ASK, said("<think>\nGreet.\n</think>\n\nHello!"), ASK, said("<think>\nhm\n</think>\n\nyes")]},
         {"messages": [ASK, said("Hello!"), ASK, said("yes")]},
@@ -228,7 +228,7 @@ RESULT = {"role": "tool", "content": "rain"}
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gptoss"])
 def test_thoughts_and_calls_in_one_turn(talks: Talks, show: Callable[..., Any], name: str) -> None:
-    """modelscope/ms-swift#9263 and its relatives: what is thought before a call is learned with it, or told."""
+    """modelscope/ms-swift#9263 and its relatives: thoughts before a call are learned with it, or reported."""
     first = said("", reasoning_content="I must look.", tool_calls=[CALL])
     answer = said("Rain.", reasoning_content="It said rain.")
     model = talks(original(name))
@@ -314,7 +314,7 @@ HUGE = {
 
 @pytest.mark.parametrize("words", HUGE.values(), ids=HUGE)
 def test_one_huge_turn(words: str) -> None:
-    """Rows as various reports have them: written and read in one piece, whoever says it."""
+    """Rows from various reports: written and read in one piece, in any role."""
     maker = Encoder(make_tiny_tokenizer(chat_template=QWEN3), max_length=10**7)
     for content, answer in ((words, "yes"), ("red?", words)):
         [[row]] = maker.tokenise([Example(messages=({"role": "user", "content": content}, said(answer)))])
@@ -356,7 +356,7 @@ def test_a_row_of_very_many_turns() -> None:
 
 
 def test_a_tokenizer_with_several_templates(talks: Talks, show: Callable[..., Any]) -> None:
-    """Tokenizers with a template for tools beside the default one: each row is written by its own."""
+    """Tokenizers with a template for tools besides the default one: each row is rendered with the right one."""
     folder = talks(CHATML)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = {"default": CHATML, "tool_use": QWEN3}

@@ -1,4 +1,4 @@
-"""A saved adapter on a base: all of it, or a refusal that names what does not fit."""
+"""A saved adapter on a base: loaded completely, or refused with the names of what does not fit."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_learned_prompt_of_another_model_is_refused(tiny_model: Path, tmp_path
 def test_what_is_in_the_model_is_what_is_in_the_file(
     tiny_model: Path, lora: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever PEFT makes of the names when it loads them."""
+    """Whatever PEFT does to the names when it loads them."""
     monkeypatch.setattr(
         "peft.peft_model.set_peft_model_state_dict", lambda *_, **__: torch.nn.Module().load_state_dict({})
     )

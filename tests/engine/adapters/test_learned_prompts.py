@@ -1,4 +1,4 @@
-"""A learned prompt stands directly before the text, in training, in a batch of answers and alone."""
+"""A learned prompt directly precedes the text, in training, in a batch of answers and alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters that cannot become one with their base are refused before they are trained, and before a merge begins."""
+"""Adapters that cannot be merged into their base are refused before training, and before a merge begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the paired test claims, and how often it is wrong: on made-up differences of every shape."""
+"""The claims of the paired test, and how often it is wrong, on simulated differences of many distributions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far one model is from another, by numbers worked out by hand and by models that are known to differ."""
+"""Distance between models, checked against numbers computed by hand and models known to differ."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_another_model_is_beyond_the_limit(adapted: SimpleNamespace, harm: Any) 
 
 
 class Told:
-    """A form whose answers are written down: as a program that tells the most probable tokens alone."""
+    """A form with fixed answers, like a program that reports only the most probable tokens."""
 
     def __init__(self, logits: torch.Tensor, answer: list[int]) -> None:
         self.answer, self.told = answer, logits
@@ -115,7 +115,7 @@ class Told:
 
 
 def written(file: Path, logits: torch.Tensor, answer: list[int]) -> Path:
-    """A reference of one row of the tokens 0 1 2 0, compared behind the second and the third."""
+    """A reference of one row, the tokens 0 1 2 0, compared after the second and the third."""
     kept = {
         "0.input_ids": torch.tensor([0, 1, 2, 0]),
         "0.positions": torch.tensor([1, 2]),
@@ -133,13 +133,13 @@ def test_every_number_by_hand(tmp_path: Path) -> None:
     reference = written(tmp_path / "reference", trained, [2, 1])
     numbers = parity.measure(Told(logits, [2, 1, 1]), reference).numbers
     far = 0.5 * math.log(2) + 0.25 * math.log(0.5)
-    # the tokens behind are 2 and 0: log-likelihoods ln 1/4 + ln 1/4, and ln 1/2 + ln 1/4
+    # the next tokens are 2 and 0: log-likelihoods ln 1/4 + ln 1/4, and ln 1/2 + ln 1/4
     wanted = {"kl_mean": far / 2, "kl_max": far, "top1_agreement": 0.5, "perplexity_change": math.sqrt(0.5) - 1}
     wanted |= {"greedy_agreement": 0.0, "unstopped": 1.0, "kl_share": far / 2 / 1.0, "tokens": 2.0}
     assert numbers == pytest.approx(wanted, abs=1e-7)
     assert parity.measure(Told(trained, [2, 1]), reference).numbers["unstopped"] == 0
     assert parity.measure(Told(trained, [1, 2, 0]), reference).numbers["unstopped"] == 0  # it says something else
-    logits[0, 2] = torch.nan  # the token behind the first is not told: the second alone counts
+    logits[0, 2] = torch.nan  # the next token of the first has no number: only the second counts
     assert parity.measure(Told(logits, [2, 1]), reference).numbers["perplexity_change"] == pytest.approx(0, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Several adapters as one: the sum of their updates, whatever ranks and scales; TIES and DARE as PEFT has them."""
+"""Several adapters combined: the sum of their updates, for any ranks and scales; TIES and DARE as in PEFT."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(base: Path, folder: Path, *, seed: int, **settings: Any) -> Path:
 
 
 def updates(base: Path, adapter: Path) -> dict[str, Tensor]:
-    """By how much an adapter changes each weight, as it is merged."""
+    """How much a merge of the adapter changes each weight."""
     plan = stream_merge.plan(Merge(base=base, adapter=adapter, dtype=torch.float32))
     before = load_file(base / "model.safetensors")
     return {name: plan.merged(name) - weight for name, weight in before.items()}

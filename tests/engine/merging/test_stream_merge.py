@@ -1,4 +1,4 @@
-"""The streaming merge: PEFT's bits where PEFT is right, the trained model where it is not, and never half a file."""
+"""The streaming merge: PEFT's bits if PEFT is right, else the trained model's, and never half a file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load(base: Path, *, rows: int = 0) -> Any:
 
 
 def adapter(base: Path, folder: Path, *, rows: int = 0, seed: int = 0, **settings: Any) -> torch.Tensor:
-    """Write an adapter that PEFT made by itself, every weight of which is random; returns what the model then says."""
+    """Write an adapter with PEFT alone, with random weights; return the model's output with it."""
     torch.manual_seed(seed)
     usual = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
     wrapped: Any = get_peft_model(load(base, rows=rows), LoraConfig(**(usual | settings)))
@@ -147,7 +147,7 @@ def test_rounding_comes_once_at_the_end(
 def test_resized_embeddings_come_from_the_adapter(
     bases: dict[str, Path], tmp_path: Path, name: str, settings: dict[str, Any]
 ) -> None:
-    """PEFT itself cannot put such an adapter on the base as it is."""
+    """PEFT itself cannot load such an adapter onto the base."""
     said = adapter(bases[name], tmp_path / "adapter", rows=310, **settings)
     merged = by_stream(bases[name], tmp_path / "adapter", tmp_path / "out")
     assert len(merged["model.embed_tokens.weight"]) == 310
@@ -166,7 +166,7 @@ TORN = [
 def test_an_adapter_over_one_of_two_tied_layers_unties_them(
     bases: dict[str, Path], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    """PEFT writes the change of one layer into the other: its merged model is another than the one that was trained."""
+    """PEFT applies the change of one layer to the other, so its merged model differs from the trained one."""
     said = adapter(bases["tied"], tmp_path / "adapter", **settings)
     by_stream(bases["tied"], tmp_path / "adapter", tmp_path / "out")
     merged = load(tmp_path / "out")

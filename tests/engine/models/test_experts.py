@@ -1,4 +1,4 @@
-"""Mixtures of experts: what trains of them, the loss that balances them, and what every form of them keeps."""
+"""Mixtures of experts: what is trained, the loss that balances them, and what every form keeps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     state = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as content:
-            state |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is no mapping
+            state |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is not a mapping
     return state
 
 
@@ -167,7 +167,7 @@ def test_adapters_find_their_layers_on_models_that_peft_does_not_know(bench: Ben
         assert any(name in other and kind in other for other in names)
 
 
-# ---- what is made of them
+# ---- forms made from them
 
 
 @pytest.mark.parametrize(

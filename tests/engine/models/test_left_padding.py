@@ -1,4 +1,4 @@
-"""Prompts that are padded on the left: what a model makes of it is measured, and the answers stay what they are."""
+"""Prompts padded on the left: the effect on a model is measured, and answers do not change."""
 
 from __future__ import annotations
 

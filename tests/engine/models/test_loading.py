@@ -1,4 +1,4 @@
-"""Loading a base, quantised or not, and putting an adapter on it."""
+"""Loading a base, quantised or not, and an adapter onto it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Bench = Callable[..., Any]
 
 
 def gradients_of_nf4(bench: Any, *, evaluated: bool) -> dict[str, torch.Tensor]:
-    """The gradients of a LoRA beside an NF4 base, after an evaluation pass or without one."""
+    """The gradients of a LoRA on an NF4 base, after an evaluation pass or without one."""
     base = loading.load_base(bench.job.config, bench.base)
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)

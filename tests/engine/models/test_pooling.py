@@ -1,4 +1,4 @@
-"""Rows that a learned prompt stands before are scored in a padded batch as they are alone."""
+"""With a learned prompt, rows get the same scores in a padded batch as alone."""
 
 from __future__ import annotations
 

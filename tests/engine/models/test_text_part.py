@@ -1,4 +1,4 @@
-"""The text part of a picture model: its adapter is put on the whole by PEFT alone, and on the part by ours."""
+"""The text part of a vision model: PEFT alone loads its adapter onto the whole model, and we load it onto the part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reward functions are found by name, called with what they take, and what they return is checked."""
+"""Reward functions are found by name, called with the arguments they take, and their results are checked."""
 
 from __future__ import annotations
 

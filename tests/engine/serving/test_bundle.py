@@ -1,4 +1,4 @@
-"""The tokenizer that is saved writes rows as they were trained, or nothing is registered."""
+"""The saved tokenizer renders rows as in training, or nothing is registered."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_stop_strings_end_the_answer_before_themselves(chat: Any, question: tupl
 
 
 def test_a_stop_text_is_a_text_whatever_its_tokens(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
-    """It may begin within a token and end within another; what stands in the prompt is no part of the answer."""
+    """It may begin within a token and end within another; the prompt is not part of the answer."""
     unstopped = chat.predict(None, {"messages": question[0]})
     whole = said(unstopped)
     stop = whole[2:8]
@@ -426,7 +426,7 @@ def test_a_base_that_is_kept_in_mlflow_is_fetched(
 
 
 def test_a_base_with_fewer_layers_is_refused(code: Any, folders: dict[str, Path], tmp_path: Path) -> None:
-    """Where the base's revision is a commit, nothing else tells it from another model."""
+    """If the base's revision is a commit, nothing else identifies the model."""
     folder = shutil.copytree(folders["adapter"], tmp_path / "adapter")
     note = json.loads((folder / "base.json").read_text()) | {"revision": "0123"}
     (folder / "base.json").write_text(json.dumps(note))

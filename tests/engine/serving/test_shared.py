@@ -1,4 +1,4 @@
-"""Adapters on one base are what they are alone; what cannot share a base is refused."""
+"""Adapters on one base give the same outputs as alone; those that cannot share a base are refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def said(answer: dict[str, Any]) -> str:
 
 
 def alone(base: Path, folder: Path | None, note: dict[str, Any] | None = None) -> Any:
-    """One model that answers by itself."""
+    """A single model with its own base."""
     model = chat_model.load_base(str(base), dict(note or NOTE))
     chat = shared.ChatModel()
     chat.adopt(PeftModel.from_pretrained(model, folder) if folder else model, base)
@@ -119,7 +119,7 @@ def test_two_that_share_a_base_are_what_they_are_alone(
             assert torch.equal(logits[name], model.model(input_ids=ids).logits)
         for prompt in ("blue lamp green", "red door"):
             assert said(served.answer(request(prompt, model=name))) == said(model.complete(request(prompt)))
-    tail = {name: shared_logits[:, -1] for name, shared_logits in logits.items()}  # a learned prompt stands in front
+    tail = {name: shared_logits[:, -1] for name, shared_logits in logits.items()}  # a learned prompt comes first
     assert not torch.equal(tail["a"], tail["b"])
     assert not torch.equal(tail["a"], tail["base"])
 

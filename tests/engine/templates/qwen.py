@@ -1,4 +1,4 @@
-"""Qwen 2.5 and 3: a default system prompt, tools as Hermes has them, thoughts."""
+"""Qwen 2.5 and 3: a default system prompt, tools as in Hermes, thoughts."""
 
 from __future__ import annotations
 

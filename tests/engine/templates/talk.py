@@ -18,7 +18,7 @@ SNIPPETS = (
     "    ",
     "\xa0",
     "\u200b",
-    # short words that stand in the names of tokens, and names of roles
+    # short words that occur in the names of tokens, and names of roles
     "e",
     "s",
     "im_end",
@@ -114,7 +114,7 @@ def conversations(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
 
 def system(family: str) -> st.SearchStrategy[str]:
     bos = FAMILIES[family].bos
-    return text.filter(lambda said: not (bos and said.lstrip().startswith(bos)))  # it would stand there twice
+    return text.filter(lambda said: not (bos and said.lstrip().startswith(bos)))  # it would appear twice
 
 
 @st.composite

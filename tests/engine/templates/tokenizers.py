@@ -88,7 +88,7 @@ def make(
     pad: str = "<pad>",
     kind: str = "bytes",
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of a kind; it puts `bos` in front of a text where it may."""
+    """A tokenizer of a kind; it puts `bos` before a text if it may."""
     tokenizer = Tokenizer.from_str(_without_bytes_as_added(_trained(kind)))
     as_tokens = [
         token if isinstance(token, AddedToken) else AddedToken(token, special=True, normalized=False) for token in added
@@ -109,7 +109,7 @@ def make(
 
 
 def _without_bytes_as_added(text: str) -> str:
-    """The pieces that stand for bytes are no added tokens, though the trainer makes them such."""
+    """Byte tokens are not added tokens, although the trainer makes them so."""
     state = json.loads(text)
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
     return json.dumps(state)

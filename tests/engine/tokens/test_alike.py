@@ -1,4 +1,4 @@
-"""Turns that a template writes alike: found by three of them, they stand where each by itself is found."""
+"""Turns that a template writes alike: located by three of them, they are where each is located alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def proved(maker: Encoder, messages: Sequence[Any], **more: Any) -> Tokenised:
 
 @contextmanager
 def one_by_one() -> Iterator[None]:
-    """Every turn is found by itself, as if there were never enough that are alike."""
+    """Every turn is located alone, as if there were never enough similar ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alike, "SAMPLES", 10**9)
         yield
@@ -171,7 +171,7 @@ LONG = {
 
 
 def takes(name: str, messages: Sequence[Any]) -> bool:
-    """Whether a family writes such turns by itself."""
+    """Whether a family can write such turns itself."""
     if name.startswith("deepseek") and ("<think>" in str(messages) or "reasoning_content" in str(messages)):
         return False  # of the last turn, too, so that it is refused
     return "tool_calls" not in str(messages) or FAMILIES[name].tools == "all"
@@ -212,7 +212,7 @@ def test_what_a_user_says_may_change_the_writing_of_a_long_row() -> None:
 
 
 def spans(jinja: str, messages: Sequence[Any]) -> tuple[list[Span], Way]:
-    """The spans of a row, and the weakest way by which one of them was found, which is what is told of the row."""
+    """The spans of a row, and the least reliable way that located one of them, which the row reports."""
     tokenizer: Any = tokens.make(jinja, CHATML_TOKENS, eos="<|im_end|>")
     text = apply(tokenizer, messages, None)
     wanted = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
@@ -248,7 +248,7 @@ def test_samples_that_differ_are_no_evidence() -> None:
 
 
 def test_a_mistake_in_one_of_many_is_found() -> None:
-    """What others say stands in one turn of the assistant's: its surroundings are like those of all others."""
+    """One of the assistant's turns contains other speakers' text, with the same surroundings as all others."""
     words = "{{ message['content'] }}{{ messages[0].content if loop.index == 10 }}"
     jinja = CHATML.replace("{{ message['content'] }}", words)
     [error] = encoder(jinja, "chatml").tokenise([Example(messages=tuple(rounds(12)))])

@@ -1,4 +1,4 @@
-"""The clock of a run: what templates are told, what they ask, and what a template's source says of itself."""
+"""The clock of a run: what templates read from it, and what can be read in a template's source."""
 
 from __future__ import annotations
 

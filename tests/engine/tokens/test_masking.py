@@ -1,4 +1,4 @@
-"""What is learned of a row: token by token, for the shapes of turns and of tokens that the well-known families have."""
+"""What is learned of a row, token by token, for the turns and tokens of well-known families."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_text_is_learned_whole_between_one_beginning_and_one_end(name: str, ki
     assert "".join(row.pieces) == row.text == f"{bos}{said}{eos}"
     assert row.ids[-1] == maker.tokenizer.eos_token_id != row.ids[-2]
     assert row.labels == [IGNORED] * bool(bos) + row.ids[bool(bos) :]
-    if not given:  # what a server makes of the same words, as a prompt to go on
+    if not given:  # how a server renders the same words, as a prompt to continue
         assert row.ids[:-1] == maker.tokenizer(said)["input_ids"]
     [again] = proved(maker, Example(text=row.text))
     assert (again.text, again.ids[0], again.ids[-1]) == (row.text, row.ids[0], row.ids[-1])

@@ -1,4 +1,4 @@
-"""Where the assistant speaks: thoughts, words that look like tokens, templates that cannot be trusted, kept shapes."""
+"""The assistant's spans: thoughts, words that look like tokens, unreliable templates, cached shapes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def talked(*contents: str, system: str = "") -> list[dict[str, Any]]:
 
 
 def chatml(words: str = WORDS, more: str = "") -> Encoder:
-    """ChatML with something else in place of the words, or behind all."""
+    """ChatML with something else in place of the words, or after everything."""
     jinja = CHATML.replace(WORDS, words) + more
     return Encoder(tokens.make(jinja, CHATML_TOKENS, eos="<|im_end|>"), max_length=9999)
 
@@ -96,7 +96,7 @@ def test_a_turn_may_hold_every_token_of_its_family(name: str, data: st.DataObjec
     family, maker = FAMILIES[name], of(name)
     pieces = st.sampled_from([str(token) for token in family.tokens] + [" ", "\n", "red"])
     said = st.lists(pieces, min_size=1, max_size=4).map("".join).filter(str.strip)
-    said = said.filter(lambda text: "</think>" not in text)  # what stands before it is a thought
+    said = said.filter(lambda text: "</think>" not in text)  # what precedes it is a thought
     messages = talked(*(data.draw(said) for _ in range(4)))
     row, script = proved(maker, messages), family.write(messages, None)
     assert row.text == script.text
@@ -116,7 +116,7 @@ def test_an_empty_turn_is_learned_as_its_end_or_refused(name: str) -> None:
         messages = talked("red", blank, "blue", "round")
         script = FAMILIES[name].write(messages, None)
         [result] = of(name).tokenise([Example(messages=tuple(messages))])
-        if isinstance(result, MaskError):  # where the prompt is no help there is nothing to find it by
+        if isinstance(result, MaskError):  # without help from the prompt it cannot be located
             assert name in ("deepseek-r1", "qwen3")
         else:
             assert result[0].text == script.text
@@ -221,7 +221,7 @@ def test_what_a_template_does_to_the_words_is_refused(words: str, reason: str) -
         [result] = chatml(words).tokenise([Example(messages=tuple(messages))])
         assert isinstance(result, MaskError)
         assert reason in str(result)
-        assert ("<|im_start|>" in result.text) == ("rejects" not in reason), "the row is shown as it is written"
+        assert ("<|im_start|>" in result.text) == ("rejects" not in reason), "the row is shown as rendered"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_markers_of_some_turns_leave_the_others_to_be_found() -> None:
     words = "{% if " + ASSISTANT + " and loop.last %}{% generation %}" + WORDS + "{% endgeneration %}{% else %}" + WORDS
     row = proved(chatml(words + "{% endif %}"), talked("a", "b", "c", "d"))
     assert speeches(row) == ["b<|im_end|>", "d<|im_end|>"]
-    assert row.way == "prefix differences", "the weakest way of the row is told"
+    assert row.way == "prefix differences", "the row reports its least reliable way"
 
 
 def test_a_system_prompt_that_is_lost_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A row is written the same way every time, or refused before training; a date in it is not learned."""
+"""A row is rendered the same way every time, or refused before training; dates in it are not learned."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refused(jinja: str, row: Example = ROW) -> str:
         result = tokenise(encoder(jinja), row)
     assert isinstance(result, MaskError), result.text
     assert "--data.chat_template" in str(result)
-    assert result.text, "the row is shown as it is written"
+    assert result.text, "the row is shown as rendered"
     return str(result)
 
 

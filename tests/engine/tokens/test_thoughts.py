@@ -1,4 +1,4 @@
-"""Thoughts that a template leaves out are counted: wherever a row keeps them, whatever the template."""
+"""Thoughts that a template omits are counted, wherever a row keeps them and whatever the template."""
 
 from __future__ import annotations
 

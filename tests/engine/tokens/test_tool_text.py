@@ -1,4 +1,4 @@
-"""Tools, by templates that know them and by templates that are taught them: what is written, and what is learned."""
+"""Tools, in templates with and without tool support: what is written, and what is learned."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_the_prelude_is_saved_with_the_tokenizer(name: str, tmp_path: Path) -> N
 
 
 def served(template: str, messages: Sequence[Any], tools: Any, prompt: bool, **special: Any) -> str:  # noqa: FBT001  # as templates name it
-    """What a server makes of turns that comes without transformers, in the sandbox that all of them use."""
+    """How a server without transformers renders turns, in the sandbox that all of them use."""
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     sandbox.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     sandbox.globals["raise_exception"] = lambda text: pytest.fail(text)

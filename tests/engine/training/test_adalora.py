@@ -1,4 +1,4 @@
-"""AdaLoRA loses ranks on schedule, and its factors are drawn towards orthogonality."""
+"""AdaLoRA reduces ranks on schedule, and keeps its factors near orthogonal."""
 
 from __future__ import annotations
 

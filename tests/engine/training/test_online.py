@@ -1,4 +1,4 @@
-"""GRPO and RLOO learn what the rewards say, as a plain TRL script does, from prompts written as they are served."""
+"""GRPO and RLOO learn from rewards as a plain TRL script does, with prompts rendered as in serving."""
 
 from __future__ import annotations
 

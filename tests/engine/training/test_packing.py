@@ -1,4 +1,4 @@
-"""Packed rows: no example sees another, none is cut, and what is learned is what is learned of the rows one by one."""
+"""Packed rows: no example sees another or is cut, and the model learns the same as from single rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning from preferences and labels: what is collated, and that TRL's own losses come out of it."""
+"""Learning from preferences and labels: collated batches give TRL's own losses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Nothing stands behind the end of a turn, so that TRL's mask, all that is behind the prompt, is the right one."""
+"""Nothing follows the end of a turn, so TRL's mask, everything after the prompt, is correct."""
 SETTINGS: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "seed": 42}
 
 

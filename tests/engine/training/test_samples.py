@@ -1,4 +1,4 @@
-"""Sampled answers show how the model speaks, at every evaluation, and leave no trace in the training."""
+"""Sampled answers are logged at every evaluation, and have no effect on training."""
 
 from __future__ import annotations
 

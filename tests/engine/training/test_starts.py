@@ -1,4 +1,4 @@
-"""How adapters begin: the rounding that LoftQ takes back, a text's embeddings, EVA's batches."""
+"""Initialisation of adapters: LoftQ's correction of rounding, a text's embeddings, EVA's batches."""
 
 from __future__ import annotations
 
