@@ -195,7 +195,7 @@ def test_an_adapter_of_transformers_4_with_a_name_for_each_expert(
     fewer = changed(tmp_path / "own", tmp_path / "fewer", lambda _: {k: v for k, v in state.items() if ".3." not in k})
     refused(merged(run, fewer, tmp_path / "out3"), tmp_path / "out3", "differ in shape")
     gap = renamed(tmp_path / "own", tmp_path / "gap", lambda name: name.replace("experts.3", "experts.9"))
-    refused(merged(run, gap, tmp_path / "out4"), tmp_path / "out4", "run from 0 without a gap")
+    refused(merged(run, gap, tmp_path / "out4"), tmp_path / "out4", "numbered from 0 without a gap")
 
 
 def test_an_adapter_on_fused_experts(run: Run, small: Small, tmp_path: Path) -> None:

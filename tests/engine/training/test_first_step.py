@@ -55,7 +55,7 @@ def step(gradient: torch.Tensor | None, *, zero_is_right: bool = False, times: i
 def test_where_answers_are_rewarded_alike_a_zero_is_right_and_nothing_is_not() -> None:
     step(torch.tensor([0.0, 1e-30]), times=3)
     step(torch.zeros(2), zero_is_right=True)
-    with pytest.raises(RefusedError, match="is zero"):
+    with pytest.raises(RefusedError, match="are zero"):
         step(torch.zeros(2))
     with pytest.raises(RefusedError, match="are missing"):
         step(None, zero_is_right=True)
