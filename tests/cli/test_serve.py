@@ -182,7 +182,8 @@ def test_a_wrong_request_gets_a_sentence(server: Server, more: dict[str, Any], s
 def test_a_body_that_is_not_a_request(server: Server, body: Any) -> None:
     response = requests.post(f"{server.url}/v1/chat/completions", data=body, timeout=30)
     assert response.status_code == 400
-    assert "not valid JSON" in response.json()["error"]["message"]
+    message = response.json()["error"]["message"]
+    assert "not valid JSON" in message or "not a JSON object" in message
 
 
 def test_mlflows_own_routes(server: Server) -> None:
