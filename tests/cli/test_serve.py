@@ -151,7 +151,7 @@ def test_stop_texts_and_limits(server: Server) -> None:
         ({"messages": []}, 400, "`messages` must be a non-empty list"),
         ({"messages": [{"content": "no role"}]}, 400, "`messages` must be a non-empty list"),
         ({"messages": 5}, 400, "`messages` must be a non-empty list"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "not text"),
         ({"messages": [{"role": "user", "content": "red " * 300}]}, 400, "the model reads 256"),
         ({"max_tokens": -1}, 400, "`max_tokens` is -1; it must be a whole number from 1 up"),
         ({"max_tokens": 1.5}, 400, "whole number"),
