@@ -199,7 +199,7 @@ def test_mlflows_own_routes(server: Server) -> None:
     assert [reply["model"] for reply in answers] == ["base", "two"]
     refused = server.invoke(messages=ASKED, model="three")
     assert refused.status_code == 404
-    assert "there are: one, two, base" in refused.json()["message"]
+    assert "available models: one, two, base" in refused.json()["message"]
     refused = server.invoke(messages=ASKED, max_tokens=-1)
     assert refused.status_code == 400
     assert "`max_tokens` is -1" in refused.json()["message"]
