@@ -67,7 +67,7 @@ class Bench:
 def split(name: Any, rows: list[Example], tokenizer: Any, max_length: int = 256) -> Split:
     """Examples as a split, with a mask that must be proved."""
     encoded = masking.encode(tokenizer, rows, max_length=max_length)
-    proved = [one for one in encoded if isinstance(one, Encoded)]
+    proved = [row for row in encoded if isinstance(row, Encoded)]
     assert len(proved) == len(encoded)
     return Split(
         name=name,
@@ -125,7 +125,7 @@ def lay(
 
 @pytest.fixture
 def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
-    """`bench("lora", **{"adapter.r": 4}).train()`: each bench has a folder of its own."""
+    """`bench("lora", **{"adapter.r": 4}).train()`: each bench has its own folder."""
     made = iter(range(100))
 
     def make(method: str = "lora", *, model: Path = tiny_model, **more: Any) -> Bench:
@@ -137,7 +137,7 @@ def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
 @pytest.fixture(scope="session")
 def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A full run that knows its rows by heart: the bench and what it left. Not to be changed."""
-    one = lay(
+    setup = lay(
         tmp_path_factory.mktemp("learned"),
         "full",
         model=tiny_model,
@@ -145,7 +145,7 @@ def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Simpl
         learning_rate=5e-3,
         per_device_train_batch_size=8,
     )
-    return SimpleNamespace(bench=one, trained=one.train())
+    return SimpleNamespace(bench=setup, trained=setup.train())
 
 
 @pytest.fixture(scope="session")
@@ -157,5 +157,5 @@ def module(learned: SimpleNamespace) -> Any:
 @pytest.fixture(scope="session")
 def adapted(learned: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A LoRA run on top of it that changed the model visibly: the bench and what it left. Not to be changed."""
-    one = lay(tmp_path_factory.mktemp("adapted"), "lora", model=learned.trained.model, learning_rate=3e-2)
-    return SimpleNamespace(bench=one, trained=one.train())
+    setup = lay(tmp_path_factory.mktemp("adapted"), "lora", model=learned.trained.model, learning_rate=3e-2)
+    return SimpleNamespace(bench=setup, trained=setup.train())

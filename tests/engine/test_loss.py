@@ -45,19 +45,19 @@ def batch() -> dict[str, torch.Tensor]:
 
 def by_hand(model: Any, inputs: dict[str, torch.Tensor], *, prefix: int = 0) -> torch.Tensor:
     """Row by row, without padding."""
-    found = []
+    losses = []
     for row in ROWS:
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, prefix:]
         for place, label in enumerate(row.labels):
             if place and label != -100:
-                found.append(functional.cross_entropy(logits[place - 1].float(), torch.tensor(label)))
-    return torch.stack(found)
+                losses.append(functional.cross_entropy(logits[place - 1].float(), torch.tensor(label)))
+    return torch.stack(losses)
 
 
 def gradients(model: Any, value: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     value.backward()
-    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1024])
@@ -74,10 +74,10 @@ def test_both_losses_are_cross_entropy(monkeypatch: pytest.MonkeyPatch, *, tied:
     wanted_gradients = gradients(model, wanted.mean())
     assert len(wanted_gradients) > 5
     for measure in (loss.token_loss, loss.full_token_loss):
-        found = measure(model, inputs)
-        torch.testing.assert_close(found.nll, wanted.detach(), check_dtype=True, rtol=1e-4, atol=1e-5)
-        assert found.row.tolist() == [0] * 4 + [1] + [3] * 4
-        found_gradients = gradients(model, found.nll.mean())
+        measured = measure(model, inputs)
+        torch.testing.assert_close(measured.nll, wanted.detach(), check_dtype=True, rtol=1e-4, atol=1e-5)
+        assert measured.row.tolist() == [0] * 4 + [1] + [3] * 4
+        found_gradients = gradients(model, measured.nll.mean())
         assert found_gradients.keys() == wanted_gradients.keys()
         for name, gradient in found_gradients.items():
             torch.testing.assert_close(gradient, wanted_gradients[name], rtol=1e-3, atol=1e-6, msg=name)

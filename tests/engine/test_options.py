@@ -1,4 +1,4 @@
-"""Further fields of a library's config class: typed, checked by name, and refused with the class's own words."""
+"""Further fields of a library's config class: typed, checked by name, and rejected with the class's own message."""
 
 from __future__ import annotations
 

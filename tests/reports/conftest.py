@@ -1,4 +1,4 @@
-"""Small models of other shapes, made once, and the command in this process on a store of its own."""
+"""Small models of other shapes, made once, and the command in this process with a separate store."""
 
 from __future__ import annotations
 

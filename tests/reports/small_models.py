@@ -49,7 +49,7 @@ LATENT: Mapping[str, Any] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 16,
 }
-"""Attention through a latent of keys and values, as DeepSeek has it, and shared experts beside the routed ones."""
+"""Attention through a latent of keys and values, as in DeepSeek, and shared experts besides the routed ones."""
 LINEAR_ATTENTION: Mapping[str, Any] = {
     "num_hidden_layers": 4,  # the last of four attends to all positions, the others keep a state
     "linear_num_key_heads": 2,

@@ -1,4 +1,4 @@
-"""Adapters that do not fit, and those that must: merged, trained further, asked, as public reports have them."""
+"""Public reports on adapters that do not fit, and on those that must: merged, trained further, served."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUICK = {"max_steps": 2, "max_new_tokens": 4, "evaluation.max_rows": 2, "package
 
 @pytest.fixture(scope="session")
 def lora(small: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
-    """A LoRA of a small Llama, as PEFT saves it, and what the model says with it."""
+    """A LoRA of a small Llama, as PEFT saves it, and the model's output with it."""
     folder = tmp_path_factory.mktemp("lora") / "adapter"
     return folder, made(small("llama"), folder)
 
@@ -37,16 +37,16 @@ def merged(run: Run, adapter: object, out: Path, *more: object) -> Result:
     return run("merge", "--adapter", adapter, "--out", out, *more)
 
 
-def refused(told: Result, out: Path, *words: str) -> None:
-    assert told.code == 2, told.err
-    assert "Traceback" not in told.err
-    assert all(word in told.err for word in words), told.err
+def refused(result: Result, out: Path, *words: str) -> None:
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    assert all(word in result.err for word in words), result.err
     assert not out.exists()
     assert not list(out.parent.glob(f"{out.name}.*"))
 
 
-def right(told: Result, out: Path, wanted: torch.Tensor) -> None:
-    assert told.code == 0, told.err
+def right(result: Result, out: Path, wanted: torch.Tensor) -> None:
+    assert result.code == 0, result.err
     torch.testing.assert_close(says(base_model(out)), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -61,9 +61,9 @@ NAMES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("names", NAMES)
 def test_other_names_of_the_same_weights(run: Run, lora: tuple[Path, torch.Tensor], tmp_path: Path, names: str) -> None:
     """LlamaFactory#10294, vllm#34186: exit 0, and the merged model was the base."""
-    told = merged(run, renamed(lora[0], tmp_path / "own", NAMES[names]), tmp_path / "out")
-    right(told, tmp_path / "out", lora[1])
-    assert "all match with" in told.err
+    result = merged(run, renamed(lora[0], tmp_path / "own", NAMES[names]), tmp_path / "out")
+    right(result, tmp_path / "out", lora[1])
+    assert "all match with" in result.err
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["notes"]
 
 
@@ -87,10 +87,10 @@ def test_it_is_not_trained_further(
     """LlamaFactory#10294 with `--model.init_from`: the training began at random."""
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(12))
     own = renamed(lora[0], tmp_path / "own", FOREIGN["another layer"])
-    told = run("train", "lora", "--model.init_from", own, "--data", rows, *(f"--{key}={QUICK[key]}" for key in QUICK))
-    assert told.code == 2
-    assert "layers.7." in told.err
-    assert "prepare rows" not in told.err, "it is found before the rows are prepared"
+    result = run("train", "lora", "--model.init_from", own, "--data", rows, *(f"--{key}={QUICK[key]}" for key in QUICK))
+    assert result.code == 2
+    assert "layers.7." in result.err
+    assert "prepare rows" not in result.err, "it is found before the rows are prepared"
 
 
 @pytest.mark.parametrize("how", [["chat", "--prompt", "x"], ["chat", "--compare", "--prompt", "x"], ["serve"]], ids=str)
@@ -99,20 +99,20 @@ def test_it_is_not_asked(
 ) -> None:
     """LlamaFactory#10294, vllm#34186: the base answered."""
     own = renamed(lora[0], tmp_path / "own", FOREIGN["another model"])
-    told = run(how[0], own, *how[1:])
-    assert told.code == 2
-    assert "28 of its 28 weights match nothing in it" not in told.err, "16 of the 28 are not of the attention"
-    assert "16 of its 28 weights match nothing in it" in told.err
+    result = run(how[0], own, *how[1:])
+    assert result.code == 2
+    assert "28 of its 28 weights match nothing in it" not in result.err, "16 of the 28 are not of the attention"
+    assert "16 of its 28 weights match nothing in it" in result.err
 
 
 def test_of_two_that_share_a_base_one_is_foreign(
     run: Run, client: MlflowClient, lora: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:
-    """The same kind, served beside another."""
+    """The same kind, served with another."""
     own = renamed(lora[0], tmp_path / "own", FOREIGN["another layer"])
-    told = run("serve", "--adapter", f"a={lora[0]}", "--adapter", f"b={own}")
-    assert told.code == 2
-    assert "layers.7." in told.err
+    result = run("serve", "--adapter", f"a={lora[0]}", "--adapter", f"b={own}")
+    assert result.code == 2
+    assert "layers.7." in result.err
 
 
 FILES: dict[str, tuple[Callable[[State], Any], str]] = {
@@ -150,9 +150,9 @@ def test_the_second_of_two_with_weights_is_foreign(
             "match nothing in it",
         )
     own = renamed(lora[0], tmp_path / "compiled", NAMES["_orig_mod."])
-    told = merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "0.25,0.75")
-    right(told, tmp_path / "out", lora[1])
-    assert "`_orig_mod` removed" in told.err
+    result = merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "0.25,0.75")
+    right(result, tmp_path / "out", lora[1])
+    assert "`_orig_mod` removed" in result.err
 
 
 def experts(folder: Path, *, layer: str, names: tuple[str, str, str], inner: int) -> State:
@@ -195,7 +195,7 @@ def test_an_adapter_of_transformers_4_with_a_name_for_each_expert(
     fewer = changed(tmp_path / "own", tmp_path / "fewer", lambda _: {k: v for k, v in state.items() if ".3." not in k})
     refused(merged(run, fewer, tmp_path / "out3"), tmp_path / "out3", "differ in shape")
     gap = renamed(tmp_path / "own", tmp_path / "gap", lambda name: name.replace("experts.3", "experts.9"))
-    refused(merged(run, gap, tmp_path / "out4"), tmp_path / "out4", "run from 0 without a gap")
+    refused(merged(run, gap, tmp_path / "out4"), tmp_path / "out4", "numbered from 0 without a gap")
 
 
 def test_an_adapter_on_fused_experts(run: Run, small: Small, tmp_path: Path) -> None:
@@ -226,15 +226,15 @@ def test_what_an_adapter_names_as_its_base(
     """unsloth, LlamaFactory: a path of another machine, a 4-bit name on the Hub, none."""
     for number, name in enumerate(["/home/someone/llama", "someone/llama-bnb-4bit", "C:\\models\\llama", "./llama"]):
         own = configured(lora[0], tmp_path / str(number), base_model_name_or_path=name)
-        told = merged(run, own, tmp_path / "out")
-        refused(told, tmp_path / "out", f"names {name!r} as its base model", "name its base with --base")
+        result = merged(run, own, tmp_path / "out")
+        refused(result, tmp_path / "out", f"names {name!r} as its base model", "name its base with --base")
         assert f"names {name!r} as its base model" in run("chat", own, "--prompt", "x").err
         here = tmp_path / f"merged{number}"
         right(merged(run, own, here, "--base", small("llama")), here, lora[1])
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(12))
-    told = run("train", "lora", "--model.init_from", own, "--data", rows)
-    assert told.code == 2
-    assert "name its base with --model" in told.err
+    result = run("train", "lora", "--model.init_from", own, "--data", rows)
+    assert result.code == 2
+    assert "name its base with --model" in result.err
     none = configured(lora[0], tmp_path / "none", base_model_name_or_path=None)
     refused(merged(run, none, tmp_path / "out"), tmp_path / "out", "does not name its base", "--base")
 
@@ -242,9 +242,9 @@ def test_what_an_adapter_names_as_its_base(
 def test_a_config_of_a_later_peft_and_a_pickle(run: Run, lora: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     """unsloth's adapter names: clear before; what is left out of the config is said."""
     later = configured(lora[0], tmp_path / "later", peft_version="9.9", use_newest=True)
-    told = merged(run, later, tmp_path / "out")
-    right(told, tmp_path / "out", lora[1])
-    assert "ignores settings in the adapter's config that it does not support: use_newest=True" in told.err
+    result = merged(run, later, tmp_path / "out")
+    right(result, tmp_path / "out", lora[1])
+    assert "ignores settings in the adapter's config that it does not support: use_newest=True" in result.err
     own = shutil.copytree(lora[0], tmp_path / "own")
     (own / WEIGHTS).rename(own / "adapter_model.bin")
     refused(merged(run, own, tmp_path / "out2"), tmp_path / "out2", "only safetensors files are read")
@@ -256,15 +256,15 @@ def test_a_folder_with_several_checkpoints(
     """The first as text was taken: checkpoint-100 before checkpoint-30."""
     for number in (30, 100, 60):
         shutil.copytree(lora[0], tmp_path / "run" / f"checkpoint-{number}")
-    told = merged(run, tmp_path / "run", tmp_path / "out")
-    refused(told, tmp_path / "out", "3 adapters, and none above them: checkpoint-30, checkpoint-60, checkpoint-100")
+    result = merged(run, tmp_path / "run", tmp_path / "out")
+    refused(result, tmp_path / "out", "3 adapters, and none above them: checkpoint-30, checkpoint-60, checkpoint-100")
     for asked in (
         ["chat", tmp_path / "run", "--prompt", "x"],
         ["train", "lora", "--model.init_from", tmp_path / "run"],
     ):
-        told = run(*asked)
-        assert told.code == 2
-        assert "checkpoint-30, checkpoint-60, checkpoint-100" in told.err
+        result = run(*asked)
+        assert result.code == 2
+        assert "checkpoint-30, checkpoint-60, checkpoint-100" in result.err
     right(merged(run, tmp_path / "run" / "checkpoint-30", tmp_path / "out"), tmp_path / "out", lora[1])
     for file in lora[0].iterdir():
         shutil.copy(file, tmp_path / "run" / file.name)  # its training ended
@@ -275,10 +275,12 @@ def test_a_picture_model_trained_on_text(run: Run, client: MlflowClient, small: 
     """axolotl#3409, unsloth#3045: what becomes of the picture part is said; the adapter is for the whole model."""
     base, rows = small("qwen3_5_pictures"), write_jsonl(tmp_path / "rows.jsonl", make_rows(16))
     given = QUICK | {"model": base, "data": rows, "learning_rate": 1e-2, "registry.model_name": "pictures"}
-    told = run("train", "lora", *(f"--{key}={value}" for key, value in given.items()), "--json")
-    assert told.code == 0, told.err
-    assert told.err.index("only its text part (Qwen3_5ForCausalLM) is loaded and trained") < told.err.index("train ...")
-    made_of = json.loads(told.out)
+    result = run("train", "lora", *(f"--{key}={value}" for key, value in given.items()), "--json")
+    assert result.code == 0, result.err
+    assert result.err.index("only its text part (Qwen3_5ForCausalLM) is loaded and trained") < result.err.index(
+        "train ..."
+    )
+    made_of = json.loads(result.out)
     metrics = client.get_run(made_of["run_id"]).data.metrics
     assert metrics["parity/adapter/whole_kl_mean"] < 1e-6
     folder = Path(made_of["folder"]) / "package" / "adapter"
@@ -298,10 +300,10 @@ def test_a_picture_model_that_is_loaded_whole(run: Run, client: MlflowClient, sm
     """axolotl#3409, unsloth#3045 on Gemma 3: right before, and now said."""
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(16))
     given = QUICK | {"model": small("gemma3"), "data": rows}
-    told = run("train", "lora", *(f"--{key}={value}" for key, value in given.items()), "--json")
-    assert told.code == 0, told.err
-    assert "all of it is loaded (Gemma3ForConditionalGeneration)" in told.err
-    assert "is not trained" in told.err
+    result = run("train", "lora", *(f"--{key}={value}" for key, value in given.items()), "--json")
+    assert result.code == 0, result.err
+    assert "all of it is loaded (Gemma3ForConditionalGeneration)" in result.err
+    assert "is not trained" in result.err
 
 
 def test_patterns_that_fit_no_layer(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
@@ -309,9 +311,9 @@ def test_patterns_that_fit_no_layer(run: Run, client: MlflowClient, small: Small
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(12))
     for name in ("alpha_pattern", "rank_pattern"):
         given = {"model": small("llama"), "data": rows, "adapter.options": f"{name}={{wq: 2}}"}
-        told = run("train", "lora", *(f"--{key}={value}" for key, value in given.items()))
-        assert told.code == 2
-        assert "matches no adapted layer" in told.err
+        result = run("train", "lora", *(f"--{key}={value}" for key, value in given.items()))
+        assert result.code == 2
+        assert "matches no adapted layer" in result.err
 
 
 @pytest.mark.parametrize(
@@ -329,10 +331,10 @@ def test_what_cannot_be_merged(
     refused(merged(run, tmp_path / "own", tmp_path / "out"), tmp_path / "out", words, "cannot be merged")
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(12))
     options = f"{words}={json.dumps(next(iter(settings.values())))}"
-    told = run("train", "lora", "--model", small("llama"), "--data", rows, "--adapter.options", options)
-    assert told.code == 2
-    assert "the adapter could not be merged after training" in told.err
-    assert "train ..." not in told.err
+    result = run("train", "lora", "--model", small("llama"), "--data", rows, "--adapter.options", options)
+    assert result.code == 2
+    assert "the adapter could not be merged after training" in result.err
+    assert "train ..." not in result.err
 
 
 RIGHT: list[dict[str, Any]] = [

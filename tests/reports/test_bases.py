@@ -1,4 +1,4 @@
-"""Bases of odd make: files in 4 bits, tokens and positions without room, generation settings that cannot be saved."""
+"""Unusual bases: files in 4 bits, tokens without embeddings, too few positions, unsaveable generation settings."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def trained(run: Run, method: str, model: Path, rows: Path, **settings: object) 
     return run("train", method, *(f"--{key}={value}" for key, value in given.items()), "--json")
 
 
-def folder_of(told: Result) -> Path:
-    assert told.code == 0, told.err
-    return Path(json.loads(told.out)["folder"]) / "package"
+def folder_of(result: Result) -> Path:
+    assert result.code == 0, result.err
+    return Path(json.loads(result.out)["folder"]) / "package"
 
 
-def refused(told: Result, *words: str) -> None:
+def refused(result: Result, *words: str) -> None:
     """Refused as wrong input, before a step was trained."""
-    assert told.code == 2, told.err
-    assert "Traceback" not in told.err
-    assert "train ..." not in told.err
-    assert all(word in told.err for word in words), told.err
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    assert "train ..." not in result.err
+    assert all(word in result.err for word in words), result.err
 
 
 def runs(client: MlflowClient) -> int:
@@ -55,16 +55,16 @@ def runs(client: MlflowClient) -> int:
 
 
 def stands_for(base: Path) -> Any:
-    """The model that a base's quantised files stand for, by transformers alone."""
+    """The dequantised model of a base's quantised files, by transformers alone."""
     return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).dequantize().float()
 
 
 def test_files_in_4_bits_are_trained_on_and_merged(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
     """unsloth-zoo#326, peft#2501: docs/merge.md promised it, and the training was lost."""
     base = small("llama", stored="nf4 twice")
-    told = trained(run, "qlora", base, rows, learning_rate=5e-2)
-    package = folder_of(told)
-    assert "its own files are in 4 bits by bitsandbytes (nf4, double quantisation)" in told.err
+    result = trained(run, "qlora", base, rows, learning_rate=5e-2)
+    package = folder_of(result)
+    assert "its own files are in 4 bits by bitsandbytes (nf4, double quantisation)" in result.err
     before = says(stands_for(base))
     wanted = says(PeftModel.from_pretrained(stands_for(base), package / "adapter"))
     assert (wanted - before).abs().max() > 0.01
@@ -82,8 +82,8 @@ def test_an_adapter_of_others_on_files_in_4_bits(run: Run, small: Small, tmp_pat
         made(small("llama"), tmp_path / f"adapter {stored}")
         wanted = says(PeftModel.from_pretrained(stands_for(base), tmp_path / f"adapter {stored}"))
         out = tmp_path / f"out {stored}"
-        told = run("merge", "--adapter", tmp_path / f"adapter {stored}", "--base", base, "--out", out)
-        assert told.code == 0, told.err
+        result = run("merge", "--adapter", tmp_path / f"adapter {stored}", "--base", base, "--out", out)
+        assert result.code == 0, result.err
         torch.testing.assert_close(says(base_model(out)), wanted, rtol=1e-4, atol=1e-4)
         assert json.loads((out / "merge.json").read_text())["quantize"] == ("int8" if stored == "int8" else "nf4")
     asked = ["merge", "--adapter", tmp_path / "adapter int8", "--base", base, "--out", tmp_path / "other"]
@@ -114,8 +114,8 @@ def test_files_in_4_bits_with_another_method(
 ) -> None:
     """unsloth-zoo#326, peft#2501: found before a run is opened."""
     before = runs(client)
-    told = trained(run, method, small("llama", stored=stored), rows, **settings)
-    refused(told, "the base's own files are in", *words)
+    result = trained(run, method, small("llama", stored=stored), rows, **settings)
+    refused(result, "the base's own files are in", *words)
     assert runs(client) == before
 
 
@@ -125,8 +125,8 @@ def test_files_that_are_quantised_otherwise(run: Run, small: Small, rows: Path, 
     base = with_settings(small("llama"), tmp_path / make, quantization_config={"quant_method": make, "bits": 4})
     refused(trained(run, "lora", base, rows), f"quantised ({make}, 4 bits), which is not supported")
     made(small("llama"), tmp_path / "adapter")
-    told = run("merge", "--adapter", tmp_path / "adapter", "--base", base, "--out", tmp_path / "out")
-    refused(told, f"({make}, 4 bits)")
+    result = run("merge", "--adapter", tmp_path / "adapter", "--base", base, "--out", tmp_path / "out")
+    refused(result, f"({make}, 4 bits)")
 
 
 # --- tokens without an embedding
@@ -135,13 +135,15 @@ def test_files_that_are_quantised_otherwise(run: Run, small: Small, rows: Path, 
 def test_a_pad_token_without_an_embedding(run: Run, small: Small, rows: Path, tmp_path: Path) -> None:
     """tokenizers#1609, llama-cookbook#189: a traceback after the weights were loaded."""
     whole = small("llama", vocab_size=TOKENS)
-    base = with_tokenizer(whole, tmp_path / "base", lambda one: one.add_special_tokens({"pad_token": "[PAD]"}))
+    base = with_tokenizer(
+        whole, tmp_path / "base", lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    )
     asked = ["--model", base, "--data", rows]
     words = (f"pads with '[PAD]' (id {TOKENS})", "--model.pad_token '<pad>'", "--model.add_tokens '\"[PAD]\"'")
     for command in (["data", "show"], ["data", "check"], ["train", "lora"]):
-        told = run(*command, *asked)
-        refused(told, *words)
-        assert "load model" not in told.err
+        result = run(*command, *asked)
+        refused(result, *words)
+        assert "load model" not in result.err
     refused(run("train", "lora", *asked, "--model.pad_token", "<padding>"), "has no token '<padding>'")
     package = folder_of(trained(run, "lora", base, rows, **{"model.pad_token": "<pad>"})) / "merged"
     assert AutoTokenizer.from_pretrained(package).pad_token == "<pad>"
@@ -159,8 +161,8 @@ def test_a_merge_pads_with_a_token_that_has_an_embedding(run: Run, small: Small,
     asked = ["merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out"]
     refused(run(*asked), f"pads with '[PAD]' (id {TOKENS})", "--pad_token TOKEN")
     refused(run(*asked, "--pad_token", "<padding>"), "has no token '<padding>'")
-    told = run(*asked, "--pad_token", "<pad>")
-    assert told.code == 0, told.err
+    result = run(*asked, "--pad_token", "<pad>")
+    assert result.code == 0, result.err
     assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == "<pad>"
     torch.testing.assert_close(says(base_model(tmp_path / "out")), wanted, rtol=1e-4, atol=1e-4)
 
@@ -176,12 +178,12 @@ def test_a_template_that_writes_a_token_without_an_embedding(
 
     base = with_tokenizer(small("llama", vocab_size=TOKENS), tmp_path / "base", change)
     for command in (["data", "show"], ["data", "check"], ["train", "lora"]):
-        told = run(*command, "--model", base, "--data", rows)
-        refused(told, f"'<|turn|>' (id {TOKENS})", "rows.jsonl:", "--model.add_tokens '<|turn|>'")
-        assert "load model" not in told.err
+        result = run(*command, "--model", base, "--data", rows)
+        refused(result, f"'<|turn|>' (id {TOKENS})", "rows.jsonl:", "--model.add_tokens '<|turn|>'")
+        assert "load model" not in result.err
     made(base, tmp_path / "adapter")
-    told = run("merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out")
-    refused(told, f"the chat template writes '<|turn|>' (id {TOKENS})")
+    result = run("merge", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out")
+    refused(result, f"the chat template writes '<|turn|>' (id {TOKENS})")
 
 
 def test_tokens_of_an_adapter_whose_embeddings_were_not_saved(
@@ -208,19 +210,19 @@ def test_rows_longer_than_the_positions(run: Run, small: Small, rows: Path) -> N
     """GPT-2 and its kin: a traceback in the training."""
     for kind, size in (("gpt2", "n_positions"), ("opt", "max_position_embeddings")):
         base = small(kind, **{size: 48})
-        told = run("train", "lora", "--model", base, "--data", rows, "--data.max_length", 1024)
-        refused(told, "data.max_length is 1,024, and the model has 48 positions", "--data.max_length 48")
-        assert "prepare rows" not in told.err
-        told = run("data", "check", "--model", base, "--data", rows)
-        assert told.code == 0, told.err
-        assert "data.max_length: 48, not" in told.err
-    told = trained(run, "lora", base, rows)
-    folder_of(told)
-    assert "the model has 48 positions" in told.err
+        result = run("train", "lora", "--model", base, "--data", rows, "--data.max_length", 1024)
+        refused(result, "data.max_length is 1,024, and the model has 48 positions", "--data.max_length 48")
+        assert "prepare rows" not in result.err
+        result = run("data", "check", "--model", base, "--data", rows)
+        assert result.code == 0, result.err
+        assert "data.max_length: 48, not" in result.err
+    result = trained(run, "lora", base, rows)
+    folder_of(result)
+    assert "the model has 48 positions" in result.err
     rotary = small("llama", max_position_embeddings=16)
-    told = run("data", "check", "--model", rotary, "--data", rows)
-    assert told.code == 0, told.err
-    assert "positions" not in told.err
+    result = run("data", "check", "--model", rotary, "--data", rows)
+    assert result.code == 0, result.err
+    assert "positions" not in result.err
 
 
 # --- generation settings
@@ -242,9 +244,9 @@ def test_generation_settings_that_cannot_be_saved(
     settings, words = SETTINGS[report]
     base = with_settings(small("llama"), tmp_path / "base", FILE, **settings)
     before = (base / FILE).read_bytes()
-    told = trained(run, "lora", base, rows)
-    package = folder_of(told)
-    assert told.err.index(words) < told.err.index("train ...")
+    result = trained(run, "lora", base, rows)
+    package = folder_of(result)
+    assert result.err.index(words) < result.err.index("train ...")
     assert (base / FILE).read_bytes() == before
     kept = json.loads((package / "merged" / FILE).read_text())
     assert words.partition(" (")[0] not in kept
@@ -261,6 +263,6 @@ def test_generation_settings_that_are_not_json(run: Run, small: Small, rows: Pat
     base = with_settings(small("llama"), tmp_path / "base", FILE)
     for text, words in (('{"temperature": 0.6,', "it is not JSON"), ("[1]", "it is not a JSON object")):
         (base / FILE).write_text(text)
-        told = trained(run, "full", base, rows)
-        assert words in told.err
-        base_model(folder_of(told) / "model").save_pretrained(tmp_path / "again")
+        result = trained(run, "full", base, rows)
+        assert words in result.err
+        base_model(folder_of(result) / "model").save_pretrained(tmp_path / "again")

@@ -1,4 +1,4 @@
-"""Results that were no results: a ruined model promoted, and answers that teach nothing."""
+"""Useless results: a ruined model promoted, and answers that teach nothing."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def test_a_ruined_model_is_said_to_be_gets_no_alias_and_is_not_promoted(
     run: Run, small: Callable[..., Path], client: MlflowClient, tmp_path: Path, name: str
 ) -> None:
     """Issue 9: held-out loss 6.29 to 30.0, and not a word; registered as `candidate`, and promoted."""
-    told = ruined(run, small, tmp_path, name)
-    assert told.code == 1
-    assert "warning: the tuned model is worse than its base: loss 6." in told.err
-    assert f"registered without the alias candidate: {name} version 1. The trained weights are in " in told.err
-    assert Path(told.err.partition("The trained weights are in ")[2].partition(". Lower")[0]).is_dir()
-    found = latest(client)
-    sentence = found.data.tags["mlflow_ft.worse"]
-    assert (found.info.status, found.data.tags["mlflow_ft.stage"]) == ("FAILED", "evaluate")
-    assert sentence in found.data.tags["mlflow.note.content"]
+    result = ruined(run, small, tmp_path, name)
+    assert result.code == 1
+    assert "warning: the tuned model is worse than its base: loss 6." in result.err
+    assert f"registered without the alias candidate: {name} version 1. The trained weights are in " in result.err
+    assert Path(result.err.partition("The trained weights are in ")[2].partition(". Lower")[0]).is_dir()
+    newest = latest(client)
+    sentence = newest.data.tags["mlflow_ft.worse"]
+    assert (newest.info.status, newest.data.tags["mlflow_ft.stage"]) == ("FAILED", "evaluate")
+    assert sentence in newest.data.tags["mlflow.note.content"]
     version = client.get_model_version(name, "1")
     assert client.get_registered_model(name).aliases == {}
     assert (version.tags["mlflow_ft.worse"], version.tags["mlflow_ft.refused"]) == (sentence, "worse than its base")
@@ -58,10 +58,10 @@ def test_a_ruined_model_is_said_to_be_gets_no_alias_and_is_not_promoted(
 def test_who_asks_for_a_warning_gets_the_alias_with_a_warning_everywhere(
     run: Run, small: Callable[..., Path], client: MlflowClient, tmp_path: Path, name: str
 ) -> None:
-    told = ruined(run, small, tmp_path, name, "--evaluation.on_worse", "warn", "--json")
-    assert told.code == 0
-    assert "warning: the tuned model is worse than its base" in told.err
-    assert json.loads(told.out)["worse"].startswith("the tuned model is worse than its base")
+    result = ruined(run, small, tmp_path, name, "--evaluation.on_worse", "warn", "--json")
+    assert result.code == 0
+    assert "warning: the tuned model is worse than its base" in result.err
+    assert json.loads(result.out)["worse"].startswith("the tuned model is worse than its base")
     version = client.get_model_version_by_alias(name, "candidate")
     assert "**Worse than its base.**" in version.description
     assert "mlflow_ft.refused" not in version.tags
@@ -69,19 +69,19 @@ def test_who_asks_for_a_warning_gets_the_alias_with_a_warning_everywhere(
     refused = run("promote", name)
     assert (refused.code, client.get_registered_model(name).aliases) == (1, {"candidate": 1})
     assert "beats-base loss" in refused.err
-    # what goes on from it has it as its base, and says so
+    # a run that continues from it has it as its base, and says so
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(30))
     how = ("--learning_rate", 5e-3, "--max_steps", 8, "--registry.model_name", name, *QUICK)
     assert run("train", "full", "--init_from", f"models:/{name}/1", "--data", rows, *how).code == 0
     gates = json.loads(run("promote", name, "--dry-run", "--json").out)["gates"]
-    [found] = [one["found"] for one in gates if one["gate"] == "beats-base"]
-    assert found.startswith(f"better than its base models:/{name}/1 by ")
+    [value] = [gate["found"] for gate in gates if gate["gate"] == "beats-base"]
+    assert value.startswith(f"better than its base models:/{name}/1 by ")
 
 
 def pair(number: int, *, short_is_chosen: bool) -> dict[str, Any]:
     question = f"{WORDS[number % 13]} {WORDS[(3 * number + 1) % 13]} {number}"
     short, long = WORDS[number * 5 % 13], " ".join(WORDS[number * step % 13] for step in (1, 2, 3))
-    answers = [[{"role": "assistant", "content": one}] for one in (short, long)]
+    answers = [[{"role": "assistant", "content": model}] for model in (short, long)]
     chosen, rejected = answers if short_is_chosen else answers[::-1]
     return {"prompt": [{"role": "user", "content": question}], "chosen": chosen, "rejected": rejected}
 
@@ -93,9 +93,9 @@ def test_preferences_learned_the_wrong_way_round_are_worse(
     rows = write_jsonl(tmp_path / "rows.jsonl", [pair(number, short_is_chosen=False) for number in range(40)])
     held = write_jsonl(tmp_path / "held.jsonl", [pair(number, short_is_chosen=True) for number in range(40, 76)])
     how = ("--learning_rate", 1e-2, "--max_steps", 20, "--registry.model_name", name, "--adapter.kind", "none")
-    told = run("train", "reward", "--model", small("llama"), "--data", rows, "--eval_path", held, *how, *QUICK)
-    assert told.code == 1
-    assert "worse than its base: preference_accuracy 0." in told.err
+    result = run("train", "reward", "--model", small("llama"), "--data", rows, "--eval_path", held, *how, *QUICK)
+    assert result.code == 1
+    assert "worse than its base: preference_accuracy 0." in result.err
     assert client.get_registered_model(name).aliases == {}
 
 
@@ -115,11 +115,11 @@ def test_trl_5697_answers_that_are_all_cut_and_earn_nothing(
     rows = write_jsonl(tmp_path / "prompts.jsonl", prompts)
     asked = ("--data", rows, "--reward_funcs", f"{tmp_path / 'reward.py'}:ends", "--registry.model_name", name)
     how = ("--max_completion_length", 3, "--temperature", 0.01, "--max_steps", 10)  # greedy, nearly: it never ends
-    told = run("train", method, "--model", small("llama"), *asked, *how, *QUICK)
-    assert told.code == 0
-    assert "warning: in 10 sampled batches in a row the compared answers had equal rewards" in told.err
-    assert "every answer was cut at rollout.max_completion_length (3 tokens)" in told.err
-    assert "Raise rollout.max_completion_length" in told.err
+    result = run("train", method, "--model", small("llama"), *asked, *how, *QUICK)
+    assert result.code == 0
+    assert "warning: in 10 sampled batches in a row the compared answers had equal rewards" in result.err
+    assert "every answer was cut at rollout.max_completion_length (3 tokens)" in result.err
+    assert "Raise rollout.max_completion_length" in result.err
     findings = latest(client).data.tags["mlflow_ft.training_findings"]
     assert findings.count("in 10 of 10 sampled batches") == 2
     [card] = Path(client.get_model_version_download_uri(name, "1")).rglob("README.md")
@@ -140,7 +140,9 @@ def test_an_option_of_a_gates_file_that_nobody_reads_stops_a_training_before_it_
     """Issue 9: `leest` was ignored in silence."""
     (tmp_path / "gates.yaml").write_text(gates)
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(8))
-    told = run("train", "full", "--model", small("llama"), "--data", rows, "--registry.gates", tmp_path / "gates.yaml")
-    assert told.code == 2
-    assert words in told.err
-    assert "train ..." not in told.err
+    result = run(
+        "train", "full", "--model", small("llama"), "--data", rows, "--registry.gates", tmp_path / "gates.yaml"
+    )
+    assert result.code == 2
+    assert words in result.err
+    assert "train ..." not in result.err

@@ -1,4 +1,4 @@
-"""Packaging is rehearsed before the first step, and taken up again where it fails all the same.
+"""Packaging is rehearsed before the first step, and resumed if it still fails.
 
 huggingface/transformers#42100, LlamaFactory#2545 and peft#3761 each ended a training with a traceback at its end.
 """
@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from mlflow_ft.hashes import file_hash
-from mlflow_ft.stages import done
+from mlflow_ft.stages import process
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Result, Run
 from tests.reports.small_models import CHATML
@@ -74,33 +74,33 @@ def train(run: Run, small: Small, folder: Path, method: str = "lora", **settings
 
 
 def latest(client: MlflowClient) -> MlflowRun:
-    (found, *_) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
-    return found
+    (newest, *_) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
+    return newest
 
 
 def kept(client: MlflowClient, run_id: str) -> tuple[list[str], list[str]]:
     """The names of the logged models and of the versions of a run."""
     models = client.search_logged_models(["0"], filter_string=f"source_run_id='{run_id}'")
     versions = client.search_model_versions(f"run_id='{run_id}'")
-    return sorted(model.name for model in models), sorted(f"{one.name}/{one.version}" for one in versions)
+    return sorted(model.name for model in models), sorted(f"{version.name}/{version.version}" for version in versions)
 
 
 def test_a_form_that_cannot_be_made_is_refused_before_the_first_step(
     run: Run, client: MlflowClient, small: Small, tmp_path: Path, install: Install
 ) -> None:
     install("short", REHEARSED)
-    told = train(run, small, tmp_path)
-    assert told.code == 2
-    assert "short could not be packaged after the training: a name of 300 characters" in told.err
-    assert "nothing was trained" in told.err
+    result = train(run, small, tmp_path)
+    assert result.code == 2
+    assert "short could not be packaged after the training: a name of 300 characters" in result.err
+    assert "nothing was trained" in result.err
     failed = latest(client)
     assert failed.info.status == "FAILED"
     assert "train/loss" not in failed.data.metrics
     [folder] = (tmp_path / "outputs").iterdir()
     assert not (folder / "train").exists()
     assert not list(folder.glob("rehearsal-*"))
-    told = run("package", failed.info.run_id)
-    assert (told.code, "holds no finished training" in told.err) == (2, True)
+    result = run("package", failed.info.run_id)
+    assert (result.code, "holds no finished training" in result.err) == (2, True)
 
 
 def test_an_exporter_is_asked_of_what_will_be_packaged(
@@ -108,9 +108,9 @@ def test_an_exporter_is_asked_of_what_will_be_packaged(
 ) -> None:
     install("templates", TEMPLATES)
     (tmp_path / "own.jinja").write_text(TEMPLATE)
-    told = train(run, small, tmp_path, **{"package.exports": "other", "data.chat_template": tmp_path / "own.jinja"})
-    assert told.code == 2
-    assert "other cannot be made: it does not know this chat template" in told.err
+    result = train(run, small, tmp_path, **{"package.exports": "other", "data.chat_template": tmp_path / "own.jinja"})
+    assert result.code == 2
+    assert "other cannot be made: it does not know this chat template" in result.err
     assert "train/loss" not in latest(client).data.metrics
 
 
@@ -122,9 +122,9 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     name = f"again-{partial}"
     # a failure of our own has an exit code; that of a plugin is shown whole
     if partial:
-        told = train(run, small, tmp_path, model_name=name)
-        assert told.code == 2
-        assert "the trained weights are kept in" in told.err
+        result = train(run, small, tmp_path, model_name=name)
+        assert result.code == 2
+        assert "the trained weights are kept in" in result.err
     else:
         with pytest.raises(RuntimeError, match="pulled out") as caught:
             run_to_its_error(run, small, tmp_path, model_name=name)
@@ -137,8 +137,8 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     assert bool(kept(client, run_id)[1]) == partial
 
     (tmp_path / "flag").touch()
-    told = run("package", run_id)
-    assert told.code == 0, told.err
+    result = run("package", run_id)
+    assert result.code == 0, result.err
     again = client.get_run(run_id)
     assert again.info.status == "FINISHED"
     assert "mlflow_ft.error" not in again.data.tags
@@ -147,12 +147,12 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     assert {version.partition("/")[0] for version in versions} == {name, f"{name}-adapter", f"{name}-extra"}
     assert len(versions) == 3
     assert file_hash(weights) == trained
-    assert done.found(weights.parents[2] / "package")
+    assert process.found(weights.parents[2] / "package")
     assert client.get_model_version_by_alias(name, "candidate").run_id == run_id
 
-    told = run("package", run_id)
-    assert told.code == 2
-    assert "is FINISHED" in told.err
+    result = run("package", run_id)
+    assert result.code == 2
+    assert "is FINISHED" in result.err
     assert kept(client, run_id) == (models, versions)
 
 
@@ -173,38 +173,38 @@ def test_what_has_changed_since_is_not_packaged(
     rows = tmp_path / "rows.jsonl"
     content = rows.read_text()
     rows.write_text(content.replace("apple", "pear"))
-    told = run("package", run_id)
-    assert (told.code, kept(client, run_id)) == (2, before)
-    assert "the rows, or how they are prepared, are not what they were" in told.err
+    result = run("package", run_id)
+    assert (result.code, kept(client, run_id)) == (2, before)
+    assert "the rows, or how they are prepared, are not what they were" in result.err
     rows.write_text(content)
 
     name, _, version = before[1][0].partition("/")
     client.set_registered_model_alias(name, "mine", version)
-    told = run("package", run_id)
-    assert (told.code, kept(client, run_id)) == (2, before)
-    assert "has the alias mine" in told.err
+    result = run("package", run_id)
+    assert (result.code, kept(client, run_id)) == (2, before)
+    assert "has the alias mine" in result.err
     client.delete_registered_model_alias(name, "mine")
 
     with FileLock(Path(client.get_run(run_id).data.tags["mlflow_ft.folder"]) / "run.lock"):
-        told = run("package", run_id)
-    assert (told.code, kept(client, run_id)) == (2, before)
-    assert "another process is working on run" in told.err
+        result = run("package", run_id)
+    assert (result.code, kept(client, run_id)) == (2, before)
+    assert "another process is working on run" in result.err
 
-    told = run("package", run_id)
-    assert told.code == 0, told.err
+    result = run("package", run_id)
+    assert result.code == 0, result.err
 
 
 def test_what_cannot_be_packaged_is_said(run: Run, client: MlflowClient, small: Small, tmp_path: Path) -> None:
-    told = run("package")
-    assert (told.code, "no run given" in told.err) == (2, True)
-    told = run("package", "0123456789abcdef")
-    assert (told.code, "0123456789abcdef" in told.err) == (2, True)
+    result = run("package")
+    assert (result.code, "no run given" in result.err) == (2, True)
+    result = run("package", "0123456789abcdef")
+    assert (result.code, "0123456789abcdef" in result.err) == (2, True)
     with_nothing = client.create_run("0").info.run_id
-    told = run("package", with_nothing)
-    assert (told.code, "it is not a training of mlflow-ft" in told.err) == (2, True)
-    told = train(run, small, tmp_path)
-    assert told.code == 0, told.err
+    result = run("package", with_nothing)
+    assert (result.code, "it is not a training of mlflow-ft" in result.err) == (2, True)
+    result = train(run, small, tmp_path)
+    assert result.code == 0, result.err
     run_id = latest(client).info.run_id
     client.set_tag(run_id, "mlflow_ft.refused", "worse than its base")
-    told = run("package", run_id)
-    assert (told.code, f"run {run_id} was refused (worse than its base)" in told.err) == (1, True)
+    result = run("package", run_id)
+    assert (result.code, f"run {run_id} was refused (worse than its base)" in result.err) == (1, True)

@@ -1,4 +1,4 @@
-"""Packed rows that see each other, and mixtures of experts, as public reports have them: trained, kept, merged."""
+"""Public reports on packed rows that see each other, and on mixtures of experts: trained, saved, merged."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def train(run: Run, client: MlflowClient, tmp_path: Path) -> Train:
     return call
 
 
-def outcome(told: Result, client: MlflowClient) -> tuple[Path, dict[str, float]]:
+def outcome(result: Result, client: MlflowClient) -> tuple[Path, dict[str, float]]:
     """The package and the metrics of a training that must have ended well."""
-    assert told.code == 0, told.err
-    made = json.loads(told.out)
+    assert result.code == 0, result.err
+    made = json.loads(result.out)
     return Path(made["folder"]) / "package", client.get_run(made["run_id"]).data.metrics
 
 
@@ -62,11 +62,11 @@ def test_packing_on_layers_that_keep_a_state(
     train: Train, client: MlflowClient, small: Small, report: str, kind: str, layers: str
 ) -> None:
     """Rows saw each other, up to 1.9 nats, with exit code 0."""
-    told = train("lora", small(kind), {"objective.packing": "true", "experiment": kind})
-    assert told.code == 2, told.err
-    assert "rows packed together affect each other" in told.err
-    assert layers in told.err
-    assert "omit it" in told.err
+    result = train("lora", small(kind), {"objective.packing": "true", "experiment": kind})
+    assert result.code == 2, result.err
+    assert "rows packed together affect each other" in result.err
+    assert layers in result.err
+    assert "omit it" in result.err
     experiment = client.get_experiment_by_name(kind)
     assert experiment is not None
     (failed,) = client.search_runs([experiment.experiment_id])
@@ -88,10 +88,10 @@ def test_adapters_with_their_defaults_on_fused_experts(
     train: Train, client: MlflowClient, small: Small, kind: str, method: str
 ) -> None:
     """peft#3009, unsloth#6936, unsloth#11014, axolotl#3515: refused over a pattern that PEFT itself wrote."""
-    told = train(method, small(kind), {})
-    package, metrics = outcome(told, client)
-    assert "the adapter is on k_proj, o_proj, q_proj, v_proj" in told.err
-    assert "the experts (experts.down_proj, experts.gate_up_proj)" in told.err
+    result = train(method, small(kind), {})
+    package, metrics = outcome(result, client)
+    assert "the adapter is on k_proj, o_proj, q_proj, v_proj" in result.err
+    assert "the experts (experts.down_proj, experts.gate_up_proj)" in result.err
     for form in ("adapter", "merged"):
         assert metrics[f"parity/{form}/kl_mean"] < 1e-3
         assert metrics[f"parity/{form}/kl_share"] < 0.1, "the base alone would have 1"
@@ -100,25 +100,25 @@ def test_adapters_with_their_defaults_on_fused_experts(
 
 def test_experts_by_the_names_of_their_weights(train: Train, client: MlflowClient, small: Small) -> None:
     """peft#3340, axolotl#3515: `target_parameters`."""
-    told = train("lora", small("qwen3_moe"), {"adapter.target_parameters": "experts"})
-    _, metrics = outcome(told, client)
-    assert "the experts (experts.down_proj, experts.gate_up_proj) are trained" in told.err
+    result = train("lora", small("qwen3_moe"), {"adapter.target_parameters": "experts"})
+    _, metrics = outcome(result, client)
+    assert "the experts (experts.down_proj, experts.gate_up_proj) are trained" in result.err
     assert metrics["parity/merged/kl_share"] < 0.1
 
 
 def test_names_of_transformers_4_train_the_experts(train: Train, client: MlflowClient, small: Small) -> None:
     """peft#3009: PEFT reads them as the fused weights, and writes a rank_pattern for them."""
     names = "[q_proj, gate_proj, up_proj, down_proj]"
-    told = train("lora", small("qwen3_moe"), {"adapter.target_modules": names})
-    _, metrics = outcome(told, client)
-    assert "the experts (experts.down_proj, experts.gate_up_proj) are trained" in told.err
+    result = train("lora", small("qwen3_moe"), {"adapter.target_modules": names})
+    _, metrics = outcome(result, client)
+    assert "the experts (experts.down_proj, experts.gate_up_proj) are trained" in result.err
     assert metrics["parity/merged/kl_share"] < 0.1
 
 
 def test_full_tuning_of_a_mixture(train: Train, client: MlflowClient, small: Small) -> None:
     """transformers#42100: a traceback after the training, from the router logits that were switched on."""
-    told = train("full", small("qwen3_moe"), {"registry.model_name": "mixture"})
-    package, metrics = outcome(told, client)
+    result = train("full", small("qwen3_moe"), {"registry.model_name": "mixture"})
+    package, metrics = outcome(result, client)
     assert "train/aux_loss" in metrics
     assert json.loads((package / "model" / "config.json").read_text())["output_router_logits"] is False
     logged = mlflow.pyfunc.load_model("models:/mixture@candidate")

@@ -1,4 +1,4 @@
-"""Several processes, a new store, and paths that are not there: what public reports say about starting a run."""
+"""Several processes, a new store, and missing paths: public reports about starting a run."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def test_two_processes_make_no_run(
     """mlflow#11782 and #5817: torchrun with two processes made two runs and four crossed versions."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     before = len(client.search_runs(["0"]))
-    told = run("train", method)
-    assert told.code == 2
-    assert len(told.err.splitlines()) == 1
-    assert "2 processes" in told.err
+    result = run("train", method)
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    assert "2 processes" in result.err
     assert len(client.search_runs(["0"])) == before
 
 
 def test_torchrun_itself_is_answered_by_that_sentence(tmp_path: Path) -> None:
     """mlflow#11782, with the real launcher."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "-m", "mlflow_ft", "train", "lora"],
         capture_output=True,
         text=True,
@@ -41,8 +41,8 @@ def test_torchrun_itself_is_answered_by_that_sentence(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"},
     )
-    assert done.returncode
-    assert "torchrun or accelerate launch started 2 processes" in done.stderr
+    assert process.returncode
+    assert "torchrun or accelerate launch started 2 processes" in process.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,20 +61,20 @@ def test_every_path_that_is_not_there_is_reported_before_a_run_is_opened(
         "evaluation.guards": "safe=no.json",
         "model.init_from": "models:/nobody@champion",
     }
-    told = run("train", "lora", *(f"--{path}={value}" for path, value in named.items()))
-    assert told.code == 2
-    assert told.err.startswith(f"Error: {len(named)} things that were asked for are wrong; no run was opened\n")
+    result = run("train", "lora", *(f"--{path}={value}" for path, value in named.items()))
+    assert result.code == 2
+    assert result.err.startswith(f"Error: {len(named)} things that were asked for are wrong; no run was opened\n")
     for path, value in named.items():
-        line = next(line for line in told.err.splitlines() if line.startswith(f"  --{path} "))
+        line = next(line for line in result.err.splitlines() if line.startswith(f"  --{path} "))
         assert value.partition("=")[2] in line
     assert len(client.search_runs(["0"])) == before
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_wrong_path_is_one_error(run: Run, client: MlflowClient, tmp_path: Path) -> None:
-    told = run("train", "lora", "--data", "rowz.jsonl")
-    assert told.code == 2
-    assert told.err.splitlines()[0] == "Error: the data file 'rowz.jsonl' does not exist"
+    result = run("train", "lora", "--data", "rowz.jsonl")
+    assert result.code == 2
+    assert result.err.splitlines()[0] == "Error: the data file 'rowz.jsonl' does not exist"
 
 
 def test_rows_of_another_kind_and_of_no_kind_open_no_run(run: Run, client: MlflowClient, tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def pairs(folder: Path) -> Path:
 def test_other_commands_look_first_too(run: Run, client: MlflowClient, command: list[str]) -> None:
     before = len(client.search_runs(["0"]))
     key = "--sft.data" if command == ["align"] else "--data"
-    told = run(*command, key, "rowz.jsonl")
-    assert told.code == 2
-    assert "the data file 'rowz.jsonl' does not exist" in told.err
+    result = run(*command, key, "rowz.jsonl")
+    assert result.code == 2
+    assert "the data file 'rowz.jsonl' does not exist" in result.err
     assert len(client.search_runs(["0"])) == before
 
 

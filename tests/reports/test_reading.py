@@ -1,4 +1,4 @@
-"""What public reports of other tools say of reading data: each is read right here, or refused with what to do."""
+"""Public reports about reading data in other tools: each case is read correctly here, or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def show(run: Run, tiny_model: Path, client: MlflowClient) -> Callable[..., list
     """The rows of `data show`, each with its text and what is learned of it."""
 
     def rows(data: Path, *more: Any) -> list[dict[str, Any]]:
-        told = run("data", "show", "--data", data, "--model", tiny_model, "--json", *more)
-        assert told.code == 0, told.err
-        found = [json.loads(line) for line in told.out.splitlines()]
-        for row in found:
+        result = run("data", "show", "--data", data, "--model", tiny_model, "--json", *more)
+        assert result.code == 0, result.err
+        shown = [json.loads(line) for line in result.out.splitlines()]
+        for row in shown:
             row["text"] = "".join(row["tokens"])
             row["learned"] = "".join(t for t, s in zip(row["tokens"], row["supervised"], strict=True) if s)
-            row["told"] = told.err
-        return found
+            row["told"] = result.err
+        return shown
 
     return rows
 
@@ -74,9 +74,9 @@ def refused(run: Run, tiny_model: Path, client: MlflowClient) -> Callable[..., s
     """What `data check` says of data that cannot be used."""
 
     def words(data: Path, *more: Any) -> str:
-        told = run("data", "show", "--data", data, "--model", tiny_model, *more)
-        assert told.code == 2, told.out
-        return told.err
+        result = run("data", "show", "--data", data, "--model", tiny_model, *more)
+        assert result.code == 2, result.out
+        return result.err
 
     return words
 
@@ -118,8 +118,8 @@ def test_the_padding_of_a_table_that_was_written_as_json_is_told(
     tmp_path: Path, run: Run, tiny_model: Path, client: MlflowClient
 ) -> None:
     row = {"tools": TOOLS[:1], "messages": [USER, calling("alarm", time="06:00", tags=None, note=None), DONE]}
-    told = run("data", "check", "--data", lines(tmp_path / "rows.jsonl", row, row), "--model", tiny_model)
-    assert "turn 2 calls alarm with null for tags, note, which the tool does not declare" in told.out
+    result = run("data", "check", "--data", lines(tmp_path / "rows.jsonl", row, row), "--model", tiny_model)
+    assert "turn 2 calls alarm with null for tags, note, which the tool does not declare" in result.out
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -134,10 +134,10 @@ def test_columns_of_the_json_type_are_read_as_json(tmp_path: Path, show: Show, c
     data = tmp_path / ("saved" if saved else "rows.parquet")
     made.save_to_disk(data) if saved else made.to_parquet(data)
     expected = show(lines(tmp_path / "rows.jsonl", *rows))
-    for one, other in zip(show(data), expected, strict=True):
-        assert '\\"' not in one["text"]
+    for shown, other in zip(show(data), expected, strict=True):
+        assert '\\"' not in shown["text"]
         if column == "messages":
-            assert (one["text"], one["learned"]) == (other["text"], other["learned"])
+            assert (shown["text"], shown["learned"]) == (other["text"], other["learned"])
 
 
 # --- exports of chats
@@ -168,9 +168,9 @@ def test_an_export_of_chats_that_is_plain_is_read(tmp_path: Path, show: Show, re
 
 def test_flat_turns_are_refused_with_what_to_type(tmp_path: Path, refused: Callable[..., str]) -> None:
     """unsloth#337: one conversation, or many?"""
-    told = refused(lines(tmp_path / "flat.jsonl", *turns("a", "b", "c", "d")))
-    assert "each row is one turn, but a row must be a whole conversation" in told
-    assert told.count("python -c ") == 2
+    result = refused(lines(tmp_path / "flat.jsonl", *turns("a", "b", "c", "d")))
+    assert "each row is one turn, but a row must be a whole conversation" in result
+    assert result.count("python -c ") == 2
 
 
 # --- CSV
@@ -206,19 +206,19 @@ def test_csv_in_another_encoding_is_refused(
 
 def role(*said: str) -> list[dict[str, str]]:
     names = {"s": "system", "u": "user", "a": "assistant"}
-    return [{"role": names[one[0]], "content": one[2:]} for one in said]
+    return [{"role": names[message[0]], "content": message[2:]} for message in said]
 
 
 def test_turns_in_another_order_are_read_or_told(tmp_path: Path, show: Show, run: Run, tiny_model: Path) -> None:
     """unsloth#334, huggingface/smol-course#260: two turns of the user, two of the assistant, a system prompt."""
     odd = [role("u:a", "u:b", "a:c"), role("u:a", "a:b", "a:c"), role("s:s", "u:a", "a:b")]
-    data = lines(tmp_path / "rows.jsonl", *({"messages": one} for one in odd))
+    data = lines(tmp_path / "rows.jsonl", *({"messages": messages} for messages in odd))
     first, second, third = show(data)
     assert (first["learned"], third["learned"]) == ("c<|im_end|>", "b<|im_end|>")
     assert second["learned"] == "b<|im_end|>c<|im_end|>"
-    told = run("data", "check", "--data", data, "--model", tiny_model)
-    assert told.code == 1
-    assert "two user turns in a row" in told.out
+    result = run("data", "check", "--data", data, "--model", tiny_model)
+    assert result.code == 1
+    assert "two user turns in a row" in result.out
 
 
 def test_preferences_with_tools_and_calls_in_what_is_asked(tmp_path: Path, show: Show) -> None:
@@ -226,9 +226,9 @@ def test_preferences_with_tools_and_calls_in_what_is_asked(tmp_path: Path, show:
     prompt = [USER, calling("log", note=None), {"role": "tool", "content": "ok"}]
     thought = {"role": "assistant", "content": "<think>hm</think>Done."}
     row = {"tools": TOOLS, "prompt": prompt, "chosen": [thought], "rejected": [{"role": "assistant", "content": "No."}]}
-    [found] = show(lines(tmp_path / "rows.jsonl", row))
-    assert found["learned"].endswith("Done.<|im_end|>")
-    assert '{"name": "log", "arguments": {"note": null}}' in found["text"]
+    [shown] = show(lines(tmp_path / "rows.jsonl", row))
+    assert shown["learned"].endswith("Done.<|im_end|>")
+    assert '{"name": "log", "arguments": {"note": null}}' in shown["text"]
 
 
 def test_a_folder_with_reports_beside_the_rows_names_them(
@@ -240,11 +240,11 @@ def test_a_folder_with_reports_beside_the_rows_names_them(
     lines(folder / "rows.jsonl", {"messages": role("u:a", "a:b")})
     (folder / "filter_report.json").write_text('{"kept": 1, "dropped": 0}')
     (folder / "requirements.txt").write_text("torch\n")
-    told = run("train", "lora", "--data", folder, "--model", tiny_model)
-    assert told.code == 2
-    assert "2 of 3 rows are not of the format messages" in told.err
-    assert f"{folder}/filter_report.json:1  column `messages` is missing" in told.err
-    assert "--data.on_bad_row drop" in told.err
+    result = run("train", "lora", "--data", folder, "--model", tiny_model)
+    assert result.code == 2
+    assert "2 of 3 rows are not of the format messages" in result.err
+    assert f"{folder}/filter_report.json:1  column `messages` is missing" in result.err
+    assert "--data.on_bad_row drop" in result.err
 
 
 def test_a_setting_longer_than_mlflow_keeps_is_used_and_kept_whole(
@@ -254,12 +254,12 @@ def test_a_setting_longer_than_mlflow_keeps_is_used_and_kept_whole(
     system = "Be kind. " * 1000
     rows = [{"messages": role(f"u:ask {n}", f"a:say {n}")} for n in range(12)]
     data = lines(tmp_path / "rows.jsonl", *rows)
-    told = run("prepare", "--data", data, "--model", tiny_model, "--data.system", system, "--max_length", 9999)
-    assert told.code == 0, told.err
-    run_id = re.search(r"  run +(\w+)", told.err + told.out)
+    result = run("prepare", "--data", data, "--model", tiny_model, "--data.system", system, "--max_length", 9999)
+    assert result.code == 0, result.err
+    run_id = re.search(r"  run +(\w+)", result.err + result.out)
     assert run_id
-    found = client.get_run(run_id[1])
-    assert len(found.data.params["cfg.data.system"]) <= 6000
+    tracked = client.get_run(run_id[1])
+    assert len(tracked.data.params["cfg.data.system"]) <= 6000
     folder = tmp_path / "artifacts"
     folder.mkdir()
     assert system in Path(client.download_artifacts(run_id[1], "config.yaml", str(folder))).read_text()
@@ -350,8 +350,8 @@ READ: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 @pytest.mark.parametrize("case", READ)
 def test_a_shape_that_is_plain_is_read(tmp_path: Path, show: Show, case: str) -> None:
     rows, answers = READ[case]
-    found = show(lines(tmp_path / "rows.jsonl", *rows))
-    assert [row["learned"] for row in found] == [f"{answer}<|im_end|>" for answer in answers]
+    shown = show(lines(tmp_path / "rows.jsonl", *rows))
+    assert [row["learned"] for row in shown] == [f"{answer}<|im_end|>" for answer in answers]
 
 
 # --- files that are cut
@@ -367,9 +367,9 @@ def test_a_list_that_is_cut_is_refused_where_it_ends(tmp_path: Path, refused: Ca
     for indent in (None, 1):
         for text in cut(json.dumps(rows, indent=indent)):
             (tmp_path / "rows.json").write_text(text)
-            told = refused(tmp_path / "rows.json")
+            result = refused(tmp_path / "rows.json")
             line, column = text.count("\n") + 1, len(text) - text.rfind("\n") - 1
             place = f"at line {line}, column {column}" if column else f"with line {line - 1}"
-            assert f"and the file ends {place}: it is truncated" in told
-            assert f"rows.json:{line}: malformed JSON" in told
-            assert "complete row" in told
+            assert f"and the file ends {place}: it is truncated" in result
+            assert f"rows.json:{line}: malformed JSON" in result
+            assert "complete row" in result

@@ -1,4 +1,4 @@
-"""The small models of these tests are what transformers reads again, and give numbers."""
+"""transformers can read the small models of these tests, and they give finite numbers."""
 
 from __future__ import annotations
 

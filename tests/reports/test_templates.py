@@ -70,9 +70,11 @@ def show(run: Run, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """`data show --json` on some rows."""
 
     def call(rows: Sequence[Any], model: Path, *more: str) -> list[dict[str, Any]]:
-        told = run("data", "show", "--data", write_jsonl(tmp_path / "r.jsonl", rows), "--model", model, "--json", *more)
-        assert told.code == 0, told.err
-        return [json.loads(line) for line in told.out.splitlines()]
+        result = run(
+            "data", "show", "--data", write_jsonl(tmp_path / "r.jsonl", rows), "--model", model, "--json", *more
+        )
+        assert result.code == 0, result.err
+        return [json.loads(line) for line in result.out.splitlines()]
 
     return call
 
@@ -80,11 +82,11 @@ def show(run: Run, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
 def learned(row: dict[str, Any]) -> str:
     """What is learned of a row, speech by speech, with a line between."""
     assert row["dropped"] is None, row
-    found, before = "", 0
+    result, before = "", 0
     for text, now in zip(row["tokens"], row["supervised"], strict=True):
-        found += ("|" if now and not before and found else "") + (text if now else "")
+        result += ("|" if now and not before and result else "") + (text if now else "")
         before = now
-    return found
+    return result
 
 
 def said(content: str | None, **more: Any) -> dict[str, Any]:
@@ -123,8 +125,8 @@ def test_a_template_that_writes_the_date_is_trained_every_day(small: Callable[..
         assert lineage["train"]["prepared_by"]["clock"] == {"%d %b %Y": day}
         card = client.get_model_version(run.versions[0].name, run.versions[0].version).description
         assert f"was written as of `{day}`" in card
-    assert len({client.get_run(one.run_id).data.tags["mlflow_ft.data_digest"] for one in runs}) == 2
-    old, new = (contender(client, find_version(client, "dated-adapter", one)) for one in ("1", "2"))
+    assert len({client.get_run(run.run_id).data.tags["mlflow_ft.data_digest"] for run in runs}) == 2
+    old, new = (contender(client, find_version(client, "dated-adapter", number)) for number in ("1", "2"))
     store = Store(client)
     assert rescore.moment_of(store, old).isoformat() == "2026-05-06T23:59:00"
     pair = rescore.Pair(candidate=new, champion=old, store=store, champion_store=store)
@@ -142,11 +144,11 @@ def test_templates_with_a_date_as_they_were_released(name: str) -> None:
         maker = Encoder(tokenizer, max_length=9999)
         with clock.held(datetime.fromisoformat(day)):
             prompt = Example(messages=(ASK,))
-            [[one]] = maker.tokenise([prompt])
+            [[row]] = maker.tokenise([prompt])
             assert trl_tokens(tokenizer, prompt, {})[1] == "", "TRL writes prompts with the same date"
         assert len(maker.dates) == 1
-        texts[day] = one.text
-        assert next(iter(maker.dates.values())) in one.text
+        texts[day] = row.text
+        assert next(iter(maker.dates.values())) in row.text
     assert len(set(texts.values())) == 2
 
 
@@ -189,28 +191,28 @@ def test_a_prompt_that_opens_the_thoughts(talks: Talks, show: Callable[..., Any]
     for content in ("hm\n</think>\n\nyes", "<think>\nhm\n</think>\n\nyes"):
         answer = said(content)
         row = {"messages": [ASK, answer]} if form == "messages" else {"prompt": [ASK], "completion": [answer]}
-        [found] = show([row], talks(original(name)))
-        assert learned(found) == "hm\n</think>\n\nyes<|im_end|>"
-        assert "".join(found["tokens"]).count("<think>") == 1
+        [shown] = show([row], talks(original(name)))
+        assert learned(shown) == "hm\n</think>\n\nyes<|im_end|>"
+        assert "".join(shown["tokens"]).count("<think>") == 1
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6"])
 def test_thoughts_of_earlier_turns(run: Run, talks: Talks, show: Callable[..., Any], name: str) -> None:
-    """axolotl-ai-cloud/axolotl#3088, unslothai/unsloth#6919: several turns with thoughts; told, and with a remedy."""
+    """axolotl-ai-cloud/axolotl#3088, unslothai/unsloth#6919: several turns with thoughts; reported, with a remedy."""
     rows = [
         {"messages": [ASK, said("<think>\nGreet.\n</think>\n\nHello!"), ASK, said("<think>\nhm\n</think>\n\nyes")]},
         {"messages": [ASK, said("Hello!"), ASK, said("yes")]},
     ]
     model = talks(original(name))
-    found = show(rows, model)
-    assert [row.get("unwritten_thoughts") for row in found] == [[2], None]
-    assert learned(found[0]).startswith("Hello!<|im_end|>|")
-    assert "Greet" not in "".join(found[0]["tokens"])
-    told = run("data", "check", "--data", "r.jsonl", "--model", model, "--json")
-    [one] = [one for one in json.loads(told.out)["checks"] if one["name"] == "unwritten-thoughts"]
-    assert (one["severity"], one["count"], one["details"]["turns"]) == ("warn", 1, 1)
-    assert one["examples"][0]["line"] == 1
-    assert "--data.turns each" in one["remedy"]
+    shown = show(rows, model)
+    assert [row.get("unwritten_thoughts") for row in shown] == [[2], None]
+    assert learned(shown[0]).startswith("Hello!<|im_end|>|")
+    assert "Greet" not in "".join(shown[0]["tokens"])
+    result = run("data", "check", "--data", "r.jsonl", "--model", model, "--json")
+    [check] = [check for check in json.loads(result.out)["checks"] if check["name"] == "unwritten-thoughts"]
+    assert (check["severity"], check["count"], check["details"]["turns"]) == ("warn", 1, 1)
+    assert check["examples"][0]["line"] == 1
+    assert "--data.turns each" in check["remedy"]
     each = show(rows, model, "--data.turns", "each")
     assert [(row["row"], row["turn"]) for row in each] == [(1, 2), (1, 4), (2, 2), (2, 4)]
     assert [("Greet" in learned(row), "hm" in learned(row)) for row in each[:2]] == [(True, False), (False, True)]
@@ -226,7 +228,7 @@ RESULT = {"role": "tool", "content": "rain"}
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gptoss"])
 def test_thoughts_and_calls_in_one_turn(talks: Talks, show: Callable[..., Any], name: str) -> None:
-    """modelscope/ms-swift#9263 and its relatives: what is thought before a call is learned with it, or told."""
+    """modelscope/ms-swift#9263 and its relatives: thoughts before a call are learned with it, or reported."""
     first = said("", reasoning_content="I must look.", tool_calls=[CALL])
     answer = said("Rain.", reasoning_content="It said rain.")
     model = talks(original(name))
@@ -275,8 +277,8 @@ def test_loss_in_some_turns_of_some_rows(talks: Talks, show: Callable[..., Any])
         {"messages": [ASK, said("yes"), ASK, said("no")], "more": {"a": [1, "b"]}},
         {"messages": [ASK, said("yes", loss=1.0), ASK, said("no", loss=0.0)], "more": None},
     ]
-    found = [learned(row) for row in show(rows, talks(CHATML))]
-    assert found == ["no<|im_end|>", "yes<|im_end|>|no<|im_end|>", "yes<|im_end|>"]
+    texts = [learned(row) for row in show(rows, talks(CHATML))]
+    assert texts == ["no<|im_end|>", "yes<|im_end|>|no<|im_end|>", "yes<|im_end|>"]
 
 
 # --- lengths
@@ -312,13 +314,13 @@ HUGE = {
 
 @pytest.mark.parametrize("words", HUGE.values(), ids=HUGE)
 def test_one_huge_turn(words: str) -> None:
-    """Rows as various reports have them: written and read in one piece, whoever says it."""
+    """Rows from various reports: written and read in one piece, in any role."""
     maker = Encoder(make_tiny_tokenizer(chat_template=QWEN3), max_length=10**7)
     for content, answer in ((words, "yes"), ("red?", words)):
-        [[one]] = maker.tokenise([Example(messages=({"role": "user", "content": content}, said(answer)))])
-        assert "".join(one.pieces) == one.text
-        assert words in one.text
-        text = "".join(text for text, label in zip(one.pieces, one.labels, strict=True) if label != -100)
+        [[row]] = maker.tokenise([Example(messages=({"role": "user", "content": content}, said(answer)))])
+        assert "".join(row.pieces) == row.text
+        assert words in row.text
+        text = "".join(text for text, label in zip(row.pieces, row.labels, strict=True) if label != -100)
         assert text == f"<think>\n\n</think>\n\n{answer}<|im_end|>"
 
 
@@ -342,11 +344,11 @@ def test_a_row_of_very_many_turns() -> None:
     ]
     for messages, ends in ((long, 1500), ([ASK, *steps, said("done")], 401)):
         turns.clear()
-        [found] = maker.tokenise([Example(messages=tuple(messages))])
-        assert not isinstance(found, MaskError), found
-        [one] = found
+        [parts] = maker.tokenise([Example(messages=tuple(messages))])
+        assert not isinstance(parts, MaskError), parts
+        [row] = parts
         end = maker.tokenizer.convert_tokens_to_ids("<|im_end|>")
-        assert one.labels.count(end) == ends
+        assert row.labels.count(end) == ends
         assert sum(turns) < 15 * len(messages), "one by one they would be a thousand times as many"
 
 
@@ -354,7 +356,7 @@ def test_a_row_of_very_many_turns() -> None:
 
 
 def test_a_tokenizer_with_several_templates(talks: Talks, show: Callable[..., Any]) -> None:
-    """Tokenizers with a template for tools beside the default one: each row is written by its own."""
+    """Tokenizers with a template for tools besides the default one: each row is rendered with the right one."""
     folder = talks(CHATML)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = {"default": CHATML, "tool_use": QWEN3}
@@ -367,6 +369,6 @@ def test_a_tokenizer_with_several_templates(talks: Talks, show: Callable[..., An
     dated = Encoder(AutoTokenizer.from_pretrained(folder), max_length=9999)
     dated.tokenizer.chat_template = {"default": LLAMA32, "tool_use": QWEN3}
     with clock.held(datetime.fromisoformat("2026-11-27")):
-        [found] = dated.tokenise([Example(messages=(ASK, said("yes")))])
-        assert isinstance(found[0], Tokenised)
+        [parts] = dated.tokenise([Example(messages=(ASK, said("yes")))])
+        assert isinstance(parts[0], Tokenised)
         assert clock.told_to(dated.tokenizer, clock.current()) == dated.dates == {"%d %b %Y": "27 Nov 2026"}

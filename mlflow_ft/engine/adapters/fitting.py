@@ -169,8 +169,8 @@ def _readings(
         read = _as_transformers_calls_them(wrapped, {names[name]: weight for name, weight in state.items()}, key)
         if len(read) < len(state) and not counted(state):
             raise ModelError(
-                f"the adapter in {where} does not fit {_name(wrapped)}: the numbers of the experts in its file do not "
-                "run from 0 without a gap",
+                f"the adapter in {where} does not fit {_name(wrapped)}: the experts in its file are not numbered from "
+                "0 without a gap",
                 hint=f"save the adapter again: {files.INCOMPLETE}",
             )
         yield names, read

@@ -128,14 +128,14 @@ def _on_a_weight(layer: Any) -> bool:
 
 
 def _routers(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that score the experts: of shape (experts, hidden size), beside the experts."""
+    """The weights that score the experts: of shape (experts, hidden size), in the same layers as the experts."""
     experts = fused(module)
     shapes = {(weight.shape[0], side) for weight in experts.values() for side in weight.shape[1:]}
-    beside = tuple({f"{_plain(name).rsplit('.', 2)[0]}." for name in experts})
+    prefixes = tuple({f"{_plain(name).rsplit('.', 2)[0]}." for name in experts})
     return {
         name.removesuffix(".weight"): weight
         for name, weight in causal_model(module).named_parameters()
-        if tuple(weight.shape) in shapes and name.startswith(beside) and not re.search(r"\.experts\.|\.lora_", name)
+        if tuple(weight.shape) in shapes and name.startswith(prefixes) and not re.search(r"\.experts\.|\.lora_", name)
     }
 
 

@@ -65,14 +65,14 @@ def together(model: Any, prompts: Sequence[Row], *, pad_token_id: int) -> Way:
 
 
 def _way(model: Any, short: Row, long: Row, pad_token_id: int) -> Way:
-    alone, twice, beside = (
+    alone, twice, mixed = (
         _answered(model, padded(prompts, pad_token_id=pad_token_id), pad_token_id)[0]
         for prompts in ([short], [short, short], [short, long])
     )
     batched = (twice - alone).abs()
     if float(batched.mean()) > BATCHED:
         return "alone"
-    same = float((beside - alone).abs().max()) <= ROUNDING + NOISE * float(batched.max())
+    same = float((mixed - alone).abs().max()) <= ROUNDING + NOISE * float(batched.max())
     return "padded" if same else "alike"
 
 

@@ -102,7 +102,7 @@ def check(named: NamedFunction) -> None:
     if takes is None or ("completions" in takes and takes["completions"].kind in by_name):
         return
     raise ConfigError(
-        f"rollout.reward_funcs: {named.asked} is called with `completions` by name, and takes "
+        f"rollout.reward_funcs: {named.asked} is called with `completions` by name, but takes "
         f"{', '.join(takes) or 'nothing'}",
         hint="write def NAME(completions, **columns), and return a number for each completion",
     )

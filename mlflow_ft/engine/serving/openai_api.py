@@ -117,50 +117,50 @@ def _as_text(turn: Any) -> Any:
     return {**turn, "content": "".join(str(part.get("text", "")) for part in parts)}
 
 
-async def _whole(served: Served, asked: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
+async def _whole(served: Served, request: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
     gone = threading.Event()
     try:
-        return await asyncio.to_thread(served.answer, asked, watch=lambda _: gone.is_set() or stopping.is_set())
-    finally:  # after a timeout nobody waits for it
+        return await asyncio.to_thread(served.answer, request, watch=lambda _: gone.is_set() or stopping.is_set())
+    finally:  # stop generating if the request was cancelled
         gone.set()
 
 
-async def _streamed(served: Served, asked: dict[str, Any], stopping: threading.Event) -> Response:
+async def _streamed(served: Served, request: dict[str, Any], stopping: threading.Event) -> Response:
     """The answer as server-sent events; errors in the request are raised before the first of them."""
-    usage = bool((asked.pop("stream_options", None) or {}).get("include_usage"))
-    pieces = _pieces(served, asked, stopping)
+    usage = bool((request.pop("stream_options", None) or {}).get("include_usage"))
+    pieces = _pieces(served, request, stopping)
     first = await anext(pieces)
-    events = _events(first, pieces, name=served.name_of(asked), usage=usage)
+    events = _events(first, pieces, name=served.name_of(request), usage=usage)
     return StreamingResponse(events, media_type="text/event-stream")
 
 
 async def _pieces(
-    served: Served, asked: dict[str, Any], stopping: threading.Event
+    served: Served, request: dict[str, Any], stopping: threading.Event
 ) -> AsyncIterator[str | dict[str, Any]]:
     """The text of an answer, piece by piece as a thread generates it, then the whole answer."""
-    loop, told, gone = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
+    loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
 
-    def tell(what: Any) -> bool:
-        loop.call_soon_threadsafe(told.put_nowait, what)
+    def send(event: Any) -> bool:
+        loop.call_soon_threadsafe(queue.put_nowait, event)
         return gone.is_set() or stopping.is_set()
 
     def work() -> None:
         try:
-            tell(served.answer(asked, watch=tell))
+            send(served.answer(request, watch=send))
         except Exception as error:  # raised again where the answer is awaited
-            tell(error)
+            send(error)
 
     writing = loop.run_in_executor(None, work)
-    said = ""
+    sent = ""
     try:
-        while not isinstance(item := await told.get(), dict):
+        while not isinstance(item := await queue.get(), dict):
             if isinstance(item, Exception):
                 raise item
-            text = settled(item, asked.get("stop"))
-            if text.startswith(said) and text != said:
-                yield text[len(said) :]
-                said = text
-        if rest := item["choices"][0]["message"]["content"].removeprefix(said):
+            text = settled(item, request.get("stop"))
+            if text.startswith(sent) and text != sent:
+                yield text[len(sent) :]
+                sent = text
+        if rest := item["choices"][0]["message"]["content"].removeprefix(sent):
             yield rest
         await writing
         yield item

@@ -21,7 +21,7 @@ def read(setting: str) -> str:
     path = Path(setting).expanduser()
     if not path.is_file():
         raise ModelError(
-            f"data.chat_template: there is no file {setting!r}", hint=f"looked in {Path.cwd()}; a template holds '{{'"
+            f"data.chat_template: there is no file {setting!r}", hint=f"looked in {Path.cwd()}; a template has '{{'"
         )
     try:
         text = path.read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ class GradientCallback(TrainerCallback):
         if gradients and (self._zero_is_right or any(bool(gradient.any()) for gradient in gradients)):
             return
         raise RefusedError(
-            f"nothing is trained: after the first step the {'gradient of every' if gradients else 'gradients of all'} "
-            f"{len(trained)} weight tensors {'is zero' if gradients else 'are missing'}",
+            f"nothing is trained: after the first step the gradients of all {len(trained)} weight tensors are "
+            f"{'zero' if gradients else 'missing'}",
             hint="check adapter.target_modules, adapter.layers_to_transform and, for a custom model, its code",
         )

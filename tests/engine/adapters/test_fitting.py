@@ -1,4 +1,4 @@
-"""A saved adapter on a base: all of it, or a refusal that names what does not fit."""
+"""A saved adapter on a base: loaded completely, or refused with the names of what does not fit."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_every_kind_fits_as_it_is_or_renamed_and_is_refused_otherwise(
     compiled = renamed(
         tmp_path / "own", tmp_path / "compiled", lambda name: name.replace(PREFIX, f"{PREFIX}_orig_mod.")
     )
-    found, said = on_base(tiny_model, compiled)
-    assert torch.equal(found, wanted)
+    logits, said = on_base(tiny_model, compiled)
+    assert torch.equal(logits, wanted)
     assert said == ["the adapter's weights have different names from the base's; all match with `_orig_mod` removed"]
     elsewhere = renamed(tmp_path / "own", tmp_path / "elsewhere", lambda name: name.replace("layers.1.", "layers.9."))
     with pytest.raises(ModelError, match=r"match nothing in it .*layers\.9\..* not in the file .*layers\.1\."):
@@ -78,8 +78,8 @@ RENAMED: dict[str, Callable[[str], str]] = {
 def test_a_known_renaming_is_done_and_said(
     tiny_model: Path, tmp_path: Path, lora: tuple[Path, torch.Tensor], words: str
 ) -> None:
-    found, said = on_base(tiny_model, renamed(lora[0], tmp_path / "other", RENAMED[words]))
-    assert torch.equal(found, lora[1])
+    logits, said = on_base(tiny_model, renamed(lora[0], tmp_path / "other", RENAMED[words]))
+    assert torch.equal(logits, lora[1])
     assert len(said) == 1
     assert words in said[0]
 
@@ -156,8 +156,8 @@ def test_a_config_of_another_adapter(
 
 def test_settings_of_a_later_peft_are_told(tiny_model: Path, tmp_path: Path, lora: tuple[Path, torch.Tensor]) -> None:
     later = configured(lora[0], tmp_path / "later", use_newer=True, also_newer=None)
-    found, said = on_base(tiny_model, later)
-    assert torch.equal(found, lora[1])
+    logits, said = on_base(tiny_model, later)
+    assert torch.equal(logits, lora[1])
     assert [line.partition(" ignores")[2] for line in said] == [
         " settings in the adapter's config that it does not support: use_newer=True"
     ]
@@ -228,7 +228,7 @@ def test_a_learned_prompt_of_another_model_is_refused(tiny_model: Path, tmp_path
 def test_what_is_in_the_model_is_what_is_in_the_file(
     tiny_model: Path, lora: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever PEFT makes of the names when it loads them."""
+    """Whatever PEFT does to the names when it loads them."""
     monkeypatch.setattr(
         "peft.peft_model.set_peft_model_state_dict", lambda *_, **__: torch.nn.Module().load_state_dict({})
     )

@@ -1,4 +1,4 @@
-"""Adapters that cannot become one with their base are refused before they are trained, and before a merge begins."""
+"""Adapters that cannot be merged into their base are refused before training, and before a merge begins."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ OPTIONS = {
 @pytest.mark.filterwarnings("ignore:.*lora_bias.*")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_it_is_refused_before_training_where_a_merge_is_wanted(bench: Bencher, options: str) -> None:
-    one = bench("lora", **{"adapter.options": options})
+    setup = bench("lora", **{"adapter.options": options})
     with pytest.raises(ModelError, match=OPTIONS[options]) as caught:
-        trainable.prepare(one.job, one.data, one.base)
+        trainable.prepare(setup.job, setup.data, setup.base)
     assert "--package.packagers adapter" in caught.value.hint
     alone = bench("lora", **{"adapter.options": options, "package.packagers": "[adapter]"})
     assert trainable.prepare(alone.job, alone.data, alone.base).trainable > 0
@@ -44,10 +44,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_merge_refuses_it_and_leaves_nothing(bench: Bencher, tmp_path: Path, options: str) -> None:
-    one = bench("lora")
-    made(one.base.path, tmp_path / "adapter", **SETTINGS[options])
+    setup = bench("lora")
+    made(setup.base.path, tmp_path / "adapter", **SETTINGS[options])
     with pytest.raises(ModelError, match=f"cannot be merged: .*{OPTIONS[options]}"):
-        fold.fold(one.job.config, one.base, tmp_path / "adapter", folder=tmp_path / "out", dtype=torch.float32)
+        fold.fold(setup.job.config, setup.base, tmp_path / "adapter", folder=tmp_path / "out", dtype=torch.float32)
     assert not list(tmp_path.glob("out/*.safetensors"))
 
 
@@ -62,8 +62,8 @@ def test_biases_are_merged_where_the_base_has_them(tmp_path: Path) -> None:
 
 
 def test_trying_a_layer_leaves_the_model_as_it_is(bench: Bencher) -> None:
-    one = bench("lora", **{"adapter.init_lora_weights": "gaussian"})
-    module = trainable.prepare(one.job, one.data, one.base).module
+    setup = bench("lora", **{"adapter.init_lora_weights": "gaussian"})
+    module = trainable.prepare(setup.job, setup.data, setup.base).module
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
     assert unmergeable.of_model(module) == ""
     assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())

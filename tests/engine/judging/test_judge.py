@@ -32,18 +32,18 @@ def answers(module: Any, run: SimpleNamespace, examples: list[Example], **more: 
 
 def test_answers_are_those_that_were_learned(module: Any, learned: SimpleNamespace) -> None:
     examples = list(learned.bench.data.train.examples[:7])
-    found = answers(module, learned, examples)
-    assert [one.text for one in found] == [one.expected for one in found]
-    assert [one.expected for one in found] == [example.messages[-1]["content"] for example in examples]
-    assert [one.prompt for one in found] == [example.messages[:-1] for example in examples]
-    assert all(one.finished for one in found)
+    answered = answers(module, learned, examples)
+    assert [answer.text for answer in answered] == [answer.expected for answer in answered]
+    assert [answer.expected for answer in answered] == [example.messages[-1]["content"] for example in examples]
+    assert [answer.prompt for answer in answered] == [example.messages[:-1] for example in examples]
+    assert all(answer.finished for answer in answered)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_padding_changes_no_answer(module: Any, learned: SimpleNamespace, batch_size: int) -> None:
     examples = [*learned.bench.data.train.examples[:4], *asked("x", "red " * 20, "apple, stone; river? lamp " * 4)]
     alone = answers(module, learned, examples, batch_size=1)
-    assert len({one.text for one in alone}) > 4
+    assert len({answer.text for answer in alone}) > 4
     assert answers(module, learned, examples, batch_size=batch_size) == alone
 
 
@@ -66,10 +66,10 @@ def test_the_pad_token_ends_no_turn(module: Any, learned: SimpleNamespace) -> No
 @pytest.mark.parametrize("batch_size", [2, 3, 64])
 def test_losses_do_not_depend_on_the_batch(module: Any, learned: SimpleNamespace, batch_size: int) -> None:
     rows = uneven(list(learned.bench.data.eval.encoded))
-    alone = [one for row in rows for one in judge.row_losses(module, [row], batch_size=1, pad_token_id=1)]
-    found = judge.row_losses(module, rows, batch_size=batch_size, pad_token_id=1)
-    assert [count for _, count in found] == [count for _, count in alone] == [row.supervised for row in rows]
-    assert [total for total, _ in found] == pytest.approx([total for total, _ in alone], rel=1e-3, abs=1e-4)
+    alone = [loss for row in rows for loss in judge.row_losses(module, [row], batch_size=1, pad_token_id=1)]
+    losses = judge.row_losses(module, rows, batch_size=batch_size, pad_token_id=1)
+    assert [count for _, count in losses] == [count for _, count in alone] == [row.supervised for row in rows]
+    assert [total for total, _ in losses] == pytest.approx([total for total, _ in alone], rel=1e-3, abs=1e-4)
 
 
 def test_a_loss_by_hand(module: Any, learned: SimpleNamespace) -> None:
@@ -79,8 +79,8 @@ def test_a_loss_by_hand(module: Any, learned: SimpleNamespace) -> None:
     with torch.no_grad():
         logits = module(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
     wanted = functional.cross_entropy(logits, torch.tensor(row.labels[1:]), ignore_index=-100, reduction="sum").item()
-    ((found, count),) = judge.row_losses(module, [row], batch_size=4, pad_token_id=0)
-    assert found == pytest.approx(wanted, rel=1e-4)
+    ((loss, count),) = judge.row_losses(module, [row], batch_size=4, pad_token_id=0)
+    assert loss == pytest.approx(wanted, rel=1e-4)
     assert count == row.supervised
 
 

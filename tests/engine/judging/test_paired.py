@@ -1,4 +1,4 @@
-"""What the paired test claims, and how often it is wrong: on made-up differences of every shape."""
+"""The claims of the paired test, and how often it is wrong, on simulated differences of many distributions."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_four_rows_are_never_sure_and_five_alike_are() -> None:
 
 @pytest.mark.parametrize(("better", "worse", "same"), [(5, 0, 20), (9, 2, 3), (12, 4, 0), (3, 3, 30)])
 def test_for_right_and_wrong_answers_it_is_mcnemars_exact_test(better: int, worse: int, same: int) -> None:
-    found = outcome([1.0] * better + [-1.0] * worse + [0.0] * same, samples=40_000)
+    paired = outcome([1.0] * better + [-1.0] * worse + [0.0] * same, samples=40_000)
     exact = stats.binomtest(better, better + worse, alternative="greater").pvalue
-    assert found.p_value == pytest.approx(exact, abs=0.01)
-    assert found.differing == better + worse
+    assert paired.p_value == pytest.approx(exact, abs=0.01)
+    assert paired.differing == better + worse
 
 
 def test_up_to_16_rows_every_subset_is_looked_at() -> None:
@@ -61,10 +61,10 @@ def test_up_to_16_rows_every_subset_is_looked_at() -> None:
 def test_it_is_near_the_paired_t_test_where_that_is_right_and_never_more_certain() -> None:
     """Many rows of a normal difference: the t-test knows the interval."""
     rows = sample(2000, 0.1)
-    found = outcome(rows)
+    paired = outcome(rows)
     t_test = stats.ttest_1samp(rows, 0.0, alternative="greater")
-    assert found.difference == pytest.approx(np.mean(rows))
-    assert t_test.confidence_interval(0.95).low - 0.01 < found.low <= t_test.confidence_interval(0.95).low + 0.001
+    assert paired.difference == pytest.approx(np.mean(rows))
+    assert t_test.confidence_interval(0.95).low - 0.01 < paired.low <= t_test.confidence_interval(0.95).low + 0.001
 
 
 def test_the_bound_is_above_the_margin_exactly_where_the_p_value_says_so() -> None:
@@ -72,15 +72,15 @@ def test_the_bound_is_above_the_margin_exactly_where_the_p_value_says_so() -> No
         rows = sample(40, 0.4, seed)
         low = outcome(rows).low
         for margin in (low - 1e-6, low + 1e-6, 0.0, 0.3):
-            found = outcome(rows, margin=margin)
-            assert (found.low, found.difference) == (low, outcome(rows).difference)
-            assert (found.low > margin) == (found.p_value <= 0.05)
+            paired = outcome(rows, margin=margin)
+            assert (paired.low, paired.difference) == (low, outcome(rows).difference)
+            assert (paired.low > margin) == (paired.p_value <= 0.05)
 
 
 def test_equal_rows_are_no_improvement() -> None:
-    found = outcome([0.0] * 40)
-    assert (found.difference, found.differing, found.p_value, found.needed) == (0.0, 0, 1.0, None)
-    assert not found.low > 0
+    paired = outcome([0.0] * 40)
+    assert (paired.difference, paired.differing, paired.p_value, paired.needed) == (0.0, 0, 1.0, None)
+    assert not paired.low > 0
 
 
 def test_the_same_rows_give_the_same_numbers_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +156,8 @@ MOST = 0.05 + 2.33 * (0.05 * 0.95 / RUNS) ** 0.5
 
 def alarms(shape: Shape, rows: int, *, margin: float = 0.0, shift: float = 0.0) -> float:
     generator = np.random.default_rng(rows + 1)
-    found = [outcome(shape(generator, rows) + shift, margin=margin, samples=499) for _ in range(RUNS)]
-    return sum(one.low > margin for one in found) / RUNS
+    outcomes = [outcome(shape(generator, rows) + shift, margin=margin, samples=499) for _ in range(RUNS)]
+    return sum(paired.low > margin for paired in outcomes) / RUNS
 
 
 UNSEEN = ("a fifth loses much", 5)

@@ -1,4 +1,4 @@
-"""How far one model is from another, by numbers worked out by hand and by models that are known to differ."""
+"""Distance between models, checked against numbers computed by hand and models known to differ."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def adapted_model(run: SimpleNamespace) -> Any:
 
 def test_kl_by_hand() -> None:
     trained = torch.tensor([[0.0, math.log(3)], [0.0, 0.0], [5.0, 5.0]])  # 1/4 3/4, 1/2 1/2, the same shifted
-    found = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [1.0, 1.0]])
+    actual = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [1.0, 1.0]])
     wanted = [
         0.25 * math.log(0.5) + 0.75 * math.log(1.5),
         0.5 * math.log(2) + 0.5 * math.log(2 / 3),
         0.0,
     ]
     torch.testing.assert_close(
-        model_reference.kl(trained, found), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-7
+        model_reference.kl(trained, actual), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-7
     )
 
 
@@ -50,12 +50,12 @@ def test_kl_of_far_logits_is_finite_and_never_negative() -> None:
 
 
 def test_the_trained_model_read_back_is_the_trained_model(adapted: SimpleNamespace) -> None:
-    found = parity.compare(adapted_model(adapted), reference(adapted))
-    assert found["kl_max"] <= 1e-9
-    assert found["top1_agreement"] == 1.0
+    numbers = parity.compare(adapted_model(adapted), reference(adapted))
+    assert numbers["kl_max"] <= 1e-9
+    assert numbers["top1_agreement"] == 1.0
     kept = load_file(reference(adapted))
-    assert found["tokens"] == sum(len(value) for name, value in kept.items() if name.endswith("positions"))
-    assert 0 < found["tokens"] <= model_reference.POSITIONS
+    assert numbers["tokens"] == sum(len(value) for name, value in kept.items() if name.endswith("positions"))
+    assert 0 < numbers["tokens"] <= model_reference.POSITIONS
 
 
 def test_only_learned_tokens_are_compared(adapted: SimpleNamespace) -> None:
@@ -71,9 +71,9 @@ def test_only_learned_tokens_are_compared(adapted: SimpleNamespace) -> None:
 def test_the_packaged_forms_are_the_trained_model(adapted: SimpleNamespace, tmp_path: Path, form: str) -> None:
     job, trained = adapted.bench.job, adapted.trained
     {"adapter": bundle.copy_adapter, "merged": fold.merge}[form](job, trained, tmp_path)
-    found = parity.compare(loading.load_saved(job.config, trained.base, tmp_path), reference(adapted))
-    assert found["kl_mean"] < 1e-6
-    assert found["top1_agreement"] == 1.0
+    numbers = parity.compare(loading.load_saved(job.config, trained.base, tmp_path), reference(adapted))
+    assert numbers["kl_mean"] < 1e-6
+    assert numbers["top1_agreement"] == 1.0
 
 
 def drop(model: Any) -> Any:
@@ -96,13 +96,13 @@ def lose_the_mlp(model: Any) -> Any:
 
 @pytest.mark.parametrize("harm", [drop, double, lose_the_mlp])
 def test_another_model_is_beyond_the_limit(adapted: SimpleNamespace, harm: Any) -> None:
-    found = parity.compare(harm(adapted_model(adapted)), reference(adapted))
-    assert found["kl_mean"] > LIMIT
-    assert found["kl_max"] >= found["kl_mean"]
+    numbers = parity.compare(harm(adapted_model(adapted)), reference(adapted))
+    assert numbers["kl_mean"] > LIMIT
+    assert numbers["kl_max"] >= numbers["kl_mean"]
 
 
 class Told:
-    """A form whose answers are written down: as a program that tells the most probable tokens alone."""
+    """A form with fixed answers, like a program that reports only the most probable tokens."""
 
     def __init__(self, logits: torch.Tensor, answer: list[int]) -> None:
         self.answer, self.told = answer, logits
@@ -115,7 +115,7 @@ class Told:
 
 
 def written(file: Path, logits: torch.Tensor, answer: list[int]) -> Path:
-    """A reference of one row of the tokens 0 1 2 0, compared behind the second and the third."""
+    """A reference of one row, the tokens 0 1 2 0, compared after the second and the third."""
     kept = {
         "0.input_ids": torch.tensor([0, 1, 2, 0]),
         "0.positions": torch.tensor([1, 2]),
@@ -129,41 +129,41 @@ def written(file: Path, logits: torch.Tensor, answer: list[int]) -> Path:
 
 def test_every_number_by_hand(tmp_path: Path) -> None:
     trained = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]).log()
-    found = torch.tensor([[0.25, 0.25, 0.5], [0.25, 0.25, 0.5]]).log()
+    logits = torch.tensor([[0.25, 0.25, 0.5], [0.25, 0.25, 0.5]]).log()
     reference = written(tmp_path / "reference", trained, [2, 1])
-    numbers = parity.measure(Told(found, [2, 1, 1]), reference).numbers
+    numbers = parity.measure(Told(logits, [2, 1, 1]), reference).numbers
     far = 0.5 * math.log(2) + 0.25 * math.log(0.5)
-    # the tokens behind are 2 and 0: log-likelihoods ln 1/4 + ln 1/4, and ln 1/2 + ln 1/4
+    # the next tokens are 2 and 0: log-likelihoods ln 1/4 + ln 1/4, and ln 1/2 + ln 1/4
     wanted = {"kl_mean": far / 2, "kl_max": far, "top1_agreement": 0.5, "perplexity_change": math.sqrt(0.5) - 1}
     wanted |= {"greedy_agreement": 0.0, "unstopped": 1.0, "kl_share": far / 2 / 1.0, "tokens": 2.0}
     assert numbers == pytest.approx(wanted, abs=1e-7)
     assert parity.measure(Told(trained, [2, 1]), reference).numbers["unstopped"] == 0
     assert parity.measure(Told(trained, [1, 2, 0]), reference).numbers["unstopped"] == 0  # it says something else
-    found[0, 2] = torch.nan  # the token behind the first is not told: the second alone counts
-    assert parity.measure(Told(found, [2, 1]), reference).numbers["perplexity_change"] == pytest.approx(0, abs=1e-6)
+    logits[0, 2] = torch.nan  # the next token of the first has no number: only the second counts
+    assert parity.measure(Told(logits, [2, 1]), reference).numbers["perplexity_change"] == pytest.approx(0, abs=1e-6)
 
 
 def test_what_is_not_told_counts_as_one_outcome() -> None:
     nan = float("nan")
     trained = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]]).log()
-    found = torch.tensor([[0.25, nan, nan, 0.5], [0.25, 0.25, nan, nan]]).log()
+    actual = torch.tensor([[0.25, nan, nan, 0.5], [0.25, 0.25, nan, nan]]).log()
     wanted = [0.5 * math.log(2) + 0.125 * math.log(0.25) + 0.375 * math.log(1.5), 0.0]
     torch.testing.assert_close(
-        model_reference.kl(trained, found), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-7
+        model_reference.kl(trained, actual), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-7
     )
-    assert model_reference.filled(found).exp().sum(dim=-1).tolist() == pytest.approx([1, 1])
-    assert model_reference.filled(found)[0].argmax() == 3
+    assert model_reference.filled(actual).exp().sum(dim=-1).tolist() == pytest.approx([1, 1])
+    assert model_reference.filled(actual)[0].argmax() == 3
 
 
 def test_a_model_that_computes_nothing_is_no_near_one() -> None:
     trained = torch.zeros(2, 3)
-    found = torch.tensor([[float("nan")] * 3, [0.0, 0.0, 0.0]])
-    assert model_reference.kl(trained, found).isnan().tolist() == [True, False]
+    actual = torch.tensor([[float("nan")] * 3, [0.0, 0.0, 0.0]])
+    assert model_reference.kl(trained, actual).isnan().tolist() == [True, False]
 
 
 def test_the_base_is_as_far_as_itself(adapted: SimpleNamespace) -> None:
-    found = parity.compare(drop(adapted_model(adapted)), reference(adapted))
-    assert found["kl_share"] == pytest.approx(1, rel=1e-4)
+    numbers = parity.compare(drop(adapted_model(adapted)), reference(adapted))
+    assert numbers["kl_share"] == pytest.approx(1, rel=1e-4)
     assert parity.compare(adapted_model(adapted), reference(adapted))["kl_share"] == pytest.approx(0, abs=1e-6)
 
 

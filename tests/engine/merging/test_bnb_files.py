@@ -1,4 +1,4 @@
-"""Files that bitsandbytes quantised: each weight read alone is the whole model's `dequantize()`, to the bit."""
+"""Files quantised by bitsandbytes: each weight read alone equals the whole model's `dequantize()`, bit for bit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_each_weight_is_what_it_stands_for_in_the_whole_model(small: Small, kind
     files = bnb_files.of(base, model)
     whole = model.dequantize().state_dict()
     prefix = "" if kind == "llama" else "transformer."
-    assert len(files.places) < len(ModelFiles(base).places), "what lies beside the weights is not one of them"
+    assert len(files.places) < len(ModelFiles(base).places), "constants stored with the weights are not weights"
     for name in files.places:
         weight = files.read(name)
         wanted = whole[name if name in whole else f"{prefix}{name}"]

@@ -1,4 +1,4 @@
-"""Several adapters as one: the sum of their updates, whatever ranks and scales; TIES and DARE as PEFT has them."""
+"""Several adapters combined: the sum of their updates, for any ranks and scales; TIES and DARE as in PEFT."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(base: Path, folder: Path, *, seed: int, **settings: Any) -> Path:
 
 
 def updates(base: Path, adapter: Path) -> dict[str, Tensor]:
-    """By how much an adapter changes each weight, as it is merged."""
+    """How much a merge of the adapter changes each weight."""
     plan = stream_merge.plan(Merge(base=base, adapter=adapter, dtype=torch.float32))
     before = load_file(base / "model.safetensors")
     return {name: plan.merged(name) - weight for name, weight in before.items()}
@@ -56,19 +56,19 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_the_sum_of_the_updates(
     tiny_model: Path, tmp_path: Path, pair: tuple[dict[str, Any], dict[str, Any]], method: str
 ) -> None:
-    adapters = [made(tiny_model, tmp_path / str(seed), seed=seed, **one) for seed, one in enumerate(pair)]
+    adapters = [made(tiny_model, tmp_path / str(seed), seed=seed, **settings) for seed, settings in enumerate(pair)]
     lost = combine(adapters, How(method=method, weights=WEIGHTS), tmp_path / "both")
     assert lost == 0
-    one, two = (updates(tiny_model, adapter) for adapter in adapters)
-    for name, found in updates(tiny_model, tmp_path / "both").items():
+    first, second = (updates(tiny_model, adapter) for adapter in adapters)
+    for name, update in updates(tiny_model, tmp_path / "both").items():
         torch.testing.assert_close(
-            found, WEIGHTS[0] * one[name] + WEIGHTS[1] * two[name], rtol=1e-4, atol=2e-5, msg=name
+            update, WEIGHTS[0] * first[name] + WEIGHTS[1] * second[name], rtol=1e-4, atol=2e-5, msg=name
         )
-    assert sum(bool(change.any()) for change in one.values()) >= 2
+    assert sum(bool(change.any()) for change in first.values()) >= 2
 
 
 def test_peft_has_the_scale_of_rslora_wrong_and_we_do_not(tiny_model: Path, tmp_path: Path) -> None:
-    """When this fails PEFT has mended it, and what the docs say of it can go."""
+    """If this fails, PEFT has fixed it: remove the note from the docs."""
     adapter = made(tiny_model, tmp_path / "one", seed=0, use_rslora=True)
     model: Any = PeftModel.from_pretrained(load(tiny_model), adapter, adapter_name="one")
     model.load_adapter(adapter, "two")
@@ -83,33 +83,33 @@ def test_peft_has_the_scale_of_rslora_wrong_and_we_do_not(tiny_model: Path, tmp_
     assert (theirs[name] - before - wanted).abs().max() > 0.1 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("method", [one for one in METHODS if one not in ("cat", "svd")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("cat", "svd")])
 def test_the_other_methods_are_pefts_on_the_whole_updates(tiny_model: Path, tmp_path: Path, method: str) -> None:
     adapters = [made(tiny_model, tmp_path / str(seed), seed=seed, target_modules=["q_proj"]) for seed in (0, 1)]
     how = How(method=method, weights=(0.7, 0.4), rank=64, density=0.3, seed=7)
     assert combine(adapters, how, tmp_path / "both") < 1e-5, "at the full rank nothing is lost"
-    one, two = (updates(tiny_model, adapter) for adapter in adapters)
-    found = updates(tiny_model, tmp_path / "both")
+    first, second = (updates(tiny_model, adapter) for adapter in adapters)
+    combined = updates(tiny_model, tmp_path / "both")
     torch.manual_seed(7)
-    for name in sorted(name for name, change in one.items() if change.any()):
+    for name in sorted(name for name, change in first.items() if change.any()):
         function = getattr(merge_utils, method.removesuffix("_svd"))
-        wanted = function([one[name], two[name]], torch.tensor([0.7, 0.4]), 0.3)
+        wanted = function([first[name], second[name]], torch.tensor([0.7, 0.4]), 0.3)
         # where an update is near 0 in the difference of two weights, pruning may decide otherwise
-        close = torch.isclose(found[name], wanted, rtol=1e-3, atol=1e-4)
+        close = torch.isclose(combined[name], wanted, rtol=1e-3, atol=1e-4)
         assert close.float().mean() > 0.999, name
 
 
 def test_a_lower_rank_is_the_best_approximation_and_tells_what_is_lost(tiny_model: Path, tmp_path: Path) -> None:
     adapters = [made(tiny_model, tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     lost = combine(adapters, How(method="svd", weights=(1, 1), rank=3), tmp_path / "both")
-    one, two = (updates(tiny_model, adapter) for adapter in adapters)
+    first, second = (updates(tiny_model, adapter) for adapter in adapters)
     shares = []
-    for name, found in updates(tiny_model, tmp_path / "both").items():
-        whole = one[name] + two[name]
+    for name, update in updates(tiny_model, tmp_path / "both").items():
+        whole = first[name] + second[name]
         if not whole.any():
             continue
         left, sizes, right = torch.linalg.svd(whole, full_matrices=False)
-        torch.testing.assert_close(found, left[:, :3] * sizes[:3] @ right[:3], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(update, left[:, :3] * sizes[:3] @ right[:3], rtol=1e-3, atol=1e-4)
         shares.append(float(sizes[3:].norm() / sizes.norm()))
     assert lost == pytest.approx(max(shares), rel=1e-3)
     assert json.loads((tmp_path / "both" / "adapter_config.json").read_text())["r"] == 3

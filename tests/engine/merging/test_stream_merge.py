@@ -1,4 +1,4 @@
-"""The streaming merge: PEFT's bits where PEFT is right, the trained model where it is not, and never half a file."""
+"""The streaming merge: PEFT's bits if PEFT is right, else the trained model's, and never half a file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load(base: Path, *, rows: int = 0) -> Any:
 
 
 def adapter(base: Path, folder: Path, *, rows: int = 0, seed: int = 0, **settings: Any) -> torch.Tensor:
-    """Write an adapter that PEFT made by itself, every weight of which is random; returns what the model then says."""
+    """Write an adapter with PEFT alone, with random weights; return the model's output with it."""
     torch.manual_seed(seed)
     usual = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
     wrapped: Any = get_peft_model(load(base, rows=rows), LoraConfig(**(usual | settings)))
@@ -88,11 +88,11 @@ def by_stream(base: Path, folder: Path, out: Path, *, dtype: torch.dtype = EXACT
     return load_file(out / "model.safetensors")
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert set(one) == set(other)
-    for name, weight in one.items():
-        assert weight.dtype == other[name].dtype, name
-        assert torch.equal(weight, other[name]), name
+def same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert set(first) == set(second)
+    for name, weight in first.items():
+        assert weight.dtype == second[name].dtype, name
+        assert torch.equal(weight, second[name]), name
 
 
 PATTERNS = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 8}, "alpha_pattern": {"k_proj": 3}}
@@ -125,8 +125,8 @@ def test_an_adapter_of_pefts_own_is_merged_to_the_same_bits(
     bases: dict[str, Path], tmp_path: Path, name: str, settings: dict[str, Any]
 ) -> None:
     said = adapter(bases[name], tmp_path / "adapter", **settings)
-    found = by_stream(bases[name], tmp_path / "adapter", tmp_path / "out")
-    same(found, by_peft(bases[name], tmp_path / "adapter", tmp_path / "peft"))
+    merged = by_stream(bases[name], tmp_path / "adapter", tmp_path / "out")
+    same(merged, by_peft(bases[name], tmp_path / "adapter", tmp_path / "peft"))
     torch.testing.assert_close(says(load(tmp_path / "out")), said, rtol=1e-4, atol=1e-4)
 
 
@@ -136,9 +136,9 @@ def test_rounding_comes_once_at_the_end(
     bases: dict[str, Path], tmp_path: Path, dtype: torch.dtype, settings: dict[str, Any]
 ) -> None:
     adapter(bases["plain"], tmp_path / "adapter", **settings)
-    found = by_stream(bases["plain"], tmp_path / "adapter", tmp_path / "out", dtype=dtype)
-    same(found, by_peft(bases["plain"], tmp_path / "adapter", tmp_path / "peft", dtype=dtype))
-    assert {weight.dtype for weight in found.values()} == {dtype}
+    merged = by_stream(bases["plain"], tmp_path / "adapter", tmp_path / "out", dtype=dtype)
+    same(merged, by_peft(bases["plain"], tmp_path / "adapter", tmp_path / "peft", dtype=dtype))
+    assert {weight.dtype for weight in merged.values()} == {dtype}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
@@ -147,10 +147,10 @@ def test_rounding_comes_once_at_the_end(
 def test_resized_embeddings_come_from_the_adapter(
     bases: dict[str, Path], tmp_path: Path, name: str, settings: dict[str, Any]
 ) -> None:
-    """PEFT itself cannot put such an adapter on the base as it is."""
+    """PEFT itself cannot load such an adapter onto the base."""
     said = adapter(bases[name], tmp_path / "adapter", rows=310, **settings)
-    found = by_stream(bases[name], tmp_path / "adapter", tmp_path / "out")
-    assert len(found["model.embed_tokens.weight"]) == 310
+    merged = by_stream(bases[name], tmp_path / "adapter", tmp_path / "out")
+    assert len(merged["model.embed_tokens.weight"]) == 310
     torch.testing.assert_close(says(load(tmp_path / "out")), said, rtol=1e-4, atol=1e-4)
 
 
@@ -166,7 +166,7 @@ TORN = [
 def test_an_adapter_over_one_of_two_tied_layers_unties_them(
     bases: dict[str, Path], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    """PEFT writes the change of one layer into the other: its merged model is another than the one that was trained."""
+    """PEFT applies the change of one layer to the other, so its merged model differs from the trained one."""
     said = adapter(bases["tied"], tmp_path / "adapter", **settings)
     by_stream(bases["tied"], tmp_path / "adapter", tmp_path / "out")
     merged = load(tmp_path / "out")
@@ -179,21 +179,21 @@ def test_an_adapter_over_one_of_two_tied_layers_unties_them(
 @pytest.mark.parametrize("kind", [name for name in ADAPTERS if ADAPTERS[name].merges])
 def test_every_kind_that_streams_gives_pefts_bits(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     given = {"max_steps": 2, "learning_rate": 1e-2, "adapter.kind": kind} | NEEDED.get(kind, {})
-    one = lay(tmp_path / "job", "lora", **({"model": tiny_model} | given))
-    left = sft.train(one.job, one.data, trainable.prepare(one.job, one.data, one.base))
+    setup = lay(tmp_path / "job", "lora", **({"model": tiny_model} | given))
+    left = sft.train(setup.job, setup.data, trainable.prepare(setup.job, setup.data, setup.base))
     assert left.adapter is not None
-    wanted = Merge(base=one.base.path, adapter=left.adapter, dtype=EXACT)
+    wanted = Merge(base=setup.base.path, adapter=left.adapter, dtype=EXACT)
     type_of = json.loads((left.adapter / "adapter_config.json").read_text())["peft_type"]
     if type_of not in LAYERWISE:
         with pytest.raises(UnsuitedError, match=type_of):
             stream_merge.plan(wanted)
         return
     stream_merge.write(stream_merge.plan(wanted), tmp_path / "out")
-    fold._whole(one.job.config, one.base, left.adapter, folder=tmp_path / "peft", dtype=EXACT)
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    same(found, load_file(tmp_path / "peft" / "model.safetensors"))
+    fold._whole(setup.job.config, setup.base, left.adapter, folder=tmp_path / "peft", dtype=EXACT)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    same(merged, load_file(tmp_path / "peft" / "model.safetensors"))
     before = load_file(tiny_model / "model.safetensors")
-    assert any(not torch.equal(found[name], weight) for name, weight in before.items())
+    assert any(not torch.equal(merged[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("begin", ["pissa", "olora"])
@@ -213,10 +213,13 @@ def rename(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w: {name.replace("q_proj", "query"): one for name, one in w.items()}, "has another name in the model"),
-        (lambda w: {name: one for name, one in w.items() if "norm" not in name}, "do not contain"),
         (
-            lambda w: {name: one[:, :32].contiguous() if "down" in name else one for name, one in w.items()},
+            lambda w: {name.replace("q_proj", "query"): weight for name, weight in w.items()},
+            "has another name in the model",
+        ),
+        (lambda w: {name: weight for name, weight in w.items() if "norm" not in name}, "do not contain"),
+        (
+            lambda w: {name: weight[:, :32].contiguous() if "down" in name else weight for name, weight in w.items()},
             "in the model",
         ),
     ],
@@ -258,8 +261,8 @@ def test_weights_that_are_not_finite_are_refused(bases: dict[str, Path], tmp_pat
 def test_a_tensor_alone_is_rounded_as_in_the_whole_model(
     bench: Callable[..., Any], bases: dict[str, Path], name: str, held: torch.dtype, quantize: str
 ) -> None:
-    one = bench("lora", **{"model.quantize": quantize[:4].strip(), "model.double_quant": "single" not in quantize})
-    quantiser = loading.quantization(one.job.config, held)
+    setup = bench("lora", **{"model.quantize": quantize[:4].strip(), "model.double_quant": "single" not in quantize})
+    quantiser = loading.quantization(setup.job.config, held)
     assert quantiser is not None
     model: Any = AutoModelForCausalLM.from_pretrained(
         bases[name], quantization_config=quantiser, dtype=held, device_map={"": "cpu"}
@@ -268,10 +271,10 @@ def test_a_tensor_alone_is_rounded_as_in_the_whole_model(
     files, rounding = ModelFiles(bases[name]), Rounding(bases[name], quantiser, held=held)
     rounded = 0
     for key in files.places:
-        found = rounding(key, files.read(key))
+        weight = rounding(key, files.read(key))
         turned = name == "gpt2" and key in rounding  # transformers leaves those the other way round
-        assert torch.equal(found.T if turned else found, whole[key]), key
-        rounded += not torch.equal(found, files.read(key).float())
+        assert torch.equal(weight.T if turned else weight, whole[key]), key
+        rounded += not torch.equal(weight, files.read(key).float())
     assert rounded == sum(key in rounding for key in files.places) == (8 if name == "gpt2" else 14)
 
 
@@ -279,18 +282,18 @@ def test_a_tensor_alone_is_rounded_as_in_the_whole_model(
 def test_both_ways_of_merging_beside_a_quantised_base_agree(
     bench: Callable[..., Any], tmp_path: Path, quantize: str
 ) -> None:
-    one = bench("lora", **{"model.quantize": quantize, "max_steps": 2, "learning_rate": 1e-2})
-    trained = one.train()
-    found = {}
+    setup = bench("lora", **{"model.quantize": quantize, "max_steps": 2, "learning_rate": 1e-2})
+    trained = setup.train()
+    merged = {}
     for original in (False, True):
         folder = tmp_path / str(original)
-        report = fold.fold(one.job.config, one.base, trained.adapter, folder=folder, dtype=EXACT, original=original)
+        report = fold.fold(setup.job.config, setup.base, trained.adapter, folder=folder, dtype=EXACT, original=original)
         assert report["way"] == "stream"
-        found[original] = load_file(folder / "model.safetensors")
-    fold._whole(one.job.config, one.base, trained.adapter, folder=tmp_path / "peft", dtype=EXACT)
-    same(found[False], load_file(tmp_path / "peft" / "model.safetensors"))
+        merged[original] = load_file(folder / "model.safetensors")
+    fold._whole(setup.job.config, setup.base, trained.adapter, folder=tmp_path / "peft", dtype=EXACT)
+    same(merged[False], load_file(tmp_path / "peft" / "model.safetensors"))
     name = "model.layers.0.mlp.up_proj.weight"
-    assert not torch.equal(found[True][name], found[False][name])
+    assert not torch.equal(merged[True][name], merged[False][name])
 
 
 def test_shards_are_what_transformers_reads(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -313,8 +316,8 @@ def test_a_base_in_several_files_is_read(bases: dict[str, Path], tmp_path: Path)
     load(bases["plain"]).to(torch.bfloat16).save_pretrained(tmp_path / "base", max_shard_size="40KB")
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 2
     adapter(bases["plain"], tmp_path / "adapter")
-    found = by_stream(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
-    same(found, by_stream(bases["plain"], tmp_path / "adapter", tmp_path / "whole"))
+    merged = by_stream(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    same(merged, by_stream(bases["plain"], tmp_path / "adapter", tmp_path / "whole"))
 
 
 def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
@@ -326,15 +329,15 @@ def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
         "e": torch.tensor(2.5),
         "f": torch.randn(4, 6).T,
     }
-    entries = [Entry(name=name, shape=tuple(one.shape), dtype=one.dtype) for name, one in weights.items()]
+    entries = [Entry(name=name, shape=tuple(weight.shape), dtype=weight.dtype) for name, weight in weights.items()]
     write(tmp_path / "file.safetensors", entries, lambda entry: weights[entry.name])
     same(load_file(tmp_path / "file.safetensors"), weights)
 
 
 def test_a_tensor_larger_than_a_file_may_be_has_one_of_its_own() -> None:
     entries = [Entry(name=str(number), shape=(size,), dtype=torch.int8) for number, size in enumerate((4, 20, 4, 4))]
-    found = shards(entries, limit=10)
-    assert [[entry.size for entry in group] for group in found.values()] == [[4], [20], [4, 4]]
+    files = shards(entries, limit=10)
+    assert [[entry.size for entry in group] for group in files.values()] == [[4], [20], [4, 4]]
     assert list(shards(entries, limit=100)) == ["model.safetensors"]
 
 
@@ -375,8 +378,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     size = (tmp_path / "base" / "model.safetensors").stat().st_size
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(tmp_path / "base")]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
-    grown = int(done.stdout.split()[-1]) * 1024
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    grown = int(process.stdout.split()[-1]) * 1024
     assert size > 250 * 10**6
     assert grown < size / 3, "a whole model in memory, or a half of it, would show"
 
@@ -388,10 +391,10 @@ def test_the_package_stage_never_takes_over_shards_of_another_training(
     trained = first.train()
     folder = tmp_path / "package"
     fold.merge(first.job, trained, folder)
-    one = load_file(folder / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
     second = bench("lora", max_steps=3, learning_rate=1e-2)
     fold.merge(second.job, replace(second.train(), base=first.base), folder)
     other = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
-    assert not torch.equal(one[name], other[name])
+    assert not torch.equal(weights[name], other[name])
     assert not list(tmp_path.glob("*.journal"))

@@ -1,4 +1,4 @@
-"""Tokens of an adapter's tokenizer: refused where nobody has embeddings for them, and only there."""
+"""Tokens of an adapter's tokenizer: refused if they have no embeddings, and only then."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_tokens(adapter: Path, base: Path, tokens: list[str], *, pad: str = "") 
 def test_tokens_whose_embeddings_were_not_saved(small: Small, tmp_path: Path) -> None:
     base = small("llama", vocab_size=TOKENS)
     made(base, tmp_path / "adapter")
-    added_tokens.check(tmp_path / "adapter", of(base), pads=True)  # it has no tokenizer of its own
+    added_tokens.check(tmp_path / "adapter", of(base), pads=True)  # it has no tokenizer itself
     with_tokens(tmp_path / "adapter", base, NEW)
     with pytest.raises(ModelError, match=rf"were not saved with it: '<think>' \(id {TOKENS}\), '</think>'"):
         added_tokens.check(tmp_path / "adapter", of(base), pads=False)
@@ -60,7 +60,9 @@ def test_tokens_whose_embeddings_are_there(small: Small, tmp_path: Path) -> None
 
 
 def test_tokens_that_the_base_has_no_embeddings_for_either(small: Small, tmp_path: Path) -> None:
-    base = with_tokenizer(small("llama", vocab_size=TOKENS), tmp_path / "base", lambda one: one.add_tokens(NEW))
+    base = with_tokenizer(
+        small("llama", vocab_size=TOKENS), tmp_path / "base", lambda tokenizer: tokenizer.add_tokens(NEW)
+    )
     made(base, tmp_path / "adapter")
     added_tokens.check(with_tokens(tmp_path / "adapter", base, []), of(base), pads=True)
 

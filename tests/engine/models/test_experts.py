@@ -1,4 +1,4 @@
-"""Mixtures of experts: what trains of them, the loss that balances them, and what every form of them keeps."""
+"""Mixtures of experts: what is trained, the loss that balances them, and what every form keeps."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def loaded(folder: Path) -> Any:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
+    state = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as content:
-            found |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is no mapping
-    return found
+            state |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # it is not a mapping
+    return state
 
 
 def says(module: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = module.eval()(input_ids=torch.arange(20, 40)[None]).logits
-    return found
+        logits: torch.Tensor = module.eval()(input_ids=torch.arange(20, 40)[None]).logits
+    return logits
 
 
 # ---- what trains
@@ -61,9 +61,9 @@ def test_experts_and_routers_are_found_by_their_shapes(small: Small, kind: str) 
     ids=["lora", "dora", "qlora", "experts", "full"],
 )
 def test_what_trains_is_said(bench: Bench, small: Small, kind: str, method: str, settings: dict[str, Any]) -> None:
-    one = bench(method, model=small(kind), **settings)
-    module = trainable.prepare(one.job, one.data, one.base).module
-    said = experts.summary(module, by_name=method == "lora", all_linear=True, quantize=one.job.config.model.quantize)
+    setup = bench(method, model=small(kind), **settings)
+    module = trainable.prepare(setup.job, setup.data, setup.base).module
+    said = experts.summary(module, by_name=method == "lora", all_linear=True, quantize=setup.job.config.model.quantize)
     trained, _, left = said.rpartition(" are trained")
     named = f"the experts ({', '.join(FUSED)})"
     assert (named in trained) is bool(settings or method == "full")
@@ -77,8 +77,8 @@ def test_what_trains_is_said(bench: Bench, small: Small, kind: str, method: str,
 
 def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
     settings = {"adapter.target_parameters": "experts", "adapter.layers_to_transform": "[1]"}
-    one = bench("lora", model=small("qwen3_moe"), **settings)
-    module = trainable.prepare(one.job, one.data, one.base).module
+    setup = bench("lora", model=small("qwen3_moe"), **settings)
+    module = trainable.prepare(setup.job, setup.data, setup.base).module
     names = [name for name, weight in module.named_parameters() if weight.requires_grad]
     assert names
     assert all(".layers.1." in name for name in names)
@@ -100,9 +100,9 @@ def test_the_experts_of_some_layers(bench: Bench, small: Small) -> None:
 def test_what_cannot_be_done_with_experts_is_refused(
     bench: Bench, small: Small, method: str, settings: dict[str, Any], words: str
 ) -> None:
-    one = bench(method, model=small("qwen3_moe"), **({"adapter.target_parameters": "experts"} | settings))
+    setup = bench(method, model=small("qwen3_moe"), **({"adapter.target_parameters": "experts"} | settings))
     with pytest.raises(ConfigError, match=words):
-        start.check_names(one.job.config, one.job.registry)
+        start.check_names(setup.job.config, setup.job.registry)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_what_cannot_be_done_with_experts_is_refused(
 def test_linear_layers_that_all_linear_does_not_reach_are_named(
     bench: Bench, small: Small, kind: str, words: str
 ) -> None:
-    one = bench("lora", model=small(kind))
-    module = trainable.prepare(one.job, one.data, one.base).module
+    setup = bench("lora", model=small(kind))
+    module = trainable.prepare(setup.job, setup.data, setup.base).module
     said = [
         experts.summary(module, by_name=True, all_linear=all_linear, quantize="none") for all_linear in (True, False)
     ]
@@ -130,9 +130,9 @@ def test_linear_layers_that_all_linear_does_not_reach_are_named(
     ],
 )
 def test_names_that_fit_nothing_are_refused(bench: Bench, small: Small, options: str, words: str) -> None:
-    one = bench("lora", model=small("qwen3_moe"), **{"adapter.options": options})
+    setup = bench("lora", model=small("qwen3_moe"), **{"adapter.options": options})
     with pytest.raises(ModelError) as caught:
-        trainable.prepare(one.job, one.data, one.base)
+        trainable.prepare(setup.job, setup.data, setup.base)
     assert words in str(caught.value)
 
 
@@ -140,8 +140,8 @@ def test_names_of_transformers_4_mean_the_experts_as_peft_reads_them(bench: Benc
     """PEFT writes a pattern for the fused weights itself, and warns of it; a pattern for them of the user's is kept."""
     options = "{alpha_pattern: {experts.down_proj: 4}}"
     settings = {"adapter.target_modules": "[q_proj, gate_proj, up_proj, down_proj]", "adapter.options": options}
-    one = bench("lora", model=small("qwen3_moe"), **settings)
-    module = trainable.prepare(one.job, one.data, one.base).module
+    setup = bench("lora", model=small("qwen3_moe"), **settings)
+    module = trainable.prepare(setup.job, setup.data, setup.base).module
     layers = {name: layer for name, layer in module.named_modules() if hasattr(layer, "parameter_name")}
     ranks = {layer.parameter_name: layer.r["default"] for layer in layers.values()}
     assert ranks == {"down_proj": 16, "gate_up_proj": 32}
@@ -161,12 +161,13 @@ def test_all_linear_leaves_out_what_takes_no_adapter(small: Small, kind: str, le
 @pytest.mark.parametrize("kind", ["ia3", "beft"])
 def test_adapters_find_their_layers_on_models_that_peft_does_not_know(bench: Bench, small: Small, kind: str) -> None:
     for model, name in (("qwen3_moe", "v_proj"), ("deepseek_v3", "kv_b_proj")):
-        one = bench("lora", model=small(model), **{"adapter.kind": kind})
-        names = [name for name, weight in trainable.prepare(one.job, one.data, one.base).module.named_parameters()]
-        assert any(name in one and kind in one for one in names)
+        setup = bench("lora", model=small(model), **{"adapter.kind": kind})
+        module = trainable.prepare(setup.job, setup.data, setup.base).module
+        names = [other for other, _ in module.named_parameters()]
+        assert any(name in other and kind in other for other in names)
 
 
-# ---- what is made of them
+# ---- forms made from them
 
 
 @pytest.mark.parametrize(
@@ -176,16 +177,16 @@ def test_a_merge_tensor_by_tensor_is_that_of_peft(
     bench: Bench, small: Small, tmp_path: Path, kind: str, method: str
 ) -> None:
     """Bit for bit, under the names of the base's own files, in their own type where transformers keeps it."""
-    one = bench(method, model=small(kind), max_steps=1, learning_rate=1e-2)
-    trained = one.train()
+    setup = bench(method, model=small(kind), max_steps=1, learning_rate=1e-2)
+    trained = setup.train()
     folder = tmp_path / "merged"
     for dtype in (torch.float32, torch.bfloat16):
-        told = fold.fold(one.job.config, one.base, trained.adapter, folder=folder / "a", dtype=dtype)
-        fold._whole(one.job.config, one.base, trained.adapter, folder=folder / "b", dtype=dtype)
+        told = fold.fold(setup.job.config, setup.base, trained.adapter, folder=folder / "a", dtype=dtype)
+        fold._whole(setup.job.config, setup.base, trained.adapter, folder=folder / "b", dtype=dtype)
         ours, theirs = tensors(folder / "a"), tensors(folder / "b")
         assert told["way"] == "stream", told
         assert ours.keys() == theirs.keys()
-        assert ours.keys() == tensors(one.base.path).keys()
+        assert ours.keys() == tensors(setup.base.path).keys()
         for name, weight in ours.items():
             assert weight.dtype == theirs[name].dtype, name
             assert torch.equal(weight, theirs[name]), name
@@ -202,12 +203,12 @@ def test_adapted_experts_come_back_and_are_merged(
     bench: Bench, small: Small, tmp_path: Path, kind: str, method: str
 ) -> None:
     settings = {"adapter.target_parameters": "experts", "package.dtype": "float32"}
-    one = bench(method, model=small(kind), max_steps=3, learning_rate=3e-2, **settings)
-    model = trainable.prepare(one.job, one.data, one.base)
-    trained = one.job.registry.trainers[method].train(one.job, one.data, model)
-    wanted, bare = says(model.module), says(loading.load_base(one.job.config, one.base))
+    setup = bench(method, model=small(kind), max_steps=3, learning_rate=3e-2, **settings)
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    trained = setup.job.registry.trainers[method].train(setup.job, setup.data, model)
+    wanted, bare = says(model.module), says(loading.load_base(setup.job.config, setup.base))
     assert not torch.allclose(wanted, bare, atol=1e-3)
-    assert torch.allclose(says(loading.load_trained(one.job, one.data, trained)), wanted, atol=1e-5)
-    fold.merge(one.job, trained, tmp_path / "merged")
+    assert torch.allclose(says(loading.load_trained(setup.job, setup.data, trained)), wanted, atol=1e-5)
+    fold.merge(setup.job, trained, tmp_path / "merged")
     assert torch.allclose(says(loaded(tmp_path / "merged")), wanted, atol=1e-5)
     assert json.loads((tmp_path / "merged" / "config.json").read_text()).get("output_router_logits") is not True

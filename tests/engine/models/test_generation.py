@@ -1,4 +1,4 @@
-"""Generation settings: whatever is left of them can be loaded, saved and followed, and nothing else is left out."""
+"""Generation settings: the repaired ones can be loaded, saved and used, and nothing else is removed."""
 
 from __future__ import annotations
 

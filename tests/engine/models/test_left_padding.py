@@ -1,4 +1,4 @@
-"""Prompts that are padded on the left: what a model makes of it is measured, and the answers stay what they are."""
+"""Prompts padded on the left: the effect on a model is measured, and answers do not change."""
 
 from __future__ import annotations
 
@@ -80,15 +80,15 @@ def test_positions_are_counted_from_the_text_on(small: Small, kind: str, *, with
 
 @pytest.mark.parametrize("kind", ["rwkv", "gpt2"])
 def test_an_answer_is_the_same_in_any_batch(bench: Bench, small: Small, kind: str) -> None:
-    one = bench("full", model=small(kind))
+    setup = bench("full", model=small(kind))
     model = loaded(small(kind))
     model.generation_config.eos_token_id = [1]
     examples = [
         Example(messages=({"role": "user", "content": " ".join(WORDS[: 1 + n])}, {"role": "assistant", "content": "x"}))
         for n in (0, 5, 5, 9)
     ]
-    alone = [judge.answers(model, one.data, [row], max_new_tokens=6, batch_size=1)[0].text for row in examples]
-    together = [found.text for found in judge.answers(model, one.data, examples, max_new_tokens=6, batch_size=4)]
+    alone = [judge.answers(model, setup.data, [row], max_new_tokens=6, batch_size=1)[0].text for row in examples]
+    together = [answer.text for answer in judge.answers(model, setup.data, examples, max_new_tokens=6, batch_size=4)]
     assert together == alone
 
 
@@ -103,10 +103,10 @@ def reward(tmp_path: Path) -> str:
 
 
 def test_grpo_is_refused_where_padding_is_read_as_text(bench: Bench, small: Small, tmp_path: Path) -> None:
-    one = bench("grpo", model=small("rwkv"), reward_funcs=reward(tmp_path), **GRPO, **{"adapter.kind": "none"})
+    setup = bench("grpo", model=small("rwkv"), reward_funcs=reward(tmp_path), **GRPO, **{"adapter.kind": "none"})
     with pytest.raises(ConfigError, match="pads prompts on the left"):
-        one.train()
-    assert not one.curve("train/loss")
+        setup.train()
+    assert not setup.curve("train/loss")
 
 
 def test_grpo_scores_answers_of_gpt2_at_the_positions_they_were_sampled_at(
@@ -114,7 +114,7 @@ def test_grpo_scores_answers_of_gpt2_at_the_positions_they_were_sampled_at(
 ) -> None:
     """TRL gives a padded batch no positions; the sampled answer must be as likely as it was when it was sampled."""
     options = {"objective.options": "importance_sampling_level=token", "rollout.temperature": 1.0}
-    one = bench("grpo", model=small("gpt2"), reward_funcs=reward(tmp_path), **GRPO, **options)
+    setup = bench("grpo", model=small("gpt2"), reward_funcs=reward(tmp_path), **GRPO, **options)
     hooked: list[Any] = []
     counted = left_padding.counted
 
@@ -124,6 +124,6 @@ def test_grpo_scores_answers_of_gpt2_at_the_positions_they_were_sampled_at(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(left_padding, "counted", seen)
-        one.train()
+        setup.train()
     assert len(hooked) == 1
-    assert one.curve("train/loss")
+    assert setup.curve("train/loss")

@@ -1,4 +1,4 @@
-"""Loading a base, quantised or not, and putting an adapter on it."""
+"""Loading a base, quantised or not, and an adapter onto it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Bench = Callable[..., Any]
 
 
 def gradients_of_nf4(bench: Any, *, evaluated: bool) -> dict[str, torch.Tensor]:
-    """The gradients of a LoRA beside an NF4 base, after an evaluation pass or without one."""
+    """The gradients of a LoRA on an NF4 base, after an evaluation pass or without one."""
     base = loading.load_base(bench.job.config, bench.base)
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
@@ -33,14 +33,14 @@ def gradients_of_nf4(bench: Any, *, evaluated: bool) -> dict[str, torch.Tensor]:
             module(input_ids=ids)
     module.train()
     module(input_ids=ids, labels=ids).loss.backward()
-    return {name: one.grad for name, one in module.named_parameters() if one.requires_grad}
+    return {name: weight.grad for name, weight in module.named_parameters() if weight.requires_grad}
 
 
 def test_an_evaluation_before_training_changes_no_gradient(bench: Bench) -> None:
     """Fails without `keep_exact` on CPUs with AVX512-BF16: bitsandbytes 0.50 repacks what it evaluates."""
-    one = bench("qlora")
-    before = gradients_of_nf4(one, evaluated=False)
-    after = gradients_of_nf4(one, evaluated=True)
+    setup = bench("qlora")
+    before = gradients_of_nf4(setup, evaluated=False)
+    after = gradients_of_nf4(setup, evaluated=True)
     assert len(before) == 28
     for name, gradient in before.items():
         assert gradient.abs().max() > 0
@@ -49,8 +49,8 @@ def test_an_evaluation_before_training_changes_no_gradient(bench: Bench) -> None
 
 @pytest.mark.parametrize(("quantize", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt"), ("none", "Linear")])
 def test_the_base_is_held_as_asked(bench: Bench, quantize: str, kind: str) -> None:
-    one = bench("lora", **{"model.quantize": quantize})
-    base = loading.load_base(one.job.config, one.base)
+    setup = bench("lora", **{"model.quantize": quantize})
+    base = loading.load_base(setup.job.config, setup.base)
     assert type(base.model.layers[0].mlp.down_proj).__name__ == kind
     assert type(base.lm_head).__name__ == "Linear"
     assert not base.training
@@ -58,38 +58,38 @@ def test_the_base_is_held_as_asked(bench: Bench, quantize: str, kind: str) -> No
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_modules_that_are_not_there_are_refused(bench: Bench, method: str) -> None:
-    one = bench(method, **{"adapter.target_modules": "no_such_layer"})
+    setup = bench(method, **{"adapter.target_modules": "no_such_layer"})
     with pytest.raises(ModelError, match="does not fit") as caught:
-        trainable.prepare(one.job, one.data, one.base)
+        trainable.prepare(setup.job, setup.data, setup.base)
     assert "adapter.target_modules" in caught.value.hint
 
 
 def test_weights_that_cannot_be_read_are_refused(bench: Bench, tmp_path: Path) -> None:
-    one = bench("lora")
-    (tmp_path / "config.json").write_text((one.base.path / "config.json").read_text())
+    setup = bench("lora")
+    (tmp_path / "config.json").write_text((setup.base.path / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(Exception) as caught:  # noqa: PT011  # whatever it is, it must be ours
-        loading.load_base(one.job.config, one.base, path=tmp_path)
+        loading.load_base(setup.job.config, setup.base, path=tmp_path)
     assert isinstance(caught.value, ModelError), repr(caught.value)
 
 
 def test_only_the_adapter_trains_and_all_of_it_is_counted(bench: Bench) -> None:
-    one = bench("qlora", **{"adapter.r": 4})
-    plain = trainable.prepare(bench("full").job, one.data, one.base)
-    found = trainable.prepare(one.job, one.data, one.base)
-    names = {name for name, weight in found.module.named_parameters() if weight.requires_grad}
+    setup = bench("qlora", **{"adapter.r": 4})
+    plain = trainable.prepare(bench("full").job, setup.data, setup.base)
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    names = {name for name, weight in model.module.named_parameters() if weight.requires_grad}
     assert names
     assert all("lora_" in name for name in names)
     # r (in + out) of q, k, v, o, gate, up, down in two layers
-    assert found.trainable == 2 * 4 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
-    assert found.total == plain.total == plain.trainable  # 4-bit weights are counted one by one
+    assert model.trainable == 2 * 4 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
+    assert model.total == plain.total == plain.trainable  # 4-bit weights are counted one by one
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapter_weights_stay_float32_through_training(bench: Bench, method: str) -> None:
-    one = bench(method, **{"model.dtype": "bfloat16", "max_steps": 2})
-    model = trainable.prepare(one.job, one.data, one.base)
-    trained = sft.train(one.job, one.data, model)
+    setup = bench(method, **{"model.dtype": "bfloat16", "max_steps": 2})
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    trained = sft.train(setup.job, setup.data, model)
     training = {weight.dtype for weight in model.module.parameters() if weight.requires_grad}
     saved = {weight.dtype for weight in load_file(trained.folder / "adapter" / "adapter_model.safetensors").values()}
     assert training == saved == {torch.float32}
@@ -98,9 +98,9 @@ def test_adapter_weights_stay_float32_through_training(bench: Bench, method: str
 
 def test_another_seed_makes_another_adapter_and_the_same_one_the_same(bench: Bench) -> None:
     def weights(seed: int) -> torch.Tensor:
-        one = bench("lora", seed=seed)
+        setup = bench("lora", seed=seed)
         torch.rand(3)  # whatever was drawn before
-        module = trainable.prepare(one.job, one.data, one.base).module
+        module = trainable.prepare(setup.job, setup.data, setup.base).module
         return module.get_parameter("base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight").detach()
 
     assert torch.equal(weights(1), weights(1))
@@ -108,9 +108,9 @@ def test_another_seed_makes_another_adapter_and_the_same_one_the_same(bench: Ben
 
 
 def test_the_model_is_told_the_end_and_pad_tokens(bench: Bench) -> None:
-    one = bench("lora")
-    module = trainable.prepare(one.job, one.data, one.base).module.get_base_model()
-    tokenizer = one.data.tokenizer
+    setup = bench("lora")
+    module = trainable.prepare(setup.job, setup.data, setup.base).module.get_base_model()
+    tokenizer = setup.data.tokenizer
     assert module.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert module.generation_config.pad_token_id == module.config.pad_token_id == tokenizer.pad_token_id
     assert tokenizer.pad_token_id not in module.generation_config.eos_token_id
@@ -135,7 +135,7 @@ def test_saved_dtype(bench: Bench, tmp_path: Path, asked: str, stored: dict[str,
 @pytest.mark.parametrize("method", ["lora", "prompt"])
 @pytest.mark.parametrize(("revision", "kept"), [("sha256:12", None), ("0123abcd", "0123abcd")])
 def test_the_adapter_names_its_base_not_where_it_lies(bench: Bench, method: str, revision: str, kept: str) -> None:
-    one = bench(method)
-    base = replace(one.base, name_or_path="owner/name", revision=revision)
-    settings = trainable.prepare(one.job, one.data, base).module.peft_config["default"]
+    setup = bench(method)
+    base = replace(setup.base, name_or_path="owner/name", revision=revision)
+    settings = trainable.prepare(setup.job, setup.data, base).module.peft_config["default"]
     assert (settings.base_model_name_or_path, settings.revision) == ("owner/name", kept)

@@ -142,18 +142,18 @@ def test_dropout_is_no_difference_and_every_mode_is_as_before(small: Small) -> N
     model.model.layers[0].mlp = nn.Sequential(model.model.layers[0].mlp, nn.Dropout(0.5), Dropping())
     model.train()
     model.model.norm.eval()
-    modes, state = [one.training for one in model.modules()], torch.get_rng_state()
+    modes, state = [module.training for module in model.modules()], torch.get_rng_state()
     with neighbours._as_it_trains(model):
         assert neighbours.see_each_other(model, ROWS, packed) is None
-    assert [one.training for one in model.modules()] == modes
+    assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_pairs_are_short_rows_of_unlike_length() -> None:
-    found = neighbours.pairs([[1], [1] * 200, [1] * 3, [1] * 9, [1] * 20, [1] * 30])
-    assert [(len(one), len(other)) for one, other in found] == [(9, 65), (9, 30)]
+    pairs = neighbours.pairs([[1], [1] * 200, [1] * 3, [1] * 9, [1] * 20, [1] * 30])
+    assert [(len(first), len(second)) for first, second in pairs] == [(9, 65), (9, 30)]
     assert neighbours.pairs([[1], []]) == []
-    assert [(len(one), len(other)) for one, other in neighbours.pairs([[1, 2], [1, 2, 3]])] == [(2, 3), (2, 3)]
+    assert [(len(first), len(second)) for first, second in neighbours.pairs([[1, 2], [1, 2, 3]])] == [(2, 3), (2, 3)]
 
 
 def test_boundaries_are_those_that_trl_gives() -> None:

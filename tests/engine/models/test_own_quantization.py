@@ -1,4 +1,4 @@
-"""How a base's own files are quantised: read from their headers, and checked against what is asked for."""
+"""How a base's own files are quantised: read from their headers, and checked against the settings."""
 
 from __future__ import annotations
 

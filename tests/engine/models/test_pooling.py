@@ -1,4 +1,4 @@
-"""Rows that a learned prompt stands before are scored in a padded batch as they are alone."""
+"""With a learned prompt, rows get the same scores in a padded batch as alone."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def scores(module: Any, rows: list[list[int]], pad: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix", "lora"])
 def test_padding_is_not_read(bench: Callable[..., Bench], kind: str) -> None:
-    one = bench("reward", rows=pairs(8), **{"adapter.kind": kind})
-    made = trainable.prepare(one.job, one.data, one.base).module.eval()
-    made.save_pretrained(one.job.folder / "adapter")
-    saved = loading.load_saved(one.job.config, one.base, one.job.folder / "adapter")
-    loading.agree(saved.get_base_model(), one.data)
-    rows = [list(one.data.train.encoded[0].input_ids)]
+    setup = bench("reward", rows=pairs(8), **{"adapter.kind": kind})
+    made = trainable.prepare(setup.job, setup.data, setup.base).module.eval()
+    made.save_pretrained(setup.job.folder / "adapter")
+    saved = loading.load_saved(setup.job.config, setup.base, setup.job.folder / "adapter")
+    loading.agree(saved.get_base_model(), setup.data)
+    rows = [list(setup.data.train.encoded[0].input_ids)]
     rows += [rows[0][: len(rows[0]) // 2]]
-    pad = one.data.tokenizer.pad_token_id
+    pad = setup.data.tokenizer.pad_token_id
     for module in (made, saved):
         alone = torch.cat([scores(module, [row], pad) for row in rows])
         torch.testing.assert_close(scores(module, rows, pad), alone, rtol=1e-4, atol=1e-5)

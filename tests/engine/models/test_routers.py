@@ -37,14 +37,14 @@ def test_which_models_compute_it(small: Small, kind: str) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_loss_is_that_of_a_plain_trl_script(bench: Bench, small: Small, tmp_path: Path, method: str) -> None:
-    one = bench(method, model=small("qwen3_moe"), max_steps=4, learning_rate=5e-3)
-    one.train()
-    trainer = plain_trl(one, loaded(one.base.path), tmp_path, steps=4)
+    setup = bench(method, model=small("qwen3_moe"), max_steps=4, learning_rate=5e-3)
+    setup.train()
+    trainer = plain_trl(setup, loaded(setup.base.path), tmp_path, steps=4)
     trainer.train()
     for name in ("loss", "aux_loss"):
         theirs = [entry[name] for entry in trainer.state.log_history if name in entry]
         assert len(theirs) == 4
-        assert one.curve(f"train/{name}") == pytest.approx(theirs, abs=1e-3)
+        assert setup.curve(f"train/{name}") == pytest.approx(theirs, abs=1e-3)
 
 
 @pytest.mark.parametrize("change", [{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, {}])
@@ -56,9 +56,9 @@ def test_the_loss_of_the_tokens_is_the_same_in_parts(
     change = change or {"gradient_checkpointing": True}
     settings = {"per_device_train_batch_size": 8, "max_steps": 4, "learning_rate": 5e-3, "model": small("qwen3_moe")}
     settings["objective.options"] = f"router_aux_loss_coef={coefficient}"
-    one, other = (bench("full", **made) for made in (settings, settings | change))
+    first, second = (bench("full", **made) for made in (settings, settings | change))
     curves = []
-    for each in (one, other):
+    for each in (first, second):
         each.train()
         loss, balance = each.curve("train/loss"), each.curve("train/aux_loss")
         assert bool(balance) is bool(coefficient)
@@ -78,8 +78,8 @@ def test_it_has_a_gradient_with_and_without_checkpoints(small: Small, loss: Call
         if checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         assert loss(module, batch).balance is None
-        found = loss(module, batch, balance=True)
-        found.balance.backward()
+        losses = loss(module, batch, balance=True)
+        losses.balance.backward()
         gradients.append(module.model.layers[0].mlp.gate.weight.grad)
     assert gradients[0].abs().max() > 1e-4
     assert torch.allclose(*gradients, atol=1e-7)
@@ -88,17 +88,17 @@ def test_it_has_a_gradient_with_and_without_checkpoints(small: Small, loss: Call
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
 def test_held_out_losses_are_without_it(bench: Bench, small: Small, method: str) -> None:
     """At the start the loss of dpo is log 2, and that of kto one half; training adds the weight times about 2."""
-    one = bench(method, model=small("qwen3_moe"), rows=pairs(16), max_steps=1)
-    one.train()
+    setup = bench(method, model=small("qwen3_moe"), rows=pairs(16), max_steps=1)
+    setup.train()
     first = {"dpo": 0.6931472, "kto": 0.5}.get(method)
     if first:
-        assert one.curve("eval/loss")[0] == pytest.approx(first, abs=1e-5)
-        assert one.curve("train/loss")[0] == pytest.approx(first + 0.001 * one.curve("train/aux_loss")[0], abs=1e-5)
+        assert setup.curve("eval/loss")[0] == pytest.approx(first, abs=1e-5)
+        assert setup.curve("train/loss")[0] == pytest.approx(first + 0.001 * setup.curve("train/aux_loss")[0], abs=1e-5)
     else:
         weightless = bench(method, model=small("qwen3_moe", router_aux_loss_coef=0.0), rows=pairs(16), max_steps=1)
         weightless.train()
-        assert one.curve("eval/loss")[0] == pytest.approx(weightless.curve("eval/loss")[0], abs=1e-6)
-        assert one.curve("train/loss")[0] - weightless.curve("train/loss")[0] == pytest.approx(0.002, abs=2e-4)
+        assert setup.curve("eval/loss")[0] == pytest.approx(weightless.curve("eval/loss")[0], abs=1e-6)
+        assert setup.curve("train/loss")[0] - weightless.curve("train/loss")[0] == pytest.approx(0.002, abs=2e-4)
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
@@ -107,13 +107,13 @@ def test_the_switch_is_off_outside_the_steps(bench: Bench, small: Small, method:
     rows = {} if method == "sft" else {"rows": pairs(16)}
     base = small("qwen3_moe", output_router_logits=True, router_aux_loss_coef=0.003)
     assert AutoConfig.from_pretrained(base).output_router_logits
-    one = bench(method, model=base, max_steps=2, eval_steps=1, **{"adapter.kind": "none", **rows})
-    model = trainable.prepare(one.job, one.data, one.base)
+    setup = bench(method, model=base, max_steps=2, eval_steps=1, **{"adapter.kind": "none", **rows})
+    model = trainable.prepare(setup.job, setup.data, setup.base)
     seen = []
     module = model.module
     generate = module.generate
     module.generate = lambda **options: seen.append(module.config.output_router_logits) or generate(**options)
-    trained = one.job.registry.trainers[method].train(one.job, one.data, model)
+    trained = setup.job.registry.trainers[method].train(setup.job, setup.data, model)
     assert seen
     assert not any(seen)
     kept = json.loads((trained.model / "config.json").read_text())
@@ -126,10 +126,10 @@ def test_where_it_cannot_be_computed_nothing_is_added(bench: Bench, small: Small
     """TRL's own output layer knows no number of experts of Granite's; transformers computes none of Llama 4's."""
     method = "dpo" if kind != "llama4" else "sft"
     rows = {"rows": pairs(16)} if method == "dpo" else {}
-    one = bench(method, model=small(kind), max_steps=1, **rows)
-    one.train()
-    assert one.curve("train/loss")
-    assert not one.curve("train/aux_loss")
+    setup = bench(method, model=small(kind), max_steps=1, **rows)
+    setup.train()
+    assert setup.curve("train/loss")
+    assert not setup.curve("train/aux_loss")
 
 
 # ---- TRL's own output layer
@@ -142,19 +142,19 @@ def test_where_it_cannot_be_computed_nothing_is_added(bench: Bench, small: Small
 def test_an_output_layer_that_says_something_else_is_refused(
     bench: Bench, small: Small, method: str, kind: str, words: str
 ) -> None:
-    one = bench(method, model=small(kind), rows=pairs(16), max_steps=1, **{"adapter.kind": "none"})
+    setup = bench(method, model=small(kind), rows=pairs(16), max_steps=1, **{"adapter.kind": "none"})
     with pytest.raises(ConfigError, match=words):
-        one.train()
-    assert not one.curve("train/loss")
+        setup.train()
+    assert not setup.curve("train/loss")
 
 
 def test_an_output_layer_at_another_temperature_is_no_difference(bench: Bench, small: Small) -> None:
     from trl.trainer.utils import add_fused_lm_head
 
-    one = bench("dpo", model=small("llama"), rows=pairs(16))
+    setup = bench("dpo", model=small("llama"), rows=pairs(16))
     module = loaded(small("llama")).eval()
     add_fused_lm_head(module, temperature=0.7)
     row = list(range(20, 40))
-    fused_head.check(one.job, module, row, temperature=0.7, rough=False)
+    fused_head.check(setup.job, module, row, temperature=0.7, rough=False)
     with pytest.raises(ConfigError):
-        fused_head.check(one.job, module, row, temperature=1.0, rough=False)
+        fused_head.check(setup.job, module, row, temperature=1.0, rough=False)

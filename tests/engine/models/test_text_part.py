@@ -1,4 +1,4 @@
-"""The text part of a picture model: its adapter is put on the whole by PEFT alone, and on the part by ours."""
+"""The text part of a vision model: PEFT alone loads its adapter onto the whole model, and we load it onto the part."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_what_is_loaded_of_a_model(pictures: Path, llama4: Path, tiny_model: Pat
     assert gemma is not None
     assert not gemma.text_alone
     assert "is not trained" in gemma.said("mine", adapter=True)
-    found = text_part.of(llama4)
-    assert found is not None
-    assert found.text_alone
+    parts_of_llama = text_part.of(llama4)
+    assert parts_of_llama is not None
+    assert parts_of_llama.text_alone
 
 
 def lora(**settings: Any) -> LoraConfig:
@@ -124,9 +124,9 @@ def test_what_cannot_have_the_names_of_the_whole_is_left_as_it_is(pictures: Path
     settings = json.loads(file.read_text())
     ranks = {f"{LAYER}.lora_E": [True, False]} if settings["peft_type"] == "ADALORA" else None
     file.write_text(json.dumps(settings | {"rank_pattern": ranks}))
-    before = [one.read_bytes() for one in sorted((tmp_path / "own").iterdir())]
+    before = [path.read_bytes() for path in sorted((tmp_path / "own").iterdir())]
     assert text_part.rename_for_whole(tmp_path / "own", pictures) is None
-    assert [one.read_bytes() for one in sorted((tmp_path / "own").iterdir())] == before
+    assert [path.read_bytes() for path in sorted((tmp_path / "own").iterdir())] == before
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_an_adapter_of_the_whole_fits_the_text_part(pictures: Path, tmp_path: Pa
     wanted = made(pictures, tmp_path / "own", kind=WHOLE, config=lora(target_modules=target))
     said: list[str] = []
     with loading.quiet_peft():
-        found = fitting.put_on(base_model(pictures), tmp_path / "own", say=said.append)
-    assert torch.equal(says(found), wanted)
+        wrapped = fitting.put_on(base_model(pictures), tmp_path / "own", say=said.append)
+    assert torch.equal(says(wrapped), wanted)
     assert said == [
         "the adapter's weights have different names from the base's; all match with `language_model` removed"
     ]
@@ -162,8 +162,8 @@ def test_one_that_changes_the_picture_part_does_not(pictures: Path, tmp_path: Pa
 def test_an_adapter_of_the_text_part_fits_the_whole(pictures: Path, tmp_path: Path) -> None:
     wanted = made(pictures, tmp_path / "own", config=lora())
     with loading.quiet_peft():
-        found = fitting.put_on(base_model(pictures, WHOLE), tmp_path / "own")
-    assert torch.equal(says(found), wanted)
+        wrapped = fitting.put_on(base_model(pictures, WHOLE), tmp_path / "own")
+    assert torch.equal(says(wrapped), wanted)
     other = renamed(
         tmp_path / "own", tmp_path / "v4", lambda name: name.replace(".model.layers", ".language_model.model.layers")
     )

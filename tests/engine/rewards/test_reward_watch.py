@@ -101,7 +101,9 @@ def test_what_trl_trains_on_is_watched(
 ) -> None:
     """RLOO takes its KL penalty off the rewards, and `by_prompt` differs between groups: neither is a reward apart."""
     (tmp_path / "rewards.py").write_text(REWARDS)
-    rows = [Example(messages=({"role": "user", "content": f"{one} {two}"},)) for one in WORDS for two in WORDS[:2]]
+    rows = [
+        Example(messages=({"role": "user", "content": f"{first} {second}"},)) for first in WORDS for second in WORDS[:2]
+    ]
     settings = {"max_completion_length": 3, "max_steps": 3, "reward_funcs": f"{tmp_path / 'rewards.py'}:{reward}"}
     trained = bench(method, rows=rows, **settings).train()
-    assert any("equal rewards" in one for one in trained.findings) is told
+    assert any("equal rewards" in finding for finding in trained.findings) is told

@@ -1,4 +1,4 @@
-"""Reward functions are found by name, called with what they take, and what they return is checked."""
+"""Reward functions are found by name, called with the arguments they take, and their results are checked."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def config(**rollout: Any) -> Any:
 
 def test_a_function_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "folder" / "my rewards.py")
-    (one,) = find(f"{file}:length")
-    assert (one.name, one.source, len(one.sha256)) == ("length", file, 64)
-    assert one.function(completions=SAID) == [3, 5]
+    (named,) = find(f"{file}:length")
+    assert (named.name, named.source, len(named.sha256)) == ("length", file, 64)
+    assert named.function(completions=SAID) == [3, 5]
     monkeypatch.chdir(tmp_path)
-    assert find("folder/my rewards.py:length")[0].function is one.function
+    assert find("folder/my rewards.py:length")[0].function is named.function
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
@@ -79,15 +79,15 @@ def test_a_dotted_name_begins_in_the_working_folder(name: str, tmp_path: Path, m
     package = f"{name.partition('.')[0]}_{len(name)}{'c' if ':' in name else 'd'}"
     file = write(tmp_path / package / "inner.py")
     monkeypatch.chdir(tmp_path)
-    (one,) = find(name.replace("rewards_of_a_package", package))
-    assert one.function(SAID) == [3, 5]
-    assert (one.name, one.source, one.provider) == ("length", file, "")
+    (named,) = find(name.replace("rewards_of_a_package", package))
+    assert named.function(SAID) == [3, 5]
+    assert (named.name, named.source, named.provider) == ("length", file, "")
 
 
 def test_a_registered_one_by_its_name() -> None:
-    (one,) = find("exact-answer")
-    assert one.function(SAID, answer=["one", "two"]) == [1.0, 0.0]
-    assert (one.name, one.provider) == ("exact-answer", "builtin.rewards")
+    (named,) = find("exact-answer")
+    assert named.function(SAID, answer=["one", "two"]) == [1.0, 0.0]
+    assert (named.name, named.provider) == ("exact-answer", "builtin.rewards")
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_what_cannot_be_found_is_told(name: str, words: str, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "r.py", LENGTH + "NUMBER = 3\ndef other(texts):\n    return texts\ndef _own():\n    pass\n")
     write(tmp_path / "broken.py", "1 / 0\n")
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as caught:
         find(name)
-    told = f"{found.value.message} {found.value.hint}"
+    told = f"{caught.value.message} {caught.value.hint}"
     assert words.format(folder=tmp_path) in told
     assert "\n" not in told
 
@@ -128,7 +128,7 @@ def test_two_functions_of_one_name_get_names_of_their_own(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.py")
     write(tmp_path / "sub" / "b.py", LENGTH + "def short(completions):\n    return [0] * len(completions)\n")
-    assert [one.name for one in find("a.py:length", "sub/b.py:length", "sub/b.py:short")] == [
+    assert [named.name for named in find("a.py:length", "sub/b.py:length", "sub/b.py:short")] == [
         "a.length",
         "sub.b.length",
         "short",
@@ -143,14 +143,14 @@ def test_two_functions_of_one_name_get_names_of_their_own(tmp_path: Path, monkey
 def test_weights_stand_in_the_order_of_the_names(tmp_path: Path) -> None:
     names = [f"{write(tmp_path / 'r.py')}:length", "valid-json"]
     loaded = reward_judges.load(config(reward_funcs=names, reward_weights=[0.5, 2.0]), REGISTRY)
-    assert [(one.name, one.weight) for one in loaded] == [("length", 0.5), ("valid-json", 2.0)]
-    assert [one.weight for one in reward_judges.load(config(reward_funcs=names), REGISTRY)] == [1.0, 1.0]
+    assert [(reward.name, reward.weight) for reward in loaded] == [("length", 0.5), ("valid-json", 2.0)]
+    assert [reward.weight for reward in reward_judges.load(config(reward_funcs=names), REGISTRY)] == [1.0, 1.0]
 
 
 def test_weights_that_are_not_as_many_are_refused() -> None:
-    with pytest.raises(ConfigError, match="1 weights for 2 rewards") as found:
+    with pytest.raises(ConfigError, match="1 weights for 2 rewards") as caught:
         reward_judges.load(config(reward_funcs=["valid-json", "exact-answer"], reward_weights=[1.0]), REGISTRY)
-    assert "valid-json, exact-answer" in str(found.value.hint)
+    assert "valid-json, exact-answer" in str(caught.value.hint)
 
 
 def test_nothing_to_learn_from_is_refused() -> None:
@@ -229,9 +229,9 @@ def raises(completions: Any, **columns: Any) -> list[float]:
     ],
 )
 def test_what_is_no_reward_is_refused(function: Callable[..., Any], words: str) -> None:
-    with pytest.raises(RefusedError, match="the reward function 'mine'") as found:
+    with pytest.raises(RefusedError, match="the reward function 'mine'") as caught:
         judge(function, name="mine")(PROMPTS, SAID)
-    assert words in found.value.message
+    assert words in caught.value.message
 
 
 def test_the_rewards_of_answers_and_their_weighted_sum() -> None:
@@ -290,7 +290,7 @@ def scorer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_reward_model_scores_whole_conversations(scorer: Path) -> None:
     (loaded,) = reward_judges.load(config(reward_weights=[0.25]), REGISTRY, model=scorer)
-    found = loaded(PROMPTS * 9, SAID * 9, answer=["", ""] * 9)
+    scores = loaded(PROMPTS * 9, SAID * 9, answer=["", ""] * 9)
     model: Any = LlamaForSequenceClassification.from_pretrained(scorer).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(scorer)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -300,7 +300,7 @@ def test_a_reward_model_scores_whole_conversations(scorer: Path) -> None:
             for p, s in zip(PROMPTS, SAID, strict=True)
         ]
     assert abs(wanted[0] - wanted[1]) > 1e-3
-    assert found == pytest.approx(wanted * 9, abs=1e-5)
+    assert scores == pytest.approx(wanted * 9, abs=1e-5)
     assert (loaded.name, loaded.weight) == ("reward_model", 0.25)
 
 

@@ -101,25 +101,25 @@ def test_it_needs_no_mlflow_ft(
 ) -> None:
     messages, _ = question
     command = [sys.executable, "-c", ALONE, str(bundle.CHAT_MODEL), messages[0]["content"]]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, *map(str, folders.values())], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert done.returncode == 0, done.stderr
-    adapter, merged = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    adapter, merged = json.loads(process.stdout.splitlines()[-1])
     assert said(adapter) == said(merged) == said(chat.predict(None, {"messages": messages}))
     assert said(adapter)
 
 
 def test_the_answer_is_an_openai_chat_completion(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
-    found = chat.predict(None, {"messages": question[0]})
+    completion = chat.predict(None, {"messages": question[0]})
     prompt = chat.tokenizer.apply_chat_template(question[0], add_generation_prompt=True)["input_ids"]
-    assert found["object"] == "chat.completion"
-    assert found["choices"][0]["message"]["role"] == "assistant"
-    assert found["choices"][0]["finish_reason"] == "stop"
-    usage = found["usage"]
+    assert completion["object"] == "chat.completion"
+    assert completion["choices"][0]["message"]["role"] == "assistant"
+    assert completion["choices"][0]["finish_reason"] == "stop"
+    usage = completion["usage"]
     assert usage["prompt_tokens"] == len(prompt)
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    assert "<|im_end|>" not in said(found)
+    assert "<|im_end|>" not in said(completion)
 
 
 def test_a_table_of_requests_and_params(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
@@ -127,17 +127,17 @@ def test_a_table_of_requests_and_params(chat: Any, question: tuple[list[dict[str
     rows = pd.DataFrame(
         {"messages": [question[0], question[0]], "temperature": [None, 0.0], "stop": [float("nan")] * 2}
     )
-    assert [said(one) for one in chat.predict(None, rows)] == [alone, alone]
+    assert [said(completion) for completion in chat.predict(None, rows)] == [alone, alone]
     assert chat.predict(None, rows[:1], {"max_tokens": 1})["usage"]["completion_tokens"] == 1
 
 
 def test_max_tokens(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
     whole = chat.predict(None, {"messages": question[0]})
     for key in ("max_tokens", "max_completion_tokens"):
-        found = chat.predict(None, {"messages": question[0], key: 2})
-        assert found["usage"]["completion_tokens"] == 2
-        assert found["choices"][0]["finish_reason"] == "length"
-        assert said(whole).startswith(said(found))
+        completion = chat.predict(None, {"messages": question[0], key: 2})
+        assert completion["usage"]["completion_tokens"] == 2
+        assert completion["choices"][0]["finish_reason"] == "length"
+        assert said(whole).startswith(said(completion))
 
 
 def test_stop_strings_end_the_answer_before_themselves(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
@@ -145,25 +145,25 @@ def test_stop_strings_end_the_answer_before_themselves(chat: Any, question: tupl
     first, _, rest = whole.partition(" ")
     assert rest
     for stop in (" ", ["never", " "]):
-        found = chat.predict(None, {"messages": question[0], "stop": stop})
-        assert said(found) == first
-        assert found["choices"][0]["finish_reason"] == "stop"
+        completion = chat.predict(None, {"messages": question[0], "stop": stop})
+        assert said(completion) == first
+        assert completion["choices"][0]["finish_reason"] == "stop"
 
 
 def test_a_stop_text_is_a_text_whatever_its_tokens(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
-    """It may begin within a token and end within another; what stands in the prompt is no part of the answer."""
+    """It may begin within a token and end within another; the prompt is not part of the answer."""
     unstopped = chat.predict(None, {"messages": question[0]})
     whole = said(unstopped)
     stop = whole[2:8]
     assert len(chat.tokenizer.tokenize(stop)) > 1
-    found = chat.predict(None, {"messages": question[0], "stop": [stop]})
-    assert said(found) == whole[:2]
-    assert found["choices"][0]["finish_reason"] == "stop"
-    assert found["usage"]["completion_tokens"] < unstopped["usage"]["completion_tokens"]
+    completion = chat.predict(None, {"messages": question[0], "stop": [stop]})
+    assert said(completion) == whole[:2]
+    assert completion["choices"][0]["finish_reason"] == "stop"
+    assert completion["usage"]["completion_tokens"] < unstopped["usage"]["completion_tokens"]
     prompt = chat.tokenizer.apply_chat_template(question[0], add_generation_prompt=True, tokenize=False)
     across = prompt[-1] + whole[:3]
-    found = chat.predict(None, {"messages": question[0], "stop": across})
-    assert said(found) == whole
+    completion = chat.predict(None, {"messages": question[0], "stop": across})
+    assert said(completion) == whole
     assert chat.predict(None, {"messages": question[0], "stop": "<|im_end|>"})["choices"][0]["finish_reason"] == "stop"
 
 
@@ -221,10 +221,10 @@ def test_what_the_template_refuses_is_told_with_status_400(
 def test_an_answer_ends_where_the_model_can_read_no_further(chat: Any) -> None:
     messages = [{"role": "user", "content": "red " * 240}]
     length = len(chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
-    found = chat.predict(None, {"messages": messages, "max_tokens": 100, "temperature": 90.0, "stop": "zzz"})
-    assert found["usage"]["total_tokens"] <= 256
-    assert found["usage"]["completion_tokens"] == 256 - length
-    assert found["choices"][0]["finish_reason"] == "length"
+    completion = chat.predict(None, {"messages": messages, "max_tokens": 100, "temperature": 90.0, "stop": "zzz"})
+    assert completion["usage"]["total_tokens"] <= 256
+    assert completion["usage"]["completion_tokens"] == 256 - length
+    assert completion["choices"][0]["finish_reason"] == "length"
 
 
 def test_sampling_is_from_all_tokens_unless_fewer_are_asked_for(
@@ -311,11 +311,11 @@ def test_the_base_may_lie_elsewhere(
     write_manifest(folder)
     with pytest.raises(FileNotFoundError, match="MLFLOW_FT_BASE_MODEL"):
         load(code, folder)
-    found = load(code, folder, base_model_path=str(moved))
-    assert said(found.predict(None, {"messages": question[0]})) == wanted
+    loaded = load(code, folder, base_model_path=str(moved))
+    assert said(loaded.predict(None, {"messages": question[0]})) == wanted
     monkeypatch.setenv("MLFLOW_FT_BASE_MODEL", str(moved))
-    found = load(code, folder, base_model_path=str(tmp_path / "gone"))
-    assert said(found.predict(None, {"messages": question[0]})) == wanted
+    loaded = load(code, folder, base_model_path=str(tmp_path / "gone"))
+    assert said(loaded.predict(None, {"messages": question[0]})) == wanted
 
 
 def test_another_base_is_refused(
@@ -369,20 +369,20 @@ def test_a_learned_prompt_answers_as_it_was_trained(
     """In memory after training, and from its files by the code of the model."""
     settings = {"adapter.kind": kind, "model.quantize": quantize, "learning_rate": 0.3, "max_steps": 12}
     settings |= {"adapter.init_text": "red green"} if kind == "cpt" else {"adapter.num_virtual_tokens": 5}
-    one = lay(tmp_path / "job", "lora", model=learned.trained.model, **settings)
-    model = trainable.prepare(one.job, one.data, one.base)
-    trained = sft.train(one.job, one.data, model)
-    examples = list(one.data.eval.examples)[:4]
-    wanted = judge.answers(model.module, one.data, examples, max_new_tokens=8, batch_size=4)
+    setup = lay(tmp_path / "job", "lora", model=learned.trained.model, **settings)
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    trained = sft.train(setup.job, setup.data, model)
+    examples = list(setup.data.eval.examples)[:4]
+    wanted = judge.answers(model.module, setup.data, examples, max_new_tokens=8, batch_size=4)
     folder = tmp_path / "packaged"
-    bundle.copy_adapter(one.job, trained, folder)
-    bundle.complete(one.job, one.data, folder)
+    bundle.copy_adapter(setup.job, trained, folder)
+    bundle.complete(setup.job, setup.data, folder)
     write_manifest(folder)
     chat = load(code, folder)
     for example, answer in zip(examples, wanted, strict=True):
         question = {"messages": [dict(turn) for turn in example.prompt], "max_tokens": 8}
         assert said(chat.predict(None, question)) == answer.text
-    plain = loading.load_base(one.job.config, one.base)
+    plain = loading.load_base(setup.job.config, setup.base)
     assert parity.compare(plain, trained.folder / "reference.safetensors")["kl_max"] > 1e-6
     assert parity.compare(chat.model, trained.folder / "reference.safetensors")["kl_max"] < 1e-9
 
@@ -395,11 +395,11 @@ def test_an_adapter_brings_its_new_tokens(code: Any, tiny_model: Path, tmp_path:
     config.vocab_size = len(tokenizer)
     AutoModelForCausalLM.from_config(config).save_pretrained(small)
     tokenizer.save_pretrained(small)
-    one = lay(tmp_path / "job", "lora", model=small, learning_rate=1e-2, **{"model.add_tokens": "[<a>, <b>]"})
-    trained = one.train()
+    setup = lay(tmp_path / "job", "lora", model=small, learning_rate=1e-2, **{"model.add_tokens": "[<a>, <b>]"})
+    trained = setup.train()
     folder = tmp_path / "packaged"
-    bundle.copy_adapter(one.job, trained, folder)
-    bundle.complete(one.job, one.data, folder)
+    bundle.copy_adapter(setup.job, trained, folder)
+    bundle.complete(setup.job, setup.data, folder)
     write_manifest(folder)
     assert json.loads((folder / "base.json").read_text())["tokens"] == len(tokenizer) + 2
     chat = load(code, folder)
@@ -426,7 +426,7 @@ def test_a_base_that_is_kept_in_mlflow_is_fetched(
 
 
 def test_a_base_with_fewer_layers_is_refused(code: Any, folders: dict[str, Path], tmp_path: Path) -> None:
-    """Where the base's revision is a commit, nothing else tells it from another model."""
+    """If the base's revision is a commit, nothing else identifies the model."""
     folder = shutil.copytree(folders["adapter"], tmp_path / "adapter")
     note = json.loads((folder / "base.json").read_text()) | {"revision": "0123"}
     (folder / "base.json").write_text(json.dumps(note))

@@ -1,4 +1,4 @@
-"""Adapters on one base are what they are alone; what cannot share a base is refused."""
+"""Adapters on one base give the same outputs as alone; those that cannot share a base are refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def said(answer: dict[str, Any]) -> str:
 
 
 def alone(base: Path, folder: Path | None, note: dict[str, Any] | None = None) -> Any:
-    """One model that answers by itself."""
+    """A single model with its own base."""
     model = chat_model.load_base(str(base), dict(note or NOTE))
     chat = shared.ChatModel()
     chat.adopt(PeftModel.from_pretrained(model, folder) if folder else model, base)
@@ -103,11 +103,11 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_two_that_share_a_base_are_what_they_are_alone(
-    base: Path, adapter: Callable[..., Path], one: str, other: str
+    base: Path, adapter: Callable[..., Path], first: str, second: str
 ) -> None:
-    folders = {"a": adapter(one, 1), "b": adapter(other, 2)}
+    folders = {"a": adapter(first, 1), "b": adapter(second, 2)}
     served = share(base, **folders)
     assert served.names == ("a", "b", "base")
     logits = {}
@@ -119,7 +119,7 @@ def test_two_that_share_a_base_are_what_they_are_alone(
             assert torch.equal(logits[name], model.model(input_ids=ids).logits)
         for prompt in ("blue lamp green", "red door"):
             assert said(served.answer(request(prompt, model=name))) == said(model.complete(request(prompt)))
-    tail = {name: found[:, -1] for name, found in logits.items()}  # a learned prompt stands in front
+    tail = {name: shared_logits[:, -1] for name, shared_logits in logits.items()}  # a learned prompt comes first
     assert not torch.equal(tail["a"], tail["b"])
     assert not torch.equal(tail["a"], tail["base"])
 
@@ -128,14 +128,14 @@ def test_on_a_base_in_4_bits(base: Path, adapter: Callable[..., Path]) -> None:
     note = NOTE | {"quantization": NF4}
     folders = {"a": adapter("lora", 1), "b": adapter("dora", 2)}
     served = share(base, note, **folders)
-    assert any(type(one).__name__ == "Params4bit" for one in served._module.parameters())
+    assert any(type(parameter).__name__ == "Params4bit" for parameter in served._module.parameters())
     for name in ("b", "base", "a"):
         model = alone(base, folders.get(name), note)
         assert said(served.answer(request(model=name))) == said(model.complete(request()))
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "words"),
+    ("first", "second", "words"),
     [
         ("lora", "ia3", "different peft types"),
         ("lora", "prompt", "different peft types"),
@@ -145,10 +145,10 @@ def test_on_a_base_in_4_bits(base: Path, adapter: Callable[..., Path]) -> None:
     ],
 )
 def test_what_peft_cannot_hold_together_is_refused(
-    base: Path, adapter: Callable[..., Path], one: str, other: str, words: str
+    base: Path, adapter: Callable[..., Path], first: str, second: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"adapter 'b' cannot be loaded onto the base with the others: .*{words}"):
-        share(base, a=adapter(one), b=adapter(other))
+        share(base, a=adapter(first), b=adapter(second))
 
 
 def test_an_adapter_that_changes_the_base_is_refused(base: Path, adapter: Callable[..., Path]) -> None:
@@ -165,10 +165,10 @@ def test_an_adapter_that_changes_another_is_refused(
     put = shared._put
 
     def harmful(module: Any, folder: Path, key: str, *, name: str, **more: Any) -> Any:
-        found = put(module, folder, key, name=name, **more)
+        wrapped = put(module, folder, key, name=name, **more)
         if name == "b":
-            next(value for key, value in found.named_parameters() if "served0" in key).data += 1
-        return found
+            next(value for key, value in wrapped.named_parameters() if "served0" in key).data += 1
+        return wrapped
 
     monkeypatch.setattr(shared, "_put", harmful)
     with pytest.raises(RefusedError, match="adapter 'b' changes the output of another adapter"):
@@ -179,18 +179,18 @@ def test_many_who_ask_at_once_get_their_own_answers(base: Path, adapter: Callabl
     served = share(base, a=adapter("lora", 1, lora_alpha=64), b=adapter("lora", 2, lora_alpha=64))
     wanted = {name: said(served.answer(request(model=name))) for name in served.names}
     assert len(set(wanted.values())) == 3
-    found: list[tuple[str, str]] = []
+    answers: list[tuple[str, str]] = []
 
     def ask(name: str) -> None:
-        found.append((name, said(served.answer(request(model=name)))))
+        answers.append((name, said(served.answer(request(model=name)))))
 
     threads = [threading.Thread(target=ask, args=[name]) for name in served.names * 8]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 24
-    assert set(found) == set(wanted.items())
+    assert len(answers) == 24
+    assert set(answers) == set(wanted.items())
 
 
 def test_the_base_ends_where_it_does_or_where_the_adapter_was_taught_to(
@@ -219,10 +219,10 @@ def test_what_is_settled_stays(text: str, stops: list[str]) -> None:
     answer = chat_model.shown(text[:end], stops)
     before = ""
     for size in range(end + 1):
-        found = shared.settled(text[:size], stops)
-        assert found.startswith(before)
-        assert answer.startswith(found)
-        before = found
+        part = shared.settled(text[:size], stops)
+        assert part.startswith(before)
+        assert answer.startswith(part)
+        before = part
 
 
 def test_half_a_letter_and_what_may_become_a_stop_text_wait() -> None:

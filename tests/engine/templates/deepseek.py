@@ -67,9 +67,9 @@ def deepseek(messages: Sequence[Message], tools: Tools) -> Script:
             script.read("<｜tool▁outputs▁end｜>" if result else "<｜Assistant｜>")
             script.say(turn, without_thought(message.get("content") or ""))
             calls = [
-                f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{one['name']}\n```json\n{as_json(one['arguments'])}\n```"
+                f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{function['name']}\n```json\n{as_json(function['arguments'])}\n```"
                 "<｜tool▁call▁end｜>"
-                for one in functions(message)
+                for function in functions(message)
             ]
             if calls:
                 script.say(turn, "<｜tool▁calls▁begin｜>", "\n".join(calls), "<｜tool▁calls▁end｜>")

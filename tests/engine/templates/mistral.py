@@ -1,4 +1,4 @@
-"""Mistral, of the versions 1, 3 and 7 of its tokenizer."""
+"""Mistral, with versions 1, 3 and 7 of its tokenizer."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def mistral3(messages: Sequence[Message], tools: Tools) -> Script:
     given = f"{messages[0]['content']}\n\n" if messages[0]["role"] == "system" else ""
     for turn, message in enumerate(messages):
         if message["role"] == "user":
-            asked = message == last  # by what it says: where a question is asked twice, both are the last
+            asked = message == last  # by content: if a question is asked twice, both are the last
             offer = f"[AVAILABLE_TOOLS] {as_json(tools)}[/AVAILABLE_TOOLS]" if tools and asked else ""
             script.read(offer, "[INST] ", given if asked else "", message["content"], "[/INST]")
         elif message.get("tool_calls"):
@@ -112,7 +112,7 @@ FAMILIES["mistral-v3"] = Family(
     beside=False,
 )
 MISTRAL3_AS_RELEASED = MISTRAL3.replace("WHEN", "loop.last")
-"""Mistral-7B-Instruct-v0.3, Nemo: the system prompt stands in a prompt, never where an answer follows."""
+"""Mistral-7B-Instruct-v0.3, Nemo: the system prompt is in a prompt, never when an answer follows."""
 
 MISTRAL7 = """{{- bos_token }}
 {%- if messages[0].role == 'system' %}

@@ -1,4 +1,4 @@
-"""Command R, gpt-oss with its channels, GLM that ends no turn, and headers in plain words."""
+"""Command R, gpt-oss with its channels, GLM without ends of turns, and headers in plain words."""
 
 from __future__ import annotations
 

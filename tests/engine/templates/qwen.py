@@ -1,4 +1,4 @@
-"""Qwen 2.5 and 3: a default system prompt, tools as Hermes has them, thoughts."""
+"""Qwen 2.5 and 3: a default system prompt, tools as in Hermes, thoughts."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def hermes(message: Message) -> list[str]:
     """A turn's words, if any, and its calls."""
     words = [message["content"]] if message.get("content") else []
     calls = [
-        f'<tool_call>\n{{"name": "{one["name"]}", "arguments": {as_json(one["arguments"])}}}\n</tool_call>'
-        for one in functions(message)
+        f'<tool_call>\n{{"name": "{function["name"]}", "arguments": {as_json(function["arguments"])}}}\n</tool_call>'
+        for function in functions(message)
     ]
     return words + calls
 

@@ -1,4 +1,4 @@
-"""What a family is, and what it writes, piece by piece."""
+"""A family of templates, and what it writes, piece by piece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tools = Sequence[Mapping[str, Any]] | None
 
 @dataclass
 class Script:
-    """A text, piece by piece, each with the turn that says it; None: nobody learns it."""
+    """A text, piece by piece, each with its turn; None: not learned."""
 
     parts: list[tuple[str, int | None]] = field(default_factory=list)
 
@@ -33,13 +33,13 @@ class Script:
 
     def speeches(self) -> dict[int, tuple[int, int]]:
         """Of every turn that is said, from where to where."""
-        found: dict[int, tuple[int, int]] = {}
+        places: dict[int, tuple[int, int]] = {}
         place = 0
         for text, turn in self.parts:
             if turn is not None:
-                found[turn] = (found.get(turn, (place, 0))[0], place + len(text))
+                places[turn] = (places.get(turn, (place, 0))[0], place + len(text))
             place += len(text)
-        return found
+        return places
 
 
 Oracle = Callable[[Sequence[Message], Tools], Script]
@@ -61,11 +61,11 @@ class Family:
     system: str = "turn"
     """How a system prompt is written: a `turn`, `joined` with the user's words, or `no`."""
     tools: str = "no"
-    """Which it writes by itself: `no`, `calls` alone, or `all`."""
+    """What it supports itself: `no` tools, only `calls`, or `all`."""
     parallel: bool = True
     """Whether one turn may call several tools."""
     beside: bool = True
-    """Whether words may stand beside a call."""
+    """Whether words may accompany a call."""
     way: str = "prefix differences"
     """How the assistant's turns are found where there is only one."""
 

@@ -18,7 +18,7 @@ SNIPPETS = (
     "    ",
     "\xa0",
     "\u200b",
-    # short words that stand in the names of tokens, and names of roles
+    # short words that occur in the names of tokens, and names of roles
     "e",
     "s",
     "im_end",
@@ -104,8 +104,8 @@ def conversations(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
     rounds = draw(st.lists(st.tuples(text, text), min_size=1, max_size=3))
     turns = [
         {"role": role, "content": said}
-        for one in rounds
-        for role, said in zip(("user", "assistant"), one, strict=True)
+        for exchange in rounds
+        for role, said in zip(("user", "assistant"), exchange, strict=True)
     ]  # fmt: skip
     if FAMILIES[family].system != "no" and draw(st.booleans()):
         turns.insert(0, {"role": "system", "content": draw(system(family))})
@@ -114,14 +114,14 @@ def conversations(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
 
 def system(family: str) -> st.SearchStrategy[str]:
     bos = FAMILIES[family].bos
-    return text.filter(lambda said: not (bos and said.lstrip().startswith(bos)))  # it would stand there twice
+    return text.filter(lambda said: not (bos and said.lstrip().startswith(bos)))  # it would appear twice
 
 
 @st.composite
 def tool_talk(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
     """One or two rounds in which the assistant may call functions first, or at last."""
-    found, knows = FAMILIES[family], FAMILIES[family].tools
-    limit = 2 if found.parallel or knows == "no" else 1
+    script, knows = FAMILIES[family], FAMILIES[family].tools
+    limit = 2 if script.parallel or knows == "no" else 1
     turns: list[dict[str, Any]] = []
     number = 0
     rounds = draw(st.integers(1, 2))
@@ -134,7 +134,7 @@ def tool_talk(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
                 for place, (name, given) in enumerate(calls)
             ]
             number += len(made)
-            beside = draw(st.sampled_from(("none", "empty", "words"))) if found.beside or knows == "no" else "none"
+            beside = draw(st.sampled_from(("none", "empty", "words"))) if script.beside or knows == "no" else "none"
             words = {"none": {}, "empty": {"content": ""}}.get(beside) if beside != "words" else {"content": draw(text)}
             turns.append({"role": "assistant", **(words or {}), "tool_calls": made})
             if at == rounds - 1 and draw(st.booleans()):
@@ -144,6 +144,6 @@ def tool_talk(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
                 for call in made
             ]
         turns.append({"role": "assistant", "content": draw(text)})
-    if found.system != "no" and draw(st.booleans()):
+    if script.system != "no" and draw(st.booleans()):
         turns.insert(0, {"role": "system", "content": draw(system(family))})
     return turns

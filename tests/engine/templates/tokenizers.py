@@ -88,13 +88,13 @@ def make(
     pad: str = "<pad>",
     kind: str = "bytes",
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of a kind; it puts `bos` in front of a text where it may."""
+    """A tokenizer of a kind; it puts `bos` before a text if it may."""
     tokenizer = Tokenizer.from_str(_without_bytes_as_added(_trained(kind)))
     as_tokens = [
-        one if isinstance(one, AddedToken) else AddedToken(one, special=True, normalized=False) for one in added
+        token if isinstance(token, AddedToken) else AddedToken(token, special=True, normalized=False) for token in added
     ]
-    tokenizer.add_tokens([one for one in as_tokens if not one.special])
-    tokenizer.add_special_tokens([one for one in as_tokens if one.special])
+    tokenizer.add_tokens([token for token in as_tokens if not token.special])
+    tokenizer.add_special_tokens([token for token in as_tokens if token.special])
     last = [processors.ByteLevel(trim_offsets=True)] if kind.endswith("trimmed") else []
     if bos:
         begin = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
@@ -109,9 +109,9 @@ def make(
 
 
 def _without_bytes_as_added(text: str) -> str:
-    """The pieces that stand for bytes are no added tokens, though the trainer makes them such."""
+    """Byte tokens are not added tokens, although the trainer makes them so."""
     state = json.loads(text)
-    state["added_tokens"] = [one for one in state["added_tokens"] if not one["content"].startswith("<0x")]
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
     return json.dumps(state)
 
 
@@ -127,7 +127,7 @@ def of_family(family: Family, kind: str = "") -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def labels(found: Tokenised, script: Script, learned: Iterable[int]) -> list[int]:
+def labels(row: Tokenised, script: Script, learned: Iterable[int]) -> list[int]:
     """What every label ought to be, from the places of the tokens and of the speeches alone.
 
     A token is learned where each of its letters is said in a turn that is learned. One of white space alone is where
@@ -138,7 +138,7 @@ def labels(found: Tokenised, script: Script, learned: Iterable[int]) -> list[int
         if turn in set(learned):
             spoken[begin:end] = b"\1" * (end - begin)
     wanted, before = [], 0
-    for token, (begin, end) in zip(found.ids, found.offsets, strict=True):
+    for token, (begin, end) in zip(row.ids, row.offsets, strict=True):
         start = min(begin, before) if end > before else begin
         letters = [at for at in range(start, end) if not script.text[at].isspace()]
         assert len({spoken[at] for at in letters}) < 2, f"{script.text[start:end]!r} is said by two"

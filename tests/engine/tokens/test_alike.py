@@ -1,4 +1,4 @@
-"""Turns that a template writes alike: found by three of them, they stand where each by itself is found."""
+"""Turns that a template writes alike: located by three of them, they are where each is located alone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "d", "param
 
 
 def encoder(jinja: str, family: str = "qwen3") -> Encoder:
-    found = FAMILIES[family]
+    script = FAMILIES[family]
     return Encoder(
-        tokens.make(jinja, found.tokens, eos=found.eos, bos=found.bos, kind=found.kind), max_length=10**6
+        tokens.make(jinja, script.tokens, eos=script.eos, bos=script.bos, kind=script.kind), max_length=10**6
     )  # fmt: skip
 
 
@@ -35,14 +35,14 @@ def of(name: str) -> Encoder:
 
 
 def proved(maker: Encoder, messages: Sequence[Any], **more: Any) -> Tokenised:
-    [found] = maker.tokenise([Example(messages=tuple(messages), **more)])
-    assert not isinstance(found, MaskError), f"{found}: {found.text}"
-    return found[0]
+    [tokenised] = maker.tokenise([Example(messages=tuple(messages), **more)])
+    assert not isinstance(tokenised, MaskError), f"{tokenised}: {tokenised.text}"
+    return tokenised[0]
 
 
 @contextmanager
 def one_by_one() -> Iterator[None]:
-    """Every turn is found by itself, as if there were never enough that are alike."""
+    """Every turn is located alone, as if there were never enough similar ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alike, "SAMPLES", 10**9)
         yield
@@ -77,9 +77,9 @@ def rounds(count: int, *, thought: str = "") -> list[dict[str, Any]]:
 @st.composite
 def long_talk(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
     """Several conversations in a row, most of them the same in form."""
-    found = FAMILIES[family]
-    one = talk.conversations(family) | talk.tool_talk(family) if found.tools == "all" else talk.conversations(family)
-    parts = draw(st.lists(one, min_size=1, max_size=3))
+    script = FAMILIES[family]
+    talks = talk.conversations(family) | talk.tool_talk(family) if script.tools == "all" else talk.conversations(family)
+    parts = draw(st.lists(talks, min_size=1, max_size=3))
     turns = [turn for part in parts for turn in part * draw(st.integers(1, 6)) if turn["role"] != "system"]
     whole = []
     for before, turn in zip([None, *turns], turns, strict=False):
@@ -120,19 +120,19 @@ def test_a_long_row_is_learned_as_its_family_writes_it(name: str, data: st.DataO
     messages = [
         {"role": role, "content": data.draw(words)} for _ in range(count) for role in ("user", "assistant")
     ]  # fmt: skip
-    one, script = proved(of(name), messages), FAMILIES[name].write(messages, None)
-    assert one.text == script.text
-    assert one.labels == tokens.labels(one, script, list(range(1, 2 * count, 2)))
+    row, script = proved(of(name), messages), FAMILIES[name].write(messages, None)
+    assert row.text == script.text
+    assert row.labels == tokens.labels(row, script, list(range(1, 2 * count, 2)))
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.tools == "all"])
 @pytest.mark.parametrize("thoughts", [False, True])
 def test_many_calls_are_learned_as_their_family_writes_them(name: str, thoughts: bool) -> None:  # noqa: FBT001  # pytest's
     messages = steps(9, thoughts=thoughts and name == "qwen3")
-    one, script = proved(of(name), messages, tools=(TOOL,)), FAMILIES[name].write(messages, (TOOL,))
-    assert one.text == script.text
+    row, script = proved(of(name), messages, tools=(TOOL,)), FAMILIES[name].write(messages, (TOOL,))
+    assert row.text == script.text
     learned = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    assert one.labels == tokens.labels(one, script, learned)
+    assert row.labels == tokens.labels(row, script, learned)
 
 
 # --- in linear time
@@ -171,7 +171,7 @@ LONG = {
 
 
 def takes(name: str, messages: Sequence[Any]) -> bool:
-    """Whether a family writes such turns by itself."""
+    """Whether a family can write such turns itself."""
     if name.startswith("deepseek") and ("<think>" in str(messages) or "reasoning_content" in str(messages)):
         return False  # of the last turn, too, so that it is refused
     return "tool_calls" not in str(messages) or FAMILIES[name].tools == "all"
@@ -202,9 +202,9 @@ def test_what_a_user_says_may_change_the_writing_of_a_long_row() -> None:
     maker = encoder(jinja, "chatml")
     count, _ = renders(maker, messages)
     assert count < 40
-    one = proved(maker, messages)
-    assert one.text.count("(hush)") == 24
-    learned = "".join(text for text, label in zip(one.pieces, one.labels, strict=True) if label != -100)
+    row = proved(maker, messages)
+    assert row.text.count("(hush)") == 24
+    learned = "".join(text for text, label in zip(row.pieces, row.labels, strict=True) if label != -100)
     assert learned == "".join(f"a {number}<|im_end|>" for number in range(24))
 
 
@@ -212,12 +212,12 @@ def test_what_a_user_says_may_change_the_writing_of_a_long_row() -> None:
 
 
 def spans(jinja: str, messages: Sequence[Any]) -> tuple[list[Span], Way]:
-    """The spans of a row, and the weakest way by which one of them was found, which is what is told of the row."""
+    """The spans of a row, and the least reliable way that located one of them, which the row reports."""
     tokenizer: Any = tokens.make(jinja, CHATML_TOKENS, eos="<|im_end|>")
     text = apply(tokenizer, messages, None)
     wanted = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    found = Shapes(tokenizer).spans(text, messages, wanted, None).spans
-    return [span._replace(way="prompt") for span in found], max((span.way for span in found), key=WAYS.index)
+    located = Shapes(tokenizer).spans(text, messages, wanted, None).spans
+    return [span._replace(way="prompt") for span in located], max((span.way for span in located), key=WAYS.index)
 
 
 @pytest.mark.parametrize(
@@ -248,15 +248,15 @@ def test_samples_that_differ_are_no_evidence() -> None:
 
 
 def test_a_mistake_in_one_of_many_is_found() -> None:
-    """What others say stands in one turn of the assistant's: its surroundings are like those of all others."""
+    """One of the assistant's turns contains other speakers' text, with the same surroundings as all others."""
     words = "{{ message['content'] }}{{ messages[0].content if loop.index == 10 }}"
     jinja = CHATML.replace("{{ message['content'] }}", words)
-    [found] = encoder(jinja, "chatml").tokenise([Example(messages=tuple(rounds(12)))])
-    assert isinstance(found, MaskError)
-    assert "writes other speakers' text into turn 10" in str(found)
+    [error] = encoder(jinja, "chatml").tokenise([Example(messages=tuple(rounds(12)))])
+    assert isinstance(error, MaskError)
+    assert "writes other speakers' text into turn 10" in str(error)
 
 
 def test_thoughts_that_are_left_out_are_counted_in_every_turn() -> None:
     maker = Encoder(tokens.make(QWEN3, QWEN_TOKENS, eos="<|im_end|>"), max_length=10**6)
-    one = proved(maker, rounds(12, thought="hm"))
-    assert one.unwritten == tuple(range(1, 23, 2)), "the last turn keeps its thought"
+    row = proved(maker, rounds(12, thought="hm"))
+    assert row.unwritten == tuple(range(1, 23, 2)), "the last turn keeps its thought"

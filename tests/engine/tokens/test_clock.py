@@ -1,4 +1,4 @@
-"""The clock of a run: what templates are told, what they ask, and what a template's source says of itself."""
+"""The clock of a run: what templates read from it, and what can be read in a template's source."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_templates_are_told_the_moment_that_is_held_and_afterwards_the_present_o
 
 
 def test_a_thread_has_a_clock_of_its_own() -> None:
-    found = []
+    moments = []
     with clock.held(DAY):
-        other = threading.Thread(target=lambda: found.append(written("{{ strftime_now('%Y') }}")))
+        other = threading.Thread(target=lambda: moments.append(written("{{ strftime_now('%Y') }}")))
         other.start()
         other.join()
-    assert found == [clock.current().strftime("%Y")]
+    assert moments == [clock.current().strftime("%Y")]
 
 
 def test_what_is_asked_inside_is_told_outside_too() -> None:

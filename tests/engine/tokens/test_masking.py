@@ -1,4 +1,4 @@
-"""What is learned of a row: token by token, for the shapes of turns and of tokens that the well-known families have."""
+"""What is learned of a row, token by token, for the turns and tokens of well-known families."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def chat(*contents: str, system: str | None = None, **more: Any) -> Example:
 
 
 def proved(maker: Encoder, row: Example) -> list[Tokenised]:
-    [found] = maker.tokenise([row])
-    assert not isinstance(found, MaskError), f"{found}: {found.text}"
-    return found
+    [tokenised] = maker.tokenise([row])
+    assert not isinstance(tokenised, MaskError), f"{tokenised}: {tokenised.text}"
+    return tokenised
 
 
-def speeches(one: Tokenised) -> list[str]:
+def speeches(row: Tokenised) -> list[str]:
     """The text of every unbroken range of learned tokens."""
-    ranges = groupby(zip(one.pieces, one.labels, strict=True), key=lambda pair: pair[1] != IGNORED)
+    ranges = groupby(zip(row.pieces, row.labels, strict=True), key=lambda pair: pair[1] != IGNORED)
     return ["".join(text for text, _ in pairs) for is_learned, pairs in ranges if is_learned]
 
 
@@ -51,17 +51,17 @@ def spoken(messages: Iterable[Any]) -> list[int]:
     return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def check(name: str, maker: Encoder, one: Tokenised, messages: Sequence[Any], learned: Iterable[int]) -> None:
+def check(name: str, maker: Encoder, row: Tokenised, messages: Sequence[Any], learned: Iterable[int]) -> None:
     """Compare text and labels with what is known by hand."""
     family = FAMILIES[name]
     script = family.write(messages, None)
-    assert one.text == script.text
-    assert "".join(one.pieces) == script.text
-    assert one.labels == tokens.labels(one, script, learned)
+    assert row.text == script.text
+    assert "".join(row.pieces) == script.text
+    assert row.labels == tokens.labels(row, script, learned)
     if family.bos and script.text.startswith(family.bos):
         begin = maker.tokenizer.bos_token_id
-        assert one.ids[0] == begin
-        assert one.ids[1] != begin
+        assert row.ids[0] == begin
+        assert row.ids[1] != begin
 
 
 # --- conversations
@@ -78,9 +78,9 @@ def test_learned_is_what_the_assistant_says_and_its_end(name: str, data: st.Data
     flags = None if learned == said else tuple(turn in learned for turn in range(len(messages)))
 
     maker = encoder(name, kind)
-    [one] = proved(maker, Example(messages=tuple(messages), learned=flags))
+    [row] = proved(maker, Example(messages=tuple(messages), learned=flags))
 
-    check(name, maker, one, messages, learned)
+    check(name, maker, row, messages, learned)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -126,11 +126,11 @@ def test_the_most_frequent_end_token_comes_first() -> None:
 def test_the_end_of_turn_is_found_and_learned(name: str) -> None:
     tokenizer = tokens.of(name)
     rows = [chat("red", "green", "blue", "round"), chat("old", "apple")]
-    found = [one for one in encode(tokenizer, rows, max_length=MUCH) if isinstance(one, Encoded)]
-    (end,) = end_tokens(found)
+    encoded = [result for result in encode(tokenizer, rows, max_length=MUCH) if isinstance(result, Encoded)]
+    (end,) = end_tokens(encoded)
     script = FAMILIES[name].write(rows[1].messages, None)
     assert script.text[slice(*script.speeches()[1])].endswith(str(tokenizer.added_tokens_decoder[end]))
-    assert [row.labels.count(end) for row in found] == [2, 1]
+    assert [row.labels.count(end) for row in encoded] == [2, 1]
 
 
 def test_padding_with_the_end_token_changes_no_label() -> None:
@@ -150,13 +150,13 @@ def test_of_a_preference_both_answers_are_learned_and_no_prompt(name: str, data:
     *prompt, chosen = data.draw(talk.conversations(name))
     rejected = {"role": "assistant", "content": data.draw(talk.text)}
     row = Example(messages=tuple(prompt), chosen=(chosen,), rejected=(rejected,))
-    one, other = proved(encoder(name), row)
-    for found, answer in ((one, chosen), (other, rejected)):
-        check(name, encoder(name), found, [*prompt, answer], [len(prompt)])
+    first, second = proved(encoder(name), row)
+    for side, answer in ((first, chosen), (second, rejected)):
+        check(name, encoder(name), side, [*prompt, answer], [len(prompt)])
     [encoded] = encoder(name).encode([row])
     assert isinstance(encoded, Encoded)
     assert encoded.rejected is not None
-    assert (list(encoded.labels), list(encoded.rejected.labels)) == (one.labels, other.labels)
+    assert (list(encoded.labels), list(encoded.rejected.labels)) == (first.labels, second.labels)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -164,12 +164,12 @@ def test_of_a_preference_both_answers_are_learned_and_no_prompt(name: str, data:
 @given(data=st.data())
 def test_a_prompt_ends_where_the_assistant_would_speak(name: str, data: st.DataObject) -> None:
     messages = data.draw(talk.conversations(name))
-    [one] = proved(encoder(name), Example(messages=tuple(messages[:-1])))
+    [row] = proved(encoder(name), Example(messages=tuple(messages[:-1])))
     script = FAMILIES[name].write(messages, None)
     begin, _ = script.speeches()[len(messages) - 1]
-    assert one.text == script.text[:begin] + ("<think>\n" if name == "deepseek-r1" else "")
-    assert set(one.labels) == {IGNORED}
-    assert one.way == "prompt"
+    assert row.text == script.text[:begin] + ("<think>\n" if name == "deepseek-r1" else "")
+    assert set(row.labels) == {IGNORED}
+    assert row.way == "prompt"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -177,8 +177,8 @@ def test_of_a_judged_answer_the_last_turn_is_learned(name: str) -> None:
     messages = chat("red", "green", "blue", "round").messages
     for label in (True, False):
         row = Example(messages=messages, learned=(False, False, False, True), label=label)
-        [one] = proved(encoder(name), row)
-        check(name, encoder(name), one, messages, [3])
+        [tokenised] = proved(encoder(name), row)
+        check(name, encoder(name), tokenised, messages, [3])
 
 
 @pytest.mark.parametrize("kind", tokens.KINDS)
@@ -189,22 +189,22 @@ def test_a_text_is_learned_whole_between_one_beginning_and_one_end(name: str, ki
     maker = encoder(name, kind)
     bos, eos = maker.tokenizer.bos_token or "", str(maker.tokenizer.eos_token)
     said = said.strip().replace(eos, "").replace(bos or eos, "") or "x"
-    [one] = proved(maker, Example(text=bos * ("begin" in given) + said + eos * ("end" in given)))
-    assert "".join(one.pieces) == one.text == f"{bos}{said}{eos}"
-    assert one.ids[-1] == maker.tokenizer.eos_token_id != one.ids[-2]
-    assert one.labels == [IGNORED] * bool(bos) + one.ids[bool(bos) :]
-    if not given:  # what a server makes of the same words, as a prompt to go on
-        assert one.ids[:-1] == maker.tokenizer(said)["input_ids"]
-    [again] = proved(maker, Example(text=one.text))
-    assert (again.text, again.ids[0], again.ids[-1]) == (one.text, one.ids[0], one.ids[-1])
+    [row] = proved(maker, Example(text=bos * ("begin" in given) + said + eos * ("end" in given)))
+    assert "".join(row.pieces) == row.text == f"{bos}{said}{eos}"
+    assert row.ids[-1] == maker.tokenizer.eos_token_id != row.ids[-2]
+    assert row.labels == [IGNORED] * bool(bos) + row.ids[bool(bos) :]
+    if not given:  # how a server renders the same words, as a prompt to continue
+        assert row.ids[:-1] == maker.tokenizer(said)["input_ids"]
+    [again] = proved(maker, Example(text=row.text))
+    assert (again.text, again.ids[0], again.ids[-1]) == (row.text, row.ids[0], row.ids[-1])
 
 
 def test_a_text_has_no_beginning_where_the_tokenizer_writes_none() -> None:
     tokenizer = tokens.make(FAMILIES["chatml"].jinja, CHATML_TOKENS, eos="<|im_end|>")
     tokenizer.bos_token = "<|endoftext|>"  # Qwen's tokenizers name one, and never write it
-    [one] = proved(Encoder(tokenizer, max_length=MUCH), Example(text="red green"))
-    assert one.text == "red green<|im_end|>"
-    assert one.labels == one.ids
+    [row] = proved(Encoder(tokenizer, max_length=MUCH), Example(text="red green"))
+    assert row.text == "red green<|im_end|>"
+    assert row.labels == row.ids
 
 
 # --- tokens that begin before the assistant speaks
@@ -213,8 +213,8 @@ def test_a_text_has_no_beginning_where_the_tokenizer_writes_none() -> None:
 def test_a_space_of_the_templates_before_the_first_word_is_learned_with_it() -> None:
     jinja = FAMILIES["vicuna"].jinja.replace("' ASSISTANT:' }}", "' ASSISTANT: ' }}")
     tokenizer = tokens.make(jinja, ("<s>", "</s>"), bos="<s>", eos="</s>")
-    [one] = proved(Encoder(tokenizer, max_length=MUCH), chat("red", "green"))
-    assert speeches(one) == [" green</s>"]
+    [row] = proved(Encoder(tokenizer, max_length=MUCH), chat("red", "green"))
+    assert speeches(row) == [" green</s>"]
 
 
 def test_a_token_with_letters_of_the_templates_and_of_the_assistants_is_refused() -> None:
@@ -245,9 +245,9 @@ def test_a_bad_row_does_not_shift_the_others() -> None:
         chat("a", "half a sign: \ud83d"),
         Example(text="\udc00"),
     ]
-    found = encoder("llama-2").encode([chat("a", "red"), *bad, chat("b", "green")])
-    assert [type(one) for one in found] == [Encoded, *[MaskError] * 3, Encoded]
-    assert found[4] == encoder("llama-2").encode([chat("b", "green")])[0]
+    results = encoder("llama-2").encode([chat("a", "red"), *bad, chat("b", "green")])
+    assert [type(result) for result in results] == [Encoded, *[MaskError] * 3, Encoded]
+    assert results[4] == encoder("llama-2").encode([chat("b", "green")])[0]
 
 
 NO_END = (
@@ -260,9 +260,9 @@ NO_END = (
 def test_a_turn_without_an_end_of_its_own_is_refused(jinja: str) -> None:
     tokenizer = tokens.make(jinja, ("<s>", "</s>"), eos="</s>")
     for row in (chat("red", "green"), chat("red", "green", "blue", "round")):
-        [found] = encode(tokenizer, [row], max_length=MUCH)
-        assert "end" in str(found)
-        assert isinstance(found, MaskError)
+        [result] = encode(tokenizer, [row], max_length=MUCH)
+        assert "end" in str(result)
+        assert isinstance(result, MaskError)
 
 
 def test_an_unknown_sign_is_no_end() -> None:
@@ -271,19 +271,19 @@ def test_an_unknown_sign_is_no_end() -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = None  # type: ignore[assignment]  # then no sign beyond ASCII is known
     assert tokenizer("☃", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
     assert tokenizer.unk_token_id in tokenizer.added_tokens_decoder
-    [found] = encode(tokenizer, [chat("red", "green")], max_length=MUCH)
-    assert "no end-of-turn token" in str(found)
+    [result] = encode(tokenizer, [chat("red", "green")], max_length=MUCH)
+    assert "no end-of-turn token" in str(result)
 
 
 def test_a_doubled_beginning_is_refused() -> None:
     family = FAMILIES["llama-3"]
     tokenizer = tokens.make("{{ bos_token }}" + family.jinja, family.tokens, eos=family.eos, bos=family.bos)
-    [found] = encode(tokenizer, [chat("red", "green")], max_length=MUCH)
-    assert "twice" in str(found)
+    [result] = encode(tokenizer, [chat("red", "green")], max_length=MUCH)
+    assert "twice" in str(result)
 
 
 def test_glm_ends_no_turn_but_by_the_next_role_and_is_refused() -> None:
     tokenizer = tokens.make(GLM4, GLM4_TOKENS, eos="<|endoftext|>")
     for row in (chat("red", "green"), chat("red", "green", "blue", "round")):
-        [found] = encode(tokenizer, [row], max_length=MUCH)
-        assert "writes no end-of-turn token" in str(found)
+        [result] = encode(tokenizer, [row], max_length=MUCH)
+        assert "writes no end-of-turn token" in str(result)

@@ -1,4 +1,4 @@
-"""Where the assistant speaks: thoughts, words that look like tokens, templates that cannot be trusted, kept shapes."""
+"""The assistant's spans: thoughts, words that look like tokens, unreliable templates, cached shapes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def talked(*contents: str, system: str = "") -> list[dict[str, Any]]:
 
 
 def chatml(words: str = WORDS, more: str = "") -> Encoder:
-    """ChatML with something else in place of the words, or behind all."""
+    """ChatML with something else in place of the words, or after everything."""
     jinja = CHATML.replace(WORDS, words) + more
     return Encoder(tokens.make(jinja, CHATML_TOKENS, eos="<|im_end|>"), max_length=9999)
 
@@ -52,26 +52,26 @@ def of(name: str, jinja: str = "") -> Encoder:
 
 
 def proved(maker: Encoder, messages: Sequence[Any], **more: Any) -> Tokenised:
-    [found] = maker.tokenise([Example(messages=tuple(messages), **more)])
-    assert not isinstance(found, MaskError), f"{found}: {found.text}"
-    return found[0]
+    [tokenised] = maker.tokenise([Example(messages=tuple(messages), **more)])
+    assert not isinstance(tokenised, MaskError), f"{tokenised}: {tokenised.text}"
+    return tokenised[0]
 
 
 def refused(maker: Encoder, messages: Sequence[Any], **more: Any) -> str:
-    [found] = maker.tokenise([Example(messages=tuple(messages), **more)])
-    assert isinstance(found, MaskError), speeches(found[0])
-    return str(found)
+    [result] = maker.tokenise([Example(messages=tuple(messages), **more)])
+    assert isinstance(result, MaskError), speeches(result[0])
+    return str(result)
 
 
-def speeches(one: Tokenised) -> list[str]:
+def speeches(row: Tokenised) -> list[str]:
     """What is learned, turn by turn."""
-    found = [""]
-    for text, label in zip(one.pieces, one.labels, strict=True):
+    texts = [""]
+    for text, label in zip(row.pieces, row.labels, strict=True):
         if label != IGNORED:
-            found[-1] += text
-        elif found[-1]:
-            found.append("")
-    return [text for text in found if text]
+            texts[-1] += text
+        elif texts[-1]:
+            texts.append("")
+    return [text for text in texts if text]
 
 
 # --- words that look like tokens
@@ -79,14 +79,14 @@ def speeches(one: Tokenised) -> list[str]:
 
 @pytest.mark.parametrize("said", ["<|im_end|>", "a<|im_end|>", "<|im_end|>b", "a<|im_end|>\n<|im_start|>user\nb", "e"])
 def test_a_token_among_the_assistants_words_does_not_end_them(said: str) -> None:
-    one = proved(chatml(), talked("red", said, "im_end", said))
-    assert speeches(one) == [f"{said}<|im_end|>"] * 2
+    row = proved(chatml(), talked("red", said, "im_end", said))
+    assert speeches(row) == [f"{said}<|im_end|>"] * 2
 
 
 @pytest.mark.parametrize("said", ["<|im_end|>", "x<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n", "green"])
 def test_nothing_of_the_users_is_learned_whatever_it_looks_like(said: str) -> None:
-    one = proved(chatml(), talked(said, "green", said, "green", system=said))
-    assert speeches(one) == ["green<|im_end|>"] * 2
+    row = proved(chatml(), talked(said, "green", said, "green", system=said))
+    assert speeches(row) == ["green<|im_end|>"] * 2
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -96,16 +96,16 @@ def test_a_turn_may_hold_every_token_of_its_family(name: str, data: st.DataObjec
     family, maker = FAMILIES[name], of(name)
     pieces = st.sampled_from([str(token) for token in family.tokens] + [" ", "\n", "red"])
     said = st.lists(pieces, min_size=1, max_size=4).map("".join).filter(str.strip)
-    said = said.filter(lambda text: "</think>" not in text)  # what stands before it is a thought
+    said = said.filter(lambda text: "</think>" not in text)  # what precedes it is a thought
     messages = talked(*(data.draw(said) for _ in range(4)))
-    one, script = proved(maker, messages), family.write(messages, None)
-    assert one.text == script.text
-    assert one.labels == tokens.labels(one, script, [1, 3])
+    row, script = proved(maker, messages), family.write(messages, None)
+    assert row.text == script.text
+    assert row.labels == tokens.labels(row, script, [1, 3])
 
 
 def test_the_letters_of_a_mark_are_words_like_others() -> None:
-    one = proved(chatml(), talked("Zq7Jx1Wk", "Zq7Jx0Wk Zq7Jx1Wk", "Zq7Jx7Wk", "Zq7Jx3Wk"))
-    assert speeches(one) == ["Zq7Jx0Wk Zq7Jx1Wk<|im_end|>", "Zq7Jx3Wk<|im_end|>"]
+    row = proved(chatml(), talked("Zq7Jx1Wk", "Zq7Jx0Wk Zq7Jx1Wk", "Zq7Jx7Wk", "Zq7Jx3Wk"))
+    assert speeches(row) == ["Zq7Jx0Wk Zq7Jx1Wk<|im_end|>", "Zq7Jx3Wk<|im_end|>"]
     tools = ({"type": "function", "function": {"name": "Zq7Jx9Wk"}},)
     assert "reserved as a placeholder" in refused(of("qwen2.5"), talked("red", "green"), tools=tools)
 
@@ -115,12 +115,12 @@ def test_an_empty_turn_is_learned_as_its_end_or_refused(name: str) -> None:
     for blank in ("", " \n "):
         messages = talked("red", blank, "blue", "round")
         script = FAMILIES[name].write(messages, None)
-        [found] = of(name).tokenise([Example(messages=tuple(messages))])
-        if isinstance(found, MaskError):  # where the prompt is no help there is nothing to find it by
+        [result] = of(name).tokenise([Example(messages=tuple(messages))])
+        if isinstance(result, MaskError):  # without help from the prompt it cannot be located
             assert name in ("deepseek-r1", "qwen3")
         else:
-            assert found[0].text == script.text
-            assert found[0].labels == tokens.labels(found[0], script, [1, 3])
+            assert result[0].text == script.text
+            assert result[0].labels == tokens.labels(result[0], script, [1, 3])
 
 
 # --- thoughts
@@ -142,10 +142,10 @@ def test_thoughts_of_the_last_turn_that_are_dropped_are_refused_and_of_earlier_o
     assert refused(maker, talked("a", f"{THOUGHT}b")).endswith("omits the assistant's thoughts in turn 2, its last")
     assert "turn 4, its last" in refused(maker, talked("a", "b", "c", f"{THOUGHT}d"))
     messages = talked("a", f"{THOUGHT}b", "c", "d")
-    one, script = proved(maker, messages), FAMILIES[name].write(messages, None)
-    assert one.text == script.text
-    assert one.labels == tokens.labels(one, script, [1, 3])
-    assert [speech.strip() for speech in speeches(one)] == ["b<｜end▁of▁sentence｜>", "d<｜end▁of▁sentence｜>"]
+    row, script = proved(maker, messages), FAMILIES[name].write(messages, None)
+    assert row.text == script.text
+    assert row.labels == tokens.labels(row, script, [1, 3])
+    assert [speech.strip() for speech in speeches(row)] == ["b<｜end▁of▁sentence｜>", "d<｜end▁of▁sentence｜>"]
     unlearned = proved(maker, talked("a", "b", "c", f"{THOUGHT}d"), learned=(False, True, False, False))
     assert speeches(unlearned) == ["b<｜end▁of▁sentence｜>"]
 
@@ -177,9 +177,9 @@ def test_qwen_thinks_in_the_last_turn_alone(data: st.DataObject) -> None:
     if "</think>" in str(messages[-1].get("content")) and "reasoning_content" not in messages[-1]:
         messages[-1]["content"] = messages[-1]["content"].replace("\n<think>", "<think>")
     learned = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    one, script = proved(of("qwen3"), messages), FAMILIES["qwen3"].write(messages, None)
-    assert one.text == script.text
-    assert one.labels == tokens.labels(one, script, learned)
+    row, script = proved(of("qwen3"), messages), FAMILIES["qwen3"].write(messages, None)
+    assert row.text == script.text
+    assert row.labels == tokens.labels(row, script, learned)
 
 
 def test_a_prompt_that_goes_on_to_think_does_not_hide_what_the_answer_begins_with() -> None:
@@ -218,10 +218,10 @@ def test_a_prompt_that_goes_on_to_think_does_not_hide_what_the_answer_begins_wit
 def test_what_a_template_does_to_the_words_is_refused(words: str, reason: str) -> None:
     said = 'a "green" river'
     for messages in (talked("the red one", said), talked("the red one", said, "blue", "round")):
-        [found] = chatml(words).tokenise([Example(messages=tuple(messages))])
-        assert isinstance(found, MaskError)
-        assert reason in str(found)
-        assert ("<|im_start|>" in found.text) == ("rejects" not in reason), "the row is shown as it is written"
+        [result] = chatml(words).tokenise([Example(messages=tuple(messages))])
+        assert isinstance(result, MaskError)
+        assert reason in str(result)
+        assert ("<|im_start|>" in result.text) == ("rejects" not in reason), "the row is shown as rendered"
 
 
 @pytest.mark.parametrize(
@@ -260,18 +260,18 @@ def test_markers_that_take_in_the_header_are_cut_at_the_prompt() -> None:
         "{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    one = proved(
+    row = proved(
         Encoder(tokens.make(jinja, CHATML_TOKENS, eos="<|im_end|>"), max_length=99), talked("a", "b", "c", "d")
     )
-    assert speeches(one) == ["b<|im_end|>", "d<|im_end|>"]
-    assert one.way == "generation markers"
+    assert speeches(row) == ["b<|im_end|>", "d<|im_end|>"]
+    assert row.way == "generation markers"
 
 
 def test_markers_of_some_turns_leave_the_others_to_be_found() -> None:
     words = "{% if " + ASSISTANT + " and loop.last %}{% generation %}" + WORDS + "{% endgeneration %}{% else %}" + WORDS
-    one = proved(chatml(words + "{% endif %}"), talked("a", "b", "c", "d"))
-    assert speeches(one) == ["b<|im_end|>", "d<|im_end|>"]
-    assert one.way == "prefix differences", "the weakest way of the row is told"
+    row = proved(chatml(words + "{% endif %}"), talked("a", "b", "c", "d"))
+    assert speeches(row) == ["b<|im_end|>", "d<|im_end|>"]
+    assert row.way == "prefix differences", "the row reports its least reliable way"
 
 
 def test_a_system_prompt_that_is_lost_is_refused() -> None:
@@ -285,9 +285,9 @@ def test_a_system_prompt_that_is_lost_is_refused() -> None:
 
 
 def test_what_nobody_learns_from_is_not_looked_at() -> None:
-    one = proved(chatml("{{ message['content'] | upper }}"), talked("a", "b"), learned=(False, False))
-    assert one.text == "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
-    assert set(one.labels) == {IGNORED}
+    row = proved(chatml("{{ message['content'] | upper }}"), talked("a", "b"), learned=(False, False))
+    assert row.text == "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
+    assert set(row.labels) == {IGNORED}
 
 
 def test_a_first_word_of_the_assistants_is_read_but_cannot_be_learned() -> None:
@@ -305,10 +305,10 @@ def test_gpt_oss_speaks_in_channels_and_ends_the_last_turn_otherwise() -> None:
     maker = Encoder(tokenizer, max_length=9999)
     thinking = [*talked("a", system="be brief"), {"role": "assistant", "content": "b", "thinking": "hm"}]
     for messages in (talked("a", "b"), thinking):
-        one, script = proved(maker, messages), gpt_oss(messages, None, year)
-        assert one.text == script.text
-        assert one.labels == tokens.labels(one, script, [len(messages) - 1])
-        assert end_tokens([one.encoded]) == (tokenizer.eos_token_id,)
+        row, script = proved(maker, messages), gpt_oss(messages, None, year)
+        assert row.text == script.text
+        assert row.labels == tokens.labels(row, script, [len(messages) - 1])
+        assert end_tokens([row.encoded]) == (tokenizer.eos_token_id,)
     messages = talked("a", "b", "c", "d")
     assert "ends the assistant's turn differently when other turns follow" in refused(maker, messages)
     last = proved(maker, messages, learned=(False, False, False, True))
@@ -327,9 +327,9 @@ def test_a_shape_tells_the_same_as_each_turn_by_itself(name: str, data: st.DataO
     shapes, text = Shapes(tokenizer), apply(tokenizer, messages, None)
     for turn, known in zip(wanted, shapes.spans(text, messages, wanted, None).spans, strict=True):
         lead = text[known.begin : known.said].partition(words(messages, turn))[0]
-        [found] = shapes._alone(text, messages, turn, lead, None).spans
-        assert (found.begin, found.said, found.plain, found.way) == (known.begin, known.said, known.plain, known.way)
-        assert text[found.said : found.end].strip() == text[known.said : known.end].strip()
+        [span] = shapes._alone(text, messages, turn, lead, None).spans
+        assert (span.begin, span.said, span.plain, span.way) == (known.begin, known.said, known.plain, known.way)
+        assert text[span.said : span.end].strip() == text[known.said : known.end].strip()
 
 
 def words(messages: Sequence[Any], turn: int) -> str:
@@ -364,7 +364,7 @@ def test_another_template_is_looked_at_anew() -> None:
 
 def test_a_row_that_is_longer_or_put_together_otherwise_is_not_of_the_shape() -> None:
     def write(messages: Sequence[Any], *, prompt: bool = False) -> str:
-        return "".join(f"<{one['content']}>" for one in messages) + "<" * prompt
+        return "".join(f"<{message['content']}>" for message in messages) + "<" * prompt
 
     marks = marked(talked("a", "b"))
     shape = Shape(marks, write=write, tail=Tail(last=">", always=">"), text=write(marks.turns), generated=())
@@ -431,20 +431,20 @@ def test_what_changes_with_time_costs_only_time() -> None:
 
 def test_what_others_say_may_change_how_a_template_writes() -> None:
     words = "{% if 'quiet' in messages[0].content and not " + ASSISTANT + " %}(hush){% else %}" + WORDS + "{% endif %}"
-    one = proved(chatml(words), talked("be quiet", "b", "c", "d"))
-    assert one.text.startswith("<|im_start|>user\n(hush)<|im_end|>")
-    assert speeches(one) == ["b<|im_end|>", "d<|im_end|>"]
+    row = proved(chatml(words), talked("be quiet", "b", "c", "d"))
+    assert row.text.startswith("<|im_start|>user\n(hush)<|im_end|>")
+    assert speeches(row) == ["b<|im_end|>", "d<|im_end|>"]
     picky = "{% if 'Zq7' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + WORDS
     assert speeches(proved(chatml(picky), talked("a", "b", "c", "d"))) == ["b<|im_end|>", "d<|im_end|>"]
 
 
 def test_without_an_encoder_a_conversation_can_be_rendered_too() -> None:
     tokenizer, messages = tokens.of("chatml"), talked("a", "b")
-    found = render(tokenizer, messages, [False, True])
-    [span] = found.spans
-    assert found.text[span.begin : span.said] == "b"
-    assert found.text[span.begin : span.end] == "b<|im_end|>\n"
-    assert found.text[: span.begin] == prompt_text(tokenizer, messages[:1])
+    rendered = render(tokenizer, messages, [False, True])
+    [span] = rendered.spans
+    assert rendered.text[span.begin : span.said] == "b"
+    assert rendered.text[span.begin : span.end] == "b<|im_end|>\n"
+    assert rendered.text[: span.begin] == prompt_text(tokenizer, messages[:1])
     assert render(tokenizer, messages, [False, False]).spans == ()
 
 
@@ -527,11 +527,11 @@ def test_what_is_found_without_markers_is_what_trl_has_marked(name: str) -> None
     proofs = 0
     for messages, tools in TALKS:
         rows = [Example(messages=tuple(messages), tools=tools)]
-        found = []
-        for one in (jinja, bare):
-            tokenizer = tokens.make(one, {"<s>", "</s>", *A_TOKEN.findall(jinja)}, bos="<s>", eos="</s>")
-            found += Encoder(tokenizer, max_length=9999).tokenise(rows)
-        with_markers, without = found
+        spans = []
+        for template in (jinja, bare):
+            tokenizer = tokens.make(template, {"<s>", "</s>", *A_TOKEN.findall(jinja)}, bos="<s>", eos="</s>")
+            spans += Encoder(tokenizer, max_length=9999).tokenise(rows)
+        with_markers, without = spans
         if isinstance(with_markers, MaskError):
             assert str(with_markers) == str(without)
         else:

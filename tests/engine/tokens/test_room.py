@@ -1,4 +1,4 @@
-"""Room for tokens and positions: as many as the model itself has, read without its weights."""
+"""Numbers of tokens and positions: those of the model itself, read without its weights."""
 
 from __future__ import annotations
 

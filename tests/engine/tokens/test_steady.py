@@ -1,4 +1,4 @@
-"""A row is written the same way every time, or refused before training; a date in it is not learned."""
+"""A row is rendered the same way every time, or refused before training; dates in it are not learned."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def encoder(jinja: str, added: Any = CHATML_TOKENS) -> Encoder:
     return Encoder(tokens.make(jinja, added, eos="<|im_end|>"), max_length=9999)
 
 
-def found(maker: Encoder, row: Example) -> Tokenised | MaskError:
-    [one] = maker.tokenise([row])
-    return one if isinstance(one, MaskError) else one[0]
+def tokenise(maker: Encoder, row: Example) -> Tokenised | MaskError:
+    [result] = maker.tokenise([row])
+    return result if isinstance(result, MaskError) else result[0]
 
 
 def refused(jinja: str, row: Example = ROW) -> str:
     with clock.held(DAY):
-        one = found(encoder(jinja), row)
-    assert isinstance(one, MaskError), one.text
-    assert "--data.chat_template" in str(one)
-    assert one.text, "the row is shown as it is written"
-    return str(one)
+        result = tokenise(encoder(jinja), row)
+    assert isinstance(result, MaskError), result.text
+    assert "--data.chat_template" in str(result)
+    assert result.text, "the row is shown as rendered"
+    return str(result)
 
 
 def proved(jinja: str, row: Example = ROW) -> tuple[str, dict[str, str]]:
     """The text, and the dates that were written."""
     maker = encoder(jinja)
     with clock.held(DAY):
-        one = found(maker, row)
-    assert not isinstance(one, MaskError), f"{one}: {one.text}"
-    return one.text, maker.dates
+        result = tokenise(maker, row)
+    assert not isinstance(result, MaskError), f"{result}: {result.text}"
+    return result.text, maker.dates
 
 
 @pytest.mark.parametrize("row", [ROW, PROMPT, PAIR], ids=["conversation", "prompt", "preference"])
@@ -67,9 +67,9 @@ def test_what_changes_by_itself_is_refused(more: str, reason: str, row: Example)
 
 def test_a_draw_that_a_later_row_alone_asks_for_is_refused() -> None:
     maker = encoder("{% if 'luck' in messages[0].content %}{{ ['a', 'b'] | random }}{% endif %}" + CHATML)
-    assert isinstance(found(maker, ROW), Tokenised), "nothing is drawn for it"
+    assert isinstance(tokenise(maker, ROW), Tokenised), "nothing is drawn for it"
     lucky = Example(messages=({"role": "user", "content": "luck"}, TALK[1]))
-    assert isinstance(found(maker, lucky), MaskError)
+    assert isinstance(tokenise(maker, lucky), MaskError)
 
 
 @pytest.mark.parametrize("start", ["", "\n", "  ", "\n  {%- if true %}", "{#- words -#}\n", "text\n"])
@@ -100,7 +100,7 @@ def test_a_date_that_is_written_with_tools_alone_is_found_there() -> None:
     maker = encoder("{% if tools %}{{ strftime_now('%Y') }}{% endif %}" + QWEN25, QWEN_TOKENS)
     with clock.held(DAY):
         for row in (ROW, Example(messages=TALK, tools=(TOOL,))):
-            assert isinstance(found(maker, row), Tokenised)
+            assert isinstance(tokenise(maker, row), Tokenised)
     assert maker.dates == {"%Y": "2026"}
 
 
@@ -123,9 +123,9 @@ def test_a_template_that_ends_turns_by_the_day_is_refused() -> None:
 
 def test_without_a_clock_of_a_run_rows_are_written_as_transformers_writes_them() -> None:
     maker = encoder("{{ strftime_now('%Y') }}" + CHATML)
-    one = found(maker, ROW)
-    assert isinstance(one, Tokenised)
-    assert one.text.startswith(clock.current().strftime("%Y"))
+    row = tokenise(maker, ROW)
+    assert isinstance(row, Tokenised)
+    assert row.text.startswith(clock.current().strftime("%Y"))
     assert maker.dates == {}
 
 
@@ -138,5 +138,5 @@ def test_the_last_form_is_looked_at_and_no_more_than_some(monkeypatch: pytest.Mo
         lambda turns, **given: calls.append(given["chat_template"]) or write(turns, **given),
     )
     for _ in range(3):
-        found(maker, ROW)
-    assert [one for one in calls if one] == ["{##}\n" + CHATML]
+        tokenise(maker, ROW)
+    assert [call for call in calls if call] == ["{##}\n" + CHATML]

@@ -1,4 +1,4 @@
-"""Thoughts that a template leaves out are counted: wherever a row keeps them, whatever the template."""
+"""Thoughts that a template omits are counted, wherever a row keeps them and whatever the template."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def of(jinja: str, added: Any = None) -> Encoder:
 
 
 def family(name: str) -> Encoder:
-    found = FAMILIES[name]
-    made = tokens.make(found.jinja, found.tokens, eos=found.eos, bos=found.bos, kind=found.kind)
+    script = FAMILIES[name]
+    made = tokens.make(script.jinja, script.tokens, eos=script.eos, bos=script.bos, kind=script.kind)
     return Encoder(made, max_length=9999)
 
 
-def found(maker: Encoder, messages: Sequence[Any], **more: Any) -> Tokenised | MaskError:
-    [one] = maker.tokenise([Example(messages=tuple(messages), **more)])
-    return one if isinstance(one, MaskError) else one[0]
+def tokenise(maker: Encoder, messages: Sequence[Any], **more: Any) -> Tokenised | MaskError:
+    [result] = maker.tokenise([Example(messages=tuple(messages), **more)])
+    return result if isinstance(result, MaskError) else result[0]
 
 
 def lost(maker: Encoder, messages: Sequence[Any], **more: Any) -> tuple[int, ...]:
-    one = found(maker, messages, **more)
-    assert not isinstance(one, MaskError), f"{one}: {one.text}"
-    return one.unwritten
+    row = tokenise(maker, messages, **more)
+    assert not isinstance(row, MaskError), f"{row}: {row.text}"
+    return row.unwritten
 
 
 def thinking(number: int, form: str) -> dict[str, Any]:
@@ -96,14 +96,14 @@ def test_a_thought_is_in_the_text_or_it_is_counted(name: str, form: str) -> None
         ([ask[0], called, result, thinking(2, form), ask[1], thinking(3, form)], (TOOL,)),
     ]
     for messages, tools in talks:
-        one = found(maker, messages, tools=tools, learned=last_alone if len(messages) == 4 else None)
-        if isinstance(one, MaskError):
+        row = tokenise(maker, messages, tools=tools, learned=last_alone if len(messages) == 4 else None)
+        if isinstance(row, MaskError):
             continue
         learned = [turn for turn in (1, 3, 5) if turn < len(messages) and messages[turn]["role"] == "assistant"]
         learned = [turn for turn in learned if last_alone is None or turn == len(messages) - 1]
         thought = {turn: next((n for n in "123" if f"muse {n}" in str(messages[turn])), "") for turn in learned}
-        missing = [turn for turn, number in thought.items() if number and f"muse {number}" not in one.text]
-        assert one.unwritten == tuple(missing), one.text
+        missing = [turn for turn, number in thought.items() if number and f"muse {number}" not in row.text]
+        assert row.unwritten == tuple(missing), row.text
 
 
 def test_qwen_leaves_out_the_thoughts_of_earlier_turns_of_calls_too() -> None:
@@ -135,7 +135,7 @@ def test_in_both_answers_of_a_preference() -> None:
     row = Example(messages=(ask,), chosen=(call, result, *again), rejected=tuple(again[1:]), tools=(TOOL,))
     [parts] = family("qwen3").tokenise([row])
     assert not isinstance(parts, MaskError)
-    assert [one.unwritten for one in parts] == [(1,), ()]
+    assert [part.unwritten for part in parts] == [(1,), ()]
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,10 +146,10 @@ def test_as_many_as_the_description_by_hand_leaves_out(thoughts: list[str | None
         more = {} if thought is None else {"reasoning_content": thought}
         messages += [{"role": "user", "content": "a"}, {"role": "assistant", "content": f"b {number}", **more}]
     script = FAMILIES["qwen3"].write(messages, None)
-    one = found(family("qwen3"), messages)
-    assert isinstance(one, Tokenised)
-    assert one.text == script.text
-    assert one.unwritten == tuple(turn for turn in range(1, len(messages) - 1, 2) if len(messages[turn]) == 3)
+    row = tokenise(family("qwen3"), messages)
+    assert isinstance(row, Tokenised)
+    assert row.text == script.text
+    assert row.unwritten == tuple(turn for turn in range(1, len(messages) - 1, 2) if len(messages[turn]) == 3)
 
 
 # --- templates of other makes
@@ -175,9 +175,9 @@ def test_a_template_with_tags_of_its_own(jinja: str, said: str) -> None:
     maker = of(jinja, CHATML_TOKENS)
     messages = [{"role": role, "content": said if role == "assistant" else "a"} for role in ("user", "assistant") * 2]
     assert lost(maker, messages) == (1,)
-    one = found(maker, messages)
-    assert isinstance(one, Tokenised)
-    learned = "".join(text for text, label in zip(one.pieces, one.labels, strict=True) if label != -100)
+    row = tokenise(maker, messages)
+    assert isinstance(row, Tokenised)
+    learned = "".join(text for text, label in zip(row.pieces, row.labels, strict=True) if label != -100)
     assert learned.count("muse") == 1
     assert learned.startswith("word<|im_end|>")
 

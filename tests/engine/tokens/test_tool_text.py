@@ -1,4 +1,4 @@
-"""Tools, by templates that know them and by templates that are taught them: what is written, and what is learned."""
+"""Tools, in templates with and without tool support: what is written, and what is learned."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def encoder(name: str) -> Encoder:
 
 
 def proved(maker: Encoder, messages: Sequence[Any], tools: Any = None, **more: Any) -> Tokenised:
-    [found] = maker.tokenise([Example(messages=tuple(messages), tools=tools, **more)])
-    assert not isinstance(found, MaskError), f"{found}: {found.text}"
-    return found[0]
+    [tokenised] = maker.tokenise([Example(messages=tuple(messages), tools=tools, **more)])
+    assert not isinstance(tokenised, MaskError), f"{tokenised}: {tokenised.text}"
+    return tokenised[0]
 
 
 def refused(maker: Encoder, messages: Sequence[Any], tools: Any = None) -> str:
-    [found] = maker.tokenise([Example(messages=tuple(messages), tools=tools)])
-    assert isinstance(found, MaskError), found
-    return str(found)
+    [result] = maker.tokenise([Example(messages=tuple(messages), tools=tools)])
+    assert isinstance(result, MaskError), result
+    return str(result)
 
 
 def as_text(messages: Sequence[Any], tools: Any, *, system: bool, calls: bool) -> tuple[list[Any], list[int]]:
@@ -69,11 +69,11 @@ def as_text(messages: Sequence[Any], tools: Any, *, system: bool, calls: bool) -
                 continue
             turns.append({"role": "user", "content": content})
         elif calls and message.get("tool_calls"):
-            made = (one["function"] for one in message["tool_calls"])
+            made = (call["function"] for call in message["tool_calls"])
             written = (
-                f'<tool_call>\n{{"name": {json.dumps(one["name"])}, '
-                f'"arguments": {json.dumps(one["arguments"], ensure_ascii=False)}}}\n</tool_call>'
-                for one in made
+                f'<tool_call>\n{{"name": {json.dumps(call["name"])}, '
+                f'"arguments": {json.dumps(call["arguments"], ensure_ascii=False)}}}\n</tool_call>'
+                for call in made
             )
             turns.append({"role": "assistant", "content": "\n".join([*([content] if content else []), *written])})
         else:
@@ -113,12 +113,12 @@ def test_calls_are_learned_and_offers_and_results_are_not(name: str, data: st.Da
     learned = data.draw(st.just(said) | st.lists(st.sampled_from(said), unique=True))
     flags = tuple(turn in learned for turn in range(len(messages)))
 
-    one = proved(encoder(name), messages, tools, learned=flags)
+    row = proved(encoder(name), messages, tools, learned=flags)
 
     script = by_hand(name, messages, tools)
-    assert one.text == script.text
-    assert "".join(one.pieces) == script.text
-    assert one.labels == tokens.labels(one, script, learned)
+    assert row.text == script.text
+    assert "".join(row.pieces) == script.text
+    assert row.labels == tokens.labels(row, script, learned)
 
 
 # --- the prelude
@@ -183,25 +183,25 @@ def test_what_was_learned_before_the_first_tool_is_what_the_saved_template_write
         first = [maker.encode([row])[0] for row in rows]
         again = Encoder(maker.tokenizer, max_length=10_000).encode(rows)
         assert first == again
-        assert not any(isinstance(one, MaskError) for one in again)
+        assert not any(isinstance(part, MaskError) for part in again)
 
 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_the_prelude_is_saved_with_the_tokenizer(name: str, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call(x="ü")]}]
     maker = encoder(name)
-    one = proved(maker, messages, (TOOL,))
+    row = proved(maker, messages, (TOOL,))
     maker.tokenizer.save_pretrained(tmp_path)
     loaded: Any = AutoTokenizer.from_pretrained(tmp_path)
     assert tool_text.taught(loaded)
     other = Encoder(loaded, max_length=10_000)
     again = proved(other, messages, (TOOL,))
-    assert (again.text, again.ids, again.labels) == (one.text, one.ids, one.labels)
+    assert (again.text, again.ids, again.labels) == (row.text, row.ids, row.labels)
     assert loaded.chat_template == maker.tokenizer.chat_template
 
 
 def served(template: str, messages: Sequence[Any], tools: Any, prompt: bool, **special: Any) -> str:  # noqa: FBT001  # as templates name it
-    """What a server makes of turns that comes without transformers, in the sandbox that all of them use."""
+    """How a server without transformers renders turns, in the sandbox that all of them use."""
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     sandbox.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     sandbox.globals["raise_exception"] = lambda text: pytest.fail(text)
@@ -216,7 +216,7 @@ def test_the_prelude_runs_in_a_servers_sandbox(name: str, data: st.DataObject) -
     tool_text.teach_tools(tokenizer)
     messages, tools = data.draw(talk.tool_talk(name)), data.draw(st.none() | talk.offers)
     if FAMILIES[name].tools == "calls":  # by itself it takes arguments as text, and words with every call
-        messages = [as_given_to_deepseek(one) for one in messages]
+        messages = [as_given_to_deepseek(message) for message in messages]
     text = served(tokenizer.chat_template, messages, tools, False, **tokenizer.special_tokens_map)
     assert text == apply(tokenizer, messages, tools)
 
@@ -226,10 +226,13 @@ def as_given_to_deepseek(message: Any) -> Any:
         return message
     calls = [
         {
-            **one,
-            "function": {**one["function"], "arguments": json.dumps(one["function"]["arguments"], ensure_ascii=False)},
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            },
         }
-        for one in message["tool_calls"]
+        for call in message["tool_calls"]
     ]
     return {"content": "", **message, "tool_calls": calls}
 
@@ -252,12 +255,12 @@ def test_arguments_that_come_as_text_are_written_as_they_are() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_arguments_are_escaped_as_transformers_does(name: str) -> None:
     strange = {"größe": 'ü "quoted" \\ \n <b> & 你好 😀', "n": [1, None, True, {"é": 0.5}]}
-    one = proved(
+    row = proved(
         encoder(name),
         [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call("f", 0, **strange)]}],
         (TOOL,),
     )
-    assert json.dumps(strange, ensure_ascii=False) in one.text
+    assert json.dumps(strange, ensure_ascii=False) in row.text
 
 
 # --- calls as a template's own
@@ -276,8 +279,8 @@ def own(jinja: str) -> Encoder:
 
 def test_arguments_are_never_written_as_python_has_them() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call(x="y'", of=None)]}]
-    one = proved(own(PYTHON), turns)
-    assert '<call>f {"x": "y\'", "of": null}<|im_end|>' in one.text
+    row = proved(own(PYTHON), turns)
+    assert '<call>f {"x": "y\'", "of": null}<|im_end|>' in row.text
     quoting = [{"role": "user", "content": "what is {'x': 1} ?"}, {"role": "assistant", "tool_calls": [call(x=1)]}]
     assert '"parameters": {"x": 1}}' in proved(encoder("llama-3.1"), quoting).text
 
@@ -322,12 +325,12 @@ def test_arguments_may_be_quoted_in_several_ways(written: str, text: str) -> Non
     )
     maker = own(jinja)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call(**STRANGE)]}]
-    one = proved(maker, turns)
+    row = proved(maker, turns)
     assert not tool_text.taught(maker.tokenizer)
-    assert text in one.text
-    begin = one.text.index("assistant\n") + len("assistant\n")
-    script = Script().read(one.text[:begin]).say(1, one.text[begin:].rstrip("\n")).read("\n")
-    assert one.labels == tokens.labels(one, script, [1])
+    assert text in row.text
+    begin = row.text.index("assistant\n") + len("assistant\n")
+    script = Script().read(row.text[:begin]).say(1, row.text[begin:].rstrip("\n")).read("\n")
+    assert row.labels == tokens.labels(row, script, [1])
 
 
 def test_a_template_that_drops_arguments_that_are_no_text_is_refused() -> None:
@@ -344,9 +347,9 @@ def test_a_template_that_drops_arguments_that_are_no_text_is_refused() -> None:
 def test_a_template_that_drops_a_call_is_refused() -> None:
     maker = own(HALF)
     asked = {"role": "user", "content": "a"}
-    one = proved(maker, [asked, {"role": "assistant", "tool_calls": [call(x="y")]}])
+    row = proved(maker, [asked, {"role": "assistant", "tool_calls": [call(x="y")]}])
     assert not tool_text.taught(maker.tokenizer)
-    assert '{"name": "f", "arguments": {"x": "y"}}<|im_end|>' in one.text
+    assert '{"name": "f", "arguments": {"x": "y"}}<|im_end|>' in row.text
     for calls in ([call(x="y"), call(x="z")], [call(x=1), call(y=2)], [call("f"), call("g")]):
         reason = refused(maker, [asked, {"role": "assistant", "tool_calls": calls}])
         assert reason == "the chat template does not write the tool calls of turn 2"
@@ -395,12 +398,12 @@ def test_a_call_may_end_in_a_token_of_its_own() -> None:
     )
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call(x="<|call|>")]}]
     answer = [{"role": "tool", "content": "lit"}, {"role": "assistant", "content": "done"}]
-    one = proved(maker, [*turns, *answer])
+    row = proved(maker, [*turns, *answer])
     said = '{"name": "f", "arguments": {"x": "<|call|>"}}<|call|>'
     script = Script().read("None<|start|>user<|message|>a<|end|><|start|>assistant<|message|>").say(1, said)
     script.read("<|start|>tool<|message|>lit<|end|><|start|>assistant<|message|>").say(3, "done<|end|>")
-    assert one.text == script.text
-    assert one.labels == tokens.labels(one, script, [1, 3])
+    assert row.text == script.text
+    assert row.labels == tokens.labels(row, script, [1, 3])
 
 
 def test_a_call_that_nothing_ends_is_refused() -> None:

@@ -57,9 +57,9 @@ def test_new_tokens_are_words_that_stay_whole(bench: Bencher, base: Any) -> None
 
 
 def test_new_rows_are_the_mean_of_the_old_ones_wherever_the_base_is_loaded(bench: Bencher, base: Any) -> None:
-    one = bench("lora", model=base.folder, rows=thinking(), **ADD)
+    setup = bench("lora", model=base.folder, rows=thinking(), **ADD)
     plain = AutoModelForCausalLM.from_pretrained(base.folder)
-    first, again = (loading.load_base(one.job.config, one.base) for _ in range(2))
+    first, again = (loading.load_base(setup.job.config, setup.base) for _ in range(2))
     for layer in ("get_input_embeddings", "get_output_embeddings"):
         old, new = getattr(plain, layer)().weight, getattr(first, layer)().weight
         assert len(new) == max(base.rows, base.tokens + 2)
@@ -84,15 +84,15 @@ def test_new_rows_are_the_mean_of_the_old_ones_wherever_the_base_is_loaded(bench
 def test_new_tokens_train_and_what_is_saved_agrees(
     bench: Bencher, base: Any, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    one = bench("lora", model=base.folder, rows=thinking(), learning_rate=1e-2, **ADD, **settings)
-    before = loading.load_base(one.job.config, one.base)
-    trained = one.train()
+    setup = bench("lora", model=base.folder, rows=thinking(), learning_rate=1e-2, **ADD, **settings)
+    before = loading.load_base(setup.job.config, setup.base)
+    trained = setup.train()
     reference = trained.folder / "reference.safetensors"
-    assert parity.compare(loading.load_trained(one.job, one.data, trained), reference)["kl_max"] < 1e-9
+    assert parity.compare(loading.load_trained(setup.job, setup.data, trained), reference)["kl_max"] < 1e-9
     folder = tmp_path / "packaged"
     folder.mkdir()
-    (fold.merge if trained.adapter else fold.copy_model)(one.job, trained, folder)
-    bundle.complete(one.job, one.data, folder)
+    (fold.merge if trained.adapter else fold.copy_model)(setup.job, trained, folder)
+    bundle.complete(setup.job, setup.data, folder)
     alone, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert parity.compare(alone, reference)["kl_max"] < 1e-9
     assert len(tokenizer) == base.tokens + 2
@@ -144,10 +144,10 @@ def test_a_token_that_another_takes_apart_is_refused() -> None:
 def test_what_is_one_layer_is_not_trained_as_two(
     bench: Bencher, base: Any, kind: str, settings: dict[str, Any]
 ) -> None:
-    one = bench("lora", model=base.folder, **{"adapter.kind": kind}, **settings)
+    setup = bench("lora", model=base.folder, **{"adapter.kind": kind}, **settings)
     if not base.tied:
-        assert trainable.prepare(one.job, one.data, one.base).trainable
+        assert trainable.prepare(setup.job, setup.data, setup.base).trainable
         return
     with pytest.raises(ConfigError, match=r"tied|is its embedding layer") as caught:
-        trainable.prepare(one.job, one.data, one.base)
+        trainable.prepare(setup.job, setup.data, setup.base)
     assert caught.value.hint

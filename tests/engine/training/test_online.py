@@ -1,4 +1,4 @@
-"""GRPO and RLOO learn what the rewards say, as a plain TRL script does, from prompts written as they are served."""
+"""GRPO and RLOO learn from rewards as a plain TRL script does, with prompts rendered as in serving."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ def make(bench: Bench, rewards: Path) -> Bench:
         names = [f"{rewards}:{name}" if name.isidentifier() else name for name in funcs]
         quick = {"max_completion_length": 8, "adapter.kind": "none", "learning_rate": 1e-3, "max_steps": 3}
         given = {"reward_funcs": f"[{', '.join(names)}]", **quick, **more}
-        one = bench(method, rows=rows if rows is not None else asked(), **given)
-        return replace(one, data=replace(one.data, kind="prompt"))
+        setup = bench(method, rows=rows if rows is not None else asked(), **given)
+        return replace(setup, data=replace(setup.data, kind="prompt"))
 
     return call
 
 
-def train(one: Any, model: Any = None) -> Any:
-    run = METHODS[one.job.config.method][0]
-    return run(one.job, one.data, model or trainable.prepare(one.job, one.data, one.base))
+def train(setup: Any, model: Any = None) -> Any:
+    run = METHODS[setup.job.config.method][0]
+    return run(setup.job, setup.data, model or trainable.prepare(setup.job, setup.data, setup.base))
 
 
 def weights(trained: Any) -> dict[str, torch.Tensor]:
     folder = trained.adapter or trained.model
-    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+    return {name: weight for file in folder.glob("*.safetensors") for name, weight in load_file(file).items()}
 
 
 # --- what is learned
@@ -87,7 +87,7 @@ def test_a_plain_trl_script_learns_the_same(make: Bench, tmp_path: Path, rewards
     """Two rewards with weights, each batch learned from twice, a reference, and evaluations in between."""
     settings = {"num_iterations": 2, "max_steps": 6, "objective.beta": 0.1, "temperature": 0.8, "top_p": 0.9}
     rate = {"none": 1e-3, "lora": 3e-2}[kind]
-    one = make(
+    setup = make(
         method,
         funcs=("early", "length"),
         reward_weights="[1.0, 0.5]",
@@ -95,13 +95,13 @@ def test_a_plain_trl_script_learns_the_same(make: Bench, tmp_path: Path, rewards
         **settings,
         **{"adapter.kind": kind, "adapter.r": 4, "learning_rate": rate},
     )
-    train(one)
+    train(setup)
     space: dict[str, Any] = {}
     exec(rewards.read_text(), space)  # our own text
     _, config, kind_of_trainer = METHODS[method]
-    module = trainable.prepare(one.job, one.data, one.base).module if kind == "lora" else None
+    module = trainable.prepare(setup.job, setup.data, setup.base).module if kind == "lora" else None
     trainer = kind_of_trainer(
-        model=module or AutoModelForCausalLM.from_pretrained(one.base.path, dtype=torch.float32),
+        model=module or AutoModelForCausalLM.from_pretrained(setup.base.path, dtype=torch.float32),
         reward_funcs=[space["early"], space["length"]],
         args=config(
             output_dir=str(tmp_path / "plain"),
@@ -130,27 +130,27 @@ def test_a_plain_trl_script_learns_the_same(make: Bench, tmp_path: Path, rewards
             dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_list(
-            [{"prompt": [dict(turn) for turn in row.messages], **row.columns} for row in one.data.train.examples]
+            [{"prompt": [dict(turn) for turn in row.messages], **row.columns} for row in setup.data.train.examples]
         ),
-        processing_class=one.data.tokenizer,
+        processing_class=setup.data.tokenizer,
     )
     trainer.train()
     for name in ("loss", "grad_norm", "reward", "rewards/early/mean", "rewards/length/mean", "kl", "entropy"):
         theirs = [entry[name] for entry in trainer.state.log_history if name in entry]
         assert len(theirs) in (3, 6)  # every batch of answers serves twice
-        assert one.curve(f"train/{name}") == pytest.approx(theirs, rel=1e-4, abs=1e-6), name
-    assert any(abs(value) > 1e-3 for value in one.curve("train/loss"))
-    assert max(one.curve("train/kl")) > 1e-5
+        assert setup.curve(f"train/{name}") == pytest.approx(theirs, rel=1e-4, abs=1e-6), name
+    assert any(abs(value) > 1e-3 for value in setup.curve("train/loss"))
+    assert max(setup.curve("train/kl")) > 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reward_rises(make: Bench, method: str) -> None:
-    one = make(method, max_steps=60, learning_rate=1e-2, per_device_train_batch_size=16, **{"objective.beta": 0.0})
-    train(one)
-    curve = one.curve("train/reward")
+    setup = make(method, max_steps=60, learning_rate=1e-2, per_device_train_batch_size=16, **{"objective.beta": 0.0})
+    train(setup)
+    curve = setup.curve("train/reward")
     assert sum(curve[-5:]) / 5 > sum(curve[:5]) / 5 + 0.4
-    assert one.curve("eval/reward")[-1] > one.curve("eval/reward")[0] + 0.3
-    first, last = (one.job.run.tables[f"samples/step_{step:06}.json"] for step in (0, 60))
+    assert setup.curve("eval/reward")[-1] > setup.curve("eval/reward")[0] + 0.3
+    first, last = (setup.job.run.tables[f"samples/step_{step:06}.json"] for step in (0, 60))
     assert sum(row["reward/early"] for row in last) > sum(row["reward/early"] for row in first) + 1
 
 
@@ -158,16 +158,16 @@ def test_the_reward_rises(make: Bench, method: str) -> None:
 def test_evaluations_and_samples_change_nothing_of_what_is_learned(make: Bench, method: str) -> None:
     often = make(method, eval_steps=1, **{"evaluation.samples": 3})
     seldom = make(method, eval_steps=100, **{"evaluation.samples": 0})
-    one, other = weights(train(often)), weights(train(seldom))
+    first, second = weights(train(often)), weights(train(seldom))
     assert len(often.job.run.tables) == 4
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert all(torch.equal(first[name], second[name]) for name in second)
     assert often.curve("train/reward") == seldom.curve("train/reward")
 
 
 def test_the_curves_that_are_watched(make: Bench) -> None:
-    one = make("grpo", **{"objective.beta": 0.1})
-    train(one)
-    names = {name for name, _, _ in one.points}
+    setup = make("grpo", **{"objective.beta": 0.1})
+    train(setup)
+    names = {name for name, _, _ in setup.points}
     for name in ("reward", "reward_std", "rewards/early/mean", "kl", "entropy", "completions/mean_length", "grad_norm"):
         assert f"train/{name}" in names
     assert {"train/clip_ratio/region_mean", "eval/reward", "eval/rewards/early/mean"} <= names
@@ -177,9 +177,9 @@ def test_the_curves_that_are_watched(make: Bench) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_qlora_holds_what_trains_in_float32_and_saves_no_reference(make: Bench, method: str) -> None:
     more = {"adapter.kind": "lora", "model.quantize": "nf4", "objective.beta": 0.1, "learning_rate": 1e-2}
-    one = make(method, **more)
-    model = trainable.prepare(one.job, one.data, one.base)
-    trained = train(one, model)
+    setup = make(method, **more)
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    trained = train(setup, model)
     assert {part.dtype for part in model.module.parameters() if part.requires_grad} == {torch.float32}
     assert trained.adapter is not None
     assert not list(trained.adapter.rglob("ref"))
@@ -191,21 +191,21 @@ def test_qlora_holds_what_trains_in_float32_and_saves_no_reference(make: Bench, 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_the_reference_leaves_the_model_as_it_was(make: Bench, start: str) -> None:
     """Some beginnings move a part of the base into the adapter: the copy that is the reference must not do it again."""
-    one = make("grpo", max_steps=1, **{"adapter.kind": "lora", "init_lora_weights": start, "objective.beta": 0.1})
-    model = trainable.prepare(one.job, one.data, one.base)
-    ids = torch.tensor([one.data.train.encoded[0].input_ids])
+    setup = make("grpo", max_steps=1, **{"adapter.kind": "lora", "init_lora_weights": start, "objective.beta": 0.1})
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    ids = torch.tensor([setup.data.train.encoded[0].input_ids])
     with torch.no_grad():
         before = model.module.eval()(input_ids=ids).logits
-    train(replace_learning_rate(one), model)
+    train(replace_learning_rate(setup), model)
     with torch.no_grad():
         after = model.module.eval()(input_ids=ids).logits
     assert torch.allclose(before, after, atol=1e-3)
 
 
-def replace_learning_rate(one: Any) -> Any:
+def replace_learning_rate(setup: Any) -> Any:
     """The same job at a learning rate that changes nothing."""
-    settings = one.job.config.training.model_copy(update={"learning_rate": 1e-12})
-    return replace(one, job=replace(one.job, config=one.job.config.model_copy(update={"training": settings})))
+    settings = setup.job.config.training.model_copy(update={"learning_rate": 1e-12})
+    return replace(setup, job=replace(setup.job, config=setup.job.config.model_copy(update={"training": settings})))
 
 
 # --- what reward functions are given
@@ -240,22 +240,22 @@ def test_columns_keep_their_types(make: Bench, tmp_path: Path) -> None:
 
 def test_of_a_conversation_the_last_answer_is_a_column(make: Bench) -> None:
     rows = [Example(messages=tuple(row["messages"])) for row in make_rows(24)]
-    one = make("grpo", rows=rows, funcs=("length", "exact-answer"))
-    found = online.questions(one.job, one.data, one.data.train, {})
-    assert [json.loads(row) for row in found.rows] == [
-        {"prompt": [row.messages[0]], "answer": row.messages[1]["content"]} for row in one.data.train.examples
+    setup = make("grpo", rows=rows, funcs=("length", "exact-answer"))
+    questions = online.questions(setup.job, setup.data, setup.data.train, {})
+    assert [json.loads(row) for row in questions.rows] == [
+        {"prompt": [row.messages[0]], "answer": row.messages[1]["content"]} for row in setup.data.train.examples
     ]
-    train(one)
-    assert one.curve("train/rewards/exact-answer/mean")
+    train(setup)
+    assert setup.curve("train/rewards/exact-answer/mean")
 
 
 def test_a_reward_that_has_nothing_to_say_leaves_no_point_in_its_curve(make: Bench, tmp_path: Path) -> None:
     file = tmp_path / "silent.py"
     file.write_text("def silent(completions):\n    return [None] * len(completions)\n")
-    one = make("grpo", funcs=["early", f"{file}:silent"])
-    train(one)
-    assert one.curve("train/rewards/silent/mean") == []
-    assert one.curve("train/reward") == one.curve("train/rewards/early/mean") != []
+    setup = make("grpo", funcs=["early", f"{file}:silent"])
+    train(setup)
+    assert setup.curve("train/rewards/silent/mean") == []
+    assert setup.curve("train/reward") == setup.curve("train/rewards/early/mean") != []
 
 
 def test_a_reward_function_that_raises_ends_the_run(make: Bench, tmp_path: Path) -> None:
@@ -268,53 +268,53 @@ def test_a_reward_function_that_raises_ends_the_run(make: Bench, tmp_path: Path)
 def test_a_column_that_is_not_there_is_told_before_the_first_step(make: Bench, tmp_path: Path) -> None:
     file = tmp_path / "needs.py"
     file.write_text("def needs(completions, solution, weight=1):\n    return [0.0 for _ in solution]\n")
-    with pytest.raises(DataError, match="needs columns that the rows do not have: solution") as found:
+    with pytest.raises(DataError, match="needs columns that the rows do not have: solution") as caught:
         train(make("grpo", funcs=[f"{file}:needs"]))
-    assert "they have answer" in str(found.value.hint)
+    assert "they have answer" in str(caught.value.hint)
 
 
 def test_columns_with_names_that_trl_uses_are_left_out(make: Bench) -> None:
-    one = make("grpo", rows=asked(24, images=["a"] * 24, completions=["b"] * 24))
-    assert online.questions(one.job, one.data, one.data.train, {}).columns == ("answer",)
-    train(one)
+    setup = make("grpo", rows=asked(24, images=["a"] * 24, completions=["b"] * 24))
+    assert online.questions(setup.job, setup.data, setup.data.train, {}).columns == ("answer",)
+    train(setup)
 
 
 # --- prompts
 
 
 def test_prompts_are_tokenised_as_they_are_served(make: Bench) -> None:
-    one = make("grpo")
-    for example, encoded in zip(one.data.train.examples, one.data.train.encoded, strict=True):
-        assert online.tokens(one.data.tokenizer, example, {}) == (list(encoded.input_ids), "")
+    setup = make("grpo")
+    for example, encoded in zip(setup.data.train.examples, setup.data.train.encoded, strict=True):
+        assert online.tokens(setup.data.tokenizer, example, {}) == (list(encoded.input_ids), "")
 
 
 def test_a_prompt_that_trl_would_write_otherwise_is_refused(make: Bench) -> None:
-    one = make("grpo", **{"objective.options": "chat_template_kwargs={shout: red}"})
-    one.data.tokenizer.chat_template = "{{ shout | default('') }}" + one.data.tokenizer.chat_template
-    with pytest.raises(DataError, match="18 train prompts cannot be used for sampling") as found:
-        train(one)
-    assert len(found.value.problems) == online.TOLD
-    assert "differently from the server" in found.value.problems[0].message
-    assert found.value.problems[0].place.startswith("rows:")
+    setup = make("grpo", **{"objective.options": "chat_template_kwargs={shout: red}"})
+    setup.data.tokenizer.chat_template = "{{ shout | default('') }}" + setup.data.tokenizer.chat_template
+    with pytest.raises(DataError, match="18 train prompts cannot be used for sampling") as caught:
+        train(setup)
+    assert len(caught.value.problems) == online.TOLD
+    assert "differently from the server" in caught.value.problems[0].message
+    assert caught.value.problems[0].place.startswith("rows:")
 
 
 def test_prompts_that_offer_tools_are_refused(make: Bench) -> None:
     rows = asked()
-    one = make("grpo", rows=rows)
+    setup = make("grpo", rows=rows)
     tools = ({"type": "function", "function": {"name": "f", "parameters": {}}},)
-    split: Any = replace(one.data.train, examples=[replace(row, tools=tools) for row in one.data.train.examples])
-    with pytest.raises(DataError, match="18 train prompts") as found:
-        online.questions(one.job, one.data, split, {})
-    assert "offers tools" in found.value.problems[0].message
+    split: Any = replace(setup.data.train, examples=[replace(row, tools=tools) for row in setup.data.train.examples])
+    with pytest.raises(DataError, match="18 train prompts") as caught:
+        online.questions(setup.job, setup.data, split, {})
+    assert "offers tools" in caught.value.problems[0].message
 
 
 def test_prompts_that_are_too_long_are_left_out(make: Bench) -> None:
     rows = asked()
     longer = replace(rows[20], messages=({"role": "user", "content": "red " * 40},))
-    one = make("grpo", rows=[*rows[:20], longer, *rows[21:]], **{"data.max_length": 32})
-    found = online.questions(one.job, one.data, one.data.train, {})
-    assert (len(found.rows), len(one.data.train.examples)) == (17, 18)
-    assert found.longest <= 32
+    setup = make("grpo", rows=[*rows[:20], longer, *rows[21:]], **{"data.max_length": 32})
+    questions = online.questions(setup.job, setup.data, setup.data.train, {})
+    assert (len(questions.rows), len(setup.data.train.examples)) == (17, 18)
+    assert questions.longest <= 32
     short = make("grpo", **{"data.max_length": 8})
     with pytest.raises(DataError, match="no train prompts are left"):
         train(short)
@@ -350,12 +350,14 @@ def test_what_trl_refuses_is_told_in_a_line(make: Bench, settings: dict[str, Any
 def test_a_first_step_without_a_gradient_is_right_where_all_answers_earn_the_same(make: Bench, tmp_path: Path) -> None:
     file = tmp_path / "same.py"
     file.write_text("def same(completions):\n    return [1.0] * len(completions)\n")
-    one = make("grpo", funcs=[f"{file}:same"], rows=[Example(messages=tuple(row["messages"])) for row in make_rows(24)])
-    train(replace(one, data=replace(one.data, kind="conversation")))
-    assert one.curve("train/grad_norm") == [0.0, 0.0, 0.0]
+    setup = make(
+        "grpo", funcs=[f"{file}:same"], rows=[Example(messages=tuple(row["messages"])) for row in make_rows(24)]
+    )
+    train(replace(setup, data=replace(setup.data, kind="conversation")))
+    assert setup.curve("train/grad_norm") == [0.0, 0.0, 0.0]
 
 
 def test_options_reach_trl(make: Bench) -> None:
-    one = make("grpo", max_steps=2, **{"objective.options": "{scale_rewards: none, num_generations_eval: 4}"})
-    train(one)
-    assert "eval/frac_reward_zero_std" in {name for name, _, _ in one.points}
+    setup = make("grpo", max_steps=2, **{"objective.options": "{scale_rewards: none, num_generations_eval: 4}"})
+    train(setup)
+    assert "eval/frac_reward_zero_std" in {name for name, _, _ in setup.points}

@@ -1,4 +1,4 @@
-"""Packed rows: no example sees another, none is cut, and what is learned is what is learned of the rows one by one."""
+"""Packed rows: no example sees another or is cut, and the model learns the same as from single rows."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def test_every_token_has_the_loss_it_has_alone(tiny_model: Any, loss: Callable[.
 
 def test_a_packed_training_learns_every_example_once_an_epoch(bench: Callable[..., Any]) -> None:
     settings = {"adapter.kind": "none", "max_steps": -1, "num_train_epochs": 2, "learning_rate": 5e-3}
-    one = bench(
+    setup = bench(
         "full", **settings, **{"objective.packing": True, "data.max_length": 64, "per_device_train_batch_size": 1}
     )
-    one.train()
-    tokens = sum(len(row.input_ids) for row in one.data.train.encoded)
-    assert one.curve("train/tokens_seen")[-1] == 2 * tokens
-    assert len(one.curve("train/loss")) < 2 * len(one.data.train.encoded) / 2
-    assert one.curve("eval/loss")[-1] < one.curve("eval/loss")[0]
+    setup.train()
+    tokens = sum(len(row.input_ids) for row in setup.data.train.encoded)
+    assert setup.curve("train/tokens_seen")[-1] == 2 * tokens
+    assert len(setup.curve("train/loss")) < 2 * len(setup.data.train.encoded) / 2
+    assert setup.curve("eval/loss")[-1] < setup.curve("eval/loss")[0]
 
 
 def test_a_learned_prompt_is_not_packed(bench: Callable[..., Any]) -> None:
-    one = bench("lora", **{"adapter.kind": "prompt", "objective.packing": True})
+    setup = bench("lora", **{"adapter.kind": "prompt", "objective.packing": True})
     with pytest.raises(ConfigError, match="only the first would follow the prompt"):
-        start.check_names(one.job.config, one.job.registry)
+        start.check_names(setup.job.config, setup.job.registry)

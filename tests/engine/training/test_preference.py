@@ -1,4 +1,4 @@
-"""Learning from preferences and labels: what is collated, and that TRL's own losses come out of it."""
+"""Learning from preferences and labels: collated batches give TRL's own losses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Nothing stands behind the end of a turn, so that TRL's mask, all that is behind the prompt, is the right one."""
+"""Nothing follows the end of a turn, so TRL's mask, everything after the prompt, is correct."""
 SETTINGS: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "seed": 42}
 
 
@@ -108,23 +108,23 @@ PLAIN = {
 def test_the_first_losses_are_those_of_trl(
     bench: Callable[..., Any], tiny_model: Path, tmp_path: Path, method: str
 ) -> None:
-    one = bench(method, rows=pairs(), **SETTINGS, **{"adapter.kind": "none", "data.chat_template": TEMPLATE})
-    one.train()
+    setup = bench(method, rows=pairs(), **SETTINGS, **{"adapter.kind": "none", "data.chat_template": TEMPLATE})
+    setup.train()
     kind, settings, more = PLAIN[method]
     expected = plain(kind, settings, as_pairs(pairs()[4:]), tiny_model, tmp_path / "trl", **more)
     assert len(expected) == 4
-    assert one.curve("train/loss") == pytest.approx(expected, rel=1e-5)
+    assert setup.curve("train/loss") == pytest.approx(expected, rel=1e-5)
     assert len(set(expected)) >= 3, "the model learns, so that a wrong gradient would show"
 
 
 def test_the_first_losses_of_kto_are_those_of_trl(bench: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
-    one = bench("kto", rows=labelled(), **SETTINGS, **{"adapter.kind": "none", "data.chat_template": TEMPLATE})
-    one.train()
+    setup = bench("kto", rows=labelled(), **SETTINGS, **{"adapter.kind": "none", "data.chat_template": TEMPLATE})
+    setup.train()
     rows = [
         {"prompt": [*row.messages[:-1]], "completion": [row.messages[-1]], "label": row.label} for row in labelled()[4:]
     ]
     expected = plain(KTOTrainer, KTOConfig, rows, tiny_model, tmp_path / "trl", beta=0.1)
-    assert one.curve("train/loss") == pytest.approx(expected, rel=1e-5)
+    assert setup.curve("train/loss") == pytest.approx(expected, rel=1e-5)
     assert len(set(expected)) >= 3
 
 
@@ -231,17 +231,17 @@ def test_kto_holds_some_rows_in_memory_however_many_there_are(tmp_path: Path) ->
 )
 def test_training_begins_at_the_reference(bench: Callable[..., Any], method: str, settings: dict[str, Any]) -> None:
     rows = pairs() if method == "dpo" else labelled()
-    one = bench(method, rows=rows, max_steps=1, learning_rate=1e-3, **settings)
-    trained = one.train()
-    assert one.curve("train/loss") == pytest.approx([math.log(2) if method == "dpo" else 0.5], abs=1e-6)
-    assert one.curve("train/rewards/chosen") == pytest.approx([0.0], abs=1e-6)
+    setup = bench(method, rows=rows, max_steps=1, learning_rate=1e-3, **settings)
+    trained = setup.train()
+    assert setup.curve("train/loss") == pytest.approx([math.log(2) if method == "dpo" else 0.5], abs=1e-6)
+    assert setup.curve("train/rewards/chosen") == pytest.approx([0.0], abs=1e-6)
     assert not list(trained.folder.rglob("ref")), "no copy of the reference is kept"
 
 
 def test_a_new_learned_prompt_is_held_to_the_base_without_it(bench: Callable[..., Any]) -> None:
-    one = bench("dpo", rows=pairs(), max_steps=1, **{"adapter.kind": "prompt"})
-    one.train()
-    assert abs(one.curve("train/rewards/chosen")[0]) > 1e-3
+    setup = bench("dpo", rows=pairs(), max_steps=1, **{"adapter.kind": "prompt"})
+    setup.train()
+    assert abs(setup.curve("train/rewards/chosen")[0]) > 1e-3
 
 
 def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(
@@ -250,10 +250,10 @@ def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(base, config).save_pretrained(tmp_path / "start")
-    one = bench("dpo", rows=pairs(), max_steps=3, learning_rate=1e-2, start=tmp_path / "start")
-    trained = one.train()
-    assert one.curve("train/loss")[0] == pytest.approx(math.log(2), abs=1e-6)
-    assert one.curve("train/loss")[-1] < math.log(2) - 1e-3
+    setup = bench("dpo", rows=pairs(), max_steps=3, learning_rate=1e-2, start=tmp_path / "start")
+    trained = setup.train()
+    assert setup.curve("train/loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert setup.curve("train/loss")[-1] < math.log(2) - 1e-3
     assert [file.name for file in trained.folder.rglob("adapter_model.safetensors")] == ["adapter_model.safetensors"]
     assert not (trained.folder / "adapter" / "ref").exists()
 
@@ -261,9 +261,9 @@ def test_an_adapter_that_is_trained_further_is_held_to_what_it_was(
 def test_a_reference_that_was_asked_before_is_the_same(bench: Callable[..., Any]) -> None:
     curves = []
     for before in (False, True):
-        one = bench("dpo", rows=pairs(), max_steps=3, learning_rate=1e-2, precompute_ref_log_probs=before)
-        one.train()
-        curves.append((one.curve("train/loss"), one.curve("eval/loss")))
+        setup = bench("dpo", rows=pairs(), max_steps=3, learning_rate=1e-2, precompute_ref_log_probs=before)
+        setup.train()
+        curves.append((setup.curve("train/loss"), setup.curve("eval/loss")))
     assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-5)
     assert curves[0][1] == pytest.approx(curves[1][1], rel=1e-5)
     assert curves[0][0][-1] < math.log(2) - 1e-3
@@ -271,8 +271,8 @@ def test_a_reference_that_was_asked_before_is_the_same(bench: Callable[..., Any]
 
 def test_what_was_computed_of_other_rows_is_not_taken(bench: Callable[..., Any], tmp_path: Path) -> None:
     """TRL keeps the reference's log-probabilities in a file by the fingerprint of the rows."""
-    one = bench("dpo", rows=pairs())
-    fingerprints = {preference.pairs(side)._fingerprint for side in (one.data.train, one.data.eval)}
+    setup = bench("dpo", rows=pairs())
+    fingerprints = {preference.pairs(side)._fingerprint for side in (setup.data.train, setup.data.eval)}
     assert len(fingerprints) == 2
 
 
@@ -285,33 +285,33 @@ def test_what_was_computed_of_other_rows_is_not_taken(bench: Callable[..., Any],
 def test_chosen_answers_become_likelier_than_rejected_ones(bench: Callable[..., Any], method: str, rate: float) -> None:
     rows = labelled(40) if method == "kto" else pairs(40)
     more = {"adapter.kind": "none", "per_device_train_batch_size": 8}
-    one = bench(method, rows=rows, max_steps=25, learning_rate=rate, **more)
-    one.train()
-    margins = [value for value in one.curve("train/rewards/margins") if not math.isnan(value)]
+    setup = bench(method, rows=rows, max_steps=25, learning_rate=rate, **more)
+    setup.train()
+    margins = [value for value in setup.curve("train/rewards/margins") if not math.isnan(value)]
     assert sum(margins[-5:]) > sum(margins[:5])
-    assert sum(one.curve("train/loss")[-5:]) < sum(one.curve("train/loss")[:5])
+    assert sum(setup.curve("train/loss")[-5:]) < sum(setup.curve("train/loss")[:5])
 
 
 def test_a_reward_model_learns_and_is_read_back(bench: Callable[..., Any]) -> None:
     more = {"adapter.kind": "none", "per_device_train_batch_size": 8}
-    one = bench("reward", rows=pairs(40), max_steps=40, learning_rate=1e-3, **more)
-    trained = one.train()
-    assert one.curve("train/accuracy")[-1] > 0.95
-    module = loading.load_trained(one.job, one.data, trained)
-    encoded = one.data.train.encoded[0]
+    setup = bench("reward", rows=pairs(40), max_steps=40, learning_rate=1e-3, **more)
+    trained = setup.train()
+    assert setup.curve("train/accuracy")[-1] > 0.95
+    module = loading.load_trained(setup.job, setup.data, trained)
+    encoded = setup.data.train.encoded[0]
     with torch.no_grad():
         better, worse = (
-            module(input_ids=torch.tensor([one.input_ids])).logits[0, 0] for one in (encoded, encoded.rejected)
+            module(input_ids=torch.tensor([side.input_ids])).logits[0, 0] for side in (encoded, encoded.rejected)
         )
     assert better > worse
 
 
 def test_a_reward_adapter_keeps_its_head(bench: Callable[..., Any]) -> None:
-    one = bench("reward", rows=pairs(16), max_steps=6, learning_rate=1e-2)
-    model = trainable.prepare(one.job, one.data, one.base)
-    trained = one.job.registry.trainers["reward"].train(one.job, one.data, model)
-    ids = torch.tensor([one.data.eval.encoded[0].input_ids])
-    again = loading.load_trained(one.job, one.data, trained)
+    setup = bench("reward", rows=pairs(16), max_steps=6, learning_rate=1e-2)
+    model = trainable.prepare(setup.job, setup.data, setup.base)
+    trained = setup.job.registry.trainers["reward"].train(setup.job, setup.data, model)
+    ids = torch.tensor([setup.data.eval.encoded[0].input_ids])
+    again = loading.load_trained(setup.job, setup.data, trained)
     assert isinstance(again, PeftModel)
     assert torch.equal(again(input_ids=ids).logits, model.module.eval()(input_ids=ids).logits)
 
@@ -336,28 +336,28 @@ def test_options_that_trl_does_not_know_are_told(bench: Callable[..., Any], opti
 def test_options_reach_trl(bench: Callable[..., Any]) -> None:
     curves = []
     for options in ("ld_alpha=0.1", "ld_alpha=1.0"):
-        one = bench("dpo", rows=pairs(), max_steps=4, learning_rate=1e-2, **{"objective.options": options})
-        one.train()
-        curves.append(one.curve("train/loss"))
+        setup = bench("dpo", rows=pairs(), max_steps=4, learning_rate=1e-2, **{"objective.options": options})
+        setup.train()
+        curves.append(setup.curve("train/loss"))
     assert curves[0][-1] != curves[1][-1]
 
 
 @pytest.mark.parametrize("loss", ["ipo", "hinge", "robust", "[sigmoid,bco_pair]"])
 def test_the_relatives_of_dpo_train(bench: Callable[..., Any], loss: str) -> None:
-    one = bench(
+    setup = bench(
         "dpo", rows=pairs(), max_steps=2, learning_rate=1e-2, **{"objective.loss_type": loss, "label_smoothing": 0.1}
     )
-    one.train()
-    assert all(map(math.isfinite, one.curve("train/loss")))
+    setup.train()
+    assert all(map(math.isfinite, setup.curve("train/loss")))
 
 
 @pytest.mark.parametrize("begins", ["pissa", "olora"])
 def test_an_adapter_that_begins_with_a_part_of_the_base_is_held_to_the_base(
     bench: Callable[..., Any], begins: str
 ) -> None:
-    one = bench("dpo", rows=pairs(), max_steps=2, learning_rate=1e-2, **{"adapter.init_lora_weights": begins})
-    trained = one.train()
-    assert one.curve("train/loss")[0] == pytest.approx(math.log(2), abs=1e-5)
-    again = loading.load_trained(one.job, one.data, trained)
-    found = parity.compare(again, trained.folder / "reference.safetensors")
-    assert found["kl_max"] < 1e-6
+    setup = bench("dpo", rows=pairs(), max_steps=2, learning_rate=1e-2, **{"adapter.init_lora_weights": begins})
+    trained = setup.train()
+    assert setup.curve("train/loss")[0] == pytest.approx(math.log(2), abs=1e-5)
+    again = loading.load_trained(setup.job, setup.data, trained)
+    numbers = parity.compare(again, trained.folder / "reference.safetensors")
+    assert numbers["kl_max"] < 1e-6

@@ -1,4 +1,4 @@
-"""Sampled answers show how the model speaks, at every evaluation, and leave no trace in the training."""
+"""Sampled answers are logged at every evaluation, and have no effect on training."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ Bench = Callable[..., Any]
 
 def weights(trained: Any) -> dict[str, torch.Tensor]:
     folder = trained.adapter or trained.model
-    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+    return {name: weight for file in folder.glob("*.safetensors") for name, weight in load_file(file).items()}
 
 
 def test_a_table_at_every_evaluation(bench: Bench) -> None:
-    one = bench("full", eval_steps=2, learning_rate=5e-3)
-    trained = one.train()
-    tables = one.job.run.tables
+    setup = bench("full", eval_steps=2, learning_rate=5e-3)
+    trained = setup.train()
+    tables = setup.job.run.tables
     assert list(tables) == ["samples/step_000000.json", "samples/step_000002.json", "samples/step_000004.json"]
     assert [[row["step"] for row in rows] for rows in tables.values()] == [[0] * 4, [2] * 4, [4] * 4]
-    asked = [example.messages for example in samples.prompts(one.job, one.data)]
+    asked = [example.messages for example in samples.prompts(setup.job, setup.data)]
     assert len(set(map(repr, asked))) == 4
     for rows in tables.values():
         assert [(row["prompt"], row["expected"]) for row in rows] == [(a["content"], b["content"]) for a, b in asked]
-    module = loading.load_trained(one.job, one.data, trained)
-    wanted = judge.answers(module, one.data, samples.prompts(one.job, one.data), max_new_tokens=8, batch_size=4)
+    module = loading.load_trained(setup.job, setup.data, trained)
+    wanted = judge.answers(module, setup.data, samples.prompts(setup.job, setup.data), max_new_tokens=8, batch_size=4)
     assert [(row["answer"], row["finished"]) for row in tables["samples/step_000004.json"]] == [
         (answer.text, answer.finished) for answer in wanted
     ]
@@ -59,8 +59,8 @@ def test_a_table_at_every_evaluation(bench: Bench) -> None:
 def test_samples_change_nothing_of_what_is_learned(bench: Bench, method: str, more: dict[str, Any]) -> None:
     """Dropout draws random numbers in every step."""
     benches = [bench(method, eval_steps=1, **{"evaluation.samples": count}, **more) for count in (0, 3)]
-    without, with_them = (weights(one.train()) for one in benches)
-    assert [len(one.job.run.tables) for one in benches] == [0, 5]
+    without, with_them = (weights(setup.train()) for setup in benches)
+    assert [len(setup.job.run.tables) for setup in benches] == [0, 5]
     assert without.keys() == with_them.keys()
     assert all(torch.equal(without[name], with_them[name]) for name in without)
     assert benches[0].curve("train/loss") == benches[1].curve("train/loss")
@@ -91,7 +91,7 @@ def test_what_is_done_aside_leaves_no_trace() -> None:
 
 
 def test_prompts_differ_and_can_be_answered(bench: Bench) -> None:
-    one = bench("full")
+    setup = bench("full")
     turns = [{"role": "user", "content": text} for text in ("a", "a", "b", "c")]
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     examples = [
@@ -100,9 +100,9 @@ def test_prompts_differ_and_can_be_answered(bench: Bench) -> None:
         *(Example(messages=(turn, {"role": "assistant", "content": str(n)})) for n, turn in enumerate(turns)),
     ]
     held_out: Any = SimpleNamespace(eval=SimpleNamespace(examples=examples))
-    assert [one.prompt[-1]["content"] for one in samples.prompts(one.job, held_out)] == ["a", "b", "c"]
+    assert [example.prompt[-1]["content"] for example in samples.prompts(setup.job, held_out)] == ["a", "b", "c"]
     two = bench("full", **{"evaluation.samples": 2})
-    assert [one.answer for one in samples.prompts(two.job, held_out)] == ["0", "2"]
+    assert [example.answer for example in samples.prompts(two.job, held_out)] == ["0", "2"]
     assert samples.prompts(bench("full", **{"evaluation.samples": 0}).job, held_out) == []
     assert samples.prompts(bench("reward").job, held_out) == []
 
@@ -204,6 +204,6 @@ def test_they_are_in_the_run(
     for step in range(3):
         path = f"samples/step_{step:06}.json"
         assert path in tags["mlflow.loggedArtifacts"]
-        found = mlflow.load_table(path, run_ids=[outcome.run_id])
-        assert list(found["step"]) == [step] * 2  # the rows that are held out ask for two things
-        assert {"prompt", "expected", "answer"} <= set(found.columns)
+        table = mlflow.load_table(path, run_ids=[outcome.run_id])
+        assert list(table["step"]) == [step] * 2  # the rows that are held out ask for two things
+        assert {"prompt", "expected", "answer"} <= set(table.columns)

@@ -1,4 +1,4 @@
-"""How adapters begin: the rounding that LoftQ takes back, a text's embeddings, EVA's batches."""
+"""Initialisation of adapters: LoftQ's correction of rounding, a text's embeddings, EVA's batches."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mlflow_ft.errors import ConfigError, ModelError
 Bencher = Callable[..., Any]
 
 
-def prepared(one: Any) -> Any:
-    return trainable.prepare(one.job, one.data, one.base)
+def prepared(setup: Any) -> Any:
+    return trainable.prepare(setup.job, setup.data, setup.base)
 
 
 def test_loftq_of_full_rank_takes_all_of_the_rounding_back(bench: Bencher, tmp_path: Path) -> None:
@@ -36,26 +36,26 @@ def test_loftq_of_full_rank_takes_all_of_the_rounding_back(bench: Bencher, tmp_p
 
 
 def test_loftq_and_weights_of_other_names(bench: Bencher, tmp_path: Path) -> None:
-    one = bench("lora", **{"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"})
-    wrapped = prepared(one).module
+    setup = bench("lora", **{"model.quantize": "nf4", "adapter.init_lora_weights": "loftq"})
+    wrapped = prepared(setup).module
     with pytest.raises(ModelError, match="has no weight"):
         starts._correct_rounding(wrapped, tmp_path)
 
 
 @pytest.mark.parametrize("begin", ["pissa", "olora", "corda", "lora_ga", "eva", "mica", "orthogonal"])
 def test_before_the_first_step_the_model_is_the_base(bench: Bencher, tmp_path: Path, begin: str) -> None:
-    one = bench("lora", **{"adapter.init_lora_weights": begin, "adapter.r": 4})
+    setup = bench("lora", **{"adapter.init_lora_weights": begin, "adapter.r": 4})
     reference = tmp_path / "base.safetensors"
-    model_reference.keep(loading.load_base(one.job.config, one.base), one.data, reference)
-    assert parity.compare(prepared(one).module.eval(), reference)["kl_max"] < 1e-6
+    model_reference.keep(loading.load_base(setup.job.config, setup.base), setup.data, reference)
+    assert parity.compare(prepared(setup).module.eval(), reference)["kl_max"] < 1e-6
 
 
 def test_a_prompt_begins_with_the_texts_embeddings(bench: Bencher) -> None:
-    one = bench("prompt", **{"adapter.init_text": "red green", "adapter.num_virtual_tokens": 5})
-    module = prepared(one).module
-    ids = one.data.tokenizer("red green", add_special_tokens=False)["input_ids"]
+    setup = bench("prompt", **{"adapter.init_text": "red green", "adapter.num_virtual_tokens": 5})
+    module = prepared(setup).module
+    ids = setup.data.tokenizer("red green", add_special_tokens=False)["input_ids"]
     tiled = torch.tensor((ids * 5)[:5])
-    base = AutoModelForCausalLM.from_pretrained(one.base.path)
+    base = AutoModelForCausalLM.from_pretrained(setup.base.path)
     wanted = base.get_input_embeddings().weight[tiled]
     torch.testing.assert_close(module.prompt_encoder["default"].embedding.weight, wanted)
 
@@ -69,14 +69,14 @@ def test_without_a_text_it_begins_with_tokens_of_the_vocabulary(bench: Bencher) 
 
 
 def test_eva_of_more_components_than_learned_tokens_is_refused_not_endless(bench: Bencher) -> None:
-    one = bench("lora", **{"adapter.init_lora_weights": "eva", "adapter.r": 48})
+    setup = bench("lora", **{"adapter.init_lora_weights": "eva", "adapter.r": 48})
     with pytest.raises(ConfigError, match="96 components"):
-        prepared(one)
+        prepared(setup)
 
 
 def test_the_first_weights_are_kept_only_while_they_are_needed(bench: Bencher) -> None:
-    one = bench("lora", **{"adapter.init_lora_weights": "pissa"})
-    found = prepared(one)
-    assert (one.job.folder / starts.BEGINNING).is_file()
-    starts.save(found.module, one.job.folder / "adapter", beginning=one.job.folder)
-    assert not (one.job.folder / starts.BEGINNING).exists()
+    setup = bench("lora", **{"adapter.init_lora_weights": "pissa"})
+    module = prepared(setup)
+    assert (setup.job.folder / starts.BEGINNING).is_file()
+    starts.save(module.module, setup.job.folder / "adapter", beginning=setup.job.folder)
+    assert not (setup.job.folder / starts.BEGINNING).exists()
