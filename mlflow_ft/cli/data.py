@@ -14,8 +14,8 @@ from mlflow_ft.cli.pairs import PairsCommand, whole_number
 if TYPE_CHECKING:
     from mlflow_ft.config import Config
     from mlflow_ft.plugins import Plugins
-    from mlflow_ft.preparing.dataset import Ready
-    from mlflow_ft.preparing.show import Shown
+    from mlflow_ft.preparing.dataset import CheckedData
+    from mlflow_ft.preparing.show import ShownRow
     from mlflow_ft.progress import Progress
 
 FEW = 5
@@ -63,7 +63,7 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
     progress.say(f"{total:,} rows; nothing is learned of {dropped:,}{were_cut}")
 
 
-def _for_people(row: Shown) -> str:
+def _for_people(row: ShownRow) -> str:
     """A row with its learned tokens in green, between [[ and ]]."""
     from mlflow_ft.preparing import show as stage
 
@@ -110,7 +110,9 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
     config, loaded, tokenizer, progress = _opened(arguments)
     registry = Registry(loaded)
     with clock_of(config):
-        prepared = dataset.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
+        prepared = dataset.prepare(
+            config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False
+        )
     report = prepared.report.as_dict()
     if out:
         _write(report, Path(out).expanduser(), config)
@@ -126,7 +128,7 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
         click.get_current_context().exit(1)
 
 
-def _tell(prepared: Ready) -> None:
+def _tell(prepared: CheckedData) -> None:
     """Print the findings as a table, with example rows, then the checks that found nothing."""
     import sys
 

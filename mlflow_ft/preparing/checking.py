@@ -20,7 +20,7 @@ from mlflow_ft.values.report import SEVERITIES
 if TYPE_CHECKING:
     import numpy
 
-    from mlflow_ft.preparing.prepared import Stored
+    from mlflow_ft.preparing.prepared import PreparedRows
 
     Indices = numpy.ndarray[Any, Any]
 
@@ -32,7 +32,7 @@ Removable = Mapping[int, tuple[str, ...]]
 class Side:
     """One side of the split: which rows of what was prepared."""
 
-    stored: Stored
+    stored: PreparedRows
     indices: Indices
 
     @property
@@ -40,7 +40,9 @@ class Side:
         return len(self.indices)
 
 
-def of(config: Config, train: Side, held: Side, *, registry: Registry, plugins: Plugins) -> tuple[Report, Removable]:
+def full_report(
+    config: Config, train: Side, held: Side, *, registry: Registry, plugins: Plugins
+) -> tuple[Report, Removable]:
     """Compare both sides, and tell it together with what the pass found and what was left out."""
     comparing = [check for check in chosen_checks(registry, config.checks.names) if check.compare is not None]
     quality = Quality(comparing, config.checks)
@@ -73,7 +75,7 @@ def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
             )
 
 
-def _left_out(stored: Stored, config: Config) -> Iterator[CheckResult]:
+def _left_out(stored: PreparedRows, config: Config) -> Iterator[CheckResult]:
     """The rows that did not come through, as one more check."""
     yield _result(
         "bad-row",
@@ -99,7 +101,7 @@ def _left_out(stored: Stored, config: Config) -> Iterator[CheckResult]:
 UNWRITTEN = "unwritten-thoughts"
 
 
-def _unwritten(stored: Stored, config: Config) -> Iterator[CheckResult]:
+def _unwritten(stored: PreparedRows, config: Config) -> Iterator[CheckResult]:
     """The rows with thoughts in earlier turns that the template leaves out, so that they are not learned."""
     import numpy as np
 

@@ -14,11 +14,10 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint, sources, split, store, turns
 from mlflow_ft.errors import DataError, Problem
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import checking as findings
-from mlflow_ft.preparing import one_pass, prepared
+from mlflow_ft.preparing import checking, one_pass, prepared
 from mlflow_ft.preparing.checking import Removable, Side
 from mlflow_ft.preparing.one_pass import LeftOut
-from mlflow_ft.preparing.prepared import Stored
+from mlflow_ft.preparing.prepared import PreparedRows
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
@@ -34,7 +33,7 @@ SHOWN_TEXT = 800
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
+class CheckedData:
     """The data, and all that a person may want to know about it."""
 
     data: Data
@@ -57,7 +56,7 @@ class Ready:
         return self.train.stored.left_out + (() if same else self.eval.stored.left_out)
 
 
-def make(
+def prepare(
     config: Config,
     tokenizer: Any,
     *,
@@ -66,7 +65,7 @@ def make(
     progress: Progress,
     strict: bool = True,
     accept: Callable[[DataFormat], None] = lambda record: None,
-) -> Ready:
+) -> CheckedData:
     """Prepare, split and check the data.
 
     `strict` refuses bad rows as `data.on_bad_row` says; without it they are left out and told by the report. `accept`
@@ -100,9 +99,9 @@ def make(
     kept, out = (mixed, held_out_all(held)) if held else _split(train, mixed, config, strict=strict)
     sides = Side(stored=train, indices=kept), Side(stored=held or train, indices=out)
     _check_prompt(sides[0], tokenizer)
-    report, removable = findings.of(config, *sides, registry=registry, plugins=plugins)
+    report, removable = checking.full_report(config, *sides, registry=registry, plugins=plugins)
     names = [source.asked for source in train.sources]
-    return Ready(
+    return CheckedData(
         data=replace(_data(config, sides, tokenizer), report=report),
         train=sides[0],
         eval=sides[1],
@@ -125,11 +124,11 @@ def _check_prompt(side: Side, tokenizer: Any) -> None:
         room.refuse_ids(tokenizer, ids, place="what the template writes before an answer")
 
 
-def _column(found: Stored, name: str) -> Indices:
+def _column(found: PreparedRows, name: str) -> Indices:
     return found.table.column(name).to_numpy()  # type: ignore[no-any-return]  # pyarrow has no types
 
 
-def _hashes(found: Stored) -> Indices:
+def _hashes(found: PreparedRows) -> Indices:
     """The first 64 bits of every row's hash."""
     import numpy as np
 
@@ -137,14 +136,14 @@ def _hashes(found: Stored) -> Indices:
     return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)[:, 0] if joined else np.zeros(0, dtype="<u8")
 
 
-def held_out_all(held: Stored) -> Indices:
+def held_out_all(held: PreparedRows) -> Indices:
     """Every row of a source that is held out whole."""
     import numpy as np
 
     return np.arange(held.table.num_rows)
 
 
-def _split(train: Stored, mixed: Indices, config: Config, *, strict: bool) -> tuple[Indices, Indices]:
+def _split(train: PreparedRows, mixed: Indices, config: Config, *, strict: bool) -> tuple[Indices, Indices]:
     """Hold out some rows: no prompt stands on both sides, or no group where `data.split_by` names one.
 
     Too few rows to split are an error where they are to be trained on.
@@ -164,7 +163,7 @@ def _split(train: Stored, mixed: Indices, config: Config, *, strict: bool) -> tu
 # --- what is wrong with rows
 
 
-def refuse(found: Stored, config: Config, *, strict: bool) -> None:
+def refuse(found: PreparedRows, config: Config, *, strict: bool) -> None:
     """Raise DataError where rows are bad and `strict` says so, or none is left."""
     bad = found.bad
     if bad and (strict or not found.table.num_rows):
@@ -182,7 +181,7 @@ def _problem(one: LeftOut) -> Problem:
     return Problem(place=f"{one.file}:{one.line}", message=one.reason)
 
 
-def _headline(bad: Sequence[LeftOut], found: Stored) -> str:
+def _headline(bad: Sequence[LeftOut], found: PreparedRows) -> str:
     counts = Counter(one.sort for one in bad)
     several = f"{len(bad):,} of {found.count:,} rows"
     if set(counts) == {"convert"}:

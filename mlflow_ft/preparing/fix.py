@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.data.sources import Source
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.rows import Row
 
 REMOVED = "removed.jsonl"
@@ -27,7 +27,7 @@ class Cleaned:
     removed_count: int
 
 
-def write(found: Ready, folder: Path) -> Cleaned:
+def write(found: CheckedData, folder: Path) -> Cleaned:
     """Write the sources of the training rows anew, without what `reasons` names."""
     folder.mkdir(parents=True, exist_ok=True)
     why = reasons(found)
@@ -51,7 +51,7 @@ def write(found: Ready, folder: Path) -> Cleaned:
     return Cleaned(files=tuple(files), removed=target, kept_count=kept, removed_count=len(removed))
 
 
-def reasons(found: Ready) -> dict[int, tuple[str, ...]]:
+def reasons(found: CheckedData) -> dict[int, tuple[str, ...]]:
     """By number of a row, why it is removed: it is no good row, or a check with a safe fix found it."""
     why: dict[int, tuple[str, ...]] = {one.index: (one.reason,) for one in found.train.stored.bad}
     for index, checks in found.removable.items():

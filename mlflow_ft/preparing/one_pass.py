@@ -23,7 +23,7 @@ from mlflow_ft.errors import DataError
 from mlflow_ft.hashes import row_hash
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import proving
-from mlflow_ft.preparing.proving import Proved
+from mlflow_ft.preparing.proving import ProvedRow
 from mlflow_ft.progress import Bar
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
@@ -39,7 +39,7 @@ Sort = Literal["read", "convert", "prove", "cut"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenedSource:
     """A source, its format, and what its first rows told of it."""
 
     source: Source
@@ -90,9 +90,9 @@ class Tally:
     good: int = 0
 
 
-def open_all(
+def open_sources(
     asked: Mapping[str, float | None], settings: DataSection, *, plugins: Plugins, registry: Registry
-) -> list[Opened]:
+) -> list[OpenedSource]:
     """Find every source and recognise its rows by the first of them.
 
     Raises:
@@ -111,7 +111,7 @@ def open_all(
         raise refusal
     recognition.check_columns(list(dict.fromkeys(name for one in understood for name in one.columns)), settings)
     opened = [
-        Opened(source=one.source, record=one.record, weight=weight, as_text=one.as_text, remarks=one.remarks)
+        OpenedSource(source=one.source, record=one.record, weight=weight, as_text=one.as_text, remarks=one.remarks)
         for one, weight in zip(understood, asked.values(), strict=True)
     ]
     kinds = {one.record.kind: one.source.asked for one in opened}
@@ -131,7 +131,7 @@ def check_kind(held: DataFormat, train: DataFormat, eval_path: str) -> None:
 
 
 def run(
-    opened: Sequence[Opened],
+    opened: Sequence[OpenedSource],
     settings: DataSection,
     *,
     encoder: Encoder,
@@ -164,7 +164,7 @@ class Numbered(NamedTuple):
     part: Part
 
 
-def _rows(opened: Sequence[Opened], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
+def _rows(opened: Sequence[OpenedSource], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
     """Every row that could be converted, in its parts."""
     for number, one in enumerate(opened):
         for found in one.examples(settings):
@@ -194,7 +194,7 @@ def _examples(batch: Sequence[Numbered]) -> list[Example]:
 
 def _prepared(
     batch: Sequence[Numbered],
-    results: Sequence[Proved | MaskError],
+    results: Sequence[ProvedRow | MaskError],
     settings: DataSection,
     tally: Tally,
     encoder: Encoder,
@@ -209,12 +209,12 @@ def _prepared(
                     line=row.line,
                     index=index,
                     example=whole,
-                    tokens=found.length if isinstance(found, Proved) else 0,
+                    tokens=found.length if isinstance(found, ProvedRow) else 0,
                     special=encoder.special,
                     max_length=encoder.max_length,
                 )
             )
-        if not isinstance(found, Proved):
+        if not isinstance(found, ProvedRow):
             _leave_out(tally, index, row, str(found), "prove", found.text)
         elif reason := nothing_to_learn(part.example, found, encoder.max_length):
             _leave_out(tally, index, row, f"turn {part.turn}: {reason}" if part.turn else reason, "cut")
@@ -238,7 +238,7 @@ def _prepared(
             )
 
 
-def nothing_to_learn(example: Example, found: Proved, max_length: int) -> str:
+def nothing_to_learn(example: Example, found: ProvedRow, max_length: int) -> str:
     """Why a row is dropped though nothing is wrong with its mask; "" where it is not."""
     if example.kind == "prompt":
         return f"the prompt is longer than data.max_length {max_length}" if found.length > max_length else ""

@@ -28,7 +28,7 @@ META_FILE = "meta.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class PreparedRows:
     """The rows of one or several sources, prepared."""
 
     sources: tuple[Source, ...]
@@ -70,7 +70,7 @@ def prepare(
     title: str,
     quality: bool,
     accept: Callable[[DataFormat], None] = lambda record: None,
-) -> Stored:
+) -> PreparedRows:
     """Find the sources' rows prepared, or prepare them; the tokenizer's template is extended where they need it.
 
     `accept` sees the format before any row is prepared, and may raise.
@@ -80,7 +80,7 @@ def prepare(
     """
     from mlflow_ft.engine.tokens import clock
 
-    opened = one_pass.open_all(asked, config.data, plugins=plugins, registry=registry)
+    opened = one_pass.open_sources(asked, config.data, plugins=plugins, registry=registry)
     accept(opened[0].record)
     for sentence in dict.fromkeys(sentence for one in opened for sentence in one.sentences):
         progress.say(sentence)
@@ -107,7 +107,7 @@ def prepare(
     return done
 
 
-def _check_ids(found: Stored, tokenizer: Any) -> None:
+def _check_ids(found: PreparedRows, tokenizer: Any) -> None:
     """Refuse rows with tokens that the model has no embeddings for, before its weights are loaded.
 
     Raises:
@@ -147,7 +147,9 @@ def _meta(tally: one_pass.Tally, quality: Quality | None, encoder: Encoder) -> d
     }
 
 
-def _read(folder: Path, opened: Sequence[one_pass.Opened], parts: Mapping[str, Any], tokenizer: Any) -> Stored:
+def _read(
+    folder: Path, opened: Sequence[one_pass.OpenedSource], parts: Mapping[str, Any], tokenizer: Any
+) -> PreparedRows:
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     tokenizer.chat_template = meta["chat_template"]
     table = store.read(folder / ROWS_FILE)
@@ -155,7 +157,7 @@ def _read(folder: Path, opened: Sequence[one_pass.Opened], parts: Mapping[str, A
         "sources": prepared_key.sources(parts["sources"], table),
         "chat_template": prepared_key.hash_of(meta["chat_template"]),
     }
-    return Stored(
+    return PreparedRows(
         sources=tuple(one.source for one in opened),
         weights=tuple(one.weight for one in opened),
         record=opened[0].record,

@@ -13,7 +13,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint
 from mlflow_ft.hashes import canonical
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing.one_pass import Opened
+from mlflow_ft.preparing.one_pass import OpenedSource
 from mlflow_ft.registry import Registry
 
 PACKAGE = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ these modules import."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
 
-def parts(opened: Sequence[Opened], config: Config, tokenizer: Any, registry: Registry) -> dict[str, Any]:
+def parts(opened: Sequence[OpenedSource], config: Config, tokenizer: Any, registry: Registry) -> dict[str, Any]:
     settings = config.data
     names = ("columns", "system", "split", "subset", "split_by", "max_length", "max_rows", "on_bad_row")
     return {
@@ -77,7 +77,7 @@ def hash_of(*values: Any) -> str:
 
 def key(
     parts: Mapping[str, Any],
-    opened: Sequence[Opened],
+    opened: Sequence[OpenedSource],
     config: Config,
     plugins: Plugins,
     told: Mapping[str, str],

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proved:
+class ProvedRow:
     """A row as the trainer sees it, with its mask proved."""
 
     encoded: Encoded
@@ -39,18 +39,18 @@ class Proved:
     """Learned turns whose thoughts the template leaves out."""
 
 
-def prove(encoder: Encoder, examples: Sequence[Example]) -> list[Proved | MaskError]:
+def prove(encoder: Encoder, examples: Sequence[Example]) -> list[ProvedRow | MaskError]:
     """Tokenise rows and prove their masks; in place of a row that cannot be proved stands its error."""
     return [summary(one) if isinstance(one, list) else one for one in encoder.tokenise(examples)]
 
 
-def summary(found: Sequence[Tokenised]) -> Proved:
+def summary(found: Sequence[Tokenised]) -> ProvedRow:
     """What is kept of a row's conversations."""
     from mlflow_ft.engine.tokens import masking
 
     encoded = masking.joined(found)
     parts = (encoded, encoded.rejected) if encoded.rejected else (encoded,)
-    return Proved(
+    return ProvedRow(
         encoded=encoded,
         length=max(one.length for one in found),
         learnable=all(one.supervised for one in parts),
@@ -61,7 +61,7 @@ def summary(found: Sequence[Tokenised]) -> Proved:
 
 def proved(
     batches: Iterator[T], examples_of: Callable[[T], list[Example]], encoder: Encoder, *, workers: int | None = None
-) -> Generator[tuple[T, list[Proved | MaskError]]]:
+) -> Generator[tuple[T, list[ProvedRow | MaskError]]]:
     """Every batch with its results, in order. After `ALONE` rows other processes help, where there are cores for it."""
     done = 0
     for batch in batches:
@@ -84,7 +84,7 @@ def cores() -> int:
 
 def _by_workers(
     batches: Iterator[T], examples_of: Callable[[T], list[Example]], encoder: Encoder, count: int
-) -> Generator[tuple[T, list[Proved | MaskError]]]:
+) -> Generator[tuple[T, list[ProvedRow | MaskError]]]:
     first = next(batches, None)
     if first is None:
         return
@@ -109,7 +109,7 @@ def _by_workers(
             executor.shutdown(wait=True, kill_workers=True)
 
 
-def _taken(encoder: Encoder, batch: T, future: Future[Any]) -> tuple[T, list[Proved | MaskError]]:
+def _taken(encoder: Encoder, batch: T, future: Future[Any]) -> tuple[T, list[ProvedRow | MaskError]]:
     results, taught, dates = future.result()
     encoder.dates.update(dates)
     if taught:  # a worker met rows that need tools; all of them extend the template in the same way
@@ -135,7 +135,7 @@ def _start(folder: str, max_length: int, moment: datetime | None) -> None:
     _encoder = Encoder(tokenizer, max_length=max_length)
 
 
-def _work(examples: Sequence[Example]) -> tuple[list[Proved | MaskError], str, dict[str, str]]:
+def _work(examples: Sequence[Example]) -> tuple[list[ProvedRow | MaskError], str, dict[str, str]]:
     """The results, the chat template where it was extended for rows with tools, and the dates that it wrote."""
     from mlflow_ft.engine.tokens import clock, tool_text
 

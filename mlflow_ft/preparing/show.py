@@ -13,13 +13,13 @@ from mlflow_ft.data import sources, split, turns
 from mlflow_ft.data.reading.readers import Unreadable
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import one_pass, proving
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Example, Place, Row
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.tokens.masking import Encoder, Tokenised
-    from mlflow_ft.preparing.prepared import Stored
+    from mlflow_ft.preparing.prepared import PreparedRows
 
 KEPT = 5
 """Training rows whose mask is kept as an artifact, for a person to read."""
@@ -29,7 +29,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownRow:
     """One row, as far as it came."""
 
     row: int
@@ -74,7 +74,7 @@ def every_row(
     plugins: Plugins,
     registry: Registry,
     tell: Callable[[str], None] = lambda sentence: None,
-) -> Iterator[Shown]:
+) -> Iterator[ShownRow]:
     """Every training row in the order of the sources, one by one; nothing is kept.
 
     `tell` gets what was made of a source that a person should know.
@@ -85,7 +85,7 @@ def every_row(
     from mlflow_ft.engine.tokens.masking import Encoder
 
     asked, _ = sources.paths(config.data)
-    opened = one_pass.open_all(asked, config.data, plugins=plugins, registry=registry)
+    opened = one_pass.open_sources(asked, config.data, plugins=plugins, registry=registry)
     turns.check(opened[0].record.kind, config.data)
     encoder = Encoder(tokenizer, max_length=sys.maxsize)  # a row is shown with what is cut away of it
     numbers = itertools.count(1)
@@ -103,7 +103,7 @@ def _shown(
     settings: DataSection,
     encoder: Encoder,
     numbers: Iterator[int],
-) -> Iterator[Shown]:
+) -> Iterator[ShownRow]:
     from mlflow_ft.engine.tokens import room
 
     divided = [None if isinstance(one, Unreadable) else turns.parts(one[1], settings) for one in batch]
@@ -111,7 +111,7 @@ def _shown(
     for one, parts in zip(batch, divided, strict=True):
         number = next(numbers)
         if isinstance(one, Unreadable):
-            yield Shown(row=number, file=one.file, line=one.line, format=name, dropped=one.reason)
+            yield ShownRow(row=number, file=one.file, line=one.line, format=name, dropped=one.reason)
         for part in parts or ():
             place: Place = one if isinstance(one, Unreadable) else one[0]
             result = next(results)
@@ -121,7 +121,7 @@ def _shown(
             yield replace(shown, turn=part.turn)
 
 
-def as_shown(place: Place, example: Example, found: Any, name: str, *, max_length: int, number: int) -> Shown:
+def as_shown(place: Place, example: Example, found: Any, name: str, *, max_length: int, number: int) -> ShownRow:
     """One converted row with its tokens, of which `found` has all, or with the reason why it has none."""
     messages = [dict(turn) for turn in (*example.messages, *example.chosen)]
     about: dict[str, Any] = {
@@ -132,7 +132,7 @@ def as_shown(place: Place, example: Example, found: Any, name: str, *, max_lengt
         "messages": messages,
     }
     if not isinstance(found, list):
-        return Shown(**about, dropped=str(found))
+        return ShownRow(**about, dropped=str(found))
     kept = [_cut(one, max_length) for one in found]
     rejected = None
     if len(found) > 1:
@@ -140,7 +140,7 @@ def as_shown(place: Place, example: Example, found: Any, name: str, *, max_lengt
         rejected = {"messages": said, **_tokens(kept[1]), "cut": _what_is_cut(found[1], max_length)}
     reason = one_pass.nothing_to_learn(example, proving.summary(kept), max_length) or None
     unwritten = sorted({turn + 1 for one in found for turn in one.unwritten})
-    return Shown(
+    return ShownRow(
         **about,
         **_tokens(kept[0]),
         way=found[0].way,
@@ -182,7 +182,7 @@ def _tokens(one: Tokenised) -> dict[str, Any]:
     return {"tokens": one.pieces, "supervised": [int(label != IGNORED) for label in one.labels]}
 
 
-def first_rows(found: Ready, config: Config) -> list[Shown]:
+def first_rows(found: CheckedData, config: Config) -> list[ShownRow]:
     """The first training rows, tokenised again with the template that is saved with the model."""
     from mlflow_ft.engine.tokens.masking import Encoder
 
@@ -201,7 +201,7 @@ def first_rows(found: Ready, config: Config) -> list[Shown]:
     ]
 
 
-def as_text(found: Sequence[Shown]) -> str:
+def as_text(found: Sequence[ShownRow]) -> str:
     """Rows for people: what is learned stands between `[[` and `]]`."""
     lines = ["What stands between [[ and ]] is learned; the rest is read.", ""]
     for one in found:
@@ -211,7 +211,7 @@ def as_text(found: Sequence[Shown]) -> str:
     return "\n".join(lines)
 
 
-def marked(one: Shown) -> str:
+def marked(one: ShownRow) -> str:
     """A row's text with what is learned between `[[` and `]]`."""
     return "".join(f"[[{text}]]" if learned else text for learned, text in runs(one.tokens, one.supervised))
 
@@ -222,7 +222,7 @@ def runs(tokens: Sequence[str], supervised: Sequence[int]) -> list[tuple[bool, s
     return [(learned, "".join(text for text, _ in pairs)) for learned, pairs in grouped]
 
 
-def cost(stored: Stored) -> float:
+def cost(stored: PreparedRows) -> float:
     """How many times the tokens of its rows are read, where each turn is learned in a row of its own."""
     import numpy as np
 
@@ -230,7 +230,7 @@ def cost(stored: Stored) -> float:
     return float(np.sum(tokens) / max(1, np.sum(tokens[split.last_of_each(index)])))
 
 
-def remedy_for_length(found: Ready, side: str) -> str:
+def remedy_for_length(found: CheckedData, side: str) -> str:
     """What to set so that fewer rows are cut, with the numbers of this data."""
     import numpy as np
 

@@ -16,13 +16,13 @@ from mlflow_ft.engine import hub
 from mlflow_ft.engine.tokens import tokenizers
 from mlflow_ft.errors import DataError
 from mlflow_ft.preparing import dataset, fix, show
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import CHATML, write_jsonl
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
-Make = Callable[..., Ready]
+Make = Callable[..., CheckedData]
 
 
 def row(question: str, answer: str = "say it", **more: Any) -> dict[str, Any]:
@@ -53,20 +53,20 @@ def make(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
     """`make(data, strict=..., **settings)`: the data as a training would get it."""
     monkeypatch.chdir(tmp_path)
 
-    def call(data: Any, *, strict: bool = True, **settings: Any) -> Ready:
+    def call(data: Any, *, strict: bool = True, **settings: Any) -> CheckedData:
         path = write_jsonl(tmp_path / "rows.jsonl", data) if isinstance(data, list) else data
         pairs = [f"--{key}={value}" for key, value in {"data": path, "model": tiny_model, **settings}.items()]
         config = asked(pairs, LOADED, method="prepare")
         progress = Progress(quiet=True)
         tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
-        return dataset.make(
+        return dataset.prepare(
             config, tokenizer, plugins=LOADED, registry=Registry(LOADED), progress=progress, strict=strict
         )
 
     return call
 
 
-def questions(found: Ready, side: str) -> set[str]:
+def questions(found: CheckedData, side: str) -> set[str]:
     split = found.data.train if side == "train" else found.data.eval
     return {example.messages[0]["content"] for example in split.examples}
 

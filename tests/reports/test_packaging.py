@@ -147,7 +147,7 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     assert {version.partition("/")[0] for version in versions} == {name, f"{name}-adapter", f"{name}-extra"}
     assert len(versions) == 3
     assert file_hash(weights) == trained
-    assert done.found(weights.parents[2] / "package")
+    assert done.result(weights.parents[2] / "package")
     assert client.get_model_version_by_alias(name, "candidate").run_id == run_id
 
     told = run("package", run_id)
