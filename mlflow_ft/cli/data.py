@@ -59,8 +59,10 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
         for row in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
             total, dropped, cut = total + 1, dropped + (row.dropped is not None), cut + (row.cut is not None)
             click.echo(dumps(row.as_dict(), ensure_ascii=False) if json else _for_people(row))
-    were_cut = f"; {cut:,} cut at data.max_length {config.data.max_length:,}" if cut else ""
-    progress.say(f"{total:,} rows; nothing is learned of {dropped:,}{were_cut}")
+    summary = f"{total:,} row{'' if total == 1 else 's'}"
+    summary += f"; {dropped:,} dropped" if dropped else ""
+    summary += f"; {cut:,} cut at data.max_length {config.data.max_length:,}" if cut else ""
+    progress.say(summary)
 
 
 def _for_people(row: ShownRow) -> str:

@@ -152,7 +152,7 @@ BAD: list[Any] = [*rows(6), {"instruction": "no output"}, row("bad", 7), *rows(2
 
 
 def test_bad_rows_stop_with_their_places_or_are_dropped_and_counted(make: Make) -> None:
-    with pytest.raises(DataError, match="2 of 10 rows are not of the format alpaca") as error:
+    with pytest.raises(DataError, match="2 of 10 rows are not in the format alpaca") as error:
         make(BAD)
     assert [problem.place.rpartition("/")[2] for problem in error.value.problems] == ["rows.jsonl:7", "rows.jsonl:8"]
     assert "--data.on_bad_row drop" in error.value.hint
@@ -183,13 +183,13 @@ def test_a_mask_that_cannot_be_proved_is_told_with_the_row_as_it_is_written(make
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     with pytest.raises(DataError, match="the loss mask of 8 of 8 rows cannot be proved") as error:
         make(rows(8), **{"data.chat_template": template})
-    assert "rows.jsonl:1 as the template writes it:\n    user: ask red 0 red\n    assistant: " in error.value.hint
+    assert "rows.jsonl:1 as the template renders it:\n    user: ask red 0 red\n    assistant: " in error.value.hint
     assert "--data.chat_template" in error.value.hint
 
 
 def test_a_source_without_one_good_row_is_not_read_to_its_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_ft.preparing.one_pass.HOPELESS", 10)
-    with pytest.raises(DataError, match="10 of 10 rows are not of the format alpaca"):
+    with pytest.raises(DataError, match="10 of 10 rows are not in the format alpaca"):
         make([{"instruction": "no output"}] * 50, format="alpaca")
 
 
@@ -200,7 +200,7 @@ def test_rows_that_are_cut_before_the_answer_are_dropped_and_counted(make: Make)
     assert "cut at data.max_length 40 before anything is learned" in found.left_out[0].reason
     finding = next(one for one in found.report.checks if one.name == "nothing-learned")
     assert (finding.count, finding.severity) == (1, "warn")
-    with pytest.raises(DataError, match=r"all 4 rows of .* are without anything to learn") as error:
+    with pytest.raises(DataError, match=r"all 4 rows of .* have nothing to learn") as error:
         make([long] * 4, max_length=40)
     assert "raise data.max_length (it is 40)" in error.value.hint
 

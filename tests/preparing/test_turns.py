@@ -83,7 +83,7 @@ def test_thoughts_that_are_not_written_are_a_finding_with_its_remedies(make: Mak
     data = [*talks(6), *talks(6, answer="plainly {0}")]
     one = check(make(data), "unwritten-thoughts")
     assert (one.severity, one.count, one.share, one.details) == ("warn", 6, 0.5, {"turns": 12})
-    assert one.summary == "the thoughts of 12 turns are not written by the chat template, and not learned"
+    assert one.summary == "the chat template leaves out the thoughts of 12 turns; they are not learned"
     assert one.examples[0]["line"] == 1
     assert one.examples[0]["message"] == "the thoughts of 2 turns are left out"
     for remedy in ("--data.turns each", "--data.turns last", "--data.chat_template"):
