@@ -18,7 +18,7 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.values import Data, Scores, Trained, Version
 
 if TYPE_CHECKING:
-    from mlflow_ft.preparing.dataset import Ready
+    from mlflow_ft.preparing.dataset import CheckedData
     from mlflow_ft.preparing.fix import Cleaned
     from mlflow_ft.tracking import ActiveRun
 
@@ -46,7 +46,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     from mlflow_ft.stages import data, model, preflight, start, train
 
     registry, progress = Registry(plugins), progress or Progress()
-    with preflight.told_to_run():
+    with preflight.reporting_to_run():
         accept = partial(data.fits, config.method, registry)
         preflight.check(config, plugins=plugins, registry=registry, accept=accept)
     from mlflow_ft import tracking  # takes seconds, which a mistyped path need not cost
@@ -54,7 +54,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     tracking.check_server()
     with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
-        with start.told_to_plugins(job), clock_of(config, now):
+        with start.reporting_to_plugins(job), clock_of(config, now):
             job, base = model.find(job)
             rows = data.prepare(job, base)
             trained = train.train(job, rows, base)
@@ -81,7 +81,7 @@ def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) 
     left = unpackaged.find(run_id, registry)
     with unfinished.reopening(left.run), tracking.open_run(left.config.run, plugins=plugins) as active:
         job = unpackaged.reopen(left, plugins, registry, active, progress)
-        with start.told_to_plugins(job), clock_of(left.config, left.moment):
+        with start.reporting_to_plugins(job), clock_of(left.config, left.moment):
             trained = unpackaged.trained(job, left)
             rows = unpackaged.data(job, left, trained.base)
             unpackaged.clear(left, job.progress)
@@ -125,7 +125,7 @@ class Prepared:
     tracking_uri: str
     url: str | None
     folder: str
-    data: Ready
+    data: CheckedData
     cleaned: Cleaned | None
 
 
@@ -148,14 +148,14 @@ def prepare(
     from mlflow_ft.stages import data, model, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
-    with preflight.told_to_run():
+    with preflight.reporting_to_run():
         preflight.check(config, plugins=plugins, registry=registry)
     from mlflow_ft import tracking
 
     tracking.check_server()
     with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
-        with start.told_to_plugins(job), clock_of(config, now):
+        with start.reporting_to_plugins(job), clock_of(config, now):
             base = hub.find(config.model, job.progress, weights=False)
             job = model.fitted(job, base)
             found = data.look(job, base, strict=not fix)

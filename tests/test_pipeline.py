@@ -183,9 +183,9 @@ def test_artifacts(shop: Shop, outcome: tuple[str, pipeline.Outcome]) -> None:
 def test_every_stage_is_marked_complete_on_disk(outcome: tuple[str, pipeline.Outcome]) -> None:
     method, result = outcome
     folder = Path(result.folder)
-    assert done.found(folder / "train")["metrics"]["train/steps"] == 3  # type: ignore[index]  # None fails here
-    assert done.found(folder / "evaluate" / "base") != done.found(folder / "evaluate" / "tuned")
-    assert done.found(folder / "package") == {
+    assert done.result(folder / "train")["metrics"]["train/steps"] == 3  # type: ignore[index]  # None fails here
+    assert done.result(folder / "evaluate" / "base") != done.result(folder / "evaluate" / "tuned")
+    assert done.result(folder / "package") == {
         form: version.model_id for form, version in zip(FORMS[method], result.versions, strict=True)
     }
 
@@ -301,7 +301,7 @@ def test_a_nan_or_infinite_loss_ends_the_run(shop: Shop) -> None:
     assert run.data.tags["mlflow_ft.error"] == str(error)
     assert run.data.tags["mlflow_ft.stage"] == "train"
     assert not logged_models(shop, run.info.run_id)
-    assert done.found(shop.folder / "outputs" / run.info.run_id / "train") is None
+    assert done.result(shop.folder / "outputs" / run.info.run_id / "train") is None
 
 
 def test_a_packaged_model_that_is_not_the_trained_one_ends_the_run(shop: Shop) -> None:
@@ -312,7 +312,7 @@ def test_a_packaged_model_that_is_not_the_trained_one_ends_the_run(shop: Shop) -
     assert run.data.tags["mlflow_ft.stage"] == "package"
     assert run.data.metrics["parity/merged/kl_mean"] > 1e-30  # the evidence is kept
     assert not logged_models(shop, run.info.run_id)
-    assert done.found(shop.folder / "outputs" / run.info.run_id / "train") is not None
+    assert done.result(shop.folder / "outputs" / run.info.run_id / "train") is not None
 
 
 def test_a_mask_that_cannot_be_proved_ends_the_run_before_training(shop: Shop) -> None:

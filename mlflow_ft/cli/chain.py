@@ -264,10 +264,10 @@ def command_of(chain: str, about: str) -> click.Command:
     """The command that runs a chain."""
 
     def command(arguments: tuple[str, ...], *, json: bool, quiet: bool, resume: str | None) -> None:
-        from mlflow_ft.stages.preflight import told_to_run
+        from mlflow_ft.stages.preflight import reporting_to_run
 
         progress = Progress(quiet=quiet)
-        with told_to_run():
+        with reporting_to_run():
             finished = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
         if json:
             fields = {"run_id": finished.run_id, "tracking_uri": finished.tracking_uri, "stages": dict(finished.stages)}

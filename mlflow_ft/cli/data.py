@@ -14,8 +14,8 @@ from mlflow_ft.cli.pairs import PairsCommand, whole_number
 if TYPE_CHECKING:
     from mlflow_ft.config import Config
     from mlflow_ft.plugins import Plugins
-    from mlflow_ft.preparing.dataset import Ready
-    from mlflow_ft.preparing.show import Shown
+    from mlflow_ft.preparing.dataset import CheckedData
+    from mlflow_ft.preparing.show import ShownRow
     from mlflow_ft.progress import Progress
 
 FEW = 5
@@ -59,11 +59,13 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
         for row in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
             total, dropped, cut = total + 1, dropped + (row.dropped is not None), cut + (row.cut is not None)
             click.echo(dumps(row.as_dict(), ensure_ascii=False) if json else _for_people(row))
-    were_cut = f"; {cut:,} cut at data.max_length {config.data.max_length:,}" if cut else ""
-    progress.say(f"{total:,} rows; nothing is learned of {dropped:,}{were_cut}")
+    summary = f"{total:,} row{'' if total == 1 else 's'}"
+    summary += f"; {dropped:,} dropped" if dropped else ""
+    summary += f"; {cut:,} cut at data.max_length {config.data.max_length:,}" if cut else ""
+    progress.say(summary)
 
 
-def _for_people(row: Shown) -> str:
+def _for_people(row: ShownRow) -> str:
     """A row with its learned tokens in green, between [[ and ]]."""
     from mlflow_ft.preparing import show as stage
 
@@ -110,7 +112,9 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
     config, loaded, tokenizer, progress = _opened(arguments)
     registry = Registry(loaded)
     with clock_of(config):
-        prepared = dataset.make(config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False)
+        prepared = dataset.prepare(
+            config, tokenizer, plugins=loaded, registry=registry, progress=progress, strict=False
+        )
     report = prepared.report.as_dict()
     if out:
         _write(report, Path(out).expanduser(), config)
@@ -126,7 +130,7 @@ def check(arguments: tuple[str, ...], *, json: bool, out: str | None) -> None:
         click.get_current_context().exit(1)
 
 
-def _print_report(prepared: Ready) -> None:
+def _print_report(prepared: CheckedData) -> None:
     """Print the findings as a table, with example rows, then the checks that found nothing."""
     import sys
 

@@ -65,10 +65,10 @@ def command(
     from mlflow_ft.operations.promoting import promote
     from mlflow_ft.operations.promoting.decision import PromotionRequest, dumps
     from mlflow_ft.progress import Progress
-    from mlflow_ft.stages.preflight import told_to_run
+    from mlflow_ft.stages.preflight import reporting_to_run
 
     progress = Progress(quiet=quiet)
-    with told_to_run():
+    with reporting_to_run():
         asked = PromotionRequest(
             name=one_name((*arguments, *([name] if name else [])), usage="mlflow-ft promote NAME --version N"),
             version=version or "candidate",

@@ -48,9 +48,9 @@ def understand(arguments: Sequence[str], progress: Progress, *, method: str | No
     """Load the plugins and resolve the command line; an error is also recorded on the open MLflow run."""
     from mlflow_ft import plugins
     from mlflow_ft.cli.asked import asked
-    from mlflow_ft.stages.preflight import told_to_run
+    from mlflow_ft.stages.preflight import reporting_to_run
 
-    with told_to_run():
+    with reporting_to_run():
         loaded = plugins.load()
         for info in loaded.infos:
             if info.status == "broken":

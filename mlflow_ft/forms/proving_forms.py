@@ -56,7 +56,7 @@ class Original:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proved:
+class ProvedForm:
     """How near a form is to the original, and what it answered."""
 
     parity: Mapping[str, float]
@@ -70,7 +70,7 @@ def no_questions(form: Form) -> Sequence[str]:
 
 def prove(
     form: NewForm, original: Original, progress: Progress, *, ask: Callable[[Form], Sequence[str]] = no_questions
-) -> Proved:
+) -> ProvedForm:
     """Make the form, open it, compare it, record the comparison; `ask` may put further questions to the open form.
 
     Raises:
@@ -88,7 +88,7 @@ def prove(
     where = _record(form, comparison, original, refused=bool(refused))
     if refused:
         raise _refusal(form, refused, comparison, original, where)
-    return Proved(parity=comparison.numbers, answers=answers)
+    return ProvedForm(parity=comparison.numbers, answers=answers)
 
 
 def _refusal(form: NewForm, reasons: Sequence[str], comparison: Parity, original: Original, where: str) -> RefusedError:

@@ -54,7 +54,7 @@ def _virtual(trained: Trained) -> int:
     return int(settings.get("num_virtual_tokens") or 0)
 
 
-def said(job: Job, data: Data, trained: Trained, form: Form) -> list[str]:
+def answers(job: Job, data: Data, trained: Trained, form: Form) -> list[str]:
     """What a form in memory says to them, greedily."""
     from mlflow_ft.engine.judging import reference
     from mlflow_ft.engine.tokens import render
@@ -135,7 +135,7 @@ def _compare(job: Job, data: Data, model: Packaged, folder: Path, file: Path, ex
 
     from mlflow_ft.engine.judging import parity
 
-    measured = parity.measure(Stranger(load_file(folder / f"{model.name}.safetensors")), file, answers=False)
+    measured = parity.measure(RecordedLogits(load_file(folder / f"{model.name}.safetensors")), file, answers=False)
     job.run.metrics({f"round_trip/{model.name}/kl_mean": measured.numbers["kl_mean"]}, dataset=data.eval)
     answers = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
     found = [answer["choices"][0]["message"]["content"] for answer in answers]
@@ -150,7 +150,7 @@ def _compare(job: Job, data: Data, model: Packaged, folder: Path, file: Path, ex
         )
 
 
-class Stranger:
+class RecordedLogits:
     """A `mlflow_ft.job.Form` whose logits another process has written down, for whole rows."""
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:

@@ -57,7 +57,7 @@ def find(run_id: str, registry: Registry) -> Unpackaged:
     config = recorded_run.config(Store.connect(), run_id, registry)
     _check_open(run)
     folder = Path(run.data.tags.get(FOLDER) or config.run.output_dir.expanduser().resolve() / run_id)
-    training = done.found(folder / "train")
+    training = done.result(folder / "train")
     if training is None:
         there = "is not on this machine" if not folder.is_dir() else "holds no finished training"
         raise ModelError(
@@ -145,7 +145,9 @@ def data(job: Job, left: Unpackaged, base: BaseModel) -> Data:
     from mlflow_ft.engine.tokens import tokenizers
 
     tokenizer = tokenizers.load(job.config, base)
-    rows = dataset.make(job.config, tokenizer, plugins=job.plugins, registry=job.registry, progress=job.progress).data
+    rows = dataset.prepare(
+        job.config, tokenizer, plugins=job.plugins, registry=job.registry, progress=job.progress
+    ).data
     noted = left.run.data.tags.get("mlflow_ft.data_fingerprint")
     if rows.fingerprint != noted:
         raise DataError(

@@ -1,4 +1,4 @@
-"""All that the checks found: in the pass over the rows, between both sides of the split, and of rows left out."""
+"""The report of the data checks: the pass over the rows, the comparison of both sides, and the rows left out."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from mlflow_ft.values.report import SEVERITIES
 if TYPE_CHECKING:
     import numpy
 
-    from mlflow_ft.preparing.prepared import Stored
+    from mlflow_ft.preparing.prepared import PreparedRows
 
     Indices = numpy.ndarray[Any, Any]
 
 Removable = Mapping[int, tuple[str, ...]]
-"""By number of a row, the checks whose fix removes it."""
+"""Row index -> the checks whose fix removes the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side of the split: which rows of what was prepared."""
+    """One side of the split: the prepared rows, and which of them belong to it."""
 
-    stored: Stored
+    stored: PreparedRows
     indices: Indices
 
     @property
@@ -40,8 +40,10 @@ class Side:
         return len(self.indices)
 
 
-def of(config: Config, train: Side, held: Side, *, registry: Registry, plugins: Plugins) -> tuple[Report, Removable]:
-    """Compare both sides, and tell it together with what the pass found and what was left out."""
+def full_report(
+    config: Config, train: Side, held: Side, *, registry: Registry, plugins: Plugins
+) -> tuple[Report, Removable]:
+    """Compare both sides and report it with what the pass found and what was left out."""
     comparing = [check for check in chosen_checks(registry, config.checks.names) if check.compare is not None]
     quality = Quality(comparing, config.checks)
     against = [*_as_checked(held, config), *benchmarks.read(config, plugins=plugins, registry=registry)]
@@ -49,16 +51,16 @@ def of(config: Config, train: Side, held: Side, *, registry: Registry, plugins: 
     compared = quality.report(train.stored.read)
     inspected = train.stored.report or Report(rows=train.stored.read, checks=())
     removable: dict[int, tuple[str, ...]] = {}
-    for report in (inspected, compared):
-        for index, names in report.removable().items():
+    for partial in (inspected, compared):
+        for index, names in partial.removable().items():
             removable[index] = (*removable.get(index, ()), *names)
     results = [*inspected.checks, *compared.checks, *_left_out(train.stored, config), *_unwritten(train.stored, config)]
-    results.sort(key=lambda one: (SEVERITIES.index(one.severity), not one.count))
+    results.sort(key=lambda result: (SEVERITIES.index(result.severity), not result.count))
     return Report(rows=train.stored.read, checks=tuple(results)), removable
 
 
 def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
-    """The rows of a side as a check sees them, from disk; of one that is divided the longest part."""
+    """The rows of a side as a check sees them, from disk; for a row split by turns, its longest part."""
     table = side.stored.table.select(["file", "line", "index", "length", "example"])
     longest = side.indices[split.last_of_each(table.column("index").to_numpy()[side.indices])]
     for start in range(0, len(longest), store.BATCH):
@@ -73,37 +75,37 @@ def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
             )
 
 
-def _left_out(stored: Stored, config: Config) -> Iterator[CheckResult]:
-    """The rows that did not come through, as one more check."""
+def _left_out(stored: PreparedRows, config: Config) -> Iterator[CheckResult]:
+    """The rows that were left out, as two more checks."""
     yield _result(
         "bad-row",
         "error" if config.data.on_bad_row == "error" else "warn",
-        "rows that cannot be read, converted or proved",
+        "rows that cannot be read or converted, or whose loss mask cannot be proved",
         stored.bad,
         stored.count,
         config.checks.max_examples,
-        remedy="mend these rows, or leave them out with --data.on_bad_row drop",
+        remedy="fix these rows, or leave them out with --data.on_bad_row drop",
         fix="leaves these rows out",
     )
     yield _result(
         "nothing-learned",
         "warn",
-        "rows of which nothing is learned: they are cut before the answer, or told not to be learned",
-        [one for one in stored.left_out if one.sort == "cut"],
+        "rows with nothing to learn: cut before the answer, or every turn marked as not to learn",
+        [row for row in stored.left_out if row.sort == "cut"],
         stored.count,
         config.checks.max_examples,
-        remedy=f"raise data.max_length (it is {config.data.max_length}), or take these rows out",
+        remedy=f"raise data.max_length (it is {config.data.max_length}), or remove these rows",
     )
 
 
 UNWRITTEN = "unwritten-thoughts"
 
 
-def _unwritten(stored: Stored, config: Config) -> Iterator[CheckResult]:
-    """The rows with thoughts in earlier turns that the template leaves out, so that they are not learned."""
+def _unwritten(stored: PreparedRows, config: Config) -> Iterator[CheckResult]:
+    """The rows with thoughts in earlier turns that the template leaves out, so they are not learned."""
     import numpy as np
 
-    summary = "the thoughts of {} turns are not written by the chat template, and not learned"
+    summary = "the chat template leaves out the thoughts of {} turns; they are not learned"
     lost = stored.table.column("unwritten").to_numpy()
     rows = np.flatnonzero(lost)
     shown = stored.table.select(["file", "line", "unwritten"]).take(rows[: config.checks.max_examples]).to_pylist()
@@ -115,11 +117,11 @@ def _unwritten(stored: Stored, config: Config) -> Iterator[CheckResult]:
         share=len(rows) / stored.count if stored.count else 0.0,
         examples=tuple(
             {
-                "file": stored.files[one["file"]],
-                "line": one["line"],
-                "message": f"the thoughts of {one['unwritten']} turn{'s' * (one['unwritten'] > 1)} are left out",
+                "file": stored.files[row["file"]],
+                "line": row["line"],
+                "message": f"the thoughts of {row['unwritten']} turn{'s' * (row['unwritten'] > 1)} are left out",
             }
-            for one in shown
+            for row in shown
         ),
         details={"turns": int(lost.sum())},
         remedy=DIVIDE if stored.record.kind == "conversation" and config.data.turns == "all" else KEEP,
@@ -127,12 +129,12 @@ def _unwritten(stored: Stored, config: Config) -> Iterator[CheckResult]:
 
 
 KEEP = (
-    "give a template that keeps them (--data.chat_template); templates read thoughts under `reasoning_content`, as "
-    "text, or within <think>"
+    "use a template that keeps them (--data.chat_template); templates read thoughts from `reasoning_content`, as text, "
+    "or from <think>"
 )
 DIVIDE = (
-    "learn each turn as the last of a row of its own, which keeps its thoughts but takes more tokens "
-    f"(--data.turns each), or the last turn alone (--data.turns last), or {KEEP}"
+    "make a row of each turn, which keeps its thoughts but takes more tokens (--data.turns each), learn only the last "
+    f"turn (--data.turns last), or {KEEP}"
 )
 
 
@@ -153,8 +155,8 @@ def _result(
         summary=summary,
         count=len(rows),
         share=len(rows) / count if count else 0.0,
-        examples=tuple({"file": one.file, "line": one.line, "message": one.reason} for one in rows[:most]),
-        rows=array("q", [one.index for one in rows]),
+        examples=tuple({"file": row.file, "line": row.line, "message": row.reason} for row in rows[:most]),
+        rows=array("q", [row.index for row in rows]),
         remedy=remedy,
         fix=fix,
     )

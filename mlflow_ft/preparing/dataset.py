@@ -1,4 +1,4 @@
-"""Everything known of the data before training: both sides of the split, proved, and what the checks found."""
+"""The data before training: both sides of the split, with proved masks, and the report of the checks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint, sources, split, store, turns
 from mlflow_ft.errors import DataError, Problem
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import checking as findings
-from mlflow_ft.preparing import one_pass, prepared
+from mlflow_ft.preparing import checking, one_pass, prepared
 from mlflow_ft.preparing.checking import Removable, Side
 from mlflow_ft.preparing.one_pass import LeftOut
-from mlflow_ft.preparing.prepared import Stored
+from mlflow_ft.preparing.prepared import PreparedRows
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
@@ -34,8 +33,8 @@ SHOWN_TEXT = 800
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
-    """The data, and all that a person may want to know about it."""
+class CheckedData:
+    """The data and its report."""
 
     data: Data
     train: Side
@@ -43,9 +42,9 @@ class Ready:
     report: Report
     removable: Removable
     taken: Mapping[str, tuple[int, int]]
-    """Of every source of a mixture how many of its rows are taken, of how many."""
+    """For each source of a mixture, how many rows are taken, and of how many."""
     taught_tools: bool
-    """The chat template was extended so that it writes tool calls."""
+    """Whether the chat template was extended to write tool calls."""
 
     @property
     def sides(self) -> dict[str, Side]:
@@ -57,7 +56,7 @@ class Ready:
         return self.train.stored.left_out + (() if same else self.eval.stored.left_out)
 
 
-def make(
+def prepare(
     config: Config,
     tokenizer: Any,
     *,
@@ -66,14 +65,14 @@ def make(
     progress: Progress,
     strict: bool = True,
     accept: Callable[[DataFormat], None] = lambda record: None,
-) -> Ready:
+) -> CheckedData:
     """Prepare, split and check the data.
 
-    `strict` refuses bad rows as `data.on_bad_row` says; without it they are left out and told by the report. `accept`
-    sees the format before any row is prepared, and may raise.
+    `strict` refuses bad rows as `data.on_bad_row` says; without it they are left out and reported. `accept` is called
+    with the format before any row is prepared, and may raise.
 
     Raises:
-        DataError: a source is missing or of no known format, rows are bad, nothing is left to learn.
+        DataError: a source is missing or its format unknown, rows are bad, or there is nothing to learn.
     """
     from mlflow_ft.engine.tokens import tool_text
 
@@ -88,21 +87,21 @@ def make(
         "progress": progress,
         "accept": accepted,
     }
-    asked, eval_path = sources.paths(config.data)
-    train = prepared.prepare(asked, config, title="prepare rows", quality=True, **context)
+    paths, eval_path = sources.paths(config.data)
+    train = prepared.prepare(paths, config, title="prepare rows", quality=True, **context)
     held = None
     if eval_path:
         held = prepared.prepare({eval_path: None}, config, title="prepare held-out rows", quality=False, **context)
         one_pass.check_kind(held.record, train.record, eval_path)
-    for one in (train, held) if held else (train,):
-        refuse(one, config, strict=strict and config.data.on_bad_row == "error")
+    for rows in (train, held) if held else (train,):
+        refuse(rows, config, strict=strict and config.data.on_bad_row == "error")
     mixed = split.mix(_hashes(train), _column(train, "source"), train.weights, seed=config.run.seed)
     kept, out = (mixed, held_out_all(held)) if held else _split(train, mixed, config, strict=strict)
     sides = Side(stored=train, indices=kept), Side(stored=held or train, indices=out)
     _check_prompt(sides[0], tokenizer)
-    report, removable = findings.of(config, *sides, registry=registry, plugins=plugins)
+    report, removable = checking.full_report(config, *sides, registry=registry, plugins=plugins)
     names = [source.asked for source in train.sources]
-    return Ready(
+    return CheckedData(
         data=replace(_data(config, sides, tokenizer), report=report),
         train=sides[0],
         eval=sides[1],
@@ -114,44 +113,44 @@ def make(
 
 
 def _check_prompt(side: Side, tokenizer: Any) -> None:
-    """Refuse tokens without embeddings in what the template writes before an answer, which no row may hold."""
+    """Refuse tokens without embeddings in what the template writes before an answer, which may be in no row."""
     from mlflow_ft.engine.tokens import render, room
 
     first = next(iter(store.examples(side.stored.table, side.indices[:1])), None)
     if first is None or first.kind == "text":
         return
-    with suppress(render.MaskError, *render.REFUSALS):  # what cannot be asked is reported by who asks it
+    with suppress(render.MaskError, *render.REFUSALS):  # whatever asks for an answer reports these
         ids = render.prompt_ids(tokenizer, first)
-        room.refuse_ids(tokenizer, ids, place="what the template writes before an answer")
+        room.refuse_ids(tokenizer, ids, place="the template's text before an answer")
 
 
-def _column(found: Stored, name: str) -> Indices:
-    return found.table.column(name).to_numpy()  # type: ignore[no-any-return]  # pyarrow has no types
+def _column(rows: PreparedRows, name: str) -> Indices:
+    return rows.table.column(name).to_numpy()  # type: ignore[no-any-return]  # pyarrow has no types
 
 
-def _hashes(found: Stored) -> Indices:
+def _hashes(rows: PreparedRows) -> Indices:
     """The first 64 bits of every row's hash."""
     import numpy as np
 
-    joined = b"".join(found.table.column("hash").to_pylist())
+    joined = b"".join(rows.table.column("hash").to_pylist())
     return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)[:, 0] if joined else np.zeros(0, dtype="<u8")
 
 
-def held_out_all(held: Stored) -> Indices:
-    """Every row of a source that is held out whole."""
+def held_out_all(held: PreparedRows) -> Indices:
+    """Every row of a source that is entirely held out."""
     import numpy as np
 
     return np.arange(held.table.num_rows)
 
 
-def _split(train: Stored, mixed: Indices, config: Config, *, strict: bool) -> tuple[Indices, Indices]:
-    """Hold out some rows: no prompt stands on both sides, or no group where `data.split_by` names one.
+def _split(train: PreparedRows, mixed: Indices, config: Config, *, strict: bool) -> tuple[Indices, Indices]:
+    """Hold out some rows: no prompt is on both sides, or no group if `data.split_by` names one.
 
-    Too few rows to split are an error where they are to be trained on.
+    Too few rows to split are an error if `strict`.
     """
     keys = _column(train, "key")[mixed]
     if not config.data.split_by and split.crowded(keys[split.last_of_each(_column(train, "index")[mixed])]):
-        keys = _hashes(train)[mixed]  # one prompt for most rows: it is the answers that differ
+        keys = _hashes(train)[mixed]  # most rows have the same prompt: only the answers differ
     try:
         kept, out = split.hold_out(keys, test_size=config.data.test_size, seed=config.run.seed)
     except DataError:
@@ -164,49 +163,49 @@ def _split(train: Stored, mixed: Indices, config: Config, *, strict: bool) -> tu
 # --- what is wrong with rows
 
 
-def refuse(found: Stored, config: Config, *, strict: bool) -> None:
-    """Raise DataError where rows are bad and `strict` says so, or none is left."""
-    bad = found.bad
-    if bad and (strict or not found.table.num_rows):
-        raise DataError(_headline(bad, found), problems=[_problem(one) for one in bad], hint=_remedy(bad))
-    if not found.table.num_rows:
-        name = ", ".join(source.asked for source in found.sources)
+def refuse(rows: PreparedRows, config: Config, *, strict: bool) -> None:
+    """Raise DataError if rows are bad and `strict` is set, or if no row is left."""
+    bad = rows.bad
+    if bad and (strict or not rows.table.num_rows):
+        raise DataError(_headline(bad, rows), problems=[_problem(row) for row in bad], hint=_remedy(bad))
+    if not rows.table.num_rows:
+        name = ", ".join(source.asked for source in rows.sources)
         raise DataError(
-            f"all {found.count} rows of {name} are without anything to learn",
-            problems=[_problem(one) for one in found.left_out],
-            hint=f"raise data.max_length (it is {config.data.max_length}), or check what is to be learned",
+            f"all {rows.count} rows of {name} have nothing to learn",
+            problems=[_problem(row) for row in rows.left_out],
+            hint=f"raise data.max_length (it is {config.data.max_length}), or check which turns are learned",
         )
 
 
-def _problem(one: LeftOut) -> Problem:
-    return Problem(place=f"{one.file}:{one.line}", message=one.reason)
+def _problem(row: LeftOut) -> Problem:
+    return Problem(place=f"{row.file}:{row.line}", message=row.reason)
 
 
-def _headline(bad: Sequence[LeftOut], found: Stored) -> str:
-    counts = Counter(one.sort for one in bad)
-    several = f"{len(bad):,} of {found.count:,} rows"
-    if set(counts) == {"convert"}:
-        return f"{several} are not of the format {found.record.name}"
-    if set(counts) == {"prove"}:
-        return f"the loss mask of {several} cannot be proved"
-    return f"{several} cannot be {'read' if set(counts) == {'read'} else 'used'}"
+def _headline(bad: Sequence[LeftOut], rows: PreparedRows) -> str:
+    sorts = {row.sort for row in bad}
+    share = f"{len(bad):,} of {rows.count:,} rows"
+    if sorts == {"convert"}:
+        return f"{share} are not in the format {rows.record.name}"
+    if sorts == {"prove"}:
+        return f"the loss mask of {share} cannot be proved"
+    return f"{share} cannot be {'read' if sorts == {'read'} else 'used'}"
 
 
 def _remedy(bad: Sequence[LeftOut]) -> str:
-    rendered = next((one for one in bad if one.text), None)
+    rendered = next((row for row in bad if row.text), None)
     shown = ""
     if rendered:
         text = rendered.text if len(rendered.text) <= SHOWN_TEXT else f"{rendered.text[:SHOWN_TEXT]} ..."
-        shown = f"\n  {rendered.file}:{rendered.line} as the template writes it:\n" + "\n".join(
+        shown = f"\n  {rendered.file}:{rendered.line} as the template renders it:\n" + "\n".join(
             f"    {line}" for line in text.splitlines()
         )
-    ways = ["mend these rows", "leave them out (--data.on_bad_row drop)"]
-    sorts = {one.sort for one in bad}
+    remedies = ["fix these rows", "leave them out (--data.on_bad_row drop)"]
+    sorts = {row.sort for row in bad}
     if "convert" in sorts:
-        ways.append("name another format (--data.format)")
+        remedies.append("name another format (--data.format)")
     if "prove" in sorts:
-        ways.append("give a template that fits them (--data.chat_template)")
-    return f"{', or '.join(ways)}{shown}"
+        remedies.append("use a template that fits them (--data.chat_template)")
+    return f"{', or '.join(remedies)}{shown}"
 
 
 # --- the values that flow on
@@ -215,8 +214,8 @@ def _remedy(bad: Sequence[LeftOut]) -> str:
 def _data(config: Config, sides: tuple[Side, Side], tokenizer: Any) -> Data:
     train, held = sides
     ends: Counter[int] = Counter()
-    for found in {id(side.stored): side.stored for side in sides}.values():
-        ends.update(found.ends)
+    for rows in {id(side.stored): side.stored for side in sides}.values():
+        ends.update(rows.ends)
     parts = {
         "train": train.stored.parts,
         "eval": held.stored.parts if held.stored is not train.stored else {"test_size": config.data.test_size},
@@ -235,9 +234,9 @@ def _data(config: Config, sides: tuple[Side, Side], tokenizer: Any) -> Data:
 
 
 def ends_of_prompts(side: Side, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens with which the template would end an answer to the first prompt; in a prompt itself none is learned.
+    """The tokens with which the template ends an answer, found by answering the first prompt; () for other rows.
 
-    An answer that is sampled must stop there, whatever the model's own settings name.
+    A sampled answer must stop there, whatever the model's own settings name.
     """
     from mlflow_ft.engine.tokens import masking
 
@@ -245,34 +244,34 @@ def ends_of_prompts(side: Side, tokenizer: Any) -> tuple[int, ...]:
     if first is None or first.kind != "prompt":
         return ()
     answered = replace(first, messages=(*first.messages, {"role": "assistant", "content": "Yes"}))
-    found = masking.encode(tokenizer, [answered], max_length=sys.maxsize)
-    return masking.end_tokens(one for one in found if isinstance(one, Encoded))
+    encoded = masking.encode(tokenizer, [answered], max_length=sys.maxsize)
+    return masking.end_tokens(row for row in encoded if isinstance(row, Encoded))
 
 
 def side_of(side: Side, name: Literal["train", "eval", "guard"], tokenizer: Any) -> Split:
     """The rows of a side as a split."""
-    found = side.stored
-    table, indices = found.table, side.indices
+    rows = side.stored
+    table, indices = rows.table, side.indices
     hashes: Iterable[bytes] = (
-        one
+        content
         for start in range(0, side.count, store.BATCH)
-        for one in table.column("content").take(indices[start : start + store.BATCH]).to_pylist()
+        for content in table.column("content").take(indices[start : start + store.BATCH]).to_pylist()
     )
-    kinds = {source.kind for source in found.sources}
+    kinds = {source.kind for source in rows.sources}
     return Split(
         name=name,
-        sources=tuple(source.uri for source in found.sources),
+        sources=tuple(source.uri for source in rows.sources),
         source_type="local" if kinds == {"local"} else "hugging_face",
-        rows=store.places(table, found.files, indices),
+        rows=store.places(table, rows.files, indices),
         examples=store.examples(table, indices),
         encoded=store.encoded(table, indices),
-        columns=found.columns,
+        columns=rows.columns,
         counts={
             "rows": side.count,
-            "dropped": len(found.left_out),
-            "truncated": int(_column(found, "truncated")[indices].sum()),
-            "tokens": int(_column(found, "tokens")[indices].sum()),
-            "supervised_tokens": int(_column(found, "supervised")[indices].sum()),
+            "dropped": len(rows.left_out),
+            "truncated": int(_column(rows, "truncated")[indices].sum()),
+            "tokens": int(_column(rows, "tokens")[indices].sum()),
+            "supervised_tokens": int(_column(rows, "supervised")[indices].sum()),
         },
         digest=fingerprint.digest(hashes, template=json.dumps(tokenizer.chat_template)),
     )

@@ -1,4 +1,4 @@
-"""A cleaned copy of the data: the rows that are safe to remove are left out, each with its reason beside it."""
+"""A cleaned copy of the data, without the rows that are safe to remove, and a list of those with the reasons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.data.sources import Source
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.rows import Row
 
 REMOVED = "removed.jsonl"
@@ -20,20 +20,20 @@ class Cleaned:
     """What was written."""
 
     files: tuple[Path, ...]
-    """One for each source, JSON lines with the columns as they were."""
+    """One for each source: JSON lines with the original columns."""
     removed: Path
-    """A JSON object for each row that was left out: file, line, and why."""
+    """A JSON object for each removed row: file, line and reasons."""
     kept_count: int
     removed_count: int
 
 
-def write(found: Ready, folder: Path) -> Cleaned:
-    """Write the sources of the training rows anew, without what `reasons` names."""
+def write(checked: CheckedData, folder: Path) -> Cleaned:
+    """Write a copy of the training sources without the rows that `reasons` names."""
     folder.mkdir(parents=True, exist_ok=True)
-    why = reasons(found)
+    why = reasons(checked)
     index, kept, files = 0, 0, []
     removed: list[dict[str, Any]] = []
-    sources = found.train.stored.sources
+    sources = checked.train.stored.sources
     for number, source in enumerate(sources, 1):
         file = folder / (f"clean-{number}.jsonl" if len(sources) > 1 else "clean.jsonl")
         with file.open("w", encoding="utf-8") as stream:
@@ -46,15 +46,15 @@ def write(found: Ready, folder: Path) -> Cleaned:
                 index += 1
         files.append(file)
     target = folder / REMOVED
-    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in removed]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in removed]
     target.write_text("".join(lines), encoding="utf-8")
     return Cleaned(files=tuple(files), removed=target, kept_count=kept, removed_count=len(removed))
 
 
-def reasons(found: Ready) -> dict[int, tuple[str, ...]]:
-    """By number of a row, why it is removed: it is no good row, or a check with a safe fix found it."""
-    why: dict[int, tuple[str, ...]] = {one.index: (one.reason,) for one in found.train.stored.bad}
-    for index, checks in found.removable.items():
+def reasons(checked: CheckedData) -> dict[int, tuple[str, ...]]:
+    """Row index -> why the row is removed: it is bad, or a check with a safe fix found it."""
+    why: dict[int, tuple[str, ...]] = {row.index: (row.reason,) for row in checked.train.stored.bad}
+    for index, checks in checked.removable.items():
         why[index] = (*why.get(index, ()), *checks)
     return why
 

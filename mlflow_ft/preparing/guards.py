@@ -1,4 +1,4 @@
-"""Guard sets: data of their own on which a training must make nothing worse, scored before it and after."""
+"""Guard sets: separate data that training must not make worse, scored before and after it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError for a name that cannot be a part of a metric's name."""
+    """Raise ConfigError for a name that cannot be part of a metric's name."""
     for name in config.evaluation.guards or {}:
         if not NAME.fullmatch(name):
             raise ConfigError(
@@ -35,12 +35,12 @@ def check_names(config: Config) -> None:
 def prepare(
     config: Config, data: Data, *, plugins: Plugins, registry: Registry, progress: Progress
 ) -> Mapping[str, Data]:
-    """Every guard set as held-out data, in the tokens and by the template of what is trained on.
+    """Every guard set as held-out data, with the tokenizer and template of the training data.
 
     Raises:
-        DataError: a source is missing or of no known format, or a row cannot be proved.
+        DataError: a source is missing or its format unknown, or the mask of a row cannot be proved.
     """
-    found = {}
+    guard_sets = {}
     for name, path in (config.evaluation.guards or {}).items():
         settings = DataSection(
             path=path,
@@ -63,24 +63,24 @@ def prepare(
         if data.tokenizer.chat_template != template:
             data.tokenizer.chat_template = template
             raise DataError(
-                f"the guard set {name} ({path}) calls tools, and the template that is trained with writes none",
-                hint="leave it out, or train on rows with tools, too",
+                f"the guard set {name} ({path}) calls tools, but the training template cannot write tool calls",
+                hint="leave it out, or include rows with tools in the training data",
             )
         dataset.refuse(rows, config, strict=config.data.on_bad_row == "error")
         split = dataset.side_of(Side(stored=rows, indices=dataset.held_out_all(rows)), "guard", data.tokenizer)
-        found[name] = replace(data, eval=split, format="+".join(rows.formats), kind=rows.record.kind, guards={})
-    return found
+        guard_sets[name] = replace(data, eval=split, format="+".join(rows.formats), kind=rows.record.kind, guards={})
+    return guard_sets
 
 
 def scores(subject: JudgedModel, data: Data, evaluators: Mapping[str, Sequence[Evaluator]]) -> Iterator[Score]:
-    """What the evaluators say of a model on every guard set; `GUARD/SCORE` is the name of a score."""
+    """The scores of a model on every guard set, named `GUARD/SCORE`."""
     for name, guard in data.guards.items():
-        over = subject.over(guard)
+        guarded = subject.over(guard)
         for evaluator in evaluators[name]:
-            for score in evaluator.evaluate(over):
+            for score in evaluator.evaluate(guarded):
                 yield replace(score, name=f"{name}/{score.name}", guard=name)
 
 
 def digests(data: Data) -> dict[str, str]:
-    """Which rows each guard set has."""
+    """The digest of each guard set's rows."""
     return {name: guard.eval.digest for name, guard in data.guards.items()}

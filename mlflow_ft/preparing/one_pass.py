@@ -23,7 +23,7 @@ from mlflow_ft.errors import DataError
 from mlflow_ft.hashes import row_hash
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import proving
-from mlflow_ft.preparing.proving import Proved
+from mlflow_ft.preparing.proving import ProvedRow
 from mlflow_ft.progress import Bar
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
@@ -34,54 +34,54 @@ if TYPE_CHECKING:
     from mlflow_ft.engine.tokens.render import MaskError
 
 HOPELESS = 1000
-"""So many bad rows without a good one between them: the rest is not read."""
+"""After so many bad rows and no good one, the rest is not read."""
 Sort = Literal["read", "convert", "prove", "cut"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A source, its format, and what its first rows told of it."""
+class OpenedSource:
+    """A source and its format, recognised from its first rows."""
 
     source: Source
     record: DataFormat
     weight: float | None
     as_text: tuple[AsText, ...] = ()
-    """Columns whose numbers are taken as text."""
+    """Columns whose numbers are read as text."""
     remarks: tuple[str, ...] = ()
-    """What was made of it that a person should know, a sentence each."""
+    """How the source was read, if the user should know: a sentence each."""
 
     @property
     def sentences(self) -> list[str]:
-        """What was made of it, for people, with its name."""
+        """The remarks, each with the name of the source."""
         return [f"{self.source.asked}: {sentence}" for sentence in self.remarks]
 
     def examples(self, settings: DataSection) -> Iterator[tuple[Row, Example] | Unreadable]:
-        """Every row, converted; in place of one that is not of the format stands why."""
+        """Every row, converted; a row that is not in the format becomes an `Unreadable` with the reason."""
         return convert.convert(self.source.rows(), self.record, settings, as_text=self.as_text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A row that is not learned from, and why. What is cut away is no fault of the row's."""
+    """A row that is not learned from, and why. A row of the sort `cut` is not bad."""
 
     index: int
-    """Its number among all rows that were read, from 0."""
+    """Its index among all rows read, from 0."""
     file: str
     line: int
     reason: str
     sort: Sort
     text: str = ""
-    """The row as the template writes it, where that is what is wrong."""
+    """The row as the template renders it, if the mask cannot be proved."""
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a pass has counted."""
+    """The counts of a pass."""
 
     rows: int = 0
-    """That were read."""
+    """Rows read."""
     parts: int = 0
-    """Into which `data.turns` divided them; as many as there are rows where it does not."""
+    """Rows after `data.turns` split them; the same number if it does not."""
     left_out: list[LeftOut] = field(default_factory=list)
     ways: Counter[str] = field(default_factory=Counter)
     ends: Counter[int] = field(default_factory=Counter)
@@ -90,48 +90,50 @@ class Tally:
     good: int = 0
 
 
-def open_all(
-    asked: Mapping[str, float | None], settings: DataSection, *, plugins: Plugins, registry: Registry
-) -> list[Opened]:
-    """Find every source and recognise its rows by the first of them.
+def open_sources(
+    paths: Mapping[str, float | None], settings: DataSection, *, plugins: Plugins, registry: Registry
+) -> list[OpenedSource]:
+    """Find every source and recognise its format from its first rows; `paths` are the sources with their weights.
 
     Raises:
-        DataError: a source is missing, empty, of no known format, or of another kind than the others.
+        DataError: a source is missing, empty, of unknown format, or of a different kind than the others.
     """
     recogniser = Recogniser(settings=settings, plugins=plugins, registry=registry)
-    found = [sources.open_source(name, settings) for name in asked]
+    opened = [sources.open_source(path, settings) for path in paths]
     understood, refusal = [], None
-    for source in found:
+    for source in opened:
         try:
             understood.append(recogniser.understand(source))
         except DataError as error:
             refusal = refusal or error
     if refusal:
-        recogniser.check_names(found)  # a column that is named wrongly is what hinders
+        recogniser.check_names(opened)  # a wrong column name is the more likely cause
         raise refusal
-    recognition.check_columns(list(dict.fromkeys(name for one in understood for name in one.columns)), settings)
-    opened = [
-        Opened(source=one.source, record=one.record, weight=weight, as_text=one.as_text, remarks=one.remarks)
-        for one, weight in zip(understood, asked.values(), strict=True)
+    recognition.check_columns(list(dict.fromkeys(name for source in understood for name in source.columns)), settings)
+    recognised = [
+        OpenedSource(
+            source=source.source, record=source.record, weight=weight, as_text=source.as_text, remarks=source.remarks
+        )
+        for source, weight in zip(understood, paths.values(), strict=True)
     ]
-    kinds = {one.record.kind: one.source.asked for one in opened}
+    kinds = {source.record.kind: source.source.asked for source in recognised}
     if len(kinds) > 1:
-        told = " and ".join(f"{name!r} ({kind})" for kind, name in kinds.items())
-        raise DataError(f"the sources are of different kinds: {told}", hint="train on one kind at a time")
-    return opened
+        names = " and ".join(f"{name!r} ({kind})" for kind, name in kinds.items())
+        raise DataError(f"the sources are of different kinds: {names}", hint="train on one kind at a time")
+    return recognised
 
 
 def check_kind(held: DataFormat, train: DataFormat, eval_path: str) -> None:
-    """Raise DataError where the held-out rows are of another kind than those to train on."""
+    """Raise DataError if the held-out rows are of a different kind than the training rows."""
     if held.kind != train.kind:
         raise DataError(
-            f"the held-out rows are of another kind ({held.kind}) than those to train on ({train.kind})",
-            hint=f"name others with --data.eval_path; it is {eval_path}",
+            f"the held-out rows are of a different kind ({held.kind}) than the training rows ({train.kind})",
+            hint=f"change --data.eval_path (it is {eval_path})",
         )
 
 
 def run(
-    opened: Sequence[Opened],
+    opened: Sequence[OpenedSource],
     settings: DataSection,
     *,
     encoder: Encoder,
@@ -153,32 +155,32 @@ def run(
 
 
 class Numbered(NamedTuple):
-    """What is learned from at once, and which row it is of."""
+    """One part to learn from, and its row."""
 
     source: int
     number: int
-    """Of the row, among all that were read, from 0."""
+    """The row's index among all rows read, from 0."""
     row: Row
     whole: Example
-    """What the row says."""
+    """The row before it was split by turns."""
     part: Part
 
 
-def _rows(opened: Sequence[Opened], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
-    """Every row that could be converted, in its parts."""
-    for number, one in enumerate(opened):
-        for found in one.examples(settings):
-            index, row = tally.rows, found if isinstance(found, Unreadable) else found[0]
+def _rows(opened: Sequence[OpenedSource], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
+    """Every row that could be converted, split into its parts."""
+    for number, source in enumerate(opened):
+        for converted in source.examples(settings):
+            index, row = tally.rows, converted if isinstance(converted, Unreadable) else converted[0]
             tally.rows += 1
             tally.files.setdefault(row.file, len(tally.files))
-            if isinstance(found, Unreadable):
+            if isinstance(converted, Unreadable):
                 tally.parts += 1
-                sort: Sort = "convert" if found.converting else "read"
-                _leave_out(tally, index, found, found.reason, sort)
+                sort: Sort = "convert" if converted.converting else "read"
+                _leave_out(tally, index, converted, converted.reason, sort)
                 if not tally.good and len(tally.left_out) >= HOPELESS:
                     return
             else:
-                row, example = found
+                row, example = converted
                 for part in turns.parts(example, settings):
                     tally.parts += 1
                     yield Numbered(number, index, row, example, part)
@@ -189,60 +191,60 @@ def _leave_out(tally: Tally, index: int, row: Place, reason: str, sort: Sort, te
 
 
 def _examples(batch: Sequence[Numbered]) -> list[Example]:
-    return [one.part.example for one in batch]
+    return [numbered.part.example for numbered in batch]
 
 
 def _prepared(
     batch: Sequence[Numbered],
-    results: Sequence[Proved | MaskError],
+    results: Sequence[ProvedRow | MaskError],
     settings: DataSection,
     tally: Tally,
     encoder: Encoder,
     quality: Quality | None,
 ) -> Iterator[dict[str, Any]]:
-    for (source, index, row, whole, part), found in zip(batch, results, strict=True):
+    for (source, index, row, whole, part), result in zip(batch, results, strict=True):
         tally.columns.update(dict.fromkeys(map(str, row.values)))
-        if quality is not None and part.final:  # checks look at rows as they were written
+        if quality is not None and part.final:  # checks see rows before they are split by turns
             quality.see(
                 Checked(
                     file=row.file,
                     line=row.line,
                     index=index,
                     example=whole,
-                    tokens=found.length if isinstance(found, Proved) else 0,
+                    tokens=result.length if isinstance(result, ProvedRow) else 0,
                     special=encoder.special,
                     max_length=encoder.max_length,
                 )
             )
-        if not isinstance(found, Proved):
-            _leave_out(tally, index, row, str(found), "prove", found.text)
-        elif reason := nothing_to_learn(part.example, found, encoder.max_length):
+        if not isinstance(result, ProvedRow):
+            _leave_out(tally, index, row, str(result), "prove", result.text)
+        elif reason := nothing_to_learn(part.example, result, encoder.max_length):
             _leave_out(tally, index, row, f"turn {part.turn}: {reason}" if part.turn else reason, "cut")
         else:
             tally.good += 1
-            tally.ways[found.encoded.way] += 1
-            tally.ends.update(found.ends)
+            tally.ways[result.encoded.way] += 1
+            tally.ends.update(result.ends)
             group = row.values.get(settings.split_by) if settings.split_by else None
             origin = store.Origin(
                 turn=part.turn,
-                unwritten=found.unwritten,
+                unwritten=result.unwritten,
                 source=source,
                 file=tally.files[row.file],
                 line=row.line,
                 index=index,
-                length=found.length,
+                length=result.length,
                 hash=row_hash(row.values),
                 key=fingerprint.prompt_key(whole) if group is None else fingerprint.key(group),
             )
-            yield store.record(part.example, found.encoded, origin)
+            yield store.record(part.example, result.encoded, origin)
 
 
-def nothing_to_learn(example: Example, found: Proved, max_length: int) -> str:
-    """Why a row is dropped though nothing is wrong with its mask; "" where it is not."""
+def nothing_to_learn(example: Example, proved: ProvedRow, max_length: int) -> str:
+    """Why a row with a proved mask is dropped; "" if it is kept."""
     if example.kind == "prompt":
-        return f"the prompt is longer than data.max_length {max_length}" if found.length > max_length else ""
-    if found.learnable:
+        return f"the prompt is longer than data.max_length {max_length}" if proved.length > max_length else ""
+    if proved.learnable:
         return ""
-    if found.length > max_length:
+    if proved.length > max_length:
         return f"cut at data.max_length {max_length} before anything is learned"
-    return "nothing to learn: no turn of the assistant is to be learned"
+    return "nothing to learn: no assistant turn is learned"

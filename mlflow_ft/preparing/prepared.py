@@ -1,4 +1,4 @@
-"""Prepared rows, found again or made: everything that a pass over the sources left, keyed by all that decides it."""
+"""Prepared rows, from the cache or a new pass over the sources, keyed by everything that decides the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ META_FILE = "meta.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class PreparedRows:
     """The rows of one or several sources, prepared."""
 
     sources: tuple[Source, ...]
@@ -38,25 +38,25 @@ class Stored:
     table: Any
     """A pyarrow.Table with the columns of `data.store.schema`, memory-mapped."""
     files: tuple[str, ...]
-    """What messages call the files; the column `file` counts them."""
+    """Names of the files in messages; the column `file` is an index into them."""
     columns: tuple[str, ...]
     read: int
-    """Rows that were read."""
+    """Rows read."""
     count: int
-    """What became of them, all of it: the same, or more where `data.turns` divides them."""
+    """Rows after `data.turns` split them; the same number if it does not."""
     left_out: tuple[LeftOut, ...]
     ways: Mapping[str, int]
     ends: Mapping[int, int]
     report: Report | None
     parts: Mapping[str, Any]
-    """What the fingerprint is over."""
+    """The input of the fingerprint."""
     clock: Mapping[str, str]
     """By format, the date or time that the chat template wrote into rows."""
 
     @property
     def bad(self) -> tuple[LeftOut, ...]:
-        """Rows with something wrong; the others are only cut, or not meant to be learned."""
-        return tuple(one for one in self.left_out if one.sort != "cut")
+        """Rows with an error; the others are cut, or have no learned turn."""
+        return tuple(row for row in self.left_out if row.sort != "cut")
 
 
 def prepare(
@@ -70,23 +70,23 @@ def prepare(
     title: str,
     quality: bool,
     accept: Callable[[DataFormat], None] = lambda record: None,
-) -> Stored:
-    """Find the sources' rows prepared, or prepare them; the tokenizer's template is extended where they need it.
+) -> PreparedRows:
+    """Prepare the rows of the sources, or take them from the cache; extends the tokenizer's template if they need it.
 
-    `accept` sees the format before any row is prepared, and may raise.
+    `accept` is called with the format before any row is prepared, and may raise.
 
     Raises:
-        DataError: a source is missing, empty, broken, or of no known format.
+        DataError: a source is missing, empty, broken or of unknown format.
     """
     from mlflow_ft.engine.tokens import clock
 
-    opened = one_pass.open_all(asked, config.data, plugins=plugins, registry=registry)
+    opened = one_pass.open_sources(asked, config.data, plugins=plugins, registry=registry)
     accept(opened[0].record)
-    for sentence in dict.fromkeys(sentence for one in opened for sentence in one.sentences):
+    for sentence in dict.fromkeys(sentence for source in opened for sentence in source.sentences):
         progress.say(sentence)
     parts = prepared_key.parts(opened, config, tokenizer, registry)
     moment = clock.current()
-    told = clock.told_to(tokenizer, moment)
+    clock_values = clock.told_to(tokenizer, moment)
     chosen = chosen_checks(registry, config.checks.names)
     inspecting = [check for check in chosen if check.compare is None] if quality else None
 
@@ -94,20 +94,22 @@ def prepare(
         from mlflow_ft.engine.tokens.masking import Encoder
 
         encoder = Encoder(tokenizer, max_length=config.data.max_length)
-        seen = Quality(inspecting, config.checks) if inspecting is not None else None
+        checking = Quality(inspecting, config.checks) if inspecting is not None else None
         with clock.held(moment), progress.bar(title, unit="rows") as bar:
-            tally = one_pass.run(opened, config.data, encoder=encoder, quality=seen, file=folder / ROWS_FILE, bar=bar)
-        (folder / META_FILE).write_text(json.dumps(_meta(tally, seen, encoder)), encoding="utf-8")
+            file = folder / ROWS_FILE
+            tally = one_pass.run(opened, config.data, encoder=encoder, quality=checking, file=file, bar=bar)
+        (folder / META_FILE).write_text(json.dumps(_meta(tally, checking, encoder)), encoding="utf-8")
 
-    folder, found = cache.find_or_make(prepared_key.key(parts, opened, config, plugins, told, quality=quality), make)
-    if found:
-        progress.say(f"{title}: prepared before, with the same data, template and settings")
-    done = _read(folder, opened, parts, tokenizer)
-    _check_ids(done, tokenizer)
-    return done
+    key = prepared_key.key(parts, opened, config, plugins, clock_values, quality=quality)
+    folder, cached = cache.find_or_make(key, make)
+    if cached:
+        progress.say(f"{title}: taken from the cache (same data, template and settings)")
+    rows = _read(folder, opened, parts, tokenizer)
+    _check_ids(rows, tokenizer)
+    return rows
 
 
-def _check_ids(found: Stored, tokenizer: Any) -> None:
+def _check_ids(prepared: PreparedRows, tokenizer: Any) -> None:
     """Refuse rows with tokens that the model has no embeddings for, before its weights are loaded.
 
     Raises:
@@ -117,16 +119,16 @@ def _check_ids(found: Stored, tokenizer: Any) -> None:
 
     from mlflow_ft.engine.tokens import room
 
-    rows = getattr(tokenizer, "rows", None)
+    embeddings = getattr(tokenizer, "rows", None)
+    table = prepared.table
     for column in ("input_ids", "rejected_ids"):
-        ids = found.table.column(column)
-        most = pc.max(pc.list_flatten(ids)).as_py() if rows is not None else None
-        if most is None or most < rows:
+        ids = table.column(column)
+        highest = pc.max(pc.list_flatten(ids)).as_py() if embeddings is not None else None
+        if highest is None or highest < embeddings:
             continue
-        over = pc.greater_equal(pc.list_flatten(ids), rows)
+        over = pc.greater_equal(pc.list_flatten(ids), embeddings)
         index = pc.list_parent_indices(ids).filter(over)[0].as_py()
-        line = found.table.column("line")[index].as_py()
-        place = f"{found.files[found.table.column('file')[index].as_py()]}:{line}"
+        place = f"{prepared.files[table.column('file')[index].as_py()]}:{table.column('line')[index].as_py()}"
         room.refuse_ids(tokenizer, pc.unique(pc.list_flatten(ids).filter(over)).to_pylist(), place=place)
 
 
@@ -135,7 +137,7 @@ def _meta(tally: one_pass.Tally, quality: Quality | None, encoder: Encoder) -> d
     return {
         "rows": tally.rows,
         "parts": tally.parts,
-        "left_out": [asdict(one) for one in tally.left_out],
+        "left_out": [asdict(row) for row in tally.left_out],
         "ways": tally.ways,
         "ends": list(tally.ends.items()),
         "columns": list(tally.columns),
@@ -147,28 +149,30 @@ def _meta(tally: one_pass.Tally, quality: Quality | None, encoder: Encoder) -> d
     }
 
 
-def _read(folder: Path, opened: Sequence[one_pass.Opened], parts: Mapping[str, Any], tokenizer: Any) -> Stored:
+def _read(
+    folder: Path, opened: Sequence[one_pass.OpenedSource], parts: Mapping[str, Any], tokenizer: Any
+) -> PreparedRows:
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     tokenizer.chat_template = meta["chat_template"]
     table = store.read(folder / ROWS_FILE)
-    made = {
+    results = {
         "sources": prepared_key.sources(parts["sources"], table),
         "chat_template": prepared_key.hash_of(meta["chat_template"]),
     }
-    return Stored(
-        sources=tuple(one.source for one in opened),
-        weights=tuple(one.weight for one in opened),
+    return PreparedRows(
+        sources=tuple(source.source for source in opened),
+        weights=tuple(source.weight for source in opened),
         record=opened[0].record,
-        formats=tuple(dict.fromkeys(one.record.name for one in opened)),
+        formats=tuple(dict.fromkeys(source.record.name for source in opened)),
         table=table,
         files=tuple(meta["files"]),
         columns=tuple(meta["columns"]),
         read=meta["rows"],
         count=meta["parts"],
-        left_out=tuple(LeftOut(**one) for one in meta["left_out"]),
+        left_out=tuple(LeftOut(**row) for row in meta["left_out"]),
         ways=meta["ways"],
         ends=dict(meta["ends"]),
         report=Report.from_dict(meta["report"], meta["removable"]) if meta["report"] else None,
-        parts={**parts, **made, **({"clock": meta["clock"]} if meta["clock"] else {})},
+        parts={**parts, **results, **({"clock": meta["clock"]} if meta["clock"] else {})},
         clock=meta["clock"],
     )

@@ -13,7 +13,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint
 from mlflow_ft.hashes import canonical
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing.one_pass import Opened
+from mlflow_ft.preparing.one_pass import OpenedSource
 from mlflow_ft.registry import Registry
 
 PACKAGE = Path(__file__).parents[1]
@@ -37,24 +37,24 @@ CODE = (
     *(f"engine/tokens/{name}.py" for name in TOKENS),
     *(f"preparing/{name}.py" for name in ("one_pass", "prepared", "proving")),
 )
-"""What of this package decides how a row is read, converted, tokenised, proved and kept; a test compares it with what
-these modules import."""
+"""The modules of this package that decide how a row is read, converted, tokenised, proved and stored; a test compares
+the list with what they import."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
 
-def parts(opened: Sequence[Opened], config: Config, tokenizer: Any, registry: Registry) -> dict[str, Any]:
+def parts(opened: Sequence[OpenedSource], config: Config, tokenizer: Any, registry: Registry) -> dict[str, Any]:
     settings = config.data
     names = ("columns", "system", "split", "subset", "split_by", "max_length", "max_rows", "on_bad_row")
     return {
         "sources": [
             {
-                "sha256": [file.sha256 for file in one.source.files],
-                "weight": one.weight,
-                "format": one.record.name,
-                "format_from": registry.formats.provider(one.record.name),
-                **({"read_as": list(one.remarks)} if one.remarks else {}),
+                "sha256": [file.sha256 for file in source.source.files],
+                "weight": source.weight,
+                "format": source.record.name,
+                "format_from": registry.formats.provider(source.record.name),
+                **({"read_as": list(source.remarks)} if source.remarks else {}),
             }
-            for one in opened
+            for source in opened
         ],
         "settings": {name: getattr(settings, name) for name in names}
         | ({} if settings.turns == "all" else {"turns": settings.turns}),
@@ -63,12 +63,12 @@ def parts(opened: Sequence[Opened], config: Config, tokenizer: Any, registry: Re
     }
 
 
-def sources(found: Sequence[Mapping[str, Any]], table: Any) -> list[Mapping[str, Any]]:
-    """Of a source whose bytes nobody can hash (the Hub did not tell the commit) the rows are hashed."""
-    if all(all(one["sha256"]) for one in found):
-        return list(found)
+def sources(described: Sequence[Mapping[str, Any]], table: Any) -> list[Mapping[str, Any]]:
+    """The sources with their hashes; if the Hub gave no commit for one, the hash of its rows."""
+    if all(all(source["sha256"]) for source in described):
+        return list(described)
     rows_hash = hashlib.sha256(b"".join(table.column("hash").to_pylist())).hexdigest()
-    return [{**one, "sha256": [digest or rows_hash for digest in one["sha256"]]} for one in found]
+    return [{**source, "sha256": [digest or rows_hash for digest in source["sha256"]]} for source in described]
 
 
 def hash_of(*values: Any) -> str:
@@ -77,22 +77,22 @@ def hash_of(*values: Any) -> str:
 
 def key(
     parts: Mapping[str, Any],
-    opened: Sequence[Opened],
+    opened: Sequence[OpenedSource],
     config: Config,
     plugins: Plugins,
-    told: Mapping[str, str],
+    clock_values: Mapping[str, str],
     *,
     quality: bool,
 ) -> str:
-    """The fingerprint's parts, and what else the entry depends on: names in messages, the checks, the code itself, and
-    what a template that asks the time is told.
+    """The hash of the fingerprint's parts and of everything else that the entry depends on: names in messages, the
+    checks, the code, and the dates that a template which asks for the time writes.
     """
-    if not all(file.sha256 for one in opened for file in one.source.files):
+    if not all(file.sha256 for source in opened for file in source.source.files):
         return uuid4().hex
     rest = {
         "parts": parts,
-        "clock": told,
-        "files": [file.shown for one in opened for file in one.source.files],
+        "clock": clock_values,
+        "files": [file.shown for source in opened for file in source.source.files],
         "checks": config.checks.model_dump() if quality else None,
         "plugins": _plugins(plugins, quality=quality),
         "libraries": [metadata.version(name) for name in LIBRARIES],
@@ -102,7 +102,7 @@ def key(
 
 
 def code_files(*, quality: bool) -> list[Path]:
-    """The files of this package that decide how rows come out; `quality`: and what the checks say of them."""
+    """The files of this package that decide the result for a row, and with `quality` those of the checks."""
     patterns = (*CODE, "builtin/formats/*.py", *(["builtin/checks/*.py"] if quality else []))
     return sorted(file for pattern in patterns for file in PACKAGE.glob(pattern))
 
@@ -115,7 +115,7 @@ def _code(*, quality: bool) -> str:
 
 
 def _plugins(plugins: Plugins, *, quality: bool) -> list[tuple[str, str]]:
-    """Name and hash of the plugins that have a format, recognise one, or have a check; the built-ins are code."""
+    """Name and hash of the plugins with a format, a recogniser or a check; built-ins are part of the code."""
     kinds = ("formats", "checks") if quality else ("formats",)
     names = {registered.provider for registered in plugins.registered if registered.kind in kinds}
     names |= {implementation.plugin_name for implementation in plugins.hook.detect_format.get_hookimpls()}

@@ -1,4 +1,4 @@
-"""The costly part of preparing rows, template, tokens and proof, in this process or, of many rows, in several."""
+"""The expensive part of preparing rows (template, tokens, proof), in one process or, for many rows, in several."""
 
 from __future__ import annotations
 
@@ -19,56 +19,56 @@ if TYPE_CHECKING:
     from mlflow_ft.engine.tokens.render import MaskError
 
 ALONE = 20_000
-"""Rows that one process does before others are worth their start, which takes seconds."""
+"""Rows that one process does before more are worth starting, which takes seconds."""
 MOST_WORKERS = 16
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proved:
+class ProvedRow:
     """A row as the trainer sees it, with its mask proved."""
 
     encoded: Encoded
     length: int
-    """In tokens, before any cut; of a preference, of the longer answer."""
+    """In tokens, before any cut; for a preference, with the longer answer."""
     learnable: bool
-    """Something is learned of it: of a preference, of both answers."""
+    """Whether any token is learned; for a preference, in both answers."""
     ends: tuple[int, ...]
     """The tokens that end the assistant's turns."""
     unwritten: int = 0
     """Learned turns whose thoughts the template leaves out."""
 
 
-def prove(encoder: Encoder, examples: Sequence[Example]) -> list[Proved | MaskError]:
-    """Tokenise rows and prove their masks; in place of a row that cannot be proved stands its error."""
-    return [summary(one) if isinstance(one, list) else one for one in encoder.tokenise(examples)]
+def prove(encoder: Encoder, examples: Sequence[Example]) -> list[ProvedRow | MaskError]:
+    """Tokenise rows and prove their masks; a row whose mask cannot be proved becomes its error."""
+    return [summary(result) if isinstance(result, list) else result for result in encoder.tokenise(examples)]
 
 
-def summary(found: Sequence[Tokenised]) -> Proved:
-    """What is kept of a row's conversations."""
+def summary(conversations: Sequence[Tokenised]) -> ProvedRow:
+    """A row's conversations as one row."""
     from mlflow_ft.engine.tokens import masking
 
-    encoded = masking.joined(found)
+    encoded = masking.joined(conversations)
     parts = (encoded, encoded.rejected) if encoded.rejected else (encoded,)
-    return Proved(
+    return ProvedRow(
         encoded=encoded,
-        length=max(one.length for one in found),
-        learnable=all(one.supervised for one in parts),
+        length=max(conversation.length for conversation in conversations),
+        learnable=all(part.supervised for part in parts),
         ends=tuple(masking.ends(encoded)),
-        unwritten=sum(len(one.unwritten) for one in found),
+        unwritten=sum(len(conversation.unwritten) for conversation in conversations),
     )
 
 
 def proved(
     batches: Iterator[T], examples_of: Callable[[T], list[Example]], encoder: Encoder, *, workers: int | None = None
-) -> Generator[tuple[T, list[Proved | MaskError]]]:
-    """Every batch with its results, in order. After `ALONE` rows other processes help, where there are cores for it."""
-    done = 0
+) -> Generator[tuple[T, list[ProvedRow | MaskError]]]:
+    """Every batch with its results, in order. After `ALONE` rows more processes help if there are cores for them."""
+    rows = 0
     for batch in batches:
         examples = examples_of(batch)
         yield batch, prove(encoder, examples)
-        done += len(examples)
-        if done >= ALONE:
+        rows += len(examples)
+        if rows >= ALONE:
             break
     count = min(MOST_WORKERS, cores() - 1) if workers is None else workers
     if count < 1:
@@ -78,13 +78,13 @@ def proved(
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _by_workers(
     batches: Iterator[T], examples_of: Callable[[T], list[Example]], encoder: Encoder, count: int
-) -> Generator[tuple[T, list[Proved | MaskError]]]:
+) -> Generator[tuple[T, list[ProvedRow | MaskError]]]:
     first = next(batches, None)
     if first is None:
         return
@@ -95,32 +95,32 @@ def _by_workers(
 
     with tempfile.TemporaryDirectory() as folder:
         encoder.tokenizer.save_pretrained(folder)
-        given = (folder, encoder.max_length, clock.moment())
-        executor = get_reusable_executor(max_workers=count, initializer=_start, initargs=given, timeout=60)
+        arguments = (folder, encoder.max_length, clock.moment())
+        executor = get_reusable_executor(max_workers=count, initializer=_start, initargs=arguments, timeout=60)
         pending: deque[tuple[T, Future[Any]]] = deque([(first, executor.submit(_work, examples_of(first)))])
         try:
             for batch in batches:
                 pending.append((batch, executor.submit(_work, examples_of(batch))))
                 if len(pending) > 2 * count:
-                    yield _taken(encoder, *pending.popleft())
+                    yield _finished(encoder, *pending.popleft())
             while pending:
-                yield _taken(encoder, *pending.popleft())
+                yield _finished(encoder, *pending.popleft())
         finally:
             executor.shutdown(wait=True, kill_workers=True)
 
 
-def _taken(encoder: Encoder, batch: T, future: Future[Any]) -> tuple[T, list[Proved | MaskError]]:
-    results, taught, dates = future.result()
+def _finished(encoder: Encoder, batch: T, future: Future[Any]) -> tuple[T, list[ProvedRow | MaskError]]:
+    results, extended_template, dates = future.result()
     encoder.dates.update(dates)
-    if taught:  # a worker met rows that need tools; all of them extend the template in the same way
-        encoder.tokenizer.chat_template = taught
+    if extended_template:  # a worker met rows that need tools; all workers extend the template in the same way
+        encoder.tokenizer.chat_template = extended_template
     return batch, results
 
 
 _encoder: Encoder | None = None
-"""Of a worker."""
+"""Set in a worker."""
 _moment: datetime | None = None
-"""At which the clock is held in a worker, too."""
+"""The time at which the clock of a worker is held."""
 
 
 def _start(folder: str, max_length: int, moment: datetime | None) -> None:
@@ -135,12 +135,12 @@ def _start(folder: str, max_length: int, moment: datetime | None) -> None:
     _encoder = Encoder(tokenizer, max_length=max_length)
 
 
-def _work(examples: Sequence[Example]) -> tuple[list[Proved | MaskError], str, dict[str, str]]:
-    """The results, the chat template where it was extended for rows with tools, and the dates that it wrote."""
+def _work(examples: Sequence[Example]) -> tuple[list[ProvedRow | MaskError], str, dict[str, str]]:
+    """The results, the chat template if it was extended for rows with tools (else ""), and the dates that it wrote."""
     from mlflow_ft.engine.tokens import clock, tool_text
 
     assert _encoder is not None
     with clock.held(_moment):
         results = prove(_encoder, examples)
-    taught = str(_encoder.tokenizer.chat_template) if tool_text.taught(_encoder.tokenizer) else ""
-    return results, taught, _encoder.dates
+    extended_template = str(_encoder.tokenizer.chat_template) if tool_text.taught(_encoder.tokenizer) else ""
+    return results, extended_template, _encoder.dates

@@ -1,4 +1,4 @@
-"""Rows as the trainer will see them: token by token, what is learned marked."""
+"""Rows as the trainer sees them, token by token, with the learned tokens marked."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mlflow_ft.data import sources, split, turns
 from mlflow_ft.data.reading.readers import Unreadable
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import one_pass, proving
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Example, Place, Row
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.tokens.masking import Encoder, Tokenised
-    from mlflow_ft.preparing.prepared import Stored
+    from mlflow_ft.preparing.prepared import PreparedRows
 
 KEPT = 5
-"""Training rows whose mask is kept as an artifact, for a person to read."""
+"""Training rows whose mask is logged as an artifact, for people to read."""
 BATCH = 64
 IGNORED = -100
-"""Label of a token that is not learned."""
+"""The label of a token that is not learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One row, as far as it came."""
+class ShownRow:
+    """One row, as far as it could be prepared."""
 
     row: int
     """Its number in the source, from 1."""
@@ -42,29 +42,29 @@ class Shown:
     supervised: Sequence[int] = ()
     way: str = ""
     cut: Mapping[str, Any] | None = None
-    """What `data.max_length` cuts away, where it does: how many tokens, and whether the end of a turn is among them."""
+    """What `data.max_length` cuts off, if anything: how many tokens, and whether the end of a turn is among them."""
     rejected: Mapping[str, Any] | None = None
     dropped: str | None = None
     turn: int = 0
-    """The turn that is learned, from 1, where `data.turns` divides the row; else 0."""
+    """The learned turn, from 1, if `data.turns` split the row; else 0."""
     unwritten: Sequence[int] = ()
     """The learned turns, from 1, whose thoughts the template leaves out."""
 
     @property
     def place(self) -> str:
-        """Where the row stands, and which part of it this is."""
+        """The place of the row in its source, and which part of it this is."""
         return f"{self.file}:{self.line}" + (f" turn {self.turn}" if self.turn else "")
 
     def as_dict(self) -> dict[str, Any]:
         """The row as one JSON object."""
-        found = {name: getattr(self, name) for name in ("row", "file", "line", "format")}
-        found |= {name: list(getattr(self, name)) for name in ("messages", "tokens", "supervised")}
-        found |= {"mask": self.way} if self.way else {}
-        found["cut"] = dict(self.cut) if self.cut else None
-        found |= {"rejected": dict(self.rejected)} if self.rejected else {}
-        found |= {"turn": self.turn} if self.turn else {}
-        found |= {"unwritten_thoughts": list(self.unwritten)} if self.unwritten else {}
-        return found | {"dropped": self.dropped}
+        row = {name: getattr(self, name) for name in ("row", "file", "line", "format")}
+        row |= {name: list(getattr(self, name)) for name in ("messages", "tokens", "supervised")}
+        row |= {"mask": self.way} if self.way else {}
+        row["cut"] = dict(self.cut) if self.cut else None
+        row |= {"rejected": dict(self.rejected)} if self.rejected else {}
+        row |= {"turn": self.turn} if self.turn else {}
+        row |= {"unwritten_thoughts": list(self.unwritten)} if self.unwritten else {}
+        return row | {"dropped": self.dropped}
 
 
 def every_row(
@@ -74,27 +74,27 @@ def every_row(
     plugins: Plugins,
     registry: Registry,
     tell: Callable[[str], None] = lambda sentence: None,
-) -> Iterator[Shown]:
-    """Every training row in the order of the sources, one by one; nothing is kept.
+) -> Iterator[ShownRow]:
+    """Every training row in the order of the sources, one by one; nothing is stored.
 
-    `tell` gets what was made of a source that a person should know.
+    `tell` is called with remarks on how a source was read.
 
     Raises:
-        DataError: a source is missing, empty, broken as a whole, or of no known format.
+        DataError: a source is missing, empty, broken or of unknown format.
     """
     from mlflow_ft.engine.tokens.masking import Encoder
 
-    asked, _ = sources.paths(config.data)
-    opened = one_pass.open_all(asked, config.data, plugins=plugins, registry=registry)
+    paths, _ = sources.paths(config.data)
+    opened = one_pass.open_sources(paths, config.data, plugins=plugins, registry=registry)
     turns.check(opened[0].record.kind, config.data)
-    encoder = Encoder(tokenizer, max_length=sys.maxsize)  # a row is shown with what is cut away of it
+    encoder = Encoder(tokenizer, max_length=sys.maxsize)  # rows are shown with the part that is cut off
     numbers = itertools.count(1)
-    for one in opened:
-        for sentence in one.sentences:
+    for source in opened:
+        for sentence in source.sentences:
             tell(sentence)
-        found = one.examples(config.data)
-        for batch in iter(lambda found=found: list(itertools.islice(found, BATCH)), []):  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            yield from _shown(batch, one.record.name, config.data, encoder, numbers)
+        rows = source.examples(config.data)
+        for batch in iter(lambda rows=rows: list(itertools.islice(rows, BATCH)), []):  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            yield from _shown(batch, source.record.name, config.data, encoder, numbers)
 
 
 def _shown(
@@ -103,17 +103,17 @@ def _shown(
     settings: DataSection,
     encoder: Encoder,
     numbers: Iterator[int],
-) -> Iterator[Shown]:
+) -> Iterator[ShownRow]:
     from mlflow_ft.engine.tokens import room
 
-    divided = [None if isinstance(one, Unreadable) else turns.parts(one[1], settings) for one in batch]
+    divided = [None if isinstance(row, Unreadable) else turns.parts(row[1], settings) for row in batch]
     results = iter(encoder.tokenise([part.example for parts in divided for part in parts or ()]))
-    for one, parts in zip(batch, divided, strict=True):
+    for row, parts in zip(batch, divided, strict=True):
         number = next(numbers)
-        if isinstance(one, Unreadable):
-            yield Shown(row=number, file=one.file, line=one.line, format=name, dropped=one.reason)
+        if isinstance(row, Unreadable):
+            yield ShownRow(row=number, file=row.file, line=row.line, format=name, dropped=row.reason)
         for part in parts or ():
-            place: Place = one if isinstance(one, Unreadable) else one[0]
+            place: Place = row if isinstance(row, Unreadable) else row[0]
             result = next(results)
             for tokenised in result if isinstance(result, list) else ():
                 room.refuse_ids(encoder.tokenizer, tokenised.ids, place=f"{place.file}:{place.line}")
@@ -121,8 +121,8 @@ def _shown(
             yield replace(shown, turn=part.turn)
 
 
-def as_shown(place: Place, example: Example, found: Any, name: str, *, max_length: int, number: int) -> Shown:
-    """One converted row with its tokens, of which `found` has all, or with the reason why it has none."""
+def as_shown(place: Place, example: Example, result: Any, name: str, *, max_length: int, number: int) -> ShownRow:
+    """One converted row with its tokens; `result` has all its conversations, uncut, or the error that it has none."""
     messages = [dict(turn) for turn in (*example.messages, *example.chosen)]
     about: dict[str, Any] = {
         "row": number,
@@ -131,68 +131,69 @@ def as_shown(place: Place, example: Example, found: Any, name: str, *, max_lengt
         "format": name,
         "messages": messages,
     }
-    if not isinstance(found, list):
-        return Shown(**about, dropped=str(found))
-    kept = [_cut(one, max_length) for one in found]
+    if not isinstance(result, list):
+        return ShownRow(**about, dropped=str(result))
+    kept = [_cut(conversation, max_length) for conversation in result]
     rejected = None
-    if len(found) > 1:
-        said = [dict(turn) for turn in (*example.messages, *example.rejected)]
-        rejected = {"messages": said, **_tokens(kept[1]), "cut": _what_is_cut(found[1], max_length)}
+    if len(result) > 1:
+        turns_with_rejected = [dict(turn) for turn in (*example.messages, *example.rejected)]
+        cut_off = _what_is_cut(result[1], max_length)
+        rejected = {"messages": turns_with_rejected, **_tokens(kept[1]), "cut": cut_off}
     reason = one_pass.nothing_to_learn(example, proving.summary(kept), max_length) or None
-    unwritten = sorted({turn + 1 for one in found for turn in one.unwritten})
-    return Shown(
+    unwritten = sorted({turn + 1 for conversation in result for turn in conversation.unwritten})
+    return ShownRow(
         **about,
         **_tokens(kept[0]),
-        way=found[0].way,
-        cut=_what_is_cut(found[0], max_length),
+        way=result[0].way,
+        cut=_what_is_cut(result[0], max_length),
         rejected=rejected,
         dropped=reason,
         unwritten=tuple(unwritten),
     )
 
 
-def _cut(one: Tokenised, max_length: int) -> Tokenised:
+def _cut(row: Tokenised, max_length: int) -> Tokenised:
     """A conversation as the trainer gets it."""
-    return replace(one, ids=one.ids[:max_length], offsets=one.offsets[:max_length], labels=one.labels[:max_length])
+    return replace(row, ids=row.ids[:max_length], offsets=row.offsets[:max_length], labels=row.labels[:max_length])
 
 
-def _what_is_cut(one: Tokenised, max_length: int) -> dict[str, Any] | None:
-    if one.length <= max_length:
+def _what_is_cut(row: Tokenised, max_length: int) -> dict[str, Any] | None:
+    if row.length <= max_length:
         return None
-    learned = [label != IGNORED for label in one.labels]
+    learned = [label != IGNORED for label in row.labels]
     return {
         "max_length": max_length,
-        "tokens": one.length,
-        "cut_away": one.length - max_length,
+        "tokens": row.length,
+        "cut_away": row.length - max_length,
         "learned_cut_away": sum(learned[max_length:]),
         "end_of_turn_lost": any(learned[max_length:]),
     }
 
 
 def words_for_cut(cut: Mapping[str, Any]) -> str:
-    """What is cut away of a row, in a sentence."""
-    lost = f"{cut['learned_cut_away']:,} of them learned, and the token that ends the answer with them"
+    """What is cut off a row, in a sentence."""
+    lost = f"{cut['learned_cut_away']:,} of them learned, including the token that ends the answer"
     return (
         f"cut at data.max_length {cut['max_length']:,}: {cut['cut_away']:,} of {cut['tokens']:,} tokens are left out, "
         f"{lost if cut['end_of_turn_lost'] else 'none of them learned'}; --data.max_length {cut['tokens']} keeps all"
     )
 
 
-def _tokens(one: Tokenised) -> dict[str, Any]:
-    return {"tokens": one.pieces, "supervised": [int(label != IGNORED) for label in one.labels]}
+def _tokens(row: Tokenised) -> dict[str, Any]:
+    return {"tokens": row.pieces, "supervised": [int(label != IGNORED) for label in row.labels]}
 
 
-def first_rows(found: Ready, config: Config) -> list[Shown]:
+def first_rows(checked: CheckedData, config: Config) -> list[ShownRow]:
     """The first training rows, tokenised again with the template that is saved with the model."""
     from mlflow_ft.engine.tokens.masking import Encoder
 
-    train = found.data.train
-    encoder = Encoder(found.data.tokenizer, max_length=sys.maxsize)
+    train = checked.data.train
+    encoder = Encoder(checked.data.tokenizer, max_length=sys.maxsize)
     examples = list(train.examples[:KEPT])
-    learned = found.train.stored.table.column("turn").take(found.train.indices[:KEPT]).to_pylist()
+    learned = checked.train.stored.table.column("turn").take(checked.train.indices[:KEPT]).to_pylist()
     return [
         replace(
-            as_shown(place, example, result, found.data.format, max_length=config.data.max_length, number=number),
+            as_shown(place, example, result, checked.data.format, max_length=config.data.max_length, number=number),
             turn=turn,
         )
         for number, (place, example, result, turn) in enumerate(
@@ -201,41 +202,41 @@ def first_rows(found: Ready, config: Config) -> list[Shown]:
     ]
 
 
-def as_text(found: Sequence[Shown]) -> str:
-    """Rows for people: what is learned stands between `[[` and `]]`."""
-    lines = ["What stands between [[ and ]] is learned; the rest is read.", ""]
-    for one in found:
-        cut = [f"({words_for_cut(one.cut)})"] if one.cut else []
-        head = f"--- {one.place}: {sum(one.supervised)} of {len(one.tokens)} tokens"
-        lines += [head, *cut, marked(one), ""]
+def as_text(rows: Sequence[ShownRow]) -> str:
+    """Rows for people, with learned text between `[[` and `]]`."""
+    lines = ["Text between [[ and ]] is learned; the rest is context.", ""]
+    for row in rows:
+        cut = [f"({words_for_cut(row.cut)})"] if row.cut else []
+        head = f"--- {row.place}: {sum(row.supervised)} of {len(row.tokens)} tokens"
+        lines += [head, *cut, marked(row), ""]
     return "\n".join(lines)
 
 
-def marked(one: Shown) -> str:
-    """A row's text with what is learned between `[[` and `]]`."""
-    return "".join(f"[[{text}]]" if learned else text for learned, text in runs(one.tokens, one.supervised))
+def marked(row: ShownRow) -> str:
+    """A row's text with the learned parts between `[[` and `]]`."""
+    return "".join(f"[[{text}]]" if learned else text for learned, text in runs(row.tokens, row.supervised))
 
 
 def runs(tokens: Sequence[str], supervised: Sequence[int]) -> list[tuple[bool, str]]:
-    """Unbroken pieces of text that are learned, or not."""
+    """The text in pieces, each either learned or not."""
     grouped = itertools.groupby(zip(tokens, supervised, strict=True), key=lambda pair: bool(pair[1]))
     return [(learned, "".join(text for text, _ in pairs)) for learned, pairs in grouped]
 
 
-def cost(stored: Stored) -> float:
-    """How many times the tokens of its rows are read, where each turn is learned in a row of its own."""
+def cost(stored: PreparedRows) -> float:
+    """How many times the tokens are read if each turn becomes a row, compared with reading each row once."""
     import numpy as np
 
     tokens, index = (stored.table.column(name).to_numpy() for name in ("tokens", "index"))
     return float(np.sum(tokens) / max(1, np.sum(tokens[split.last_of_each(index)])))
 
 
-def remedy_for_length(found: Ready, side: str) -> str:
-    """What to set so that fewer rows are cut, with the numbers of this data."""
+def remedy_for_length(checked: CheckedData, name: str) -> str:
+    """The settings with which fewer rows are cut, for this data."""
     import numpy as np
 
-    one = found.train if side == "train" else found.eval
-    lengths = one.stored.table.column("length").to_numpy()[one.indices]
+    side = checked.train if name == "train" else checked.eval
+    lengths = side.stored.table.column("length").to_numpy()[side.indices]
     return (
         f"--data.max_length {int(np.quantile(lengths, 0.99))} keeps 99 % of the rows whole, {lengths.max()} all of them"
     )

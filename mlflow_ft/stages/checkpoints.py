@@ -14,7 +14,7 @@ from mlflow_ft.stages.package import lineage
 from mlflow_ft.values import BaseModel, Data, Trained
 
 
-def asked(job: Job, data: Data, base: BaseModel) -> Job:
+def with_checkpoints(job: Job, data: Data, base: BaseModel) -> Job:
     """The job, with what keeps its checkpoints where `training.log_checkpoints` asks for them."""
     if not job.config.training.log_checkpoints:
         return job

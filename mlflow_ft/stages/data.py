@@ -17,9 +17,9 @@ from mlflow_ft.errors import DataError, Problem, RefusedError
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import dataset, fix, guards, show
 from mlflow_ft.preparing.checking import UNWRITTEN
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.preparing.fix import Cleaned
-from mlflow_ft.preparing.show import Shown
+from mlflow_ft.preparing.show import ShownRow
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
@@ -71,7 +71,7 @@ def look(
     *,
     strict: bool = True,
     accept: Callable[[DataFormat], None] = lambda record: None,
-) -> Ready:
+) -> CheckedData:
     """Prepare and check the rows, and log all that is known of them; what the checks found is not refused yet.
 
     `strict` refuses bad rows as `data.on_bad_row` says; `accept` sees the format first, and may raise.
@@ -80,7 +80,7 @@ def look(
 
     job.run.begin("data")
     tokenizer = tokenizers.load(job.config, base)
-    found = dataset.make(
+    found = dataset.prepare(
         job.config,
         tokenizer,
         plugins=job.plugins,
@@ -113,7 +113,7 @@ def fits(method: str, registry: Registry, record: DataFormat) -> None:
     )
 
 
-def refuse(found: Ready, fail_on: str) -> None:
+def refuse(found: CheckedData, fail_on: str) -> None:
     """Raise RefusedError where a check found something as severe as `data.fail_on`."""
     if fail_on == "never":
         return
@@ -133,7 +133,7 @@ def told(found: CheckResult) -> str:
     return f"{found.count:,} {'row' if found.count == 1 else 'rows'} ({found.share:.1%}): {found.summary}"
 
 
-def tell(found: Ready, progress: Progress) -> None:
+def tell(found: CheckedData, progress: Progress) -> None:
     """What there is to learn from, and whatever a person should know before it is trained on."""
     data = found.data
     train, held = data.train.counts, data.eval.counts
@@ -167,7 +167,7 @@ def tell(found: Ready, progress: Progress) -> None:
         progress.warn(f"{one.name}: {told(one)}" + (f"; {one.remedy}" if one.name == UNWRITTEN else ""))
 
 
-def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
+def _tell_cut(found: CheckedData, side: str, progress: Progress) -> None:
     split = found.data.train if side == "train" else found.data.eval
     if split.counts["truncated"]:
         share = split.counts["truncated"] / split.counts["rows"]
@@ -177,7 +177,7 @@ def _tell_cut(found: Ready, side: str, progress: Progress) -> None:
         )
 
 
-def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
+def log(job: Job, found: CheckedData, shown: Sequence[ShownRow]) -> None:
     """Log data sets, counts, the masks, the report of the checks, what was left out, and which rows there are."""
     from mlflow_ft.engine.tokens import clock
 
@@ -203,7 +203,7 @@ def log(job: Job, found: Ready, shown: Sequence[Shown]) -> None:
         job.run.artifact(hashes.write_rows(sides, Path(folder)), "data")
 
 
-def artifacts(found: Ready, shown: Sequence[Shown]) -> dict[str, str]:
+def artifacts(found: CheckedData, shown: Sequence[ShownRow]) -> dict[str, str]:
     """The texts and pages that are kept of the data, by name."""
     report = found.report.as_dict()
     texts = {
@@ -223,11 +223,11 @@ def artifacts(found: Ready, shown: Sequence[Shown]) -> dict[str, str]:
     return texts
 
 
-def _sources(found: Ready) -> dict[str, tuple[Sequence[Source], Mapping[str, Any]]]:
+def _sources(found: CheckedData) -> dict[str, tuple[Sequence[Source], Mapping[str, Any]]]:
     return {name: (one.stored.sources, one.stored.parts) for name, one in found.sides.items()}
 
 
-def clean(job: Job, found: Ready, folder: Path | None = None) -> Cleaned:
+def clean(job: Job, found: CheckedData, folder: Path | None = None) -> Cleaned:
     """Write the cleaned rows and the list of what was removed, into `folder` or the run's own, and log both."""
     cleaned = fix.write(found, folder or job.folder / "data")
     for file in (*cleaned.files, cleaned.removed):

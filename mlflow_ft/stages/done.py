@@ -22,7 +22,7 @@ def finish(folder: Path, result: Mapping[str, Any]) -> None:
     draft.replace(folder / NAME)
 
 
-def found(folder: Path) -> dict[str, Any] | None:
+def result(folder: Path) -> dict[str, Any] | None:
     """What a complete stage left; None where the stage did not come to its end."""
     file = folder / NAME
     return json.loads(file.read_text()) if file.is_file() else None

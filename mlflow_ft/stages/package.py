@@ -13,17 +13,17 @@ from pathlib import Path
 
 from mlflow_ft.errors import brief
 from mlflow_ft.forms import card, compare, proving_forms, round_trip
-from mlflow_ft.forms.proving_forms import NewForm, Original, Proved
+from mlflow_ft.forms.proving_forms import NewForm, Original, ProvedForm
 from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
 from mlflow_ft.stages import done
 from mlflow_ft.stages.evaluate import log_scores
-from mlflow_ft.stages.names import model_name
+from mlflow_ft.stages.registered_name import model_name
 from mlflow_ft.values import Data, Exported, Form, Package, Packaged, Scores, Trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptForm:
     """A form on the disk that was found to be the trained model."""
 
     record: Packager | Exporter
@@ -99,7 +99,7 @@ def chosen(job: Job, trained: Trained) -> list[Packager]:
     return [record for record in job.registry.packagers if record.applies(job, trained)]
 
 
-def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
+def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> KeptForm:
     from mlflow_ft.engine.serving import bundle
 
     folder = job.folder / "package" / record.name
@@ -112,7 +112,7 @@ def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> Kept:
     on_whole = _on_whole(job, data, trained, folder, limits)
     form = NewForm(name=record.name, folder=folder, open=partial(_opened, job, trained), limits=limits)
     proved = _proved(job, data, trained, form, record)
-    return Kept(record=record, folder=folder, parity={**proved.parity, **on_whole}, said=proved.answers)
+    return KeptForm(record=record, folder=folder, parity={**proved.parity, **on_whole}, said=proved.answers)
 
 
 def _opened(job: Job, trained: Trained, folder: Path) -> AbstractContextManager[Form]:
@@ -122,7 +122,7 @@ def _opened(job: Job, trained: Trained, folder: Path) -> AbstractContextManager[
     return nullcontext(Loaded(loading.load_saved(job.config, trained.base, folder)))
 
 
-def _proved(job: Job, data: Data, trained: Trained, form: NewForm, record: Packager | Exporter) -> Proved:
+def _proved(job: Job, data: Data, trained: Trained, form: NewForm, record: Packager | Exporter) -> ProvedForm:
     original = Original(
         reference=trained.folder / compare.REFERENCE,
         folder=trained.folder,
@@ -130,7 +130,7 @@ def _proved(job: Job, data: Data, trained: Trained, form: NewForm, record: Packa
         run=job.run,
         dataset=data.eval,
     )
-    ask = partial(round_trip.said, job, data, trained) if served(record) else proving_forms.no_questions
+    ask = partial(round_trip.answers, job, data, trained) if served(record) else proving_forms.no_questions
     return proving_forms.prove(form, original, job.progress, ask=ask)
 
 
@@ -167,7 +167,7 @@ def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: comp
     return {"whole_kl_mean": found}
 
 
-def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> Kept:
+def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> KeptForm:
     from mlflow_ft.engine.serving import bundle
 
     def make(folder: Path) -> None:
@@ -184,7 +184,7 @@ def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: 
         limits=compare.Limits.of_export(job.config.package, record),
     )
     proved = _proved(job, data, trained, form, record)
-    return Kept(record=record, folder=form.folder, parity=proved.parity, said=proved.answers)
+    return KeptForm(record=record, folder=form.folder, parity=proved.parity, said=proved.answers)
 
 
 @contextmanager
@@ -205,7 +205,7 @@ def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Itera
         yield Path(scratch, "original")
 
 
-def _seal(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> None:
+def _seal(job: Job, data: Data, trained: Trained, form: KeptForm, scores: Scores) -> None:
     """Say what the folder is, and what it holds, file by file; nothing is written into it afterwards."""
     from mlflow_ft.tracking import write_manifest
 
@@ -224,7 +224,7 @@ def _seal(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) ->
     write_manifest(form.folder)
 
 
-def _log(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> str:
+def _log(job: Job, data: Data, trained: Trained, form: KeptForm, scores: Scores) -> str:
     model_type = f"{job.config.method}-{form.name}"
     with job.progress.bar(f"log {form.name}"):
         model_id = proving_forms.log_model(
@@ -236,7 +236,7 @@ def _log(job: Job, data: Data, trained: Trained, form: Kept, scores: Scores) -> 
     return model_id
 
 
-def _log_files(job: Job, form: Kept) -> Exported:
+def _log_files(job: Job, form: KeptForm) -> Exported:
     with job.progress.bar(f"log {form.name}"):
         job.run.artifact(form.folder, "exports")
     uri = f"runs:/{job.run.run_id}/exports/{form.name}"

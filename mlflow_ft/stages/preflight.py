@@ -153,11 +153,11 @@ def _opened(
 ) -> DataFormat | None:
     if not all(sources.is_local(name) for name in named):
         return None
-    return one_pass.open_all(named, config.data, plugins=plugins, registry=registry)[0].record
+    return one_pass.open_sources(named, config.data, plugins=plugins, registry=registry)[0].record
 
 
 @contextmanager
-def told_to_run() -> Iterator[None]:
+def reporting_to_run() -> Iterator[None]:
     """Report what is wrong to the MLflow run that `mlflow run` opened, too."""
     try:
         yield

@@ -5,8 +5,8 @@ from __future__ import annotations
 from mlflow_ft.forms import card, compare
 from mlflow_ft.job import Job
 from mlflow_ft.stages import worse
-from mlflow_ft.stages.names import model_name
 from mlflow_ft.stages.package import lineage
+from mlflow_ft.stages.registered_name import model_name
 from mlflow_ft.values import Data, Package, Scores, Trained, Version
 
 

@@ -205,7 +205,7 @@ def check_settings(config: Config, trainer: Trainer) -> None:
 
 
 @contextmanager
-def told_to_plugins(job: Job) -> Iterator[None]:
+def reporting_to_plugins(job: Job) -> Iterator[None]:
     """Let plugins see the error that ends a run; a full disk becomes an error with a remedy."""
     try:
         with writing(job.folder):

@@ -15,7 +15,7 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     rehearsal.rehearse(job, data, loaded)
     job.run.begin("train")
     job.plugins.hook.before_train(job=job, data=data, model=loaded)
-    asked = checkpoints.asked(job, data, base)
+    asked = checkpoints.with_checkpoints(job, data, base)
     trained = job.registry.trainers[job.config.method].train(asked, data, loaded)
     job.run.metrics(trained.metrics)
     if trained.findings:

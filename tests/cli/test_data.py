@@ -53,7 +53,7 @@ def test_show_prints_a_json_object_for_every_row(run: Run, data: Path, tiny_mode
     assert learned(rows[0]) == "green<|im_end|>"
     assert learned(rows[1]) == "green<|im_end|>", "the turn with train: false is read, not learned"
     assert "blue" in "".join(rows[1]["tokens"])
-    assert "4 rows; nothing is learned of 1" in result.err
+    assert "4 rows; 1 dropped" in result.err
 
 
 def learned(row: dict[str, Any]) -> str:
@@ -121,7 +121,7 @@ def test_show_says_what_is_cut_of_a_row(run: Run, tmp_path: Path, tiny_model: Pa
     )
     assert f"--data.max_length {count} keeps all" in result.out
     assert f"--data.max_length {other} keeps all" in result.out
-    assert f"1 rows; nothing is learned of 0; 1 cut at data.max_length {count - 2}" in result.err
+    assert f"1 row; 1 cut at data.max_length {count - 2}" in result.err
     [none] = as_rows(run("data", "show", data, "--model", tiny_model, "--json", "--max_length", 8))
     assert none["cut"]["learned_cut_away"] == sum(whole["supervised"])
     assert "before anything is learned" in none["dropped"]

@@ -53,7 +53,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "an empty file": ("lora --data empty.jsonl", ("'empty.jsonl' is empty (0 bytes)", "write rows into it")),
     "malformed JSON": (
         "lora --data broken.jsonl",
-        ("1 of 2 rows cannot be read", "broken.jsonl:3  malformed JSON: ", "mend these rows"),
+        ("1 of 2 rows cannot be read", "broken.jsonl:3  malformed JSON: ", "fix these rows"),
     ),
     "an unknown format": (
         "lora --data unknown.jsonl",
@@ -61,7 +61,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a missing column": (
         "lora --data holes.jsonl",
-        ("1 of 4 rows are not of the format alpaca", "holes.jsonl:3  column `output` is missing", "mend these rows"),
+        ("1 of 4 rows are not in the format alpaca", "holes.jsonl:3  column `output` is missing", "fix these rows"),
     ),
     "an unknown method": ("qlorra", ("unknown trainer 'qlorra'", "did you mean qlora?")),
     "no method": ("--data rows.jsonl", ("no method given", "mlflow-ft train METHOD; methods: ")),

@@ -188,7 +188,7 @@ def test_the_data_is_what_was_trained_on(made: Made) -> None:
     for name in ("rows", "tokens"):
         for side, shown in (("train", "train"), ("eval", "held out")):
             assert column(sides, shown)[name] == markdown.number(made.metrics[f"data/{side}/{name}"])
-    assert train["tokens that are learned"].startswith(f"{made.metrics['data/train/supervised_tokens']:,.0f} (")
+    assert train["learned tokens"].startswith(f"{made.metrics['data/train/supervised_tokens']:,.0f} (")
     assert train["left out of the source"] == "1"
     assert tags["mlflow_ft.data_fingerprint"] in made.text("merged")
     counts = {row[1]: row[2] for row in findings[1:]}
@@ -290,21 +290,21 @@ def told(about: About, **config: dict[str, Any]) -> str:
 def test_limits_are_facts_of_the_run(made: Made, about: About) -> None:
     text = told(about)
     rows = int(made.metrics["data/eval/rows"])
-    assert f"scored on {rows} held-out rows, which were taken out of the rows" in text
+    assert f"scored on {rows} held-out rows split off from the same source" in text
     assert "may be off by up to 49 percentage points" in text  # 98 / sqrt(4)
-    assert "No text beyond 1,024 tokens" in text
-    assert "let pass by `data.fail_on never`" in text
-    assert f"measured on {made.metrics['parity/merged/tokens']:.0f} tokens" in text
-    for absent in ("nf4", "reward", "trust_remote_code", "were cut there", "worse", "has no value"):
+    assert "No text longer than 1,024 tokens" in text
+    assert "which `data.fail_on never` allowed" in text
+    assert f"compared with the trained model on {made.metrics['parity/merged/tokens']:.0f} tokens" in text
+    for absent in ("nf4", "reward", "trust_remote_code", "cut at that length", "worse", "has no value"):
         assert absent not in text
 
 
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"model": {"quantize": "nf4"}}, "merged into what those nf4 weights stand for"),
-        ({"model": {"trust_remote_code": True}}, "Python code that came with the base model was run"),
-        ({"data": {"max_length": 2048}}, "No text beyond 2,048 tokens"),
+        ({"model": {"quantize": "nf4"}}, "merged into the dequantised nf4 weights"),
+        ({"model": {"trust_remote_code": True}}, "Training ran Python code that came with the base model"),
+        ({"data": {"max_length": 2048}}, "No text longer than 2,048 tokens"),
     ],
 )
 def test_limits_follow_the_settings(about: About, settings: dict[str, Any], wanted: str) -> None:
@@ -327,7 +327,7 @@ def test_limits_tell_what_got_worse_and_what_was_not_measured(about: About) -> N
     assert "made `exact_match` worse: 1 before, 0.5 after" in text
     assert "made `acme` worse" not in text  # nobody knows which way is better
     assert "`judged` has no value for 75.0 % of the rows" in text
-    assert "`nothing` could not be measured at all" in text
+    assert "`nothing` could not be measured" in text
     [cells] = tables(f"\n## Scores\n{sections.scores(changed)}", "Scores")
     assert column(cells, "coverage, tuned") | {"loss (lower is better)": ""} == {
         "loss (lower is better)": "",
@@ -342,20 +342,20 @@ def test_limits_tell_what_got_worse_and_what_was_not_measured(about: About) -> N
 def test_limits_of_rows_that_were_cut(about: About) -> None:
     train = replace(about.data.train, counts={**about.data.train.counts, "truncated": 11})
     text = limits.limits(replace(about, data=replace(about.data, train=train)))
-    assert re.search(r"11 rows \(\d+\.\d %\) trained on were cut there", text)
+    assert re.search(r"11 training rows \(\d+\.\d %\) were cut at that length", text)
 
 
 def test_limits_name_the_rewards(about: About) -> None:
     run = about.job.run.client.get_run(about.job.run.run_id)
     run.data.tags.update({"mlflow_ft.reward_funcs": "short = f.py:short", "mlflow_ft.reward_model": "models:/r/3"})
     text = limits.limits(replace(about, run=run))
-    assert "for the rewards of short = f.py:short" in text
+    assert "these rewards and nothing else: short = f.py:short" in text
     assert "the reward model `models:/r/3`" in text
 
 
 def test_nothing_found_is_said_too(about: About) -> None:
     clean = replace(about.data, report=Report(rows=5, checks=(result("empty", 0),)))
-    assert "1 check of 5 rows found nothing" in sections.data(replace(about, data=clean))
+    assert "1 check found nothing in 5 rows" in sections.data(replace(about, data=clean))
     assert "data checks found" not in limits.limits(replace(about, data=clean))
     found = Report(rows=5, checks=(result("e|mpty", 1),))
     text = sections.data(replace(about, data=replace(about.data, report=found)))
@@ -382,16 +382,21 @@ def base_of(folder: Path, **more: Any) -> BaseModel:
             "README.md",
             "---\nlicense: other\nlicense_name: llama|3\nlicense_link: https://x.y/z\n---\n",
             "other",
-            "licence is llama|3, https://x.y/z, as",
+            "licence is llama|3, https://x.y/z, according to",
         ),
-        ("README.md", "---\nlicense: [mit, apache-2.0]\n---\n", "other", "licence is mit, apache-2.0, as"),
-        ("README.md", "---\nlicense: 'a b\n  c: *d*'\n---\n", "other", "licence is a b c: \\*d\\*, as"),
-        ("README.md", "# no front matter\n", "", "is not known"),
-        ("README.md", "---\n: [broken\n---\n", "", "is not known"),
-        ("README.md", "---\n- a list\n---\n", "", "is not known"),
-        ("README.md", "---\nlicense: 3\n---\n", "", "is not known"),
-        ("LICENSE.txt", "\n  Apache License  \nVersion 2.0\n", "", "licence is Apache License, as the first line of"),
-        ("LICENSE", "", "", "is not known"),
+        ("README.md", "---\nlicense: [mit, apache-2.0]\n---\n", "other", "licence is mit, apache-2.0, according to"),
+        ("README.md", "---\nlicense: 'a b\n  c: *d*'\n---\n", "other", "licence is a b c: \\*d\\*, according to"),
+        ("README.md", "# no front matter\n", "", "is unknown"),
+        ("README.md", "---\n: [broken\n---\n", "", "is unknown"),
+        ("README.md", "---\n- a list\n---\n", "", "is unknown"),
+        ("README.md", "---\nlicense: 3\n---\n", "", "is unknown"),
+        (
+            "LICENSE.txt",
+            "\n  Apache License  \nVersion 2.0\n",
+            "",
+            "licence is Apache License, according to the first line of",
+        ),
+        ("LICENSE", "", "", "is unknown"),
     ],
 )
 def test_the_licence_is_what_the_base_tells(
@@ -449,9 +454,7 @@ def test_a_long_card_is_cut_before_a_section() -> None:
     assert 0 < len(kept) < len(TITLES)
     assert all(sections[title].strip() in found for title in kept)
     left = ", ".join(TITLES[len(kept) :])
-    assert found.endswith(
-        f"\n\nThe rest of this card ({left}) is `artifacts/model/README.md` among the files of this version."
-    )
+    assert found.endswith(f"\n\nThe rest of this card ({left}) is in `artifacts/model/README.md` of this version.")
     # one section more would not have fitted
     assert len(found) + len(sections[TITLES[len(kept)]]) > card.LONGEST
 

@@ -172,7 +172,7 @@ def spoilt(plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> No
     """Let something happen to a form after it was compared."""
     seal = package._seal
 
-    def sealed(job: Job, data: Any, trained: Trained, form: package.Kept, scores: Any) -> None:
+    def sealed(job: Job, data: Any, trained: Trained, form: package.KeptForm, scores: Any) -> None:
         plant(form.folder)
         seal(job, data, trained, form, scores)
 

@@ -16,13 +16,13 @@ from mlflow_ft.engine import hub
 from mlflow_ft.engine.tokens import tokenizers
 from mlflow_ft.errors import DataError
 from mlflow_ft.preparing import dataset, fix, show
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import CHATML, write_jsonl
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
-Make = Callable[..., Ready]
+Make = Callable[..., CheckedData]
 
 
 def row(question: str, answer: str = "say it", **more: Any) -> dict[str, Any]:
@@ -53,20 +53,20 @@ def make(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
     """`make(data, strict=..., **settings)`: the data as a training would get it."""
     monkeypatch.chdir(tmp_path)
 
-    def call(data: Any, *, strict: bool = True, **settings: Any) -> Ready:
+    def call(data: Any, *, strict: bool = True, **settings: Any) -> CheckedData:
         path = write_jsonl(tmp_path / "rows.jsonl", data) if isinstance(data, list) else data
         pairs = [f"--{key}={value}" for key, value in {"data": path, "model": tiny_model, **settings}.items()]
         config = asked(pairs, LOADED, method="prepare")
         progress = Progress(quiet=True)
         tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
-        return dataset.make(
+        return dataset.prepare(
             config, tokenizer, plugins=LOADED, registry=Registry(LOADED), progress=progress, strict=strict
         )
 
     return call
 
 
-def questions(found: Ready, side: str) -> set[str]:
+def questions(found: CheckedData, side: str) -> set[str]:
     split = found.data.train if side == "train" else found.data.eval
     return {example.messages[0]["content"] for example in split.examples}
 
@@ -152,7 +152,7 @@ BAD: list[Any] = [*rows(6), {"instruction": "no output"}, row("bad", 7), *rows(2
 
 
 def test_bad_rows_stop_with_their_places_or_are_dropped_and_counted(make: Make) -> None:
-    with pytest.raises(DataError, match="2 of 10 rows are not of the format alpaca") as error:
+    with pytest.raises(DataError, match="2 of 10 rows are not in the format alpaca") as error:
         make(BAD)
     assert [problem.place.rpartition("/")[2] for problem in error.value.problems] == ["rows.jsonl:7", "rows.jsonl:8"]
     assert "--data.on_bad_row drop" in error.value.hint
@@ -183,13 +183,13 @@ def test_a_mask_that_cannot_be_proved_is_told_with_the_row_as_it_is_written(make
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     with pytest.raises(DataError, match="the loss mask of 8 of 8 rows cannot be proved") as error:
         make(rows(8), **{"data.chat_template": template})
-    assert "rows.jsonl:1 as the template writes it:\n    user: ask red 0 red\n    assistant: " in error.value.hint
+    assert "rows.jsonl:1 as the template renders it:\n    user: ask red 0 red\n    assistant: " in error.value.hint
     assert "--data.chat_template" in error.value.hint
 
 
 def test_a_source_without_one_good_row_is_not_read_to_its_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_ft.preparing.one_pass.HOPELESS", 10)
-    with pytest.raises(DataError, match="10 of 10 rows are not of the format alpaca"):
+    with pytest.raises(DataError, match="10 of 10 rows are not in the format alpaca"):
         make([{"instruction": "no output"}] * 50, format="alpaca")
 
 
@@ -200,7 +200,7 @@ def test_rows_that_are_cut_before_the_answer_are_dropped_and_counted(make: Make)
     assert "cut at data.max_length 40 before anything is learned" in found.left_out[0].reason
     finding = next(one for one in found.report.checks if one.name == "nothing-learned")
     assert (finding.count, finding.severity) == (1, "warn")
-    with pytest.raises(DataError, match=r"all 4 rows of .* are without anything to learn") as error:
+    with pytest.raises(DataError, match=r"all 4 rows of .* have nothing to learn") as error:
         make([long] * 4, max_length=40)
     assert "raise data.max_length (it is 40)" in error.value.hint
 

@@ -96,5 +96,5 @@ def test_a_guard_does_not_change_the_template(
     turns = [{"role": "user", "content": "look"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
     rows = write_jsonl(tmp_path / "tools.jsonl", [{"messages": turns, "tools": tools}] * 3)
-    with pytest.raises(DataError, match="calls tools, and the template that is trained with writes none"):
+    with pytest.raises(DataError, match="calls tools, but the training template cannot write tool calls"):
         fine_tune("lora", model=tiny_model, data=tiny_rows, **{"evaluation.guards": f"tools={rows}"})

@@ -77,6 +77,6 @@ def test_an_answer_stops_where_the_template_ends_it(tiny_model: Path, prompts: P
     progress = Progress(quiet=True)
     tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
     tokenizer.chat_template = CHATML.replace("<|im_end|>", end)
-    found = dataset.make(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
+    found = dataset.prepare(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
     assert found.data.kind == "prompt"
     assert found.data.stop_token_ids == (tokenizer.convert_tokens_to_ids(end),)

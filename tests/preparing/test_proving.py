@@ -13,7 +13,7 @@ from mlflow_ft.engine.tokens import clock
 from mlflow_ft.engine.tokens.masking import Encoder
 from mlflow_ft.engine.tokens.render import MaskError
 from mlflow_ft.preparing import proving
-from mlflow_ft.preparing.proving import Proved
+from mlflow_ft.preparing.proving import ProvedRow
 from mlflow_ft.rows import Example
 
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "lamp", "arguments": {}}}]}
@@ -36,9 +36,9 @@ def encoder(tiny_model: Path) -> EncoderOf:
     return lambda: Encoder(AutoTokenizer.from_pretrained(tiny_model), max_length=40)
 
 
-def run(encoder: Encoder, workers: int) -> list[Proved | tuple[str, str]]:
+def run(encoder: Encoder, workers: int) -> list[ProvedRow | tuple[str, str]]:
     batches = iter([ROWS[start : start + BATCH] for start in range(0, len(ROWS), BATCH)])
-    found: list[Proved | tuple[str, str]] = []
+    found: list[ProvedRow | tuple[str, str]] = []
     for batch, results in proving.proved(batches, lambda batch: batch, encoder, workers=workers):
         assert len(batch) == len(results)
         found += [(str(one), one.text) if isinstance(one, MaskError) else one for one in results]
@@ -76,7 +76,7 @@ def test_other_processes_are_told_the_same_time(encoder: EncoderOf, monkeypatch:
         assert run(dated(), 0) != expected
 
 
-def only_once(prove: Callable[..., list[Proved | MaskError]]) -> Callable[..., list[Proved | MaskError]]:
+def only_once(prove: Callable[..., list[ProvedRow | MaskError]]) -> Callable[..., list[ProvedRow | MaskError]]:
     """This process proves the first batch; the rest is for the others."""
     calls = iter([prove])
     return lambda *given: next(calls)(*given)

@@ -17,7 +17,7 @@ from mlflow_ft.engine import hub
 from mlflow_ft.engine.tokens import clock, tokenizers
 from mlflow_ft.errors import DataError
 from mlflow_ft.preparing import dataset, fix, prepared, show
-from mlflow_ft.preparing.dataset import Ready
+from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import evaluate
@@ -25,7 +25,7 @@ from mlflow_ft.testing import CHATML, make_tiny_tokenizer, write_jsonl
 from tests.engine.templates.qwen import QWEN3
 from tests.preparing.test_dataset import LOADED
 
-Make = Callable[..., Ready]
+Make = Callable[..., CheckedData]
 THINKS = "<think>\nmuse {0}\n</think>\n\nsay {0}"
 
 
@@ -61,21 +61,21 @@ def model(tmp_path: Path) -> Path:
 def make(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.chdir(tmp_path)
 
-    def call(data: Any, *, now: str = "2026-11-28", strict: bool = True, **given: Any) -> Ready:
+    def call(data: Any, *, now: str = "2026-11-28", strict: bool = True, **given: Any) -> CheckedData:
         path = write_jsonl(tmp_path / "rows.jsonl", data)
         settings = {"data": path, "model": model, "max_length": 4000, **given}
         config = asked([f"--{key}={value}" for key, value in settings.items()], LOADED, method="prepare")
         progress = Progress(quiet=True)
         tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
         with clock.held(datetime.fromisoformat(now)):
-            return dataset.make(
+            return dataset.prepare(
                 config, tokenizer, plugins=LOADED, registry=Registry(LOADED), progress=progress, strict=strict
             )
 
     return call
 
 
-def check(found: Ready, name: str) -> Any:
+def check(found: CheckedData, name: str) -> Any:
     return next(one for one in found.report.checks if one.name == name)
 
 
@@ -83,7 +83,7 @@ def test_thoughts_that_are_not_written_are_a_finding_with_its_remedies(make: Mak
     data = [*talks(6), *talks(6, answer="plainly {0}")]
     one = check(make(data), "unwritten-thoughts")
     assert (one.severity, one.count, one.share, one.details) == ("warn", 6, 0.5, {"turns": 12})
-    assert one.summary == "the thoughts of 12 turns are not written by the chat template, and not learned"
+    assert one.summary == "the chat template leaves out the thoughts of 12 turns; they are not learned"
     assert one.examples[0]["line"] == 1
     assert one.examples[0]["message"] == "the thoughts of 2 turns are left out"
     for remedy in ("--data.turns each", "--data.turns last", "--data.chat_template"):

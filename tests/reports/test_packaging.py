@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from mlflow_ft.hashes import file_hash
-from mlflow_ft.stages import process
+from mlflow_ft.stages import done
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Result, Run
 from tests.reports.small_models import CHATML
@@ -147,7 +147,7 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     assert {version.partition("/")[0] for version in versions} == {name, f"{name}-adapter", f"{name}-extra"}
     assert len(versions) == 3
     assert file_hash(weights) == trained
-    assert process.found(weights.parents[2] / "package")
+    assert done.result(weights.parents[2] / "package")
     assert client.get_model_version_by_alias(name, "candidate").run_id == run_id
 
     result = run("package", run_id)

@@ -242,7 +242,7 @@ def test_a_folder_with_reports_beside_the_rows_names_them(
     (folder / "requirements.txt").write_text("torch\n")
     result = run("train", "lora", "--data", folder, "--model", tiny_model)
     assert result.code == 2
-    assert "2 of 3 rows are not of the format messages" in result.err
+    assert "2 of 3 rows are not in the format messages" in result.err
     assert f"{folder}/filter_report.json:1  column `messages` is missing" in result.err
     assert "--data.on_bad_row drop" in result.err
 

@@ -10,16 +10,16 @@ from mlflow_ft.stages import done
 
 def test_a_stage_that_finished_says_what_it_found(tmp_path: Path) -> None:
     folder = tmp_path / "train" / "inner"
-    assert done.found(folder) is None
+    assert done.result(folder) is None
     done.finish(folder, {"loss": 1.5, "of": {"a": [1]}})
-    assert done.found(folder) == {"loss": 1.5, "of": {"a": [1]}}
+    assert done.result(folder) == {"loss": 1.5, "of": {"a": [1]}}
     assert [file.name for file in folder.iterdir()] == [done.NAME]
 
 
 def test_a_stage_that_finishes_again_says_the_last(tmp_path: Path) -> None:
     done.finish(tmp_path, {"try": 1})
     done.finish(tmp_path, {"try": 2})
-    assert done.found(tmp_path) == {"try": 2}
+    assert done.result(tmp_path) == {"try": 2}
 
 
 def test_a_stage_that_was_cut_short_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_a_stage_that_was_cut_short_is_not_complete(tmp_path: Path, monkeypatch:
             patched.setattr(f"mlflow_ft.stages.done.{step}", die)
             with pytest.raises(OSError, match="No space"):
                 done.finish(tmp_path, {"try": 1})
-        assert done.found(tmp_path) is None
+        assert done.result(tmp_path) is None
     done.finish(tmp_path, {"try": 2})
     with monkeypatch.context() as patched:
         patched.setattr("mlflow_ft.stages.done.os.fsync", die)

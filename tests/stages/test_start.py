@@ -133,7 +133,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
         save_file({"weights": torch.zeros(100_000)}, small_disk / "model.safetensors")
     with pytest.raises(ResourceError, match="no space is left"), start.writing(small_disk):
         done.finish(small_disk, {"x": "y" * 100_000})
-    assert done.found(small_disk) is None
+    assert done.result(small_disk) is None
 
 
 def test_the_space_that_is_needed_is_checked_beforehand(tmp_path: Path) -> None:
@@ -151,6 +151,6 @@ def test_plugins_see_the_error_that_the_user_sees(tmp_path: Path) -> None:
         seen.append((hook, arguments["error"]))
 
     job = cast(Job, SimpleNamespace(folder=tmp_path, plugins=SimpleNamespace(watch=watch)))
-    with pytest.raises(ResourceError) as error, start.told_to_plugins(job):
+    with pytest.raises(ResourceError) as error, start.reporting_to_plugins(job):
         raise FULL["python"]
     assert seen == [("on_run_error", error.value)]

@@ -1,4 +1,4 @@
-"""The model card: README.md of every form that is kept, written from the run, and the description of its version."""
+"""The model card: the README.md of every packaged form and the description of its version, written from the run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["CARD", "About", "description", "text", "write"]
 
 CARD = "README.md"
 LONGEST = 5000
-"""Letters of a description: the column of the registry; PostgreSQL refuses a longer one."""
-REST = "The rest of this card ({}) is `artifacts/model/README.md` among the files of this version."
+"""Characters of a description: the size of the registry's column; PostgreSQL refuses longer ones."""
+REST = "The rest of this card ({}) is in `artifacts/model/README.md` of this version."
 
 
 def write(about: About) -> None:
@@ -21,7 +21,7 @@ def write(about: About) -> None:
 
 
 def text(about: About) -> str:
-    """The whole card: front matter for the Hub, the title, and a section each for what a reader asks first."""
+    """The whole card: front matter for the Hub, the title and the sections, the most asked-for first."""
     known = licence.of(about.base)
     parts = {
         "Scores": sections.scores(about),
@@ -38,13 +38,13 @@ def text(about: About) -> str:
 
 
 def warning(about: About) -> str:
-    """What must be read before anything else; "" where there is nothing of the kind."""
+    """What a reader must see first; "" if there is nothing."""
     worse = about.scores.worse
     return f"**Worse than its base.** {plain(worse.sentence)}.\n\n" if worse and worse.sure else ""
 
 
 def description(card: str) -> str:
-    """The card without its front matter, as a version's description: cut, where it is too long, before a section."""
+    """The card without its front matter, as a version's description; if too long, it is cut before a section."""
     body = card.partition("\n---\n")[2].strip() if card.startswith("---\n") else card.strip()
     body = spaced(body)
     if len(body) <= LONGEST:

@@ -1,4 +1,4 @@
-"""What a card is written from: one form of one run's model, with all that the stages before found."""
+"""What a card is written from: one form of one run's model, with the results of the earlier stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """One form of the trained model, which lies in `folder`."""
+    """One form of the trained model, which is in `folder`."""
 
     job: Job
     data: Data
@@ -32,9 +32,9 @@ class About:
     folder: Path
     parity: Mapping[str, float]
     name: str
-    """Of the registered model."""
+    """Name of the registered model."""
     run: Run
-    """The run as MLflow has it now: its tags, its user, when it began."""
+    """The run as MLflow has it now: tags, user, start time."""
 
     @property
     def config(self) -> Config:
@@ -54,24 +54,24 @@ class About:
 
     @property
     def uri(self) -> str:
-        """This very model, however many versions there are."""
+        """This model, whichever versions are registered later."""
         return f"runs:/{self.job.run.run_id}/{'' if self.served else 'exports/'}{self.form.name}"
 
     @property
     def limits(self) -> Limits:
-        """How far from the trained model it may be."""
+        """How far it may differ from the trained model."""
         if isinstance(self.form, Exporter):
             return Limits.of_export(self.config.package, self.form)
         return Limits.of_package(self.config.package)
 
     @property
     def exported(self) -> bool:
-        """Whether it is meant to be rougher than the trained model, or for another program."""
+        """Whether it is less precise than the trained model by design, or for another program."""
         return isinstance(self.form, Exporter)
 
     @property
     def served(self) -> bool:
-        """Whether MLflow serves it; else it is files of the run."""
+        """Whether MLflow serves it; if not, it is files of the run."""
         return not isinstance(self.form, Exporter) or bool(self.form.suffix)
 
     @property
@@ -81,24 +81,24 @@ class About:
 
     @property
     def parts(self) -> Parts | None:
-        """The parts of a base that reads more than text."""
+        """The parts of a base that reads more than text; None for other bases."""
         from mlflow_ft.engine.models import text_part
 
         return text_part.of(self.base.path, task=self.base.task)
 
     @property
     def fits_whole(self) -> bool:
-        """Whether it is an adapter with the names of the whole model, of which the text part was trained."""
+        """Whether it is an adapter of a text part, saved with the weight names of the whole model."""
         from mlflow_ft.engine.serving import bundle
 
         return bundle.fits_whole(self.folder)
 
     @property
     def scores_answers(self) -> bool:
-        """Whether it is a reward model, which writes nothing."""
+        """Whether it is a reward model, which generates no text."""
         return self.job.task == "score"
 
     @property
     def same_source(self) -> bool:
-        """Whether the held-out rows were taken out of the rows that were given to train on."""
+        """Whether the held-out rows were split off from the training source."""
         return self.data.eval.sources == self.data.train.sources

@@ -1,4 +1,4 @@
-"""The front matter of a card: what the Hugging Face Hub reads of it, and nothing that it would not take."""
+"""The front matter of a card: what the Hugging Face Hub reads, and nothing that it would reject."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 METRICS = ("exact_match", "perplexity")
-"""Scores that have the name, and the meaning, of a metric on the Hub."""
+"""Scores with the name and meaning of a metric on the Hub."""
 
 
 def matter(about: About, licence: Licence) -> ModelCardData:
-    """What kind of model it is, of which base, by which licence, on which data of the Hub, how good."""
+    """The kind of model, its base, licence, Hub data sets and results."""
     from huggingface_hub import ModelCardData
 
     base = hub_base(about.base)
@@ -44,14 +44,14 @@ def matter(about: About, licence: Licence) -> ModelCardData:
 
 
 def _relation(about: About) -> str:
-    """In the Hub's words; `merge` is there a mixture of several models."""
+    """In the Hub's terms, where `merge` means a mixture of several models."""
     if about.exported:
         return "quantized"
     return "adapter" if about.is_adapter else "finetune"
 
 
 def hub_base(base: BaseModel) -> str:
-    """The base model's id on the Hub; "" for a folder and a model in MLflow."""
+    """The base model's id on the Hub; "" for a folder or a model in MLflow."""
     from mlflow_ft.engine.hub import short_name
 
     if known := short_name(base):
@@ -61,12 +61,12 @@ def hub_base(base: BaseModel) -> str:
 
 
 def hub_sets(sources: Sequence[str]) -> list[str]:
-    """The sources that are data sets of the Hub: a file has its whole path, and what MLflow keeps a scheme."""
+    """The sources that are data sets on the Hub: a file has an absolute path, an MLflow source a scheme."""
     return [source for source in sources if HUB_ID.fullmatch(source)]
 
 
 def results_of(about: About) -> list[EvalResult]:
-    """The tuned model's scores, where they are on one data set of the Hub, which others can look up."""
+    """The tuned model's scores, if the held-out rows are one data set on the Hub, which others can look up."""
     from huggingface_hub import EvalResult
 
     held = about.data.eval

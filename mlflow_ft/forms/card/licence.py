@@ -1,4 +1,4 @@
-"""The licence of a base model, as far as its own folder tells it."""
+"""The licence of a base model, as far as its folder states it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Licence:
-    """What is known of a licence; nothing of it is known where all is empty."""
+    """What is known about a licence; all fields are empty if nothing is."""
 
     identifier: str = ""
-    """As the Hub writes it, `other` among them."""
+    """As the Hub writes it, which includes `other`."""
     name: str = ""
-    """Where the Hub has no identifier for it."""
+    """Set if the Hub has no identifier for it."""
     link: str = ""
-    told_by: str = ""
-    """Where that is written, in words."""
+    source: str = ""
+    """Where it is stated, for people."""
 
 
 def of(base: BaseModel) -> Licence:
-    """What the base model's README.md says, else what is known of a model with a short name, else a licence file."""
+    """From the base model's README.md, else what is known of a model with a short name, else a licence file."""
     return _from_readme(base.path / "README.md") or _from_short_name(base) or _from_file(base.path) or Licence()
 
 
@@ -38,21 +38,21 @@ def _from_readme(file: Path) -> Licence | None:
     from huggingface_hub import metadata_load
 
     try:
-        found: Mapping[str, Any] = metadata_load(file) or {}
-    except Exception:  # the file is a stranger's, and says nothing where it cannot be read
+        metadata: Mapping[str, Any] = metadata_load(file) or {}
+    except Exception:  # the file comes from anywhere; treat an unreadable one as empty
         return None
-    given = found.get("license")
-    texts = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str) and one.strip()]
+    value = metadata.get("license")
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text.strip()]
     if not texts:
         return None
     known = len(texts) == 1 and IDENTIFIER.fullmatch(texts[0].strip().lower())
-    name = found.get("license_name") if known else ", ".join(texts)
-    link = found.get("license_link")
+    name = metadata.get("license_name") if known else ", ".join(texts)
+    link = metadata.get("license_link")
     return Licence(
         identifier=texts[0].strip().lower() if known else "other",
         name=clean(name) if isinstance(name, str) else "",
         link=clean(link) if isinstance(link, str) else "",
-        told_by="the base model's README.md",
+        source="the base model's README.md",
     )
 
 
@@ -62,7 +62,7 @@ def _from_short_name(base: BaseModel) -> Licence | None:
     known = short_name(base)
     if known is None:
         return None
-    return Licence(identifier=known.licence, told_by=f"the page of {known.hub_id} on the Hub")
+    return Licence(identifier=known.licence, source=f"the page of {known.hub_id} on the Hub")
 
 
 def _from_file(folder: Path) -> Licence | None:
@@ -70,5 +70,5 @@ def _from_file(folder: Path) -> Licence | None:
         with file.open(encoding="utf-8", errors="replace") as stream:
             first = next((line for line in stream if line.strip()), "")
         if first:
-            return Licence(name=clean(first, longest=80), told_by=f"the first line of {file.name} beside its weights")
+            return Licence(name=clean(first, longest=80), source=f"the first line of {file.name} in its folder")
     return None

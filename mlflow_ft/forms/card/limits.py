@@ -1,4 +1,4 @@
-"""The section on what the model was not shown to be: each sentence follows from a fact of the run."""
+"""The section on what the run did not show: each sentence follows from a fact of the run."""
 
 from __future__ import annotations
 
@@ -16,50 +16,55 @@ HIGHER = (
     *("exact_match", "valid_json", "preference_accuracy", "preference_margin", "finished"),
     *("label_margin", "bad_loss", "weighted_reward"),
 )
-"""Ends of the names of built-in scores that are better when they are higher; of a plugin's it is not known."""
+"""Endings of the names of built-in scores for which higher is better; for a plugin's scores this is unknown."""
 
 
 def limits(about: About) -> str:
-    """All of them, as a list."""
-    told = (scored, worse, learned, dated, found, parts, held, code_run)
-    return bullets([*chain.from_iterable(tell(about) for tell in told)])
+    """All limits, as a list."""
+    sections = (scored_rows, worse, not_learned, template_date, check_findings, base_parts, quantisation, code_run)
+    return bullets([*chain.from_iterable(section(about) for section in sections)])
 
 
-def scored(about: About) -> Iterator[str]:
-    """On how little the scores stand."""
+def scored_rows(about: About) -> Iterator[str]:
+    """How many rows the scores are based on."""
     rows = about.data.eval.counts["rows"]
-    where = "were taken out of the rows it was given to learn from" if about.same_source else "come from a source apart"
-    yield f"It was scored on {counted(rows, 'held-out row')}, which {where}; nothing is known of other texts."
-    share = next((one for one in about.scores.tuned if one.rows and set(one.rows) <= {0.0, 1.0, None}), None)
+    where = "split off from the same source as the training rows" if about.same_source else "from a separate source"
+    yield f"The model was scored on {counted(rows, 'held-out row')} {where}. Other text was not tested."
+    share = next((score for score in about.scores.tuned if score.rows and set(score.rows) <= {0.0, 1.0, None}), None)
     known = sum(row is not None for row in share.rows) if share else 0
     if share and known:
-        most = 98 / math.sqrt(known)  # 1.96 standard errors of a share of one half, the widest
+        margin = 98 / math.sqrt(known)  # 1.96 standard errors of a share of one half, the widest
         yield (
-            f"A share such as {code(share.name)}, measured on {counted(known, 'row')}, may be off by "
-            + (f"up to {most:.0f} percentage points (95 %)." if most < 50 else "anything: these are too few rows.")
+            f"A share such as {code(share.name)}, measured on {counted(known, 'row')}, "
+            + (
+                f"may be off by up to {margin:.0f} percentage points (95 % confidence)."
+                if margin < 50
+                else "rests on too few rows to tell."
+            )
         )
     answers = [tuned for _, tuned in about.scores.answers]
-    if cut := sum(not one.finished for one in answers):
+    if cut := sum(not answer.finished for answer in answers):
         limit = about.config.evaluation.max_new_tokens
-        yield f"{cut:,} of {counted(len(answers), 'tuned answer')} had not ended after {limit:,} tokens."
+        yield f"{cut:,} of {counted(len(answers), 'answer')} from the tuned model did not end within {limit:,} tokens."
     yield (
-        "Only what the scores show was tested. Unless one of them says otherwise, nothing is known about safety, bias, "
-        "other languages or other tasks, nor whether the base model had seen the held-out rows before."
+        "Only what the scores measure was tested. Unless a score covers it, nothing is known about safety, bias, other "
+        "languages or other tasks. The base model may have seen the held-out rows before."
     )
 
 
 def worse(about: About) -> Iterator[str]:
-    """Where the training did not help, and what could not be measured."""
-    base = {one.name: one for one in about.scores.base}
-    for one in about.scores.tuned:
-        before = base.get(one.name)
-        if before and _is_worse(one, before):
-            told = f"{number(before.value)} before, {number(one.value)} after"
-            yield f"The training made {code(one.name)} worse: {told}."
-        if one.coverage < 1:
-            yield f"{code(one.name)} has no value for {percent(1 - one.coverage)} of the rows; they do not count in it."
-        if not math.isfinite(one.value):
-            yield f"{code(one.name)} could not be measured at all."
+    """Scores that training made worse, and scores that could not be measured."""
+    base = {score.name: score for score in about.scores.base}
+    for score in about.scores.tuned:
+        before = base.get(score.name)
+        if before and _is_worse(score, before):
+            change = f"{number(before.value)} before, {number(score.value)} after"
+            yield f"Training made {code(score.name)} worse: {change}."
+        if score.coverage < 1:
+            share = percent(1 - score.coverage)
+            yield f"{code(score.name)} has no value for {share} of the rows; the score leaves them out."
+        if not math.isfinite(score.value):
+            yield f"{code(score.name)} could not be measured."
 
 
 def _is_worse(after: Score, before: Score) -> bool:
@@ -68,110 +73,113 @@ def _is_worse(after: Score, before: Score) -> bool:
     return after.name.endswith(HIGHER) and after.value < before.value
 
 
-def learned(about: About) -> Iterator[str]:
-    """What was not learned."""
+def not_learned(about: About) -> Iterator[str]:
+    """What the model was not trained on, and what its training cannot have taught it."""
     data, config = about.data, about.config
     what = "prompt" if data.kind == "prompt" else "text"
-    yield f"No {what} beyond {config.data.max_length:,} tokens was trained on ({code('data.max_length')})."
-    for side, split in (("trained on", data.train), ("scored on", data.eval)):
+    yield f"No {what} longer than {config.data.max_length:,} tokens was used in training ({code('data.max_length')})."
+    for side, split in (("training", data.train), ("held-out", data.eval)):
         if count := split.counts["truncated"]:
             share = percent(count / split.counts["rows"])
-            yield f"{counted(count, 'row')} ({share}) {side} were cut there, and lost their end."
+            yield f"{counted(count, f'{side} row')} ({share}) {'was' if count == 1 else 'were'} cut at that length."
     if count := data.train.counts["dropped"]:
-        yield f"Left out of the source, since nothing could be learned of them: {counted(count, 'row')}."
+        yield f"Left out of the source because there was nothing to learn from: {counted(count, 'row')}."
     for finding in about.trained.findings:
         yield f"{finding[0].upper()}{plain(finding[1:])}."
-    if told := about.tags.get("mlflow_ft.experts"):
-        yield f"It is {plain(told)}."
-    if told := about.tags.get("mlflow_ft.reward_funcs"):
-        yield f"It was trained for the rewards of {plain(told)}; what these do not measure was not asked of it."
-    if told := about.tags.get("mlflow_ft.reward_model"):
-        yield f"It was trained to please the reward model {code(told)}, with whatever that model is wrong about."
+    if experts := about.tags.get("mlflow_ft.experts"):
+        yield f"It is {plain(experts)}."
+    if rewards := about.tags.get("mlflow_ft.reward_funcs"):
+        yield f"It was trained to maximise these rewards and nothing else: {plain(rewards)}."
+    if reward_model := about.tags.get("mlflow_ft.reward_model"):
+        yield f"It was trained to please the reward model {code(reward_model)}, including that model's mistakes."
     if about.scores_answers:
         yield (
-            "It is a reward model: it writes no answers, and its scores have no unit. They rank answers to one prompt; "
-            "between prompts they say nothing."
+            "It is a reward model: it generates no answers. Its scores have no unit; they rank answers to the same "
+            "prompt and cannot be compared between prompts."
         )
 
 
-def dated(about: About) -> Iterator[str]:
-    """Which date the model saw, where its chat template writes one."""
+def template_date(about: About) -> Iterator[str]:
+    """The date that the chat template wrote into the rows, if it writes one."""
     if dates := about.data.clock.values():
-        told = " and ".join(code(one) for one in dates)
+        written = " and ".join(code(date) for date in dates)
         yield (
-            f"The chat template asks the date. Every row it was trained and scored on was written as of {told}; a "
-            "server writes the day on which it is asked, which the model was not trained with. What is learned of a "
-            "row was proved to be the same on another day."
+            f"The chat template writes the current date. All training and held-out rows have {written}; a server "
+            "writes the date of the request, which the model was not trained with. Which tokens of a row are learned "
+            "was proved not to depend on the date."
         )
 
 
-def found(about: About) -> Iterator[str]:
-    """What the checks found, and was let pass."""
+def check_findings(about: About) -> Iterator[str]:
+    """What the data checks found and `data.fail_on` allowed."""
     report = about.data.report
     if report is None:
         return
-    for severity, words in (("error", "errors"), ("warn", "warnings")):
-        names = [one for one in report.worst("warn") if one.severity == severity]
-        if names:
-            told = ", ".join(f"{code(one.name)} ({counted(one.count, 'row')})" for one in names)
-            let = f" by {code(f'data.fail_on {about.config.data.fail_on}')}"
-            yield f"The data checks found {words}, which were let pass{let}: {told}. See the section Data."
+    for severity, plural in (("error", "errors"), ("warn", "warnings")):
+        checks = [check for check in report.worst("warn") if check.severity == severity]
+        if checks:
+            names = ", ".join(f"{code(check.name)} ({counted(check.count, 'row')})" for check in checks)
+            allowed = code(f"data.fail_on {about.config.data.fail_on}")
+            yield f"The data checks found {plural}, which {allowed} allowed: {names}. See the section Data."
 
 
-def parts(about: About) -> Iterator[str]:
-    """What became of the parts of the base that read more than text."""
-    whole = about.parts
-    if whole is None:
+def base_parts(about: About) -> Iterator[str]:
+    """What happened to the parts of the base that read more than text."""
+    base = about.parts
+    if base is None:
         return
-    others = " and ".join(whole.reads)
-    if not whole.text_alone:
-        yield f"It was trained on text alone. Its part for {others} is the base's; both were not tested together."
+    others = " and ".join(base.reads)
+    if not base.text_alone:
+        yield (
+            f"It was trained on text only. Its part for {others} is unchanged from the base; the two were not tested "
+            "together."
+        )
     elif not about.is_adapter:
         yield (
-            f"It is the text part ({code(whole.loaded)}) of {code(whole.whole)}, and does not read {others}: the "
-            "base's part for that is not in these files."
+            f"It is the text part ({code(base.loaded)}) of {code(base.whole)} and does not read {others}: these files "
+            "do not include the base's part for that."
         )
     elif about.fits_whole:
         yield (
-            f"It was trained on the text part of {code(whole.whole)}. Its weights have the names of the whole model, "
-            f"where it was compared with the trained one, too, without {others}."
+            f"It was trained on the text part of {code(base.whole)}. It loads onto the whole model, where it was also "
+            f"compared with the trained one, without {others}."
         )
     else:
         yield (
-            f"It was trained on the text part ({code(whole.loaded)}) of {code(whole.whole)}, and is for that part "
-            "alone: PEFT does not put it on the whole model."
+            f"It was trained on the text part ({code(base.loaded)}) of {code(base.whole)} and works with that part "
+            "only: PEFT cannot load it onto the whole model."
         )
 
 
-def held(about: About) -> Iterator[str]:
-    """How the base was held, and how little the parity stands on."""
+def quantisation(about: About) -> Iterator[str]:
+    """How the base was quantised, and on how many tokens the parity was measured."""
     kind, own = about.config.model.quantize, about.tags.get("mlflow_ft.base_quantization")
     if about.exported:
-        yield "This form is rougher than the trained model, and was not scored itself: the scores are that model's."
+        yield "This form is less precise than the trained model and was not scored; the scores are the trained model's."
     if own:
-        which = "this adapter belongs to" if about.is_adapter else "this model was made of"
+        which = "this adapter belongs to" if about.is_adapter else "this model was made from"
         yield (
-            f"The base's own files are quantised ({own}): {which} what they stand for, which is not the model that "
-            "they were rounded from."
+            f"The base's own files are quantised ({own}): {which} the dequantised weights, which differ from the "
+            "model that was quantised."
         )
     elif kind != "none" and about.is_adapter:
-        yield f"The adapter was trained beside a base held in {kind}; on the base in full precision it is another one."
+        yield f"The adapter was trained on a base in {kind}; on the base in full precision it gives different outputs."
     elif kind != "none":
         yield (
-            f"The adapter was trained beside a base held in {kind}, and is merged into what those {kind} weights stand "
-            "for: beside the original base model these weights are rounded."
+            f"The adapter was trained on a base in {kind} and is merged into the dequantised {kind} weights: compared "
+            "with the original base model, these weights are rounded."
         )
     if tokens := about.parity.get("tokens"):
         what = counted(int(tokens), "answer" if about.scores_answers else "token")
-        yield f"That these files are the trained model was measured on {what}, no more."
+        yield f"These files were compared with the trained model on {what} only."
 
 
 def code_run(about: About) -> Iterator[str]:
-    """Whose code ran."""
+    """Custom code and uncommitted changes."""
     if about.config.model.trust_remote_code:
         yield (
-            f"Python code that came with the base model was run in training ({code('model.trust_remote_code')}); the "
-            "logged model loads without it, or not at all."
+            f"Training ran Python code that came with the base model ({code('model.trust_remote_code')}). The logged "
+            "model loads without it or fails to load."
         )
     if about.tags.get("mlflow_ft.git_dirty") == "true":
-        yield "The repository that it was trained in had changes that were not committed."
+        yield "The repository had uncommitted changes when the model was trained."

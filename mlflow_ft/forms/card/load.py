@@ -1,4 +1,4 @@
-"""The sections on what a reader does next: how the model is loaded, and under which licence it stands."""
+"""The sections on using the model: how to load it, and its licence."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ WEIGHTS = "/artifacts/model"
 
 
 def load(about: About) -> str:
-    """By MLflow, as a server, and the files by other tools."""
+    """With MLflow, as a server, and the files with other tools."""
     if not about.served:
         return f"These are files for another program: {plain(about.form.summary)}.\n\n{code(_download(about))}"
     alias = f"models:/{about.name}@{about.config.registry.alias}"
-    server = "As a server" if about.scores_answers else "As a server that gives OpenAI's chat completions"
+    server = "As a server" if about.scores_answers else "As a server with OpenAI's chat completions API"
     parts = [
-        f"{code(about.uri)} is this very model; {code(alias)} is the version with the alias, maybe a later one.",
+        f"{code(about.uri)} is always this model; {code(alias)} is the version that has the alias now.",
         block("python", _by_mlflow(about)),
         f"{server}: {code(f'mlflow models serve -m {shlex.quote(about.uri)} --env-manager local -p 5001')}",
     ]
     if about.is_adapter:
-        note = "It holds no weights of its base, which MLflow looks for where it was in training, or where "
-        return "\n\n".join([*parts, f"{note}`MLFLOW_FT_BASE_MODEL` says. With PEFT:", block("python", _by_peft(about))])
+        note = (
+            "The base model's weights are not included. MLflow looks for them where they were in training; set "
+            "`MLFLOW_FT_BASE_MODEL` to another place. With PEFT:"
+        )
+        return "\n\n".join([*parts, note, block("python", _by_peft(about))])
     parts += ["With transformers:", block("python", _by_transformers(about))]
     if not (about.scores_answers or about.exported):
-        parts.append("vLLM takes the same folder (`vllm serve`).")
+        parts.append("vLLM can serve the same folder (`vllm serve`).")
     return "\n\n".join(parts)
 
 
@@ -76,25 +79,25 @@ def _by_peft(about: About) -> list[str]:
         arguments.append(f"revision={_quoted(base.revision)}")
     if about.scores_answers:
         arguments.append("num_labels=1")
-    also, held, extra = "", [], []
+    import_also, read_config, extra = "", [], []
     note = json.loads((about.folder / "base.json").read_text(encoding="utf-8"))
-    if note["quantization"] and not note["quantized_files"]:  # the base as the adapter knows it
-        plain = bool(note["quantization"].get("dequantize"))  # of a make that is read as plain weights
-        kind_of = "AutoQuantizationConfig" if plain else "BitsAndBytesConfig"
-        also = "" if plain else f", {kind_of}"
-        extra = ["from transformers.quantizers.auto import AutoQuantizationConfig"] if plain else []
-        held = ['held = json.load(open(folder + "/base.json"))["quantization"]']
+    if note["quantization"] and not note["quantized_files"]:  # the base as it was quantised in training
+        dequantised = bool(note["quantization"].get("dequantize"))  # a format that is read as plain weights
+        kind_of = "AutoQuantizationConfig" if dequantised else "BitsAndBytesConfig"
+        import_also = "" if dequantised else f", {kind_of}"
+        extra = ["from transformers.quantizers.auto import AutoQuantizationConfig"] if dequantised else []
+        read_config = ['held = json.load(open(folder + "/base.json"))["quantization"]']
         arguments.append(f"quantization_config={kind_of}.from_dict(held)")
     return [
-        *(["import json", ""] if held else []),
+        *(["import json", ""] if read_config else []),
         "import mlflow",
         "from peft import PeftModel",
-        f"from transformers import {kind}, AutoTokenizer{also}",
+        f"from transformers import {kind}, AutoTokenizer{import_also}",
         *extra,
         "",
         _folder(about),
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        *held,
+        *read_config,
         f"base = {kind}.from_pretrained({', '.join(arguments)})",
         *(["base.resize_token_embeddings(len(tokenizer))"] if about.config.model.add_tokens else []),
         "model = PeftModel.from_pretrained(base, folder)",
@@ -110,18 +113,19 @@ def _folder(about: About) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as Python writes it, in one line."""
+    """A text as a Python literal on one line."""
     return json.dumps(text.encode("utf-8", "replace").decode("utf-8"), ensure_ascii=False)
 
 
-def licence(found: Licence) -> str:
-    """What is known of the base's licence, and what is not."""
-    if not found.told_by:
-        told = "The licence of the base model is not known: its folder names none."
-    elif found.identifier and found.identifier != "other":
-        told = f"The base model's licence is {code(found.identifier)}, as {plain(found.told_by)} has it."
+def licence(known: Licence) -> str:
+    """What is known about the base's licence, and what is not."""
+    if not known.source:
+        sentence = "The licence of the base model is unknown: its folder names none."
     else:
-        link = f", {plain(found.link)}" if found.link else ""
-        told = f"The base model's licence is {plain(found.name or 'a licence of its own')}{link}, as "
-        told += f"{plain(found.told_by)} has it."
-    return f"{told} What it asks of models that are made from it, and the licence of the data, are for you to check."
+        name = plain(known.name or "a custom licence")
+        if known.identifier and known.identifier != "other":
+            name = code(known.identifier)
+        elif known.link:
+            name += f", {plain(known.link)}"
+        sentence = f"The base model's licence is {name}, according to {plain(known.source)}."
+    return f"{sentence} Check what it requires of derived models, and the licence of the data."

@@ -1,4 +1,4 @@
-"""The sections of a card on what the model is, how good it is, and what it was made from."""
+"""The sections of a card on what the model is, how good it is, its data and its training."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MAIN = (
     "data.max_length",
     "run.seed",
 )
-"""Settings that a reader looks for, whether or not they are defaults."""
+"""Settings that a reader looks for, even if they are defaults."""
 OF_ADAPTERS = ("r", "lora_alpha", "lora_dropout", "target_modules")
-"""Of the kinds that have them."""
+"""Shown for adapter kinds that have them."""
 NOT_OF_TRAINING = ("run.", "registry.", "method")
 PARITY: Mapping[str, str] = {
     "kl_mean": "mean KL divergence (nats per token)",
@@ -35,34 +35,34 @@ PARITY: Mapping[str, str] = {
     "top1_agreement": "share of tokens with the same first choice",
     "perplexity_change": "change of perplexity, relative to the trained model's",
     "greedy_agreement": "share of prompts with the same greedy answer",
-    "whole_kl_mean": "mean KL divergence on the whole model (nats per token), without pictures",
-    "unstopped": "prompts behind which it does not stop where the trained model does",
-    "kl_share": "share of the way back to the base model (0 is the trained model)",
-    "tokens": "tokens that were compared",
+    "whole_kl_mean": "mean KL divergence on the whole model (nats per token), without images",
+    "unstopped": "prompts after which it does not stop where the trained model does",
+    "kl_share": "distance to the trained model, relative to the base model's (0: identical, 1: as far as the base)",
+    "tokens": "tokens compared",
 }
 OF_SCORES: Mapping[str, str] = {
-    "kl_mean": "mean KL divergence of the chance that an answer is preferred (nats)",
+    "kl_mean": "mean KL divergence of the probability that an answer is preferred (nats)",
     "kl_max": "largest KL divergence of one answer (nats)",
-    "top1_agreement": "share of answers that both find good, or bad",
-    "tokens": "answers that were compared",
+    "top1_agreement": "share of answers that both rate good, or both bad",
+    "tokens": "answers compared",
 }
-"""The same of a model that scores."""
+"""The same for a reward model."""
 
 
 def opening(about: About) -> str:
-    """What it is, of what, by whom, when: one paragraph."""
+    """What it is, its base, who trained it and when: one paragraph."""
     base, run = about.base, about.run
     facts = [] if base.origin == f"folder {base.path}" else [plain(base.origin)]
     facts += [f"revision {code(base.revision)}"] if base.revision else []
     method = about.job.registry.trainers[about.config.method]
     user = f" by {code(about.tags['mlflow.user'])}" if about.tags.get("mlflow.user") else ""
     place = about.job.run.url or about.job.run.tracking_uri
-    loaded = f" MLflow loads it as {code(about.uri)}." if about.served else ""
+    loaded = f" In MLflow, load {code(about.uri)}." if about.served else ""
     return (
-        f"{code(base.name)} ({', '.join(facts)}), trained further with the method {code(method.name)}: "
+        f"{code(base.name)} ({', '.join(facts)}), fine-tuned with the method {code(method.name)}: "
         f"{plain(method.summary)}. This is the form {code(about.form.name)}: {plain(about.form.summary)}. "
-        f"It was trained on {about.day}{user}, in the MLflow run {code(run.info.run_id)} "
-        f"({code(run.info.run_name)}) of {code(place)}.{loaded}"
+        f"It was trained on {about.day}{user} in the MLflow run {code(run.info.run_id)} "
+        f"({code(run.info.run_name)}) at {code(place)}.{loaded}"
     )
 
 
@@ -71,46 +71,45 @@ def opening(about: About) -> str:
 
 def scores(about: About) -> str:
     """Both models on the held-out rows, side by side."""
-    base = {one.name: one for one in about.scores.base}
-    names = list(dict.fromkeys([*(one.name for one in about.scores.tuned), *base]))
-    tuned = {one.name: one for one in about.scores.tuned}
-    partly = any(one.coverage < 1 for one in (*about.scores.base, *about.scores.tuned))
+    base = {score.name: score for score in about.scores.base}
+    tuned = {score.name: score for score in about.scores.tuned}
+    names = list(dict.fromkeys([*tuned, *base]))
+    partly = any(score.coverage < 1 for score in (*about.scores.base, *about.scores.tuned))
     columns = ["score", "base", "tuned", "rows", *(["coverage, base", "coverage, tuned"] if partly else [])]
     rows = []
     for name in names:
         pair = base.get(name), tuned.get(name)
-        told = code(name) + (" (lower is better)" if lower_is_better(name) else "")
-        row = [told, *(number(one.value if one else None) for one in pair), _rows(*pair)]
-        rows.append([*row, *(percent(one.coverage) if one else "" for one in pair)] if partly else row)
+        label = code(name) + (" (lower is better)" if lower_is_better(name) else "")
+        row = [label, *(number(score.value if score else None) for score in pair), _rows(*pair)]
+        rows.append([*row, *(percent(score.coverage) if score else "" for score in pair)] if partly else row)
     evaluation, held = about.config.evaluation, about.data.eval
-    said = (
-        f"On {counted(held.counts['rows'], 'held-out row')} (digest {code(held.digest)}). "
-        "`base` is the model as it was before this training, `tuned` the trained one, with which Parity compares these "
-        "files."
+    text = (
+        f"On {counted(held.counts['rows'], 'held-out row')} (digest {code(held.digest)}). `base` is the model before "
+        "this training, `tuned` the trained model; Parity compares these files with the trained model."
     )
     for name, guard in about.data.guards.items():
         rows_of = f"{counted(guard.eval.counts['rows'], 'row')} (digest {code(guard.eval.digest)})"
-        said += f" Scores {code(name + '/...')} are of the guard set {code(name)}: {rows_of}."
+        text += f" Scores {code(name + '/...')} are on the guard set {code(name)}: {rows_of}."
     if about.scores.answers:
-        said += (
-            f" Answers were generated greedily, to {counted(len(about.scores.answers), 'prompt')}, with at most "
-            f"{evaluation.max_new_tokens:,} tokens each; all of them are in {code('eval/answers.json')} of the run."
+        text += (
+            f" Answers to {counted(len(about.scores.answers), 'prompt')} were generated greedily, with at most "
+            f"{evaluation.max_new_tokens:,} tokens each; the run has them all in {code('eval/answers.json')}."
         )
     if not rows:
         return "It was not scored: no evaluator applied to the held-out rows."
-    return f"{said}\n\n{table(columns, rows, numbers=range(1, len(columns)))}"
+    return f"{text}\n\n{table(columns, rows, numbers=range(1, len(columns)))}"
 
 
 def _rows(*pair: Score | None) -> str:
-    return next((f"{len(one.rows):,}" for one in pair if one and one.rows), "")
+    return next((f"{len(score.rows):,}" for score in pair if score and score.rows), "")
 
 
 def parity(about: About) -> str:
-    """How near the files are to the model that was trained."""
+    """How close the files are to the model in memory at the end of training."""
     if not about.parity:
         return "It was not measured."
     limits = about.limits
-    words = {**PARITY, **(OF_SCORES if about.scores_answers else {})}
+    labels = {**PARITY, **(OF_SCORES if about.scores_answers else {})}
     limit = {
         "kl_mean": f"at most {number(limits.max_kl)}",
         "whole_kl_mean": f"at most {number(limits.max_kl)}",
@@ -119,10 +118,10 @@ def parity(about: About) -> str:
         "unstopped": "none",
         "kl_share": "" if limits.max_kl_share is None else f"at most {number(limits.max_kl_share)}",
     }
-    rows = [[words.get(name, code(name)), number(value), limit.get(name, "")] for name, value in about.parity.items()]
+    rows = [[labels.get(name, code(name)), number(value), limit.get(name, "")] for name, value in about.parity.items()]
     return (
-        "These files were loaded back and compared with the model as it was in memory when its training ended, on "
-        f"held-out rows.\n\n{table(['', 'measured', 'limit'], rows, numbers=(1,))}"
+        "These files were loaded again and compared, on held-out rows, with the model in memory at the end of "
+        f"training.\n\n{table(['', 'measured', 'limit'], rows, numbers=(1,))}"
     )
 
 
@@ -130,13 +129,13 @@ def parity(about: About) -> str:
 
 
 def data(about: About) -> str:
-    """Where the rows come from, how many, and what the checks said."""
-    found = about.data
-    facts = [f"Format {code(found.format)}; fingerprint of sources and preparation {code(found.fingerprint)}."]
+    """Where the rows come from, how many there are, and what the checks found."""
+    prepared = about.data
+    facts = [f"Format {code(prepared.format)}; fingerprint of sources and preparation {code(prepared.fingerprint)}."]
     ways = about.tags.get("mlflow_ft.data_mask")
-    if ways and found.kind not in ("text", "prompt"):
-        facts.append(f"Where the assistant speaks was found by {code(ways)}, and proved in every row.")
-    facts.append("The hash of every file and row is in `data/lineage.json` and `data/rows.parquet` of the run.")
+    if ways and prepared.kind not in ("text", "prompt"):
+        facts.append(f"The loss mask was derived by {code(ways)} and proved for every row.")
+    facts.append("The run has the hash of every file and row in `data/lineage.json` and `data/rows.parquet`.")
     sides = table(["", "train", "held out"], _sides(about), numbers=(1, 2))
     return "\n\n".join([sides, " ".join(facts), _findings(about)])
 
@@ -144,17 +143,18 @@ def data(about: About) -> str:
 def _sides(about: About) -> list[list[str]]:
     train, held = about.data.train, about.data.eval
     sides = (train, held)
-    kept = f"held out of the same: {code(f'data.test_size {about.config.data.test_size:g}')}"
+    split_off = f"split off: {code(f'data.test_size {about.config.data.test_size:g}')}"
     rows = [
-        ["source", _source(train), kept if about.same_source else _source(held)],
-        ["digest", *(code(one.digest) for one in sides)],
-        *([name, *(f"{one.counts[key]:,}" for one in sides)] for name, key in (("rows", "rows"), ("tokens", "tokens"))),
+        ["source", _source(train), split_off if about.same_source else _source(held)],
+        ["digest", *(code(side.digest) for side in sides)],
+        *([name, *(f"{side.counts[name]:,}" for side in sides)] for name in ("rows", "tokens")),
     ]
     if about.data.kind != "prompt":
-        rows.append(["tokens that are learned", *map(_learned, sides)])
-    rows.append([f"cut to {about.config.data.max_length:,} tokens", *(f"{one.counts['truncated']:,}" for one in sides)])
-    dropped = [f"{one.counts['dropped']:,}" for one in sides]
-    rows.append(["left out of the source", dropped[0], "the same" if about.same_source else dropped[1]])
+        rows.append(["learned tokens", *map(_learned, sides)])
+    length = about.config.data.max_length
+    rows.append([f"cut to {length:,} tokens", *(f"{side.counts['truncated']:,}" for side in sides)])
+    dropped = [f"{side.counts['dropped']:,}" for side in sides]
+    rows.append(["left out of the source", dropped[0], "same source" if about.same_source else dropped[1]])
     return rows
 
 
@@ -171,22 +171,22 @@ def _findings(about: About) -> str:
     report = about.data.report
     if report is None:
         return "The rows were not checked."
-    told = [
-        [one.severity, code(one.name), f"{one.count:,}", percent(one.share), plain(one.summary)]
-        for one in report.worst("info")
+    cells = [
+        [check.severity, code(check.name), f"{check.count:,}", percent(check.share), plain(check.summary)]
+        for check in report.worst("info")
     ]
-    ran = f"{counted(len(report.checks), 'check')} of {counted(report.rows, 'row')}"
-    if not told:
-        return f"Quality: {ran} found nothing."
+    checks, rows = counted(len(report.checks), "check"), counted(report.rows, "row")
+    if not cells:
+        return f"Quality: {checks} found nothing in {rows}."
     columns = ["severity", "check", "rows", "share", "what it looks for"]
-    return f"Quality: of {ran}, {len(told):,} found something.\n\n{table(columns, told, numbers=(2, 3))}"
+    return f"Quality: {len(cells):,} of {checks} found something in {rows}.\n\n{table(columns, cells, numbers=(2, 3))}"
 
 
 # --- training
 
 
 def training(about: About) -> str:
-    """Every setting that is no default and those that a reader looks for; seed, code, plugins, versions."""
+    """The settings that were changed and those that a reader looks for; seed, code, plugins, versions."""
     tags, measured = about.tags, about.trained.metrics
     trainable, total = measured.get("model/trainable_weights"), measured.get("model/weights")
     facts = []
@@ -201,40 +201,40 @@ def training(about: About) -> str:
 
 
 def _settings(about: About) -> list[list[str]]:
-    config, flat, became = about.config, about.config.flat(), _became(about)
-    asked = {path for path in config.origins if path in flat and not path.startswith(NOT_OF_TRAINING)}
+    config, flat, resolved = about.config, about.config.flat(), _resolved(about)
+    given = {path for path in config.origins if path in flat and not path.startswith(NOT_OF_TRAINING)}
     length = "training.num_train_epochs" if config.training.max_steps < 0 else "training.max_steps"
-    order = [path for path in flat if path in {*asked, *MAIN, *became, length}]
+    order = [path for path in flat if path in {*given, *MAIN, *resolved, length}]
     rows = []
     for path in order:
         value = _value(flat[path])
-        told = code(value) if became.get(path, value) == value else f"{code(value)} ({code(became[path])})"
-        rows.append([code(path), told, plain(config.origins.get(path, "default"))])
+        shown = code(value) if resolved.get(path, value) == value else f"{code(value)} ({code(resolved[path])})"
+        rows.append([code(path), shown, plain(config.origins.get(path, "default"))])
     return rows
 
 
-def _became(about: About) -> dict[str, str]:
-    """What was made of settings that leave it open, and of those that this kind of adapter has at all."""
+def _resolved(about: About) -> dict[str, str]:
+    """The actual values of settings such as `auto`, and the settings that this kind of adapter has."""
     from mlflow_ft.engine import hardware
 
     config = about.config
-    became = {"training.optim": hardware.optimizer(config)}
-    became["model.dtype"] = str(hardware.compute_dtype(config.model.dtype)).removeprefix("torch.")
+    resolved = {"training.optim": hardware.optimizer(config)}
+    resolved["model.dtype"] = str(hardware.compute_dtype(config.model.dtype)).removeprefix("torch.")
     if about.trained.adapter is not None:
         file = about.trained.adapter / "adapter_config.json"
-        made = json.loads(file.read_text(encoding="utf-8"))
-        became["adapter.kind"] = config.adapter.kind
-        if isinstance(made.get("target_modules"), list) and config.adapter.target_modules == "all-linear":
-            made["target_modules"] = list({name.rpartition(".")[2] for name in made["target_modules"]})
-        became |= {f"adapter.{name}": _value(made[name]) for name in OF_ADAPTERS if made.get(name) is not None}
-    return became
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        resolved["adapter.kind"] = config.adapter.kind
+        if isinstance(saved.get("target_modules"), list) and config.adapter.target_modules == "all-linear":
+            saved["target_modules"] = list({name.rpartition(".")[2] for name in saved["target_modules"]})
+        resolved |= {f"adapter.{name}": _value(saved[name]) for name in OF_ADAPTERS if saved.get(name) is not None}
+    return resolved
 
 
 def _value(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {one}" for key, one in value.items())
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
     return ", ".join(sorted(map(str, value))) if isinstance(value, list) else str(value)
 
 
@@ -242,7 +242,7 @@ def _code(about: About) -> list[str]:
     tags = about.tags
     lines = []
     if commit := tags.get("mlflow_ft.git_commit"):
-        dirty = ", with changes that were not committed" if tags.get("mlflow_ft.git_dirty") == "true" else ""
+        dirty = ", with uncommitted changes" if tags.get("mlflow_ft.git_dirty") == "true" else ""
         lines.append(f"git commit {code(commit)}{dirty}")
     lines += [f"plugin {plugin}" for plugin in _plugins(about.job.plugins.active)]
     prefix = "mlflow_ft.version."
@@ -252,9 +252,9 @@ def _code(about: About) -> list[str]:
 
 
 def _plugins(active: Sequence[PluginInfo]) -> list[str]:
-    """Each once; those that ship inside are of one version, and one hash."""
-    told: dict[str, None] = {}
+    """Each plugin once; the built-in ones share one version and one hash."""
+    lines: dict[str, None] = {}
     for info in active:
         name = "`built in`" if info.built_in else code(info.name)
-        told[f"{name} {plain(info.version)}, sha256 {code(info.sha256[:12] or 'none')}"] = None
-    return list(told)
+        lines[f"{name} {plain(info.version)}, sha256 {code(info.sha256[:12] or 'none')}"] = None
+    return list(lines)

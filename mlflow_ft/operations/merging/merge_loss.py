@@ -66,5 +66,5 @@ def _rows(data: str, config: Config, base: BaseModel, adapter: Path, progress: P
     tokenizer = tokenizers.load(config, replace(base, start=adapter if own else None))
     asked = config.model_copy(update={"data": DataSection(path=data)})
     loaded = plugins.load()
-    found = dataset.make(asked, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress).data
+    found = dataset.prepare(asked, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress).data
     return [*found.train.encoded, *found.eval.encoded], tokenizer.pad_token_id

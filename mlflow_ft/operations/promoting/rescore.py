@@ -158,7 +158,7 @@ def _held_out(
 
     base = init_from.find(config, progress)
     tokenizer = tokenizers.load(config, base)
-    data = dataset.make(config, tokenizer, plugins=plugins, registry=registry, progress=progress).data
+    data = dataset.prepare(config, tokenizer, plugins=plugins, registry=registry, progress=progress).data
     if data.eval.digest != candidate.eval_digest:
         raise ModelError("the candidate's held-out rows are not what they were when it was scored")
     found = guards.prepare(config, data, plugins=plugins, registry=registry, progress=progress)
