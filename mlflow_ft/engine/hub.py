@@ -22,12 +22,13 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 
 from mlflow_ft.config.schema import ModelSection
 from mlflow_ft.data.cache import cache_dir
+from mlflow_ft.engine import weight_files
+from mlflow_ft.engine.weight_files import WEIGHTS
 from mlflow_ft.errors import ModelError, brief
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.progress import Progress
 from mlflow_ft.values import BaseModel
 
-WEIGHTS = "*.safetensors"
 MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*")
 """Files fetched from a Hub repository: safetensors weights, tokenizer, template, configuration, card and licence; no
 pickles."""
@@ -92,7 +93,7 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
     except ValueError as error:
         raise ModelError(f"model {name!r}: {folder / 'config.json'} is not valid JSON: {error}") from error
     if weights:
-        check_weights(folder, name)
+        weight_files.check(folder, name)
     return BaseModel(
         name=name,
         path=folder,
@@ -100,15 +101,6 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
         revision=f"sha256:{weights_hash(folder)}" if weights else "",
         origin=f"folder {folder}",
     )
-
-
-def check_weights(folder: Path, name: str) -> None:
-    """Raise ModelError if a model's folder has no safetensors weights."""
-    if not list(folder.glob(WEIGHTS)):
-        raise ModelError(
-            f"model {name!r}: the folder {folder} has no *.safetensors weights",
-            hint="save it with save_pretrained(folder, safe_serialization=True); pickled weights are not read",
-        )
 
 
 def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, *, weights: bool) -> BaseModel:

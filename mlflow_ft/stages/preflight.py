@@ -96,7 +96,7 @@ def _is_path(name: str) -> bool:
 
 def _model(config: Config) -> None:
     """Find the base model; of a model on the Hub the small files, of one with a short name nothing."""
-    from mlflow_ft.engine import hub
+    from mlflow_ft.engine import hub, weight_files
     from mlflow_ft.engine.models import own_quantization
 
     name = config.model.name
@@ -107,7 +107,7 @@ def _model(config: Config) -> None:
         return
     base = hub.find(config.model, Progress(quiet=True), weights=False)
     if Path(name).expanduser().is_dir() and config.method != start.PREPARE:
-        hub.check_weights(base.path, name)
+        weight_files.check(base.path, name)
     if config.method != start.PREPARE:
         own_quantization.check_training(config, own_quantization.of(base.path))
 
