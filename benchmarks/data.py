@@ -66,7 +66,7 @@ def ours(file: Path, model: Path, *, checks: str) -> None:
     config = asked([f"--data={file}", f"--model={model}", *selection], loaded, method="prepare")
     progress = Progress(quiet=True)
     tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
-    prepared = dataset.make(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
+    prepared = dataset.prepare(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
     assert prepared.data.train.counts["rows"]
 
 

@@ -21,7 +21,7 @@ def command(*, reap: bool, away: int, most: int, as_json: bool) -> None:
     """List the latest runs: state, stage, step, and the age of the heartbeat.
 
     A run that is RUNNING although its process is gone is shown as vanished. `--reap` marks such runs KILLED; so does
-    the next command that opens a run. Of a process on another machine only the heartbeat is known, one every 30
+    the next command that opens a run. On another machine only the heartbeat shows whether a process is alive, every 30
     seconds: it counts as gone after --away seconds without one.
     """
     from mlflow_ft.progress import Progress
@@ -48,7 +48,7 @@ def row(state: RunState) -> tuple[str, ...]:
 
 
 def age(seconds: float | None) -> str:
-    """Seconds as people say them."""
+    """A number of seconds as readable text."""
     if seconds is None:
         return ""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):

@@ -48,7 +48,7 @@ class Beat:
     """The boot of the machine and the namespace of its process ids: within it, pid and start identify a process."""
     pid: int
     started: float
-    """When the process started, seconds since the epoch: a process id is used again."""
+    """When the process started, in seconds since the epoch, because process ids are reused."""
     stage: str = ""
     step: int = 0
     oom_kills: int = 0
@@ -56,7 +56,7 @@ class Beat:
 
     @classmethod
     def of_tag(cls, text: str | None) -> Beat | None:
-        """The heartbeat in a run's tag; None where it has none that can be read."""
+        """The heartbeat in a run's tag; None if it has none or an unreadable one."""
         try:
             return cls(**json.loads(text or ""))
         except (TypeError, ValueError):
@@ -68,7 +68,7 @@ class Beat:
         return self.machine == machine()
 
     def gone(self, now: float, *, away: float = AWAY_SECONDS) -> bool:
-        """Whether the process has ended, as far as can be told from here: on another machine, after `away` seconds."""
+        """Whether the process has ended; on another machine, this is assumed after `away` seconds."""
         if not self.here:
             return now - self.at > away
         try:
@@ -89,7 +89,7 @@ def machine() -> str:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for lack of memory since it booted; 0 where it does not say."""
+    """How many processes the kernel has killed for lack of memory since it booted; 0 if unknown."""
     with suppress(OSError, ValueError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

@@ -1,4 +1,4 @@
-"""Our runs and whether somebody works on them: a run whose process vanished is found by its heartbeat, and ended."""
+"""Our runs and whether a process is working on them: a run whose process vanished is found by its heartbeat."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """One run of ours, and the last that was heard of it."""
+    """One of our runs and its last heartbeat."""
 
     run_id: str
     name: str
@@ -30,7 +30,7 @@ class RunState:
     stage: str
     step: int | None
     heartbeat_age: float | None
-    """Seconds; None where the run has no heartbeat: it ended, or was started by an earlier version."""
+    """Seconds; None if the run has no heartbeat, because it ended or was started by an earlier version."""
     vanished: bool
     """RUNNING, and its process is gone."""
     started_ms: int
@@ -65,11 +65,11 @@ def reap(*, now: float | None = None, away: float = AWAY_SECONDS) -> list[RunSta
 
 
 def reap_quietly() -> None:
-    """`reap` before another run begins; what goes wrong is left to the next command."""
+    """`reap` before another run starts; errors are left to the next command."""
     try:
         for state in reap():
             log.warning("the process of run %s (%s) is gone: the run is marked KILLED", state.run_id, state.name)
-    except Exception as error:  # the run that is to begin has its own checks of the server
+    except Exception as error:  # the run about to start checks the server itself
         log.debug("looking for runs whose process is gone: %s", error)
 
 

@@ -16,7 +16,6 @@ from mlflow_ft import plugins
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.operations import export
 from mlflow_ft.progress import Progress
-from mlflow_ft.registry import Registry
 
 pytestmark = pytest.mark.slow
 
@@ -43,17 +42,17 @@ def test_a_run_keeps_the_file_and_a_version_is_exported_later(
     assert answer["choices"][0]["message"]["role"] == "assistant"
 
     request = export.ExportRequest(model=f"{merged.name}@candidate", to="gguf-q8_0", out=tmp_path / "q8", max_kl=0.5)
-    registry = Registry(plugins.load())
-    exported = export.export(request, registry, Progress(quiet=True))
+    loaded = plugins.load()
+    exported = export.export(request, loaded, Progress(quiet=True))
     assert exported.logged == f"runs:/{outcome.run_id}/exports/gguf-q8_0"
     assert exported.record["compared_with"] == "the trained model, on held-out rows"
     assert (exported.folder / "model-q8_0.gguf").is_file()
     kept = json.loads((exported.folder / "export.json").read_text())
     metrics = client.get_run(outcome.run_id).data.metrics
     assert metrics["parity/gguf-q8_0/kl_mean"] == pytest.approx(kept["parity"]["kl_mean"])
-    assert export.export(request, registry, Progress(quiet=True)).already
+    assert export.export(request, loaded, Progress(quiet=True)).already
 
     request = export.ExportRequest(model=f"{merged.name}@candidate", to="gguf-q4_k_m", out=tmp_path / "q4", max_kl=1e-9)
     with pytest.raises(RefusedError, match="is not the model that was trained"):
-        export.export(request, registry, Progress(quiet=True))
+        export.export(request, loaded, Progress(quiet=True))
     assert not request.out.exists()

@@ -135,7 +135,7 @@ def test_padding_changes_no_answer(bench):
         ("{kl_target: 0}", "kl_target must be above 0"),
         ("{kl_estimator: k2}", "kl_estimator must be k1 or k3"),
         ("{num_mini_batches: 1.5}", "whole number"),
-        ("{lam: much}", "lam takes float"),
+        ("{lam: much}", "lam must be float"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused(bench, options, message):
