@@ -50,7 +50,7 @@ def places(tmp_path: Path, tiny_model: Path, untemplated: Path) -> dict[str, Pat
 # name -> (arguments, parts of the message: place, fault and remedy)
 BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a missing file": ("lora --data none.jsonl", ("the data file 'none.jsonl' does not exist", "looked in {tmp}")),
-    "an empty file": ("lora --data empty.jsonl", ("'empty.jsonl' is empty (0 bytes)", "write rows into it")),
+    "an empty file": ("lora --data empty.jsonl", ("'empty.jsonl' is empty (0 bytes)", "add rows to it")),
     "malformed JSON": (
         "lora --data broken.jsonl",
         ("1 of 2 rows cannot be read", "broken.jsonl:3  malformed JSON: ", "fix these rows"),
