@@ -64,7 +64,7 @@ def test_files_in_4_bits_are_trained_on_and_merged(run: Run, small: Small, rows:
     base = small("llama", stored="nf4 twice")
     told = trained(run, "qlora", base, rows, learning_rate=5e-2)
     package = folder_of(told)
-    assert "its own files are in 4 bits by bitsandbytes (nf4, double quantisation)" in told.err
+    assert "the base's files are in 4 bits by bitsandbytes (nf4, double quantisation)" in told.err
     before = says(stands_for(base))
     wanted = says(PeftModel.from_pretrained(stands_for(base), package / "adapter"))
     assert (wanted - before).abs().max() > 0.01
