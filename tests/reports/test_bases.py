@@ -211,7 +211,7 @@ def test_rows_longer_than_the_positions(run: Run, small: Small, rows: Path) -> N
     for kind, size in (("gpt2", "n_positions"), ("opt", "max_position_embeddings")):
         base = small(kind, **{size: 48})
         told = run("train", "lora", "--model", base, "--data", rows, "--data.max_length", 1024)
-        refused(told, "data.max_length is 1,024, and the model has 48 positions", "--data.max_length 48")
+        refused(told, "data.max_length is 1,024, but the model has 48 positions", "--data.max_length 48")
         assert "prepare rows" not in told.err
         told = run("data", "check", "--model", base, "--data", rows)
         assert told.code == 0, told.err
