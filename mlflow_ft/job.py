@@ -1,4 +1,4 @@
-"""One fine-tuning job with the means to do it: what each stage is given."""
+"""One fine-tuning job: the argument of every stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One fine-tuning job, which is one MLflow run: what was asked, and the means to do it."""
+    """One fine-tuning job, which is one MLflow run: its configuration and what the stages need to run it."""
 
     config: Config
     plugins: Plugins
@@ -30,7 +30,7 @@ class Job:
     reward_model: Path | None = None
     """The folder of `rollout.reward_model`."""
     keep_checkpoint: Checkpointer | None = None
-    """Called at every evaluation during training, where checkpoints were asked for."""
+    """Called at every evaluation during training if `training.log_checkpoints` is set."""
 
     @property
     def task(self) -> Task:

@@ -1,4 +1,4 @@
-"""The one sentence: config -> data -> model -> train -> evaluate -> package -> register."""
+"""The pipeline: config -> data -> model -> train -> evaluate -> package -> register."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run has to show."""
+    """The result of a finished run."""
 
     run_id: str
     tracking_uri: str
@@ -38,10 +38,10 @@ class Outcome:
 def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, now: datetime | None = None) -> Outcome:
     """Fine-tune one model: one job, one MLflow run, from the rows to the registered versions.
 
-    `now` is the clock of the whole run, for chat templates that write the date; the present moment when not given.
+    `now` is the time of the whole run, for chat templates that write the date; the current time if not given.
 
     Raises:
-        FineTuneError: whatever the user can mend, or the evidence refuses; the run is FAILED, with the message as tag.
+        FineTuneError: something the user can fix, or the model was refused; the run is FAILED, with the message as tag.
     """
     from mlflow_ft.stages import data, model, preflight, start, train
 
@@ -49,7 +49,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     with preflight.reporting_to_run():
         accept = partial(data.fits, config.method, registry)
         preflight.check(config, plugins=plugins, registry=registry, accept=accept)
-    from mlflow_ft import tracking  # takes seconds, which a mistyped path need not cost
+    from mlflow_ft import tracking  # takes seconds; a mistyped path fails before
 
     tracking.check_server()
     with tracking.open_run(config.run, plugins=plugins) as active:
@@ -62,14 +62,14 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
 
 
 def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) -> Outcome:
-    """Take up a run that was trained and not packaged: evaluate, package and register what its folder holds.
+    """Evaluate, package and register a run that was trained but not packaged, from its folder.
 
-    The run is opened again and ends FINISHED. What an earlier attempt registered or logged is replaced, so that the
-    run has one set of models and versions.
+    The run is reopened and ends FINISHED. What an earlier attempt registered or logged is replaced, so that the run
+    has one set of models and versions.
 
     Raises:
-        FineTuneError: as `run`, and where the run was not trained to its end, is finished already, or its base or rows
-        are not what they were.
+        FineTuneError: as `run`, or the run was not trained to its end, is finished already, or its base or rows have
+        changed.
     """
     from mlflow_ft.operations import unpackaged
     from mlflow_ft.stages import start
@@ -78,18 +78,18 @@ def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) 
     from mlflow_ft import tracking
     from mlflow_ft.tracking import unfinished
 
-    left = unpackaged.find(run_id, registry)
-    with unfinished.reopening(left.run), tracking.open_run(left.config.run, plugins=plugins) as active:
-        job = unpackaged.reopen(left, plugins, registry, active, progress)
-        with start.reporting_to_plugins(job), clock_of(left.config, left.moment):
-            trained = unpackaged.trained(job, left)
-            rows = unpackaged.data(job, left, trained.base)
-            unpackaged.clear(left, job.progress)
+    earlier = unpackaged.find(run_id, registry)
+    with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
+        job = unpackaged.reopen(earlier, plugins, registry, active, progress)
+        with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
+            trained = unpackaged.trained(job, earlier)
+            rows = unpackaged.data(job, earlier, trained.base)
+            unpackaged.clear(earlier, job.progress)
             return _finished(job, rows, trained, active)
 
 
 def _finished(job: Job, rows: Data, trained: Trained, active: ActiveRun) -> Outcome:
-    """What comes after the training: scores, forms, versions."""
+    """The stages after training: scores, forms, versions."""
     from mlflow_ft.operations import unpackaged
     from mlflow_ft.stages import evaluate, package, register, worse
 
@@ -110,7 +110,7 @@ def _finished(job: Job, rows: Data, trained: Trained, active: ActiveRun) -> Outc
 
 @contextmanager
 def clock_of(config: Config, now: datetime | None = None) -> Iterator[None]:
-    """One moment for every chat template that is rendered inside: the day of `data.date`, else `now`."""
+    """Hold the clock of every chat template that is rendered inside: at the day of `data.date`, else at `now`."""
     from mlflow_ft.engine.tokens import clock
 
     with clock.held(clock.of_run(config, now or clock.current())):
@@ -119,7 +119,7 @@ def clock_of(config: Config, now: datetime | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a run that only looks at the data has to show."""
+    """The result of a run that only prepares data."""
 
     run_id: str
     tracking_uri: str
@@ -138,11 +138,11 @@ def prepare(
     progress: Progress | None = None,
     now: datetime | None = None,
 ) -> Prepared:
-    """The data stage in a run of its own: everything is told and logged, and with `fix` a cleaned copy is written.
+    """The data stage as a separate run: everything is printed and logged, and with `fix` a cleaned copy is written.
 
     Raises:
-        FineTuneError: whatever the user can mend. RefusedError: a check found what `data.fail_on` does not let pass,
-        and it was not fixed.
+        FineTuneError: something the user can fix. RefusedError: a check found what `data.fail_on` refuses, and `fix`
+        is not set.
     """
     from mlflow_ft.engine import hub
     from mlflow_ft.stages import data, model, preflight, start
@@ -158,15 +158,15 @@ def prepare(
         with start.reporting_to_plugins(job), clock_of(config, now):
             base = hub.find(config.model, job.progress, weights=False)
             job = model.fitted(job, base)
-            found = data.look(job, base, strict=not fix)
-            cleaned = data.clean(job, found, out) if fix else None
+            checked = data.look(job, base, strict=not fix)
+            cleaned = data.clean(job, checked, out) if fix else None
             if not fix:
-                data.refuse(found, config.data.fail_on)
+                data.refuse(checked, config.data.fail_on)
     return Prepared(
         run_id=active.run_id,
         tracking_uri=active.tracking_uri,
         url=active.url,
         folder=str(job.folder),
-        data=found,
+        data=checked,
         cleaned=cleaned,
     )

@@ -1,1 +1,1 @@
-"""The forms of a trained model: compared with the model that was trained, described in a card."""
+"""The forms of a trained model: compared with the trained model and described in a card."""

@@ -1,6 +1,6 @@
-"""A form of a model: made, opened, compared with the model it was made of, recorded, refused where it differs.
+"""Make and open a form of a model, compare it with the original, record the comparison, and refuse a different model.
 
-One path for the package stage, `mlflow-ft export` and `mlflow-ft merge --register`.
+The package stage, `mlflow-ft export` and `mlflow-ft merge --register` all use it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class NewForm:
-    """A form to prove: how it is made and opened, and how near to the original it must be."""
+    """A form to prove: how to make and open it, and how close to the original it must be."""
 
     name: str
     folder: Path
     open: Callable[[Path], AbstractContextManager[Form]]
     limits: Limits
     make: Callable[[Path], None] | None = None
-    """Writes the form to `folder`; None: it is there already."""
+    """Writes the form to `folder`; None if it is there already."""
     table_file: Path | None = None
-    """Where the comparison of a refused form is written when there is no run to log it to."""
+    """Where the comparison of a refused form is written if there is no run to log it to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +47,24 @@ class Original:
     reference: Path
     """Its logits and answers; see `engine.judging.reference`."""
     folder: Path
-    """Its weights: a refusal says where they are."""
+    """Its weights, for the message of a refusal."""
     tokenizer: Any
     run: ActiveRun | None
-    """None: there is no run; of a refused form the comparison goes to `NewForm.table_file`."""
+    """None: there is no run; the comparison of a refused form goes to `NewForm.table_file`."""
     dataset: Split | None = None
-    """The rows of the reference, where they are rows of the run."""
+    """The rows of the reference, if they are rows of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProvedForm:
-    """How near a form is to the original, and what it answered."""
+    """How close a form is to the original, and its answers."""
 
     parity: Mapping[str, float]
     answers: Sequence[str] = ()
 
 
 def no_questions(form: Form) -> Sequence[str]:
-    """Nothing is asked of the open form but the comparison."""
+    """The default of `prove`: no further questions to the open form."""
     return ()
 
 
@@ -74,7 +74,7 @@ def prove(
     """Make the form, open it, compare it, record the comparison; `ask` may put further questions to the open form.
 
     Raises:
-        RefusedError: it is further from the original than `form.limits` allow; the comparison is recorded all the same.
+        RefusedError: it differs from the original by more than `form.limits` allow; the comparison is still recorded.
     """
     from mlflow_ft.engine.judging import parity
 
@@ -102,7 +102,7 @@ def _refusal(form: NewForm, reasons: Sequence[str], comparison: Parity, original
 
 
 def _record(form: NewForm, comparison: Parity, original: Original, *, refused: bool) -> str:
-    """Log the comparison as metrics and a table of the run, and say where it is."""
+    """Log the comparison as metrics and a table of the run, and return where it is."""
     rows = compare.table(comparison, original.tokenizer)
     if original.run:
         numbers = {f"parity/{form.name}/{key}": value for key, value in comparison.numbers.items()}
@@ -117,7 +117,7 @@ def _record(form: NewForm, comparison: Parity, original: Original, *, refused: b
 def log_model(
     run: ActiveRun, name: str, folder: Path, *, metadata: Mapping[str, str], model_type: str, step: int = 0
 ) -> str:
-    """Log a packaged folder as an MLflow model that is served through its own code, and return its id."""
+    """Log a packaged folder as an MLflow model that is served by the code in it, and return its id."""
     from mlflow_ft.engine.serving import bundle
     from mlflow_ft.tracking import ModelToLog, chat_signature
 

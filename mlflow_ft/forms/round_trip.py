@@ -1,4 +1,4 @@
-"""Every logged model once more, from the store, in a fresh process with its own requirements alone: the same model?"""
+"""Load every logged model from the store in a clean process with only its requirements, and compare the outputs."""
 
 from __future__ import annotations
 
@@ -23,27 +23,24 @@ if TYPE_CHECKING:
 LONGEST = 3600
 """Seconds."""
 SAME = 1e-6
-"""Nats per token up to which both processes compute alike, so that they must say the same; not so in another type."""
-ASKED = 2
-"""Held-out prompts that a model is asked."""
+"""Nats per token up to which both processes compute the same, so that their answers must be equal."""
+PROMPTS = 2
+"""Held-out prompts that each model answers."""
 Answers = Mapping[str, Sequence[str]]
 
 
 def prompts(job: Job, data: Data, trained: Trained) -> list[Example]:
-    """The first held-out rows that a model can be asked for, and that leave it positions for the answer.
-
-    None for a model that scores.
-    """
+    """The first held-out prompts that leave positions for an answer; none for a reward model."""
     from mlflow_ft.engine.judging import reference
     from mlflow_ft.engine.tokens import render, room
     from mlflow_ft.engine.training import samples
 
-    found = samples.prompts(job, data)
-    most = room.made_for(trained.base.path, trust_remote_code=job.config.model.trust_remote_code)
-    if most is not None:
-        most -= reference.LENGTH + _virtual(trained)
-        found = [one for one in found if len(render.prompt_ids(data.tokenizer, one)) <= most]
-    return found[:ASKED]
+    examples = samples.prompts(job, data)
+    limit = room.made_for(trained.base.path, trust_remote_code=job.config.model.trust_remote_code)
+    if limit is not None:
+        limit -= reference.LENGTH + _virtual(trained)
+        examples = [example for example in examples if len(render.prompt_ids(data.tokenizer, example)) <= limit]
+    return examples[:PROMPTS]
 
 
 def _virtual(trained: Trained) -> int:
@@ -55,7 +52,7 @@ def _virtual(trained: Trained) -> int:
 
 
 def answers(job: Job, data: Data, trained: Trained, form: Form) -> list[str]:
-    """What a form in memory says to them, greedily."""
+    """The greedy answers of a form in memory to `prompts`."""
     from mlflow_ft.engine.judging import reference
     from mlflow_ft.engine.tokens import render
 
@@ -66,34 +63,34 @@ def answers(job: Job, data: Data, trained: Trained, form: Form) -> list[str]:
 
 
 def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], expected: Answers) -> None:
-    """Load each model as a stranger would, and compare logits and answers.
+    """Load each model in a clean process with only its requirements, and compare logits and answers.
 
-    `expected` are the answers to `prompts` of each form as it was compared with the trained model.
+    `expected` has the answers to `prompts` of each form, from when it was compared with the trained model.
 
     Raises:
-        RefusedError: one cannot be loaded, needs what it does not ask for, or is another model. It is not registered.
+        RefusedError: a model cannot be loaded, lacks a requirement, or gives different outputs. It is not registered.
     """
     if not job.config.package.round_trip or not models:
         return
     requests = [_request(example) for example in prompts(job, data, trained)]
     with (
         tempfile.TemporaryDirectory(dir=job.folder) as scratch,
-        job.progress.bar("load what was logged in a fresh process"),
+        job.progress.bar("load the logged models in a clean process"),
     ):
-        asked: list[dict[str, Any]] = [
+        logged: list[dict[str, Any]] = [
             {"name": model.name, "folder": str(_fetched(model, Path(scratch))), "requests": requests}
             for model in models
         ]
-        asked.sort(key=lambda one: Path(one["folder"], "requirements.txt").read_text().count("=="))
+        logged.sort(key=lambda model: Path(model["folder"], "requirements.txt").read_text().count("=="))
         reference = trained.folder / compare.REFERENCE
-        task = {"models": asked, "reference": str(reference), "out": scratch, "clock": _moment()}
+        task = {"models": logged, "reference": str(reference), "out": scratch, "clock": _moment()}
         _run(task, Path(scratch))
         for model in models:
             _compare(job, data, model, Path(scratch), reference, expected[model.name])
 
 
 def _moment() -> str | None:
-    """The moment at which this process holds the clock: an answer may depend on the date in the prompt."""
+    """The time at which this process holds the clock: an answer may depend on the date in the prompt."""
     from mlflow_ft.engine.tokens import clock
 
     moment = clock.moment()
@@ -120,12 +117,12 @@ def _run(task: Mapping[str, Any], scratch: Path) -> None:
     file.write_text(json.dumps(task), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
     command = [sys.executable, "-P", str(bundle.FRESH_PROCESS), str(file)]
-    done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, timeout=LONGEST)
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    process = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, timeout=LONGEST)
+    if process.returncode:
+        lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
         raise RefusedError(
-            "what was logged cannot be loaded in a process that has its requirements alone: "
-            f"{lines[-1] if lines else 'it gives no reason'}",
+            "the logged models cannot be loaded in a clean process with only their requirements: "
+            f"{lines[-1] if lines else 'the process gave no reason'}",
             hint="nothing was registered; see requirements.txt of the logged models",
         )
 
@@ -138,20 +135,22 @@ def _compare(job: Job, data: Data, model: Packaged, folder: Path, file: Path, ex
     measured = parity.measure(RecordedLogits(load_file(folder / f"{model.name}.safetensors")), file, answers=False)
     job.run.metrics({f"round_trip/{model.name}/kl_mean": measured.numbers["kl_mean"]}, dataset=data.eval)
     answers = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
-    found = [answer["choices"][0]["message"]["content"] for answer in answers]
-    apart = measured.numbers["kl_mean"] - model.parity["kl_mean"]
-    other = next((pair for pair in zip(expected, found, strict=True) if pair[0] != pair[1]), None)
-    other = other if abs(apart) <= SAME else None
-    if other or not apart <= compare.NEGLIGIBLE:
-        what = f"it says {other[1]!r} where {other[0]!r} was said" if other else f"its mean KL grew by {apart:.2g} nats"
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    growth = measured.numbers["kl_mean"] - model.parity["kl_mean"]
+    differing = next((pair for pair in zip(expected, texts, strict=True) if pair[0] != pair[1]), None)
+    differing = differing if abs(growth) <= SAME else None
+    if differing or not growth <= compare.NEGLIGIBLE:
+        difference = f"its mean KL grew by {growth:.2g} nats"
+        if differing:
+            difference = f"it answers {differing[1]!r} where the packaged model answered {differing[0]!r}"
         raise RefusedError(
-            f"the logged model {model.name!r} is another one when it is loaded in a fresh process: {what}",
+            f"the logged model {model.name!r} gives different outputs in a clean process: {difference}",
             hint=f"nothing was registered; compare models:/{model.model_id} with {model.folder}",
         )
 
 
 class RecordedLogits:
-    """A `mlflow_ft.job.Form` whose logits another process has written down, for whole rows."""
+    """A `mlflow_ft.values.Form` whose logits another process computed for whole rows."""
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:
         self._rows = iter([rows[name] for name in sorted(rows, key=int)])

@@ -17,7 +17,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import checking, one_pass, prepared
 from mlflow_ft.preparing.checking import Removable, Side
 from mlflow_ft.preparing.one_pass import LeftOut
-from mlflow_ft.preparing.prepared import PreparedRows
+from mlflow_ft.preparing.prepared import Preparation, PreparedRows
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
@@ -80,18 +80,14 @@ def prepare(
         turns.check(record.kind, config.data)
         accept(record)
 
-    context: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "plugins": plugins,
-        "registry": registry,
-        "progress": progress,
-        "accept": accepted,
-    }
+    preparation = Preparation(
+        config=config, tokenizer=tokenizer, plugins=plugins, registry=registry, progress=progress, accept=accepted
+    )
     paths, eval_path = sources.paths(config.data)
-    train = prepared.prepare(paths, config, title="prepare rows", quality=True, **context)
+    train = prepared.prepare(paths, preparation, title="prepare rows", quality=True)
     held = None
     if eval_path:
-        held = prepared.prepare({eval_path: None}, config, title="prepare held-out rows", quality=False, **context)
+        held = prepared.prepare({eval_path: None}, preparation, title="prepare held-out rows", quality=False)
         one_pass.check_kind(held.record, train.record, eval_path)
     for rows in (train, held) if held else (train,):
         refuse(rows, config, strict=strict and config.data.on_bad_row == "error")

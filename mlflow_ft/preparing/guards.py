@@ -12,6 +12,7 @@ from mlflow_ft.errors import ConfigError, DataError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import dataset, prepared
 from mlflow_ft.preparing.checking import Side
+from mlflow_ft.preparing.prepared import Preparation
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.values import Data, Score
@@ -50,16 +51,14 @@ def prepare(
             turns=config.data.turns,
         )
         template = data.tokenizer.chat_template
-        rows = prepared.prepare(
-            {path: None},
-            config.model_copy(update={"data": settings}),
+        preparation = Preparation(
+            config=config.model_copy(update={"data": settings}),
             tokenizer=data.tokenizer,
             plugins=plugins,
             registry=registry,
             progress=progress,
-            title=f"prepare guard {name}",
-            quality=False,
         )
+        rows = prepared.prepare({path: None}, preparation, title=f"prepare guard {name}", quality=False)
         if data.tokenizer.chat_template != template:
             data.tokenizer.chat_template = template
             raise DataError(

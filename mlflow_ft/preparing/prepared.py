@@ -59,29 +59,33 @@ class PreparedRows:
         return tuple(row for row in self.left_out if row.sort != "cut")
 
 
-def prepare(
-    asked: Mapping[str, float | None],
-    config: Config,
-    *,
-    tokenizer: Any,
-    plugins: Plugins,
-    registry: Registry,
-    progress: Progress,
-    title: str,
-    quality: bool,
-    accept: Callable[[DataFormat], None] = lambda record: None,
-) -> PreparedRows:
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What decides how rows are prepared."""
+
+    config: Config
+    tokenizer: Any
+    plugins: Plugins
+    registry: Registry
+    progress: Progress
+    accept: Callable[[DataFormat], None] = lambda record: None
+    """Called with the format before any row is prepared; may raise."""
+
+
+def prepare(paths: Mapping[str, float | None], preparation: Preparation, *, title: str, quality: bool) -> PreparedRows:
     """Prepare the rows of the sources, or take them from the cache; extends the tokenizer's template if they need it.
 
-    `accept` is called with the format before any row is prepared, and may raise.
+    `paths` are the sources with their weights; `quality` runs the checks.
 
     Raises:
         DataError: a source is missing, empty, broken or of unknown format.
     """
     from mlflow_ft.engine.tokens import clock
 
-    opened = one_pass.open_sources(asked, config.data, plugins=plugins, registry=registry)
-    accept(opened[0].record)
+    config, tokenizer, progress = preparation.config, preparation.tokenizer, preparation.progress
+    plugins, registry = preparation.plugins, preparation.registry
+    opened = one_pass.open_sources(paths, config.data, plugins=plugins, registry=registry)
+    preparation.accept(opened[0].record)
     for sentence in dict.fromkeys(sentence for source in opened for sentence in source.sentences):
         progress.say(sentence)
     parts = prepared_key.parts(opened, config, tokenizer, registry)

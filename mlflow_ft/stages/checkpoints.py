@@ -1,4 +1,4 @@
-"""Checkpoints on request: the model as it stands at each evaluation, logged with its held-out loss."""
+"""Checkpoints on request: the model at each evaluation, logged with its held-out loss."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mlflow_ft.values import BaseModel, Data, Trained
 
 
 def with_checkpoints(job: Job, data: Data, base: BaseModel) -> Job:
-    """The job, with what keeps its checkpoints where `training.log_checkpoints` asks for them."""
+    """The job with a function that logs checkpoints, if `training.log_checkpoints` is set."""
     if not job.config.training.log_checkpoints:
         return job
     return replace(job, keep_checkpoint=partial(keep, job, data, base))
 
 
 def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics: Mapping[str, float]) -> None:
-    """Log the model as `checkpoint-STEP`, its metrics linked to it and to the held-out rows.
+    """Log the model as `checkpoint-STEP`, with its metrics linked to it and to the held-out rows.
 
-    It is saved as it is: it was not compared, and is not registered.
+    It is neither compared nor registered.
     """
     from mlflow_ft.engine.serving import bundle
     from mlflow_ft.engine.training import checkpoints

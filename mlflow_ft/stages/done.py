@@ -1,4 +1,4 @@
-"""A stage's folder is complete only when its `done.json`, written last by an atomic rename, is there."""
+"""A stage's folder is complete only if it has a `done.json`, which is written last by an atomic rename."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME = "done.json"
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
-    """Mark a stage's folder complete, and keep in it what the stage found."""
+    """Mark a stage's folder complete, and write the stage's result into it."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"{NAME}.{os.getpid()}"
     with draft.open("w") as stream:
@@ -23,6 +23,6 @@ def finish(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def result(folder: Path) -> dict[str, Any] | None:
-    """What a complete stage left; None where the stage did not come to its end."""
+    """The result of a complete stage; None if the stage did not finish."""
     file = folder / NAME
     return json.loads(file.read_text()) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""Stage 4: the base model and the tuned one, side by side on the held-out rows."""
+"""Stage 4: the base model and the tuned model, side by side on the held-out rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlflow_ft.stages import done, worse
 from mlflow_ft.values import Answer, Data, Score, Scores, Subject, Trained
 
 ROWS_FILE = "eval/rows.json"
-"""The artifact with the scores of every held-out row, by which two models are compared row by row."""
+"""The artifact with the scores of every held-out row, to compare two models row by row."""
 
 
 def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
@@ -36,18 +36,18 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         tuned=judged["tuned"][0],
         answers=tuple(zip(judged["base"][1], judged["tuned"][1], strict=True)),
     )
-    for name, several in (("base", scores.base), ("tuned", scores.tuned)):
-        log_scores(job, data, name, several)
-        done.finish(job.folder / "evaluate" / name, as_metrics(name, several))
+    for name, model_scores in (("base", scores.base), ("tuned", scores.tuned)):
+        log_scores(job, data, name, model_scores)
+        done.finish(job.folder / "evaluate" / name, as_metrics(name, model_scores))
     job.run.table(table(scores), "eval/answers.json")
     began = trained.base.whole_name if job.config.model.init_from else ""
-    kept = row_scores(scores, data, job.config) | {
+    record = row_scores(scores, data, job.config) | {
         "aims": job.registry.trainers[job.config.method].scores,
         "base_model": trained.base.whole_name,
     }
-    job.run.artifact_text(json.dumps(kept), ROWS_FILE)
-    found = worse.look(job, scores, kept["scores"], tokens=len(data.tokenizer), began=began)
-    scores = replace(scores, worse=found)
+    job.run.artifact_text(json.dumps(record), ROWS_FILE)
+    verdict = worse.look(job, scores, record["scores"], tokens=len(data.tokenizer), began=began)
+    scores = replace(scores, worse=verdict)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
     if scores.worse and scores.worse.broken:  # no form of it could be compared
         worse.refuse(job, trained, scores)
@@ -55,60 +55,62 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
 
 
 def chosen(job: Job, data: Data) -> list[Evaluator]:
-    """The evaluators that were named, or else every one that applies to the held-out rows.
+    """The evaluators in the configuration, else all that apply to the held-out rows.
 
     Raises:
         ConfigError: a name is not registered.
     """
     names = job.config.evaluation.evaluators
     if names is None:
-        return [one for one in job.registry.evaluators if one.task == job.task and one.applies(data)]
+        return [
+            evaluator for evaluator in job.registry.evaluators if evaluator.task == job.task and evaluator.applies(data)
+        ]
     return [job.registry.evaluators[name] for name in names]
 
 
 def _judge(
     evaluators: Sequence[Evaluator], subject: Subject, guarded: Iterable[Score]
 ) -> tuple[tuple[Score, ...], Sequence[Answer]]:
-    """The scores of one model, and its answers; asked for here, while the model is in memory."""
+    """The scores of one model and its answers, which are generated here, while the model is in memory."""
     scores = tuple(score for evaluator in evaluators for score in evaluator.evaluate(subject))
     return (*scores, *guarded), subject.answers
 
 
 def log_scores(job: Job, data: Data, name: str, scores: Sequence[Score], *, model_id: str | None = None) -> None:
-    """Log a model's scores as metrics, each linked to the rows that it was found on."""
+    """Log a model's scores as metrics, each linked to its rows."""
     for guard in ("", *data.guards):
-        found = as_metrics(name, [score for score in scores if score.guard == guard])
+        metrics = as_metrics(name, [score for score in scores if score.guard == guard])
         rows = data.guards[guard].eval if guard else data.eval
-        job.run.metrics(found, model_id=model_id, dataset=rows)
+        job.run.metrics(metrics, model_id=model_id, dataset=rows)
 
 
 def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
-    """Scores as metrics: `eval/<model>/<score>`, and its coverage where some rows could not be scored."""
+    """Scores as metrics: `eval/<model>/<score>`, and the coverage if some rows could not be scored."""
     values = {f"eval/{name}/{score.name}": score.value for score in scores}
     values |= {f"eval/{name}/{score.name}_coverage": score.coverage for score in scores if score.coverage < 1}
     return values
 
 
 def row_scores(scores: Scores, data: Data, config: Config) -> dict[str, Any]:
-    """Of every score that is a mean over held-out rows their values, in the rows' order; and which rows these are."""
+    """The row values of every score that is a mean over held-out rows, in the rows' order, and the rows' digest."""
     return {
         "digest": data.eval.digest,
         "guards": guards.digests(data),
         "scores": {
             name: {
                 score.name: [_finite(row) for row in by_conversation(score.rows, data, config)]
-                for score in found
+                for score in model_scores
                 if score.rows and not score.guard
             }
-            for name, found in (("base", scores.base), ("tuned", scores.tuned))
+            for name, model_scores in (("base", scores.base), ("tuned", scores.tuned))
         },
     }
 
 
 def by_conversation(rows: Sequence[float | None], data: Data, config: Config) -> tuple[float | None, ...]:
-    """The values of held-out rows; one value a conversation, their mean, where `data.turns` made a row of each turn.
+    """The values of held-out rows; if `data.turns` made a row of each turn, one mean value per conversation.
 
-    Two models are compared by a test that takes rows to be independent, which the turns of one conversation are not.
+    The test that compares two models assumes independent rows, which the turns of one conversation are not.
     """
     if config.data.turns != "each":
         return tuple(rows)
@@ -116,8 +118,8 @@ def by_conversation(rows: Sequence[float | None], data: Data, config: Config) ->
 
     examples = list(data.eval.examples)
     answered = list(itertools.islice(filter(judge.answerable, examples), config.evaluation.max_rows))
-    judged = next((some for some in (examples, answered) if len(some) == len(rows)), None)
-    if judged is None:  # an evaluator's own choice of rows
+    judged = next((candidates for candidates in (examples, answered) if len(candidates) == len(rows)), None)
+    if judged is None:  # the evaluator chose its own rows
         return tuple(rows)
     groups: list[list[float | None]] = []
     for number, (example, value) in enumerate(zip(judged, rows, strict=True)):
@@ -130,12 +132,12 @@ def by_conversation(rows: Sequence[float | None], data: Data, config: Config) ->
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON knows no NaN and no infinity: such a row has no score."""
+    """None for NaN and infinity, which JSON does not have: such a row has no score."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def table(scores: Scores) -> list[dict[str, Any]]:
-    """A row for each held-out prompt: what was asked and expected, what either model answered."""
+    """A row for each held-out prompt: the prompt, the expected answer and both models' answers."""
     return [
         {
             "prompt": base.asked,

@@ -1,4 +1,4 @@
-"""What was asked for, fitted to the base: rows are no longer than the positions that it has."""
+"""Fit the configuration to the base: rows are no longer than the positions that it has."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.values import BaseModel
 
 NOT_GIVEN = ("method ", "demo ")
-"""So begins the origin of a setting that nobody gave: a method's default, or one that comes with the built-in data."""
+"""Prefixes of the origin of a setting that the user did not give: a method's default, or one of the built-in data."""
 SHORTEST = 8
-"""Tokens of a row, as `data.max_length` has it."""
+"""The minimum of `data.max_length`, in tokens."""
 
 
 def fitted(config: Config, base: BaseModel, registry: Registry, progress: Progress) -> Config:
     """The configuration with `data.max_length` within the positions of a base that cannot read beyond them.
 
-    A default is lowered, and that is reported; a value that was given is refused. A base with rotary positions, ALiBi
-    or states reads on beyond the positions that it was made for, and is left alone.
+    A default is lowered and reported; a value that the user gave is refused. A base with rotary positions, ALiBi or
+    states can read beyond the positions that it was trained with, and its `data.max_length` stays.
 
     Raises:
-        ConfigError: `data.max_length` was given, and is more than the positions; or a learned prompt takes all of them.
+        ConfigError: a given `data.max_length` exceeds the positions, or a learned prompt takes all of them.
     """
     from mlflow_ft.engine.tokens import room
 
@@ -34,19 +34,19 @@ def fitted(config: Config, base: BaseModel, registry: Registry, progress: Progre
     if positions is None or length + prompt <= positions:
         return config
     left = positions - prompt
-    beside = f", and the learned prompt takes {prompt:,} of them" if prompt else ""
+    taken = f", of which the learned prompt takes {prompt:,}" if prompt else ""
     if left < SHORTEST:
         raise ConfigError(
-            f"the model has {positions:,} positions{beside}: no row fits beside it",
-            hint="lower adapter.num_virtual_tokens, or take another adapter (--adapter.kind lora)",
+            f"the model has {positions:,} positions{taken}: there is no room for a row",
+            hint="lower adapter.num_virtual_tokens, or use another adapter (--adapter.kind lora)",
         )
     origin = config.origins.get("data.max_length", "method default")
     if not origin.startswith(NOT_GIVEN):
         raise ConfigError(
-            f"data.max_length is {length:,}, and the model has {positions:,} positions{beside}",
-            hint=f"--data.max_length {left}, or leave it out; or take a model that reads more",
+            f"data.max_length is {length:,}, but the model has {positions:,} positions{taken}",
+            hint=f"--data.max_length {left}, or leave it out; or use a model with more positions",
         )
-    progress.say(f"data.max_length: {left:,}, not {length:,}: the model has {positions:,} positions{beside}")
+    progress.say(f"data.max_length: {left:,} instead of {length:,}: the model has {positions:,} positions{taken}")
     origins = {**config.origins, "data.max_length": f"the positions of {base.name}"}
     data = config.data.model_copy(update={"max_length": left})
     return config.model_copy(update={"data": data, "origins": origins})
@@ -66,7 +66,7 @@ def _prompt(config: Config, base: BaseModel, registry: Registry) -> int:
 
 
 def _positions(base: BaseModel) -> int | None:
-    """The base's positions; None where it has no table of them, or cannot be built without weights."""
+    """The base's positions; None if it has no table of them, or cannot be built without weights."""
     from mlflow_ft.engine.models import skeleton
     from mlflow_ft.engine.tokens import room
 

@@ -1,4 +1,4 @@
-"""Stage 2: the base model, quantised or not, with its adapter on."""
+"""Stage 2: the base model, quantised or not, with its adapter."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from mlflow_ft.engine.models.own_quantization import Own
 
 SPACE = 4
-"""Bytes on the disk for each byte of the base model: the trained or merged model, its copy in MLflow, that copy read
-back, and air."""
+"""Bytes on disk per byte of the base model: the trained or merged model, its copy in MLflow, that copy loaded again,
+and some to spare."""
 
 
 def find(job: Job) -> tuple[Job, BaseModel]:
-    """Find the base model's folder, fetching it first where that is needed, and check that the disk can hold it.
+    """Find the base model's folder, fetching it if needed, and check that the disk has room for the run.
 
-    Returns the job fitted to it, too; see `fitted`.
+    Also returns the job fitted to it; see `fitted`.
     """
     from mlflow_ft.engine.models import generation, own_quantization
 
@@ -51,7 +51,7 @@ def find(job: Job) -> tuple[Job, BaseModel]:
 
 
 def fitted(job: Job, base: BaseModel) -> Job:
-    """The job with the settings that fit the base; where one was changed, the run keeps it."""
+    """The job with settings that fit the base; the run logs a changed configuration."""
     config = fitting.fitted(job.config, base, job.registry, job.progress)
     if config is job.config:
         return job
@@ -60,14 +60,14 @@ def fitted(job: Job, base: BaseModel) -> Job:
 
 
 def _report_own(job: Job, own: Own) -> None:
-    """Say how the files of a base are quantised, and what is made of that."""
+    """Report how the files of a base are quantised, and how they are used."""
     from mlflow_ft.engine import hardware
 
     use = "they are read as plain weights"
     if own.held:
         dtype = str(hardware.held_dtype(job.config)).removeprefix("torch.")
-        use = f"they are used as they are, computing in {dtype}; a merge goes into what they stand for"
-    job.progress.say(f"its own files are in {own.description}: {use}")
+        use = f"they are used unchanged, computing in {dtype}; a merge goes into the dequantised weights"
+    job.progress.say(f"the base's files are in {own.description}: {use}")
     job.run.set_tags({"mlflow_ft.base_quantization": own.make})
 
 
@@ -87,7 +87,9 @@ def load(job: Job, data: Data, base: BaseModel) -> Model:
     share = model.trainable / model.total
     own = own_quantization.of(base.path)
     held = own.make if own and own.held else job.config.model.quantize
-    job.progress.say(f"{device}; {model.total:,} weights (quantised: {held}), {model.trainable:,} train ({share:.1%})")
+    job.progress.say(
+        f"{device}; {model.total:,} weights (quantised: {held}), {model.trainable:,} trainable ({share:.1%})"
+    )
     config = job.config
     by_name, quantize = config.adapter.kind == "lora", config.model.quantize
     all_linear = config.adapter.kind in ("lora", "dora") and config.adapter.target_modules == "all-linear"

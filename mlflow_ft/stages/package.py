@@ -1,4 +1,4 @@
-"""Stage 5: every form of the model that is kept: written, read back, compared with the trained one, logged."""
+"""Stage 5: write every form of the model, load it again, compare it with the trained model, and log it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mlflow_ft.values import Data, Exported, Form, Package, Packaged, Scores, Tr
 
 @dataclass(frozen=True, kw_only=True)
 class KeptForm:
-    """A form on the disk that was found to be the trained model."""
+    """A form on disk that was proved to be the trained model."""
 
     record: Packager | Exporter
     folder: Path
     parity: Mapping[str, float]
-    said: Sequence[str] = ()
-    """What it answers to a few held-out prompts; see `round_trip`."""
+    answers: Sequence[str] = ()
+    """Its answers to a few held-out prompts; see `round_trip`."""
 
     @property
     def name(self) -> str:
@@ -38,23 +38,23 @@ class KeptForm:
 
     @property
     def whole(self) -> bool:
-        """Whether it is a model by itself, and not an adapter beside one."""
+        """Whether it is a whole model, not an adapter."""
         return not (self.folder / "adapter_config.json").is_file()
 
 
 def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
-    """Package every form that applies, make what is exported of the whole one, and log each.
+    """Package every form that applies, export the whole model, and log each form.
 
     Raises:
-        RefusedError: a form is not the model that was trained; nothing is logged or registered then.
+        RefusedError: a form is not the model that was trained; then nothing is registered.
     """
     job.run.begin("package")
     job.run.artifact(trained.folder / compare.REFERENCE, "parity")
-    kept = [_packaged(job, data, trained, record) for record in chosen(job, trained)]
+    forms = [_packaged(job, data, trained, record) for record in chosen(job, trained)]
     exporters = [job.registry.exporters[name] for name in job.config.package.exports or ()]
-    whole = next((form.folder for form in kept if form.whole), None)
-    kept += [_exported(job, data, trained, record, whole) for record in exporters if whole]
-    for form in kept:
+    whole = next((form.folder for form in forms if form.whole), None)
+    forms += [_exported(job, data, trained, record, whole) for record in exporters if whole]
+    for form in forms:
         _seal(job, data, trained, form, scores)
     models = tuple(
         Packaged(
@@ -64,22 +64,22 @@ def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
             parity=form.parity,
             model_id=_log(job, data, trained, form, scores),
         )
-        for form in kept
+        for form in forms
         if served(form.record)
     )
-    round_trip.check(job, data, trained, models, {form.name: form.said for form in kept})
-    files = tuple(_log_files(job, form) for form in kept if not served(form.record))
+    round_trip.check(job, data, trained, models, {form.name: form.answers for form in forms})
+    files = tuple(_log_files(job, form) for form in forms if not served(form.record))
     done.finish(job.folder / "package", {model.name: model.model_id for model in models})
     return Package(models=models, files=files)
 
 
 def served(record: Packager | Exporter) -> bool:
-    """Whether MLflow serves the form; else it is files for another program."""
+    """Whether MLflow serves the form; if not, it is files for another program."""
     return isinstance(record, Packager) or bool(record.suffix)
 
 
 def lineage(job: Job, data: Data, trained: Trained) -> dict[str, str]:
-    """Where a model comes from, as the logged models and the registered versions both tell it."""
+    """Where a model comes from: tags of the registered versions and metadata of the logged models."""
     from mlflow_ft.tracking import plugin_tag
 
     return {
@@ -92,7 +92,7 @@ def lineage(job: Job, data: Data, trained: Trained) -> dict[str, str]:
 
 
 def chosen(job: Job, trained: Trained) -> list[Packager]:
-    """The packagers that were named, or else every one that applies to what was trained."""
+    """The packagers in the configuration, else all that apply to the trained model."""
     names = job.config.package.packagers
     if names is not None:
         return [job.registry.packagers[name] for name in names]
@@ -112,7 +112,7 @@ def _packaged(job: Job, data: Data, trained: Trained, record: Packager) -> KeptF
     on_whole = _on_whole(job, data, trained, folder, limits)
     form = NewForm(name=record.name, folder=folder, open=partial(_opened, job, trained), limits=limits)
     proved = _proved(job, data, trained, form, record)
-    return KeptForm(record=record, folder=folder, parity={**proved.parity, **on_whole}, said=proved.answers)
+    return KeptForm(record=record, folder=folder, parity={**proved.parity, **on_whole}, answers=proved.answers)
 
 
 def _opened(job: Job, trained: Trained, folder: Path) -> AbstractContextManager[Form]:
@@ -135,11 +135,11 @@ def _proved(job: Job, data: Data, trained: Trained, form: NewForm, record: Packa
 
 
 def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: compare.Limits) -> Mapping[str, float]:
-    """How far an adapter is from the trained model on the whole of a base whose text part was trained.
+    """The distance of an adapter, loaded onto the whole base, from the trained model; {} unless the text part trained.
 
-    Where it is too far there, it gets the names of the text part again, and fits that alone.
+    If it is too far there, it is saved with the names of the text part again, and loads onto that only.
     """
-    alone = "the adapter is for the text part of its base alone"
+    text_only = "the adapter works with the text part of its base only"
     from mlflow_ft.engine.adapters.fitting import FAILURES
     from mlflow_ft.engine.judging import parity
     from mlflow_ft.engine.judging.reference import Loaded
@@ -149,29 +149,31 @@ def _on_whole(job: Job, data: Data, trained: Trained, folder: Path, limits: comp
     if not bundle.fits_whole(folder):
         parts = text_part.of(trained.base.path, task=job.task)
         if parts and parts.text_alone and (folder / "adapter_config.json").is_file():
-            job.progress.say(f"{alone}: one of this kind cannot have the names of the whole model ({parts.whole})")
+            job.progress.say(
+                f"{text_only}: this kind cannot be saved with the names of the whole model ({parts.whole})"
+            )
         return {}
     try:
         with job.progress.bar("compare the adapter on the whole model"):
             form = Loaded(text_part.on_whole(job.config, trained.base, folder))
-            found = parity.measure(form, trained.folder / compare.REFERENCE, answers=False).numbers["kl_mean"]
+            kl_mean = parity.measure(form, trained.folder / compare.REFERENCE, answers=False).numbers["kl_mean"]
     except FAILURES as error:
-        job.progress.say(f"the whole model cannot be asked here: {brief(error)}")
-        found = math.nan
-    if not found <= limits.max_kl:
+        job.progress.say(f"the whole model cannot be run here: {brief(error)}")
+        kl_mean = math.nan
+    if not kl_mean <= limits.max_kl:
         bundle.copy_adapter(job, trained, folder, for_whole=False)
-        job.progress.warn(f"{alone}: on the whole model its mean KL is {found:.3g}")
+        job.progress.warn(f"{text_only}: on the whole model its mean KL is {kl_mean:.3g}")
         return {}
-    job.progress.say(f"the adapter on the whole model: mean KL {found:.2g} nats per token to the trained one")
-    job.run.metrics({"parity/adapter/whole_kl_mean": found}, dataset=data.eval)
-    return {"whole_kl_mean": found}
+    job.progress.say(f"the adapter on the whole model: mean KL to the trained model {kl_mean:.2g} nats per token")
+    job.run.metrics({"parity/adapter/whole_kl_mean": kl_mean}, dataset=data.eval)
+    return {"whole_kl_mean": kl_mean}
 
 
 def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: Path) -> KeptForm:
     from mlflow_ft.engine.serving import bundle
 
     def make(folder: Path) -> None:
-        with _suited(job, trained, record, source) as whole:
+        with _export_source(job, trained, record, source) as whole:
             record.export(whole, folder)
         if served(record):
             bundle.check_tokenizer(data, folder)
@@ -184,12 +186,12 @@ def _exported(job: Job, data: Data, trained: Trained, record: Exporter, source: 
         limits=compare.Limits.of_export(job.config.package, record),
     )
     proved = _proved(job, data, trained, form, record)
-    return KeptForm(record=record, folder=form.folder, parity=proved.parity, said=proved.answers)
+    return KeptForm(record=record, folder=form.folder, parity=proved.parity, answers=proved.answers)
 
 
 @contextmanager
-def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Iterator[Path]:
-    """The whole model to make a form of: the packaged one, or the merge into the original weights; see `grid`."""
+def _export_source(job: Job, trained: Trained, record: Exporter, source: Path) -> Iterator[Path]:
+    """The whole model to export: the packaged one, or the merge into the original weights; see `grid`."""
     from mlflow_ft.engine.models import own_quantization
 
     rounded = bool(record.grid) and record.grid == job.config.model.quantize
@@ -206,7 +208,7 @@ def _suited(job: Job, trained: Trained, record: Exporter, source: Path) -> Itera
 
 
 def _seal(job: Job, data: Data, trained: Trained, form: KeptForm, scores: Scores) -> None:
-    """Say what the folder is, and what it holds, file by file; nothing is written into it afterwards."""
+    """Write the card and the manifest; nothing is written into the folder afterwards."""
     from mlflow_ft.tracking import write_manifest
 
     about = card.About(

@@ -1,7 +1,7 @@
-"""Before an MLflow run is opened: every name, path and file that was asked for, looked at in about a second.
+"""Before an MLflow run is opened: check every name, path and file in the configuration, in about a second.
 
-All that is wrong is reported at once, and a mistyped path leaves no FAILED run. What needs the whole of a file, or a
-model in memory, is found out later, in the run.
+All problems are reported at once, and a mistyped path leaves no FAILED run. What needs a whole file, or a model in
+memory, is checked later, in the run.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.stages import init_from, start
 from mlflow_ft.values import MLFLOW_URIS
 
-Look = Callable[[], object]
-"""Raises a FineTuneError where something is wrong."""
+Check = Callable[[], object]
+"""Raises a FineTuneError if something is wrong."""
 
 
 def check(
@@ -35,19 +35,19 @@ def check(
     accept: Callable[[DataFormat], None] = lambda record: None,
     later: Collection[str] = (),
 ) -> None:
-    """Look at all that the configuration names. `accept` sees the format of the training rows, and may raise.
+    """Check everything that the configuration names. `accept` gets the format of the training rows, and may raise.
 
-    `later` are values that name what is not there yet, but will be.
+    `later` are names of things that do not exist yet, but will.
 
     Raises:
-        FineTuneError: one thing is wrong. ConfigError: several are; each is listed with the place it was asked for.
+        FineTuneError: one thing is wrong. ConfigError: several are; each is listed with the place of its setting.
     """
     start.check_names(config, registry)
     wrong: list[tuple[str, FineTuneError]] = []
-    looks = [*_models(config, later), *_files(config, registry), *_data(config)]
-    for path, look in looks:
+    checks = [*_models(config, later), *_files(config, registry), *_data(config)]
+    for path, check_value in checks:
         try:
-            look()
+            check_value()
         except FineTuneError as error:
             wrong.append((path, error))
     if not any(path.startswith("data.") for path, _ in wrong):
@@ -59,18 +59,18 @@ def check(
         raise wrong[0][1]
     if wrong:
         raise ConfigError(
-            f"{len(wrong)} things that were asked for are wrong; no run was opened",
+            f"{len(wrong)} settings are wrong; no run was opened",
             problems=[_problem(config, path, error) for path, error in wrong],
         )
 
 
 def _problem(config: Config, path: str, error: FineTuneError) -> Problem:
-    inside = "; ".join(str(one) for one in error.problems)
+    inside = "; ".join(str(problem) for problem in error.problems)
     message = f"{error.message}: {inside}" if inside else error.message
     return Problem(place=f"{config.origins.get(path, 'default')}  {path}", message=message, hint=error.hint)
 
 
-def _models(config: Config, later: Collection[str]) -> Iterator[tuple[str, Look]]:
+def _models(config: Config, later: Collection[str]) -> Iterator[tuple[str, Check]]:
     named = "model.name" in config.origins or not config.model.init_from
     if named and config.model.name not in later:
         yield "model.name", partial(_model, config)
@@ -95,7 +95,7 @@ def _is_path(name: str) -> bool:
 
 
 def _model(config: Config) -> None:
-    """Find the base model; of a model on the Hub the small files, of one with a short name nothing."""
+    """Find the base model: for a model on the Hub its small files, for a short name nothing."""
     from mlflow_ft.engine import hub, weight_files
     from mlflow_ft.engine.models import own_quantization
 
@@ -112,7 +112,7 @@ def _model(config: Config) -> None:
         own_quantization.check_training(config, own_quantization.of(base.path))
 
 
-def _files(config: Config, registry: Registry) -> Iterator[tuple[str, Look]]:
+def _files(config: Config, registry: Registry) -> Iterator[tuple[str, Check]]:
     from mlflow_ft.engine.rewards import reward_sources
     from mlflow_ft.engine.tokens import template_text
 
@@ -124,7 +124,7 @@ def _files(config: Config, registry: Registry) -> Iterator[tuple[str, Look]]:
         yield "registry.gates", partial(start.read_gates, config.registry.gates, registry)
 
 
-def _data(config: Config) -> Iterator[tuple[str, Look]]:
+def _data(config: Config) -> Iterator[tuple[str, Check]]:
     train, held_out = sources.paths(config.data)
     named = [("data.path", name) for name in train]
     named += [("data.eval_path", held_out)] if held_out else []
@@ -136,7 +136,7 @@ def _data(config: Config) -> Iterator[tuple[str, Look]]:
 
 
 def _formats(config: Config, plugins: Plugins, registry: Registry, accept: Callable[[DataFormat], None]) -> None:
-    """Recognise the formats by the first rows of the sources, where all of them are files."""
+    """Recognise the formats from the first rows of the sources, if all sources are files."""
     train, held_out = sources.paths(config.data)
     recognised = _opened(train, config, plugins, registry)
     if recognised is None:
@@ -158,11 +158,11 @@ def _opened(
 
 @contextmanager
 def reporting_to_run() -> Iterator[None]:
-    """Report what is wrong to the MLflow run that `mlflow run` opened, too."""
+    """Also report an error to the MLflow run that `mlflow run` opened, if any."""
     try:
         yield
     except FineTuneError as error:
-        if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds, which a typo need not cost
+        if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds; avoid it for a typo
             from mlflow_ft import tracking
 
             tracking.refuse(error)

@@ -13,7 +13,7 @@ from mlflow_ft.values import Data, Package, Scores, Trained, Version
 def register(job: Job, data: Data, trained: Trained, package: Package, scores: Scores) -> tuple[Version, ...]:
     """Register every packaged model as NAME plus its suffix, give it the alias, and link the versions by tags.
 
-    One that is worse than its base gets no alias (`evaluation.on_worse`): it can be looked at, and is nobody's choice.
+    A model that is worse than its base gets no alias (`evaluation.on_worse`): it can be inspected, not used by alias.
     """
     job.run.begin("register")
     alias = "" if worse.refused(job, scores) else job.config.registry.alias

@@ -1,4 +1,4 @@
-"""What the registered models of a run are called."""
+"""The name of a run's registered models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlflow_ft.values import Trained
 
 
 def model_name(job: Job, trained: Trained) -> str:
-    """The name that was given, or `<base model>-<method>`, in the letters that MLflow allows."""
+    """`registry.model_name` if set, else `<base model>-<method>`, in the characters that MLflow allows."""
     given = job.config.registry.model_name
     short = trained.base.name.rstrip("/").rpartition("/")[2]
     return given or re.sub(r"[^\w.-]+", "-", f"{short}-{job.config.method}")

@@ -1,7 +1,7 @@
-"""Before the first step: what packaging will do, done with the model as it is, so that it cannot end a training.
+"""Before the first step: rehearse packaging with the untrained model, so that it cannot fail after the training.
 
-Each form that is chosen is written without trained weights, read back as far as that goes, and the tools that make
-further forms of it are asked whether they can.
+Each chosen form is written without trained weights and loaded as far as possible, and each exporter is asked whether
+it can export the model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mlflow_ft.values import Data, Model, Trained
 if TYPE_CHECKING:
     from mlflow_ft.records import Packager
 
-HINT = "nothing was trained; leave the form out with --package.packagers, or change what the message names"
+HINT = "nothing was trained; leave the form out with --package.packagers, or fix what the message names"
 
 
 def rehearse(job: Job, data: Data, model: Model) -> None:
-    """Write every form of the model before it is trained, and remove it again. The model stays as it is.
+    """Write every form of the model before it is trained, and remove it again. The model is not changed.
 
     Raises:
-        FineTuneError: a form could not be made after the training. ConfigError: an exporter cannot make its form.
+        FineTuneError: a form cannot be made. ConfigError: an exporter cannot make its form.
     """
     from mlflow_ft.engine.aside import aside
     from mlflow_ft.engine.training import checkpoints
@@ -37,7 +37,7 @@ def rehearse(job: Job, data: Data, model: Model) -> None:
         tempfile.TemporaryDirectory(dir=job.folder, prefix="rehearsal-") as scratch,
         aside(model.module),
     ):
-        with _named("what is trained"):
+        with _named("the trained weights"):
             checkpoints.save(model.module, Path(scratch), beginning=job.folder, weights=False)
         untrained = Trained(folder=Path(scratch), base=model.base, metrics={})
         for record in package.chosen(job, untrained):
@@ -65,13 +65,13 @@ def _form(job: Job, data: Data, untrained: Trained, record: Packager, folder: Pa
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Say of an error which form it is about, and that nothing was trained."""
-    where = f"{what} could not be packaged after the training"
+    """Add to an error which form it is about, and that nothing was trained."""
+    where = f"packaging {what} would fail after the training"
     try:
         yield
     except StoppedError:
         raise
     except FineTuneError as error:
         raise type(error)(f"{where}: {error.message}", hint=HINT, problems=error.problems) from error
-    except Exception as error:  # tokenizers, configs and packagers of others may raise anything
+    except Exception as error:  # third-party tokenizers, configs and packagers may raise anything
         raise ModelError(f"{where}: {brief(error)}", hint=HINT) from error

@@ -1,4 +1,4 @@
-"""Before the first stage: names are checked, the run's folder and journal opened, and what was asked for recorded."""
+"""Before the first stage: check names, open the run's folder and journal, and record the configuration."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
 PREPARE = "prepare"
-"""Stands in the place of a method where the data alone is looked at."""
+"""In place of a method for a run that only prepares data."""
 
 
 def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:
     """Open the run's folder and journal, and log config, environment and plugins before anything is loaded.
 
     Raises:
-        ConfigError: the reward model or the gates are not what they were. ResourceError: the folder cannot be written.
+        ConfigError: the reward model or the gates have changed. ResourceError: the folder cannot be written.
     """
     run.begin("config")
     folder = config.run.output_dir.expanduser().resolve() / run.run_id
-    made = opened(config, plugins, registry, run, progress, folder=folder)
+    job = opened(config, plugins, registry, run, progress, folder=folder)
     run.set_tags(
         {
             "mlflow_ft.method": config.method,
@@ -46,11 +46,11 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     run.log_config(config)
     run.log_environment(plugins)
     if config.rollout.reward_funcs:
-        record_rewards(made)
+        record_rewards(job)
     if config.registry.gates:
-        record_gates(made, config.registry.gates)
+        record_gates(job, config.registry.gates)
     run.system_metrics()
-    return made
+    return job
 
 
 def opened(
@@ -59,40 +59,41 @@ def opened(
     """Open the run's folder and its journal, and find the reward model.
 
     Raises:
-        ConfigError: the reward model is not what it was. ResourceError: the folder cannot be written. TrackingError:
-        another process works in it.
+        ConfigError: the reward model has changed. ResourceError: the folder cannot be written. TrackingError: another
+        process is using it.
     """
-    made = Job(config=config, plugins=plugins, registry=registry, run=run, folder=folder, progress=progress)
+    job = Job(config=config, plugins=plugins, registry=registry, run=run, folder=folder, progress=progress)
     with writing(folder):
         run.open_journal(folder)
     if config.rollout.reward_model:
         uri, reward_model = init_from.reward_model(config.rollout.reward_model, progress)
-        made = replace(made, reward_model=reward_model)
+        job = replace(job, reward_model=reward_model)
         run.set_tags({"mlflow_ft.reward_model": uri})
-    return made
+    return job
 
 
 def record_rewards(job: Job) -> None:
-    """Keep the source of every reward function: the file as `rewards/NAME.py`, and its sha256 in a tag.
+    """Log the source of every reward function: the file as `rewards/NAME.py`, and its sha256 in a tag.
 
     Raises:
-        ConfigError: one cannot be found; nothing was loaded yet.
+        ConfigError: a reward function cannot be found; nothing was loaded yet.
     """
     from mlflow_ft.engine.rewards import reward_sources
 
     tags = []
-    for one in reward_sources.find(job.config.rollout.reward_funcs or [], job.registry):
-        tags.append(f"{one.name} = {one.asked}" + (f" sha256:{one.sha256}" if one.sha256 else ""))
-        if one.source and not one.provider:  # plugins.json has the hashes of plugins
-            job.run.artifact_text(one.source.read_text(encoding="utf-8", errors="replace"), f"rewards/{one.name}.py")
+    for reward in reward_sources.find(job.config.rollout.reward_funcs or [], job.registry):
+        tags.append(f"{reward.name} = {reward.asked}" + (f" sha256:{reward.sha256}" if reward.sha256 else ""))
+        if reward.source and not reward.provider:  # plugins.json has the hashes of plugins
+            source = reward.source.read_text(encoding="utf-8", errors="replace")
+            job.run.artifact_text(source, f"rewards/{reward.name}.py")
     job.run.set_tags({"mlflow_ft.reward_funcs": "; ".join(tags)})
 
 
 def record_gates(job: Job, file: Path) -> None:
-    """Keep the gates that a promotion of this run's versions is to hold them to.
+    """Log the gates for a promotion of this run's versions.
 
     Raises:
-        ConfigError: the file cannot be read, or asks for what there is not.
+        ConfigError: the file cannot be read, or names unknown gates or scores.
     """
     from mlflow_ft.tracking.contenders import GATES_FILE
 
@@ -101,7 +102,7 @@ def record_gates(job: Job, file: Path) -> None:
 
 
 def read_gates(file: Path, registry: Registry) -> None:
-    """Raise ConfigError where a file of gates cannot be read, or asks for what there is not."""
+    """Raise ConfigError if a gates file cannot be read, or names unknown gates."""
     from mlflow_ft.config.gates import gates_file
     from mlflow_ft.registry import chosen_gates
 
@@ -129,15 +130,15 @@ def check_names(config: Config, registry: Registry) -> None:
 
 
 def check_method(config: Config, registry: Registry) -> None:
-    """Refuse what cannot work together, with the reason, before anything is loaded.
+    """Refuse settings that cannot work together, with the reason, before anything is loaded.
 
     Raises:
-        ConfigError: method, adapter, quantisation and settings do not fit.
+        ConfigError: method, adapter, quantisation and settings do not fit together.
     """
     trainer, adapter = registry.trainers[config.method], registry.adapters[config.adapter.kind]
     if adapter.name == "none" and config.model.quantize != "none":
         raise ConfigError(
-            f"a base quantised to {config.model.quantize} cannot be trained itself",
+            f"a base quantised to {config.model.quantize} cannot be trained without an adapter",
             hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
         )
     check_settings(config, trainer)
@@ -147,13 +148,13 @@ def check_method(config: Config, registry: Registry) -> None:
     if "merged" in (config.package.packagers or ()) and not adapter.merges:
         raise ConfigError(
             f"adapter {adapter.name} cannot be merged into its base: it changes no weights",
-            hint="leave `merged` out of package.packagers; base and adapter are served together",
+            hint="remove `merged` from package.packagers; base and adapter are served together",
         )
     check_exports(config, registry)
 
 
 def check_exports(config: Config, registry: Registry, base: Path | None = None) -> None:
-    """Refuse forms that cannot be made of what is trained, or not on this machine; `base` is the base model's folder.
+    """Refuse exports that cannot be made from the trained model or on this machine; `base` is the base's folder.
 
     Raises:
         ConfigError: there will be no whole model, or an exporter is not ready.
@@ -165,12 +166,12 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
     whole = "model" if adapter.name == "none" else "merged"
     if names and whole == "merged" and not adapter.merges:
         raise ConfigError(
-            f"package.exports are made of the merged model, and adapter {adapter.name} cannot be merged into its base",
-            hint="leave package.exports out; base and adapter are served together",
+            f"package.exports needs the merged model, but adapter {adapter.name} cannot be merged into its base",
+            hint="remove package.exports; base and adapter are served together",
         )
     if names and whole not in (config.package.packagers or (whole,)):
         raise ConfigError(
-            "package.exports are made of the whole model, and package.packagers leaves it out",
+            f"package.exports needs the form {whole}, which package.packagers leaves out",
             hint=f"--package.packagers {','.join([whole, *(config.package.packagers or ())])}",
         )
     own = own_quantization.of(base) if base else None
@@ -179,34 +180,34 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
             raise ConfigError(f"package.exports: {name} cannot be made: {reason}")
         if own and own.make == registry.exporters[name].grid:
             raise ConfigError(
-                f"package.exports: {name} cannot be made: the base's own files are in {own.description}, and "
-                "rounding to the same grid once more would take the adapter away",
-                hint="leave it out, and serve the adapter beside its base; or name the base in full precision",
+                f"package.exports: {name} cannot be made: the base's files are already in {own.description}, and "
+                "quantising onto the same grid again would round the adapter away",
+                hint="remove it and serve the adapter with its base, or train on the base in full precision",
             )
 
 
 def check_settings(config: Config, trainer: Trainer) -> None:
-    """Refuse settings that the method does not read: who gave them expects them to matter."""
-    idle = [
-        Problem(place=f"{origin}  {path}", message=f"means nothing to the method {trainer.name}")
+    """Refuse settings that the method does not use: the user expects them to matter."""
+    unused = [
+        Problem(place=f"{origin}  {path}", message=f"is not used by method {trainer.name}")
         for path, origin in config.origins.items()
         if trainer.settings is not None
         and path.startswith(("objective.", "rollout."))
         and not origin.startswith("method ")
         and path.partition(".")[2] not in trainer.settings
     ]
-    if idle:
-        reads = ", ".join(trainer.settings or ()) or "none of them"
+    if unused:
+        used = ", ".join(trainer.settings or ()) or "none"
         raise ConfigError(
-            f"settings of other methods: {len(idle)}",
-            problems=idle,
-            hint=f"leave them out; of objective and rollout, {trainer.name} reads {reads}",
+            f"settings of other methods: {len(unused)}",
+            problems=unused,
+            hint=f"remove them; the settings of objective and rollout that {trainer.name} uses: {used}",
         )
 
 
 @contextmanager
 def reporting_to_plugins(job: Job) -> Iterator[None]:
-    """Let plugins see the error that ends a run; a full disk becomes an error with a remedy."""
+    """Report the error that ends a run to the plugins; a full disk becomes an error with a remedy."""
     try:
         with writing(job.folder):
             yield
@@ -217,9 +218,9 @@ def reporting_to_plugins(job: Job) -> Iterator[None]:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that may not be written into a ResourceError.
+    """Turn a full disk or a folder without write permission into a ResourceError.
 
-    Weights are written by Rust code, which reports a full disk as its own error with the system's words in it.
+    Weights are written by Rust code, which reports a full disk as its own error with the system's message in it.
     """
     try:
         yield
@@ -227,7 +228,7 @@ def writing(folder: Path) -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             raise ResourceError(
                 f"no space is left on the disk while writing under {folder}",
-                hint="free some, or choose another place with --run.output_dir; nothing was registered",
+                hint="free some space, or set another --run.output_dir; nothing was registered",
             ) from error
         if isinstance(error, OSError) and str(error.filename or "").startswith((str(folder), str(folder.parent))):
             raise ResourceError(
@@ -237,10 +238,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def check_space(job: Job, needed: int) -> None:
-    """Raise ResourceError where fewer than `needed` bytes are free, before anything is spent."""
+    """Raise ResourceError if fewer than `needed` bytes are free, before the work begins."""
     free = shutil.disk_usage(job.folder).free
     if free < needed:
         raise ResourceError(
             f"the run needs about {needed / 2**30:.1f} GiB under {job.folder}, and {free / 2**30:.1f} GiB are free",
-            hint="free some space, or choose another place with --run.output_dir",
+            hint="free some space, or set another --run.output_dir",
         )

@@ -116,7 +116,7 @@ def test_show_says_what_is_cut_of_a_row(run: Run, tmp_path: Path, tiny_model: Pa
     assert line_end["rejected"]["cut"]["end_of_turn_lost"]
     result = run("data", "show", data, "--model", tiny_model, "--max_length", count - 2)
     assert (
-        f"cut at data.max_length {count - 2}: 2 of {count} tokens are left out, 1 of them learned, and the"
+        f"cut at data.max_length {count - 2}: 2 of {count} tokens are left out, 1 of them learned, including the"
         in result.out
     )
     assert f"--data.max_length {count} keeps all" in result.out

@@ -202,7 +202,7 @@ def test_what_is_another_model_to_a_stranger_is_not_registered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoilt(other_weights, monkeypatch)
-    with pytest.raises(RefusedError, match="'merged' is another one when it is loaded in a fresh process"):
+    with pytest.raises(RefusedError, match="'merged' gives different outputs in a clean process"):
         fine_tune("lora", model=tiny_model, data=tiny_rows, **{"package.round_trip": "true"}, **WELL)
     assert not MlflowClient().search_registered_models()
 
@@ -229,7 +229,7 @@ def test_a_form_that_rounds_too_much_is_refused(
     ("settings", "said"),
     [
         ({"package.exports": "nf5"}, "unknown exporter 'nf5'"),
-        ({"package.exports": "nf4", "package.packagers": "adapter"}, "are made of the whole model"),
+        ({"package.exports": "nf4", "package.packagers": "adapter"}, "needs the form merged"),
         ({"package.exports": "nf4", "adapter.kind": "prompt"}, "cannot be merged"),
         ({"package.exports": "absent"}, "absent cannot be made: its tool is not here"),
     ],

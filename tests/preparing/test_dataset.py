@@ -212,7 +212,7 @@ def test_a_row_of_which_nothing_is_to_be_learned_is_dropped(make: Make) -> None:
         *({"messages": [turns[0], {"role": "assistant", "content": f"{n}"}]} for n in range(8)),
     ]
     found = make(data, fail_on="never")
-    assert [one.reason for one in found.left_out] == ["nothing to learn: no turn of the assistant is to be learned"]
+    assert [one.reason for one in found.left_out] == ["nothing to learn: no assistant turn is learned"]
 
 
 # --- the fingerprint

@@ -64,7 +64,7 @@ def test_files_in_4_bits_are_trained_on_and_merged(run: Run, small: Small, rows:
     base = small("llama", stored="nf4 twice")
     result = trained(run, "qlora", base, rows, learning_rate=5e-2)
     package = folder_of(result)
-    assert "its own files are in 4 bits by bitsandbytes (nf4, double quantisation)" in result.err
+    assert "the base's files are in 4 bits by bitsandbytes (nf4, double quantisation)" in result.err
     before = says(stands_for(base))
     wanted = says(PeftModel.from_pretrained(stands_for(base), package / "adapter"))
     assert (wanted - before).abs().max() > 0.01
@@ -211,7 +211,7 @@ def test_rows_longer_than_the_positions(run: Run, small: Small, rows: Path) -> N
     for kind, size in (("gpt2", "n_positions"), ("opt", "max_position_embeddings")):
         base = small(kind, **{size: 48})
         result = run("train", "lora", "--model", base, "--data", rows, "--data.max_length", 1024)
-        refused(result, "data.max_length is 1,024, and the model has 48 positions", "--data.max_length 48")
+        refused(result, "data.max_length is 1,024, but the model has 48 positions", "--data.max_length 48")
         assert "prepare rows" not in result.err
         result = run("data", "check", "--model", base, "--data", rows)
         assert result.code == 0, result.err

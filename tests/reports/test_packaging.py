@@ -91,7 +91,7 @@ def test_a_form_that_cannot_be_made_is_refused_before_the_first_step(
     install("short", REHEARSED)
     result = train(run, small, tmp_path)
     assert result.code == 2
-    assert "short could not be packaged after the training: a name of 300 characters" in result.err
+    assert "packaging short would fail after the training: a name of 300 characters" in result.err
     assert "nothing was trained" in result.err
     failed = latest(client)
     assert failed.info.status == "FAILED"

@@ -42,7 +42,7 @@ def test_a_default_is_lowered(small: Small, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_what_was_given_is_refused(small: Small, kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.max_length is 257, and the model has 256 positions"):
+    with pytest.raises(ConfigError, match=r"data\.max_length is 257, but the model has 256 positions"):
         fit(small(kind), **{"data.max_length": 257})
     given, after = fit(small(kind), **{"data.max_length": 256})
     assert given == after
@@ -56,10 +56,10 @@ def test_models_that_read_on_are_left_alone(small: Small, kind: str) -> None:
 
 def test_a_learned_prompt_takes_its_part(small: Small) -> None:
     assert fit(small("gpt2"), "sft", **PROMPT)[1].data.max_length == 248
-    with pytest.raises(ConfigError, match="the learned prompt takes 8 of them") as raised:
+    with pytest.raises(ConfigError, match="of which the learned prompt takes 8") as raised:
         fit(small("gpt2"), "sft", **PROMPT, **{"data.max_length": 256})
     assert "--data.max_length 248" in str(raised.value.hint)
-    with pytest.raises(ConfigError, match="no row fits beside it"):
+    with pytest.raises(ConfigError, match="there is no room for a row"):
         fit(small("gpt2"), "sft", **PROMPT | {"adapter.num_virtual_tokens": 250})
 
 

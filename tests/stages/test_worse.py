@@ -119,7 +119,7 @@ def test_what_may_be_chance_is_said_and_no_more() -> None:
     found, tags = looked("lora", [score("loss", base)], [score("loss", tuned)], said=said)
     assert found
     assert not found.sure
-    assert "that may be chance" in found.sentence
+    assert "this may be chance" in found.sentence
     assert "rows would show it" in found.sentence
     assert said == [found.sentence]
     assert "mlflow_ft.worse" not in tags
