@@ -563,13 +563,22 @@ PIECES = st.sampled_from(
 )
 
 
+def over_lines(content: str) -> bool:
+    """Whether the file begins with a value that goes on over the end of a line, which is read as such."""
+    begin = content.lstrip()
+    try:
+        return "\n" in begin[: json.JSONDecoder().raw_decode(begin)[1]]
+    except json.JSONDecodeError:
+        return False
+
+
 @settings(max_examples=500, deadline=None)
 @given(content=st.lists(PIECES, min_size=1, max_size=25).map("".join), kind=st.sampled_from(TEXT_KINDS))
 def test_any_pieces_of_rows_are_read_or_reported(
     tmp_path_factory: pytest.TempPathFactory, content: str, kind: str
 ) -> None:
     rows = read_or_told(write(tmp_path_factory.getbasetemp(), f"pieces{kind}", content))
-    if rows is not None and kind == ".jsonl":
+    if rows is not None and kind == ".jsonl" and not over_lines(content):
         expected = []
         for line in content.split("\n"):
             try:
