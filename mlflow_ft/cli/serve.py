@@ -11,7 +11,7 @@ import click
 from mlflow_ft.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.serving.shared import Served
+    from mlflow_ft.engine.serving.loaded_models import Served
     from mlflow_ft.progress import Progress
 
 BASE = "base"

@@ -18,14 +18,14 @@ from mlflow_ft.registry import Registry
 
 PACKAGE = Path(__file__).parents[1]
 TOKENS = [
-    "alike",
+    "similar_turns",
     "clock",
-    "marks",
+    "placeholders",
     "masking",
-    "places",
+    "span_types",
     "render",
     "spans",
-    "steady",
+    "determinism",
     "template_code",
     "thoughts",
     "tool_text",

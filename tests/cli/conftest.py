@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from mlflow_ft import cli, pipeline, plugins
 from mlflow_ft.cli.asked import asked
-from mlflow_ft.engine.serving import shared
+from mlflow_ft.engine.serving import loaded_models
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 
@@ -87,7 +87,7 @@ def spoken(store: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
 
 def answers_of_folder(folder: Path, prompts: list[str]) -> list[str]:
     """A packaged model's answers, given by the code logged with it."""
-    model = shared.ChatModel()
+    model = loaded_models.ChatModel()
     model.load_context(SimpleNamespace(artifacts={"model": str(folder)}, model_config=None))
     requests = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
     return [str(model.predict(None, request)["choices"][0]["message"]["content"]) for request in requests]

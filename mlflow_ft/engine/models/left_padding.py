@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from mlflow_ft.engine.batches import by_length
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.engine.models import generation, loading, neighbours
-from mlflow_ft.engine.models.neighbours import Batch, Check, Row
+from mlflow_ft.engine.models import generation, loading, row_isolation
+from mlflow_ft.engine.models.row_isolation import Batch, Check, Row
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.values import Data, Job
 
@@ -116,11 +116,11 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
         return padded(rows, pad_token_id=pad)
 
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
-        rows = neighbours.some(data)
-        if neighbours.see_each_other(model, rows, collate, rough=rough):
+        rows = row_isolation.some(data)
+        if row_isolation.see_each_other(model, rows, collate, rough=rough):
             scored = (model, getattr(trainer, "ref_model", None))
             hooks = [counted(module) for module in scored if module is not None]
-            if seen := neighbours.see_each_other(model, rows, collate, rough=rough):
+            if seen := row_isolation.see_each_other(model, rows, collate, rough=rough):
                 for hook in hooks:
                     hook.remove()
                 raise refused(job, f"the loss of a token by up to {seen.difference:.2g} nats")

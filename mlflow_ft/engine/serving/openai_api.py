@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.pyfunc import PyFuncModel, scoring_server
 
 from mlflow_ft.engine.serving import chat_model
-from mlflow_ft.engine.serving.shared import Served, UnknownModelError, settled
+from mlflow_ft.engine.serving.loaded_models import Served, UnknownModelError, settled
 
 log = logging.getLogger(__name__)
 NOT_OFFERED = ("functions", "function_call", "audio", "modalities", "prediction", "web_search_options")

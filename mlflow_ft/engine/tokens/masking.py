@@ -18,9 +18,9 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerFast
 
 from mlflow_ft.engine.tokens import tool_text
-from mlflow_ft.engine.tokens.places import WAYS
+from mlflow_ft.engine.tokens.determinism import Steady
 from mlflow_ft.engine.tokens.render import MaskError, Rendered, Span, Way
-from mlflow_ft.engine.tokens.steady import Steady
+from mlflow_ft.engine.tokens.span_types import WAYS
 from mlflow_ft.rows import Encoded, Example, Kind
 
 IGNORED = -100

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mlflow_ft.engine.tokens import thoughts
-from mlflow_ft.engine.tokens.marks import NOTHING, Marked, marked, signature
+from mlflow_ft.engine.tokens.placeholders import NOTHING, Marked, marked, signature
 from mlflow_ft.engine.tokens.spans import MaskError, Shape, Span, Tail, Way, tail
 from mlflow_ft.engine.tokens.template_code import Code, read
 from mlflow_ft.rows import Example, Message

@@ -14,9 +14,9 @@ from functools import cached_property
 from os.path import commonprefix
 from typing import Protocol
 
-from mlflow_ft.engine.tokens.alike import Alike
-from mlflow_ft.engine.tokens.marks import MARK, Marked, argument_names, mark, numbers, quotations
-from mlflow_ft.engine.tokens.places import Frame, MaskError, Span, Way
+from mlflow_ft.engine.tokens.placeholders import MARK, Marked, argument_names, mark, numbers, quotations
+from mlflow_ft.engine.tokens.similar_turns import Alike
+from mlflow_ft.engine.tokens.span_types import Frame, MaskError, Span, Way
 from mlflow_ft.rows import Message
 
 __all__ = ["MaskError", "Shape", "Span", "Tail", "Way", "Write", "tail"]

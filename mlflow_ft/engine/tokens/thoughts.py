@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlflow_ft.engine.tokens.marks import THOUGHT_KEYS
+from mlflow_ft.engine.tokens.placeholders import THOUGHT_KEYS
 from mlflow_ft.rows import Message
 
 NAMED = re.compile(r"(?:^|_)(?:thoughts?|think|thinking|reasoning|rationale|cot|scratchpad|monologue)(?:_|$)")

@@ -14,8 +14,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from mlflow_ft.engine import hardware, options
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
-from mlflow_ft.engine.models import fused_head, loading, neighbours, routers
-from mlflow_ft.engine.models.neighbours import Check, NeighboursCallback
+from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
+from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.engine.training import starts
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
@@ -90,7 +90,7 @@ def run(
     make: Callable[[list[TrainerCallback]], Any],
     *,
     judges: Sequence[LoadedReward] = (),
-    check: Callable[[Job, Data, Any], Check] = neighbours.padded,
+    check: Callable[[Job, Data, Any], Check] = row_isolation.padded,
     fused: float | None = None,
 ) -> Trained:
     """Train with the trainer that `make` builds from the callbacks, and save the result.

@@ -14,8 +14,8 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.loss import OF_ROWS, suited
-from mlflow_ft.engine.models import neighbours
-from mlflow_ft.engine.models.neighbours import Batch, Check, Row, Seen, see_each_other
+from mlflow_ft.engine.models import row_isolation
+from mlflow_ft.engine.models.row_isolation import Batch, Check, Row, Seen, see_each_other
 from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.engine.training import loop
 from mlflow_ft.errors import ConfigError, brief
@@ -180,13 +180,13 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
         size = min(job.config.training.per_device_train_batch_size, len(rows))
         first = collator([rows[index] for index in range(size)])
         packed = first if "position_ids" in first else None  # padding is the same in any batch
-        return see_each_other(model, neighbours.some(data), collate, batch=packed, rough=rough)
+        return see_each_other(model, row_isolation.some(data), collate, batch=packed, rough=rough)
 
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
         if not lengths and job.config.training.per_device_train_batch_size == 1:
             return
         if not (lengths or trainer.padding_free):
-            neighbours.refuse_padding(job, look(model, rough))
+            row_isolation.refuse_padding(job, look(model, rough))
         elif seen := look(model, rough):
             refuse_packed(job, seen, _with_boundaries(collator, model, look, rough=rough))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_ft.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.serving.shared import Served
+    from mlflow_ft.engine.serving.loaded_models import Served
 
 
 class Conversation:
@@ -34,7 +34,7 @@ class Conversation:
         """
         from mlflow.exceptions import MlflowException
 
-        from mlflow_ft.engine.serving.shared import settled
+        from mlflow_ft.engine.serving.loaded_models import settled
 
         def watch(text: str) -> None:
             if written:

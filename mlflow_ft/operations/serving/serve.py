@@ -13,7 +13,7 @@ from mlflow_ft.operations.serving import served_models
 from mlflow_ft.progress import Progress
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.serving.shared import Served
+    from mlflow_ft.engine.serving.loaded_models import Served
 
 HERE = ("127.0.0.1", "localhost", "::1")
 

@@ -16,7 +16,7 @@ from mlflow_ft.stages import init_from
 from mlflow_ft.values import MLFLOW_URIS, BaseModel
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.serving.shared import AdapterFolder, Served
+    from mlflow_ft.engine.serving.loaded_models import AdapterFolder, Served
 
 TUNED = "tuned"
 FORMS = "NAME@alias, NAME/3, models:/..., runs:/RUN_ID/..., a folder, or a model on the Hub (owner/name)"
@@ -56,10 +56,10 @@ def find(asked: str, progress: Progress) -> init_from.Start:
 
 def alone(asked: str, *, base: str | None, progress: Progress) -> Served:
     """One model, by the name that was asked for."""
-    from mlflow_ft.engine.serving import shared
+    from mlflow_ft.engine.serving import loaded_models
 
     start = find(asked, progress)
-    return shared.Served({asked: _load(start, base=base, progress=progress)})
+    return loaded_models.Served({asked: _load(start, base=base, progress=progress)})
 
 
 def together(named: Mapping[str, str], *, base: str | None, progress: Progress) -> Served:
@@ -69,7 +69,7 @@ def together(named: Mapping[str, str], *, base: str | None, progress: Progress) 
         ConfigError: they cannot share one. ModelError: there is no such adapter or base, or it is another one.
         RefusedError: together they are not what they are alone.
     """
-    from mlflow_ft.engine.serving import shared
+    from mlflow_ft.engine.serving import loaded_models
 
     starts = {name: find(asked, progress) for name, asked in named.items()}
     notes = {name: _sharable(name, start) for name, start in starts.items()}
@@ -79,7 +79,7 @@ def together(named: Mapping[str, str], *, base: str | None, progress: Progress) 
         _check_same(first, name, notes[first], note, (bases[first], bases[name]))
     folders = {name: _with_tokenizer(start, bases[name].path) for name, start in starts.items()}
     with progress.bar(f"load {bases[first].name} with {', '.join(starts)}"):
-        return shared.share(bases[first].path, notes[first], folders, say=progress.say)
+        return loaded_models.share(bases[first].path, notes[first], folders, say=progress.say)
 
 
 def compared(asked: str, *, base: str | None, progress: Progress) -> Served:
@@ -88,7 +88,7 @@ def compared(asked: str, *, base: str | None, progress: Progress) -> Served:
     Raises:
         ModelError: it is not known what it was trained from.
     """
-    from mlflow_ft.engine.serving import shared
+    from mlflow_ft.engine.serving import loaded_models
 
     start = find(asked, progress)
     if start.base is not None:
@@ -97,15 +97,15 @@ def compared(asked: str, *, base: str | None, progress: Progress) -> Served:
             note = _sharable(TUNED, start)
             with progress.bar(f"load {found.name} with {start.uri}"):
                 adapter = {TUNED: _with_tokenizer(start, found.path)}
-                return shared.share(found.path, note, adapter, say=progress.say)
+                return loaded_models.share(found.path, note, adapter, say=progress.say)
         except (ConfigError, RefusedError) as error:
             progress.say(f"the base is loaded once more: {error.message}")
     else:
         found = _before(start, base, progress)
     tuned = _load(start, base=base, progress=progress)
     if tuned.scores:  # there is nothing to compare: whoever asks is told so
-        return shared.Served({TUNED: tuned})
-    return shared.Served({TUNED: tuned, shared.BASE: _load_base(found, start, tuned, progress)})
+        return loaded_models.Served({TUNED: tuned})
+    return loaded_models.Served({TUNED: tuned, loaded_models.BASE: _load_base(found, start, tuned, progress)})
 
 
 def _load(start: init_from.Start, *, base: str | None, progress: Progress) -> Any:
@@ -237,7 +237,7 @@ def _short(value: Any) -> str:
 
 
 def _with_tokenizer(start: init_from.Start, base: Path) -> AdapterFolder:
-    from mlflow_ft.engine.serving.shared import AdapterFolder
+    from mlflow_ft.engine.serving.loaded_models import AdapterFolder
 
     own = any((start.folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
     return AdapterFolder(weights=start.folder, tokenizer=start.folder if own else base)

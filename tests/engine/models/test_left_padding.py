@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mlflow_ft.engine.judging import judge
-from mlflow_ft.engine.models import left_padding, neighbours
+from mlflow_ft.engine.models import left_padding, row_isolation
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import WORDS
@@ -71,11 +71,11 @@ def test_prompts_of_one_length_are_looked_at_too(small: Small) -> None:
 )
 def test_positions_are_counted_from_the_text_on(small: Small, kind: str, *, without: bool, counted: bool) -> None:
     model = loaded(small(kind))
-    assert (neighbours.see_each_other(model, ROWS, collate) is None) is without
+    assert (row_isolation.see_each_other(model, ROWS, collate) is None) is without
     hook = left_padding.counted(model)
-    assert (neighbours.see_each_other(model, ROWS, collate) is None) is counted
+    assert (row_isolation.see_each_other(model, ROWS, collate) is None) is counted
     hook.remove()
-    assert (neighbours.see_each_other(model, ROWS, collate) is None) is without
+    assert (row_isolation.see_each_other(model, ROWS, collate) is None) is without
 
 
 @pytest.mark.parametrize("kind", ["rwkv", "gpt2"])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mlflow_ft.engine.tokens import render as rendering
-from mlflow_ft.engine.tokens.marks import marked
 from mlflow_ft.engine.tokens.masking import IGNORED, Encoder, Tokenised, end_tokens
+from mlflow_ft.engine.tokens.placeholders import marked
 from mlflow_ft.engine.tokens.render import MaskError, Shapes, apply, prompt_text, render
 from mlflow_ft.engine.tokens.spans import Shape, Tail
 from mlflow_ft.rows import Example

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from mlflow_ft.engine.tokens.marks import ANY, MARK, Marked, details, mark, quotations
+from mlflow_ft.engine.tokens.placeholders import ANY, MARK, Marked, details, mark, quotations
 
 Way = Literal["generation markers", "prefix differences", "substitution", "whole text", "prompt"]
 WAYS: tuple[Way, ...] = ("generation markers", "prefix differences", "substitution", "whole text", "prompt")

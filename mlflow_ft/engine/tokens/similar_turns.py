@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from mlflow_ft.engine.tokens.marks import DETAIL, MARK, Piece
-from mlflow_ft.engine.tokens.places import WAYS, Span
+from mlflow_ft.engine.tokens.placeholders import DETAIL, MARK, Piece
+from mlflow_ft.engine.tokens.span_types import WAYS, Span
 from mlflow_ft.rows import Message
 
 SAMPLES = 3

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from mlflow_ft.engine import batches
-from mlflow_ft.engine.models import neighbours
+from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.training import sft
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Encoded
@@ -57,8 +57,8 @@ def padded(rows: Sequence[Sequence[int]]) -> Any:
 
 @pytest.mark.parametrize("kind", MIXING)
 def test_packed_rows_that_see_each_other_are_found_with_the_layers(small: Small, kind: str) -> None:
-    with neighbours._as_it_trains(model := loaded(small(kind))):
-        seen = neighbours.see_each_other(model, ROWS, packed)
+    with row_isolation._as_it_trains(model := loaded(small(kind))):
+        seen = row_isolation.see_each_other(model, ROWS, packed)
     name, layer = MIXING[kind]
     assert seen is not None
     assert seen.difference > 1e-5
@@ -70,14 +70,14 @@ def test_packed_rows_that_see_each_other_are_found_with_the_layers(small: Small,
 
 @pytest.mark.parametrize("kind", APART)
 def test_rows_that_leave_each_other_alone_are_let_pass(small: Small, kind: str) -> None:
-    with neighbours._as_it_trains(model := loaded(small(kind))):
-        assert neighbours.see_each_other(model, ROWS, packed, batch=packed(ROWS)) is None
+    with row_isolation._as_it_trains(model := loaded(small(kind))):
+        assert row_isolation.see_each_other(model, ROWS, packed, batch=packed(ROWS)) is None
 
 
 @pytest.mark.parametrize("kind", [*MIXING, *APART])
 def test_padding_on_the_right_changes_no_row(small: Small, kind: str) -> None:
-    with neighbours._as_it_trains(model := loaded(small(kind))):
-        assert neighbours.see_each_other(model, ROWS, padded) is None
+    with row_isolation._as_it_trains(model := loaded(small(kind))):
+        assert row_isolation.see_each_other(model, ROWS, padded) is None
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -85,8 +85,8 @@ def test_with_an_adapter_and_another_attention(small: Small, attention: str) -> 
     for kind, mixes in (("llama", False), ("qwen3_5", True)):
         config = LoraConfig(target_modules="all-linear", init_lora_weights=False, lora_dropout=0.2)
         model = get_peft_model(loaded(small(kind), attn_implementation=attention), config)
-        with neighbours._as_it_trains(model):
-            seen = neighbours.see_each_other(model, ROWS, packed, batch=packed(ROWS))
+        with row_isolation._as_it_trains(model):
+            seen = row_isolation.see_each_other(model, ROWS, packed, batch=packed(ROWS))
         assert (seen is not None) is mixes
         assert seen is None or seen.layers.startswith("model.layers.0.linear_attn")  # not base_model.model.
 
@@ -95,8 +95,8 @@ def test_with_an_adapter_and_another_attention(small: Small, attention: str) -> 
     ("kind", "mixes"), [("llama", False), ("qwen3_moe", False), ("qwen3_5", True), ("bloom", True)]
 )
 def test_rounding_hides_nothing_and_is_no_difference(small: Small, kind: str, *, mixes: bool) -> None:
-    with neighbours._as_it_trains(model := loaded(small(kind), dtype=torch.bfloat16)):
-        seen = neighbours.see_each_other(model, ROWS, packed, batch=packed(ROWS))
+    with row_isolation._as_it_trains(model := loaded(small(kind), dtype=torch.bfloat16)):
+        seen = row_isolation.see_each_other(model, ROWS, packed, batch=packed(ROWS))
     assert (seen is not None) is mixes
 
 
@@ -108,8 +108,8 @@ def test_what_only_a_whole_batch_shows(small: Small) -> None:
         return torch.cat([output[:, :200], output[:, 200:] + output[:, 200:].mean(dim=1, keepdim=True)], dim=1)
 
     model.model.layers[0].mlp.register_forward_hook(leak)
-    assert neighbours.see_each_other(model, ROWS, packed) is None
-    seen = neighbours.see_each_other(model, ROWS, packed, batch=packed(ROWS))
+    assert row_isolation.see_each_other(model, ROWS, packed) is None
+    seen = row_isolation.see_each_other(model, ROWS, packed, batch=packed(ROWS))
     assert seen is not None
     assert seen.layers == ""
 
@@ -117,7 +117,7 @@ def test_what_only_a_whole_batch_shows(small: Small) -> None:
 def test_a_row_in_a_padded_batch_that_sees_the_others(small: Small) -> None:
     model = loaded(small("llama"))
     model.model.layers[0].mlp.register_forward_hook(lambda _, __, output: output + output.mean(dim=0, keepdim=True))
-    seen = neighbours.see_each_other(model, ROWS, padded)
+    seen = row_isolation.see_each_other(model, ROWS, padded)
     assert seen is not None
     assert seen.difference > 1e-3
 
@@ -125,9 +125,9 @@ def test_a_row_in_a_padded_batch_that_sees_the_others(small: Small) -> None:
 def test_a_model_that_scores(small: Small) -> None:
     model: Any = AutoModelForSequenceClassification.from_pretrained(small("qwen3_moe"), num_labels=1).eval()
     model.config.pad_token_id = 0
-    assert neighbours.see_each_other(model, ROWS, padded) is None
+    assert row_isolation.see_each_other(model, ROWS, padded) is None
     model.score.register_forward_hook(lambda _, __, output: output + output.mean(dim=0, keepdim=True))
-    assert neighbours.see_each_other(model, ROWS, padded) is not None
+    assert row_isolation.see_each_other(model, ROWS, padded) is not None
 
 
 class Dropping(nn.Module):
@@ -143,17 +143,17 @@ def test_dropout_is_no_difference_and_every_mode_is_as_before(small: Small) -> N
     model.train()
     model.model.norm.eval()
     modes, state = [module.training for module in model.modules()], torch.get_rng_state()
-    with neighbours._as_it_trains(model):
-        assert neighbours.see_each_other(model, ROWS, packed) is None
+    with row_isolation._as_it_trains(model):
+        assert row_isolation.see_each_other(model, ROWS, packed) is None
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_pairs_are_short_rows_of_unlike_length() -> None:
-    pairs = neighbours.pairs([[1], [1] * 200, [1] * 3, [1] * 9, [1] * 20, [1] * 30])
+    pairs = row_isolation.pairs([[1], [1] * 200, [1] * 3, [1] * 9, [1] * 20, [1] * 30])
     assert [(len(first), len(second)) for first, second in pairs] == [(9, 65), (9, 30)]
-    assert neighbours.pairs([[1], []]) == []
-    assert [(len(first), len(second)) for first, second in neighbours.pairs([[1, 2], [1, 2, 3]])] == [(2, 3), (2, 3)]
+    assert row_isolation.pairs([[1], []]) == []
+    assert [(len(first), len(second)) for first, second in row_isolation.pairs([[1, 2], [1, 2, 3]])] == [(2, 3), (2, 3)]
 
 
 def test_boundaries_are_those_that_trl_gives() -> None:
@@ -165,7 +165,7 @@ def test_boundaries_are_those_that_trl_gives() -> None:
 
 
 def test_boundaries_are_kept_only_where_they_help() -> None:
-    collator, seen = sft.ForPacked(), neighbours.Seen(difference=1.0, layers="")
+    collator, seen = sft.ForPacked(), row_isolation.Seen(difference=1.0, layers="")
     assert sft._with_boundaries(collator, None, lambda *_: None, rough=False) is None
     assert collator.boundaries
     assert sft._with_boundaries(sft.ForPacked(), None, lambda *_: seen, rough=False) == ""

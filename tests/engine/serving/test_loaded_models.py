@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mlflow_ft.engine.serving import chat_model, shared
+from mlflow_ft.engine.serving import chat_model, loaded_models
 from mlflow_ft.errors import ConfigError, RefusedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
@@ -75,9 +75,9 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def share(base: Path, note: dict[str, Any] | None = None, **adapters: Path) -> shared.Shared:
-    folders = {name: shared.AdapterFolder(weights=folder, tokenizer=base) for name, folder in adapters.items()}
-    return shared.share(base, note or NOTE, folders)
+def share(base: Path, note: dict[str, Any] | None = None, **adapters: Path) -> loaded_models.Shared:
+    folders = {name: loaded_models.AdapterFolder(weights=folder, tokenizer=base) for name, folder in adapters.items()}
+    return loaded_models.share(base, note or NOTE, folders)
 
 
 def request(prompt: str = "blue lamp green", **more: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def said(answer: dict[str, Any]) -> str:
 def alone(base: Path, folder: Path | None, note: dict[str, Any] | None = None) -> Any:
     """A single model with its own base."""
     model = chat_model.load_base(str(base), dict(note or NOTE))
-    chat = shared.ChatModel()
+    chat = loaded_models.ChatModel()
     chat.adopt(PeftModel.from_pretrained(model, folder) if folder else model, base)
     return chat
 
@@ -162,7 +162,7 @@ def test_an_adapter_that_changes_the_base_is_refused(base: Path, adapter: Callab
 def test_an_adapter_that_changes_another_is_refused(
     base: Path, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = shared._put
+    put = loaded_models._put
 
     def harmful(module: Any, folder: Path, key: str, *, name: str, **more: Any) -> Any:
         wrapped = put(module, folder, key, name=name, **more)
@@ -170,7 +170,7 @@ def test_an_adapter_that_changes_another_is_refused(
             next(value for key, value in wrapped.named_parameters() if "served0" in key).data += 1
         return wrapped
 
-    monkeypatch.setattr(shared, "_put", harmful)
+    monkeypatch.setattr(loaded_models, "_put", harmful)
     with pytest.raises(RefusedError, match="adapter 'b' changes the output of another adapter"):
         share(base, a=adapter("lora", 1), b=adapter("lora", 2))
 
@@ -198,7 +198,7 @@ def test_the_base_ends_where_it_does_or_where_the_adapter_was_taught_to(
 ) -> None:
     own = Path(shutil.copytree(base, tmp_path / "own", ignore=shutil.ignore_patterns("*.safetensors")))
     (own / "generation_config.json").write_text('{"eos_token_id": [9]}')
-    served = shared.share(base, NOTE, {"a": shared.AdapterFolder(weights=adapter("lora"), tokenizer=own)})
+    served = loaded_models.share(base, NOTE, {"a": loaded_models.AdapterFolder(weights=adapter("lora"), tokenizer=own)})
     assert served._chats["a"].end_tokens == [9]
     assert served._chats["base"].end_tokens == [9, 3]
     answer = served.answer(request(model="base"))
@@ -208,7 +208,7 @@ def test_the_base_ends_where_it_does_or_where_the_adapter_was_taught_to(
 def test_a_name_that_is_not_there(base: Path, adapter: Callable[..., Path]) -> None:
     served = share(base, a=adapter("lora"))
     assert served.answer(request())["model"] == "a"
-    with pytest.raises(shared.UnknownModelError, match="no model 'c'; available models: a, base"):
+    with pytest.raises(loaded_models.UnknownModelError, match="no model 'c'; available models: a, base"):
         served.answer(request(model="c"))
 
 
@@ -219,14 +219,14 @@ def test_what_is_settled_stays(text: str, stops: list[str]) -> None:
     answer = chat_model.shown(text[:end], stops)
     before = ""
     for size in range(end + 1):
-        part = shared.settled(text[:size], stops)
+        part = loaded_models.settled(text[:size], stops)
         assert part.startswith(before)
         assert answer.startswith(part)
         before = part
 
 
 def test_half_a_letter_and_what_may_become_a_stop_text_wait() -> None:
-    assert shared.settled("words and", None) == "words and"
-    assert shared.settled("words and", ["and then"]) == "words"
-    assert shared.settled("words, and then", "and then") == "words,"
-    assert shared.settled("caf\ufffd") == "caf"
+    assert loaded_models.settled("words and", None) == "words and"
+    assert loaded_models.settled("words and", ["and then"]) == "words"
+    assert loaded_models.settled("words, and then", "and then") == "words,"
+    assert loaded_models.settled("caf\ufffd") == "caf"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_ft.engine.tokens import alike
+from mlflow_ft.engine.tokens import similar_turns
 from mlflow_ft.engine.tokens.masking import Encoder, MaskError, Tokenised
-from mlflow_ft.engine.tokens.places import WAYS, Span, Way
 from mlflow_ft.engine.tokens.render import Shapes, apply
+from mlflow_ft.engine.tokens.span_types import WAYS, Span, Way
 from mlflow_ft.rows import Example
 from tests.engine.templates import FAMILIES, talk
 from tests.engine.templates import tokenizers as tokens
@@ -44,7 +44,7 @@ def proved(maker: Encoder, messages: Sequence[Any], **more: Any) -> Tokenised:
 def one_by_one() -> Iterator[None]:
     """Every turn is located alone, as if there were never enough similar ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alike, "SAMPLES", 10**9)
+        patch.setattr(similar_turns, "SAMPLES", 10**9)
         yield
 
 
