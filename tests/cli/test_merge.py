@@ -106,7 +106,7 @@ def test_another_base_than_the_recorded_one_is_refused(run: Run, adapter: Path, 
     [
         ([], "no output folder given"),
         (["--out", "x"], "no adapter was named"),
-        (["--out", "x", "--adapter", "nowhere"], "no folder and no MLflow URI"),
+        (["--out", "x", "--adapter", "nowhere"], "neither a folder nor an MLflow URI"),
         (["--out", "x", "--adapter", "models:/nothing@champion"], "nothing"),
         (["--out", "x", "--adapter", "MODEL"], "whole model"),
         (["--out", "x", "--adapter", "ADAPTER", "--dtype", "int3"], "int3"),

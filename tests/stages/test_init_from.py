@@ -116,11 +116,11 @@ def nameless(folder: Path) -> None:
     [
         ("prompt", {"adapter.kind": "lora"}, "--adapter.kind prompt"),
         ("dora", {"adapter.kind": "lora"}, "--adapter.kind dora"),
-        ("lora", {"adapter.kind": "none"}, "trains every weight"),
+        ("lora", {"adapter.kind": "none"}, "trains all weights"),
         ("lora", {"adapter.kind": "lora", "adapter.r": 5}, "adapter.r is 5"),
         ("lora", {"adapter.kind": "lora", "adapter.use_rslora": "true"}, "use_rslora"),
         ("ptuning", {"adapter.kind": "ptuning"}, "not the network"),
-        ("adalora", {"adapter.kind": "adalora"}, "ranks were settled"),
+        ("adalora", {"adapter.kind": "adalora"}, "ranks were fixed"),
     ],
 )
 def test_what_does_not_go_on_is_refused(
@@ -139,7 +139,7 @@ def test_a_prefix_from_a_network_does_not_go_on(adapter: Callable[..., Path]) ->
 
 
 def test_nothing_there(adapter: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no folder and no MLflow URI"):
+    with pytest.raises(ModelError, match="neither a folder nor an MLflow URI"):
         find("lora", init_from=tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="neither an adapter nor a model"):
@@ -193,7 +193,7 @@ def test_the_highest_adapter_is_meant_and_several_are_not_guessed(adapter: Calla
     folder = adapter("lora")
     for name in ("checkpoint-9", "checkpoint-10"):
         shutil.copytree(folder, tmp_path / "out" / name)
-    with pytest.raises(ModelError, match="2 adapters, and none above them: checkpoint-9, checkpoint-10") as caught:
+    with pytest.raises(ModelError, match="2 adapters and none above them: checkpoint-9, checkpoint-10") as caught:
         init_from.read(str(tmp_path / "out"))
     assert caught.value.hint.endswith("/out/checkpoint-10")
     shutil.copytree(folder, tmp_path / "out", dirs_exist_ok=True)
@@ -213,7 +213,7 @@ def test_a_whole_model_is_meant_whatever_lies_below_it(
     assert (found.folder, found.base) == (tmp_path / "whole", None)
     for name in ("a", "b"):
         shutil.copytree(tiny_model, tmp_path / "two" / name)
-    with pytest.raises(ModelError, match="2 models, and none above them: a, b"):
+    with pytest.raises(ModelError, match="2 models and none above them: a, b"):
         init_from.read(str(tmp_path / "two"))
 
 

@@ -120,7 +120,7 @@ def test_what_may_be_chance_is_said_and_no_more() -> None:
     assert found
     assert not found.sure
     assert "this may be chance" in found.sentence
-    assert "rows would show it" in found.sentence
+    assert "rows would be needed to tell" in found.sentence
     assert said == [found.sentence]
     assert "mlflow_ft.worse" not in tags
 
@@ -159,7 +159,7 @@ def test_a_model_that_guesses_worse_than_chance_is_worse_whatever_it_was_trained
         found, _ = looked(method, [score(name, [2.0] * 5), *pairs], [score(name, [guess + 2.1] * 5), *pairs])
         assert found
         assert found.sure
-        assert "guess among all 1,000 tokens" in found.sentence
+        assert "guessing among all 1,000 tokens" in found.sentence
         usual, _ = looked(method, [score(name, [2.0] * 5), *pairs], [score(name, [guess] * 5), *pairs])
         assert usual is None  # preferences make the chosen answers less likely, too
 
