@@ -312,7 +312,7 @@ def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
     ("arguments", "words"),
     [
         ([], "no model was named"),
-        (["nowhere"], "no model that is known here"),
+        (["nowhere"], "is not a known model"),
         (["nothing@champion"], "no model 'nothing' with the alias 'champion'"),
         (["models:/one/9"], "cannot be fetched"),
         (["runs:/0123"], "name a model that it logged: runs:/0123/merged"),

@@ -71,7 +71,7 @@ def test_a_guard_set_is_scored_before_and_after(
 
     write_jsonl(guard, [{"instruction": "say it", "output": "something else"}])
     scored, told = rescore.champion(pair, plugins=plugins.load(), progress=Progress(quiet=True))
-    assert "the rows of words are not what they were" in told
+    assert "the rows of words have changed" in told
     assert scored.score("words/loss") is None
 
 

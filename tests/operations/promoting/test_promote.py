@@ -379,7 +379,7 @@ def test_a_champion_that_cannot_be_scored_on_these_rows_is_not_beaten(shop: Shop
     judged = shop.judged(shop.version(rows={"loss": [0.1] * 40}, digest="e" * 32))
     verdict = judged["beats-champion loss"]
     assert not verdict.passed
-    assert "has no scores on these rows, and could not be scored on them: run" in verdict.found
+    assert "has no scores on these rows and could not be scored on them: run" in verdict.found
     assert "has no config.yaml" in verdict.found
 
 
@@ -440,7 +440,7 @@ def test_gates_are_chosen_by_name_and_must_ask_for_something(shop: Shop) -> None
     with pytest.raises(ConfigError, match=r"unknown gate 'beats-bas'\n.*beats-base"):
         shop.promote(version, Gates(waive={"beats-bas": "it is the first of its kind"}))
     shop.promote(version)
-    with pytest.raises(ConfigError, match=r"ask for nothing.*max_age_days is not set"):
+    with pytest.raises(ConfigError, match=r"check nothing.*max_age_days is not set"):
         shop.promote(shop.version(), Gates(names=["freshness"]))
 
 
@@ -488,7 +488,7 @@ def test_a_rollback_makes_the_champion_before_champion_again(shop: Shop) -> None
     with pytest.raises(RefusedError, match="version 1 is the first champion"):
         rollback(shop)
     assert rollback(shop, to=3).move.after == 3
-    with pytest.raises(RefusedError, match="version 3 is the champion of chat already"):
+    with pytest.raises(RefusedError, match="version 3 is already the champion of chat"):
         rollback(shop, to=3)
     with pytest.raises(ModelError, match="no chat 9"):
         rollback(shop, to=9)
@@ -506,7 +506,7 @@ def test_a_champion_before_that_was_deleted_is_passed_over(shop: Shop) -> None:
 
 def test_nothing_to_take_back(shop: Shop) -> None:
     shop.version()
-    with pytest.raises(RefusedError, match="chat has no champion to take back"):
+    with pytest.raises(RefusedError, match="chat has no champion to roll back"):
         rollback(shop)
 
 

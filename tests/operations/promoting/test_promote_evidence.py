@@ -275,7 +275,7 @@ def test_options_that_are_declared_are_taken() -> None:
         ("lower_is_better: [coost]", "lower_is_better: coost"),
         ("beats_base: {metric: los}", "beats_base.metric: los  the run has no such score; did you mean loss?"),
         ("beats_champion: {metric: [loss, exact_mtch]}", "beats_champion.metric: exact_mtch"),
-        ("beats_base: {metric: perplexity}", "without a value for each row; those that have are exact_match, loss"),
+        ("beats_base: {metric: perplexity}", "this score has no value for each row; scores with a value for each row: exact_match, loss"),
     ],
 )
 def test_a_score_that_the_run_has_not_is_refused_with_those_it_has(shop: Shop, text: str, words: str) -> None:
@@ -305,8 +305,8 @@ def test_a_gate_without_a_verdict_abstains_and_only_abstaining_is_refused(shop: 
     ours = replace(shop, loaded=loaded)
     decision = ours.promote(shop.version())
     [said] = [one.as_dict() for one in decision.judged if one.gate == "silent"]
-    assert (said["result"], said["passed"], said["found"]) == ("abstain", None, "it has nothing to say of this model")
-    with pytest.raises(ConfigError, match=r"ask for nothing.*silent \(it has nothing to say"):
+    assert (said["result"], said["passed"], said["found"]) == ("abstain", None, "it has no verdict on this model")
+    with pytest.raises(ConfigError, match=r"check nothing.*silent \(it has no verdict"):
         ours.promote(shop.version(), Gates(names=["silent"]))
 
 

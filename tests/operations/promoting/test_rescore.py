@@ -40,7 +40,7 @@ def test_scored_again_a_model_has_the_scores_that_its_run_kept(
     for name in ("chat", "chat-adapter"):
         one = contender(client, find_version(client, name, "1"))
         again, note = rescored(client, one, one)
-        assert note == "the champion (version 1) had no scores on these rows: it was loaded, and scored on them"
+        assert note == "the champion (version 1) had no scores on these rows: it was loaded and scored on them"
         assert again.unscored == ""
         assert again.rows.keys() == one.rows.keys() >= {"loss", "exact_match"}
         assert again.rows["loss"] == pytest.approx(one.rows["loss"], abs=1e-5)
@@ -64,7 +64,7 @@ def test_a_champion_on_other_rows_is_scored_on_the_candidates(
     assert decision.gates_from.startswith("gates.yaml of run ")
     assert "scores loss" in [one.name for one in decision.judged]
     assert decision.notes == (
-        "the champion (version 1) had no scores on these rows: it was loaded, and scored on them",
+        "the champion (version 1) had no scores on these rows: it was loaded and scored on them",
     )
     [verdict] = [one.verdict for one in decision.judged if one.gate == "beats-champion"]
     assert verdict.numbers["difference"] > 0.1
@@ -78,7 +78,7 @@ def test_rows_that_changed_since_are_not_scored_on(fine_tune: Run, tiny_model: P
     tiny_rows.write_text("".join(tiny_rows.read_text().splitlines(keepends=True)[:-8]))
     client = MlflowClient()
     one = contender(client, find_version(client, "chat", "1"))
-    assert "are not what they were when it was scored" in rescored(client, one, one)[0].unscored
+    assert "have changed since it was scored" in rescored(client, one, one)[0].unscored
     tiny_rows.unlink()
     assert "could not be scored on them" in rescored(client, one, one)[1]
 
