@@ -189,7 +189,7 @@ def test_merging_with_peft_is_reported(run: Run, tiny_model: Path, tmp_path: Pat
     own = make_adapter(tiny_model, tmp_path / "own", init_lora_weights="olora")
     result = run("merge", "--adapter", own, "--out", tmp_path / "merged")
     assert result.code == 0, result.err
-    assert "the whole model was in memory: it began as olora" in result.err
+    assert "the whole model was loaded into memory: it began as olora" in result.err
     verify_manifest(tmp_path / "merged")
 
 

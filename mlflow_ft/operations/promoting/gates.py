@@ -42,7 +42,7 @@ def check_scores(gates: Gates, contenders: Iterable[Contender | None], *, place:
     for setting, name in gates.scores():
         where = f"{place}  {setting}: {name}"
         if setting.endswith(".metric") and name in scores and for_rows and name not in for_rows:
-            hint = f"scores with a value for each row: {', '.join(for_rows)}"
+            hint = f"those that have one: {', '.join(for_rows)}"
             problems.append(Problem(place=where, message="this score has no value for each row", hint=hint))
         elif scores and name not in scores and name not in metrics:
             hint = near(name, scores, what="it has")

@@ -275,7 +275,7 @@ def test_options_that_are_declared_are_taken() -> None:
         ("lower_is_better: [coost]", "lower_is_better: coost"),
         ("beats_base: {metric: los}", "beats_base.metric: los  the run has no such score; did you mean loss?"),
         ("beats_champion: {metric: [loss, exact_mtch]}", "beats_champion.metric: exact_mtch"),
-        ("beats_base: {metric: perplexity}", "this score has no value for each row; scores with a value for each row: exact_match, loss"),
+        ("beats_base: {metric: perplexity}", "has no value for each row; those that have one: exact_match, loss"),
     ],
 )
 def test_a_score_that_the_run_has_not_is_refused_with_those_it_has(shop: Shop, text: str, words: str) -> None:

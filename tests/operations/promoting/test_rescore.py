@@ -63,9 +63,7 @@ def test_a_champion_on_other_rows_is_scored_on_the_candidates(
     assert decision.outcome == "promoted"
     assert decision.gates_from.startswith("gates.yaml of run ")
     assert "scores loss" in [one.name for one in decision.judged]
-    assert decision.notes == (
-        "the champion (version 1) had no scores on these rows: it was loaded and scored on them",
-    )
+    assert decision.notes == ("the champion (version 1) had no scores on these rows: it was loaded and scored on them",)
     [verdict] = [one.verdict for one in decision.judged if one.gate == "beats-champion"]
     assert verdict.numbers["difference"] > 0.1
     assert verdict.numbers["rows"] == len(
