@@ -186,8 +186,8 @@ def _export_source(exporter: Exporter, source: Source, scratch: Path, progress: 
 def _reference(source: Source, tokenizer: Any, scratch: Path, progress: Progress) -> tuple[Path, str]:
     """The trained model's reference from its run, else a reference of the model itself; and which of the two."""
     if source.store and source.run_id:
-        if kept := source.store.fetch(source.run_id, f"parity/{REFERENCE}", scratch):
-            return kept, "the trained model, on held-out rows"
+        if recorded := source.store.fetch(source.run_id, f"parity/{REFERENCE}", scratch):
+            return recorded, "the trained model, on held-out rows"
         progress.say(
             "the run has no outputs of the trained model; the form is compared with the exported model instead"
         )

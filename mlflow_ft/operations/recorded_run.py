@@ -47,4 +47,4 @@ def moment(run: Run) -> datetime:
     recorded = run.data.tags.get(CLOCK_TAG)
     if recorded:
         return datetime.fromisoformat(recorded)
-    return datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # templates are told local time
+    return datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # templates get local time

@@ -91,7 +91,7 @@ def reopen(earlier: Unpackaged, plugins: Plugins, registry: Registry, run: Activ
         TrackingError: another process is using the run.
     """
     run.begin("package")
-    job = start.opened(earlier.config, plugins, registry, run, progress, folder=earlier.folder)
+    job = start.open_job(earlier.config, plugins, registry, run, progress, folder=earlier.folder)
     progress.say(f"run {run.run_id}: trained for {earlier.training['metrics'].get('train/steps', 0):.0f} steps")
     return job
 
@@ -160,7 +160,7 @@ def data(job: Job, earlier: Unpackaged, base: BaseModel) -> Data:
 
 
 @contextmanager
-def kept(job: Job, trained: Trained) -> Iterator[None]:
+def naming_weights(job: Job, trained: Trained) -> Iterator[None]:
     """If a stage after the training fails for a reason other than a refusal, say where the weights are."""
     try:
         yield

@@ -47,7 +47,7 @@ def prepare(job: Job, base: BaseModel) -> Data:
         ModelError: the base model has no tokenizer or no chat template.
         RefusedError: a check found what `data.fail_on` refuses.
     """
-    checked = look(job, base, accept=partial(fits, job.config.method, job.registry))
+    checked = check_rows(job, base, accept=partial(fits, job.config.method, job.registry))
     refuse(checked, job.config.data.fail_on)
     return guarded(job, checked.data)
 
@@ -65,7 +65,7 @@ def guarded(job: Job, data: Data) -> Data:
     return replace(data, guards=guard_sets)
 
 
-def look(
+def check_rows(
     job: Job,
     base: BaseModel,
     *,

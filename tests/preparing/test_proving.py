@@ -39,7 +39,7 @@ def encoder(tiny_model: Path) -> EncoderOf:
 def run(encoder: Encoder, workers: int) -> list[ProvedRow | tuple[str, str]]:
     batches = iter([ROWS[start : start + BATCH] for start in range(0, len(ROWS), BATCH)])
     found: list[ProvedRow | tuple[str, str]] = []
-    for batch, results in proving.proved(batches, lambda batch: batch, encoder, workers=workers):
+    for batch, results in proving.prove_batches(batches, lambda batch: batch, encoder, workers=workers):
         assert len(batch) == len(results)
         found += [(str(one), one.text) if isinstance(one, MaskError) else one for one in results]
     return found
@@ -103,6 +103,6 @@ def test_the_next_batch_is_made_while_the_others_work_and_not_all_at_once(
             yield ROWS[:1]
 
     ahead = []
-    for done, _ in enumerate(proving.proved(batches(), lambda batch: batch, encoder(), workers=1), 1):
+    for done, _ in enumerate(proving.prove_batches(batches(), lambda batch: batch, encoder(), workers=1), 1):
         ahead.append(taken - done)
     assert max(ahead) <= 4

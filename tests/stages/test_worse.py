@@ -53,7 +53,7 @@ def looked(
     job: Any = SimpleNamespace(
         config=asked([method, "--model=x", *rewarded, *more], LOADED), registry=REGISTRY, run=run, progress=progress
     )
-    return worse.look(job, *kept(base, tuned), tokens=TOKENS), run.tags
+    return worse.find(job, *kept(base, tuned), tokens=TOKENS), run.tags
 
 
 def kept(base: Sequence[Score], tuned: Sequence[Score]) -> tuple[Any, Any]:
@@ -106,7 +106,7 @@ def test_what_the_training_began_with_is_named_where_it_was_trained_before() -> 
     job: Any = SimpleNamespace(
         config=asked(["lora", "--model=x"], LOADED), registry=REGISTRY, run=ListedRun(), progress=Progress(quiet=True)
     )
-    found = worse.look(job, scores, rows, tokens=TOKENS, began="tiny with the adapter models:/chat/3")
+    found = worse.find(job, scores, rows, tokens=TOKENS, began="tiny with the adapter models:/chat/3")
     assert found
     assert found.sentence.startswith(
         "the tuned model is worse than its base (tiny with the adapter models:/chat/3): loss"

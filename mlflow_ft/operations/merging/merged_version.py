@@ -105,8 +105,8 @@ def _reference(
     from mlflow_ft.engine.judging import reference
 
     run_id = _run_of(source, request)
-    if run_id and (kept := store.fetch(run_id, f"parity/{compare.REFERENCE}", scratch)):
-        return kept
+    if run_id and (recorded := store.fetch(run_id, f"parity/{compare.REFERENCE}", scratch)):
+        return recorded
     if run_id:
         progress.say("the run has no outputs of the trained model; the adapter is run on its base instead")
     file = scratch / compare.REFERENCE

@@ -124,7 +124,7 @@ def moment_of(store: Store, contender: Contender) -> datetime:
     Old runs did not record it; their templates got the current time.
     """
     if not contender.run_id:
-        return datetime.now()  # noqa: DTZ005  # templates are told local time
+        return datetime.now()  # noqa: DTZ005  # templates get local time
     return recorded_run.moment(store.run(contender.run_id))
 
 
