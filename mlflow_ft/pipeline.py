@@ -93,7 +93,7 @@ def _finished(job: Job, rows: Data, trained: Trained, active: ActiveRun) -> Outc
     from mlflow_ft.operations import unpackaged
     from mlflow_ft.stages import evaluate, package, register, worse
 
-    with unpackaged.kept(job, trained):
+    with unpackaged.naming_weights(job, trained):
         scores = evaluate.evaluate(job, rows, trained)
         packaged = package.package(job, rows, trained, scores)
         versions = register.register(job, rows, trained, packaged, scores)
@@ -158,7 +158,7 @@ def prepare(
         with start.reporting_to_plugins(job), clock_of(config, now):
             base = hub.find(config.model, job.progress, weights=False)
             job = model.fitted(job, base)
-            checked = data.look(job, base, strict=not fix)
+            checked = data.check_rows(job, base, strict=not fix)
             cleaned = data.clean(job, checked, out) if fix else None
             if not fix:
                 data.refuse(checked, config.data.fail_on)

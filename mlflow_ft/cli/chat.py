@@ -100,7 +100,7 @@ def turn(talk: Conversation, prompt: str, console: Console, *, as_json: bool, go
     try:
         if as_json:
             click.echo(json.dumps(line(prompt, talk.ask(prompt)), ensure_ascii=False))
-        elif len(talk.said) == 1:
+        elif len(talk.turns) == 1:
             print_answer(talk, prompt, console)
         else:
             side_by_side(talk.ask(prompt), console)

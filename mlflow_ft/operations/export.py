@@ -1,4 +1,4 @@
-"""A finished model in another form: written, opened, compared, and kept with the version that it is a form of."""
+"""Export a finished model to another form: write it, load it, compare it, and log it with the model version."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RECORD = "export.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What to export, and where to."""
+    """What to export, and where."""
 
     model: str
     """`NAME@alias`, `NAME/3`, an MLflow URI, a folder or a Hub id: a whole model."""
@@ -43,26 +43,26 @@ class ExportRequest:
     """The name of an exporter."""
     out: Path
     max_kl: float | None = None
-    """Instead of the exporter's own."""
+    """Overrides the exporter's limit."""
     log: bool = True
-    """Keep the files with the run of the version, and the numbers on both."""
+    """Log the files to the version's run, and the numbers to the run and the version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The folder, and how near it is to the model."""
+    """The folder, and how close it is to the model."""
 
     folder: Path
     already: bool
-    """It was there, from the same model."""
+    """Whether it was there already, from the same model."""
     record: Mapping[str, Any]
     logged: str = ""
-    """Where MLflow keeps it: `runs:/RUN_ID/exports/NAME`."""
+    """Where MLflow has it: `runs:/RUN_ID/exports/NAME`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The whole model that is exported: its folder, and where it is a registered version, that version."""
+    """The whole model to export: its folder and, if it is registered, its version."""
 
     uri: str
     folder: Path
@@ -71,12 +71,12 @@ class Source:
 
     @property
     def run_id(self) -> str:
-        """The run that holds the version's files; "" where there is none."""
+        """The run that has the version's files; "" if there is none."""
         return str(self.version.run_id or "") if self.version else ""
 
 
 def export(request: ExportRequest, plugins: Plugins, progress: Progress) -> Export:
-    """Write a complete folder, or none. A registered version is exported in an MLflow run.
+    """Write a complete folder or none. A registered version is exported in an MLflow run.
 
     Raises:
         ConfigError: no such form, or it cannot be made here. ModelError: there is no such model, or it is an adapter.
@@ -104,7 +104,7 @@ def _source(request: ExportRequest, exporter: Exporter, progress: Progress) -> S
     start = served_models.find(request.model, progress)
     if start.base is not None:
         raise ModelError(
-            f"{request.model} is an adapter", hint="merge it first: mlflow-ft merge; then export what that wrote"
+            f"{request.model} is an adapter", hint="merge it first (mlflow-ft merge), then export the merged model"
         )
     if reason := exporter.ready(start.folder):
         raise ConfigError(f"{request.to} cannot be made: {reason}")
@@ -148,20 +148,20 @@ def _proved(
     with tempfile.TemporaryDirectory() as scratch:
 
         def make(folder: Path) -> None:
-            for file in folder.rglob("*"):  # left by an export that was stopped
+            for file in folder.rglob("*"):  # left over from an interrupted export
                 if file.is_file():
                     file.unlink()
             exporter.export(whole, folder)
 
         tokenizer: Any = AutoTokenizer.from_pretrained(source.folder)
-        whole = _suited(exporter, source, Path(scratch), progress)
+        whole = _export_source(exporter, source, Path(scratch), progress)
         reference, compared_with = _reference(source, tokenizer, Path(scratch), progress)
         original = Original(reference=reference, folder=source.folder, tokenizer=tokenizer, run=run)
         proved = proving_forms.prove(replace(form, make=make), original, progress)
     return {"parity": dict(proved.parity), "compared_with": compared_with}
 
 
-def _suited(exporter: Exporter, source: Source, scratch: Path, progress: Progress) -> Path:
+def _export_source(exporter: Exporter, source: Source, scratch: Path, progress: Progress) -> Path:
     """The model's folder, or its adapter's merge into the original weights; see `Exporter.grid`."""
     adapter = source.version.tags.get("mlflow_ft.adapter_version") if source.version else None
     if not (source.store and source.version and adapter and exporter.grid and source.run_id):
@@ -172,23 +172,25 @@ def _suited(exporter: Exporter, source: Source, scratch: Path, progress: Progres
     own = run.data.tags.get("mlflow_ft.base_quantization")
     if own == exporter.grid:
         raise ConfigError(
-            f"{exporter.name} cannot be made: the files of its base were in {exporter.grid} already, and rounding to "
-            "the same grid once more would remove the adapter",
+            f"{exporter.name} cannot be made: the files of its base were already in {exporter.grid}, and quantising "
+            "onto the same grid again would round the adapter away",
             hint="serve the adapter on its base, or export another form",
         )
     if own:
         return source.folder
-    progress.say(f"its base was in {exporter.grid} already: the adapter is merged into the original weights instead")
+    progress.say(f"its base was already in {exporter.grid}: the adapter is merged into the original weights instead")
     request = adapters.MergeRequest(adapter=adapter, out=scratch / "original", into="original")
     return merge_adapter.merge(request, progress).folder
 
 
 def _reference(source: Source, tokenizer: Any, scratch: Path, progress: Progress) -> tuple[Path, str]:
-    """The reference that the run of the trained model kept, else one of the model itself; and which it is."""
+    """The trained model's reference from its run, else a reference of the model itself; and which of the two."""
     if source.store and source.run_id:
-        if kept := source.store.fetch(source.run_id, f"parity/{REFERENCE}", scratch):
-            return kept, "the trained model, on held-out rows"
-        progress.say("the run has not kept what the trained model said; the form is compared with the model itself")
+        if recorded := source.store.fetch(source.run_id, f"parity/{REFERENCE}", scratch):
+            return recorded, "the trained model, on held-out rows"
+        progress.say(
+            "the run has no outputs of the trained model; the form is compared with the exported model instead"
+        )
     return _of_itself(source.folder, tokenizer, scratch, progress), "the model that it was made of"
 
 
@@ -197,7 +199,7 @@ def _of_itself(folder: Path, tokenizer: Any, scratch: Path, progress: Progress) 
     from mlflow_ft.engine.merging import quantised
 
     file = scratch / REFERENCE
-    with progress.bar("ask the model itself"), quantised.opened(folder) as form:
+    with progress.bar("run the original model"), quantised.opened(folder) as form:
         reference.keep_answers(form.model, tokenizer, compare.QUESTIONS, file)
     return file
 
@@ -212,12 +214,12 @@ def _weights(folder: Path) -> str:
 
 
 def _log(source: Source, name: str, folder: Path, record: Mapping[str, Any], progress: Progress) -> str:
-    """Keep the files in the version's run, and the numbers there and on the version, unless they are there already."""
+    """Log the files to the version's run, and the numbers to the run and the version, unless that was done already."""
     version = source.version
     if not (source.store and version) or f"mlflow_ft.export.{name}" in version.tags:
         return ""
     if not source.run_id:
-        progress.say(f"{version.name} version {version.version} has no run to keep the files with")
+        progress.say(f"{version.name} version {version.version} has no run: the files were not logged")
         return ""
     parity = {f"parity/{name}/{key}": value for key, value in record["parity"].items()}
     with progress.bar(f"log {name}"):

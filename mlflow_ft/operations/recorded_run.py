@@ -1,4 +1,4 @@
-"""What a run recorded of itself, for whoever goes on from it: its configuration, and its clock."""
+"""What a run recorded for later commands: its configuration and its clock."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def config(store: Store, run_id: str, registry: Registry) -> Config:
     """The configuration of a run, from its `config.yaml`.
 
     Raises:
-        ConfigError: the run has none, trained nothing, or asks for what there is no more.
+        ConfigError: the run has none, trained nothing, or names something that is no longer installed.
     """
     text = store.read(run_id, "config.yaml") if run_id else None
     if not text:
-        raise ConfigError(f"run {run_id or '(none)'} has no config.yaml: it is not a training of mlflow-ft")
+        raise ConfigError(f"run {run_id or '(none)'} has no config.yaml: it is not a training run of mlflow-ft")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
         file.write_text(text, encoding="utf-8")
-        given = read_yaml(file)
-    method = str(next((value.value for value in given if value.key == "method"), ""))
+        settings = read_yaml(file)
+    method = str(next((setting.value for setting in settings if setting.key == "method"), ""))
     if method == PREPARE:
-        raise ConfigError(f"run {run_id} prepared data, and trained nothing")
-    return resolve(method, defaults=registry.trainers[method].defaults, file=given)
+        raise ConfigError(f"run {run_id} only prepared data; it trained no model")
+    return resolve(method, defaults=registry.trainers[method].defaults, file=settings)
 
 
 def moment(run: Run) -> datetime:
-    """The moment that the chat template was told in a run: only then are its rows what they were.
+    """The time that the chat template got in a run; with it the rows are the same again.
 
-    Runs that do not say were before runs did; they told it the time as it went on.
+    Old runs did not record it; their templates got the current time.
     """
     recorded = run.data.tags.get(CLOCK_TAG)
     if recorded:
         return datetime.fromisoformat(recorded)
-    return datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # templates are told local time
+    return datetime.fromtimestamp(run.info.start_time / 1000)  # noqa: DTZ006  # templates get local time

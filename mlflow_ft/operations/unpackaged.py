@@ -1,4 +1,4 @@
-"""A run that was trained but not packaged: its weights, its rows and its settings, found again to go on with."""
+"""Reopen a run that was trained but not packaged: find its weights, rows and settings again."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ FOLDER = "mlflow_ft.folder"
 
 @dataclass(frozen=True, kw_only=True)
 class Unpackaged:
-    """A run whose training is complete on the disk."""
+    """A run whose training is complete on disk."""
 
     run: Run
     config: Config
     folder: Path
     moment: datetime
-    """What the chat template was told in place of the time."""
+    """The time that the chat template got."""
     training: Mapping[str, Any]
-    """What the training noted at its end: see `stages.train`."""
+    """The recorded result of the training; see `stages.train`."""
 
 
 def find(run_id: str, registry: Registry) -> Unpackaged:
@@ -48,8 +48,8 @@ def find(run_id: str, registry: Registry) -> Unpackaged:
 
     Raises:
         TrackingError: there is no such run. ConfigError: it has registered its models already, or was not made by
-        `train`. ModelError: it was not trained to its end, or its files are not on this machine. RefusedError: it was
-        packaged, and refused by evidence.
+        `train`. ModelError: its training did not finish, or its files are not on this machine. RefusedError: its model
+        was refused.
     """
     from mlflow_ft.tracking import Store, unfinished
 
@@ -59,10 +59,10 @@ def find(run_id: str, registry: Registry) -> Unpackaged:
     folder = Path(run.data.tags.get(FOLDER) or config.run.output_dir.expanduser().resolve() / run_id)
     training = done.result(folder / "train")
     if training is None:
-        there = "is not on this machine" if not folder.is_dir() else "holds no finished training"
+        reason = "is not on this machine" if not folder.is_dir() else "has no finished training"
         raise ModelError(
-            f"run {run_id} cannot be packaged: its folder {folder} {there}",
-            hint="call it on the machine that has the folder" if not folder.is_dir() else "train again",
+            f"run {run_id} cannot be packaged: its folder {folder} {reason}",
+            hint="run this on the machine that has the folder" if not folder.is_dir() else "train again",
         )
     return Unpackaged(run=run, config=config, folder=folder, moment=recorded_run.moment(run), training=training)
 
@@ -73,7 +73,7 @@ def _check_open(run: Run) -> None:
     if refused := run.data.tags.get(worse.REFUSED):
         raise RefusedError(
             f"run {run.info.run_id} was refused ({refused}): {run.data.tags.get(worse.TAG, '')}",
-            hint="packaging it again would not change that",
+            hint="packaging it again does not change that",
         )
     if run.info.status != "FINISHED":
         return
@@ -84,63 +84,63 @@ def _check_open(run: Run) -> None:
     )
 
 
-def reopen(left: Unpackaged, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:
-    """Open the folder and the journal again.
+def reopen(earlier: Unpackaged, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:
+    """Reopen the folder and the journal.
 
     Raises:
-        TrackingError: another process works on the run.
+        TrackingError: another process is using the run.
     """
     run.begin("package")
-    made = start.opened(left.config, plugins, registry, run, progress, folder=left.folder)
-    progress.say(f"run {run.run_id}: trained, {left.training['metrics'].get('train/steps', 0):.0f} steps")
-    return made
+    job = start.open_job(earlier.config, plugins, registry, run, progress, folder=earlier.folder)
+    progress.say(f"run {run.run_id}: trained for {earlier.training['metrics'].get('train/steps', 0):.0f} steps")
+    return job
 
 
-def clear(left: Unpackaged, progress: Progress) -> None:
-    """Remove what an earlier attempt left of the packaging, in MLflow and on the disk.
+def clear(earlier: Unpackaged, progress: Progress) -> None:
+    """Remove what an earlier attempt to package left in MLflow and on disk.
 
     Raises:
-        TrackingError: one of its versions has an alias that the run did not give.
+        TrackingError: one of its versions has an alias that the run did not set.
     """
     from mlflow_ft.tracking import unfinished
 
-    if removed := unfinished.remove(left.run, alias=left.config.registry.alias):
-        progress.say(f"of an earlier attempt, removed: {', '.join(removed)}")
-    shutil.rmtree(left.folder / "package", ignore_errors=True)
+    if removed := unfinished.remove(earlier.run, alias=earlier.config.registry.alias):
+        progress.say(f"removed what an earlier attempt left: {', '.join(removed)}")
+    shutil.rmtree(earlier.folder / "package", ignore_errors=True)
 
 
-def trained(job: Job, left: Unpackaged) -> Trained:
-    """What the training left on disk, on its base, which is found again.
+def trained(job: Job, earlier: Unpackaged) -> Trained:
+    """The trained weights on disk, on their base, which is found again.
 
     Raises:
         ModelError: the base is not the one that was trained.
     """
-    noted: Mapping[str, str] = left.training["base"]
+    recorded: Mapping[str, str] = earlier.training["base"]
     base = replace(init_from.find(job.config, job.progress), task=job.task)
     for name in ("revision", "start_uri"):
-        _check_same(base, name, noted.get(name, ""))
+        _check_same(base, name, recorded.get(name, ""))
     return Trained(
-        folder=left.folder / "train",
+        folder=earlier.folder / "train",
         base=base,
-        metrics=left.training["metrics"],
-        findings=tuple(left.training.get("findings") or ()),
+        metrics=earlier.training["metrics"],
+        findings=tuple(earlier.training.get("findings") or ()),
     )
 
 
-def _check_same(base: BaseModel, name: str, noted: str) -> None:
-    now = str(getattr(base, name))
-    if now != noted:
+def _check_same(base: BaseModel, name: str, recorded: str) -> None:
+    current = str(getattr(base, name))
+    if current != recorded:
         raise ModelError(
-            f"the base model {base.name} is not the one that was trained: its {name} is {now}, and was {noted}",
-            hint="put the model back as it was, or train again",
+            f"the base model {base.name} is not the one that was trained: its {name} is {current}, but was {recorded}",
+            hint="restore the model, or train again",
         )
 
 
-def data(job: Job, left: Unpackaged, base: BaseModel) -> Data:
-    """The rows of the run, prepared as it did and held to the fingerprint that it recorded; nothing is logged.
+def data(job: Job, earlier: Unpackaged, base: BaseModel) -> Data:
+    """The rows of the run, prepared again and compared with the recorded fingerprint; nothing is logged.
 
     Raises:
-        DataError: they are not what they were.
+        DataError: the rows have changed.
     """
     from mlflow_ft.engine.tokens import tokenizers
 
@@ -148,29 +148,29 @@ def data(job: Job, left: Unpackaged, base: BaseModel) -> Data:
     rows = dataset.prepare(
         job.config, tokenizer, plugins=job.plugins, registry=job.registry, progress=job.progress
     ).data
-    noted = left.run.data.tags.get("mlflow_ft.data_fingerprint")
-    if rows.fingerprint != noted:
+    recorded = earlier.run.data.tags.get("mlflow_ft.data_fingerprint")
+    if rows.fingerprint != recorded:
         raise DataError(
-            f"the rows, or how they are prepared, are not what they were: their fingerprint is {rows.fingerprint}, and "
-            f"was {noted}",
-            hint="put the files, the chat template, mlflow-ft and its plugins back as they were, or train again",
+            f"the rows, or how they are prepared, have changed: their fingerprint is {rows.fingerprint}, but was "
+            f"{recorded}",
+            hint="restore the files, the chat template, mlflow-ft and its plugins, or train again",
         )
     sets = guards.prepare(job.config, rows, plugins=job.plugins, registry=job.registry, progress=job.progress)
     return replace(rows, guards=sets)
 
 
 @contextmanager
-def kept(job: Job, trained: Trained) -> Iterator[None]:
-    """Where something after the training fails that is no verdict on the model, say where the weights are."""
+def naming_weights(job: Job, trained: Trained) -> Iterator[None]:
+    """If a stage after the training fails for a reason other than a refusal, say where the weights are."""
     try:
         yield
     except RefusedError:
         raise
-    except BaseException as error:  # a signal, too; it is raised again
+    except BaseException as error:  # including signals; it is raised again
         weights = trained.adapter or trained.model
-        told = f"the trained weights are kept in {weights}; when the cause is gone: mlflow-ft package {job.run.run_id}"
+        note = f"the trained weights are in {weights}; to continue after a fix: mlflow-ft package {job.run.run_id}"
         if isinstance(error, FineTuneError):
-            error.hint = "\n  ".join(filter(None, (error.hint, told)))
+            error.hint = "\n  ".join(filter(None, (error.hint, note)))
         else:
-            error.add_note(told)
+            error.add_note(note)
         raise

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all: written beside its place, brought to the disk, and renamed at the end."""
+"""A folder that is complete or absent: written under another name, synced to disk, and renamed at the end."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ KEY = "fingerprint"
 
 
 def finished(out: Path, key: str, *, record: str = RECORD) -> dict[str, Any] | None:
-    """What the file `record` of a folder says, where it holds what is asked for; None where there is nothing yet.
+    """The content of the folder's file `record`, if its key is `key`; None if there is nothing yet.
 
     Raises:
-        ConfigError: the folder holds something else. RefusedError: it was changed since.
+        ConfigError: the folder has other content. RefusedError: it was changed since.
     """
     from mlflow_ft.tracking import verify_manifest
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    found = _read(out / record)
-    if found.get(KEY) != key:
-        raise ConfigError(f"{out} is there and holds something else", hint="name another folder, or remove it")
+    content = _read(out / record)
+    if content.get(KEY) != key:
+        raise ConfigError(f"{out} exists and has other content", hint="name another folder, or remove it")
     verify_manifest(out)
-    return found
+    return content
 
 
 def place(out: Path, key: str) -> Path:
-    """Where a folder is written before it is whole."""
+    """The name of a folder until it is complete."""
     return out.with_name(f"{out.name}.partial-{key[:12]}")
 
 
 @contextmanager
 def writing(out: Path, key: str) -> Iterator[Path]:
-    """The folder to write into, beside `out`; when the block is done, it takes the place of `out`.
+    """The folder to write into, next to `out`; at the end of the block it is renamed to `out`.
 
-    What a stopped process left for the same `key` is there again.
+    It may contain what an interrupted process wrote for the same `key`.
 
     Raises:
         RefusedError: another process is writing it.
@@ -58,23 +58,23 @@ def writing(out: Path, key: str) -> Iterator[Path]:
         yield partial
         for path in (*partial.rglob("*"), partial):
             _to_disk(path)
-        partial.rename(out)  # over an empty folder, too, and over nothing else
+        partial.rename(out)  # replaces an empty folder, and nothing else
         _to_disk(out.parent)
     finally:
         os.close(lock)
 
 
 def write_record(folder: Path, facts: Mapping[str, Any], *, record: str = RECORD) -> None:
-    """Say in the file `record` what the folder holds; `fingerprint` recognises it."""
+    """Write into the file `record` what the folder contains, with the `fingerprint` to recognise it."""
     (folder / record).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _to_disk(path: Path) -> None:

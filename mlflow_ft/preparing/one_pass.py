@@ -145,7 +145,7 @@ def run(
     tally = Tally()
     rows = _rows(opened, settings, tally)
     batches = iter(lambda: list(itertools.islice(rows, store.BATCH)), [])
-    with store.Writer(file) as writer, closing(proving.proved(batches, _examples, encoder)) as proved:
+    with store.Writer(file) as writer, closing(proving.prove_batches(batches, _examples, encoder)) as proved:
         for batch, results in proved:
             writer.write(list(_prepared(batch, results, settings, tally, encoder, quality)))
             bar.advance(len(batch))

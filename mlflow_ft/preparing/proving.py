@@ -59,7 +59,7 @@ def summary(conversations: Sequence[Tokenised]) -> ProvedRow:
     )
 
 
-def proved(
+def prove_batches(
     batches: Iterator[T], examples_of: Callable[[T], list[Example]], encoder: Encoder, *, workers: int | None = None
 ) -> Generator[tuple[T, list[ProvedRow | MaskError]]]:
     """Every batch with its results, in order. After `ALONE` rows more processes help if there are cores for them."""

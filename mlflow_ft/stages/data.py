@@ -1,4 +1,4 @@
-"""Stage 1: rows -> conversations -> tokens with a proved mask -> split -> fingerprint, and what the checks found."""
+"""Stage 1: rows -> conversations -> tokens with a proved mask -> split -> fingerprint, and the data checks."""
 
 from __future__ import annotations
 
@@ -27,60 +27,60 @@ from mlflow_ft.rows import Kind
 from mlflow_ft.values import BaseModel, CheckResult, Data
 
 CLOCK_TAG = "mlflow_ft.template_clock"
-"""Of a run whose chat template may ask the time: the moment that it is given, local time."""
-TOLD = 2
+"""Tag of a run whose chat template may ask for the time: the time that it gets, in local time."""
+SHOWN = 2
 """Rows that are shown in the terminal, as the trainer sees them."""
 KIND_WORDS: Mapping[Kind, str] = {
     "conversation": "conversations",
     "text": "plain text",
     "preference": "preferences (a chosen and a rejected answer)",
-    "unpaired": "answers with a label that is true or false",
+    "unpaired": "answers with a true/false label",
     "prompt": "prompts without an answer",
 }
 
 
 def prepare(job: Job, base: BaseModel) -> Data:
-    """Read, recognise, convert, check, tokenise and split the rows, and prove the mask of every one of them.
+    """Read, recognise, convert, check, tokenise and split the rows, and prove the mask of each one.
 
     Raises:
         DataError: the rows cannot be read, recognised, converted, or their mask cannot be proved.
         ModelError: the base model has no tokenizer or no chat template.
-        RefusedError: a check found what `data.fail_on` does not let pass.
+        RefusedError: a check found what `data.fail_on` refuses.
     """
-    found = look(job, base, accept=partial(fits, job.config.method, job.registry))
-    refuse(found, job.config.data.fail_on)
-    return guarded(job, found.data)
+    checked = check_rows(job, base, accept=partial(fits, job.config.method, job.registry))
+    refuse(checked, job.config.data.fail_on)
+    return guarded(job, checked.data)
 
 
 def guarded(job: Job, data: Data) -> Data:
-    """The data with the guard sets, which are logged as inputs of the run, too.
+    """The data with the guard sets, which are also logged as inputs of the run.
 
     Raises:
-        DataError: one of them cannot be used.
+        DataError: a guard set cannot be used.
     """
-    found = guards.prepare(job.config, data, plugins=job.plugins, registry=job.registry, progress=job.progress)
-    for name, one in found.items():
-        job.run.log_inputs([one.eval], tags={"mlflow_ft.guard": name})
-        job.progress.say(f"guard {name}: {one.eval.counts['rows']:,} rows ({one.format})")
-    return replace(data, guards=found)
+    guard_sets = guards.prepare(job.config, data, plugins=job.plugins, registry=job.registry, progress=job.progress)
+    for name, guard in guard_sets.items():
+        job.run.log_inputs([guard.eval], tags={"mlflow_ft.guard": name})
+        job.progress.say(f"guard {name}: {guard.eval.counts['rows']:,} rows ({guard.format})")
+    return replace(data, guards=guard_sets)
 
 
-def look(
+def check_rows(
     job: Job,
     base: BaseModel,
     *,
     strict: bool = True,
     accept: Callable[[DataFormat], None] = lambda record: None,
 ) -> CheckedData:
-    """Prepare and check the rows, and log all that is known of them; what the checks found is not refused yet.
+    """Prepare, check and log the rows, without refusing what the checks found.
 
-    `strict` refuses bad rows as `data.on_bad_row` says; `accept` sees the format first, and may raise.
+    `strict` refuses bad rows as `data.on_bad_row` says; `accept` is called with the format first, and may raise.
     """
     from mlflow_ft.engine.tokens import tokenizers
 
     job.run.begin("data")
     tokenizer = tokenizers.load(job.config, base)
-    found = dataset.prepare(
+    checked = dataset.prepare(
         job.config,
         tokenizer,
         plugins=job.plugins,
@@ -89,18 +89,18 @@ def look(
         strict=strict,
         accept=accept,
     )
-    shown = show.first_rows(found, job.config)
-    tell(found, job.progress)
-    for one in shown[:TOLD]:
-        learned = f"{sum(one.supervised)} of {len(one.tokens)} tokens are learned"
-        title = f"{one.place}: {'a prompt' if found.data.kind == 'prompt' else learned}"
-        job.progress.marked(title, show.runs(one.tokens, one.supervised))
-    log(job, found, shown)
-    return found
+    rows = show.first_rows(checked, job.config)
+    report(checked, job.progress)
+    for row in rows[:SHOWN]:
+        learned = f"{sum(row.supervised)} of {len(row.tokens)} tokens are learned"
+        title = f"{row.place}: {'a prompt' if checked.data.kind == 'prompt' else learned}"
+        job.progress.marked(title, show.runs(row.tokens, row.supervised))
+    log(job, checked, rows)
+    return checked
 
 
 def fits(method: str, registry: Registry, record: DataFormat) -> None:
-    """Raise DataError where the rows are good, but not for this method."""
+    """Raise DataError if the method cannot learn from rows of this kind."""
     wanted = registry.trainers[method].kinds
     if record.kind in wanted:
         return
@@ -108,128 +108,128 @@ def fits(method: str, registry: Registry, record: DataFormat) -> None:
     raise DataError(
         f"{method} learns from {' or '.join(KIND_WORDS[kind] for kind in wanted)}; these rows (format {record.name}) "
         f"are {KIND_WORDS[record.kind]}",
-        hint=f"methods that take them: {', '.join(fitting) or 'none is installed'}; "
-        "or name the format to read them as with --data.format",
+        hint=f"methods for these rows: {', '.join(fitting) or 'none is installed'}; or read them in another format "
+        "(--data.format)",
     )
 
 
-def refuse(found: CheckedData, fail_on: str) -> None:
-    """Raise RefusedError where a check found something as severe as `data.fail_on`."""
+def refuse(checked: CheckedData, fail_on: str) -> None:
+    """Raise RefusedError if a check found something as severe as `data.fail_on`."""
     if fail_on == "never":
         return
-    worst = found.report.worst("error" if fail_on == "error" else "warn")
+    worst = checked.report.worst("error" if fail_on == "error" else "warn")
     if worst:
         raise RefusedError(
-            f"the data is not good enough to train on: {len(worst)} check{'s' * (len(worst) != 1)} found what "
-            f"data.fail_on {fail_on} does not let pass",
-            problems=[Problem(place=one.name, message=told(one), hint=one.remedy) for one in worst],
-            hint="see them with `mlflow-ft data check`, mend them with `mlflow-ft prepare --fix`, or go on all the "
-            "same with --data.fail_on never",
+            f"the data is not good enough to train on: {len(worst)} check{'s' * (len(worst) != 1)} failed at "
+            f"data.fail_on {fail_on}",
+            problems=[Problem(place=check.name, message=summary(check), hint=check.remedy) for check in worst],
+            hint="see the rows with `mlflow-ft data check`, fix them with `mlflow-ft prepare --fix`, or train anyway "
+            "with --data.fail_on never",
         )
 
 
-def told(found: CheckResult) -> str:
+def summary(check: CheckResult) -> str:
     """What a check found, in a line."""
-    return f"{found.count:,} {'row' if found.count == 1 else 'rows'} ({found.share:.1%}): {found.summary}"
+    return f"{check.count:,} {'row' if check.count == 1 else 'rows'} ({check.share:.1%}): {check.summary}"
 
 
-def tell(found: CheckedData, progress: Progress) -> None:
-    """What there is to learn from, and whatever a person should know before it is trained on."""
-    data = found.data
+def report(checked: CheckedData, progress: Progress) -> None:
+    """Print how much there is to learn from, and warnings about the data."""
+    data = checked.data
     train, held = data.train.counts, data.eval.counts
     learned = f"{train['supervised_tokens']:,} of {train['tokens']:,} tokens are learned"
     if data.kind == "prompt":
         learned = f"{train['tokens']:,} tokens; the answers are sampled"
-    progress.say(f"data: {train['rows']:,} rows to train on and {held['rows']:,} held out ({data.format}), {learned}")
-    ways = ", ".join(f"{way} {count:,}" for way, count in sorted(found.train.stored.ways.items()))
+    progress.say(f"data: {train['rows']:,} training rows and {held['rows']:,} held out ({data.format}), {learned}")
+    ways = ", ".join(f"{way} {count:,}" for way, count in sorted(checked.train.stored.ways.items()))
     if data.kind in ("conversation", "preference", "unpaired"):
-        progress.say(f"mask: proved in every row; where the assistant speaks was found by {ways}")
-    if (stored := found.train.stored).count > stored.read:
+        progress.say(f"mask: proved for every row, derived by {ways}")
+    if (stored := checked.train.stored).count > stored.read:
         progress.say(
-            f"turns: {stored.read:,} rows became {stored.count:,}, one for each turn that is learned; "
+            f"turns: {stored.read:,} rows became {stored.count:,}, one for each learned turn; "
             f"{show.cost(stored):.1f} times the tokens"
         )
     if data.clock:
         dates = ", ".join(data.clock.values())
-        progress.say(f"template: it asks the date; every row of this run is written as of {dates} (or --data.date DAY)")
-    for name, (taken, there) in found.taken.items():
-        progress.say(f"mixture: {taken:,} of {there:,} rows of {name}")
-    if found.taught_tools:
+        progress.say(f"template: it writes the current date; all rows of this run get {dates} (or --data.date DAY)")
+    for name, (taken, available) in checked.taken.items():
+        progress.say(f"mixture: {taken:,} of {available:,} rows of {name}")
+    if checked.taught_tools:
         progress.say(
-            "template: the model's own knows no tools; it was extended: calls are written as <tool_call> JSON, and the "
-            "extended template is saved with the model"
+            "template: the model's template has no tool calls and was extended: they are written as <tool_call> JSON; "
+            "the extended template is saved with the model"
         )
     for side in ("train", "eval"):
-        _tell_cut(found, side, progress)
-    for one in found.report.worst("warn"):
-        if one.name == "over-max-length":
-            continue  # told above, side by side
-        progress.warn(f"{one.name}: {told(one)}" + (f"; {one.remedy}" if one.name == UNWRITTEN else ""))
+        _report_cut(checked, side, progress)
+    for check in checked.report.worst("warn"):
+        if check.name == "over-max-length":
+            continue  # reported above, for each side
+        progress.warn(f"{check.name}: {summary(check)}" + (f"; {check.remedy}" if check.name == UNWRITTEN else ""))
 
 
-def _tell_cut(found: CheckedData, side: str, progress: Progress) -> None:
-    split = found.data.train if side == "train" else found.data.eval
+def _report_cut(checked: CheckedData, side: str, progress: Progress) -> None:
+    split = checked.data.train if side == "train" else checked.data.eval
     if split.counts["truncated"]:
         share = split.counts["truncated"] / split.counts["rows"]
         progress.warn(
             f"{side}: {split.counts['truncated']:,} rows ({share:.1%}) were cut to data.max_length and lose their end "
-            f"of turn; {show.remedy_for_length(found, side)}"
+            f"of turn; {show.remedy_for_length(checked, side)}"
         )
 
 
-def log(job: Job, found: CheckedData, shown: Sequence[ShownRow]) -> None:
-    """Log data sets, counts, the masks, the report of the checks, what was left out, and which rows there are."""
+def log(job: Job, checked: CheckedData, shown: Sequence[ShownRow]) -> None:
+    """Log data sets, counts, masks, the report of the checks, the rows left out, and the hashes of all rows."""
     from mlflow_ft.engine.tokens import clock
 
-    data = found.data
+    data = checked.data
     job.run.log_inputs([data.train, data.eval], tags={"mlflow_ft.data_fingerprint": data.fingerprint})
     job.run.set_tags(
         {
             "mlflow_ft.data_digest": data.train.digest,
             "mlflow_ft.data_fingerprint": data.fingerprint,
             "mlflow_ft.data_format": data.format,
-            "mlflow_ft.data_mask": ", ".join(sorted(found.train.stored.ways)),
+            "mlflow_ft.data_mask": ", ".join(sorted(checked.train.stored.ways)),
         }
     )
     if clock.told_to(data.tokenizer, clock.current()):
         job.run.set_tags({CLOCK_TAG: clock.current().isoformat()})
     counts = {f"{side.name}/{name}": value for side in (data.train, data.eval) for name, value in side.counts.items()}
-    metrics = {f"data/{name}": float(value) for name, value in (counts | found.report.metrics()).items()}
+    metrics = {f"data/{name}": float(value) for name, value in (counts | checked.report.metrics()).items()}
     job.run.metrics(metrics)
-    for name, text in artifacts(found, shown).items():
+    for name, text in artifacts(checked, shown).items():
         job.run.artifact_text(text, f"data/{name}")
     with tempfile.TemporaryDirectory() as folder:
-        sides = {name: (one.stored.table, one.stored.files, one.indices) for name, one in found.sides.items()}
+        sides = {name: (side.stored.table, side.stored.files, side.indices) for name, side in checked.sides.items()}
         job.run.artifact(hashes.write_rows(sides, Path(folder)), "data")
 
 
-def artifacts(found: CheckedData, shown: Sequence[ShownRow]) -> dict[str, str]:
-    """The texts and pages that are kept of the data, by name."""
-    report = found.report.as_dict()
+def artifacts(checked: CheckedData, shown: Sequence[ShownRow]) -> dict[str, str]:
+    """The texts and pages about the data that the run keeps, by name."""
+    quality = checked.report.as_dict()
     texts = {
         "mask.txt": show.as_text(shown),
         "mask.html": mask_page.mask_page(
-            [one.as_dict() for one in shown], title=f"What is learned of {found.data.format}"
+            [row.as_dict() for row in shown], title=f"Learned tokens in {checked.data.format} rows"
         ),
-        "quality.json": json.dumps(report, indent=2, ensure_ascii=False),
+        "quality.json": json.dumps(quality, indent=2, ensure_ascii=False),
         "quality.html": pages.quality_page(
-            report, title=", ".join(source.asked for source in found.train.stored.sources)
+            quality, title=", ".join(source.asked for source in checked.train.stored.sources)
         ),
-        "lineage.json": json.dumps(lineage.described(found.data, _sources(found)), indent=2),
+        "lineage.json": json.dumps(lineage.described(checked.data, _sources(checked)), indent=2),
     }
-    if found.left_out:
-        lines = [{"file": one.file, "line": one.line, "reason": one.reason} for one in found.left_out]
+    if checked.left_out:
+        lines = [{"file": row.file, "line": row.line, "reason": row.reason} for row in checked.left_out]
         texts["left_out.jsonl"] = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     return texts
 
 
-def _sources(found: CheckedData) -> dict[str, tuple[Sequence[Source], Mapping[str, Any]]]:
-    return {name: (one.stored.sources, one.stored.parts) for name, one in found.sides.items()}
+def _sources(checked: CheckedData) -> dict[str, tuple[Sequence[Source], Mapping[str, Any]]]:
+    return {name: (side.stored.sources, side.stored.parts) for name, side in checked.sides.items()}
 
 
-def clean(job: Job, found: CheckedData, folder: Path | None = None) -> Cleaned:
-    """Write the cleaned rows and the list of what was removed, into `folder` or the run's own, and log both."""
-    cleaned = fix.write(found, folder or job.folder / "data")
+def clean(job: Job, checked: CheckedData, folder: Path | None = None) -> Cleaned:
+    """Write the cleaned rows and the list of removed rows into `folder`, else the run's folder, and log both."""
+    cleaned = fix.write(checked, folder or job.folder / "data")
     for file in (*cleaned.files, cleaned.removed):
         job.run.artifact(file, "data")
     job.run.metrics({"data/fixed/kept": float(cleaned.kept_count), "data/fixed/removed": float(cleaned.removed_count)})

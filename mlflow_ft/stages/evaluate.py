@@ -46,7 +46,7 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
         "base_model": trained.base.whole_name,
     }
     job.run.artifact_text(json.dumps(record), ROWS_FILE)
-    verdict = worse.look(job, scores, record["scores"], tokens=len(data.tokenizer), began=began)
+    verdict = worse.find(job, scores, record["scores"], tokens=len(data.tokenizer), began=began)
     scores = replace(scores, worse=verdict)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
     if scores.worse and scores.worse.broken:  # no form of it could be compared

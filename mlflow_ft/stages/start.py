@@ -35,7 +35,7 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     """
     run.begin("config")
     folder = config.run.output_dir.expanduser().resolve() / run.run_id
-    job = opened(config, plugins, registry, run, progress, folder=folder)
+    job = open_job(config, plugins, registry, run, progress, folder=folder)
     run.set_tags(
         {
             "mlflow_ft.method": config.method,
@@ -53,7 +53,7 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     return job
 
 
-def opened(
+def open_job(
     config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress, *, folder: Path
 ) -> Job:
     """Open the run's folder and its journal, and find the reward model.

@@ -28,7 +28,7 @@ TAG = "mlflow_ft.worse"
 REFUSED = "mlflow_ft.refused"
 
 
-def look(job: Job, scores: Scores, rows: Mapping[str, Rows], *, tokens: int, began: str = "") -> Worse | None:
+def find(job: Job, scores: Scores, rows: Mapping[str, Rows], *, tokens: int, began: str = "") -> Worse | None:
     """Compare the tuned model with its base by the score that the method is for; None if it is not worse.
 
     A significant loss is a warning and a tag of the run; one that may be chance is only printed.

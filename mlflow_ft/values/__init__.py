@@ -1,4 +1,4 @@
-"""The values that flow through a run: config -> data -> model -> train -> evaluate -> package -> register."""
+"""The values that the stages pass on: config -> data -> model -> train -> evaluate -> package -> register."""
 
 from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version

@@ -1,4 +1,4 @@
-"""The data of a run, proved: rows, examples and tokens of each side of the split."""
+"""The data of a run: rows, examples and tokens with proved masks, for each side of the split."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 class StoredRows(Sequence[T]):
-    """Rows that are read from disk when they are looked at, never all at once."""
+    """Rows that are read from disk when accessed, never all at once."""
 
     @abstractmethod
     def dataset(self, names: Sequence[str] = ("input_ids", "labels"), *, fingerprint: str = "mlflow-ft") -> Dataset:
-        """The rows as a `datasets.Dataset` with the columns that are named, without a copy of them in memory.
+        """The rows as a `datasets.Dataset` with the named columns, without a copy in memory.
 
-        `fingerprint` stands for their content where something is cached by it.
+        `fingerprint` identifies their content for the cache of `datasets`.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The rows on one side of the split, index by index: where they stand, what they say, what is learned of them.
+    """The rows on one side of the split: `rows`, `examples` and `encoded` have one item per row, in the same order.
 
-    The sequences read from disk what is looked at; iterate rather than keep what they give.
+    The sequences read from disk on access; iterate over them instead of keeping all items.
     """
 
     name: Literal["train", "eval", "guard"]
@@ -45,9 +45,9 @@ class Split:
     columns: tuple[str, ...]
     """The names of the columns in the source."""
     counts: Mapping[str, int]
-    """`rows`, `tokens`, `supervised_tokens`, `truncated`, and `dropped`: rows of the source that are left out."""
+    """`rows`, `tokens`, `supervised_tokens`, `truncated`, and `dropped` (rows of the source that are left out)."""
     digest: str
-    """First 32 hex digits of a sha256 over content, template and tokens; 36 is MLflow's limit."""
+    """The first 32 hex digits of a sha256 over content, template and tokens; MLflow allows 36."""
 
     @property
     def source(self) -> str:
@@ -56,7 +56,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Rows made ready and proved: what is learned, and what is held out."""
+    """Prepared rows with proved masks: the training side and the held-out side."""
 
     train: Split
     eval: Split
@@ -65,12 +65,12 @@ class Data:
     tokenizer: Any
     """The tokenizer that encoded the rows, a transformers.PreTrainedTokenizerFast; saved with the model."""
     stop_token_ids: tuple[int, ...]
-    """The tokens that end an assistant's turn, in the template that was used."""
+    """The tokens that end an assistant's turn in the chat template."""
     fingerprint: str = ""
     """32 hex digits over the sources' bytes, the format, every step of the preparation, template and tokenizer."""
     report: Report | None = None
-    """What the checks found; None where nobody looked."""
+    """What the checks found; None if they did not run."""
     clock: Mapping[str, str] = field(default_factory=dict)
-    """By format (`%d %b %Y`), the date or time as of which the chat template wrote rows; empty where it asks none."""
+    """By format (`%d %b %Y`), the date or time that the chat template wrote into rows; empty if it writes none."""
     guards: Mapping[str, Data] = field(default_factory=dict)
-    """Guard sets by name (`evaluation.guards`): each with its rows as the held-out ones."""
+    """Guard sets by name (`evaluation.guards`), each with its rows as the held-out side."""

@@ -9,22 +9,22 @@ from typing import Any, Protocol
 
 
 class Form(Protocol):
-    """A form of the trained model, read back from its files by whatever program runs it."""
+    """A form of the trained model, loaded from its files by the program that runs it."""
 
     def logits(self, input_ids: Any, positions: Any) -> Any:
         """Logits (or log-probabilities), a torch.Tensor of shape (positions, vocabulary), of one row of token ids.
 
-        Both arguments are torch.Tensors of one dimension; position p is asked for what comes behind token p. A program
-        that tells only the most probable tokens gives their log-probabilities, and NaN for the others.
+        Both arguments are torch.Tensors of one dimension; position p gives the logits for the token after token p. A
+        program that reports only the most probable tokens gives their log-probabilities, and NaN for the others.
         """
 
     def continued(self, input_ids: Any, length: int) -> list[int]:
-        """The most probable next tokens behind a row of token ids, at most `length`, up to and with an end token."""
+        """The most probable next tokens after a row of token ids, at most `length`, including an end token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
-    """One form of the trained model, logged: the folder, the LoggedModel, and how near it is to the trained one."""
+    """A logged form of the trained model: its folder, its LoggedModel, and how close it is to the trained model."""
 
     name: str
     folder: Path
@@ -35,7 +35,7 @@ class Packaged:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A form for another program, logged as files of the run."""
+    """A form for another program, logged as artifacts of the run."""
 
     name: str
     folder: Path

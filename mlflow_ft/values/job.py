@@ -1,4 +1,4 @@
-"""A job as the engine and plugins see it."""
+"""The interface of a job for the engine and plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Run(Protocol):
-    """The MLflow run of a job. What is logged goes into a journal on disk first: an outage loses nothing."""
+    """The MLflow run of a job. Everything is first written to a journal on disk: an outage loses nothing."""
 
     @property
     def run_id(self) -> str:
@@ -25,10 +25,10 @@ class Run(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """Whether SIGTERM or SIGINT was received; a training loop looks at it between two steps."""
+        """Whether SIGTERM or SIGINT was received; a training loop checks it between two steps."""
 
     def deferring_stop(self) -> AbstractContextManager[None]:
-        """Inside, the first signal only sets `stopping`; leaving raises `StoppedError` where it is set."""
+        """Inside, the first signal only sets `stopping`; on exit, `StoppedError` is raised if it is set."""
 
     def metric(self, key: str, value: float, *, step: int = 0, dataset: Split | None = None) -> None:
         """Log one value of a metric; `dataset` links it to the rows that it was computed on."""
@@ -47,7 +47,7 @@ class Run(Protocol):
 
 
 class Job(Protocol):
-    """One fine-tuning job, which is one MLflow run: what was asked, and the means to do it."""
+    """One fine-tuning job, which is one MLflow run: its configuration and what the stages need to run it."""
 
     @property
     def config(self) -> Config:
@@ -63,11 +63,11 @@ class Job(Protocol):
 
     @property
     def progress(self) -> Progress:
-        """What people read in the terminal: `say`, `warn`, `bar`."""
+        """Output to the terminal: `say`, `warn`, `bar`."""
 
     @property
     def registry(self) -> Any:
-        """Every record of every plugin by kind and name, `registry.adapters["lora"]`."""
+        """The records of all plugins by kind and name: `registry.adapters["lora"]`."""
 
     @property
     def plugins(self) -> Any:
@@ -83,4 +83,4 @@ class Job(Protocol):
 
     @property
     def keep_checkpoint(self) -> Checkpointer | None:
-        """Called at every evaluation during training, where checkpoints were asked for."""
+        """Called at every evaluation during training if `training.log_checkpoints` is set."""

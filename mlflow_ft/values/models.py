@@ -1,4 +1,4 @@
-"""The base model, the model that trains, and what training leaves on disk."""
+"""The base model, the model in training, and the trained model on disk."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any, Protocol
 from mlflow_ft.rows import Task
 
 MLFLOW_URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
-"""How the addresses of models in MLflow begin."""
+"""Prefixes of the URIs of models in MLflow."""
 
 
 class Checkpointer(Protocol):
-    """Keeps a model as it stands during training."""
+    """Saves the model during training."""
 
     def __call__(self, module: Any, step: int, metrics: Mapping[str, float], /) -> None:
-        """`metrics` are those of the evaluation at this optimizer step: `eval/loss` ..."""
+        """`metrics` are from the evaluation at this optimizer step: `eval/loss` ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """Where the base model lies, and what it is: enough to find and to recognise it again."""
+    """The base model's place and identity: enough to find and recognise it again."""
 
     name: str
-    """What the user asked for."""
+    """The name that the user gave."""
     path: Path
     """The folder that transformers reads."""
     name_or_path: str
-    """What is written into the adapter: the Hub id, or the folder."""
+    """The name in the adapter's files: the Hub id or the folder."""
     revision: str
-    """Commit on the Hub, or `sha256:...` over the weight files."""
+    """The commit on the Hub, or `sha256:...` over the weight files."""
     origin: str
-    """One line for people: from the Hub, from the wheel, from a folder."""
+    """Where it came from, in one line for people: the Hub, the wheel, a folder."""
     task: Task = "generate"
     start: Path | None = None
     """The folder of an adapter on this base that is trained further."""
@@ -42,14 +42,14 @@ class BaseModel:
 
     @property
     def whole_name(self) -> str:
-        """What the training begins with: the base model, and the adapter that is on it already; short, for people."""
+        """The base model and the adapter that is on it already, in short, for people."""
         path = Path(self.name_or_path)
         name = path.name if path.is_absolute() else self.name_or_path
         return f"{name} with the adapter {self.start_uri}" if self.start_uri else name
 
     @property
     def tokenizer(self) -> Path:
-        """The folder whose tokenizer is used: that of the adapter, where one is trained further and has its own."""
+        """The folder of the tokenizer: that of the adapter that is trained further, if it has one, else the base's."""
         own = self.start is not None and (self.start / "tokenizer_config.json").is_file()
         return self.start if self.start and own else self.path
 
@@ -62,20 +62,20 @@ class Model:
     module: Any
     """A transformers.PreTrainedModel, or the peft.PeftModel around it."""
     trainable: int
-    """Number of weights that train."""
+    """The number of trainable weights."""
     total: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What training left on disk."""
+    """The result of training on disk."""
 
     folder: Path
-    """Holds `adapter/` or `model/`, and `reference.safetensors`: logits of the model as it was in memory."""
+    """Has `adapter/` or `model/`, and `reference.safetensors`: logits of the model in memory."""
     base: BaseModel
     metrics: Mapping[str, float]
     findings: tuple[str, ...] = ()
-    """What went wrong in the training without ending it, a sentence each: for the card, and a tag of the run."""
+    """Problems in the training that did not end it, a sentence each: for the card and a tag of the run."""
 
     @property
     def adapter(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""What the data checks say of all rows: one result for each check, the worst first."""
+"""The report of the data checks: one result for each check, the worst first."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class CheckResult:
     remedy: str = ""
     fix: str = ""
     rows: array[int] = field(default_factory=lambda: array("q"))
-    """Index of every row that was found; empty in a report that was read back."""
+    """The index of every row that was found; empty in a report that was loaded again."""
     removable: array[int] = field(default_factory=lambda: array("q"))
-    """Index of every row that the fix leaves out."""
+    """The index of every row that the fix leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What all checks found: the worst first, and of each severity those that found something."""
+    """The results of all checks, the worst first; within a severity, those that found something first."""
 
     rows: int
     checks: tuple[CheckResult, ...]
@@ -52,24 +52,24 @@ class Report:
 
     @classmethod
     def from_dict(cls, report: Mapping[str, Any], removable: Mapping[Any, Sequence[str]] | None = None) -> Report:
-        """The report that `as_dict` told, and the rows that `removable` did (as JSON has them: keys may be texts)."""
+        """The report from the results of `as_dict` and `removable`; from JSON, the keys of the latter are strings."""
         rows: dict[str, list[int]] = {}
         for index, names in (removable or {}).items():
             for name in names:
                 rows.setdefault(name, []).append(int(index))
         checks = []
         for check in report["checks"]:
-            told = {name: check[name] for name in _FIELDS} | {"examples": tuple(check["examples"])}
-            checks.append(CheckResult(**told, removable=array("q", rows.get(check["name"], ()))))
+            fields = {name: check[name] for name in _FIELDS} | {"examples": tuple(check["examples"])}
+            checks.append(CheckResult(**fields, removable=array("q", rows.get(check["name"], ()))))
         return cls(rows=report["rows"], checks=tuple(checks))
 
     def worst(self, at_least: Severity) -> tuple[CheckResult, ...]:
-        """The checks that found something and are at least as severe."""
+        """The checks that found something and are at least this severe."""
         severe = SEVERITIES[: SEVERITIES.index(at_least) + 1]
         return tuple(check for check in self.checks if check.count and check.severity in severe)
 
     def removable(self) -> dict[int, tuple[str, ...]]:
-        """Every row that a fix leaves out, by index, and the checks whose fix it is."""
+        """Index of every row that a fix leaves out -> the checks whose fix it is."""
         names: dict[int, tuple[str, ...]] = {}
         for check in self.checks:
             for row in check.removable:
@@ -77,7 +77,7 @@ class Report:
         return dict(sorted(names.items()))
 
     def metrics(self) -> dict[str, float]:
-        """Rows found by every check as `check/<name>`, and the numbers that the checks want logged."""
+        """Rows found by every check as `check/<name>`, and further metrics of the checks."""
         metrics = {f"check/{check.name}": float(check.count) for check in self.checks}
         for check in self.checks:
             numbers = check.details.get("metrics") or {}
@@ -94,12 +94,12 @@ class Report:
 
 
 def percent(share: float) -> str:
-    """A share as people read it; one that is not none is never shown as none."""
+    """A share for people; a small share is never shown as 0."""
     return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON has it: no number that is not finite, no array of numpy, no text without an end."""
+    """A value for JSON: NaN and infinity become null, numpy arrays lists; long texts are cut."""
     if isinstance(value, str):
         return value[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
     if value is None or isinstance(value, bool | int):
@@ -107,8 +107,8 @@ def json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): json_value(one) for key, one in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple | array):
-        return [json_value(one) for one in value]
-    plain = getattr(value, "tolist", None)  # of numpy's numbers and arrays
+        return [json_value(item) for item in value]
+    plain = getattr(value, "tolist", None)  # numpy's numbers and arrays have it
     return json_value(cast("Callable[[], Any]", plain)()) if plain else json_value(str(value))

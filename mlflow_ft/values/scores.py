@@ -1,4 +1,4 @@
-"""What a model answers and how good it is: answers, scores, and which of two models is worse."""
+"""A model's answers and scores, and whether it is worse than its base."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from mlflow_ft.values.data import Data
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model answered to one held-out prompt, beside what was expected."""
+    """A model's answer to one held-out prompt, with the expected answer."""
 
     prompt: tuple[Message, ...]
     expected: str
     text: str
     finished: bool
-    """Whether the model ended its turn by itself, within `evaluation.max_new_tokens`."""
+    """Whether the model ended its turn within `evaluation.max_new_tokens`."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The other columns of a prompt's row, for reward functions."""
 
     @property
     def asked(self) -> str:
-        """The prompt as a table shows it, without the system prompt."""
+        """The prompt for a table, without the system prompt."""
         return "\n\n".join(str(turn.get("content")) for turn in self.prompt if turn["role"] != "system")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One number about a model, with the value of every row where it is a mean over rows.
+    """One number about a model, with the value of every row if it is a mean over rows.
 
-    A row that could not be scored is None: it counts in `coverage`, never as a zero, never silently.
+    A row that could not be scored is None: it counts in `coverage`, never as zero.
     """
 
     name: str
     value: float
     rows: tuple[float | None, ...] = ()
     guard: str = ""
-    """The guard set that it was found on; empty for the held-out rows. Set by the stage."""
+    """The guard set of the score; empty for the held-out rows. Set by the stage."""
 
     @classmethod
     def mean(cls, name: str, rows: Sequence[float | None]) -> Score:
-        """The mean over the rows that could be scored; NaN where there is none."""
+        """The mean over the rows that could be scored; NaN if there are none."""
         scored = [row for row in rows if row is not None]
         value = sum(scored) / len(scored) if scored else float("nan")
         return cls(name=name, value=value, rows=tuple(rows))
 
     @property
     def coverage(self) -> float:
-        """Share of rows that could be scored, 0 to 1."""
+        """The share of rows that could be scored, 0 to 1."""
         return sum(row is not None for row in self.rows) / len(self.rows) if self.rows else 1.0
 
 
@@ -67,33 +67,33 @@ class Subject(Protocol):
 
     @cached_property
     def losses(self) -> Sequence[tuple[float, int]]:
-        """For every held-out row the summed negative log-likelihood (nats) and the number of supervised tokens."""
+        """For every held-out row, the summed negative log-likelihood (nats) and the number of supervised tokens."""
 
     @cached_property
     def pairs(self) -> Sequence[tuple[float, float]]:
-        """Of every held-out preference how good the model finds the chosen and the rejected answer: the summed
-        log-likelihood (nats) of either, or the score that a reward model gives it; empty where there are none."""
+        """For every held-out preference, the model's rating of the chosen and of the rejected answer: the summed
+        log-likelihood (nats), or the score of a reward model; empty if there are no preferences."""
 
     @cached_property
     def rewards(self) -> Mapping[str, Sequence[float | None]]:
-        """Of every reward function (`rollout.reward_funcs`) and of the reward model its value for each of `answers`."""
+        """For every reward function (`rollout.reward_funcs`) and the reward model, its value for each of `answers`."""
 
     @cached_property
     def weighted_reward(self) -> Sequence[float | None]:
-        """For each of `answers` the sum of all rewards, each with its weight: what the training went by."""
+        """For each of `answers`, the weighted sum of all rewards, which training maximised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worse:
-    """That the tuned model is worse than its base."""
+    """The finding that the tuned model is worse than its base."""
 
     score: str
     sure: bool
-    """Beyond chance; else it is said, and nothing follows."""
+    """Whether it is significant; if not, it is only reported."""
     sentence: str
-    """With the numbers."""
+    """The message, with the numbers."""
     broken: bool = False
-    """NaN or infinite: nothing can be measured of it."""
+    """The loss is NaN or infinite: nothing can be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,5 +103,5 @@ class Scores:
     base: tuple[Score, ...]
     tuned: tuple[Score, ...]
     answers: tuple[tuple[Answer, Answer], ...]
-    """Of every held-out prompt the base model's answer and the tuned one's."""
+    """For every held-out prompt, the answers of the base model and the tuned model."""
     worse: Worse | None = None

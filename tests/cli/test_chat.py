@@ -65,7 +65,7 @@ def test_base_and_tuned_are_compared(run: Run, client: MlflowClient, spoken: Pat
 def test_the_model_before_training_can_be_named(run: Run, client: MlflowClient, spoken: Path, tiny_model: Path) -> None:
     result = run("chat", spoken, "--compare", "--prompt", "song")
     assert result.code == 2
-    assert "does not say which model it was before" in result.err
+    assert "does not name the model it was trained from" in result.err
     result = run("chat", spoken, "--compare", "--base", tiny_model, "--prompt", "blue lamp green", "--max-tokens", 4)
     assert result.code == 0, result.err
     tuned, base = result.out.splitlines()
@@ -148,7 +148,7 @@ def test_a_reward_model_has_nothing_to_say(
     more = [str(tiny_model) if word == "TINY" else word for word in more]
     result = run("chat", tmp_path / "judge", "--prompt", "red", *more)
     assert result.code == 2
-    assert "a reward model scores answers and gives none" in result.err
+    assert "a reward model scores answers and generates none" in result.err
 
 
 @pytest.mark.parametrize(

@@ -312,10 +312,10 @@ def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
     ("arguments", "words"),
     [
         ([], "no model was named"),
-        (["nowhere"], "no model that is known here"),
+        (["nowhere"], "is not a known model"),
         (["nothing@champion"], "no model 'nothing' with the alias 'champion'"),
         (["models:/one/9"], "cannot be fetched"),
-        (["runs:/0123"], "name what it logged: runs:/0123/merged"),
+        (["runs:/0123"], "name a model that it logged: runs:/0123/merged"),
         (["--adapter", "one-adapter@candidate"], "an adapter needs a name"),
         (["--adapter", "base=one-adapter@candidate"], "is reserved for the model without an adapter"),
         (["--adapter", "a=one-adapter/1", "--adapter", "a=two-adapter/1"], "is used twice"),

@@ -68,9 +68,9 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     about: dict[str, About] = {}
     written = card.write
 
-    def noted(one: About) -> None:
-        about[one.form.name] = one
-        written(one)
+    def noted(about_form: About) -> None:
+        about[about_form.form.name] = about_form
+        written(about_form)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_FT_BASE_MODEL"):
@@ -112,17 +112,17 @@ def about(made: Made) -> About:
 def tables(text: str, title: str) -> list[Cells]:
     """The tables of a section, as GitHub shows them: the text of every cell."""
     section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    found: list[Cells] = []
+    cells: list[Cells] = []
     tokens = MarkdownIt("commonmark").enable("table").parse(section)
     for before, token in itertools.pairwise(tokens):
         if token.type == "thead_open":
-            found.append([])
+            cells.append([])
         elif before.type == "tr_open":
-            found[-1].append([])
+            cells[-1].append([])
         if token.type == "inline" and before.type in ("th_open", "td_open"):
-            assert "html_inline" not in {one.type for one in token.children or ()}
-            found[-1][-1].append("".join(one.content for one in token.children or ()))
-    return found
+            assert "html_inline" not in {child.type for child in token.children or ()}
+            cells[-1][-1].append("".join(child.content for child in token.children or ()))
+    return cells
 
 
 def column(cells: Cells, name: str) -> dict[str, str]:
@@ -143,29 +143,29 @@ def built_in(made: Made) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_hub_reads_the_card_back(made: Made, form: str) -> None:
-    found = ModelCard.load(made.folders[form] / "artifacts/model/README.md")
-    assert found.data.to_dict() == {
+    loaded = ModelCard.load(made.folders[form] / "artifacts/model/README.md")
+    assert loaded.data.to_dict() == {
         "license": "apache-2.0",
         "library_name": "peft" if form == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["mlflow-ft", "mlflow", "lora"],
         "metrics": ["exact_match", "perplexity"],
     }
-    assert re.findall(r"(?m)^## (.*)$", found.text) == TITLES
+    assert re.findall(r"(?m)^## (.*)$", loaded.text) == TITLES
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_score_is_the_metric_of_the_run(made: Made, form: str) -> None:
     [scores] = tables(made.text(form), "Scores")
     for model in ("base", "tuned"):
-        told = {name.removesuffix(" (lower is better)"): value for name, value in column(scores, model).items()}
+        shown = {name.removesuffix(" (lower is better)"): value for name, value in column(scores, model).items()}
         metrics = {
             key.removeprefix(f"eval/{model}/"): markdown.number(value)
             for key, value in made.metrics.items()
             if key.startswith(f"eval/{model}/")
         }
-        assert told == metrics
-        assert {"loss", "perplexity", "exact_match", "finished"} <= told.keys()
+        assert shown == metrics
+        assert {"loss", "perplexity", "exact_match", "finished"} <= shown.keys()
     assert column(scores, "rows")["exact_match"] == "4"
 
 
@@ -230,16 +230,16 @@ def test_the_description_of_the_version_is_the_card(made: Made, form: str) -> No
 
 def test_the_card_beside_the_model_is_a_card_too(made: Made) -> None:
     version = made.outcome.versions[1]
-    told = made.description("adapter")
+    description = made.description("adapter")
     made.client.update_model_version(version.name, str(version.version), description=" ")
-    found = made.client.get_model_version(version.name, str(version.version))
-    assert contender(made.client, found).described
-    made.client.update_model_version(version.name, str(version.version), description=told)
+    version_without = made.client.get_model_version(version.name, str(version.version))
+    assert contender(made.client, version_without).described
+    made.client.update_model_version(version.name, str(version.version), description=description)
     files = Path(made.client.get_logged_model(version.model_id).artifact_location)
     (files / "artifacts/model/README.md").rename(files / "aside")
     made.client.update_model_version(version.name, str(version.version), description=" ")
-    assert not contender(made.client, found).described
-    made.client.update_model_version(version.name, str(version.version), description=told)
+    assert not contender(made.client, version_without).described
+    made.client.update_model_version(version.name, str(version.version), description=description)
     (files / "aside").rename(files / "artifacts/model/README.md")
 
 
@@ -267,11 +267,11 @@ def test_what_the_card_says_of_loading_works(made: Made, form: str) -> None:
 
 def test_a_merge_of_the_adapter_takes_nothing_of_its_card(made: Made, tmp_path: Path) -> None:
     adapter = made.folders["adapter"] / "artifacts/model"
-    one = merge(MergeRequest(adapter=str(adapter), out=tmp_path / "one"), Progress(quiet=True))
+    single = merge(MergeRequest(adapter=str(adapter), out=tmp_path / "one"), Progress(quiet=True))
     both = MergeRequest(adapter=f"{adapter},{adapter}", weights=(0.5, 0.5), out=tmp_path / "two")
     two = merge(both, Progress(quiet=True))
     combined = adapters.find(both, tmp_path / "combined", Progress(quiet=True))
-    for folder in (one.folder, two.folder, combined.folder):
+    for folder in (single.folder, two.folder, combined.folder):
         assert (folder / "tokenizer.json").is_file()
         assert not (folder / card.CARD).exists()
 
@@ -357,8 +357,8 @@ def test_nothing_found_is_said_too(about: About) -> None:
     clean = replace(about.data, report=Report(rows=5, checks=(result("empty", 0),)))
     assert "1 check found nothing in 5 rows" in sections.data(replace(about, data=clean))
     assert "data checks found" not in limits.limits(replace(about, data=clean))
-    found = Report(rows=5, checks=(result("e|mpty", 1),))
-    text = sections.data(replace(about, data=replace(about.data, report=found)))
+    report = Report(rows=5, checks=(result("e|mpty", 1),))
+    text = sections.data(replace(about, data=replace(about.data, report=report)))
     assert tables(f"\n## Data\n{text}", "Data")[1][1] == ["error", "e|mpty", "1", "20.0 %", "rows <b> | none"]
 
 
@@ -403,9 +403,9 @@ def test_the_licence_is_what_the_base_tells(
     tmp_path: Path, file: str, content: str, identifier: str, said: str
 ) -> None:
     (tmp_path / file).write_text(content)
-    found = licence.of(base_of(tmp_path))
-    assert found.identifier == identifier
-    assert said in load.licence(found)
+    known = licence.of(base_of(tmp_path))
+    assert known.identifier == identifier
+    assert said in load.licence(known)
 
 
 def test_the_licence_of_a_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,9 +433,9 @@ def test_an_adapter_of_a_model_on_the_hub(made: Made, about: About, tmp_path: Pa
     data = ModelCard.load(file).data
     assert (data.base_model, data.base_model_relation, data.datasets) == ("owner/base-1.5", "adapter", ["owner/rows"])
     assert data.model_name == "tiny-adapter"
-    values = {one.metric_type: one.metric_value for one in data.eval_results}
-    assert values == pytest.approx({one.name: one.value for one in about.scores.tuned})
-    assert {one.dataset_type for one in data.eval_results} == {"owner/rows"}
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert values == pytest.approx({score.name: score.value for score in about.scores.tuned})
+    assert {result.dataset_type for result in data.eval_results} == {"owner/rows"}
     assert front.hub_base(base_of(tmp_path, name_or_path="owner/base", revision="sha256:1")) == ""
     assert front.hub_base(base_of(tmp_path, name_or_path="models:/m/1", revision="abc")) == ""
 
@@ -447,16 +447,18 @@ def test_a_long_card_is_cut_before_a_section() -> None:
     sections = {title: f"{title} " * 150 for title in TITLES}
     body = "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
     text = f"---\nlicense: mit\n---\n\n# name\n\nwhat it is\n{body}"
-    found = card.description(text)
-    assert len(found) <= card.LONGEST
-    kept = re.findall(r"(?m)^## (.*)$", found)
+    description = card.description(text)
+    assert len(description) <= card.LONGEST
+    kept = re.findall(r"(?m)^## (.*)$", description)
     assert kept == TITLES[: len(kept)]
     assert 0 < len(kept) < len(TITLES)
-    assert all(sections[title].strip() in found for title in kept)
+    assert all(sections[title].strip() in description for title in kept)
     left = ", ".join(TITLES[len(kept) :])
-    assert found.endswith(f"\n\nThe rest of this card ({left}) is in `artifacts/model/README.md` of this version.")
+    assert description.endswith(
+        f"\n\nThe rest of this card ({left}) is in `artifacts/model/README.md` of this version."
+    )
     # one section more would not have fitted
-    assert len(found) + len(sections[TITLES[len(kept)]]) > card.LONGEST
+    assert len(description) + len(sections[TITLES[len(kept)]]) > card.LONGEST
 
 
 def test_sections_of_any_length_are_cut_in_time() -> None:
@@ -467,9 +469,9 @@ def test_sections_of_any_length_are_cut_in_time() -> None:
 
 @pytest.mark.parametrize("length", [0, 10, 4999, 5000, 5001, 20_000])
 def test_a_description_is_never_too_long(length: int) -> None:
-    found = card.description("# name\n\n" + "x" * length + "\n\n## Scores\n\nfew\n")
-    assert len(found) <= card.LONGEST
-    assert ("The rest of this card" in found) == (length > 4970)
+    description = card.description("# name\n\n" + "x" * length + "\n\n## Scores\n\nfew\n")
+    assert len(description) <= card.LONGEST
+    assert ("The rest of this card" in description) == (length > 4970)
     assert card.description("x" * length) == "x" * min(length, card.LONGEST) or length > card.LONGEST
 
 
@@ -518,8 +520,8 @@ def test_a_value_is_one_clean_line_without_secrets(value: str, wanted: str) -> N
 )
 def test_any_value_comes_back_out_of_a_table(value: str) -> None:
     cells = markdown.table(["a", "b", "c"], [[markdown.code(value), markdown.plain(value), "end"]])
-    [found] = tables(f"\n## T\n\n{cells}\n", "T")
-    assert [found[1][0].strip(), *found[1][1:]] == [value, value, "end"]
+    [rows] = tables(f"\n## T\n\n{cells}\n", "T")
+    assert [rows[1][0].strip(), *rows[1][1:]] == [value, value, "end"]
 
 
 def test_cells_of_a_description_stand_apart_and_stay_what_they_are() -> None:
@@ -527,8 +529,8 @@ def test_cells_of_a_description_stand_apart_and_stay_what_they_are() -> None:
     spaced = markdown.spaced(f"{table}\n\nno | table\n```\nx | y\n```")
     assert spaced.count("&ensp;") == 2 * 3
     assert spaced.endswith("no | table\n```\nx | y\n```")
-    [found] = tables(f"\n## T\n\n{spaced}\n", "T")
-    assert [[cell.strip() for cell in row] for row in found] == [["", "a", "b"], ["x", "p | q", ""], ["y", "|", "z"]]
+    [rows] = tables(f"\n## T\n\n{spaced}\n", "T")
+    assert [[cell.strip() for cell in row] for row in rows] == [["", "a", "b"], ["x", "p | q", ""], ["y", "|", "z"]]
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_weak_training_that_is_lost_is_seen_by_its_share_alone(
 def no_special_tokens(folder: Path) -> None:
     file = folder / "tokenizer.json"
     settings = json.loads(file.read_text())
-    settings["added_tokens"] = [one for one in settings["added_tokens"] if "im_start" not in one["content"]]
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if "im_start" not in token["content"]]
     file.write_text(json.dumps(settings))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(
@@ -211,7 +211,7 @@ def test_a_requirement_that_is_not_told_is_missed(
     fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = bundle.requirements
-    monkeypatch.setattr(bundle, "requirements", lambda folder: [one for one in full(folder) if "peft" not in one])
+    monkeypatch.setattr(bundle, "requirements", lambda folder: [line for line in full(folder) if "peft" not in line])
     with pytest.raises(RefusedError, match="No module named 'peft'"):
         fine_tune("lora", model=tiny_model, data=tiny_rows, **{"package.round_trip": "true"}, **WELL)
 

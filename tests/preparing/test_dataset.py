@@ -66,25 +66,25 @@ def make(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
     return call
 
 
-def questions(found: CheckedData, side: str) -> set[str]:
-    split = found.data.train if side == "train" else found.data.eval
+def questions(checked: CheckedData, side: str) -> set[str]:
+    split = checked.data.train if side == "train" else checked.data.eval
     return {example.messages[0]["content"] for example in split.examples}
 
 
 def test_both_sides_together_are_all_rows(make: Make) -> None:
-    found = make(rows(40))
-    data = found.data
+    checked = make(rows(40))
+    data = checked.data
     assert (data.format, data.kind) == ("alpaca", "conversation")
     assert (data.train.counts["rows"], data.eval.counts["rows"]) == (36, 4)
     assert len(data.train.examples) == len(data.train.encoded) == len(data.train.rows) == 36
-    assert not questions(found, "train") & questions(found, "eval")
+    assert not questions(checked, "train") & questions(checked, "eval")
     place = data.eval.rows[0]
     assert place.file.endswith("rows.jsonl")
-    assert rows(40)[place.line - 1]["instruction"] in questions(found, "eval")
+    assert rows(40)[place.line - 1]["instruction"] in questions(checked, "eval")
     assert data.train.columns == ("instruction", "output")
-    tokens = [len(one.input_ids) for one in data.train.encoded]
+    tokens = [len(encoded.input_ids) for encoded in data.train.encoded]
     assert data.train.counts["tokens"] == sum(tokens)
-    assert data.train.counts["supervised_tokens"] == sum(one.supervised for one in data.train.encoded)
+    assert data.train.counts["supervised_tokens"] == sum(encoded.supervised for encoded in data.train.encoded)
     assert data.stop_token_ids == (data.tokenizer.eos_token_id,)
 
 
@@ -93,21 +93,21 @@ def test_the_same_rows_in_another_order_are_held_out(make: Make) -> None:
 
 
 def test_no_prompt_stands_on_both_sides(make: Make) -> None:
-    found = make([row(f"ask {n // 4}", f"answer {n}") for n in range(40)], fail_on="never")
-    assert not questions(found, "train") & questions(found, "eval")
-    assert found.data.eval.counts["rows"] == 4
+    checked = make([row(f"ask {n // 4}", f"answer {n}") for n in range(40)], fail_on="never")
+    assert not questions(checked, "train") & questions(checked, "eval")
+    assert checked.data.eval.counts["rows"] == 4
 
 
 def test_one_prompt_for_all_rows_is_split_by_the_answers(make: Make) -> None:
-    found = make([row("ask", f"answer {n}") for n in range(20)], fail_on="never")
-    assert (found.data.train.counts["rows"], found.data.eval.counts["rows"]) == (18, 2)
+    checked = make([row("ask", f"answer {n}") for n in range(20)], fail_on="never")
+    assert (checked.data.train.counts["rows"], checked.data.eval.counts["rows"]) == (18, 2)
 
 
 def test_no_group_stands_on_both_sides(make: Make) -> None:
-    data = [one | {"user": f"user {n % 8}"} for n, one in enumerate(rows(40))]
-    found = make(data, split_by="user", test_size=10)
+    data = [values | {"user": f"user {n % 8}"} for n, values in enumerate(rows(40))]
+    checked = make(data, split_by="user", test_size=10)
     sides = [
-        {n % 8 for n, one in enumerate(rows(40)) if one["instruction"] in questions(found, side)}
+        {n % 8 for n, values in enumerate(rows(40)) if values["instruction"] in questions(checked, side)}
         for side in ("train", "eval")
     ]
     assert not sides[0] & sides[1]
@@ -122,19 +122,19 @@ def test_a_group_column_that_no_row_has_is_told(make: Make) -> None:
 
 def test_held_out_rows_from_a_file_of_their_own(make: Make, tmp_path: Path) -> None:
     held = write_jsonl(tmp_path / "held.jsonl", [{"prompt": "p", "completion": "c"}] * 2)
-    found = make(rows(8), eval_path=held)
-    assert (found.data.train.counts["rows"], found.data.eval.counts["rows"]) == (8, 2)
-    assert found.data.eval.source == str(held)
-    assert found.train.stored is not found.eval.stored
+    checked = make(rows(8), eval_path=held)
+    assert (checked.data.train.counts["rows"], checked.data.eval.counts["rows"]) == (8, 2)
+    assert checked.data.eval.source == str(held)
+    assert checked.train.stored is not checked.eval.stored
 
 
 def test_sources_are_mixed_in_their_weights_and_may_be_of_several_formats(make: Make, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", rows(20))
     write_jsonl(tmp_path / "b.jsonl", [{"question": f"q {n}", "answer": f"a {n}"} for n in range(50)])
-    found = make("{a.jsonl: 1, b.jsonl: 1.5}")
-    assert found.taken == {"a.jsonl": (20, 20), "b.jsonl": (30, 50)}
-    assert found.data.train.counts["rows"] + found.data.eval.counts["rows"] == 50
-    assert found.data.format == "alpaca+question-answer"
+    checked = make("{a.jsonl: 1, b.jsonl: 1.5}")
+    assert checked.taken == {"a.jsonl": (20, 20), "b.jsonl": (30, 50)}
+    assert checked.data.train.counts["rows"] + checked.data.eval.counts["rows"] == 50
+    assert checked.data.format == "alpaca+question-answer"
     assert make("[a.jsonl, b.jsonl]").data.train.counts["rows"] == 63
 
 
@@ -156,27 +156,27 @@ def test_bad_rows_stop_with_their_places_or_are_dropped_and_counted(make: Make) 
         make(BAD)
     assert [problem.place.rpartition("/")[2] for problem in error.value.problems] == ["rows.jsonl:7", "rows.jsonl:8"]
     assert "--data.on_bad_row drop" in error.value.hint
-    found = make(BAD, on_bad_row="drop")
-    assert [(one.line, one.sort) for one in found.left_out] == [(7, "convert"), (8, "convert")]
-    assert found.data.train.counts["dropped"] == 2
-    assert found.data.train.counts["rows"] + found.data.eval.counts["rows"] == 8
+    checked = make(BAD, on_bad_row="drop")
+    assert [(left_out.line, left_out.sort) for left_out in checked.left_out] == [(7, "convert"), (8, "convert")]
+    assert checked.data.train.counts["dropped"] == 2
+    assert checked.data.train.counts["rows"] + checked.data.eval.counts["rows"] == 8
 
 
 def test_without_strictness_bad_rows_are_a_finding(make: Make) -> None:
-    found = make(BAD, strict=False)
-    bad = next(one for one in found.report.checks if one.name == "bad-row")
+    checked = make(BAD, strict=False)
+    bad = next(check for check in checked.report.checks if check.name == "bad-row")
     assert (bad.severity, bad.count, bad.share) == ("error", 2, 0.2)
-    assert [one["line"] for one in bad.examples] == [7, 8]
+    assert [example["line"] for example in bad.examples] == [7, 8]
 
 
 def test_a_row_that_cannot_be_read_does_not_hide_the_others(make: Make, tmp_path: Path) -> None:
     file = tmp_path / "mixed.jsonl"
-    lines = [json.dumps(one) for one in rows(8)]
+    lines = [json.dumps(values) for values in rows(8)]
     file.write_text("\n".join([*lines[:4], '{"instruction": ', *lines[4:]]) + "\n")
     with pytest.raises(DataError, match="1 of 9 rows cannot be read"):
         make(file)
-    found = make(file, on_bad_row="drop")
-    assert found.data.train.counts["rows"] + found.data.eval.counts["rows"] == 8
+    checked = make(file, on_bad_row="drop")
+    assert checked.data.train.counts["rows"] + checked.data.eval.counts["rows"] == 8
 
 
 def test_a_mask_that_cannot_be_proved_is_told_with_the_row_as_it_is_written(make: Make) -> None:
@@ -195,10 +195,10 @@ def test_a_source_without_one_good_row_is_not_read_to_its_end(make: Make, monkey
 
 def test_rows_that_are_cut_before_the_answer_are_dropped_and_counted(make: Make) -> None:
     long = row("word " * 60)
-    found = make([*rows(10), long], max_length=40)
-    assert [(one.line, one.sort) for one in found.left_out] == [(11, "cut")]
-    assert "cut at data.max_length 40 before anything is learned" in found.left_out[0].reason
-    finding = next(one for one in found.report.checks if one.name == "nothing-learned")
+    checked = make([*rows(10), long], max_length=40)
+    assert [(left_out.line, left_out.sort) for left_out in checked.left_out] == [(11, "cut")]
+    assert "cut at data.max_length 40 before anything is learned" in checked.left_out[0].reason
+    finding = next(check for check in checked.report.checks if check.name == "nothing-learned")
     assert (finding.count, finding.severity) == (1, "warn")
     with pytest.raises(DataError, match=r"all 4 rows of .* have nothing to learn") as error:
         make([long] * 4, max_length=40)
@@ -211,8 +211,8 @@ def test_a_row_of_which_nothing_is_to_be_learned_is_dropped(make: Make) -> None:
         {"messages": turns},
         *({"messages": [turns[0], {"role": "assistant", "content": f"{n}"}]} for n in range(8)),
     ]
-    found = make(data, fail_on="never")
-    assert [one.reason for one in found.left_out] == ["nothing to learn: no assistant turn is learned"]
+    checked = make(data, fail_on="never")
+    assert [left_out.reason for left_out in checked.left_out] == ["nothing to learn: no assistant turn is learned"]
 
 
 # --- the fingerprint
@@ -221,10 +221,10 @@ def test_a_row_of_which_nothing_is_to_be_learned_is_dropped(make: Make) -> None:
 def test_the_fingerprint_is_the_same_on_another_machine(make: Make, tiny_model: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tiny_model, elsewhere / "model")
-    one = make(rows(12))
+    checked = make(rows(12))
     other = make(write_jsonl(elsewhere / "renamed.jsonl", rows(12)), model=elsewhere / "model")
-    assert one.data.fingerprint == other.data.fingerprint
-    assert one.data.train.digest == other.data.train.digest
+    assert checked.data.fingerprint == other.data.fingerprint
+    assert checked.data.train.digest == other.data.train.digest
 
 
 @pytest.mark.parametrize(
@@ -244,18 +244,18 @@ def test_the_fingerprint_changes_with_whatever_changes_the_rows(make: Make, sett
 
 
 def test_the_fingerprint_changes_with_the_bytes(make: Make) -> None:
-    one = make(rows(12)).data
+    checked = make(rows(12)).data
     other = make([*rows(12)[:-1], row("ask other", "another answer")]).data
-    assert one.fingerprint != other.fingerprint
+    assert checked.fingerprint != other.fingerprint
 
 
 def test_the_same_data_is_prepared_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = make(rows(12))
+    checked = make(rows(12))
     monkeypatch.setattr("mlflow_ft.preparing.one_pass.run", lambda *_, **__: pytest.fail("prepared again"))
     other = make(rows(12))
-    assert list(one.data.train.encoded) == list(other.data.train.encoded)
-    assert one.report.as_dict() == other.report.as_dict()
-    assert one.data.fingerprint == other.data.fingerprint
+    assert list(checked.data.train.encoded) == list(other.data.train.encoded)
+    assert checked.report.as_dict() == other.report.as_dict()
+    assert checked.data.fingerprint == other.data.fingerprint
 
 
 # --- tools
@@ -280,19 +280,21 @@ def test_a_template_without_tools_is_taught_them_and_that_is_what_is_saved(make:
             for n in range(8)
         ),
     ]
-    found = make(data, max_length=2000)
-    assert found.taught_tools
+    checked = make(data, max_length=2000)
+    assert checked.taught_tools
     again = make(data, max_length=2000)  # from the cache: with the same template
-    for one in (found, again):
+    for version in (checked, again):
         saved = tmp_path / "saved"
-        one.data.tokenizer.save_pretrained(saved)
+        version.data.tokenizer.save_pretrained(saved)
         assert "<tool_call>" in (saved / "chat_template.jinja").read_text()
     shown = [
-        one
-        for one in show.first_rows(found, asked(["--max_length=2000"], LOADED, method="prepare"))
-        if "lamp" in str(one.messages)
+        shown_row
+        for shown_row in show.first_rows(checked, asked(["--max_length=2000"], LOADED, method="prepare"))
+        if "lamp" in str(shown_row.messages)
     ]
-    texts = [text for one in shown for learned, text in show.runs(one.tokens, one.supervised) if learned]
+    texts = [
+        text for shown_row in shown for learned, text in show.runs(shown_row.tokens, shown_row.supervised) if learned
+    ]
     if shown:  # it may be among the rows that are held out
         assert texts[0] == '<tool_call>\n{"name": "lamp", "arguments": {"on": true}}\n</tool_call><|im_end|>'
 
@@ -302,13 +304,13 @@ def test_a_template_without_tools_is_taught_them_and_that_is_what_is_saved(make:
 
 def test_a_cleaned_copy_lacks_what_is_safe_to_remove_and_says_why(make: Make, tmp_path: Path) -> None:
     data = [*rows(20), row("empty", " "), rows(20)[3], {"instruction": "no output"}]
-    found = make(data, strict=False)
-    cleaned = fix.write(found, tmp_path / "out")
+    checked = make(data, strict=False)
+    cleaned = fix.write(checked, tmp_path / "out")
     assert [file.name for file in cleaned.files] == ["clean.jsonl"]
     kept = [json.loads(line) for line in cleaned.files[0].read_text().splitlines()]
     assert kept == rows(20)
     removed = [json.loads(line) for line in cleaned.removed.read_text().splitlines()]
-    assert [(one["line"], one["reasons"]) for one in removed] == [
+    assert [(removed_row["line"], removed_row["reasons"]) for removed_row in removed] == [
         (21, ["empty-response"]),
         (22, ["exact-duplicate"]),
         (23, ["column `output` is missing"]),

@@ -41,8 +41,8 @@ def test_a_guard_set_is_scored_before_and_after(
     assert metrics["eval/tuned/words/loss"] != metrics["eval/tuned/loss"]
     assert metrics["eval/base/words/loss"] > 0
     inputs = {
-        next(tag.value for tag in one.tags if tag.key == "mlflow.data.context"): one.dataset
-        for one in run.inputs.dataset_inputs
+        next(tag.value for tag in dataset_input.tags if tag.key == "mlflow.data.context"): dataset_input.dataset
+        for dataset_input in run.inputs.dataset_inputs
     }
     assert set(inputs) == {"train", "eval", "guard"}
     assert inputs["guard"].name == "guard.jsonl"
@@ -51,15 +51,15 @@ def test_a_guard_set_is_scored_before_and_after(
     assert not [name for name in rows["scores"]["tuned"] if "/" in name]
     version = outcome.versions[0]
     model = client.get_logged_model(version.model_id)
-    found = {metric.key: metric.dataset_digest for metric in model.metrics}
-    assert found["eval/tuned/words/loss"] == inputs["guard"].digest
-    assert found["eval/tuned/loss"] == inputs["eval"].digest
+    digests = {metric.key: metric.dataset_digest for metric in model.metrics}
+    assert digests["eval/tuned/words/loss"] == inputs["guard"].digest
+    assert digests["eval/tuned/loss"] == inputs["eval"].digest
     card = client.get_model_version(version.name, str(version.version)).description
     assert "guard set `words`: 5 rows" in card
 
     # a champion that was not scored on the guard set is, where a gate guards it
     candidate = contenders.contender(client, contenders.find_version(client, version.name, str(version.version)))
-    (other,) = [one for one in plain.versions if one.name == version.name]
+    (other,) = [candidate for candidate in plain.versions if candidate.name == version.name]
     champion = contenders.contender(client, contenders.find_version(client, other.name, str(other.version)))
     gates = Gates(beats_champion=None, max_regression={"words/loss": 0.01})
     assert rescore.needed(candidate, champion, gates)
@@ -70,8 +70,8 @@ def test_a_guard_set_is_scored_before_and_after(
     assert scored.score("words/loss") == pytest.approx(metrics["eval/tuned/words/loss"], rel=1e-4)
 
     write_jsonl(guard, [{"instruction": "say it", "output": "something else"}])
-    scored, told = rescore.champion(pair, plugins=plugins.load(), progress=Progress(quiet=True))
-    assert "the rows of words are not what they were" in told
+    scored, note = rescore.champion(pair, plugins=plugins.load(), progress=Progress(quiet=True))
+    assert "the rows of words have changed" in note
     assert scored.score("words/loss") is None
 
 

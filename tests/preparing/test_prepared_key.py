@@ -56,9 +56,9 @@ def imported(file: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlflow_ft") and node not in for_types:
             for alias in node.names:
-                found = module_file(f"{node.module}.{alias.name}") or module_file(str(node.module))
-                if found:
-                    yield found
+                imported_file = module_file(f"{node.module}.{alias.name}") or module_file(str(node.module))
+                if imported_file:
+                    yield imported_file
 
 
 def reached(starts: Iterable[Path]) -> set[str]:

@@ -48,7 +48,7 @@ def test_a_run_keeps_its_reward_functions(
         f"length = {file}:length sha256:{digest}; exact-answer = exact-answer"
         in run.data.tags["mlflow_ft.reward_funcs"]
     )
-    assert [one.path for one in client.list_artifacts(outcome.run_id, "rewards")] == ["rewards/length.py"]
+    assert [artifact.path for artifact in client.list_artifacts(outcome.run_id, "rewards")] == ["rewards/length.py"]
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/rewards/length.py") == LENGTH
     scores = {score.name: score for score in outcome.scores.tuned}
     assert set(scores) == {"reward/length", "reward/exact-answer", "weighted_reward"}
@@ -77,6 +77,6 @@ def test_an_answer_stops_where_the_template_ends_it(tiny_model: Path, prompts: P
     progress = Progress(quiet=True)
     tokenizer = tokenizers.load(config, hub.find(config.model, progress, weights=False))
     tokenizer.chat_template = CHATML.replace("<|im_end|>", end)
-    found = dataset.prepare(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
-    assert found.data.kind == "prompt"
-    assert found.data.stop_token_ids == (tokenizer.convert_tokens_to_ids(end),)
+    checked = dataset.prepare(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress)
+    assert checked.data.kind == "prompt"
+    assert checked.data.stop_token_ids == (tokenizer.convert_tokens_to_ids(end),)

@@ -38,18 +38,18 @@ def encoder(tiny_model: Path) -> EncoderOf:
 
 def run(encoder: Encoder, workers: int) -> list[ProvedRow | tuple[str, str]]:
     batches = iter([ROWS[start : start + BATCH] for start in range(0, len(ROWS), BATCH)])
-    found: list[ProvedRow | tuple[str, str]] = []
-    for batch, results in proving.proved(batches, lambda batch: batch, encoder, workers=workers):
+    outcomes: list[ProvedRow | tuple[str, str]] = []
+    for batch, results in proving.prove_batches(batches, lambda batch: batch, encoder, workers=workers):
         assert len(batch) == len(results)
-        found += [(str(one), one.text) if isinstance(one, MaskError) else one for one in results]
-    return found
+        outcomes += [(str(result), result.text) if isinstance(result, MaskError) else result for result in results]
+    return outcomes
 
 
 @pytest.mark.slow
 def test_several_processes_give_what_one_gives(encoder: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, helped = encoder(), encoder()
     expected = run(alone, 0)
-    assert [isinstance(one, tuple) for one in expected] == [number % 7 == 5 for number in range(60)]
+    assert [isinstance(outcome, tuple) for outcome in expected] == [number % 7 == 5 for number in range(60)]
     monkeypatch.setattr(proving, "ALONE", 1)
     monkeypatch.setattr(proving, "prove", only_once(proving.prove))
     assert run(helped, 2) == expected
@@ -60,9 +60,11 @@ def test_several_processes_give_what_one_gives(encoder: EncoderOf, monkeypatch: 
 @pytest.mark.slow
 def test_other_processes_are_told_the_same_time(encoder: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
     def dated() -> Encoder:
-        made = encoder()
-        made.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + str(made.tokenizer.chat_template)
-        return made
+        template_encoder = encoder()
+        template_encoder.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + str(
+            template_encoder.tokenizer.chat_template
+        )
+        return template_encoder
 
     alone, helped = dated(), dated()
     with clock.held(datetime.fromisoformat("2026-05-06T23:59")):
@@ -103,6 +105,6 @@ def test_the_next_batch_is_made_while_the_others_work_and_not_all_at_once(
             yield ROWS[:1]
 
     ahead = []
-    for done, _ in enumerate(proving.proved(batches(), lambda batch: batch, encoder(), workers=1), 1):
+    for done, _ in enumerate(proving.prove_batches(batches(), lambda batch: batch, encoder(), workers=1), 1):
         ahead.append(taken - done)
     assert max(ahead) <= 4

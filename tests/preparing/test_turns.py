@@ -75,28 +75,28 @@ def make(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     return call
 
 
-def check(found: CheckedData, name: str) -> Any:
-    return next(one for one in found.report.checks if one.name == name)
+def check(checked: CheckedData, name: str) -> Any:
+    return next(result for result in checked.report.checks if result.name == name)
 
 
 def test_thoughts_that_are_not_written_are_a_finding_with_its_remedies(make: Make) -> None:
     data = [*talks(6), *talks(6, answer="plainly {0}")]
-    one = check(make(data), "unwritten-thoughts")
-    assert (one.severity, one.count, one.share, one.details) == ("warn", 6, 0.5, {"turns": 12})
-    assert one.summary == "the chat template leaves out the thoughts of 12 turns; they are not learned"
-    assert one.examples[0]["line"] == 1
-    assert one.examples[0]["message"] == "the thoughts of 2 turns are left out"
+    unwritten = check(make(data), "unwritten-thoughts")
+    assert (unwritten.severity, unwritten.count, unwritten.share, unwritten.details) == ("warn", 6, 0.5, {"turns": 12})
+    assert unwritten.summary == "the chat template leaves out the thoughts of 12 turns; they are not learned"
+    assert unwritten.examples[0]["line"] == 1
+    assert unwritten.examples[0]["message"] == "the thoughts of 2 turns are left out"
     for remedy in ("--data.turns each", "--data.turns last", "--data.chat_template"):
-        assert remedy in one.remedy
+        assert remedy in unwritten.remedy
     for how in ("each", "last"):
         assert check(make(data, turns=how), "unwritten-thoughts").count == 0
     assert check(make(data, chat_template=CHATML), "unwritten-thoughts").count == 0
 
 
 def test_each_turn_is_learned_behind_the_history_that_a_server_writes(make: Make) -> None:
-    found = make(talks(8), turns="each")
-    data = found.data
-    assert (found.train.stored.read, found.train.stored.count) == (8, 24)
+    checked = make(talks(8), turns="each")
+    data = checked.data
+    assert (checked.train.stored.read, checked.train.stored.count) == (8, 24)
     assert data.train.counts["rows"] + data.eval.counts["rows"] == 24
     for split in (data.train, data.eval):
         for example, encoded in zip(split.examples, split.encoded, strict=True):
@@ -111,26 +111,26 @@ def test_each_turn_is_learned_behind_the_history_that_a_server_writes(make: Make
 
 
 def test_a_conversation_stays_on_one_side_and_is_looked_at_once(make: Make) -> None:
-    found = make(talks(12), turns="each")
+    checked = make(talks(12), turns="each")
     sides = [{example.messages[2]["content"] for example in side.examples if len(example.messages) > 3}
-             for side in (found.data.train, found.data.eval)]  # fmt: skip
+             for side in (checked.data.train, checked.data.eval)]  # fmt: skip
     assert not sides[0] & sides[1]
     assert len(sides[0] | sides[1]) == 12
-    assert len(found.data.eval.examples) % 3 == 0
+    assert len(checked.data.eval.examples) % 3 == 0
     for name in ("contamination", "exact-duplicate", "near-duplicate", "conflicting-answers"):
-        assert check(found, name).count == check(make(talks(12)), name).count, name
-    assert check(found, "contamination").count == 0, "that all begin alike is nothing that gives an answer away"
-    assert found.report.rows == 12
+        assert check(checked, name).count == check(make(talks(12)), name).count, name
+    assert check(checked, "contamination").count == 0, "that all begin alike is nothing that gives an answer away"
+    assert checked.report.rows == 12
 
 
 def test_fingerprint_digest_hashes_and_key_know_the_turns(make: Make, tmp_path: Path) -> None:
     ways = {how: make(talks(8), turns=how) for how in ("all", "last", "each")}
-    assert len({one.data.fingerprint for one in ways.values()}) == 3
-    assert len({one.data.train.digest for one in ways.values()}) == 3
-    assert len({str(one.train.stored.parts["settings"]) for one in ways.values()}) == 3
+    assert len({checked.data.fingerprint for checked in ways.values()}) == 3
+    assert len({checked.data.train.digest for checked in ways.values()}) == 3
+    assert len({str(checked.train.stored.parts["settings"]) for checked in ways.values()}) == 3
     assert "turns" not in ways["all"].train.stored.parts["settings"], "fingerprints are those that they were"
-    for how, one in ways.items():
-        sides = {name: (side.stored.table, side.stored.files, side.indices) for name, side in one.sides.items()}
+    for how, checked in ways.items():
+        sides = {name: (side.stored.table, side.stored.files, side.indices) for name, side in checked.sides.items()}
         kept = parquet.read_table(hashes.write_rows(sides, tmp_path)).to_pylist()
         assert {row["turn"] for row in kept} == {"all": {0}, "last": {6}, "each": {2, 4, 6}}[how]
         assert len({row["hash"] for row in kept}) == 8
@@ -140,16 +140,16 @@ def test_fingerprint_digest_hashes_and_key_know_the_turns(make: Make, tmp_path: 
 def test_what_is_left_out_is_told_with_its_turn(make: Make) -> None:
     long = {"messages": [*talks(1)[0]["messages"], {"role": "user", "content": "far " * 300},
                          {"role": "assistant", "content": "say"}]}  # fmt: skip
-    found = make([*talks(6), long], turns="each", max_length=300)
-    [cut] = found.left_out
+    checked = make([*talks(6), long], turns="each", max_length=300)
+    [cut] = checked.left_out
     assert (cut.line, cut.sort) == (7, "cut")
     assert cut.reason == "turn 8: cut at data.max_length 300 before anything is learned"
-    assert found.train.stored.table.num_rows == 6 * 3 + 3
-    assert check(found, "nothing-learned").count == 1
+    assert checked.train.stored.table.num_rows == 6 * 3 + 3
+    assert check(checked, "nothing-learned").count == 1
     broken = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ud800"}]}
-    found = make([*talks(6), broken], turns="each", strict=False)
-    assert [one.line for one in found.train.stored.bad] == [7]
-    cleaned = fix.write(found, Path("out"))
+    checked = make([*talks(6), broken], turns="each", strict=False)
+    assert [row.line for row in checked.train.stored.bad] == [7]
+    cleaned = fix.write(checked, Path("out"))
     assert (cleaned.kept_count, cleaned.removed_count) == (6, 1)
 
 
@@ -167,15 +167,15 @@ def test_what_is_shown_names_the_turn(make: Make, model: Path) -> None:
     )
     tokenizer = tokenizers.load(config, hub.find(config.model, Progress(quiet=True), weights=False))
     shown = list(show.every_row(config, tokenizer, plugins=LOADED, registry=Registry(LOADED)))
-    assert [(one.row, one.turn) for one in shown] == [(1, 2), (1, 4), (1, 6), (2, 2), (2, 4), (2, 6)]
+    assert [(row.row, row.turn) for row in shown] == [(1, 2), (1, 4), (1, 6), (2, 2), (2, 4), (2, 6)]
     assert shown[1].place.endswith("rows.jsonl:1 turn 4")
     assert json.loads(json.dumps(shown[1].as_dict()))["turn"] == 4
-    assert [len(one.messages) for one in shown[:3]] == [2, 4, 6]
-    found = make(talks(8), turns="each")
-    kept = show.first_rows(found, config)
+    assert [len(row.messages) for row in shown[:3]] == [2, 4, 6]
+    checked = make(talks(8), turns="each")
+    kept = show.first_rows(checked, config)
     assert f"rows.jsonl:{kept[0].line} turn {kept[0].turn}: " in show.as_text(kept)
     tokens = [sum(make(talks(8), turns=how).train.stored.table["tokens"].to_pylist()) for how in ("each", "last")]
-    assert show.cost(found.train.stored) == pytest.approx(tokens[0] / tokens[1])
+    assert show.cost(checked.train.stored) == pytest.approx(tokens[0] / tokens[1])
     assert tokens[0] > 1.8 * tokens[1], "1 + 2 + 3 rounds where 3 were read"
     whole = make(talks(8))
     [first, *_] = show.first_rows(whole, config)
@@ -191,13 +191,15 @@ DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
 
 def test_prepared_rows_are_found_again_on_the_same_day_and_not_on_another(make: Make) -> None:
     plain = talks(8, answer="say {0}")
-    made = [make(plain, chat_template=DATED, now=now) for now in ("2026-11-27T23:59", "2026-11-28", "2026-11-28T18:00")]
-    texts = [one.data.tokenizer.decode(one.data.train.encoded[0].input_ids)[:11] for one in made]
+    versions = [
+        make(plain, chat_template=DATED, now=now) for now in ("2026-11-27T23:59", "2026-11-28", "2026-11-28T18:00")
+    ]
+    texts = [version.data.tokenizer.decode(version.data.train.encoded[0].input_ids)[:11] for version in versions]
     assert texts == ["27 Nov 2026", "28 Nov 2026", "28 Nov 2026"]
-    assert [one.data.clock for one in made] == [{"%d %b %Y": text} for text in texts]
-    assert made[0].data.fingerprint != made[1].data.fingerprint == made[2].data.fingerprint
-    assert made[0].data.train.digest != made[1].data.train.digest == made[2].data.train.digest
-    assert made[0].train.stored.parts["clock"] == {"%d %b %Y": "27 Nov 2026"}
+    assert [version.data.clock for version in versions] == [{"%d %b %Y": text} for text in texts]
+    assert versions[0].data.fingerprint != versions[1].data.fingerprint == versions[2].data.fingerprint
+    assert versions[0].data.train.digest != versions[1].data.train.digest == versions[2].data.train.digest
+    assert versions[0].train.stored.parts["clock"] == {"%d %b %Y": "27 Nov 2026"}
 
 
 @pytest.mark.parametrize(
@@ -224,12 +226,12 @@ def test_a_template_that_asks_no_time_has_the_same_rows_for_ever(make: Make, mon
 
 
 def test_two_models_are_compared_by_one_value_a_conversation(make: Make, model: Path) -> None:
-    found = make(talks(12), turns="each").data
-    count = len(found.eval.examples)
+    data = make(talks(12), turns="each").data
+    count = len(data.eval.examples)
     config = asked([f"--model={model}", "--turns=each", "--evaluation.max_rows=4"], LOADED, method="prepare")
     values = tuple(float(number) for number in range(count))
-    assert evaluate.by_conversation(values, found, config) == tuple(number + 1.0 for number in range(0, count, 3))
-    assert evaluate.by_conversation([None, 2.0, 4.0, None], found, config) == (3.0, None), "those that were answered"
-    assert evaluate.by_conversation([1.0, 2.0], found, config) == (1.0, 2.0), "an evaluator's own rows"
+    assert evaluate.by_conversation(values, data, config) == tuple(number + 1.0 for number in range(0, count, 3))
+    assert evaluate.by_conversation([None, 2.0, 4.0, None], data, config) == (3.0, None), "those that were answered"
+    assert evaluate.by_conversation([1.0, 2.0], data, config) == (1.0, 2.0), "an evaluator's own rows"
     whole = asked([f"--model={model}"], LOADED, method="prepare")
-    assert evaluate.by_conversation(values, found, whole) == values
+    assert evaluate.by_conversation(values, data, whole) == values

@@ -257,7 +257,7 @@ def test_a_folder_with_several_checkpoints(
     for number in (30, 100, 60):
         shutil.copytree(lora[0], tmp_path / "run" / f"checkpoint-{number}")
     result = merged(run, tmp_path / "run", tmp_path / "out")
-    refused(result, tmp_path / "out", "3 adapters, and none above them: checkpoint-30, checkpoint-60, checkpoint-100")
+    refused(result, tmp_path / "out", "3 adapters and none above them: checkpoint-30, checkpoint-60, checkpoint-100")
     for asked in (
         ["chat", tmp_path / "run", "--prompt", "x"],
         ["train", "lora", "--model.init_from", tmp_path / "run"],

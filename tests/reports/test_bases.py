@@ -87,7 +87,7 @@ def test_an_adapter_of_others_on_files_in_4_bits(run: Run, small: Small, tmp_pat
         torch.testing.assert_close(says(base_model(out)), wanted, rtol=1e-4, atol=1e-4)
         assert json.loads((out / "merge.json").read_text())["quantize"] == ("int8" if stored == "int8" else "nf4")
     asked = ["merge", "--adapter", tmp_path / "adapter int8", "--base", base, "--out", tmp_path / "other"]
-    refused(run(*asked, "--quantize", "nf4"), "--quantize is nf4, and the base's own files are in 8 bits")
+    refused(run(*asked, "--quantize", "nf4"), "--quantize is nf4, but the base's own files are in 8 bits")
     refused(run(*asked, "--into", "original"), "there are no original weights to merge into")
 
 

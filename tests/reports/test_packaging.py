@@ -100,7 +100,7 @@ def test_a_form_that_cannot_be_made_is_refused_before_the_first_step(
     assert not (folder / "train").exists()
     assert not list(folder.glob("rehearsal-*"))
     result = run("package", failed.info.run_id)
-    assert (result.code, "holds no finished training" in result.err) == (2, True)
+    assert (result.code, "has no finished training" in result.err) == (2, True)
 
 
 def test_an_exporter_is_asked_of_what_will_be_packaged(
@@ -124,7 +124,7 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     if partial:
         result = train(run, small, tmp_path, model_name=name)
         assert result.code == 2
-        assert "the trained weights are kept in" in result.err
+        assert "the trained weights are in" in result.err
     else:
         with pytest.raises(RuntimeError, match="pulled out") as caught:
             run_to_its_error(run, small, tmp_path, model_name=name)
@@ -175,7 +175,7 @@ def test_what_has_changed_since_is_not_packaged(
     rows.write_text(content.replace("apple", "pear"))
     result = run("package", run_id)
     assert (result.code, kept(client, run_id)) == (2, before)
-    assert "the rows, or how they are prepared, are not what they were" in result.err
+    assert "the rows, or how they are prepared, have changed" in result.err
     rows.write_text(content)
 
     name, _, version = before[1][0].partition("/")
@@ -201,7 +201,7 @@ def test_what_cannot_be_packaged_is_said(run: Run, client: MlflowClient, small: 
     assert (result.code, "0123456789abcdef" in result.err) == (2, True)
     with_nothing = client.create_run("0").info.run_id
     result = run("package", with_nothing)
-    assert (result.code, "it is not a training of mlflow-ft" in result.err) == (2, True)
+    assert (result.code, "it is not a training run of mlflow-ft" in result.err) == (2, True)
     result = train(run, small, tmp_path)
     assert result.code == 0, result.err
     run_id = latest(client).info.run_id

@@ -124,7 +124,7 @@ def test_a_template_that_writes_the_date_is_trained_every_day(small: Callable[..
         lineage = mlflow.artifacts.load_dict(f"runs:/{run.run_id}/data/lineage.json")
         assert lineage["train"]["prepared_by"]["clock"] == {"%d %b %Y": day}
         card = client.get_model_version(run.versions[0].name, run.versions[0].version).description
-        assert f"was written as of `{day}`" in card
+        assert f"All training and held-out rows have `{day}`" in card
     assert len({client.get_run(run.run_id).data.tags["mlflow_ft.data_digest"] for run in runs}) == 2
     old, new = (contender(client, find_version(client, "dated-adapter", number)) for number in ("1", "2"))
     store = Store(client)

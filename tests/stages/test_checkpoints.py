@@ -29,8 +29,8 @@ def test_each_evaluation_leaves_a_model(
     plain = fine_tune(method, **common)
     outcome = fine_tune(method, **common, **{"training.log_checkpoints": "true"})
     client = MlflowClient()
-    found = client.search_logged_models(["0"], filter_string=f"source_run_id = '{outcome.run_id}'")
-    models = {model.name: model for model in found if model.name.startswith("checkpoint")}
+    logged = client.search_logged_models(["0"], filter_string=f"source_run_id = '{outcome.run_id}'")
+    models = {model.name: model for model in logged if model.name.startswith("checkpoint")}
     assert sorted(models) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     curve = {point.step: point.value for point in client.get_metric_history(outcome.run_id, "eval/loss")}
     for step in (1, 2, 3):

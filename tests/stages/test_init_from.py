@@ -32,10 +32,10 @@ Run = Callable[..., Any]
 
 def bench(folder: Path, method: str, *, model: Path, **settings: Any) -> Bench:
     """A bench whose base is found as a run finds it."""
-    one = lay(folder, method, model=model, **QUICK, **settings)
-    base = init_from.find(one.job.config, Progress(quiet=True))
-    data = replace(one.data, tokenizer=tokenizers.load(one.job.config, base))
-    return Bench(job=one.job, data=data, base=base)
+    trained = lay(folder, method, model=model, **QUICK, **settings)
+    base = init_from.find(trained.job.config, Progress(quiet=True))
+    data = replace(trained.data, tokenizer=tokenizers.load(trained.job.config, base))
+    return Bench(job=trained.job, data=data, base=base)
 
 
 def find(method: str, **settings: Any) -> Any:
@@ -48,10 +48,10 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
     """`adapter("dora")`: the folder that a short training left."""
 
     def make(kind: str, **settings: Any) -> Path:
-        one = lay(tmp_path / f"{kind}-first", "lora", model=tiny_model, **{"adapter.kind": kind}, **QUICK, **settings)
-        found = one.train().adapter
-        assert found is not None
-        return found
+        first = lay(tmp_path / f"{kind}-first", "lora", model=tiny_model, **{"adapter.kind": kind}, **QUICK, **settings)
+        folder = first.train().adapter
+        assert folder is not None
+        return folder
 
     return make
 
@@ -65,26 +65,26 @@ def test_a_training_begins_where_the_adapter_was(
 ) -> None:
     more = {"adapter.trainable_token_indices": "[2, 3]"} if kind == "trainable-tokens" else {}
     folder = adapter(kind, **more)
-    one = bench(tmp_path / "second", "lora", model=tiny_model, **{"adapter.kind": kind, "init_from": folder}, **more)
-    model = trainable.prepare(one.job, one.data, one.base)
+    second = bench(tmp_path / "second", "lora", model=tiny_model, **{"adapter.kind": kind, "init_from": folder}, **more)
+    model = trainable.prepare(second.job, second.data, second.base)
     reference = folder.parent / "reference.safetensors"
     assert model.trainable > 0
     assert parity.compare(model.module.eval(), reference)["kl_max"] < 1e-9
-    trained = one.train()
+    trained = second.train()
     saved = load_file(trained.folder / "adapter" / "adapter_model.safetensors")
     first = load_file(folder / "adapter_model.safetensors")
     assert {name: weight.shape for name, weight in saved.items()} == {name: w.shape for name, w in first.items()}
     assert any(not weight.equal(first[name]) for name, weight in saved.items())
     own = trained.folder / "reference.safetensors"
-    assert parity.compare(loading.load_trained(one.job, one.data, trained), own)["kl_max"] < 1e-9
+    assert parity.compare(loading.load_trained(second.job, second.data, trained), own)["kl_max"] < 1e-9
 
 
 def test_new_tokens_are_still_there(adapter: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:
     folder = adapter("lora", **{"model.add_tokens": "[<a>, <b>]"})
     again = {"adapter.kind": "lora", "init_from": folder}
-    one = bench(tmp_path / "second", "lora", model=tiny_model, **again)
-    assert {"<a>", "<b>"} < set(one.data.tokenizer.get_vocab())
-    module = trainable.prepare(one.job, one.data, one.base).module.eval()
+    second = bench(tmp_path / "second", "lora", model=tiny_model, **again)
+    assert {"<a>", "<b>"} < set(second.data.tokenizer.get_vocab())
+    module = trainable.prepare(second.job, second.data, second.base).module.eval()
     assert parity.compare(module, folder.parent / "reference.safetensors")["kl_max"] < 1e-9
     bench(tmp_path / "third", "lora", model=tiny_model, **again, **{"model.add_tokens": "[<a>, <b>]"})
     with pytest.raises(ConfigError, match="'<c>' cannot be added to an adapter"):
@@ -93,17 +93,17 @@ def test_new_tokens_are_still_there(adapter: Callable[..., Path], tiny_model: Pa
 
 def test_a_whole_model_is_the_base_and_its_folder_the_name(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "mine")
-    found = find("lora", init_from=tmp_path / "mine")
-    assert (found.name, found.name_or_path, found.start) == ("mine", str(tmp_path / "mine"), None)
-    assert found.revision.startswith("sha256:")
+    base = find("lora", init_from=tmp_path / "mine")
+    assert (base.name, base.name_or_path, base.start) == ("mine", str(tmp_path / "mine"), None)
+    assert base.revision.startswith("sha256:")
 
 
 def test_an_adapter_that_peft_wrote_by_itself(tiny_model: Path, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     get_peft_model(base, LoraConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "theirs")
-    found = find("lora", init_from=tmp_path / "theirs")
-    assert (found.path, found.start) == (tiny_model, tmp_path / "theirs")
-    assert found.tokenizer == tiny_model  # theirs has none
+    base = find("lora", init_from=tmp_path / "theirs")
+    assert (base.path, base.start) == (tiny_model, tmp_path / "theirs")
+    assert base.tokenizer == tiny_model  # theirs has none
 
 
 def nameless(folder: Path) -> None:
@@ -116,11 +116,11 @@ def nameless(folder: Path) -> None:
     [
         ("prompt", {"adapter.kind": "lora"}, "--adapter.kind prompt"),
         ("dora", {"adapter.kind": "lora"}, "--adapter.kind dora"),
-        ("lora", {"adapter.kind": "none"}, "trains every weight"),
+        ("lora", {"adapter.kind": "none"}, "trains all weights"),
         ("lora", {"adapter.kind": "lora", "adapter.r": 5}, "adapter.r is 5"),
         ("lora", {"adapter.kind": "lora", "adapter.use_rslora": "true"}, "use_rslora"),
         ("ptuning", {"adapter.kind": "ptuning"}, "not the network"),
-        ("adalora", {"adapter.kind": "adalora"}, "ranks were settled"),
+        ("adalora", {"adapter.kind": "adalora"}, "ranks were fixed"),
     ],
 )
 def test_what_does_not_go_on_is_refused(
@@ -139,7 +139,7 @@ def test_a_prefix_from_a_network_does_not_go_on(adapter: Callable[..., Path]) ->
 
 
 def test_nothing_there(adapter: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no folder and no MLflow URI"):
+    with pytest.raises(ModelError, match="neither a folder nor an MLflow URI"):
         find("lora", init_from=tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="neither an adapter nor a model"):
@@ -158,13 +158,16 @@ def test_registered_versions(fine_tune: Run, tiny_model: Path, tiny_rows: Path) 
     common = {"data": tiny_rows, **QUICK}
     fine_tune("lora", model=tiny_model, **common, **{"registry.model_name": "first"})
     second = fine_tune("lora", **common, init_from="models:/first-adapter@candidate", **{"adapter.r": 16})
-    assert [(one.name, one.version) for one in second.versions] == [("tiny-lora", 1), ("tiny-lora-adapter", 1)]
+    assert [(version.name, version.version) for version in second.versions] == [
+        ("tiny-lora", 1),
+        ("tiny-lora-adapter", 1),
+    ]
     tags = mlflow.get_run(second.run_id).data.tags
     assert tags["mlflow_ft.base_model"] == str(tiny_model)
     assert "models:/first-adapter/1" in tags["mlflow_ft.base_origin"]
 
     third = fine_tune("prompt", **common, init_from="models:/first@candidate")
-    assert [one.name for one in third.versions] == ["first-prompt-adapter"]
+    assert [version.name for version in third.versions] == ["first-prompt-adapter"]
     assert mlflow.get_run(third.run_id).data.tags["mlflow_ft.base_model"] == "models:/first/1"
     question = {"messages": [{"role": "user", "content": "red green blue"}], "max_tokens": 4}
     chat = mlflow.pyfunc.load_model("models:/first-prompt-adapter@candidate")
@@ -193,7 +196,7 @@ def test_the_highest_adapter_is_meant_and_several_are_not_guessed(adapter: Calla
     folder = adapter("lora")
     for name in ("checkpoint-9", "checkpoint-10"):
         shutil.copytree(folder, tmp_path / "out" / name)
-    with pytest.raises(ModelError, match="2 adapters, and none above them: checkpoint-9, checkpoint-10") as caught:
+    with pytest.raises(ModelError, match="2 adapters and none above them: checkpoint-9, checkpoint-10") as caught:
         init_from.read(str(tmp_path / "out"))
     assert caught.value.hint.endswith("/out/checkpoint-10")
     shutil.copytree(folder, tmp_path / "out", dirs_exist_ok=True)
@@ -209,11 +212,11 @@ def test_a_whole_model_is_meant_whatever_lies_below_it(
 ) -> None:
     shutil.copytree(tiny_model, tmp_path / "whole")
     shutil.copytree(adapter("lora"), tmp_path / "whole" / "ref")
-    found = init_from.read(str(tmp_path / "whole"))
-    assert (found.folder, found.base) == (tmp_path / "whole", None)
+    start = init_from.read(str(tmp_path / "whole"))
+    assert (start.folder, start.base) == (tmp_path / "whole", None)
     for name in ("a", "b"):
         shutil.copytree(tiny_model, tmp_path / "two" / name)
-    with pytest.raises(ModelError, match="2 models, and none above them: a, b"):
+    with pytest.raises(ModelError, match="2 models and none above them: a, b"):
         init_from.read(str(tmp_path / "two"))
 
 

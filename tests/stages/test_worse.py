@@ -37,8 +37,8 @@ class ListedRun:
 
 
 def score(name: str, rows: Sequence[float | None], value: float | None = None) -> Score:
-    found = Score.mean(name, rows)
-    return found if value is None else Score(name=name, value=value, rows=found.rows)
+    mean = Score.mean(name, rows)
+    return mean if value is None else Score(name=name, value=value, rows=mean.rows)
 
 
 def looked(
@@ -53,7 +53,7 @@ def looked(
     job: Any = SimpleNamespace(
         config=asked([method, "--model=x", *rewarded, *more], LOADED), registry=REGISTRY, run=run, progress=progress
     )
-    return worse.look(job, *kept(base, tuned), tokens=TOKENS), run.tags
+    return worse.find(job, *kept(base, tuned), tokens=TOKENS), run.tags
 
 
 def kept(base: Sequence[Score], tuned: Sequence[Score]) -> tuple[Any, Any]:
@@ -72,8 +72,12 @@ SCORE_OF = {
 
 
 def test_every_method_says_what_it_is_for() -> None:
-    ours = [one for one in REGISTRY.trainers if REGISTRY.trainers.provider(one.name).startswith(("builtin.", "ppo"))]
-    assert {one.name: one.scores[0] for one in ours} == SCORE_OF
+    ours = [
+        trainer
+        for trainer in REGISTRY.trainers
+        if REGISTRY.trainers.provider(trainer.name).startswith(("builtin.", "ppo"))
+    ]
+    assert {trainer.name: trainer.scores[0] for trainer in ours} == SCORE_OF
 
 
 @pytest.mark.parametrize("method", SCORE_OF)
@@ -82,11 +86,11 @@ def test_a_method_is_judged_by_what_it_is_for_in_the_right_direction(method: str
     high, low = [1.0] * 40, [0.0] * 40
     bad, good = (high, low) if name == "loss" else (low, high)
     others = [score("exact_match", high), score("other", low)]
-    found, tags = looked(method, [score(name, good), *others], [score(name, bad), *others])
-    assert found
-    assert (found.score, found.sure) == (name, True)
-    assert tags["mlflow_ft.worse"] == found.sentence
-    assert tags["mlflow.note.content"].startswith(f"**Worse than its base.** {found.sentence}")
+    verdict, tags = looked(method, [score(name, good), *others], [score(name, bad), *others])
+    assert verdict
+    assert (verdict.score, verdict.sure) == (name, True)
+    assert tags["mlflow_ft.worse"] == verdict.sentence
+    assert tags["mlflow.note.content"].startswith(f"**Worse than its base.** {verdict.sentence}")
     assert tags["mlflow.note.content"].endswith("what the user wrote")
     assert looked(method, [score(name, bad)], [score(name, good)])[0] is None
     assert looked(method, [score(name, good)], [score(name, good)])[0] is None
@@ -95,9 +99,9 @@ def test_a_method_is_judged_by_what_it_is_for_in_the_right_direction(method: str
 def test_kto_on_preferences_and_a_method_without_its_score_take_the_next() -> None:
     pairs = [score("preference_accuracy", [1.0] * 40)], [score("preference_accuracy", [0.0] * 40)]
     for method in ("kto", "lora"):
-        found, _ = looked(method, *pairs)
-        assert found
-        assert found.score == "preference_accuracy"
+        verdict, _ = looked(method, *pairs)
+        assert verdict
+        assert verdict.score == "preference_accuracy"
     assert looked("lora", [score("cost", [1.0] * 40)], [score("cost", [0.0] * 40)])[0] is None  # who knows which way?
 
 
@@ -106,9 +110,9 @@ def test_what_the_training_began_with_is_named_where_it_was_trained_before() -> 
     job: Any = SimpleNamespace(
         config=asked(["lora", "--model=x"], LOADED), registry=REGISTRY, run=ListedRun(), progress=Progress(quiet=True)
     )
-    found = worse.look(job, scores, rows, tokens=TOKENS, began="tiny with the adapter models:/chat/3")
-    assert found
-    assert found.sentence.startswith(
+    verdict = worse.find(job, scores, rows, tokens=TOKENS, began="tiny with the adapter models:/chat/3")
+    assert verdict
+    assert verdict.sentence.startswith(
         "the tuned model is worse than its base (tiny with the adapter models:/chat/3): loss"
     )
 
@@ -116,12 +120,12 @@ def test_what_the_training_began_with_is_named_where_it_was_trained_before() -> 
 def test_what_may_be_chance_is_said_and_no_more() -> None:
     said: list[str] = []
     base, tuned = [2.0, 2.1] * 20, [2.05, 2.06] * 20
-    found, tags = looked("lora", [score("loss", base)], [score("loss", tuned)], said=said)
-    assert found
-    assert not found.sure
-    assert "this may be chance" in found.sentence
-    assert "rows would show it" in found.sentence
-    assert said == [found.sentence]
+    verdict, tags = looked("lora", [score("loss", base)], [score("loss", tuned)], said=said)
+    assert verdict
+    assert not verdict.sure
+    assert "this may be chance" in verdict.sentence
+    assert "rows would be needed to tell" in verdict.sentence
+    assert said == [verdict.sentence]
     assert "mlflow_ft.worse" not in tags
 
 
@@ -129,9 +133,9 @@ def test_what_may_be_chance_is_said_and_no_more() -> None:
 def test_few_rows_show_what_is_overwhelming_and_nothing_else(rows: int) -> None:
     before = [6.0 + 0.1 * number for number in range(rows)]
     for by, sure in ((24.0, True), (1.1, True), (0.9, False)):
-        found, _ = looked("full", [score("loss", before)], [score("loss", [one + by for one in before])])
-        assert found
-        assert found.sure is sure, by
+        verdict, _ = looked("full", [score("loss", before)], [score("loss", [value + by for value in before])])
+        assert verdict
+        assert verdict.sure is sure, by
     one_better, _ = looked("full", [score("loss", [6.0, 6.0])], [score("loss", [30.0, 5.9])])
     assert one_better
     assert not one_better.sure
@@ -144,11 +148,11 @@ def test_few_rows_show_what_is_overwhelming_and_nothing_else(rows: int) -> None:
 @pytest.mark.parametrize("method", ["full", "dpo"])
 def test_a_loss_that_is_nan_or_infinite(method: str, value: float) -> None:
     pairs = [score("preference_accuracy", [1.0] * 3)]
-    found, tags = looked(
+    verdict, tags = looked(
         method, [score("loss", [6.0] * 3), *pairs], [score("loss", [value, 6.0, 6.0], value=value), *pairs]
     )
-    assert found
-    assert (found.sure, found.broken) == (True, True)
+    assert verdict
+    assert (verdict.sure, verdict.broken) == (True, True)
     assert f"{value} after" in tags["mlflow_ft.worse"]
     assert looked(method, [score("loss", [value])], [score("loss", [value])])[0] is None  # the base is no better
 
@@ -156,10 +160,10 @@ def test_a_loss_that_is_nan_or_infinite(method: str, value: float) -> None:
 def test_a_model_that_guesses_worse_than_chance_is_worse_whatever_it_was_trained_for() -> None:
     pairs, guess = [score("preference_accuracy", [1.0] * 5)], math.log(TOKENS)
     for method, name in (("dpo", "loss"), ("kto", "good_loss")):
-        found, _ = looked(method, [score(name, [2.0] * 5), *pairs], [score(name, [guess + 2.1] * 5), *pairs])
-        assert found
-        assert found.sure
-        assert "guess among all 1,000 tokens" in found.sentence
+        verdict, _ = looked(method, [score(name, [2.0] * 5), *pairs], [score(name, [guess + 2.1] * 5), *pairs])
+        assert verdict
+        assert verdict.sure
+        assert "guessing among all 1,000 tokens" in verdict.sentence
         usual, _ = looked(method, [score(name, [2.0] * 5), *pairs], [score(name, [guess] * 5), *pairs])
         assert usual is None  # preferences make the chosen answers less likely, too
 
@@ -169,9 +173,9 @@ def test_guard_sets_and_rows_without_a_score_do_not_count() -> None:
     before = Score(name="safety/loss", value=1.0, rows=(1.0,) * 40, guard="safety")
     assert looked("lora", [score("loss", [1.0] * 40), before], [score("loss", [0.9] * 40), guard])[0] is None
     rows = [None, *[1.0] * 39]
-    found, _ = looked("lora", [score("loss", rows)], [score("loss", [*[1.5] * 39, None])])
-    assert found
-    assert "on 38 held-out rows" in found.sentence
+    verdict, _ = looked("lora", [score("loss", rows)], [score("loss", [*[1.5] * 39, None])])
+    assert verdict
+    assert "on 38 held-out rows" in verdict.sentence
     assert looked("lora", [score("loss", [1.0] * 40)], [score("loss", [2.0] * 39)])[0] is None  # other rows
 
 
@@ -180,6 +184,6 @@ def test_the_job_s_gates_know_which_own_scores_are_better_lower(tmp_path: Path) 
     gates.write_text("lower_is_better: [preference_accuracy]\n")
     pairs = [score("preference_accuracy", [0.0] * 40)], [score("preference_accuracy", [1.0] * 40)]
     assert looked("dpo", *pairs)[0] is None
-    found, _ = looked("dpo", *pairs, f"--registry.gates={gates}")
-    assert found
-    assert found.sure
+    verdict, _ = looked("dpo", *pairs, f"--registry.gates={gates}")
+    assert verdict
+    assert verdict.sure

@@ -1,1 +1,1 @@
-"""Merging: one adapter or several into a base, as a folder or as a registered version."""
+"""Merging: one or several adapters into a base, as a folder or as a registered version."""

@@ -1,4 +1,4 @@
-"""What a merge is asked for, and the adapter that it is about: one, or several of one base made one."""
+"""A merge request, and its adapter: one, or several of one base combined into one."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ Quantize = Literal["none", "nf4", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 OF_ONE = ("manifest.json", "README.md")
-"""What an adapter's folder says of that adapter alone."""
+"""Files of an adapter's folder that describe only that adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRequest:
-    """What is to be merged, and where to."""
+    """What to merge, and where to write it."""
 
     adapter: str
-    """A folder, `runs:/RUN_ID`, `models:/NAME@alias`, `models:/m-...`; several with commas between them."""
+    """A folder, `runs:/RUN_ID`, `models:/NAME@alias`, `models:/m-...`; several separated by commas."""
     out: Path
     base: str | None = None
-    """The base; the one that the adapter names when not given."""
+    """The base; the one that the adapter names if not given."""
     dtype: Dtype = "auto"
-    """Type of the merged weights; auto is that of the base's files."""
+    """Type of the merged weights; auto: the type of the base's files."""
     into: Into = "dequantised"
-    """Of an adapter that was trained beside a quantised base: what that base stood for, or its original weights."""
+    """For an adapter trained on a quantised base: merge into its dequantised or its original weights."""
     quantize: Quantize | None = None
-    """How the base was held in training, where the adapter's own record does not say it."""
+    """The quantisation of the base in training, if the adapter's record does not have it."""
     data: str | None = None
-    """Rows to tell the loss on, of the model as it was trained and of each merged form; it takes the whole model."""
+    """Rows to measure the loss on, for the model as it was trained and each merged form; loads the whole model."""
     shard: int = 5 * 10**9
-    """Bytes of a file, at most."""
+    """The most bytes of a file."""
     weights: tuple[float, ...] = ()
-    """Of several adapters, one for each."""
+    """For several adapters, one weight each."""
     combination: str = "cat"
-    """How several are made one: `engine.combine.METHODS`."""
+    """How several are combined: `engine.merging.combine.METHODS`."""
     rank: int | None = None
-    """Of the adapter that they become; the sum of theirs when not given."""
+    """The rank of the combined adapter; the sum of the ranks if not given."""
     density: float = 0.5
-    """Share of each that TIES, DARE and pruning keep."""
+    """The share of each adapter that TIES, DARE and pruning keep."""
     pad_token: str | None = None
-    """Token of the tokenizer to pad rows with, where its own is none that the model has an embedding for."""
+    """The token to pad rows with, if the model has no embedding for the tokenizer's pad token."""
 
 
 def find(request: MergeRequest, scratch: Path, progress: Progress) -> init_from.Start:
-    """The adapter's folder and what it says of its base; several are made one in `scratch`.
+    """The adapter's folder and the record of its base; several are combined in `scratch`.
 
     Raises:
-        ModelError: there is no adapter, or they belong to several bases. ConfigError: they cannot be made one.
+        ModelError: there is no adapter, or they belong to several bases. ConfigError: they cannot be combined.
     """
     starts = [_read(place) for place in request.adapter.split(",")]
     return starts[0] if len(starts) == 1 else _combined(request, starts, scratch, progress)
 
 
 def _read(place: str) -> init_from.Start:
-    """The adapter's folder and what it says of its base. A run alone means the adapter that it logged.
+    """The adapter's folder and the record of its base. A run means the adapter that it logged.
 
     Raises:
-        ModelError: there is none, or a whole model.
+        ModelError: there is no adapter, or a whole model.
     """
     uri = f"{place.rstrip('/')}/adapter" if re.fullmatch(r"runs:/[^/]+/?", place) else place
     start = init_from.read(uri, setting="--adapter")
@@ -80,17 +80,16 @@ def _read(place: str) -> init_from.Start:
     missing = [name for name in FILES if not (start.folder / name).is_file()]
     if missing:
         raise ModelError(
-            f"the adapter in {start.folder} has no {', '.join(missing)}",
-            hint="only safetensors files are read, not pickles",
+            f"the adapter in {start.folder} has no {', '.join(missing)}", hint="only safetensors are read, not pickles"
         )
     return start
 
 
 def config_of(request: MergeRequest, start: init_from.Start) -> Config:
-    """How the base was held in training, as a configuration.
+    """How the base was loaded in training, as a configuration.
 
     Raises:
-        ConfigError: in a way that is not known here.
+        ConfigError: its quantisation is not supported.
     """
     base = start.base or {}
     quantization = base.get("quantization") or {}
@@ -117,60 +116,67 @@ def _quantize(quantization: Mapping[str, Any], *, own: bool) -> str:
         return "none"
     kind = quantization.get("bnb_4bit_quant_type")
     if kind != "nf4" and not own:
-        raise ConfigError(f"the adapter was trained beside a base in {kind}", hint="only nf4 and int8 are known here")
+        raise ConfigError(f"the adapter was trained on a base in {kind}", hint="only nf4 and int8 are supported")
     return "nf4"
 
 
 def base_of(request: MergeRequest, config: Config, start: init_from.Start, progress: Progress) -> BaseModel:
-    base = start.base or {}
-    found = init_from.base_of(config, start, progress, option="--base")
-    recorded = str(base.get("revision") or "")
-    if recorded and not recorded.startswith("sha256:") and not found.revision.startswith("sha256:"):
-        if recorded != found.revision:
+    """The adapter's base model.
+
+    Raises:
+        ModelError: it cannot be found, or the adapter was trained on another one.
+    """
+    recorded = start.base or {}
+    base = init_from.base_of(config, start, progress, option="--base")
+    revision = str(recorded.get("revision") or "")
+    if revision and not revision.startswith("sha256:") and not base.revision.startswith("sha256:"):
+        if revision != base.revision:
             raise ModelError(
-                f"the adapter {start.uri} was trained on {base.get('name_or_path')} at {recorded}, and --base is "
-                f"{found.name} at {found.revision}",
-                hint="leave --base out, and the recorded revision is fetched",
+                f"the adapter {start.uri} was trained on {recorded.get('name_or_path')} at {revision}, but --base is "
+                f"{base.name} at {base.revision}",
+                hint="leave out --base to fetch the recorded revision",
             )
-    elif request.base and not recorded.startswith("sha256:"):
-        progress.warn(f"the adapter does not record its base's weights: that {found.name} is its base is on your word")
-    grown = start.folder if base.get("tokens") else None
-    return replace(found, task=base.get("task") or "generate", start=grown)
+    elif request.base and not revision.startswith("sha256:"):
+        progress.warn(
+            f"the adapter does not record its base's weights, so it cannot be verified that {base.name} is its base"
+        )
+    grown = start.folder if recorded.get("tokens") else None
+    return replace(base, task=recorded.get("task") or "generate", start=grown)
 
 
 def _combined(
-    request: MergeRequest, found: Sequence[init_from.Start], folder: Path, progress: Progress
+    request: MergeRequest, starts: Sequence[init_from.Start], folder: Path, progress: Progress
 ) -> init_from.Start:
-    """Several adapters of one base as one.
+    """Several adapters of one base combined into one.
 
     Raises:
-        ConfigError: one of them cannot be combined, or the settings do not fit. ModelError: they are of several bases.
+        ConfigError: an adapter cannot be combined, or the settings do not fit. ModelError: they have different bases.
     """
     from mlflow_ft.engine.merging import combine
 
-    bases = {_same_base(one.base or {}) for one in found}
+    bases = {_same_base(start.base or {}) for start in starts}
     if len(bases) > 1:
-        told = "; ".join(f"{one.uri}: {(one.base or {}).get('name_or_path')}" for one in found)
-        raise ModelError(f"the adapters belong to different bases: {told}")
+        names = "; ".join(f"{start.uri}: {(start.base or {}).get('name_or_path')}" for start in starts)
+        raise ModelError(f"the adapters belong to different bases: {names}")
     if not request.weights:
-        raise ConfigError(f"{len(found)} adapters and no weights", hint="--weights 0.5,0.5; 1,1 adds them up")
+        raise ConfigError(f"{len(starts)} adapters and no weights", hint="--weights 0.5,0.5; 1,1 adds them up")
     how = combine.How(method=request.combination, weights=request.weights, rank=request.rank, density=request.density)
-    combine.check([one.folder for one in found], how)
+    combine.check([start.folder for start in starts], how)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        folders = [_fitting(request, one, Path(scratch, str(place)), progress) for place, one in enumerate(found)]
+        folders = [
+            _fitting(request, start, Path(scratch, str(number)), progress) for number, start in enumerate(starts)
+        ]
         lost = combine.combine(folders, how, folder)
     if lost:
-        progress.say(
-            f"of a layer's combined update at most {lost:.1%} (Frobenius norm) is beyond the rank, and is lost"
-        )
-    for file in found[0].folder.iterdir():
+        progress.say(f"the rank is too low: up to {lost:.1%} of a layer's combined update (Frobenius norm) is lost")
+    for file in starts[0].folder.iterdir():
         if file.is_file() and file.name not in (*FILES, *OF_ONE):
             shutil.copyfile(file, folder / file.name)
-    return init_from.Start(uri=" + ".join(one.uri for one in found), folder=folder, base=found[0].base)
+    return init_from.Start(uri=" + ".join(start.uri for start in starts), folder=folder, base=starts[0].base)
 
 
 def _fitting(request: MergeRequest, start: init_from.Start, folder: Path, progress: Progress) -> Path:
-    """The adapter's folder, or a copy in `folder` with the names that its base has for the weights.
+    """The adapter's folder, or a copy in `folder` with its base's names for the weights.
 
     Raises:
         ModelError: it does not fit its base.

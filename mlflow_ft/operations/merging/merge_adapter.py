@@ -1,4 +1,4 @@
-"""An adapter and its base, from wherever they are, to a folder with the merged model."""
+"""Merge an adapter and its base, wherever they are, into a folder with the merged model."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from mlflow_ft.values import BaseModel
 __all__ = ["MergeRequest", "Merged", "merge"]
 
 FORMAT = 2
-"""Goes into the fingerprint: a merge of another version of this code is another merge."""
+"""Part of the fingerprint: another version of this code gives another merge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """The folder, and how it came to be."""
+    """The folder and the record of the merge."""
 
     folder: Path
     already: bool
-    """It was there, from the same merge."""
+    """Whether it was there already, from the same merge."""
     record: Mapping[str, Any]
 
 
 def merge(request: MergeRequest, progress: Progress) -> Merged:
-    """Merge, and leave a whole folder or none.
+    """Merge; the result is a complete folder or none.
 
     Raises:
-        ConfigError: the folder is taken. ModelError: no adapter, no base, or one that does not belong to the other.
+        ConfigError: the folder has other content. ModelError: no adapter or no base, or they do not belong together.
         RefusedError: the merged weights are not finite. ResourceError: the disk is too small.
     """
     _check(request)
@@ -76,10 +76,10 @@ def _merged(request: MergeRequest, start: init_from.Start, progress: Progress) -
 
 
 def _as_stored(request: MergeRequest, config: Config, base: BaseModel) -> Config:
-    """The configuration with the quantisation of the base's own files, where they are quantised.
+    """The configuration with the quantisation of the base's own files, if they are quantised.
 
     Raises:
-        ConfigError: `--quantize` names another. ModelError: they are of a make that is not read here.
+        ConfigError: `--quantize` differs. ModelError: their format is not supported.
     """
     from mlflow_ft.engine.models import own_quantization
 
@@ -90,8 +90,8 @@ def _as_stored(request: MergeRequest, config: Config, base: BaseModel) -> Config
     held = own.held or "none"
     if request.quantize not in (None, held):
         raise ConfigError(
-            f"--quantize is {request.quantize}, and the base's own files are in {own.description}",
-            hint="leave --quantize out: the files decide; or name with --base the base that the adapter was trained on",
+            f"--quantize is {request.quantize}, but the base's own files are in {own.description}",
+            hint="leave out --quantize (the files decide), or name the adapter's own base with --base",
         )
     settings = {"quantize": held} | ({"double_quant": own.double} if held == "nf4" else {})
     return config.model_copy(update={"model": config.model.model_copy(update=settings)})
@@ -103,7 +103,7 @@ def _check(request: MergeRequest) -> None:
     for name, known in (("into", Into), ("quantize", Quantize), ("dtype", Dtype)):
         value = getattr(request, name)
         if value is not None and value not in get_args(known):
-            raise ConfigError(f"--{name} {value!r} is none of {', '.join(get_args(known))}")
+            raise ConfigError(f"--{name} {value!r} is not one of {', '.join(get_args(known))}")
 
 
 def trained(request: MergeRequest, scratch: Path, progress: Progress) -> Any:
@@ -118,7 +118,7 @@ def trained(request: MergeRequest, scratch: Path, progress: Progress) -> Any:
 
 
 def _facts(request: MergeRequest, config: Config, start: init_from.Start, base: BaseModel) -> dict[str, Any]:
-    """What makes one merge another: two with the same facts give the same bytes."""
+    """What identifies a merge: two merges with the same facts give the same bytes."""
     adapter = {name: file_hash(start.folder / name) for name in adapters.FILES}
     return {
         "format": FORMAT,
@@ -173,17 +173,17 @@ def _write(
                 request.data, config, base, start.folder, merged=folder, into=into, progress=progress
             )
     except StoppedError:
-        raise  # the same command goes on with what is written
+        raise  # the same command continues from what is written
     except FineTuneError:
-        shutil.rmtree(folder, ignore_errors=True)  # what is wrong stays wrong: nothing to go on with
+        shutil.rmtree(folder, ignore_errors=True)  # a repeated merge would fail again: nothing to continue from
         forget(folder)
         raise
     for note in report["notes"]:
         progress.say(note)
     if report["way"] == "peft":
-        progress.warn(f"the whole model was in memory: {report['reason']}")
+        progress.warn(f"the whole model was loaded into memory: {report['reason']}")
     if names := report.get("untied"):
-        progress.say(f"{', '.join(names)} now has weights of its own: the adapter has changed one of two tied layers")
+        progress.say(f"{', '.join(names)} is no longer tied: the adapter changed one of two tied layers")
     part = {"text_part_of": parts.whole} if parts and parts.text_alone else {}
     return {"dtype": str(dtype).removeprefix("torch."), **part, **report}
 
@@ -196,12 +196,12 @@ def _bytes(base: Path, itemsize: int) -> int:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    free = shutil.disk_usage(folder).free + there
+    written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    free = shutil.disk_usage(folder).free + written
     if free < needed:
         raise ResourceError(
             f"the merged model needs {needed / 2**30:.1f} GiB in {folder.parent}, and {free / 2**30:.1f} GiB are free",
-            hint="free some space, or choose another place with --out",
+            hint="free some space, or set another --out",
         )
 
 
@@ -212,7 +212,7 @@ def _seal(folder: Path) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Remove what was kept for a merge that is stopped to go on."""
+    """Remove the files that let an interrupted merge continue."""
     from mlflow_ft.engine.merging import journal_files
 
     journal_files.clear(folder)

@@ -1,4 +1,4 @@
-"""What a merge costs: the loss of the model as it was trained, and of each merged form, on rows that are given."""
+"""The cost of a merge: the loss of the model as it was trained and of each merged form, on given rows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def measure(
 ) -> dict[str, float]:
     """Mean loss (nats per learned token) of the adapter on its base, of the merged model, and of the other merge.
 
-    Beside a quantised base there are two merges, and one is of the kind that was not asked for; it is made for this
-    alone. Each model is in memory whole, one after the other.
+    With a quantised base there are two possible merges; the one that was not requested is made only for this. The
+    models are loaded one after the other, each as a whole.
     """
     from mlflow_ft.engine.merging import fold, journal_files
     from mlflow_ft.engine.models import loading
@@ -32,28 +32,28 @@ def measure(
     plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
     with progress.bar("loss"):
         trained = loading.with_adapter(loading.load_base(config, base), adapter)
-        found = {"trained": _loss(trained, rows, pad)}
+        losses = {"trained": _loss(trained, rows, pad)}
         del trained
-        found[into] = _loss(loading.load_base(plain, base, path=merged), rows, pad)
+        losses[into] = _loss(loading.load_base(plain, base, path=merged), rows, pad)
         if config.model.quantize != "none":
             other = "original" if into == "dequantised" else "dequantised"
             folder = merged.with_name(f"{merged.name}.other")
             try:
                 dtype = loading.saved_dtype(config, base.path)
                 fold.fold(config, base, adapter, folder=folder, dtype=dtype, original=other == "original")
-                found[other] = _loss(loading.load_base(plain, base, path=folder), rows, pad)
+                losses[other] = _loss(loading.load_base(plain, base, path=folder), rows, pad)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
                 journal_files.clear(folder)
-    return found
+    return losses
 
 
 def _loss(model: Any, rows: list[Encoded], pad: int) -> float:
     from mlflow_ft.engine.judging import judge
 
-    found = judge.mean_loss(judge.row_losses(model, rows, batch_size=BATCH, pad_token_id=pad))
+    loss = judge.mean_loss(judge.row_losses(model, rows, batch_size=BATCH, pad_token_id=pad))
     gc.collect()
-    return found
+    return loss
 
 
 def _rows(data: str, config: Config, base: BaseModel, adapter: Path, progress: Progress) -> tuple[list[Encoded], int]:
@@ -64,7 +64,7 @@ def _rows(data: str, config: Config, base: BaseModel, adapter: Path, progress: P
 
     own = (adapter / "tokenizer_config.json").is_file()
     tokenizer = tokenizers.load(config, replace(base, start=adapter if own else None))
-    asked = config.model_copy(update={"data": DataSection(path=data)})
+    config = config.model_copy(update={"data": DataSection(path=data)})
     loaded = plugins.load()
-    found = dataset.prepare(asked, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress).data
-    return [*found.train.encoded, *found.eval.encoded], tokenizer.pad_token_id
+    prepared = dataset.prepare(config, tokenizer, plugins=loaded, registry=Registry(loaded), progress=progress).data
+    return [*prepared.train.encoded, *prepared.eval.encoded], tokenizer.pad_token_id

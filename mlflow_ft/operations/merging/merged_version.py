@@ -1,4 +1,4 @@
-"""A merge that becomes a registered version: compared with the adapter on its base, logged, registered."""
+"""A merge as a registered version: compared with the adapter on its base, logged and registered."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 FORM = "merged"
 LINEAGE = ("run_id", "method", "base_model", "base_revision", "data_digest", "data_fingerprint", "plugins")
-"""Tags of the adapter's version that are true of the merged model, too."""
+"""Tags of the adapter's version that also apply to the merged model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """The version, and how near it is to the adapter on its base."""
+    """The version, and how close it is to the adapter on its base."""
 
     name: str
     version: int
     model_id: str
     run_id: str
     alias: str
-    """Empty where the adapter is worse than its base."""
+    """Empty if the adapter is worse than its base."""
     parity: Mapping[str, float]
 
 
@@ -48,8 +48,8 @@ def merge(
 ) -> tuple[Merged, Registered | None]:
     """Merge, and register the result as `name` unless that is empty.
 
-    Both happen in an MLflow run, which ends KILLED or FAILED with them: the run that `mlflow run` opened, else a new
-    one where the result is registered.
+    Both happen in an MLflow run, which ends KILLED or FAILED if they do: the run that `mlflow run` opened, else a new
+    one if the result is registered.
 
     Raises:
         FineTuneError: as `merge_adapter.merge` and `register`.
@@ -71,7 +71,7 @@ def register(
     """Compare the merged folder with the adapter on its base, log it in the open run, and register it as `name`.
 
     Raises:
-        RefusedError: it is not the model that was trained; nothing is registered. TrackingError: no server.
+        RefusedError: it differs from the trained model; nothing is registered. TrackingError: no server.
     """
     from transformers import AutoTokenizer
 
@@ -101,16 +101,16 @@ def register(
 def _reference(
     store: Store, request: MergeRequest, source: ModelVersion | None, scratch: Path, tokenizer: Any, progress: Progress
 ) -> Path:
-    """The reference that the run of the adapter has kept; else the adapter is put on its base and asked."""
+    """The reference from the adapter's run; else a new one from the adapter on its base."""
     from mlflow_ft.engine.judging import reference
 
     run_id = _run_of(source, request)
-    if run_id and (kept := store.fetch(run_id, f"parity/{compare.REFERENCE}", scratch)):
-        return kept
+    if run_id and (recorded := store.fetch(run_id, f"parity/{compare.REFERENCE}", scratch)):
+        return recorded
     if run_id:
-        progress.say("the run has not kept what the trained model said; the adapter is asked on its base")
+        progress.say("the run has no outputs of the trained model; the adapter is run on its base instead")
     file = scratch / compare.REFERENCE
-    with progress.bar("ask the adapter on its base"):
+    with progress.bar("run the adapter on its base"):
         reference.keep_answers(merge_adapter.trained(request, scratch, progress), tokenizer, compare.QUESTIONS, file)
     return file
 
@@ -123,8 +123,8 @@ def _run_of(source: ModelVersion | None, request: MergeRequest) -> str | None:
 
 
 def _tags(source: ModelVersion | None, merged: Merged, parity: Mapping[str, float]) -> dict[str, str]:
-    known = {f"mlflow_ft.{name}": source.tags.get(f"mlflow_ft.{name}", "") for name in LINEAGE} if source else {}
-    tags = {name: value for name, value in known.items() if value}
+    inherited = {f"mlflow_ft.{name}": source.tags.get(f"mlflow_ft.{name}", "") for name in LINEAGE} if source else {}
+    tags = {name: value for name, value in inherited.items() if value}
     tags |= {"mlflow_ft.form": FORM, "mlflow_ft.merged_from": str(merged.record["adapter"]["uri"])}
     tags |= {"mlflow_ft.base_model": str(merged.record["base"]["name_or_path"])}
     tags |= {"mlflow_ft.base_revision": str(merged.record["base"]["revision"])}
@@ -134,7 +134,7 @@ def _tags(source: ModelVersion | None, merged: Merged, parity: Mapping[str, floa
 
 
 def _worse(store: Store, source: ModelVersion | None, request: MergeRequest) -> dict[str, str]:
-    """That the adapter is worse than its base, as its version says, or its run."""
+    """The tags that the adapter is worse than its base, from its version or its run."""
     run_id = _run_of(source, request)
     tags = source.tags if source else store.run(run_id).data.tags if run_id else {}
     return {name: tags[name] for name in (worse.TAG, worse.REFUSED) if name in tags}

@@ -1,1 +1,1 @@
-"""Promotion and rollback: the evidence, the gates, the decision, and the alias that moves."""
+"""Promotion and rollback: evidence, gates, the decision, and the alias that moves."""

@@ -1,4 +1,4 @@
-"""What was decided about a version: the verdict of every gate, and how it ended."""
+"""The decision about a version: the verdict of every gate and the outcome."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Result = Literal["pass", "fail", "abstain", "waived"]
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionRequest:
-    """Which version is to get which alias, and who says so."""
+    """Which version should get which alias, and who requests it."""
 
     name: str
     version: str
-    """Its number, or an alias that it has."""
+    """Its number or an alias of it."""
     by: str
     now_ms: int
     to: str = "champion"
     gates: Gates | None = None
-    """None: those that the version's run has kept, else the defaults."""
+    """None: those logged with the version's run, else the defaults."""
     gates_from: str = ""
     dry_run: bool = False
     copy_to: str = ""
-    """Another registered model: the bytes are copied there, and the alias is that model's."""
+    """Another registered model: the files are copied there, and its alias is moved."""
     registry: str = ""
-    """URI of the tracking server whose registry has `copy_to`; "": the same."""
+    """URI of the tracking server whose registry has `copy_to`; "": the same server."""
     open_run: str = ""
-    """Id of the run that `mlflow run` opened for this, which keeps the decision too."""
+    """Id of the run that `mlflow run` opened for this; it also gets the decision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +63,17 @@ class Judged:
         return "waived" if self.waived else "fail"
 
     def as_dict(self) -> dict[str, Any]:
-        """The verdict as JSON, which knows no NaN and no infinity."""
-        told = asdict(self.verdict)
-        told["numbers"] = {name: value if math.isfinite(value) else None for name, value in told["numbers"].items()}
+        """The verdict as JSON, with null for NaN and infinity."""
+        verdict = asdict(self.verdict)
+        numbers: dict[str, float] = verdict["numbers"]
+        verdict["numbers"] = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         waived = self.waived if self.result == "waived" else None
-        return {"gate": self.gate, "result": self.result, "waived": waived} | told
+        return {"gate": self.gate, "result": self.result, "waived": waived} | verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was decided, by whom, when, and on what evidence."""
+    """What was decided, by whom, when, and on which evidence."""
 
     outcome: Outcome
     name: str
@@ -88,11 +89,11 @@ class Decision:
     gates_from: str
     notes: tuple[str, ...] = ()
     target: str = ""
-    """The registered model whose alias it is, where the version is copied there."""
+    """The registered model whose alias moves, if the version is copied there."""
     copied: int | None = None
     """The number of the copy."""
     number: int | None = None
-    """Of the move, in the record."""
+    """The number of the move in the record."""
     artifact: str = ""
     error: FineTuneError | None = field(default=None, compare=False)
 
@@ -102,27 +103,27 @@ class Decision:
 
     @property
     def failed(self) -> list[str]:
-        return [one.name for one in self.judged if one.result == "fail"]
+        return [judged.name for judged in self.judged if judged.result == "fail"]
 
     @property
     def waived(self) -> dict[str, str]:
-        """The gates that did not pass and need not, each with the reason."""
-        return {one.gate: one.waived for one in self.judged if one.result == "waived"}
+        """The waived gates that did not pass, each with the reason."""
+        return {judged.gate: judged.waived for judged in self.judged if judged.result == "waived"}
 
     @property
     def reason(self) -> str:
-        """What was waived, and why, in a sentence; "" where nothing was."""
-        return "; ".join(f"{gate} waived: {why}" for gate, why in self.waived.items())
+        """What was waived and why, in a sentence; "" if nothing was."""
+        return "; ".join(f"{gate} waived: {reason}" for gate, reason in self.waived.items())
 
     @property
     def counts(self) -> str:
-        """How many verdicts of each sort there are."""
-        results = [one.result for one in self.judged]
+        """The number of verdicts of each sort."""
+        results = [judged.result for judged in self.judged]
         sorts = {"pass": "passed", "abstain": "abstained", "waived": "waived"}
-        return ", ".join(f"{results.count(one)} {word}" for one, word in sorts.items() if one in results)
+        return ", ".join(f"{results.count(result)} {word}" for result, word in sorts.items() if result in results)
 
     def as_dict(self) -> dict[str, Any]:
-        """The decision as JSON, complete: the settings of the gates and every number are in it."""
+        """The complete decision as JSON, with the settings of the gates and every number."""
         plain = ("outcome", "name", "version", "alias", "champion", "by", "run_id", "gates_from", "target", "copied")
         return {key: getattr(self, key) for key in plain} | {
             "number": self.number,
@@ -130,12 +131,12 @@ class Decision:
             "passed": self.passed,
             "artifact": self.artifact,
             "notes": list(self.notes),
-            "gates": [one.as_dict() for one in self.judged],
+            "gates": [judged.as_dict() for judged in self.judged],
             "config": self.gates.model_dump(mode="json"),
             "error": str(self.error) if self.error else None,
         }
 
 
 def dumps(decision: Decision) -> str:
-    """The decision as it is kept."""
+    """The decision as it is logged."""
     return json.dumps(decision.as_dict(), indent=2, ensure_ascii=False, default=str)

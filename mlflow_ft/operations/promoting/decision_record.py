@@ -1,4 +1,4 @@
-"""What a decision leaves in MLflow: the whole of it on the run, the essence on the version."""
+"""The record of a decision in MLflow: complete on the run, a summary in the tags of the version."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ def write(store: Store, decision: Decision, request: PromotionRequest) -> Decisi
     """Write the decision to the version's run, and to the run that `mlflow run` opened.
 
     Raises:
-        TrackingError: it could not be written; no alias moves without its evidence.
+        TrackingError: it could not be written; no alias moves without recorded evidence.
     """
     at = datetime.fromtimestamp(decision.at_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
     file = decision.artifact.partition("/")[2].partition("/")[2]
     file = file or f"{FOLDER}/{decision.alias}-version-{decision.version}-{at}-{uuid4().hex[:6]}.json"
     runs = list(dict.fromkeys(run for run in (decision.run_id, request.open_run) if run))
     if not runs:
-        return replace(decision, notes=(*decision.notes, "the version has no run: the decision is in its tags alone"))
+        return replace(decision, notes=(*decision.notes, "the version has no run: the decision is only in its tags"))
     decision = replace(decision, artifact=f"runs:/{runs[0]}/{file}")
     store.write_text(runs, dumps(decision), file)
     return decision
 
 
 def tag(store: Store, decision: Decision) -> None:
-    """Tag the version with the outcome, by whom, when, with which gates and numbers, and where the whole is."""
-    whole = decision.as_dict()
+    """Tag the version with outcome, author, time, gates and numbers, and the place of the complete decision."""
+    record = decision.as_dict()
     numbers = {
-        f"{gate['gate']} {gate['subject']}".rstrip(): gate["numbers"] for gate in whole["gates"] if gate["numbers"]
+        f"{gate['gate']} {gate['subject']}".rstrip(): gate["numbers"] for gate in record["gates"] if gate["numbers"]
     }
     values = {
         "": decision.outcome,
-        ".at": whole["at"],
+        ".at": record["at"],
         ".by": decision.by,
         ".gates": f"failed: {', '.join(decision.failed)}" if decision.failed else decision.counts,
         ".waived": decision.reason or "none",
         ".numbers": json.dumps(numbers),
-        ".config": json.dumps(whole["config"]),
+        ".config": json.dumps(record["config"]),
         ".decision": decision.artifact or "none",
     }
     tags = {f"{TAG}{decision.alias}{key}": value for key, value in values.items()}

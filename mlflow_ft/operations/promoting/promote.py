@@ -1,4 +1,4 @@
-"""A promotion: every gate looks at the evidence, all of it is told and kept, and the alias moves if all have passed."""
+"""A promotion: every gate judges the evidence, the verdicts are recorded, and the alias moves if all gates pass."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ COPIED_FROM = "mlflow_ft.copied_from"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The alias that is to move, as it was before the evidence was read."""
+    """The alias to move, in its state before the evidence was read."""
 
     store: Store
     """The one whose registry has the alias."""
     model: str
     ledger: Ledger
     standing: Standing
-    """What moves from now on makes this promotion come too late."""
+    """A later move makes this promotion come too late."""
 
 
 def promote(request: PromotionRequest, *, plugins: Plugins, progress: Progress) -> Decision:
-    """Judge the version by every gate, record the decision, and move the alias if all have passed.
+    """Judge the version by every gate, record the decision, and move the alias if all gates pass.
 
     Raises:
-        ModelError: there is no such version. ConfigError: the gates ask for scores that do not exist, or for nothing.
+        ModelError: there is no such version. ConfigError: the gates name scores that do not exist, or judge nothing.
         RefusedError: another promotion is in progress. TrackingError: the server does not answer.
     """
     from mlflow_ft.operations.promoting import rescore
@@ -109,19 +109,19 @@ def _champion(target: Target, store: Store) -> Contender | None:
 
 
 def same(candidate: Contender, champion: Contender, request: PromotionRequest) -> bool:
-    """Whether the champion is the candidate, or the copy of it."""
+    """Whether the champion is the candidate or a copy of it."""
     if request.copy_to:
         return champion.tags.get(COPIED_FROM) == f"models:/{candidate.name}/{candidate.version}"
     return champion.version == candidate.version
 
 
 def conclude(decision: Decision, request: PromotionRequest, store: Store, target: Target) -> Decision:
-    """Record the decision, then move the alias, then record how it ended.
+    """Record the decision, then move the alias, then record the outcome.
 
     The evidence is recorded first: no alias moves without it.
 
     Raises:
-        UndeliveredError: how it ended could not be written.
+        UndeliveredError: the outcome could not be recorded.
     """
     if request.dry_run:
         return replace(decision, outcome="would be promoted" if decision.passed else "would be refused")
@@ -139,13 +139,13 @@ def conclude(decision: Decision, request: PromotionRequest, store: Store, target
     except TrackingError as error:
         raise UndeliveredError(
             f"{decision.name} version {decision.version}: {decision.outcome}; but {error.message}",
-            hint=f"what moved is in `mlflow-ft history`, and the evidence in {decision.artifact or 'no run'}",
+            hint=f"`mlflow-ft history` shows what moved; the evidence is in {decision.artifact or 'no run'}",
         ) from error
     return decision
 
 
 def move(decision: Decision, request: PromotionRequest, store: Store, target: Target) -> Decision:
-    """Copy the version where that was asked for, and move the alias; what prevents it is the decision's error."""
+    """Copy the version if requested, and move the alias; what prevents this becomes the decision's error."""
     number = decision.version
     if request.copy_to:
         try:
@@ -154,7 +154,7 @@ def move(decision: Decision, request: PromotionRequest, store: Store, target: Ta
             return replace(decision, outcome="refused", error=error)
         decision = replace(decision, copied=number)
     try:
-        made = target.ledger.move(
+        move = target.ledger.move(
             number,
             kind="promote",
             standing=target.standing,
@@ -164,39 +164,41 @@ def move(decision: Decision, request: PromotionRequest, store: Store, target: Ta
         )
     except RefusedError as error:
         return replace(decision, outcome="came too late", error=error)
-    return replace(decision, outcome="promoted", number=made.number)
+    return replace(decision, outcome="promoted", number=move.number)
 
 
 def aims(candidate: Contender, registry: Registry) -> tuple[str, ...]:
-    """The scores that the candidate's method is for, where its run has not kept them."""
+    """The scores that the candidate's method optimises, if its run did not record them."""
     method = candidate.params.get("cfg.method", "")
     return registry.trainers[method].scores if method in registry.trainers else ()
 
 
 def judge(chosen: Sequence[Gate], about: Candidacy, gates: Gates) -> tuple[Judged, ...]:
-    """The verdicts of all gates; one that raises has not passed, and the others are asked all the same.
+    """The verdicts of all gates; a gate that raises has not passed, and does not stop the others.
 
     Raises:
-        ConfigError: nothing was asked at all, or all of it was waived.
+        ConfigError: no gate judged anything, or all were waived.
     """
     judged = [
         Judged(gate=gate.name, verdict=verdict, waived=gates.waive.get(gate.name, ""))
         for gate in chosen
         for verdict in verdicts(gate, about, gates)
     ]
-    if not any(one.result in ("pass", "fail") for one in judged):
-        told = ", ".join(f"{one.name} ({'waived' if one.waived else one.verdict.found})" for one in judged)
+    if not any(judgement.result in ("pass", "fail") for judgement in judged):
+        verdict_list = ", ".join(
+            f"{judgement.name} ({'waived' if judgement.waived else judgement.verdict.found})" for judgement in judged
+        )
         raise ConfigError(
-            f"these gates ask for nothing, and a promotion needs evidence: {told}",
+            f"these gates check nothing, and a promotion needs evidence: {verdict_list}",
             hint="set one of require, min_scores, max_scores, beats_champion, max_regression, max_age_days",
         )
     return tuple(judged)
 
 
 def verdicts(gate: Gate, about: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """What one gate says; what it raises is told as its verdict, and one that says nothing abstains."""
+    """The verdicts of one gate; an exception fails it with the message as verdict; no verdict is an abstention."""
     try:
-        return gate.judge(about, gates) or [Verdict.abstain("it has nothing to say of this model")]
-    except Exception as error:  # a stranger's gate must not hide what the others say
-        told = error.message if isinstance(error, FineTuneError) else brief(error, with_type=True)
-        return [Verdict(passed=False, found=told.splitlines()[0], wanted="a verdict")]
+        return gate.judge(about, gates) or [Verdict.abstain("it has no verdict on this model")]
+    except Exception as error:  # a third-party gate must not hide the other verdicts
+        message = error.message if isinstance(error, FineTuneError) else brief(error, with_type=True)
+        return [Verdict(passed=False, found=message.splitlines()[0], wanted="a verdict")]

@@ -1,4 +1,4 @@
-"""The champion scored on the candidate's held-out rows, where its own scores are on other ones."""
+"""Score the champion on the candidate's held-out rows, if its own scores are on different rows."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking import Store
 
 BY_TOKEN = ("loss", "perplexity", "preference_margin", "label_margin")
-"""Ends of the names of scores whose unit is the tokenizer's: they compare models with one tokenizer alone."""
+"""Endings of the names of scores that depend on the tokenizer: they compare only models with the same one."""
 REWARD = "reward/"
-"""With this the names of rewards begin, each by itself."""
+"""Prefix of the names of single rewards."""
 
 
 def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
@@ -44,34 +44,34 @@ def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The candidate and the champion, each with the store that has it."""
+    """The candidate and the champion, with their stores."""
 
     candidate: Contender
     champion: Contender
     store: Store
-    """Has the candidate, and the runs of both."""
+    """Has the candidate and the runs of both."""
     champion_store: Store
 
 
 def champion(pair: Pair, *, plugins: Plugins, progress: Progress) -> tuple[Contender, str]:
-    """The champion with its scores on the candidate's held-out rows, and a sentence about it.
+    """The champion with its scores on the candidate's held-out rows, and a note about it.
 
-    Where that cannot be done it has no scores, and says why: the gates that need them do not pass.
+    If it cannot be scored, it has no scores and the reason: the gates that need them do not pass.
     """
     from mlflow_ft.engine.tokens import clock
 
     candidate, champion = pair.candidate, pair.champion
-    who = f"the champion (version {champion.version})"
+    subject = f"the champion (version {champion.version})"
     try:
         with clock.held(moment_of(pair.store, candidate)):
             scores, rows = _scores(pair, plugins=plugins, progress=progress)
     except FineTuneError as error:
-        reason = f"{who} has no scores on these rows, and could not be scored on them: {error.message}"
+        reason = f"{subject} has no scores on these rows and could not be scored on them: {error.message}"
         return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
     metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
-    note = f"{who} had no scores on these rows: it was loaded, and scored on them"
+    note = f"{subject} had no scores on these rows: it was loaded and scored on them"
     if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
-        note += "; its rewards are not known, for their code is not run again (hold out the same rows for both)"
+        note += "; its rewards are unknown, because their code is not run again (hold out the same rows for both)"
     return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), note
 
 
@@ -82,7 +82,7 @@ def _others(metrics: Mapping[str, float]) -> dict[str, float]:
 def _scores(
     pair: Pair, *, plugins: Plugins, progress: Progress
 ) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]]]:
-    """The scores, and of each the values of the rows as the run of a version keeps them."""
+    """The scores, and for each the row values as a version's run records them."""
     from mlflow_ft.engine.judging import judge
     from mlflow_ft.engine.models import loading
 
@@ -92,7 +92,7 @@ def _scores(
         data = _held_out(config, pair.candidate, plugins=plugins, registry=registry, progress=progress)
         files = pair.champion_store.download(champion.name, champion.version, Path(folder, "champion"))
         start = init_from.read(str(files))
-        # an adapter on its base as it was trained, a whole model as the candidate
+        # an adapter is loaded on its base as in its training, a whole model as the candidate is
         own = config if start.base is None else config_of(pair.store, champion, registry)
         base = _base(own, start, registry.trainers[config.method].task, progress)
         tokenizer = start.folder if (start.folder / "tokenizer_config.json").is_file() else base.path
@@ -106,41 +106,41 @@ def _scores(
             config=config,
             plugins=plugins,
             registry=registry,
-            run=cast(Any, None),  # nothing is told to a run: evaluators see the subject alone
+            run=cast(Any, None),  # nothing is logged: evaluators see only the subject
             folder=Path(folder),
             progress=progress,
         )
         subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
-        found = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
+        scores = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
         chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
-        found += guards.scores(subject, theirs, chosen)
-    found = [score for score in found if same_tokens or not score.name.endswith(BY_TOKEN)]
-    return found, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in found if score.rows}
+        scores += guards.scores(subject, theirs, chosen)
+    scores = [score for score in scores if same_tokens or not score.name.endswith(BY_TOKEN)]
+    return scores, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in scores if score.rows}
 
 
 def moment_of(store: Store, contender: Contender) -> datetime:
-    """The moment that the chat template was told in a version's run: only then are its rows what they were.
+    """The time that the chat template got in a version's run; with it the rows are the same again.
 
-    Runs that do not say were before runs did; they told it the time as it went on.
+    Old runs did not record it; their templates got the current time.
     """
     if not contender.run_id:
-        return datetime.now()  # noqa: DTZ005  # templates are told local time
+        return datetime.now()  # noqa: DTZ005  # templates get local time
     return recorded_run.moment(store.run(contender.run_id))
 
 
 def config_of(store: Store, contender: Contender, registry: Registry) -> Config:
-    """The configuration of a version's run, without what would run code of the run's author.
+    """The configuration of a version's run, without settings that would run code of the run's author.
 
     Raises:
-        ConfigError: the run did not keep it, or it asks for what there is no more.
+        ConfigError: the run did not record it, or it names something that is no longer installed.
     """
     return harmless(recorded_run.config(store, contender.run_id, registry), registry.rewards)
 
 
 def harmless(config: Config, registered: Container[object] = ()) -> Config:
-    """The same without what would run code of the run's author: that was allowed there, and nobody asked here.
+    """The configuration without settings that would run code of the run's author, which was allowed only there.
 
-    Rewards that plugins have `registered` here are no such code; they stay where there are no others.
+    Rewards that plugins have `registered` here are kept, if the run had no others.
     """
     model = config.model.model_copy(update={"trust_remote_code": False})
     names = config.rollout.reward_funcs or []
@@ -153,21 +153,19 @@ def harmless(config: Config, registered: Container[object] = ()) -> Config:
 def _held_out(
     config: Config, candidate: Contender, *, plugins: Plugins, registry: Registry, progress: Progress
 ) -> Data:
-    """The candidate's rows, prepared as its run did, and held to the digest that the run recorded."""
+    """The candidate's rows, prepared as in its run and compared with the recorded digest."""
     from mlflow_ft.engine.tokens import tokenizers
 
     base = init_from.find(config, progress)
     tokenizer = tokenizers.load(config, base)
     data = dataset.prepare(config, tokenizer, plugins=plugins, registry=registry, progress=progress).data
     if data.eval.digest != candidate.eval_digest:
-        raise ModelError("the candidate's held-out rows are not what they were when it was scored")
-    found = guards.prepare(config, data, plugins=plugins, registry=registry, progress=progress)
-    data = replace(data, guards=found)
+        raise ModelError("the candidate's held-out rows have changed since it was scored")
+    guard_sets = guards.prepare(config, data, plugins=plugins, registry=registry, progress=progress)
+    data = replace(data, guards=guard_sets)
     changed = [name for name, digest in guards.digests(data).items() if digest != candidate.guards.get(name)]
     if changed:
-        raise ModelError(
-            f"the rows of {', '.join(changed)} are not what they were when the candidate was scored on them"
-        )
+        raise ModelError(f"the rows of {', '.join(changed)} have changed since the candidate was scored on them")
     return data
 
 
@@ -175,14 +173,14 @@ def _base(config: Config, start: init_from.Start, task: Any, progress: Progress)
     from mlflow_ft.engine import hub
 
     if start.base is None:
-        found = hub.find(ModelSection(name=str(start.folder)), progress)
-    else:  # the base that the adapter names, whatever its run was told
-        found = init_from.base_of(config.model_copy(update={"origins": {}}), start, progress)
-    return replace(found, task=task)
+        base = hub.find(ModelSection(name=str(start.folder)), progress)
+    else:  # the base that the adapter names, whatever its run's configuration says
+        base = init_from.base_of(config.model_copy(update={"origins": {}}), start, progress)
+    return replace(base, task=task)
 
 
 def in_tokens_of(data: Data, folder: Path) -> Data:
-    """The held-out rows in the tokens of another model; the same object where they are the same tokens."""
+    """The held-out rows in the tokens of another model; the same object if the tokens are the same."""
     from transformers import AutoTokenizer
 
     from mlflow_ft.data.store import Column
@@ -191,14 +189,14 @@ def in_tokens_of(data: Data, folder: Path) -> Data:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokenizers.choose_pad_token(tokenizer)
     length = max((len(row.input_ids) for row in data.eval.encoded), default=1) * 4
-    found = masking.encode(tokenizer, list(data.eval.examples), max_length=length)
-    encoded = [row for row in found if isinstance(row, Encoded)]
-    if len(encoded) < len(found):
+    results = masking.encode(tokenizer, list(data.eval.examples), max_length=length)
+    encoded = [row for row in results if isinstance(row, Encoded)]
+    if len(encoded) < len(results):
         raise ModelError(
-            "the champion's chat template does not write the candidate's rows so that a mask can be proved"
+            "the champion's chat template renders the candidate's rows in a way in which no mask can be proved"
         )
     pairs = zip(encoded, data.eval.encoded, strict=True)
-    if all(one.input_ids == other.input_ids and one.labels == other.labels for one, other in pairs):
+    if all(new.input_ids == old.input_ids and new.labels == old.labels for new, old in pairs):
         return data
     split = replace(data.eval, encoded=Column.of(encoded))
     return replace(data, tokenizer=tokenizer, eval=split, stop_token_ids=masking.end_tokens(encoded))

@@ -1,4 +1,4 @@
-"""A conversation with one model, or with two that are asked the same."""
+"""A conversation with one model, or with two that get the same prompts."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """Each model goes on from its own answers; a turn that came to nothing leaves no trace."""
+    """Each model continues from its own answers; a turn that fails is not kept."""
 
     def __init__(self, served: Served, *, system: str | None, options: Mapping[str, Any]) -> None:
         if served.scores:
-            raise ModelError("a reward model scores answers and gives none", hint="mlflow-ft serve MODEL, /invocations")
+            raise ModelError(
+                "a reward model scores answers and generates none", hint="mlflow-ft serve MODEL, /invocations"
+            )
         self.served = served
         self.options = dict(options)
         self.start = [{"role": "system", "content": system}] if system else []
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was said; the system prompt stays."""
-        self.said: dict[str, list[dict[str, str]]] = {name: list(self.start) for name in self.served.names}
+        """Forget the conversation, except the system prompt."""
+        self.turns: dict[str, list[dict[str, str]]] = {name: list(self.start) for name in self.served.names}
 
     def ask(self, prompt: str, *, written: Callable[[str], None] | None = None) -> dict[str, str]:
-        """The answer of every model. `written` gets the beginning of an answer that is sure, as it grows.
+        """The answer of every model. `written` is called with the settled beginning of an answer as it grows.
 
         Raises:
-            ConfigError: the models cannot be asked so.
+            ConfigError: the models cannot answer such a request.
         """
         from mlflow.exceptions import MlflowException
 
@@ -42,13 +44,13 @@ class Conversation:
 
         turn = {"role": "user", "content": prompt}
         answers = {}
-        for name, before in self.said.items():
+        for name, before in self.turns.items():
             request = {**self.options, "messages": [*before, turn], "model": name}
             try:
-                found = self.served.answer(request, watch=watch)
+                response = self.served.answer(request, watch=watch)
             except MlflowException as error:
                 raise ConfigError(error.message) from error
-            answers[name] = str(found["choices"][0]["message"]["content"])
+            answers[name] = str(response["choices"][0]["message"]["content"])
         for name, answer in answers.items():
-            self.said[name] += [turn, {"role": "assistant", "content": answer}]
+            self.turns[name] += [turn, {"role": "assistant", "content": answer}]
         return answers

@@ -1,4 +1,4 @@
-"""Serve models over HTTP until a signal comes: first the port, then the models, then the answers."""
+"""Serve models over HTTP until a signal comes: bind the port, load the models, answer requests."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ HERE = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class ServeRequest:
-    """What is to be served, and where."""
+    """What to serve, and where."""
 
     model: str | None = None
-    """One model by itself; beside adapters, their base."""
+    """One model; with adapters, their base."""
     adapters: Mapping[str, str] = field(default_factory=dict)
-    """By the name that requests choose them by."""
+    """By the name that requests select them by."""
     base: str | None = None
-    """The base of the adapters; the one that they record when not given."""
+    """The base of the adapters; the recorded one if not given."""
     host: str = "127.0.0.1"
     port: int = 5001
     timeout: int = 600
-    """Seconds until the first token, or until the whole answer where it is not streamed."""
+    """Seconds until the first token, or until the whole answer if it is not streamed."""
 
 
 def serve(request: ServeRequest, progress: Progress, ready: Callable[[str, Served], None]) -> None:
-    """Load and answer; `ready` is called with the address and the models when requests are answered.
+    """Load the models and answer requests; `ready` is called with the address and the models before the first.
 
     Raises:
-        StoppedError: a signal came. ConfigError, ModelError, RefusedError: it cannot be served.
+        StoppedError: a signal came. ConfigError, ModelError, RefusedError: a model cannot be served.
     """
     from mlflow_ft.engine.serving import http_server
     from mlflow_ft.tracking import chat_signature
@@ -54,16 +54,16 @@ def serve(request: ServeRequest, progress: Progress, ready: Callable[[str, Serve
         app = openai_api.make_app(models, chat_signature(), stopping)
         url = f"http://{_shown(request.host)}:{listener.getsockname()[1]}"
         if request.host not in HERE:
-            progress.warn(f"whoever reaches {url} can ask: there is no password")
+            progress.warn(f"anyone who can reach {url} can use the model: there is no authentication")
         http_server.run(app, listener, stopping=stopping, ready=lambda: ready(url, models))
 
 
 def check(request: ServeRequest) -> None:
-    """Raise ConfigError where nothing is named, or the base twice."""
+    """Raise ConfigError if no model is named, or the base twice."""
     if not request.model and not request.adapters:
-        raise ConfigError("no model was named", hint=f"mlflow-ft serve MODEL, which is {served_models.FORMS}")
+        raise ConfigError("no model was named", hint=f"mlflow-ft serve MODEL; MODEL is {served_models.FORMS}")
     if request.adapters and request.model and request.base:
-        raise ConfigError("the base of the adapters was named twice", hint="leave out MODEL, or --base")
+        raise ConfigError("the base of the adapters was named twice", hint="leave out MODEL or --base")
 
 
 def load(request: ServeRequest, progress: Progress) -> Served:

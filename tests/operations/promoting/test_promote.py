@@ -37,7 +37,7 @@ GOOD = {
 def worse(rows: dict[str, Sequence[float | None]]) -> dict[str, Sequence[float | None]]:
     """What a base model may have scored that was beaten on every row."""
     by = {name: 1.0 if lower_is_better(name) else -1.0 for name in rows}
-    return {name: [None if one is None else one + by[name] for one in values] for name, values in rows.items()}
+    return {name: [None if value is None else value + by[name] for value in values] for name, values in rows.items()}
 
 
 @dataclass
@@ -86,10 +86,10 @@ class Shop:
         moving_in = self.client.get_logged_model(model).artifact_location
         if not self.client.search_registered_models(f"name='{name}'"):
             self.client.create_registered_model(name)
-        made = self.client.create_model_version(
+        registered = self.client.create_model_version(
             name, source=moving_in, tags=tags | {"mlflow_ft.model_id": model}, description=description
         )
-        return int(made.version)
+        return int(registered.version)
 
     def model(self, run_id: str) -> str:
         """A LoggedModel whose files are what ours are: a manifest over weights, and MLmodel."""
@@ -112,7 +112,7 @@ class Shop:
     def judged(self, version: int, gates: Gates | None = None, **more: Any) -> dict[str, Verdict]:
         """The verdicts by name, without those of gates that abstain."""
         judged = self.promote(version, gates, dry_run=True, **more).judged
-        return {one.name: one.verdict for one in judged if one.result != "abstain"}
+        return {judgement.name: judgement.verdict for judgement in judged if judgement.result != "abstain"}
 
     def champion(self, name: str = "chat") -> int | None:
         number = self.client.get_registered_model(name).aliases.get("champion")
@@ -142,9 +142,11 @@ def shop(empty_store: Path, tracking_store: str, tmp_path: Path) -> Shop:
 def test_the_first_champion_needs_good_evidence_and_beats_its_base(shop: Shop) -> None:
     decision = shop.promote(shop.version())
     assert (decision.outcome, decision.failed, decision.champion) == ("promoted", [], None)
-    passed = {one.name for one in decision.judged if one.result == "pass"}
+    passed = {judgement.name for judgement in decision.judged if judgement.result == "pass"}
     assert passed == {"finished", "parity", "data-checks", "card", "beats-base loss"}
-    abstained = {one.name: one.verdict.found for one in decision.judged if one.result == "abstain"}
+    abstained = {
+        judgement.name: judgement.verdict.found for judgement in decision.judged if judgement.result == "abstain"
+    }
     ours = {
         "freshness": "max_age_days is not set",
         "scores": "min_scores and max_scores name no score",
@@ -167,7 +169,7 @@ def test_the_decision_is_an_artifact_of_the_run_and_tags_of_the_version(shop: Sh
     assert (kept["outcome"], kept["by"], kept["champion"], kept["gates_from"]) == ("promoted", "ann", 1, "strict.yaml")
     assert kept["config"] == gates.model_dump(mode="json")
     assert kept == json.loads(json.dumps(decision.as_dict()))
-    numbers = {one["gate"]: one["numbers"] for one in kept["gates"]}
+    numbers = {gate["gate"]: gate["numbers"] for gate in kept["gates"]}
     assert numbers["scores"] == {"value": 1.0, "bound": 1.5}
     assert numbers["beats-champion"]["difference"] == 1.0
     tags = shop.tags(2)
@@ -200,13 +202,13 @@ def test_a_dry_run_writes_nothing(shop: Shop) -> None:
     assert shop.promote(version, Gates(max_scores={"loss": 0.1}), dry_run=True).outcome == "would be refused"
     assert (shop.champion(), shop.tags(version)) == (None, before)
     assert not shop.client.list_artifacts(decision.run_id, "promotion")
-    assert [one.name for one in shop.client.search_registered_models()] == ["chat"]
+    assert [model.name for model in shop.client.search_registered_models()] == ["chat"]
 
 
 def test_a_dry_run_completes_no_move_and_makes_no_model(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     version = shop.version()
     assert shop.promote(version, copy_to="prod.chat", dry_run=True).outcome == "would be promoted"
-    assert [one.name for one in shop.client.search_registered_models()] == ["chat"]
+    assert [model.name for model in shop.client.search_registered_models()] == ["chat"]
     with monkeypatch.context() as patch:
         patch.setattr(promotion, "set_alias", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
@@ -285,7 +287,7 @@ def test_gates_that_are_passed_or_not(shop: Shop) -> None:
     }
     for name, version in bad.items():
         judged = shop.judged(version, everything)
-        assert {one for one, verdict in judged.items() if not verdict.passed} == {name}, name
+        assert {gate for gate, verdict in judged.items() if not verdict.passed} == {name}, name
     assert shop.judged(bad["data-checks"], everything)["data-checks"].found == "empty 2"
     assert shop.judged(bad["parity"], everything)["parity"].numbers == {"kl_mean": 0.03, "max_kl": 0.02}
     assert 3.9 < shop.judged(bad["freshness"], everything)["freshness"].numbers["days"] < 4.1
@@ -298,7 +300,7 @@ def test_evidence_that_is_not_there_does_not_pass(shop: Shop) -> None:
     shop.client.create_registered_model("bare")
     shop.client.create_model_version("bare", source="file:///nowhere")
     judged = shop.judged(1, Gates(max_age_days=3, min_scores={"f1": 0.1}), name="bare")
-    assert {name for name, one in judged.items() if one.passed} == set()
+    assert {name for name, verdict in judged.items() if verdict.passed} == set()
     assert judged["finished"].found == "there is no such run"
     assert judged["scores f1"].found == "no such score"
     assert "has no score" in judged["beats-base"].found
@@ -307,8 +309,8 @@ def test_evidence_that_is_not_there_does_not_pass(shop: Shop) -> None:
 def test_scores_are_held_to_their_bounds_each_by_itself(shop: Shop) -> None:
     version = shop.version(rows={"exact_match": [1.0, 1.0, 0.0, 1.0], "f1": [0.1] * 4, "loss": [0.5] * 4})
     judged = shop.judged(version, Gates(min_scores={"exact_match": 0.75, "f1": 0.2}, max_scores={"loss": 0.4}))
-    found = {name: verdict.passed for name, verdict in judged.items() if name.startswith("scores")}
-    assert found == {"scores exact_match": True, "scores f1": False, "scores loss": False}
+    passed = {name: verdict.passed for name, verdict in judged.items() if name.startswith("scores")}
+    assert passed == {"scores exact_match": True, "scores f1": False, "scores loss": False}
 
 
 def test_the_champion_must_be_beaten_on_the_same_rows_by_the_margin(shop: Shop) -> None:
@@ -366,11 +368,11 @@ def test_guarded_scores_may_be_worse_by_so_much(shop: Shop) -> None:
     shop.promote(first, Gates())
     within = shop.judged(shop.version(rows={"valid_json": [0.8, 0.0] * 20, "loss": [1.2, 1.2] * 20}), gates)
     beyond = shop.judged(shop.version(rows={"valid_json": [0.79, 0.0] * 20, "loss": [1.3, 1.2] * 20}), gates)
-    assert {name: one.passed for name, one in within.items() if name.startswith("no-r")} == {
+    assert {name: verdict.passed for name, verdict in within.items() if name.startswith("no-r")} == {
         "no-regression valid_json": True,
         "no-regression loss": True,
     }
-    assert not any(one.passed for name, one in beyond.items() if name.startswith("no-r"))
+    assert not any(verdict.passed for name, verdict in beyond.items() if name.startswith("no-r"))
     assert beyond["no-regression loss"].numbers["worse"] == pytest.approx(0.25)
 
 
@@ -379,18 +381,18 @@ def test_a_champion_that_cannot_be_scored_on_these_rows_is_not_beaten(shop: Shop
     judged = shop.judged(shop.version(rows={"loss": [0.1] * 40}, digest="e" * 32))
     verdict = judged["beats-champion loss"]
     assert not verdict.passed
-    assert "has no scores on these rows, and could not be scored on them: run" in verdict.found
+    assert "has no scores on these rows and could not be scored on them: run" in verdict.found
     assert "has no config.yaml" in verdict.found
 
 
 def test_the_champion_is_scored_again_only_where_a_gate_compares_it_on_other_rows(shop: Shop) -> None:
-    one = contender(shop.client, find_version(shop.client, "chat", str(shop.version())))
-    other, alone = replace(one, eval_digest="0" * 32), Gates(beats_champion=None)
-    assert not rescore.needed(one, one, Gates())
-    assert rescore.needed(one, other, Gates())
-    assert rescore.needed(one, replace(one, rows={}), Gates())
-    assert not rescore.needed(one, other, alone)
-    assert rescore.needed(one, other, Gates(beats_champion=None, max_regression={"loss": 0.1}))
+    candidate = contender(shop.client, find_version(shop.client, "chat", str(shop.version())))
+    other, alone = replace(candidate, eval_digest="0" * 32), Gates(beats_champion=None)
+    assert not rescore.needed(candidate, candidate, Gates())
+    assert rescore.needed(candidate, other, Gates())
+    assert rescore.needed(candidate, replace(candidate, rows={}), Gates())
+    assert not rescore.needed(candidate, other, alone)
+    assert rescore.needed(candidate, other, Gates(beats_champion=None, max_regression={"loss": 0.1}))
 
 
 # --- which gates
@@ -408,8 +410,8 @@ def test_gates_of_the_run_are_taken_where_none_are_named(shop: Shop) -> None:
 
 def with_gate(judge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> plugins.Plugins:
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
-    one = plugins.Registered(provider="theirs", kind="gates", record=Gate(name="own", summary="s", judge=judge))
-    loaded.registered += (one,)
+    registered = plugins.Registered(provider="theirs", kind="gates", record=Gate(name="own", summary="s", judge=judge))
+    loaded.registered += (registered,)
     return loaded
 
 
@@ -440,7 +442,7 @@ def test_gates_are_chosen_by_name_and_must_ask_for_something(shop: Shop) -> None
     with pytest.raises(ConfigError, match=r"unknown gate 'beats-bas'\n.*beats-base"):
         shop.promote(version, Gates(waive={"beats-bas": "it is the first of its kind"}))
     shop.promote(version)
-    with pytest.raises(ConfigError, match=r"ask for nothing.*max_age_days is not set"):
+    with pytest.raises(ConfigError, match=r"check nothing.*max_age_days is not set"):
         shop.promote(shop.version(), Gates(names=["freshness"]))
 
 
@@ -488,7 +490,7 @@ def test_a_rollback_makes_the_champion_before_champion_again(shop: Shop) -> None
     with pytest.raises(RefusedError, match="version 1 is the first champion"):
         rollback(shop)
     assert rollback(shop, to=3).move.after == 3
-    with pytest.raises(RefusedError, match="version 3 is the champion of chat already"):
+    with pytest.raises(RefusedError, match="version 3 is already the champion of chat"):
         rollback(shop, to=3)
     with pytest.raises(ModelError, match="no chat 9"):
         rollback(shop, to=9)
@@ -506,7 +508,7 @@ def test_a_champion_before_that_was_deleted_is_passed_over(shop: Shop) -> None:
 
 def test_nothing_to_take_back(shop: Shop) -> None:
     shop.version()
-    with pytest.raises(RefusedError, match="chat has no champion to take back"):
+    with pytest.raises(RefusedError, match="chat has no champion to roll back"):
         rollback(shop)
 
 
@@ -558,10 +560,10 @@ def test_a_copy_to_another_registry(shop: Shop, empty_store: Path, tmp_path: Pat
     decision = shop.promote(shop.version(), copy_to="chat", registry=other)
     assert (decision.outcome, decision.copied) == ("promoted", 1)
     assert shop.champion() is None
-    found = there.get_model_version_by_alias("chat", "champion")
+    copy = there.get_model_version_by_alias("chat", "champion")
     location = Path(there.get_model_version_download_uri("chat", "1"))
     assert (location / "artifacts" / "model" / "model.safetensors").is_file()
-    assert there.get_logged_model(found.tags["mlflow_ft.model_id"]).artifact_location == str(location)
+    assert there.get_logged_model(copy.tags["mlflow_ft.model_id"]).artifact_location == str(location)
     worse = shop.promote(shop.version(rows={"loss": [2.0] * 40}), copy_to="chat", registry=other)
     assert worse.failed == ["beats-champion loss"]  # the champion's run is in the first store
 
@@ -569,5 +571,5 @@ def test_a_copy_to_another_registry(shop: Shop, empty_store: Path, tmp_path: Pat
 def test_numbers_that_json_does_not_know_are_left_empty(shop: Shop) -> None:
     decision = shop.promote(shop.version(), dry_run=True)
     verdict = Verdict(passed=False, found="nan", wanted="a number", numbers={"value": math.nan})
-    made = replace(decision, judged=(replace(decision.judged[0], verdict=verdict),))
-    assert json.loads(json.dumps(made.as_dict(), allow_nan=False))["gates"][0]["numbers"] == {"value": None}
+    changed = replace(decision, judged=(replace(decision.judged[0], verdict=verdict),))
+    assert json.loads(json.dumps(changed.as_dict(), allow_nan=False))["gates"][0]["numbers"] == {"value": None}

@@ -35,7 +35,9 @@ def test_a_first_champion_that_does_not_beat_its_base_is_refused(shop: Shop) -> 
     for rows, words in ((BAD, "worse than its base tiny by 28 on 40 rows"), (SAME, "the same as its base tiny on all")):
         decision = shop.promote(shop.version(rows={"loss": rows}, base_rows={"loss": SAME}))
         assert (decision.outcome, decision.failed) == ("refused", ["beats-base loss"])
-        assert words in next(one.verdict.found for one in decision.judged if one.name == "beats-base loss")
+        assert words in next(
+            judgement.verdict.found for judgement in decision.judged if judgement.name == "beats-base loss"
+        )
     assert shop.champion() is None
 
 
@@ -44,7 +46,9 @@ def test_with_a_champion_the_base_is_asked_only_where_that_is_set(shop: Shop) ->
     better = shop.version(rows={"loss": SAME}, base_rows={"loss": BETTER})  # than the champion, and not than its base
     decision = shop.promote(better, dry_run=True)
     assert decision.passed
-    abstained = {one.gate: one.verdict.found for one in decision.judged if one.result == "abstain"}
+    abstained = {
+        judgement.gate: judgement.verdict.found for judgement in decision.judged if judgement.result == "abstain"
+    }
     assert abstained["beats-base"] == "version 1 is the champion: the one to beat instead"
     assert shop.promote(better, gates_of("beats_base: {always: true}"), dry_run=True).failed == ["beats-base loss"]
 
@@ -122,12 +126,12 @@ def test_of_promotions_without_a_difference_one_in_twenty_at_most_goes_through(r
         promoted = 0
         for _ in range(150):
             ours, theirs = ({name: tuple(map(float, draw()))} for _ in range(2))
-            one = Contender(
+            candidate = Contender(
                 name="n", version=1, run_id="", model_id="", described=True, status="FINISHED", ended_ms=0,
                 rows=ours, base_rows=theirs, **nothing,
             )  # fmt: skip
             rival = beats.Rival(rows=theirs, sort="base model", name="its base")
-            promoted += bool(beats.compared(one, rival, gates.beats_base, gates)[0].passed)
+            promoted += bool(beats.compared(candidate, rival, gates.beats_base, gates)[0].passed)
         assert promoted / 150 <= 0.05 + 2.33 * (0.05 * 0.95 / 150) ** 0.5, name
 
 
@@ -139,8 +143,8 @@ def test_of_several_scores_each_must_pass_at_a_confidence_for_all_of_them(shop: 
     rows = {"exact_match": wins, "valid_json": wins, "finished": [1.0] * 40}
     base = {"exact_match": [0.0] * 40, "valid_json": [0.0] * 40, "finished": [0.0] * 40}
     version = shop.version(rows=rows, base_rows=base)
-    one = shop.judged(version, gates_of("beats_base: {metric: exact_match}"))["beats-base exact_match"]
-    assert one.passed  # 1 / 64, below 5 %
+    verdict = shop.judged(version, gates_of("beats_base: {metric: exact_match}"))["beats-base exact_match"]
+    assert verdict.passed  # 1 / 64, below 5 %
     several = shop.judged(version, gates_of("beats_base: {metric: [exact_match, valid_json, finished, exact_match]}"))
     judged = {name: verdict for name, verdict in several.items() if name.startswith("beats-base")}
     assert {name: verdict.passed for name, verdict in judged.items()} == {
@@ -168,11 +172,11 @@ def test_a_waiver_needs_a_reason_which_is_kept_everywhere(shop: Shop) -> None:
     reason = "the base writes another language"
     decision = shop.promote(version, gates_of(f"waive: {{beats-base: {reason}}}"))
     assert (decision.outcome, decision.failed) == ("promoted", [])
-    [waived] = [one for one in decision.judged if one.result == "waived"]
+    [waived] = [judgement for judgement in decision.judged if judgement.result == "waived"]
     assert (waived.name, waived.waived) == ("beats-base loss", reason)
     assert "worse than its base" in waived.verdict.found  # it is judged all the same
     kept = json.loads(json.dumps(decision.as_dict()))
-    assert [one["waived"] for one in kept["gates"] if one["gate"] == "beats-base"] == [reason]
+    assert [gate["waived"] for gate in kept["gates"] if gate["gate"] == "beats-base"] == [reason]
     assert shop.tags(version)["mlflow_ft.promotion.champion.waived"] == f"beats-base waived: {reason}"
     assert "1 waived" in shop.tags(version)["mlflow_ft.promotion.champion.gates"]
     last = Ledger(shop.client, "chat", "champion").standing().last
@@ -263,7 +267,7 @@ def test_an_option_that_no_gate_reads_is_refused_at_any_depth(text: str, words: 
 def test_options_that_are_declared_are_taken() -> None:
     registry = registry_with(gate("own", "least", "limits.high", "rules.name", "free.*"), gate("plain"))
     text = "own: {least: 1, limits: {high: 2}, rules: [{name: a}], free: {a: 1, b: {c: [1, 2]}}}, plain: {}"
-    assert "own" in [one.name for one in chosen_gates(registry, gates_of(f"options: {{{text}}}"))]
+    assert "own" in [gate.name for gate in chosen_gates(registry, gates_of(f"options: {{{text}}}"))]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_options_that_are_declared_are_taken() -> None:
         ("lower_is_better: [coost]", "lower_is_better: coost"),
         ("beats_base: {metric: los}", "beats_base.metric: los  the run has no such score; did you mean loss?"),
         ("beats_champion: {metric: [loss, exact_mtch]}", "beats_champion.metric: exact_mtch"),
-        ("beats_base: {metric: perplexity}", "without a value for each row; those that have are exact_match, loss"),
+        ("beats_base: {metric: perplexity}", "has no value for each row; those that have one: exact_match, loss"),
     ],
 )
 def test_a_score_that_the_run_has_not_is_refused_with_those_it_has(shop: Shop, text: str, words: str) -> None:
@@ -304,14 +308,16 @@ def test_a_gate_without_a_verdict_abstains_and_only_abstaining_is_refused(shop: 
     loaded.registered += (plugins.Registered(provider="theirs", kind="gates", record=silent),)
     ours = replace(shop, loaded=loaded)
     decision = ours.promote(shop.version())
-    [said] = [one.as_dict() for one in decision.judged if one.gate == "silent"]
-    assert (said["result"], said["passed"], said["found"]) == ("abstain", None, "it has nothing to say of this model")
-    with pytest.raises(ConfigError, match=r"ask for nothing.*silent \(it has nothing to say"):
+    [said] = [judgement.as_dict() for judgement in decision.judged if judgement.gate == "silent"]
+    assert (said["result"], said["passed"], said["found"]) == ("abstain", None, "it has no verdict on this model")
+    with pytest.raises(ConfigError, match=r"check nothing.*silent \(it has no verdict"):
         ours.promote(shop.version(), Gates(names=["silent"]))
 
 
 def test_what_is_not_required_is_shown_as_not_asked(shop: Shop, tmp_path: Path) -> None:
     decision = shop.promote(shop.version(kl=""), gates_of("require: [finished]"), dry_run=True)
     assert decision.passed
-    found = {one.gate: one.verdict.found for one in decision.judged if one.result == "abstain"}
-    assert found["parity"] == found["card"] == "it is not in `require`"
+    abstained = {
+        judgement.gate: judgement.verdict.found for judgement in decision.judged if judgement.result == "abstain"
+    }
+    assert abstained["parity"] == abstained["card"] == "it is not in `require`"

@@ -38,14 +38,14 @@ def test_scored_again_a_model_has_the_scores_that_its_run_kept(
     fine_tune("lora", model=tiny_model, data=tiny_rows, learning_rate=1e-2, **{"registry.model_name": "chat"})
     client = MlflowClient()
     for name in ("chat", "chat-adapter"):
-        one = contender(client, find_version(client, name, "1"))
-        again, note = rescored(client, one, one)
-        assert note == "the champion (version 1) had no scores on these rows: it was loaded, and scored on them"
+        version = contender(client, find_version(client, name, "1"))
+        again, note = rescored(client, version, version)
+        assert note == "the champion (version 1) had no scores on these rows: it was loaded and scored on them"
         assert again.unscored == ""
-        assert again.rows.keys() == one.rows.keys() >= {"loss", "exact_match"}
-        assert again.rows["loss"] == pytest.approx(one.rows["loss"], abs=1e-5)
-        assert again.rows["exact_match"] == one.rows["exact_match"]
-        assert again.score("loss") == pytest.approx(one.score("loss"), abs=1e-5)
+        assert again.rows.keys() == version.rows.keys() >= {"loss", "exact_match"}
+        assert again.rows["loss"] == pytest.approx(version.rows["loss"], abs=1e-5)
+        assert again.rows["exact_match"] == version.rows["exact_match"]
+        assert again.score("loss") == pytest.approx(version.score("loss"), abs=1e-5)
 
 
 def test_a_champion_on_other_rows_is_scored_on_the_candidates(
@@ -62,11 +62,9 @@ def test_a_champion_on_other_rows_is_scored_on_the_candidates(
         decision = promote(PromotionRequest(version=str(version), **who), plugins=plugins.load(), progress=QUIET)
     assert decision.outcome == "promoted"
     assert decision.gates_from.startswith("gates.yaml of run ")
-    assert "scores loss" in [one.name for one in decision.judged]
-    assert decision.notes == (
-        "the champion (version 1) had no scores on these rows: it was loaded, and scored on them",
-    )
-    [verdict] = [one.verdict for one in decision.judged if one.gate == "beats-champion"]
+    assert "scores loss" in [judgement.name for judgement in decision.judged]
+    assert decision.notes == ("the champion (version 1) had no scores on these rows: it was loaded and scored on them",)
+    [verdict] = [judgement.verdict for judgement in decision.judged if judgement.gate == "beats-champion"]
     assert verdict.numbers["difference"] > 0.1
     assert verdict.numbers["rows"] == len(
         contender(MlflowClient(), find_version(MlflowClient(), "chat", "2")).rows["loss"]
@@ -77,10 +75,10 @@ def test_rows_that_changed_since_are_not_scored_on(fine_tune: Run, tiny_model: P
     fine_tune("full", model=tiny_model, data=tiny_rows, **{"registry.model_name": "chat"})
     tiny_rows.write_text("".join(tiny_rows.read_text().splitlines(keepends=True)[:-8]))
     client = MlflowClient()
-    one = contender(client, find_version(client, "chat", "1"))
-    assert "are not what they were when it was scored" in rescored(client, one, one)[0].unscored
+    version = contender(client, find_version(client, "chat", "1"))
+    assert "have changed since it was scored" in rescored(client, version, version)[0].unscored
     tiny_rows.unlink()
-    assert "could not be scored on them" in rescored(client, one, one)[1]
+    assert "could not be scored on them" in rescored(client, version, version)[1]
 
 
 def test_losses_of_another_tokenizer_are_not_compared(
@@ -93,11 +91,11 @@ def test_losses_of_another_tokenizer_are_not_compared(
     client = MlflowClient()
     champion, candidate = (contender(client, find_version(client, "chat", number)) for number in ("1", "2"))
     assert champion.eval_digest != candidate.eval_digest
-    found, _ = rescored(client, candidate, champion)
-    assert found.unscored == ""
-    assert "exact_match" in found.rows
-    assert "loss" not in found.rows
-    assert found.score("loss") is None
+    champion_again, _ = rescored(client, candidate, champion)
+    assert champion_again.unscored == ""
+    assert "exact_match" in champion_again.rows
+    assert "loss" not in champion_again.rows
+    assert champion_again.score("loss") is None
 
 
 def test_code_that_a_run_was_allowed_is_not_run_again(tiny_model: Path) -> None:
