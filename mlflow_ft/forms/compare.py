@@ -100,7 +100,7 @@ def table(comparison: Parity, tokenizer: Any) -> Sequence[Mapping[str, Any]]:
         {
             "row": token["row"],
             "position": token["position"],
-            "behind": tokenizer.decode([token["token"]]),
+            "after": tokenizer.decode([token["token"]]),
             "trained": tokenizer.decode([token["trained_top"]]),
             "found": tokenizer.decode([token["found_top"]]),
             "same": token["trained_top"] == token["found_top"],
