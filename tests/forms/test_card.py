@@ -292,7 +292,7 @@ def test_limits_are_facts_of_the_run(made: Made, about: About) -> None:
     rows = int(made.metrics["data/eval/rows"])
     assert f"scored on {rows} held-out rows split off from the same source" in text
     assert "may be off by up to 49 percentage points" in text  # 98 / sqrt(4)
-    assert "No text longer than 1,024 tokens" in text
+    assert "at most 1,024 tokens of each row" in text
     assert "which `data.fail_on never` allowed" in text
     assert f"compared with the trained model on {made.metrics['parity/merged/tokens']:.0f} tokens" in text
     for absent in ("nf4", "reward", "trust_remote_code", "cut at that length", "worse", "has no value"):
@@ -304,7 +304,7 @@ def test_limits_are_facts_of_the_run(made: Made, about: About) -> None:
     [
         ({"model": {"quantize": "nf4"}}, "merged into the dequantised nf4 weights"),
         ({"model": {"trust_remote_code": True}}, "Training ran Python code that came with the base model"),
-        ({"data": {"max_length": 2048}}, "No text longer than 2,048 tokens"),
+        ({"data": {"max_length": 2048}}, "at most 2,048 tokens of each row"),
     ],
 )
 def test_limits_follow_the_settings(about: About, settings: dict[str, Any], wanted: str) -> None:
