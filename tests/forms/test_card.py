@@ -68,9 +68,9 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     about: dict[str, About] = {}
     written = card.write
 
-    def noted(about_form: About) -> None:
-        about[about_form.form.name] = about_form
-        written(about_form)
+    def noted(facts: About) -> None:
+        about[facts.form.name] = facts
+        written(facts)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_FT_BASE_MODEL"):
@@ -232,13 +232,13 @@ def test_the_card_beside_the_model_is_a_card_too(made: Made) -> None:
     version = made.outcome.versions[1]
     description = made.description("adapter")
     made.client.update_model_version(version.name, str(version.version), description=" ")
-    version_without = made.client.get_model_version(version.name, str(version.version))
-    assert contender(made.client, version_without).described
+    undescribed = made.client.get_model_version(version.name, str(version.version))
+    assert contender(made.client, undescribed).described
     made.client.update_model_version(version.name, str(version.version), description=description)
     files = Path(made.client.get_logged_model(version.model_id).artifact_location)
     (files / "artifacts/model/README.md").rename(files / "aside")
     made.client.update_model_version(version.name, str(version.version), description=" ")
-    assert not contender(made.client, version_without).described
+    assert not contender(made.client, undescribed).described
     made.client.update_model_version(version.name, str(version.version), description=description)
     (files / "aside").rename(files / "artifacts/model/README.md")
 
@@ -279,7 +279,7 @@ def test_a_merge_of_the_adapter_takes_nothing_of_its_card(made: Made, tmp_path: 
 # --- limits
 
 
-def told(about: About, **config: dict[str, Any]) -> str:
+def limits_text(about: About, **config: dict[str, Any]) -> str:
     """The limits, with some settings changed."""
     changed = about.config
     for section, values in config.items():
@@ -288,11 +288,11 @@ def told(about: About, **config: dict[str, Any]) -> str:
 
 
 def test_limits_are_facts_of_the_run(made: Made, about: About) -> None:
-    text = told(about)
+    text = limits_text(about)
     rows = int(made.metrics["data/eval/rows"])
     assert f"scored on {rows} held-out rows split off from the same source" in text
     assert "may be off by up to 49 percentage points" in text  # 98 / sqrt(4)
-    assert "No text longer than 1,024 tokens" in text
+    assert "at most 1,024 tokens of each row" in text
     assert "which `data.fail_on never` allowed" in text
     assert f"compared with the trained model on {made.metrics['parity/merged/tokens']:.0f} tokens" in text
     for absent in ("nf4", "reward", "trust_remote_code", "cut at that length", "worse", "has no value"):
@@ -304,12 +304,12 @@ def test_limits_are_facts_of_the_run(made: Made, about: About) -> None:
     [
         ({"model": {"quantize": "nf4"}}, "merged into the dequantised nf4 weights"),
         ({"model": {"trust_remote_code": True}}, "Training ran Python code that came with the base model"),
-        ({"data": {"max_length": 2048}}, "No text longer than 2,048 tokens"),
+        ({"data": {"max_length": 2048}}, "at most 2,048 tokens of each row"),
     ],
 )
 def test_limits_follow_the_settings(about: About, settings: dict[str, Any], wanted: str) -> None:
-    assert wanted in told(about, **settings)
-    assert wanted not in told(about)
+    assert wanted in limits_text(about, **settings)
+    assert wanted not in limits_text(about)
 
 
 def test_limits_tell_what_got_worse_and_what_was_not_measured(about: About) -> None:

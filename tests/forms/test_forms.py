@@ -75,7 +75,7 @@ def faulty(plant: Callable[[Job, Trained, Path], None]) -> ModuleType:
         (without_adapter, "times as far from the trained model as the base is"),
         (scaled_by_rank_alone, "times as far from the trained model as the base is"),
         (another_base, "mean KL"),
-        (not_a_number, "mean KL nan"),
+        (not_a_number, "mean KL is nan"),
     ],
 )
 def test_a_mistake_in_the_weights_is_refused(

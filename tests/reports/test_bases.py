@@ -215,7 +215,7 @@ def test_rows_longer_than_the_positions(run: Run, small: Small, rows: Path) -> N
         assert "prepare rows" not in result.err
         result = run("data", "check", "--model", base, "--data", rows)
         assert result.code == 0, result.err
-        assert "data.max_length: 48, not" in result.err
+        assert "data.max_length: 48 instead of" in result.err
     result = trained(run, "lora", base, rows)
     folder_of(result)
     assert "the model has 48 positions" in result.err

@@ -83,7 +83,7 @@ def test_rows_of_another_kind_and_of_no_kind_open_no_run(run: Run, client: Mlflo
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"x": 1, "y": 2}])
     assert "dpo learns from preferences" in run("train", "dpo", "--data", rows).err
     assert "odd.jsonl:1: the rows have no known format" in run("train", "lora", "--data", odd).err
-    assert "of another kind" in run("train", "lora", "--data", rows, "--data.eval_path", pairs(tmp_path)).err
+    assert "of a different kind" in run("train", "lora", "--data", rows, "--data.eval_path", pairs(tmp_path)).err
     assert len(client.search_runs(["0"])) == before
 
 

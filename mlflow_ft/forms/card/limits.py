@@ -76,14 +76,15 @@ def _is_worse(after: Score, before: Score) -> bool:
 def not_learned(about: About) -> Iterator[str]:
     """What the model was not trained on, and what its training cannot have taught it."""
     data, config = about.data, about.config
-    what = "prompt" if data.kind == "prompt" else "text"
-    yield f"No {what} longer than {config.data.max_length:,} tokens was used in training ({code('data.max_length')})."
+    length = f"{config.data.max_length:,} tokens"
+    used = f"no prompts longer than {length}" if data.kind == "prompt" else f"at most {length} of each row"
+    yield f"Training used {used} ({code('data.max_length')})."
     for side, split in (("training", data.train), ("held-out", data.eval)):
         if count := split.counts["truncated"]:
             share = percent(count / split.counts["rows"])
             yield f"{counted(count, f'{side} row')} ({share}) {'was' if count == 1 else 'were'} cut at that length."
     if count := data.train.counts["dropped"]:
-        yield f"Left out of the source because there was nothing to learn from: {counted(count, 'row')}."
+        yield f"Left out of training (bad rows, or nothing to learn): {counted(count, 'row')}."
     for finding in about.trained.findings:
         yield f"{finding[0].upper()}{plain(finding[1:])}."
     if experts := about.tags.get("mlflow_ft.experts"):

@@ -20,7 +20,7 @@ def load(about: About) -> str:
     alias = f"models:/{about.name}@{about.config.registry.alias}"
     server = "As a server" if about.scores_answers else "As a server with OpenAI's chat completions API"
     parts = [
-        f"{code(about.uri)} is always this model; {code(alias)} is the version that has the alias now.",
+        f"{code(about.uri)} is always this model; {code(alias)} is the version that currently has the alias.",
         block("python", _by_mlflow(about)),
         f"{server}: {code(f'mlflow models serve -m {shlex.quote(about.uri)} --env-manager local -p 5001')}",
     ]
@@ -128,4 +128,4 @@ def licence(known: Licence) -> str:
         elif known.link:
             name += f", {plain(known.link)}"
         sentence = f"The base model's licence is {name}, according to {plain(known.source)}."
-    return f"{sentence} Check what it requires of derived models, and the licence of the data."
+    return f"{sentence} Check what the licence requires of derived models, and check the licence of the data."

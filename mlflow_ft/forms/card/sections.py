@@ -33,7 +33,7 @@ PARITY: Mapping[str, str] = {
     "kl_mean": "mean KL divergence (nats per token)",
     "kl_max": "largest KL divergence of one token (nats)",
     "top1_agreement": "share of tokens with the same first choice",
-    "perplexity_change": "change of perplexity, relative to the trained model's",
+    "perplexity_change": "change in perplexity, relative to the trained model's",
     "greedy_agreement": "share of prompts with the same greedy answer",
     "whole_kl_mean": "mean KL divergence on the whole model (nats per token), without images",
     "unstopped": "prompts after which it does not stop where the trained model does",
@@ -57,7 +57,7 @@ def opening(about: About) -> str:
     method = about.job.registry.trainers[about.config.method]
     user = f" by {code(about.tags['mlflow.user'])}" if about.tags.get("mlflow.user") else ""
     place = about.job.run.url or about.job.run.tracking_uri
-    loaded = f" In MLflow, load {code(about.uri)}." if about.served else ""
+    loaded = f" MLflow loads it from {code(about.uri)}." if about.served else ""
     return (
         f"{code(base.name)} ({', '.join(facts)}), fine-tuned with the method {code(method.name)}: "
         f"{plain(method.summary)}. This is the form {code(about.form.name)}: {plain(about.form.summary)}. "
