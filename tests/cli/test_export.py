@@ -117,7 +117,7 @@ def test_a_stopped_export_is_a_killed_run(client: MlflowClient, tiny_model: Path
         ((), "no model given"),
         (("nothing",), "no form"),
         (("nothing", "--to", "nf5"), "did you mean nf4?"),
-        (("nothing", "--to", "nf4"), "'nothing' is no model"),
+        (("nothing", "--to", "nf4"), "'nothing' is not a known model"),
         (("nothing", "--to", "nf4", "--max_kl", "much"), "'much' is not a number"),
     ],
 )

@@ -80,7 +80,8 @@ def _read(place: str) -> init_from.Start:
     missing = [name for name in FILES if not (start.folder / name).is_file()]
     if missing:
         raise ModelError(
-            f"the adapter in {start.folder} has no {', '.join(missing)}", hint="only safetensors are read, not pickles"
+            f"the adapter in {start.folder} has no {', '.join(missing)}",
+            hint="only safetensors files are read, not pickles",
         )
     return start
 
