@@ -41,6 +41,7 @@ def make(folder: Path, size: str) -> None:
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from mlflow_ft.engine import weight_files
     from mlflow_ft.engine.merging import tensor_files
     from mlflow_ft.engine.merging.tensor_files import Entry
 
@@ -62,7 +63,7 @@ def make(folder: Path, size: str) -> None:
             base / name, group, lambda entry: torch.empty(entry.shape, dtype=entry.dtype).normal_(0, 0.02)
         )
     if len(shared) > 1:
-        (base / tensor_files.INDEX).write_text(json.dumps(tensor_files.index(shared)))
+        (base / weight_files.INDEX).write_text(json.dumps(tensor_files.index(shared)))
     settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", inference_mode=True)
     wrapped = get_peft_model(model, settings)
     settings.save_pretrained(str(adapter))

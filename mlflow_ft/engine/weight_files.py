@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow_ft.errors import ModelError, Problem
 
 WEIGHTS = "*.safetensors"
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
@@ -26,7 +27,7 @@ def check(folder: Path, name: str) -> None:
             f"model {name!r}: the folder {folder} has no *.safetensors weights",
             hint="save it with save_pretrained(folder, safe_serialization=True); pickled weights are not read",
         )
-    problems = list(_missing(folder)) or [problem for file in _named(folder, files) for problem in _damage(file)]
+    problems = list(_problems(folder, files))
     if problems:
         raise ModelError(
             f"model {name!r}: its weights in {folder} are not complete",
@@ -35,37 +36,35 @@ def check(folder: Path, name: str) -> None:
         )
 
 
-def _named(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
-    """The files that transformers reads: those of the index, else `model.safetensors`, else all that there are."""
-    if (folder / INDEX).is_file():
-        return [folder / name for name in _indexed(folder)]
-    return [file for file in files if file.name == "model.safetensors"] or files
-
-
-def _indexed(folder: Path) -> list[str]:
-    """The files that the index names.
+def listed(folder: Path) -> list[Path]:
+    """The files that transformers reads: `model.safetensors`, else those that the index lists; none without either.
 
     Raises:
-        ValueError: it is not an index.
+        ValueError: the index is not one.
     """
-    try:
-        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _missing(folder: Path) -> Iterator[Problem]:
-    """Files that the index names, and that are not there."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     if not (folder / INDEX).is_file():
-        return
+        return []
     try:
-        names = _indexed(folder)
+        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / INDEX} is not an index of weights") from error
+    return sorted(folder / name for name in names)
+
+
+def _problems(folder: Path, files: Sequence[Path]) -> Iterator[Problem]:
+    """What is wrong with the files that are listed, else with all `files`; damage only if none is missing."""
+    try:
+        wanted = listed(folder) or files
     except ValueError:
         yield Problem(place=INDEX, message="is not an index of weights")
         return
-    for name in names:
-        if not (folder / name).is_file():
-            yield Problem(place=name, message=f"is missing; {INDEX} names it")
+    missing = [file.name for file in wanted if not file.is_file()]
+    for name in missing:
+        yield Problem(place=name, message=f"is missing; {INDEX} names it")
+    for file in wanted if not missing else ():
+        yield from _damage(file)
 
 
 def _damage(file: Path) -> Iterator[Problem]:

@@ -74,3 +74,11 @@ def test_a_file_that_nothing_reads_is_not_looked_at(folder: Path, tiny_model: Pa
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "consolidated.safetensors").write_bytes(b"cut")
     weight_files.check(model, "mine")
+
+
+def test_a_single_file_is_read_in_preference_to_an_index(tiny_model: Path, tmp_path: Path) -> None:
+    """As transformers does; an old index beside it refuses nothing."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / weight_files.INDEX).write_text(json.dumps({"weight_map": {"layer.1": "gone.safetensors"}}))
+    weight_files.check(model, "mine")
+    assert weight_files.listed(model) == [model / "model.safetensors"]

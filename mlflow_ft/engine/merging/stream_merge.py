@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
+from mlflow_ft.engine import weight_files
 from mlflow_ft.engine.adapters.fitting import FAILURES
 from mlflow_ft.engine.adapters.unmergeable import UNKNOWN
 from mlflow_ft.engine.merging import bnb_files, stored_parts, tensor_files
@@ -257,7 +258,7 @@ def write(
         tensor_files.write(folder / name, group, tensor)
         journal.add(name)
     if len(shared) > 1:
-        (folder / tensor_files.INDEX).write_text(json.dumps(tensor_files.index(shared), indent=2, sort_keys=True))
+        (folder / weight_files.INDEX).write_text(json.dumps(tensor_files.index(shared), indent=2, sort_keys=True))
     write_config(plan, folder)
     return {
         "shards": len(shared),

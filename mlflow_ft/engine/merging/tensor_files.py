@@ -14,10 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mlflow_ft.engine.weight_files import INDEX, SINGLE, listed
 from mlflow_ft.errors import ModelError, brief
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 ALIGNMENT = 8
 """The header is padded to a multiple of it, as by safetensors' own writer."""
 CODES = {
@@ -70,14 +69,11 @@ class ModelFiles:
         return {name: file for file in self._files() for name in self._names(file)}
 
     def _files(self) -> list[Path]:
-        if (self.folder / WEIGHTS).is_file() or not (self.folder / INDEX).is_file():
-            return [self.folder / WEIGHTS] if (self.folder / WEIGHTS).is_file() else []
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        files = [self.folder / name for name in dict.fromkeys(index["weight_map"].values())]
+        files = listed(self.folder)
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ModelError(f"{self.folder}: {', '.join(missing)} is missing, but {INDEX} lists it")
-        return sorted(files)
+        return files
 
     def _names(self, file: Path) -> list[str]:
         with _opened(file) as content:
@@ -122,7 +118,7 @@ def shards(entries: Sequence[Entry], *, limit: int) -> dict[str, list[Entry]]:
         groups[-1].append(entry)
         size += entry.size
     if len(groups) == 1:
-        return {WEIGHTS: groups[0]}
+        return {SINGLE: groups[0]}
     return {f"model-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, 1)}
 
 
