@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_ft.candidacy import Contender
 from mlflow_ft.errors import ModelError
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
-from mlflow_ft.tracking.server import shown, told
+from mlflow_ft.tracking.server import every, shown, told
 
 ROWS_FILE = "eval/rows.json"
 QUALITY_FILE = "data/quality.json"
@@ -67,14 +67,11 @@ def find_model(client: MlflowClient, name: str) -> None:
 
 def numbers(client: MlflowClient, name: str) -> set[int]:
     """The numbers of a model's versions."""
-    quote, versions, token = '"' if "'" in name else "'", set[int](), None
+    quote = '"' if "'" in name else "'"
+    condition = f"name={quote}{name}{quote}"
     with told(f"list the versions of {name}"):
-        while True:
-            page = client.search_model_versions(f"name={quote}{name}{quote}", page_token=token)
-            versions |= {int(version.version) for version in page}
-            token = page.token
-            if not token:
-                return versions
+        versions = every(lambda token: client.search_model_versions(condition, page_token=token))
+        return {int(version.version) for version in versions}
 
 
 def _there_are(client: MlflowClient, name: str) -> str:

@@ -72,7 +72,8 @@ class Beat:
         if not self.here:
             return now - self.at > away
         try:
-            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > 1)
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.started) > 1 or has_ended(process)
         except psutil.NoSuchProcess:
             return True
         except psutil.Error:
@@ -86,6 +87,15 @@ def machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process has ended, also if the one that started it has not collected it yet (a zombie).
+
+    Raises:
+        psutil.Error: the system does not say.
+    """
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def oom_kills() -> int:
@@ -141,13 +151,20 @@ class Heart(threading.Thread):
     def run(self) -> None:
         last = self._clock()
         while not self._ended.wait(TICK_SECONDS):
-            if self._launched_by is not None and not self._launched_by.is_running():
-                log.warning("the `mlflow run` that started this process is gone: the run is stopped")
-                self._launched_by = None
-                os.kill(os.getpid(), signal.SIGTERM)
+            self._stop_without_launcher()
             if self._clock() - last >= EVERY_SECONDS:
                 last = self._clock()
                 self._try()
+
+    def _stop_without_launcher(self) -> None:
+        try:
+            gone = self._launched_by is not None and has_ended(self._launched_by)
+        except psutil.Error:
+            return
+        if gone:
+            log.warning("the `mlflow run` that started this process is gone: the run is stopped")
+            self._launched_by = None
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _try(self) -> None:
         try:
@@ -161,7 +178,7 @@ class Heart(threading.Thread):
         self.start()
 
     def end(self) -> None:
-        """Stop; the heartbeat in progress is finished."""
+        """Stop, and wait for a heartbeat in progress, but not for a server that is away: the run's state comes next."""
         self._ended.set()
         if self.is_alive():
-            self.join(EVERY_SECONDS)
+            self.join(TICK_SECONDS)

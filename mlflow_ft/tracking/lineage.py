@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import brief
 from mlflow_ft.hashes import ROWS, read_hashes
-from mlflow_ft.tracking.server import connect
+from mlflow_ft.tracking.server import connect, every
 
 PAGE = 1000
 log = logging.getLogger(__name__)
@@ -47,13 +47,8 @@ def versions_with_rows() -> Iterator[VersionRows]:
 
 
 def _versions(client: MlflowClient) -> Iterator[ModelVersion]:
-    token = None
-    while True:
-        page = client.search_model_versions(max_results=PAGE, page_token=token)
-        yield from (version for version in page if "mlflow_ft.run_id" in version.tags)
-        token = page.token
-        if not token:
-            return
+    versions = every(lambda token: client.search_model_versions(max_results=PAGE, page_token=token))
+    return (version for version in versions if "mlflow_ft.run_id" in version.tags)
 
 
 def _rows_of(client: MlflowClient, run_id: str) -> frozenset[bytes]:

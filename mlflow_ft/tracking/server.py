@@ -15,6 +15,7 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 
 from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking import local_store
@@ -43,13 +44,24 @@ def check_server(uri: str | None = None, *, timeout: float = PROBE_SECONDS) -> N
 
 
 def connect(uri: str | None = None) -> MlflowClient:
-    """MLflow's client for a tracking server that answers, or a local store that is ready.
+    """MLflow's client for a tracking server that answers and its registry, or for a local store that is ready.
 
     Raises:
         TrackingError: as `check_server`.
     """
     check_server(uri)
-    return MlflowClient(uri or mlflow.get_tracking_uri())
+    return MlflowClient(uri, registry_uri=uri) if uri else MlflowClient(mlflow.get_tracking_uri())
+
+
+def every(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """The results of all pages of one of MLflow's searches; `search` takes the token of a page."""
+    token = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def answers(uri: str, *, timeout: float = PROBE_SECONDS) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -15,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_ft.candidacy import Contender
 from mlflow_ft.tracking import contenders, copies, models
 from mlflow_ft.tracking.promotion import Ledger
-from mlflow_ft.tracking.server import check_server, told
+from mlflow_ft.tracking.server import connect, told
 
 LONGEST_TAG = 5000
 
@@ -33,9 +32,7 @@ class Store:
         Raises:
             TrackingError: nothing answers there, or it is not an MLflow server.
         """
-        check_server(uri or None)
-        client = MlflowClient(uri, registry_uri=uri) if uri else MlflowClient(mlflow.get_tracking_uri())
-        return cls(client)
+        return cls(connect(uri or None))
 
     # --- runs
 

@@ -11,7 +11,7 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 
 from mlflow_ft.errors import TrackingError
-from mlflow_ft.tracking.server import connect, told
+from mlflow_ft.tracking.server import connect, every, told
 
 CHECKPOINT = "checkpoint-"
 """Prefix of the names of logged checkpoints, which belong to the training and are kept."""
@@ -70,17 +70,12 @@ def _check_free(client: MlflowClient, version: ModelVersion, alias: str) -> None
 
 
 def _models(client: MlflowClient, run: Run) -> Sequence[LoggedModel]:
-    models: list[LoggedModel] = []
-    token = None
+    experiments, condition = [run.info.experiment_id], f"source_run_id='{run.info.run_id}'"
     with told(f"read the logged models of run {run.info.run_id}"):
-        while True:
-            page = client.search_logged_models(
-                [run.info.experiment_id], filter_string=f"source_run_id='{run.info.run_id}'", page_token=token
-            )
-            models += [model for model in page if not model.name.startswith(CHECKPOINT)]
-            token = page.token
-            if not token:
-                return models
+        models = every(
+            lambda token: client.search_logged_models(experiments, filter_string=condition, page_token=token)
+        )
+        return [model for model in models if not model.name.startswith(CHECKPOINT)]
 
 
 @contextmanager

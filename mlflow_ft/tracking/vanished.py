@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Run
 
 from mlflow_ft.errors import MEMORY_REMEDIES
 from mlflow_ft.tracking import heartbeat
 from mlflow_ft.tracking.heartbeat import AWAY_SECONDS, Beat
-from mlflow_ft.tracking.server import connect, told
+from mlflow_ft.tracking.server import connect, every, told
 
 OURS = "tags.`mlflow_ft.plugins` LIKE '%'"
 log = logging.getLogger(__name__)
@@ -99,15 +99,6 @@ def _state(run: Run, now: float, away: float) -> RunState:
 
 
 def _search(client: MlflowClient, condition: str, *, most: int) -> Sequence[Run]:
-    experiments = [experiment.experiment_id for experiment in _experiments(client)]
-    return client.search_runs(experiments, condition, max_results=most, order_by=["attributes.start_time DESC"])
-
-
-def _experiments(client: MlflowClient) -> Iterator[Experiment]:
-    token = None
-    while True:
-        page = client.search_experiments(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    experiments = every(lambda token: client.search_experiments(page_token=token))
+    ids = [experiment.experiment_id for experiment in experiments]
+    return client.search_runs(ids, condition, max_results=most, order_by=["attributes.start_time DESC"])

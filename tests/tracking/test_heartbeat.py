@@ -69,6 +69,19 @@ def test_a_process_is_gone_when_it_has_ended_or_another_has_its_number() -> None
     assert replace(beat, pid=finished.pid).gone(1001.0)
 
 
+def test_a_process_that_was_not_collected_is_gone() -> None:
+    """A zombie, as of a killed process in a container without an init."""
+    zombie = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    process = psutil.Process(zombie.pid)
+    beat = replace(a_beat(), pid=zombie.pid, started=process.create_time())
+    assert not beat.gone(1001.0)
+    zombie.kill()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    assert process.status() == psutil.STATUS_ZOMBIE
+    assert beat.gone(1001.0)
+    zombie.wait()
+
+
 def test_of_another_machine_only_the_age_of_the_heartbeat_counts() -> None:
     beat = replace(a_beat(), machine="elsewhere")
     assert not beat.gone(1000.0 + heartbeat.AWAY_SECONDS)
