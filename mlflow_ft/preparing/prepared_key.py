@@ -18,14 +18,14 @@ from mlflow_ft.registry import Registry
 
 PACKAGE = Path(__file__).parents[1]
 TOKENS = [
-    "similar_turns",
     "clock",
-    "placeholders",
-    "masking",
-    "span_types",
-    "render",
-    "spans",
     "determinism",
+    "masking",
+    "placeholders",
+    "render",
+    "similar_turns",
+    "span_types",
+    "spans",
     "template_code",
     "thoughts",
     "tool_text",

@@ -283,6 +283,10 @@ def test_public_functions_of_the_engine_are_found_where_it_says() -> None:
         assert all(callable(getattr(imported, name)) for name in names)
 
 
+def test_the_modules_of_the_engine_are_listed_as_its_names() -> None:
+    assert set(engine.__all__) == {"PUBLIC", *(module.rpartition(".")[2] for module in engine.PUBLIC)}
+
+
 def test_the_template_imports_the_public_api_alone() -> None:
     files = (ROOT / "plugins" / "mlflow-ft-template" / "mlflow_ft_template").rglob("*.py")
     places = [place for file in files for place in re.findall(r"from (mlflow_ft\b[\w.]*) import", file.read_text())]

@@ -134,7 +134,7 @@ def test_an_element_that_is_not_a_row_is_reported_and_the_others_are_read(write:
     source = understood(write("rows.json", {"data": [MESSAGES[0], 7, MESSAGES[1]]}))
     assert rows(source) == [MESSAGES[0], "a row must be an object, but this is a number", MESSAGES[1]]
     source = understood(write("rows.jsonl", {"row": MESSAGES[0]}, {"other": 1}, {"row": MESSAGES[1]}))
-    assert rows(source) == [MESSAGES[0], {"other": 1}, MESSAGES[1]], "a line without it is told by its format"
+    assert rows(source) == [MESSAGES[0], {"other": 1}, MESSAGES[1]], "a row without the key is left to its format"
 
 
 def test_the_named_split_is_read(write: Callable[..., Path]) -> None:

@@ -139,7 +139,7 @@ def test_every_number_by_hand(tmp_path: Path) -> None:
     assert numbers == pytest.approx(wanted, abs=1e-7)
     assert parity.measure(Told(trained, [2, 1]), reference).numbers["unstopped"] == 0
     assert parity.measure(Told(trained, [1, 2, 0]), reference).numbers["unstopped"] == 0  # it says something else
-    logits[0, 2] = torch.nan  # the next token of the first has no number: only the second counts
+    logits[0, 2] = torch.nan  # the next token of the first has a NaN: only the second counts
     assert parity.measure(Told(logits, [2, 1]), reference).numbers["perplexity_change"] == pytest.approx(0, abs=1e-6)
 
 

@@ -95,9 +95,9 @@ def by_prompt(prompts, completions, **_):
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
-@pytest.mark.parametrize(("reward", "told"), [("none", True), ("by_prompt", True), ("counts", False)])
+@pytest.mark.parametrize(("reward", "reported"), [("none", True), ("by_prompt", True), ("counts", False)])
 def test_what_trl_trains_on_is_watched(
-    bench: Callable[..., Any], tmp_path: Path, method: str, reward: str, *, told: bool
+    bench: Callable[..., Any], tmp_path: Path, method: str, reward: str, *, reported: bool
 ) -> None:
     """RLOO takes its KL penalty off the rewards, and `by_prompt` differs between groups: neither is a reward apart."""
     (tmp_path / "rewards.py").write_text(REWARDS)
@@ -106,4 +106,4 @@ def test_what_trl_trains_on_is_watched(
     ]
     settings = {"max_completion_length": 3, "max_steps": 3, "reward_funcs": f"{tmp_path / 'rewards.py'}:{reward}"}
     trained = bench(method, rows=rows, **settings).train()
-    assert any("equal rewards" in finding for finding in trained.findings) is told
+    assert any("equal rewards" in finding for finding in trained.findings) is reported
