@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlflow_ft import disk
 from mlflow_ft.errors import ConfigError, RefusedError
 
 RECORD = "merge.json"
@@ -56,10 +57,9 @@ def writing(out: Path, key: str) -> Iterator[Path]:
         except OSError as error:
             raise RefusedError(f"another process is writing {partial}", hint="wait for it") from error
         yield partial
-        for path in (*partial.rglob("*"), partial):
-            _to_disk(path)
+        disk.sync_folder(partial)
         partial.rename(out)  # replaces an empty folder, and nothing else
-        _to_disk(out.parent)
+        disk.sync(out.parent)
     finally:
         os.close(lock)
 
@@ -76,10 +76,3 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     return content if isinstance(content, dict) else {}
 
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

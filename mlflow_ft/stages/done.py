@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mlflow_ft import disk
 
 NAME = "done.json"
 
@@ -14,12 +15,7 @@ NAME = "done.json"
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
     """Mark a stage's folder complete, and write the stage's result into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{NAME}.{os.getpid()}"
-    with draft.open("w") as stream:
-        json.dump(result, stream, indent=2, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(folder / NAME)
+    disk.write_json(folder / NAME, result)
 
 
 def result(folder: Path) -> dict[str, Any] | None:

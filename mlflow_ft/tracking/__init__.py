@@ -6,13 +6,13 @@ with open_run(config.run, plugins=plugins) as run:
     run.metric("train/loss", 1.25, step=10)
 """
 
+from mlflow_ft.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.artifacts import check_uri, fetch, read_json, trained_on
 from mlflow_ft.tracking.delivery import deliver
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
-from mlflow_ft.tracking.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import ModelToLog, chat_signature, pinned
 from mlflow_ft.tracking.run import open_operation, open_run, refuse

@@ -17,7 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from mlflow_ft.errors import Problem, RefusedError
 from mlflow_ft.hashes import file_hash
-from mlflow_ft.tracking.manifest import verify_manifest
+from mlflow_ft.manifest import verify_manifest
 from mlflow_ft.tracking.models import ensure_registered_model
 from mlflow_ft.tracking.run import experiment_id
 from mlflow_ft.tracking.server import told

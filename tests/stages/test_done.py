@@ -28,15 +28,15 @@ def test_a_stage_that_was_cut_short_is_not_complete(tmp_path: Path, monkeypatch:
     def die(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for step in ("json.dump", "os.fsync"):
+    for step in ("json.dumps", "os.fsync"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"mlflow_ft.stages.done.{step}", die)
+            patched.setattr(f"mlflow_ft.disk.{step}", die)
             with pytest.raises(OSError, match="No space"):
                 done.finish(tmp_path, {"try": 1})
         assert done.result(tmp_path) is None
     done.finish(tmp_path, {"try": 2})
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow_ft.stages.done.os.fsync", die)
+        patched.setattr("mlflow_ft.disk.os.fsync", die)
         with pytest.raises(OSError, match="No space"):
             done.finish(tmp_path, {"try": 3})
     assert json.loads((tmp_path / done.NAME).read_text()) == {"try": 2}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_ft.errors import ModelError, RefusedError
-from mlflow_ft.tracking.manifest import verify_manifest, write_manifest
+from mlflow_ft.manifest import verify_manifest, write_manifest
 
 
 @pytest.fixture
