@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow_ft.registry import Registry
     from mlflow_ft.rows import Task
     from mlflow_ft.tracking import ActiveRun
-    from mlflow_ft.values import Checkpointer
+    from mlflow_ft.values import Checkpointer, Resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class Job:
     """The folder of `rollout.reward_model`."""
     keep_checkpoint: Checkpointer | None = None
     """Called at every evaluation during training if `training.log_checkpoints` is set."""
+
+    resume: Resume | None = None
+    """Set if an interrupted training continues."""
 
     @property
     def task(self) -> Task:

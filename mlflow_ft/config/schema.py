@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -169,6 +170,38 @@ class TrainingSection(Section):
     """Log the model at every evaluation as a separate logged model, with its held-out loss."""
     eval_steps: float = Field(default=0.25, gt=0)
     """Optimizer steps between two held-out losses, or their share of all steps when below 1."""
+    save_steps: float | str = "5min"
+    """Optimizer steps between two checkpoints, their share of all steps when below 1, or minutes (`5min`). A signal
+    always writes one."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints to keep, besides the one with the lowest held-out loss."""
+    upload_checkpoints: bool = True
+    """Upload each checkpoint to the run in the background, so that `resume` works on another machine."""
+
+    @field_validator("save_steps")
+    @classmethod
+    def _is_a_distance(cls, steps: float | str) -> float | str:
+        _distance(steps)
+        return steps
+
+    @property
+    def save_every(self) -> tuple[float, Literal["steps", "share", "minutes"]]:
+        """The distance between two checkpoints, and its unit."""
+        return _distance(self.save_steps)
+
+
+def _distance(steps: float | str) -> tuple[float, Literal["steps", "share", "minutes"]]:
+    text = str(steps).strip()
+    minutes = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?min(?:utes?)?", text)
+    try:
+        number = float(minutes[1] if minutes else text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ValueError("write a number of steps (100), a share of all steps (0.1), or minutes (5min)")
+    if minutes:
+        return number, "minutes"
+    return (number, "share") if number < 1 else (number, "steps")
 
 
 class EvaluationSection(Section):

@@ -2,7 +2,7 @@
 
 from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
-from mlflow_ft.values.job import Job, Run
+from mlflow_ft.values.job import Job, Resume, Run
 from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
@@ -21,6 +21,7 @@ __all__ = [
     "Package",
     "Packaged",
     "Report",
+    "Resume",
     "Run",
     "Score",
     "Scores",

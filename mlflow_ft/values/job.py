@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,16 @@ from mlflow_ft.values.models import Checkpointer
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """How a job that was interrupted continues."""
+
+    checkpoint: Path | None
+    """The verified checkpoint to continue from; None: training starts again."""
+    accept_changes: bool = False
+    """Continue even if something that was restored differs from what was saved."""
 
 
 class Run(Protocol):
@@ -44,6 +55,12 @@ class Run(Protocol):
 
     def artifact_text(self, text: str, path: str) -> None:
         """Log a text as a file."""
+
+    def upload_checkpoint(self, folder: Path) -> None:
+        """Upload a checkpoint, so that the run can be resumed on another machine; earlier ones are removed.
+
+        Called in a thread. An error is a warning.
+        """
 
 
 class Job(Protocol):
@@ -84,3 +101,7 @@ class Job(Protocol):
     @property
     def keep_checkpoint(self) -> Checkpointer | None:
         """Called at every evaluation during training if `training.log_checkpoints` is set."""
+
+    @property
+    def resume(self) -> Resume | None:
+        """Set if an interrupted training continues."""

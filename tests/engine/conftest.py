@@ -36,12 +36,20 @@ class ListedRun:
     def __init__(self) -> None:
         self.points: list[tuple[str, int, float]] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.texts: dict[str, str] = {}
+        self.uploaded: list[str] = []
 
     def metric(self, key: str, value: float, *, step: int = 0, **_: Any) -> None:
         self.points.append((key, step, value))
 
     def table(self, rows: list[dict[str, Any]], path: str) -> None:
         self.tables[path] = rows
+
+    def artifact_text(self, text: str, path: str) -> None:
+        self.texts[path] = text
+
+    def upload_checkpoint(self, folder: Path) -> None:
+        self.uploaded.append(folder.name)
 
     def deferring_stop(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -33,6 +33,14 @@ class JournalCallback(TrainerCallback):
         self._since = time.monotonic()
         self._tokens = 0.0
 
+    def state_dict(self) -> dict[str, float]:
+        """For a checkpoint: the tokens that were logged so far."""
+        return {"tokens": self._tokens}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from a checkpoint."""
+        self._tokens = state["tokens"]
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._since = time.monotonic()
 
@@ -46,6 +54,8 @@ class JournalCallback(TrainerCallback):
     ) -> None:
         # TRL writes None for a reward that is None for every answer
         values = {name: value for name, value in (logs or {}).items() if name not in SKIPPED and value is not None}
+        if "train_runtime" in (logs or {}):  # the summary at the end, after the last point
+            values.pop("epoch", None)
         tokens = values.pop("num_tokens", None)
         values.pop(f"{HELD_OUT}num_tokens", None)
         for name, value in values.items():
@@ -73,6 +83,7 @@ class WatchCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar = self._bars.enter_context(self._job.progress.bar("train", total=state.max_steps, unit="steps"))
+        self._bar.advance(state.global_step)
 
     def on_log(
         self,

@@ -12,6 +12,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from mlflow_ft.engine import hardware, options
+from mlflow_ft.engine.checkpoints import resuming
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
@@ -113,8 +114,8 @@ def run(
         routers.settle(trainer, model.module, job.progress, fused=fused is not None)
         trainer.remove_callback(PrinterCallback)  # stdout is for programs
         loading.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
-        result = trainer.train()
-    return keep(job, data, model, steps=result.global_step, loss=float(result.training_loss))
+        steps, loss = resuming.train(trainer, job)
+    return keep(job, data, model, steps=steps, loss=loss)
 
 
 def callbacks(

@@ -1,0 +1,138 @@
+"""What a checkpoint holds of a transformers Trainer, and how it is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlflow_ft.engine.checkpoints import generators
+from mlflow_ft.engine.checkpoints.order import Order
+from mlflow_ft.errors import ModelError
+
+COUNTERS = (
+    "_tr_loss",
+    "_total_loss_scalar",
+    "_globalstep_last_logged",
+    "current_flos",
+    "_metrics",
+    "_stored_metrics",
+    "_pending_metrics",
+    "_total_train_tokens",
+    "_step",
+    "_buffered_inputs",
+    "entropy_coef",
+)
+"""What transformers' and TRL's trainers count between two logs, and the sampled answers that more than one step uses."""
+WATCH = "watch"
+"""The attribute for a trainer's own watch, an object with `state_dict` and `load_state_dict`."""
+
+
+def weights(trainer: Any) -> dict[str, Tensor]:
+    """The weights that training changes, by name."""
+    changed = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    if getattr(trainer.args, "sync_ref_model", False):
+        changed |= {f"reference/{name}": weight for name, weight in _reference(trainer)}
+    return changed
+
+
+def _reference(trainer: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a reference that follows the trained model."""
+    if getattr(trainer, "ref_model", None) is not None:
+        yield from trainer.ref_model.named_parameters()
+    else:
+        yield from ((name, weight) for name, weight in trainer.model.named_parameters() if ".ref." in name)
+
+
+def collect(trainer: Any, order: Order) -> dict[str, Any]:
+    """Everything that decides how training continues, as parts of a checkpoint."""
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    return {
+        "weights": {name: weight.detach() for name, weight in weights(trainer).items()},
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.lr_scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else {},
+        "random": generators.collect(),
+        "counters": {name: getattr(trainer, name) for name in COUNTERS if hasattr(trainer, name)},
+        "callbacks": {name: keeper.state_dict() for name, keeper in _keepers(trainer)},
+        "data": order.collect(),
+    }
+
+
+def restore(trainer: Any, parts: Mapping[str, Any]) -> None:
+    """Put back weights, optimizer and schedule; the trainer has just made them.
+
+    Raises:
+        ModelError: the checkpoint belongs to another model.
+    """
+    restore_weights(weights(trainer), parts["weights"])
+    trainer.optimizer.load_state_dict(parts["optimizer"])
+    trainer.lr_scheduler.load_state_dict(parts["scheduler"])
+    if parts["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(parts["scaler"])
+
+
+@torch.no_grad()
+def restore_weights(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved weights into the live ones of the same names.
+
+    Raises:
+        ModelError: other weights train now.
+    """
+    other = sorted(live.keys() ^ saved.keys())
+    other += [name for name in live if name in saved and live[name].shape != saved[name].shape]
+    if other:
+        raise ModelError(
+            f"the checkpoint belongs to another model or adapter: {len(other)} weights differ, such as {other[0]}",
+            hint="resume with the base model and the adapter settings of the run",
+        )
+    for name, weight in live.items():
+        weight.copy_(saved[name])
+
+
+def restore_rest(trainer: Any, parts: Mapping[str, Any]) -> None:
+    """Put back counters, callbacks and random generators; called when nothing else will happen before the next step."""
+    for name, value in parts["counters"].items():
+        _fill(trainer, name, value)
+    trainer._initial_global_step = 0  # the mean loss is over all steps, not over those of this process
+    keepers = dict(_keepers(trainer))
+    for name, state in parts["callbacks"].items():
+        if name in keepers:
+            keepers[name].load_state_dict(state)
+    generators.restore(parts["random"])
+
+
+def _fill(trainer: Any, name: str, value: Any) -> None:
+    """Set an attribute; a dict is filled in place, because its values may have defaults."""
+    current = getattr(trainer, name, None)
+    if isinstance(current, dict) and isinstance(value, dict):
+        _fill_dict(current, value)
+    elif isinstance(current, Tensor) and isinstance(value, Tensor):
+        setattr(trainer, name, value.to(current.device))
+    else:
+        setattr(trainer, name, value)
+
+
+def _fill_dict(current: dict[Any, Any], value: dict[Any, Any]) -> None:
+    default = getattr(current, "default_factory", None)
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            if key not in current:
+                current[key] = default() if default else {}
+            _fill_dict(current[key], inner)
+        else:
+            current[key] = inner
+
+
+def _keepers(trainer: Any) -> Iterator[tuple[str, Any]]:
+    """Callbacks with state, named by class and by their number among those of the class, and the trainer's watch."""
+    seen: dict[str, int] = {}
+    for callback in trainer.callback_handler.callbacks:
+        kind = type(callback).__name__
+        seen[kind] = seen.get(kind, 0) + 1
+        if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
+            yield f"{kind}.{seen[kind]}", callback
+    if hasattr(trainer, WATCH):
+        yield WATCH, trainer.watch
