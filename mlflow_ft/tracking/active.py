@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from mlflow.entities import Param, Run, RunTag
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import environment, inputs, models, run_lock, tables
+from mlflow_ft.tracking import environment, inputs, logged_points, models, run_lock, tables
+from mlflow_ft.tracking.checkpoints import CheckpointUploads
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
 from mlflow_ft.tracking.models import ModelToLog
-from mlflow_ft.tracking.server import insist, page
+from mlflow_ft.tracking.server import answers, insist, page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
 from mlflow_ft.values import Split
@@ -64,6 +65,9 @@ class ActiveRun:
         self._journal: Journal | None = None
         self._monitor: JournalledMonitor | None = None
         self._lock: BaseFileLock | None = None
+        self._logged: Mapping[str, Collection[int]] = {}
+        self._uploads: CheckpointUploads | None = None
+        self._undelivered = 0
 
     @property
     def url(self) -> str | None:
@@ -101,6 +105,11 @@ class ActiveRun:
         self._journal = Journal(folder / JOURNAL_FILE, send)
         self.folder = folder
 
+    def continue_curves(self) -> None:
+        """From now on, do not log points that the run's curves have already; call it after `open_journal`."""
+        if self.folder is not None:
+            self._logged = logged_points.of_run(self.client, self.run_id, self.folder / JOURNAL_FILE)
+
     def metric(self, key: str, value: float, **about: Any) -> None:
         """Journal one value; keywords as for `metrics`."""
         self.metrics({key: value}, **about)
@@ -135,6 +144,7 @@ class ActiveRun:
                 dataset_digest=inputs.dataset_digest(dataset) if dataset else None,
             ).entry()
             for key, value in values.items()
+            if model_id or step not in self._logged.get(clean_key(key), ())
         ]
         self._journal.append(*entries)
 
@@ -145,10 +155,10 @@ class ActiveRun:
     def close_journal(self, timeout: float) -> int:
         """Deliver what is left and return how many entries could not be delivered; `open_run` calls this at its end."""
         journal, self._journal = self._journal, None
-        left = journal.close(timeout) if journal else 0
+        self._undelivered = journal.close(timeout) if journal else 0
         if self._lock:
             self._lock.release()
-        return left
+        return self._undelivered
 
     def system_metrics(self) -> None:
         """Journal CPU, memory, disk, network and GPU every 10 s until the run closes (MLFLOW_SYSTEM_METRICS_*)."""
@@ -231,6 +241,19 @@ class ActiveRun:
         """Write rows as one JSON file that MLflow's UI shows as a table; `path` ends in .json."""
         self.artifact_text(tables.table_json(rows), path)
         self.set_tags(tables.table_tag(self.read().data.tags, path))
+
+    def upload_checkpoint(self, folder: Path) -> None:
+        """Upload a checkpoint in the background, once the metrics so far are delivered; earlier ones are removed."""
+        self._uploads = self._uploads or CheckpointUploads(self.tracking_uri, self.run_id, self._all_delivered)
+        self._uploads.put(folder)
+
+    def _all_delivered(self) -> bool:
+        return answers(self.tracking_uri) and self.flush(timeout=60) and not self._undelivered
+
+    def finish_uploads(self) -> None:
+        """Wait for the upload of the last checkpoint; `open_run` calls this when the state is set."""
+        if self._uploads is not None:
+            self._uploads.close()
 
     # --- models
 

@@ -168,6 +168,7 @@ def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
     is_set = _set_state(run, status, error)
     left = run.close_journal(PATIENCE_WHEN_KILLED_SECONDS if status == "KILLED" else PATIENCE_SECONDS)
     is_set = is_set or _set_state(run, status, error)
+    run.finish_uploads()
     if is_set and not left:
         return ""
     where = run.folder / "journal.jsonl" if run.folder else "no journal"

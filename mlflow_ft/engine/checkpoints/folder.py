@@ -58,15 +58,20 @@ def write(parent: Path, step: int, parts: Parts) -> Path:
     for part, state in parts.items():
         content[part] = tree.taken_apart(state, files[part if part in OWN_FILES else REST], part)
     for file, tensors in files.items():
-        save_file({key: _own(tensor) for key, tensor in tensors.items()}, partial / f"{file}.safetensors")
+        save_file(_own(tensors), partial / f"{file}.safetensors")
     (partial / f"{REST}.json").write_text(json.dumps(content), encoding="utf-8")
     return partial
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor with its own contiguous memory, as safetensors needs it."""
-    shares = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.clone().contiguous() if shares else tensor.contiguous()
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each contiguous and in memory of its own, as safetensors needs them."""
+    own, taken = {}, set()
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        shares = place in taken or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+        own[key] = tensor.clone().contiguous() if shares else tensor.contiguous()
+        taken.add(place)
+    return own
 
 
 def finish(partial: Path, facts: Mapping[str, Any]) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mlflow_ft.engine.checkpoints import generators
+from mlflow_ft.engine.checkpoints import generators, tree
 from mlflow_ft.engine.checkpoints.order import Order
 from mlflow_ft.errors import ModelError
 
@@ -25,7 +26,7 @@ COUNTERS = (
     "_buffered_inputs",
     "entropy_coef",
 )
-"""What transformers' and TRL's trainers count between two logs, and the sampled answers that more than one step uses."""
+"""What transformers' and TRL's trainers count between two logs, and sampled answers that several steps use."""
 WATCH = "watch"
 """The attribute for a trainer's own watch, an object with `state_dict` and `load_state_dict`."""
 
@@ -36,6 +37,16 @@ def weights(trainer: Any) -> dict[str, Tensor]:
     if getattr(trainer.args, "sync_ref_model", False):
         changed |= {f"reference/{name}": weight for name, weight in _reference(trainer)}
     return changed
+
+
+def frozen_digest(trainer: Any) -> str:
+    """sha256 over the names and bytes of all weights that training does not change."""
+    total, changed = hashlib.sha256(), weights(trainer)
+    for name, weight in trainer.model.named_parameters():
+        if name not in changed:
+            total.update(name.encode())
+            total.update(tree.bits(weight.data).numpy().data)
+    return total.hexdigest()
 
 
 def _reference(trainer: Any) -> Iterator[tuple[str, Tensor]]:

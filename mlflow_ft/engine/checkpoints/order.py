@@ -77,6 +77,7 @@ class Order:
         with self._undisturbed(epoch), generators.at(began["random"]):
             for inner, state in zip(self._with_generators(), began["samplers"], strict=True):
                 inner.generator.set_state(state)
+            torch.empty((), dtype=torch.int64).random_()  # the seed that a loader draws for its workers, first
             batch = next(itertools.islice(iter(sampler), batches, None), [])
         return [int(number) for number in batch]
 

@@ -1,6 +1,6 @@
 """Nested state as JSON and tensors, without pickle: optimizer state, generators, metrics, callbacks.
 
-A tree is made of dicts with any plain keys, lists, tuples, deques, numbers, texts, None, tensors and numpy arrays. It is
+A tree is made of dicts, lists, tuples, deques, numbers, texts, None, tensors and numpy arrays. It is
 read back as it was, bit for bit; a deque is read as a list.
 """
 

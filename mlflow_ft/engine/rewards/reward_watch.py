@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlflow_ft.config.methods import RolloutSection
 from mlflow_ft.progress import Progress
@@ -58,6 +59,17 @@ class RewardWatch:
             remedy="Raise rollout.max_completion_length; if the model never ends its turn, train it to do so (sft), or "
             "check its chat template and eos_token_id",
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: what was seen so far."""
+        counts = [[streak.length, streak.longest, streak.batches] for streak in (self._equal, self._cut)]
+        return {"seen": self._seen, "streaks": counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._seen = state["seen"]
+        for streak, counts in zip((self._equal, self._cut), state["streaks"], strict=True):
+            streak.length, streak.longest, streak.batches = counts
 
     def see(self, groups: Sequence[Sequence[float | None]], *, cut: Sequence[bool]) -> None:
         """Record a batch.

@@ -17,6 +17,8 @@ from mlflow_ft.values import Job
 
 WARM_UP, SETTLED = 0.1, 0.3
 """Default shares of the steps with all ranks at the beginning, and with the final ranks at the end."""
+SUMS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What PEFT's allocator adds up from step to step."""
 
 
 class AllocateCallback(TrainerCallback):
@@ -24,11 +26,28 @@ class AllocateCallback(TrainerCallback):
 
     def __init__(self, job: Job) -> None:
         self._given = job.config.adapter.options or {}
+        self._tuner: AdaLoraModel | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: the importance of every rank so far, and the ranks that were kept."""
+        if self._tuner is None:
+            return {}
+        allocator = self._tuner.rankallocator
+        return {"ranks": _settings(self._tuner).rank_pattern or {}} | {name: getattr(allocator, name) for name in SUMS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        if self._tuner is None or not state:
+            return
+        _settings(self._tuner).rank_pattern = state["ranks"]
+        for name in SUMS:
+            getattr(self._tuner.rankallocator, name).update(state[name])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        tuner = _tuner(more["model"])
+        self._tuner = tuner = _tuner(more["model"])
         settings = _settings(tuner)
         settings.total_step = steps = state.max_steps
         if "tinit" not in self._given:

@@ -121,14 +121,17 @@ def lay(bench: Callable[..., Bench], case: str, tmp_path: Path) -> Bench:
     if method in ("grpo", "rloo"):
         rows = prompts()
         file = tmp_path / "rewards.py"
-        file.write_text("def length(completions, **_):\n    return [len(turns[-1]['content']) for turns in completions]\n")
+        file.write_text(
+            "def length(completions, **_):\n    return [len(turns[-1]['content']) for turns in completions]\n"
+        )
         settings["reward_funcs"] = f"[{file}:length]"
     setup = bench(method, rows=rows, **settings)
     return replace(setup, data=replace(setup.data, kind="prompt")) if method in ("grpo", "rloo") else setup
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("step", [4, 6, 10])
+@pytest.mark.parametrize(
+    ("case", "step"), [*((case, 6) for case in CASES), *((case, 10) for case in SHORT), ("lora", 4)]
+)
 def test_the_same_bits(bench: Callable[..., Bench], case: str, step: int, tmp_path: Path) -> None:
     whole = lay(bench, case, tmp_path)
     whole.train()

@@ -1,0 +1,152 @@
+"""Checkpoints in a run's artifacts, so that the run can be resumed on a machine that has nothing but the store.
+
+checkpoints/step-000120.json       the checkpoint's manifest, with the names of its files, written last
+checkpoints/files/SHA256.SUFFIX    each file under its own hash: what did not change is not uploaded again
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from mlflow_ft.errors import FineTuneError
+from mlflow_ft.manifest import MANIFEST, verify_manifest
+
+PLACE = "checkpoints"
+FILES = f"{PLACE}/files"
+log = logging.getLogger(__name__)
+
+
+class CheckpointUploads:
+    """Uploads checkpoints in a thread; of those that wait only the newest is uploaded.
+
+    `flush` waits until the metrics so far are delivered and returns whether they are: a checkpoint in the store must
+    not be ahead of the curves there.
+    """
+
+    def __init__(self, tracking_uri: str, run_id: str, flush: Callable[[], bool]) -> None:
+        self._client, self._run_id, self._flush = MlflowClient(tracking_uri), run_id, flush
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow-ft-upload")
+        self._lock = threading.Lock()
+        self._waiting: Path | None = None
+
+    def put(self, folder: Path) -> None:
+        """Upload this checkpoint when the one before it is uploaded."""
+        with self._lock:
+            self._waiting = folder
+        self._thread.submit(self._send)
+
+    def close(self) -> None:
+        """Wait for the upload."""
+        self._thread.shutdown()
+
+    def _send(self) -> None:
+        with self._lock:
+            folder, self._waiting = self._waiting, None
+        if folder is None:
+            return
+        try:
+            if not self._flush():
+                log.warning("%s: not uploaded, because metrics could not be delivered", folder.name)
+                return
+            upload(self._client, self._run_id, folder)
+        except (MlflowException, OSError, FineTuneError) as error:  # the next one may succeed
+            log.warning("%s: the checkpoint could not be uploaded: %s", folder.name, error)
+
+
+def upload(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Upload a checkpoint, its manifest last, and then remove earlier ones.
+
+    Raises:
+        MlflowException, OSError: the store does not accept it.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    present = _names(client, run_id, FILES)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".upload-") as scratch:
+        for name, about in manifest["files"].items():
+            stored = _stored(name, about["sha256"])
+            if stored not in present:
+                _linked(folder / name, Path(scratch, stored))
+                client.log_artifact(run_id, str(Path(scratch, stored)), FILES)
+                Path(scratch, stored).unlink()
+        described = Path(scratch, f"{folder.name}.json")
+        described.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        client.log_artifact(run_id, str(described), PLACE)
+    _remove_others(client, run_id, folder.name, manifest)
+
+
+def _stored(name: str, sha256: str) -> str:
+    return f"{sha256}{Path(name).suffix}"
+
+
+def _linked(file: Path, place: Path) -> None:
+    """The file under another name, without a copy where the disk allows it."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
+
+
+def _names(client: MlflowClient, run_id: str, path: str) -> set[str]:
+    """The names of the files in a folder of the run's artifacts."""
+    return {Path(entry.path).name for entry in client.list_artifacts(run_id, path) if not entry.is_dir}
+
+
+def _remove_others(client: MlflowClient, run_id: str, kept: str, manifest: dict[str, Any]) -> None:
+    """Remove the other checkpoints and the files that only they need; a store that cannot delete keeps them."""
+    needed = {_stored(name, about["sha256"]) for name, about in manifest["files"].items()}
+    old = [f"{PLACE}/{name}" for name in _names(client, run_id, PLACE) if name != f"{kept}.json"]
+    old += [f"{FILES}/{name}" for name in _names(client, run_id, FILES) - needed]
+    uri = client.get_run(run_id).info.artifact_uri
+    repository = get_artifact_repository(uri, tracking_uri=client.tracking_uri)
+    for path in old:
+        try:
+            repository.delete_artifacts(path)
+        except Exception as error:  # whatever the store's library raises, old checkpoints only take space
+            log.debug("%s of run %s could not be removed: %s", path, run_id, error)
+
+
+def fetch(client: MlflowClient, run_id: str, into: Path, say: Callable[[str], None]) -> Path | None:
+    """Download the newest complete checkpoint of a run into `into/step-N`; None if the run has none.
+
+    `say` gets a sentence about each that is skipped.
+
+    Raises:
+        MlflowException: the server does not answer.
+    """
+    for name in sorted(_names(client, run_id, PLACE), reverse=True):
+        target = into / name.removesuffix(".json")
+        try:
+            _download(client, run_id, name, target)
+            verify_manifest(target)
+        except (MlflowException, OSError, ValueError, KeyError, FineTuneError) as error:
+            say(f"{target.name}: the checkpoint in the store is incomplete and is skipped: {error}")
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            return target
+    return None
+
+
+def _download(client: MlflowClient, run_id: str, name: str, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    described = Path(client.download_artifacts(run_id, f"{PLACE}/{name}", str(target)))
+    manifest = json.loads(described.read_text(encoding="utf-8"))
+    for file, about in manifest["files"].items():
+        stored = _stored(file, about["sha256"])
+        Path(client.download_artifacts(run_id, f"{FILES}/{stored}", str(target))).rename(target / file)
+    described.unlink()
+    shutil.rmtree(target / PLACE, ignore_errors=True)
+    (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
