@@ -22,7 +22,7 @@ from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
 from mlflow_ft.tracking.models import ModelToLog
-from mlflow_ft.tracking.server import answers, insist, page
+from mlflow_ft.tracking.server import insist, page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
 from mlflow_ft.values import Split
@@ -150,7 +150,7 @@ class ActiveRun:
 
     def flush(self, timeout: float) -> bool:
         """Wait until the journal is delivered; return False after `timeout` seconds without progress."""
-        return self._journal is None or self._journal.flush(timeout)
+        return self._undelivered == 0 if self._journal is None else self._journal.flush(timeout)
 
     def close_journal(self, timeout: float) -> int:
         """Deliver what is left and return how many entries could not be delivered; `open_run` calls this at its end."""
@@ -244,11 +244,8 @@ class ActiveRun:
 
     def upload_checkpoint(self, folder: Path) -> None:
         """Upload a checkpoint in the background, once the metrics so far are delivered; earlier ones are removed."""
-        self._uploads = self._uploads or CheckpointUploads(self.tracking_uri, self.run_id, self._all_delivered)
+        self._uploads = self._uploads or CheckpointUploads(self.tracking_uri, self.run_id, partial(self.flush, 60))
         self._uploads.put(folder)
-
-    def _all_delivered(self) -> bool:
-        return answers(self.tracking_uri) and self.flush(timeout=60) and not self._undelivered
 
     def finish_uploads(self) -> None:
         """Wait for the upload of the last checkpoint; `open_run` calls this when the state is set."""

@@ -23,6 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from mlflow_ft.errors import FineTuneError
 from mlflow_ft.manifest import MANIFEST, verify_manifest
+from mlflow_ft.tracking.server import answers
 
 PLACE = "checkpoints"
 FILES = f"{PLACE}/files"
@@ -58,7 +59,7 @@ class CheckpointUploads:
         if folder is None:
             return
         try:
-            if not self._flush():
+            if not (answers(self._client.tracking_uri) and self._flush()):
                 log.warning("%s: not uploaded, because metrics could not be delivered", folder.name)
                 return
             upload(self._client, self._run_id, folder)

@@ -78,16 +78,16 @@ class Order:
             for inner, state in zip(self._with_generators(), began["samplers"], strict=True):
                 inner.generator.set_state(state)
             torch.empty((), dtype=torch.int64).random_()  # the seed that a loader draws for its workers, first
-            batch = next(itertools.islice(iter(sampler), batches, None), [])
+            batch: list[int] = next(itertools.islice(iter(sampler), batches, None), [])
         return [int(number) for number in batch]
 
     @contextmanager
     def _undisturbed(self, epoch: int) -> Iterator[None]:
         """Inside the block samplers may be used; afterwards they are as before."""
         states = self._samplers()
-        seedable = getattr(getattr(self._loader, "batch_sampler", None), "sampler", None)
+        seedable: Any = getattr(getattr(self._loader, "batch_sampler", None), "sampler", None)
         before = getattr(seedable, "epoch", None)
-        generator = getattr(seedable, "generator", None)
+        generator: Any = getattr(seedable, "generator", None)
         drawn = generator.get_state() if isinstance(generator, torch.Generator) else None
         try:
             if before is not None:
