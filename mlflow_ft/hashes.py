@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,18 @@ def file_hash(file: Path) -> str:
     """The sha256 of a file, as hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_hash(files: Iterable[Path], *, within: Path) -> str:
+    """The sha256 over the names, relative to the folder `within`, and the contents of files, in the given order.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(within).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 def canonical(value: Any) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import os
@@ -19,6 +18,7 @@ import pluggy
 
 from mlflow_ft import hookspecs
 from mlflow_ft.errors import PluginError, brief
+from mlflow_ft.hashes import files_hash
 from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
 
 ENTRY_POINT_GROUP = "mlflow_ft"
@@ -256,13 +256,10 @@ def _source_hash(module: ModuleType) -> str:
     path = Path(file)
     folder = _package_folder(path)
     files = sorted(folder.rglob("*.py")) if folder else [path]
-    digest = hashlib.sha256()
     try:
-        for source in files:
-            digest.update(source.relative_to(folder or path.parent).as_posix().encode() + b"\0" + source.read_bytes())
+        return files_hash(files, within=folder or path.parent)
     except OSError:  # imported from a zip file
         return ""
-    return digest.hexdigest()
 
 
 def _package_folder(path: Path) -> Path | None:

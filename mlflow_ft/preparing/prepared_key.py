@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint
-from mlflow_ft.hashes import canonical
+from mlflow_ft.hashes import canonical, files_hash
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing.one_pass import OpenedSource
 from mlflow_ft.registry import Registry
@@ -108,10 +108,7 @@ def code_files(*, quality: bool) -> list[Path]:
 
 
 def _code(*, quality: bool) -> str:
-    digest = hashlib.sha256()
-    for file in code_files(quality=quality):
-        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return files_hash(code_files(quality=quality), within=PACKAGE)
 
 
 def _plugins(plugins: Plugins, *, quality: bool) -> list[tuple[str, str]]:

@@ -12,6 +12,8 @@ from mlflow_ft.values import BaseModel, Data, Model
 if TYPE_CHECKING:
     from mlflow_ft.engine.models.own_quantization import Own
 
+START_TAG = "mlflow_ft.start"
+"""Tag with the adapter that is trained further and the sha256 over its weights."""
 SPACE = 4
 """Bytes on disk per byte of the base model: the trained or merged model, its copy in MLflow, that copy loaded again,
 and some to spare."""
@@ -30,9 +32,11 @@ def find(job: Job) -> tuple[Job, BaseModel]:
     own_quantization.check_training(job.config, own)
     start.check_exports(job.config, job.registry, base.path)
     if base.start:
+        from mlflow_ft.engine import hub
         from mlflow_ft.engine.models import skeleton
 
         skeleton.check(base.path, base.start, task=base.task)
+        job.run.set_tags({START_TAG: f"{base.start_uri} sha256:{hub.weights_hash(base.start)}"})
     job.run.set_tags(
         {
             "mlflow_ft.base_model": base.name_or_path,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+from mlflow_ft.hashes import file_hash
 from mlflow_ft.job import Job
 from mlflow_ft.stages import checkpoints, done, model, rehearsal
 from mlflow_ft.values import BaseModel, Data, Trained
+
+WEIGHTS_FILE = "train/weights.json"
+"""The artifact with the sha256 of every trained weight file, by its path in the stage's folder."""
 
 
 def train(job: Job, data: Data, base: BaseModel) -> Trained:
@@ -21,6 +26,14 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     if trained.findings:
         job.run.set_tags({"mlflow_ft.training_findings": "; ".join(trained.findings)})
     described = {name: str(value) for name, value in dataclasses.asdict(base).items()}
+    weights = weight_hashes(trained)
     result = {"base": described, "metrics": dict(trained.metrics), "findings": list(trained.findings)}
-    done.finish(trained.folder, result)
+    done.finish(trained.folder, result | {"weights": weights})
+    job.run.artifact_text(json.dumps(weights, indent=2), WEIGHTS_FILE)
     return trained
+
+
+def weight_hashes(trained: Trained) -> dict[str, str]:
+    """The sha256 of every trained weight file, by its path in the folder: `adapter/adapter_model.safetensors` ..."""
+    files = sorted((trained.adapter or trained.model).rglob("*.safetensors"))
+    return {file.relative_to(trained.folder).as_posix(): file_hash(file) for file in files}

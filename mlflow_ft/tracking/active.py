@@ -215,10 +215,8 @@ class ActiveRun:
             self._do("set tags", partial(self.client.log_batch, self.run_id, tags=batch))
 
     def log_environment(self, plugins: Plugins) -> None:
-        """Log git commit, package versions and the plugin table, as tags and artifacts."""
-        self.set_tags(
-            environment.git_tags(Path.cwd()) | environment.version_tags() | environment.plugin_tag(plugins),
-        )
+        """Log folder, git commit, code, package versions, plugins and machine, as tags and artifacts."""
+        self.set_tags(environment.tags(plugins, folder=Path.cwd()))
         self.artifact_text(environment.plugin_table(plugins), "plugins.json")
         self.artifact_text(environment.packages(), "packages.txt")
 

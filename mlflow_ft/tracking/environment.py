@@ -1,18 +1,81 @@
-"""A run's environment: the git commit, the installed packages, the plugins."""
+"""A run's environment: folder, git commit, code, installed packages, plugins, machine."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from mlflow_ft.hashes import files_hash
 from mlflow_ft.plugins import PluginInfo, Plugins
 
-NAMED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "mlflow")
+NAMED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "mlflow",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+PACKAGE = Path(__file__).parents[1]
+CPU_INFO = Path("/proc/cpuinfo")
+CWD = "mlflow_ft.cwd"
+"""Tag with the folder in which the run was started, where relative paths in its configuration begin."""
+CODE = "mlflow_ft.code"
+"""Tag with the sha256 over the source of mlflow_ft itself."""
+PROCESSOR = "mlflow_ft.processor"
+"""Tag with the processor's model and the instructions that torch uses of it."""
+THREADS = "mlflow_ft.threads"
+"""Tag with the number of threads that torch computes with."""
 GIT_SECONDS = 10
+
+
+def tags(plugins: Plugins, *, folder: Path) -> dict[str, str]:
+    """All of it as tags of a run that is started in `folder`."""
+    own = {CWD: str(folder), CODE: code_hash()}
+    return own | git_tags(folder) | version_tags() | plugin_tag(plugins) | machine_tags()
+
+
+@cache
+def code_hash() -> str:
+    """Sha256 over mlflow_ft's own Python files, the built-in plugins included; "" if they cannot be read."""
+    try:
+        return "sha256:" + files_hash(sorted(PACKAGE.rglob("*.py")), within=PACKAGE)
+    except OSError:  # imported from a zip file
+        return ""
+
+
+def machine_tags(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The processor and the number of threads: with another of either, sums are rounded differently."""
+    import torch
+
+    limit = environ.get("OMP_NUM_THREADS")
+    threads = f"{torch.get_num_threads()}" + (f" (OMP_NUM_THREADS={limit})" if limit else "")
+    return {PROCESSOR: f"{processor()}, {torch.backends.cpu.get_cpu_capability()}", THREADS: threads}
+
+
+def processor(file: Path = CPU_INFO) -> str:
+    """The processor's model; from /proc/cpuinfo, where a cloud's processors differ in the numbers only."""
+    try:
+        lines = file.read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    numbers = [f"{name} {facts[name]}" for name in ("cpu family", "model", "stepping") if name in facts]
+    return f"{facts['model name']} ({', '.join(numbers)})"
 
 
 def git_tags(folder: Path) -> dict[str, str]:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from mlflow_ft import plugins as plugins_module
 from mlflow_ft.config.schema import Config
 from mlflow_ft.plugins import PluginInfo, Plugins
-from mlflow_ft.tracking import ActiveRun, open_run
+from mlflow_ft.tracking import ActiveRun, environment, open_run
 from mlflow_ft.tracking.active import cut
 from mlflow_ft.tracking.metrics import clean_key
 from mlflow_ft.values import Split
@@ -91,8 +92,20 @@ def test_the_environment_is_tags_and_files(run: ActiveRun, client: MlflowClient,
     assert tags["mlflow_ft.plugins"] == "acme 1.2 sha256:ab, built in 1.2 sha256:ab"
     assert tags["mlflow_ft.version.mlflow"] == mlflow.__version__
     assert tags["mlflow_ft.version.python"].startswith("3.")
+    assert tags["mlflow_ft.cwd"] == str(tmp_path)
+    assert tags["mlflow_ft.code"] == environment.code_hash() != ""
+    assert tags["mlflow_ft.threads"].startswith(str(torch.get_num_threads()))
+    assert torch.backends.cpu.get_cpu_capability() in tags["mlflow_ft.processor"]
     assert [info["status"] for info in json.loads(artifact(run, "plugins.json"))] == ["active", "active", "off"]
     assert f"mlflow=={mlflow.__version__}\n" in artifact(run, "packages.txt")
+
+
+def test_a_processor_is_named_with_its_numbers(tmp_path: Path) -> None:
+    """The model name of a cloud's processors is often only "Intel Xeon Processor"."""
+    one = "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 207\nmodel name\t: Xeon\nstepping\t: 2\nflags\t\t: fpu\n"
+    (tmp_path / "cpuinfo").write_text(f"{one}\n{one.replace('207', '1')}\n")
+    assert environment.processor(tmp_path / "cpuinfo") == "Xeon (cpu family 6, model 207, stepping 2)"
+    assert environment.processor(tmp_path / "none")
 
 
 def test_without_git_there_is_no_tag(run: ActiveRun, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
