@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
-from mlflow_ft.values import Data, Scores, Trained, Version
+from mlflow_ft.values import Scores, Version
 
 if TYPE_CHECKING:
     from mlflow_ft.preparing.dataset import CheckedData
@@ -43,7 +44,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     Raises:
         FineTuneError: something the user can fix, or the model was refused; the run is FAILED, with the message as tag.
     """
-    from mlflow_ft.stages import data, model, preflight, start, train
+    from mlflow_ft.stages import data, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.reporting_to_run():
@@ -55,45 +56,56 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(config, now):
-            job, base = model.find(job)
-            rows = data.prepare(job, base)
-            trained = train.train(job, rows, base)
-            return _finished(job, rows, trained, active)
+            return _stages(job, active)
 
 
-def package(run_id: str, plugins: Plugins, *, progress: Progress | None = None) -> Outcome:
-    """Evaluate, package and register a run that was trained but not packaged, from its folder.
+def resume(
+    run_id: str,
+    plugins: Plugins,
+    *,
+    settings: Sequence[Given] = (),
+    accept_changes: bool = False,
+    only_package: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Continue a run that ended before its time, in the same MLflow run, where it stopped.
 
-    The run is reopened and ends FINISHED. What an earlier attempt registered or logged is replaced, so that the run
-    has one set of models and versions.
+    Stages that are complete are not repeated; a training continues from its last sound checkpoint, on disk or in the
+    store. Models that an interrupted stage logged are replaced, so that the run has one set of models and versions.
+
+    Args:
+        settings: replace recorded ones.
+        accept_changes: continue although something changed since, which is then recorded.
+        only_package: refuse to train: the training must be complete.
 
     Raises:
-        FineTuneError: as `run`, or the run was not trained to its end, is finished already, or its base or rows have
-        changed.
+        FineTuneError: as `run`, or the run is finished, is not interrupted, or something changed since.
     """
-    from mlflow_ft.operations import unpackaged
+    from mlflow_ft.operations import interrupted
     from mlflow_ft.stages import start
 
     registry, progress = Registry(plugins), progress or Progress()
     from mlflow_ft import tracking
     from mlflow_ft.tracking import unfinished
 
-    earlier = unpackaged.find(run_id, registry)
+    earlier = interrupted.find(run_id, plugins, registry, progress, settings=settings, accept_changes=accept_changes)
+    if only_package:
+        interrupted.check_trained(earlier)
     with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
-        job = unpackaged.reopen(earlier, plugins, registry, active, progress)
+        job = interrupted.reopen(earlier, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
-            trained = unpackaged.trained(job, earlier)
-            rows = unpackaged.data(job, earlier, trained.base)
-            unpackaged.clear(earlier, job.progress)
-            return _finished(job, rows, trained, active)
+            return _stages(job, active)
 
 
-def _finished(job: Job, rows: Data, trained: Trained, active: ActiveRun) -> Outcome:
-    """The stages after training: scores, forms, versions."""
-    from mlflow_ft.operations import unpackaged
-    from mlflow_ft.stages import evaluate, package, register, worse
+def _stages(job: Job, active: ActiveRun) -> Outcome:
+    """From the base model and the rows to the registered versions."""
+    from mlflow_ft.operations import interrupted
+    from mlflow_ft.stages import data, evaluate, model, package, register, train, worse
 
-    with unpackaged.naming_weights(job, trained):
+    job, base = model.find(job)
+    rows = data.prepare(job, base)
+    trained = train.train(job, rows, base)
+    with interrupted.naming_weights(job, trained):
         scores = evaluate.evaluate(job, rows, trained)
         packaged = package.package(job, rows, trained, scores)
         versions = register.register(job, rows, trained, packaged, scores)

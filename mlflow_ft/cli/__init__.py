@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "Inspect data: show what is learned, check it, find the models trained on it.",
     "show": "List the available methods, formats, checks, adapters, rewards, exporters and so on.",
     "merge": "Merge an adapter into its base, tensor by tensor.",
+    "resume": "Continue a run that was killed, stopped or failed, where it stopped.",
     "package": "Package and register the model of a run that failed after training.",
     "export": "Write a model in another form (4-bit, GGUF) and compare it with the trained one.",
     "promote": "Move an alias (champion) to a version if every gate passes.",

@@ -32,7 +32,7 @@ def command(*, named: str, run_id: str, as_json: bool, quiet: bool) -> None:
     if not (named or run_id):
         raise ConfigError("no run given", hint="mlflow-ft package RUN_ID; the failed training printed the id")
     progress = Progress(quiet=quiet)
-    outcome = pipeline.package(named or run_id, plugins.load(), progress=progress)
+    outcome = pipeline.resume(named or run_id, plugins.load(), only_package=True, progress=progress)
     if as_json:
         click.echo(dumps(as_dict(outcome), indent=2))
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_ft.config import read_yaml, resolve
+from mlflow_ft.config import Given, read_yaml, resolve
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.registry import Registry
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking import Store
 
 
-def config(store: Store, run_id: str, registry: Registry) -> Config:
-    """The configuration of a run, from its `config.yaml`.
+def config(store: Store, run_id: str, registry: Registry, *, settings: Sequence[Given] = ()) -> Config:
+    """The configuration of a run, from its `config.yaml`; `settings` replace recorded ones.
 
     Raises:
         ConfigError: the run has none, trained nothing, or names something that is no longer installed.
@@ -32,11 +33,11 @@ def config(store: Store, run_id: str, registry: Registry) -> Config:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
         file.write_text(text, encoding="utf-8")
-        settings = read_yaml(file)
-    method = str(next((setting.value for setting in settings if setting.key == "method"), ""))
+        recorded = read_yaml(file)
+    method = str(next((setting.value for setting in recorded if setting.key == "method"), ""))
     if method == PREPARE:
         raise ConfigError(f"run {run_id} only prepared data; it trained no model")
-    return resolve(method, defaults=registry.trainers[method].defaults, file=settings)
+    return resolve(method, defaults=registry.trainers[method].defaults, file=recorded, command_line=settings)
 
 
 def moment(run: Run) -> datetime:

@@ -24,6 +24,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Kind
+from mlflow_ft.stages import unchanged
 from mlflow_ft.values import BaseModel, CheckResult, Data
 
 CLOCK_TAG = "mlflow_ft.template_clock"
@@ -182,6 +183,14 @@ def log(job: Job, checked: CheckedData, shown: Sequence[ShownRow]) -> None:
     from mlflow_ft.engine.tokens import clock
 
     data = checked.data
+    unchanged.check(
+        job,
+        "mlflow_ft.data_fingerprint",
+        data.fingerprint,
+        what="the rows, or how they are prepared,",
+        error=DataError,
+        hint="restore the files, the chat template, mlflow-ft and its plugins",
+    )
     job.run.log_inputs([data.train, data.eval], tags={"mlflow_ft.data_fingerprint": data.fingerprint})
     job.run.set_tags(
         {

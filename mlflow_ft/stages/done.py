@@ -5,17 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from mlflow_ft import disk
 
 NAME = "done.json"
+Value = TypeVar("Value")
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
     """Mark a stage's folder complete, and write the stage's result into it."""
     folder.mkdir(parents=True, exist_ok=True)
     disk.write_json(folder / NAME, result)
+
+
+def keep(folder: Path, value: Any) -> None:
+    """Mark a stage's folder complete, with a value of `values/`, which `kept` reads."""
+    content = TypeAdapter(type(value)).dump_python(value, mode="json", fallback=str)
+    finish(folder, content)
+
+
+def kept(folder: Path, kind: type[Value]) -> Value | None:
+    """The value of a complete stage; None if the stage did not finish."""
+    content = result(folder)
+    if content is None:
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError:  # of an earlier version
+        return None
 
 
 def result(folder: Path) -> dict[str, Any] | None:

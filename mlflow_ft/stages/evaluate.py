@@ -21,7 +21,12 @@ ROWS_FILE = "eval/rows.json"
 
 
 def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
-    """Score both models from their files on disk, log `eval/base/...`, `eval/tuned/...` and a table of answers."""
+    """Score both models from their files on disk, log `eval/base/...`, `eval/tuned/...` and a table of answers.
+
+    A complete evaluation is not repeated.
+    """
+    if (recorded := done.kept(job.folder / "evaluate", Scores)) is not None:
+        return recorded
     from mlflow_ft.engine.judging import judge
 
     job.run.begin("evaluate")
@@ -49,6 +54,7 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
     verdict = worse.find(job, scores, record["scores"], tokens=len(data.tokenizer), began=began)
     scores = replace(scores, worse=verdict)
     job.plugins.watch("after_evaluate", job=job, scores=scores)
+    done.keep(job.folder / "evaluate", scores)
     if scores.worse and scores.worse.broken:  # no form of it could be compared
         worse.refuse(job, trained, scores)
     return scores

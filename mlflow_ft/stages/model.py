@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mlflow_ft.errors import ModelError
 from mlflow_ft.job import Job
-from mlflow_ft.stages import fitting, init_from, start
+from mlflow_ft.stages import fitting, init_from, start, unchanged
 from mlflow_ft.values import BaseModel, Data, Model
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def find(job: Job) -> tuple[Job, BaseModel]:
 
         skeleton.check(base.path, base.start, task=base.task)
         job.run.set_tags({START_TAG: f"{base.start_uri} sha256:{hub.weights_hash(base.start)}"})
+    hint = "restore the model"
+    revision = "mlflow_ft.base_revision"
+    unchanged.check(job, revision, base.revision, what=f"the base model {base.name}", error=ModelError, hint=hint)
     job.run.set_tags(
         {
             "mlflow_ft.base_model": base.name_or_path,

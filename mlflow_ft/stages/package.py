@@ -43,11 +43,13 @@ class KeptForm:
 
 
 def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
-    """Package every form that applies, export the whole model, and log each form.
+    """Package every form that applies, export the whole model, and log each form; what is complete is not repeated.
 
     Raises:
         RefusedError: a form is not the model that was trained; then nothing is registered.
     """
+    if (recorded := done.kept(job.folder / "package", Package)) is not None:
+        return recorded
     job.run.begin("package")
     job.run.artifact(trained.folder / compare.REFERENCE, "parity")
     forms = [_packaged(job, data, trained, record) for record in chosen(job, trained)]
@@ -69,8 +71,9 @@ def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
     )
     round_trip.check(job, data, trained, models, {form.name: form.answers for form in forms})
     files = tuple(_log_files(job, form) for form in forms if not served(form.record))
-    done.finish(job.folder / "package", {model.name: model.model_id for model in models})
-    return Package(models=models, files=files)
+    packaged = Package(models=models, files=files)
+    done.keep(job.folder / "package", packaged)
+    return packaged
 
 
 def served(record: Packager | Exporter) -> bool:

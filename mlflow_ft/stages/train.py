@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.job import Job
@@ -15,7 +17,12 @@ WEIGHTS_FILE = "train/weights.json"
 
 
 def train(job: Job, data: Data, base: BaseModel) -> Trained:
-    """Train, and mark the stage's folder complete when everything is on disk."""
+    """Train, and mark the stage's folder complete when everything is on disk; a complete training is not repeated.
+
+    A resumed job continues from its checkpoint.
+    """
+    if (result := done.result(job.folder / "train")) is not None:
+        return _recorded(job, base, result)
     loaded = model.load(job, data, base)
     rehearsal.rehearse(job, data, loaded)
     job.run.begin("train")
@@ -31,6 +38,17 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     done.finish(trained.folder, result | {"weights": weights})
     job.run.artifact_text(json.dumps(weights, indent=2), WEIGHTS_FILE)
     return trained
+
+
+def _recorded(job: Job, base: BaseModel, result: Mapping[str, Any]) -> Trained:
+    """What a complete training left on disk."""
+    job.progress.say(f"trained already, for {result['metrics'].get('train/steps', 0):.0f} steps")
+    return Trained(
+        folder=job.folder / "train",
+        base=base,
+        metrics=result["metrics"],
+        findings=tuple(result.get("findings") or ()),
+    )
 
 
 def weight_hashes(trained: Trained) -> dict[str, str]:

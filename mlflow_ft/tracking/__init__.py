@@ -9,6 +9,7 @@ with open_run(config.run, plugins=plugins) as run:
 from mlflow_ft.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.artifacts import check_uri, fetch, read_json, trained_on
+from mlflow_ft.tracking.checkpoints import fetch as fetch_checkpoint
 from mlflow_ft.tracking.delivery import deliver
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.journal import Journal
@@ -32,6 +33,7 @@ __all__ = [
     "connect",
     "deliver",
     "fetch",
+    "fetch_checkpoint",
     "open_operation",
     "open_run",
     "pinned",

@@ -23,7 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from mlflow_ft.errors import FineTuneError
 from mlflow_ft.manifest import MANIFEST, verify_manifest
-from mlflow_ft.tracking.server import answers
+from mlflow_ft.tracking.server import answers, connect, told
 
 PLACE = "checkpoints"
 FILES = f"{PLACE}/files"
@@ -119,15 +119,21 @@ def _remove_others(client: MlflowClient, run_id: str, kept: str, manifest: dict[
             log.debug("%s of run %s could not be removed: %s", path, run_id, error)
 
 
-def fetch(client: MlflowClient, run_id: str, into: Path, say: Callable[[str], None]) -> Path | None:
-    """Download the newest complete checkpoint of a run into `into/step-N`; None if the run has none.
+def fetch(run_id: str, into: Path, say: Callable[[str], None], *, after: int = 0) -> Path | None:
+    """Download the newest complete checkpoint of a run into `into/step-N`; None if there is none after a step.
 
     `say` gets a sentence about each that is skipped.
 
     Raises:
-        MlflowException: the server does not answer.
+        TrackingError: the server does not answer.
     """
-    for name in sorted(_names(client, run_id, PLACE), reverse=True):
+    client = connect()
+    with told(f"list the checkpoints of run {run_id}"):
+        names = {_step(name): name for name in _names(client, run_id, PLACE)}
+    for step in sorted(names, reverse=True):
+        name = names[step]
+        if step <= after:
+            break
         target = into / name.removesuffix(".json")
         try:
             _download(client, run_id, name, target)
@@ -138,6 +144,11 @@ def fetch(client: MlflowClient, run_id: str, into: Path, say: Callable[[str], No
         else:
             return target
     return None
+
+
+def _step(name: str) -> int:
+    digits = name.removesuffix(".json").rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
 
 
 def _download(client: MlflowClient, run_id: str, name: str, target: Path) -> None:

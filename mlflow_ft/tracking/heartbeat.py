@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +78,14 @@ class Beat:
             return True
         except psutil.Error:
             return False
+
+
+def working_on(tags: Mapping[str, str]) -> str:
+    """A sentence about the process that works on a run, by the run's tags; "" if there is none."""
+    beat, now = Beat.of_tag(tags.get(TAG)), time.time()
+    if beat is None or beat.gone(now):
+        return ""
+    return f"process {beat.pid} on {beat.host} was working on it {max(0, now - beat.at):.0f} s ago"
 
 
 def machine() -> str:

@@ -39,16 +39,17 @@ def versions_of(run: Run) -> list[ModelVersion]:
     return sorted(versions, key=lambda version: (version.name, int(version.version)))
 
 
-def remove(run: Run, *, alias: str) -> list[str]:
+def remove(run: Run, *, alias: str, checkpoints_after: int | None = None) -> list[str]:
     """Delete the models that the run logged and the versions registered from them, and return what was deleted.
 
-    Checkpoints are kept. `alias` is the one that the run itself sets.
+    Logged checkpoints are kept, or only those up to a step, if the training continues after it. `alias` is the one that
+    the run itself sets.
 
     Raises:
         TrackingError: one of the versions has another alias, set by a user.
     """
     client = connect()
-    versions, models = versions_of(run), _models(client, run)
+    versions, models = versions_of(run), _models(client, run, checkpoints_after)
     with told("remove the models of the earlier attempt"):
         for version in versions:
             _check_free(client, version, alias)
@@ -69,13 +70,23 @@ def _check_free(client: MlflowClient, version: ModelVersion, alias: str) -> None
         )
 
 
-def _models(client: MlflowClient, run: Run) -> Sequence[LoggedModel]:
+def _models(client: MlflowClient, run: Run, checkpoints_after: int | None) -> Sequence[LoggedModel]:
     experiments, condition = [run.info.experiment_id], f"source_run_id='{run.info.run_id}'"
     with told(f"read the logged models of run {run.info.run_id}"):
         models = every(
             lambda token: client.search_logged_models(experiments, filter_string=condition, page_token=token)
         )
-        return [model for model in models if not model.name.startswith(CHECKPOINT)]
+        return [model for model in models if _step(model) is None or _is_after(_step(model), checkpoints_after)]
+
+
+def _step(model: LoggedModel) -> int | None:
+    """The step of a logged checkpoint; None for any other model."""
+    step = model.name.removeprefix(CHECKPOINT)
+    return int(step) if model.name.startswith(CHECKPOINT) and step.isdecimal() else None
+
+
+def _is_after(step: int | None, last: int | None) -> bool:
+    return step is not None and last is not None and step > last
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +24,9 @@ class Resume:
     checkpoint: Path | None
     """The verified checkpoint to continue from; None: training starts again."""
     accept_changes: bool = False
-    """Continue even if something that was restored differs from what was saved."""
+    """Continue even if something differs from what was recorded or saved."""
+    recorded: Mapping[str, str] = field(default_factory=dict)
+    """The tags of the run when it was interrupted."""
 
 
 class Run(Protocol):

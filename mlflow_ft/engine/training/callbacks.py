@@ -54,7 +54,7 @@ class JournalCallback(TrainerCallback):
     ) -> None:
         # TRL writes None for a reward that is None for every answer
         values = {name: value for name, value in (logs or {}).items() if name not in SKIPPED and value is not None}
-        if "train_runtime" in (logs or {}):  # the summary at the end, after the last point
+        if "loss" not in values:  # an evaluation, or the summary at the end: the step's point has the epoch already
             values.pop("epoch", None)
         tokens = values.pop("num_tokens", None)
         values.pop(f"{HELD_OUT}num_tokens", None)

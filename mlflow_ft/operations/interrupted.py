@@ -1,0 +1,226 @@
+"""Find a run that ended before its time, and open it again where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_ft.config import Given
+from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem, RefusedError, TrackingError
+from mlflow_ft.job import Job
+from mlflow_ft.operations import changes, recorded_run
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.progress import Progress
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import done, start, worse
+from mlflow_ft.values import Resume, Trained
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from mlflow_ft.tracking import ActiveRun
+
+FOLDER = "mlflow_ft.folder"
+"""The tag of a run that says where its files are."""
+RESUMED = "mlflow_ft.resumed"
+"""The tag of a run that says where it was resumed: after which step or stage, by which machine."""
+PLACES = ("data.path", "data.eval_path", "model.name", "rollout.reward_model", "model.init_from")
+"""Settings that say where something is: it may have moved, and is recognised by its content."""
+REFUSED: tuple[changes.Kind, ...] = ("config", "seed", "rewards", "code", "plugin", "library")
+"""Kinds of changes that are refused unless accepted; rows and base model are compared when they are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted:
+    """A run that ended before its time: what it recorded, and what is there of it."""
+
+    run: Run
+    config: Config
+    folder: Path
+    moment: datetime
+    """The time that the chat template got."""
+    trained: bool
+    """Whether the training is complete on disk."""
+    checkpoint: Path | None
+    """Of a training that is not complete: its last sound checkpoint."""
+    changed: Sequence[str] = ()
+    """What changed since, and was accepted."""
+    accept_changes: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it goes on, in words."""
+        if self.trained:
+            return "after the training"
+        return f"after step {int(self.checkpoint.name.rpartition('-')[2])}" if self.checkpoint else "from the start"
+
+
+def find(
+    run_id: str,
+    plugins: Plugins,
+    registry: Registry,
+    progress: Progress,
+    *,
+    settings: Sequence[Given] = (),
+    accept_changes: bool = False,
+) -> Interrupted:
+    """Find a run's configuration, its folder, and its last sound checkpoint, here or in the store.
+
+    `settings` replace recorded ones.
+
+    Raises:
+        TrackingError: there is no such run, or a process is working on it. ConfigError: it is finished, was not made by
+        `train`, or changed. RefusedError: its model was refused.
+    """
+    from mlflow_ft.tracking import Store, unfinished
+
+    run = unfinished.find_run(run_id)
+    recorded = recorded_run.config(Store.connect(), run_id, registry)
+    config = recorded_run.config(Store.connect(), run_id, registry, settings=settings) if settings else recorded
+    _check_open(run)
+    changed = _changed(run, recorded, config, plugins)
+    if changed and not accept_changes:
+        raise ConfigError(
+            f"{len(changed)} changes since run {run_id} was started would make it another training",
+            problems=[Problem(place=change.kind, message=str(change)) for change in changed],
+            hint="undo them, or accept them with --accept-changes; the run then records them",
+        )
+    folder = _folder(run, config)
+    trained = done.result(folder / "train") is not None
+    return Interrupted(
+        run=run,
+        config=config,
+        folder=folder,
+        moment=recorded_run.moment(run),
+        trained=trained,
+        checkpoint=None if trained else _checkpoint(run, folder, progress.warn),
+        changed=[str(change) for change in changed],
+        accept_changes=accept_changes,
+    )
+
+
+def check_trained(earlier: Interrupted) -> None:
+    """Raise ModelError if the training is not complete on this machine."""
+    if earlier.trained:
+        return
+    reason = "has no finished training" if earlier.folder.is_dir() else "is not on this machine"
+    raise ModelError(
+        f"run {earlier.run.info.run_id} cannot be packaged: its folder {earlier.folder} {reason}",
+        hint=f"to finish the training first: mlflow-ft resume {earlier.run.info.run_id}",
+    )
+
+
+def _check_open(run: Run) -> None:
+    from mlflow_ft.tracking import heartbeat, unfinished
+
+    if refused := run.data.tags.get(worse.REFUSED):
+        raise RefusedError(
+            f"run {run.info.run_id} was refused ({refused}): {run.data.tags.get(worse.TAG, '')}",
+            hint="resuming or packaging it again does not change that",
+        )
+    if run.info.status == "FINISHED":
+        names = [f"{version.name} version {version.version}" for version in unfinished.versions_of(run)]
+        raise ConfigError(
+            f"run {run.info.run_id} is FINISHED; it registered {' and '.join(names) or 'nothing'}",
+            hint="there is nothing left to resume",
+        )
+    if run.info.status == "RUNNING" and (worker := heartbeat.working_on(run.data.tags)):
+        raise TrackingError(
+            f"run {run.info.run_id} is not interrupted: {worker}",
+            hint="if that process or machine is gone, mark the run KILLED first: mlflow-ft runs --reap --away 60",
+        )
+
+
+def _changed(run: Run, recorded: Config, config: Config, plugins: Plugins) -> list[changes.Change]:
+    then = changes.of_run(run.data.tags, recorded)
+    now = changes.current(config, plugins)
+    listed = changes.differences(then, now, kinds=REFUSED)
+    return [change for change in listed if change.name not in PLACES and change.then != changes.NOT_RECORDED]
+
+
+def _folder(run: Run, config: Config) -> Path:
+    """The run's folder: the recorded one if it is on this machine, else a new one in `run.output_dir`."""
+    recorded = run.data.tags.get(FOLDER)
+    if recorded and Path(recorded).is_dir():
+        return Path(recorded)
+    return config.run.output_dir.expanduser().resolve() / run.info.run_id
+
+
+def _checkpoint(run: Run, folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The last sound checkpoint: on this machine, or in the store if that has a later one."""
+    from mlflow_ft import tracking
+    from mlflow_ft.engine.checkpoints import folder as checkpoints
+
+    place = folder / "train" / "checkpoints"
+    here = checkpoints.latest(place, say)
+    step = checkpoints.step_of(here) if here else 0
+    later: Path | None = tracking.fetch_checkpoint(run.info.run_id, place, say, after=step)
+    return later or here
+
+
+def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:
+    """Reopen the folder and the journal, and remove what the stage in progress left in MLflow.
+
+    Raises:
+        TrackingError: another process is using the run, or one of its versions has an alias that it did not set.
+    """
+    run.begin("resume")
+    job = start.open_job(earlier.config, plugins, registry, run, progress, folder=earlier.folder)
+    run.continue_curves()
+    tags = {FOLDER: str(earlier.folder), RESUMED: _note(earlier)}
+    if earlier.changed:
+        tags["mlflow_ft.accepted_changes"] = "; ".join(earlier.changed)
+        run.log_config(earlier.config)
+    run.set_tags(tags)
+    progress.say(f"run {run.run_id} continues {earlier.place}")
+    _clear(earlier, progress)
+    resume = Resume(
+        checkpoint=earlier.checkpoint, accept_changes=earlier.accept_changes, recorded=dict(earlier.run.data.tags)
+    )
+    run.system_metrics()
+    return replace(job, resume=resume)
+
+
+def _note(earlier: Interrupted) -> str:
+    """The run's record of when and where it was resumed, with this time added."""
+    import socket
+
+    before = earlier.run.data.tags.get(RESUMED)
+    now = f"{earlier.place} on {socket.gethostname()} at {datetime.now().astimezone().isoformat(timespec='seconds')}"
+    return f"{before}; {now}" if before else now
+
+
+def _clear(earlier: Interrupted, progress: Progress) -> None:
+    """Remove the models that will be logged again, unless the packaging was complete."""
+    from mlflow_ft.tracking import unfinished
+
+    if done.result(earlier.folder / "package") is not None:
+        return
+    step = int(earlier.checkpoint.name.rpartition("-")[2]) if earlier.checkpoint else 0
+    later = None if earlier.trained else step
+    if removed := unfinished.remove(earlier.run, alias=earlier.config.registry.alias, checkpoints_after=later):
+        progress.say(f"removed what the interrupted attempt left: {', '.join(removed)}")
+    shutil.rmtree(earlier.folder / "package", ignore_errors=True)
+
+
+@contextmanager
+def naming_weights(job: Job, trained: Trained) -> Iterator[None]:
+    """If a stage after the training fails for a reason other than a refusal, say where the weights are."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except BaseException as error:  # including signals; it is raised again
+        weights = trained.adapter or trained.model
+        note = f"the trained weights are in {weights}; to continue after a fix: mlflow-ft resume {job.run.run_id}"
+        if isinstance(error, FineTuneError):
+            error.hint = "\n  ".join(filter(None, (error.hint, note)))
+        else:
+            error.add_note(note)
+        raise
