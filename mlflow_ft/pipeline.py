@@ -102,13 +102,14 @@ def _stages(job: Job, active: ActiveRun) -> Outcome:
     from mlflow_ft.operations import interrupted
     from mlflow_ft.stages import data, evaluate, model, package, register, train, worse
 
-    job, base = model.find(job)
-    rows = data.prepare(job, base)
-    trained = train.train(job, rows, base)
-    with interrupted.naming_weights(job, trained):
-        scores = evaluate.evaluate(job, rows, trained)
-        packaged = package.package(job, rows, trained, scores)
-        versions = register.register(job, rows, trained, packaged, scores)
+    with interrupted.naming_resume(active.run_id):
+        job, base = model.find(job)
+        rows = data.prepare(job, base)
+        trained = train.train(job, rows, base)
+        with interrupted.naming_weights(job, trained):
+            scores = evaluate.evaluate(job, rows, trained)
+            packaged = package.package(job, rows, trained, scores)
+            versions = register.register(job, rows, trained, packaged, scores)
     worse.refuse(job, trained, scores, versions)
     return Outcome(
         run_id=active.run_id,

@@ -25,6 +25,7 @@ from mlflow_ft.errors import DataError, FineTuneError, RefusedError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import done
 from mlflow_ft.testing import make_rows, write_jsonl
+from mlflow_ft.values import Package, Scores
 
 pytestmark = pytest.mark.slow  # the three runs that all of these read
 
@@ -185,9 +186,11 @@ def test_every_stage_is_marked_complete_on_disk(outcome: tuple[str, pipeline.Out
     folder = Path(result.folder)
     assert done.result(folder / "train")["metrics"]["train/steps"] == 3  # type: ignore[index]  # None fails here
     assert done.result(folder / "evaluate" / "base") != done.result(folder / "evaluate" / "tuned")
-    assert done.result(folder / "package") == {
-        form: version.model_id for form, version in zip(FORMS[method], result.versions, strict=True)
-    }
+    assert done.kept(folder / "evaluate", Scores) == result.scores
+    packaged = done.kept(folder / "package", Package)
+    assert packaged is not None
+    assert tuple(model.name for model in packaged.models) == FORMS[method]
+    assert [model.model_id for model in packaged.models] == [version.model_id for version in result.versions]
 
 
 # --- the models

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem, RefusedError, TrackingError
+from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem, RefusedError, StoppedError, TrackingError
 from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.plugins import Plugins
@@ -50,7 +49,7 @@ class Interrupted:
     checkpoint: Path | None
     """Of a training that is not complete: its last sound checkpoint."""
     changed: Sequence[str] = ()
-    """What changed since, and was accepted."""
+    """What changed since: accepted, or without effect because the training is complete."""
     accept_changes: bool = False
 
     @property
@@ -58,7 +57,7 @@ class Interrupted:
         """Where it goes on, in words."""
         if self.trained:
             return "after the training"
-        return f"after step {int(self.checkpoint.name.rpartition('-')[2])}" if self.checkpoint else "from the start"
+        return f"after step {Resume(checkpoint=self.checkpoint).step}" if self.checkpoint else "from the start"
 
 
 def find(
@@ -84,15 +83,15 @@ def find(
     recorded = recorded_run.config(Store.connect(), run_id, registry)
     config = recorded_run.config(Store.connect(), run_id, registry, settings=settings) if settings else recorded
     _check_open(run)
+    folder = _folder(run, config)
+    trained = done.result(folder / "train") is not None
     changed = _changed(run, recorded, config, plugins)
-    if changed and not accept_changes:
+    if changed and not (accept_changes or trained):
         raise ConfigError(
             f"{len(changed)} changes since run {run_id} was started would make it another training",
             problems=[Problem(place=change.kind, message=str(change)) for change in changed],
             hint="undo them, or accept them with --accept-changes; the run then records them",
         )
-    folder = _folder(run, config)
-    trained = done.result(folder / "train") is not None
     return Interrupted(
         run=run,
         config=config,
@@ -149,7 +148,7 @@ def _folder(run: Run, config: Config) -> Path:
     recorded = run.data.tags.get(FOLDER)
     if recorded and Path(recorded).is_dir():
         return Path(recorded)
-    return config.run.output_dir.expanduser().resolve() / run.info.run_id
+    return config.run.output_dir.expanduser().resolve() / str(run.info.run_id)
 
 
 def _checkpoint(run: Run, folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -165,10 +164,10 @@ def _checkpoint(run: Run, folder: Path, say: Callable[[str], None]) -> Path | No
 
 
 def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:
-    """Reopen the folder and the journal, and remove what the stage in progress left in MLflow.
+    """Reopen the folder and the journal.
 
     Raises:
-        TrackingError: another process is using the run, or one of its versions has an alias that it did not set.
+        TrackingError: another process is using the run.
     """
     run.begin("resume")
     job = start.open_job(earlier.config, plugins, registry, run, progress, folder=earlier.folder)
@@ -177,9 +176,11 @@ def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: Acti
     if earlier.changed:
         tags["mlflow_ft.accepted_changes"] = "; ".join(earlier.changed)
         run.log_config(earlier.config)
+        progress.warn(f"changed since the run was started: {'; '.join(earlier.changed)}")
     run.set_tags(tags)
+    if earlier.run.info.status == "FAILED":  # packaging again may be what helps
+        done.reopen(earlier.folder / "package")
     progress.say(f"run {run.run_id} continues {earlier.place}")
-    _clear(earlier, progress)
     resume = Resume(
         checkpoint=earlier.checkpoint, accept_changes=earlier.accept_changes, recorded=dict(earlier.run.data.tags)
     )
@@ -196,17 +197,14 @@ def _note(earlier: Interrupted) -> str:
     return f"{before}; {now}" if before else now
 
 
-def _clear(earlier: Interrupted, progress: Progress) -> None:
-    """Remove the models that will be logged again, unless the packaging was complete."""
-    from mlflow_ft.tracking import unfinished
-
-    if done.result(earlier.folder / "package") is not None:
-        return
-    step = int(earlier.checkpoint.name.rpartition("-")[2]) if earlier.checkpoint else 0
-    later = None if earlier.trained else step
-    if removed := unfinished.remove(earlier.run, alias=earlier.config.registry.alias, checkpoints_after=later):
-        progress.say(f"removed what the interrupted attempt left: {', '.join(removed)}")
-    shutil.rmtree(earlier.folder / "package", ignore_errors=True)
+@contextmanager
+def naming_resume(run_id: str) -> Iterator[None]:
+    """If a signal stops the run, say how it continues."""
+    try:
+        yield
+    except StoppedError as error:
+        error.hint = "\n  ".join(filter(None, (error.hint, f"to continue: mlflow-ft resume {run_id}")))
+        raise
 
 
 @contextmanager
@@ -218,7 +216,9 @@ def naming_weights(job: Job, trained: Trained) -> Iterator[None]:
         raise
     except BaseException as error:  # including signals; it is raised again
         weights = trained.adapter or trained.model
-        note = f"the trained weights are in {weights}; to continue after a fix: mlflow-ft resume {job.run.run_id}"
+        note = f"the trained weights are in {weights}"
+        if not isinstance(error, StoppedError):
+            note += f"; to continue after a fix: mlflow-ft resume {job.run.run_id}"
         if isinstance(error, FineTuneError):
             error.hint = "\n  ".join(filter(None, (error.hint, note)))
         else:

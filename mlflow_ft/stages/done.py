@@ -38,6 +38,11 @@ def kept(folder: Path, kind: type[Value]) -> Value | None:
         return None
 
 
+def reopen(folder: Path) -> None:
+    """Mark a stage's folder incomplete."""
+    (folder / NAME).unlink(missing_ok=True)
+
+
 def result(folder: Path) -> dict[str, Any] | None:
     """The result of a complete stage; None if the stage did not finish."""
     file = folder / NAME

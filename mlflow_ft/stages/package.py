@@ -16,7 +16,7 @@ from mlflow_ft.forms import card, compare, proving_forms, round_trip
 from mlflow_ft.forms.proving_forms import NewForm, Original, ProvedForm
 from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
-from mlflow_ft.stages import done
+from mlflow_ft.stages import done, leftovers
 from mlflow_ft.stages.evaluate import log_scores
 from mlflow_ft.stages.registered_name import model_name
 from mlflow_ft.values import Data, Exported, Form, Package, Packaged, Scores, Trained
@@ -51,6 +51,7 @@ def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
     if (recorded := done.kept(job.folder / "package", Package)) is not None:
         return recorded
     job.run.begin("package")
+    leftovers.remove_models(job)
     job.run.artifact(trained.folder / compare.REFERENCE, "parity")
     forms = [_packaged(job, data, trained, record) for record in chosen(job, trained)]
     exporters = [job.registry.exporters[name] for name in job.config.package.exports or ()]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.job import Job
-from mlflow_ft.stages import checkpoints, done, model, rehearsal
+from mlflow_ft.stages import checkpoints, done, leftovers, model, rehearsal
 from mlflow_ft.values import BaseModel, Data, Trained
 
 WEIGHTS_FILE = "train/weights.json"
@@ -23,6 +23,7 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     """
     if (result := done.result(job.folder / "train")) is not None:
         return _recorded(job, base, result)
+    leftovers.remove_checkpoints(job)
     loaded = model.load(job, data, base)
     rehearsal.rehearse(job, data, loaded)
     job.run.begin("train")

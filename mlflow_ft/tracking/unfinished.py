@@ -39,17 +39,17 @@ def versions_of(run: Run) -> list[ModelVersion]:
     return sorted(versions, key=lambda version: (version.name, int(version.version)))
 
 
-def remove(run: Run, *, alias: str, checkpoints_after: int | None = None) -> list[str]:
+def remove(run: Run, *, alias: str) -> list[str]:
     """Delete the models that the run logged and the versions registered from them, and return what was deleted.
 
-    Logged checkpoints are kept, or only those up to a step, if the training continues after it. `alias` is the one that
-    the run itself sets.
+    Logged checkpoints are kept. `alias` is the one that the run itself sets.
 
     Raises:
         TrackingError: one of the versions has another alias, set by a user.
     """
     client = connect()
-    versions, models = versions_of(run), _models(client, run, checkpoints_after)
+    versions = versions_of(run)
+    models = [model for model in _models(client, run) if _step(model) is None]
     with told("remove the models of the earlier attempt"):
         for version in versions:
             _check_free(client, version, alias)
@@ -61,6 +61,16 @@ def remove(run: Run, *, alias: str, checkpoints_after: int | None = None) -> lis
     return [*names, *(f"the logged model {model.name}" for model in models)]
 
 
+def remove_checkpoints(run: Run, *, after: int) -> list[str]:
+    """Delete the checkpoints that the run logged as models after a step, and return what was deleted."""
+    client = connect()
+    later = [model for model in _models(client, run) if (_step(model) or 0) > after]
+    with told("remove later checkpoints"):
+        for model in later:
+            client.delete_logged_model(model.model_id)
+    return [f"the logged model {model.name}" for model in later]
+
+
 def _check_free(client: MlflowClient, version: ModelVersion, alias: str) -> None:
     others = [name for name in client.get_model_version(version.name, str(version.version)).aliases if name != alias]
     if others:
@@ -70,23 +80,18 @@ def _check_free(client: MlflowClient, version: ModelVersion, alias: str) -> None
         )
 
 
-def _models(client: MlflowClient, run: Run, checkpoints_after: int | None) -> Sequence[LoggedModel]:
+def _models(client: MlflowClient, run: Run) -> Sequence[LoggedModel]:
     experiments, condition = [run.info.experiment_id], f"source_run_id='{run.info.run_id}'"
     with told(f"read the logged models of run {run.info.run_id}"):
-        models = every(
-            lambda token: client.search_logged_models(experiments, filter_string=condition, page_token=token)
+        return list(
+            every(lambda token: client.search_logged_models(experiments, filter_string=condition, page_token=token))
         )
-        return [model for model in models if _step(model) is None or _is_after(_step(model), checkpoints_after)]
 
 
 def _step(model: LoggedModel) -> int | None:
     """The step of a logged checkpoint; None for any other model."""
     step = model.name.removeprefix(CHECKPOINT)
     return int(step) if model.name.startswith(CHECKPOINT) and step.isdecimal() else None
-
-
-def _is_after(step: int | None, last: int | None) -> bool:
-    return step is not None and last is not None and step > last
 
 
 @contextmanager

@@ -28,6 +28,11 @@ class Resume:
     recorded: Mapping[str, str] = field(default_factory=dict)
     """The tags of the run when it was interrupted."""
 
+    @property
+    def step(self) -> int:
+        """The optimizer step after which the training continues; 0: from the start."""
+        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+
 
 class Run(Protocol):
     """The MLflow run of a job. Everything is first written to a journal on disk: an outage loses nothing."""

@@ -128,7 +128,7 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     else:
         with pytest.raises(RuntimeError, match="pulled out") as caught:
             run_to_its_error(run, small, tmp_path, model_name=name)
-        assert "mlflow-ft package" in caught.value.__notes__[0]
+        assert "mlflow-ft resume" in caught.value.__notes__[0]
     failed = latest(client)
     run_id = failed.info.run_id
     assert failed.info.status == "FAILED"
@@ -175,7 +175,7 @@ def test_what_has_changed_since_is_not_packaged(
     rows.write_text(content.replace("apple", "pear"))
     result = run("package", run_id)
     assert (result.code, kept(client, run_id)) == (2, before)
-    assert "the rows, or how they are prepared, have changed" in result.err
+    assert "the rows, or how they are prepared, changed since" in result.err
     rows.write_text(content)
 
     name, _, version = before[1][0].partition("/")

@@ -27,7 +27,7 @@ class Keeper:
         self._job, self._clock = job, clock
         self._every = job.config.training.save_every
         self._last = clock()
-        self._best: tuple[float, int] | None = None
+        self._best = _best(self.parent)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow-ft-checkpoint")
         self._finishing: Future[None] | None = None
 
@@ -36,7 +36,12 @@ class Keeper:
         self._last = self._clock()
 
     def due(self, step: int, max_steps: int) -> bool:
-        """Whether a checkpoint is to be written after this step."""
+        """Whether a checkpoint is to be written after this step; after the last one always.
+
+        With it the stages after the training can be resumed on another machine.
+        """
+        if step >= max_steps:
+            return True
         number, unit = self._every
         if unit == "minutes":
             return self._clock() - self._last >= number * MINUTE
@@ -109,6 +114,16 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         """Wait for the last checkpoint."""
         self._thread.shutdown()
+
+
+def _best(parent: Path) -> tuple[float, int] | None:
+    """The lowest held-out loss among a run's checkpoints, and its step."""
+    losses = []
+    for checkpoint in folder.complete(parent):
+        facts = folder.facts(checkpoint)
+        if facts["eval_loss"] is not None and math.isfinite(facts["eval_loss"]):
+            losses.append((facts["eval_loss"], facts["step"]))
+    return min(losses, default=None)
 
 
 def place(job: Job) -> Path:

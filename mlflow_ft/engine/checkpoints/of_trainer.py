@@ -79,7 +79,8 @@ def restore(trainer: Any, parts: Mapping[str, Any]) -> None:
         ModelError: the checkpoint belongs to another model.
     """
     restore_weights(weights(trainer), parts["weights"])
-    trainer.optimizer.load_state_dict(parts["optimizer"])
+    if parts["optimizer"]:
+        trainer.optimizer.load_state_dict(parts["optimizer"])
     trainer.lr_scheduler.load_state_dict(parts["scheduler"])
     if parts["scaler"]:
         trainer.accelerator.scaler.load_state_dict(parts["scaler"])

@@ -93,10 +93,13 @@ class Resumable:
     def _save(self, *_: Any) -> None:
         """Write a checkpoint; called by the trainer after log and evaluation of a step."""
         trainer, stopping = self._trainer, self._job.run.stopping
+        parts = of_trainer.collect(trainer, self._order) | {EVALUATION_DUE: self._evaluation_due}
+        if trainer.state.global_step >= trainer.state.max_steps:
+            parts["optimizer"] = {}  # it is twice as large as the weights, and there is no next step
         losses = [entry[LOSS] for entry in trainer.state.log_history if LOSS in entry]
         self._keeper.save(
             trainer.state.global_step,
-            of_trainer.collect(trainer, self._order) | {EVALUATION_DUE: self._evaluation_due},
+            parts,
             loss=losses[-1] if losses else None,
             more=lambda place: trainer.state.save_to_json(str(place / STATE_FILE)),
             frozen=self._frozen_digest,
@@ -139,6 +142,8 @@ class Resumable:
         of_trainer.restore_rest(self._trainer, parts)
         restored = of_trainer.collect(self._trainer, self._order)
         for part, saved in parts.items():
+            if part == "optimizer" and not saved:  # after the last step
+                continue
             self._comparison.compare(part, saved, restored[part])
         before, now = folder.facts(self._checkpoint)["frozen_sha256"], self._frozen_digest()
         self._comparison.note("weights that do not train", [] if before == now else ["sha256"], sha256=now)
