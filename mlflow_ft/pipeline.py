@@ -39,11 +39,13 @@ class Outcome:
 def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, now: datetime | None = None) -> Outcome:
     """Fine-tune one model: one job, one MLflow run, from the rows to the registered versions.
 
-    `now` is the time of the whole run, for chat templates that write the date; the current time if not given.
+    With `run.resume` auto an interrupted run with the same settings is continued instead, if there is one. `now` is the
+    time of the whole run, for chat templates that write the date; the current time if not given.
 
     Raises:
         FineTuneError: something the user can fix, or the model was refused; the run is FAILED, with the message as tag.
     """
+    from mlflow_ft.operations import interrupted
     from mlflow_ft.stages import data, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
@@ -53,6 +55,8 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     from mlflow_ft import tracking  # takes seconds; a mistyped path fails before
 
     tracking.check_server()
+    if run_id := interrupted.same_command(config, progress):
+        return resume(run_id, plugins, progress=progress)
     with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(config, now):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +26,8 @@ class RunSection(Section):
     """MLflow experiment; set by `mlflow run` or MLFLOW_EXPERIMENT_NAME when not given."""
     output_dir: Path = Path("outputs")
     """Folder in which every run gets a subfolder named by its run id."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: if a run of the experiment with the same settings is interrupted, continue it instead of a new one."""
     seed: int = 42
     """Seed for the split, the order of the rows and the new weights."""
 
@@ -283,6 +287,13 @@ class Config(Section):
     registry: RegistrySection = RegistrySection()
     origins: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     """Where each value that is not a default came from: `{"adapter.r": "qlora.yaml line 12"}`."""
+
+    @property
+    def key(self) -> str:
+        """sha256 over all settings but names and places of the run: the same for the same command started again."""
+        ours = {f"run.{name}" for name in ("name", "experiment", "output_dir", "resume")}
+        settings = {path: value for path, value in self.flat().items() if path not in ours}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
     def flat(self) -> dict[str, Any]:
         """Every value by full path, as plain JSON values: `{"training.learning_rate": 0.0002, ...}`."""

@@ -60,6 +60,23 @@ class Interrupted:
         return f"after step {Resume(checkpoint=self.checkpoint).step}" if self.checkpoint else "from the start"
 
 
+def same_command(config: Config, progress: Progress) -> str | None:
+    """The run id of the latest interrupted run with the same settings, if `run.resume` is auto; else None.
+
+    Raises:
+        TrackingError: the server does not answer, or a process is working on a run with these settings.
+    """
+    if config.run.resume != "auto":
+        return None
+    from mlflow_ft.tracking import unfinished, vanished
+
+    vanished.reap_of(start.CONFIG_KEY, config.key)
+    run_id: str | None = unfinished.latest(start.CONFIG_KEY, config.key, experiment=config.run.experiment)
+    if run_id is None:
+        progress.say("no interrupted run with these settings: a new one begins")
+    return run_id
+
+
 def find(
     run_id: str,
     plugins: Plugins,

@@ -23,6 +23,8 @@ from mlflow_ft.stages import init_from
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
+CONFIG_KEY = "mlflow_ft.config_key"
+"""Tag with the hash of the resolved settings, by which `run.resume` auto finds the interrupted run."""
 PREPARE = "prepare"
 """In place of a method for a run that only prepares data."""
 
@@ -39,6 +41,7 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     run.set_tags(
         {
             "mlflow_ft.method": config.method,
+            CONFIG_KEY: config.key,
             "mlflow_ft.trust_remote_code": str(config.model.trust_remote_code),
             "mlflow_ft.folder": str(folder),
         }

@@ -13,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking.server import connect, every, told
 
+REFUSED = "mlflow_ft.refused"
 CHECKPOINT = "checkpoint-"
 """Prefix of the names of logged checkpoints, which belong to the training and are kept."""
 
@@ -29,6 +30,33 @@ def find_run(run_id: str) -> Run:
     if run.info.lifecycle_stage == "deleted":
         raise TrackingError(f"the run {run_id} was deleted", hint=f"mlflow runs restore --run-id {run_id}")
     return run
+
+
+def latest(tag: str, value: str, *, experiment: str | None) -> str | None:
+    """The id of the latest run with a tag that was killed or failed, in the experiment of a new run; None without one.
+
+    A run whose model was refused is not interrupted.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    client = connect()
+    with told("look for an interrupted run"):
+        place = _experiment_of_new(client, experiment)
+        runs = client.search_runs([place], f"tags.`{tag}` = '{value}'", max_results=100) if place else []
+    interrupted = (run for run in runs if run.info.status in ("KILLED", "FAILED") and REFUSED not in run.data.tags)
+    return next((str(run.info.run_id) for run in interrupted), None)
+
+
+def _experiment_of_new(client: MlflowClient, name: str | None) -> str | None:
+    """The id of the experiment in which a new run would be; None if it does not exist yet."""
+    if launched := os.environ.get("MLFLOW_RUN_ID"):
+        return str(client.get_run(launched).info.experiment_id)
+    if name is None and (experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+        return experiment_id
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+    experiment = client.get_experiment_by_name(name)
+    return str(experiment.experiment_id) if experiment else None
 
 
 def versions_of(run: Run) -> list[ModelVersion]:
@@ -96,11 +124,20 @@ def _step(model: LoggedModel) -> int | None:
 
 @contextmanager
 def reopening(run: Run) -> Iterator[None]:
-    """Make `open_run` open this run. A run that `mlflow run` opened for the command is left to `mlflow run`."""
+    """Make `open_run` open this run. The empty run that `mlflow run` opened for the command is deleted at the end.
+
+    It is ended first: `mlflow run` then leaves its state alone. If the block raises, it stays, with the error.
+    """
     launched = os.environ.get("MLFLOW_RUN_ID")
     os.environ["MLFLOW_RUN_ID"] = run.info.run_id
     try:
         yield
+        if launched not in (None, run.info.run_id):
+            client = connect()
+            with told(f"delete the empty run {launched}"):
+                client.set_tag(launched, "mlflow.note.content", f"Resumed the run {run.info.run_id}.")
+                client.set_terminated(launched)
+                client.delete_run(launched)
     finally:
         os.environ.pop("MLFLOW_RUN_ID", None)
         if launched is not None:

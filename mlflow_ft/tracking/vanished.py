@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_ft.errors import MEMORY_REMEDIES
+from mlflow_ft.errors import MEMORY_REMEDIES, TrackingError
 from mlflow_ft.tracking import heartbeat
 from mlflow_ft.tracking.heartbeat import AWAY_SECONDS, Beat
 from mlflow_ft.tracking.server import connect, every, told
 
+SILENT_SECONDS = 100.0
+"""Three heartbeats and some: so long a run with the same settings is waited for."""
+LOOK_SECONDS = 5.0
 OURS = "tags.`mlflow_ft.plugins` LIKE '%'"
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,37 @@ def reap_quietly() -> None:
             log.warning("the process of run %s (%s) is gone: the run is marked KILLED", state.run_id, state.name)
     except Exception as error:  # the run about to start checks the server itself
         log.debug("looking for runs whose process is gone: %s", error)
+
+
+def reap_of(tag: str, value: str) -> None:
+    """Mark the runs with a tag KILLED whose process is gone, on another machine too, without the usual long wait.
+
+    A process elsewhere that writes its heartbeat every 30 seconds is waited for: if none comes, it is gone.
+
+    Raises:
+        TrackingError: a process is working on such a run, or the server does not answer.
+    """
+    client, began = connect(), time.time()
+    while working := _working(client, tag, value):
+        for run, beat in working:
+            if beat.here or beat.at > began:
+                raise TrackingError(
+                    f"run {run.info.run_id} has the same settings, and a process is working on it: {beat.pid} on "
+                    f"{beat.host}",
+                    hint="wait for it, or start a separate run with --run.resume never",
+                )
+        log.warning("waiting for a sign of life of run %s", working[0][0].info.run_id)
+        time.sleep(LOOK_SECONDS)
+    reap(away=SILENT_SECONDS)
+
+
+def _working(client: MlflowClient, tag: str, value: str) -> list[tuple[Run, Beat]]:
+    """The runs with a tag whose process may be alive, and their last heartbeats."""
+    with told("look for runs with the same settings"):
+        runs = _search(client, f"attributes.status = 'RUNNING' AND tags.`{tag}` = '{value}'", most=100)
+    beats = [(run, Beat.of_tag(run.data.tags.get(heartbeat.TAG))) for run in runs]
+    now = time.time()
+    return [(run, beat) for run, beat in beats if beat is not None and not beat.gone(now, away=SILENT_SECONDS)]
 
 
 def _end(client: MlflowClient, run: Run, beat: Beat) -> None:
