@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
 from json import dumps, loads
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mlflow_ft import plugins
+from mlflow_ft.cli.chain_stages import CHAINS, Outcome, Stage, dated, settings, split, unless_given
 from mlflow_ft.cli.pairs import PairsCommand
 from mlflow_ft.errors import ConfigError, FineTuneError, RefusedError, StoppedError, UndeliveredError
 from mlflow_ft.plugins import Plugins
@@ -29,38 +30,12 @@ if TYPE_CHECKING:
     from mlflow_ft.config import Config
     from mlflow_ft.tracking import ActiveRun
 
+CHAIN = "MLFLOW_FT_CHAIN_PID"
+"""Tells a stage which process it must not outlive; see `tracking.heartbeat`."""
 FOLDER = "chain"
 LATER = "models:/before/1"
 """Placeholder for the model of a stage that has not run yet."""
 ASKED_FILE = f"{FOLDER}/asked.json"
-Outcome = Mapping[str, Any]
-"""The outcome of a stage: the JSON that `mlflow-ft train --json` prints."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One job of a chain: its method, and which stages' models it uses."""
-
-    method: str
-    defaults: Mapping[str, str]
-    """Settings that the user's own settings override."""
-    init_from: str = ""
-    """The stage whose model is trained further: its adapter, or the whole model if it has none."""
-    whole: bool = False
-    """Start from the whole (merged) model, because another kind of model is trained."""
-    reward_from: str = ""
-    """The stage whose model scores the answers."""
-
-
-ADAPTER = {"adapter.kind": "lora"}
-CHAINS: Mapping[str, tuple[Stage, ...]] = {
-    "align": (Stage(method="sft", defaults=ADAPTER), Stage(method="dpo", defaults=ADAPTER, init_from="sft")),
-    "rlhf": (
-        Stage(method="sft", defaults=ADAPTER),
-        Stage(method="reward", defaults=ADAPTER, init_from="sft", whole=True),
-        Stage(method="ppo", defaults=ADAPTER, init_from="sft", reward_from="reward"),
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,62 +46,6 @@ class ChainOutcome:
     tracking_uri: str
     url: str | None
     stages: Mapping[str, Outcome]
-
-
-def split(arguments: Sequence[str], stages: Sequence[Stage]) -> dict[str, list[str]]:
-    """The `--key value` pairs of each stage: `--sft.data F` goes to one stage, all others to every stage.
-
-    Raises:
-        ConfigError: something is not a pair.
-    """
-    from mlflow_ft.config import pairs
-
-    names = [stage.method for stage in stages]
-    arguments_of: dict[str, list[str]] = {name: [] for name in names}
-    for setting in pairs(arguments):
-        stage, dot, key = setting.key.partition(".")
-        for name in [stage] if dot and stage in names else names:
-            arguments_of[name].append(f"--{key if dot and stage in names else setting.key}={setting.value}")
-    return arguments_of
-
-
-def unless_given(before: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The earlier settings, without those that are given again."""
-    from mlflow_ft.config import pairs
-
-    keys = {setting.key for setting in pairs(arguments)}
-    return [f"--{setting.key}={setting.value}" for setting in pairs(before) if setting.key not in keys]
-
-
-def dated(arguments: Sequence[str], today: date) -> list[str]:
-    """The settings plus the date on which the chain started, unless they set a date."""
-    from mlflow_ft.config import pairs
-
-    has_date = any(setting.key.rpartition(".")[2] == "date" for setting in pairs(arguments))
-    return [*arguments, *([] if has_date else [f"--data.date={today.isoformat()}"])]
-
-
-def settings(stage: Stage, arguments: Sequence[str], outcomes: Mapping[str, Outcome]) -> list[str]:
-    """All arguments of a stage's job; a stage's own setting is left out if the user gave it."""
-    defaults = dict(stage.defaults)
-    if stage.init_from in outcomes:
-        defaults["model.init_from"] = version_of(outcomes[stage.init_from], whole=stage.whole)
-    if stage.reward_from in outcomes:
-        defaults["rollout.reward_model"] = version_of(outcomes[stage.reward_from], whole=True)
-    keys = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
-    extra = [
-        f"--{path}={value}"
-        for path, value in defaults.items()
-        if path not in keys and path.rpartition(".")[2] not in keys
-    ]
-    return [*extra, *arguments]
-
-
-def version_of(outcome: Outcome, *, whole: bool) -> str:
-    """The URI of the version to continue from: the adapter, or the whole model if `whole` or without an adapter."""
-    versions = {version["name"].endswith("-adapter"): version for version in reversed(outcome["versions"])}
-    version = versions.get(not whole) or versions[whole]
-    return f"models:/{version['name']}/{version['version']}"
 
 
 def check(
@@ -180,6 +99,7 @@ def run(
         FineTuneError: a stage failed; earlier stages are kept, and the hint says how to resume.
     """
     from mlflow_ft import tracking
+    from mlflow_ft.tracking import unfinished
 
     tracking.check_server()
     before = tracking.read_json(resume, ASKED_FILE) if resume else None
@@ -192,6 +112,8 @@ def run(
         for stage in CHAINS[chain]
         if resume and (outcome := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
     }
+    begun = unfinished.children(resume) if resume else {}
+    again = {name for name, given in split(arguments, CHAINS[chain]).items() if given}  # they have new settings
     arguments_of, config = check(chain, settings_given, loaded, finished=finished)
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
@@ -206,8 +128,14 @@ def run(
                 progress.say(f"stage {number}, {stage.method}: already done in run {outcome['run_id']}")
             else:
                 progress.say(f"stage {number} of {len(CHAINS[chain])}: {stage.method}")
+                arguments = settings(stage, arguments_of[stage.method], outcomes)
                 outcome = _stage(
-                    active, stage, settings(stage, arguments_of[stage.method], outcomes), progress, environ
+                    active,
+                    stage,
+                    arguments,
+                    progress,
+                    environ,
+                    earlier=None if stage.method in again else begun.get(stage.method),
                 )
             active.artifact_text(dumps(outcome, indent=2), f"{FOLDER}/{stage.method}.json")
             outcomes[stage.method] = outcome
@@ -215,13 +143,23 @@ def run(
 
 
 def _stage(
-    active: ActiveRun, stage: Stage, arguments: Sequence[str], progress: Progress, environ: Mapping[str, str]
+    active: ActiveRun,
+    stage: Stage,
+    arguments: Sequence[str],
+    progress: Progress,
+    environ: Mapping[str, str],
+    *,
+    earlier: str | None = None,
 ) -> Outcome:
-    """Run one job in its own process, so that its memory is freed at the end, and read its outcome."""
-    child = active.nested_run(stage.method)
-    command = [sys.executable, "-m", "mlflow_ft", "train", stage.method, "--json", *arguments]
-    command += ["--quiet"] if progress.quiet else []
-    variables = {**environ, "MLFLOW_RUN_ID": child, "MLFLOW_TRACKING_URI": active.tracking_uri}
+    """Run one job in its own process, so that its memory is freed at the end, and read its outcome.
+
+    `earlier` is the nested run of an interrupted attempt, which continues with the settings that it recorded.
+    """
+    child = earlier or active.nested_run(stage.method)
+    command = [sys.executable, "-m", "mlflow_ft"]
+    command += ["resume", child] if earlier else ["train", stage.method, *arguments]
+    command += ["--json", *(["--quiet"] if progress.quiet else [])]
+    variables = {**environ, "MLFLOW_RUN_ID": child, "MLFLOW_TRACKING_URI": active.tracking_uri, CHAIN: str(os.getpid())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables, start_new_session=True)
     with active.deferring_stop():
         output = _output(process, active)
@@ -260,25 +198,35 @@ SWITCHES = {"json": "Print the outcome as JSON on stdout.", "quiet": "Print erro
 OPTIONS = {"resume RUN": "Resume the chain of this run, with its settings and its finished stages."}
 
 
+def of_run(run_id: str) -> str | None:
+    """The chain of which this is the parent run; None for any other run."""
+    from mlflow_ft import tracking
+
+    asked = tracking.read_json(run_id, ASKED_FILE)
+    return asked["chain"] if asked else None
+
+
+def finish(chain: str, arguments: Sequence[str], *, resume: str | None, progress: Progress, json: bool) -> None:
+    """Run a chain, or the rest of it, and print its outcome."""
+    from mlflow_ft.stages.preflight import reporting_to_run
+
+    with reporting_to_run():
+        outcome = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
+    if json:
+        fields = {"run_id": outcome.run_id, "tracking_uri": outcome.tracking_uri, "stages": dict(outcome.stages)}
+        click.echo(dumps(fields, indent=2))
+        return
+    facts = {"run": outcome.run_id, "tracking": outcome.url or outcome.tracking_uri}
+    for name, stage in outcome.stages.items():
+        facts[name] = ", ".join(f"{version['name']} version {version['version']}" for version in stage["versions"])
+    progress.facts(facts)
+
+
 def command_of(chain: str, about: str) -> click.Command:
     """The command that runs a chain."""
 
     def command(arguments: tuple[str, ...], *, json: bool, quiet: bool, resume: str | None) -> None:
-        from mlflow_ft.stages.preflight import reporting_to_run
-
-        progress = Progress(quiet=quiet)
-        with reporting_to_run():
-            finished = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
-        if json:
-            fields = {"run_id": finished.run_id, "tracking_uri": finished.tracking_uri, "stages": dict(finished.stages)}
-            click.echo(dumps(fields, indent=2))
-            return
-        facts = {"run": finished.run_id, "tracking": finished.url or finished.tracking_uri}
-        for name, outcome in finished.stages.items():
-            facts[name] = ", ".join(
-                f"{version['name']} version {version['version']}" for version in outcome["versions"]
-            )
-        progress.facts(facts)
+        finish(chain, arguments, resume=resume, progress=Progress(quiet=quiet), json=json)
 
     decorate = click.command(
         chain, cls=PairsCommand, options_metavar="[--KEY VALUE]...", switches=SWITCHES, options=OPTIONS, help=about

@@ -30,6 +30,7 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
     refused; a data set or a model may have moved, if its content is the same.
     """
     from mlflow_ft import pipeline, plugins
+    from mlflow_ft.cli import chain
     from mlflow_ft.cli.train import as_dict, report
     from mlflow_ft.config import pairs
     from mlflow_ft.progress import Progress
@@ -39,6 +40,9 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
     if not named:
         raise ConfigError("no run given", hint="mlflow-ft resume RUN_ID; `mlflow-ft runs` lists the runs")
     progress = Progress(quiet=quiet)
+    if (name := chain.of_run(named)) is not None:
+        chain.finish(name, arguments[len(first) :], resume=named, progress=progress, json=json)
+        return
     outcome = pipeline.resume(
         named,
         plugins.load(),

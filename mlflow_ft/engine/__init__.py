@@ -26,6 +26,7 @@ PUBLIC: Mapping[str, tuple[str, ...]] = {
     "training.reward": ("train",),
     "training.online": ("grpo", "rloo"),
     "training.loop": ("arguments", "callbacks", "keep"),
+    "checkpoints.own_loop": ("checkpoints",),
     "models.loading": ("load_saved", "token_ids"),
     "models.left_padding": ("batches", "padded"),
     "models.linear": ("names", "smallest", "common_side"),

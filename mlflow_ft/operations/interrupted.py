@@ -70,8 +70,8 @@ def same_command(config: Config, progress: Progress) -> str | None:
         return None
     from mlflow_ft.tracking import unfinished, vanished
 
-    vanished.reap_of(start.CONFIG_KEY, config.key)
-    run_id: str | None = unfinished.latest(start.CONFIG_KEY, config.key, experiment=config.run.experiment)
+    vanished.reap_of(unfinished.CONFIG_KEY, config.key)
+    run_id: str | None = unfinished.latest(config.key, experiment=config.run.experiment)
     if run_id is None:
         progress.say("no interrupted run with these settings: a new one begins")
     return run_id

@@ -23,8 +23,6 @@ from mlflow_ft.stages import init_from
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
-CONFIG_KEY = "mlflow_ft.config_key"
-"""Tag with the hash of the resolved settings, by which `run.resume` auto finds the interrupted run."""
 PREPARE = "prepare"
 """In place of a method for a run that only prepares data."""
 
@@ -35,6 +33,8 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     Raises:
         ConfigError: the reward model or the gates have changed. ResourceError: the folder cannot be written.
     """
+    from mlflow_ft.tracking.unfinished import CONFIG_KEY
+
     run.begin("config")
     folder = config.run.output_dir.expanduser().resolve() / run.run_id
     job = open_job(config, plugins, registry, run, progress, folder=folder)

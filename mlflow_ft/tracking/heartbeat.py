@@ -23,6 +23,8 @@ from mlflow_ft.tracking.server import answers
 TAG = "mlflow_ft.heartbeat"
 EVERY_SECONDS = 30.0
 TICK_SECONDS = 2.0
+CHAIN = "MLFLOW_FT_CHAIN_PID"
+"""Environment variable of a stage with the process of its chain."""
 AWAY_SECONDS = 900.0
 """After this long without a heartbeat a run on another machine counts as gone: an outage may last some minutes."""
 log = logging.getLogger(__name__)
@@ -115,9 +117,11 @@ def oom_kills() -> int:
     return 0
 
 
-def launcher() -> psutil.Process | None:
-    """The `mlflow run` that started this process, if one did."""
-    with suppress(psutil.Error):
+def launcher(environ: Mapping[str, str] = os.environ) -> psutil.Process | None:
+    """The `mlflow run`, or the chain of jobs, that started this process, if one did."""
+    with suppress(psutil.Error, ValueError):
+        if CHAIN in environ:
+            return psutil.Process(int(environ[CHAIN]))
         for process in psutil.Process().parents():
             words = [Path(word).name for word in process.cmdline()]
             if "mlflow" in words and words[words.index("mlflow") + 1 :][:1] == ["run"]:
@@ -170,7 +174,7 @@ class Heart(threading.Thread):
         except psutil.Error:
             return
         if gone:
-            log.warning("the `mlflow run` that started this process is gone: the run is stopped")
+            log.warning("the `mlflow run` or chain that started this process is gone: the run is stopped")
             self._launched_by = None
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -14,6 +14,8 @@ from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking.server import connect, every, told
 
 REFUSED = "mlflow_ft.refused"
+CONFIG_KEY = "mlflow_ft.config_key"
+"""Tag with the hash of the resolved settings, by which `run.resume` auto finds the interrupted run."""
 CHECKPOINT = "checkpoint-"
 """Prefix of the names of logged checkpoints, which belong to the training and are kept."""
 
@@ -32,10 +34,27 @@ def find_run(run_id: str) -> Run:
     return run
 
 
-def latest(tag: str, value: str, *, experiment: str | None) -> str | None:
-    """The id of the latest run with a tag that was killed or failed, in the experiment of a new run; None without one.
+def children(run_id: str) -> dict[str, str]:
+    """The nested runs of a chain that were killed, by their names: the latest of each that recorded its settings.
 
-    A run whose model was refused is not interrupted.
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    client = connect()
+    with told(f"read the nested runs of {run_id}"):
+        experiment = client.get_run(run_id).info.experiment_id
+        nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=100)
+    names: dict[str, str] = {}
+    for run in nested:
+        if run.info.status == "KILLED" and CONFIG_KEY in run.data.tags:
+            names.setdefault(run.info.run_name, str(run.info.run_id))
+    return names
+
+
+def latest(key: str, *, experiment: str | None) -> str | None:
+    """The id of the latest run with these settings that was killed or failed; None without one.
+
+    It must be in the experiment of a new run. A run whose model was refused is not interrupted.
 
     Raises:
         TrackingError: the server does not answer.
@@ -43,7 +62,7 @@ def latest(tag: str, value: str, *, experiment: str | None) -> str | None:
     client = connect()
     with told("look for an interrupted run"):
         place = _experiment_of_new(client, experiment)
-        runs = client.search_runs([place], f"tags.`{tag}` = '{value}'", max_results=100) if place else []
+        runs = client.search_runs([place], f"tags.`{CONFIG_KEY}` = '{key}'", max_results=100) if place else []
     interrupted = (run for run in runs if run.info.status in ("KILLED", "FAILED") and REFUSED not in run.data.tags)
     return next((str(run.info.run_id) for run in interrupted), None)
 

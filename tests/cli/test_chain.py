@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_ft import plugins
-from mlflow_ft.cli import chain
-from mlflow_ft.cli.chain import CHAINS, Stage
+from mlflow_ft.cli import chain, chain_stages
+from mlflow_ft.cli.chain_stages import CHAINS, Stage
 from mlflow_ft.errors import ConfigError, DataError, FineTuneError, RefusedError, StoppedError, UndeliveredError
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import WORDS, make_rows, write_jsonl
@@ -23,26 +23,26 @@ LEFT = {"versions": [MERGED, ADAPTER]}
 
 def test_a_setting_is_every_stages_or_one_stages() -> None:
     given = ["--model", "M", "--sft.data", "a.jsonl", "--dpo.objective.beta=0.2", "--adapter.r", "8"]
-    assert chain.split(given, CHAINS["align"]) == {
+    assert chain_stages.split(given, CHAINS["align"]) == {
         "sft": ["--model=M", "--data=a.jsonl", "--adapter.r=8"],
         "dpo": ["--model=M", "--objective.beta=0.2", "--adapter.r=8"],
     }
 
 
 def test_a_stage_begins_with_the_adapter_before_it_or_with_the_whole_model() -> None:
-    assert chain.version_of(LEFT, whole=False) == "models:/m-adapter/2"
-    assert chain.version_of(LEFT, whole=True) == "models:/m/3"
-    assert chain.version_of({"versions": [MERGED]}, whole=False) == "models:/m/3"
+    assert chain_stages.version_of(LEFT, whole=False) == "models:/m-adapter/2"
+    assert chain_stages.version_of(LEFT, whole=True) == "models:/m/3"
+    assert chain_stages.version_of({"versions": [MERGED]}, whole=False) == "models:/m/3"
 
 
 def test_given_settings_override_a_stages_own() -> None:
     stage = Stage(method="dpo", defaults={"adapter.kind": "lora"}, init_from="sft", reward_from="reward")
-    assert chain.settings(stage, ["--kind=dora"], {"sft": LEFT, "reward": LEFT}) == [
+    assert chain_stages.settings(stage, ["--kind=dora"], {"sft": LEFT, "reward": LEFT}) == [
         "--model.init_from=models:/m-adapter/2",
         "--rollout.reward_model=models:/m/3",
         "--kind=dora",
     ]
-    assert chain.settings(stage, ["--init_from=x"], {"sft": LEFT}) == ["--adapter.kind=lora", "--init_from=x"]
+    assert chain_stages.settings(stage, ["--init_from=x"], {"sft": LEFT}) == ["--adapter.kind=lora", "--init_from=x"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_input_of_a_finished_stage_may_be_gone(files: dict[str, Path]) -> No
 
 def test_settings_given_again_replace_earlier_ones() -> None:
     before = ["--dpo.data", "old", "--model=M"]
-    assert chain.unless_given(before, ["--dpo.data=new"]) == ["--model=M"]
+    assert chain_stages.unless_given(before, ["--dpo.data=new"]) == ["--model=M"]
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ class Resumable:
 
     def postpone_evaluation(self, control: TrainerControl) -> None:
         """After a signal the checkpoint is written at once; an evaluation that is due waits for `resume`."""
-        if self._job.run.stopping and control.should_evaluate:
+        if control.should_save and control.should_evaluate and self._job.run.stopping:
             self._evaluation_due, control.should_evaluate = True, False
 
     def _frozen_digest(self) -> str:

@@ -69,6 +69,12 @@ class ListedRun:
     def table(self, rows: Any, path: str) -> None:
         self.tables[path] = rows
 
+    def artifact_text(self, text: str, path: str) -> None:
+        self.tables[path] = text
+
+    def upload_checkpoint(self, folder: Path) -> None:
+        pass
+
     def deferring_stop(self) -> Any:
         return nullcontext()
 

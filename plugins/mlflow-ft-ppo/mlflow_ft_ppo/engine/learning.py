@@ -56,6 +56,20 @@ class Learner:
         """Learning rate of the policy in the next step."""
         return float(self._scheduler.get_last_lr()[0])
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: optimizer, schedule, and the order of the mini-batches."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._scheduler.state_dict(),
+            "shuffle": self._shuffle.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["schedule"])
+        self._shuffle.set_state(state["shuffle"])
+
     def learn(self, step: Experience) -> dict[str, float]:
         """Make all passes over the answers; return means over all tokens of all passes, under TRL's names."""
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=step.mask.device))

@@ -12,16 +12,18 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from mlflow_ft import Data, Example, Job, Model, Trained
+from mlflow_ft.engine.checkpoints.own_loop import Checkpoints, checkpoints
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.rewards.reward_watch import RewardWatch
@@ -100,6 +102,7 @@ class PPO:
         self._callbacks = CallbackHandler(self._callback_list(bars), module, data.tokenizer, None, None)
         self._since: dict[str, list[float]] = defaultdict(list)
         self._losses: list[float] = []
+        self._evaluation_due = False
 
     def _state(self) -> TrainerState:
         """The initial state of the training; an epoch is a pass over the prompts."""
@@ -138,10 +141,16 @@ class PPO:
         """Take every step, or stop after a signal."""
         seed = self._job.config.run.seed
         set_seed(seed + self._accelerator.process_index)
-        stream = self._prompts.examples(seed)
         self._call("on_train_begin")
-        if self._args.eval_on_start:
-            self._evaluate()
+        with checkpoints(self._job, self, writes=self._accelerator.is_main_process) as kept:
+            restored = kept.restore()
+            if self._evaluation_due or (self._args.eval_on_start and not restored):
+                self._evaluate()
+            self._remaining_steps(kept)
+        self._call("on_train_end")
+
+    def _remaining_steps(self, kept: Checkpoints) -> None:
+        stream = self._prompts.examples(self._job.config.run.seed, skip=self.state.global_step * self._prompts_per_step)
         while self.state.global_step < self.state.max_steps and not self._control.should_training_stop:
             self._call("on_step_begin")
             metrics = self._step(stream)
@@ -151,9 +160,45 @@ class PPO:
             broken = not math.isfinite(metrics["loss"] + metrics["grad_norm"])
             if self._control.should_log or broken:
                 self._log()
-            if self._control.should_evaluate:
+            stopping = self._job.run.stopping
+            self._evaluation_due = stopping and self._control.should_evaluate  # the checkpoint comes first
+            if self._control.should_evaluate and not stopping:
                 self._evaluate()
-        self._call("on_train_end")
+            kept.after_step(self.state.global_step, self.state.max_steps)
+            if stopping:
+                break
+
+    # --- checkpoints
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that train: of the policy, and of the value head."""
+        return {name: weight for name, weight in self.policy.named_parameters() if weight.requires_grad}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rest of the state: see `mlflow_ft.engine.checkpoints.own_loop`."""
+        return {
+            "learner": self._learner.state_dict(),
+            "trainer": asdict(self.state),
+            "beta": self._kl.beta,
+            "since": dict(self._since),
+            "losses": self._losses,
+            "watch": self.watch.state_dict(),
+            "evaluation_due": self._evaluation_due,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._learner.load_state_dict(state["learner"])
+        for name, value in state["trainer"].items():
+            setattr(self.state, name, value)
+        self._kl.beta, self._losses = state["beta"], list(state["losses"])
+        self._since.update(state["since"])
+        self.watch.load_state_dict(state["watch"])
+        self._evaluation_due = state["evaluation_due"]
+
+    @property
+    def _prompts_per_step(self) -> int:
+        return self._everywhere // self._job.config.rollout.num_generations
 
     def _step(self, stream: Iterator[Example]) -> dict[str, float]:
         """Sample, judge and learn; return the step's metrics."""

@@ -94,12 +94,12 @@ class Prompts:
         """The tokens before the answer, including the generation prompt."""
         return render.prompt_ids(self._tokenizer, example)
 
-    def examples(self, seed: int) -> Iterator[Example]:
-        """The prompts in an endless stream, in a new order in each epoch."""
+    def examples(self, seed: int, *, skip: int = 0) -> Iterator[Example]:
+        """The prompts in an endless stream, in a new order in each epoch, without the first ones."""
         generator = torch.Generator().manual_seed(seed)
-        while True:
-            for place in torch.randperm(len(self), generator=generator).tolist():
-                yield self._split.examples[self.indices[place]]
+        orders = (torch.randperm(len(self), generator=generator).tolist() for _ in itertools.count())
+        for place in itertools.islice(itertools.chain.from_iterable(orders), skip, None):
+            yield self._split.examples[self.indices[place]]
 
 
 def prompts(job: Job, data: Data, model: Any) -> Prompts:

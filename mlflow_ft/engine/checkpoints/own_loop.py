@@ -1,0 +1,93 @@
+"""Checkpoints for a method that trains in a loop of its own, not in a transformers Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from mlflow_ft.engine.checkpoints import folder, generators
+from mlflow_ft.engine.checkpoints.comparison import Comparison
+from mlflow_ft.engine.checkpoints.keeper import Keeper
+from mlflow_ft.engine.checkpoints.of_trainer import restore_weights
+from mlflow_ft.values import Job
+
+RANDOM, WEIGHTS = "random", "weights"
+
+
+class Resumable(Protocol):
+    """A training that can say all that decides how it continues."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that train, by name; they are restored in place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything else but the global random generators, as nested dicts and lists of plain values and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+
+
+@contextmanager
+def checkpoints(job: Job, training: Resumable, *, writes: bool = True) -> Iterator[Checkpoints]:
+    """Write checkpoints after the steps where one is due, and restore the one from which a job is resumed.
+
+    At the end of the block the last checkpoint is on the disk. `writes` is False in all processes of a training but
+    one.
+
+    with checkpoints(job, training) as kept:
+        kept.restore()
+        for step in range(training.step + 1, steps + 1):
+            ...
+            kept.after_step(step, steps)
+    """
+    with Keeper(job) as keeper:
+        keeper.begin()
+        yield Checkpoints(job, training, keeper, writes=writes)
+
+
+class Checkpoints:
+    """The checkpoints of a training."""
+
+    def __init__(self, job: Job, training: Resumable, keeper: Keeper, *, writes: bool) -> None:
+        self._job, self._training, self._keeper, self._writes = job, training, keeper, writes
+
+    def after_step(self, step: int, steps: int, *, loss: float | None = None) -> None:
+        """Write a checkpoint if one is due, or a signal has arrived.
+
+        Args:
+            step: optimizer steps so far, counted from 1.
+            steps: steps of the whole training.
+            loss: the last held-out loss, by which the best checkpoint is kept.
+        """
+        stopping = self._job.run.stopping
+        if self._writes and (stopping or self._keeper.due(step, steps)):
+            self._keeper.save(step, self._parts(), loss=loss, wait=stopping)
+
+    def restore(self) -> bool:
+        """Restore the job's checkpoint, and prove that all is as it was saved; False if there is none.
+
+        Call it right before the next step: what follows must not draw random numbers first.
+
+        Raises:
+            RefusedError: something that was restored differs. ModelError: the checkpoint belongs to another model.
+        """
+        resume = self._job.resume
+        if resume is None or resume.checkpoint is None:
+            return False
+        parts = folder.read(resume.checkpoint)
+        restore_weights(self._training.weights(), parts[WEIGHTS])
+        self._training.load_state_dict({name: part for name, part in parts.items() if name not in (RANDOM, WEIGHTS)})
+        generators.restore(parts[RANDOM])
+        comparison = Comparison(self._job, resume)
+        restored = self._parts()
+        for name, part in parts.items():
+            comparison.compare(name, part, restored[name])
+        comparison.report()
+        return True
+
+    def _parts(self) -> dict[str, Any]:
+        weights = {name: weight.detach() for name, weight in self._training.weights().items()}
+        return {WEIGHTS: weights, RANDOM: generators.collect(), **self._training.state_dict()}
