@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config import Given, read_yaml, resolve
 from mlflow_ft.config.schema import Config
@@ -37,7 +37,16 @@ def config(store: Store, run_id: str, registry: Registry, *, settings: Sequence[
     method = str(next((setting.value for setting in recorded if setting.key == "method"), ""))
     if method == PREPARE:
         raise ConfigError(f"run {run_id} only prepared data; it trained no model")
-    return resolve(method, defaults=registry.trainers[method].defaults, file=recorded, command_line=settings)
+    defaults = registry.trainers[method].defaults
+    return _as_asked(resolve(method, defaults=defaults, file=recorded, command_line=settings), defaults)
+
+
+def _as_asked(config: Config, defaults: Mapping[str, Any]) -> Config:
+    """The configuration without an origin for values that are the method's own: the file has them all, asked or not."""
+    own = resolve(config.method, defaults=defaults).flat()
+    values = config.flat()
+    asked = {path: place for path, place in config.origins.items() if values[path] != own[path]}
+    return config.model_copy(update={"origins": asked})
 
 
 def moment(run: Run) -> datetime:
