@@ -86,13 +86,15 @@ def run(
     loaded: Plugins,
     *,
     resume: str | None = None,
+    accept_changes: bool = False,
     progress: Progress,
     today: date | None = None,
     environ: MutableMapping[str, str] = os.environ,
 ) -> ChainOutcome:
     """Run every unfinished stage, each in its own nested run.
 
-    `resume` is the run of an interrupted chain, whose settings and finished stages are reused. `today` is the date
+    `resume` is the run of an interrupted chain, whose settings and finished stages are reused; a stage that was killed
+    continues, with `accept_changes` although something changed since. `today` is the date
     that chat templates see in every stage, even if one is resumed later.
 
     Raises:
@@ -129,14 +131,10 @@ def run(
             else:
                 progress.say(f"stage {number} of {len(CHAINS[chain])}: {stage.method}")
                 arguments = settings(stage, arguments_of[stage.method], outcomes)
-                outcome = _stage(
-                    active,
-                    stage,
-                    arguments,
-                    progress,
-                    environ,
-                    earlier=None if stage.method in again else begun.get(stage.method),
-                )
+                earlier = None if stage.method in again else begun.get(stage.method)
+                command = ["resume", earlier] if earlier else ["train", stage.method, *arguments]
+                command += ["--accept-changes"] if earlier and accept_changes else []
+                outcome = _stage(active, stage, command, progress, environ, child=earlier)
             active.artifact_text(dumps(outcome, indent=2), f"{FOLDER}/{stage.method}.json")
             outcomes[stage.method] = outcome
     return ChainOutcome(run_id=active.run_id, tracking_uri=active.tracking_uri, url=active.url, stages=outcomes)
@@ -149,16 +147,14 @@ def _stage(
     progress: Progress,
     environ: Mapping[str, str],
     *,
-    earlier: str | None = None,
+    child: str | None = None,
 ) -> Outcome:
     """Run one job in its own process, so that its memory is freed at the end, and read its outcome.
 
-    `earlier` is the nested run of an interrupted attempt, which continues with the settings that it recorded.
+    `child` is the nested run of an interrupted attempt, which continues.
     """
-    child = earlier or active.nested_run(stage.method)
-    command = [sys.executable, "-m", "mlflow_ft"]
-    command += ["resume", child] if earlier else ["train", stage.method, *arguments]
-    command += ["--json", *(["--quiet"] if progress.quiet else [])]
+    child = child or active.nested_run(stage.method)
+    command = [sys.executable, "-m", "mlflow_ft", *arguments, "--json", *(["--quiet"] if progress.quiet else [])]
     variables = {**environ, "MLFLOW_RUN_ID": child, "MLFLOW_TRACKING_URI": active.tracking_uri, CHAIN: str(os.getpid())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables, start_new_session=True)
     with active.deferring_stop():
@@ -206,12 +202,20 @@ def of_run(run_id: str) -> str | None:
     return asked["chain"] if asked else None
 
 
-def finish(chain: str, arguments: Sequence[str], *, resume: str | None, progress: Progress, json: bool) -> None:
+def finish(
+    chain: str,
+    arguments: Sequence[str],
+    *,
+    resume: str | None,
+    accept_changes: bool = False,
+    progress: Progress,
+    json: bool,
+) -> None:
     """Run a chain, or the rest of it, and print its outcome."""
     from mlflow_ft.stages.preflight import reporting_to_run
 
     with reporting_to_run():
-        outcome = run(chain, arguments, plugins.load(), resume=resume, progress=progress)
+        outcome = run(chain, arguments, plugins.load(), resume=resume, accept_changes=accept_changes, progress=progress)
     if json:
         fields = {"run_id": outcome.run_id, "tracking_uri": outcome.tracking_uri, "stages": dict(outcome.stages)}
         click.echo(dumps(fields, indent=2))

@@ -41,7 +41,8 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
         raise ConfigError("no run given", hint="mlflow-ft resume RUN_ID; `mlflow-ft runs` lists the runs")
     progress = Progress(quiet=quiet)
     if (name := chain.of_run(named)) is not None:
-        chain.finish(name, arguments[len(first) :], resume=named, progress=progress, json=json)
+        rest = arguments[len(first) :]
+        chain.finish(name, rest, resume=named, accept_changes=accept_changes, progress=progress, json=json)
         return
     outcome = pipeline.resume(
         named,

@@ -72,7 +72,7 @@ def open_run(
             yield run
             status = "FINISHED"
         except BaseException as raised:
-            error = out_of_memory(raised) or raised
+            error = signals.instead_of(raised) or out_of_memory(raised) or raised
             status = _state_of(error)
             if error is not raised:
                 raise error from raised

@@ -58,6 +58,12 @@ class StopSignals:
         if self.received is not None:
             raise StoppedError(self.received)
 
+    def instead_of(self, error: BaseException) -> StoppedError | None:
+        """What to raise instead of an error after a signal: libraries wrap a signal's error in errors of their own."""
+        if self.received is None or isinstance(error, StoppedError | KeyboardInterrupt):
+            return None
+        return StoppedError(self.received)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.received = self.received is None, self.received or number
         if not (first and self._deferring):

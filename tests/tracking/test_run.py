@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import StoppedError, TrackingError
@@ -243,3 +245,17 @@ def test_a_run_that_fails_while_the_server_is_away_keeps_its_own_error(
     assert json.loads((tmp_path / "folder" / "run.json").read_text())["pending_status"] == "FAILED"
     assert deliver(tmp_path / "folder") == 0
     assert status(client, run.run_id) == "FAILED"
+
+
+def test_a_signal_that_a_library_wraps_in_its_own_error_ends_the_run_killed(
+    client: MlflowClient, config: Config, plugins: Plugins
+) -> None:
+    """MLflow's SQL store turns whatever is raised inside it, a signal's error too, into an error of its own."""
+    with pytest.raises(StoppedError) as caught, open_run(config.run, plugins=plugins) as run:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except StoppedError as stopped:
+            raise MlflowException(f"could not set tags: {stopped}") from stopped
+    assert caught.value.exit_code == 143
+    assert status(client, run.run_id) == "KILLED"
