@@ -8,11 +8,12 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # This project's environment comes first on PATH: MLflow's local environment runs plain `python`.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test faults lint clean
 
 help:
 	@echo "make demo    fine-tune a small model on the sample data (minutes on a CPU)"
 	@echo "make test    run the tests"
+	@echo "make faults  kill runs, cut off servers, fill disks; prints what was survived (half an hour)"
 	@echo "make lint    check style, types and imports"
 	@echo "make clean   remove the environment, caches and builds; runs and models stay"
 
@@ -22,6 +23,10 @@ demo: .venv
 # One worker per core, one file per worker at a time: the tests of a file share fixtures that are slow to make.
 test: .venv
 	@python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# A few of these are in `make test`.
+faults: .venv
+	@ALL_FAULTS=1 python -m pytest tests/faults --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv
 	@echo "ruff check";  ruff check --quiet .
