@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,6 +98,7 @@ class Keeper:
             self._job.run.upload_checkpoint(finished)
 
     def _warn(self, step: int, error: OSError) -> None:
+        shutil.rmtree(self.parent / f"{folder.name(step)}{folder.PARTIAL}", ignore_errors=True)
         self._job.progress.warn(
             f"the checkpoint of step {step} could not be written under {self.parent}: {error.strerror or error}; "
             "training continues"
