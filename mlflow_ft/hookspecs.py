@@ -100,7 +100,8 @@ def before_train(job: Job, data: Data, model: Model) -> None:
 def training_callbacks(job: Job) -> Sequence[Any]:  # type: ignore[empty-body]  # a specification has no body
     """Return `transformers.TrainerCallback` objects to add to the trainer's own.
 
-    Called once, when the trainer is created, before the first step.
+    Called once, when the trainer is created, before the first step. A callback with `state_dict()` and
+    `load_state_dict(state)` (plain values and tensors) keeps its state in checkpoints.
     """
 
 
