@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking.server import connect, every, told
@@ -143,20 +144,20 @@ def _step(model: LoggedModel) -> int | None:
 
 @contextmanager
 def reopening(run: Run) -> Iterator[None]:
-    """Make `open_run` open this run. The empty run that `mlflow run` opened for the command is deleted at the end.
+    """Make `open_run` open this run. The run that `mlflow run` opened for the command stays empty, and says why.
 
-    It is ended first: `mlflow run` then leaves its state alone. If the block raises, it stays, with the error.
+    It cannot be deleted: `mlflow run` sets its state at the end, and fails if it cannot.
     """
     launched = os.environ.get("MLFLOW_RUN_ID")
+    if launched is not None and launched != run.info.run_id:
+        client, text = connect(), f"Empty: this command continued the run {run.info.run_id} ({run.info.run_name})."
+        with told(f"describe the run {launched}"):
+            client.set_tag(launched, MLFLOW_RUN_NAME, f"resume {run.info.run_name}")
+            client.set_tag(launched, MLFLOW_RUN_NOTE, text)
+            client.set_tag(launched, "mlflow_ft.resumes", run.info.run_id)
     os.environ["MLFLOW_RUN_ID"] = run.info.run_id
     try:
         yield
-        if launched not in (None, run.info.run_id):
-            client = connect()
-            with told(f"delete the empty run {launched}"):
-                client.set_tag(launched, "mlflow.note.content", f"Resumed the run {run.info.run_id}.")
-                client.set_terminated(launched)
-                client.delete_run(launched)
     finally:
         os.environ.pop("MLFLOW_RUN_ID", None)
         if launched is not None:
