@@ -86,15 +86,20 @@ def resume(
         FineTuneError: as `run`, or the run is finished, is not interrupted, or something changed since.
     """
     from mlflow_ft.operations import interrupted
-    from mlflow_ft.stages import start
+    from mlflow_ft.stages import data, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     from mlflow_ft import tracking
     from mlflow_ft.tracking import unfinished
 
-    earlier = interrupted.find(run_id, plugins, registry, progress, settings=settings, accept_changes=accept_changes)
-    if only_package:
-        interrupted.check_trained(earlier)
+    with preflight.reporting_to_run():
+        earlier = interrupted.find(
+            run_id, plugins, registry, progress, settings=settings, accept_changes=accept_changes
+        )
+        if only_package:
+            interrupted.check_trained(earlier)
+        accept = partial(data.fits, earlier.config.method, registry)
+        preflight.check(earlier.config, plugins=plugins, registry=registry, accept=accept)
     with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
         job = interrupted.reopen(earlier, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):

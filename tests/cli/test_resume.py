@@ -1,0 +1,225 @@
+"""mlflow-ft resume: which runs continue, from where, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from mlflow_ft.engine.training.callbacks import WatchCallback
+from mlflow_ft.hashes import file_hash
+from mlflow_ft.testing import make_rows, write_jsonl
+from mlflow_ft.tracking import heartbeat
+from tests.cli.conftest import Result
+
+Command = Callable[..., Result]
+SETTINGS = {"max_steps": 6, "eval_steps": 3, "save_steps": 2, "max_new_tokens": 4, "evaluation.max_rows": 2}
+SETTINGS |= {"package.round_trip": "false", "evaluation.on_worse": "warn", "adapter.r": 2, "logging_steps": 2}
+
+
+@pytest.fixture
+def train(run: Command, tiny_model: Path, client: MlflowClient) -> Command:
+    """Train with the settings above and others, in the test's folder."""
+    rows = write_jsonl(Path("rows.jsonl"), make_rows(24))
+
+    def call(**settings: Any) -> Result:
+        given = {"model": tiny_model, "data": rows} | SETTINGS | settings
+        return run("train", "lora", "--quiet", *(f"--{key}={value}" for key, value in given.items()))
+
+    return call
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`stop(3)`: SIGTERM arrives once, in step 3."""
+
+    def at(step: int) -> None:
+        plain = WatchCallback.on_step_end
+        waiting = [step]
+
+        def on_step_end(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if waiting == [state.global_step]:
+                waiting.clear()
+                os.kill(os.getpid(), signal.SIGTERM)
+            plain(self, args, state, control, **more)
+
+        monkeypatch.setattr(WatchCallback, "on_step_end", on_step_end)
+
+    return at
+
+
+def latest(client: MlflowClient) -> Run:
+    (newest, *_) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
+    return newest
+
+
+def weights(run: Run) -> str:
+    return file_hash(Path(run.data.tags["mlflow_ft.folder"], "train", "adapter", "adapter_model.safetensors"))
+
+
+def registered(client: MlflowClient, run: Run) -> list[str]:
+    models = client.search_logged_models(["0"], filter_string=f"source_run_id='{run.info.run_id}'")
+    versions = client.search_model_versions(f"run_id='{run.info.run_id}'")
+    return sorted(model.name for model in models) + sorted(version.name for version in versions)
+
+
+@pytest.fixture
+def interrupted(train: Command, stop: Callable[[int], None], client: MlflowClient) -> Run:
+    """A run that was stopped in step 3."""
+    stop(3)
+    result = train(model_name="resumed")
+    run = latest(client)
+    assert (result.code, run.info.status) == (143, "KILLED")
+    assert f"to continue: mlflow-ft resume {run.info.run_id}" in result.err
+    return run
+
+
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    train: Command, run: Command, client: MlflowClient, interrupted: Run
+) -> None:
+    assert train(model_name="whole").code == 0
+    whole = latest(client)
+    result = run("resume", interrupted.info.run_id, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["run_id"] == interrupted.info.run_id
+    again = client.get_run(interrupted.info.run_id)
+    assert (again.info.status, weights(again)) == ("FINISHED", weights(whole))
+    assert again.data.tags["mlflow_ft.resumed"].startswith("after step 3 on ")
+    assert not {"mlflow_ft.error", "mlflow_ft.stage"} & again.data.tags.keys()
+    for key in ("train/loss", "train/epoch", "eval/loss", "train/learning_rate"):
+        curves = [client.get_metric_history(of.info.run_id, key) for of in (whole, again)]
+        assert [(point.step, point.value) for point in curves[0]] == [(point.step, point.value) for point in curves[1]]
+    assert registered(client, again) == ["adapter", "merged", "resumed", "resumed-adapter"]
+
+    result = run("resume", interrupted.info.run_id)
+    assert (result.code, f"run {interrupted.info.run_id} is FINISHED" in result.err) == (2, True)
+    assert registered(client, again) == ["adapter", "merged", "resumed", "resumed-adapter"]
+
+
+def test_a_changed_setting_is_listed_and_refused(run: Command, client: MlflowClient, interrupted: Run) -> None:
+    given = ("resume", interrupted.info.run_id, "--learning_rate", "0.5", "--run.seed", "1", "--run.name", "other")
+    result = run(*given)
+    assert result.code == 2
+    assert all(name in result.err for name in ("training.learning_rate", "run.seed", "--accept-changes"))
+    assert "run.name" not in result.err  # it has no effect on the training
+    assert client.get_run(interrupted.info.run_id).info.status == "KILLED"
+    result = run(*given, "--accept-changes")
+    assert result.code == 0, result.err
+    tags = client.get_run(interrupted.info.run_id).data.tags
+    assert "training.learning_rate" in tags["mlflow_ft.accepted_changes"]
+
+
+def test_rows_may_move_but_not_change(run: Command, client: MlflowClient, interrupted: Run) -> None:
+    run_id = interrupted.info.run_id
+    content = Path("rows.jsonl").read_text()
+    Path("rows.jsonl").rename("moved.jsonl")
+    result = run("resume", run_id)
+    assert (result.code, "rows.jsonl" in result.err) == (2, True)
+    Path("moved.jsonl").write_text(content.replace("apple", "pear"))
+    result = run("resume", run_id, "--data", "moved.jsonl")
+    assert (result.code, "the rows, or how they are prepared, changed since" in result.err) == (2, True)
+    Path("moved.jsonl").write_text(content)
+    result = run("resume", run_id, "--data", "moved.jsonl")
+    assert result.code == 0, result.err
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_the_store_alone_is_enough(run: Command, client: MlflowClient, interrupted: Run) -> None:
+    shutil.rmtree(interrupted.data.tags["mlflow_ft.folder"])
+    result = run("resume", interrupted.info.run_id, "--run.output_dir", "elsewhere")
+    assert result.code == 0, result.err
+    again = client.get_run(interrupted.info.run_id)
+    assert again.data.tags["mlflow_ft.resumed"].startswith("after step 3 on ")
+    assert Path(again.data.tags["mlflow_ft.folder"]).parent == Path("elsewhere").absolute()
+    assert (Path("elsewhere") / interrupted.info.run_id / "train" / "adapter").is_dir()
+
+
+def test_a_corrupt_checkpoint_is_replaced_from_the_store(run: Command, client: MlflowClient, interrupted: Run) -> None:
+    place = Path(interrupted.data.tags["mlflow_ft.folder"], "train", "checkpoints")
+    (place / "step-000003" / "weights.safetensors").write_bytes(b"")
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 0, result.err
+    assert "step-000003: the checkpoint is corrupt and is skipped: weights.safetensors  has changed" in result.err
+    assert client.get_run(interrupted.info.run_id).data.tags["mlflow_ft.resumed"].startswith("after step 3 on ")
+
+
+def test_half_an_upload_does_not_count(run: Command, client: MlflowClient, interrupted: Run) -> None:
+    artifacts = Path(interrupted.info.artifact_uri, "checkpoints")
+    sorted((artifacts / "files").iterdir())[0].unlink()
+    shutil.rmtree(interrupted.data.tags["mlflow_ft.folder"])
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 0, result.err
+    assert "step-000003: the checkpoint in the store is incomplete and is skipped" in result.err
+    assert client.get_run(interrupted.info.run_id).data.tags["mlflow_ft.resumed"].startswith("from the start on ")
+
+
+def test_a_run_with_a_living_process_is_not_resumed(run: Command, client: MlflowClient, interrupted: Run) -> None:
+    process = psutil.Process()
+    beat = {"at": 1e12, "host": "there", "machine": heartbeat.machine(), "pid": process.pid}
+    client.set_tag(interrupted.info.run_id, heartbeat.TAG, json.dumps(beat | {"started": process.create_time()}))
+    client.update_run(interrupted.info.run_id, status="RUNNING")
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 2
+    assert f"process {process.pid} on there was working on it" in result.err
+    assert "mlflow-ft runs --reap" in result.err
+
+
+def test_what_cannot_be_resumed_is_said(run: Command, client: MlflowClient) -> None:
+    for words, said in ((["resume"], "no run given"), (["resume", "0123456789abcdef"], "0123456789abcdef")):
+        result = run(*words)
+        assert (result.code, said in result.err) == (2, True)
+    with_nothing = client.create_run("0").info.run_id
+    result = run("resume", with_nothing)
+    assert (result.code, "it is not a training run of mlflow-ft" in result.err) == (2, True)
+
+
+def test_the_same_command_continues_its_own_run(
+    train: Command, stop: Callable[[int], None], client: MlflowClient
+) -> None:
+    before = len(client.search_runs(["0"]))
+    asked = {"resume": "auto", "model_name": "auto"}
+    stop(4)
+    assert train(**asked).code == 143
+    interrupted = latest(client)
+    assert train(**asked, **{"adapter.r": 4}).code == 0  # other settings: another run
+    assert train(**asked, **{"run.name": "another name"}).code == 0
+    assert len(client.search_runs(["0"])) == before + 2
+    again = client.get_run(interrupted.info.run_id)
+    assert (again.info.status, again.data.tags["mlflow_ft.resumed"][:12]) == ("FINISHED", "after step 4")
+    assert train(**asked).code == 0  # nothing is interrupted any more
+    assert len(client.search_runs(["0"])) == before + 3
+
+
+def test_a_run_that_was_stopped_while_it_was_packaged_goes_on_there(
+    run: Command, train: Command, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_ft.stages import package
+
+    seal = package._seal
+
+    def stopped(*arguments: Any) -> None:
+        seal(*arguments)
+        monkeypatch.setattr(package, "_seal", seal)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(package, "_seal", stopped)
+    assert train(model_name="packaged").code == 143
+    interrupted = latest(client)
+    assert (interrupted.info.status, interrupted.data.tags["mlflow_ft.stage"]) == ("KILLED", "package")
+    trained = weights(interrupted)
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 0, result.err
+    assert "trained already, for 6 steps" in result.err
+    assert "answers of" not in result.err  # the evaluation is not repeated
+    again = client.get_run(interrupted.info.run_id)
+    assert (again.info.status, weights(again)) == ("FINISHED", trained)
+    assert registered(client, again) == ["adapter", "merged", "packaged", "packaged-adapter"]
