@@ -17,7 +17,7 @@ from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import ModelToLog, chat_signature, pinned
 from mlflow_ft.tracking.run import open_operation, open_run, refuse
-from mlflow_ft.tracking.server import check_server, connect, told
+from mlflow_ft.tracking.server import check_server, connect, pinned_store, told
 from mlflow_ft.tracking.store import Store
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "open_operation",
     "open_run",
     "pinned",
+    "pinned_store",
     "plugin_tag",
     "read_json",
     "refuse",
