@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import Problem
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.stages.model import START_TAG
 
@@ -53,8 +54,23 @@ class Change:
     then: str
     now: str
 
+    @property
+    def what(self) -> str:
+        """What it is: `library torch`."""
+        return f"{self.kind} {self.name}"
+
+    @property
+    def problem(self) -> Problem:
+        """The same as a problem to report in an error."""
+        return Problem(place=self.what, message=f"was {_short(self.then)}, is {_short(self.now)}")
+
     def __str__(self) -> str:
-        return f"{self.kind} {self.name}: {self.then}, now {self.now}"
+        return f"{self.what}: {_short(self.then)}, now {_short(self.now)}"
+
+
+def _short(value: str) -> str:
+    """A value for people: the first digits of a hash."""
+    return re.sub(r"(sha256:[0-9a-f]{12})[0-9a-f]+", r"\1", value)
 
 
 def differences(then: Facts, now: Facts, *, kinds: Collection[Kind] = ()) -> list[Change]:

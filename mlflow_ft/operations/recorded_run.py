@@ -52,7 +52,7 @@ def _as_asked(config: Config, defaults: Mapping[str, Any]) -> Config:
 
 @contextmanager
 def working_folder(run: Run) -> Iterator[Path]:
-    """Work in the folder in which a run was started, if this machine has it: relative paths in its settings begin there.
+    """Work in the folder in which a run was started, if it is here: relative paths in its settings begin there.
 
     A relative address of the tracking store keeps its meaning.
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, DataError, Problem
+from mlflow_ft.errors import ConfigError, DataError
 from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.operations.changes import Change, Facts
@@ -51,6 +51,11 @@ class Original:
     @property
     def run_id(self) -> str:
         return str(self.run.info.run_id)
+
+    @property
+    def commit(self) -> str:
+        """The commit of the repository in which it was started; "" if there was none."""
+        return str(self.run.data.tags.get("mlflow_ft.git_commit", ""))
 
 
 def find(run_id: str, registry: Registry, *, output_dir: Path | None = None) -> Original:
@@ -113,10 +118,6 @@ def check_inputs(original: Original, job: Job) -> None:
     if differing:
         raise DataError(
             f"run {original.run_id} cannot be reproduced: not everything that it was trained with is the same",
-            problems=[Problem(place=f"{change.kind} {change.name}", message=_sentence(change)) for change in differing],
+            problems=[change.problem for change in differing],
             hint="restore it, or train a new run; nothing was trained",
         )
-
-
-def _sentence(change: Change) -> str:
-    return f"was {change.then}, is {change.now}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.errors import Problem, RefusedError
+from mlflow_ft.errors import RefusedError
 from mlflow_ft.job import Job
 from mlflow_ft.operations.changes import Change
 from mlflow_ft.operations.reproducing import comparison, weights
@@ -75,10 +75,7 @@ class NotReproducedError(RefusedError):
     """The reproduction differs from its original."""
 
     def __init__(self, reproduction: Reproduction) -> None:
-        problems = [
-            Problem(place=f"{change.kind} {change.name}", message=f"was {change.then}, is {change.now}")
-            for change in reproduction.environment
-        ]
+        problems = [change.problem for change in reproduction.environment]
         differs = (
             "this differs in the environment; with all of it as it was, the results are equal bit for bit on a CPU"
         )
@@ -118,7 +115,9 @@ def rule(original: Original, environment: Sequence[Change], *, tolerance: float 
 def announce(original: Original, environment: Sequence[Change], rule: Rule, progress: Progress) -> None:
     """Say before the training what has changed, and how the results will be compared."""
     for change in environment:
-        progress.warn(f"{change.kind} {change.name} has changed: {change.then}, now {change.now}")
+        progress.warn(f"changed since the original: {change}")
+    if any(change.kind == "code" for change in environment) and original.commit:
+        progress.say(f"the original was started at the git commit {original.commit}")
     progress.say(f"reproducing run {original.run_id}; to be compared: {rule}")
 
 
