@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FLOAT32, LOWER = 1e-3, 1e-2
 """Tolerances for losses: of a training in float32, and of one in 16 bits or on a quantised base."""
+ROUNDING = 1e-5
+"""A difference below this is rounding in float32; a different row, weight or setting shows as more."""
 TIMES = ("runtime", "per_second", "step_time", "_seconds")
 """Ends of the names of metrics that measure time."""
 SCORES = ("eval/base/", "eval/tuned/")
@@ -47,6 +49,9 @@ class Rule:
         return "bit for bit" if self.exact else f"losses within {self.tolerance:g}"
 
 
+BITS = Rule(exact=True, tolerance=0)
+
+
 def default_tolerance(config: Config, *, lower: bool) -> float:
     """The tolerance for a training; `lower` is whether it computes in 16 bits."""
     return LOWER if lower or config.model.quantize != "none" else FLOAT32
@@ -69,6 +74,13 @@ class Compared:
     """The first step at which the two differ, by the rule; `then` and `now` are the values there."""
     then: float | None = None
     now: float | None = None
+    began: float = 0.0
+    """The absolute difference at the first step at which they are not the same bit for bit."""
+
+    @property
+    def grown(self) -> bool:
+        """Whether the difference began as rounding: far below what is now a difference."""
+        return 0 < self.began < ROUNDING
 
     @property
     def curve(self) -> bool:
@@ -86,23 +98,24 @@ def _compare(name: str, then: Mapping[int, float], now: Mapping[int, float], rul
     steps = sorted({*then, *now})
     pairs = [(step, then.get(step), now.get(step)) for step in steps]
     step, before, after = next((pair for pair in pairs if not rule.same(*pair[1:])), (None, None, None))
-    exact = Rule(exact=True, tolerance=0)
+    distances = [_distance(*pair[1:]) for pair in pairs]
     return Compared(
         name=name,
         points=len(steps),
-        identical=all(exact.same(*pair[1:]) for pair in pairs),
+        identical=not any(distances),
         same=step is None,
         decides=rule.decides(name),
-        largest=max((_distance(*pair[1:]) for pair in pairs), default=0.0),
+        largest=max(distances, default=0.0),
         step=step,
         then=before,
         now=after,
+        began=next(filter(None, distances), 0.0),
     )
 
 
 def _distance(one: float | None, other: float | None) -> float:
     if one is None or other is None or math.isnan(one) or math.isnan(other):
-        return 0.0 if Rule(exact=True, tolerance=0).same(one, other) else math.inf
+        return 0.0 if BITS.same(one, other) else math.inf
     return abs(one - other)
 
 

@@ -76,16 +76,22 @@ class NotReproducedError(RefusedError):
 
     def __init__(self, reproduction: Reproduction) -> None:
         problems = [change.problem for change in reproduction.environment]
-        differs = (
-            "this differs in the environment; with all of it as it was, the results are equal bit for bit on a CPU"
-        )
-        alike = "nothing differs in code, plugins, versions or machine: something in the training is not deterministic"
         super().__init__(
             f"run {reproduction.reproduces} was not reproduced: {reproduction.sentence}",
             problems=problems,
-            hint=differs if problems else alike,
+            hint=_explanation(reproduction),
         )
         self.reproduction = reproduction
+
+
+def _explanation(reproduction: Reproduction) -> str:
+    first = reproduction.first
+    if not reproduction.environment:
+        return "nothing differs in code, plugins, versions or machine: the training itself is not deterministic"
+    differs = "this differs in the environment; with all of it as it was, the results are equal bit for bit on a CPU"
+    if first and first.grown and not reproduction.rule.exact:
+        return f"{differs}. The difference began as rounding ({first.began:.1g}) and grew, as at high learning rates"
+    return differs
 
 
 def _difference(first: Compared) -> str:
