@@ -78,7 +78,8 @@ def find(run_id: str, registry: Registry, *, output_dir: Path | None = None) -> 
         "experiment": store.experiment_name(run),
         "output_dir": Path.cwd() / (output_dir or config.run.output_dir).expanduser(),
     }
-    config = config.model_copy(update={"run": config.run.model_copy(update=settings)})
+    training = config.training.model_copy(update={"upload_checkpoints": False, "log_checkpoints": False})
+    config = config.model_copy(update={"run": config.run.model_copy(update=settings), "training": training})
     return Original(
         run=run,
         config=pinned(config, run.data.tags),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.errors import FineTuneError, ModelError
 from mlflow_ft.hashes import file_hash
+from mlflow_ft.operations.interrupted import FOLDER
 from mlflow_ft.operations.reproducing.original import Original
-from mlflow_ft.operations.unpackaged import FOLDER
 from mlflow_ft.stages.train import weight_hashes
 
 if TYPE_CHECKING:
