@@ -9,13 +9,12 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_ft.tracking.delivery import JOURNAL_FILE
-
 Curves = Mapping[str, Mapping[int, float]]
 """By metric, the value at each step."""
+ALL = ("",)
 
 
-def recorded(client: MlflowClient, run: Run, *, prefixes: Collection[str]) -> Curves:
+def recorded(client: MlflowClient, run: Run, *, prefixes: Collection[str] = ALL) -> Curves:
     """The whole history of every metric whose name begins with one of the prefixes."""
     names = sorted(name for name in run.data.metrics if name.startswith(tuple(prefixes)))
     return {
@@ -23,12 +22,15 @@ def recorded(client: MlflowClient, run: Run, *, prefixes: Collection[str]) -> Cu
     }
 
 
-def journalled(folder: Path, *, prefixes: Collection[str]) -> Curves:
-    """The same from the journal in a run's folder, which has everything even if the server was away."""
+def journalled(journal: Path, *, prefixes: Collection[str] = ALL) -> Curves:
+    """The same from a run's journal, which has everything even if the server was away; empty without one."""
     curves: dict[str, dict[int, float]] = {}
-    with (folder / JOURNAL_FILE).open(encoding="utf-8") as lines:
-        for line in lines:
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+        try:
             entry = json.loads(line)
-            if entry["key"].startswith(tuple(prefixes)):
-                curves.setdefault(entry["key"], {})[entry["step"]] = float(entry["value"])
+            key, step, value = entry["key"], entry["step"], float(entry["value"])
+        except (ValueError, KeyError, TypeError):  # a line that a crash cut short
+            continue
+        if key.startswith(tuple(prefixes)):
+            curves.setdefault(key, {})[step] = value
     return curves

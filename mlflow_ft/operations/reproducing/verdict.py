@@ -133,9 +133,10 @@ def judge(job: Job, original: Original, trained: Trained, environment: Sequence[
     Raises:
         NotReproducedError: they differ.
     """
-    from mlflow_ft.tracking import curves
+    from mlflow_ft.tracking import JOURNAL_FILE, curves
 
     job.run.begin("compare")
+    measured = curves.journalled(job.folder / JOURNAL_FILE, prefixes=COMPARED)
     reproduction = Reproduction(
         run_id=job.run.run_id,
         reproduces=original.run_id,
@@ -143,7 +144,7 @@ def judge(job: Job, original: Original, trained: Trained, environment: Sequence[
         url=job.run.url,
         folder=str(job.folder),
         rule=rule,
-        metrics=comparison.compare(original.curves, curves.journalled(job.folder, prefixes=COMPARED), rule),
+        metrics=comparison.compare(original.curves, measured, rule),
         weights=weights.compare(original, trained),
         environment=environment,
     )
