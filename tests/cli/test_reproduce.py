@@ -29,7 +29,7 @@ class Shift(TrainerCallback):
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if "lora_B" in name:
-                    weight.add_(1.0)
+                    weight.add_(0.05)
 
 @hookimpl
 def training_callbacks(job):
@@ -96,8 +96,9 @@ def test_a_run_is_reproduced_bit_for_bit(
 def test_a_curve_that_differs_is_named_with_its_first_step_and_the_environment(
     run: Run, client: MlflowClient, original: Callable[[str], str], install: Install
 ) -> None:
+    run_id = original("lora")  # without the plugin
     install("shifted", SHIFTED)
-    result = run("reproduce", "--run_id", original("lora"), "--json")
+    result = run("reproduce", "--run_id", run_id, "--json")
     assert result.code == 1
     outcome = json.loads(result.out)
     assert not outcome["rule"]["exact"], "another plugin is another environment"
