@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from safetensors import safe_open
 def largest_difference(one: Path, other: Path) -> tuple[str, float] | None:
     """The tensor of two safetensors files with the largest absolute difference, and that difference.
 
-    Computed in float32, one tensor at a time; NaN counts as the largest. None if names or shapes differ.
+    Computed in float32, one tensor at a time; a NaN is infinitely far. None if names or shapes differ.
     """
     largest = ("", 0.0)
     with safe_open(one, "pt") as first, safe_open(other, "pt") as second:
@@ -22,7 +23,7 @@ def largest_difference(one: Path, other: Path) -> tuple[str, float] | None:
             if before.shape != after.shape:
                 return None
             difference = _difference(before, after)
-            if not difference <= largest[1]:
+            if difference > largest[1]:
                 largest = (name, difference)
     return largest
 
@@ -30,4 +31,5 @@ def largest_difference(one: Path, other: Path) -> tuple[str, float] | None:
 def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
     if not before.numel():
         return 0.0
-    return float((before.to(torch.float32) - after.to(torch.float32)).abs().max())
+    distance = float((before.to(torch.float32) - after.to(torch.float32)).abs().max())
+    return math.inf if math.isnan(distance) else distance

@@ -65,7 +65,7 @@ def _largest(original: Original, trained: Trained, names: list[str]) -> tuple[st
         for name in names:
             before = _file(original, name, Path(scratch))
             farthest = weight_distance.largest_difference(before, trained.folder / name) if before else None
-            if farthest and (largest[1] is None or not farthest[1] <= largest[1]):
+            if farthest and (largest[1] is None or farthest[1] > largest[1]):
                 largest = farthest
     return largest
 

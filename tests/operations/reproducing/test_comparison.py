@@ -74,12 +74,15 @@ def test_a_missing_point_and_nan_are_differences(rule: Rule) -> None:
     broken = compared({"train/loss": {1: 3.0, 2: math.nan, 3: 1.0}}, rule)["train/loss"]
     assert (broken.step, broken.largest, broken.grown) == (2, math.inf, False)
     (alike,) = comparison.compare({"train/loss": {1: math.nan}}, {"train/loss": {1: math.nan}}, rule)
-    assert alike.identical and alike.same
+    assert alike.identical
+    assert alike.same
 
 
 def test_a_tolerance_is_relative_and_absolute_below_one() -> None:
-    assert NEAR.same(2000.0, 2001.0) and not NEAR.same(2000.0, 2003.0)
-    assert NEAR.same(0.01, 0.0109) and not NEAR.same(0.01, 0.0111)
+    assert NEAR.same(2000.0, 2001.0)
+    assert not NEAR.same(2000.0, 2003.0)
+    assert NEAR.same(0.01, 0.0109)
+    assert not NEAR.same(0.01, 0.0111)
 
 
 def test_16_bits_have_a_wider_tolerance() -> None:

@@ -61,7 +61,8 @@ def test_the_new_run_is_beside_the_original_but_its_files_are_here(
     assert earlier.config.run.experiment == "Default"
     assert earlier.config.run.name == f"{run.info.run_name}-reproduced"
     assert earlier.config.run.output_dir == tmp_path / "here" / "outputs"
-    assert not (earlier.config.training.upload_checkpoints or earlier.config.training.log_checkpoints)
+    assert not (earlier.config.training.upload_checkpoints)
+    assert not (earlier.config.training.log_checkpoints)
     assert earlier.curves == {"train/loss": {1: 0.1}, "train/steps": {0: 3.0}}
     assert earlier.weights is None
     elsewhere = original.find(run.info.run_id, REGISTRY, output_dir=Path("other"))
@@ -71,7 +72,10 @@ def test_the_new_run_is_beside_the_original_but_its_files_are_here(
 def test_commits_and_versions_are_pinned(client: MlflowClient) -> None:
     """A branch or an alias may have moved since."""
     started = asked(["lora", "--init_from", "models:/x@champion"], LOADED)
-    adapter = {"mlflow_ft.start": "models:/x/3 sha256:abc", "mlflow_ft.base_origin": "Hub, with the adapter models:/x/3"}
+    adapter = {
+        "mlflow_ft.start": "models:/x/3 sha256:abc",
+        "mlflow_ft.base_origin": "Hub, with the adapter models:/x/3",
+    }
     whole = {"mlflow_ft.base_model": "models:/x/4", "mlflow_ft.base_origin": "models:/x/4"}
     assert original.pinned(started, adapter).model.init_from == "models:/x/3"
     assert original.pinned(started, whole).model.init_from == "models:/x/4"
