@@ -136,7 +136,7 @@ def reproduce(
     verdict.announce(earlier, environment, rule, progress)
     with recorded_run.working_folder(earlier.run), tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
-        active.set_tags({original.REPRODUCES: run_id})
+        original.link(job, earlier)
         with start.reporting_to_plugins(job), clock_of(config, earlier.moment):
             job, base = model.find(job)
             rows = data.prepare(job, base)

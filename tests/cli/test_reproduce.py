@@ -130,3 +130,7 @@ def test_changed_rows_are_named_before_the_training(
     assert "train/loss" not in failed.data.metrics
     result = run("reproduce", failed.info.run_id)
     assert (result.code, "its training has not ended" in result.err) == (2, True)
+    result = run("resume", failed.info.run_id)
+    assert (result.code, f"start it again: mlflow-ft reproduce {run_id}" in result.err) == (2, True)
+    original_key = client.get_run(run_id).data.tags["mlflow_ft.config_key"]
+    assert failed.data.tags["mlflow_ft.config_key"] != original_key, "the original's command must not continue it"

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 COMPARED = ("train/", "eval/")
 """Prefixes of the metrics that are compared."""
-REPRODUCES = "mlflow_ft.reproduces"
-"""Tag of a reproduction: the id of the original run."""
 ENDED = "train/steps"
 """A metric that is logged when the training has ended."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -101,6 +99,13 @@ def pinned(config: Config, tags: Mapping[str, str]) -> Config:
     elif COMMIT.fullmatch(revision):
         update["revision"] = revision
     return config.model_copy(update={"model": config.model.model_copy(update=update)})
+
+
+def link(job: Job, original: Original) -> None:
+    """Tag the new run with the original, and take from it what would make it an interrupted run of the same command."""
+    from mlflow_ft.tracking import unfinished
+
+    job.run.set_tags({unfinished.REPRODUCES: original.run_id, unfinished.CONFIG_KEY: ""})
 
 
 def changed_environment(original: Original, now: Facts) -> list[Change]:
