@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 FLOAT32, LOWER = 1e-3, 1e-2
 """Tolerances for losses: of a training in float32, and of one in 16 bits or on a quantised base."""
-ROUNDING = 1e-5
-"""A difference below this is rounding in float32; a different row, weight or setting shows as more."""
+ROUNDING = 1e-4
+"""A difference below this is rounding; a different row, weight or setting shows as more."""
 TIMES = ("runtime", "per_second", "step_time", "_seconds")
 """Ends of the names of metrics that measure time."""
 SCORES = ("eval/base/", "eval/tuned/")

@@ -200,6 +200,8 @@ def report(reproduction: Reproduction, progress: Progress) -> None:
     largest = f"{files.largest:.2g}" if files.largest else ""
     rows.append(["weights", f"{files.count} file{'s' * (files.count != 1)}", files.result, largest, ""])
     progress.table(f"Run {reproduction.reproduces} and its reproduction", columns, rows, text=(0, 2))
+    if any(not metric.decides and not metric.identical for metric in reproduction.metrics):
+        progress.say("what is in parentheses does not decide: within a tolerance, only losses do")
     progress.say(reproduction.sentence)
     facts = {"run": reproduction.run_id, "tracking": reproduction.url or reproduction.tracking_uri}
     progress.facts(facts | {"files": reproduction.folder})
@@ -209,7 +211,7 @@ def _result(metric: Compared) -> str:
     if metric.identical:
         return "identical"
     result = "within tolerance" if metric.same else "differs"
-    return result if metric.decides else f"{result} (does not decide)"
+    return result if metric.decides else f"({result})"
 
 
 def _at(metric: Compared) -> str:
