@@ -21,6 +21,7 @@ CHECKPOINTS = ("save_steps", "save_total_limit", "upload_checkpoints", "log_chec
 NO_EFFECT = ("run.", "registry.", "package.", *(f"training.{name}" for name in CHECKPOINTS))
 """Settings that change neither the trained weights nor the scores: names, folders, forms, checkpoints."""
 SEED = "run.seed"
+OWN_CODE: tuple[Kind, str] = ("code", "mlflow-ft")
 NAMED: Mapping[str, tuple[Kind, str]] = {
     "mlflow_ft.data_fingerprint": ("data", "fingerprint"),
     "mlflow_ft.data_digest": ("data", "training rows"),
@@ -28,7 +29,7 @@ NAMED: Mapping[str, tuple[Kind, str]] = {
     START_TAG: ("base", "weights to start from"),
     "mlflow_ft.reward_model": ("rewards", "model"),
     "mlflow_ft.reward_funcs": ("rewards", "functions"),
-    "mlflow_ft.code": ("code", "mlflow-ft"),
+    "mlflow_ft.code": OWN_CODE,
     "mlflow_ft.processor": ("machine", "processor"),
     "mlflow_ft.threads": ("machine", "threads"),
     "mlflow_ft.device": ("machine", "device"),
@@ -90,7 +91,8 @@ def differences(then: Facts, now: Facts, *, kinds: Collection[Kind] = ()) -> lis
 
 
 def _value(facts: Facts, key: tuple[Kind, str]) -> str:
-    missing = NOT_INSTALLED if key[0] in INSTALLED else NOT_RECORDED
+    """A fact; earlier versions, whose runs have no hash of the code, did not record every library."""
+    missing = NOT_INSTALLED if key[0] in INSTALLED and OWN_CODE in facts else NOT_RECORDED
     return facts.get(key, missing)
 
 
