@@ -55,6 +55,11 @@ class Original:
         """The commit of the repository in which it was started; "" if there was none."""
         return str(self.run.data.tags.get("mlflow_ft.git_commit", ""))
 
+    @property
+    def accepted(self) -> str:
+        """The changes that were accepted when it was resumed: its steps were not all trained in one way."""
+        return str(self.run.data.tags.get("mlflow_ft.accepted_changes", ""))
+
 
 def find(run_id: str, registry: Registry, *, output_dir: Path | None = None) -> Original:
     """Read the record of a run. The new run's folder is in `output_dir`, else as in the original, from here.

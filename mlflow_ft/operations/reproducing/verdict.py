@@ -115,13 +115,16 @@ def rule(original: Original, environment: Sequence[Change], *, tolerance: float 
     usual = comparison.default_tolerance(original.config, lower=lower)
     if tolerance is not None:
         return Rule(exact=tolerance == 0, tolerance=tolerance)
-    return Rule(exact=not environment and hardware.device().type == "cpu", tolerance=usual)
+    alike = not environment and not original.accepted
+    return Rule(exact=alike and hardware.device().type == "cpu", tolerance=usual)
 
 
 def announce(original: Original, environment: Sequence[Change], rule: Rule, progress: Progress) -> None:
     """Say before the training what has changed, and how the results will be compared."""
     for change in environment:
         progress.warn(f"changed since the original: {change}")
+    if original.accepted:
+        progress.warn(f"the original was resumed although something had changed: {original.accepted}")
     if any(change.kind == "code" for change in environment) and original.commit:
         progress.say(f"the original was started at the git commit {original.commit}")
     progress.say(f"reproducing run {original.run_id}; to be compared: {rule}")

@@ -36,9 +36,10 @@ def trained(folder: Path, *tensors: float) -> Trained:
     return Trained(folder=folder / "train", base=base, metrics={})
 
 
-def original(folder: Path, recorded: dict[str, str] | None, **settings: Any) -> Original:
+def original(folder: Path, recorded: dict[str, str] | None, *, accepted: str = "", **settings: Any) -> Original:
     info = RunInfo("id", "0", "user", "FINISHED", 0, 1, "active")  # type: ignore[no-untyped-call]  # mlflow's
-    data = RunData(tags=[RunTag("mlflow_ft.folder", str(folder))])  # type: ignore[no-untyped-call]  # mlflow's
+    tags = {"mlflow_ft.folder": str(folder)} | ({"mlflow_ft.accepted_changes": accepted} if accepted else {})
+    data = RunData(tags=[RunTag(*tag) for tag in tags.items()])  # type: ignore[no-untyped-call]  # mlflow's
     config = Config.model_validate({"method": "lora", **settings})
     now = datetime(2026, 1, 1)  # noqa: DTZ001  # templates get local time
     return Original(run=Run(info, data), config=config, moment=now, facts={}, curves={}, weights=recorded)
@@ -125,5 +126,6 @@ def test_the_rule_is_bit_for_bit_only_where_nothing_differs(tmp_path: Path, monk
     assert verdict.rule(run, [], tolerance=0.5) == Rule(exact=False, tolerance=0.5)
     monkeypatch.setattr(hardware, "device", lambda: torch.device("cpu"))
     assert verdict.rule(run, [], tolerance=None).exact
+    assert not verdict.rule(original(tmp_path, None, accepted="library torch"), [], tolerance=None).exact
     monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
     assert not verdict.rule(run, [], tolerance=None).exact
