@@ -19,6 +19,7 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.values import Scores, Version
 
 if TYPE_CHECKING:
+    from mlflow_ft.operations.reproducing.verdict import Reproduction
     from mlflow_ft.preparing.dataset import CheckedData
     from mlflow_ft.preparing.fix import Cleaned
     from mlflow_ft.tracking import ActiveRun
@@ -104,6 +105,50 @@ def resume(
         job = interrupted.reopen(earlier, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
             return _stages(job, active)
+
+
+def reproduce(
+    run_id: str,
+    plugins: Plugins,
+    *,
+    tolerance: float | None = None,
+    output_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Reproduction:
+    """Train a run again from its record, as a new run, and compare curves, scores and weights.
+
+    Nothing is packaged, logged as a model or registered. `tolerance` replaces the usual one; 0 is bit for bit.
+
+    Raises:
+        FineTuneError: as `run`, or the record is incomplete. DataError: data, base model or rewards have changed.
+        NotReproducedError: the results differ.
+    """
+    from mlflow_ft.operations import changes, recorded_run
+    from mlflow_ft.operations.reproducing import original, verdict
+    from mlflow_ft.stages import data, evaluate, model, preflight, start, train
+
+    registry, progress = Registry(plugins), progress or Progress()
+    with preflight.reporting_to_run():
+        earlier = original.find(run_id, registry, output_dir=output_dir)
+        config = earlier.config
+        with recorded_run.working_folder(earlier.run):
+            accept = partial(data.fits, config.method, registry)
+            preflight.check(config, plugins=plugins, registry=registry, accept=accept)
+    from mlflow_ft import tracking
+
+    environment = original.changed_environment(earlier, changes.current(config, plugins))
+    rule = verdict.rule(earlier, environment, tolerance=tolerance)
+    verdict.announce(earlier, environment, rule, progress)
+    with recorded_run.working_folder(earlier.run), tracking.open_run(config.run, plugins=plugins) as active:
+        job = start.job(config, plugins, registry, active, progress)
+        original.link(job, earlier)
+        with start.reporting_to_plugins(job), clock_of(config, earlier.moment):
+            job, base = model.find(job)
+            rows = data.prepare(job, base)
+            original.check_inputs(earlier, job)
+            trained = train.train(job, rows, base)
+            evaluate.evaluate(job, rows, trained)
+            return verdict.judge(job, earlier, trained, environment, rule)
 
 
 def _stages(job: Job, active: ActiveRun) -> Outcome:

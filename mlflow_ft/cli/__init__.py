@@ -21,6 +21,7 @@ COMMANDS = {
     "merge": "Merge an adapter into its base, tensor by tensor.",
     "resume": "Continue a run that was killed, stopped or failed, where it stopped.",
     "package": "Package and register the model of a run that failed after training.",
+    "reproduce": "Train a run again from its record and compare curves, scores and weights.",
     "export": "Write a model in another form (4-bit, GGUF) and compare it with the trained one.",
     "promote": "Move an alias (champion) to a version if every gate passes.",
     "rollback": "Restore the previous champion.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import Problem
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.stages.model import START_TAG
 
@@ -20,6 +21,7 @@ CHECKPOINTS = ("save_steps", "save_total_limit", "upload_checkpoints", "log_chec
 NO_EFFECT = ("run.", "registry.", "package.", *(f"training.{name}" for name in CHECKPOINTS))
 """Settings that change neither the trained weights nor the scores: names, folders, forms, checkpoints."""
 SEED = "run.seed"
+OWN_CODE: tuple[Kind, str] = ("code", "mlflow-ft")
 NAMED: Mapping[str, tuple[Kind, str]] = {
     "mlflow_ft.data_fingerprint": ("data", "fingerprint"),
     "mlflow_ft.data_digest": ("data", "training rows"),
@@ -27,7 +29,7 @@ NAMED: Mapping[str, tuple[Kind, str]] = {
     START_TAG: ("base", "weights to start from"),
     "mlflow_ft.reward_model": ("rewards", "model"),
     "mlflow_ft.reward_funcs": ("rewards", "functions"),
-    "mlflow_ft.code": ("code", "mlflow-ft"),
+    "mlflow_ft.code": OWN_CODE,
     "mlflow_ft.processor": ("machine", "processor"),
     "mlflow_ft.threads": ("machine", "threads"),
     "mlflow_ft.device": ("machine", "device"),
@@ -53,8 +55,23 @@ class Change:
     then: str
     now: str
 
+    @property
+    def what(self) -> str:
+        """What it is: `library torch`."""
+        return f"{self.kind} {self.name}"
+
+    @property
+    def problem(self) -> Problem:
+        """The same as a problem to report in an error."""
+        return Problem(place=self.what, message=f"was {_short(self.then)}, is {_short(self.now)}")
+
     def __str__(self) -> str:
-        return f"{self.kind} {self.name}: {self.then}, now {self.now}"
+        return f"{self.what}: {_short(self.then)}, now {_short(self.now)}"
+
+
+def _short(value: str) -> str:
+    """A value for people: the first digits of a hash."""
+    return re.sub(r"(sha256:[0-9a-f]{12})[0-9a-f]+", r"\1", value)
 
 
 def differences(then: Facts, now: Facts, *, kinds: Collection[Kind] = ()) -> list[Change]:
@@ -74,7 +91,8 @@ def differences(then: Facts, now: Facts, *, kinds: Collection[Kind] = ()) -> lis
 
 
 def _value(facts: Facts, key: tuple[Kind, str]) -> str:
-    missing = NOT_INSTALLED if key[0] in INSTALLED else NOT_RECORDED
+    """A fact; earlier versions, whose runs have no hash of the code, did not record every library."""
+    missing = NOT_INSTALLED if key[0] in INSTALLED and OWN_CODE in facts else NOT_RECORDED
     return facts.get(key, missing)
 
 

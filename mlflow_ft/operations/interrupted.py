@@ -140,6 +140,11 @@ def _check_open(run: Run) -> None:
             f"run {run.info.run_id} was refused ({refused}): {run.data.tags.get(worse.TAG, '')}",
             hint="resuming or packaging it again does not change that",
         )
+    if original := run.data.tags.get(unfinished.REPRODUCES):
+        raise ConfigError(
+            f"run {run.info.run_id} reproduces run {original}; it registers nothing, and is not resumed",
+            hint=f"start it again: mlflow-ft reproduce {original}",
+        )
     if run.info.status == "FINISHED":
         names = [f"{version.name} version {version.version}" for version in unfinished.versions_of(run)]
         raise ConfigError(

@@ -1,9 +1,10 @@
-"""What a run recorded for later commands: its configuration and its clock."""
+"""What a run recorded for later commands: its configuration, its clock and its folder."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,19 @@ def _as_asked(config: Config, defaults: Mapping[str, Any]) -> Config:
     values = config.flat()
     asked = {path: place for path, place in config.origins.items() if values[path] != own[path]}
     return config.model_copy(update={"origins": asked})
+
+
+@contextmanager
+def working_folder(run: Run) -> Iterator[Path]:
+    """Work in the folder in which a run was started, if it is here: relative paths in its settings begin there.
+
+    A relative address of the tracking store keeps its meaning.
+    """
+    from mlflow_ft.tracking import environment, pinned_store
+
+    folder = Path(run.data.tags.get(environment.CWD) or Path.cwd())
+    with pinned_store(), chdir(folder if folder.is_dir() else Path.cwd()):
+        yield Path.cwd()
 
 
 def moment(run: Run) -> datetime:

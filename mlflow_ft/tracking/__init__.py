@@ -10,17 +10,18 @@ from mlflow_ft.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.artifacts import check_uri, fetch, read_json, trained_on
 from mlflow_ft.tracking.checkpoints import fetch as fetch_checkpoint
-from mlflow_ft.tracking.delivery import deliver
+from mlflow_ft.tracking.delivery import JOURNAL_FILE, deliver
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import ModelToLog, chat_signature, pinned
 from mlflow_ft.tracking.run import open_operation, open_run, refuse
-from mlflow_ft.tracking.server import check_server, connect, told
+from mlflow_ft.tracking.server import check_server, connect, pinned_store, told
 from mlflow_ft.tracking.store import Store
 
 __all__ = [
+    "JOURNAL_FILE",
     "MANIFEST",
     "ActiveRun",
     "Journal",
@@ -37,6 +38,7 @@ __all__ = [
     "open_operation",
     "open_run",
     "pinned",
+    "pinned_store",
     "plugin_tag",
     "read_json",
     "refuse",

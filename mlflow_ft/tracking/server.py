@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from mlflow.store.entities import PagedList
 from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking import local_store
 
+VARIABLE = "MLFLOW_TRACKING_URI"
 PROBE_SECONDS = 5.0
 PATIENCE_SECONDS = 300.0
 """How long a stage waits for a server that is down before the run fails."""
@@ -81,6 +82,20 @@ def absolute(uri: str) -> str:
     if path is not None:
         return f"sqlite:///{path.resolve()}" + uri.partition("?")[1] + uri.partition("?")[2]
     return uri if ":" in uri or uri == "databricks" else str(Path(uri).resolve())
+
+
+@contextmanager
+def pinned_store(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+    """Keep a relative address of the tracking store where it points to now, whatever the current folder becomes."""
+    before = environ.get(VARIABLE)
+    environ[VARIABLE] = absolute(mlflow.get_tracking_uri())
+    try:
+        yield
+    finally:
+        if before is None:
+            environ.pop(VARIABLE, None)
+        else:
+            environ[VARIABLE] = before
 
 
 def shown(uri: str) -> str:

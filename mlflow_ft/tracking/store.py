@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.candidacy import Contender
-from mlflow_ft.tracking import contenders, copies, models
+from mlflow_ft.tracking import contenders, copies, curves, models
+from mlflow_ft.tracking.curves import Curves
 from mlflow_ft.tracking.promotion import Ledger
 from mlflow_ft.tracking.server import connect, told
 
@@ -40,6 +41,23 @@ class Store:
         """The run with its tags, parameters and latest metrics."""
         with told(f"read the run {run_id}"):
             return self._client.get_run(run_id)
+
+    def curves(self, run: Run, *, prefixes: Collection[str]) -> Curves:
+        """The whole history of every metric whose name begins with one of the prefixes."""
+        with told(f"read the metrics of run {run.info.run_id}"):
+            return curves.recorded(self._client, run, prefixes=prefixes)
+
+    def experiment_name(self, run: Run) -> str:
+        """The name of the run's experiment."""
+        with told(f"read the experiment of run {run.info.run_id}"):
+            return str(self._client.get_experiment(run.info.experiment_id).name)
+
+    def logged_model(self, run: Run, name: str) -> str | None:
+        """The URI of the latest model of this name that a run logged; None if there is none."""
+        condition = f"source_run_id='{run.info.run_id}' AND name='{name}'"
+        with told(f"read the logged models of run {run.info.run_id}"):
+            models = self._client.search_logged_models([run.info.experiment_id], filter_string=condition)
+        return f"models:/{models[0].model_id}" if models else None
 
     def read(self, run_id: str, path: str) -> Any:
         """The content of a JSON artifact, or the text of any other; None if the run has no such artifact."""

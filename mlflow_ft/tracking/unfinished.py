@@ -17,6 +17,8 @@ from mlflow_ft.tracking.server import connect, every, told
 REFUSED = "mlflow_ft.refused"
 CONFIG_KEY = "mlflow_ft.config_key"
 """Tag with the hash of the resolved settings, by which `run.resume` auto finds the interrupted run."""
+REPRODUCES = "mlflow_ft.reproduces"
+"""Tag of a reproduction with the id of the original run: it registers nothing, and is started again, not resumed."""
 CHECKPOINT = "checkpoint-"
 """Prefix of the names of logged checkpoints, which belong to the training and are kept."""
 

@@ -64,8 +64,11 @@ def test_what_one_side_does_not_know() -> None:
     unread = {key: value for key, value in then.items() if key[0] not in ("data", "base", "library")}
     assert [str(change) for change in changes.differences(old, then)] == [
         "code mlflow-ft: not recorded, now sha256:code",
-        "plugin acme: not installed, now 1.2 sha256:acme",
+        "plugin acme: not recorded, now 1.2 sha256:acme",
     ]
+    without = {key: value for key, value in then.items() if key[0] != "plugin"}
+    (added,) = changes.differences(without, then)
+    assert str(added) == "plugin acme: not installed, now 1.2 sha256:acme"
     (missing,) = changes.differences(then, unread)
     assert str(missing) == "library torch: 2.9.0, now not installed"
     assert changes.differences(then, unread, kinds=("seed", "config")) == []

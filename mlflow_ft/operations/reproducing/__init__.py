@@ -1,0 +1,1 @@
+"""A run trained again from its record, and compared with it."""
