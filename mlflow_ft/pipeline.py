@@ -93,18 +93,18 @@ def resume(
     from mlflow_ft import tracking
     from mlflow_ft.tracking import unfinished
 
-    with preflight.reporting_to_run():
-        earlier = interrupted.find(
-            run_id, plugins, registry, progress, settings=settings, accept_changes=accept_changes
-        )
-        if only_package:
-            interrupted.check_trained(earlier)
-        accept = partial(data.fits, earlier.config.method, registry)
-        preflight.check(earlier.config, plugins=plugins, registry=registry, accept=accept)
-    with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
-        job = interrupted.reopen(earlier, plugins, registry, active, progress)
-        with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
-            return _stages(job, active)
+    settings = interrupted.from_here(settings)
+    with interrupted.folder_of(run_id):
+        with preflight.reporting_to_run():
+            earlier = interrupted.find(run_id, plugins, registry, progress, settings=settings, accept=accept_changes)
+            if only_package:
+                interrupted.check_trained(earlier)
+            fits = partial(data.fits, earlier.config.method, registry)
+            preflight.check(earlier.config, plugins=plugins, registry=registry, accept=fits)
+        with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
+            job = interrupted.reopen(earlier, plugins, registry, active, progress)
+            with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
+                return _stages(job, active)
 
 
 def reproduce(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_ft.engine import aside, hardware, options
+    from mlflow_ft.engine.checkpoints import own_loop
     from mlflow_ft.engine.judging import judge, paired, parity, reference
     from mlflow_ft.engine.merging import fold, quantised
     from mlflow_ft.engine.models import left_padding, linear, loading
@@ -64,6 +65,7 @@ __all__ = [
     "masking",
     "online",
     "options",
+    "own_loop",
     "paired",
     "parity",
     "preference",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem, RefusedError, StoppedError, TrackingError
+from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, RefusedError, StoppedError, TrackingError
 from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.plugins import Plugins
@@ -31,6 +31,8 @@ RESUMED = "mlflow_ft.resumed"
 """The tag of a run that says where it was resumed: after which step or stage, by which machine."""
 PLACES = ("data.path", "data.eval_path", "model.name", "rollout.reward_model", "model.init_from")
 """Settings that say where something is: it may have moved, and is recognised by its content."""
+MADE = ("output_dir", "run.output_dir")
+"""Settings with a path that need not exist yet."""
 REFUSED: tuple[changes.Kind, ...] = ("config", "seed", "rewards", "code", "plugin", "library")
 """Kinds of changes that are refused unless accepted; rows and base model are compared when they are read."""
 
@@ -49,7 +51,7 @@ class Interrupted:
     checkpoint: Path | None
     """Of a training that is not complete: its last sound checkpoint."""
     changed: Sequence[str] = ()
-    """What changed since: accepted, or without effect because the training is complete."""
+    """What changed since: another machine, accepted changes, or any if the training is complete."""
     accept_changes: bool = False
 
     @property
@@ -77,6 +79,29 @@ def same_command(config: Config, progress: Progress) -> str | None:
     return run_id
 
 
+def from_here(settings: Sequence[Given]) -> list[Given]:
+    """The settings, with paths that exist here as absolute ones: the run works in the folder where it was started."""
+    return [
+        replace(setting, value=str(Path(setting.value).absolute()), written=None)
+        if isinstance(setting.value, str) and (setting.key in MADE or Path(setting.value).expanduser().exists())
+        else setting
+        for setting in settings
+    ]
+
+
+@contextmanager
+def folder_of(run_id: str) -> Iterator[None]:
+    """Work in the folder in which a run was started, if it is here.
+
+    Raises:
+        TrackingError: there is no such run.
+    """
+    from mlflow_ft.tracking import unfinished
+
+    with recorded_run.working_folder(unfinished.find_run(run_id)):
+        yield
+
+
 def find(
     run_id: str,
     plugins: Plugins,
@@ -84,11 +109,11 @@ def find(
     progress: Progress,
     *,
     settings: Sequence[Given] = (),
-    accept_changes: bool = False,
+    accept: bool = False,
 ) -> Interrupted:
     """Find a run's configuration, its folder, and its last sound checkpoint, here or in the store.
 
-    `settings` replace recorded ones.
+    `settings` replace recorded ones; `accept` allows changes.
 
     Raises:
         TrackingError: there is no such run, or a process is working on it. ConfigError: it is finished, was not made by
@@ -102,11 +127,11 @@ def find(
     _check_open(run)
     folder = _folder(run, config)
     trained = done.result(folder / "train") is not None
-    changed = _changed(run, recorded, config, plugins)
-    if changed and not (accept_changes or trained):
+    changed, machine = _changed(run, recorded, config, plugins)
+    if changed and not (accept or trained):
         raise ConfigError(
-            f"{len(changed)} changes since run {run_id} was started would make it another training",
-            problems=[Problem(place=change.kind, message=str(change)) for change in changed],
+            f"not resumed: what decides the training of run {run_id} has changed since",
+            problems=[change.problem for change in changed],
             hint="undo them, or accept them with --accept-changes; the run then records them",
         )
     return Interrupted(
@@ -116,8 +141,8 @@ def find(
         moment=recorded_run.moment(run),
         trained=trained,
         checkpoint=None if trained else _checkpoint(run, folder, progress.warn),
-        changed=[str(change) for change in changed],
-        accept_changes=accept_changes,
+        changed=[str(change) for change in (*changed, *machine)],
+        accept_changes=accept,
     )
 
 
@@ -158,11 +183,18 @@ def _check_open(run: Run) -> None:
         )
 
 
-def _changed(run: Run, recorded: Config, config: Config, plugins: Plugins) -> list[changes.Change]:
-    then = changes.of_run(run.data.tags, recorded)
-    now = changes.current(config, plugins)
-    listed = changes.differences(then, now, kinds=REFUSED)
-    return [change for change in listed if change.name not in PLACES and change.then != changes.NOT_RECORDED]
+def _changed(
+    run: Run, recorded: Config, config: Config, plugins: Plugins
+) -> tuple[list[changes.Change], list[changes.Change]]:
+    """What changed since: what is refused, and what is another machine."""
+    then, now = changes.of_run(run.data.tags, recorded), changes.current(config, plugins)
+    listed = [
+        change
+        for change in changes.differences(then, now, kinds=(*REFUSED, "machine"))
+        if change.name not in PLACES and change.then != changes.NOT_RECORDED
+    ]
+    machine = [change for change in listed if change.kind == "machine"]
+    return [change for change in listed if change not in machine], machine
 
 
 def _folder(run: Run, config: Config) -> Path:

@@ -118,6 +118,23 @@ def test_a_changed_setting_is_listed_and_refused(run: Command, client: MlflowCli
     assert "training.learning_rate" in tags["mlflow_ft.accepted_changes"]
 
 
+def test_a_run_is_resumed_from_any_folder(
+    run: Command, client: MlflowClient, interrupted: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its settings name `rows.jsonl`, in the folder where it was started."""
+    os.chdir(tmp_path_factory.mktemp("other"))
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 0, result.err
+    assert client.get_run(interrupted.info.run_id).info.status == "FINISHED"
+
+
+def test_another_machine_is_noted_not_refused(run: Command, client: MlflowClient, interrupted: Run) -> None:
+    client.set_tag(interrupted.info.run_id, "mlflow_ft.threads", "96")
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 0, result.err
+    assert "changed since the run was started: machine threads: 96, now" in result.err
+
+
 def test_rows_may_move_but_not_change(run: Command, client: MlflowClient, interrupted: Run) -> None:
     run_id = interrupted.info.run_id
     content = Path("rows.jsonl").read_text()

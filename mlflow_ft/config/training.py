@@ -1,0 +1,76 @@
+"""The settings of the optimisation and of its checkpoints."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from mlflow_ft.config.section import Section
+
+
+class TrainingSection(Section):
+    """The optimisation; names and meanings are those of transformers.TrainingArguments."""
+
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training rows."""
+    max_steps: int = -1
+    """Stop after this many optimizer steps; -1: after the epochs."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler_type: str = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: float = Field(default=0.03, ge=0)
+    """Steps of linear warm-up, or their share of all steps when below 1."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Clip gradients to this norm."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Rows per device and forward pass."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations to save memory; when not given, yes on a GPU and no on a CPU."""
+    optim: str = "auto"
+    """Name from transformers; auto is paged_adamw_8bit for a quantised base on a GPU, else adamw_torch_fused."""
+    logging_steps: int = Field(default=1, ge=1)
+    """Optimizer steps between two points of the training curves."""
+    log_checkpoints: bool = False
+    """Log the model at every evaluation as a separate logged model, with its held-out loss."""
+    eval_steps: float = Field(default=0.25, gt=0)
+    """Optimizer steps between two held-out losses, or their share of all steps when below 1."""
+    save_steps: float | str = "5min"
+    """Optimizer steps between two checkpoints, their share of all steps when below 1, or minutes (`5min`). A signal
+    always writes one."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints to keep, besides the one with the lowest held-out loss."""
+    upload_checkpoints: bool = True
+    """Upload each checkpoint to the run in the background, so that `resume` works on another machine."""
+
+    @field_validator("save_steps")
+    @classmethod
+    def _is_a_distance(cls, steps: float | str) -> float | str:
+        _distance(steps)
+        return steps
+
+    @property
+    def save_every(self) -> tuple[float, Literal["steps", "share", "minutes"]]:
+        """The distance between two checkpoints, and its unit."""
+        return _distance(self.save_steps)
+
+
+def _distance(steps: float | str) -> tuple[float, Literal["steps", "share", "minutes"]]:
+    text = str(steps).strip()
+    minutes = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?min(?:utes?)?", text)
+    try:
+        number = float(minutes[1] if minutes else text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ValueError("write a number of steps (100), a share of all steps (0.1), or minutes (5min)")
+    if minutes:
+        return number, "minutes"
+    return (number, "share") if number < 1 else (number, "steps")
