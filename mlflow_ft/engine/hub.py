@@ -83,6 +83,12 @@ def find(settings: ModelSection, progress: Progress, *, weights: bool = True) ->
     return _from_hub(settings.name, settings.revision, settings.name, progress, weights=weights)
 
 
+def at_hand(settings: ModelSection) -> bool:
+    """Whether `find` without weights is quick: False for a short name whose model is not kept here yet."""
+    known = SHORT_NAMES.get(settings.name)
+    return known is None or Path(settings.name).is_dir() or (_kept(settings.name, known) / "config.json").is_file()
+
+
 def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
     if not (folder / "config.json").is_file():
         raise ModelError(

@@ -9,6 +9,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from filelock import FileLock
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 from sqlalchemy import NullPool, create_engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -91,3 +93,8 @@ def check_folder(folder: Path, what: str, *, hint: str) -> None:
             pass
     except OSError as reason:
         raise TrackingError(f"{what} cannot be written: {reason.strerror}", hint=hint) from reason
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder that a URI or a path names on this machine; None if it is elsewhere."""
+    return Path(local_file_uri_to_path(uri)) if is_local_uri(uri) else None

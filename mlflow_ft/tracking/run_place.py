@@ -14,12 +14,10 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 
 from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import TrackingError, brief
-from mlflow_ft.tracking.databases import check_folder, exists
+from mlflow_ft.tracking.databases import check_folder, exists, local_folder
 from mlflow_ft.tracking.run import AT_ONCE, deleted_experiment, variables
 from mlflow_ft.tracking.server import is_http, shown, told
 from mlflow_ft.values.inspected import Caution
@@ -39,9 +37,7 @@ class RunPlace:
     @property
     def folder(self) -> Path | None:
         """The folder of its artifacts on this machine; None if they are elsewhere."""
-        if self.artifacts is None or not is_local_uri(self.artifacts):
-            return None
-        return Path(local_file_uri_to_path(self.artifacts))
+        return local_folder(self.artifacts) if self.artifacts else None
 
 
 def find(settings: RunSection, environ: Mapping[str, str] = os.environ) -> RunPlace:

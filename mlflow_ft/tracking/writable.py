@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -23,15 +22,13 @@ from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.rest_utils import http_request
-from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import TrackingError, brief
 from mlflow_ft.tracking import run_place
-from mlflow_ft.tracking.databases import DATABASES, check_database, check_folder, check_sqlite
+from mlflow_ft.tracking.databases import DATABASES, check_database, check_folder, check_sqlite, local_folder
 from mlflow_ft.tracking.run import AT_ONCE, variables
 from mlflow_ft.tracking.run_place import RunPlace
 from mlflow_ft.tracking.server import (
@@ -102,6 +99,11 @@ def check_registry(model_name: str | None) -> str:
     return "in the tracking store" if same else _local(uri, service, table="registered_models")
 
 
+def has_own_registry() -> bool:
+    """Whether the registry is not in the tracking store (MLFLOW_REGISTRY_URI)."""
+    return str(mlflow.get_registry_uri()) != mlflow.get_tracking_uri()
+
+
 def _local(uri: str, service: Service, *, table: str) -> str:
     """Check a store that this process opens itself."""
     if uri == "databricks" or uri.startswith("databricks"):
@@ -111,8 +113,7 @@ def _local(uri: str, service: Service, *, table: str) -> str:
         return check_sqlite(file.absolute(), uri, service)
     if uri.startswith(DATABASES):
         return check_database(uri, service, table=table)
-    if is_local_uri(uri):
-        folder = Path(local_file_uri_to_path(uri))
+    if folder := local_folder(uri):
         hint = f"set {service.variable} to sqlite:///mlflow.db; `mlflow migrate-filestore` copies earlier runs"
         if not MLFLOW_ALLOW_FILE_STORE.get():
             raise TrackingError(f"{uri} is a folder, and MLflow no longer keeps runs in folders", hint=hint)

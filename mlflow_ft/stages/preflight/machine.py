@@ -1,0 +1,64 @@
+"""The checks of the machine before a run: the device, the disks, the plugins."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import space
+from mlflow_ft.stages.preflight.examination import Examination
+from mlflow_ft.values.inspected import Caution
+
+if TYPE_CHECKING:
+    from mlflow_ft.values import BaseModel
+
+
+def check_device(examination: Examination, base: BaseModel | None) -> None:
+    """Check type, attention and quantisation against the device and what is installed."""
+    from mlflow_ft.engine import capabilities
+    from mlflow_ft.engine.models import own_quantization
+
+    config = examination.config
+    examination.check("device", capabilities.check_device)
+    examination.check("type", partial(capabilities.check_dtype, config), setting="model.dtype")
+    attention = partial(capabilities.check_attention, config)
+    examination.check("attention", attention, setting="model.attn_implementation")
+    own = own_quantization.of(base.path) if base else None
+    quantize = own.held if own and own.held else config.model.quantize
+    if quantize != "none":
+        check = partial(capabilities.check_quantization, quantize)
+        examination.check("quantisation", check, setting="model.quantize")
+
+
+def check_disk(examination: Examination, registry: Registry, base: BaseModel | None, artifacts: Path | None) -> None:
+    """Check that the run's folder can be written, and has room for checkpoints and models."""
+    config = examination.config
+    if examination.check("output folder", partial(_output, config), setting="run.output_dir") and base:
+        examination.check("disk", partial(_room, config, registry, base, artifacts), setting="run.output_dir")
+
+
+def _output(config: Config) -> str:
+    from mlflow_ft.tracking.databases import check_folder
+
+    folder = config.run.output_dir.expanduser().absolute()
+    check_folder(folder, f"the output folder {folder}", hint="choose another --run.output_dir")
+    return str(folder)
+
+
+def _room(config: Config, registry: Registry, base: BaseModel, artifacts: Path | None) -> str:
+    return space.check(space.needs(config, registry, base.path, folder=config.run.output_dir, artifacts=artifacts))
+
+
+def check_plugins(plugins: Plugins) -> str | Caution:
+    """The plugins that work; a caution if one is broken. One that the configuration needs is missed by its name."""
+    broken = [info for info in plugins.infos if info.status == "broken"]
+    if broken:
+        return Caution(
+            message="; ".join(f"plugin {info.name} is broken and ignored: {info.error}" for info in broken),
+            remedy="fix or uninstall it",
+        )
+    return f"{len(plugins.active)} work"
