@@ -43,7 +43,7 @@ def exists(uri: str) -> bool:
 def check_sqlite(file: Path, uri: str, service: Service) -> str:
     elsewhere = f"or set {service.variable} to another file"
     if not exists(uri):
-        check_folder(file.parent, f"{shown(uri)}: the folder {file.parent}", hint=f"change its owner, {elsewhere}")
+        check_folder(file.parent, f"{shown(uri)}: the folder {file.parent}", hint=f"make it writable, {elsewhere}")
         return f"{shown(uri)}, which is new"
     with ExitStack() as held:
         if (lock := local_store.lock_of(file)).exists():  # another process may be creating the tables
@@ -59,7 +59,7 @@ def check_sqlite(file: Path, uri: str, service: Service) -> str:
                     f"{shown(uri)} is locked: another process has been writing to it for {LOCKED_SECONDS:.0f} seconds",
                     hint=f"end that process (`fuser {file}` names it), {elsewhere}",
                 ) from error
-            hint = f"change its owner or its disk, {elsewhere}"
+            hint = f"make it writable, {elsewhere}"
             if "not a database" in str(error) or "malformed" in str(error):
                 hint = local_store.remedy(file, uri)
             raise TrackingError(f"{shown(uri)} cannot be written: {error}", hint=hint) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ def find(settings: RunSection, environ: Mapping[str, str] = os.environ) -> RunPl
         TrackingError: the run or the experiment does not exist, or was deleted, or the server does not answer.
     """
     uri = mlflow.get_tracking_uri()
-    new = None if is_http(uri) else str(Path(DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).absolute())
+    new = _new_artifacts()
     if not exists(uri):
         return RunPlace(experiment_id=None, artifacts=new)
     with told("open the store"):
@@ -79,13 +80,25 @@ def check_artifacts(place: RunPlace) -> str | Caution:
     if place.artifacts is None:
         return f"of a new experiment: {LATER}"
     if place.folder is not None:
-        hint = "change its owner, or use another experiment (--run.experiment NAME), whose artifacts are elsewhere"
-        check_folder(place.folder, f"the artifact folder {place.folder}", hint=hint)
+        check_folder(place.folder, f"the artifact folder {place.folder}", hint=_elsewhere(place.folder))
         return str(place.folder)
     if place.artifacts.startswith(("dbfs:", "databricks")):
         return f"{place.artifacts}: {LATER}"
     with variables(os.environ, AT_ONCE):
         return _uploaded(place.artifacts)
+
+
+def _elsewhere(folder: Path) -> str:
+    """What to do about an artifact folder that cannot be written."""
+    new = _new_artifacts()
+    if new is None or folder.is_relative_to(new):
+        return "make it writable"
+    return f"make it writable, or use a new experiment (--run.experiment NAME), whose artifacts go to {new}"
+
+
+def _new_artifacts() -> str | None:
+    """Where the artifacts of a new experiment are; None if only the server knows."""
+    return None if is_http(mlflow.get_tracking_uri()) else str(Path(DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).absolute())
 
 
 def _uploaded(uri: str) -> str | Caution:
@@ -101,7 +114,7 @@ def _uploaded(uri: str) -> str | Caution:
         Exception
     ) as error:  # errors of boto3, of google's, Microsoft's and MLflow's clients, or one is not installed
         raise TrackingError(
-            f"the artifact store {shown(uri)} cannot be written: {brief(error)}",
+            f"the artifact store {shown(uri)} cannot be written: {_reason(error)}",
             hint="check its credentials, its rights and its space; the log of the server that it belongs to says more",
         ) from error
     try:
@@ -112,6 +125,12 @@ def _uploaded(uri: str) -> str | Caution:
             remedy="delete it",
         )
     return f"{shown(uri)} accepts uploads"
+
+
+def _reason(error: Exception) -> str:
+    """An error of an artifact store in few words; MLflow's for a server that fails is long."""
+    status = re.search(r"too many (\d+) error responses", str(error))
+    return f"its server answers {status[1]} to an upload" if status else brief(error)
 
 
 def _may_delete(repository: Any, name: str) -> bool:

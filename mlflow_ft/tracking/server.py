@@ -211,7 +211,7 @@ def _check_sqlite(uri: str, service: Service, *, create: bool) -> None:
         if place.exists() and not os.access(place, os.W_OK):
             what = "folder" if place.is_dir() else "file"
             raise TrackingError(
-                f"{shown(uri)}: the {what} {place} is not writable", hint=f"change its owner, {elsewhere}"
+                f"{shown(uri)}: the {what} {place} is not writable", hint=f"make it writable, {elsewhere}"
             )
     if create:
         local_store.prepare(path.absolute(), uri)

@@ -55,8 +55,8 @@ def examine(config: Config, *, plugins: Plugins, registry: Registry, later: Coll
         inputs.check_rows(examination, plugins, registry)
     if config.method != PREPARE:
         machine.check_device(examination, base)
-    if named:
-        machine.check_disk(examination, registry, base, place.folder if place else None)
+    if machine.check_output(examination) and named and base:
+        machine.check_room(examination, registry, base, place.folder if place else None)
     examination.check("plugins", lambda: machine.check_plugins(plugins))
     return examination
 

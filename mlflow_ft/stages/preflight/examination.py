@@ -48,13 +48,20 @@ class Examination:
         return True
 
     def _note(self, name: str, setting: str, error: FineTuneError) -> None:
-        place = f"{self.config.origins.get(setting, 'default')}  {setting}" if setting else name
+        place = self._place(setting) if setting else name
         inside = [str(problem) for problem in error.problems[:OF_ONE_CHECK]]
         more = [f"and {len(error.problems) - OF_ONE_CHECK} more"] if len(error.problems) > OF_ONE_CHECK else []
         message = f"{error.message}: {'; '.join([*inside, *more])}" if inside else error.message
         self.inspected.append(Inspected(check=name, state="problem", detail=message, remedy=error.hint))
         self._errors.append(error)
         self._problems.append(Problem(place=place, message=message, hint=error.hint))
+
+    def _place(self, setting: str) -> str:
+        """Where a setting was given."""
+        origin = self.config.origins.get(setting)
+        if origin is None:
+            return f"{setting} (default)"
+        return origin if origin.startswith("--") else f"{origin}  {setting}"
 
     @property
     def cautions(self) -> Iterator[Inspected]:

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_ft.config.schema import Config
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import space
@@ -34,23 +33,29 @@ def check_device(examination: Examination, base: BaseModel | None) -> None:
         examination.check("quantisation", check, setting="model.quantize")
 
 
-def check_disk(examination: Examination, registry: Registry, base: BaseModel | None, artifacts: Path | None) -> None:
-    """Check that the run's folder can be written, and has room for checkpoints and models."""
+def check_output(examination: Examination) -> bool:
+    """Check that the run's folder can be written."""
     config = examination.config
-    if examination.check("output folder", partial(_output, config), setting="run.output_dir") and base:
-        examination.check("disk", partial(_room, config, registry, base, artifacts), setting="run.output_dir")
+
+    def check() -> str:
+        from mlflow_ft.tracking.databases import check_folder
+
+        folder = config.run.output_dir.expanduser().absolute()
+        check_folder(folder, f"the output folder {folder}", hint="choose another --run.output_dir")
+        return str(folder)
+
+    return examination.check("output folder", check, setting="run.output_dir")
 
 
-def _output(config: Config) -> str:
-    from mlflow_ft.tracking.databases import check_folder
+def check_room(examination: Examination, registry: Registry, base: BaseModel, artifacts: Path | None) -> None:
+    """Check that the disks have room for checkpoints, models and artifacts."""
+    config = examination.config
 
-    folder = config.run.output_dir.expanduser().absolute()
-    check_folder(folder, f"the output folder {folder}", hint="choose another --run.output_dir")
-    return str(folder)
+    def check() -> str:
+        folder = config.run.output_dir
+        return space.check(space.needs(config, registry, base.path, folder=folder, artifacts=artifacts))
 
-
-def _room(config: Config, registry: Registry, base: BaseModel, artifacts: Path | None) -> str:
-    return space.check(space.needs(config, registry, base.path, folder=config.run.output_dir, artifacts=artifacts))
+    examination.check("disk", check, setting="run.output_dir")
 
 
 def check_plugins(plugins: Plugins) -> str | Caution:
