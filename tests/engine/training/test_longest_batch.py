@@ -96,9 +96,9 @@ def rows(*words: int) -> list[Example]:
     return [Example(messages=({"role": "user", "content": " ".join(["red"] * count)}, turns[1])) for count in words]
 
 
-@pytest.mark.parametrize(("last", "tried_at_all"), [(120, True), (5, False)])
+@pytest.mark.parametrize("last", [120, 5])
 def test_on_a_cpu_it_runs_only_where_rows_are_much_longer(
-    bench: Callable[..., Any], last: int, tried_at_all: bool, capsys: pytest.CaptureFixture[str]
+    bench: Callable[..., Any], last: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup = bench("lora", rows=rows(*[4] * 20, last), max_steps=1, per_device_train_batch_size=2)
     setup = replace(setup, job=replace(setup.job, progress=Progress()))
@@ -106,7 +106,7 @@ def test_on_a_cpu_it_runs_only_where_rows_are_much_longer(
     said = [line for line in capsys.readouterr().err.splitlines() if "longest batch" in line]
     longest = max(len(row.input_ids) for row in setup.data.train.encoded)
     expected = [f"the longest batch fits into memory: 2 rows of up to {longest} tokens"]
-    assert said == (expected if tried_at_all else [])
+    assert said == (expected if last > 100 else [])
 
 
 def test_it_is_made_of_the_longest_rows() -> None:
@@ -122,7 +122,7 @@ def test_it_is_made_of_the_longest_rows() -> None:
     answers = Dataset.from_dict({"prompt_ids": ids, "completion_ids": ids[::-1], "KL_completion_ids": ids})
     lengths = longest_batch.row_lengths(answers)
     assert lengths is not None
-    assert lengths.tolist() == [10, 18, 11, 14]
+    assert lengths.tolist() == [10, 18, 13, 14]
     assert longest_batch.row_lengths(Dataset.from_dict({"row": ["{}"]})) is None
 
 
