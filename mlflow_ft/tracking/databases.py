@@ -43,7 +43,7 @@ def exists(uri: str) -> bool:
 def check_sqlite(file: Path, uri: str, service: Service) -> str:
     elsewhere = f"or set {service.variable} to another file"
     if not exists(uri):
-        check_folder(file.parent, f"{shown(uri)}: the folder {file.parent}", hint=f"make it writable, {elsewhere}")
+        check_folder(file.parent, f"the folder {file.parent} of {shown(uri)}", hint=f"make it writable, {elsewhere}")
         return f"{shown(uri)}, which is new"
     with ExitStack() as held:
         if (lock := local_store.lock_of(file)).exists():  # another process may be creating the tables
@@ -92,7 +92,7 @@ def check_folder(folder: Path, what: str, *, hint: str) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as reason:
-        raise TrackingError(f"{what} cannot be written: {reason.strerror}", hint=hint) from reason
+        raise TrackingError(f"cannot write under {what}: {reason.strerror}", hint=hint) from reason
 
 
 def local_folder(uri: str) -> Path | None:

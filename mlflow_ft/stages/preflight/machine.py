@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_ft.errors import PluginError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import space
@@ -59,8 +60,19 @@ def check_room(examination: Examination, registry: Registry, base: BaseModel, ar
 
 
 def check_plugins(plugins: Plugins) -> str | Caution:
-    """The plugins that work; a caution if one is broken. One that the configuration needs is missed by its name."""
+    """The plugins that work; a caution if one is broken.
+
+    If the configuration names a record of a broken plugin, the lookup of that name fails.
+
+    Raises:
+        PluginError: one that MLFLOW_FT_PLUGINS names is broken.
+    """
     broken = [info for info in plugins.infos if info.status == "broken"]
+    if chosen := [info for info in broken if info.name in plugins.chosen]:
+        raise PluginError(
+            "; ".join(f"plugin {info.name} is broken: {info.error}" for info in chosen),
+            hint="fix it, or remove it from MLFLOW_FT_PLUGINS",
+        )
     if broken:
         return Caution(
             message="; ".join(f"plugin {info.name} is broken and ignored: {info.error}" for info in broken),
