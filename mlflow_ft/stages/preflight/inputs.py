@@ -42,12 +42,13 @@ def check_files(examination: Examination, registry: Registry, *, reachable: bool
     config = examination.config
     for setting, call in _files(config, registry):
         examination.check("", partial(_silent, call), setting=setting)
+    named = list(_sources(config))
+    known = [source for source in named if reachable or not source[1].startswith(sources.MLFLOW_SCHEMES)]
     checks = [
         examination.check("", partial(_silent, partial(sources.check, name, settings)), setting=setting)
-        for setting, name, settings in _sources(config)
-        if reachable or not name.startswith(sources.MLFLOW_SCHEMES)
+        for setting, name, settings in known
     ]
-    return all(checks)
+    return all(checks) and len(known) == len(named)
 
 
 def check_rows(examination: Examination, plugins: Plugins, registry: Registry) -> None:
