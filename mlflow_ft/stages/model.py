@@ -23,6 +23,7 @@ def find(job: Job) -> tuple[Job, BaseModel]:
     Also returns the job fitted to it; see `fitted`.
     """
     from mlflow_ft.engine.models import generation, own_quantization
+    from mlflow_ft.tracking.databases import local_folder
 
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
@@ -45,7 +46,8 @@ def find(job: Job) -> tuple[Job, BaseModel]:
             "mlflow_ft.base_origin": base.origin,
         }
     )
-    space.check(space.needs(job.config, job.registry, base.path, folder=job.folder, artifacts=job.run.artifact_folder))
+    artifacts = local_folder(job.run.read().info.artifact_uri)
+    space.check(space.needs(job.config, job.registry, base.path, folder=job.folder, artifacts=artifacts))
     job.progress.say(f"model: {base.name} ({base.origin})")
     if own:
         _report_own(job, own)

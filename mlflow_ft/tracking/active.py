@@ -18,7 +18,6 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import environment, inputs, logged_points, models, run_lock, tables
 from mlflow_ft.tracking.checkpoints import CheckpointUploads
-from mlflow_ft.tracking.databases import local_folder
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
@@ -74,11 +73,6 @@ class ActiveRun:
     def url(self) -> str | None:
         """Address of the run in the UI; None for a store without a server."""
         return page(self.tracking_uri, self.experiment_id, self.run_id)
-
-    @property
-    def artifact_folder(self) -> Path | None:
-        """The folder of its artifacts on this machine; None if they are elsewhere."""
-        return local_folder(self.read().info.artifact_uri)
 
     # --- stopping
 
