@@ -99,6 +99,10 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
         json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ModelError(f"model {name!r}: {folder / 'config.json'} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise ModelError(
+            f"model {name!r}: {folder / 'config.json'} cannot be read: {error.strerror}", hint="make it readable"
+        ) from error
     if weights:
         weight_files.check(folder, name)
     return BaseModel(

@@ -86,9 +86,9 @@ def check_database(uri: str, service: Service, *, table: str) -> str:
 def check_folder(folder: Path, what: str, *, hint: str) -> None:
     """Raise if no file can be written into a folder, or the folder cannot be made."""
     place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as reason:

@@ -53,7 +53,7 @@ def check_room(examination: Examination, registry: Registry, base: BaseModel, ar
     config = examination.config
 
     def check() -> str:
-        folder = config.run.output_dir
+        folder = config.run.output_dir.expanduser().absolute()
         return space.check(space.needs(config, registry, base.path, folder=folder, artifacts=artifacts))
 
     examination.check("disk", check, setting="run.output_dir")
