@@ -41,7 +41,8 @@ OF_OPTIMIZER = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "adam
 """Bytes of state for each trained weight. The state of a paged optimizer moves out of the GPU's memory."""
 FURTHER = ("_entropy_window_stats", "_last_world_entropy", "current_gradient_accumulation_steps", "_loss")
 """Further attributes that trainers change in a pass, or need in one."""
-PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, type(None), Tensor)
+"""Kinds of attributes of a layer that a pass may replace. Weights and buffers are not among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,8 @@ class LongestBatchCallback(TrainerCallback):
             batch = self._find(self._trainer)
         if batch is None or not (torch.cuda.is_available() or batch.exceeds > MUCH_LONGER):
             return
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         run(self._trainer, batch)
         peak = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most" if torch.cuda.is_available() else ""
         self._job.progress.say(f"the longest batch fits into memory: {batch.about}{peak}")

@@ -129,13 +129,17 @@ def test_it_is_made_of_the_longest_rows() -> None:
 def test_rotary_positions_that_remember_the_longest_row_forget_this_one(tiny_model: Path) -> None:
     """With dynamic scaling, a long row changes the frequencies for all later rows."""
     scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, rope_parameters=scaled)
-    ids = torch.arange(300)[None]
-    before = model(ids[:, :270]).logits
-    trainer: Any = SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=1))
-    with longest_batch._unchanged(trainer, model):
-        model(torch.arange(500)[None])
-    assert torch.equal(model(ids[:, :270]).logits, before)
+    ids = torch.arange(500)[None]
+    logits = []
+    for tried in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, rope_parameters=scaled)
+        model(ids[:, :270])
+        trainer: Any = SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=1))
+        with longest_batch._unchanged(trainer, model):
+            model(ids if tried else ids[:, :8])
+        logits += [model(ids[:, :length]).logits for length in (260, 400)]
+    assert torch.equal(logits[0], logits[2])
+    assert torch.equal(logits[1], logits[3])
 
 
 @contextmanager
