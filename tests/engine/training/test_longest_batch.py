@@ -142,6 +142,17 @@ def test_rotary_positions_that_remember_the_longest_row_forget_this_one(tiny_mod
     assert torch.equal(logits[1], logits[3])
 
 
+def test_a_buffer_that_every_pass_changes_is_as_before() -> None:
+    layer: Any = torch.nn.BatchNorm1d(4)
+    buffer = layer.running_mean
+    with longest_batch._unchanged(SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=1)), layer):
+        layer(torch.rand(8, 4))
+        assert buffer.any()
+    assert layer.running_mean is buffer
+    assert not buffer.any()
+    assert layer.num_batches_tracked == 0
+
+
 @contextmanager
 def little_memory(size: int) -> Iterator[None]:
     """At most `size` more bytes can be allocated."""
