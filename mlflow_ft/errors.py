@@ -135,6 +135,8 @@ MEMORY_REMEDIES = (
 
 def out_of_memory(error: BaseException) -> ResourceError | None:
     """What to raise instead of an error that means too little memory, of the GPU or of the machine; else None."""
+    if isinstance(error, FineTuneError):  # already in the user's terms
+        return None
     of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     if not (of_torch or isinstance(error, MemoryError)):
         return None

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from mlflow_ft.engine.checkpoints import tree
 from mlflow_ft.engine.training import longest_batch, loop
-from mlflow_ft.errors import MEMORY_REMEDIES, ResourceError
+from mlflow_ft.errors import MEMORY_REMEDIES, ResourceError, out_of_memory
 from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import make_rows
@@ -179,6 +179,7 @@ def test_too_little_memory_is_reported_with_lengths_and_remedies(bench: Callable
         setup.train()
     assert refused.value.message.startswith("out of memory in the longest batch, 64 rows of up to 4,000 tokens: ")
     assert refused.value.hint == MEMORY_REMEDIES
+    assert out_of_memory(refused.value) is None, "the end of the run would report it twice"
     assert not (setup.job.folder / "train" / "model").exists()
 
 
