@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from mlflow_ft.config.schema import ModelSection
@@ -89,6 +90,12 @@ def at_hand(settings: ModelSection) -> bool:
     return known is None or Path(settings.name).is_dir() or (_kept(settings.name, known) / "config.json").is_file()
 
 
+def fetches(settings: ModelSection) -> bool:
+    """Whether `find` asks the Hub for weight files that are not here."""
+    is_here = Path(settings.name).expanduser().is_dir() or (settings.name in SHORT_NAMES and at_hand(settings))
+    return not is_here and not HF_HUB_OFFLINE
+
+
 def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
     if not (folder / "config.json").is_file():
         raise ModelError(
@@ -139,6 +146,8 @@ def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, 
             f"model {name!r} is not a folder, and fetching it from the Hub failed: {brief(error)}",
             hint=f"check the name and the network, or give a local folder (looked for {Path.cwd() / name})",
         ) from error
+    if weights:
+        weight_files.check(path, name)
     return BaseModel(
         name=name, path=path, name_or_path=hub_id, revision=path.name, origin=f"Hub {hub_id} at {path.name[:12]}"
     )

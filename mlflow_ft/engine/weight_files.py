@@ -65,12 +65,12 @@ class Stored:
 
 
 def tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor in the weight files that transformers reads, by name; no weight is read.
+    """Every tensor in the weight files that transformers reads, as far as they are here, by name; no weight is read.
 
     Raises:
-        OSError: a file is missing or cannot be read. ValueError: one is not a safetensors file.
+        OSError: a file cannot be read. ValueError: one is not a safetensors file.
     """
-    files = listed(folder) or sorted(folder.glob(WEIGHTS))
+    files = [file for file in listed(folder) or sorted(folder.glob(WEIGHTS)) if file.is_file()]
     return {
         name: Stored(dtype=str(entry["dtype"]), shape=tuple(entry["shape"]))
         for file in files
@@ -78,10 +78,16 @@ def tensors(folder: Path) -> dict[str, Stored]:
     }
 
 
+def all_here(folder: Path) -> bool:
+    """Whether no weight file is left to be fetched."""
+    files = listed(folder) or list(folder.glob(WEIGHTS))
+    return bool(files) and all(file.is_file() for file in files)
+
+
 def size(folder: Path) -> int:
     """The bytes of the weight files, or those that they will have once they are fetched; 0 if nothing says so."""
-    if files := list(folder.glob(WEIGHTS)):
-        return sum(file.stat().st_size for file in files)
+    if all_here(folder):
+        return sum(file.stat().st_size for file in folder.glob(WEIGHTS))
     try:
         return int(json.loads((folder / INDEX).read_text(encoding="utf-8"))["metadata"]["total_size"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -48,7 +48,7 @@ def needs(config: Config, registry: Registry, base: Path, *, folder: Path, artif
         yield Need(what="its copy loaded again", place=Path(tempfile.gettempdir()), size=whole)
         if artifacts:
             yield Need(what="artifacts", place=artifacts, size=whole)
-    if not list(base.glob(weight_files.WEIGHTS)):
+    if not weight_files.all_here(base):
         yield Need(what="the base model", place=base, size=weight_files.size(base))
 
 
@@ -57,7 +57,7 @@ def _weights(base: Path) -> int:
     from mlflow_ft.engine import weight_files
     from mlflow_ft.engine.models import own_quantization
 
-    if own_quantization.of(base) is None and list(base.glob(weight_files.WEIGHTS)):
+    if own_quantization.of(base) is None and weight_files.all_here(base):
         return sum(math.prod(tensor.shape) for tensor in weight_files.tensors(base).values())
     return max(own_quantization.whole_size(base), weight_files.size(base)) // 2
 

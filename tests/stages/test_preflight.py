@@ -145,6 +145,24 @@ def test_a_tokenizer_without_a_template_opens_no_run(
     assert "without a chat template" in found["tokenizer"].detail
 
 
+def test_a_model_of_the_hub_that_is_here_in_part(
+    place: Path, tiny_model: Path, tiny_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the network, what is missing cannot be fetched."""
+    cached = tmp_path / "hub" / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    folder = changed(tiny_model, cached / "snapshots" / ("0" * 40))
+    names = {"model.norm.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    arguments = ("lora", "--model", "owner/name", "--data", tiny_rows)
+    assert "model-00002-of-00002.safetensors  is missing" in outcome(*arguments)["base model"].detail
+    monkeypatch.setattr("mlflow_ft.engine.hub.fetches", lambda _: True)
+    assert outcome(*arguments)["base model"].state == "ok"
+
+
 def test_weights_to_start_from_that_are_cut_short(
     place: Path, tiny_model: Path, tiny_rows: Path, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def _found(examination: Examination) -> BaseModel | None:
         base = hub.find(config.model, Progress(quiet=True), weights=False)
         if config.method == PREPARE:
             return f"{base.name} ({base.origin})"
-        if Path(config.model.name).expanduser().is_dir() or list(base.path.glob(weight_files.WEIGHTS)):
+        if not hub.fetches(config.model):
             weight_files.check(base.path, base.name)
         own_quantization.check_training(config, own_quantization.of(base.path))
         bases.append(base)
