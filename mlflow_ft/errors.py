@@ -58,6 +58,8 @@ class FineTuneError(Exception):
     """The base of every error that is shown to the user as a message, without a traceback."""
 
     exit_code = 2
+    shown_problems: int | None = SHOWN_PROBLEMS
+    """So many problems are printed; None: all."""
 
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
@@ -67,9 +69,10 @@ class FineTuneError(Exception):
 
     def __str__(self) -> str:
         lines = [self.message]
-        lines += [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
-        if len(self.problems) > SHOWN_PROBLEMS:
-            lines.append(f"  ... and {len(self.problems) - SHOWN_PROBLEMS} more")
+        shown = self.problems[: self.shown_problems]
+        lines += [f"  {problem}" for problem in shown]
+        if len(self.problems) > len(shown):
+            lines.append(f"  ... and {len(self.problems) - len(shown)} more")
         if self.hint:
             lines.append(f"  {self.hint}")
         return "\n".join(lines)
@@ -77,6 +80,8 @@ class FineTuneError(Exception):
 
 class ConfigError(FineTuneError):
     """A key, a value or a name in the configuration is wrong; all problems are reported at once."""
+
+    shown_problems = None  # what a person wrote has an end, unlike the rows of a file
 
 
 class DataError(FineTuneError):
@@ -130,6 +135,8 @@ MEMORY_REMEDIES = (
 
 def out_of_memory(error: BaseException) -> ResourceError | None:
     """What to raise instead of an error that means too little memory, of the GPU or of the machine; else None."""
+    if isinstance(error, FineTuneError):  # already in the user's terms
+        return None
     of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     if not (of_torch or isinstance(error, MemoryError)):
         return None

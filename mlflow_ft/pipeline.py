@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,15 +46,14 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
         FineTuneError: something the user can fix, or the model was refused; the run is FAILED, with the message as tag.
     """
     from mlflow_ft.operations import interrupted
-    from mlflow_ft.stages import data, preflight, start
+    from mlflow_ft.stages import preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.reporting_to_run():
-        accept = partial(data.fits, config.method, registry)
-        preflight.check(config, plugins=plugins, registry=registry, accept=accept)
-    from mlflow_ft import tracking  # takes seconds; a mistyped path fails before
+        preflight.check(config, plugins=plugins, registry=registry, progress=progress)
+    from mlflow_ft import tracking
 
-    tracking.check_server()
+    tracking.check_server()  # which creates a new local store
     if run_id := interrupted.same_command(config, progress):
         return resume(run_id, plugins, progress=progress)
     with tracking.open_run(config.run, plugins=plugins) as active:
@@ -216,10 +214,10 @@ def prepare(
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.reporting_to_run():
-        preflight.check(config, plugins=plugins, registry=registry)
+        preflight.check(config, plugins=plugins, registry=registry, progress=progress)
     from mlflow_ft import tracking
 
-    tracking.check_server()
+    tracking.check_server()  # which creates a new local store
     with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(config, now):

@@ -94,6 +94,8 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self.infos: tuple[PluginInfo, ...] = ()
         self.registered: tuple[Registered, ...] = ()
+        self.chosen: tuple[str, ...] = ()
+        """The names in MLFLOW_FT_PLUGINS."""
 
     @property
     def hook(self) -> pluggy.HookRelay:
@@ -182,18 +184,18 @@ def load(environ: Mapping[str, str] = os.environ, *, checkout: Path = CHECKOUT) 
         PluginError: a plugin is broken and MLFLOW_FT_STRICT is set, or a requested one is not installed.
     """
     plugins = Plugins()
+    plugins.chosen = tuple(filter(None, map(str.strip, environ.get("MLFLOW_FT_PLUGINS", "").split(","))))
     for module in BUILTIN:
         plugins.add(importlib.import_module(module), name=module.removeprefix("mlflow_ft."), version=_own_version())
-    chosen = [name.strip() for name in environ.get("MLFLOW_FT_PLUGINS", "").split(",") if name.strip()]
     offered = sorted((*installed(), *uninstalled(plugins, checkout)), key=lambda plugin: plugin.name)
-    missing = set(chosen) - {plugin.name for plugin in offered}
+    missing = set(plugins.chosen) - {plugin.name for plugin in offered}
     if missing:
         raise PluginError(
             f"MLFLOW_FT_PLUGINS names {', '.join(sorted(missing))}, which is not installed",
             hint=f"installed: {', '.join(plugin.name for plugin in offered) or 'none'}",
         )
     for plugin in offered:
-        if plugin.name in chosen if chosen else plugin.wanted:
+        if plugin.name in plugins.chosen if plugins.chosen else plugin.wanted:
             plugins.load(plugin)
         else:
             plugins.skip(plugin)

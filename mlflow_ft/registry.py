@@ -30,6 +30,7 @@ class Catalogue(Generic[RecordT]):
         self.kind = kind
         self._records: dict[str, RecordT] = {}
         self._providers: dict[str, str] = {}
+        self._broken = tuple(info for info in plugins.infos if info.status == "broken")
         for registered in plugins.registered:
             if registered.kind == kind:
                 self._add(cast(RecordT, registered.record), registered.provider)
@@ -45,7 +46,10 @@ class Catalogue(Generic[RecordT]):
 
     def __getitem__(self, name: str) -> RecordT:
         if name not in self._records:
-            raise ConfigError(f"unknown {self.kind[:-1]} {name!r}", hint=suggest(name, self._records))
+            hint = suggest(name, self._records)
+            for info in self._broken:
+                hint += f"; or it belongs to the plugin {info.name}, which is broken: {info.error}"
+            raise ConfigError(f"unknown {self.kind[:-1]} {name!r}", hint=hint)
         return self._records[name]
 
     def __iter__(self) -> Iterator[RecordT]:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import partial
 from json import dumps, loads
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ class ChainOutcome:
 
 
 def check(
-    chain: str, arguments: Sequence[str], loaded: Plugins, *, finished: Collection[str] = ()
+    chain: str, arguments: Sequence[str], loaded: Plugins, *, progress: Progress, finished: Collection[str] = ()
 ) -> tuple[dict[str, list[str]], Config]:
     """Resolve every stage's settings before the first one starts; the first stage's config is the run's.
 
@@ -60,18 +59,17 @@ def check(
     """
     from mlflow_ft.cli.asked import asked
     from mlflow_ft.registry import Registry
-    from mlflow_ft.stages import data, preflight
+    from mlflow_ft.stages import preflight
 
     stages, registry = CHAINS[chain], Registry(loaded)
     arguments_of = split(arguments, stages)
     configs = []
     for stage in stages:
         placeholder = {name: {"versions": [{"name": "before", "version": 1}]} for name in arguments_of}
-        accept = partial(data.fits, stage.method, registry)
         try:
             config = asked([stage.method, *settings(stage, arguments_of[stage.method], placeholder)], loaded)
             if stage.method not in finished:
-                preflight.check(config, plugins=loaded, registry=registry, accept=accept, later=[LATER])
+                preflight.check(config, plugins=loaded, registry=registry, progress=progress, later=[LATER])
         except FineTuneError as error:
             raise type(error)(
                 f"stage {stage.method} of {chain}: {error.message}", hint=error.hint, problems=error.problems
@@ -116,7 +114,7 @@ def run(
     }
     begun = unfinished.children(resume) if resume else {}
     again = {name for name, given in split(arguments, CHAINS[chain]).items() if given}  # they have new settings
-    arguments_of, config = check(chain, settings_given, loaded, finished=finished)
+    arguments_of, config = check(chain, settings_given, loaded, progress=progress, finished=finished)
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
     outcomes: dict[str, Outcome] = {}

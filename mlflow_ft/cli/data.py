@@ -210,7 +210,7 @@ def _opened(arguments: tuple[str, ...]) -> tuple[Config, Plugins, Any, Progress]
 
     progress = Progress()
     config, loaded = understand(arguments, progress, method=PREPARE)
-    preflight.check(config, plugins=loaded, registry=Registry(loaded))
+    preflight.check_inputs(config, plugins=loaded, registry=Registry(loaded))
     from mlflow_ft.engine import hub  # slow to import: not before a mistyped path is reported
     from mlflow_ft.engine.tokens import tokenizers
 

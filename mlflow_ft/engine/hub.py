@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from mlflow_ft.config.schema import ModelSection
@@ -83,6 +84,18 @@ def find(settings: ModelSection, progress: Progress, *, weights: bool = True) ->
     return _from_hub(settings.name, settings.revision, settings.name, progress, weights=weights)
 
 
+def at_hand(settings: ModelSection) -> bool:
+    """Whether `find` without weights is quick: False for a short name whose model is not kept here yet."""
+    known = SHORT_NAMES.get(settings.name)
+    return known is None or Path(settings.name).is_dir() or (_kept(settings.name, known) / "config.json").is_file()
+
+
+def fetches(settings: ModelSection) -> bool:
+    """Whether `find` asks the Hub for weight files that are not here."""
+    is_here = Path(settings.name).expanduser().is_dir() or (settings.name in SHORT_NAMES and at_hand(settings))
+    return not is_here and not HF_HUB_OFFLINE
+
+
 def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
     if not (folder / "config.json").is_file():
         raise ModelError(
@@ -93,6 +106,10 @@ def _from_folder(folder: Path, name: str, *, weights: bool) -> BaseModel:
         json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ModelError(f"model {name!r}: {folder / 'config.json'} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise ModelError(
+            f"model {name!r}: {folder / 'config.json'} cannot be read: {error.strerror}", hint="make it readable"
+        ) from error
     if weights:
         weight_files.check(folder, name)
     return BaseModel(
@@ -129,6 +146,8 @@ def _from_hub(hub_id: str, revision: str | None, name: str, progress: Progress, 
             f"model {name!r} is not a folder, and fetching it from the Hub failed: {brief(error)}",
             hint=f"check the name and the network, or give a local folder (looked for {Path.cwd() / name})",
         ) from error
+    if weights:
+        weight_files.check(path, name)
     return BaseModel(
         name=name, path=path, name_or_path=hub_id, revision=path.name, origin=f"Hub {hub_id} at {path.name[:12]}"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.errors import ModelError
 from mlflow_ft.job import Job
-from mlflow_ft.stages import fitting, init_from, start, unchanged
+from mlflow_ft.stages import fitting, init_from, space, start, unchanged
 from mlflow_ft.values import BaseModel, Data, Model
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 START_TAG = "mlflow_ft.start"
 """Tag with the adapter that is trained further and the sha256 over its weights."""
-SPACE = 4
-"""Bytes on disk per byte of the base model: the trained or merged model, its copy in MLflow, that copy loaded again,
-and some to spare."""
 
 
 def find(job: Job) -> tuple[Job, BaseModel]:
@@ -26,6 +23,7 @@ def find(job: Job) -> tuple[Job, BaseModel]:
     Also returns the job fitted to it; see `fitted`.
     """
     from mlflow_ft.engine.models import generation, own_quantization
+    from mlflow_ft.tracking.databases import local_folder
 
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
@@ -48,7 +46,8 @@ def find(job: Job) -> tuple[Job, BaseModel]:
             "mlflow_ft.base_origin": base.origin,
         }
     )
-    start.check_space(job, SPACE * own_quantization.whole_size(base.path))
+    artifacts = local_folder(job.run.read().info.artifact_uri)
+    space.check(space.needs(job.config, job.registry, base.path, folder=job.folder, artifacts=artifacts))
     job.progress.say(f"model: {base.name} ({base.origin})")
     if own:
         _report_own(job, own)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, Problem, ResourceError
@@ -17,7 +17,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import guards
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Trainer
-from mlflow_ft.registry import Registry
+from mlflow_ft.registry import Catalogue, Registry
 from mlflow_ft.stages import init_from
 
 if TYPE_CHECKING:
@@ -113,23 +113,30 @@ def read_gates(file: Path, registry: Registry) -> None:
 
 
 def check_names(config: Config, registry: Registry) -> None:
-    """Raise ConfigError for the first name in the config that no plugin registered."""
-    if config.method != PREPARE:
-        registry.trainers[config.method]
-    registry.adapters[config.adapter.kind]
-    if config.data.format != "auto":
-        registry.formats[config.data.format]
-    for name in config.checks.names or ():
-        registry.checks[name]
-    for name in config.evaluation.evaluators or ():
-        registry.evaluators[name]
-    for name in config.package.packagers or ():
-        registry.packagers[name]
-    for name in config.package.exports or ():
-        registry.exporters[name]
-    guards.check_names(config)
+    """Raise ConfigError for the first name in the config that no plugin registered, or settings that do not fit."""
+    for _, lookup in names(config, registry):
+        lookup()
     if config.method != PREPARE:
         check_method(config, registry)
+
+
+def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Every setting that names a record of a plugin, with the lookup, which raises ConfigError if there is none."""
+    if config.method != PREPARE:
+        yield "method", partial(registry.trainers.__getitem__, config.method)
+    yield "adapter.kind", partial(registry.adapters.__getitem__, config.adapter.kind)
+    if config.data.format != "auto":
+        yield "data.format", partial(registry.formats.__getitem__, config.data.format)
+    several: tuple[tuple[str, Catalogue[Any], Sequence[str] | None], ...] = (
+        ("checks.names", registry.checks, config.checks.names),
+        ("evaluation.evaluators", registry.evaluators, config.evaluation.evaluators),
+        ("package.packagers", registry.packagers, config.package.packagers),
+        ("package.exports", registry.exporters, config.package.exports),
+    )
+    for setting, catalogue, named in several:
+        for name in named or ():
+            yield setting, partial(catalogue.__getitem__, name)
+    yield "evaluation.guards", partial(guards.check_names, config)
 
 
 def check_method(config: Config, registry: Registry) -> None:
@@ -238,13 +245,3 @@ def writing(folder: Path) -> Iterator[None]:
                 f"cannot write under {folder}: {error.strerror}", hint="choose another --run.output_dir"
             ) from error
         raise
-
-
-def check_space(job: Job, needed: int) -> None:
-    """Raise ResourceError if fewer than `needed` bytes are free, before the work begins."""
-    free = shutil.disk_usage(job.folder).free
-    if free < needed:
-        raise ResourceError(
-            f"the run needs about {needed / 2**30:.1f} GiB under {job.folder}, and {free / 2**30:.1f} GiB are free",
-            hint="free some space, or set another --run.output_dir",
-        )

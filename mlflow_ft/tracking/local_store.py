@@ -35,17 +35,33 @@ def prepare(path: Path, uri: str) -> None:
         TrackingError: the store is incomplete or damaged (the hint says how to repair it), or another process has
         been creating it for minutes.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = lock_of(path)
     try:
-        with FileLock(lock, timeout=PATIENCE_SECONDS), _quiet():
-            client = MlflowClient(uri, registry_uri=uri)
-            client.search_experiments(max_results=1)
-            client.search_registered_models(max_results=1)
+        with FileLock(lock, timeout=PATIENCE_SECONDS):
+            open_store(path, uri)
     except Timeout as error:
         raise TrackingError(
             f"{uri}: another process has held {lock} for {PATIENCE_SECONDS:.0f} seconds",
             hint="wait for it to end, or stop it; then try again",
         ) from error
+
+
+def lock_of(path: Path) -> Path:
+    """The lock that a process holds while it creates the tables."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def open_store(path: Path, uri: str) -> None:
+    """Open the store with MLflow, which creates or migrates its tables.
+
+    Raises:
+        TrackingError: the store is incomplete or damaged.
+    """
+    try:
+        with _quiet():
+            client = MlflowClient(uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
     except Exception as error:  # errors of sqlite3, SQLAlchemy, Alembic and MLflow, which share no base class
         raise TrackingError(f"{uri} cannot be opened: {brief(error)}", hint=remedy(path, uri)) from error
 

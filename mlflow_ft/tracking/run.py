@@ -60,7 +60,7 @@ def open_run(
     error: BaseException | None
     signals, launched = StopSignals(), "MLFLOW_RUN_ID" in environ
     unset = {name: value for name, value in DEFAULTS.items() if name not in environ}
-    with signals.installed(), _environment(environ, unset):
+    with signals.installed(), variables(environ, unset):
         vanished.reap_quietly()
         with signals.holding():
             run = _start(settings, plugins, environ=environ, signals=signals)
@@ -144,11 +144,16 @@ def experiment_id(name: str, *, client: MlflowClient | None = None) -> str:
                 raise
             experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"the experiment {name!r} was deleted",
-            hint="restore it with `mlflow experiments restore`, or choose another run.experiment",
-        )
+        raise deleted_experiment(name)
     return str(experiment.experiment_id)
+
+
+def deleted_experiment(name: str) -> TrackingError:
+    """The error for an experiment that was deleted."""
+    return TrackingError(
+        f"the experiment {name!r} was deleted",
+        hint="restore it with `mlflow experiments restore`, or choose another run.experiment",
+    )
 
 
 def _state_of(error: BaseException) -> str:
@@ -206,7 +211,7 @@ def _set_state(run: ActiveRun, status: str, error: BaseException | None) -> bool
 
 def _leave_fluent_run(status: str) -> None:
     """Empty MLflow's stack of active runs; otherwise its exit handler marks ours FINISHED, whatever happened."""
-    with _environment(os.environ, AT_ONCE):
+    with variables(os.environ, AT_ONCE):
         while mlflow.active_run() is not None:
             try:
                 mlflow.end_run(status)
@@ -221,7 +226,7 @@ def _remedy(run: ActiveRun) -> str:
 
 
 @contextmanager
-def _environment(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Iterator[None]:
+def variables(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Iterator[None]:
     """Set variables for the duration of a block."""
     before = {name: environ.get(name) for name in values}
     environ.update(values)

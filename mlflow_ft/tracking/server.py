@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -28,20 +29,35 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def check_server(uri: str | None = None, *, timeout: float = PROBE_SECONDS) -> None:
-    """Raise if the tracking URI cannot work, before any model is loaded; create a new local store.
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One of MLflow's services, as messages name it."""
 
-    `uri` defaults to MLflow's own (MLFLOW_TRACKING_URI). Databricks is not probed.
+    name: str
+    variable: str
+    """The environment variable that holds its URI."""
+
+
+TRACKING = Service(name="tracking server", variable="MLFLOW_TRACKING_URI")
+REGISTRY = Service(name="registry server", variable="MLFLOW_REGISTRY_URI")
+
+
+def check_server(
+    uri: str | None = None, *, timeout: float = PROBE_SECONDS, service: Service = TRACKING, create: bool = True
+) -> None:
+    """Raise if the URI of a service cannot work, before any model is loaded; create a new local store.
+
+    `uri` defaults to MLflow's own (MLFLOW_TRACKING_URI); Databricks is not probed. `create` makes a new store.
 
     Raises:
         TrackingError: nothing answers, it is not an MLflow server, it refuses, the folder is not writable, or the
         store is damaged.
     """
     uri = uri or mlflow.get_tracking_uri()
-    if _is_http(uri):
-        _check_http(uri, timeout)
+    if is_http(uri):
+        _check_http(uri, timeout, service)
     elif uri.startswith("sqlite:"):
-        _check_sqlite(uri)
+        _check_sqlite(uri, service, create=create)
 
 
 def connect(uri: str | None = None) -> MlflowClient:
@@ -67,7 +83,7 @@ def every(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
 
 def answers(uri: str, *, timeout: float = PROBE_SECONDS) -> bool:
     """Whether `uri` answers requests; always True for a URI that is not http(s)."""
-    if not _is_http(uri):
+    if not is_http(uri):
         return True
     try:
         status = _health(uri, timeout).status_code
@@ -78,7 +94,7 @@ def answers(uri: str, *, timeout: float = PROBE_SECONDS) -> bool:
 
 def absolute(uri: str) -> str:
     """The URI with a store's relative path made absolute, so that it works from any folder."""
-    path = _sqlite_file(uri)
+    path = sqlite_file(uri)
     if path is not None:
         return f"sqlite:///{path.resolve()}" + uri.partition("?")[1] + uri.partition("?")[2]
     return uri if ":" in uri or uri == "databricks" else str(Path(uri).resolve())
@@ -106,7 +122,7 @@ def shown(uri: str) -> str:
 
 def page(uri: str, experiment_id: str, run_id: str) -> str | None:
     """Address of the run's page in the UI; None for a store without a server."""
-    return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if _is_http(uri) else None
+    return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if is_http(uri) else None
 
 
 @contextmanager
@@ -148,10 +164,11 @@ def insist(
 
 def _unreachable(error: TrackingError, uri: str) -> bool:
     # MLflow says "failed with exception" when no answer came, even if the server has come back since
-    return _is_http(uri) and ("failed with exception" in error.message or not answers(uri))
+    return is_http(uri) and ("failed with exception" in error.message or not answers(uri))
 
 
-def _is_http(uri: str) -> bool:
+def is_http(uri: str) -> bool:
+    """Whether a URI is that of a server."""
     return uri.startswith(("http://", "https://"))
 
 
@@ -161,7 +178,7 @@ def _health(uri: str, timeout: float) -> requests.Response:
     return requests.get(f"{uri.rstrip('/')}/health", timeout=timeout, verify=(verify and certificate) or verify)
 
 
-def _check_http(uri: str, timeout: float) -> None:
+def _check_http(uri: str, timeout: float, service: Service) -> None:
     try:
         response = _health(uri, timeout)
     except requests.exceptions.SSLError as error:
@@ -171,8 +188,8 @@ def _check_http(uri: str, timeout: float) -> None:
         ) from error
     except requests.RequestException as error:
         raise TrackingError(
-            f"no tracking server answers at {shown(uri)} ({type(error).__name__})",
-            hint="start it (`mlflow server`), or set MLFLOW_TRACKING_URI to another server or to sqlite:///mlflow.db",
+            f"no {service.name} answers at {shown(uri)} ({type(error).__name__})",
+            hint=f"start it (`mlflow server`), or set {service.variable} to another server or to sqlite:///mlflow.db",
         ) from error
     if response.status_code == 403:
         raise TrackingError(
@@ -187,24 +204,29 @@ def _check_http(uri: str, timeout: float) -> None:
     if response.status_code != 200 or response.text.strip() != "OK":
         raise TrackingError(
             f"the server at {shown(uri)} is not an MLflow server (/health: {response.status_code})",
-            hint="check the host, port and path of MLFLOW_TRACKING_URI",
+            hint=f"check the host, port and path of {service.variable}",
         )
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite store; None for another store, or one in memory."""
     path = uri.partition("?")[0].partition(":///")[2]
     return Path(path) if uri.startswith("sqlite:///") and path and path != ":memory:" else None
 
 
-def _check_sqlite(uri: str) -> None:
-    path = _sqlite_file(uri)
+def _check_sqlite(uri: str, service: Service, *, create: bool) -> None:
+    path = sqlite_file(uri)
     if path is None:
         return
+    elsewhere = f"or set {service.variable} to another file"
     if not path.absolute().parent.is_dir():
-        raise TrackingError(
-            f"{shown(uri)}: no folder {path.absolute().parent}", hint="create it, or choose another file"
-        )
+        raise TrackingError(f"{shown(uri)}: no folder {path.absolute().parent}", hint=f"create it, {elsewhere}")
     # SQLite writes its journal next to the file, so the folder must be writable too
-    if not all(os.access(place, os.W_OK) for place in (path.absolute().parent, path) if place.exists()):
-        raise TrackingError(f"{shown(uri)}: {path} is not writable", hint="change its owner, or choose another file")
-    local_store.prepare(path.absolute(), uri)
+    for place in (path.absolute().parent, path.absolute()):
+        if place.exists() and not os.access(place, os.W_OK):
+            what = "folder" if place.is_dir() else "file"
+            raise TrackingError(
+                f"{shown(uri)}: the {what} {place} is not writable", hint=f"make it writable, {elsewhere}"
+            )
+    if create:
+        local_store.prepare(path.absolute(), uri)

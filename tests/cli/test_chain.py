@@ -64,16 +64,16 @@ def test_a_stage_that_was_stopped_stops_the_chain() -> None:
 def test_settings_of_every_stage_are_checked_before_the_first_one_starts(files: dict[str, Path]) -> None:
     data = f"--sft.data={files['chat']}"
     with pytest.raises(ConfigError) as error:
-        chain.check("align", ["--dpo.beta", "-1", data], plugins.load())
+        chain.check("align", ["--dpo.beta", "-1", data], plugins.load(), progress=Progress(quiet=True))
     assert "stage dpo of align" in str(error.value)
     assert "--beta" in str(error.value)
     with pytest.raises(DataError, match=r"stage dpo of align: the data file 'gone\.jsonl' does not exist"):
-        chain.check("align", [data, "--dpo.data", "gone.jsonl"], plugins.load())
+        chain.check("align", [data, "--dpo.data", "gone.jsonl"], plugins.load(), progress=Progress(quiet=True))
 
 
 def test_the_input_of_a_finished_stage_may_be_gone(files: dict[str, Path]) -> None:
     arguments = ["--sft.data", "gone.jsonl", f"--dpo.data={files['pairs']}"]
-    given, _ = chain.check("align", arguments, plugins.load(), finished={"sft"})
+    given, _ = chain.check("align", arguments, plugins.load(), progress=Progress(quiet=True), finished={"sft"})
     assert given["sft"] == ["--data=gone.jsonl"]
 
 

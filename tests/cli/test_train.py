@@ -94,7 +94,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a file for a folder": (
         "lora --data rows.jsonl --output_dir rows.jsonl",
-        ("cannot write under", "--run.output_dir"),
+        ("cannot write under the output folder", "--run.output_dir"),
     ),
 }
 

@@ -82,3 +82,24 @@ def test_a_single_file_is_read_in_preference_to_an_index(tiny_model: Path, tmp_p
     (model / weight_files.INDEX).write_text(json.dumps({"weight_map": {"layer.1": "gone.safetensors"}}))
     weight_files.check(model, "mine")
     assert weight_files.listed(model) == [model / "model.safetensors"]
+
+
+def test_a_tensor_that_the_index_places_in_the_wrong_file(folder: Path) -> None:
+    """transformers would load such a model, with random weights in its place."""
+    index = json.loads((folder / weight_files.INDEX).read_text())
+    index["weight_map"] |= {"head": "model-00002-of-00002.safetensors", "tail": "model-00002-of-00002.safetensors"}
+    (folder / weight_files.INDEX).write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors  has no tensor head and 1 more; model.safetensors.index" in refused(folder)
+
+
+def test_the_headers_are_read(folder: Path, tmp_path: Path) -> None:
+    stored = weight_files.tensors(folder)
+    assert stored["layer.1"] == weight_files.Stored(dtype="F32", shape=(4, 4))
+    assert set(stored) == {"layer.1", "layer.2", "empty.1", "empty.2"}
+    assert weight_files.size(folder) == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def test_the_size_of_weights_that_are_not_here_yet(tmp_path: Path) -> None:
+    assert weight_files.size(tmp_path) == 0
+    (tmp_path / weight_files.INDEX).write_text(json.dumps({"metadata": {"total_size": 7}, "weight_map": {}}))
+    assert weight_files.size(tmp_path) == 7

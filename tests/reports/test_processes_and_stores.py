@@ -63,7 +63,7 @@ def test_every_path_that_is_not_there_is_reported_before_a_run_is_opened(
     }
     result = run("train", "lora", *(f"--{path}={value}" for path, value in named.items()))
     assert result.code == 2
-    assert result.err.startswith(f"Error: {len(named)} settings are wrong; no run was opened\n")
+    assert result.err.startswith(f"Error: {len(named)} problems; no run was opened\n")
     for path, value in named.items():
         line = next(line for line in result.err.splitlines() if line.startswith(f"  --{path} "))
         assert value.partition("=")[2] in line

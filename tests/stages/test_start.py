@@ -136,14 +136,6 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     assert done.result(small_disk) is None
 
 
-def test_the_space_that_is_needed_is_checked_beforehand(tmp_path: Path) -> None:
-    job = cast(Job, SimpleNamespace(folder=tmp_path))
-    start.check_space(job, 0)
-    with pytest.raises(ResourceError, match=r"needs about 1048576\.0 GiB under .*, and \d+\.\d GiB are free") as error:
-        start.check_space(job, 2**50)
-    assert "--run.output_dir" in error.value.hint
-
-
 def test_plugins_see_the_error_that_the_user_sees(tmp_path: Path) -> None:
     seen: list[tuple[str, Any]] = []
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking.promotion import Ledger
+from mlflow_ft.tracking.server import shown
+from mlflow_ft.tracking.writable import check_registry
 from tests.tracking.conftest import Server, wait_for
 from tests.tracking.test_promotion import PROMOTERS, alias, check_race, ledger_of, promote
 
@@ -82,3 +85,13 @@ def test_of_twenty_at_once_one_wins(on_postgres: Server, monkeypatch: pytest.Mon
     promote(ledger, 1, kind="rollback")
     assert alias(ledger) == 1 != winner
     assert Ledger(ledger.client, "chat", "champion").standing().earlier == ()
+
+
+def test_whether_a_database_accepts_writes_is_tried(on_postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks before a run, with a registry that this process reads itself."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", on_postgres.uri)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", on_postgres.backend)
+    assert check_registry(None) == f"{shown(on_postgres.backend)} accepts writes"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"{on_postgres.backend}?options=-cdefault_transaction_read_only%3Don")
+    with pytest.raises(TrackingError, match="cannot execute UPDATE in a read-only transaction"):
+        check_registry(None)

@@ -18,11 +18,12 @@ from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import starts
+from mlflow_ft.engine.training import longest_batch, starts
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
 from mlflow_ft.engine.training.first_step import GradientCallback
+from mlflow_ft.engine.training.longest_batch import LongestBatchCallback
 from mlflow_ft.engine.training.samples import SamplesCallback
 from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.values import Data, Job, Model, Trained
@@ -93,12 +94,14 @@ def run(
     judges: Sequence[LoadedReward] = (),
     check: Callable[[Job, Data, Any], Check] = row_isolation.padded,
     fused: float | None = None,
+    longest: longest_batch.Find = longest_batch.of_rows,
 ) -> Trained:
     """Train with the trainer that `make` builds from the callbacks, and save the result.
 
     `judges` score the answers sampled at every evaluation; `check` takes job, data and trainer, and returns a check,
     run before the first step, that rows do not affect each other. `fused` is the temperature at which TRL's own output
-    layer scores tokens; None if the trainer does not use that layer.
+    layer scores tokens; None if the trainer does not use that layer. `longest` makes the batch that needs the most
+    memory, which is tried before the first step.
 
     Raises:
         RefusedError: a NaN or infinite loss. StoppedError: a signal arrived; the current step was finished.
@@ -111,6 +114,7 @@ def run(
         if fused is not None:
             checks.append(fused_head.proof(job, data, temperature=fused))
         trainer.add_callback(NeighboursCallback(*checks))
+        trainer.add_callback(LongestBatchCallback(job, trainer, longest))
         routers.settle(trainer, model.module, job.progress, fused=fused is not None)
         trainer.remove_callback(PrinterCallback)  # stdout is for programs
         loading.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16

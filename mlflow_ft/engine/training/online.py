@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -21,7 +22,7 @@ from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.engine.rewards.reward_watch import RewardWatch
 from mlflow_ft.engine.tokens import render
-from mlflow_ft.engine.training import loop
+from mlflow_ft.engine.training import longest_batch, loop
 from mlflow_ft.errors import ConfigError, DataError, Problem
 from mlflow_ft.rows import Example
 from mlflow_ft.values import Data, Job, Model, Split, Trained
@@ -133,7 +134,10 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
         return trainer
 
     temperature = job.config.rollout.temperature
-    trained = loop.run(job, data, model, make, judges=judges, check=left_padding.proof, fused=temperature)
+    longest = partial(longest_batch.of_answers, prompt=train.longest, answer=arguments.max_completion_length)
+    trained = loop.run(
+        job, data, model, make, judges=judges, check=left_padding.proof, fused=temperature, longest=longest
+    )
     return replace(trained, findings=watch.findings())
 
 

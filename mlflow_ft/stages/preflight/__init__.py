@@ -1,0 +1,94 @@
+"""Before an MLflow run is opened: check all that can be checked without weights, and report all problems at once.
+
+A mistyped path, a read-only store or a full disk leaves no FAILED run, and costs seconds. What needs a whole file, or a
+model in memory, is checked later, in the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import FineTuneError
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.progress import Progress
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages.preflight import base_model, inputs, machine, stores
+from mlflow_ft.stages.preflight.examination import Examination
+from mlflow_ft.stages.start import PREPARE
+
+
+def check(
+    config: Config,
+    *,
+    plugins: Plugins,
+    registry: Registry,
+    progress: Progress,
+    later: Collection[str] = (),
+) -> None:
+    """Check everything that the configuration names, MLflow, and the machine; warnings go to `progress`.
+
+    `later` are names of things that do not exist yet, but will.
+
+    Raises:
+        FineTuneError: one thing is wrong. ConfigError: several are; each is listed with its place and its remedy.
+    """
+    examination = examine(config, plugins=plugins, registry=registry, later=later)
+    for caution in examination.cautions:
+        if caution.check != "plugins":  # said when they were loaded
+            progress.warn(f"{caution.detail}; {caution.remedy}" if caution.remedy else caution.detail)
+    if examination.refused:
+        raise examination.refused
+
+
+def examine(config: Config, *, plugins: Plugins, registry: Registry, later: Collection[str] = ()) -> Examination:
+    """Run every check, and leave nothing behind."""
+    examination = Examination(config)
+    named = inputs.check_names(examination, registry)
+    place = stores.check(examination)
+    base = base_model.find(examination, later, reachable=place is not None)
+    if base:
+        base_model.check_tokens(examination, base)
+    if inputs.check_files(examination, registry, reachable=place is not None) and named:
+        inputs.check_rows(examination, plugins, registry)
+    if config.method != PREPARE:
+        machine.check_device(examination, base)
+    if machine.check_output(examination) and named and base:
+        machine.check_room(examination, registry, base, place.folder if place else None)
+    examination.check("plugins", lambda: machine.check_plugins(plugins))
+    return examination
+
+
+def check_inputs(config: Config, *, plugins: Plugins, registry: Registry) -> None:
+    """Check what the configuration names, for a command that opens no run.
+
+    Raises:
+        FineTuneError: as `check`.
+    """
+    examination = Examination(config)
+    named = inputs.check_names(examination, registry)
+    base_model.find(examination)
+    if inputs.check_files(examination, registry) and named:
+        inputs.check_rows(examination, plugins, registry)
+    if examination.refused:
+        raise examination.refused
+
+
+@contextmanager
+def reporting_to_run() -> Iterator[None]:
+    """Also report an error to the MLflow run that `mlflow run` opened, if any."""
+    try:
+        yield
+    except FineTuneError as error:
+        report_to_run(error)
+        raise
+
+
+def report_to_run(error: FineTuneError) -> None:
+    """Mark the run that `mlflow run` opened FAILED with the error's message; nothing without such a run."""
+    if "MLFLOW_RUN_ID" in os.environ:  # importing MLflow takes seconds; avoid it for a typo
+        from mlflow_ft import tracking
+
+        tracking.refuse(error)

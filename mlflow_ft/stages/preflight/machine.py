@@ -1,0 +1,81 @@
+"""The checks of the machine before a run: the device, the disks, the plugins."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_ft.errors import PluginError
+from mlflow_ft.plugins import Plugins
+from mlflow_ft.registry import Registry
+from mlflow_ft.stages import space
+from mlflow_ft.stages.preflight.examination import Examination
+from mlflow_ft.values.inspected import Caution
+
+if TYPE_CHECKING:
+    from mlflow_ft.values import BaseModel
+
+
+def check_device(examination: Examination, base: BaseModel | None) -> None:
+    """Check type, attention and quantisation against the device and what is installed."""
+    from mlflow_ft.engine import capabilities
+    from mlflow_ft.engine.models import own_quantization
+
+    config = examination.config
+    examination.check("device", capabilities.check_device)
+    examination.check("type", partial(capabilities.check_dtype, config), setting="model.dtype")
+    attention = partial(capabilities.check_attention, config)
+    examination.check("attention", attention, setting="model.attn_implementation")
+    own = own_quantization.of(base.path) if base else None
+    quantize = own.held if own and own.held else config.model.quantize
+    if quantize != "none":
+        check = partial(capabilities.check_quantization, quantize)
+        examination.check("quantisation", check, setting="model.quantize")
+
+
+def check_output(examination: Examination) -> bool:
+    """Check that the run's folder can be written."""
+    config = examination.config
+
+    def check() -> str:
+        from mlflow_ft.tracking.databases import check_folder
+
+        folder = config.run.output_dir.expanduser().absolute()
+        check_folder(folder, f"the output folder {folder}", hint="choose another --run.output_dir")
+        return str(folder)
+
+    return examination.check("output folder", check, setting="run.output_dir")
+
+
+def check_room(examination: Examination, registry: Registry, base: BaseModel, artifacts: Path | None) -> None:
+    """Check that the disks have room for checkpoints, models and artifacts."""
+    config = examination.config
+
+    def check() -> str:
+        folder = config.run.output_dir.expanduser().absolute()
+        return space.check(space.needs(config, registry, base.path, folder=folder, artifacts=artifacts))
+
+    examination.check("disk", check, setting="run.output_dir")
+
+
+def check_plugins(plugins: Plugins) -> str | Caution:
+    """The plugins that work; a caution if one is broken.
+
+    If the configuration names a record of a broken plugin, the lookup of that name fails.
+
+    Raises:
+        PluginError: one that MLFLOW_FT_PLUGINS names is broken.
+    """
+    broken = [info for info in plugins.infos if info.status == "broken"]
+    if chosen := [info for info in broken if info.name in plugins.chosen]:
+        raise PluginError(
+            "; ".join(f"plugin {info.name} is broken: {info.error}" for info in chosen),
+            hint="fix it, or remove it from MLFLOW_FT_PLUGINS",
+        )
+    if broken:
+        return Caution(
+            message="; ".join(f"plugin {info.name} is broken and ignored: {info.error}" for info in broken),
+            remedy="fix or uninstall it",
+        )
+    return f"{len(plugins.active)} work"

@@ -1,0 +1,63 @@
+"""What this machine cannot do is refused before a weight is loaded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import capabilities
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.values.inspected import Caution
+
+
+def config(**model: object) -> Config:
+    return Config.model_validate({"method": "lora", "model": model})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"dtype": "float16"}, "a CPU cannot train in it"),
+        ({"attn_implementation": "flash_attention_2"}, "needs a GPU"),
+        ({"attn_implementation": "kernels-community/flash-attn3"}, "needs a GPU"),
+        ({"attn_implementation": "sdpaa"}, "transformers has no 'sdpaa'"),
+    ],
+)
+def test_a_cpu(model: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        capabilities.check_dtype(config(**model))
+        capabilities.check_attention(config(**model))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("name", [None, "eager", "sdpa", "flex_attention"])
+def test_attention_that_every_machine_has(name: str | None) -> None:
+    assert capabilities.check_attention(config(attn_implementation=name))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU")
+def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "GPU_FILES", (str(tmp_path / "none"),))
+    assert str(capabilities.check_device()).startswith("CPU")
+    monkeypatch.setattr(capabilities, "GPU_FILES", (str(tmp_path),))
+    caution = capabilities.check_device()
+    assert isinstance(caution, Caution)
+    assert "torch cannot use it" in caution.message
+    assert f"torch {torch.__version__} was built" in caution.remedy
+
+
+def test_bitsandbytes_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert capabilities.check_quantization("nf4").startswith("nf4, by bitsandbytes ")
+    before: dict[str, ModuleType] = {name: sys.modules[name] for name in sys.modules if name == "bitsandbytes"}
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "bitsandbytes.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    with pytest.raises(ConfigError, match=r"nf4 needs bitsandbytes, .* OSError: libcudart\.so\.12"):
+        capabilities.check_quantization("nf4")
+    sys.modules.update(before)
