@@ -85,7 +85,7 @@ def resume(
         FineTuneError: as `run`, or the run is finished, is not interrupted, or something changed since.
     """
     from mlflow_ft.operations import interrupted
-    from mlflow_ft.stages import data, preflight, start
+    from mlflow_ft.stages import preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     from mlflow_ft import tracking
@@ -97,8 +97,7 @@ def resume(
             earlier = interrupted.find(run_id, plugins, registry, progress, settings=settings, accept=accept_changes)
             if only_package:
                 interrupted.check_trained(earlier)
-            fits = partial(data.fits, earlier.config.method, registry)
-            preflight.check(earlier.config, plugins=plugins, registry=registry, accept=fits)
+            preflight.check(earlier.config, plugins=plugins, registry=registry, progress=progress)
         with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
             job = interrupted.reopen(earlier, plugins, registry, active, progress)
             with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
@@ -130,8 +129,7 @@ def reproduce(
         earlier = original.find(run_id, registry, output_dir=output_dir)
         config = earlier.config
         with recorded_run.working_folder(earlier.run):
-            accept = partial(data.fits, config.method, registry)
-            preflight.check(config, plugins=plugins, registry=registry, accept=accept)
+            preflight.check(config, plugins=plugins, registry=registry, progress=progress)
     from mlflow_ft import tracking
 
     environment = original.changed_environment(earlier, changes.current(config, plugins))
