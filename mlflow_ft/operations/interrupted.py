@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, Problem, RefusedError, StoppedError, TrackingError
+from mlflow_ft.errors import (
+    ConfigError,
+    FineTuneError,
+    ModelError,
+    Problem,
+    RefusedError,
+    StoppedError,
+    TrackingError,
+    UndeliveredError,
+)
 from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.plugins import Plugins
@@ -229,7 +238,7 @@ def naming_weights(job: Job, trained: Trained) -> Iterator[None]:
     """If a stage after the training fails for a reason other than a refusal, say where the weights are."""
     try:
         yield
-    except RefusedError:
+    except (RefusedError, UndeliveredError):  # which say what to do themselves
         raise
     except BaseException as error:  # including signals; it is raised again
         weights = trained.adapter or trained.model

@@ -8,37 +8,54 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import BaseFileLock
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Run
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import ModelError
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import environment, inputs, logged_points, models, run_lock, tables
+from mlflow_ft.tracking import (
+    artifacts,
+    environment,
+    inputs,
+    logged_points,
+    models,
+    outbox,
+    run_lock,
+    tables,
+)
 from mlflow_ft.tracking.checkpoints import CheckpointUploads
+from mlflow_ft.tracking.created_once import RunRequest
 from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
+from mlflow_ft.tracking.faults import UnacceptedError
 from mlflow_ft.tracking.journal import Journal
-from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
+from mlflow_ft.tracking.metrics import clean_key, metric_entries, sender
 from mlflow_ft.tracking.models import ModelToLog
-from mlflow_ft.tracking.server import insist, page
+from mlflow_ft.tracking.outbox import Place
+from mlflow_ft.tracking.requesting import Requests
+from mlflow_ft.tracking.run_values import config_params, tag_values, with_tags
+from mlflow_ft.tracking.server import page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
 from mlflow_ft.values import Split
 
-LONGEST_PARAM = 6000
-LONGEST_TAG = 8000
-BATCH = 100
-CUT = " ... [cut]"
-T = TypeVar("T")
+EARLY = ("start", "config", "model", "data")
+"""Stages before anything was spent: an expired credential or a full artifact store ends the run there."""
 log = logging.getLogger(__name__)
 
 
 class ActiveRun:
-    """One MLflow run while it is open. Metrics never wait for the server; everything else waits until it is accepted.
+    """One MLflow run while it is open. Metrics never wait for the server; everything else waits, but not for ever.
 
-    Every method that calls the server raises TrackingError if the server refuses or does not answer for 5 minutes.
+    What a server that is away (`MLFLOW_FT_PATIENCE`) has not accepted stays in the folder, in the outbox, and is
+    delivered in order when the server is back: tags, params, artifacts, data sets. What the run must get back (a
+    model's id, a version's number) raises UndeliveredError instead: the rest is left to `mlflow-ft sync`.
+
+    Every method that calls the server raises TrackingError if the request is wrong; before `open_journal` also if the
+    server is away.
     """
 
     def __init__(
@@ -47,6 +64,7 @@ class ActiveRun:
         run_id: str,
         experiment_id: str,
         tracking_uri: str,
+        opened: Run | None = None,
         signals: StopSignals | None = None,
         resumed: bool = False,
         clock: Callable[[], float] = time.time,
@@ -60,14 +78,21 @@ class ActiveRun:
         self.folder: Path | None = None
         self.client = MlflowClient(tracking_uri)
         self._signals = signals or StopSignals()
-        self._resumed = resumed
-        self._clock = clock
+        self._resumed, self._clock, self._opened = resumed, clock, opened
         self._journal: Journal | None = None
         self._monitor: JournalledMonitor | None = None
         self._lock: BaseFileLock | None = None
         self._logged: Mapping[str, Collection[int]] = {}
         self._uploads: CheckpointUploads | None = None
         self._undelivered = 0
+        self._tags: dict[str, str] = {}
+        place = Place(client=self.client, run_id=run_id, experiment_id=experiment_id, folder=Path())
+        self._requests = Requests(place, uri=tracking_uri, stopping=lambda: self.stopping, clock=clock)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether stages are left to `mlflow-ft sync`, because the server did not accept a model or a version."""
+        return self._requests.unfinished
 
     @property
     def url(self) -> str | None:
@@ -88,22 +113,25 @@ class ActiveRun:
     def begin(self, stage: str) -> None:
         """Name the stage for the tags of a failure; raises StoppedError if a signal's error was swallowed."""
         self.stage = stage
+        self._requests.early = stage in EARLY
         self._signals.check()
 
     # --- metrics, through the journal
 
-    def open_journal(self, folder: Path) -> None:
+    def open_journal(self, folder: Path, *, continues: bool = True) -> None:
         """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first.
+
+        `continues`: stages that need an answer of the server can be continued by `mlflow-ft sync`.
 
         Raises:
             TrackingError: another process is using the folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = run_lock.acquired(folder, self.run_id)
-        RunFile(run_id=self.run_id, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id).write(folder)
-        send = sender(tracking_uri=self.tracking_uri, run_id=self.run_id)
-        self._journal = Journal(folder / JOURNAL_FILE, send)
+        RunFile.opened(folder, self.run_id, self.tracking_uri, self.experiment_id).write(folder)
+        self._journal = Journal(folder / JOURNAL_FILE, sender(tracking_uri=self.tracking_uri, run_id=self.run_id))
         self.folder = folder
+        self._requests.open_outbox(folder, continues=continues)
 
     def continue_curves(self) -> None:
         """From now on, do not log points that the run's curves have already; call it after `open_journal`."""
@@ -131,22 +159,15 @@ class ActiveRun:
         """
         if self._journal is None:
             raise RuntimeError("call open_journal before the first metric")
-        moment = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
+        moment = self._moment() if timestamp_ms is None else timestamp_ms
         self.step = max(self.step, step)
-        entries = [
-            Metric(
-                key=clean_key(key),
-                value=clean_value(value),
-                step=step,
-                timestamp=moment,
-                model_id=model_id,
-                dataset_name=inputs.dataset_name(dataset) if dataset else None,
-                dataset_digest=inputs.dataset_digest(dataset) if dataset else None,
-            ).entry()
-            for key, value in values.items()
-            if model_id or step not in self._logged.get(clean_key(key), ())
-        ]
-        self._journal.append(*entries)
+        new = {
+            key: value for key, value in values.items() if model_id or step not in self._logged.get(clean_key(key), ())
+        }
+        self._journal.append(*metric_entries(new, step=step, moment=moment, model_id=model_id, dataset=dataset))
+
+    def _moment(self) -> int:
+        return int(self._clock() * 1000)
 
     def flush(self, timeout: float) -> bool:
         """Wait until the journal is delivered; return False after `timeout` seconds without progress."""
@@ -156,9 +177,14 @@ class ActiveRun:
         """Deliver what is left and return how many entries could not be delivered; `open_run` calls this at its end."""
         journal, self._journal = self._journal, None
         self._undelivered = journal.close(timeout) if journal else 0
+        return self._undelivered
+
+    def close_outbox(self, *, deliver: bool) -> int:
+        """Deliver the outbox if the server answers, give up the folder, and return how many requests are left."""
+        left = self._requests.close(deliver=deliver)
         if self._lock:
             self._lock.release()
-        return self._undelivered
+        return left
 
     def system_metrics(self) -> None:
         """Journal CPU, memory, disk, network and GPU every 10 s until the run closes (MLFLOW_SYSTEM_METRICS_*)."""
@@ -184,8 +210,14 @@ class ActiveRun:
     # --- what the run is
 
     def read(self) -> Run:
-        """The run as it is on the server now."""
-        return self._do("read the run", lambda: self.client.get_run(self.run_id))
+        """The run as it is on the server; if that is away, as it was when it was opened, with the tags set since."""
+        try:
+            run = self._requests.ask("read the run", lambda: self.client.get_run(self.run_id))
+        except UnacceptedError:
+            if self._opened is None or self.folder is None:
+                raise
+            return with_tags(self._opened, self._tags)
+        return with_tags(run, self._tags) if self._requests.waiting else run
 
     def log_config(self, config: Config, *, text: str | None = None) -> None:
         """Log every value as param `cfg.<path>`, and the whole config as `config.yaml`.
@@ -196,12 +228,9 @@ class ActiveRun:
             from mlflow_ft.config.explain import to_yaml
 
             text = to_yaml(config)
-        wanted = {f"cfg.{path}": cut(str(value), LONGEST_PARAM) for path, value in config.flat().items()}
-        known = self.read().data.params
-        params = [Param(key, value) for key, value in wanted.items() if key not in known]
-        for start in range(0, len(params), BATCH):
-            batch = params[start : start + BATCH]
-            self._do("log the config", partial(self.client.log_batch, self.run_id, params=batch))
+        wanted, known = config_params(config), self.read().data.params
+        new = {key: value for key, value in wanted.items() if key not in known}
+        self._requests.put("log the config", outbox.params(new))
         changed = [f"{k}: {known[k]} -> {value}" for k, value in wanted.items() if known.get(k, value) != value]
         if changed:
             self.set_tags({"mlflow_ft.changed_config": "; ".join(changed)})
@@ -209,10 +238,9 @@ class ActiveRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags in batches; a value over 8,000 characters is cut and marked."""
-        entities = [RunTag(key, cut(str(value), LONGEST_TAG)) for key, value in tags.items()]
-        for start in range(0, len(entities), BATCH):
-            batch = entities[start : start + BATCH]
-            self._do("set tags", partial(self.client.log_batch, self.run_id, tags=batch))
+        values = tag_values(tags)
+        self._tags |= values
+        self._requests.put("set tags", outbox.tags(values))
 
     def log_environment(self, plugins: Plugins) -> None:
         """Log folder, git commit, code, package versions, plugins and machine, as tags and artifacts."""
@@ -223,17 +251,17 @@ class ActiveRun:
     def log_inputs(self, splits: Sequence[Split], *, tags: Mapping[str, str] | None = None) -> None:
         """Log the splits as the run's dataset inputs; `tags` go on each of them."""
         datasets = [inputs.dataset_input(split, tags=tags) for split in splits]
-        self._do("log the data sets", lambda: self.client.log_inputs(self.run_id, datasets=datasets))
+        self._requests.put("log the data sets", outbox.inputs(datasets))
 
     # --- artifacts
 
     def artifact_text(self, text: str, path: str) -> None:
         """Write a text as the artifact `path`."""
-        self._do(f"log {path}", lambda: self.client.log_text(self.run_id, text, path))
+        self._requests.put(f"log {path}", outbox.text(text, path))
 
     def artifact(self, file: Path, folder: str = "") -> None:
         """Copy a file or a whole folder into the artifacts under `folder`."""
-        self._do(f"log {file.name}", lambda: self.client.log_artifact(self.run_id, str(file), folder or None))
+        self._requests.put(f"log {file.name}", outbox.file(file, folder))
 
     def table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """Write rows as one JSON file that MLflow's UI shows as a table; `path` ends in .json."""
@@ -258,16 +286,32 @@ class ActiveRun:
         An artifact folder is `context.artifacts[name]`; a file is inside it under its own name. No pickle and no
         inference of requirements; the code is imported once and the model is not loaded.
         """
-        return self._do(
-            f"log the model {model.name}",
-            lambda: models.log_model(self.client, model, run_id=self.run_id, experiment_id=self.experiment_id),
-        )
+        return self._requests.must(f"log the model {model.name}", partial(self._log_model, model))
+
+    def log_checkpoint(self, model: ModelToLog, metrics: Mapping[str, float], *, dataset: Split) -> None:
+        """Log a model as `log_model` does and link metrics to it; training goes on if the server is away."""
+        try:
+            model_id = self._requests.ask(f"log the model {model.name}", partial(self._log_model, model))
+        except UnacceptedError as error:
+            linked = metric_entries(metrics, step=model.step, moment=self._moment(), dataset=dataset)
+            self._requests.keep(outbox.model(model, linked), error)
+        else:
+            self.metrics(metrics, step=model.step, model_id=model_id, dataset=dataset)
+
+    def _log_model(self, model: ModelToLog) -> str:
+        return models.log_model(self.client, model, run_id=self.run_id, experiment_id=self.experiment_id)
+
+    def download_model(self, model_id: str, into: Path) -> Path:
+        """Download a logged model into a new folder under `into`."""
+        uri = f"models:/{model_id}"
+        fetch = partial(artifacts.fetch, uri, error=ModelError, what="model", into=into)
+        return self._requests.must(f"read {uri}", fetch)
 
     def nested_run(self, name: str) -> str:
         """Create a nested run for another process to open, and return its id."""
-        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}
-        child = self._do("create a nested run", lambda: self.client.create_run(self.experiment_id, tags=tags))
-        return str(child.info.run_id)
+        own, request = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}, RunRequest(self.client)
+        create = partial(request.make, lambda tags: self.client.create_run(self.experiment_id, tags={**own, **tags}))
+        return str(self._requests.ask("create a nested run", create).info.run_id)
 
     def register(
         self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str, description: str | None = None
@@ -278,20 +322,10 @@ class ActiveRun:
             RefusedError: the model is not READY or has no MLmodel file.
         """
         call = partial(models.register, self.client, name=name, model_id=model_id, run_id=self.run_id)
-        return self._do(f"register {name}", partial(call, tags=tags, alias=alias, description=description))
+        return self._requests.must(f"register {name}", partial(call, tags=tags, alias=alias, description=description))
 
     def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags on a registered model version."""
         for key, value in tags.items():
-            self._do(
-                f"tag {name} version {version}",
-                partial(self.client.set_model_version_tag, name, str(version), key, value),
-            )
-
-    def _do(self, what: str, call: Callable[[], T]) -> T:
-        return insist(what, call, uri=self.tracking_uri)
-
-
-def cut(text: str, limit: int) -> str:
-    """The text, or its beginning with a marker, in at most `limit` characters."""
-    return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
+            call = partial(self.client.set_model_version_tag, name, str(version), key, value)
+            self._requests.must(f"tag {name} version {version}", call)
