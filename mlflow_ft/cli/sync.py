@@ -30,7 +30,7 @@ def command(folder: Path, *, as_json: bool, quiet: bool) -> None:
         from mlflow_ft.progress import Progress
 
         progress = Progress(quiet=quiet)
-        outcome = pipeline.package(run_id, plugins.load(), progress=progress)
+        outcome = pipeline.resume(run_id, plugins.load(), only_package=True, progress=progress)
         versions = as_dict(outcome)["versions"]
         if not as_json:
             report(outcome, progress)

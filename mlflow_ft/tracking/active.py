@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import BaseFileLock
 from mlflow import MlflowClient
@@ -19,20 +18,20 @@ from mlflow_ft.errors import ModelError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import (
     artifacts,
+    created_once,
     environment,
     inputs,
-    logged_points,
     models,
     outbox,
     run_lock,
+    system,
     tables,
 )
 from mlflow_ft.tracking.checkpoints import CheckpointUploads
-from mlflow_ft.tracking.created_once import RunRequest
-from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
+from mlflow_ft.tracking.curves import Curves
+from mlflow_ft.tracking.delivery import RunFile
 from mlflow_ft.tracking.faults import UnacceptedError
-from mlflow_ft.tracking.journal import Journal
-from mlflow_ft.tracking.metrics import clean_key, metric_entries, sender
+from mlflow_ft.tracking.metrics import metric_entries
 from mlflow_ft.tracking.models import ModelToLog
 from mlflow_ft.tracking.outbox import Place
 from mlflow_ft.tracking.requesting import Requests
@@ -42,20 +41,17 @@ from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
 from mlflow_ft.values import Split
 
-EARLY = ("start", "config", "model", "data")
+EARLY = ("start", "config", "resume", "model", "data")
 """Stages before anything was spent: an expired credential or a full artifact store ends the run there."""
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class ActiveRun:
     """One MLflow run while it is open. Metrics never wait for the server; everything else waits, but not for ever.
 
-    What a server that is away (`MLFLOW_FT_PATIENCE`) has not accepted stays in the folder, in the outbox, and is
-    delivered in order when the server is back: tags, params, artifacts, data sets. What the run must get back (a
-    model's id, a version's number) raises UndeliveredError instead: the rest is left to `mlflow-ft sync`.
-
-    Every method that calls the server raises TrackingError if the request is wrong; before `open_journal` also if the
-    server is away.
+    What a server that is away (`MLFLOW_FT_PATIENCE`) has not accepted is kept in the folder and delivered in order when
+    it is back. What the run must get back (a model's id, a version's number) raises UndeliveredError instead: the rest
+    is left to `mlflow-ft sync`. TrackingError: the request is wrong, or it was made before `open_journal`.
     """
 
     def __init__(
@@ -70,8 +66,7 @@ class ActiveRun:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run_id = run_id
-        self.experiment_id = experiment_id
-        self.tracking_uri = tracking_uri
+        self.experiment_id, self.tracking_uri = experiment_id, tracking_uri
         self.stage = "start"
         self.step = 0
         """The last step that a metric was logged for."""
@@ -79,14 +74,13 @@ class ActiveRun:
         self.client = MlflowClient(tracking_uri)
         self._signals = signals or StopSignals()
         self._resumed, self._clock, self._opened = resumed, clock, opened
-        self._journal: Journal | None = None
+        self._curves = Curves(self.client, run_id)
         self._monitor: JournalledMonitor | None = None
         self._lock: BaseFileLock | None = None
-        self._logged: Mapping[str, Collection[int]] = {}
         self._uploads: CheckpointUploads | None = None
-        self._undelivered = 0
         self._tags: dict[str, str] = {}
         place = Place(client=self.client, run_id=run_id, experiment_id=experiment_id, folder=Path())
+        self._log_model = partial(models.log_model, self.client, run_id=run_id, experiment_id=experiment_id)
         self._requests = Requests(place, uri=tracking_uri, stopping=lambda: self.stopping, clock=clock)
 
     @property
@@ -129,14 +123,13 @@ class ActiveRun:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = run_lock.acquired(folder, self.run_id)
         RunFile.opened(folder, self.run_id, self.tracking_uri, self.experiment_id).write(folder)
-        self._journal = Journal(folder / JOURNAL_FILE, sender(tracking_uri=self.tracking_uri, run_id=self.run_id))
+        self._curves.open(folder)
         self.folder = folder
         self._requests.open_outbox(folder, continues=continues)
 
     def continue_curves(self) -> None:
         """From now on, do not log points that the run's curves have already; call it after `open_journal`."""
-        if self.folder is not None:
-            self._logged = logged_points.of_run(self.client, self.run_id, self.folder / JOURNAL_FILE)
+        self._curves.go_on()
 
     def metric(self, key: str, value: float, **about: Any) -> None:
         """Journal one value; keywords as for `metrics`."""
@@ -157,46 +150,34 @@ class ActiveRun:
         MLflow would store 1.8e308. `model_id` links the values to a LoggedModel, `dataset` to the rows they were
         computed on.
         """
-        if self._journal is None:
-            raise RuntimeError("call open_journal before the first metric")
         moment = self._moment() if timestamp_ms is None else timestamp_ms
+        self._curves.log(values, step=step, moment=moment, model_id=model_id, dataset=dataset)
         self.step = max(self.step, step)
-        new = {
-            key: value for key, value in values.items() if model_id or step not in self._logged.get(clean_key(key), ())
-        }
-        self._journal.append(*metric_entries(new, step=step, moment=moment, model_id=model_id, dataset=dataset))
 
     def _moment(self) -> int:
         return int(self._clock() * 1000)
 
     def flush(self, timeout: float) -> bool:
         """Wait until the journal is delivered; return False after `timeout` seconds without progress."""
-        return self._undelivered == 0 if self._journal is None else self._journal.flush(timeout)
+        return self._curves.flush(timeout)
 
-    def close_journal(self, timeout: float) -> int:
-        """Deliver what is left and return how many entries could not be delivered; `open_run` calls this at its end."""
-        journal, self._journal = self._journal, None
-        self._undelivered = journal.close(timeout) if journal else 0
-        return self._undelivered
+    def close(self, timeout: float, *, deliver: bool) -> tuple[int, int]:
+        """Deliver the journal, wait for uploads, deliver the outbox, give up the folder; `open_run` does it at the end.
 
-    def close_outbox(self, *, deliver: bool) -> int:
-        """Deliver the outbox if the server answers, give up the folder, and return how many requests are left."""
-        left = self._requests.close(deliver=deliver)
+        Return how many metrics and how many other requests could not be delivered.
+        """
+        metrics = self._curves.close(timeout)
+        if self._uploads is not None:
+            self._uploads.close()
+        others = self._requests.close(deliver=deliver)
         if self._lock:
             self._lock.release()
-        return left
+        return metrics, others
 
     def system_metrics(self) -> None:
         """Journal CPU, memory, disk, network and GPU every 10 s until the run closes (MLFLOW_SYSTEM_METRICS_*)."""
-        if self._monitor is not None:
-            return
-        try:
-            monitor = JournalledMonitor(self.run_id, self._publish, resumed=self._resumed)
-            monitor.begin()
-        except Exception as error:  # not worth failing the run
-            log.warning("no system metrics: %s", error)
-        else:
-            self._monitor = monitor
+        if self._monitor is None:
+            self._monitor = system.started(self.run_id, self._publish, resumed=self._resumed)
 
     def stop_system_metrics(self) -> None:
         """Journal the last sample; `open_run` calls this at its end."""
@@ -228,10 +209,8 @@ class ActiveRun:
             from mlflow_ft.config.explain import to_yaml
 
             text = to_yaml(config)
-        wanted, known = config_params(config), self.read().data.params
-        new = {key: value for key, value in wanted.items() if key not in known}
+        new, changed = config_params(config, self.read().data.params)
         self._requests.put("log the config", outbox.params(new))
-        changed = [f"{k}: {known[k]} -> {value}" for k, value in wanted.items() if known.get(k, value) != value]
         if changed:
             self.set_tags({"mlflow_ft.changed_config": "; ".join(changed)})
         self.artifact_text(text, "config.yaml")
@@ -273,11 +252,6 @@ class ActiveRun:
         self._uploads = self._uploads or CheckpointUploads(self.tracking_uri, self.run_id, partial(self.flush, 60))
         self._uploads.put(folder)
 
-    def finish_uploads(self) -> None:
-        """Wait for the upload of the last checkpoint; `open_run` calls this when the state is set."""
-        if self._uploads is not None:
-            self._uploads.close()
-
     # --- models
 
     def log_model(self, model: ModelToLog) -> str:
@@ -298,8 +272,9 @@ class ActiveRun:
         else:
             self.metrics(metrics, step=model.step, model_id=model_id, dataset=dataset)
 
-    def _log_model(self, model: ModelToLog) -> str:
-        return models.log_model(self.client, model, run_id=self.run_id, experiment_id=self.experiment_id)
+    def needing(self, what: str, call: Callable[[], T]) -> T:
+        """The answer of the server to a request that may be made twice; UndeliveredError if it is away."""
+        return self._requests.must(what, call)
 
     def download_model(self, model_id: str, into: Path) -> Path:
         """Download a logged model into a new folder under `into`."""
@@ -309,9 +284,9 @@ class ActiveRun:
 
     def nested_run(self, name: str) -> str:
         """Create a nested run for another process to open, and return its id."""
-        own, request = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}, RunRequest(self.client)
-        create = partial(request.make, lambda tags: self.client.create_run(self.experiment_id, tags={**own, **tags}))
-        return str(self._requests.ask("create a nested run", create).info.run_id)
+        own = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}
+        call = partial(created_once.nested_run, self.client, self.experiment_id, created_once.RunRequest(self.client))
+        return self._requests.ask("create a nested run", partial(call, tags=own))
 
     def register(
         self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str, description: str | None = None

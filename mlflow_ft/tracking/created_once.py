@@ -47,6 +47,12 @@ class RunRequest:
         return next(iter(self._client.search_runs(ids, f"tags.`{REQUEST}` = '{self._id}'")), None)
 
 
+def nested_run(client: MlflowClient, experiment_id: str, request: RunRequest, *, tags: Mapping[str, str]) -> str:
+    """The id of a run with these tags, which another process opens."""
+    run = request.make(lambda own: client.create_run(experiment_id, tags={**tags, **own}))
+    return str(run.info.run_id)
+
+
 def logged_model(
     client: MlflowClient,
     *,

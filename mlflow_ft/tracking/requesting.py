@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mlflow_ft.errors import UndeliveredError
-from mlflow_ft.tracking.faults import Fault, UnacceptedError
+from mlflow_ft.tracking.faults import REMEDIES, Fault, UnacceptedError
 from mlflow_ft.tracking.journal import Entry
 from mlflow_ft.tracking.outbox import Outbox, Place, make
 from mlflow_ft.tracking.server import answers, insist
@@ -74,12 +74,13 @@ class Requests:
         try:
             return self.ask(what, call)
         except UnacceptedError as error:
-            if not self._continues:
+            if not self._continues or self.early:
                 raise
             self.unfinished = True
+            remedy = REMEDIES[error.fault] or "when the server is back"
             raise UndeliveredError(
-                f"{error.message}. The result is complete on disk",
-                hint=f"{error.hint}\n  then finish the run: mlflow-ft sync {self._place.folder}",
+                f"{error.message}. Everything so far is complete in {self._place.folder}",
+                hint=f"{remedy}, then finish the run: mlflow-ft sync {self._place.folder}",
             ) from error
 
     def put(self, what: str, entry: Entry) -> None:
@@ -104,7 +105,7 @@ class Requests:
         if self._outbox is None:
             raise error
         with self._order:
-            log.warning("%s; it is kept in %s. %s", error.message, self._place.folder, error.hint)
+            log.warning("%s; it is kept in %s. %s", error.message, self._place.folder, REMEDIES[error.fault])
             self._outbox.add(entry)
 
     def close(self, *, deliver: bool) -> int:

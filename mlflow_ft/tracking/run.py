@@ -189,11 +189,9 @@ def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
     _leave_fluent_run(status)
     record = _record(run, status, error)
     is_set = _set_state(run, record, status)
-    metrics = run.close_journal(
-        PATIENCE_WHEN_KILLED_SECONDS if status == "KILLED" else min(PATIENCE_SECONDS, patience())
-    )
-    run.finish_uploads()
-    others = run.close_outbox(deliver=status != "KILLED")
+    killed = status == "KILLED"
+    seconds = PATIENCE_WHEN_KILLED_SECONDS if killed else min(PATIENCE_SECONDS, patience())
+    metrics, others = run.close(seconds, deliver=not killed)
     is_set = is_set or _set_state(run, record, status)
     delivered = is_set and not metrics and not others
     if run.folder and (record.unfinished or not delivered or RunFile.read(run.folder).unfinished):

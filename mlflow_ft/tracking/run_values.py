@@ -18,9 +18,11 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
 
 
-def config_params(config: Config) -> dict[str, str]:
-    """Every value of the configuration as param `cfg.<path>`."""
-    return {f"cfg.{path}": cut(str(value), LONGEST_PARAM) for path, value in config.flat().items()}
+def config_params(config: Config, known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The configuration as params `cfg.<path>`: those that the run lacks, and which of its own differ."""
+    params = {f"cfg.{path}": cut(str(value), LONGEST_PARAM) for path, value in config.flat().items()}
+    changed = [f"{key}: {known[key]} -> {value}" for key, value in params.items() if known.get(key, value) != value]
+    return {key: value for key, value in params.items() if key not in known}, changed
 
 
 def tag_values(tags: Mapping[str, object]) -> dict[str, str]:

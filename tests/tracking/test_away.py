@@ -257,7 +257,7 @@ def test_a_model_that_the_server_does_not_take_leaves_the_run_unfinished(
 ) -> None:
     folder = tmp_path / "outputs"
     with (
-        pytest.raises(UndeliveredError, match="The result is complete on disk") as error,
+        pytest.raises(UndeliveredError, match="Everything so far is complete in") as error,
         open_run(config.run, plugins=plugins) as run,
     ):
         run.open_journal(folder)
