@@ -195,6 +195,8 @@ def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: Acti
     Raises:
         TrackingError: another process is using the run.
     """
+    from mlflow_ft import tracking
+
     run.begin("resume")
     job = start.open_job(earlier.config, plugins, registry, run, progress, folder=earlier.folder)
     run.continue_curves()
@@ -204,7 +206,7 @@ def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: Acti
         run.log_config(earlier.config)
         progress.warn(f"changed since the run was started: {'; '.join(earlier.changed)}")
     run.set_tags(tags)
-    if earlier.run.info.status == "FAILED":  # packaging again may be what helps
+    if earlier.run.info.status == "FAILED" and not tracking.stages_left(earlier.folder):  # packaging again may help
         done.reopen(earlier.folder / "package")
     progress.say(f"run {run.run_id} continues {earlier.place}")
     resume = Resume(

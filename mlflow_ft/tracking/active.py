@@ -13,6 +13,7 @@ from filelock import BaseFileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from mlflow_ft.config.explain import to_yaml
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ModelError
 from mlflow_ft.plugins import Plugins
@@ -150,12 +151,9 @@ class ActiveRun:
         MLflow would store 1.8e308. `model_id` links the values to a LoggedModel, `dataset` to the rows they were
         computed on.
         """
-        moment = self._moment() if timestamp_ms is None else timestamp_ms
+        moment = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
         self._curves.log(values, step=step, moment=moment, model_id=model_id, dataset=dataset)
         self.step = max(self.step, step)
-
-    def _moment(self) -> int:
-        return int(self._clock() * 1000)
 
     def flush(self, timeout: float) -> bool:
         """Wait until the journal is delivered; return False after `timeout` seconds without progress."""
@@ -205,15 +203,11 @@ class ActiveRun:
 
         Params cannot change: if a resumed run's value differs, tag `mlflow_ft.changed_config` records it.
         """
-        if text is None:
-            from mlflow_ft.config.explain import to_yaml
-
-            text = to_yaml(config)
         new, changed = config_params(config, self.read().data.params)
         self._requests.put("log the config", outbox.params(new))
         if changed:
             self.set_tags({"mlflow_ft.changed_config": "; ".join(changed)})
-        self.artifact_text(text, "config.yaml")
+        self.artifact_text(to_yaml(config) if text is None else text, "config.yaml")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags in batches; a value over 8,000 characters is cut and marked."""
@@ -267,7 +261,7 @@ class ActiveRun:
         try:
             model_id = self._requests.ask(f"log the model {model.name}", partial(self._log_model, model))
         except UnacceptedError as error:
-            linked = metric_entries(metrics, step=model.step, moment=self._moment(), dataset=dataset)
+            linked = metric_entries(metrics, step=model.step, moment=int(self._clock() * 1000), dataset=dataset)
             self._requests.keep(outbox.model(model, linked), error)
         else:
             self.metrics(metrics, step=model.step, model_id=model_id, dataset=dataset)

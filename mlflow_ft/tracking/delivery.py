@@ -48,8 +48,8 @@ class RunFile:
     @classmethod
     def opened(cls, folder: Path, run_id: str, tracking_uri: str, experiment_id: str) -> RunFile:
         """The record of a run that is open; stages that an earlier process left are still left."""
-        unfinished = (folder / RUN_FILE).is_file() and cls.read(folder).unfinished
-        return cls(run_id=run_id, tracking_uri=tracking_uri, experiment_id=experiment_id, unfinished=unfinished)
+        left = stages_left(folder)
+        return cls(run_id=run_id, tracking_uri=tracking_uri, experiment_id=experiment_id, unfinished=left)
 
     def write(self, folder: Path) -> None:
         """Write the file atomically, readable by its owner only, because a URI may contain a password."""
@@ -138,10 +138,15 @@ def _undelivered(what: str, folder: Path, run_file: RunFile, error: Exception) -
     )
 
 
+def stages_left(folder: Path) -> bool:
+    """Whether stages of the folder's run are left, because the server did not accept a model or a version."""
+    return (folder / RUN_FILE).is_file() and RunFile.read(folder).unfinished
+
+
 def take_up(folder: Path, *, environ: MutableMapping[str, str] = os.environ) -> str:
     """The run of the folder if stages of it are left, with its server set as MLflow's; "" if none are left."""
-    run_file = RunFile.read(folder)
-    if not run_file.unfinished:
+    if not stages_left(folder):
         return ""
+    run_file = RunFile.read(folder)
     environ["MLFLOW_TRACKING_URI"] = run_file.tracking_uri
     return run_file.run_id

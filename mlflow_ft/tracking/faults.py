@@ -6,7 +6,6 @@ import errno
 import re
 from collections.abc import Iterator
 from enum import Enum
-from urllib.parse import urlsplit
 
 import requests
 from mlflow.exceptions import MlflowException
@@ -56,10 +55,10 @@ def words(error: BaseException) -> str:
     text = str(error)
     if not any(known in text for known in NO_ANSWER):
         return text
-    where = re.search(r"API request to (\S+)", text)
+    place = re.search(r"API request to (\w+)://([^/\s]+)", text)
     status = re.search(r"too many (\d+) error responses", text)
     how = f"answers {status[1]}" if status else "does not answer in time" if "timed out" in text else "does not answer"
-    return f"{urlsplit(where[1])._replace(query='').geturl() if where else 'the tracking server'} {how}"
+    return f"{place[1]}://{place[2].rpartition('@')[2]} {how}" if place else f"the tracking server {how}"
 
 
 def fault_of(error: BaseException) -> Fault:

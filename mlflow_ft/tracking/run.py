@@ -24,7 +24,7 @@ from mlflow_ft.processes import check_single
 from mlflow_ft.tracking import vanished
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.created_once import RunRequest
-from mlflow_ft.tracking.delivery import ERROR, RUN_FILE, STAGE, RunFile, pending, set_state
+from mlflow_ft.tracking.delivery import ERROR, STAGE, RunFile, pending, set_state, stages_left
 from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.heartbeat import Heart, launcher
@@ -194,7 +194,7 @@ def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
     metrics, others = run.close(seconds, deliver=not killed)
     is_set = is_set or _set_state(run, record, status)
     delivered = is_set and not metrics and not others
-    if run.folder and (record.unfinished or not delivered or RunFile.read(run.folder).unfinished):
+    if run.folder and (record.unfinished or not delivered or stages_left(run.folder)):
         replace(record, pending_status=None if delivered else status).write(run.folder)
     if delivered:
         return ""
@@ -210,7 +210,7 @@ def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
 def _record(run: ActiveRun, status: str, error: BaseException | None) -> RunFile:
     """How the run ended. Stages that were left stay left, unless the run has finished or evidence has ended it."""
     ended = status == "FINISHED" or isinstance(error, RefusedError)
-    earlier = run.folder is not None and (run.folder / RUN_FILE).is_file() and RunFile.read(run.folder).unfinished
+    earlier = run.folder is not None and stages_left(run.folder)
     failed = error is not None and status != "FINISHED"
     return RunFile(
         run_id=run.run_id,

@@ -171,7 +171,8 @@ def insist(
         except UnacceptedError as error:
             if error.fault is not Fault.AWAY:
                 raise
-            log.warning("%s; waiting for the server", error.message)
+            if delay == FIRST_DELAY:
+                log.warning("%s; waiting up to %.0f s for the server", error.message, seconds)
             while True:
                 if clock() >= deadline or stopping():
                     raise _of_store(error, uri) from error.__cause__
@@ -183,10 +184,10 @@ def insist(
 
 def _of_store(error: UnacceptedError, uri: str) -> UnacceptedError:
     """The error, about the artifact store if only uploads fail: a server answers 500 when its disk is full."""
-    if UPLOADS not in error.message or not answers(uri):
+    if UPLOADS not in str(error.__cause__) or not answers(uri):
         return error
-    hint = f"the server answers, but its artifact store accepts no files: {REMEDIES[Fault.STORE]}; {error.hint}"
-    return UnacceptedError(error.message, fault=Fault.STORE, hint=hint)
+    message = f"{error.message} to uploads only: its artifact store is full or read-only"
+    return UnacceptedError(message, fault=Fault.STORE, hint=f"{REMEDIES[Fault.STORE]}; {error.hint}")
 
 
 @contextmanager

@@ -381,7 +381,7 @@ def test_an_artifact_store_that_takes_no_files_is_named(
         run.begin("package")
         proxy.fail(500, UPLOADS)
         run.artifact_text("a text", "a.txt")
-        assert "its artifact store accepts no files" in caplog.text
+        assert "answers 500 to uploads only: its artifact store is full or read-only" in caplog.text
         run.log_model(ModelToLog(**echo))
     stored = client.get_run(run.run_id)
     assert (stored.info.status, stored.data.tags["mlflow_ft.stage"]) == ("FAILED", "package")

@@ -141,7 +141,7 @@ def test_patience_ends() -> None:
         now[0] += seconds
 
     call = Flaky(*[MlflowException(AWAY)] * 1000)
-    with pytest.raises(UnacceptedError, match=r"could not log x: http://127\.0\.0\.1:9/api does not answer") as error:
+    with pytest.raises(UnacceptedError, match=r"could not log x: http://127\.0\.0\.1:9 does not answer") as error:
         insist("log x", call, uri="http://127.0.0.1:9", sleep=sleep, clock=lambda: now[0], seconds=300)
     assert now[0] == 300
     assert error.value.fault is Fault.AWAY
