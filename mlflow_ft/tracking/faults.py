@@ -37,7 +37,7 @@ NO_ANSWER = ("failed with exception", "failed with timeout exception")
 """MLflow's words for a request without a usable answer, which include `too many 503 error responses`."""
 CREDENTIAL_CODES = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
 BUSY_CODES = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
-NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 CLOUDS = {"boto3", "botocore", "azure", "google"}
 """Packages of the clients that upload directly to cloud storage; they have repeated the request themselves."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -391,20 +393,32 @@ def test_an_artifact_store_that_takes_no_files_is_named(
     assert take_up(tmp_path / "outputs") == run.run_id
 
 
-def test_a_full_disk_under_the_artifacts_keeps_them_for_later(
+@contextmanager
+def no_room_for(size: int) -> Iterator[None]:
+    """Let the system refuse to write beyond this size in any file, as a file system with a quota does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_local_artifact_store_without_room_gets_the_files_later(
     store: str, config: Config, plugins: Plugins, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    folder = tmp_path / "outputs"
     client = MlflowClient(store)
-    client.create_experiment("local", artifact_location=(tmp_path / "files").as_uri())
-    settings = config.run.model_copy(update={"experiment": "local"})
-    with pytest.raises(UndeliveredError, match="1 other entries"), open_run(settings, plugins=plugins) as run:
-        run.open_journal(tmp_path / "outputs")
+    with open_run(config.run, plugins=plugins) as run:
+        run.open_journal(folder)
         run.begin("train")
-        full = tmp_path / "files" / run.run_id / "artifacts" / "a.txt"
-        full.parent.mkdir(parents=True)
-        full.symlink_to("/dev/full")
-        run.artifact_text("a text", "a.txt")
-    assert "No space left on device" in caplog.text
-    full.unlink()
-    assert deliver(tmp_path / "outputs") == 1
-    assert text(client, run, "a.txt") == "a text"
+        (folder / "weights.safetensors").write_bytes(b"w" * 20_000_000)
+        with no_room_for(10_000_000):
+            run.artifact(folder / "weights.safetensors", "files")
+            assert "make room in the artifact store" in caplog.text
+            run.set_tags({"a": "tag"})
+        assert "a" not in client.get_run(run.run_id).data.tags, "the tag waits for the file before it"
+    (file,) = client.list_artifacts(run.run_id, "files")
+    assert file.file_size == 20_000_000
+    stored = client.get_run(run.run_id)
+    assert (stored.info.status, stored.data.tags["a"]) == ("FINISHED", "tag")
