@@ -77,9 +77,9 @@ def test_a_short_failure_is_waited_for(
 
 
 def test_a_run_is_opened_once_if_the_answer_is_lost(
-    proxy: FaultyProxy, client: MlflowClient, config: Config, plugins: Plugins
+    proxy: FaultyProxy, client: MlflowClient, config: Config, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mlflow.set_experiment("opened once")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "opened once")
     settings = config.run.model_copy(update={"experiment": None})
     failure = proxy.fail("lost", "/runs/create$", times=1)
     with open_run(settings, plugins=plugins) as run:

@@ -99,7 +99,7 @@ def test_lost_answers_double_nothing(
     monkeypatch.setenv("MLFLOW_FT_PATIENCE", "30")
     paths = ("/runs/create$", "/logged-models$", "/outputs$", "/log-inputs$", "/model-versions/create$", "/log-batch$")
     failures = [proxy.fail("lost", path, times=1) for path in paths]
-    outcome = train(tiny_model, "lost", **{"package.round_trip": "true"})
+    outcome = train(tiny_model, "lost")
     assert [failure.hits for failure in failures] == [1] * len(paths)
     client = MlflowClient(server.uri, registry_uri=server.uri)
     check_complete(client, outcome.run_id, "lost")
