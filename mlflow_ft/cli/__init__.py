@@ -31,7 +31,7 @@ COMMANDS = {
     "serve": "Serve chat requests over HTTP: one model, or several adapters on one base.",
     "chat": "Chat with a model in the terminal; --compare shows the base model's answers too.",
     "plugins": "List the installed plugins and whether they work.",
-    "sync": "Deliver what a run could not send while the tracking server was down.",
+    "sync": "Deliver what a run could not send while the tracking server was away, and finish it.",
 }
 
 

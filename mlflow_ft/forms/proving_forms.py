@@ -20,7 +20,7 @@ from mlflow_ft.values import Form, Split
 
 if TYPE_CHECKING:
     from mlflow_ft.engine.judging.parity import Parity
-    from mlflow_ft.tracking import ActiveRun
+    from mlflow_ft.tracking import ActiveRun, ModelToLog
 
 SHOWN = 3
 """Tokens that the message of a refusal names."""
@@ -114,14 +114,12 @@ def _record(form: NewForm, comparison: Parity, original: Original, *, refused: b
     return str(form.table_file)
 
 
-def log_model(
-    run: ActiveRun, name: str, folder: Path, *, metadata: Mapping[str, str], model_type: str, step: int = 0
-) -> str:
-    """Log a packaged folder as an MLflow model that is served by the code in it, and return its id."""
+def model_to_log(name: str, folder: Path, *, metadata: Mapping[str, str], model_type: str, step: int = 0) -> ModelToLog:
+    """A packaged folder as an MLflow model that is served by the code in it."""
     from mlflow_ft.engine.serving import bundle
     from mlflow_ft.tracking import ModelToLog, chat_signature
 
-    model = ModelToLog(
+    return ModelToLog(
         name=name,
         code=bundle.CHAT_MODEL,
         artifacts={"model": folder},
@@ -132,4 +130,8 @@ def log_model(
         model_config=bundle.overridable(folder),
         step=step,
     )
-    return run.log_model(model)
+
+
+def log_model(run: ActiveRun, name: str, folder: Path, *, metadata: Mapping[str, str], model_type: str) -> str:
+    """Log a packaged folder as an MLflow model, and return its id."""
+    return run.log_model(model_to_log(name, folder, metadata=metadata, model_type=model_type))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.errors import ModelError, RefusedError
+from mlflow_ft.errors import RefusedError
 from mlflow_ft.forms import compare
 from mlflow_ft.job import Job
 from mlflow_ft.rows import Example
@@ -78,7 +78,11 @@ def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], ex
         job.progress.bar("load the logged models in a clean process"),
     ):
         logged: list[dict[str, Any]] = [
-            {"name": model.name, "folder": str(_fetched(model, Path(scratch))), "requests": requests}
+            {
+                "name": model.name,
+                "folder": str(job.run.download_model(model.model_id, Path(scratch, "models"))),
+                "requests": requests,
+            }
             for model in models
         ]
         logged.sort(key=lambda model: Path(model["folder"], "requirements.txt").read_text().count("=="))
@@ -102,12 +106,6 @@ def _request(example: Example) -> dict[str, Any]:
 
     request: dict[str, Any] = {"messages": [dict(turn) for turn in example.prompt], "max_tokens": LENGTH}
     return request | {"temperature": 0.0} | ({"tools": [dict(tool) for tool in example.tools]} if example.tools else {})
-
-
-def _fetched(model: Packaged, scratch: Path) -> Path:
-    from mlflow_ft import tracking
-
-    return tracking.fetch(f"models:/{model.model_id}", error=ModelError, what="model", into=scratch / "models")
 
 
 def _run(task: Mapping[str, Any], scratch: Path) -> None:

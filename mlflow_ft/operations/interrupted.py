@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, FineTuneError, ModelError, RefusedError, StoppedError, TrackingError
+from mlflow_ft.errors import (
+    ConfigError,
+    FineTuneError,
+    ModelError,
+    RefusedError,
+    StoppedError,
+    TrackingError,
+    UndeliveredError,
+)
 from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.plugins import Plugins
@@ -223,6 +231,8 @@ def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: Acti
     Raises:
         TrackingError: another process is using the run.
     """
+    from mlflow_ft import tracking
+
     run.begin("resume")
     job = start.open_job(earlier.config, plugins, registry, run, progress, folder=earlier.folder)
     run.continue_curves()
@@ -232,7 +242,7 @@ def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: Acti
         run.log_config(earlier.config)
         progress.warn(f"changed since the run was started: {'; '.join(earlier.changed)}")
     run.set_tags(tags)
-    if earlier.run.info.status == "FAILED":  # packaging again may be what helps
+    if earlier.run.info.status == "FAILED" and not tracking.stages_left(earlier.folder):  # packaging again may help
         done.reopen(earlier.folder / "package")
     progress.say(f"run {run.run_id} continues {earlier.place}")
     resume = Resume(
@@ -266,7 +276,7 @@ def naming_weights(job: Job, trained: Trained) -> Iterator[None]:
     """If a stage after the training fails for a reason other than a refusal, say where the weights are."""
     try:
         yield
-    except RefusedError:
+    except (RefusedError, UndeliveredError):  # which say what to do themselves
         raise
     except BaseException as error:  # including signals; it is raised again
         weights = trained.adapter or trained.model

@@ -39,14 +39,13 @@ def keep(job: Job, data: Data, base: BaseModel, module: Any, step: int, metrics:
             bundle.copy_adapter(job, trained, weights)
         bundle.complete(job, data, weights, base=base)
         write_manifest(weights)
-        model_id = proving_forms.log_model(
-            job.run,
+        model = proving_forms.model_to_log(
             f"checkpoint-{step}",
             weights,
             metadata=lineage(job, data, trained),
             model_type=f"{job.config.method}-checkpoint",
             step=step,
         )
+        job.run.log_checkpoint(model, metrics, dataset=data.eval)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # MLflow has it
-    job.run.metrics(metrics, step=step, model_id=model_id, dataset=data.eval)
+        shutil.rmtree(folder, ignore_errors=True)  # MLflow has it, or the outbox a copy

@@ -17,8 +17,10 @@ def remove_models(job: Job) -> None:
         return
     from mlflow_ft.tracking import unfinished
 
-    removed = unfinished.remove(unfinished.find_run(job.run.run_id), alias=job.config.registry.alias)
-    _report(job, removed)
+    def remove() -> list[str]:
+        return unfinished.remove(unfinished.find_run(job.run.run_id), alias=job.config.registry.alias)
+
+    _report(job, job.run.needing("remove the models of the interrupted attempt", remove))
     shutil.rmtree(job.folder / "package", ignore_errors=True)
 
 
@@ -28,8 +30,12 @@ def remove_checkpoints(job: Job) -> None:
         return
     from mlflow_ft.tracking import unfinished
 
-    run = unfinished.find_run(job.run.run_id)
-    _report(job, unfinished.remove_checkpoints(run, after=job.resume.step))
+    step = job.resume.step
+
+    def remove() -> list[str]:
+        return unfinished.remove_checkpoints(unfinished.find_run(job.run.run_id), after=step)
+
+    _report(job, job.run.needing("remove later checkpoints", remove))
 
 
 def _report(job: Job, removed: list[str]) -> None:

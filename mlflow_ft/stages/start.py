@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, Problem, ResourceError
+from mlflow_ft.errors import ConfigError, Problem, ResourceError, TrackingError, UndeliveredError
 from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import guards
@@ -234,6 +234,8 @@ def writing(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except (TrackingError, UndeliveredError):  # about the artifact store, not about this folder
+        raise
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             raise ResourceError(

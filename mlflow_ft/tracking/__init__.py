@@ -10,7 +10,7 @@ from mlflow_ft.manifest import MANIFEST, verify_manifest, write_manifest
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.artifacts import check_uri, fetch, read_json, trained_on
 from mlflow_ft.tracking.checkpoints import fetch as fetch_checkpoint
-from mlflow_ft.tracking.delivery import JOURNAL_FILE, deliver
+from mlflow_ft.tracking.delivery import JOURNAL_FILE, deliver, stages_left, take_up
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
@@ -42,6 +42,8 @@ __all__ = [
     "plugin_tag",
     "read_json",
     "refuse",
+    "stages_left",
+    "take_up",
     "told",
     "trained_on",
     "verify_manifest",

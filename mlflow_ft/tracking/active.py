@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -12,33 +11,48 @@ from typing import Any, TypeVar
 
 from filelock import BaseFileLock
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Run
 
+from mlflow_ft.config.explain import to_yaml
 from mlflow_ft.config.schema import Config
+from mlflow_ft.errors import ModelError
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import environment, inputs, logged_points, models, run_lock, tables
+from mlflow_ft.tracking import (
+    artifacts,
+    created_once,
+    environment,
+    inputs,
+    models,
+    outbox,
+    run_lock,
+    system,
+    tables,
+)
 from mlflow_ft.tracking.checkpoints import CheckpointUploads
-from mlflow_ft.tracking.delivery import JOURNAL_FILE, RunFile
-from mlflow_ft.tracking.journal import Journal
-from mlflow_ft.tracking.metrics import Metric, clean_key, clean_value, sender
+from mlflow_ft.tracking.delivery import RunFile
+from mlflow_ft.tracking.faults import UnacceptedError
+from mlflow_ft.tracking.metrics import metric_entries
 from mlflow_ft.tracking.models import ModelToLog
-from mlflow_ft.tracking.server import insist, page
+from mlflow_ft.tracking.outbox import Place
+from mlflow_ft.tracking.requesting import Requests
+from mlflow_ft.tracking.run_metrics import RunMetrics
+from mlflow_ft.tracking.run_values import config_params, tag_values, with_tags
+from mlflow_ft.tracking.server import page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
 from mlflow_ft.values import Split
 
-LONGEST_PARAM = 6000
-LONGEST_TAG = 8000
-BATCH = 100
-CUT = " ... [cut]"
+EARLY = ("start", "config", "resume", "model", "data")
+"""Stages before anything was spent: an expired credential or a full artifact store ends the run there."""
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 
 class ActiveRun:
-    """One MLflow run while it is open. Metrics never wait for the server; everything else waits until it is accepted.
+    """One MLflow run while it is open. Metrics never wait for the server; everything else waits, but not for ever.
 
-    Every method that calls the server raises TrackingError if the server refuses or does not answer for 5 minutes.
+    What a server that is away (`MLFLOW_FT_PATIENCE`) has not accepted is kept in the folder and delivered in order when
+    it is back. What the run must get back (a model's id, a version's number) raises UndeliveredError instead: the rest
+    is left to `mlflow-ft sync`. TrackingError: the request is wrong, or it was made before `open_journal`.
     """
 
     def __init__(
@@ -47,27 +61,33 @@ class ActiveRun:
         run_id: str,
         experiment_id: str,
         tracking_uri: str,
+        opened: Run | None = None,
         signals: StopSignals | None = None,
         resumed: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run_id = run_id
-        self.experiment_id = experiment_id
-        self.tracking_uri = tracking_uri
+        self.experiment_id, self.tracking_uri = experiment_id, tracking_uri
         self.stage = "start"
         self.step = 0
         """The last step that a metric was logged for."""
         self.folder: Path | None = None
         self.client = MlflowClient(tracking_uri)
         self._signals = signals or StopSignals()
-        self._resumed = resumed
-        self._clock = clock
-        self._journal: Journal | None = None
+        self._resumed, self._clock, self._opened = resumed, clock, opened
+        self._curves = RunMetrics(self.client, run_id)
         self._monitor: JournalledMonitor | None = None
         self._lock: BaseFileLock | None = None
-        self._logged: Mapping[str, Collection[int]] = {}
         self._uploads: CheckpointUploads | None = None
-        self._undelivered = 0
+        self._tags: dict[str, str] = {}
+        place = Place(client=self.client, run_id=run_id, experiment_id=experiment_id, folder=Path())
+        self._log_model = partial(models.log_model, self.client, run_id=run_id, experiment_id=experiment_id)
+        self._requests = Requests(place, uri=tracking_uri, stopping=lambda: self.stopping, clock=clock)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether stages are left to `mlflow-ft sync`, because the server did not accept a model or a version."""
+        return self._requests.unfinished
 
     @property
     def url(self) -> str | None:
@@ -88,27 +108,29 @@ class ActiveRun:
     def begin(self, stage: str) -> None:
         """Name the stage for the tags of a failure; raises StoppedError if a signal's error was swallowed."""
         self.stage = stage
+        self._requests.early = stage in EARLY
         self._signals.check()
 
     # --- metrics, through the journal
 
-    def open_journal(self, folder: Path) -> None:
+    def open_journal(self, folder: Path, *, continues: bool = True) -> None:
         """Keep this run's metrics in `folder` from now on; what an earlier process left there is sent first.
+
+        `continues`: stages that need an answer of the server can be continued by `mlflow-ft sync`.
 
         Raises:
             TrackingError: another process is using the folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = run_lock.acquired(folder, self.run_id)
-        RunFile(run_id=self.run_id, tracking_uri=self.tracking_uri, experiment_id=self.experiment_id).write(folder)
-        send = sender(tracking_uri=self.tracking_uri, run_id=self.run_id)
-        self._journal = Journal(folder / JOURNAL_FILE, send)
+        RunFile.opened(folder, self.run_id, self.tracking_uri, self.experiment_id).write(folder)
+        self._curves.open(folder)
         self.folder = folder
+        self._requests.open_outbox(folder, continues=continues)
 
     def continue_curves(self) -> None:
         """From now on, do not log points that the run's curves have already; call it after `open_journal`."""
-        if self.folder is not None:
-            self._logged = logged_points.of_run(self.client, self.run_id, self.folder / JOURNAL_FILE)
+        self._curves.go_on()
 
     def metric(self, key: str, value: float, **about: Any) -> None:
         """Journal one value; keywords as for `metrics`."""
@@ -129,48 +151,31 @@ class ActiveRun:
         MLflow would store 1.8e308. `model_id` links the values to a LoggedModel, `dataset` to the rows they were
         computed on.
         """
-        if self._journal is None:
-            raise RuntimeError("call open_journal before the first metric")
         moment = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
+        self._curves.log(values, step=step, moment=moment, model_id=model_id, dataset=dataset)
         self.step = max(self.step, step)
-        entries = [
-            Metric(
-                key=clean_key(key),
-                value=clean_value(value),
-                step=step,
-                timestamp=moment,
-                model_id=model_id,
-                dataset_name=inputs.dataset_name(dataset) if dataset else None,
-                dataset_digest=inputs.dataset_digest(dataset) if dataset else None,
-            ).entry()
-            for key, value in values.items()
-            if model_id or step not in self._logged.get(clean_key(key), ())
-        ]
-        self._journal.append(*entries)
 
     def flush(self, timeout: float) -> bool:
         """Wait until the journal is delivered; return False after `timeout` seconds without progress."""
-        return self._undelivered == 0 if self._journal is None else self._journal.flush(timeout)
+        return self._curves.flush(timeout)
 
-    def close_journal(self, timeout: float) -> int:
-        """Deliver what is left and return how many entries could not be delivered; `open_run` calls this at its end."""
-        journal, self._journal = self._journal, None
-        self._undelivered = journal.close(timeout) if journal else 0
+    def close(self, timeout: float, *, deliver: bool) -> tuple[int, int]:
+        """Deliver the journal, wait for uploads, deliver the outbox, give up the folder; `open_run` does it at the end.
+
+        Return how many metrics and how many other requests could not be delivered.
+        """
+        metrics = self._curves.close(timeout)
+        if self._uploads is not None:
+            self._uploads.close()
+        others = self._requests.close(deliver=deliver)
         if self._lock:
             self._lock.release()
-        return self._undelivered
+        return metrics, others
 
     def system_metrics(self) -> None:
         """Journal CPU, memory, disk, network and GPU every 10 s until the run closes (MLFLOW_SYSTEM_METRICS_*)."""
-        if self._monitor is not None:
-            return
-        try:
-            monitor = JournalledMonitor(self.run_id, self._publish, resumed=self._resumed)
-            monitor.begin()
-        except Exception as error:  # not worth failing the run
-            log.warning("no system metrics: %s", error)
-        else:
-            self._monitor = monitor
+        if self._monitor is None:
+            self._monitor = system.started(self.run_id, self._publish, resumed=self._resumed)
 
     def stop_system_metrics(self) -> None:
         """Journal the last sample; `open_run` calls this at its end."""
@@ -184,35 +189,31 @@ class ActiveRun:
     # --- what the run is
 
     def read(self) -> Run:
-        """The run as it is on the server now."""
-        return self._do("read the run", lambda: self.client.get_run(self.run_id))
+        """The run as it is on the server; if that is away, as it was when it was opened, with the tags set since."""
+        try:
+            run = self._requests.ask("read the run", lambda: self.client.get_run(self.run_id))
+        except UnacceptedError:
+            if self._opened is None or self.folder is None:
+                raise
+            return with_tags(self._opened, self._tags)
+        return with_tags(run, self._tags) if self._requests.waiting else run
 
     def log_config(self, config: Config, *, text: str | None = None) -> None:
         """Log every value as param `cfg.<path>`, and the whole config as `config.yaml`.
 
         Params cannot change: if a resumed run's value differs, tag `mlflow_ft.changed_config` records it.
         """
-        if text is None:
-            from mlflow_ft.config.explain import to_yaml
-
-            text = to_yaml(config)
-        wanted = {f"cfg.{path}": cut(str(value), LONGEST_PARAM) for path, value in config.flat().items()}
-        known = self.read().data.params
-        params = [Param(key, value) for key, value in wanted.items() if key not in known]
-        for start in range(0, len(params), BATCH):
-            batch = params[start : start + BATCH]
-            self._do("log the config", partial(self.client.log_batch, self.run_id, params=batch))
-        changed = [f"{k}: {known[k]} -> {value}" for k, value in wanted.items() if known.get(k, value) != value]
+        new, changed = config_params(config, self.read().data.params)
+        self._requests.put("log the config", outbox.params(new))
         if changed:
             self.set_tags({"mlflow_ft.changed_config": "; ".join(changed)})
-        self.artifact_text(text, "config.yaml")
+        self.artifact_text(to_yaml(config) if text is None else text, "config.yaml")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags in batches; a value over 8,000 characters is cut and marked."""
-        entities = [RunTag(key, cut(str(value), LONGEST_TAG)) for key, value in tags.items()]
-        for start in range(0, len(entities), BATCH):
-            batch = entities[start : start + BATCH]
-            self._do("set tags", partial(self.client.log_batch, self.run_id, tags=batch))
+        values = tag_values(tags)
+        self._tags |= values
+        self._requests.put("set tags", outbox.tags(values))
 
     def log_environment(self, plugins: Plugins) -> None:
         """Log folder, git commit, code, package versions, plugins and machine, as tags and artifacts."""
@@ -223,17 +224,17 @@ class ActiveRun:
     def log_inputs(self, splits: Sequence[Split], *, tags: Mapping[str, str] | None = None) -> None:
         """Log the splits as the run's dataset inputs; `tags` go on each of them."""
         datasets = [inputs.dataset_input(split, tags=tags) for split in splits]
-        self._do("log the data sets", lambda: self.client.log_inputs(self.run_id, datasets=datasets))
+        self._requests.put("log the data sets", outbox.inputs(datasets))
 
     # --- artifacts
 
     def artifact_text(self, text: str, path: str) -> None:
         """Write a text as the artifact `path`."""
-        self._do(f"log {path}", lambda: self.client.log_text(self.run_id, text, path))
+        self._requests.put(f"log {path}", outbox.text(text, path))
 
     def artifact(self, file: Path, folder: str = "") -> None:
         """Copy a file or a whole folder into the artifacts under `folder`."""
-        self._do(f"log {file.name}", lambda: self.client.log_artifact(self.run_id, str(file), folder or None))
+        self._requests.put(f"log {file.name}", outbox.file(file, folder))
 
     def table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """Write rows as one JSON file that MLflow's UI shows as a table; `path` ends in .json."""
@@ -245,11 +246,6 @@ class ActiveRun:
         self._uploads = self._uploads or CheckpointUploads(self.tracking_uri, self.run_id, partial(self.flush, 60))
         self._uploads.put(folder)
 
-    def finish_uploads(self) -> None:
-        """Wait for the upload of the last checkpoint; `open_run` calls this when the state is set."""
-        if self._uploads is not None:
-            self._uploads.close()
-
     # --- models
 
     def log_model(self, model: ModelToLog) -> str:
@@ -258,16 +254,33 @@ class ActiveRun:
         An artifact folder is `context.artifacts[name]`; a file is inside it under its own name. No pickle and no
         inference of requirements; the code is imported once and the model is not loaded.
         """
-        return self._do(
-            f"log the model {model.name}",
-            lambda: models.log_model(self.client, model, run_id=self.run_id, experiment_id=self.experiment_id),
-        )
+        return self._requests.must(f"log the model {model.name}", partial(self._log_model, model))
+
+    def log_checkpoint(self, model: ModelToLog, metrics: Mapping[str, float], *, dataset: Split) -> None:
+        """Log a model as `log_model` does and link metrics to it; training goes on if the server is away."""
+        try:
+            model_id = self._requests.ask(f"log the model {model.name}", partial(self._log_model, model))
+        except UnacceptedError as error:
+            linked = metric_entries(metrics, step=model.step, moment=int(self._clock() * 1000), dataset=dataset)
+            self._requests.keep(outbox.model(model, linked), error)
+        else:
+            self.metrics(metrics, step=model.step, model_id=model_id, dataset=dataset)
+
+    def needing(self, what: str, call: Callable[[], T]) -> T:
+        """The answer of the server to a request that may be made twice; UndeliveredError if it is away."""
+        return self._requests.must(what, call)
+
+    def download_model(self, model_id: str, into: Path) -> Path:
+        """Download a logged model into a new folder under `into`."""
+        uri = f"models:/{model_id}"
+        fetch = partial(artifacts.fetch, uri, error=ModelError, what="model", into=into)
+        return self._requests.must(f"read {uri}", fetch)
 
     def nested_run(self, name: str) -> str:
         """Create a nested run for another process to open, and return its id."""
-        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}
-        child = self._do("create a nested run", lambda: self.client.create_run(self.experiment_id, tags=tags))
-        return str(child.info.run_id)
+        own = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}
+        call = partial(created_once.nested_run, self.client, self.experiment_id, created_once.RunRequest(self.client))
+        return self._requests.ask("create a nested run", partial(call, tags=own))
 
     def register(
         self, *, name: str, model_id: str, tags: Mapping[str, str], alias: str, description: str | None = None
@@ -278,20 +291,10 @@ class ActiveRun:
             RefusedError: the model is not READY or has no MLmodel file.
         """
         call = partial(models.register, self.client, name=name, model_id=model_id, run_id=self.run_id)
-        return self._do(f"register {name}", partial(call, tags=tags, alias=alias, description=description))
+        return self._requests.must(f"register {name}", partial(call, tags=tags, alias=alias, description=description))
 
     def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags on a registered model version."""
         for key, value in tags.items():
-            self._do(
-                f"tag {name} version {version}",
-                partial(self.client.set_model_version_tag, name, str(version), key, value),
-            )
-
-    def _do(self, what: str, call: Callable[[], T]) -> T:
-        return insist(what, call, uri=self.tracking_uri)
-
-
-def cut(text: str, limit: int) -> str:
-    """The text, or its beginning with a marker, in at most `limit` characters."""
-    return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
+            call = partial(self.client.set_model_version_tag, name, str(version), key, value)
+            self._requests.must(f"tag {name} version {version}", call)

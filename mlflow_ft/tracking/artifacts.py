@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import DataError, FineTuneError, ModelError, brief
 from mlflow_ft.tracking import contenders, models
+from mlflow_ft.tracking.faults import Fault, fault_of
 from mlflow_ft.tracking.inputs import CONTEXT_KEY
 from mlflow_ft.tracking.server import check_server, connect, told
 
@@ -39,6 +40,9 @@ def fetch(uri: str, *, error: type[FineTuneError] = DataError, what: str = "data
         target = tempfile.mkdtemp(dir=holder)
         artifact = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError, ValueError) as reason:
+        if fault_of(reason) is Fault.AWAY:
+            with told(f"fetch {what} {uri!r}"):
+                raise
         raise error(
             f"{what} {uri!r} cannot be fetched from MLflow: {brief(reason)}",
             hint=f"check the run, the path and MLFLOW_TRACKING_URI ({mlflow.get_tracking_uri()})",

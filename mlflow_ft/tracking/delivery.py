@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import MutableMapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlflow import MlflowClient
 
-from mlflow_ft.errors import TrackingError, UndeliveredError
+from mlflow_ft.errors import TrackingError, UndeliveredError, brief
+from mlflow_ft.tracking import heartbeat, run_lock
+from mlflow_ft.tracking.environ import SILENT, overriding
+from mlflow_ft.tracking.faults import REMEDIES, fault_of
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import sender
+from mlflow_ft.tracking.outbox import FOLDER as OUTBOX
+from mlflow_ft.tracking.outbox import Outbox, Place
 from mlflow_ft.tracking.server import check_server, shown, told
 
 JOURNAL_FILE = "journal.jsonl"
 RUN_FILE = "run.json"
+ERROR = "mlflow_ft.error"
+STAGE = "mlflow_ft.stage"
+"""Tags of a run that FAILED or was KILLED."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +36,20 @@ class RunFile:
     experiment_id: str
     pending_status: str | None = None
     """The state in which the run ended, if the server did not receive it or lacks metrics."""
+    ended_ms: int | None = None
+    """When it ended in that state, in milliseconds since the epoch."""
+    error: str = ""
+    """The message of the error that ended it."""
+    stage: str = ""
+    """The stage that the error ended."""
+    unfinished: bool = False
+    """Whether stages of the run are left, because the server did not accept a model or a version."""
+
+    @classmethod
+    def opened(cls, folder: Path, run_id: str, tracking_uri: str, experiment_id: str) -> RunFile:
+        """The record of a run that is open; stages that an earlier process left are still left."""
+        left = stages_left(folder)
+        return cls(run_id=run_id, tracking_uri=tracking_uri, experiment_id=experiment_id, unfinished=left)
 
     def write(self, folder: Path) -> None:
         """Write the file atomically, readable by its owner only, because a URI may contain a password."""
@@ -51,28 +75,78 @@ def pending(folder: Path) -> bool:
     return (folder / RUN_FILE).is_file() and RunFile.read(folder).pending_status is not None
 
 
+def set_state(client: MlflowClient, run: RunFile, status: str) -> None:
+    """Set the state that a run ended in, with the error and the stage as tags, and remove its heartbeat."""
+    with overriding(os.environ, SILENT):
+        client.set_terminated(run.run_id, status, end_time=run.ended_ms)
+    wanted = {ERROR: run.error, STAGE: run.stage} if run.error and status != "FINISHED" else {}
+    for key, value in wanted.items():
+        client.set_tag(run.run_id, key, value)
+    stale = {ERROR, STAGE, heartbeat.TAG} - wanted.keys()
+    for key in stale & client.get_run(run.run_id).data.tags.keys():
+        client.delete_tag(run.run_id, key)
+
+
 def deliver(folder: Path) -> int:
-    """Send the entries left in the folder's journal, set the state the run ended in, and return the number sent.
+    """Send what is left in the folder's journal and outbox, set the state the run ended in; the number of entries sent.
 
     Raises:
-        TrackingError: the folder is not a run's, or its server does not answer.
+        TrackingError: the folder is not a run's, another process is using it, or its server does not answer.
         UndeliveredError: the server answers but does not accept the rest.
     """
     run_file = RunFile.read(folder)
-    check_server(run_file.tracking_uri)
+    lock = run_lock.acquired(folder, run_file.run_id)
+    try:
+        check_server(run_file.tracking_uri)
+        count = _deliver_metrics(folder, run_file) + _deliver_outbox(folder, run_file)
+        if run_file.pending_status:
+            with told(f"mark run {run_file.run_id} as {run_file.pending_status}"):
+                set_state(MlflowClient(run_file.tracking_uri), run_file, run_file.pending_status)
+            replace(run_file, pending_status=None).write(folder)
+        return count
+    finally:
+        lock.release()
+
+
+def _deliver_metrics(folder: Path, run_file: RunFile) -> int:
     send = sender(tracking_uri=run_file.tracking_uri, run_id=run_file.run_id)
     journal = Journal(folder / JOURNAL_FILE, send, background=False)
     try:
-        count = journal.replay()
+        return journal.replay()
     except Exception as error:  # whatever it was, the entries are kept
-        raise UndeliveredError(
-            f"{journal.pending} entries of {journal.path} did not reach {shown(run_file.tracking_uri)}: {error}",
-            hint=f"try again: mlflow-ft sync {folder}",
-        ) from error
+        raise _undelivered(f"{journal.pending} entries of {journal.path}", folder, run_file, error) from error
     finally:
         journal.close(0)
-    if run_file.pending_status:
-        with told(f"mark run {run_file.run_id} as {run_file.pending_status}"):
-            MlflowClient(run_file.tracking_uri).set_terminated(run_file.run_id, run_file.pending_status)
-        replace(run_file, pending_status=None).write(folder)
-    return count
+
+
+def _deliver_outbox(folder: Path, run_file: RunFile) -> int:
+    client = MlflowClient(run_file.tracking_uri)
+    place = Place(client=client, run_id=run_file.run_id, experiment_id=run_file.experiment_id, folder=folder.absolute())
+    outbox = Outbox(place)
+    try:
+        return outbox.deliver()
+    except Exception as error:  # whatever it was, the requests are kept
+        where = folder / OUTBOX
+        raise _undelivered(f"{outbox.pending} entries of {where}", folder, run_file, error) from error
+
+
+def _undelivered(what: str, folder: Path, run_file: RunFile, error: Exception) -> UndeliveredError:
+    remedy = REMEDIES[fault_of(error)]
+    return UndeliveredError(
+        f"{what} did not reach {shown(run_file.tracking_uri)}: {brief(error)}",
+        hint=f"{remedy or 'when that is fixed'}, then try again: mlflow-ft sync {folder}",
+    )
+
+
+def stages_left(folder: Path) -> bool:
+    """Whether stages of the folder's run are left, because the server did not accept a model or a version."""
+    return (folder / RUN_FILE).is_file() and RunFile.read(folder).unfinished
+
+
+def take_up(folder: Path, *, environ: MutableMapping[str, str] = os.environ) -> str:
+    """The run of the folder if stages of it are left, with its server set as MLflow's; "" if none are left."""
+    if not stages_left(folder):
+        return ""
+    run_file = RunFile.read(folder)
+    environ["MLFLOW_TRACKING_URI"] = run_file.tracking_uri
+    return run_file.run_id

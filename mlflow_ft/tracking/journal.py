@@ -23,10 +23,16 @@ Entry = Mapping[str, Any]
 Send = Callable[[Sequence[Entry]], None]
 
 BATCH = 500
+"""Most entries that are sent at once."""
 FIRST_DELAY = 1.0
 LONGEST_DELAY = 30.0
+REFUSED_DELAY = 300.0
 CLOSING_DELAY = 0.5
 log = logging.getLogger(__name__)
+
+
+class SendRefusedError(Exception):
+    """Raised by `send` where trying again soon is useless: the next attempt is minutes later, or at the close."""
 
 
 class Journal:
@@ -42,15 +48,18 @@ class Journal:
         send: Send,
         *,
         background: bool = True,
+        batch: int = BATCH,
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
         self._send = send
+        self._most = batch
         self._sleep = sleep
         self._clock = clock
         self._closing = threading.Event()
         self._closed = threading.Event()
+        self._refused = False
         self._changed = threading.Condition()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -95,7 +104,7 @@ class Journal:
                 if self._sent != sent:
                     sent, since = self._sent, self._clock()
                 left = since + timeout - self._clock()
-                if left <= 0 or not self._thread.is_alive():
+                if left <= 0 or self._refused or not self._thread.is_alive():
                     return False
                 self._changed.wait(left)
             return True
@@ -110,20 +119,31 @@ class Journal:
         return self.pending
 
     def _deliver(self) -> None:
-        delay, failing = FIRST_DELAY, False
+        delay, failing = FIRST_DELAY, ""
         while (lines := self._next_batch()) and not self._closed.is_set():
+            closing = self._closing.is_set()
             try:
                 self._send_lines(lines)
             except Exception as error:  # whatever the error, the sender tries again
-                if not failing:
+                refused = isinstance(error, SendRefusedError)
+                if failing != type(error).__name__ and (refused or not failing):
                     log.warning("cannot deliver metrics (%s); they are kept in %s", error, self.path)
-                failing = True
-                self._pause(delay)
+                failing = type(error).__name__
+                if refused and closing:
+                    self._give_up()
+                    return
+                self._pause(REFUSED_DELAY if refused else delay)
                 delay = min(2 * delay, LONGEST_DELAY)
             else:
                 if failing:
                     log.warning("the tracking server accepts metrics again")
-                delay, failing = FIRST_DELAY, False
+                delay, failing = FIRST_DELAY, ""
+
+    def _give_up(self) -> None:
+        """Let `flush` return: the entries stay in the file."""
+        with self._changed:
+            self._refused = True
+            self._changed.notify_all()
 
     def _pause(self, delay: float) -> None:
         if self._sleep:
@@ -144,7 +164,7 @@ class Journal:
     def _batch(self) -> list[bytes]:
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            return [line for line in islice(file, BATCH) if line.endswith(b"\n")]
+            return [line for line in islice(file, self._most) if line.endswith(b"\n")]
 
     def _send_lines(self, lines: Sequence[bytes]) -> None:
         entries = [entry for line in lines if (entry := _parse(line)) is not None]

@@ -6,15 +6,18 @@ import logging
 import math
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import mlflow.entities
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.tracking.journal import Entry
+from mlflow_ft.tracking import inputs
+from mlflow_ft.tracking.faults import REMEDIES, Fault, fault_of
+from mlflow_ft.tracking.journal import Entry, SendRefusedError
 from mlflow_ft.tracking.server import answers
+from mlflow_ft.values import Split
 
 LONGEST_KEY = 250
 log = logging.getLogger(__name__)
@@ -55,10 +58,34 @@ def clean_value(value: float) -> float:
     return math.nan if math.isinf(value) else value
 
 
+def metric_entries(
+    values: Mapping[str, float],
+    *,
+    step: int,
+    moment: int,
+    model_id: str | None = None,
+    dataset: Split | None = None,
+) -> list[Entry]:
+    """A journal entry for each value, all with one timestamp (milliseconds)."""
+    return [
+        Metric(
+            key=clean_key(key),
+            value=clean_value(value),
+            step=step,
+            timestamp=moment,
+            model_id=model_id,
+            dataset_name=inputs.dataset_name(dataset) if dataset else None,
+            dataset_digest=inputs.dataset_digest(dataset) if dataset else None,
+        ).entry()
+        for key, value in values.items()
+    ]
+
+
 def sender(*, tracking_uri: str, run_id: str) -> Callable[[Sequence[Entry]], None]:
     """Return the function that sends a journal's batch to the run; sending a batch twice changes nothing.
 
-    It checks an HTTP server's health first: MLflow's own retries would block the thread for minutes.
+    It checks an HTTP server's health first: MLflow's own retries would block the thread for minutes. It raises
+    SendRefusedError on 401 and 403.
     """
 
     def send(batch: Sequence[Entry]) -> None:
@@ -68,6 +95,8 @@ def sender(*, tracking_uri: str, run_id: str) -> Callable[[Sequence[Entry]], Non
         try:
             client.log_batch(run_id, metrics=[_entity(entry) for entry in batch])
         except MlflowException as error:
+            if fault_of(error) is Fault.CREDENTIALS:
+                raise SendRefusedError(f"{error}; {REMEDIES[Fault.CREDENTIALS]}") from error
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             _send_one_by_one(client, run_id, batch)

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -22,7 +22,8 @@ from mlflow.types.schema import AnyType
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_ft.errors import ModelError, RefusedError
-from mlflow_ft.tracking import contenders
+from mlflow_ft.tracking import contenders, created_once
+from mlflow_ft.tracking.faults import Fault, fault_of
 from mlflow_ft.tracking.server import connect
 
 LONGEST_MODEL_PARAM = 250
@@ -63,19 +64,25 @@ class ModelToLog:
 def log_model(client: MlflowClient, wanted: ModelToLog, *, run_id: str, experiment_id: str) -> str:
     """Log the model as an output of the run and return its id; it is READY, or FAILED if this raises.
 
+    An attempt that a lost connection ended is continued, so that the model exists once.
+
     `mlflow.pyfunc.log_model` would copy the artifacts to a temporary folder first, link every metric of the run's
     step to the model, and load the model again if there is an input example.
     """
     params = {key: value[:LONGEST_MODEL_PARAM] for key, value in client.get_run(run_id).data.params.items()}
-    model = client.create_logged_model(
-        experiment_id,
+    model = created_once.logged_model(
+        client,
+        experiment_id=experiment_id,
+        run_id=run_id,
         name=wanted.name.translate(str.maketrans("/:.", "---")),
-        source_run_id=run_id,
+        artifacts=wanted.artifacts,
         params={key: value for key, value in params.items() if key.startswith("cfg.")},
         model_type=wanted.model_type,
     )
     try:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=wanted.step)])
+        created_once.output(client, run_id=run_id, model_id=model.model_id, step=wanted.step)
+        if model.status == LoggedModelStatus.READY:  # only the answer to its last request was lost
+            return str(model.model_id)
         with tempfile.TemporaryDirectory() as folder:
             skeleton = Path(folder, "model")
             _save_skeleton(skeleton, wanted, model, run_id=run_id)
@@ -83,7 +90,9 @@ def log_model(client: MlflowClient, wanted: ModelToLog, *, run_id: str, experime
                 _upload(client, model.model_id, name, path)
             client.log_model_artifacts(model.model_id, str(skeleton))  # MLmodel last: it marks the model complete
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    except BaseException:
+    except BaseException as error:
+        if fault_of(error) is Fault.AWAY:  # it stays PENDING, and the next attempt continues it
+            raise
         with _quietly():
             client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
         raise
@@ -151,18 +160,18 @@ def register(
     """
     model = _ready(client, model_id)
     ensure_registered_model(client, name)
-    # SQL stores do not keep a version's model_id, so it is stored as a tag too
-    version = client.create_model_version(
-        name,
-        source=f"models:/{model_id}",
-        run_id=run_id,
+    version = created_once.version(
+        client,
+        name=name,
         model_id=model_id,
-        tags={key: value[:LONGEST_VERSION_TAG] for key, value in tags.items()} | {"mlflow_ft.model_id": model_id},
+        run_id=run_id,
+        tags={key: value[:LONGEST_VERSION_TAG] for key, value in tags.items()},
         description=description,
     )
     earlier = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
     here = {"name": name, "version": int(version.version)}
-    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*earlier, here])})
+    listed = earlier if here in earlier else [*earlier, here]
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(listed)})
     if alias:
         set_alias(client, name=name, alias=alias, version=str(version.version))
     return int(version.version)

@@ -6,34 +6,42 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.config.schema import RunSection
-from mlflow_ft.errors import StoppedError, TrackingError, UndeliveredError, out_of_memory
+from mlflow_ft.errors import RefusedError, StoppedError, TrackingError, UndeliveredError, out_of_memory
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.processes import check_single
 from mlflow_ft.tracking import vanished
-from mlflow_ft.tracking.active import ActiveRun, cut
-from mlflow_ft.tracking.delivery import RunFile, pending
+from mlflow_ft.tracking.active import ActiveRun
+from mlflow_ft.tracking.created_once import RunRequest
+from mlflow_ft.tracking.delivery import ERROR, STAGE, RunFile, pending, set_state, stages_left
+from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.environment import plugin_tag
-from mlflow_ft.tracking.heartbeat import TAG, Heart, launcher
-from mlflow_ft.tracking.server import absolute, answers, shown, told
+from mlflow_ft.tracking.heartbeat import Heart, launcher
+from mlflow_ft.tracking.run_values import cut
+from mlflow_ft.tracking.server import absolute, answers, insist, patience, shown
 from mlflow_ft.tracking.signals import StopSignals
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # `insist` and the journal wait longer and can be interrupted
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # stages report their own progress
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout may be read by a program
+    **SILENT,
 }
 """MLflow settings for the duration of a run, unless the user has set them."""
 AT_ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 LONGEST_ERROR = 5000
+OPENING_SECONDS = 10.0
+"""How long a new run waits for a server that answered a moment ago."""
 PATIENCE_SECONDS = 30.0
 """How long the end of a run waits for the journal without any progress."""
 PATIENCE_WHEN_KILLED_SECONDS = 8.0
@@ -60,7 +68,7 @@ def open_run(
     error: BaseException | None
     signals, launched = StopSignals(), "MLFLOW_RUN_ID" in environ
     unset = {name: value for name, value in DEFAULTS.items() if name not in environ}
-    with signals.installed(), variables(environ, unset):
+    with signals.installed(), overriding(environ, unset):
         vanished.reap_quietly()
         with signals.holding():
             run = _start(settings, plugins, environ=environ, signals=signals)
@@ -95,7 +103,7 @@ def open_operation(name: str, *, plugins: Plugins) -> Iterator[ActiveRun]:
     folder = Path(tempfile.mkdtemp(prefix="mlflow-ft-run-"))
     try:
         with open_run(settings, plugins=plugins) as run:
-            run.open_journal(folder)
+            run.open_journal(folder, continues=False)
             yield run
     finally:
         if not pending(folder):
@@ -108,28 +116,42 @@ def _start(
     run_id = environ.pop("MLFLOW_RUN_ID", None)  # removed, as mlflow.start_run does, so that children do not open it
     if (other := mlflow.active_run()) is not None:
         raise TrackingError(f"run {other.info.run_id} is active in this process", hint="end it: mlflow.end_run()")
-    with told(f"open run {run_id}, named by MLFLOW_RUN_ID" if run_id else "open a run"):
-        started = mlflow.start_run(
-            run_id=run_id,
-            run_name=settings.name,
-            experiment_id=None if run_id or settings.experiment is None else experiment_id(settings.experiment),
-            log_system_metrics=False,
-        )
+    started = _opened(settings, run_id)
     run = ActiveRun(
         run_id=started.info.run_id,
         experiment_id=started.info.experiment_id,
         tracking_uri=absolute(mlflow.get_tracking_uri()),
+        opened=started,
         signals=signals,
         resumed=run_id is not None,
     )
     try:
-        for stale in started.data.tags.keys() & {"mlflow_ft.error", "mlflow_ft.stage"}:
+        for stale in started.data.tags.keys() & {ERROR, STAGE}:
             run.client.delete_tag(run.run_id, stale)
         run.set_tags(plugin_tag(plugins))
     except BaseException as error:
         _close(run, _state_of(error), error)
         raise
     return run
+
+
+def _opened(settings: RunSection, run_id: str | None) -> Run:
+    """The run, which is created once, also if the answer is lost; nobody waits here for a server that is away."""
+    request = RunRequest(MlflowClient())
+
+    def start() -> Run:
+        if run_id:
+            return mlflow.start_run(run_id=run_id, run_name=settings.name, log_system_metrics=False)
+        experiment = None if settings.experiment is None else experiment_id(settings.experiment)
+        return request.make(
+            lambda tags: mlflow.start_run(
+                run_name=settings.name, experiment_id=experiment, tags=dict(tags), log_system_metrics=False
+            ),
+            adopt=lambda run: mlflow.start_run(run_id=run.info.run_id, log_system_metrics=False),
+        )
+
+    what = f"open run {run_id}, named by MLFLOW_RUN_ID" if run_id else "open a run"
+    return insist(what, start, uri=absolute(mlflow.get_tracking_uri()), seconds=OPENING_SECONDS)
 
 
 def experiment_id(name: str, *, client: MlflowClient | None = None) -> str:
@@ -164,45 +186,53 @@ def _state_of(error: BaseException) -> str:
 
 
 def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
-    """Set the state, deliver the journal, and return a sentence about what did not reach the server.
+    """Set the state, deliver journal and outbox, and return a sentence about what did not reach the server.
 
-    The state comes first, because a scheduler may kill us while we wait. Metrics can still be sent to an ended run.
+    The state comes first, because a scheduler may kill us while we wait. An ended run still accepts everything.
     """
     run.stop_system_metrics()
     _leave_fluent_run(status)
-    is_set = _set_state(run, status, error)
-    left = run.close_journal(PATIENCE_WHEN_KILLED_SECONDS if status == "KILLED" else PATIENCE_SECONDS)
-    is_set = is_set or _set_state(run, status, error)
-    run.finish_uploads()
-    if is_set and not left:
+    record = _record(run, status, error)
+    is_set = _set_state(run, record, status)
+    killed = status == "KILLED"
+    seconds = PATIENCE_WHEN_KILLED_SECONDS if killed else min(PATIENCE_SECONDS, patience())
+    metrics, others = run.close(seconds, deliver=not killed)
+    is_set = is_set or _set_state(run, record, status)
+    delivered = is_set and not metrics and not others
+    if run.folder and (record.unfinished or not delivered or stages_left(run.folder)):
+        replace(record, pending_status=None if delivered else status).write(run.folder)
+    if delivered:
         return ""
-    where = run.folder / "journal.jsonl" if run.folder else "no journal"
-    message = f"{left} metrics ({where}) and the state {status} did not reach {shown(run.tracking_uri)}"
-    if is_set:
-        message = f"{left} metrics ({where}) did not reach {shown(run.tracking_uri)}"
-    if run.folder:
-        RunFile(
-            run_id=run.run_id,
-            tracking_uri=run.tracking_uri,
-            experiment_id=run.experiment_id,
-            pending_status=status,
-        ).write(run.folder)
+    left = [f"{metrics} metrics" if metrics else "", f"{others} other entries" if others else ""]
+    left += ["" if is_set else f"the state {status}"]
+    message = f"{' and '.join(filter(None, left))} did not reach {shown(run.tracking_uri)}"
+    message += f"; they are kept in {run.folder}" if run.folder else ""
     if error is not None:
         log.warning("%s; %s", message, _remedy(run))
     return message
 
 
-def _set_state(run: ActiveRun, status: str, error: BaseException | None) -> bool:
+def _record(run: ActiveRun, status: str, error: BaseException | None) -> RunFile:
+    """How the run ended. Stages that were left stay left, unless the run has finished or evidence has ended it."""
+    ended = status == "FINISHED" or isinstance(error, RefusedError)
+    earlier = run.folder is not None and stages_left(run.folder)
+    failed = error is not None and status != "FINISHED"
+    return RunFile(
+        run_id=run.run_id,
+        tracking_uri=run.tracking_uri,
+        experiment_id=run.experiment_id,
+        ended_ms=int(time.time() * 1000),
+        error=cut(str(error) or type(error).__name__, LONGEST_ERROR) if failed else "",
+        stage=run.stage if failed else "",
+        unfinished=run.unfinished or (earlier and not ended),
+    )
+
+
+def _set_state(run: ActiveRun, record: RunFile, status: str) -> bool:
     if not answers(run.tracking_uri):
         return False
     try:
-        run.client.set_terminated(run.run_id, status)
-        with suppress(MlflowException):  # there is none where the server did not answer
-            run.client.delete_tag(run.run_id, TAG)
-        if error is not None and status != "FINISHED":
-            text = cut(str(error) or type(error).__name__, LONGEST_ERROR)
-            run.client.set_tag(run.run_id, "mlflow_ft.error", text)
-            run.client.set_tag(run.run_id, "mlflow_ft.stage", run.stage)
+        set_state(run.client, record, status)
     except Exception as refused:  # must not replace an error that is on its way to the user
         log.warning("could not mark run %s as %s: %s", run.run_id, status, refused)
         return False
@@ -211,7 +241,7 @@ def _set_state(run: ActiveRun, status: str, error: BaseException | None) -> bool
 
 def _leave_fluent_run(status: str) -> None:
     """Empty MLflow's stack of active runs; otherwise its exit handler marks ours FINISHED, whatever happened."""
-    with variables(os.environ, AT_ONCE):
+    with overriding(os.environ, AT_ONCE):
         while mlflow.active_run() is not None:
             try:
                 mlflow.end_run(status)
@@ -225,21 +255,6 @@ def _remedy(run: ActiveRun) -> str:
     return f"nothing is lost; when the server is back, run: mlflow-ft sync {run.folder}"
 
 
-@contextmanager
-def variables(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the duration of a block."""
-    before = {name: environ.get(name) for name in values}
-    environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                environ.pop(name, None)
-            else:
-                environ[name] = value
-
-
 def refuse(error: Exception, *, stage: str = "config", environ: MutableMapping[str, str] = os.environ) -> None:
     """Mark the run that `mlflow run` opened FAILED with the message, for an error raised before `open_run`.
 
@@ -251,8 +266,8 @@ def refuse(error: Exception, *, stage: str = "config", environ: MutableMapping[s
         return
     client = MlflowClient(uri)
     try:
-        client.set_tag(run_id, "mlflow_ft.error", cut(str(error), LONGEST_ERROR))
-        client.set_tag(run_id, "mlflow_ft.stage", stage)
+        client.set_tag(run_id, ERROR, cut(str(error), LONGEST_ERROR))
+        client.set_tag(run_id, STAGE, stage)
         client.set_terminated(run_id, "FAILED")
     except MlflowException as refused:
         log.warning("could not mark run %s as FAILED: %s", run_id, refused)

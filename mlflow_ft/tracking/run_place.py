@@ -19,7 +19,8 @@ from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import TrackingError, brief
 from mlflow_ft.tracking.databases import check_folder, exists, local_folder
-from mlflow_ft.tracking.run import AT_ONCE, deleted_experiment, variables
+from mlflow_ft.tracking.environ import overriding
+from mlflow_ft.tracking.run import AT_ONCE, deleted_experiment
 from mlflow_ft.tracking.server import is_http, shown, told
 from mlflow_ft.values.inspected import Caution
 
@@ -84,7 +85,7 @@ def check_artifacts(place: RunPlace) -> str | Caution:
         return str(place.folder)
     if place.artifacts.startswith(("dbfs:", "databricks")):
         return f"{place.artifacts}: {LATER}"
-    with variables(os.environ, AT_ONCE):
+    with overriding(os.environ, AT_ONCE):
         return _uploaded(place.artifacts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,18 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
-from mlflow_ft.errors import TrackingError
+from mlflow_ft.errors import ConfigError, FineTuneError, TrackingError
 from mlflow_ft.tracking import local_store
+from mlflow_ft.tracking.faults import REMEDIES, Fault, UnacceptedError, fault_of, words
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 PROBE_SECONDS = 5.0
+PATIENCE = "MLFLOW_FT_PATIENCE"
+"""The environment variable with the seconds that a call waits for a server that is away."""
 PATIENCE_SECONDS = 300.0
-"""How long a stage waits for a server that is down before the run fails."""
+FIRST_DELAY = 0.5
+UPLOADS = "/mlflow-artifacts/"
+"""In the address of every artifact that an MLflow server receives."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -127,13 +132,36 @@ def page(uri: str, experiment_id: str, run_id: str) -> str | None:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Turn errors of MLflow and the network into a TrackingError: `could not <what>: ...`."""
+    """Turn errors of MLflow, the network and artifact stores into a TrackingError: `could not <what>: ...`."""
     try:
         yield
-    except (MlflowException, OSError) as error:  # includes the errors of requests
-        raise TrackingError(
-            f"could not {what}: {error}", hint=f"the tracking URI is {shown(mlflow.get_tracking_uri())}"
-        ) from error
+    except FineTuneError:
+        raise
+    except Exception as error:
+        fault = fault_of(error)
+        message, where = f"could not {what}: {words(error)}", f"the tracking URI is {shown(mlflow.get_tracking_uri())}"
+        if fault is not Fault.OTHER:
+            hint = "; ".join(filter(None, (REMEDIES[fault], where)))
+            raise UnacceptedError(message, fault=fault, hint=hint) from error
+        if isinstance(error, MlflowException | OSError):  # includes the errors of requests
+            raise TrackingError(message, hint=where) from error
+        raise
+
+
+def patience(environ: Mapping[str, str] = os.environ) -> float:
+    """Seconds that a call waits for a server that is away: MLFLOW_FT_PATIENCE, or 300.
+
+    Raises:
+        ConfigError: the variable is not a number of seconds.
+    """
+    text = environ.get(PATIENCE) or str(PATIENCE_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{PATIENCE}={text} is not a number of seconds", hint=f"for example {PATIENCE}=300")
+    return seconds
 
 
 def insist(
@@ -141,30 +169,51 @@ def insist(
     call: Callable[[], T],
     *,
     uri: str,
-    patience: float = PATIENCE_SECONDS,
+    seconds: float | None = None,
+    stopping: Callable[[], bool] = lambda: False,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
     """Call until the server has answered; calling `call` twice must be safe.
 
+    Between two calls it asks whether the server answers at all, because a call to a server that hangs takes minutes.
+
+    Args:
+        seconds: How long to wait for a server that is away; `patience()` if not given. With 0 there is one call.
+        stopping: If true, a server that is away is not waited for.
+
     Raises:
-        TrackingError: the server refuses, or does not come back within `patience` seconds.
+        UnacceptedError: the server does not come back in time, or it or its artifact store accepts nothing.
+        TrackingError: the request is wrong.
     """
-    deadline = clock() + patience
+    seconds = patience() if seconds is None else seconds
+    deadline, delay = clock() + seconds, FIRST_DELAY
+    if not seconds and not answers(uri):
+        raise UnacceptedError(f"could not {what}: no tracking server answers at {shown(uri)}", fault=Fault.AWAY)
     while True:
         try:
             with told(what):
                 return call()
-        except TrackingError as error:
-            if clock() >= deadline or not _unreachable(error, uri):
+        except UnacceptedError as error:
+            if error.fault is not Fault.AWAY:
                 raise
-            log.warning("%s; waiting for the server", error.message)
-            sleep(PROBE_SECONDS)
+            if delay == FIRST_DELAY:
+                log.warning("%s; waiting up to %.0f s for the server", error.message, seconds)
+            while True:
+                if clock() >= deadline or stopping():
+                    raise _of_store(error, uri) from error.__cause__
+                sleep(min(delay, deadline - clock()))
+                delay = min(2 * delay, PROBE_SECONDS)
+                if answers(uri):
+                    break
 
 
-def _unreachable(error: TrackingError, uri: str) -> bool:
-    # MLflow says "failed with exception" when no answer came, even if the server has come back since
-    return is_http(uri) and ("failed with exception" in error.message or not answers(uri))
+def _of_store(error: UnacceptedError, uri: str) -> UnacceptedError:
+    """The error, about the artifact store if only uploads fail: a server answers 500 when its disk is full."""
+    if UPLOADS not in str(error.__cause__) or not answers(uri):
+        return error
+    message = f"{error.message} to uploads only: its artifact store is full or read-only"
+    return UnacceptedError(message, fault=Fault.STORE, hint=f"{REMEDIES[Fault.STORE]}; {error.hint}")
 
 
 def is_http(uri: str) -> bool:
@@ -187,23 +236,27 @@ def _check_http(uri: str, timeout: float, service: Service) -> None:
             hint="set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its certificate authority",
         ) from error
     except requests.RequestException as error:
-        raise TrackingError(
+        raise UnacceptedError(
             f"no {service.name} answers at {shown(uri)} ({type(error).__name__})",
+            fault=Fault.AWAY,
             hint=f"start it (`mlflow server`), or set {service.variable} to another server or to sqlite:///mlflow.db",
         ) from error
     if response.status_code == 403:
-        raise TrackingError(
+        raise UnacceptedError(
             f"{shown(uri)} refuses this host name or user (403: {response.text[:200].strip()})",
+            fault=Fault.CREDENTIALS,
             hint=f"start the server with `mlflow server --allowed-hosts {urlsplit(uri).hostname}`, or check the user",
         )
     if response.status_code == 401:
-        raise TrackingError(
+        raise UnacceptedError(
             f"{shown(uri)} requires authentication (401)",
+            fault=Fault.CREDENTIALS,
             hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
         )
     if response.status_code != 200 or response.text.strip() != "OK":
-        raise TrackingError(
+        raise UnacceptedError(
             f"the server at {shown(uri)} is not an MLflow server (/health: {response.status_code})",
+            fault=Fault.AWAY if response.status_code >= 500 else Fault.OTHER,
             hint=f"check the host, port and path of {service.variable}",
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+log = logging.getLogger(__name__)
 # It logs a message at every start and end, which the run's system charts make unnecessary.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
@@ -41,3 +42,16 @@ class JournalledMonitor(SystemMetricsMonitor):
         self._logging_step += 1
         for monitor in self.monitors:
             monitor.clear_metrics()
+
+
+def started(
+    run_id: str, publish: Callable[[Mapping[str, float], int], None], *, resumed: bool
+) -> JournalledMonitor | None:
+    """A monitor that is at work; None, with a warning, if it does not start: that is not worth failing the run."""
+    try:
+        monitor = JournalledMonitor(run_id, publish, resumed=resumed)
+        monitor.begin()
+    except Exception as error:  # whatever psutil or the GPU's library raises
+        log.warning("no system metrics: %s", error)
+        return None
+    return monitor

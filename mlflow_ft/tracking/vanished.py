@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from mlflow.entities import Run
 
 from mlflow_ft.errors import MEMORY_REMEDIES, TrackingError
 from mlflow_ft.tracking import heartbeat
+from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.heartbeat import AWAY_SECONDS, Beat
 from mlflow_ft.tracking.server import connect, every, told
 
@@ -113,7 +115,8 @@ def _end(client: MlflowClient, run: Run, beat: Beat) -> None:
         message += f". The kernel killed a process for lack of memory meanwhile; if it was this one, {MEMORY_REMEDIES}"
     client.set_tag(run.info.run_id, "mlflow_ft.error", message)
     client.set_tag(run.info.run_id, "mlflow_ft.stage", beat.stage)
-    client.set_terminated(run.info.run_id, "KILLED", end_time=int(beat.at * 1000))
+    with overriding(os.environ, SILENT):
+        client.set_terminated(run.info.run_id, "KILLED", end_time=int(beat.at * 1000))
 
 
 def _state(run: Run, now: float, away: float) -> RunState:

@@ -29,7 +29,8 @@ from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import TrackingError, brief
 from mlflow_ft.tracking import run_place
 from mlflow_ft.tracking.databases import DATABASES, check_database, check_folder, check_sqlite, local_folder
-from mlflow_ft.tracking.run import AT_ONCE, variables
+from mlflow_ft.tracking.environ import overriding
+from mlflow_ft.tracking.run import AT_ONCE
 from mlflow_ft.tracking.run_place import RunPlace
 from mlflow_ft.tracking.server import (
     PROBE_SECONDS,
@@ -60,7 +61,7 @@ def check_tracking(settings: RunSection) -> tuple[str, RunPlace]:
         return detail, run_place.find(settings)
     check_server(uri)
     refuse(_request(uri, "GET", "experiments/search?max_results=1"), uri, "may not read experiments", TRACKING)
-    with variables(os.environ, AT_ONCE):
+    with overriding(os.environ, AT_ONCE):
         place = run_place.find(settings)
     if place.experiment_id is None:
         refuse(_request(uri, "POST", "experiments/create"), uri, "may not create the experiment", TRACKING)

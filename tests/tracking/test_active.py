@@ -17,8 +17,8 @@ from mlflow_ft import plugins as plugins_module
 from mlflow_ft.config.schema import Config
 from mlflow_ft.plugins import PluginInfo, Plugins
 from mlflow_ft.tracking import ActiveRun, environment, open_run
-from mlflow_ft.tracking.active import cut
 from mlflow_ft.tracking.metrics import clean_key
+from mlflow_ft.tracking.run_values import cut
 from mlflow_ft.values import Split
 
 

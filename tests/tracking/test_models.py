@@ -129,7 +129,7 @@ def test_scores_are_linked_to_model_and_data(
 
 def test_versions_are_numbered_tagged_and_aliased(run: ActiveRun, client: MlflowClient, echo: dict[str, Any]) -> None:
     first = run.log_model(ModelToLog(**echo))
-    second = run.log_model(ModelToLog(**echo))
+    second = run.log_model(ModelToLog(**echo | {"name": "second"}))
 
     assert run.register(name="chat", model_id=first, tags={"gate": "none"}, alias="candidate") == 1
     assert run.register(name="chat", model_id=second, tags={}, alias="candidate") == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,8 +9,18 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from mlflow_ft.errors import TrackingError
-from mlflow_ft.tracking.server import absolute, answers, check_server, insist, page, shown
+from mlflow_ft.errors import ConfigError, TrackingError
+from mlflow_ft.tracking.environ import REPEATS, without_repeats
+from mlflow_ft.tracking.faults import Fault, UnacceptedError
+from mlflow_ft.tracking.server import (
+    absolute,
+    answers,
+    check_server,
+    insist,
+    page,
+    patience,
+    shown,
+)
 
 
 @pytest.fixture
@@ -114,24 +125,58 @@ class Flaky:
 AWAY = "API request to http://127.0.0.1:9/api failed with exception HTTPConnectionPool"
 
 
-def test_a_stage_waits_for_a_server_that_is_away() -> None:
+def test_a_stage_waits_for_a_server_that_is_away(serve: Callable[[int, str], str]) -> None:
     slept: list[float] = []
     call = Flaky(MlflowException(AWAY), MlflowException(AWAY))
 
-    assert insist("log x", call, uri="http://127.0.0.1:9", sleep=slept.append) == "done"
-    assert len(slept) == 2
+    assert insist("log x", call, uri=serve(200, "OK"), sleep=slept.append) == "done"
+    assert slept == [0.5, 1.0]
 
 
-def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends() -> None:
     now = [0.0]
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
     call = Flaky(*[MlflowException(AWAY)] * 1000)
-    with pytest.raises(TrackingError, match="could not log x: API request"):
-        insist("log x", call, uri="http://127.0.0.1:9", sleep=sleep, clock=lambda: now[0], patience=300)
+    with pytest.raises(UnacceptedError, match=r"could not log x: http://127\.0\.0\.1:9 does not answer") as error:
+        insist("log x", call, uri="http://127.0.0.1:9", sleep=sleep, clock=lambda: now[0], seconds=300)
     assert now[0] == 300
+    assert error.value.fault is Fault.AWAY
+
+
+def test_a_run_that_is_stopping_does_not_wait() -> None:
+    with pytest.raises(UnacceptedError):
+        insist(
+            "log x", Flaky(MlflowException(AWAY)), uri="http://127.0.0.1:9", sleep=pytest.fail, stopping=lambda: True
+        )
+
+
+def test_a_server_that_answers_but_takes_no_files_has_a_full_artifact_store(serve: Callable[[int, str], str]) -> None:
+    upload = "API request to http://h/api/2.0/mlflow-artifacts/artifacts/1 failed with exception: too many 500"
+    with pytest.raises(UnacceptedError, match="make room in the artifact store") as error:
+        insist("log x", Flaky(MlflowException(upload)), uri=serve(200, "OK"), seconds=0)
+    assert error.value.fault is Fault.STORE
+
+
+def test_the_patience_is_a_number_of_seconds() -> None:
+    assert patience({}) == 300
+    assert patience({"MLFLOW_FT_PATIENCE": "1.5"}) == 1.5
+    for text in ("soon", "-1", "inf", "nan"):
+        with pytest.raises(ConfigError, match=f"MLFLOW_FT_PATIENCE={text}"):
+            patience({"MLFLOW_FT_PATIENCE": text})
+
+
+def test_nothing_is_repeated_and_the_users_setting_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REPEATS, "4")
+    first, second = without_repeats(), without_repeats()  # of two threads
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert os.environ[REPEATS] == "0"
+    second.__exit__(None, None, None)
+    assert os.environ[REPEATS] == "4"
 
 
 def test_a_refusal_is_not_retried(serve: Callable[[int, str], str]) -> None:
