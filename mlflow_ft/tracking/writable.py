@@ -14,6 +14,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import requests
@@ -92,7 +93,7 @@ def check_registry(model_name: str | None) -> str:
                 hint=f"set {REGISTRY.variable} to a server that has one",
             )
         refuse(_request(uri, "POST", "registered-models/create"), uri, "may not register models", service)
-        if model_name and _request(uri, "GET", f"registered-models/get?name={model_name}").ok:
+        if model_name and _request(uri, "GET", f"registered-models/get?name={quote(model_name)}").ok:
             version = _request(uri, "POST", "model-versions/create", {"name": model_name})
             refuse(version, uri, f"may not add versions to {model_name}", service)
         return "on the tracking server" if same else f"{shown(uri)} accepts models"

@@ -49,13 +49,14 @@ def examine(config: Config, *, plugins: Plugins, registry: Registry, later: Coll
     named = inputs.check_names(examination, registry)
     place = stores.check(examination)
     base = base_model.find(examination, later, reachable=place is not None)
-    if base:
+    if base and not config.model.init_from:  # else the tokenizer is that of the weights to start from
         base_model.check_tokens(examination, base)
     if inputs.check_files(examination, registry, reachable=place is not None) and named:
         inputs.check_rows(examination, plugins, registry)
-    if config.method != PREPARE:
+    trains = config.method != PREPARE
+    if trains:
         machine.check_device(examination, base)
-    if machine.check_output(examination) and named and base:
+    if machine.check_output(examination) and trains and named and base:
         machine.check_room(examination, registry, base, place.folder if place else None)
     examination.check("plugins", lambda: machine.check_plugins(plugins))
     return examination
