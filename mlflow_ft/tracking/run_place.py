@@ -91,7 +91,12 @@ def check_artifacts(place: RunPlace) -> str | Caution:
 def _elsewhere(folder: Path) -> str:
     """What to do about an artifact folder that cannot be written."""
     new = _new_artifacts()
-    if new is None or folder.is_relative_to(new):
+    if new is None:
+        return (
+            "the server leaves artifacts to its clients: make this folder writable here, or start the server with "
+            "--serve-artifacts and use a new experiment (--run.experiment NAME)"
+        )
+    if folder.is_relative_to(new):
         return "make it writable"
     return f"make it writable, or use a new experiment (--run.experiment NAME), whose artifacts go to {new}"
 

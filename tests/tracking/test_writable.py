@@ -285,6 +285,15 @@ def test_a_registry_that_refuses(server: Server, refusing: Refusing, part: str, 
     MlflowClient(server.uri).delete_registered_model("mine")
 
 
+def test_a_server_that_leaves_artifacts_to_its_clients(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    location = f"file://{tmp_path}/file/0"
+    MlflowClient(server.uri).create_experiment(f"unserved {tmp_path.name}", artifact_location=location)
+    with pytest.raises(TrackingError, match="cannot write under the artifact folder") as error:
+        run_place.check_artifacts(tracking(f"unserved {tmp_path.name}")[1])
+    assert "--serve-artifacts" in error.value.hint
+
+
 def test_an_artifact_store_that_refuses(refusing: Refusing) -> None:
     refusing("PUT", 500)
     with pytest.raises(TrackingError, match="cannot be written: its server answers 500 to an upload"):
