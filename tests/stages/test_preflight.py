@@ -97,6 +97,17 @@ def test_one_problem_is_reported_as_it_is(place: Path, tiny_model: Path) -> None
     assert examination.refused.message == "the data file 'rowz.jsonl' does not exist"
 
 
+def test_one_wrong_name_does_not_hide_other_problems(place: Path, tiny_model: Path, tiny_rows: Path) -> None:
+    """The rows are judged, and the disk is looked at, unless the name that they need is wrong itself."""
+    arguments = ("--model", tiny_model, "--data", tiny_rows, "--evaluators", "lozz")
+    found = outcome("dpo", *arguments)
+    assert found["evaluation.evaluators"].state == "problem"
+    assert "dpo learns from preferences" in found["data"].detail
+    assert "disk" in found
+    assert not {"settings", "disk"} & set(outcome("dpo", *arguments, "--adapter.kind", "lorra"))
+    assert "data" not in outcome("dpo", *arguments, "--data.format", "odd")
+
+
 def test_mlflow_is_not_asked_twice_if_it_does_not_answer(
     place: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

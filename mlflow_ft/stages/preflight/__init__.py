@@ -19,6 +19,9 @@ from mlflow_ft.stages.preflight import base_model, inputs, machine, stores
 from mlflow_ft.stages.preflight.examination import Examination
 from mlflow_ft.stages.start import PREPARE
 
+OF_ROWS = {"method", "data.format"}
+"""Settings without which the format of the rows cannot be recognised or judged."""
+
 
 def check(
     config: Config,
@@ -46,17 +49,17 @@ def check(
 def examine(config: Config, *, plugins: Plugins, registry: Registry, later: Collection[str] = ()) -> Examination:
     """Run every check, and leave nothing behind."""
     examination = Examination(config)
-    named = inputs.check_names(examination, registry)
+    wrong = inputs.check_names(examination, registry)
     place = stores.check(examination)
     base = base_model.find(examination, later, reachable=place is not None)
     if base and not config.model.init_from:  # else the tokenizer is that of the weights to start from
         base_model.check_tokens(examination, base)
-    if inputs.check_files(examination, registry, reachable=place is not None) and named:
+    if inputs.check_files(examination, registry, reachable=place is not None) and not wrong & OF_ROWS:
         inputs.check_rows(examination, plugins, registry)
     trains = config.method != PREPARE
     if trains:
         machine.check_device(examination, base)
-    if machine.check_output(examination) and trains and named and base:
+    if machine.check_output(examination) and trains and base and "adapter.kind" not in wrong:
         machine.check_room(examination, registry, base, place.folder if place else None)
     examination.check("plugins", lambda: machine.check_plugins(plugins))
     return examination
@@ -69,9 +72,9 @@ def check_inputs(config: Config, *, plugins: Plugins, registry: Registry) -> Non
         FineTuneError: as `check`.
     """
     examination = Examination(config)
-    named = inputs.check_names(examination, registry)
+    wrong = inputs.check_names(examination, registry)
     base_model.find(examination)
-    if inputs.check_files(examination, registry) and named:
+    if inputs.check_files(examination, registry) and not wrong & OF_ROWS:
         inputs.check_rows(examination, plugins, registry)
     if examination.refused:
         raise examination.refused

@@ -127,8 +127,8 @@ def _tokenizer(config: Config, base: BaseModel) -> str | Caution:
     beyond = room.beyond(tokenizer, tokenizer.rows)
     if not beyond:
         return f"{room.size(tokenizer):,} tokens"
-    names = [beyond[number] for number in sorted(beyond)]
+    few = [beyond[number] for number in sorted(beyond)[: room.SHOWN]]
     return Caution(
         message=f"tokens without an embedding: {room.listed(beyond)}; rows that contain one are refused",
-        remedy=f"give them embeddings, which are trained: {room.add_tokens(names)}",
+        remedy=f"give those that you need embeddings, which are trained: {room.add_tokens(few)}",
     )
