@@ -46,8 +46,8 @@ from mlflow_ft.tracking.server import (
 REFUSALS = (401, 403, 405)
 
 
-def check_tracking(settings: RunSection) -> tuple[str, RunPlace]:
-    """Check that a run can be written to the tracking store.
+def check_tracking(settings: RunSection, run_id: str | None = None) -> tuple[str, RunPlace]:
+    """Check that a run can be written to the tracking store: a new one, or `run_id`, if it is continued.
 
     Returns:
         A description of the store, and where the run will be in it.
@@ -58,11 +58,11 @@ def check_tracking(settings: RunSection) -> tuple[str, RunPlace]:
     uri = mlflow.get_tracking_uri()
     if not is_http(uri):
         detail = _local(uri, TRACKING, table="experiments")
-        return detail, run_place.find(settings)
+        return detail, run_place.find(settings, run_id)
     check_server(uri)
     refuse(_request(uri, "GET", "experiments/search?max_results=1"), uri, "may not read experiments", TRACKING)
     with variables(os.environ, AT_ONCE):
-        place = run_place.find(settings)
+        place = run_place.find(settings, run_id)
     if place.experiment_id is None:
         refuse(_request(uri, "POST", "experiments/create"), uri, "may not create the experiment", TRACKING)
     else:

@@ -154,6 +154,7 @@ def test_the_place_of_the_run(client: MlflowClient, tmp_path: Path, monkeypatch:
     client.delete_experiment(other)
     with pytest.raises(TrackingError, match="the experiment 'other' was deleted"):
         tracking("other")
+    assert writable.check_tracking(RunSection(experiment="other"), run.info.run_id)[1].experiment_id == "0"
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     assert tracking("other")[1].artifacts == run.info.artifact_uri
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)

@@ -30,15 +30,16 @@ def check(
     registry: Registry,
     progress: Progress,
     later: Collection[str] = (),
+    run_id: str | None = None,
 ) -> None:
     """Check everything that the configuration names, MLflow, and the machine; warnings go to `progress`.
 
-    `later` are names of things that do not exist yet, but will.
+    `later` are names of things that do not exist yet, but will. `run_id` is the run, if it is continued.
 
     Raises:
         FineTuneError: one thing is wrong. ConfigError: several are; each is listed with its place and its remedy.
     """
-    examination = examine(config, plugins=plugins, registry=registry, later=later)
+    examination = examine(config, plugins=plugins, registry=registry, later=later, run_id=run_id)
     for caution in examination.cautions:
         if caution.check != "plugins":  # said when they were loaded
             progress.warn(f"{caution.detail}; {caution.remedy}" if caution.remedy else caution.detail)
@@ -46,11 +47,18 @@ def check(
         raise examination.refused
 
 
-def examine(config: Config, *, plugins: Plugins, registry: Registry, later: Collection[str] = ()) -> Examination:
-    """Run every check, and leave nothing behind."""
+def examine(
+    config: Config,
+    *,
+    plugins: Plugins,
+    registry: Registry,
+    later: Collection[str] = (),
+    run_id: str | None = None,
+) -> Examination:
+    """Run every check, and leave nothing behind; arguments as for `check`."""
     examination = Examination(config)
     wrong = inputs.check_names(examination, registry)
-    place = stores.check(examination)
+    place = stores.check(examination, run_id)
     base = base_model.find(examination, later, reachable=place is not None)
     if base and not config.model.init_from:  # else the tokenizer is that of the weights to start from
         base_model.check_tokens(examination, base)
