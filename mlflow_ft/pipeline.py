@@ -97,7 +97,8 @@ def resume(
             earlier = interrupted.find(run_id, plugins, registry, progress, settings=settings, accept=accept_changes)
             if only_package:
                 interrupted.check_trained(earlier)
-            preflight.check(earlier.config, plugins=plugins, registry=registry, progress=progress)
+            where = earlier.run.info.run_id
+            preflight.check(earlier.config, plugins=plugins, registry=registry, progress=progress, run_id=where)
         with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
             job = interrupted.reopen(earlier, plugins, registry, active, progress)
             with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):

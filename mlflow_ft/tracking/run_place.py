@@ -42,8 +42,8 @@ class RunPlace:
         return local_folder(self.artifacts) if self.artifacts else None
 
 
-def find(settings: RunSection, environ: Mapping[str, str] = os.environ) -> RunPlace:
-    """The place of the run that MLFLOW_RUN_ID names, else of a new one. Nothing is created.
+def find(settings: RunSection, run_id: str | None = None, *, environ: Mapping[str, str] = os.environ) -> RunPlace:
+    """The place of `run_id`, else of the run that MLFLOW_RUN_ID names, else of a new one. Nothing is created.
 
     Raises:
         TrackingError: the run or the experiment does not exist, or was deleted, or the server does not answer.
@@ -54,8 +54,8 @@ def find(settings: RunSection, environ: Mapping[str, str] = os.environ) -> RunPl
         return RunPlace(experiment_id=None, artifacts=new)
     with told("open the store"):
         client = MlflowClient(uri)
-    if run_id := environ.get("MLFLOW_RUN_ID"):
-        with told(f"find run {run_id}, named by MLFLOW_RUN_ID"):
+    if run_id := run_id or environ.get("MLFLOW_RUN_ID"):
+        with told(f"find run {run_id}"):
             info = client.get_run(run_id).info
         return RunPlace(experiment_id=info.experiment_id, artifacts=info.artifact_uri)
     name, number = settings.experiment, environ.get("MLFLOW_EXPERIMENT_ID")
@@ -92,7 +92,12 @@ def check_artifacts(place: RunPlace) -> str | Caution:
 def _elsewhere(folder: Path) -> str:
     """What to do about an artifact folder that cannot be written."""
     new = _new_artifacts()
-    if new is None or folder.is_relative_to(new):
+    if new is None:
+        return (
+            "the server leaves artifacts to its clients: make this folder writable here, or start the server with "
+            "--serve-artifacts and use a new experiment (--run.experiment NAME)"
+        )
+    if folder.is_relative_to(new):
         return "make it writable"
     return f"make it writable, or use a new experiment (--run.experiment NAME), whose artifacts go to {new}"
 

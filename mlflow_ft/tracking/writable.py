@@ -14,6 +14,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import requests
@@ -46,8 +47,8 @@ from mlflow_ft.tracking.server import (
 REFUSALS = (401, 403, 405)
 
 
-def check_tracking(settings: RunSection) -> tuple[str, RunPlace]:
-    """Check that a run can be written to the tracking store.
+def check_tracking(settings: RunSection, run_id: str | None = None) -> tuple[str, RunPlace]:
+    """Check that a run can be written to the tracking store: a new one, or `run_id`, if it is continued.
 
     Returns:
         A description of the store, and where the run will be in it.
@@ -58,11 +59,11 @@ def check_tracking(settings: RunSection) -> tuple[str, RunPlace]:
     uri = mlflow.get_tracking_uri()
     if not is_http(uri):
         detail = _local(uri, TRACKING, table="experiments")
-        return detail, run_place.find(settings)
+        return detail, run_place.find(settings, run_id)
     check_server(uri)
     refuse(_request(uri, "GET", "experiments/search?max_results=1"), uri, "may not read experiments", TRACKING)
     with overriding(os.environ, AT_ONCE):
-        place = run_place.find(settings)
+        place = run_place.find(settings, run_id)
     if place.experiment_id is None:
         refuse(_request(uri, "POST", "experiments/create"), uri, "may not create the experiment", TRACKING)
     else:
@@ -93,7 +94,7 @@ def check_registry(model_name: str | None) -> str:
                 hint=f"set {REGISTRY.variable} to a server that has one",
             )
         refuse(_request(uri, "POST", "registered-models/create"), uri, "may not register models", service)
-        if model_name and _request(uri, "GET", f"registered-models/get?name={model_name}").ok:
+        if model_name and _request(uri, "GET", f"registered-models/get?name={quote(model_name)}").ok:
             version = _request(uri, "POST", "model-versions/create", {"name": model_name})
             refuse(version, uri, f"may not add versions to {model_name}", service)
         return "on the tracking server" if same else f"{shown(uri)} accepts models"

@@ -49,7 +49,7 @@ def test_all_is_well_and_nothing_is_left_behind(place: Path, tiny_model: Path, t
     assert {entry.state for entry in found.values()} == {"ok"}
     assert list(found) == [
         *("settings", "tracking store", "artifact store", "registry", "base model", "embeddings", "tokenizer", "data"),
-        *("device", "type", "attention", "output folder", "disk", "plugins"),
+        *("device", "dtype", "attention", "output folder", "disk", "plugins"),
     ]
     assert found["data"].detail == f"{tiny_rows} in the format messages"
     assert list(place.iterdir()) == []
@@ -95,6 +95,17 @@ def test_one_problem_is_reported_as_it_is(place: Path, tiny_model: Path) -> None
     examination = examine("lora", "--model", tiny_model, "--data", "rowz.jsonl")
     assert isinstance(examination.refused, FineTuneError)
     assert examination.refused.message == "the data file 'rowz.jsonl' does not exist"
+
+
+def test_one_wrong_name_does_not_hide_other_problems(place: Path, tiny_model: Path, tiny_rows: Path) -> None:
+    """The rows are judged, and the disk is looked at, unless the name that they need is wrong itself."""
+    arguments = ("--model", tiny_model, "--data", tiny_rows, "--evaluators", "lozz")
+    found = outcome("dpo", *arguments)
+    assert found["evaluation.evaluators"].state == "problem"
+    assert "dpo learns from preferences" in found["data"].detail
+    assert "disk" in found
+    assert not {"settings", "disk"} & set(outcome("dpo", *arguments, "--adapter.kind", "lorra"))
+    assert "data" not in outcome("dpo", *arguments, "--data.format", "odd")
 
 
 def test_mlflow_is_not_asked_twice_if_it_does_not_answer(
@@ -161,6 +172,33 @@ def test_a_model_of_the_hub_that_is_here_in_part(
     assert "model-00002-of-00002.safetensors  is missing" in outcome(*arguments)["base model"].detail
     monkeypatch.setattr("mlflow_ft.engine.hub.fetches", lambda _: True)
     assert outcome(*arguments)["base model"].state == "ok"
+
+
+def test_preparing_data_needs_a_tokenizer_and_no_weights(
+    place: Path, tiny_model: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
+    model = changed(tiny_model, tmp_path / "tokenizer")
+    (model / "model.safetensors").write_text("not weights")
+    loaded = plugins.load({})
+    config = asked(["--model", str(model), "--data", str(tiny_rows)], loaded, method="prepare")
+
+    def found() -> dict[str, str]:
+        examination = preflight.examine(config, plugins=loaded, registry=Registry(loaded))
+        return {entry.check: entry.state for entry in examination.inspected}
+
+    names = [
+        "settings",
+        "tracking store",
+        "artifact store",
+        "base model",
+        "tokenizer",
+        "data",
+        "output folder",
+        "plugins",
+    ]
+    assert found() == dict.fromkeys(names, "ok")
+    (model / "chat_template.jinja").unlink()
+    assert found()["tokenizer"] == "problem"
 
 
 def test_weights_to_start_from_that_are_cut_short(

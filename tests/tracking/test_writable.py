@@ -154,6 +154,7 @@ def test_the_place_of_the_run(client: MlflowClient, tmp_path: Path, monkeypatch:
     client.delete_experiment(other)
     with pytest.raises(TrackingError, match="the experiment 'other' was deleted"):
         tracking("other")
+    assert writable.check_tracking(RunSection(experiment="other"), run.info.run_id)[1].experiment_id == "0"
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     assert tracking("other")[1].artifacts == run.info.artifact_uri
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
@@ -283,6 +284,15 @@ def test_a_registry_that_refuses(server: Server, refusing: Refusing, part: str, 
         writable.check_registry("mine")
     assert message in error.value.message
     MlflowClient(server.uri).delete_registered_model("mine")
+
+
+def test_a_server_that_leaves_artifacts_to_its_clients(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    location = f"file://{tmp_path}/file/0"
+    MlflowClient(server.uri).create_experiment(f"unserved {tmp_path.name}", artifact_location=location)
+    with pytest.raises(TrackingError, match="cannot write under the artifact folder") as error:
+        run_place.check_artifacts(tracking(f"unserved {tmp_path.name}")[1])
+    assert "--serve-artifacts" in error.value.hint
 
 
 def test_an_artifact_store_that_refuses(refusing: Refusing) -> None:

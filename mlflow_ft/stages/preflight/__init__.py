@@ -19,6 +19,9 @@ from mlflow_ft.stages.preflight import base_model, inputs, machine, stores
 from mlflow_ft.stages.preflight.examination import Examination
 from mlflow_ft.stages.start import PREPARE
 
+OF_ROWS = {"method", "data.format"}
+"""Settings without which the format of the rows cannot be recognised or judged."""
+
 
 def check(
     config: Config,
@@ -27,15 +30,16 @@ def check(
     registry: Registry,
     progress: Progress,
     later: Collection[str] = (),
+    run_id: str | None = None,
 ) -> None:
     """Check everything that the configuration names, MLflow, and the machine; warnings go to `progress`.
 
-    `later` are names of things that do not exist yet, but will.
+    `later` are names of things that do not exist yet, but will. `run_id` is the run, if it is continued.
 
     Raises:
         FineTuneError: one thing is wrong. ConfigError: several are; each is listed with its place and its remedy.
     """
-    examination = examine(config, plugins=plugins, registry=registry, later=later)
+    examination = examine(config, plugins=plugins, registry=registry, later=later, run_id=run_id)
     for caution in examination.cautions:
         if caution.check != "plugins":  # said when they were loaded
             progress.warn(f"{caution.detail}; {caution.remedy}" if caution.remedy else caution.detail)
@@ -43,19 +47,27 @@ def check(
         raise examination.refused
 
 
-def examine(config: Config, *, plugins: Plugins, registry: Registry, later: Collection[str] = ()) -> Examination:
-    """Run every check, and leave nothing behind."""
+def examine(
+    config: Config,
+    *,
+    plugins: Plugins,
+    registry: Registry,
+    later: Collection[str] = (),
+    run_id: str | None = None,
+) -> Examination:
+    """Run every check, and leave nothing behind; arguments as for `check`."""
     examination = Examination(config)
-    named = inputs.check_names(examination, registry)
-    place = stores.check(examination)
+    wrong = inputs.check_names(examination, registry)
+    place = stores.check(examination, run_id)
     base = base_model.find(examination, later, reachable=place is not None)
-    if base:
+    if base and not config.model.init_from:  # else the tokenizer is that of the weights to start from
         base_model.check_tokens(examination, base)
-    if inputs.check_files(examination, registry, reachable=place is not None) and named:
+    if inputs.check_files(examination, registry, reachable=place is not None) and not wrong & OF_ROWS:
         inputs.check_rows(examination, plugins, registry)
-    if config.method != PREPARE:
+    trains = config.method != PREPARE
+    if trains:
         machine.check_device(examination, base)
-    if machine.check_output(examination) and named and base:
+    if machine.check_output(examination) and trains and base and "adapter.kind" not in wrong:
         machine.check_room(examination, registry, base, place.folder if place else None)
     examination.check("plugins", lambda: machine.check_plugins(plugins))
     return examination
@@ -68,9 +80,9 @@ def check_inputs(config: Config, *, plugins: Plugins, registry: Registry) -> Non
         FineTuneError: as `check`.
     """
     examination = Examination(config)
-    named = inputs.check_names(examination, registry)
+    wrong = inputs.check_names(examination, registry)
     base_model.find(examination)
-    if inputs.check_files(examination, registry) and named:
+    if inputs.check_files(examination, registry) and not wrong & OF_ROWS:
         inputs.check_rows(examination, plugins, registry)
     if examination.refused:
         raise examination.refused

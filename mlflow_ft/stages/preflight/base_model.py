@@ -79,6 +79,7 @@ def _found(examination: Examination) -> BaseModel | None:
             return f"{config.model.name}, which the run fetches"
         base = hub.find(config.model, Progress(quiet=True), weights=False)
         if config.method == PREPARE:
+            bases.append(base)
             return f"{base.name} ({base.origin})"
         if not hub.fetches(config.model):
             weight_files.check(base.path, base.name)
@@ -93,7 +94,8 @@ def _found(examination: Examination) -> BaseModel | None:
 def check_tokens(examination: Examination, base: BaseModel) -> None:
     """Compare the rows of the embeddings with config.json, and the tokenizer with them."""
     config = examination.config
-    if examination.check("embeddings", partial(_embeddings, config, base), setting="model.name"):
+    prepares = config.method == PREPARE  # which needs no weights
+    if prepares or examination.check("embeddings", partial(_embeddings, config, base), setting="model.name"):
         examination.check("tokenizer", partial(_tokenizer, config, base), setting="model.name")
 
 
@@ -125,8 +127,8 @@ def _tokenizer(config: Config, base: BaseModel) -> str | Caution:
     beyond = room.beyond(tokenizer, tokenizer.rows)
     if not beyond:
         return f"{room.size(tokenizer):,} tokens"
-    names = [beyond[number] for number in sorted(beyond)]
+    few = [beyond[number] for number in sorted(beyond)[: room.SHOWN]]
     return Caution(
         message=f"tokens without an embedding: {room.listed(beyond)}; rows that contain one are refused",
-        remedy=f"give them embeddings, which are trained: {room.add_tokens(names)}",
+        remedy=f"give those that you need embeddings, which are trained: {room.add_tokens(few)}",
     )

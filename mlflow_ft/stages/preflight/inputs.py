@@ -15,15 +15,14 @@ from mlflow_ft.stages import data, start
 from mlflow_ft.stages.preflight.examination import Examination
 
 
-def check_names(examination: Examination, registry: Registry) -> bool:
-    """Check every name of a record, and that the method can use the settings; return whether all is right."""
+def check_names(examination: Examination, registry: Registry) -> set[str]:
+    """Check every name of a record, and that the method can use the settings; return the settings with a wrong name."""
     config = examination.config
-    checks = [
-        examination.check("", partial(_silent, lookup), setting=setting)
+    wrong = {
+        setting
         for setting, lookup in start.names(config, registry)
-    ]
-    if not all(checks):
-        return False
+        if not examination.check("", partial(_silent, lookup), setting=setting)
+    }
 
     def settings() -> str:
         if config.method == start.PREPARE:
@@ -31,7 +30,9 @@ def check_names(examination: Examination, registry: Registry) -> bool:
         start.check_method(config, registry)
         return f"method {config.method}, adapter {config.adapter.kind}"
 
-    return examination.check("settings", settings)
+    if not wrong & {"method", "adapter.kind", "package.exports"}:
+        examination.check("settings", settings)
+    return wrong
 
 
 def check_files(examination: Examination, registry: Registry, *, reachable: bool = True) -> bool:

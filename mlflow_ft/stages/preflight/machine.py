@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def check_device(examination: Examination, base: BaseModel | None) -> None:
-    """Check type, attention and quantisation against the device and what is installed."""
+    """Check dtype, attention and quantisation against the device and what is installed."""
     from mlflow_ft.engine import capabilities
     from mlflow_ft.engine.models import own_quantization
 
     config = examination.config
     examination.check("device", capabilities.check_device)
-    examination.check("type", partial(capabilities.check_dtype, config), setting="model.dtype")
+    examination.check("dtype", partial(capabilities.check_dtype, config), setting="model.dtype")
     attention = partial(capabilities.check_attention, config)
     examination.check("attention", attention, setting="model.attn_implementation")
     own = own_quantization.of(base.path) if base else None

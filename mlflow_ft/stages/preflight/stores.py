@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking.run_place import RunPlace
 
 
-def check(examination: Examination) -> RunPlace | None:
+def check(examination: Examination, run_id: str | None = None) -> RunPlace | None:
     """Check that the run can be written; return where it will be, or None if there is a problem."""
     from mlflow_ft.tracking import run_place, writable
 
     config, places = examination.config, []
 
     def tracking_store() -> str:
-        detail, place = writable.check_tracking(config.run)
+        detail, place = writable.check_tracking(config.run, run_id)
         places.append(place)
         return detail
 
