@@ -162,7 +162,8 @@ def test_keys_are_brought_into_mlflows_alphabet(key: str, clean: str) -> None:
 
 def test_one_value_that_the_server_refuses_does_not_hold_up_the_others(run: ActiveRun, client: MlflowClient) -> None:
     run.metric("before", 1)
-    run._journal.append({"key": "bad?", "value": 1, "step": 0, "timestamp": 0})  # no public way writes this
+    assert run._curves._journal
+    run._curves._journal.append({"key": "bad?", "value": 1, "step": 0, "timestamp": 0})  # no public way writes this
     run.metric("after", 1)
 
     assert run.flush(10)
