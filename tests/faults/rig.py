@@ -49,19 +49,19 @@ class Moment:
 
 
 class Rig:
-    """A store, a model and rows in a folder."""
+    """A store, a model and rows in a folder; with a server's URI, its runs are in an experiment of the server."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: Path, *, server: str = "", experiment: str = "Default") -> None:
+        self.folder, self.model, self.experiment = folder, model, experiment
         self.rows = write_jsonl(folder / "rows.jsonl", make_rows(40))
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
-        self.client = MlflowClient(self.uri)
+        self.uri = server or f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = MlflowClient(self.uri, registry_uri=self.uri)
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "mlflow_ft", *words]
 
     def training(self, **settings: Any) -> list[str]:
-        given = {"model": self.model, "data": self.rows, **SETTINGS, **settings}
+        given = {"model": self.model, "data": self.rows, "experiment": self.experiment, **SETTINGS, **settings}
         return self.command("train", "lora", *(f"--{key}={value}" for key, value in given.items()))
 
     def start(self, command: list[str], **environ: str) -> Started:
@@ -92,8 +92,13 @@ class Rig:
         return moments
 
     def latest(self) -> Run:
-        runs = self.client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
-        return runs[0]
+        return self.runs()[0]
+
+    def runs(self) -> list[Run]:
+        """Every run, the latest first."""
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        places = [experiment.experiment_id] if experiment else []
+        return list(self.client.search_runs(places, order_by=["attributes.start_time DESC"])) if places else []
 
     def facts(self, run: Run) -> dict[str, Any]:
         """What must be the same in a run that was interrupted: weights, curves, models, versions."""
@@ -102,7 +107,7 @@ class Rig:
         keys = [key for key in run.data.metrics if key.startswith(("train/", "eval/loss"))]
         points = {key: self.client.get_metric_history(run_id, key) for key in keys if not key.endswith(TIMED)}
         curves = {key: sorted((point.step, point.value) for point in points[key]) for key in points}
-        models = self.client.search_logged_models(["0"], filter_string=f"source_run_id='{run_id}'")
+        models = self.client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id='{run_id}'")
         versions = self.client.search_model_versions(f"run_id='{run_id}'")
         return {
             "status": run.info.status,

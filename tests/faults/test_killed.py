@@ -22,10 +22,10 @@ def after(rig: Rig, line: str, *, seconds: float = 0.0) -> Moment:
 
 def resumed(rig: Rig, moment: Moment, *, auto: bool, number: int = signal.SIGKILL) -> dict[str, Any]:
     """Interrupt a run and continue it, by its id or by the same command; returns what it left."""
-    before = {run.info.run_id for run in rig.client.search_runs(["0"])}
+    before = {run.info.run_id for run in rig.runs()}
     asked = {"resume": "auto", "model_name": f"m{len(before)}"}
     rig.start(rig.training(**asked)).interrupt(moment, number)
-    ours = [run for run in rig.client.search_runs(["0"]) if run.info.run_id not in before]
+    ours = [run for run in rig.runs() if run.info.run_id not in before]
     recorded = ours and "mlflow_ft.config_key" in ours[0].data.tags
     if recorded and ours[0].info.status == "FINISHED":  # it was faster than the signal
         return rig.facts(ours[0])
@@ -33,7 +33,7 @@ def resumed(rig: Rig, moment: Moment, *, auto: bool, number: int = signal.SIGKIL
     rig.finish(again)
     run = rig.client.get_run(ours[0].info.run_id) if recorded else rig.latest()
     assert all(comparison["equal"] for comparison in rig.comparisons(run))
-    finished = [run for run in rig.client.search_runs(["0"]) if run.info.run_id not in before]
+    finished = [run for run in rig.runs() if run.info.run_id not in before]
     assert [run.info.status for run in finished].count("FINISHED") == 1
     return rig.facts(run)
 
