@@ -39,6 +39,9 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
     named = run_id or (first[0] if first else "")
     if not named:
         raise ConfigError("no run given", hint="mlflow-ft resume RUN_ID; `mlflow-ft runs` lists the runs")
+    settings = pairs(arguments[len(first) :])
+    if any(setting.key == "config" for setting in settings):
+        raise ConfigError("--config: the run has recorded its configuration", hint="name single settings: --KEY VALUE")
     progress = Progress(quiet=quiet)
     if (name := chain.of_run(named)) is not None:
         rest = arguments[len(first) :]
@@ -47,7 +50,7 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
     outcome = pipeline.resume(
         named,
         plugins.load(),
-        settings=pairs(arguments[len(first) :]),
+        settings=settings,
         accept_changes=accept_changes,
         progress=progress,
     )

@@ -194,6 +194,8 @@ def test_what_cannot_be_resumed_is_said(run: Command, client: MlflowClient) -> N
     for words, said in ((["resume"], "no run given"), (["resume", "0123456789abcdef"], "0123456789abcdef")):
         result = run(*words)
         assert (result.code, said in result.err) == (2, True)
+    result = run("resume", "0123456789abcdef", "--config", "other.yaml")
+    assert (result.code, "the run has recorded its configuration" in result.err) == (2, True)
     with_nothing = client.create_run("0").info.run_id
     result = run("resume", with_nothing)
     assert (result.code, "it is not a training run of mlflow-ft" in result.err) == (2, True)
