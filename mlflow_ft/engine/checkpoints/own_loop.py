@@ -41,7 +41,8 @@ def checkpoints(job: Job, training: Resumable, *, writes: bool = True) -> Iterat
         kept.restore()
         for step in range(training.step + 1, steps + 1):
             ...
-            kept.after_step(step, steps)
+            if kept.after_step(step, steps):
+                break
     """
     with Keeper(job) as keeper:
         keeper.begin()
@@ -54,8 +55,8 @@ class Checkpoints:
     def __init__(self, job: Job, training: Resumable, keeper: Keeper, *, writes: bool) -> None:
         self._job, self._training, self._keeper, self._writes = job, training, keeper, writes
 
-    def after_step(self, step: int, steps: int, *, loss: float | None = None) -> None:
-        """Write a checkpoint if one is due, or a signal has arrived.
+    def after_step(self, step: int, steps: int, *, loss: float | None = None) -> bool:
+        """Write a checkpoint if one is due; returns True after a signal: the training must end here.
 
         Args:
             step: optimizer steps so far, counted from 1.
@@ -65,6 +66,7 @@ class Checkpoints:
         stopping = self._job.run.stopping
         if self._writes and (stopping or self._keeper.due(step, steps)):
             self._keeper.save(step, self._parts(), loss=loss, wait=stopping)
+        return stopping
 
     def restore(self) -> bool:
         """Restore the job's checkpoint, and prove that all is as it was saved; False if there is none.

@@ -164,8 +164,7 @@ class PPO:
             self._evaluation_due = stopping and self._control.should_evaluate  # the checkpoint comes first
             if self._control.should_evaluate and not stopping:
                 self._evaluate()
-            kept.after_step(self.state.global_step, self.state.max_steps)
-            if stopping:
+            if kept.after_step(self.state.global_step, self.state.max_steps):
                 break
 
     # --- checkpoints
