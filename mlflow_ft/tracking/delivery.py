@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from mlflow_ft.errors import TrackingError, UndeliveredError, brief
+from mlflow_ft.errors import TrackingError, UndeliveredError
 from mlflow_ft.tracking import heartbeat, run_lock
 from mlflow_ft.tracking.environ import SILENT, overriding
-from mlflow_ft.tracking.faults import REMEDIES, fault_of
+from mlflow_ft.tracking.faults import REMEDIES, fault_of, words
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import sender
 from mlflow_ft.tracking.outbox import FOLDER as OUTBOX
@@ -133,7 +133,7 @@ def _deliver_outbox(folder: Path, run_file: RunFile) -> int:
 def _undelivered(what: str, folder: Path, run_file: RunFile, error: Exception) -> UndeliveredError:
     remedy = REMEDIES[fault_of(error)]
     return UndeliveredError(
-        f"{what} did not reach {shown(run_file.tracking_uri)}: {brief(error)}",
+        f"{what} did not reach {shown(run_file.tracking_uri)}: {words(error)}",
         hint=f"{remedy or 'when that is fixed'}, then try again: mlflow-ft sync {folder}",
     )
 

@@ -53,6 +53,10 @@ class UnacceptedError(TrackingError):
 def words(error: BaseException) -> str:
     """The error for a user: MLflow's message about a request without an answer has half a page."""
     text = str(error)
+    if refused := re.search(
+        r"API request to endpoint \S+ failed with error code (\d+) != 200\. Response body: '(.*)'", text
+    ):
+        return f"the tracking server answers {refused[1]}: {refused[2]}"
     if not any(known in text for known in NO_ANSWER):
         return text
     place = re.search(r"API request to (\w+)://([^/\s]+)", text)

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.tracking import inputs
-from mlflow_ft.tracking.faults import REMEDIES, Fault, fault_of
+from mlflow_ft.tracking.faults import REMEDIES, Fault, fault_of, words
 from mlflow_ft.tracking.journal import Entry, SendRefusedError
 from mlflow_ft.tracking.server import answers
 from mlflow_ft.values import Split
@@ -96,7 +96,7 @@ def sender(*, tracking_uri: str, run_id: str) -> Callable[[Sequence[Entry]], Non
             client.log_batch(run_id, metrics=[_entity(entry) for entry in batch])
         except MlflowException as error:
             if fault_of(error) is Fault.CREDENTIALS:
-                raise SendRefusedError(f"{error}; {REMEDIES[Fault.CREDENTIALS]}") from error
+                raise SendRefusedError(f"{words(error)}; {REMEDIES[Fault.CREDENTIALS]}") from error
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             _send_one_by_one(client, run_id, batch)

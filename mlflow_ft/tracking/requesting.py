@@ -105,7 +105,8 @@ class Requests:
         if self._outbox is None:
             raise error
         with self._order:
-            log.warning("%s; it is kept in %s. %s", error.message, self._place.folder, REMEDIES[error.fault])
+            remedy = f". To do: {REMEDIES[error.fault]}" if REMEDIES[error.fault] else ""
+            log.warning("%s; it is kept in %s%s", error.message, self._place.folder, remedy)
             self._outbox.add(entry)
 
     def close(self, *, deliver: bool) -> int:

@@ -27,6 +27,7 @@ from mlflow_ft.tracking.created_once import RunRequest
 from mlflow_ft.tracking.delivery import ERROR, STAGE, RunFile, pending, set_state, stages_left
 from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.environment import plugin_tag
+from mlflow_ft.tracking.faults import words
 from mlflow_ft.tracking.heartbeat import Heart, launcher
 from mlflow_ft.tracking.run_values import cut
 from mlflow_ft.tracking.server import absolute, answers, insist, patience, shown
@@ -234,7 +235,7 @@ def _set_state(run: ActiveRun, record: RunFile, status: str) -> bool:
     try:
         set_state(run.client, record, status)
     except Exception as refused:  # must not replace an error that is on its way to the user
-        log.warning("could not mark run %s as %s: %s", run.run_id, status, refused)
+        log.warning("could not mark run %s as %s: %s", run.run_id, status, words(refused))
         return False
     return True
 

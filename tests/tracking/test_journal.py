@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_ft.tracking.journal import Entry, Journal
+from mlflow_ft.tracking.journal import Entry, Journal, SendRefusedError
 
 
 class Receiver:
@@ -135,3 +135,19 @@ def test_replay_raises_what_send_raises_and_keeps_the_rest(path: Path) -> None:
     with pytest.raises(ConnectionError):
         journal.replay()
     assert journal.pending == 2
+
+
+def test_a_sender_that_is_refused_tries_once_more_at_the_close_and_gives_up(path: Path) -> None:
+    tried = threading.Event()
+    batches: list[int] = []
+
+    def send(batch: Sequence[Entry]) -> None:
+        batches.append(len(batch))
+        tried.set()
+        raise SendRefusedError("401")
+
+    journal = Journal(path, send)
+    journal.append({"n": 1})
+    assert tried.wait(20)
+    assert journal.close(10) == 1
+    assert batches == [1, 1]
