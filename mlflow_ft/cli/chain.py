@@ -92,8 +92,8 @@ def run(
     """Run every unfinished stage, each in its own nested run.
 
     `resume` is the run of an interrupted chain, whose settings and finished stages are reused; a stage that was killed
-    continues, with `accept_changes` although something changed since. `today` is the date
-    that chat templates see in every stage, even if one is resumed later.
+    continues, with `accept_changes` although something changed since. `today` is the date that chat templates see in
+    every stage, even if one is resumed later.
 
     Raises:
         FineTuneError: a stage failed; earlier stages are kept, and the hint says how to resume.
@@ -112,8 +112,11 @@ def run(
         for stage in CHAINS[chain]
         if resume and (outcome := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
     }
-    begun = unfinished.children(resume) if resume else {}
     again = {name for name, given in split(arguments, CHAINS[chain]).items() if given}  # they have new settings
+    begun = {name: run for name, run in (unfinished.children(resume) if resume else {}).items() if name not in again}
+    for name, run in begun.items():
+        if run.info.status == "FINISHED":
+            finished.setdefault(name, unfinished.outcome(run))
     arguments_of, config = check(chain, settings_given, loaded, progress=progress, finished=finished)
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
@@ -129,10 +132,10 @@ def run(
             else:
                 progress.say(f"stage {number} of {len(CHAINS[chain])}: {stage.method}")
                 arguments = settings(stage, arguments_of[stage.method], outcomes)
-                earlier = None if stage.method in again else begun.get(stage.method)
-                command = ["resume", earlier] if earlier else ["train", stage.method, *arguments]
-                command += ["--accept-changes"] if earlier and accept_changes else []
-                outcome = _stage(active, stage, command, progress, environ, child=earlier)
+                child = begun[stage.method].info.run_id if stage.method in begun else None
+                command = ["resume", child] if child else ["train", stage.method, *arguments]
+                command += ["--accept-changes"] if child and accept_changes else []
+                outcome = _stage(active, stage, command, progress, environ, child=child)
             active.artifact_text(dumps(outcome, indent=2), f"{FOLDER}/{stage.method}.json")
             outcomes[stage.method] = outcome
     return ChainOutcome(run_id=active.run_id, tracking_uri=active.tracking_uri, url=active.url, stages=outcomes)

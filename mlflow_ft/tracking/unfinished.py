@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
@@ -12,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from mlflow_ft.errors import TrackingError
+from mlflow_ft.tracking import vanished
 from mlflow_ft.tracking.server import connect, every, told
 
 REFUSED = "mlflow_ft.refused"
@@ -37,21 +39,33 @@ def find_run(run_id: str) -> Run:
     return run
 
 
-def children(run_id: str) -> dict[str, str]:
-    """The nested runs of a chain that were killed, by their names: the latest of each that recorded its settings.
+def children(run_id: str) -> dict[str, Run]:
+    """The nested runs of a chain that were killed or finished, by name: the latest of each that recorded its settings.
+
+    A chain that was killed may not have recorded that a stage finished.
 
     Raises:
         TrackingError: the server does not answer.
     """
+    vanished.reap_quietly()
     client = connect()
     with told(f"read the nested runs of {run_id}"):
         experiment = client.get_run(run_id).info.experiment_id
         nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=100)
-    names: dict[str, str] = {}
+    by_name: dict[str, Run] = {}
     for run in nested:
-        if run.info.status == "KILLED" and CONFIG_KEY in run.data.tags:
-            names.setdefault(run.info.run_name, str(run.info.run_id))
-    return names
+        if run.info.status in ("KILLED", "FINISHED") and CONFIG_KEY in run.data.tags:
+            by_name.setdefault(run.info.run_name, run)
+    return by_name
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """What a stage of a chain prints when it finishes, as far as later stages need it."""
+    versions = [
+        {"name": version.name, "version": int(version.version), "model_id": version.tags.get("mlflow_ft.model_id", "")}
+        for version in versions_of(run)
+    ]
+    return {"run_id": run.info.run_id, "versions": versions}
 
 
 def latest(key: str, *, experiment: str | None) -> str | None:

@@ -136,6 +136,15 @@ def test_an_interrupted_chain_resumes(
     assert dpo.data.params["cfg.model.init_from"] == "models:/tiny-sft-adapter/1"
     assert json.loads(json.dumps(outcome.stages["sft"]))["versions"][0]["name"] == "tiny-sft"
 
+    # the chain was killed before it recorded that its stages had finished
+    for stage in ("sft", "dpo"):
+        client.log_text(parent.info.run_id, "", f"{chain.FOLDER}/{stage}.json")
+    client.update_run(parent.info.run_id, status="KILLED")
+    again = chain.run("align", [], loaded, resume=parent.info.run_id, progress=progress)
+    assert [stage["run_id"] for stage in again.stages.values()] == [of["run_id"] for of in outcome.stages.values()]
+    assert [len(stage["versions"]) for stage in again.stages.values()] == [2, 2]
+    assert len(client.search_runs(["0"], f"tags.mlflow.parentRunId = '{outcome.run_id}'")) == len(children)
+
 
 def test_only_a_run_of_the_chain_can_be_resumed(tracking_store: str) -> None:
     client = MlflowClient()
