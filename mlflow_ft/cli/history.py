@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the moves as JSON on stdout.")
 def command(name: str, *, alias: str, every: bool, as_json: bool) -> None:
     """List every move of an alias of the registered model NAME, oldest first."""
-    from mlflow_ft.tracking import Store
+    from mlflow_ft.tracking import Store, vanished
 
+    vanished.reap_quietly()
     store = Store.connect()
     store.check_model(name)
     ledger = store.ledger(name, alias)

@@ -242,3 +242,19 @@ def test_a_run_that_was_stopped_while_it_was_packaged_goes_on_there(
     again = client.get_run(interrupted.info.run_id)
     assert (again.info.status, weights(again)) == ("FINISHED", trained)
     assert registered(client, again) == ["adapter", "merged", "packaged", "packaged-adapter"]
+
+
+def test_checkpoints_that_were_logged_as_models_are_not_doubled(
+    run: Command, train: Command, stop: Callable[[int], None], client: MlflowClient
+) -> None:
+    stop(5)
+    asked = {"log_checkpoints": "true", "eval_steps": 2, "save_steps": 3, "upload_checkpoints": "false"}
+    assert train(model_name="logged", **asked).code == 143
+    interrupted = latest(client)
+    assert registered(client, interrupted) == ["checkpoint-2", "checkpoint-4"]
+    shutil.rmtree(Path(interrupted.data.tags["mlflow_ft.folder"], "train", "checkpoints", "step-000005"))
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 0, result.err
+    assert "removed what the interrupted attempt left: the logged model checkpoint-4" in result.err
+    names = ["adapter", "checkpoint-2", "checkpoint-4", "checkpoint-6", "merged", "logged", "logged-adapter"]
+    assert registered(client, client.get_run(interrupted.info.run_id)) == names

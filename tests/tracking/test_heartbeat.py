@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -182,3 +182,14 @@ def test_too_little_memory_is_reported_with_what_helps(client: MlflowClient, err
     failed = client.get_run(run.run_id)
     assert failed.info.status == "FAILED"
     assert "out of memory" in failed.data.tags["mlflow_ft.error"]
+
+
+@pytest.mark.parametrize("command", ["promote", "rollback", "history"])
+def test_commands_that_open_no_run_mark_vanished_runs_too(client: MlflowClient, command: str) -> None:
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    run_id = client.create_run("0", tags={"mlflow_ft.plugins": "x"}).info.run_id
+    client.set_tag(run_id, heartbeat.TAG, json.dumps(asdict(replace(a_beat(), pid=finished.pid))))
+    more = ["--reason", "bad"] if command == "rollback" else []
+    assert CliRunner().invoke(cli, [command, "no-such-model", *more]).exit_code != 0
+    assert client.get_run(run_id).info.status == "KILLED"

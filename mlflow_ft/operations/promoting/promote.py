@@ -52,8 +52,9 @@ def promote(request: PromotionRequest, *, plugins: Plugins, progress: Progress) 
         RefusedError: another promotion is in progress. TrackingError: the server does not answer.
     """
     from mlflow_ft.operations.promoting import rescore
-    from mlflow_ft.tracking import Store
+    from mlflow_ft.tracking import Store, vanished
 
+    vanished.reap_quietly()
     store = Store.connect()
     version = store.version(request.name, request.version)
     target = _target(request, store)

@@ -27,8 +27,9 @@ def rollback(name: str, *, alias: str, reason: str, by: str, now_ms: int, to: in
         ModelError: there is no such model or version. RefusedError: there was no champion before, or another move is
         in progress.
     """
-    from mlflow_ft.tracking import Store
+    from mlflow_ft.tracking import Store, vanished
 
+    vanished.reap_quietly()
     store = Store.connect()
     versions = store.versions(name)
     ledger = store.ledger(name, alias)
