@@ -150,14 +150,14 @@ def reproduce(
 
 def _stages(job: Job, active: ActiveRun) -> Outcome:
     """From the base model and the rows to the registered versions."""
-    from mlflow_ft.operations import interrupted
+    from mlflow_ft.operations import what_next
     from mlflow_ft.stages import data, evaluate, model, package, register, train, worse
 
-    with interrupted.naming_resume(active.run_id):
+    with what_next.naming_resume(active.run_id):
         job, base = model.find(job)
         rows = data.prepare(job, base)
         trained = train.train(job, rows, base)
-        with interrupted.naming_weights(job, trained):
+        with what_next.naming_weights(job, trained):
             scores = evaluate.evaluate(job, rows, trained)
             packaged = package.package(job, rows, trained, scores)
             versions = register.register(job, rows, trained, packaged, scores)

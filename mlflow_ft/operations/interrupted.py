@@ -13,20 +13,17 @@ from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import (
     ConfigError,
-    FineTuneError,
     ModelError,
     RefusedError,
-    StoppedError,
     TrackingError,
-    UndeliveredError,
 )
 from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import done, start, worse
-from mlflow_ft.values import Resume, Trained
+from mlflow_ft.stages import done, start, unchanged, worse
+from mlflow_ft.values import Resume
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -142,9 +139,10 @@ def find(
             problems=[change.problem for change in changed],
             hint="undo them, or accept them with --accept-changes; the run then records them",
         )
+    named = any(path in PLACES for path in config.origins if config.flat()[path] != recorded.flat()[path])
     return Interrupted(
         run=run,
-        config=config,
+        config=config if named else recorded_run.pinned(config, run.data.tags),
         folder=folder,
         moment=recorded_run.moment(run),
         trained=trained,
@@ -248,8 +246,20 @@ def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: Acti
     resume = Resume(
         checkpoint=earlier.checkpoint, accept_changes=earlier.accept_changes, recorded=dict(earlier.run.data.tags)
     )
+    job = replace(job, resume=resume)
+    _check_rewards(job)
     run.system_metrics()
-    return replace(job, resume=resume)
+    return job
+
+
+def _check_rewards(job: Job) -> None:
+    """Raise ConfigError if a reward function or the reward model changed."""
+    error, hint = ConfigError, "restore the file, or the model behind the alias"
+    functions = start.reward_functions(job.config, job.registry)
+    unchanged.check(job, start.REWARDS, functions, what="the reward functions", error=error, hint=hint)
+    if job.reward_model is not None:
+        model = job.run.read().data.tags[start.REWARD_MODEL]
+        unchanged.check(job, start.REWARD_MODEL, model, what="the reward model", error=error, hint=hint)
 
 
 def _note(earlier: Interrupted) -> str:
@@ -259,32 +269,3 @@ def _note(earlier: Interrupted) -> str:
     before = earlier.run.data.tags.get(RESUMED)
     now = f"{earlier.place} on {socket.gethostname()} at {datetime.now().astimezone().isoformat(timespec='seconds')}"
     return f"{before}; {now}" if before else now
-
-
-@contextmanager
-def naming_resume(run_id: str) -> Iterator[None]:
-    """If a signal stops the run, say how it continues."""
-    try:
-        yield
-    except StoppedError as error:
-        error.hint = "\n  ".join(filter(None, (error.hint, f"to continue: mlflow-ft resume {run_id}")))
-        raise
-
-
-@contextmanager
-def naming_weights(job: Job, trained: Trained) -> Iterator[None]:
-    """If a stage after the training fails for a reason other than a refusal, say where the weights are."""
-    try:
-        yield
-    except (RefusedError, UndeliveredError):  # which say what to do themselves
-        raise
-    except BaseException as error:  # including signals; it is raised again
-        weights = trained.adapter or trained.model
-        note = f"the trained weights are in {weights}"
-        if not isinstance(error, StoppedError):
-            note += f"; to continue after a fix: mlflow-ft resume {job.run.run_id}"
-        if isinstance(error, FineTuneError):
-            error.hint = "\n  ".join(filter(None, (error.hint, note)))
-        else:
-            error.add_note(note)
-        raise

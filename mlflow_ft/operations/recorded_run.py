@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
@@ -14,12 +15,15 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages.data import CLOCK_TAG
+from mlflow_ft.stages.model import START_TAG
 from mlflow_ft.stages.start import PREPARE
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from mlflow_ft.tracking import Store
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def config(store: Store, run_id: str, registry: Registry, *, settings: Sequence[Given] = ()) -> Config:
@@ -48,6 +52,21 @@ def _as_asked(config: Config, defaults: Mapping[str, Any]) -> Config:
     values = config.flat()
     asked = {path: place for path, place in config.origins.items() if values[path] != own[path]}
     return config.model_copy(update={"origins": asked})
+
+
+def pinned(config: Config, tags: Mapping[str, str]) -> Config:
+    """The configuration with the commit and the version that were used, where it names a branch or an alias."""
+    update: dict[str, str] = {}
+    revision = tags.get("mlflow_ft.base_revision", "")
+    if config.model.init_from:
+        adapter = tags.get(START_TAG, "").rpartition(" ")[0]
+        whole = (
+            "" if "with the adapter" in tags.get("mlflow_ft.base_origin", "") else tags.get("mlflow_ft.base_model", "")
+        )
+        update["init_from"] = adapter or whole or config.model.init_from
+    elif COMMIT.fullmatch(revision):
+        update["revision"] = revision
+    return config.model_copy(update={"model": config.model.model_copy(update=update)})
 
 
 @contextmanager

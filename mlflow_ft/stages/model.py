@@ -35,7 +35,10 @@ def find(job: Job) -> tuple[Job, BaseModel]:
         from mlflow_ft.engine.models import skeleton
 
         skeleton.check(base.path, base.start, task=base.task)
-        job.run.set_tags({START_TAG: f"{base.start_uri} sha256:{hub.weights_hash(base.start)}"})
+        start_from = f"{base.start_uri} sha256:{hub.weights_hash(base.start)}"
+        what = "the adapter that is trained further"
+        unchanged.check(job, START_TAG, start_from, what=what, error=ModelError, hint="restore it")
+        job.run.set_tags({START_TAG: start_from})
     hint = "restore the model"
     revision = "mlflow_ft.base_revision"
     unchanged.check(job, revision, base.revision, what=f"the base model {base.name}", error=ModelError, hint=hint)

@@ -23,6 +23,8 @@ from mlflow_ft.stages import init_from
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
+REWARDS, REWARD_MODEL = "mlflow_ft.reward_funcs", "mlflow_ft.reward_model"
+"""Tags with the reward functions and their hashes, and with the reward model."""
 PREPARE = "prepare"
 """In place of a method for a run that only prepares data."""
 
@@ -71,7 +73,7 @@ def open_job(
     if config.rollout.reward_model:
         uri, reward_model = init_from.reward_model(config.rollout.reward_model, progress)
         job = replace(job, reward_model=reward_model)
-        run.set_tags({"mlflow_ft.reward_model": uri})
+        run.set_tags({REWARD_MODEL: uri})
     return job
 
 
@@ -83,13 +85,25 @@ def record_rewards(job: Job) -> None:
     """
     from mlflow_ft.engine.rewards import reward_sources
 
-    tags = []
     for reward in reward_sources.find(job.config.rollout.reward_funcs or [], job.registry):
-        tags.append(f"{reward.name} = {reward.asked}" + (f" sha256:{reward.sha256}" if reward.sha256 else ""))
         if reward.source and not reward.provider:  # plugins.json has the hashes of plugins
             source = reward.source.read_text(encoding="utf-8", errors="replace")
             job.run.artifact_text(source, f"rewards/{reward.name}.py")
-    job.run.set_tags({"mlflow_ft.reward_funcs": "; ".join(tags)})
+    job.run.set_tags({REWARDS: reward_functions(job.config, job.registry)})
+
+
+def reward_functions(config: Config, registry: Registry) -> str:
+    """The reward functions, each with the sha256 of its file, as one text; "" if there are none.
+
+    Raises:
+        ConfigError: a reward function cannot be found.
+    """
+    from mlflow_ft.engine.rewards import reward_sources
+
+    return "; ".join(
+        f"{reward.name} = {reward.asked}" + (f" sha256:{reward.sha256}" if reward.sha256 else "")
+        for reward in reward_sources.find(config.rollout.reward_funcs or [], registry)
+    )
 
 
 def record_gates(job: Job, file: Path) -> None:

@@ -258,3 +258,43 @@ def test_checkpoints_that_were_logged_as_models_are_not_doubled(
     assert "removed what the interrupted attempt left: the logged model checkpoint-4" in result.err
     names = ["adapter", "checkpoint-2", "checkpoint-4", "checkpoint-6", "merged", "logged", "logged-adapter"]
     assert registered(client, client.get_run(interrupted.info.run_id)) == names
+
+
+REWARDS = """
+def length(completions, **_):
+    return [len(turns[-1]["content"]) / 100 for turns in completions]
+"""
+
+
+def test_reward_functions_that_changed_are_refused(
+    run: Command, tiny_model: Path, stop: Callable[[int], None], client: MlflowClient
+) -> None:
+    rows = write_jsonl(Path("rows.jsonl"), make_rows(12))
+    Path("rewards.py").write_text(REWARDS)
+    given = {"model": tiny_model, "data": rows, "reward_funcs": "rewards.py:length", "num_generations": 2}
+    given |= SETTINGS | {"max_steps": 3, "max_completion_length": 4, "per_device_train_batch_size": 2}
+    stop(2)
+    assert run("train", "grpo", "--quiet", *(f"--{key}={value}" for key, value in given.items())).code == 143
+    run_id = latest(client).info.run_id
+    Path("rewards.py").write_text(REWARDS.replace("100", "50"))
+    result = run("resume", run_id)
+    assert (result.code, "the reward functions changed since the run was started" in result.err) == (2, True)
+    Path("rewards.py").write_text(REWARDS)
+    result = run("resume", run_id)
+    assert result.code == 0, result.err
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_an_adapter_behind_an_alias_is_the_one_that_was_trained_further(
+    run: Command, train: Command, stop: Callable[[int], None], client: MlflowClient
+) -> None:
+    assert train(model_name="first").code == 0
+    stop(3)
+    assert train(model_name="second", init_from="models:/first-adapter@candidate").code == 143
+    run_id = latest(client).info.run_id
+    assert train(model_name="first", **{"run.seed": 3}).code == 0  # the alias moves to another adapter
+    result = run("resume", run_id)
+    assert result.code == 0, result.err
+    tags = client.get_run(run_id).data.tags
+    assert tags["mlflow_ft.start"].startswith("models:/first-adapter/1 ")
+    assert "mlflow_ft.accepted_changes" not in tags

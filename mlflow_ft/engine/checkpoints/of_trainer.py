@@ -76,11 +76,16 @@ def restore(trainer: Any, parts: Mapping[str, Any]) -> None:
     """Put back weights, optimizer and schedule; the trainer has just made them.
 
     Raises:
-        ModelError: the checkpoint belongs to another model.
+        ModelError: the checkpoint belongs to another model, or to a training that ended here.
     """
     restore_weights(weights(trainer), parts["weights"])
     if parts["optimizer"]:
         trainer.optimizer.load_state_dict(parts["optimizer"])
+    elif trainer.state.global_step < trainer.state.max_steps:
+        raise ModelError(
+            "the checkpoint of the last step has no optimizer, so a longer training cannot continue from it",
+            hint="keep training.max_steps and num_train_epochs as they were",
+        )
     trainer.lr_scheduler.load_state_dict(parts["scheduler"])
     if parts["scaler"]:
         trainer.accelerator.scaler.load_state_dict(parts["scaler"])

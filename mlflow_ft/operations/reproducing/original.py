@@ -5,7 +5,6 @@ All of it is read before the training, except weights that turn out to differ.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +17,6 @@ from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.operations.changes import Change, Facts
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages.model import START_TAG
 from mlflow_ft.stages.train import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ COMPARED = ("train/", "eval/")
 """Prefixes of the metrics that are compared."""
 ENDED = "train/steps"
 """A metric that is logged when the training has ended."""
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +82,12 @@ def find(run_id: str, registry: Registry, *, output_dir: Path | None = None) -> 
     config = config.model_copy(update={"run": config.run.model_copy(update=settings), "training": training})
     return Original(
         run=run,
-        config=pinned(config, run.data.tags),
+        config=recorded_run.pinned(config, run.data.tags),
         moment=recorded_run.moment(run),
         facts=changes.of_run(run.data.tags, config),
         curves=store.curves(run, prefixes=COMPARED),
         weights=store.read(run_id, WEIGHTS_FILE),
     )
-
-
-def pinned(config: Config, tags: Mapping[str, str]) -> Config:
-    """The configuration with the commit and the version that were used, where it names a branch or an alias."""
-    update: dict[str, str] = {}
-    revision = tags.get("mlflow_ft.base_revision", "")
-    if config.model.init_from:
-        adapter = tags.get(START_TAG, "").rpartition(" ")[0]
-        whole = "" if "with the adapter" in tags.get("mlflow_ft.base_origin", "") else tags["mlflow_ft.base_model"]
-        update["init_from"] = adapter or whole or config.model.init_from
-    elif COMMIT.fullmatch(revision):
-        update["revision"] = revision
-    return config.model_copy(update={"model": config.model.model_copy(update=update)})
 
 
 def link(job: Job, original: Original) -> None:

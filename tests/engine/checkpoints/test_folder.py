@@ -252,6 +252,15 @@ def test_an_adapter_of_another_size_is_refused(interrupted: tuple[Bench, Path], 
         again(bench("lora", max_steps=6, **{"adapter.r": 2}), checkpoint)
 
 
+def test_a_longer_training_does_not_begin_with_an_empty_optimizer(
+    interrupted: tuple[Bench, Path], bench: Callable[..., Bench]
+) -> None:
+    setup, checkpoint = interrupted
+    longer = replace(setup, job=bench("lora", max_steps=8).job)
+    with pytest.raises(ModelError, match="the checkpoint of the last step has no optimizer"):
+        again(longer, checkpoint.with_name("step-000006"))
+
+
 def test_an_optimizer_that_lost_precision_is_noticed(
     interrupted: tuple[Bench, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
