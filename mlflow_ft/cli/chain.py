@@ -99,7 +99,6 @@ def run(
         FineTuneError: a stage failed; earlier stages are kept, and the hint says how to resume.
     """
     from mlflow_ft import tracking
-    from mlflow_ft.tracking import unfinished
 
     tracking.check_server()
     before = tracking.read_json(resume, ASKED_FILE) if resume else None
@@ -107,16 +106,8 @@ def run(
         raise ConfigError(f"run {resume} is not a run of {chain}", hint="pass the run id that `mlflow-ft` printed")
     settings_given = [*unless_given(before["arguments"] if before else (), arguments), *arguments]
     settings_given = dated(settings_given, today or datetime.now().astimezone().date())
-    finished = {
-        stage.method: outcome
-        for stage in CHAINS[chain]
-        if resume and (outcome := tracking.read_json(resume, f"{FOLDER}/{stage.method}.json")) is not None
-    }
     again = {name for name, given in split(arguments, CHAINS[chain]).items() if given}  # they have new settings
-    begun = {name: run for name, run in (unfinished.children(resume) if resume else {}).items() if name not in again}
-    for name, run in begun.items():
-        if run.info.status == "FINISHED":
-            finished.setdefault(name, unfinished.outcome(run))
+    finished, begun = _before(chain, resume, again) if resume else ({}, {})
     arguments_of, config = check(chain, settings_given, loaded, progress=progress, finished=finished)
     if resume:
         environ.setdefault("MLFLOW_RUN_ID", resume)
@@ -132,13 +123,35 @@ def run(
             else:
                 progress.say(f"stage {number} of {len(CHAINS[chain])}: {stage.method}")
                 arguments = settings(stage, arguments_of[stage.method], outcomes)
-                child = begun[stage.method].info.run_id if stage.method in begun else None
+                child = begun.get(stage.method)
                 command = ["resume", child] if child else ["train", stage.method, *arguments]
                 command += ["--accept-changes"] if child and accept_changes else []
                 outcome = _stage(active, stage, command, progress, environ, child=child)
             active.artifact_text(dumps(outcome, indent=2), f"{FOLDER}/{stage.method}.json")
             outcomes[stage.method] = outcome
     return ChainOutcome(run_id=active.run_id, tracking_uri=active.tracking_uri, url=active.url, stages=outcomes)
+
+
+def _before(chain: str, run_id: str, again: Collection[str]) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """The outcomes of the finished stages of an interrupted chain, and the run ids of those that were killed.
+
+    Stages that are run `again` from their beginning are in neither, unless the chain recorded their outcomes.
+    """
+    from mlflow_ft import tracking
+    from mlflow_ft.tracking import unfinished
+
+    finished: dict[str, Outcome] = {}
+    killed: dict[str, str] = {}
+    nested = unfinished.children(run_id)
+    for name in (stage.method for stage in CHAINS[chain]):
+        if outcome := tracking.read_json(run_id, f"{FOLDER}/{name}.json"):
+            finished[name] = outcome
+        elif name in nested and name not in again:
+            if nested[name].info.status == "FINISHED":
+                finished[name] = unfinished.outcome(nested[name])
+            else:
+                killed[name] = nested[name].info.run_id
+    return finished, killed
 
 
 def _stage(
