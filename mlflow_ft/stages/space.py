@@ -39,6 +39,8 @@ def needs(config: Config, registry: Registry, base: Path, *, folder: Path, artif
     full = config.adapter.kind == "none"
     weights = _weights(base)
     checkpoint = int(TRAINED * weights * (1 if full else SHARE))
+    if (folder / "train").is_dir():  # a resumed run
+        yield Need(what="already there", place=folder, size=-_size(folder))
     yield Need(what="checkpoints", place=folder, size=checkpoint * (config.training.save_total_limit + 1))
     if full:
         yield Need(what="trained model", place=folder, size=4 * weights)  # in float32
@@ -77,13 +79,17 @@ def check(needed: Iterable[Need]) -> str:
         free = shutil.disk_usage(_existing(place)).free
         described.append((free - size, f"about {_gib(size)} of {_gib(free)} free under {place}"))
         if free < size:
-            parts = ", ".join(f"{need.what} {_gib(need.size)}" for need in several if need.size)
+            parts = ", ".join(f"{need.what} {_gib(need.size)}" for need in several if need.size > 0)
             raise ResourceError(
                 f"the run needs about {_gib(size)} under {place}, and {_gib(free)} are free ({parts})",
                 hint="free some space, set another --run.output_dir, or keep fewer checkpoints "
                 "(--training.save_total_limit)",
             )
     return min(described)[1] if described else "nothing large"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _existing(place: Path) -> Path:

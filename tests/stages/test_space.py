@@ -39,6 +39,15 @@ def test_an_adapter_is_small_but_for_its_merge(tiny_model: Path) -> None:
     assert set(sizes(tiny_model, "prompt", adapter={"kind": "prompt"})) == {"checkpoints"}
 
 
+def test_a_resumed_run_has_written_some_of_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out", "train").mkdir(parents=True)
+    Path("out", "train", "weights").write_bytes(bytes(1000))
+    assert sizes(tiny_model, "full")["already there"] == -1000
+
+
 def test_a_base_that_will_be_fetched_needs_space_too(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 2000}, "weight_map": {}}')

@@ -68,7 +68,7 @@ def examine(
     if trains:
         machine.check_device(examination, base)
     if machine.check_output(examination) and trains and base and "adapter.kind" not in wrong:
-        machine.check_room(examination, registry, base, place.folder if place else None)
+        machine.check_room(examination, registry, base, place.folder if place else None, run_id)
     examination.check("plugins", lambda: machine.check_plugins(plugins))
     return examination
 

@@ -48,12 +48,14 @@ def check_output(examination: Examination) -> bool:
     return examination.check("output folder", check, setting="run.output_dir")
 
 
-def check_room(examination: Examination, registry: Registry, base: BaseModel, artifacts: Path | None) -> None:
-    """Check that the disks have room for checkpoints, models and artifacts."""
+def check_room(
+    examination: Examination, registry: Registry, base: BaseModel, artifacts: Path | None, run_id: str | None
+) -> None:
+    """Check that the disks have room for checkpoints, models and artifacts; a run that is continued has some already."""
     config = examination.config
 
     def check() -> str:
-        folder = config.run.output_dir.expanduser().absolute()
+        folder = config.run.output_dir.expanduser().absolute() / (run_id or "")
         return space.check(space.needs(config, registry, base.path, folder=folder, artifacts=artifacts))
 
     examination.check("disk", check, setting="run.output_dir")
