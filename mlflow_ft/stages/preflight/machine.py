@@ -49,9 +49,13 @@ def check_output(examination: Examination) -> bool:
 
 
 def check_room(
-    examination: Examination, registry: Registry, base: BaseModel, artifacts: Path | None, run_id: str | None
+    examination: Examination,
+    registry: Registry,
+    base: BaseModel,
+    artifacts: Path | None,
+    run_id: str | None = None,
 ) -> None:
-    """Check that the disks have room for checkpoints, models and artifacts; a run that is continued has some already."""
+    """Check that the disks have room for checkpoints, models and artifacts; a continued run has some already."""
     config = examination.config
 
     def check() -> str:
