@@ -110,6 +110,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rloo": ("rloo", SAMPLED),
 }
 SHORT = ("lora", "packed", "kto", "grpo")
+ALWAYS = ("lora", "full", "qlora", "packed", "adalora", "dpo", "kto", "orpo", "reward", "grpo full", "by length")
+"""The cases of `make test`; `make faults` has all of them."""
 
 
 def lay(bench: Callable[..., Bench], case: str, tmp_path: Path) -> Bench:
@@ -129,9 +131,14 @@ def lay(bench: Callable[..., Bench], case: str, tmp_path: Path) -> Bench:
     return replace(setup, data=replace(setup.data, kind="prompt")) if method in ("grpo", "rloo") else setup
 
 
-@pytest.mark.parametrize(
-    ("case", "step"), [*((case, 6) for case in CASES), *((case, 10) for case in SHORT), ("lora", 4)]
-)
+def cases() -> list[Any]:
+    steps = [*((case, 6) for case in CASES), *((case, 10) for case in SHORT), ("lora", 4)]
+    often = [(case, 6) for case in ALWAYS] + [("lora", 4), ("lora", 10)]
+    return [pytest.param(*pair, marks=() if pair in often else pytest.mark.long) for pair in steps]
+
+
+@pytest.mark.fault("a signal in a training step, for each method")
+@pytest.mark.parametrize(("case", "step"), cases())
 def test_the_same_bits(bench: Callable[..., Bench], case: str, step: int, tmp_path: Path) -> None:
     whole = lay(bench, case, tmp_path)
     whole.train()
