@@ -155,6 +155,8 @@ def values_of(path: str) -> st.SearchStrategy[Any]:
 
 
 def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
+    if path == "training.save_steps" and kind is str:
+        return st.sampled_from(["5min", "0.5 min", "90 minutes"])
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is list and get_args(kind)[0] is not str:
