@@ -24,7 +24,7 @@ from mlflow_ft.processes import check_single
 from mlflow_ft.tracking import vanished
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.created_once import RunRequest
-from mlflow_ft.tracking.delivery import ERROR, STAGE, RunFile, pending, set_state, stages_left
+from mlflow_ft.tracking.delivery import ERROR, RUN_FILE, STAGE, RunFile, pending, set_state, stages_left
 from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.faults import words
@@ -201,7 +201,10 @@ def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:
     is_set = is_set or _set_state(run, record, status)
     delivered = is_set and not metrics and not others
     if run.folder and (record.unfinished or not delivered or stages_left(run.folder)):
-        replace(record, pending_status=None if delivered else status).write(run.folder)
+        try:
+            replace(record, pending_status=None if delivered else status).write(run.folder)
+        except OSError as full:  # must not replace the error that is on its way to the user
+            log.warning("%s could not be written: %s", run.folder / RUN_FILE, full)
     if delivered:
         return ""
     left = [f"{metrics} metrics" if metrics else "", f"{others} other entries" if others else ""]
