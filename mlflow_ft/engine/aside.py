@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
+from mlflow_ft.engine import generators
 
 
 @contextmanager
@@ -18,14 +16,12 @@ def aside(model: Any | None = None) -> Iterator[None]:
     Inside, `model` is in evaluation mode; afterwards each of its modules is in the mode that it had.
     """
     modes = [(module, module.training) for module in model.modules()] if model is not None else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            if model is not None:
-                model.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            random.setstate(python)
-            np.random.set_state(numpy)
+    states = generators.collect()
+    try:
+        if model is not None:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        generators.restore(states)

@@ -35,9 +35,8 @@ class Comparison:
         Raises:
             RefusedError: something differs, and differences were not accepted.
         """
-        assert self._resume.checkpoint is not None
         self.reported = True
-        step = folder.step_of(self._resume.checkpoint)
+        step = self._resume.step
         differing = {part: result["different"] for part, result in self._parts.items() if result["different"]}
         content = {"step": step, "equal": not differing, "parts": self._parts}
         self._job.run.artifact_text(json.dumps(content, indent=2), f"resume/{folder.name(step)}.json")

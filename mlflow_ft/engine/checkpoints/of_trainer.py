@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlflow_ft.engine.checkpoints import generators, tree
+from mlflow_ft.engine import generators
+from mlflow_ft.engine.checkpoints import tree
 from mlflow_ft.engine.checkpoints.order import Order
 from mlflow_ft.errors import ModelError
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from mlflow_ft.engine.checkpoints import generators, tree
+from mlflow_ft.engine import generators
+from mlflow_ft.engine.aside import aside
+from mlflow_ft.engine.checkpoints import tree
 from mlflow_ft.hashes import canonical
 
 
@@ -32,7 +34,6 @@ class Order:
     def put_back(self, began: dict[str, Any]) -> None:
         """Put samplers and generators back to where an epoch began."""
         for sampler, state in zip(self._with_generators(), began["samplers"], strict=True):
-            sampler.generator = sampler.generator or torch.Generator()
             sampler.generator.set_state(state)
         generators.restore(began["random"])
         self._began = began
@@ -74,7 +75,8 @@ class Order:
         sampler = getattr(self._loader, "batch_sampler", None)
         if sampler is None:
             return []
-        with self._undisturbed(epoch), generators.at(began["random"]):
+        with self._undisturbed(epoch), aside():
+            generators.restore(began["random"])
             for inner, state in zip(self._with_generators(), began["samplers"], strict=True):
                 inner.generator.set_state(state)
             torch.empty((), dtype=torch.int64).random_()  # the seed that a loader draws for its workers, first
@@ -105,7 +107,7 @@ class Order:
         """The digest of a batch of these rows."""
         if not numbers or not hasattr(self._loader, "collate_fn"):
             return ""
-        with generators.at(generators.collect()):
+        with aside():
             rows = [self._loader.dataset[number] for number in numbers]
             return digest(self._loader.collate_fn(rows))
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from mlflow_ft.engine.checkpoints import folder, generators
+from mlflow_ft.engine import generators
+from mlflow_ft.engine.checkpoints import folder
 from mlflow_ft.engine.checkpoints.comparison import Comparison
 from mlflow_ft.engine.checkpoints.keeper import Keeper
 from mlflow_ft.engine.checkpoints.of_trainer import restore_weights

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlflow_ft.config.schema import TrainingSection
-from mlflow_ft.engine.checkpoints import folder, generators, keeper, tree
+from mlflow_ft.engine import generators
+from mlflow_ft.engine.checkpoints import folder, keeper, tree
 from mlflow_ft.engine.checkpoints.keeper import Keeper
 from mlflow_ft.errors import ModelError, RefusedError
 from mlflow_ft.manifest import write_manifest

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,14 +26,3 @@ def restore(states: dict[str, Any]) -> None:
     torch.random.set_rng_state(states["torch"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-@contextmanager
-def at(states: dict[str, Any]) -> Iterator[None]:
-    """Inside the block the generators begin in these states; afterwards they are as before."""
-    before = collect()
-    restore(states)
-    try:
-        yield
-    finally:
-        restore(before)
