@@ -84,7 +84,7 @@ def resume(
     Raises:
         FineTuneError: as `run`, or the run is finished, is not interrupted, or something changed since.
     """
-    from mlflow_ft.operations import interrupted
+    from mlflow_ft.operations import interrupted, recorded_run
     from mlflow_ft.stages import preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
@@ -92,14 +92,17 @@ def resume(
     from mlflow_ft.tracking import unfinished
 
     settings = interrupted.from_here(settings)
-    with interrupted.folder_of(run_id):
+    with preflight.reporting_to_run():
+        interrupted_run = unfinished.find_run(run_id)
+    with recorded_run.working_folder(interrupted_run):
         with preflight.reporting_to_run():
-            earlier = interrupted.find(run_id, plugins, registry, progress, settings=settings, accept=accept_changes)
+            earlier = interrupted.find(
+                interrupted_run, plugins, registry, progress, settings=settings, accept=accept_changes
+            )
             if only_package:
                 interrupted.check_trained(earlier)
-            where = earlier.run.info.run_id
-            preflight.check(earlier.config, plugins=plugins, registry=registry, progress=progress, run_id=where)
-        with unfinished.reopening(earlier.run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
+            preflight.check(earlier.config, plugins=plugins, registry=registry, progress=progress, run_id=run_id)
+        with unfinished.reopening(interrupted_run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
             job = interrupted.reopen(earlier, plugins, registry, active, progress)
             with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
                 return _stages(job, active)

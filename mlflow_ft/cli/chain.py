@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from mlflow_ft.config import Config
     from mlflow_ft.tracking import ActiveRun
 
-CHAIN = "MLFLOW_FT_CHAIN_PID"
-"""Tells a stage which process it must not outlive; see `tracking.heartbeat`."""
 FOLDER = "chain"
 LATER = "models:/before/1"
 """Placeholder for the model of a stage that has not run yet."""
@@ -167,9 +165,12 @@ def _stage(
 
     `child` is the nested run of an interrupted attempt, which continues.
     """
+    from mlflow_ft.tracking import heartbeat
+
     child = child or active.nested_run(stage.method)
     command = [sys.executable, "-m", "mlflow_ft", *arguments, "--json", *(["--quiet"] if progress.quiet else [])]
-    variables = {**environ, "MLFLOW_RUN_ID": child, "MLFLOW_TRACKING_URI": active.tracking_uri, CHAIN: str(os.getpid())}
+    variables = {**environ, "MLFLOW_RUN_ID": child, "MLFLOW_TRACKING_URI": active.tracking_uri}
+    variables |= {heartbeat.CHAIN: str(os.getpid())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables, start_new_session=True)
     with active.deferring_stop():
         output = _output(process, active)

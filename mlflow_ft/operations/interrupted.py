@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import (
-    ConfigError,
-    ModelError,
-    RefusedError,
-    TrackingError,
-)
+from mlflow_ft.errors import ConfigError, ModelError, RefusedError, TrackingError
 from mlflow_ft.job import Job
 from mlflow_ft.operations import changes, recorded_run
 from mlflow_ft.plugins import Plugins
@@ -78,7 +72,7 @@ def same_command(config: Config, progress: Progress) -> str | None:
     from mlflow_ft.tracking import unfinished, vanished
 
     vanished.reap_of(unfinished.CONFIG_KEY, config.key)
-    run_id: str | None = unfinished.latest(config.key, experiment=config.run.experiment)
+    run_id: str | None = unfinished.latest(config.key, config.run)
     if run_id is None:
         progress.say("no interrupted run with these settings: a new one begins")
     return run_id
@@ -94,21 +88,8 @@ def from_here(settings: Sequence[Given]) -> list[Given]:
     ]
 
 
-@contextmanager
-def folder_of(run_id: str) -> Iterator[None]:
-    """Work in the folder in which a run was started, if it is here.
-
-    Raises:
-        TrackingError: there is no such run.
-    """
-    from mlflow_ft.tracking import unfinished
-
-    with recorded_run.working_folder(unfinished.find_run(run_id)):
-        yield
-
-
 def find(
-    run_id: str,
+    run: Run,
     plugins: Plugins,
     registry: Registry,
     progress: Progress,
@@ -116,26 +97,26 @@ def find(
     settings: Sequence[Given] = (),
     accept: bool = False,
 ) -> Interrupted:
-    """Find a run's configuration, its folder, and its last sound checkpoint, here or in the store.
+    """What an interrupted run recorded, its folder, and its last sound checkpoint, here or in the store.
 
     `settings` replace recorded ones; `accept` allows changes.
 
     Raises:
-        TrackingError: there is no such run, or a process is working on it. ConfigError: it is finished, was not made by
-        `train`, or changed. RefusedError: its model was refused.
+        TrackingError: a process is working on it. ConfigError: it is finished, was not made by `train`, or changed.
+        RefusedError: its model was refused.
     """
-    from mlflow_ft.tracking import Store, unfinished
+    from mlflow_ft.tracking import Store
 
-    run = unfinished.find_run(run_id)
-    recorded = recorded_run.config(Store.connect(), run_id, registry)
-    config = recorded_run.config(Store.connect(), run_id, registry, settings=settings) if settings else recorded
+    given = recorded_run.settings(Store.connect(), run.info.run_id)
+    recorded = recorded_run.resolved(given, registry)
+    config = recorded_run.resolved(given, registry, changed=settings)
     _check_open(run)
     folder = _folder(run, config)
     trained = done.result(folder / "train") is not None
     changed, machine = _changed(run, recorded, config, plugins)
     if changed and not (accept or trained):
         raise ConfigError(
-            f"not resumed: what decides the training of run {run_id} has changed since",
+            f"not resumed: what decides the training of run {run.info.run_id} has changed since",
             problems=[change.problem for change in changed],
             hint="undo them, or accept them with --accept-changes; the run then records them",
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_ft.config import Given, read_yaml, resolve
 from mlflow_ft.config.schema import Config
@@ -26,11 +26,20 @@ if TYPE_CHECKING:
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def config(store: Store, run_id: str, registry: Registry, *, settings: Sequence[Given] = ()) -> Config:
-    """The configuration of a run, from its `config.yaml`; `settings` replace recorded ones.
+def config(store: Store, run_id: str, registry: Registry) -> Config:
+    """The configuration of a run, from its `config.yaml`.
 
     Raises:
         ConfigError: the run has none, trained nothing, or names something that is no longer installed.
+    """
+    return resolved(settings(store, run_id), registry)
+
+
+def settings(store: Store, run_id: str) -> list[Given]:
+    """The settings in a run's `config.yaml`.
+
+    Raises:
+        ConfigError: the run has none, or trained nothing.
     """
     text = store.read(run_id, "config.yaml") if run_id else None
     if not text:
@@ -39,17 +48,27 @@ def config(store: Store, run_id: str, registry: Registry, *, settings: Sequence[
         file = Path(folder, "config.yaml")
         file.write_text(text, encoding="utf-8")
         recorded = read_yaml(file)
-    method = str(next((setting.value for setting in recorded if setting.key == "method"), ""))
-    if method == PREPARE:
+    if _method(recorded) == PREPARE:
         raise ConfigError(f"run {run_id} only prepared data; it trained no model")
+    return recorded
+
+
+def _method(recorded: Sequence[Given]) -> str:
+    return str(next((setting.value for setting in recorded if setting.key == "method"), ""))
+
+
+def resolved(recorded: Sequence[Given], registry: Registry, *, changed: Sequence[Given] = ()) -> Config:
+    """The configuration of recorded settings, of which `changed` replace some.
+
+    Values that are the method's own have no origin: the file has them all, whether the user set them or not.
+
+    Raises:
+        ConfigError: they name something that is no longer installed, or a change is wrong.
+    """
+    method = _method(recorded)
     defaults = registry.trainers[method].defaults
-    return _as_asked(resolve(method, defaults=defaults, file=recorded, command_line=settings), defaults)
-
-
-def _as_asked(config: Config, defaults: Mapping[str, Any]) -> Config:
-    """The configuration without an origin for values that are the method's own: the file has them all, asked or not."""
-    own = resolve(config.method, defaults=defaults).flat()
-    values = config.flat()
+    config = resolve(method, defaults=defaults, file=recorded, command_line=changed)
+    values, own = config.flat(), resolve(method, defaults=defaults).flat()
     asked = {path: place for path, place in config.origins.items() if values[path] != own[path]}
     return config.model_copy(update={"origins": asked})
 
@@ -60,9 +79,8 @@ def pinned(config: Config, tags: Mapping[str, str]) -> Config:
     revision = tags.get("mlflow_ft.base_revision", "")
     if config.model.init_from:
         adapter = tags.get(START_TAG, "").rpartition(" ")[0]
-        whole = (
-            "" if "with the adapter" in tags.get("mlflow_ft.base_origin", "") else tags.get("mlflow_ft.base_model", "")
-        )
+        on_adapter = "with the adapter" in tags.get("mlflow_ft.base_origin", "")
+        whole = "" if on_adapter else tags.get("mlflow_ft.base_model", "")
         update["init_from"] = adapter or whole or config.model.init_from
     elif COMMIT.fullmatch(revision):
         update["revision"] = revision

@@ -12,8 +12,10 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
+from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import TrackingError
-from mlflow_ft.tracking import vanished
+from mlflow_ft.tracking import run_place, vanished
+from mlflow_ft.tracking.created_once import MODEL_ID
 from mlflow_ft.tracking.server import connect, every, told
 
 REFUSED = "mlflow_ft.refused"
@@ -62,13 +64,13 @@ def children(run_id: str) -> dict[str, Run]:
 def outcome(run: Run) -> dict[str, Any]:
     """What a stage of a chain prints when it finishes, as far as later stages need it."""
     versions = [
-        {"name": version.name, "version": int(version.version), "model_id": version.tags.get("mlflow_ft.model_id", "")}
+        {"name": version.name, "version": int(version.version), "model_id": version.tags.get(MODEL_ID, "")}
         for version in versions_of(run)
     ]
     return {"run_id": run.info.run_id, "versions": versions}
 
 
-def latest(key: str, *, experiment: str | None) -> str | None:
+def latest(key: str, settings: RunSection) -> str | None:
     """The id of the latest run with these settings that was killed or failed; None without one.
 
     It must be in the experiment of a new run. A run whose model was refused is not interrupted.
@@ -76,23 +78,13 @@ def latest(key: str, *, experiment: str | None) -> str | None:
     Raises:
         TrackingError: the server does not answer.
     """
-    client = connect()
+    client, place = connect(), run_place.find(settings)
+    if place.experiment_id is None:
+        return None
     with told("look for an interrupted run"):
-        place = _experiment_of_new(client, experiment)
-        runs = client.search_runs([place], f"tags.`{CONFIG_KEY}` = '{key}'", max_results=100) if place else []
+        runs = client.search_runs([place.experiment_id], f"tags.`{CONFIG_KEY}` = '{key}'", max_results=100)
     interrupted = (run for run in runs if run.info.status in ("KILLED", "FAILED") and REFUSED not in run.data.tags)
     return next((str(run.info.run_id) for run in interrupted), None)
-
-
-def _experiment_of_new(client: MlflowClient, name: str | None) -> str | None:
-    """The id of the experiment in which a new run would be; None if it does not exist yet."""
-    if launched := os.environ.get("MLFLOW_RUN_ID"):
-        return str(client.get_run(launched).info.experiment_id)
-    if name is None and (experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID")):
-        return experiment_id
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-    experiment = client.get_experiment_by_name(name)
-    return str(experiment.experiment_id) if experiment else None
 
 
 def versions_of(run: Run) -> list[ModelVersion]:

@@ -201,6 +201,16 @@ def test_what_cannot_be_resumed_is_said(run: Command, client: MlflowClient) -> N
     assert (result.code, "it is not a training run of mlflow-ft" in result.err) == (2, True)
 
 
+def test_the_run_that_mlflow_run_opened_says_why_nothing_was_resumed(
+    run: Command, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    assert run("resume", "0123456789abcdef").code == 2
+    opened = client.get_run(launched)
+    assert (opened.info.status, "0123456789abcdef" in opened.data.tags["mlflow_ft.error"]) == ("FAILED", True)
+
+
 def test_the_same_command_continues_its_own_run(
     train: Command, stop: Callable[[int], None], client: MlflowClient
 ) -> None:
