@@ -34,6 +34,7 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
     from mlflow_ft.cli.train import as_dict, report
     from mlflow_ft.config import pairs
     from mlflow_ft.progress import Progress
+    from mlflow_ft.stages.preflight import reporting_to_run
 
     first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
     named = run_id or (first[0] if first else "")
@@ -43,7 +44,9 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
     if any(setting.key == "config" for setting in settings):
         raise ConfigError("--config: the run has recorded its configuration", hint="name single settings: --KEY VALUE")
     progress = Progress(quiet=quiet)
-    if (name := chain.of_run(named)) is not None:
+    with reporting_to_run():
+        name = chain.of_run(named)
+    if name is not None:
         rest = arguments[len(first) :]
         chain.finish(name, rest, resume=named, accept_changes=accept_changes, progress=progress, json=json)
         return

@@ -77,12 +77,12 @@ def test_commits_and_versions_are_pinned(client: MlflowClient) -> None:
         "mlflow_ft.base_origin": "Hub, with the adapter models:/x/3",
     }
     whole = {"mlflow_ft.base_model": "models:/x/4", "mlflow_ft.base_origin": "models:/x/4"}
-    assert original.pinned(started, adapter).model.init_from == "models:/x/3"
-    assert original.pinned(started, whole).model.init_from == "models:/x/4"
+    assert recorded_run.pinned(started, adapter).model.init_from == "models:/x/3"
+    assert recorded_run.pinned(started, whole).model.init_from == "models:/x/4"
     commit = "0123456789abcdef0123456789abcdef01234567"
     hub = asked(["lora", "--model", "owner/name"], LOADED)
-    assert original.pinned(hub, {"mlflow_ft.base_revision": commit}).model.revision == commit
-    assert original.pinned(hub, {"mlflow_ft.base_revision": "sha256:abc"}).model.revision is None
+    assert recorded_run.pinned(hub, {"mlflow_ft.base_revision": commit}).model.revision == commit
+    assert recorded_run.pinned(hub, {"mlflow_ft.base_revision": "sha256:abc"}).model.revision is None
 
 
 def test_relative_paths_begin_where_the_run_was_started(
