@@ -119,10 +119,13 @@ class Keeper:
 
 
 def _best(parent: Path) -> tuple[float, int] | None:
-    """The lowest held-out loss among a run's checkpoints, and its step."""
+    """The lowest held-out loss among a run's checkpoints, and its step; one whose facts are corrupt does not count."""
     losses = []
     for checkpoint in folder.complete(parent):
-        facts = folder.facts(checkpoint)
+        try:
+            facts = folder.facts(checkpoint)
+        except (OSError, ValueError):
+            continue
         if facts["eval_loss"] is not None and math.isfinite(facts["eval_loss"]):
             losses.append((facts["eval_loss"], facts["step"]))
     return min(losses, default=None)

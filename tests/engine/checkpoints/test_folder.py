@@ -163,6 +163,18 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [folder.step_of(place) for place in folder.complete(kept.parent)] == [2, 6]
 
 
+@pytest.mark.parametrize("how", ["cut short", "missing"])
+def test_a_checkpoint_without_facts_does_not_keep_a_run_from_resuming(tmp_path: Path, how: str) -> None:
+    kept, _, _ = a_keeper(tmp_path)
+    for step, loss in ((1, 2.0), (2, 1.0)):
+        kept.save(step, {}, loss=loss, wait=True)
+    file = kept.parent / "step-000002" / folder.FACTS
+    file.unlink() if how == "missing" else file.write_text("{")
+    again, _, _ = a_keeper(tmp_path, save_total_limit=1)
+    again.save(3, {}, loss=3.0, wait=True)
+    assert [folder.step_of(place) for place in folder.complete(kept.parent)] == [1, 3]
+
+
 def test_nothing_is_uploaded_if_not_wanted(tmp_path: Path) -> None:
     kept, run, _ = a_keeper(tmp_path, upload_checkpoints=False)
     kept.save(1, {}, wait=True)
