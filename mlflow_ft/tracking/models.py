@@ -90,7 +90,7 @@ def log_model(client: MlflowClient, wanted: ModelToLog, *, run_id: str, experime
                 _upload(client, model.model_id, name, path)
             client.log_model_artifacts(model.model_id, str(skeleton))  # MLmodel last: it marks the model complete
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    except BaseException as error:
+    except BaseException as error:  # a signal too leaves a model that is not complete; it is raised again
         if fault_of(error) is Fault.AWAY:  # it stays PENDING, and the next attempt continues it
             raise
         with _quietly():

@@ -116,16 +116,14 @@ def _uploaded(uri: str) -> str | Caution:
         with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "trial").touch()
             repository.log_artifact(str(Path(scratch) / "trial"), f"{name}/artifacts")
-    except (
-        Exception
-    ) as error:  # errors of boto3, of google's, Microsoft's and MLflow's clients, or one is not installed
+    except Exception as error:  # of boto3's, Google's, Microsoft's or MLflow's client, or one is not installed
         raise TrackingError(
             f"the artifact store {shown(uri)} cannot be written: {_reason(error)}",
             hint="check its credentials, its rights and its space; the log of the server that it belongs to says more",
         ) from error
     try:
         repository.delete_artifacts(name)
-    except Exception as error:
+    except Exception as error:  # as above; the store can be written, which is what was asked
         return Caution(
             message=f"{shown(uri)} can be written, but the trial {name} could not be deleted: {brief(error)}",
             remedy="delete it",
@@ -145,7 +143,7 @@ def _may_delete(repository: Any, name: str) -> bool:
         repository.delete_artifacts(name)
     except NotImplementedError:
         return False
-    except Exception as error:
+    except Exception as error:  # as above; only a refusal is an answer
         if _status(error) not in (401, 403, 404, 405, 501):
             raise
         return False

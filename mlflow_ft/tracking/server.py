@@ -137,7 +137,7 @@ def told(what: str) -> Iterator[None]:
         yield
     except FineTuneError:
         raise
-    except Exception as error:
+    except Exception as error:  # artifact stores raise errors of their own clients; what is not known is raised again
         fault = fault_of(error)
         message, where = f"could not {what}: {words(error)}", f"the tracking URI is {shown(mlflow.get_tracking_uri())}"
         if fault is not Fault.OTHER:

@@ -155,7 +155,7 @@ def run(trainer: Any, batch: LongestBatch) -> None:
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(model, inputs)
             trainer.accelerator.backward(loss.mean())
-    except Exception as error:
+    except Exception as error:  # too little memory has a different class on each device; any other is raised again
         if told := out_of_memory(error):
             reason = told.message.removeprefix("out of memory: ")
             raise ResourceError(
