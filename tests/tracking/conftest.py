@@ -22,7 +22,10 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.data.store import Column
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.rows import Place
+from mlflow_ft.tracking import requesting
+from mlflow_ft.tracking import run as run_module
 from mlflow_ft.values import Split
+from tests.faulty_proxy import FaultyProxy
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -134,6 +137,18 @@ def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_server.uri)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     return shared_server
+
+
+@pytest.fixture
+def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy before the server, which is the tracking URI; nobody waits for long."""
+    monkeypatch.setenv("MLFLOW_FT_PATIENCE", "0.6")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(run_module, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(requesting, "RETRY_SECONDS", 0)
+    with FaultyProxy(server.uri) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+        yield proxy
 
 
 @pytest.fixture

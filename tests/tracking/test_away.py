@@ -18,7 +18,6 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import TrackingError, UndeliveredError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import ActiveRun, ModelToLog, deliver, open_run, requesting, take_up
-from mlflow_ft.tracking import run as run_module
 from mlflow_ft.values import Split
 from tests.faulty_proxy import FaultyProxy
 
@@ -26,18 +25,6 @@ API = "/api/"
 MODELS = "/logged-models$"
 VERSIONS = "/model-versions/create$"
 UPLOADS = "/mlflow-artifacts/"
-
-
-@pytest.fixture
-def proxy(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy before the server, which is the tracking URI; nobody waits for long."""
-    monkeypatch.setenv("MLFLOW_FT_PATIENCE", "0.6")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(run_module, "PATIENCE_SECONDS", 1)
-    monkeypatch.setattr(requesting, "RETRY_SECONDS", 0)
-    with FaultyProxy(server.uri) as proxy:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
-        yield proxy
 
 
 @pytest.fixture

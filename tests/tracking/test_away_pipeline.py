@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,9 @@ from mlflow_ft.cli.asked import asked
 from mlflow_ft.errors import UndeliveredError
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
-from mlflow_ft.tracking import requesting
-from mlflow_ft.tracking import run as run_module
 from tests.faulty_proxy import FaultyProxy
 
 STEPS = 2
-
-
-@pytest.fixture
-def proxy(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setenv("MLFLOW_FT_PATIENCE", "0.6")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(run_module, "PATIENCE_SECONDS", 1)
-    monkeypatch.setattr(requesting, "RETRY_SECONDS", 0)
-    with FaultyProxy(server.uri) as proxy:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
-        yield proxy
 
 
 def train(model: Path, name: str, **settings: object) -> pipeline.Outcome:
