@@ -116,7 +116,14 @@ class Journal:
             self._changed.notify_all()
         self.flush(timeout)
         self._closed.set()
-        return self.pending
+        pending = self.pending
+        if not pending:  # the sender may still be about to read the file, which the caller removes next
+            self._join_sender(timeout)
+        return pending
+
+    def _join_sender(self, timeout: float) -> None:
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
 
     def _deliver(self) -> None:
         delay, failing = FIRST_DELAY, ""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,6 +86,24 @@ def test_close_counts_what_is_left_and_a_later_process_sends_only_that(path: Pat
     assert Journal(path, second, background=False).replay() == 2
     assert second.got == numbers(2, start=3)
     assert Journal(path, second, background=False).pending == 0
+
+
+class SlowToRead(Journal):
+    """Reads its file slowly, as on a busy machine."""
+
+    def _batch(self) -> list[bytes]:
+        time.sleep(0.1)
+        return super()._batch()
+
+
+def test_nothing_reads_the_journal_once_it_is_closed(path: Path) -> None:
+    others = set(threading.enumerate())
+    journal = SlowToRead(path, Receiver())
+    journal.append({"n": 0})
+
+    assert journal.close(10) == 0
+    path.unlink()  # the run removes its folder next
+    assert set(threading.enumerate()) <= others
 
 
 def test_waiting_ends_only_after_a_time_without_progress(path: Path) -> None:
