@@ -89,11 +89,11 @@ def test_close_counts_what_is_left_and_a_later_process_sends_only_that(path: Pat
 
 
 class SlowToRead(Journal):
-    """Reads its file slowly, as on a busy machine."""
+    """Its sender comes late to what is next, as on a busy machine."""
 
-    def _batch(self) -> list[bytes]:
+    def _next_batch(self) -> list[bytes]:
         time.sleep(0.1)
-        return super()._batch()
+        return super()._next_batch()
 
 
 def test_nothing_reads_the_journal_once_it_is_closed(path: Path) -> None:
