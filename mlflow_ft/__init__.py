@@ -13,6 +13,7 @@ from mlflow_ft.errors import (
     ModelError,
     PluginError,
     Problem,
+    ProcessError,
     RefusedError,
     ResourceError,
     StoppedError,
@@ -29,6 +30,7 @@ from mlflow_ft.records import (
     Evaluator,
     Exporter,
     Gate,
+    Launcher,
     Packager,
     Reward,
     Trainer,
@@ -44,6 +46,7 @@ from mlflow_ft.values import (
     Exported,
     Form,
     Job,
+    Launch,
     Model,
     Package,
     Packaged,
@@ -61,6 +64,7 @@ from mlflow_ft.values import (
 
 if TYPE_CHECKING:
     from mlflow_ft.config.gates import Gates, PairedTest
+    from mlflow_ft.config.launch import LaunchSection
     from mlflow_ft.config.methods import RolloutSection
     from mlflow_ft.config.schema import ChecksSection, Config
 
@@ -68,6 +72,7 @@ _SETTINGS = {
     "ChecksSection": "schema",
     "Config": "schema",
     "Gates": "gates",
+    "LaunchSection": "launch",
     "PairedTest": "gates",
     "RolloutSection": "methods",
 }
@@ -102,6 +107,9 @@ __all__ = [
     "Gates",
     "Job",
     "Kind",
+    "Launch",
+    "LaunchSection",
+    "Launcher",
     "Message",
     "Model",
     "ModelError",
@@ -113,6 +121,7 @@ __all__ = [
     "Place",
     "PluginError",
     "Problem",
+    "ProcessError",
     "RefusedError",
     "Report",
     "ResourceError",

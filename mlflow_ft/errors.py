@@ -7,6 +7,7 @@ FineTuneError                 exit 2: the input is wrong
 ├── PluginError               a plugin is broken, two plugins claim one name
 ├── TrackingError             the tracking server does not answer, or refuses
 ├── ResourceError             no space on the disk, no memory
+├── ProcessError              another process of the same training ended
 ├── RefusedError              exit 1: the evidence is against it (a gate, a parity, a diverged loss)
 ├── UndeliveredError          exit 3: complete on disk, not yet on the tracking server
 └── StoppedError              exit 130 or 143: a signal asked the run to stop
@@ -102,6 +103,10 @@ class TrackingError(FineTuneError):
 
 class ResourceError(FineTuneError):
     """The machine has too little disk space or memory for the run."""
+
+
+class ProcessError(FineTuneError):
+    """Another process of the same training has failed or was killed."""
 
 
 class RefusedError(FineTuneError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Reward, Trainer
+from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Launcher, Packager, Reward, Trainer
 
 if TYPE_CHECKING:
     from mlflow_ft.values import Data, Job, Model, Scores
@@ -76,6 +76,11 @@ def register_gates() -> Iterable[Gate]:  # type: ignore[empty-body]  # a specifi
     A gate reads its settings from `options` of the gates file, under its name, and declares them as `Gate.options`: any
     other is refused. Where it does not apply to a model it abstains (`Verdict.abstain`), which is shown.
     """
+
+
+@hookspec
+def register_launchers() -> Iterable[Launcher]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the launchers of this plugin, which start the processes of a run. Called once, when the program starts."""
 
 
 @hookspec(firstresult=True)

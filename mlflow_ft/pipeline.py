@@ -18,6 +18,7 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.values import Scores, Version
 
 if TYPE_CHECKING:
+    from mlflow_ft.operations.launching import Request
     from mlflow_ft.operations.reproducing.verdict import Reproduction
     from mlflow_ft.preparing.dataset import CheckedData
     from mlflow_ft.preparing.fix import Cleaned
@@ -45,12 +46,16 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
     Raises:
         FineTuneError: something the user can fix, or the model was refused; the run is FAILED, with the message as tag.
     """
-    from mlflow_ft.operations import interrupted
-    from mlflow_ft.stages import preflight, start
+    from mlflow_ft.operations import interrupted, launching
+    from mlflow_ft.stages import following, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.reporting_to_run():
+        if launcher := launching.launcher(config, registry):
+            request = launching.of_config(config, now=now, quiet=progress.quiet)
+            return launching.result(launcher, config, request, Outcome)
         preflight.check(config, plugins=plugins, registry=registry, progress=progress)
+        following.gather(config)
     from mlflow_ft import tracking
 
     tracking.check_server()  # which creates a new local store
@@ -84,8 +89,8 @@ def resume(
     Raises:
         FineTuneError: as `run`, or the run is finished, is not interrupted, or something changed since.
     """
-    from mlflow_ft.operations import interrupted, recorded_run
-    from mlflow_ft.stages import preflight, start
+    from mlflow_ft.operations import interrupted, launching, recorded_run
+    from mlflow_ft.stages import following, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     from mlflow_ft import tracking
@@ -101,11 +106,31 @@ def resume(
             )
             if only_package:
                 interrupted.check_trained(earlier)
+            if launcher := launching.launcher(earlier.config, registry):
+                request = launching.to_resume(
+                    run_id, settings, accept_changes=accept_changes, only_package=only_package, quiet=progress.quiet
+                )
+                return launching.result(launcher, earlier.config, request, Outcome)
             preflight.check(earlier.config, plugins=plugins, registry=registry, progress=progress, run_id=run_id)
+            following.gather(earlier.config)
         with unfinished.reopening(interrupted_run), tracking.open_run(earlier.config.run, plugins=plugins) as active:
             job = interrupted.reopen(earlier, plugins, registry, active, progress)
             with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
                 return _stages(job, active)
+
+
+def requested(request: Request, plugins: Plugins, *, progress: Progress) -> Outcome:
+    """Do what a launcher was asked for, as rank 0 of the processes that it started; raises as `run` and `resume`."""
+    if request.verb == "run":
+        return run(request.config, plugins, progress=progress, now=request.now)
+    return resume(
+        request.run_id,
+        plugins,
+        settings=request.changes,
+        accept_changes=request.accept_changes,
+        only_package=request.only_package,
+        progress=progress,
+    )
 
 
 def reproduce(
@@ -154,11 +179,12 @@ def reproduce(
 def _stages(job: Job, active: ActiveRun) -> Outcome:
     """From the base model and the rows to the registered versions."""
     from mlflow_ft.operations import what_next
-    from mlflow_ft.stages import data, evaluate, model, package, register, train, worse
+    from mlflow_ft.stages import data, evaluate, following, model, package, register, train, worse
 
-    with what_next.naming_resume(active.run_id):
+    with what_next.naming_resume(active.run_id), following.naming_lost():
         job, base = model.find(job)
         rows = data.prepare(job, base)
+        following.share(job, rows, base)
         trained = train.train(job, rows, base)
         with what_next.naming_weights(job, trained):
             scores = evaluate.evaluate(job, rows, trained)

@@ -19,7 +19,19 @@ import pluggy
 from mlflow_ft import hookspecs
 from mlflow_ft.errors import PluginError, brief
 from mlflow_ft.hashes import files_hash
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
+from mlflow_ft.records import (
+    Adapter,
+    Check,
+    DataFormat,
+    Evaluator,
+    Exporter,
+    Gate,
+    Launcher,
+    Packager,
+    Record,
+    Reward,
+    Trainer,
+)
 
 ENTRY_POINT_GROUP = "mlflow_ft"
 KINDS: Mapping[str, type] = {
@@ -32,6 +44,7 @@ KINDS: Mapping[str, type] = {
     "packagers": Packager,
     "exporters": Exporter,
     "gates": Gate,
+    "launchers": Launcher,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow_ft.candidacy import Candidacy
     from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import ChecksSection, Config
-    from mlflow_ft.values import Data, Form, Job, Model, Score, Subject, Trained
+    from mlflow_ft.values import Data, Form, Job, Launch, Model, Score, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any
@@ -248,4 +248,22 @@ class Gate:
     """Applies even if `names` of the gates file leaves it out; it can only be waived, by name and with a reason."""
 
 
-Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Where the processes of a run are: this process alone, several on this machine, a cluster.
+
+    `launch` starts `launch.processes` processes, waits until they have ended, and returns what rank 0 returned. In
+    each of them the launcher sets torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and
+    calls `mlflow_ft.launched.work(launch.request)`, or runs `python -m mlflow_ft.launched FILE` with the request in
+    FILE. It passes SIGTERM and SIGINT on. Where `launch` is None, the run stays in the process that was started.
+    """
+
+    name: str
+    summary: str
+    launch: Callable[[Launch], str] | None = None
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why these settings cannot work here, and a remedy, in a sentence; None where they can. Called before anything is
+    loaded or started."""
+
+
+Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate | Launcher

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mlflow_ft.errors import ConfigError, PluginError, Problem
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Packager, Record, Reward, Trainer
+from mlflow_ft.records import (
+    Adapter,
+    Check,
+    DataFormat,
+    Evaluator,
+    Exporter,
+    Gate,
+    Launcher,
+    Packager,
+    Record,
+    Reward,
+    Trainer,
+)
 
 if TYPE_CHECKING:
     from mlflow_ft.config.gates import Gates
@@ -76,6 +88,7 @@ class Registry:
         self.packagers: Catalogue[Packager] = Catalogue("packagers", plugins)
         self.exporters: Catalogue[Exporter] = Catalogue("exporters", plugins)
         self.gates: Catalogue[Gate] = Catalogue("gates", plugins)
+        self.launchers: Catalogue[Launcher] = Catalogue("launchers", plugins)
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:

@@ -8,8 +8,8 @@ import sys
 
 import click
 
+from mlflow_ft import processes
 from mlflow_ft.errors import FineTuneError
-from mlflow_ft.processes import check_single
 
 COMMANDS = {
     "train": "Fine-tune a model and register the result.",
@@ -35,6 +35,10 @@ COMMANDS = {
 }
 
 
+IN_SEVERAL = ("train", "align", "rlhf", "resume")
+"""Commands that torchrun, accelerate, srun or mpirun may start in several processes."""
+
+
 class LazyGroup(click.Group):
     """A group that lists its commands by name and imports one only to run it."""
 
@@ -54,7 +58,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mlflow-ft", prog_name="mlflow-ft")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Fine-tune language models inside MLflow.
 
     \b
@@ -66,7 +71,31 @@ def cli() -> None:
     Exit codes: 0 success; 1 refused by a check, a comparison or a gate; 2 invalid input; 3 complete on disk but not yet
     delivered to the tracking server; 130 or 143 stopped by a signal.
     """
-    check_single()
+    if context.invoked_subcommand not in IN_SEVERAL:
+        processes.check_single()
+    elif not (place := processes.settle()).leads:
+        context.exit(follow(place))
+
+
+def follow(place: processes.Place) -> int:
+    """Work for the process with rank 0, which was started with this one and has the run; returns the exit code.
+
+    What this process prints goes to a file, from which rank 0 reports an error.
+    """
+    import traceback
+
+    from mlflow_ft import plugins
+    from mlflow_ft.stages import following
+
+    try:
+        following.follow(place, plugins.load())
+    except FineTuneError as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except Exception:  # whatever it is, rank 0 reports it
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def main() -> None:
@@ -78,6 +107,10 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         code = cli.main(standalone_mode=False)
+        if processes.place().size > 1:
+            from mlflow_ft.stages import following
+
+            following.release()
     except FineTuneError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -36,7 +36,8 @@ def _words(value: Any) -> str:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, name: str | None, *, as_json: bool) -> None:
-    """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters or gates.
+    """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters, gates
+    or launchers.
 
     \b
     mlflow-ft show trainers             every method: what it is for, what it needs, its defaults

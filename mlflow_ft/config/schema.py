@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.methods import AdapterSection, ObjectiveSection, RolloutSection
 from mlflow_ft.config.section import InLine, Section
 from mlflow_ft.config.training import TrainingSection
@@ -220,14 +221,17 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
     package: PackageSection = PackageSection()
     registry: RegistrySection = RegistrySection()
+    launch: LaunchSection = LaunchSection()
     origins: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     """Where each value that is not a default came from: `{"adapter.r": "qlora.yaml line 12"}`."""
 
     @property
     def key(self) -> str:
-        """sha256 over all settings but names and places of the run: the same for the same command started again."""
+        """sha256 over all settings but names, places and processes of the run: the same for a command started again."""
         ours = {f"run.{name}" for name in ("name", "experiment", "output_dir", "resume")}
-        settings = {path: value for path, value in self.flat().items() if path not in ours}
+        settings = {
+            path: value for path, value in self.flat().items() if path not in ours and not path.startswith("launch.")
+        }
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
     def flat(self) -> dict[str, Any]:

@@ -12,6 +12,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def gpus() -> int:
+    """The GPUs of this machine that this process may use."""
+    return torch.cuda.device_count()
+
+
 def compute_dtype(choice: str) -> torch.dtype:
     """The named type; for `auto`, bfloat16 on a GPU that supports it and float32 elsewhere.
 

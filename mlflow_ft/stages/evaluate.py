@@ -13,7 +13,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import guards
 from mlflow_ft.records import Evaluator
-from mlflow_ft.stages import done, worse
+from mlflow_ft.stages import done, following, worse
 from mlflow_ft.values import Answer, Data, Score, Scores, Subject, Trained
 
 ROWS_FILE = "eval/rows.json"
@@ -27,11 +27,13 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
     """
     if (recorded := done.kept(job.folder / "evaluate", Scores)) is not None:
         return recorded
+    from mlflow_ft.engine import ranks
     from mlflow_ft.engine.judging import judge
 
     job.run.begin("evaluate")
     evaluators = chosen(job, data)
     guarding = {name: chosen(job, guard) for name, guard in data.guards.items()}
+    ranks.call(following.JUDGE, trained)
     judged = {
         subject.name: _judge(evaluators, subject, guards.scores(subject, data, guarding))
         for subject in judge.subjects(job, data, trained)

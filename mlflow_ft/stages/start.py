@@ -150,6 +150,7 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
     for setting, catalogue, named in several:
         for name in named or ():
             yield setting, partial(catalogue.__getitem__, name)
+    yield "launch.launcher", partial(registry.launchers.__getitem__, config.launch.launcher)
     yield "evaluation.guards", partial(guards.check_names, config)
 
 
@@ -166,7 +167,10 @@ def check_method(config: Config, registry: Registry) -> None:
             hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
         )
     check_settings(config, trainer)
-    for reason in (trainer.refuses(config, adapter), adapter.refuses(config)):
+    from mlflow_ft.engine.launching import strategy
+
+    misfit = strategy.refused(config, learned_prompt=adapter.learned_prompt)
+    for reason in (trainer.refuses(config, adapter), adapter.refuses(config), misfit):
         if reason:
             raise ConfigError(f"method {trainer.name} with adapter {adapter.name}: {reason}")
     if "merged" in (config.package.packagers or ()) and not adapter.merges:

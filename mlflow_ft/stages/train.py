@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.job import Job
-from mlflow_ft.stages import checkpoints, done, leftovers, model, rehearsal
+from mlflow_ft.stages import checkpoints, done, following, leftovers, model, rehearsal
 from mlflow_ft.values import BaseModel, Data, Trained
 
 WEIGHTS_FILE = "train/weights.json"
@@ -23,7 +23,10 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     """
     if (result := done.result(job.folder / "train")) is not None:
         return _recorded(job, base, result)
+    from mlflow_ft.engine import ranks
+
     leftovers.remove_checkpoints(job)
+    ranks.call(following.TRAIN)
     loaded = model.load(job, data, base)
     rehearsal.rehearse(job, data, loaded)
     job.run.begin("train")

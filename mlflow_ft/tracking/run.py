@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from mlflow_ft import processes
 from mlflow_ft.config.schema import RunSection
-from mlflow_ft.errors import RefusedError, StoppedError, TrackingError, UndeliveredError, out_of_memory
+from mlflow_ft.errors import ConfigError, RefusedError, StoppedError, TrackingError, UndeliveredError, out_of_memory
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.processes import check_single
 from mlflow_ft.tracking import vanished
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.created_once import RunRequest
@@ -61,11 +61,12 @@ def open_run(
     the block.
 
     Raises:
-        ConfigError: a launcher started several processes, each of which would open a run.
+        ConfigError: this process is one of several, and not the first.
         TrackingError: the run cannot be opened.
         UndeliveredError: the block succeeded, but metrics or the state did not reach the server.
     """
-    check_single(environ)
+    if not (place := processes.place(environ)).leads:
+        raise ConfigError(f"process {place.rank} of {place.size} opens no run of its own: rank 0 has it")
     error: BaseException | None
     signals, launched = StopSignals(), "MLFLOW_RUN_ID" in environ
     unset = {name: value for name, value in DEFAULTS.items() if name not in environ}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mlflow_ft.errors import StoppedError
+from mlflow_ft.errors import ProcessError, StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -60,7 +60,7 @@ class StopSignals:
 
     def instead_of(self, error: BaseException) -> StoppedError | None:
         """What to raise instead of an error after a signal: libraries wrap a signal's error in errors of their own."""
-        if self.received is None or isinstance(error, StoppedError | KeyboardInterrupt):
+        if self.received is None or isinstance(error, StoppedError | ProcessError | KeyboardInterrupt):
             return None
         return StoppedError(self.received)
 

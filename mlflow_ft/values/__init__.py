@@ -3,6 +3,7 @@
 from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
+from mlflow_ft.values.launch import Launch
 from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
@@ -17,6 +18,7 @@ __all__ = [
     "Exported",
     "Form",
     "Job",
+    "Launch",
     "Model",
     "Package",
     "Packaged",

@@ -17,6 +17,7 @@ IN_KIND = {
     "packagers": "merged",
     "exporters": "nf4",
     "gates": "beats-champion",
+    "launchers": "accelerate",
 }
 
 

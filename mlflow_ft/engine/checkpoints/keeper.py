@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mlflow_ft.engine import ranks
 from mlflow_ft.engine.checkpoints import folder
 from mlflow_ft.values import Job
 
@@ -137,14 +138,22 @@ def place(job: Job) -> Path:
 
 
 class DueCallback(TrainerCallback):
-    """Asks for a checkpoint when one is due, and after the step in which a signal arrived."""
+    """Asks for a checkpoint when one is due, and after the step in which a signal arrived, which ends the training.
+
+    All processes do the same: they stop if a signal reached any of them, and rank 0's clock says what is due.
+    """
 
     def __init__(self, job: Job, keeper: Keeper) -> None:
         self._job, self._keeper = job, keeper
+        self.stopping = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._keeper.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._job.run.stopping or self._keeper.due(state.global_step, state.max_steps):
+        due = ranks.leads() and self._keeper.due(state.global_step, state.max_steps)
+        self.stopping, due = ranks.any_of(self._job.run.stopping, due)
+        if self.stopping:
+            control.should_training_stop = True
+        if self.stopping or due:
             control.should_save = True

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mlflow_ft.engine import ranks
 from mlflow_ft.engine.checkpoints import folder, of_trainer
 from mlflow_ft.engine.checkpoints.comparison import Comparison
 from mlflow_ft.engine.checkpoints.keeper import DueCallback, Keeper
@@ -61,7 +62,8 @@ class Resumable:
         trainer._load_scaler = lambda *_, **__: None
         trainer._load_optimizer_and_scheduler = self._restore
         trainer._load_rng_state = self._restore_rest
-        trainer.add_callback(DueCallback(job, keeper))
+        self._due = DueCallback(job, keeper)
+        trainer.add_callback(self._due)
         trainer.add_callback(PlaceCallback(self))
 
     def train(self) -> tuple[int, float]:
@@ -92,8 +94,11 @@ class Resumable:
 
     def _save(self, *_: Any) -> None:
         """Write a checkpoint; called by the trainer after log and evaluation of a step."""
-        trainer, stopping = self._trainer, self._job.run.stopping
+        trainer = self._trainer
         parts = of_trainer.collect(trainer, self._order) | {EVALUATION_DUE: self._evaluation_due}
+        if not ranks.leads():
+            self._end_of_saving()
+            return
         if trainer.state.global_step >= trainer.state.max_steps:
             parts["optimizer"] = {}  # it is twice as large as the weights, and there is no next step
         losses = [entry[LOSS] for entry in trainer.state.log_history if LOSS in entry]
@@ -103,15 +108,18 @@ class Resumable:
             loss=losses[-1] if losses else None,
             more=lambda place: trainer.state.save_to_json(str(place / STATE_FILE)),
             frozen=self._frozen_digest,
-            wait=stopping,
+            wait=self._due.stopping,
         )
+        self._end_of_saving()
+
+    def _end_of_saving(self) -> None:
         self._evaluation_due = False
-        if stopping:  # now: the end of the training would log a part of the next point of the curves
+        if self._due.stopping:  # now: the end of the training would log a part of the next point of the curves
             raise StoppedAfterSavingError
 
     def postpone_evaluation(self, control: TrainerControl) -> None:
         """After a signal the checkpoint is written at once; an evaluation that is due waits for `resume`."""
-        if control.should_save and control.should_evaluate and self._job.run.stopping:
+        if control.should_save and control.should_evaluate and self._due.stopping:
             self._evaluation_due, control.should_evaluate = True, False
 
     def _frozen_digest(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from mlflow_ft.engine import batches
+from mlflow_ft.engine import batches, ranks
 from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.engine.models import generation, left_padding, loading
 from mlflow_ft.engine.rewards import reward_judges
@@ -17,6 +17,11 @@ from mlflow_ft.engine.tokens import render, room
 from mlflow_ft.progress import Bar
 from mlflow_ft.rows import Encoded, Example
 from mlflow_ft.values import Answer, Data, Job, Trained
+
+LOSSES, SCORES, ANSWERS = "losses", "scores", "answers"
+"""What is computed of rows; with several processes each takes its share of them."""
+NEXT = "next subject"
+"""The call to the other processes that a model is no longer needed."""
 
 
 @torch.no_grad()
@@ -87,14 +92,9 @@ class JudgedModel:
 
     @cached_property
     def losses(self) -> Sequence[tuple[float, int]]:
-        with self._job.progress.bar(f"loss of {self.name}", total=len(self.data.eval.encoded), unit="rows") as bar:
-            return row_losses(
-                self._module,
-                self.data.eval.encoded,
-                batch_size=self._batch,
-                pad_token_id=self._pad,
-                bar=bar,
-            )
+        rows = self.data.eval.encoded
+        with self._job.progress.bar(f"loss of {self.name}", total=len(ranks.mine(rows)), unit="rows") as bar:
+            return self._over_ranks(LOSSES, rows, bar)
 
     @cached_property
     def pairs(self) -> Sequence[tuple[float, float]]:
@@ -104,9 +104,9 @@ class JudgedModel:
         rejected = [row.rejected for row in self.data.eval.encoded if row.rejected]
         if self._scores:
             both = [*self.data.eval.encoded, *rejected]
-            scores = row_scores(self._module, both, batch_size=self._batch, pad_token_id=self._pad)
+            scores = self._over_ranks(SCORES, both)
         else:
-            others = row_losses(self._module, rejected, batch_size=self._batch, pad_token_id=self._pad)
+            others = self._over_ranks(LOSSES, rejected)
             scores = [-total for total, _ in (*self.losses, *others)]
         return list(zip(scores[: len(rejected)], scores[len(rejected) :], strict=True))
 
@@ -134,15 +134,24 @@ class JudgedModel:
             return ()
         settings = self._job.config.evaluation
         examples = list(itertools.islice(filter(answerable, self.data.eval.examples), settings.max_rows))
-        with self._job.progress.bar(f"answers of {self.name}", total=len(examples), unit="rows") as bar:
-            return answers(
-                self._module,
-                self.data,
-                examples,
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=self._batch,
-                bar=bar,
-            )
+        with self._job.progress.bar(f"answers of {self.name}", total=len(ranks.mine(examples)), unit="rows") as bar:
+            return self._over_ranks(ANSWERS, examples, bar)
+
+    def _over_ranks(self, work: str, rows: Sequence[Any], bar: Bar | None = None) -> list[Any]:
+        """What is computed of each row, by all processes together."""
+        if ranks.size() == 1:
+            return self.compute(work, rows, bar)
+        ranks.call(work, list(rows))
+        return ranks.together(self.compute(work, ranks.mine(rows), bar))
+
+    def compute(self, work: str, rows: Sequence[Any], bar: Bar | None = None) -> list[Any]:
+        """The losses (`LOSSES`), scores or answers of rows, in this process."""
+        if work == LOSSES:
+            return row_losses(self._module, rows, batch_size=self._batch, pad_token_id=self._pad, bar=bar)
+        if work == SCORES:
+            return row_scores(self._module, rows, batch_size=self._batch, pad_token_id=self._pad)
+        longest = self._job.config.evaluation.max_new_tokens
+        return answers(self._module, self.data, rows, max_new_tokens=longest, batch_size=self._batch, bar=bar)
 
 
 @torch.no_grad()
@@ -209,7 +218,7 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
     """The base model, then the tuned one, each loaded from its files; the first is released before the second.
 
     If an adapter was trained further, the first is the base with the adapter before training.
-    Compute everything needed from one before taking the next.
+    Compute everything needed from one before taking the next. The other processes load them too (`follow`).
     """
     base = loading.load_base(job.config, trained.base)
     loading.agree(base, data)
@@ -218,6 +227,7 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
         base = loading.with_adapter(base, start)
     first = JudgedModel(name="base", module=base, job=job, data=data)
     yield first
+    ranks.call(NEXT)
     if trained.adapter is None or start:
         first.release()
         del base
@@ -225,3 +235,13 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
     else:
         tuned = loading.with_adapter(base, trained.adapter)
     yield JudgedModel(name="tuned", module=tuned, job=job, data=data)
+    ranks.call(NEXT)
+
+
+def follow(job: Job, data: Data, trained: Trained) -> None:
+    """Compute this process's share for both models while rank 0 evaluates them."""
+    for subject in subjects(job, data, trained):
+        for work, rows in ranks.calls():
+            if work == NEXT:
+                break
+            ranks.together(subject.compute(work, ranks.mine(rows)))

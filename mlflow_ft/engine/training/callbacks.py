@@ -73,7 +73,7 @@ class JournalCallback(TrainerCallback):
 
 
 class WatchCallback(TrainerCallback):
-    """Stops at a NaN or infinite loss, and after the step in which a signal arrived; updates the progress bar."""
+    """Stops at a NaN or infinite loss; updates the progress bar."""
 
     def __init__(self, job: Job, bars: ExitStack) -> None:
         self._job = job
@@ -108,5 +108,3 @@ class WatchCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar:
             self._bar.advance(1, note=self._note)
-        if self._job.run.stopping:
-            control.should_training_stop = True

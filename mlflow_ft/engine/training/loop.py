@@ -11,7 +11,7 @@ import datasets
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from mlflow_ft.engine import hardware, options
+from mlflow_ft.engine import hardware, options, ranks
 from mlflow_ft.engine.checkpoints import resuming
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
@@ -72,6 +72,7 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),  # transformers refuses bfloat16 on a CPU unless this is set
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,  # the output layer, which the loss applies, would count as unused
     }
     ours = common | own
     more = options.typed(job.config.objective.options, kind, section="objective", ours=ours)
@@ -109,7 +110,7 @@ def run(
     """
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
         with routers.wanted(model.module):
-            trainer = make(callbacks(job, data, model.module, bars, judges=judges))
+            trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
         checks = [check(job, data, trainer)]
         if fused is not None:
             checks.append(fused_head.proof(job, data, temperature=fused))
@@ -164,8 +165,10 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
 
 
 def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trained:
-    """Save the trained weights, the tokenizer, and reference logits of the model in memory."""
+    """Save the trained weights, the tokenizer, and reference logits of the model in memory; rank 0 does."""
     folder = job.folder / "train"
+    if not ranks.leads():
+        return Trained(folder=folder, base=model.base, metrics={})
     module = model.module.eval()
     adapter = hasattr(module, "peft_config")
     if adapter and REFERENCE in module.peft_config:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from mlflow_ft.engine import ranks
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.loss import OF_ROWS, suited
 from mlflow_ft.engine.models import row_isolation
@@ -75,11 +76,11 @@ class LabelledTokensTrainer(SFTTrainer):
         self._module.eval()
         losses = judge.row_losses(
             self.accelerator.unwrap_model(self._module),
-            self._held_out,
+            ranks.mine(self._held_out),
             batch_size=self.args.per_device_eval_batch_size,
             pad_token_id=self._pad_token_id,
         )
-        metrics = {f"{metric_key_prefix}_loss": judge.mean_loss(losses)}
+        metrics = {f"{metric_key_prefix}_loss": judge.mean_loss(ranks.together(losses))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._module.train()

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
+from mlflow_ft.engine import ranks
 from mlflow_ft.engine.models.routers import UnbalancedEvaluation
 from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.engine.training import loop
@@ -37,7 +38,7 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
     own = AS_THEY_ARE | loop.objective(job, *names)
     arguments = loop.arguments(KTOConfig, job, job.folder / "train", own)
     second = second_model(job, model)
-    size = arguments.per_device_train_batch_size
+    size = arguments.per_device_train_batch_size * ranks.size()
 
     def make(callbacks: list[TrainerCallback]) -> KTOTrainer:
         trainer = PreparedKTOTrainer(
@@ -62,7 +63,7 @@ def answers(split: Split, folder: Path, *, batch_size: int) -> Any:
     """One side of the split as a `datasets.Dataset` of prompts, answers and labels, in a file of `folder`.
 
     Every row also has another row's answer (`KL_completion_ids`) for estimating the KL to the reference: that of the
-    row before it in its batch of `batch_size`, as TRL and the paper's authors pair them. Memory holds `WRITTEN` rows.
+    row before it in its batch of `batch_size` (of all processes), as TRL pairs them. Memory holds `WRITTEN` rows.
     """
     import pyarrow as pa
     from datasets import Dataset

@@ -1,0 +1,64 @@
+"""Runs accelerate's launcher in a process of its own, and ends when the process that asked for it is gone.
+
+    python -m mlflow_ft.engine.launching.agent FILE PARENT ARGUMENT...
+
+FILE has the request, PARENT is the id of the process that asked, and the arguments are those of `accelerate launch`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+FAILED = ".failed"
+"""Ending of the file that says which processes failed."""
+LOOK_SECONDS = 1.0
+
+
+def watch(parent: int) -> None:
+    """Stop the processes when the one that asked for them is gone."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Start the processes and wait until they have ended."""
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from mlflow_ft.engine.launching import strategy
+
+    file, parent, *arguments = sys.argv[1:]
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the job reports its own errors
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
+    threading.Thread(target=watch, args=(int(parent),), daemon=True).start()
+    namespace = strategy.parsed([*arguments, "-m", "mlflow_ft.launched", file])
+    starting = launch.deepspeed_launcher if namespace.use_deepspeed else launch.multi_gpu_launcher
+    try:
+        starting(namespace)
+    except ChildFailedError as error:
+        failures = [describe(rank, failure) for rank, failure in sorted(error.failures.items())]
+        Path(file + FAILED).write_text(json.dumps(failures), encoding="utf-8")
+        sys.exit(1)
+    except SignalException as stopped:
+        sys.exit(128 + int(stopped.sigval))
+
+
+def describe(rank: int, failure: Any) -> str:
+    """How a process ended, in words."""
+    if failure.exitcode < 0:
+        return f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}"
+    return f"rank {rank} ended with exit code {failure.exitcode}"
+
+
+if __name__ == "__main__":
+    main()

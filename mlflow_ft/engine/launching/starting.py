@@ -1,0 +1,137 @@
+"""The launcher `accelerate`: processes on this machine, or one group on each of several machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from mlflow_ft.config.launch import LaunchSection
+from mlflow_ft.config.schema import Config
+from mlflow_ft.engine.launching import agent, strategy
+from mlflow_ft.errors import ProcessError, StoppedError
+from mlflow_ft.values import Launch
+
+RESULT = ".result"
+
+
+def launch(launch: Launch) -> str:
+    """Start the processes, wait until they have ended, and return the result of rank 0, "" on other machines.
+
+    Raises:
+        ProcessError: they ended without a result. StoppedError: a signal arrived, and they ended without one.
+    """
+    settings = launch.settings
+    with tempfile.TemporaryDirectory(prefix="mlflow-ft-launch-") as folder:
+        file = Path(folder) / "request.json"
+        file.write_text(launch.request, encoding="utf-8")
+        own = [sys.executable, "-m", "mlflow_ft.engine.launching.agent", str(file), str(os.getpid())]
+        command = [*own, *arguments(settings, launch.processes)]
+        process = subprocess.Popen(command, start_new_session=True)  # a Ctrl-C reaches it once, through this process
+        with passing_signals(process) as received:
+            process.wait()
+        result = file.with_name(file.name + RESULT)
+        if result.is_file():
+            return result.read_text(encoding="utf-8")
+        if received:
+            raise StoppedError(received[0])
+        failed = file.with_name(file.name + agent.FAILED)
+        endings = json.loads(failed.read_text(encoding="utf-8")) if failed.is_file() else []
+        raise ProcessError(
+            f"the processes ended without a result: {'; '.join(endings) or f'exit code {process.returncode}'}",
+            hint="the last lines above say more; a run that was interrupted is listed by `mlflow-ft runs`",
+        )
+
+
+def arguments(settings: LaunchSection, processes: int) -> list[str]:
+    """What `accelerate launch` takes for these settings."""
+    port = settings.main_process_port
+    if port is None:
+        port = 0 if settings.num_machines == 1 else 29500
+    more = ["--main_process_ip", settings.main_process_ip] if settings.main_process_ip else []
+    return [
+        *strategy.arguments(settings),
+        f"--num_processes={processes}",
+        f"--num_machines={settings.num_machines}",
+        f"--machine_rank={settings.machine_rank}",
+        f"--main_process_port={port}",
+        *more,
+    ]
+
+
+@contextmanager
+def passing_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Pass SIGTERM and SIGINT on to the processes, which then save and end; yields those that came."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def refused(config: Config) -> str | None:
+    """Why these processes cannot be started here, and a remedy; None if they can."""
+    settings = config.launch
+    machines, processes = settings.num_machines, settings.num_processes
+    gpus = torch.cuda.device_count()
+    if machines > 1 and not settings.main_process_ip:
+        return f"{machines} machines need the address of machine 0: --launch.main_process_ip ADDRESS"
+    if settings.machine_rank >= machines:
+        return f"machine {settings.machine_rank} of {machines} does not exist: they are numbered from 0"
+    if processes is None:
+        return None if gpus else "there is no GPU here; give the number of processes: --launch.num_processes 2"
+    if processes % machines:
+        return f"{processes} processes cannot be shared out over {machines} machines; use a multiple of {machines}"
+    if gpus and processes // machines > gpus:
+        return (
+            f"{processes // machines} processes on this machine, which has {gpus} GPUs: each process needs its own; "
+            f"use --launch.num_processes {gpus * machines}"
+        )
+    if settings.strategy.startswith("deepspeed"):
+        return without_deepspeed(settings)
+    return taken(settings)
+
+
+def without_deepspeed(settings: LaunchSection) -> str | None:
+    """Why DeepSpeed cannot be used; None if it can."""
+    from importlib.util import find_spec
+
+    file = strategy.deepspeed_file(settings)
+    if not file.is_file():
+        return f"launch.deepspeed_config: there is no file {file}"
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"launch.deepspeed_config: {file} is not JSON: {error}"
+    return None if find_spec("deepspeed") else "DeepSpeed is not installed: pip install deepspeed"
+
+
+def taken(settings: LaunchSection) -> str | None:
+    """Why the port cannot be used; None if it can."""
+    port = settings.main_process_port
+    if not port or settings.machine_rank:
+        return None
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", port))
+        except OSError as error:
+            return f"port {port} is not free ({error.strerror}); use another --launch.main_process_port"
+    return None

@@ -1,0 +1,56 @@
+"""What a launcher runs in every process: rank 0 does the job that was asked for, the others follow it.
+
+    python -m mlflow_ft.launched FILE     the request is in FILE, and rank 0 writes its result to FILE.result
+
+A launcher that starts functions instead of programs calls `work`. The variables of torchrun say which process this is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULT = ".result"
+"""Ending of the file with the result."""
+
+
+def work(request: str) -> str:
+    """Do the job as rank 0 and return its result, an outcome or an error, as JSON; as another rank return ""."""
+    from mlflow_ft import pipeline, plugins, processes
+    from mlflow_ft.errors import FineTuneError
+    from mlflow_ft.operations import launching
+    from mlflow_ft.progress import Progress
+    from mlflow_ft.stages import following
+
+    place = processes.settle()
+    loaded = plugins.load()
+    if not place.leads:
+        following.follow(place, loaded)
+        return ""
+    asked = launching.Request.read(request)
+    try:
+        outcome: Any = pipeline.requested(asked, loaded, progress=Progress(quiet=asked.quiet))
+    except FineTuneError as error:
+        return launching.error_as_json(error)
+    following.release()
+    return launching.as_json(outcome)
+
+
+def main() -> None:
+    """Run the request in the file that is named on the command line."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    file = Path(sys.argv[1])
+    result = work(file.read_text(encoding="utf-8"))
+    if not result:
+        return
+    partial = file.with_name(file.name + RESULT + ".partial")
+    partial.write_text(result, encoding="utf-8")
+    partial.replace(file.with_name(file.name + RESULT))
+    sys.exit(json.loads(result).get("exit_code", 0))
+
+
+if __name__ == "__main__":
+    main()
