@@ -18,7 +18,7 @@ from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import longest_batch, starts
+from mlflow_ft.engine.training import even_batches, longest_batch, starts
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
@@ -111,6 +111,7 @@ def run(
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
         with routers.wanted(model.module):
             trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
+        even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
         checks = [check(job, data, trainer)]
         if fused is not None:
             checks.append(fused_head.proof(job, data, temperature=fused))

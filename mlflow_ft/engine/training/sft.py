@@ -30,6 +30,9 @@ BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", 
 class LabelledTokensTrainer(SFTTrainer):
     """TRL's SFTTrainer with the loss on the labelled tokens only, and the exact mean over tokens on held-out rows."""
 
+    by_tokens = True
+    """The mean is over the tokens of all processes."""
+
     def __init__(self, *, held_out: Sequence[Encoded], **options: Any) -> None:
         with _own_head(options["model"]):
             super().__init__(**options)
