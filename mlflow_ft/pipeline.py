@@ -60,7 +60,7 @@ def run(config: Config, plugins: Plugins, *, progress: Progress | None = None, n
 
     tracking.check_server()  # which creates a new local store
     if run_id := interrupted.same_command(config, progress):
-        return resume(run_id, plugins, progress=progress)
+        return resume(run_id, plugins, settings=interrupted.processes_of(config), progress=progress)
     with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(config, now):

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -264,8 +264,8 @@ def _output(peer: Peer) -> str:
     )
 
 
-def described(topology: Mapping[str, Any]) -> str:
-    """The processes in words, for a tag."""
+def described() -> str:
+    """The processes in words: `4 processes on 2 machines (nccl)`."""
     machines = len({peer.host for peer in _team[0].peers}) if _team else 1
-    strategy = topology.get("strategy", "")
-    return f"{size()} processes on {machines} {'machine' if machines == 1 else 'machines'} ({strategy})"
+    backend = dist.get_backend() if _team else "alone"
+    return f"{size()} processes on {machines} machine{'s' * (machines != 1)} ({backend})"

@@ -78,6 +78,16 @@ def same_command(config: Config, progress: Progress) -> str | None:
     return run_id
 
 
+def processes_of(config: Config) -> list[Given]:
+    """The settings of `launch` that were given: a command that is started again may have other machines."""
+    values = config.flat()
+    return [
+        Given(key=path, value=values[path], place=origin)
+        for path, origin in config.origins.items()
+        if path.startswith("launch.")
+    ]
+
+
 def from_here(settings: Sequence[Given]) -> list[Given]:
     """The settings, with paths that exist here as absolute ones: the run works in the folder where it was started."""
     return [
@@ -173,14 +183,14 @@ def _check_open(run: Run) -> None:
 def _changed(
     run: Run, recorded: Config, config: Config, plugins: Plugins
 ) -> tuple[list[changes.Change], list[changes.Change]]:
-    """What changed since: what is refused, and what is another machine."""
+    """What changed since: what is refused, and what is another machine, or another number of them."""
     then, now = changes.of_run(run.data.tags, recorded), changes.current(config, plugins)
     listed = [
         change
         for change in changes.differences(then, now, kinds=(*REFUSED, "machine"))
         if change.name not in PLACES and change.then != changes.NOT_RECORDED
     ]
-    machine = [change for change in listed if change.kind == "machine"]
+    machine = [change for change in listed if change.kind == "machine" or change.name.startswith("launch.")]
     return [change for change in listed if change not in machine], machine
 
 

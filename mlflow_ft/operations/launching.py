@@ -89,7 +89,10 @@ def launcher(config: Config, registry: Registry) -> Launcher | None:
                 hint="start them with --launch.launcher accelerate, or start the command with torchrun or srun",
             )
         return None
-    if reason := record.refuses(config):
+    from mlflow_ft.engine.launching import strategy
+
+    learned_prompt = registry.adapters[config.adapter.kind].learned_prompt
+    if reason := record.refuses(config) or strategy.refused(config, learned_prompt=learned_prompt):
         raise ConfigError(f"launch.launcher {record.name}: {reason}")
     return record
 

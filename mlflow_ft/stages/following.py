@@ -30,6 +30,8 @@ from mlflow_ft.values import BaseModel, Data, Resume, Trained
 JOB, TRAIN, JUDGE = "job", "train", "judge"
 """What rank 0 calls the others to."""
 LOG = "output.log"
+TAG = "mlflow_ft.processes"
+"""The tag of a run with its processes, if there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ def share(job: Job, data: Data, base: BaseModel) -> None:
 
     if ranks.size() == 1:
         return
+    job.run.set_tags({TAG: f"{ranks.described()}, {job.config.launch.strategy}"})
     shared = Shared(
         config=job.config,
         run_id=job.run.run_id,
@@ -247,6 +250,11 @@ class Follower:
             reward_model=shared.reward_model,
             resume=shared.resume,
         )
+        if job.resume and job.resume.checkpoint and not job.resume.checkpoint.is_dir():
+            raise ModelError(
+                f"the checkpoint {job.resume.checkpoint} is not on this machine",
+                hint="put run.output_dir on a disk that all machines share, to resume on several",
+            )
         base = replace(init_from.find(config, progress), task=job.task)
         if base.revision != shared.base.revision:
             raise ModelError(

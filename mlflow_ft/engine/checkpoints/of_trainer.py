@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlflow_ft.engine import generators
+from mlflow_ft.engine import generators, ranks
 from mlflow_ft.engine.checkpoints import tree
 from mlflow_ft.engine.checkpoints.order import Order
 from mlflow_ft.errors import ModelError
 
+BUFFER = "_buffered_inputs"
+"""The trainers' sampled answers that several steps use."""
 COUNTERS = (
     "_tr_loss",
     "_total_loss_scalar",
@@ -24,10 +26,12 @@ COUNTERS = (
     "_pending_metrics",
     "_total_train_tokens",
     "_step",
-    "_buffered_inputs",
+    BUFFER,
     "entropy_coef",
 )
 """What transformers' and TRL's trainers count between two logs, and sampled answers that several steps use."""
+OTHERS = "others"
+"""The part of a checkpoint with what processes other than rank 0 have of their own."""
 WATCH = "watch"
 """The attribute for a trainer's own watch, an object with `state_dict` and `load_state_dict`."""
 
@@ -59,18 +63,50 @@ def _reference(trainer: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def collect(trainer: Any, order: Order) -> dict[str, Any]:
-    """Everything that decides how training continues, as parts of a checkpoint."""
+    """Everything that decides how training continues, as parts of a checkpoint.
+
+    With several processes, which hold the same weights, rank 0's includes what the others have of their own (`OTHERS`).
+    """
     scaler = getattr(trainer.accelerator, "scaler", None)
+    own = _own(trainer, order)
+    others = ranks.gather(own)[1:]
     return {
         "weights": {name: weight.detach() for name, weight in weights(trainer).items()},
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.lr_scheduler.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else {},
+        **own,
+        **({OTHERS: others} if others and ranks.leads() else {}),
+    }
+
+
+def _own(trainer: Any, order: Order) -> dict[str, Any]:
+    """What each process has of its own."""
+    return {
         "random": generators.collect(),
         "counters": {name: getattr(trainer, name) for name in COUNTERS if hasattr(trainer, name)},
         "callbacks": {name: keeper.state_dict() for name, keeper in _keepers(trainer)},
         "data": order.collect(),
     }
+
+
+def processes(parts: Mapping[str, Any]) -> int:
+    """How many processes trained when a checkpoint was written."""
+    return 1 + len(parts.get(OTHERS, ()))
+
+
+def of_this_process(parts: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's parts for this process.
+
+    If another number of processes trains now, all take those of rank 0, without random generators and without its place
+    in the rows.
+    """
+    number, others = processes(parts), parts.get(OTHERS, [])
+    shared = {name: part for name, part in parts.items() if name != OTHERS}
+    if number == ranks.size():
+        return shared if ranks.leads() else shared | others[ranks.rank() - 1]
+    counters = {name: value for name, value in parts["counters"].items() if name != BUFFER}
+    return {name: part for name, part in shared.items() if name not in ("random", "data")} | {"counters": counters}
 
 
 def restore(trainer: Any, parts: Mapping[str, Any]) -> None:
@@ -119,7 +155,8 @@ def restore_rest(trainer: Any, parts: Mapping[str, Any]) -> None:
     for name, state in parts["callbacks"].items():
         if name in keepers:
             keepers[name].load_state_dict(state)
-    generators.restore(parts["random"])
+    if "random" in parts:
+        generators.restore(parts["random"])
 
 
 def _fill(trainer: Any, name: str, value: Any) -> None:

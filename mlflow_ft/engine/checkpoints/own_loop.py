@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from mlflow_ft.engine import generators
+from mlflow_ft.engine import generators, ranks
 from mlflow_ft.engine.checkpoints import folder
 from mlflow_ft.engine.checkpoints.comparison import Comparison
 from mlflow_ft.engine.checkpoints.keeper import Keeper
-from mlflow_ft.engine.checkpoints.of_trainer import restore_weights
+from mlflow_ft.engine.checkpoints.of_trainer import OTHERS, of_this_process, processes, restore_weights
+from mlflow_ft.errors import ModelError
 from mlflow_ft.values import Job
 
 RANDOM, WEIGHTS = "random", "weights"
@@ -64,9 +65,12 @@ class Checkpoints:
             steps: steps of the whole training.
             loss: the last held-out loss, by which the best checkpoint is kept.
         """
-        stopping = self._job.run.stopping
-        if self._writes and (stopping or self._keeper.due(step, steps)):
-            self._keeper.save(step, self._parts(), loss=loss, wait=stopping)
+        due = self._writes and self._keeper.due(step, steps)
+        stopping, due = ranks.any_of(self._job.run.stopping, due)
+        if stopping or due:
+            parts = self._parts()
+            if self._writes:
+                self._keeper.save(step, parts, loss=loss, wait=stopping)
         return stopping
 
     def restore(self) -> bool:
@@ -75,12 +79,19 @@ class Checkpoints:
         Call it right before the next step: what follows must not draw random numbers first.
 
         Raises:
-            RefusedError: something that was restored differs. ModelError: the checkpoint belongs to another model.
+            RefusedError: something that was restored differs. ModelError: the checkpoint belongs to another model, or
+            to another number of processes.
         """
         resume = self._job.resume
         if resume is None or resume.checkpoint is None:
             return False
         parts = folder.read(resume.checkpoint)
+        if (number := processes(parts)) != ranks.size():
+            raise ModelError(
+                f"{number} processes trained until now, and this training cannot continue with {ranks.size()}",
+                hint=f"resume it with {number} processes",
+            )
+        parts = of_this_process(parts)
         restore_weights(self._training.weights(), parts[WEIGHTS])
         self._training.load_state_dict({name: part for name, part in parts.items() if name not in (RANDOM, WEIGHTS)})
         generators.restore(parts[RANDOM])
@@ -93,4 +104,6 @@ class Checkpoints:
 
     def _parts(self) -> dict[str, Any]:
         weights = {name: weight.detach() for name, weight in self._training.weights().items()}
-        return {WEIGHTS: weights, RANDOM: generators.collect(), **self._training.state_dict()}
+        own = {RANDOM: generators.collect(), **self._training.state_dict()}
+        others = ranks.gather(own)[1:]
+        return {WEIGHTS: weights, **own, **({OTHERS: others} if others and ranks.leads() else {})}

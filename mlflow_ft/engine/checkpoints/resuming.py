@@ -55,8 +55,10 @@ class Resumable:
         self._evaluation_due = False
         self._checkpoint = job.resume.checkpoint if job.resume else None
         self._comparison = Comparison(job, job.resume) if job.resume and self._checkpoint else None
-        self._parts = folder.read(self._checkpoint) if self._checkpoint else {}
-        self._next = self._parts["data"]["next"] if self._parts else ""
+        saved = folder.read(self._checkpoint) if self._checkpoint else {}
+        self._processes = of_trainer.processes(saved) if saved else ranks.size()
+        self._parts = of_trainer.of_this_process(saved) if saved else {}
+        self._next = self._parts["data"]["next"] if "data" in self._parts else ""
         trainer._save_checkpoint = self._save
         trainer._load_from_checkpoint = lambda *_, **__: None
         trainer._load_scaler = lambda *_, **__: None
@@ -72,6 +74,8 @@ class Resumable:
             self._trainer.args.eval_on_start = False
             self._see_first_batch()
             self._job.progress.say(f"resuming after step {folder.step_of(self._checkpoint)}")
+            if self._processes != ranks.size():
+                self._job.progress.warn(self._other_processes())
         try:
             result = self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
         except AlreadyTrainedError:
@@ -80,9 +84,16 @@ class Resumable:
             return self._trainer.state.global_step, math.nan
         return result.global_step, float(result.training_loss)
 
+    def _other_processes(self) -> str:
+        return (
+            f"{self._processes} {'process' if self._processes == 1 else 'processes'} trained until then, now "
+            f"{ranks.size()}: dropout is drawn anew, and if the rows of a step changed, so did the order of the rest"
+        )
+
     def _without_steps(self) -> tuple[int, float]:
         """Nothing is left to train: the weights are restored, and an evaluation may be due."""
-        self._order.put_back(self._parts["data"]["began"])
+        if "data" in self._parts:
+            self._order.put_back(self._parts["data"]["began"])
         self._restore_rest()
         self.check_first()
         trainer = self._trainer
@@ -131,7 +142,7 @@ class Resumable:
 
     def begin_epoch(self) -> None:
         """Put the order of the rows back, or remember it."""
-        if self._parts:
+        if "data" in self._parts:
             self._order.put_back(self._parts["data"]["began"])
         else:
             self._order.begin_epoch()
@@ -152,7 +163,11 @@ class Resumable:
         for part, saved in parts.items():
             if part == "optimizer" and not saved:  # after the last step
                 continue
+            if self._processes != ranks.size() and part in ("counters", "callbacks"):
+                continue
             self._comparison.compare(part, saved, restored[part])
+        if self._processes != ranks.size():
+            self._comparison.note("processes", [], before=self._processes, now=ranks.size())
         before, now = folder.facts(self._checkpoint)["frozen_sha256"], self._frozen_digest()
         self._comparison.note("weights that do not train", [] if before == now else ["sha256"], sha256=now)
         if evaluation_due:

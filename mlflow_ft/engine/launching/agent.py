@@ -38,8 +38,9 @@ def main() -> None:
     from mlflow_ft.engine.launching import strategy
 
     file, parent, *arguments = sys.argv[1:]
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the job reports its own errors
-    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the job reports its own errors
     threading.Thread(target=watch, args=(int(parent),), daemon=True).start()
     namespace = strategy.parsed([*arguments, "-m", "mlflow_ft.launched", file])
     starting = launch.deepspeed_launcher if namespace.use_deepspeed else launch.multi_gpu_launcher

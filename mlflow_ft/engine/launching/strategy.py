@@ -12,6 +12,8 @@ import torch
 
 from mlflow_ft.config.launch import LaunchSection, Strategy
 from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import ranks
+from mlflow_ft.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 """Has the shipped configuration of DeepSpeed for each of its strategies."""
@@ -111,6 +113,19 @@ def refused(config: Config, *, learned_prompt: bool) -> str | None:
     return None
 
 
-def topology(accelerator: Any) -> dict[str, Any]:
-    """What came up: how many processes, and how they share the work."""
-    return {"processes": accelerator.num_processes, "type": str(accelerator.distributed_type.value)}
+def check(config: Config, accelerator: Any) -> None:
+    """Refuse if other processes, or another strategy, came up than was asked for: accelerate falls back in silence.
+
+    Raises:
+        ConfigError: the processes do not train together, or not in this way.
+    """
+    kind, strategy = str(accelerator.distributed_type.value), config.launch.strategy
+    alone = ranks.size() == 1
+    wanted = {"fsdp": "FSDP", "ddp": "NO" if alone else "MULTI_"}.get(strategy, "DEEPSPEED")
+    if accelerator.num_processes == ranks.size() and (kind.startswith(wanted) or alone):
+        return
+    raise ConfigError(
+        f"{ranks.size()} processes were to train with {strategy}, but accelerate set up {accelerator.num_processes} "
+        f"with {kind}",
+        hint="unset ACCELERATE_* variables, or use --launch.strategy ddp",
+    )

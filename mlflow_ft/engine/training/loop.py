@@ -15,6 +15,7 @@ from mlflow_ft.engine import hardware, options, ranks
 from mlflow_ft.engine.checkpoints import resuming
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
+from mlflow_ft.engine.launching import strategy
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
@@ -111,6 +112,7 @@ def run(
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
         with routers.wanted(model.module):
             trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
+        strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
         checks = [check(job, data, trainer)]
         if fused is not None:

@@ -23,6 +23,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments, set_se
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from mlflow_ft import Data, Example, Job, Model, Trained
+from mlflow_ft.engine import ranks
 from mlflow_ft.engine.checkpoints.own_loop import Checkpoints, checkpoints
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.rewards import reward_judges
@@ -160,7 +161,7 @@ class PPO:
             broken = not math.isfinite(metrics["loss"] + metrics["grad_norm"])
             if self._control.should_log or broken:
                 self._log()
-            stopping = self._job.run.stopping
+            (stopping,) = ranks.any_of(self._job.run.stopping)
             self._evaluation_due = stopping and self._control.should_evaluate  # the checkpoint comes first
             if self._control.should_evaluate and not stopping:
                 self._evaluate()

@@ -1,0 +1,160 @@
+"""Several processes train one run: the same losses as one process, one run, one version of each model."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_ft.testing import write_jsonl
+
+pytestmark = pytest.mark.slow
+STEPS = 8
+TWO = {"launch.launcher": "accelerate", "launch.num_processes": 2}
+
+
+def curve(run_id: str, key: str) -> list[float]:
+    return [point.value for point in MlflowClient().get_metric_history(run_id, key)]
+
+
+def make_pairs(count: int = 30) -> list[dict[str, str]]:
+    return [
+        {
+            "prompt": f"say {number}",
+            "chosen": f"red {number} " + "blue " * (number % 5),
+            "rejected": "green " * (number % 4 + 1),
+        }
+        for number in range(count)
+    ]
+
+
+def check_equal(fine_tune: Callable[..., Any], processes: int, method: str, **settings: Any) -> Any:
+    """Train in one process and in several with the same rows a step, and compare; returns the outcome of the latter."""
+    common = settings | {"max_steps": STEPS, "learning_rate": 0.01, "eval_steps": 4, "warmup_steps": 0}
+    several = TWO | {"launch.num_processes": processes}
+    alone = fine_tune(method, per_device_train_batch_size=8, **common)
+    together = fine_tune(method, per_device_train_batch_size=8 // processes, **several, **common)
+    for key in ("train/loss", "eval/loss"):
+        expected = curve(alone.run_id, key)
+        assert len(expected) > 2
+        assert curve(together.run_id, key) == pytest.approx(expected, rel=1e-5)
+    assert len(mlflow.search_runs()) == 2
+    return together
+
+
+def test_two_processes_train_as_one(fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path) -> None:
+    """43 rows: the last step of an epoch has fewer rows than the others."""
+    outcome = check_equal(fine_tune, 2, "full", model=tiny_model, data=tiny_rows)
+    assert [(version.name, version.version) for version in outcome.versions] == [("tiny-full", 2)]
+    assert len(MlflowClient().search_model_versions("name='tiny-full'")) == 2
+    tags = MlflowClient().get_run(outcome.run_id).data.tags
+    assert tags["mlflow_ft.processes"] == "2 processes on 1 machine (gloo), ddp"
+    assert len(outcome.scores.answers) == 4
+
+
+@pytest.mark.fault("several processes against one")
+@pytest.mark.long
+@pytest.mark.parametrize(("method", "processes"), [("dpo", 2), ("kto", 2), ("dpo", 4), ("lora", 4)])
+def test_several_processes_train_as_one(
+    fine_tune: Callable[..., Any], tiny_model: Path, tmp_path: Path, tiny_rows: Path, method: str, processes: int
+) -> None:
+    data = tiny_rows if method == "lora" else write_jsonl(tmp_path / "pairs.jsonl", make_pairs())
+    kind = {} if method == "lora" else {"adapter.kind": "none"}
+    check_equal(fine_tune, processes, method, model=tiny_model, data=data, **kind)
+
+
+class Started:
+    """A command in several processes, and what it printed."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+    def wait_for(self, line: str, *, seconds: float = 0.0) -> None:
+        while f"\n{line}" not in self.log.read_text(errors="replace"):
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        time.sleep(seconds)
+
+    def rank(self, number: int) -> psutil.Process:
+        """The process with this rank."""
+        inside = psutil.Process(self.process.pid).children(recursive=True)
+        return next(process for process in inside if process.environ().get("RANK") == str(number))
+
+
+@pytest.fixture
+def start(tracking_store: str, tiny_model: Path, tiny_rows: Path, tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """Start a long training of a tiny model: `start(*before, **settings)`, `before` replaces plain Python."""
+    started: list[Started] = []
+
+    def command(*before: str, **settings: Any) -> Started:
+        quick = {"model": tiny_model, "data": tiny_rows, "max_new_tokens": 4, "evaluation.max_rows": 2}
+        quick |= {"max_steps": 400, "eval_steps": 100, "package.round_trip": "false", "learning_rate": 0.001}
+        pairs = [f"--{key}={value}" for key, value in (quick | settings).items()]
+        before = before or (sys.executable,)
+        started.append(Started([*before, "-m", "mlflow_ft", "train", "full", *pairs], tmp_path / f"{len(started)}.log"))
+        return started[-1]
+
+    yield command
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+
+
+@pytest.mark.fault("a process of several killed")
+def test_a_rank_that_is_killed_ends_the_run(start: Callable[..., Started]) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    started = start(*torchrun)
+    started.wait_for("train ...", seconds=2)
+    lost = started.rank(1)
+    lost.kill()
+    assert started.process.wait(60) != 0
+    [run] = MlflowClient().search_runs(["0"])
+    assert run.info.status == "FAILED"
+    assert f"rank 1 of 2 (process {lost.pid} on " in run.data.tags["mlflow_ft.error"]
+    assert "killed, or crashed" in run.data.tags["mlflow_ft.error"]
+    assert run.data.tags["mlflow_ft.stage"] == "train"
+    assert f"Error: rank 1 of 2 (process {lost.pid} on " in started.log.read_text()
+    assert not MlflowClient().search_registered_models()
+
+
+@pytest.mark.fault("SIGTERM to several processes")
+@pytest.mark.long
+@pytest.mark.parametrize("then", [2, 1])
+def test_processes_that_are_stopped_resume(
+    start: Callable[..., Started], then: int, fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path
+) -> None:
+    started = start(**TWO, per_device_train_batch_size=4)
+    started.wait_for("train ...", seconds=6)
+    started.process.send_signal(signal.SIGTERM)
+    assert started.process.wait(60) == 143
+    [run] = MlflowClient().search_runs(["0"])
+    assert run.info.status == "KILLED"
+    assert 0 < len(curve(run.info.run_id, "train/loss")) < 400
+    changed = (
+        {} if then == 2 else {"launch.launcher": "local", "launch.num_processes": 1, "per_device_train_batch_size": 8}
+    )
+    pairs = [f"--{key}={value}" for key, value in changed.items()] + ["--accept-changes"] * (then == 1)
+    command = [sys.executable, "-m", "mlflow_ft", "resume", run.info.run_id, *pairs]
+    resumed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert MlflowClient().get_run(run.info.run_id).info.status == "FINISHED"
+    losses = curve(run.info.run_id, "train/loss")
+    assert len(losses) == 400
+    if then == 1:
+        assert "2 processes trained until then, now 1" in resumed.stderr
+        return
+    whole = start(**TWO, per_device_train_batch_size=4)
+    assert whole.process.wait(300) == 0
+    other = next(other for other in MlflowClient().search_runs(["0"]) if other.info.run_id != run.info.run_id)
+    assert curve(other.info.run_id, "train/loss") == losses

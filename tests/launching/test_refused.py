@@ -1,0 +1,63 @@
+"""What cannot be started in several processes is refused before anything is loaded, and leaves no run."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_ft.engine import ranks
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.processes import Place
+
+ACCELERATE = {"launch.launcher": "accelerate", "launch.num_processes": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"launch.num_processes": 2}, "launch.launcher local is one process, but 2 are asked for"),
+        ({"launch.launcher": "accelerat"}, "did you mean accelerate?"),
+        ({"launch.launcher": "accelerate"}, "no GPU here; give the number of processes"),
+        (ACCELERATE | {"launch.strategy": "fsdp"}, "fsdp needs GPUs"),
+        (ACCELERATE | {"launch.strategy": "deepspeed-zero3"}, "deepspeed-zero3 needs GPUs|DeepSpeed is not installed"),
+        (ACCELERATE | {"launch.num_machines": 2}, "2 machines need the address of machine 0"),
+        (ACCELERATE | {"launch.machine_rank": 1}, "machine 1 of 1 does not exist"),
+        (
+            ACCELERATE | {"launch.num_processes": 3, "launch.num_machines": 2, "launch.main_process_ip": "127.0.0.1"},
+            "3 processes cannot be shared out over 2 machines",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_are_refused(
+    fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        fine_tune("lora", model=tiny_model, data=tiny_rows, **settings)
+    assert not MlflowClient().search_runs(["0"])
+
+
+def test_a_port_in_use_is_refused(fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} is not free"):
+            fine_tune("lora", model=tiny_model, data=tiny_rows, **ACCELERATE, **{"launch.main_process_port": port})
+
+
+def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    with pytest.raises(ConfigError, match=r"not all 2 processes came within 0\.01 minutes") as refused:
+        ranks.join(Place(rank=0, size=2), join_minutes=0.01, timeout_minutes=1)
+    assert f"127.0.0.1:{port}" in str(refused.value)
+    assert ranks.size() == 1
