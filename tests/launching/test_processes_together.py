@@ -30,7 +30,7 @@ def make_pairs(count: int = 30) -> list[dict[str, str]]:
     return [
         {
             "prompt": f"say {number}",
-            "chosen": f"red {number} " + "blue " * (number % 5),
+            "chosen": "blue " * (number % 5 + 1),
             "rejected": "green " * (number % 4 + 1),
         }
         for number in range(count)
@@ -141,9 +141,8 @@ def test_processes_that_are_stopped_resume(
     [run] = MlflowClient().search_runs(["0"])
     assert run.info.status == "KILLED"
     assert 0 < len(curve(run.info.run_id, "train/loss")) < 400
-    changed = (
-        {} if then == 2 else {"launch.launcher": "local", "launch.num_processes": 1, "per_device_train_batch_size": 8}
-    )
+    alone = {"launch.launcher": "local", "launch.num_processes": 1, "per_device_train_batch_size": 8}
+    changed = {} if then == 2 else alone
     pairs = [f"--{key}={value}" for key, value in changed.items()] + ["--accept-changes"] * (then == 1)
     command = [sys.executable, "-m", "mlflow_ft", "resume", run.info.run_id, *pairs]
     resumed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
