@@ -9,6 +9,6 @@
     needs["training"].parts        # {"weights": ..., "adapter": ..., "gradients": ..., "activations": ..., ...}
     needs.activations              # what the layers keep for the backward pass, by kind of layer
 
-`setting_of(config, registry, base)` makes the setting of a run's configuration. `estimate` raises `UnsuitedError` if the
+`setting_of(config, registry, base)` makes the setting of a configuration. `estimate` raises `UnsuitedError` if the
 model cannot be built without weights.
 """
