@@ -1,6 +1,7 @@
 """How much memory a training needs, by parts, from the base's config.json alone: no weight is read.
 
-    from mlflow_ft.engine.memory.estimating import estimate, setting_of
+    from mlflow_ft.engine.memory.configured import setting_of
+    from mlflow_ft.engine.memory.estimating import estimate
     from mlflow_ft.engine.memory.values import Setting
 
     needs = estimate(Setting(model=folder, adapter=LoraConfig(r=16, target_modules="all-linear"), batch=4, length=512))

@@ -126,17 +126,25 @@ def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleto
 
 def bare_model(base: Path, *, task: str = "generate") -> Any:
     """The architecture of a folder's config.json, on the meta device."""
+    if (own := own_quantization.of(base)) and own.held is None:
+        raise UnsuitedError(f"the base's own files are in {own.description}")
+    return architecture(base, task=task)
+
+
+def architecture(base: Path, *, task: str = "generate", dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """As `bare_model`, whatever the base's own files are in: they count as plain weights of `dtype`.
+
+    `options` are those of transformers' `from_config`.
+    """
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    if own := own_quantization.of(base):
-        if own.held is None:
-            raise UnsuitedError(f"the base's own files are in {own.description}")
+    if own_quantization.of(base):
         own_quantization.forget(config)  # the dequantised weights go into a model that is not quantised
     routers.silence(config)
     kind: Any = AutoModelForCausalLM
     if task == "score":
         kind, config.num_labels = AutoModelForSequenceClassification, 1
     with torch.device(META), quiet_transformers():
-        return kind.from_config(config, dtype=torch.float32).eval()
+        return kind.from_config(config, dtype=dtype, **options).eval()
 
 
 def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = silent) -> Fit:
