@@ -122,7 +122,7 @@ def rows_of(case: Case, tokenizer: Any) -> Any:
     from mlflow_ft.rows import Encoded, Example, Place
     from mlflow_ft.values import Data, Split
 
-    chance = random.Random(case.name)  # noqa: S311  # not for security
+    chance = random.Random(case.name)
 
     def ids() -> tuple[int, ...]:
         return tuple(chance.randrange(3, 8000) for _ in range(case.length))
@@ -193,7 +193,7 @@ def main() -> None:
     print("| setting | rows x tokens | predicted, MiB | measured, MiB | predicted / measured |\n|---|---|---|---|---|")
     for case in (case for case in CASES if arguments.name in case.name):
         command = [sys.executable, __file__, "--child", case.name]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603  # this file
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # this file
         numbers = json.loads(done.stdout.splitlines()[-1])
         predicted, measured = numbers["predicted"], numbers["measured"]
         size = f"{case.settings['batch']} x {case.length}"

@@ -8,7 +8,7 @@ from typing import Any
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware
 from mlflow_ft.engine.memory.values import Setting
-from mlflow_ft.engine.models import own_quantization, skeleton
+from mlflow_ft.engine.models import architecture, own_quantization, skeleton
 from mlflow_ft.errors import FineTuneError
 from mlflow_ft.registry import Registry
 from mlflow_ft.values import BaseModel, Model
@@ -67,7 +67,7 @@ def _peft_config(config: Config, registry: Registry, base: BaseModel) -> Any:
         return None
     task = registry.trainers[config.method].task
     try:
-        model = Model(base=base, module=skeleton.architecture(base.path, task=task), trainable=0, total=0)
+        model = Model(base=base, module=architecture.build(base.path, task=task), trainable=0, total=0)
         planned: Any = _Planned(config=config, registry=registry)
         peft_config = adapter.configure(planned, model)
     except (FineTuneError, *skeleton.FAILURES) as error:

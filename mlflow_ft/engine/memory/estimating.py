@@ -2,67 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from mlflow_ft.engine.memory import passes
+from mlflow_ft.engine.memory.depth import Depth
 from mlflow_ft.engine.memory.fake import Fake
 from mlflow_ft.engine.memory.live import GRADIENTS, LOGITS
 from mlflow_ft.engine.memory.passes import Pass
 from mlflow_ft.engine.memory.sharding import Held, spread
 from mlflow_ft.engine.memory.values import Estimate, Phase, Setting
-from mlflow_ft.engine.models import skeleton
+from mlflow_ft.engine.models import architecture
 
 OF_OPTIMIZER = {"sgd": 0, "adafactor": 0, "lion": 4}
 EIGHT_BITS, USUAL = 2, 8
 """Bytes of the optimizer's state for each trained weight: of AdamW in 8 bits, and in 32."""
+FLOAT32 = 4
 IN_A_MERGE = 4
 """A merge holds a weight as stored, in float32, merged, and in its final type."""
+REMEMBERED = 64
+_latest: dict[Any, Estimate] = {}
 
 
 def estimate(setting: Setting) -> Estimate:
-    """The memory that a setting needs, in seconds, without a weight.
+    """The memory that a setting needs, in seconds, without a weight. The latest estimates are remembered.
 
     Raises:
         UnsuitedError: the model cannot be built, or run, without weights.
     """
-    fake = Fake(setting)
-    try:
-        with fake.mode:
-            return _estimated(setting, fake.model)
-    except skeleton.FAILURES as error:
-        raise skeleton.UnsuitedError(f"the model cannot be run without weights: {error}") from error
+    key = (repr(setting), (setting.model / "config.json").read_bytes())
+    if key not in _latest:
+        while len(_latest) >= REMEMBERED:
+            _latest.pop(next(iter(_latest)))
+        _latest[key] = _estimated(setting)
+    return _latest[key]
 
 
-def _estimated(setting: Setting, model: Any) -> Estimate:
-    held = _held(setting, model)
+def _estimated(setting: Setting) -> Estimate:
+    depth = Depth(setting)
+    held = _held(setting, depth.whole.model)
     sampled = setting.method in passes.SAMPLED
-    whole = replace(setting, length=setting.length + setting.new_tokens) if sampled else setting
-    step = passes.step(whole, model)
-    others = [passes.evaluated(setting, model)]
     generates = setting.task == "generate"
+    longer = replace(setting, length=setting.length + setting.new_tokens) if sampled else setting
+    step = depth.taken(partial(passes.step, longer))
+    evaluated = depth.taken(partial(passes.evaluated, setting))
+    others, judged = [evaluated], [evaluated]
     if generates and setting.method not in passes.TILED:
-        others.append(passes.first_row(setting, model))
+        others.append(depth.taken(partial(passes.first_row, setting)))
     if sampled:
-        others.append(passes.generated(setting, model, rows=setting.batch * setting.accumulation))
-    shared = spread(held, setting)
-    still = {"adapter": shared.adapter, "optimizer": shared.optimizer, "reference": shared.reference}
-    candidates = [_parts(step.at_peak), {GRADIENTS: shared.gradients}, *(_parts(other.at_peak) for other in others)]
-    training = {"weights": shared.weights, **still} | max(candidates, key=lambda parts: sum(parts.values()))
-    training["communication"] = shared.communication
-    judged = [passes.evaluated(setting, model)]
+        rows = setting.batch * setting.accumulation
+        others.append(depth.taken(partial(passes.generated, setting, rows=rows)))
     if generates:
-        judged.append(passes.generated(setting, model, rows=setting.eval_batch))
-    most = max(judged, key=lambda judged: judged.total)
-    evaluation = {"weights": held.weights, "adapter": held.adapter} | _parts(most.at_peak)
-    phases = [Phase(name="training", parts=_without_zeros(training))]
-    phases.append(Phase(name="evaluation", parts=_without_zeros(evaluation)))
+        judged.append(depth.taken(partial(passes.generated, setting, rows=setting.eval_batch)))
+    phases = [_training(setting, held, step, others), _evaluation(held, judged)]
     if setting.adapter is not None and setting.merges:
-        phases.append(Phase(name="merge", parts=_merge(setting, held, judged[0])))
+        phases.append(_merge(setting, held, evaluated))
     return Estimate(phases=phases, activations=_layers(step))
+
+
+def _training(setting: Setting, held: Held, step: Pass, others: Sequence[Pass]) -> Phase:
+    mine = spread(held, setting)
+    passing = [_parts(step.at_peak), {GRADIENTS: mine.gradients}, *(_parts(other.at_peak) for other in others)]
+    parts = {"weights": mine.weights, "adapter": mine.adapter, "optimizer": mine.optimizer, "reference": mine.reference}
+    parts |= _most(passing)
+    return Phase(name="training", parts=_without_zeros(parts | {"communication": mine.communication}))
+
+
+def _evaluation(held: Held, judged: Sequence[Pass]) -> Phase:
+    most = max(judged, key=lambda judged: judged.total)
+    return Phase(
+        name="evaluation",
+        parts=_without_zeros({"weights": held.weights, "adapter": held.adapter} | _parts(most.at_peak)),
+    )
+
+
+def _most(several: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return dict(max(several, key=lambda parts: sum(parts.values())))
 
 
 def _parts(at_peak: Mapping[str, int]) -> dict[str, int]:
@@ -125,14 +144,11 @@ def _outside(model: Any) -> int:
     return _bytes([weight for weight in model.parameters() if id(weight) not in inside])
 
 
-def _merge(setting: Setting, held: Held, judged: Pass) -> dict[str, int]:
-    """The merge, one weight at a time, and then the merged model in memory while it is compared."""
-    plain = Fake(replace(setting, adapter=None, quantize="none")).model
-    count = sum(weight.numel() for weight in plain.parameters())
-    largest = max(weight.numel() for weight in plain.parameters())
-    whole = count * (4 if setting.dtype == "float32" else 2)
-    merging = IN_A_MERGE * 4 * largest + held.adapter
-    comparing = whole + judged.total // max(1, setting.eval_batch)
-    if merging > comparing:
-        return {"adapter": held.adapter, "temporary": IN_A_MERGE * 4 * largest}
-    return {"weights": whole, "activations": comparing - whole}
+def _merge(setting: Setting, held: Held, evaluated: Pass) -> Phase:
+    """The merge, one weight at a time, and then the merged model in memory, compared on a row at a time."""
+    plain = architecture.build(setting.model, task=setting.task)
+    sizes = [weight.numel() for weight in plain.parameters()]
+    weights = sum(sizes) * (4 if setting.dtype == "float32" else 2)
+    merging = {"adapter": held.adapter, "temporary": IN_A_MERGE * FLOAT32 * max(sizes)}
+    comparing = {"weights": weights, "activations": evaluated.total // setting.eval_batch}
+    return Phase(name="merge", parts=_most([merging, comparing]))

@@ -17,7 +17,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.memory.values import Setting
-from mlflow_ft.engine.models import skeleton
+from mlflow_ft.engine.models import architecture, skeleton
 from mlflow_ft.engine.models.loading import quiet_peft
 
 BLOCK, OF_BLOCKS = 64, 256
@@ -31,12 +31,14 @@ class Fake:
     >>> fake = Fake(Setting(model=folder))  # doctest: +SKIP
     >>> with fake.mode:  # doctest: +SKIP
     ...     fake.model(input_ids=torch.zeros(1, 8, dtype=torch.long))
+
+    `layers` is how many of the repeated layers it gets, if not all.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, *, layers: int | None = None) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         try:
-            self.model = self._with_tensors(_on_meta(setting))
+            self.model = self._with_tensors(_on_meta(setting, layers))
         except skeleton.FAILURES as error:
             raise skeleton.UnsuitedError(f"the model cannot be built without weights: {error}") from error
 
@@ -60,10 +62,10 @@ class Fake:
         return nn.Parameter(fake, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
-def _on_meta(setting: Setting) -> Any:
+def _on_meta(setting: Setting, layers: int | None) -> Any:
     options = {"attn_implementation": setting.attention} if setting.attention else {}
     held = torch.float32 if setting.adapter is None else getattr(torch, setting.dtype)
-    model = skeleton.architecture(setting.model, task=setting.task, dtype=held, **options)
+    model = architecture.build(setting.model, task=setting.task, dtype=held, layers=layers, **options)
     model.config.use_cache = False
     if setting.quantize != "none":
         _quantise(model, setting)

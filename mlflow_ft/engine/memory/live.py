@@ -34,7 +34,7 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.peak = 0
         self.at_peak: Mapping[str, int] = {}
         self._in_use = 0

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_outputs import ModelOutput
 
 from mlflow_ft.engine import loss
 from mlflow_ft.engine.loss import causal_model
@@ -185,8 +184,7 @@ def _chunk(apply_head: Any, states: Tensor, tokens: Tensor, live: Live) -> Tenso
 
 def _over_logits(model: Any, live: Live, ids: Tensor, *, share: float) -> Tensor:
     """As `loss.full_token_loss`, and as the losses of cpo and orpo."""
-    output: ModelOutput = model(input_ids=ids, use_cache=False)
-    logits = output.logits
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
     live.is_now(logits, LOGITS)
     with live.of_kind(LOGITS):
         words = logits.shape[-1]

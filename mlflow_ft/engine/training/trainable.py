@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, set_seed
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine.adapters import unmergeable
 from mlflow_ft.engine.hub import quiet_transformers
+from mlflow_ft.engine.memory import heap
 from mlflow_ft.engine.models import experts, loading, pooling
 from mlflow_ft.engine.training import starts
 from mlflow_ft.errors import ModelError
@@ -23,6 +24,7 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     Raises:
         ModelError: nothing would be trained, or the adapter does not fit, or could not be merged after training.
     """
+    heap.keep_compact()
     config = job.config
     adapter = job.registry.adapters[config.adapter.kind]
     module: Any = loading.load_base(config, base)
