@@ -26,6 +26,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "narrow": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "vocab_size": 49152},
     "wide": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 8192},
     "words": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 128000},
+    "rehearsal": {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 49152},
 }
 SMOLLM2 = "smollm2-135m"
 STEPS = 3
@@ -167,8 +168,6 @@ def measure(case: Case) -> dict[str, float]:
     from mlflow_ft.engine.memory import configured, estimating, measuring
 
     with tempfile.TemporaryDirectory() as scratch:
-        SIZES_OF_REHEARSAL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 49152}
-        globals()["SIZES"] = {**SIZES, "rehearsal": SIZES_OF_REHEARSAL}
         small = replace(case, model="rehearsal", length=16)
         trained(*job_of(small, make_model("rehearsal", Path(scratch, "small")), Path(scratch, "first")))
         job, data, base = job_of(case, make_model(case.model, Path(scratch, "model")), Path(scratch, "second"))

@@ -39,7 +39,7 @@ def setting_of(config: Config, registry: Registry, base: BaseModel, **changes: A
         "quantize": own.held if own and own.held else config.model.quantize,
         "double_quant": config.model.double_quant,
         "dtype": str(hardware.compute_dtype(config.model.dtype)).removeprefix("torch."),
-        "batch": training.per_device_train_batch_size,
+        "batch": training.batch_size,
         "length": config.data.max_length,
         "accumulation": training.gradient_accumulation_steps,
         "checkpointing": hardware.checkpointing(config),

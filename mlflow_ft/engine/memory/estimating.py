@@ -66,7 +66,7 @@ def _estimated(setting: Setting) -> Estimate:
 
 def _training(setting: Setting, held: Held, step: Pass, others: Sequence[Pass]) -> Phase:
     mine = spread(held, setting)
-    passing = [_parts(step.at_peak), {GRADIENTS: mine.gradients}, *(_parts(other.at_peak) for other in others)]
+    passing = [{GRADIENTS: mine.gradients}, *(_parts(one_pass.at_peak) for one_pass in (step, *others))]
     parts = {"weights": mine.weights, "adapter": mine.adapter, "optimizer": mine.optimizer, "reference": mine.reference}
     parts |= _most(passing)
     return Phase(name="training", parts=_without_zeros(parts | {"communication": mine.communication}))
@@ -80,8 +80,8 @@ def _evaluation(held: Held, judged: Sequence[Pass]) -> Phase:
     )
 
 
-def _most(several: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    return dict(max(several, key=lambda parts: sum(parts.values())))
+def _most(several: Sequence[dict[str, int]]) -> dict[str, int]:
+    return max(several, key=lambda parts: sum(parts.values()))
 
 
 def _parts(at_peak: Mapping[str, int]) -> dict[str, int]:

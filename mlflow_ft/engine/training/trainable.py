@@ -9,9 +9,9 @@ from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, set_seed
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import heap
 from mlflow_ft.engine.adapters import unmergeable
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.memory import heap
 from mlflow_ft.engine.models import experts, loading, pooling
 from mlflow_ft.engine.training import starts
 from mlflow_ft.errors import ModelError
