@@ -62,7 +62,7 @@ def _with(job: Job, size: int, steps: int) -> Job:
     origins = {**job.config.origins, **{f"training.{name}": f"{AUTO}: {SETTING}" for name in chosen}}
     training = job.config.training.model_copy(update=chosen)
     job = replace(job, config=job.config.model_copy(update={"training": training, "origins": origins}))
-    told = f"{size} rows per forward pass, {steps} passes per step"
+    told = f"{size} rows per forward pass, gradient_accumulation_steps {steps}"
     job.progress.say(f"{SETTING} {AUTO}: {told}, {size * steps} rows per step")
     job.run.log_config(job.config)
     job.run.set_tags({TAG: told})

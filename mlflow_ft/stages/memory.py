@@ -24,6 +24,8 @@ MEMORY_TAG = "mlflow_ft.memory"
 """Tag with the estimate by parts."""
 BEYOND = 1.1
 """A run is refused if it needs more than this times the memory: estimates are off by up to a tenth."""
+SHOWN = 0.01
+"""The smallest share of the memory that a part is named with."""
 SHORT = 256
 """`data.max_length` up to which rows are not shortened further."""
 ALWAYS = ("weights", "adapter", "gradients", "optimizer", "reference", "communication")
@@ -134,7 +136,8 @@ def described(phase: Phase, here: Room) -> str:
 
 def _listed(parts: Any) -> str:
     largest = sorted(parts.items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {gib(size)}" for name, size in largest if size)
+    least = SHOWN * sum(parts.values())
+    return ", ".join(f"{name} {gib(size)}" for name, size in largest if size >= least)
 
 
 def gib(size: float) -> str:
