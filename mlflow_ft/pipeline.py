@@ -179,8 +179,7 @@ def reproduce(
 def _stages(job: Job, active: ActiveRun) -> Outcome:
     """From the base model and the rows to the registered versions."""
     from mlflow_ft.operations import what_next
-    from mlflow_ft.stages import (
-        batch_size, data, evaluate, following, model, package, register, train, worse)
+    from mlflow_ft.stages import batch_size, data, evaluate, following, model, package, register, train, worse
 
     with what_next.naming_resume(active.run_id), following.naming_lost():
         job, base = model.find(job)

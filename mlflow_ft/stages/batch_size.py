@@ -27,7 +27,7 @@ def settle(job: Job, data: Data, base: BaseModel) -> Job:
     if training.per_device_train_batch_size != AUTO:
         return job
     rows = USUAL_BATCH * training.gradient_accumulation_steps
-    here = memory.room(job.run.read().info.experiment_id)
+    here = memory.room(job.config, job.run.read().info.experiment_id)
     if here.calibration.runs:
         job.progress.say(f"memory: {here.calibration}")
     sizes = [size for size in range(rows, 1, -1) if rows % size == 0]

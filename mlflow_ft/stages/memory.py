@@ -45,8 +45,8 @@ class Room:
         return size * self.calibration.factor > BEYOND * self.bytes
 
 
-def room(experiment_id: str | None) -> Room:
-    """The room on this machine, calibrated by the runs of an experiment; by none if the store does not answer."""
+def room(config: Config, experiment_id: str | None) -> Room:
+    """The room of a process on this machine, calibrated by the runs of an experiment if the store answers."""
     from mlflow_ft.engine.memory import measuring
     from mlflow_ft.errors import TrackingError
     from mlflow_ft.tracking.past_memory import Calibration, calibration
@@ -54,13 +54,14 @@ def room(experiment_id: str | None) -> Room:
     known = Calibration()
     with suppress(TrackingError):
         known = calibration(experiment_id, measuring.device_kind())
-    return _room(known)
+    return _room(config, known)
 
 
-def _room(known: Calibration) -> Room:
-    from mlflow_ft.engine.memory import measuring
+def _room(config: Config, known: Calibration) -> Room:
+    from mlflow_ft.engine.memory import configured, measuring
 
-    return Room(bytes=measuring.available(), device=measuring.device_kind(), calibration=known)
+    sharing = -(-configured.processes_of(config) // config.launch.num_machines)
+    return Room(bytes=measuring.available(sharing=sharing), device=measuring.device_kind(), calibration=known)
 
 
 def estimate(config: Config, registry: Registry, base: BaseModel, **changes: Any) -> Estimate | None:
@@ -205,7 +206,7 @@ def measured(job: Job, data: Data, base: BaseModel) -> Iterator[None]:
 
     needs = estimate_of_rows(job, data, base, batch=job.config.training.batch_size)
     if needs is not None:
-        here = _room(past_memory.Calibration())
+        here = _room(job.config, past_memory.Calibration())
         refuse(job, needs, here, base)
         job.run.set_tags({MEMORY_TAG: described(needs["training"], here)})
         job.run.metrics({past_memory.PREDICTED: needs["training"].total / GIB})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_ft import processes
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import hardware
 from mlflow_ft.engine.memory.values import Setting
@@ -45,6 +46,8 @@ def setting_of(config: Config, registry: Registry, base: BaseModel, **changes: A
         "checkpointing": hardware.checkpointing(config),
         "optimizer": hardware.optimizer(config),
         "attention": config.model.attn_implementation,
+        "strategy": config.launch.strategy,
+        "processes": processes_of(config),
         "eval_batch": config.evaluation.per_device_eval_batch_size,
         "new_tokens": max(config.evaluation.max_new_tokens, rollout.max_completion_length),
         "generations": rollout.num_generations,
@@ -52,6 +55,14 @@ def setting_of(config: Config, registry: Registry, base: BaseModel, **changes: A
         "merges": adapter.merges and "merged" in (config.package.packagers or ("merged",)),
     }
     return Setting(**values | changes)
+
+
+def processes_of(config: Config) -> int:
+    """The processes that train together: those that are there, or else those that the configuration asks for."""
+    there = processes.place().size
+    if there > 1 or config.launch.launcher == "local":
+        return there
+    return config.launch.num_processes or max(1, hardware.gpus()) * config.launch.num_machines
 
 
 def _objective(method: str, task: str) -> str:

@@ -12,8 +12,10 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 """Written to `clear_refs`, it makes the kernel forget the process's highest resident set (proc(5))."""
-CONTEXT = 2**29
-"""What CUDA itself takes of a GPU, which torch's allocator does not see."""
+
+GROUP = Path("/sys/fs/cgroup")
+"""The container's control group, version 2."""
+NO_LIMIT = 2**62
 
 
 class Meter:
@@ -28,19 +30,12 @@ class Meter:
         return max(0, _highest() - self._before)
 
 
-def available() -> int:
-    """Bytes that a training could take now: of the GPU, or of the machine or its container."""
+def available(*, sharing: int = 1) -> int:
+    """Bytes that a process could take now: of its GPU; else of the machine or its container, which `sharing` share."""
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return int(free)
-    return min(int(psutil.virtual_memory().available), _left_in_container())
-
-
-def capacity() -> int:
-    """Bytes of the GPU's memory, or of the machine's or its container's."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return min(int(psutil.virtual_memory().total), _container())
+    return min(int(psutil.virtual_memory().available), _left_in_container()) // sharing
 
 
 def device_kind() -> str:
@@ -71,25 +66,11 @@ def _highest() -> int:
     return _in_use()
 
 
-LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
-"""The container's limit and use, with version 2 of control groups and with version 1."""
-NO_LIMIT = 2**62
-
-
-def _container() -> int:
-    return min((_number(limit) for limit, _ in LIMITS), default=NO_LIMIT)
-
-
 def _left_in_container() -> int:
-    limits = [(_number(limit), _number(used)) for limit, used in LIMITS]
-    return min((limit - used for limit, used in limits if limit < NO_LIMIT and used < NO_LIMIT), default=NO_LIMIT)
-
-
-def _number(file: Path) -> int:
+    """The container's limit less what it uses, without files in the cache, which make room."""
     try:
-        return min(NO_LIMIT, int(file.read_text()))
+        limit, used = int((GROUP / "memory.max").read_text()), int((GROUP / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)$", (GROUP / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):  # no such group, or "max"
         return NO_LIMIT
+    return limit - used + (int(cached[1]) if cached else 0)

@@ -125,7 +125,7 @@ class WatchCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._pace.seconds:
-            self._job.run.metric("train/seconds_per_step", self._pace.seconds, step=state.global_step)
+            self._job.run.metric("train/step_time", self._pace.seconds, step=state.global_step)
 
 
 class Pace:

@@ -38,7 +38,7 @@ def check_device(examination: Examination, base: BaseModel | None) -> None:
 def check_memory(examination: Examination, registry: Registry, base: BaseModel, place: RunPlace | None) -> None:
     """Compare the memory that the run needs with what the machine has."""
     config = examination.config
-    here = memory.room(place.experiment_id if place else None)
+    here = memory.room(config, place.experiment_id if place else None)
     examination.check("memory", partial(memory.check, config, registry, base, here))
 
 
