@@ -59,7 +59,8 @@ def freeze(module: PreTrainedModel) -> None:
     """Prepare a quantised base for an adapter: freeze it, and convert weights that are not quantised to float32.
 
     As PEFT's `prepare_model_for_kbit_training`, except for the experts of a mixture, which bitsandbytes does not
-    quantise: they are most of the model, and keep the type in which they were loaded.
+    quantise: they are most of the model, and keep the type in which they were loaded. On a CPU the others are copied:
+    they may be parts of a mapped file, which has every weight that was quantised, and stays in memory with them.
     """
     kept = {id(weight) for weight in experts.fused(module).values()}
     for weight in module.parameters():
@@ -67,6 +68,8 @@ def freeze(module: PreTrainedModel) -> None:
         half = weight.dtype in (torch.float16, torch.bfloat16) and type(weight).__name__ != "Params4bit"
         if half and id(weight) not in kept:
             weight.data = weight.data.float()
+        elif type(weight) is torch.nn.Parameter and weight.device.type == "cpu":
+            weight.data = weight.data.clone()
 
 
 def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:
