@@ -48,7 +48,7 @@ def test_long_rows_that_would_not_fit_are_a_caution_with_remedies_in_order_of_co
     assert caution.remedy.startswith(
         "in order of cost, with what it then needs: --training.per_device_train_batch_size"
     )
-    assert "--training.gradient_accumulation_steps 8" in caution.remedy
+    assert "--training.gradient_accumulation_steps 4" in caution.remedy
 
 
 def test_the_remedies_end_with_the_first_that_is_enough(tiny_model: Path) -> None:
