@@ -171,7 +171,7 @@ def reproduce(
             job, base = model.find(job)
             rows = data.prepare(job, base)
             original.check_inputs(earlier, job)
-            trained = train.train(job, rows, base)
+            job, trained = train.train(job, rows, base)
             evaluate.evaluate(job, rows, trained)
             return verdict.judge(job, earlier, trained, environment, rule)
 
@@ -179,13 +179,14 @@ def reproduce(
 def _stages(job: Job, active: ActiveRun) -> Outcome:
     """From the base model and the rows to the registered versions."""
     from mlflow_ft.operations import what_next
-    from mlflow_ft.stages import data, evaluate, following, model, package, register, train, worse
+    from mlflow_ft.stages import batch_size, data, evaluate, following, model, package, register, train, worse
 
     with what_next.naming_resume(active.run_id), following.naming_lost():
         job, base = model.find(job)
         rows = data.prepare(job, base)
+        job = batch_size.settle(job, rows, base)
         following.share(job, rows, base)
-        trained = train.train(job, rows, base)
+        job, trained = train.train(job, rows, base)
         with what_next.naming_weights(job, trained):
             scores = evaluate.evaluate(job, rows, trained)
             packaged = package.package(job, rows, trained, scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_SECONDS = 15.0
+LATEST = 20
+"""Steps from whose pace the remaining time follows."""
+MINUTES_FROM = 100
+"""Seconds from which a time is in minutes."""
 
 
 class Bar(Protocol):
@@ -129,13 +134,36 @@ class _PlainBar:
         self._progress, self._title, self._total, self._unit = progress, title, total, unit
         self._done = 0.0
         self._last_line = time.monotonic()
+        self._latest: deque[tuple[float, float]] = deque(maxlen=LATEST)
 
     def advance(self, steps: float = 1, *, note: str = "") -> None:
         self._done += steps
-        if time.monotonic() - self._last_line >= PLAIN_SECONDS:
-            self._last_line = time.monotonic()
+        now = time.monotonic()
+        self._latest.append((now, self._done))
+        if now - self._last_line >= PLAIN_SECONDS:
+            self._last_line = now
             total = f"/{self._total:g}" if self._total else ""
-            self._progress.say(f"{self._title}: {self._done:g}{total} {self._unit} {note}".rstrip())
+            notes = ", ".join(filter(None, [note, self._left()]))
+            self._progress.say(f"{self._title}: {self._done:g}{total} {self._unit} {notes}".rstrip())
+
+    def _left(self) -> str:
+        """The remaining time at the pace of the latest steps; "" if it is unknown."""
+        (start, before), (now, done) = self._latest[0], self._latest[-1]
+        if not self._total or done <= before or now <= start or done >= self._total:
+            return ""
+        return f"{duration((self._total - done) * (now - start) / (done - before))} left"
+
+
+def duration(seconds: float) -> str:
+    """A time in few words.
+
+    >>> duration(48), duration(600), duration(9000)
+    ('48 s', '10 min', '2 h 30 min')
+    """
+    if seconds < MINUTES_FROM:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 @contextmanager

@@ -41,8 +41,8 @@ def test_without_a_terminal_a_bar_is_a_line_in_fifteen_seconds(monkeypatch: pyte
             bar.advance(1, note="loss 1.5")
     assert stream.getvalue().splitlines() == [
         "train ...",
-        "train: 15/40 steps loss 1.5",
-        "train: 30/40 steps loss 1.5",
+        "train: 15/40 steps loss 1.5, 25 s left",
+        "train: 30/40 steps loss 1.5, 10 s left",
         "train: done in 40 s",
     ]
 
@@ -89,3 +89,16 @@ def test_a_long_marked_text_is_cut() -> None:
     stream = io.StringIO()
     Progress(stream=stream).marked("a row", [(False, "x" * 30), (True, "y" * 30), (False, "z")], letters=40)
     assert stream.getvalue().splitlines()[1] == "x" * 30 + "[[" + "y" * 10 + " ...]]"
+
+
+def test_the_remaining_time_follows_from_the_latest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Progress(stream=stream).bar("train", total=1000, unit="steps") as bar:
+        bar.advance(400)  # done before, in a run that is resumed
+        for seconds in [1] * 40 + [3] * 60:
+            now[0] += seconds
+            bar.advance(1)
+    assert "train: 415/1000 steps 10 min left" in stream.getvalue()
+    assert "train: 497/1000 steps 25 min left" in stream.getvalue()

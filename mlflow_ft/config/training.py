@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from mlflow_ft.config.section import Section
+
+AUTO = "auto"
+USUAL_BATCH = 8
+Rows = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
 class TrainingSection(Section):
@@ -28,8 +32,9 @@ class TrainingSection(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Clip gradients to this norm."""
-    per_device_train_batch_size: int = Field(default=8, ge=1)
-    """Rows per device and forward pass."""
+    per_device_train_batch_size: Rows = 8
+    """Rows per device and forward pass; auto: the most that fit into memory, with as many forward passes per step as
+    keep the step at 8 x `gradient_accumulation_steps` rows."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes per optimizer step."""
     gradient_checkpointing: bool | None = None
@@ -55,6 +60,11 @@ class TrainingSection(Section):
     def _is_a_distance(cls, steps: float | str) -> float | str:
         _distance(steps)
         return steps
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per device and forward pass; the usual number while `auto` is not settled yet."""
+        return USUAL_BATCH if isinstance(self.per_device_train_batch_size, str) else self.per_device_train_batch_size
 
     @property
     def save_every(self) -> tuple[float, Literal["steps", "share", "minutes"]]:

@@ -9,30 +9,25 @@ from typing import Any
 
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.job import Job
-from mlflow_ft.stages import checkpoints, done, following, leftovers, model, rehearsal
+from mlflow_ft.stages import batch_size, checkpoints, done, following, leftovers, memory, model, rehearsal
 from mlflow_ft.values import BaseModel, Data, Trained
 
 WEIGHTS_FILE = "train/weights.json"
 """The artifact with the sha256 of every trained weight file, by its path in the stage's folder."""
 
 
-def train(job: Job, data: Data, base: BaseModel) -> Trained:
+def train(job: Job, data: Data, base: BaseModel) -> tuple[Job, Trained]:
     """Train, and mark the stage's folder complete when everything is on disk; a complete training is not repeated.
 
-    A resumed job continues from its checkpoint.
+    A resumed job continues from its checkpoint. Also returns the job, with the batch size in numbers.
     """
     if (result := done.result(job.folder / "train")) is not None:
-        return _recorded(job, base, result)
+        return job, _recorded(job, base, result)
     from mlflow_ft.engine import ranks
 
     leftovers.remove_checkpoints(job)
     ranks.call(following.TRAIN)
-    loaded = model.load(job, data, base)
-    rehearsal.rehearse(job, data, loaded)
-    job.run.begin("train")
-    job.plugins.hook.before_train(job=job, data=data, model=loaded)
-    job = checkpoints.with_checkpoints(job, data, base)
-    trained = job.registry.trainers[job.config.method].train(job, data, loaded)
+    job, trained = _in_memory(job, data, base)
     job.run.metrics(trained.metrics)
     if trained.findings:
         job.run.set_tags({"mlflow_ft.training_findings": "; ".join(trained.findings)})
@@ -41,7 +36,36 @@ def train(job: Job, data: Data, base: BaseModel) -> Trained:
     result = {"base": described, "metrics": dict(trained.metrics), "findings": list(trained.findings)}
     done.finish(trained.folder, result | {"weights": weights})
     job.run.artifact_text(json.dumps(weights, indent=2), WEIGHTS_FILE)
-    return trained
+    return job, trained
+
+
+def _in_memory(job: Job, data: Data, base: BaseModel) -> tuple[Job, Trained]:
+    """Train; with a batch size of `auto`, with a smaller one if the longest batch does not fit.
+
+    Raises:
+        LongestBatchError: the longest batch does not fit.
+    """
+    from mlflow_ft.engine.training.longest_batch import LongestBatchError
+
+    while True:
+        try:
+            return job, _once(job, data, base)
+        except LongestBatchError as error:
+            smaller = batch_size.smaller(job)
+            if smaller is None:
+                raise
+            job.progress.warn(error.message)
+        job = smaller
+
+
+def _once(job: Job, data: Data, base: BaseModel) -> Trained:
+    with memory.measured(job, data, base):
+        loaded = model.load(job, data, base)
+        rehearsal.rehearse(job, data, loaded)
+        job.run.begin("train")
+        job.plugins.hook.before_train(job=job, data=data, model=loaded)
+        job = checkpoints.with_checkpoints(job, data, base)
+        return job.registry.trainers[job.config.method].train(job, data, loaded)
 
 
 def _recorded(job: Job, base: BaseModel, result: Mapping[str, Any]) -> Trained:

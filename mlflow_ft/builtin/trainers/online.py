@@ -81,7 +81,7 @@ def groups(config: Config) -> str | None:
         return "rollout.num_generations must be 2 or more: answers to the same prompt are compared with each other"
     if {"generation_batch_size", "steps_per_generation"} & set(config.objective.options or {}):
         return None  # TRL checks these
-    batch, steps = config.training.per_device_train_batch_size, config.training.gradient_accumulation_steps
+    batch, steps = config.training.batch_size, config.training.gradient_accumulation_steps
     answers = batch * steps * int(os.environ.get("WORLD_SIZE", "1"))
     if answers % size:
         fitting = -(-batch // size) * size

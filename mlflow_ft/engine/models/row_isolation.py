@@ -260,7 +260,7 @@ def padded(job: Job, data: Data, trainer: Any) -> Check:
         return batches.padded(encoded, pad_token_id=data.tokenizer.pad_token_id)
 
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
-        if job.config.training.per_device_train_batch_size > 1:
+        if job.config.training.batch_size > 1:
             refuse_padding(job, see_each_other(model, some(data), collate, rough=rough))
 
     return check
@@ -269,7 +269,7 @@ def padded(job: Job, data: Data, trainer: Any) -> Check:
 def refuse_padding(job: Job, seen: Seen | None) -> None:
     """Raise ConfigError if the rows of a padded batch change each other."""
     if seen:
-        size, steps = job.config.training.per_device_train_batch_size, job.config.training.gradient_accumulation_steps
+        size, steps = job.config.training.batch_size, job.config.training.gradient_accumulation_steps
         raise ConfigError(
             f"on this model, rows in a padded batch affect each other, by up to {seen.difference:.2g} nats a token",
             hint="use one row at a time: --training.per_device_train_batch_size 1 "

@@ -19,13 +19,12 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from mlflow_ft.engine.adapters import files, fitting, unmergeable
 from mlflow_ft.engine.adapters.fitting import Fit, Say, silent
 from mlflow_ft.engine.adapters.weight_names import short
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import own_quantization, routers
+from mlflow_ft.engine.models import architecture, own_quantization
 from mlflow_ft.engine.models.loading import quiet_peft
 from mlflow_ft.errors import brief
 
@@ -126,17 +125,9 @@ def _built(base: Path, adapter: Path, *, task: str, rows: int | None) -> Skeleto
 
 def bare_model(base: Path, *, task: str = "generate") -> Any:
     """The architecture of a folder's config.json, on the meta device."""
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    if own := own_quantization.of(base):
-        if own.held is None:
-            raise UnsuitedError(f"the base's own files are in {own.description}")
-        own_quantization.forget(config)  # the dequantised weights go into a model that is not quantised
-    routers.silence(config)
-    kind: Any = AutoModelForCausalLM
-    if task == "score":
-        kind, config.num_labels = AutoModelForSequenceClassification, 1
-    with torch.device(META), quiet_transformers():
-        return kind.from_config(config, dtype=torch.float32).eval()
+    if (own := own_quantization.of(base)) and own.held is None:
+        raise UnsuitedError(f"the base's own files are in {own.description}")
+    return architecture.build(base, task=task)
 
 
 def fit(base: Path, adapter: Path, *, task: str = "generate", rows: int | None = None, say: Say = silent) -> Fit:

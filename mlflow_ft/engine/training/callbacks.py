@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from contextlib import ExitStack
+from statistics import median
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.progress import Bar
+from mlflow_ft.progress import LATEST, Bar, duration
 from mlflow_ft.values import Job, Split
 
 HELD_OUT = "eval_"
 """Prefix of the trainers' names for metrics on held-out rows."""
 SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 SKIPPED = {"train_loss", "total_flos"} | {f"{side}_{name}" for side in ("train", "eval") for name in SPEED}
+
+MEASURED = 5
+"""Steps after which the time of the others is announced."""
 
 
 def curve(name: str) -> str:
@@ -79,7 +84,8 @@ class WatchCallback(TrainerCallback):
         self._job = job
         self._bars = bars
         self._bar: Bar | None = None
-        self._note = ""
+        self._loss = ""
+        self._pace = Pace()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar = self._bars.enter_context(self._job.progress.bar("train", total=state.max_steps, unit="steps"))
@@ -103,8 +109,52 @@ class WatchCallback(TrainerCallback):
                     "warm up longer, or compute in float32 (--model.dtype float32)",
                 )
         if "loss" in logs:
-            self._note = f"loss {logs['loss']:.3f}"
+            self._loss = f"loss {logs['loss']:.3f}"
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._pace.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._pace.end()
         if self._bar:
-            self._bar.advance(1, note=self._note)
+            pace = f"{self._pace.seconds:.2g} s/step" if self._pace.seconds else ""
+            self._bar.advance(1, note=", ".join(filter(None, [self._loss, pace])))
+        if self._pace.is_known_now and (left := state.max_steps - state.global_step) > 0:
+            total = duration(self._pace.seconds * left)
+            self._job.progress.say(f"{self._pace.seconds:.2g} s a step: {total} for the other {left:,}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._pace.seconds:
+            self._job.run.metric("train/step_time", self._pace.seconds, step=state.global_step)
+
+
+class Pace:
+    """The time that a step takes, without evaluations and checkpoints: the median of the latest steps.
+
+    The first step is left out: it also starts kernels and threads.
+    """
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._count = 0
+        self._latest: deque[float] = deque(maxlen=LATEST)
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """It has ended."""
+        if self._began is not None and self._count:
+            self._latest.append(time.monotonic() - self._began)
+        self._count += 1
+
+    @property
+    def seconds(self) -> float:
+        """0 if no step was measured."""
+        return median(self._latest) if self._latest else 0.0
+
+    @property
+    def is_known_now(self) -> bool:
+        """Whether just enough steps were measured to announce the time."""
+        return self._count == MEASURED + 1

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mlflow_ft.config.training import AUTO
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.checkpoints.of_trainer import COUNTERS
 from mlflow_ft.engine.loss import causal_model
@@ -43,6 +44,10 @@ FURTHER = ("_entropy_window_stats", "_last_world_entropy", "current_gradient_acc
 """Further attributes that trainers change in a pass, or need in one."""
 PLAIN = (bool, int, float, str, type(None), Tensor)
 """Kinds of attributes of a layer that a pass may replace. Weights and buffers are not among them."""
+
+
+class LongestBatchError(ResourceError):
+    """The longest batch does not fit into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +76,15 @@ class LongestBatchCallback(TrainerCallback):
         self._job = job
         self._trainer = trainer
         self._find = find
+        # a batch size that an estimate chose must prove itself
+        self._chosen = job.config.origins.get("training.per_device_train_batch_size", "").startswith(AUTO)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if args.deepspeed or args.fsdp:
             return
         with aside():
             batch = self._find(self._trainer)
-        if batch is None or not (torch.cuda.is_available() or batch.exceeds > MUCH_LONGER):
+        if batch is None or not (torch.cuda.is_available() or batch.exceeds > MUCH_LONGER or self._chosen):
             return
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -142,7 +149,7 @@ def run(trainer: Any, batch: LongestBatch) -> None:
     """Run a batch forward and backward, and leave trainer, model and random generators as they were.
 
     Raises:
-        ResourceError: there is too little memory for it.
+        LongestBatchError: there is too little memory for it.
     """
     model = getattr(trainer, "model_wrapped", None) or trainer.model
     try:
@@ -158,7 +165,7 @@ def run(trainer: Any, batch: LongestBatch) -> None:
     except Exception as error:  # too little memory has a different class on each device; any other is raised again
         if told := out_of_memory(error):
             reason = told.message.removeprefix("out of memory: ")
-            raise ResourceError(
+            raise LongestBatchError(
                 f"out of memory in the longest batch, {batch.about}: {reason}", hint=MEMORY_REMEDIES
             ) from error
         raise

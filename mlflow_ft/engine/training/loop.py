@@ -53,7 +53,7 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
         "warmup_steps": settings.warmup_steps,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": job.config.evaluation.per_device_eval_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "activation_checkpointing": hardware.checkpointing(job.config),

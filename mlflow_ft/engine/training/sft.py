@@ -181,13 +181,13 @@ def proof(job: Job, data: Data, trainer: Any) -> Check:
         return batch
 
     def look(model: Any, rough: bool) -> Seen | None:  # noqa: FBT001  # a callback
-        size = min(job.config.training.per_device_train_batch_size, len(rows))
+        size = min(job.config.training.batch_size, len(rows))
         first = collator([rows[index] for index in range(size)])
         packed = first if "position_ids" in first else None  # padding is the same in any batch
         return see_each_other(model, row_isolation.some(data), collate, batch=packed, rough=rough)
 
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
-        if not lengths and job.config.training.per_device_train_batch_size == 1:
+        if not lengths and job.config.training.batch_size == 1:
             return
         if not (lengths or trainer.padding_free):
             row_isolation.refuse_padding(job, look(model, rough))

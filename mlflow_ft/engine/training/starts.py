@@ -55,7 +55,7 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
     if begin in ("corda", "lora_ga") and peft_config.target_modules == "all-linear":
         peft_config.target_modules = set(linear.names(module))  # they need the layers before PEFT resolves the name
     # CorDA's hooks take one row at a time
-    look = _batches(data, 1 if begin == "corda" else job.config.training.per_device_train_batch_size)
+    look = _batches(data, 1 if begin == "corda" else job.config.training.batch_size)
     tied = vocabulary.tied(module)
     narrowest = min((layer.in_features for _, layer in linear.layers(module)), default=0)
     if begin == "corda":

@@ -9,6 +9,7 @@ from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, set_seed
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import heap
 from mlflow_ft.engine.adapters import unmergeable
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.models import experts, loading, pooling
@@ -23,6 +24,7 @@ def prepare(job: Job, data: Data, base: BaseModel) -> Model:
     Raises:
         ModelError: nothing would be trained, or the adapter does not fit, or could not be merged after training.
     """
+    heap.keep_compact()
     config = job.config
     adapter = job.registry.adapters[config.adapter.kind]
     module: Any = loading.load_base(config, base)
@@ -57,7 +59,8 @@ def freeze(module: PreTrainedModel) -> None:
     """Prepare a quantised base for an adapter: freeze it, and convert weights that are not quantised to float32.
 
     As PEFT's `prepare_model_for_kbit_training`, except for the experts of a mixture, which bitsandbytes does not
-    quantise: they are most of the model, and keep the type in which they were loaded.
+    quantise: they are most of the model, and keep the type in which they were loaded. On a CPU the others are copied:
+    they may be parts of a mapped file, which has every weight that was quantised, and stays in memory with them.
     """
     kept = {id(weight) for weight in experts.fused(module).values()}
     for weight in module.parameters():
@@ -65,6 +68,8 @@ def freeze(module: PreTrainedModel) -> None:
         half = weight.dtype in (torch.float16, torch.bfloat16) and type(weight).__name__ != "Params4bit"
         if half and id(weight) not in kept:
             weight.data = weight.data.float()
+        elif type(weight) is torch.nn.Parameter and weight.device.type == "cpu":
+            weight.data = weight.data.clone()
 
 
 def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, base: BaseModel) -> Any:

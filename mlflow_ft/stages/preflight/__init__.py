@@ -67,6 +67,8 @@ def examine(
     trains = config.method != PREPARE
     if trains:
         machine.check_device(examination, base)
+        if base and not wrong:
+            machine.check_memory(examination, registry, base, place)
     if machine.check_output(examination) and trains and base and "adapter.kind" not in wrong:
         machine.check_room(examination, registry, base, place.folder if place else None, run_id)
     examination.check("plugins", lambda: machine.check_plugins(plugins))

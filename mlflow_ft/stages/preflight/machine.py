@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from mlflow_ft.errors import PluginError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import space
+from mlflow_ft.stages import memory, space
 from mlflow_ft.stages.preflight.examination import Examination
 from mlflow_ft.values.inspected import Caution
 
 if TYPE_CHECKING:
+    from mlflow_ft.tracking.run_place import RunPlace
     from mlflow_ft.values import BaseModel
 
 
@@ -32,6 +33,13 @@ def check_device(examination: Examination, base: BaseModel | None) -> None:
     if quantize != "none":
         check = partial(capabilities.check_quantization, quantize)
         examination.check("quantisation", check, setting="model.quantize")
+
+
+def check_memory(examination: Examination, registry: Registry, base: BaseModel, place: RunPlace | None) -> None:
+    """Compare the memory that the run needs with what the machine has."""
+    config = examination.config
+    here = memory.room(config, place.experiment_id if place else None)
+    examination.check("memory", partial(memory.check, config, registry, base, here))
 
 
 def check_output(examination: Examination) -> bool:

@@ -68,7 +68,7 @@ class PPOSettings:
     def answers_per_step(self, config: Config) -> int:
         """Answers that one process samples in a step."""
         training = config.training
-        return training.per_device_train_batch_size * training.gradient_accumulation_steps * self.num_mini_batches
+        return training.batch_size * training.gradient_accumulation_steps * self.num_mini_batches
 
 
 def read(config: Config) -> PPOSettings:
