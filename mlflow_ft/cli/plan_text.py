@@ -14,6 +14,8 @@ from mlflow_ft.values import Plan
 from mlflow_ft.values.planning import AIMS, Planned
 
 DAY = 24
+MEMORY = "memory"
+"""The rule that gives reasons why something does not fit."""
 
 
 def show(plan: Plan, *, file: str, is_written: bool) -> None:
@@ -33,7 +35,7 @@ def show(plan: Plan, *, file: str, is_written: bool) -> None:
         output.say(f"note: {remark}")
     output.say("")
     _decision(plan, output)
-    if plan.alternatives:
+    if plan.recommended and plan.alternatives:
         _alternatives(plan, output)
     for name, cost in plan.elsewhere.items():
         output.say(f"  or {name}: {cost}")
@@ -48,7 +50,8 @@ def _decision(plan: Plan, output: Progress) -> None:
     if planned is None:
         output.say("Nothing fits:")
         for reason in plan.reasons:
-            output.say(f"  - {reason.text} ({reason.rule})")
+            if reason.rule == MEMORY:
+                output.say(f"  - {reason.text}")
         output.say("What would fit:" if plan.would_fit else "Nothing that was tried would fit either.")
         for sentence in plan.would_fit:
             output.say(f"  - {sentence}")
@@ -84,7 +87,7 @@ def _alternatives(plan: Plan, output: Progress) -> None:
     rows = []
     for planned in plan.alternatives:
         cost = planned.cost
-        memory = gib(cost.memory) if cost else ""
+        memory = f"{'over ' if cost.at_least else ''}{gib(cost.memory)}" if cost else ""
         verdict = planned.refused or (
             "fits" if planned.fits else f"does not fit in {gib(cost.available)}" if cost else ""
         )

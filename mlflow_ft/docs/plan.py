@@ -22,14 +22,14 @@ What is not there yet can be described instead:
 
 - `--rows` and `--tokens` count the whole data; `--kind` is conversation, text, preference, unpaired or prompt.
 - `--model-size` plans for a typical model of that size. Name the model when you can: sizes of one name differ.
-- `--gpus` and `--gpu-memory` (GB each, as cards are sold) describe other hardware than this machine's; `--gpus 0` is the
-  CPU of this machine.
+- `--gpus` and `--gpu-memory` (GB each, as cards are sold) describe other hardware than this machine's; `--gpus 0` is
+  this machine's CPU.
 - `--aim` says what the training is for; when not given, the kind of the rows does."""
 DECIDING = """Each rule is a record with its source, and is asked in the order below. The first rule's preference comes
 first: method, then what trains, then how it is spread over processes. The plan takes the first combination that fits,
-as the estimate of memory says, with the largest batch that fits; the rest of the rows per step is accumulated. So a rule
-is overruled by memory, and never the reverse. If nothing fits, the plan says what would (larger or more GPUs, shorter
-rows, a smaller model), and the exit code is 1."""
+as the estimate of memory says, with the largest batch that fits; the rest of the rows per step is accumulated. So a
+rule is overruled by memory, and never the reverse. If nothing fits, the plan says what would (larger or more GPUs,
+shorter rows, a smaller model), and the exit code is 1."""
 LIMITS = """## What the numbers are worth
 
 - Memory is estimated from the model's config on torch's meta device. 7 % of a GPU are left to CUDA and fragmentation

@@ -145,13 +145,19 @@ class Cost:
     parts: Mapping[str, int]
     """What the memory is for, in bytes."""
     phase: str
-    """The phase with the peak: training, evaluation or merge."""
+    """The phase of the run with the peak: training or evaluation."""
     hours: float
     """Rough duration of the training."""
     batch: int
     """Rows per device and forward pass."""
     accumulation: int
     """Forward passes per step."""
+    eval_batch: int
+    """Rows per forward pass in evaluation."""
+    merges: bool = True
+    """Whether there is room to merge the adapter and compare the result; else the adapter alone is kept."""
+    at_least: bool = False
+    """Whether the memory is that of the weights and the optimizer alone, which is too much already."""
 
     @property
     def fits(self) -> bool:

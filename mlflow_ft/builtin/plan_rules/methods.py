@@ -45,7 +45,7 @@ def untuned(situation: Situation) -> Advice:
     """Preferences on a base that was not instruction-tuned."""
     return Advice(
         methods=("orpo",) if situation.kind == "preference" else (),
-        reason="the base has no chat template, so it is hardly instruction-tuned, and dpo and kto start from its answers",
+        reason="without a chat template the base is hardly instruction-tuned, and dpo and kto start from its answers",
         before="tune it on good answers first (mlflow-ft align does both), or start from an instruction-tuned model",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,18 +10,19 @@ from mlflow_ft.config import Config, Given, resolve
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.operations.planning import advised
 from mlflow_ft.operations.planning.costs import Costs, processes
+from mlflow_ft.operations.planning.duration import SAMPLED
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 from mlflow_ft.values import Choice, Situation
-from mlflow_ft.values.planning import Planned, Reason
+from mlflow_ft.values.planning import Cost, Planned, Reason
 
 OF_THE_WEIGHTS = ("adapter.", "model.")
 """The defaults of a method that say what trains."""
 IMITATES = "sft"
 """The method of which `lora`, `qlora`, `full` ... are variants."""
-REWARDED = "rollout.reward_funcs"
 PER_DEVICE, ACCUMULATION = "training.per_device_train_batch_size", "training.gradient_accumulation_steps"
 EVALUATED = "evaluation.per_device_eval_batch_size"
+PACKAGERS = "package.packagers"
 DECIDED = ("method", "adapter.kind", "model.quantize")
 """Settings that a plan decides."""
 
@@ -38,6 +39,8 @@ class Planner:
 
     def planned(self, choice: Choice) -> Planned:
         """The choice with its settings and its cost, or why it is not possible."""
+        from mlflow_ft.engine.models.skeleton import UnsuitedError
+
         advice = advised.ask(self.registry, self.situation, choice)
         settings = {path: value for path, (value, _) in advice.settings.items()}
         reasons = {path: reason for path, (_, reason) in advice.settings.items()}
@@ -45,23 +48,52 @@ class Planner:
         settings = self._own(choice, command) | settings
         try:
             config = self._config(command, settings, reasons)
-            start.check_method(_rewarded(config, self.registry), self.registry)
+            config = _rewarded(config, self.registry)
+            self._check(choice, config)
         except ConfigError as error:
             problems = "; ".join(problem.message for problem in error.problems)
             return Planned(choice=choice, command=command, settings={}, reasons={}, refused=problems or error.message)
         rows, why = advice.batch or (PER_STEP, USUAL_BATCH)
-        if given := self.given.keys() & {PER_DEVICE, ACCUMULATION}:
-            rows = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
-            rows *= processes(choice, self.situation.hardware) if PER_DEVICE in given else 1
-        cost, eval_rows = self.costs.cost(choice, config, step_rows=rows)
-        settings |= {PER_DEVICE: cost.batch, ACCUMULATION: cost.accumulation}
+        try:
+            cost = self.costs.cost(choice, config, per_device=self._per_device(choice, config, rows))
+        except UnsuitedError as error:
+            return Planned(choice=choice, command=command, settings={}, reasons={}, refused=str(error))
+        settings |= {PER_DEVICE: cost.batch, ACCUMULATION: cost.accumulation} | self._launch(choice)
         reasons |= {PER_DEVICE: why, ACCUMULATION: why}
-        if eval_rows != config.evaluation.per_device_eval_batch_size:
-            settings[EVALUATED] = eval_rows
-            reasons[EVALUATED] = Reason(
-                rule="memory", text="more rows at once do not fit in evaluation", source=ESTIMATE
-            )
-        return Planned(choice=choice, command=command, settings=settings | dict(self.given), reasons=reasons, cost=cost)
+        for path, value, text in _for_room(cost, config):
+            settings[path], reasons[path] = value, Reason(rule="memory", text=text, source=ESTIMATE)
+        given = dict(self.given)
+        return Planned(choice=choice, command=command, settings=settings | given, reasons=reasons, cost=cost)
+
+    def _check(self, choice: Choice, config: Config) -> None:
+        """Raise ConfigError if settings do not work together, or with the strategy."""
+        from mlflow_ft.config.launch import LaunchSection
+        from mlflow_ft.engine.launching import strategy
+
+        start.check_method(config, self.registry)
+        if choice.strategy != "local":
+            launched = LaunchSection.model_validate({"strategy": choice.strategy})
+            prompt = self.registry.adapters[config.adapter.kind].learned_prompt
+            spread = config.model_copy(update={"launch": launched})
+            if reason := strategy.misfit(spread, learned_prompt=prompt):
+                raise ConfigError(reason)
+
+    def _per_device(self, choice: Choice, config: Config, rows: int) -> int:
+        """The rows of a device in an optimizer step: the user's number, or a share; whole groups of sampled answers."""
+        training, count = config.training, processes(choice, self.situation.hardware)
+        if PER_DEVICE in self.given:
+            return training.batch_size * training.gradient_accumulation_steps
+        group = config.rollout.num_generations if choice.method in SAMPLED else 1
+        return max(1, -(-(rows // count) // group)) * group
+
+    def _launch(self, choice: Choice) -> dict[str, Any]:
+        if choice.strategy == "local":
+            return {}
+        return {
+            "launch.launcher": "accelerate",
+            "launch.strategy": choice.strategy,
+            "launch.num_processes": self.situation.hardware.gpus,
+        }
 
     def command(self, choice: Choice, settings: Mapping[str, Any]) -> str:
         """The method to train with: the variants of sft are methods of their own, unless rows are packed."""
@@ -85,6 +117,14 @@ class Planner:
         own = [Given(key=path, value=value, place=f"--{path} (command line)") for path, value in self.given.items()]
         defaults = self.registry.trainers[command].defaults
         return resolve(command, defaults=defaults, file=file, command_line=own)
+
+
+def _for_room(cost: Cost, config: Config) -> Iterator[tuple[str, Any, str]]:
+    """Settings that the memory asks for, each with its reason."""
+    if cost.eval_batch != config.evaluation.per_device_eval_batch_size:
+        yield EVALUATED, cost.eval_batch, "more rows at once do not fit in evaluation"
+    if not cost.merges and config.package.packagers is None:
+        yield PACKAGERS, ["adapter"], "the merged model does not fit on the device; merge later with mlflow-ft merge"
 
 
 PER_STEP = 16

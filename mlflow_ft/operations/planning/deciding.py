@@ -11,7 +11,7 @@ from mlflow_ft.operations.planning.candidates import ESTIMATE, Planner
 from mlflow_ft.values import Choice, Plan
 from mlflow_ft.values.planning import Planned, Reason
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 def decide(planner: Planner, *, remarks: Sequence[str] = ()) -> Plan:
@@ -120,9 +120,10 @@ def does_not_fit(planned: Planned) -> str:
     if planned.cost is None:
         return f"{way} is not possible: {planned.refused}"
     cost = planned.cost
-    return f"{way} needs {gib(cost.memory)} per device in {cost.phase}, of {gib(cost.available)} that it can use"
+    least = "at least " if cost.at_least else ""
+    return f"{way} needs {least}{gib(cost.memory)} per device in {cost.phase}, of {gib(cost.available)} that it can use"
 
 
 def gib(size: int) -> str:
-    """A size in GiB, for people."""
-    return f"{size / GIB:.1f} GiB"
+    """A size in GiB, or in MiB where it is small, for people."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / MIB:.0f} MiB"

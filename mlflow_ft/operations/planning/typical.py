@@ -74,6 +74,7 @@ def model(weights: float, name: str) -> Iterator[BaseModel]:
         "vocab_size": sizes.vocabulary,
         "tie_word_embeddings": sizes.tied,
         "max_position_embeddings": POSITIONS,
+        "pad_token_id": 0,
     }
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
