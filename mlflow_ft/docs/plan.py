@@ -13,8 +13,8 @@ ASKING = """    mlflow-ft plan --data rows.jsonl --model MODEL --out plan.yaml
 
 It reads the data (how many rows of which kind, how long), the model's config (no weights) and the hardware, and prints
 the method with its reasons, memory and time, every setting with its reason, the alternatives with what they cost, and
-the command that trains. `--out` writes the configuration, for `mlflow-ft train METHOD --config plan.yaml`. Settings that
-you give (`--max_length 2048`, `--config FILE`) are kept. `--json` prints all of it for programs.
+the command that trains. `--out` writes the configuration, for `mlflow-ft train METHOD --config plan.yaml`. Settings
+that you give (`--max_length 2048`, `--config FILE`) are kept. `--json` prints all of it for programs.
 
 What is not there yet can be described instead:
 

@@ -24,8 +24,7 @@ SHORTER = 512
 
 def would_fit(planner: Planner) -> Iterator[str]:
     """What would fit, a sentence each: larger or more devices, shorter rows, a smaller model."""
-    yield from _larger(planner)
-    yield from _more(planner)
+    yield from on_other_hardware(planner)
     if planner.situation.long_row > SHORTER:
         fit = deciding.first_fit(_in(planner, replace(planner.situation, long_row=SHORTER)))
         if fit:
@@ -34,6 +33,12 @@ def would_fit(planner: Planner) -> Iterator[str]:
         if size < planner.situation.parameters and (fit := _with_model(planner, size)):
             yield f"a model with {in_short(size)} weights on this hardware: {_way(fit)}"
             return
+
+
+def on_other_hardware(planner: Planner) -> Iterator[str]:
+    """The smallest devices, and the fewest, on which it fits."""
+    yield from _larger(planner)
+    yield from _more(planner)
 
 
 def _larger(planner: Planner) -> Iterator[str]:
