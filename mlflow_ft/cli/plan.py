@@ -57,6 +57,8 @@ def command(
     from mlflow_ft.stages.start import PREPARE
 
     progress = Progress()
+    if out:
+        check_out(Path(out).expanduser())
     asked = Asked(
         rows=count("rows", sizes["rows"], least=1),
         tokens=count("tokens", sizes["tokens"], least=1),
@@ -109,6 +111,13 @@ def count(name: str, text: str | None, *, least: int) -> int | None:
     if value is not None and not value.is_integer():
         raise ConfigError(f"--{name}: {text!r} is not a whole number", hint=f"write --{name} 20000")
     return None if value is None else int(value)
+
+
+def check_out(file: Path) -> None:
+    """Raise ConfigError if a file cannot be written there, before the plan is made."""
+    if file.is_dir() or not file.parent.is_dir():
+        reason = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise ConfigError(f"--out {file} cannot be written: {reason}", hint="name a file in a folder that exists")
 
 
 def write(plan: Plan, file: Path) -> None:

@@ -35,15 +35,18 @@ class Planner:
     costs: Costs
     registry: Registry
     given: Mapping[str, Any] = field(default_factory=dict)
-    """The user's own settings by full path; they override the rules'."""
+    """The user's own settings by full path. What a rule advises together with one of them is left to the default:
+    alpha, if the rank is given."""
 
     def planned(self, choice: Choice) -> Planned:
         """The choice with its settings and its cost, or why it is not possible."""
         from mlflow_ft.engine.models.skeleton import UnsuitedError
 
         advice = advised.ask(self.registry, self.situation, choice)
-        settings = {path: value for path, (value, _) in advice.settings.items()}
-        reasons = {path: reason for path, (_, reason) in advice.settings.items()}
+        overruled = {reason.rule for path, (_, reason) in advice.settings.items() if path in self.given}
+        chosen = {path: pair for path, pair in advice.settings.items() if pair[1].rule not in overruled}
+        settings = {path: value for path, (value, _) in chosen.items()}
+        reasons = {path: reason for path, (_, reason) in chosen.items()}
         command = self.command(choice, settings)
         settings = self._own(choice, command) | settings
         try:
@@ -62,8 +65,9 @@ class Planner:
         reasons |= {PER_DEVICE: why, ACCUMULATION: why}
         for path, value, text in _for_room(cost, config):
             settings[path], reasons[path] = value, Reason(rule="memory", text=text, source=ESTIMATE)
-        given = dict(self.given)
-        return Planned(choice=choice, command=command, settings=settings | given, reasons=reasons, cost=cost)
+        settings |= self.given
+        reasons = {path: reason for path, reason in reasons.items() if path not in self.given}
+        return Planned(choice=choice, command=command, settings=settings, reasons=reasons, cost=cost)
 
     def _check(self, choice: Choice, config: Config) -> None:
         """Raise ConfigError if settings do not work together, or with the strategy."""

@@ -74,7 +74,7 @@ def test_where_nothing_fits_it_says_what_would(planner_for: Callable[..., Planne
     plan = plan_for(*setup)
     assert plan.recommended is None
     planner = planner_for(*setup)
-    assert [sentence.partition(":")[0] for sentence in remedies.on_other_hardware(planner)] == ["2 x GPU with 48 GB"]
+    assert [sentence.partition(":")[0] for sentence in remedies.on_other_hardware(planner)] == ["2 x GPU with 80 GB"]
 
 
 def test_the_text_and_the_yaml_of_a_plan(plan_for: PlanFor, registry: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,12 +90,12 @@ def test_the_text_and_the_yaml_of_a_plan(plan_for: PlanFor, registry: Any, capsy
 
 
 def test_a_plan_that_does_not_fit_says_so(plan_for: PlanFor, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = replace(plan_for(20_000, "conversation", 2, 24, 70), would_fit=["2 x GPU with 48 GB: qlora"])
+    plan = replace(plan_for(20_000, "conversation", 2, 24, 70), would_fit=["2 x GPU with 80 GB: qlora"])
     plan_text.show(plan, file="plan.yaml", is_written=False)
     shown = capsys.readouterr().out
     assert "Nothing fits:" in shown
     assert "qlora with ddp needs at least 32." in shown
-    assert "What would fit:\n  - 2 x GPU with 48 GB: qlora" in shown
+    assert "What would fit:\n  - 2 x GPU with 80 GB: qlora" in shown
     assert "mlflow-ft train" not in shown
 
 
