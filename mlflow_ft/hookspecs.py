@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Launcher, Packager, Reward, Trainer
+from mlflow_ft.records import (
+    Adapter,
+    Check,
+    DataFormat,
+    Evaluator,
+    Exporter,
+    Gate,
+    Launcher,
+    Packager,
+    PlanRule,
+    Reward,
+    Trainer,
+)
 
 if TYPE_CHECKING:
     from mlflow_ft.values import Data, Job, Model, Scores
@@ -81,6 +93,16 @@ def register_gates() -> Iterable[Gate]:  # type: ignore[empty-body]  # a specifi
 @hookspec
 def register_launchers() -> Iterable[Launcher]:  # type: ignore[empty-body]  # a specification has no body
     """Return the launchers of this plugin, which start the processes of a run. Called once, when the program starts."""
+
+
+@hookspec
+def register_plan_rules() -> Iterable[PlanRule]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the rules that this plugin adds to `mlflow-ft plan`. Called once, when the program starts.
+
+    A rule sees the situation: rows, kind, aim, hardware, model. It advises methods, what trains, strategies or
+    settings, and names its source. To overrule a built-in rule, give yours a `priority` above 0. Advice is never taken
+    blindly: what the estimate of memory says does not fit is not recommended.
+    """
 
 
 @hookspec(firstresult=True)

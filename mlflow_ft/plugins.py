@@ -28,6 +28,7 @@ from mlflow_ft.records import (
     Gate,
     Launcher,
     Packager,
+    PlanRule,
     Record,
     Reward,
     Trainer,
@@ -45,6 +46,7 @@ KINDS: Mapping[str, type] = {
     "exporters": Exporter,
     "gates": Gate,
     "launchers": Launcher,
+    "plan_rules": PlanRule,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow_ft.candidacy import Candidacy
     from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import ChecksSection, Config
-    from mlflow_ft.values import Data, Form, Job, Launch, Model, Score, Subject, Trained
+    from mlflow_ft.values import Advice, Data, Form, Job, Launch, Model, Score, Situation, Subject, Trained
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any
@@ -266,4 +266,24 @@ class Launcher:
     loaded or started."""
 
 
-Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate | Launcher
+@dataclass(frozen=True, kw_only=True)
+class PlanRule:
+    """A rule of `mlflow-ft plan`: in which situations it applies, and what it then advises.
+
+    First all rules are asked for `methods`, `weights` and `strategies`. Of each, the first rule's list is preferred;
+    what other rules add to it are fallbacks and alternatives. The plan takes the first way to train that fits, as the
+    estimate of memory says. For each way all rules are asked again, with `situation.choice` set, for `settings`: the
+    first rule that sets one decides.
+    """
+
+    name: str
+    summary: str
+    source: str
+    """A citation: a paper's address, or a document's."""
+    applies: Callable[[Situation], bool]
+    advise: Callable[[Situation], Advice]
+    priority: int = 0
+    """Rules of a higher priority are asked first, then those registered earlier. All built-in rules have 0."""
+
+
+Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate | Launcher | PlanRule

@@ -17,6 +17,7 @@ from mlflow_ft.records import (
     Gate,
     Launcher,
     Packager,
+    PlanRule,
     Record,
     Reward,
     Trainer,
@@ -39,7 +40,7 @@ class Catalogue(Generic[RecordT]):
     """
 
     def __init__(self, kind: str, plugins: Plugins) -> None:
-        self.kind = kind
+        self.kind = kind.replace("_", " ")
         self._records: dict[str, RecordT] = {}
         self._providers: dict[str, str] = {}
         self._broken = tuple(info for info in plugins.infos if info.status == "broken")
@@ -89,6 +90,7 @@ class Registry:
         self.exporters: Catalogue[Exporter] = Catalogue("exporters", plugins)
         self.gates: Catalogue[Gate] = Catalogue("gates", plugins)
         self.launchers: Catalogue[Launcher] = Catalogue("launchers", plugins)
+        self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:

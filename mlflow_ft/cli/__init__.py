@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Fine-tune a model and register the result.",
     "align": "Instruction tuning, then preference tuning: two jobs in sequence.",
     "rlhf": "Instruction tuning, a reward model, then PPO against it: three jobs in sequence.",
+    "plan": "Name the method for your data, hardware and aim, with reasons, costs and configuration.",
     "preflight": "Check in seconds whether a training could run here: stores, model, data, device, disk.",
     "prepare": "Read, check and tokenise the data without training; --fix writes a cleaned copy.",
     "data": "Inspect data: show what is learned, check it, find the models trained on it.",

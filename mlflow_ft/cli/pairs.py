@@ -36,6 +36,7 @@ class PairsCommand(click.Command):
             argument = args[place]
             place += 1
             name, equals, value = argument.removeprefix("--").partition("=")
+            name = self._spelled(name)
             if waiting:
                 values, rest, waiting = self._taken(values, rest, waiting, argument), rest, ""
             elif argument in ctx.help_option_names:
@@ -54,17 +55,24 @@ class PairsCommand(click.Command):
                     rest.append(argument)
             else:
                 rest.append(argument)
-        if waiting.removeprefix("--") in self.options:
+        if self._spelled(waiting.removeprefix("--")) in self.options:
             raise ConfigError(f"{waiting} has no value", hint=f"write {waiting} VALUE")
         ctx.params = {"arguments": tuple(rest)} | {name.replace("-", "_"): value for name, value in values.items()}
         return []
 
     def _taken(self, values: dict[str, Any], rest: list[str], key: str, value: str) -> dict[str, Any]:
-        name = key.removeprefix("--")
+        name = self._spelled(key.removeprefix("--"))
         if name in self.options:
             return values | {name: value or None}
         rest.append(value)
         return values
+
+    def _spelled(self, name: str) -> str:
+        """The name of an option as it is declared, for one with underscores instead of dashes, or the reverse."""
+        for known in (*self.options, *self.switches):
+            if known.replace("-", "_") == name.replace("-", "_"):
+                return known
+        return name
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from mlflow_ft.config import describe

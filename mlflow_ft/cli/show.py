@@ -18,6 +18,7 @@ MORE = {
     "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
+    "plan_rules": ("priority", "source"),
 }
 """What is shown of a record in addition to its name and summary, by kind."""
 SAID = {"use_for": "for", "ranges": "usual", "scores": "measured by"}
@@ -36,8 +37,8 @@ def _words(value: Any) -> str:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, name: str | None, *, as_json: bool) -> None:
-    """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters, gates
-    or launchers.
+    """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters, gates,
+    launchers or plan_rules.
 
     \b
     mlflow-ft show trainers             every method: what it is for, what it needs, its defaults

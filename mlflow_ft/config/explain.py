@@ -239,13 +239,17 @@ def to_yaml(config: Config) -> str:
 
     Read back by `read_yaml` and `resolve` it gives the same values, even if the method's defaults have changed.
     """
+    return written(config.flat(), comments=config.origins)
+
+
+def written(values: Mapping[str, Any], *, comments: Mapping[str, str]) -> str:
+    """Values by full path as YAML, those of a section together in the given order; a value may have a comment."""
     lines = []
-    for path, value in config.flat().items():
+    for path, value in values.items():
         section, _, leaf = path.rpartition(".")
         if section and f"{section}:" not in lines:
             lines += ["", f"{section}:"]
-        origin = config.origins.get(path)
-        comment = f"  # {_one_line(origin)}" if origin else ""
+        comment = f"  # {_one_line(comments[path])}" if comments.get(path) else ""
         lines.append(f"{'  ' if section else ''}{leaf or path}: {_yaml(path, value)}{comment}")
     return "\n".join(lines) + "\n"
 

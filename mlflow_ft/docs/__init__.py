@@ -14,6 +14,7 @@ from mlflow_ft import hookspecs, plugins
 from mlflow_ft.config import PRIMARY, Config, describe
 from mlflow_ft.docs.api import api_page
 from mlflow_ft.docs.methods import methods_page
+from mlflow_ft.docs.plan import plan_page
 from mlflow_ft.docs.tables import NOTE, table_row
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +116,13 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"hooks.md": hooks_page, "settings.md": settings_page, "methods.md": methods_page, "api.md": api_page}
+PAGES = {
+    "hooks.md": hooks_page,
+    "settings.md": settings_page,
+    "methods.md": methods_page,
+    "plan.md": plan_page,
+    "api.md": api_page,
+}
 """File in docs/ -> the function that makes it."""
 
 

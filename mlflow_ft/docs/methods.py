@@ -12,7 +12,7 @@ from mlflow_ft.registry import Catalogue, Registry
 
 LISTED = ("formats", "checks", "evaluators", "rewards", "packagers", "exporters", "gates", "launchers")
 """Kinds listed by name and summary only; methods and adapters have more."""
-DECISIONS = """What do you have?
+DECISIONS = """[`mlflow-ft plan`](plan.md) answers for your data and hardware. In general: what do you have?
 
 - **Texts** without questions (a domain's documents): `sft` with `objective.packing`, which is continued pre-training
   ([packing](training.md)).

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.values import Hardware
 
 
 def device() -> torch.device:
@@ -57,3 +59,17 @@ def describe() -> str:
         properties = torch.cuda.get_device_properties(0)
         return f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def installed() -> Hardware:
+    """The devices of this machine that a training can use; of unequal GPUs, the memory of the smallest."""
+    if not torch.cuda.is_available():
+        return cpu()
+    gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    smallest = min(gpus, key=lambda gpu: gpu.total_memory)
+    return Hardware(gpus=len(gpus), memory=smallest.total_memory / 1e9, name=smallest.name)
+
+
+def cpu() -> Hardware:
+    """This machine without its GPUs."""
+    return Hardware(gpus=0, memory=psutil.virtual_memory().total / 1e9, cores=psutil.cpu_count(logical=False) or 1)

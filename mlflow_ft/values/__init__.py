@@ -5,28 +5,35 @@ from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
 from mlflow_ft.values.launch import Launch
 from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
+from mlflow_ft.values.planning import Advice, Aim, Choice, Hardware, Plan, Situation
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
 
 __all__ = [
     "MLFLOW_URIS",
+    "Advice",
+    "Aim",
     "Answer",
     "BaseModel",
     "CheckResult",
     "Checkpointer",
+    "Choice",
     "Data",
     "Exported",
     "Form",
+    "Hardware",
     "Job",
     "Launch",
     "Model",
     "Package",
     "Packaged",
+    "Plan",
     "Report",
     "Resume",
     "Run",
     "Score",
     "Scores",
+    "Situation",
     "Split",
     "StoredRows",
     "Subject",

@@ -18,6 +18,7 @@ IN_KIND = {
     "exporters": "nf4",
     "gates": "beats-champion",
     "launchers": "accelerate",
+    "plan_rules": "few-rows",
 }
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = MLPROJECT["entry_points"]
 COMMANDS = {name: entry_point["command"] for name, entry_point in ENTRY_POINTS.items()}
-JOBS = {"preflight", "prepare", "align", "rlhf", "promote", "merge", "export", "package", "reproduce", "resume"}
+JOBS = {"plan", "preflight", "prepare", "align", "rlhf", "promote", "merge", "export", "package", "reproduce", "resume"}
 """Entry points that are commands of their own, not methods."""
 HOSTILE = "; touch owned; $(touch owned) `touch owned` ' \" \\ && touch owned | touch owned\n touch owned #{model}"
 STAND_IN = """

@@ -93,11 +93,17 @@ def variables(settings: LaunchSection) -> Mapping[str, str]:
 
 def refused(config: Config, *, learned_prompt: bool) -> str | None:
     """Why a strategy cannot train this model, and a remedy; None if it can."""
+    strategy = config.launch.strategy
+    if strategy != "ddp" and not torch.cuda.is_available():
+        return f"{strategy} needs GPUs: on CPUs accelerate trains with ddp instead; use --launch.strategy ddp"
+    return misfit(config, learned_prompt=learned_prompt)
+
+
+def misfit(config: Config, *, learned_prompt: bool) -> str | None:
+    """As `refused`, on any machine that has GPUs."""
     strategy, quantize = config.launch.strategy, config.model.quantize
     if strategy == "ddp":
         return None
-    if not torch.cuda.is_available():
-        return f"{strategy} needs GPUs: on CPUs accelerate trains with ddp instead; use --launch.strategy ddp"
     if config.method == "ppo":
         return f"method ppo trains with ddp only, not with {strategy}; use --launch.strategy ddp"
     if sharded(strategy) and quantize != "none":

@@ -1,0 +1,1 @@
+"""Which method, with which settings, on which hardware: `mlflow-ft plan`."""
