@@ -146,6 +146,9 @@ class Evaluator:
     applies: Callable[[Data], bool] = lambda data: True
     task: Task = "generate"
     """Which models it evaluates: those that generate, or those that score."""
+    scores: tuple[str, ...] = ()
+    """The names of the scores that it returns; `reward/*` is any that begins so. A sweep refuses an objective that no
+    evaluator returns before it begins. Empty: known only after it has run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
 from mlflow_ft.values.launch import Launch
-from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
+from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, LossWatcher, Model, Trained
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
 
@@ -18,7 +18,11 @@ __all__ = [
     "Exported",
     "Form",
     "Job",
+<<<<<<< HEAD
     "Launch",
+=======
+    "LossWatcher",
+>>>>>>> f189709 (A sweep: spaces, the study, trials in nested runs, the best one registered (not tested yet))
     "Model",
     "Package",
     "Packaged",

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.progress import Bar
-from mlflow_ft.values import Job, Split
+from mlflow_ft.values import Job, LossWatcher, Split
 
 HELD_OUT = "eval_"
 """Prefix of the trainers' names for metrics on held-out rows."""
@@ -108,3 +108,22 @@ class WatchCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar:
             self._bar.advance(1, note=self._note)
+
+
+class HeldOutLossCallback(TrainerCallback):
+    """Passes each held-out loss during training to `watch`, which may end the training by an error."""
+
+    def __init__(self, watch: LossWatcher) -> None:
+        self._watch = watch
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        loss = (metrics or {}).get(f"{HELD_OUT}loss")
+        if loss is not None and 0 < state.global_step < state.max_steps:  # otherwise there is nothing to save
+            self._watch(state.global_step / state.max_steps, loss)

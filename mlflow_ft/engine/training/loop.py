@@ -20,7 +20,7 @@ from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.engine.training import even_batches, longest_batch, starts
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
-from mlflow_ft.engine.training.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
 from mlflow_ft.engine.training.first_step import GradientCallback
 from mlflow_ft.engine.training.longest_batch import LongestBatchCallback
@@ -133,6 +133,7 @@ def callbacks(
         callbacks += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
         callbacks += [SamplesCallback(job, data, bars, judges=judges)]
         callbacks += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
+        callbacks += [HeldOutLossCallback(job.watch_loss)] if job.watch_loss else []
     callbacks += [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
         callbacks += [AllocateCallback(job)]
