@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,12 +85,13 @@ def _pictures(study: Study, folder: Path, *, with_importances: bool) -> Iterator
     from matplotlib import pyplot
 
     score = " or ".join(study.plan.objective.names)
-    drawings = {"parallel-coordinates": lambda: drawing.plot_parallel_coordinate(study.optuna, target_name=score)}
+    drawings: dict[str, Callable[..., Any]] = {"parallel-coordinates": drawing.plot_parallel_coordinate}
     if with_importances:
-        drawings["importances"] = lambda: drawing.plot_param_importances(study.optuna, target_name=score)
+        drawings["importances"] = drawing.plot_param_importances
     for name, draw in drawings.items():
         with _quiet():
-            figure = draw().figure
+            draw(study.optuna, target_name=score)
+            figure = pyplot.gcf()
             figure.set_size_inches(max(8.0, 2.0 * len(study.plan.space)), 5)
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
             pyplot.close(figure)

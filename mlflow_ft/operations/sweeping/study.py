@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,9 +103,9 @@ class Study:
         trial = self.optuna.ask({dimension.name: _distribution(dimension) for dimension in self.plan.space})
         return Drawn(number=trial.number, values=dict(trial.params))
 
-    def attributes(self, number: int) -> Mapping[str, Any]:
-        """The attributes of a trial."""
-        return self.optuna.get_trials(deepcopy=False)[number].user_attrs
+    def trial(self, number: int) -> optuna.trial.FrozenTrial:
+        """A trial as it is now."""
+        return self.optuna.get_trials(deepcopy=False)[number]
 
     def note(self, number: int, name: str, value: Any) -> None:
         """Set an attribute of a trial that has not ended."""
@@ -126,7 +126,7 @@ class Study:
         if self.plan.unpruned:
             return ""
         trial, percent = self._trial(number), round(100 * share)
-        if percent not in self.optuna.get_trials(deepcopy=False)[number].intermediate_values:
+        if percent not in self.trial(number).intermediate_values:
             trial.report(loss if self.plan.objective.lower else -loss, percent)
         if not trial.should_prune():
             return ""
@@ -135,8 +135,9 @@ class Study:
     def _trial(self, number: int) -> optuna.Trial:
         import optuna
 
-        frozen = self.optuna.get_trials(deepcopy=False)[number]
-        return optuna.Trial(self.optuna, frozen._trial_id)  # Optuna has no other way to take up a trial that was begun
+        return optuna.Trial(
+            self.optuna, self.trial(number)._trial_id
+        )  # Optuna has no other way to take up a trial that was begun
 
 
 def _pruner() -> optuna.pruners.BasePruner:

@@ -204,18 +204,18 @@ class Work:
         shown = f" {value:.4g}" if value is not None else ""
         self._progress.say(f"{drawn.name} {ended}{shown}{f': {reason}' if reason else ''}")
         if not self._plan.keep_weights:
-            beaten = drawn.number if best is None or best.number != drawn.number else before and before.number
+            beaten = before if best is not None and best.number == drawn.number else self._study.trial(drawn.number)
             if beaten is not None:
-                self._remove_weights(beaten)
+                self._remove_weights(beaten.user_attrs[studies.RUN])
 
     def _failed(self) -> int:
         return sum(trial.state.name == "FAIL" for trial in self._study.trials)
 
-    def _remove_weights(self, number: int) -> None:
+    def _remove_weights(self, run_id: str) -> None:
         """Remove the weights and checkpoints of a trial that is not the best; its record stays."""
         from mlflow_ft.tracking import Store, trials
 
-        run = Store.connect().run(self._study.attributes(number)[studies.RUN])
+        run = Store.connect().run(run_id)
         if folder := run.data.tags.get("mlflow_ft.folder"):
             shutil.rmtree(Path(folder) / "train", ignore_errors=True)
         trials.remove_checkpoints(run)
