@@ -107,6 +107,7 @@ def check_values(space: Space, config: Config, registry: Registry) -> None:
     from mlflow_ft.config.space import corners
     from mlflow_ft.stages import start
 
+    start.check_names(config, registry)
     shared = {path: value for path, value in config.flat().items() if path != "method"}
     for corner in corners(space, rank=config.adapter.r):
         settings = resolve(config.method, defaults=shared, command_line=corner)

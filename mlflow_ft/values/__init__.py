@@ -18,11 +18,8 @@ __all__ = [
     "Exported",
     "Form",
     "Job",
-<<<<<<< HEAD
     "Launch",
-=======
     "LossWatcher",
->>>>>>> f189709 (A sweep: spaces, the study, trials in nested runs, the best one registered (not tested yet))
     "Model",
     "Package",
     "Packaged",
