@@ -36,8 +36,6 @@ COMMANDS = {
 }
 STARTED_BY_US = ("trial",)
 """Commands that other commands start in processes of their own; not listed."""
-
-
 IN_SEVERAL = ("train", "align", "rlhf", "resume")
 """Commands that torchrun, accelerate, srun or mpirun may start in several processes."""
 

@@ -76,6 +76,11 @@ def planned(config: Config, registry: Registry, words: Sequence[str], options: A
     from mlflow_ft.operations.sweeping.plan import Plan, why_unpruned
 
     budget = read_budget(options.budget)
+    if registry.launchers[config.launch.launcher].launch is not None:
+        raise ConfigError(
+            f"a trial is trained by one process, not by those of launch.launcher {config.launch.launcher}",
+            hint="leave it out; --workers runs several trials at once",
+        )
     if options.sweep:
         space = read_space(Path(options.sweep).expanduser())
         check_fixed(space, user_settings(config))

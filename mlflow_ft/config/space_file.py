@@ -30,7 +30,7 @@ MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)?r")
 LOG_FROM = 10
 """A range whose upper bound is this many times the lower one is searched on a log scale, unless `log` is given."""
 SAME_COMPARISON = (
-    *("run.", "data.", "checks.", "evaluation.", "package.", "registry."),
+    *("run.", "launch.", "data.", "checks.", "evaluation.", "package.", "registry."),
     *("model.name", "model.revision", "model.add_tokens", "model.pad_token", "model.trust_remote_code"),
     *("rollout.reward_funcs", "rollout.reward_weights", "rollout.reward_model"),
     *("training.eval_steps", "training.logging_steps", "training.log_checkpoints"),

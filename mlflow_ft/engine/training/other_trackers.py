@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 
 from mlflow_ft.errors import FineTuneError, brief
 from mlflow_ft.values import Job

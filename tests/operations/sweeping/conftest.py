@@ -20,8 +20,6 @@ from mlflow_ft.progress import Progress
 class InThread:
     """A command in a thread of this process, which has no active MLflow run of its own."""
 
-    started: list[list[str]]
-
     def __init__(self, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         self._arguments, self._code = list(arguments), None
         os.environ["MLFLOW_RUN_ID"] = variables["MLFLOW_RUN_ID"]
@@ -34,12 +32,13 @@ class InThread:
             self._code = 0
         except FineTuneError as error:
             self._code = error.exit_code
+        except BaseException:
+            self._code = 1
+            raise
         finally:
             os.environ.pop("MLFLOW_RUN_ID", None)
 
     def poll(self) -> int | None:
-        if not self._thread.is_alive() and self._code is None:
-            return 1
         return None if self._thread.is_alive() else self._code
 
     def send_signal(self, number: int) -> None:

@@ -96,6 +96,7 @@ def test_the_objective_is_the_methods_own_score_in_its_own_direction() -> None:
         ({"objective": "exact_match", "direction": "minimize"}, "minimize contradicts the score exact_match"),
         ({"direction": "down"}, "'down' is not minimize or maximize"),
         ({"budget": "soon"}, "is not a budget"),
+        ({"words": "--launch.launcher=accelerate"}, "a trial is trained by one process"),
     ],
 )
 def test_an_impossible_aim_is_refused(options: dict[str, str], message: str) -> None:
