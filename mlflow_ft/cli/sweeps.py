@@ -140,7 +140,6 @@ def resume(
     Raises:
         FineTuneError: it cannot be resumed.
     """
-    from mlflow_ft.config import pairs
     from mlflow_ft.operations import recorded_run
     from mlflow_ft.operations.sweeping import processes, sweep
     from mlflow_ft.operations.sweeping.budget import read_budget
@@ -149,10 +148,9 @@ def resume(
 
     loaded = plugins.load()
     with preflight.reporting_to_run():
-        if given := pairs(words):
-            raise ConfigError(f"{given[0].place}: the sweep has recorded its settings", hint="leave it out")
         run = unfinished.find_run(run_id)
         plan = sweep.interrupted_plan(run)
+        _check_recorded(plan, words)
         plan = replace(plan, budget=read_budget(budget) if budget else plan.budget, workers=workers or plan.workers)
     with recorded_run.working_folder(run):
         with preflight.reporting_to_run():
@@ -167,6 +165,19 @@ def resume(
                 accept_changes=accept_changes,
                 start=start or processes.start,
             )
+
+
+def _check_recorded(plan: Plan, words: Sequence[str]) -> None:
+    """Refuse settings for a sweep that has recorded its own; the same method may be named again."""
+    from mlflow_ft.config import pairs
+
+    method = [] if not words or words[0].startswith("--") else [words[0]]
+    if method and method[0] != plan.method:
+        raise ConfigError(
+            f"the sweep searches settings of {plan.method}, not of {method[0]}", hint="leave the method out"
+        )
+    if given := pairs(words[len(method) :]):
+        raise ConfigError(f"{given[0].place}: the sweep has recorded its settings", hint="leave it out")
 
 
 def of_run(run_id: str) -> bool:
