@@ -155,6 +155,8 @@ def resume(
     with recorded_run.working_folder(run):
         with preflight.reporting_to_run():
             config = asked([plan.method, *plan.arguments], loaded)
+            if not accept_changes:
+                sweep.check_unchanged(run, config, loaded)
             preflight.check(config, plugins=loaded, registry=Registry(loaded), progress=progress)
         with unfinished.reopening(run):
             return sweep.run(

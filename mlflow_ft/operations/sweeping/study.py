@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import optuna
 
 Ended = Literal["complete", "pruned", "failed"]
-PLAN, SECONDS, ERROR, RUN = "plan", "seconds", "error", "run"
+PLAN, SECONDS, ERROR, RUN, ROWS = "plan", "seconds", "error", "run", "rows"
 """Names of attributes of the study and of its trials."""
 STARTUP_TRIALS = 5
 """Trials that must be complete before another is pruned."""
@@ -83,6 +83,12 @@ class Study:
     def spent(self, seconds: float) -> None:
         """Record how long the sweep has worked."""
         self.optuna.set_user_attr(SECONDS, seconds)
+
+    def has_rows(self, digest: str) -> bool:
+        """Whether these are the rows of the first trial; the first one to ask has them."""
+        if ROWS not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(ROWS, digest)
+        return bool(self.optuna.user_attrs[ROWS] == digest)
 
     def open_trials(self) -> list[Drawn]:
         """The trials that began and did not end."""

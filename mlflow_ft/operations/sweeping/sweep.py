@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, FineTuneError, RefusedError, StoppedError, TrackingError, UndeliveredError
-from mlflow_ft.operations import what_next
+from mlflow_ft.operations import changes, what_next
 from mlflow_ft.operations.sweeping import processes, report
 from mlflow_ft.operations.sweeping.plan import PLAN_FILE, Plan, key, read_plan
 from mlflow_ft.operations.sweeping.study import Study
@@ -115,6 +115,26 @@ def interrupted_plan(run: Run) -> Plan:
     if (file := run.data.tags.get(STUDY)) and not Path(file).is_file():
         raise ConfigError(f"the study of the sweep is gone: {file}", hint="restore the file, or start a new sweep")
     return read_plan(recorded)
+
+
+def check_unchanged(run: Run, config: Config, plugins: Plugins) -> None:
+    """Refuse to continue a sweep with other code, plugins or libraries: its trials could not be compared.
+
+    Raises:
+        ConfigError: something changed since.
+    """
+    then, now = changes.of_run(run.data.tags, config), changes.current(config, plugins)
+    changed = [
+        change
+        for change in changes.differences(then, now, kinds=("code", "plugin", "library"))
+        if change.then != changes.NOT_RECORDED
+    ]
+    if changed:
+        raise ConfigError(
+            f"not resumed: what decides the trials of the sweep {run.info.run_id} has changed since",
+            problems=[change.problem for change in changed],
+            hint="undo it, or accept it: mlflow-ft resume RUN_ID --accept-changes",
+        )
 
 
 def _study_file(active: ActiveRun, folder: Path) -> Path:

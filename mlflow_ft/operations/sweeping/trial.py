@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import PrunedError
+from mlflow_ft.errors import DataError, PrunedError
 from mlflow_ft.job import Job
 from mlflow_ft.operations import interrupted
 from mlflow_ft.operations.sweeping.study import Study
@@ -62,11 +62,16 @@ class Trial:
             yield replace(job, watch_loss=partial(self._watch, job)), earlier.moment if earlier else None
 
     def check(self, job: Job, data: Data) -> None:
-        """Refuse an objective that these rows do not have, before the model is loaded.
+        """Refuse an objective that these rows do not have, and other rows than before, before the model is loaded.
 
         Raises:
-            ConfigError: no evaluator that applies to the rows returns it.
+            ConfigError: no evaluator that applies to the rows returns it. DataError: the rows have changed.
         """
+        if not self._study.has_rows(f"{data.train.digest} {data.eval.digest}"):
+            raise DataError(
+                "the rows are not those of the sweep's first trial: the trials could not be compared",
+                hint="restore the data, or start a new sweep",
+            )
         where = f" for {data.kind} rows like these"
         self._study.plan.objective.check(evaluate.chosen(job, data), data.guards, where=where)
 

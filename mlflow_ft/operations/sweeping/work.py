@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 GIVE_UP = 3
-"""If so many trials fail before the first one is complete, the sweep ends: the cause is not in the values."""
+"""If so many trials fail one after the other, the sweep ends: the cause is not in their values."""
 KINDS: Mapping[int, type[FineTuneError]] = {kind.exit_code: kind for kind in (RefusedError, UndeliveredError)}
 
 
@@ -63,7 +63,7 @@ class Work:
         self._open: list[Drawn] = []
         self._runs: dict[int, Run] = {}
         self._began, self._before = time.monotonic(), study.seconds
-        self._stopped = False
+        self._stopped, self._failures = False, 0
 
     # --- trials
 
@@ -158,10 +158,10 @@ class Work:
         self._free.append(dict(running.device))
         code = running.process.poll()
         if code == UndeliveredError.exit_code:
+            folder = self._active.folder.parent / running.run_id if self._active.folder else running.run_id
             raise UndeliveredError(
                 f"{running.drawn.name} is complete on disk, but the tracking server is away",
-                hint=f"when it is back: mlflow-ft sync for run {running.run_id}, then mlflow-ft resume "
-                f"{self._active.run_id}",
+                hint=f"when it is back: mlflow-ft sync {folder}, then mlflow-ft resume {self._active.run_id}",
             )
         run = trials.closed(running.run_id, f"its process ended with exit code {code}")
         ended = self._judged(run)
@@ -169,9 +169,10 @@ class Work:
             return
         self._study.note(running.drawn.number, studies.SECONDS, round(time.monotonic() - running.began, 1))
         self._tell(running.drawn, running.run_id, *(ended or ("failed", None, trials.error(run))))
-        if self._study.best is None and self._failed() >= GIVE_UP:
+        self._failures = 0 if ended and ended[0] != "failed" else self._failures + 1
+        if self._failures >= GIVE_UP:
             error = KINDS.get(code or 0, FineTuneError)
-            raise error(f"the first {GIVE_UP} trials failed; the last one: {trials.error(run)}")
+            raise error(f"{GIVE_UP} trials failed one after the other; the last one: {trials.error(run)}")
 
     def _judged(self, run: Run) -> tuple[Ended, float | None, str] | None:
         """How a trial ended, its score, and why it has none; None if it was interrupted."""
@@ -207,9 +208,6 @@ class Work:
             beaten = before if best is not None and best.number == drawn.number else self._study.trial(drawn.number)
             if beaten is not None:
                 self._remove_weights(beaten.user_attrs[studies.RUN])
-
-    def _failed(self) -> int:
-        return sum(trial.state.name == "FAIL" for trial in self._study.trials)
 
     def _remove_weights(self, run_id: str) -> None:
         """Remove the weights and checkpoints of a trial that is not the best; its record stays."""

@@ -98,7 +98,9 @@ def check_best(client: MlflowClient, parent: str, children: list[Run], best: str
 
 
 def test_a_sweep_whose_first_trials_all_fail_ends_with_their_error(sweep: Sweep) -> None:
-    with pytest.raises(FineTuneError, match=r"the first 3 trials failed; .*good_loss: no evaluator returns this score"):
+    with pytest.raises(
+        FineTuneError, match=r"3 trials failed one after the other; .*good_loss: no evaluator returns this score"
+    ):
         sweep("adapter.r: [1, 2, 3, 4]", objective="good_loss")
     runs = MlflowClient().search_runs(["0"])
     assert [run.info.status for run in runs] == ["FAILED"] * 4
