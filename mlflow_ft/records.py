@@ -148,8 +148,8 @@ class Evaluator:
     task: Task = "generate"
     """Which models it evaluates: those that generate, or those that score."""
     scores: tuple[str, ...] = ()
-    """The names of the scores that it returns; `reward/*` is any that begins so. A sweep refuses an objective that no
-    evaluator returns before it begins. Empty: known only after it has run."""
+    """The names of the scores that it returns; `reward/*` is any that begins so. Before a sweep begins, it refuses an
+    objective that no evaluator returns. Empty: the names are known only after it has run."""
 
 
 @dataclass(frozen=True, kw_only=True)
