@@ -56,13 +56,13 @@ def command(arguments: tuple[str, ...], *, resume: str | None, json: bool, quiet
 
 def show(outcome: SweepOutcome, progress: Progress, *, json: bool) -> None:
     """Print the outcome: JSON on stdout, or the trials and what was registered."""
-    from mlflow_ft.operations.sweeping.report import CAVEAT
+    from mlflow_ft.operations.sweeping.report import CAVEAT, shown
 
     if json:
         click.echo(dumps(asdict(replace(outcome, url=None)) | {"url": outcome.url}, indent=2))
         return
     columns = [name for name in outcome.best if name not in ("run", "error")]
-    progress.table("Trials", columns, [[_cell(row[name]) for name in columns] for row in outcome.trials], text=(1,))
+    progress.table("Trials", columns, [[shown(row[name]) for name in columns] for row in outcome.trials], text=(1,))
     progress.facts(
         {
             "run": outcome.run_id,
@@ -76,9 +76,3 @@ def show(outcome: SweepOutcome, progress: Progress, *, json: bool) -> None:
 
 def _version(version: Mapping[str, Any]) -> str:
     return f"{version['name']} version {version['version']}"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

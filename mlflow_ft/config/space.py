@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_ft.config.explain import FIELDS, members
+from mlflow_ft.config.explain import FIELDS, locate, members
 from mlflow_ft.config.given import Given, headline
 from mlflow_ft.errors import ConfigError, Problem
 
@@ -30,8 +30,10 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """The name of the parameter in tables and pictures."""
-        return f"{self.path} / {RANK}" if self.of_rank else self.path
+        """The name in tables and pictures, without a dot, at which MLflow's tables would look inside the value."""
+        leaf = self.path.rpartition(".")[2]
+        name = leaf if locate(leaf) == [self.path] else self.path.replace(".", "/")
+        return f"{name} per r" if self.of_rank else name
 
     @property
     def whole(self) -> bool:
@@ -63,7 +65,7 @@ Space = tuple[Dimension, ...]
 
 def settings(space: Space, drawn: Mapping[str, Any], *, rank: int) -> dict[str, Any]:
     """The settings for one draw of every dimension; `rank` is the rank where the space does not vary it."""
-    rank = int(drawn.get(RANK, rank))
+    rank = next((int(drawn[dimension.name]) for dimension in space if dimension.path == RANK), rank)
     return {dimension.path: dimension.value(drawn[dimension.name], rank) for dimension in space}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,24 +57,37 @@ def importances(study: Study) -> Mapping[str, float]:
         return optuna.importance.get_param_importances(study.optuna)
 
 
-def log_summary(active: ActiveRun, study: Study, best: optuna.trial.FrozenTrial, folder: Path) -> None:
+def log_summary(
+    active: ActiveRun,
+    study: Study,
+    best: optuna.trial.FrozenTrial,
+    versions: Sequence[Mapping[str, Any]],
+    folder: Path,
+) -> None:
     """Log what the sweep shows at its end: the best trial, importances and pictures."""
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
     weights = importances(study)
     active.metrics({f"sweep/importance/{name}": value for name, value in weights.items()})
-    active.set_tags({"mlflow_ft.best_trial": str(best.user_attrs[studies.RUN]), MLFLOW_RUN_NOTE: _note(study, best)})
+    note = _note(study, best, versions)
+    active.set_tags({"mlflow_ft.best_trial": str(best.user_attrs[studies.RUN]), MLFLOW_RUN_NOTE: note})
     for file in _pictures(study, folder, with_importances=bool(weights)):
         active.artifact(file, "sweep")
 
 
-def _note(study: Study, best: optuna.trial.FrozenTrial) -> str:
+def _note(study: Study, best: optuna.trial.FrozenTrial, versions: Sequence[Mapping[str, Any]]) -> str:
     """The description of the run in MLflow's UI."""
-    values = "".join(f"\n- `{name}`: {value}" for name, value in best.params.items())
+    values = "".join(f"\n- `{name}`: {shown(value)}" for name, value in best.params.items())
+    names = " and ".join(f"{version['name']} version {version['version']}" for version in versions)
     return (
-        f"**Best of {len(study.trials)} trials: trial-{best.number}**, {study.plan.objective}: {best.value:.6g} "
-        f"(run {best.user_attrs[studies.RUN]}).\n{values}\n\n{CAVEAT}."
+        f"**Best of {len(study.trials)} trials: trial-{best.number}**, {study.plan.objective}: {best.value:.4g} "
+        f"(run {best.user_attrs[studies.RUN]}), registered as {names}.\n{values}\n\n{CAVEAT}."
     )
+
+
+def shown(value: Any) -> str:
+    """A value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _pictures(study: Study, folder: Path, *, with_importances: bool) -> Iterator[Path]:
@@ -92,7 +105,7 @@ def _pictures(study: Study, folder: Path, *, with_importances: bool) -> Iterator
         with _quiet():
             draw(study.optuna, target_name=score)
             figure = pyplot.gcf()
-            figure.set_size_inches(max(8.0, 2.0 * len(study.plan.space)), 5)
+            figure.set_size_inches(max(10.0, 2.5 * len(study.plan.space)), 5)
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
             pyplot.close(figure)
         yield folder / f"{name}.svg"

@@ -59,8 +59,9 @@ def run(
     """
     from mlflow_ft import tracking
 
+    named = config.run.model_copy(update={"name": config.run.name or f"sweep {plan.method}"})
     with (
-        tracking.open_run(config.run, plugins=plugins, environ=environ) as active,
+        tracking.open_run(named, plugins=plugins, environ=environ) as active,
         what_next.naming_resume(active.run_id),
     ):
         active.begin("config")
@@ -81,7 +82,7 @@ def run(
         active.begin("register")
         with _naming_package(active.run_id):
             versions = work.register(best.user_attrs["run"])
-        report.log_summary(active, study, best, folder)
+        report.log_summary(active, study, best, versions, folder)
         rows = report.rows(study)
         return SweepOutcome(
             run_id=active.run_id,

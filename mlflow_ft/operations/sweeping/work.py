@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError, RefusedError, StoppedError, UndeliveredError
-from mlflow_ft.operations.sweeping import processes
+from mlflow_ft.operations.sweeping import processes, report
 from mlflow_ft.operations.sweeping import study as studies
 from mlflow_ft.operations.sweeping.processes import Process
 from mlflow_ft.operations.sweeping.study import Drawn, Ended, Study
@@ -129,7 +129,7 @@ class Work:
         device = self._free.pop(0)
         arguments = ["trial", str(self._file), self._active.run_id, str(drawn.number), *self._changes]
         quiet = ["--quiet"] if self._progress.quiet or self._plan.workers > 1 else []
-        values = ", ".join(f"{name} {_short(value)}" for name, value in drawn.values.items())
+        values = ", ".join(f"{name} {report.shown(value)}" for name, value in drawn.values.items())
         self._progress.say(f"{'continues' if before else 'begins'} {drawn.name}: {values}")
         process = self._start(run_id, [*arguments, *quiet], device)
         began = time.monotonic()
@@ -256,7 +256,3 @@ class Work:
         if code:
             kind = KINDS.get(code, FineTuneError)
             raise kind(f"the best trial, run {run.info.run_id}, was not registered: {trials.error(run)}")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -153,7 +153,7 @@ def test_the_same_sweep_draws_the_same_trials_however_often_it_is_interrupted(tm
             trial = study.draw()
             assert trial is not None
             values.append(trial.values)
-            study.tell(trial.number, "complete", float(trial.values["training.learning_rate"]))
+            study.tell(trial.number, "complete", float(trial.values["learning_rate"]))
             if interrupted:
                 study = Study(file, "study")
         assert len({str(value) for value in values}) == len(values)
@@ -168,6 +168,6 @@ def test_a_space_of_few_choices_is_tried_completely(tmp_path: Path) -> None:
     study = Study(tmp_path / "study", "study", plan=planned("lora", sweep=str(file), budget="5"))
     drawn = [study.draw() for _ in range(5)]
     assert sorted(sorted(trial.values.items()) for trial in drawn if trial) == [
-        [("adapter.lora_dropout", dropout), ("adapter.r", rank)] for dropout in (0.0, 0.1) for rank in (4.0, 8.0)
+        [("lora_dropout", dropout), ("r", rank)] for dropout in (0.0, 0.1) for rank in (4.0, 8.0)
     ]
     assert drawn[4] is None
