@@ -159,7 +159,8 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
 def check_trackers(config: Config) -> None:
     """Raise ConfigError if a tracker that is reported to, besides MLflow, is not installed."""
     for name in config.run.also_report_to or ():
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of this name, which W&B makes, is no package
             raise ConfigError(f"{name} is not installed", hint=f"pip install {name}, or leave it out")
 
 

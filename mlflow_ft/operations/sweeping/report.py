@@ -71,7 +71,7 @@ def log_summary(
     active.metrics({f"sweep/importance/{name}": value for name, value in weights.items()})
     note = _note(study, best, versions)
     active.set_tags({"mlflow_ft.best_trial": str(best.user_attrs[studies.RUN]), MLFLOW_RUN_NOTE: note})
-    for file in _pictures(study, folder, with_importances=bool(weights)):
+    for file in pictures(study, folder, with_importances=bool(weights)):
         active.artifact(file, "sweep")
 
 
@@ -90,7 +90,8 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _pictures(study: Study, folder: Path, *, with_importances: bool) -> Iterator[Path]:
+def pictures(study: Study, folder: Path, *, with_importances: bool) -> Iterator[Path]:
+    """Draw the trials as parallel coordinates, and the importances as bars, into a folder."""
     import matplotlib as mpl
 
     mpl.use("agg")

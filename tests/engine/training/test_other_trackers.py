@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mlflow_ft.config import Config
 from mlflow_ft.config.schema import RunSection
-from mlflow_ft.engine.training import other_trackers
+from mlflow_ft.engine.training import loop, other_trackers
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.stages import start
 from tests.engine.conftest import Bench
 
 Make = Callable[..., Bench]
+NO_SAMPLES = {"evaluation.samples": 0}
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.mark.usefixtures("offline")
 def test_both_get_the_curves_that_mlflow_has(bench: Make) -> None:
-    setup = bench("lora", also_report_to="wandb,tensorboard", eval_steps=2)
+    setup = bench("lora", also_report_to="wandb,tensorboard", eval_steps=2, **NO_SAMPLES)
     setup.train()
     folder = setup.job.folder
     curves = scalars(folder / "tensorboard")
@@ -51,13 +54,13 @@ def test_both_get_the_curves_that_mlflow_has(bench: Make) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("failing", ["on_train_begin", "on_log", "on_train_end"])
+@pytest.mark.parametrize("failing", ["on_train_begin", "on_log"])
 def test_a_tracker_that_fails_costs_nothing(bench: Make, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError("api.example refused")
 
     monkeypatch.setattr(other_trackers.TensorBoardCallback, failing, fail)
-    setup = bench("lora", also_report_to="tensorboard", max_steps=2)
+    setup = bench("lora", also_report_to="tensorboard", max_steps=2, **NO_SAMPLES)
     warnings: list[str] = []
     monkeypatch.setattr(setup.job.progress, "warn", warnings.append)
     setup.train()
@@ -65,6 +68,17 @@ def test_a_tracker_that_fails_costs_nothing(bench: Make, monkeypatch: pytest.Mon
     assert [text for text in warnings if "tensorboard" in text] == [
         "tensorboard receives nothing more of this training: ConnectionError: api.example refused; MLflow has it all"
     ]
+
+
+def test_one_process_alone_reports(bench: Make) -> None:
+    setup = bench("lora", also_report_to="tensorboard")
+    kinds = []
+    for tells in (True, False):
+        with ExitStack() as bars:
+            made = loop.callbacks(setup.job, setup.data, SimpleNamespace(), bars, tells=tells)
+            kinds.append([type(callback) for callback in made])
+    assert other_trackers.TensorBoard in kinds[0]
+    assert other_trackers.TensorBoard not in kinds[1]
 
 
 def test_a_missing_package_is_reported_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
