@@ -45,9 +45,9 @@ def test_bounds_and_choices_are_read(file: Path) -> None:
 def test_a_multiple_of_the_rank_becomes_a_whole_number() -> None:
     alpha = Dimension(path="adapter.lora_alpha", place="space", low=1, high=2, of_rank=True)
     rank = Dimension(path="adapter.r", place="space", low=4, high=64)
-    drawn = {alpha.name: 1.4, rank.name: 6}
-    assert settings((alpha, rank), drawn, rank=16) == {"adapter.lora_alpha": 8, "adapter.r": 6}
-    assert settings((alpha,), {alpha.name: 1.4}, rank=16) == {"adapter.lora_alpha": 22}
+    drawn = {alpha.name: 1.45, rank.name: 6}
+    assert settings((alpha, rank), drawn, rank=16) == {"adapter.lora_alpha": 9, "adapter.r": 6}
+    assert settings((alpha,), {alpha.name: 1.45}, rank=16) == {"adapter.lora_alpha": 23}
 
 
 @pytest.mark.parametrize(

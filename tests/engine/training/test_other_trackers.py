@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from mlflow_ft import plugins
 from mlflow_ft.config import Config
 from mlflow_ft.config.schema import RunSection
 from mlflow_ft.engine.training import loop, other_trackers
 from mlflow_ft.errors import ConfigError
+from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 from tests.engine.conftest import Bench
 
@@ -85,4 +87,4 @@ def test_a_missing_package_is_reported_before_the_training(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = Config(method="lora", run=RunSection(also_report_to=["wandb"]))
     with pytest.raises(ConfigError, match=r"wandb is not installed\n.*pip install wandb"):
-        start.check_trackers(config)
+        start.check_names(config, Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""})))
