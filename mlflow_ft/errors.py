@@ -9,6 +9,7 @@ FineTuneError                 exit 2: the input is wrong
 ├── ResourceError             no space on the disk, no memory
 ├── ProcessError              another process of the same training ended
 ├── RefusedError              exit 1: the evidence is against it (a gate, a parity, a diverged loss)
+│   └── PrunedError           a trial of a sweep that cannot become the best one
 ├── UndeliveredError          exit 3: complete on disk, not yet on the tracking server
 └── StoppedError              exit 130 or 143: a signal asked the run to stop
 """
@@ -113,6 +114,10 @@ class RefusedError(FineTuneError):
     """The evidence is against continuing: a parity, a gate, a NaN or infinite loss."""
 
     exit_code = 1
+
+
+class PrunedError(RefusedError):
+    """A trial of a sweep was ended early because others are better; its run is KILLED."""
 
 
 class UndeliveredError(FineTuneError):

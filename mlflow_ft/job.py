@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow_ft.registry import Registry
     from mlflow_ft.rows import Task
     from mlflow_ft.tracking import ActiveRun
-    from mlflow_ft.values import Checkpointer, Resume
+    from mlflow_ft.values import Checkpointer, LossWatcher, Resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class Job:
     keep_checkpoint: Checkpointer | None = None
     """Called at every evaluation during training if `training.log_checkpoints` is set."""
 
+    watch_loss: LossWatcher | None = None
+    """Called with every held-out loss during training, in a trial of a sweep."""
     resume: Resume | None = None
     """Set if an interrupted training continues."""
 

@@ -20,6 +20,7 @@ from mlflow_ft.values import Scores, Version
 if TYPE_CHECKING:
     from mlflow_ft.operations.launching import Request
     from mlflow_ft.operations.reproducing.verdict import Reproduction
+    from mlflow_ft.operations.sweeping.trial import Trial
     from mlflow_ft.preparing.dataset import CheckedData
     from mlflow_ft.preparing.fix import Cleaned
     from mlflow_ft.tracking import ActiveRun
@@ -102,7 +103,13 @@ def resume(
     with recorded_run.working_folder(interrupted_run):
         with preflight.reporting_to_run():
             earlier = interrupted.find(
-                interrupted_run, plugins, registry, progress, settings=settings, accept=accept_changes
+                interrupted_run,
+                plugins,
+                registry,
+                progress,
+                settings=settings,
+                accept=accept_changes,
+                of_sweep=only_package,
             )
             if only_package:
                 interrupted.check_trained(earlier)
@@ -174,6 +181,26 @@ def reproduce(
             job, trained = train.train(job, rows, base)
             evaluate.evaluate(job, rows, trained)
             return verdict.judge(job, earlier, trained, environment, rule)
+
+
+def trial(
+    config: Config, plugins: Plugins, sweep: Trial, *, accept_changes: bool = False, progress: Progress | None = None
+) -> Scores:
+    """One trial of a sweep, from the base model and the rows to the scores: nothing is packaged or registered.
+
+    Raises:
+        FineTuneError: as `run`, or the rows do not have the score that is optimised. PrunedError: others are better.
+    """
+    from mlflow_ft.stages import data, evaluate, model, start, train
+
+    registry, progress = Registry(plugins), progress or Progress()
+    opened = sweep.opened(config, plugins, registry, progress, accept_changes=accept_changes)
+    with opened as (job, moment), start.reporting_to_plugins(job), clock_of(job.config, moment):
+        job, base = model.find(job)
+        rows = data.prepare(job, base)
+        sweep.check(job, rows)
+        trained = train.train(job, rows, base)
+        return evaluate.evaluate(job, rows, trained)
 
 
 def _stages(job: Job, active: ActiveRun) -> Outcome:

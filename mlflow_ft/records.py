@@ -103,7 +103,8 @@ class Trainer:
     memory: str = ""
     """How much memory it needs, compared with other methods."""
     ranges: Mapping[str, str] = field(default_factory=dict)
-    """Usual values by full path: `{"training.learning_rate": "1e-5 to 5e-4"}`."""
+    """Usual values by full path: `{"training.learning_rate": "1e-5 to 5e-4"}`. A sweep searches those that are written
+    so; where they differ, `1e-6 to 5e-6 for all weights, 1e-5 to 1e-4 with an adapter`."""
     scores: tuple[str, ...] = ()
     """The method's own score: the first of these that has a value for each held-out row. It is used to compare the
     tuned model with its base after training (`evaluation.on_worse`) and in a promotion (`metric: auto`).
@@ -146,6 +147,9 @@ class Evaluator:
     applies: Callable[[Data], bool] = lambda data: True
     task: Task = "generate"
     """Which models it evaluates: those that generate, or those that score."""
+    scores: tuple[str, ...] = ()
+    """The names of the scores that it returns; `reward/*` is any that begins so. Before a sweep begins, it refuses an
+    objective that no evaluator returns. Empty: the names are known only after it has run."""
 
 
 @dataclass(frozen=True, kw_only=True)

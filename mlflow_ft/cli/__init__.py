@@ -13,6 +13,7 @@ from mlflow_ft.errors import FineTuneError
 
 COMMANDS = {
     "train": "Fine-tune a model and register the result.",
+    "sweep": "Search the settings of a method, and register the best model.",
     "align": "Instruction tuning, then preference tuning: two jobs in sequence.",
     "rlhf": "Instruction tuning, a reward model, then PPO against it: three jobs in sequence.",
     "plan": "Name the method for your data, hardware and aim, with reasons, costs and configuration.",
@@ -34,8 +35,8 @@ COMMANDS = {
     "plugins": "List the installed plugins and whether they work.",
     "sync": "Deliver what a run could not send while the tracking server was away, and finish it.",
 }
-
-
+STARTED_BY_US = ("trial",)
+"""Commands that other commands start in processes of their own; not listed."""
 IN_SEVERAL = ("train", "align", "rlhf", "resume")
 """Commands that torchrun, accelerate, srun or mpirun may start in several processes."""
 
@@ -47,7 +48,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and cmd_name not in STARTED_BY_US:
             return None
         command: click.Command = importlib.import_module(f"mlflow_ft.cli.{cmd_name}").command
         return command

@@ -30,7 +30,7 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
     refused; a data set or a model may have moved, if its content is the same.
     """
     from mlflow_ft import pipeline, plugins
-    from mlflow_ft.cli import chain
+    from mlflow_ft.cli import chain, sweep, sweeps
     from mlflow_ft.cli.train import as_dict, report
     from mlflow_ft.config import pairs
     from mlflow_ft.progress import Progress
@@ -45,10 +45,14 @@ def command(arguments: tuple[str, ...], *, run_id: str | None, accept_changes: b
         raise ConfigError("--config: the run has recorded its configuration", hint="name single settings: --KEY VALUE")
     progress = Progress(quiet=quiet)
     with reporting_to_run():
-        name = chain.of_run(named)
+        name, is_sweep = chain.of_run(named), sweeps.of_run(named)
     if name is not None:
         rest = arguments[len(first) :]
         chain.finish(name, rest, resume=named, accept_changes=accept_changes, progress=progress, json=json)
+        return
+    if is_sweep:
+        rest = arguments[len(first) :]
+        sweep.show(sweeps.resume(named, rest, accept_changes=accept_changes, progress=progress), progress, json=json)
         return
     outcome = pipeline.resume(
         named,

@@ -17,6 +17,8 @@ from mlflow_ft.config.methods import AdapterSection, ObjectiveSection, RolloutSe
 from mlflow_ft.config.section import InLine, Section
 from mlflow_ft.config.training import TrainingSection
 
+TRACKERS = ("wandb", "tensorboard")
+
 
 class RunSection(Section):
     """The run itself."""
@@ -31,6 +33,15 @@ class RunSection(Section):
     """auto: if a run of the experiment with the same settings is interrupted, continue it instead of a new one."""
     seed: int = 42
     """Seed for the split, the order of the rows and the new weights."""
+    also_report_to: list[str] | None = None
+    """Report the curves of the training to `wandb` or `tensorboard`, too; MLflow has them in any case."""
+
+    @field_validator("also_report_to")
+    @classmethod
+    def _names_trackers(cls, names: list[str] | None) -> list[str] | None:
+        if wrong := [name for name in names or () if name not in TRACKERS]:
+            raise ValueError(f"{wrong[0]} is not one of {', '.join(TRACKERS)}")
+        return names
 
 
 class ModelSection(Section):
@@ -228,7 +239,7 @@ class Config(Section):
     @property
     def key(self) -> str:
         """sha256 over all settings but names, places and processes of the run: the same for a command started again."""
-        ours = {f"run.{name}" for name in ("name", "experiment", "output_dir", "resume")}
+        ours = {f"run.{name}" for name in ("name", "experiment", "output_dir", "resume", "also_report_to")}
         settings = {
             path: value for path, value in self.flat().items() if path not in ours and not path.startswith("launch.")
         }

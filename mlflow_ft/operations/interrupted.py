@@ -61,8 +61,10 @@ class Interrupted:
         return f"after step {Resume(checkpoint=self.checkpoint).step}" if self.checkpoint else "from the start"
 
 
-def same_command(config: Config, progress: Progress) -> str | None:
+def same_command(config: Config, progress: Progress, *, key: str = "") -> str | None:
     """The run id of the latest interrupted run with the same settings, if `run.resume` is auto; else None.
+
+    `key` identifies them, where they are more than the configuration.
 
     Raises:
         TrackingError: the server does not answer, or a process is working on a run with these settings.
@@ -71,8 +73,9 @@ def same_command(config: Config, progress: Progress) -> str | None:
         return None
     from mlflow_ft.tracking import unfinished, vanished
 
-    vanished.reap_of(unfinished.CONFIG_KEY, config.key)
-    run_id: str | None = unfinished.latest(config.key, config.run)
+    key = key or config.key
+    vanished.reap_of(unfinished.CONFIG_KEY, key)
+    run_id: str | None = unfinished.latest(key, config.run)
     if run_id is None:
         progress.say("no interrupted run with these settings: a new one begins")
     return run_id
@@ -106,10 +109,12 @@ def find(
     *,
     settings: Sequence[Given] = (),
     accept: bool = False,
+    of_sweep: bool = False,
 ) -> Interrupted:
     """What an interrupted run recorded, its folder, and its last sound checkpoint, here or in the store.
 
-    `settings` replace recorded ones; `accept` allows changes.
+    `settings` replace recorded ones; `accept` allows changes, and `of_sweep` a trial, also one that is finished and
+    registered nothing.
 
     Raises:
         TrackingError: a process is working on it. ConfigError: it is finished, was not made by `train`, or changed.
@@ -120,7 +125,7 @@ def find(
     given = recorded_run.settings(Store.connect(), run.info.run_id)
     recorded = recorded_run.resolved(given, registry)
     config = recorded_run.resolved(given, registry, changed=settings)
-    _check_open(run)
+    _check_open(run, of_sweep=of_sweep)
     folder = _folder(run, config)
     trained = done.result(folder / "train") is not None
     changed, machine = _changed(run, recorded, config, plugins)
@@ -154,9 +159,17 @@ def check_trained(earlier: Interrupted) -> None:
     )
 
 
-def _check_open(run: Run) -> None:
-    from mlflow_ft.tracking import heartbeat, unfinished
+def _check_open(run: Run, *, of_sweep: bool) -> None:
+    from mlflow_ft.tracking import heartbeat, trials, unfinished
 
+    sweep = run.data.tags.get(trials.SWEEP)
+    if sweep and not of_sweep:
+        raise ConfigError(
+            f"run {run.info.run_id} is a trial of the sweep {sweep}, which resumes it",
+            hint=f"mlflow-ft resume {sweep}; to register the model of this trial: mlflow-ft package {run.info.run_id}",
+        )
+    if reason := run.data.tags.get(trials.PRUNED):
+        raise ConfigError(f"run {run.info.run_id} was pruned: {reason}", hint="there is nothing left to resume")
     if refused := run.data.tags.get(worse.REFUSED):
         raise RefusedError(
             f"run {run.info.run_id} was refused ({refused}): {run.data.tags.get(worse.TAG, '')}",
@@ -167,8 +180,8 @@ def _check_open(run: Run) -> None:
             f"run {run.info.run_id} reproduces run {original}; it registers nothing, and is not resumed",
             hint=f"start it again: mlflow-ft reproduce {original}",
         )
-    if run.info.status == "FINISHED":
-        names = [f"{version.name} version {version.version}" for version in unfinished.versions_of(run)]
+    names = [f"{version.name} version {version.version}" for version in unfinished.versions_of(run)]
+    if run.info.status == "FINISHED" and not (sweep and not names):
         raise ConfigError(
             f"run {run.info.run_id} is FINISHED; it registered {' and '.join(names) or 'nothing'}",
             hint="there is nothing left to resume",

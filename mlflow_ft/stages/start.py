@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -152,6 +153,15 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
             yield setting, partial(catalogue.__getitem__, name)
     yield "launch.launcher", partial(registry.launchers.__getitem__, config.launch.launcher)
     yield "evaluation.guards", partial(guards.check_names, config)
+    yield "run.also_report_to", partial(check_trackers, config)
+
+
+def check_trackers(config: Config) -> None:
+    """Raise ConfigError if a tracker that is reported to, besides MLflow, is not installed."""
+    for name in config.run.also_report_to or ():
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of this name, which W&B makes, is no package
+            raise ConfigError(f"{name} is not installed", hint=f"pip install {name}, or leave it out")
 
 
 def check_method(config: Config, registry: Registry) -> None:

@@ -276,9 +276,9 @@ class ActiveRun:
         fetch = partial(artifacts.fetch, uri, error=ModelError, what="model", into=into)
         return self._requests.must(f"read {uri}", fetch)
 
-    def nested_run(self, name: str) -> str:
+    def nested_run(self, name: str, *, tags: Mapping[str, str] | None = None) -> str:
         """Create a nested run for another process to open, and return its id."""
-        own = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name}
+        own = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name, **(tags or {})}
         call = partial(created_once.nested_run, self.client, self.experiment_id, created_once.RunRequest(self.client))
         return self._requests.ask("create a nested run", partial(call, tags=own))
 

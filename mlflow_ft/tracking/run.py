@@ -19,7 +19,15 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_ft import processes
 from mlflow_ft.config.schema import RunSection
-from mlflow_ft.errors import ConfigError, RefusedError, StoppedError, TrackingError, UndeliveredError, out_of_memory
+from mlflow_ft.errors import (
+    ConfigError,
+    PrunedError,
+    RefusedError,
+    StoppedError,
+    TrackingError,
+    UndeliveredError,
+    out_of_memory,
+)
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import vanished
 from mlflow_ft.tracking.active import ActiveRun
@@ -56,9 +64,9 @@ def open_run(
 ) -> Iterator[ActiveRun]:
     """Open the run that MLFLOW_RUN_ID names, else a new one, and close it in its true state.
 
-    The state is FINISHED if the block succeeds, KILLED on StoppedError or KeyboardInterrupt, else FAILED, with the
-    message in tag `mlflow_ft.error` and the stage in `mlflow_ft.stage`. SIGTERM and SIGINT raise StoppedError inside
-    the block.
+    The state is FINISHED if the block succeeds, KILLED on StoppedError, PrunedError or KeyboardInterrupt, else FAILED,
+    with the message in tag `mlflow_ft.error` and the stage in `mlflow_ft.stage`. SIGTERM and SIGINT raise StoppedError
+    inside the block.
 
     Raises:
         ConfigError: this process is one of several, and not the first.
@@ -181,7 +189,7 @@ def deleted_experiment(name: str) -> TrackingError:
 
 
 def _state_of(error: BaseException) -> str:
-    if isinstance(error, StoppedError | KeyboardInterrupt):
+    if isinstance(error, StoppedError | PrunedError | KeyboardInterrupt):
         return "KILLED"
     ended_well = isinstance(error, SystemExit) and error.code in (None, 0)
     return "FINISHED" if ended_well else "FAILED"

@@ -14,7 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import TrackingError
-from mlflow_ft.tracking import run_place, vanished
+from mlflow_ft.tracking import run_place, trials, vanished
 from mlflow_ft.tracking.created_once import MODEL_ID
 from mlflow_ft.tracking.server import connect, every, told
 
@@ -73,7 +73,8 @@ def outcome(run: Run) -> dict[str, Any]:
 def latest(key: str, settings: RunSection) -> str | None:
     """The id of the latest run with these settings that was killed or failed; None without one.
 
-    It must be in the experiment of a new run. A run whose model was refused is not interrupted.
+    It must be in the experiment of a new run. A run whose model was refused is not interrupted, and a trial continues
+    with its sweep.
 
     Raises:
         TrackingError: the server does not answer.
@@ -83,7 +84,11 @@ def latest(key: str, settings: RunSection) -> str | None:
         return None
     with told("look for an interrupted run"):
         runs = client.search_runs([place.experiment_id], f"tags.`{CONFIG_KEY}` = '{key}'", max_results=100)
-    interrupted = (run for run in runs if run.info.status in ("KILLED", "FAILED") and REFUSED not in run.data.tags)
+    interrupted = (
+        run
+        for run in runs
+        if run.info.status in ("KILLED", "FAILED") and not {REFUSED, trials.SWEEP} & run.data.tags.keys()
+    )
     return next((str(run.info.run_id) for run in interrupted), None)
 
 

@@ -4,7 +4,7 @@ from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
 from mlflow_ft.values.launch import Launch
-from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
+from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, LossWatcher, Model, Trained
 from mlflow_ft.values.planning import Advice, Aim, Choice, Hardware, Plan, Situation
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
@@ -24,6 +24,7 @@ __all__ = [
     "Hardware",
     "Job",
     "Launch",
+    "LossWatcher",
     "Model",
     "Package",
     "Packaged",

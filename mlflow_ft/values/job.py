@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Task
 from mlflow_ft.values.data import Split
-from mlflow_ft.values.models import Checkpointer
+from mlflow_ft.values.models import Checkpointer, LossWatcher
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
@@ -108,6 +108,10 @@ class Job(Protocol):
     @property
     def keep_checkpoint(self) -> Checkpointer | None:
         """Called at every evaluation during training if `training.log_checkpoints` is set."""
+
+    @property
+    def watch_loss(self) -> LossWatcher | None:
+        """Called with every held-out loss during training, in a trial of a sweep; it may end the training."""
 
     @property
     def resume(self) -> Resume | None:

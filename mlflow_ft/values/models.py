@@ -13,6 +13,13 @@ MLFLOW_URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
 """Prefixes of the URIs of models in MLflow."""
 
 
+class LossWatcher(Protocol):
+    """Watches the held-out loss during training."""
+
+    def __call__(self, share: float, loss: float, /) -> None:
+        """`loss` is the held-out loss after a share of the optimizer steps, 0 to 1; an error ends the training."""
+
+
 class Checkpointer(Protocol):
     """Saves the model during training."""
 

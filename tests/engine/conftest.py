@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,12 +32,14 @@ class ListedRun:
     """Keeps what training would tell MLflow."""
 
     stopping = False
+    run_id = "0123456789abcdef0123456789abcdef"
 
     def __init__(self) -> None:
         self.points: list[tuple[str, int, float]] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.texts: dict[str, str] = {}
         self.uploaded: list[str] = []
+        self.tags: dict[str, str] = {}
 
     def metric(self, key: str, value: float, *, step: int = 0, **_: Any) -> None:
         self.points.append((key, step, value))
@@ -47,6 +49,9 @@ class ListedRun:
 
     def artifact_text(self, text: str, path: str) -> None:
         self.texts[path] = text
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags |= tags
 
     def upload_checkpoint(self, folder: Path) -> None:
         self.uploaded.append(folder.name)

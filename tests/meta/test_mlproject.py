@@ -21,7 +21,20 @@ ROOT = Path(__file__).parents[2]
 MLPROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = MLPROJECT["entry_points"]
 COMMANDS = {name: entry_point["command"] for name, entry_point in ENTRY_POINTS.items()}
-JOBS = {"plan", "preflight", "prepare", "align", "rlhf", "promote", "merge", "export", "package", "reproduce", "resume"}
+JOBS = {
+    "plan",
+    "sweep",
+    "preflight",
+    "prepare",
+    "align",
+    "rlhf",
+    "promote",
+    "merge",
+    "export",
+    "package",
+    "reproduce",
+    "resume",
+}
 """Entry points that are commands of their own, not methods."""
 HOSTILE = "; touch owned; $(touch owned) `touch owned` ' \" \\ && touch owned | touch owned\n touch owned #{model}"
 STAND_IN = """
@@ -119,7 +132,7 @@ def test_a_value_is_never_a_command(name: str, project: Path) -> None:
     command = entry_point.compute_command(values, None)
     subprocess.run(["bash", "-c", command], cwd=project, check=True, timeout=60)
     command = (name,) if name in JOBS else ("train", values.get("method", name))
-    command += (values["method"],) if name == "preflight" else ()
+    command += (values["method"],) if name in ("preflight", "sweep") else ()
     given = [word for key, value in values.items() if key != "method" for word in (f"--{key}", value)]
     assert called_with(project) == [*command, *given]
 

@@ -142,7 +142,7 @@ ORPO = Trainer(
     memory="as cpo",
     ranges={
         "objective.beta": "0.05 to 0.5",
-        "training.learning_rate": "5e-6 for all weights, to 1e-4 with an adapter",
+        "training.learning_rate": "5e-6 to 1e-5 for all weights, 1e-5 to 1e-4 with an adapter",
     },
 )
 KTO = Trainer(
@@ -185,7 +185,7 @@ REWARD = Trainer(
     use_for="the middle step of RLHF: what people prefer, as a number",
     memory="as sft with twice as many rows",
     ranges={
-        "training.learning_rate": "1e-5 for all weights, 5e-5 to 5e-4 with an adapter",
+        "training.learning_rate": "5e-6 to 2e-5 for all weights, 5e-5 to 5e-4 with an adapter",
         "training.num_train_epochs": "1",
     },
 )

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.progress import LATEST, Bar, duration
-from mlflow_ft.values import Job, Split
+from mlflow_ft.values import Job, LossWatcher, Split
 
 HELD_OUT = "eval_"
 """Prefix of the trainers' names for metrics on held-out rows."""
@@ -158,3 +158,22 @@ class Pace:
     def is_known_now(self) -> bool:
         """Whether just enough steps were measured to announce the time."""
         return self._count == MEASURED + 1
+
+
+class HeldOutLossCallback(TrainerCallback):
+    """Passes each held-out loss during training to `watch`, which may end the training by an error."""
+
+    def __init__(self, watch: LossWatcher) -> None:
+        self._watch = watch
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        loss = (metrics or {}).get(f"{HELD_OUT}loss")
+        if loss is not None and 0 < state.global_step < state.max_steps:  # otherwise there is nothing to save
+            self._watch(state.global_step / state.max_steps, loss)

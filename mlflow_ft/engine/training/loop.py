@@ -19,9 +19,9 @@ from mlflow_ft.engine.launching import strategy
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import even_batches, longest_batch, starts
+from mlflow_ft.engine.training import even_batches, longest_batch, other_trackers, starts
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
-from mlflow_ft.engine.training.callbacks import JournalCallback, WatchCallback
+from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
 from mlflow_ft.engine.training.first_step import GradientCallback
 from mlflow_ft.engine.training.longest_batch import LongestBatchCallback
@@ -135,6 +135,8 @@ def callbacks(
         callbacks += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
         callbacks += [SamplesCallback(job, data, bars, judges=judges)]
         callbacks += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
+        callbacks += other_trackers.callbacks(job, bars)
+        callbacks += [HeldOutLossCallback(job.watch_loss)] if job.watch_loss else []
     callbacks += [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
         callbacks += [AllocateCallback(job)]

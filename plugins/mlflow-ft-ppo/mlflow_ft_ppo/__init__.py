@@ -72,7 +72,7 @@ def register_trainers() -> list[Trainer]:
             "single tokens should get the credit; grpo needs no value head and less memory",
             memory="as lora, plus a value head; with adapter.kind none, two copies of the weights",
             ranges={
-                "training.learning_rate": "1e-6 to 1e-4 (full fine-tuning: 1e-6 to 1e-5)",
+                "training.learning_rate": "1e-6 to 1e-5 for all weights, 1e-6 to 1e-4 with an adapter",
                 "objective.beta": "0.01 to 0.2",
                 "rollout.num_iterations": "1 to 4",
             },

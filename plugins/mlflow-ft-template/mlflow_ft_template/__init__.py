@@ -140,6 +140,7 @@ def register_evaluators() -> list[Evaluator]:
             name="brevity",
             summary="length of the answers relative to the expected ones",
             evaluate=brevity,
+            scores=("length_ratio",),
             applies=lambda data: data.format == "flash-card",
         )
     ]
