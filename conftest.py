@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -24,3 +25,9 @@ pytest_plugins = ["mlflow_ft.testing"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that no core waits for it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Spare what the tests' imports have made from garbage collection: the end of each training asks for a full one."""
+    gc.collect()
+    gc.freeze()

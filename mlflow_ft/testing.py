@@ -15,7 +15,10 @@ def test_my_trainer(tiny_model, tiny_rows, fine_tune):
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -114,12 +117,30 @@ def tiny_rows(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "rows.jsonl", make_rows())
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store without runs, to be copied: its tables take a second to create."""
+    from mlflow_ft.tracking import connect
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+def copy_store(empty_store: Path, folder: Path) -> str:
+    """Copy a store to `folder/mlflow.db`, with its artifacts beside it as if MLflow had created it there; its URI."""
+    file = Path(shutil.copy(empty_store, folder / "mlflow.db"))
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", (str(folder / "mlruns" / "0"),))
+    return f"sqlite:///{file}"
+
+
 @pytest.fixture
-def tracking_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def tracking_store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A private MLflow store in SQLite, in the test's working folder; yields its URI."""
     import mlflow
 
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = copy_store(empty_store, tmp_path)
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

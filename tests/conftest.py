@@ -1,4 +1,7 @@
-"""Tests marked `fault` inject faults: `make test` runs a few, `make faults` all of them, and prints a table."""
+"""Tests marked `long` are left out of `make test`; those marked `fault` inject faults, and end in a table.
+
+`make faults` and `make combinations` run the long ones too, by LONG_TESTS=1.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ from typing import Any
 
 import pytest
 
-ALL = os.environ.get("ALL_FAULTS") == "1"
+LONG = os.environ.get("LONG_TESTS") == "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the long ones unless all are asked for, and note the kind of fault of each test for the table."""
-    here = [item for item in items if item.get_closest_marker("fault")]
-    for item in here:
-        item.user_properties.append(("fault", item.get_closest_marker("fault").args[0]))  # type: ignore[union-attr]  # has
-    if not ALL:
-        long = [item for item in here if item.get_closest_marker("long")]
-        items[:] = [item for item in items if item not in long]
+    for item in items:
+        if fault := item.get_closest_marker("fault"):
+            item.user_properties.append(("fault", fault.args[0]))
+    if not LONG:
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
 
 
@@ -30,7 +33,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             kinds = dict(getattr(report, "user_properties", ()))
             if "fault" in kinds and (report.when == "call" or outcome != "passed"):
                 counts.setdefault(kinds["fault"], Counter())[outcome] += 1
-    if not (ALL and counts):
+    if not (LONG and counts):
         return
     terminalreporter.write_line("\n| fault | tried | survived | lost |\n|---|---|---|---|")
     for kind, of_kind in counts.items():

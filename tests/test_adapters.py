@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 
 from mlflow_ft import plugins
-from mlflow_ft.engine.judging import judge, parity
+from mlflow_ft.cli.asked import asked
+from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.serving import bundle
 from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
+from tests.combinations import distances
 from tests.engine.conftest import Bench, lay
 
-ADAPTERS = {
-    adapter.name: adapter
-    for adapter in Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""})).adapters
-    if adapter.name != "none"
-}
+LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
+ADAPTERS = {adapter.name: adapter for adapter in Registry(LOADED).adapters if adapter.name != "none"}
 NEEDED: dict[str, dict[str, Any]] = {
     "trainable-tokens": {"adapter.trainable_token_indices": "[2, 3]"},
     "cpt": {"adapter.init_text": "red green blue"},
@@ -31,6 +30,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "unilora": {"learning_rate": 0.3},
 }
 """What a kind cannot do without, or shows nothing without in three steps."""
+OFTEN = ("lora", "oft", "ia3", "prompt")
+"""What `make test` trains on an int8 base; `make combinations` trains the others too."""
 SAME = 1e-9
 """Largest KL divergence (nats) of what came back from the files: rounding in float32 gives 1e-15."""
 ROUNDED = 1e-4
@@ -66,17 +67,17 @@ def check(setup: Bench, folder: Path, *, exact: float = SAME) -> None:
     start.check_method(setup.job.config, setup.job.registry)
     result = trained(setup)
     back = loading.load_trained(setup.job, setup.data, result.left)
-    assert parity.compare(back, result.reference)["kl_max"] < SAME
+    assert distances(back, result.reference)["kl_max"] < SAME
     assert said(back, setup) == result.said
     base = loading.load_base(setup.job.config, setup.base)
-    assert parity.compare(base, result.reference)["kl_max"] > 100 * SAME, "it did not train"
+    assert distances(base, result.reference)["kl_max"] > 100 * SAME, "it did not train"
     if ADAPTERS[setup.job.config.adapter.kind].merges:
         folder.mkdir()
         fold.merge(setup.job, result.left, folder)
         bundle.complete(setup.job, setup.data, folder)
         merged = loading.load_saved(setup.job.config, setup.base, folder)
         assert not hasattr(merged, "peft_config")
-        assert parity.compare(merged, result.reference)["kl_max"] < exact
+        assert distances(merged, result.reference)["kl_max"] < exact
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -84,10 +85,19 @@ def test_it_comes_back_as_it_was_trained(trying: Bencher, tmp_path: Path, kind: 
     check(trying(kind), tmp_path / "merged")
 
 
+def quantised() -> Iterator[Any]:
+    """Every kind with its quantised base; the trainings on an int8 base are mostly long ones."""
+    for kind in ADAPTERS:
+        yield pytest.param(kind, "nf4")
+        needed = (f"--{key}={value}" for key, value in NEEDED.get(kind, {}).items())
+        config = asked(["lora", "--model=any", "--model.quantize=int8", f"--adapter.kind={kind}", *needed], LOADED)
+        often = kind in OFTEN or ADAPTERS[kind].refuses(config)
+        yield pytest.param(kind, "int8", marks=() if often else pytest.mark.long)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
-@pytest.mark.parametrize("quantize", ["nf4", "int8"])
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize(("kind", "quantize"), tuple(quantised()))
 def test_it_is_loaded_again_on_a_quantised_base_or_is_refused(
     trying: Bencher, tmp_path: Path, kind: str, quantize: str
 ) -> None:

@@ -24,7 +24,7 @@ from mlflow_ft.cli.asked import asked
 from mlflow_ft.errors import DataError, FineTuneError, RefusedError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import done
-from mlflow_ft.testing import make_rows, write_jsonl
+from mlflow_ft.testing import copy_store, make_rows, write_jsonl
 from mlflow_ft.values import Package, Scores
 
 pytestmark = pytest.mark.slow  # the three runs that all of these read
@@ -72,9 +72,9 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(empty_store: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("shop")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = copy_store(empty_store, folder)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_FT_BASE_MODEL"):
             patch.delenv(name, raising=False)

@@ -112,8 +112,9 @@ def plugin_table(plugins: Plugins) -> str:
     return json.dumps([asdict(info) for info in plugins.infos], indent=2) + "\n"
 
 
+@cache
 def packages() -> str:
-    """`name==version` of every installed package, sorted, one per line."""
+    """`name==version` of every installed package, sorted, one per line; read once per process, however many runs."""
     lines = {f"{item.name}=={item.version}" for item in metadata.distributions() if item.name}
     return "\n".join(sorted(lines, key=str.lower)) + "\n"
 

@@ -15,7 +15,7 @@ from mlflow_ft import cli, pipeline, plugins
 from mlflow_ft.cli.asked import asked
 from mlflow_ft.engine.serving import loaded_models
 from mlflow_ft.progress import Progress
-from mlflow_ft.testing import make_rows, write_jsonl
+from mlflow_ft.testing import copy_store, make_rows, write_jsonl
 
 
 class Result(NamedTuple):
@@ -44,11 +44,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of an SQLite store, whose tables take seconds to create."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('cli') / 'mlflow.db'}"
-    MlflowClient(uri).search_experiments()
-    return uri
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of an SQLite store."""
+    return copy_store(empty_store, tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture

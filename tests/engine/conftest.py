@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +96,12 @@ def split(name: Any, rows: list[Example], tokenizer: Any, max_length: int = 256)
     )
 
 
+@cache
+def built_in() -> plugins.Plugins:
+    """The built-in plugins. Not to be changed."""
+    return plugins.load({"MLFLOW_FT_PLUGINS": ""})
+
+
 def lay(
     folder: Path,
     method: str,
@@ -106,7 +113,7 @@ def lay(
     **settings: Any,
 ) -> Bench:
     """Make a bench under `folder`; a quarter of the rows is held out."""
-    loaded = loaded or plugins.load({"MLFLOW_FT_PLUGINS": ""})
+    loaded = loaded or built_in()
     quick = {"max_steps": 4, "max_new_tokens": 8, "eval_steps": 100, "per_device_train_batch_size": 4}
     given = quick | {"model": model} | settings
     config = asked([method, *(f"--{key}={value}" for key, value in given.items())], loaded)

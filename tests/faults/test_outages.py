@@ -15,7 +15,6 @@ from tests.faults.rig import Rig
 from tests.faults.test_killed import check
 from tests.faulty_proxy import FaultyProxy
 from tests.tracking.conftest import Server
-from tests.tracking.conftest import empty_store as empty_store
 from tests.tracking.conftest import server as server
 from tests.tracking.conftest import shared_server as shared_server
 

@@ -25,7 +25,7 @@ from mlflow_ft.forms.card import About, front, licence, limits, load, markdown, 
 from mlflow_ft.operations.merging import adapters
 from mlflow_ft.operations.merging.merge_adapter import MergeRequest, merge
 from mlflow_ft.progress import Progress
-from mlflow_ft.testing import make_rows, write_jsonl
+from mlflow_ft.testing import copy_store, make_rows, write_jsonl
 from mlflow_ft.tracking.contenders import contender
 from mlflow_ft.values import BaseModel, CheckResult, Report
 
@@ -59,7 +59,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(empty_store: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """A run whose model, data and name are such as to break a table, and whose data is no good."""
     folder = tmp_path_factory.mktemp("card")
     base = shutil.copytree(tiny_model, folder / "ti|ny `model`")
@@ -75,7 +75,7 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_FT_BASE_MODEL"):
             patch.delenv(name, raising=False)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        uri = copy_store(empty_store, folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.chdir(folder)
         patch.setattr(card, "write", noted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.data.store import Column
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.rows import Place
+from mlflow_ft.testing import copy_store
 from mlflow_ft.tracking import requesting
 from mlflow_ft.tracking import run as run_module
 from mlflow_ft.values import Split
@@ -30,19 +30,10 @@ from tests.faulty_proxy import FaultyProxy
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with its tables, which take seconds to create, and no runs."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of a fresh SQLite store, set as tracking URI; the current folder is `tmp_path`."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = copy_store(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
@@ -120,7 +111,7 @@ def wait_for(condition: Callable[[], Any], *, seconds: float) -> None:
 @pytest.fixture(scope="session")
 def shared_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_store, folder / "mlflow.db")
+    copy_store(empty_store, folder)
     server = Server(folder)
     server.start()
     yield server

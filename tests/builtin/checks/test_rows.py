@@ -316,9 +316,9 @@ def peak(count: int) -> int:
 @pytest.mark.slow
 def test_memory_grows_with_the_rows_and_no_faster() -> None:
     peak(200)  # what is kept once: caches, permutations
-    small, large = peak(8_000), peak(16_000)
+    small, large = peak(4_000), peak(8_000)
     assert large / small < 2.3
-    assert large / 16_000 < 3_000  # bytes a row, of which 1,000 are the signature and the shingles
+    assert large / 8_000 < 3_000  # bytes a row, of which 1,000 are the signature and the shingles
 
 
 # --- conflicting answers ---

@@ -122,17 +122,8 @@ class Shop:
         return dict(self.client.get_model_version(name, str(version)).tags)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with its tables, which take seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def shop(empty_store: Path, tracking_store: str, tmp_path: Path) -> Shop:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+def shop(tracking_store: str, tmp_path: Path) -> Shop:
     return Shop(client=MlflowClient(tracking_store), folder=tmp_path / "models")
 
 

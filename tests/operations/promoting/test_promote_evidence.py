@@ -16,9 +16,9 @@ from mlflow_ft.config.gates import Gates, read_gates
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.registry import Registry, chosen_gates
 from mlflow_ft.tracking.promotion import Ledger
-from tests.operations.promoting.test_promote import Shop, empty_store, shop
+from tests.operations.promoting.test_promote import Shop, shop
 
-__all__ = ["empty_store", "shop"]
+__all__ = ["shop"]
 
 Versions = Callable[..., int]
 BETTER, SAME, BAD = [1.0] * 40, [2.0] * 40, [30.0] * 40

@@ -19,7 +19,6 @@ from mlflow_ft.operations.reproducing import original
 from mlflow_ft.registry import Registry
 from mlflow_ft.tracking import Store
 from tests.tracking.conftest import client as client
-from tests.tracking.conftest import empty_store as empty_store
 from tests.tracking.conftest import store as store
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
