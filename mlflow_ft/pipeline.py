@@ -126,10 +126,14 @@ def resume(
                 return _stages(job, active)
 
 
-def requested(request: Request, plugins: Plugins, *, progress: Progress) -> Outcome:
-    """Do what a launcher was asked for, as rank 0 of the processes that it started; raises as `run` and `resume`."""
+def requested(request: Request, plugins: Plugins, *, progress: Progress) -> Outcome | Reproduction:
+    """Do what a launcher was asked for, as rank 0 of the processes that it started; raises as the function asked for."""
     if request.verb == "run":
         return run(request.config, plugins, progress=progress, now=request.now)
+    if request.verb == "reproduce":
+        return reproduce(
+            request.run_id, plugins, tolerance=request.tolerance, output_dir=request.output_dir, progress=progress
+        )
     return resume(
         request.run_id,
         plugins,
@@ -156,16 +160,21 @@ def reproduce(
         FineTuneError: as `run`, or the record is incomplete. DataError: data, base model or rewards have changed.
         NotReproducedError: the results differ.
     """
-    from mlflow_ft.operations import changes, recorded_run
+    from mlflow_ft.operations import changes, launching, recorded_run
     from mlflow_ft.operations.reproducing import original, verdict
-    from mlflow_ft.stages import data, evaluate, model, preflight, start, train
+    from mlflow_ft.stages import data, evaluate, following, model, preflight, start, train
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.reporting_to_run():
         earlier = original.find(run_id, registry, output_dir=output_dir)
         config = earlier.config
         with recorded_run.working_folder(earlier.run):
+            if launcher := launching.launcher(config, registry):
+                request = launching.to_reproduce(run_id, tolerance, output_dir, quiet=progress.quiet)
+                return launching.result(launcher, config, request, verdict.Reproduction)
             preflight.check(config, plugins=plugins, registry=registry, progress=progress)
+            following.gather(config)
+            original.check_processes(earlier)
     from mlflow_ft import tracking
 
     environment = original.changed_environment(earlier, changes.current(config, plugins))
@@ -178,6 +187,7 @@ def reproduce(
             job, base = model.find(job)
             rows = data.prepare(job, base)
             original.check_inputs(earlier, job)
+            following.share(job, rows, base)
             job, trained = train.train(job, rows, base)
             evaluate.evaluate(job, rows, trained)
             return verdict.judge(job, earlier, trained, environment, rule)
@@ -191,7 +201,7 @@ def trial(
     Raises:
         FineTuneError: as `run`, or the rows do not have the score that is optimised. PrunedError: others are better.
     """
-    from mlflow_ft.stages import data, evaluate, model, start, train
+    from mlflow_ft.stages import batch_size, data, evaluate, model, start, train
 
     registry, progress = Registry(plugins), progress or Progress()
     opened = sweep.opened(config, plugins, registry, progress, accept_changes=accept_changes)
@@ -199,7 +209,8 @@ def trial(
         job, base = model.find(job)
         rows = data.prepare(job, base)
         sweep.check(job, rows)
-        trained = train.train(job, rows, base)
+        job = batch_size.settle(job, rows, base)
+        job, trained = train.train(job, rows, base)
         return evaluate.evaluate(job, rows, trained)
 
 

@@ -144,5 +144,5 @@ def check_single(environ: Mapping[str, str] = os.environ) -> None:
     if here.starter is not None:
         raise ConfigError(
             f"{here.starter.name} started {here.size} processes ({here.starter.size}), but this command runs in one: "
-            "start it without; `train`, `align`, `rlhf` and `resume` run in several"
+            "start it without; `train`, `align`, `rlhf`, `resume` and `reproduce` run in several"
         )

@@ -37,7 +37,7 @@ COMMANDS = {
 }
 STARTED_BY_US = ("trial",)
 """Commands that other commands start in processes of their own; not listed."""
-IN_SEVERAL = ("train", "align", "rlhf", "resume")
+IN_SEVERAL = ("train", "align", "rlhf", "resume", "reproduce")
 """Commands that torchrun, accelerate, srun or mpirun may start in several processes."""
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
@@ -23,9 +24,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A job for the processes that a launcher starts: the arguments of `pipeline.run` or `pipeline.resume`."""
+    """A job for the processes that a launcher starts: the arguments of a function of `pipeline`."""
 
-    verb: Literal["run", "resume"]
+    verb: Literal["run", "resume", "reproduce"]
     settings: str = ""
     """The configuration as JSON."""
     origins: dict[str, str] | None = None
@@ -34,6 +35,8 @@ class Request:
     changes: Sequence[Given] = ()
     accept_changes: bool = False
     only_package: bool = False
+    tolerance: float | None = None
+    output_dir: Path | None = None
     quiet: bool = False
 
     @classmethod
@@ -70,6 +73,11 @@ def to_resume(
         only_package=only_package,
         quiet=quiet,
     )
+
+
+def to_reproduce(run_id: str, tolerance: float | None, output_dir: Path | None, *, quiet: bool) -> Request:
+    """The request to reproduce a run."""
+    return Request(verb="reproduce", run_id=run_id, tolerance=tolerance, output_dir=output_dir, quiet=quiet)
 
 
 def launcher(config: Config, registry: Registry) -> Launcher | None:

@@ -90,6 +90,19 @@ def find(run_id: str, registry: Registry, *, output_dir: Path | None = None) -> 
     )
 
 
+def check_processes(original: Original) -> None:
+    """Raise ConfigError if another number of processes trained: then the steps have other rows."""
+    from mlflow_ft.engine import ranks
+    from mlflow_ft.stages import following
+
+    then = str(original.run.data.tags.get(following.TAG, "1 process"))
+    if int(then.split()[0]) != ranks.size():
+        raise ConfigError(
+            f"run {original.run_id} was trained by {then}, this would be {ranks.size()}",
+            hint="start it in the same way: torchrun --nproc-per-node N -m mlflow_ft reproduce RUN_ID",
+        )
+
+
 def link(job: Job, original: Original) -> None:
     """Tag the new run with the original, and take from it what would make it an interrupted run of the same command."""
     from mlflow_ft.tracking import unfinished
