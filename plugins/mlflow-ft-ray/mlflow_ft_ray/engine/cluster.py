@@ -1,0 +1,48 @@
+"""The connection to a Ray cluster: the one in RAY_ADDRESS, else the one that was started on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+
+from mlflow_ft import ConfigError
+
+NO_CLUSTER = "no Ray cluster answers"
+HOW = "start one (`ray start --head` here, `ray start --address HOST:6379` on the others), or set RAY_ADDRESS"
+FORWARDED = ("MLFLOW_", "HF_", "HUGGING_FACE_", "WANDB_", "AWS_", "AZURE_", "GOOGLE_", "NCCL_", "OMP_", "PYTHON")
+"""Prefixes of the environment variables that the processes on the cluster get from the process that starts them."""
+OF_THIS_MACHINE = ("MLFLOW_FT_CHAIN_PID", "PYTHONHOME")
+"""Variables that mean nothing on another machine."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect to the cluster; a connection that is already there is used and kept.
+
+    Raises:
+        ConfigError: no cluster answers.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", logging_level="warning")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{NO_CLUSTER}: {str(error).splitlines()[0]}", hint=HOW) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of this process that decide a run."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(FORWARDED) and name not in OF_THIS_MACHINE
+    }
