@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Exporter, Gate, Launcher, Packager, Reward, Trainer
+from mlflow_ft.records import (
+    Adapter,
+    Check,
+    DataFormat,
+    Engine,
+    Evaluator,
+    Exporter,
+    Gate,
+    Launcher,
+    Packager,
+    Reward,
+    Trainer,
+)
 
 if TYPE_CHECKING:
     from mlflow_ft.values import Data, Job, Model, Scores
@@ -81,6 +93,12 @@ def register_gates() -> Iterable[Gate]:  # type: ignore[empty-body]  # a specifi
 @hookspec
 def register_launchers() -> Iterable[Launcher]:  # type: ignore[empty-body]  # a specification has no body
     """Return the launchers of this plugin, which start the processes of a run. Called once, when the program starts."""
+
+
+@hookspec
+def register_engines() -> Iterable[Engine]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the data engines of this plugin, which work on rows on several machines. Called once, when the program
+    starts."""
 
 
 @hookspec(firstresult=True)

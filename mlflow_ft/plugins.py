@@ -23,6 +23,7 @@ from mlflow_ft.records import (
     Adapter,
     Check,
     DataFormat,
+    Engine,
     Evaluator,
     Exporter,
     Gate,
@@ -45,6 +46,7 @@ KINDS: Mapping[str, type] = {
     "exporters": Exporter,
     "gates": Gate,
     "launchers": Launcher,
+    "engines": Engine,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""

@@ -151,7 +151,14 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
         for name in named or ():
             yield setting, partial(catalogue.__getitem__, name)
     yield "launch.launcher", partial(registry.launchers.__getitem__, config.launch.launcher)
+    yield "data.engine", partial(check_engine, config, registry)
     yield "evaluation.guards", partial(guards.check_names, config)
+
+
+def check_engine(config: Config, registry: Registry) -> None:
+    """Raise ConfigError if the data engine is unknown, or cannot be used here."""
+    if reason := registry.engines[config.data.engine].refuses():
+        raise ConfigError(f"data.engine {config.data.engine}: {reason}")
 
 
 def check_method(config: Config, registry: Registry) -> None:

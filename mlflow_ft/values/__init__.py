@@ -4,6 +4,7 @@ from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
 from mlflow_ft.values.launch import Launch
+from mlflow_ft.values.machines import Handle, Machines
 from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Model, Trained
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
@@ -17,8 +18,10 @@ __all__ = [
     "Data",
     "Exported",
     "Form",
+    "Handle",
     "Job",
     "Launch",
+    "Machines",
     "Model",
     "Package",
     "Packaged",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from mlflow_ft import ChecksSection
 
+    Hashes = npt.NDArray[np.uint64]
     Numbers = npt.NDArray[np.int64]
     Words32 = npt.NDArray[np.uint32]
     Shares = npt.NDArray[np.float64]
@@ -64,31 +66,91 @@ class NearDuplicates:
             self._shingles.frombytes(shingles.tobytes())
         self._ends.append(len(self._shingles))
 
+    def join(self, later: NearDuplicates) -> None:
+        begin = len(self._shingles)
+        self._rows += later._rows
+        self._seen.extend(later._seen)
+        self._texts.extend(later._texts)
+        self._signatures.extend(later._signatures)
+        self._shingles.extend(later._shingles)
+        self._ends.extend(begin + end for end in later._ends)
+
     def found(self) -> Finding:
+        compared = self.compared(self._least)
+        distinct = distinct_of(self._texts)
+        roots = cluster(compared.signatures, distinct, compared.alike)
+        return finding(roots, self.outline(), self.shown, most=self._shown)
+
+    def outline(self) -> Outline:
+        """What is little of every row."""
         import numpy as np
 
-        first = first_of(self._texts)  # the same text is an exact duplicate, not a near one
-        distinct = np.flatnonzero(first == np.arange(len(first)))
-        compared = _Compared(self._signatures, self._shingles, self._ends, self._least)
-        roots = cluster(compared.signatures, distinct, compared.alike)
-        near = np.flatnonzero(roots != np.arange(len(roots)))
-        sizes = sizes_of(roots[near])
-        return Finding(
-            rows=tuple(self._seen.index[number] for number in near.tolist()),
-            examples=tuple(self._example(number, int(roots[number])) for number in near[: self._shown].tolist()),
-            details={
-                "clusters": len(sizes),
-                "sizes": sizes[:_LARGEST],
-                "metrics": {"near_duplicate_share": len(near) / self._rows if self._rows else 0.0},
-            },
+        return Outline(
+            rows=self._rows,
+            texts=np.frombuffer(self._texts, np.uint64),
+            index=np.frombuffer(self._seen.index, np.int64),
         )
 
-    def _example(self, number: int, first: int) -> dict[str, Any]:
-        message = f"“{self._seen.excerpt(number)}” is like {self._seen.where(first)}: “{self._seen.excerpt(first)}”"
-        return self._seen.place(number) | {"message": message}
+    def compared(self, least: float) -> Compared:
+        """Signatures and shingles, for comparisons."""
+        return Compared(self._signatures, self._shingles, self._ends, least)
+
+    def shown(self, numbers: Sequence[int]) -> list[Shown]:
+        """Place and excerpt of rows."""
+        return [Shown(place=self._seen.place(number), excerpt=self._seen.excerpt(number)) for number in numbers]
 
 
-class _Compared:
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What is little of every row."""
+
+    rows: int
+    """Rows seen, also those without shingles, which the arrays leave out."""
+    texts: Hashes
+    index: Numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A row in an example."""
+
+    place: Mapping[str, Any]
+    excerpt: str
+
+
+def distinct_of(texts: array[int] | Hashes) -> Numbers:
+    """The rows whose text no earlier row has: the same text is an exact duplicate, not a near one."""
+    import numpy as np
+
+    first = first_of(texts)
+    return np.flatnonzero(first == np.arange(len(first)))
+
+
+def finding(roots: Numbers, outline: Outline, shown: Callable[[Sequence[int]], list[Shown]], *, most: int) -> Finding:
+    """The finding, by the first row of every row's cluster."""
+    import numpy as np
+
+    near = np.flatnonzero(roots != np.arange(len(roots)))
+    sizes = sizes_of(roots[near])
+    some = near[:most]
+    examples = zip(shown(some.tolist()), shown(roots[some].tolist()), strict=True)
+    return Finding(
+        rows=tuple(outline.index[near].tolist()),
+        examples=tuple(_example(row, first) for row, first in examples),
+        details={
+            "clusters": len(sizes),
+            "sizes": sizes[:_LARGEST],
+            "metrics": {"near_duplicate_share": len(near) / outline.rows if outline.rows else 0.0},
+        },
+    )
+
+
+def _example(row: Shown, first: Shown) -> dict[str, Any]:
+    where = f"{first.place['file']}:{first.place['line']}"
+    return dict(row.place) | {"message": f"“{row.excerpt}” is like {where}: “{first.excerpt}”"}
+
+
+class Compared:
     """Signature and shingles of every row, and whether two rows are alike."""
 
     def __init__(self, signatures: array[int], shingles: array[int], ends: array[int], least: float) -> None:
@@ -99,6 +161,14 @@ class _Compared:
         self._starts = np.concatenate([np.zeros(1, np.int64), np.frombuffer(ends, np.int64)])[:-1]
         self._counts = np.frombuffer(ends, np.int64) - self._starts
         self._least = least
+
+    def taken(self, numbers: Numbers) -> tuple[bytes, bytes, Numbers]:
+        """Signatures, shingles and where they end, of some rows: what compares them elsewhere."""
+        import numpy as np
+
+        counts = self._counts[numbers]
+        shingles = self._shingles[ranges(self._starts[numbers], counts)]
+        return self.signatures[numbers].tobytes(), shingles.tobytes(), np.cumsum(counts)
 
     def alike(self, first: Numbers, other: Numbers) -> npt.NDArray[np.bool_]:
         """For every pair of rows, whether it is similar enough; pairs with the same first row are adjacent."""
@@ -158,18 +228,31 @@ def _permutations() -> Any:
 
 
 def cluster(signatures: Words32, among: Numbers, alike: Alike) -> Numbers:
-    """For every row, the first row of its cluster; the row itself where it is like no other.
+    """For every row, the first row of its cluster; the row itself where it is like no other."""
+    return cluster_by(lambda start: band_keys(signatures, start, among), len(signatures), among, alike)
+
+
+def band_keys(signatures: Words32, start: int, among: Numbers) -> Hashes:
+    """A key of one band of the signatures of some rows: that of the five numbers from `start`."""
+    import numpy as np
+
+    keys = np.zeros(len(among), np.uint64)
+    for column in range(start, start + _BAND):
+        keys = keys * np.uint64(_ODD) + signatures[among, column]
+    return keys
+
+
+def cluster_by(keys_of: Callable[[int], Hashes], count: int, among: Numbers, alike: Alike) -> Numbers:
+    """`cluster`, of `count` rows whose keys in the band from a number on `keys_of` returns.
 
     Rows share a bucket where all five numbers of a band of their signatures agree. Only there are they compared, each
     with the first row of its bucket, and those that are not like it with the first of the rest.
     """
     import numpy as np
 
-    sets = _Sets(len(signatures))
+    sets = _Sets(count)
     for start in range(0, _SIGNATURE - _BAND + 1, _BAND):
-        keys = np.zeros(len(among), np.uint64)
-        for column in range(start, start + _BAND):
-            keys = keys * np.uint64(_ODD) + signatures[among, column]
+        keys = keys_of(start)
         order = np.argsort(keys, kind="stable")
         keys, members = keys[order], among[order]
         for _ in range(_LEADERS):

@@ -6,12 +6,15 @@ mlflow-ft train lora --model MODEL --data rows.jsonl --launch.launcher ray --lau
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from mlflow_ft import Launcher, hookimpl
+from mlflow_ft import Engine, Launcher, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft import Config, Launch
+    from mlflow_ft import Config, Launch, Machines
+
+NOT_INSTALLED = "Ray is not installed: pip install 'ray[train,tune]'"
 
 
 def launch(launch: Launch) -> str:
@@ -24,10 +27,38 @@ def launch(launch: Launch) -> str:
 def refused(config: Config) -> str | None:
     """Why the processes cannot be started: Ray is not installed, no cluster answers, or it is too small."""
     if importlib.util.find_spec("ray") is None:
-        return "Ray is not installed: pip install 'ray[train,tune]'"
+        return NOT_INSTALLED
     from mlflow_ft_ray.engine import launching
 
     return launching.refused(config)
+
+
+def machines() -> AbstractContextManager[Machines]:
+    """The machines of the cluster, for data."""
+    from mlflow_ft_ray.engine import rows
+
+    return rows.machines()
+
+
+def no_cluster() -> str | None:
+    """Why the cluster cannot be used."""
+    if importlib.util.find_spec("ray") is None:
+        return NOT_INSTALLED
+    from mlflow_ft_ray.engine import cluster
+
+    return cluster.unreachable()
+
+
+@hookimpl
+def register_engines() -> list[Engine]:
+    return [
+        Engine(
+            name="ray",
+            summary="the machines of a Ray cluster; the same findings as on one machine",
+            machines=machines,
+            refuses=no_cluster,
+        )
+    ]
 
 
 @hookimpl

@@ -39,10 +39,17 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def unreachable() -> str | None:
+    """Why no cluster can be reached, and a remedy; None if one answers."""
+    try:
+        with connected():
+            return None
+    except ConfigError as error:
+        return f"{error.message}; {error.hint}"
+
+
 def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables of this process that decide a run."""
     return {
-        name: value
-        for name, value in environ.items()
-        if name.startswith(FORWARDED) and name not in OF_THIS_MACHINE
+        name: value for name, value in environ.items() if name.startswith(FORWARDED) and name not in OF_THIS_MACHINE
     }

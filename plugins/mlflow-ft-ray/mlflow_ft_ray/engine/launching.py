@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def launch(launch: Launch) -> str:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="mlflow-ft-ray-") as storage:
         wall = board.put_up()
-        asked = {"request": launch.request, "folder": os.getcwd(), "environ": cluster.forwarded(), "board": wall}
+        asked = {"request": launch.request, "folder": str(Path.cwd()), "environ": cluster.forwarded(), "board": wall}
         with passing_signals(wall) as received:
             outcome = fitted(trainer(launch, asked, storage))
     if isinstance(outcome, str) and outcome:
