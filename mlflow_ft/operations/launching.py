@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
@@ -70,6 +70,23 @@ def to_resume(
         only_package=only_package,
         quiet=quiet,
     )
+
+
+def again(request: Request) -> Request:
+    """The request after its processes were lost: the run that they left is continued.
+
+    Raises:
+        TrackingError: a process is still working on it, or the server does not answer.
+    """
+    if request.verb == "run":
+        settings = json.loads(request.settings)
+        settings["run"]["resume"] = "auto"
+        return replace(request, settings=json.dumps(settings))
+    from mlflow_ft.tracking import unfinished, vanished
+
+    run = unfinished.find_run(request.run_id)
+    vanished.reap_of(unfinished.CONFIG_KEY, run.data.tags[unfinished.CONFIG_KEY])
+    return request
 
 
 def launcher(config: Config, registry: Registry) -> Launcher | None:

@@ -10,6 +10,8 @@ import ray
 
 from mlflow_ft import ConfigError
 
+INSIDE = "MLFLOW_FT_RAY_WORKER"
+"""Set in the processes of a training that runs on the cluster."""
 NO_CLUSTER = "no Ray cluster answers"
 HOW = "start one (`ray start --head` here, `ray start --address HOST:6379` on the others), or set RAY_ADDRESS"
 FORWARDED = ("MLFLOW_", "HF_", "HUGGING_FACE_", "WANDB_", "AWS_", "AZURE_", "GOOGLE_", "NCCL_", "OMP_", "PYTHON")

@@ -109,9 +109,10 @@ def passing_signals(wall: Any) -> Iterator[list[int]]:
 
 
 def brief(error: BaseException) -> str:
-    """The last line of an error of Ray, which is that of the worker; the lines above are Ray's traceback."""
+    """What the workers raised, without Ray's tracebacks; the last of several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    lost = [line.partition(f"{worker.LostError.__name__}: ")[2] for line in lines if worker.LostError.__name__ in line]
+    return (list(filter(None, lost)) or lines or [type(error).__name__])[-1]
 
 
 def refused(config: Config) -> str | None:

@@ -18,7 +18,8 @@ class Tasks:
 
     def __init__(self) -> None:
         environ = cluster.forwarded() | {"TOKENIZERS_PARALLELISM": "false"}
-        self._call = ray.remote(_call).options(runtime_env={"env_vars": environ})
+        cpus = 0 if cluster.INSIDE in environ else 1  # the workers of a training have taken the CPUs
+        self._call = ray.remote(_call).options(num_cpus=cpus, runtime_env={"env_vars": environ})
 
     @property
     def size(self) -> int:

@@ -21,6 +21,8 @@ import ray
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 
+from mlflow_ft_ray.engine import cluster
+
 LOOK_SECONDS = 1.0
 RETRIED = "ProcessError"
 """The error of rank 0 that means: another process was lost. Any other is the user's, and comes again."""
@@ -47,7 +49,7 @@ def work(asked: Mapping[str, Any]) -> str:
         file.write_text(asked["request"], encoding="utf-8")
         again = ["--again"] if agreed["attempt"] else []
         command = [sys.executable, "-m", "mlflow_ft_ray.child", str(os.getpid()), str(file), *again]
-        environ = os.environ | asked["environ"] | {"MASTER_PORT": str(agreed["port"])}
+        environ = os.environ | asked["environ"] | {"MASTER_PORT": str(agreed["port"]), cluster.INSIDE: "1"}
         process = subprocess.Popen(command, env=environ, cwd=working_folder(asked["folder"]))
         code = wait(process, board)
         return result(file, code) if leads else ""
