@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Finding
 from mlflow_ft.builtin.checks.near_duplicates import (
+    BAND,
+    SIGNATURE,
     Compared,
     NearDuplicates,
     Outline,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
     Piece = tuple[bytes, bytes, Numbers]
 
+_TOGETHER = 5
+"""Bands whose keys are asked for at once: 40 bytes a row."""
 _PLACES = 32
 """The most tasks among which the comparisons of one round are shared out."""
 
@@ -60,13 +64,18 @@ class _Spread:
 
         self._parts, self._machines, self._least = parts, machines, least
         self._begins = np.cumsum([0, *counts])
+        self._keys: dict[int, npt.NDArray[np.uint64]] = {}
 
     def keys(self, start: int) -> npt.NDArray[np.uint64]:
-        """The key of every row in a band."""
+        """The key of every row in a band; they come for a few bands at a time."""
         import numpy as np
 
-        keys = self._machines.get([self._machines.run(_keys, part, start) for part in self._parts])
-        return np.concatenate([np.empty(0, np.uint64), *keys])
+        if start not in self._keys:
+            bands = [start + BAND * number for number in range(_TOGETHER)]
+            bands = [band for band in bands if band + BAND <= SIGNATURE]
+            of_parts = self._machines.get([self._machines.run(_keys, part, bands) for part in self._parts])
+            self._keys = dict(zip(bands, np.concatenate(of_parts, axis=1), strict=True))
+        return self._keys.pop(start)
 
     def alike(self, first: Numbers, other: Numbers) -> npt.NDArray[np.bool_]:
         """For every pair, whether it is similar enough: compared where the pair's first row says."""
@@ -115,11 +124,11 @@ class _Spread:
         return [row for [row] in self._machines.get(handles)]
 
 
-def _keys(part: NearDuplicates, start: int) -> npt.NDArray[np.uint64]:
+def _keys(part: NearDuplicates, bands: Sequence[int]) -> npt.NDArray[np.uint64]:
     import numpy as np
 
     signatures = part.compared(0.0).signatures
-    return band_keys(signatures, start, np.arange(len(signatures)))
+    return np.stack([band_keys(signatures, start, np.arange(len(signatures))) for start in bands])
 
 
 def _taken(part: NearDuplicates, numbers: Numbers) -> Piece:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     Alike = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
 
 _WORDS = 3
-_SIGNATURE = 128
-_BAND = 5
+SIGNATURE = 128
+BAND = 5
 """25 bands of 5: two rows that share 80 % are compared with a probability of 0.9999, two that share 30 % with 0.06."""
 _LEADERS = 4
 """Rows of a bucket that the others are compared with, one after another: the cost stays linear in the rows."""
@@ -156,7 +156,7 @@ class Compared:
     def __init__(self, signatures: array[int], shingles: array[int], ends: array[int], least: float) -> None:
         import numpy as np
 
-        self.signatures = np.frombuffer(signatures, np.uint32).reshape(-1, _SIGNATURE)
+        self.signatures = np.frombuffer(signatures, np.uint32).reshape(-1, SIGNATURE)
         self._shingles = np.frombuffer(shingles, np.uint32)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.frombuffer(ends, np.int64)])[:-1]
         self._counts = np.frombuffer(ends, np.int64) - self._starts
@@ -213,7 +213,7 @@ def _shingles(row: Checked) -> Words32:
 def _signature(shingles: Words32) -> Words32:
     from datasketch import MinHash
 
-    signature = MinHash(_SIGNATURE, scheme="affine32", permutations=_permutations(), hashfunc=int)  # hashes already
+    signature = MinHash(SIGNATURE, scheme="affine32", permutations=_permutations(), hashfunc=int)  # hashes already
     for start in range(0, len(shingles), _BLOCK):  # each of them takes 512 bytes and more on the way
         signature.update_batch(shingles[start : start + _BLOCK].tolist())
     hashes: Words32 = signature.hashvalues
@@ -224,7 +224,7 @@ def _signature(shingles: Words32) -> Words32:
 def _permutations() -> Any:
     from datasketch import MinHash
 
-    return MinHash(_SIGNATURE, scheme="affine32").permutations
+    return MinHash(SIGNATURE, scheme="affine32").permutations
 
 
 def cluster(signatures: Words32, among: Numbers, alike: Alike) -> Numbers:
@@ -237,7 +237,7 @@ def band_keys(signatures: Words32, start: int, among: Numbers) -> Hashes:
     import numpy as np
 
     keys = np.zeros(len(among), np.uint64)
-    for column in range(start, start + _BAND):
+    for column in range(start, start + BAND):
         keys = keys * np.uint64(_ODD) + signatures[among, column]
     return keys
 
@@ -251,7 +251,7 @@ def cluster_by(keys_of: Callable[[int], Hashes], count: int, among: Numbers, ali
     import numpy as np
 
     sets = _Sets(count)
-    for start in range(0, _SIGNATURE - _BAND + 1, _BAND):
+    for start in range(0, SIGNATURE - BAND + 1, BAND):
         keys = keys_of(start)
         order = np.argsort(keys, kind="stable")
         keys, members = keys[order], among[order]

@@ -1,4 +1,4 @@
-"""A real Ray cluster of three nodes on this machine, one for all tests of this folder."""
+"""Real Ray clusters on this machine."""
 
 from __future__ import annotations
 
@@ -12,20 +12,11 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZE
 OF_A_NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """The cluster; a test that removes a node adds one."""
+    """A cluster of one node; a test adds those that it needs."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args=OF_A_NODE)
-    for _ in range(2):
-        cluster.add_node(**OF_A_NODE)
     yield cluster
     cluster.shutdown()
-
-
-@pytest.fixture
-def address(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The cluster's address, where the program looks for it."""
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    return str(cluster.address)

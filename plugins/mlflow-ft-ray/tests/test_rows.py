@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_ft_ray.engine import cluster as connection
 from mlflow_ft_ray.engine import rows
 
 from mlflow_ft import DataError, plugins
@@ -50,11 +52,25 @@ def checked(data: Path, model: Path, cache: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
+@pytest.fixture(scope="module")
+def connected(cluster: Any) -> Iterator[None]:
+    """A connection of this process, which the engine uses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        with connection.connected():
+            yield
+
+
+def refuse() -> None:
+    raise DataError("this row is no good", hint="write another")
+
+
+@pytest.mark.usefixtures("connected")
 def test_the_findings_are_those_of_one_machine(
-    address: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(across, "ROWS", 130)
-    data = write_jsonl(tmp_path / "rows.jsonl", planted(600))
+    monkeypatch.setattr(across, "ROWS", 170)
+    data = write_jsonl(tmp_path / "rows.jsonl", planted(500))
     here = checked(data, tiny_model, tmp_path / "here", monkeypatch)
     there = checked(data, tiny_model, tmp_path / "there", monkeypatch, **{"data.engine": "ray"})
     counts = {check.name: check.count for check in here.report.checks}
@@ -66,11 +82,8 @@ def test_the_findings_are_those_of_one_machine(
     assert there.data.train.digest == here.data.train.digest
 
 
-def refuse() -> None:
-    raise DataError("this row is no good", hint="write another")
-
-
-def test_an_error_on_another_machine_is_the_same_error(address: str) -> None:
+@pytest.mark.usefixtures("connected")
+def test_an_error_on_another_machine_is_the_same_error() -> None:
     with rows.machines() as machines, pytest.raises(DataError, match="this row is no good") as raised:
         machines.get([machines.run(refuse)])
     assert raised.value.hint == "write another"

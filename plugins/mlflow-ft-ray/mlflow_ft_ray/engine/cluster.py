@@ -50,8 +50,10 @@ def unreachable() -> str | None:
         return f"{error.message}; {error.hint}"
 
 
-def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of this process that decide a run."""
+def forwarded(*prefixes: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of this process that decide a run, or those with other prefixes."""
     return {
-        name: value for name, value in environ.items() if name.startswith(FORWARDED) and name not in OF_THIS_MACHINE
+        name: value
+        for name, value in environ.items()
+        if name.startswith(prefixes or FORWARDED) and name not in OF_THIS_MACHINE
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +14,16 @@ from mlflow_ft import Handle, Machines
 from mlflow_ft_ray.engine import cluster
 
 
+OF_TASKS = ("HF_", "OMP_", "PYTHON")
+"""Prefixes of the variables that tasks get; Ray starts new processes for tasks with others."""
+
+
 class Tasks:
     """Machines (`mlflow_ft.Machines`) that are those of a Ray cluster. Tasks of a lost machine are run again."""
 
     def __init__(self) -> None:
-        environ = cluster.forwarded() | {"TOKENIZERS_PARALLELISM": "false"}
-        cpus = 0 if cluster.INSIDE in environ else 1  # the workers of a training have taken the CPUs
+        environ = cluster.forwarded(*OF_TASKS) | {"TOKENIZERS_PARALLELISM": "false"}
+        cpus = 0 if cluster.INSIDE in os.environ else 1  # the workers of a training have taken the CPUs
         self._call = ray.remote(_call).options(num_cpus=cpus, runtime_env={"env_vars": environ})
 
     @property
