@@ -51,7 +51,8 @@ def planted(count: int, seed: int) -> list[Example]:
         for place in rng.sample(range(len(words)), rng.choice((0, 0, 1, 2, 3))):
             words[place] = rng.choice(WORDS)
         question = f"what about {text[:40]}"
-        answer = 5 * "Это совсем другой язык. " if rng.random() < 0.02 else " ".join(words)
+        other = rng.choice(("Это совсем другой язык. ", "Αυτή είναι άλλη γλώσσα. "))
+        answer = 5 * other if rng.random() < 0.05 else " ".join(words)
         messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
         rows.append(rng.choice(rows) if rows and rng.random() < 0.1 else Example(messages=messages))
     return rows

@@ -13,7 +13,6 @@ from ray.exceptions import RayTaskError
 from mlflow_ft import Handle, Machines
 from mlflow_ft_ray.engine import cluster
 
-
 OF_TASKS = ("HF_", "OMP_", "PYTHON")
 """Prefixes of the variables that tasks get; Ray starts new processes for tasks with others."""
 
