@@ -20,3 +20,11 @@ def cluster() -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args=OF_A_NODE)
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture
+def three_nodes(cluster: Any) -> Any:
+    """The cluster with three nodes of one CPU each."""
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(**OF_A_NODE)
+    return cluster

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import ray
 
 from mlflow_ft import ConfigError
 
+ANSWER_SECONDS = 10.0
 INSIDE = "MLFLOW_FT_RAY_WORKER"
 """Set in the processes of a training that runs on the cluster."""
 NO_CLUSTER = "no Ray cluster answers"
@@ -31,14 +33,24 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", logging_level="warning")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        answers(address)
+        ray.init(address=address, logging_level="warning")
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{NO_CLUSTER}: {str(error).splitlines()[0]}", hint=HOW) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def answers(address: str) -> None:
+    """Raise OSError if nothing answers at an address: Ray would end this process, without an exception."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS):
+            pass
 
 
 def unreachable() -> str | None:
