@@ -22,7 +22,7 @@ from mlflow_ft import LaunchSection
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.tracking.heartbeat import has_ended
 
-STEPS, SAVED = 500, 20
+STEPS, SAVED = 300, 20
 CHILD = (
     "import os; from mlflow_ft_ray import child; child.die_with(os.getppid()); print(os.getpid(), flush=True); input()"
 )
