@@ -26,7 +26,7 @@ test: .venv
 
 # A few of these are in `make test`.
 faults: .venv
-	@ALL_FAULTS=1 python -m pytest tests/faults tests/engine/checkpoints --numprocesses logical --dist loadfile $(PYTEST_ARGS)
+	@ALL_FAULTS=1 python -m pytest tests/faults tests/engine/checkpoints plugins/mlflow-ft-ray --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv
 	@echo "ruff check";  ruff check --quiet .
