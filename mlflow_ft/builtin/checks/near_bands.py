@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Finding
+from mlflow_ft.builtin.checks.clusters import BAND, SIGNATURE, band_keys, cluster_by
 from mlflow_ft.builtin.checks.near_duplicates import (
-    BAND,
-    SIGNATURE,
     Compared,
     NearDuplicates,
     Outline,
     Shown,
-    band_keys,
-    cluster_by,
     distinct_of,
     finding,
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Checked, Finding
 from mlflow_ft.builtin.checks.arrays import first_of, ranges, sizes_of
+from mlflow_ft.builtin.checks.clusters import SIGNATURE, cluster
 from mlflow_ft.builtin.checks.seen import Seen
 from mlflow_ft.builtin.checks.words import fingerprint, ngrams, words
 
@@ -23,14 +24,8 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
     Words32 = npt.NDArray[np.uint32]
     Shares = npt.NDArray[np.float64]
-    Alike = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
 
 _WORDS = 3
-SIGNATURE = 128
-BAND = 5
-"""25 bands of 5: two rows that share 80 % are compared with a probability of 0.9999, two that share 30 % with 0.06."""
-_LEADERS = 4
-"""Rows of a bucket that the others are compared with, one after another: the cost stays linear in the rows."""
 _EXACT = 128
 """Rows with at most this many shingles keep them, and are compared exactly where the estimate is close."""
 _CLOSE = 0.12
@@ -38,7 +33,6 @@ _CLOSE = 0.12
 _BLOCK = 8192
 _LARGEST = 20
 _OF_A_BAD_ANSWER = 0x5BD1E995
-_ODD = 0x9E3779B97F4A7C15
 
 
 class NearDuplicates:
@@ -216,86 +210,3 @@ def _permutations() -> Any:
     from datasketch import MinHash
 
     return MinHash(SIGNATURE, scheme="affine32").permutations
-
-
-def cluster(signatures: Words32, among: Numbers, alike: Alike) -> Numbers:
-    """For every row, the first row of its cluster; the row itself where it is like no other."""
-    return cluster_by(lambda start: band_keys(signatures, start, among), len(signatures), among, alike)
-
-
-def band_keys(signatures: Words32, start: int, among: Numbers) -> Hashes:
-    """A key of one band of the signatures of some rows: that of the five numbers from `start`."""
-    import numpy as np
-
-    keys = np.zeros(len(among), np.uint64)
-    for column in range(start, start + BAND):
-        keys = keys * np.uint64(_ODD) + signatures[among, column]
-    return keys
-
-
-def cluster_by(keys_of: Callable[[int], Hashes], count: int, among: Numbers, alike: Alike) -> Numbers:
-    """`cluster`, of `count` rows whose keys in the band from a number on `keys_of` returns.
-
-    Rows share a bucket where all five numbers of a band of their signatures agree. Only there are they compared, each
-    with the first row of its bucket, and those that are not like it with the first of the rest.
-    """
-    import numpy as np
-
-    sets = _Sets(count)
-    for start in range(0, SIGNATURE - BAND + 1, BAND):
-        keys = keys_of(start)
-        order = np.argsort(keys, kind="stable")
-        keys, members = keys[order], among[order]
-        for _ in range(_LEADERS):
-            leader = _first_of_run(keys)
-            others = leader != np.arange(len(keys))
-            first, other, keys = members[leader[others]], members[others], keys[others]
-            apart = sets.join_alike(first, other, alike)
-            keys, members = keys[apart], other[apart]
-    return sets.roots
-
-
-def _first_of_run(keys: npt.NDArray[np.uint64]) -> Numbers:
-    """For every place in sorted keys, the first place with the same key."""
-    import numpy as np
-
-    places = np.arange(len(keys))
-    begins = np.concatenate([np.ones(min(1, len(keys)), bool), keys[1:] != keys[:-1]])
-    return np.maximum.accumulate(np.where(begins, places, 0))
-
-
-class _Sets:
-    """Rows in disjoint sets, each named by its first row."""
-
-    def __init__(self, count: int) -> None:
-        import numpy as np
-
-        self.roots = np.arange(count)
-
-    def join_alike(self, first: Numbers, other: Numbers, alike: Alike) -> npt.NDArray[np.bool_]:
-        """Join the pairs that are alike; return for every pair whether it is still apart."""
-        import numpy as np
-
-        apart = self.roots[first] != self.roots[other]
-        compared = np.flatnonzero(apart)
-        joined = compared[alike(first[compared], other[compared])]
-        for first_row, other_row in zip(first[joined].tolist(), other[joined].tolist(), strict=True):
-            self._join(first_row, other_row)
-        self._flatten()
-        still: npt.NDArray[np.bool_] = self.roots[first] != self.roots[other]
-        return still
-
-    def _join(self, first: int, other: int) -> None:
-        low, high = sorted((self._root(first), self._root(other)))
-        self.roots[high] = low
-
-    def _root(self, number: int) -> int:
-        while (root := int(self.roots[number])) != number:
-            number = root
-        return number
-
-    def _flatten(self) -> None:
-        import numpy as np
-
-        while not np.array_equal(flat := self.roots[self.roots], self.roots):
-            self.roots = flat

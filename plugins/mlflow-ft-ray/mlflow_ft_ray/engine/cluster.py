@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import ray
 
-from mlflow_ft import ConfigError
+from mlflow_ft import ConfigError, brief
 
 ANSWER_SECONDS = 10.0
 INSIDE = "MLFLOW_FT_RAY_WORKER"
@@ -38,7 +38,7 @@ def connected() -> Iterator[None]:
         answers(address)
         ray.init(address=address, logging_level="warning")
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{NO_CLUSTER}: {str(error).splitlines()[0]}", hint=HOW) from error
+        raise ConfigError(f"{NO_CLUSTER}: {brief(error)}", hint=HOW) from error
     try:
         yield
     finally:
