@@ -42,7 +42,7 @@ def launch(launch: Launch) -> str:
         raise StoppedError(received[0])
     if isinstance(outcome, BaseException):
         raise ProcessError(
-            f"the workers were lost more than {launch.settings.max_restarts} times: {brief(outcome)}",
+            f"the workers were lost more than {launch.settings.max_restarts} times: {said(outcome)}",
             hint="the last lines above say more; a run that was interrupted is listed by `mlflow-ft runs`, and "
             "continued by `mlflow-ft resume RUN_ID`",
         ) from outcome
@@ -54,10 +54,10 @@ def trainer(launch: Launch, asked: dict[str, Any], storage: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings = launch.settings
+    settings, gpus = launch.settings, int(ray.cluster_resources().get("GPU", 0))
     scaling = ScalingConfig(
-        num_workers=launch.processes,
-        use_gpu=ray.cluster_resources().get("GPU", 0) >= launch.processes,
+        num_workers=settings.num_processes or gpus,
+        use_gpu=gpus > 0,
         placement_strategy="SPREAD" if settings.num_machines > 1 else "PACK",
     )
     return TorchTrainer(
@@ -108,7 +108,7 @@ def passing_signals(wall: Any) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def brief(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """What the workers raised, without Ray's tracebacks; the last of several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lost = [line.partition(f"{worker.LostError.__name__}: ")[2] for line in lines if worker.LostError.__name__ in line]
