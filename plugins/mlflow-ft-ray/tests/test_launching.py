@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow_ft_ray
 import psutil
 import pytest
 from mlflow import MlflowClient
@@ -35,6 +36,10 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = 
         assert process is None or process.poll() is None, "the command has ended"
         time.sleep(0.1)
     return value
+
+
+def test_contract(plugin_contract: Callable[[Any], None]) -> None:
+    plugin_contract(mlflow_ft_ray)
 
 
 # --- before anything is started

@@ -86,4 +86,4 @@ def test_the_findings_are_those_of_one_machine(
 def test_an_error_on_another_machine_is_the_same_error() -> None:
     with rows.machines() as machines, pytest.raises(DataError, match="this row is no good") as raised:
         machines.get([machines.run(refuse)])
-    assert raised.value.hint == "write another"
+    assert str(raised.value) == "this row is no good\n  write another"
