@@ -27,7 +27,7 @@ test: .venv
 
 # A few of these are in `make test`.
 faults: .venv
-	@LONG_TESTS=1 python -m pytest tests/faults tests/engine/checkpoints --numprocesses logical --dist loadfile $(PYTEST_ARGS)
+	@LONG_TESTS=1 python -m pytest tests/faults tests/engine/checkpoints tests/launching plugins/mlflow-ft-ray --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 # Those of them that `make test` leaves out are all alike.
 combinations: .venv
@@ -45,7 +45,7 @@ lint: .venv
 .venv/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@echo "installing into .venv (minutes, the first time)"
 	@$(PYTHON) -m venv .venv
-	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint,gguf]'
+	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint,gguf,ray]'
 	@for plugin in $(PLUGINS); do python -m pip install -qq --disable-pip-version-check --no-deps -e "$$plugin"; done
 	@touch $@
 

@@ -18,6 +18,7 @@ from mlflow_ft.records import (
     Adapter,
     Check,
     DataFormat,
+    Engine,
     Evaluator,
     Exporter,
     Gate,
@@ -103,6 +104,12 @@ def register_plan_rules() -> Iterable[PlanRule]:  # type: ignore[empty-body]  # 
     settings, and names its source. To overrule a built-in rule, give yours a `priority` above 0. Advice is never taken
     blindly: what the estimate of memory says does not fit is not recommended.
     """
+
+
+@hookspec
+def register_engines() -> Iterable[Engine]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the data engines of this plugin, which work on rows on several machines. Called once, when the program
+    starts."""
 
 
 @hookspec(firstresult=True)

@@ -1,6 +1,6 @@
 """What a launcher runs in every process: rank 0 does the job that was asked for, the others follow it.
 
-    python -m mlflow_ft.launched FILE     the request is in FILE, and rank 0 writes its result to FILE.result
+    python -m mlflow_ft.launched FILE [--again]     the request is in FILE, and rank 0 writes its result to FILE.result
 
 A launcher that starts functions instead of programs calls `work`. The variables of torchrun say which process this is.
 """
@@ -13,12 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+AGAIN = "--again"
 RESULT = ".result"
 """Ending of the file with the result."""
 
 
-def work(request: str) -> str:
-    """Do the job as rank 0 and return its result, an outcome or an error, as JSON; as another rank return ""."""
+def work(request: str, *, again: bool = False) -> str:
+    """Do the job as rank 0 and return its result, an outcome or an error, as JSON; as another rank return "".
+
+    `again` continues the run that earlier processes with the same request have left.
+    """
     from mlflow_ft import pipeline, plugins, processes
     from mlflow_ft.errors import FineTuneError
     from mlflow_ft.operations import launching
@@ -31,6 +35,7 @@ def work(request: str) -> str:
         following.follow(place, loaded)
         return ""
     asked = launching.Request.read(request)
+    asked = launching.again(asked) if again else asked
     try:
         outcome: Any = pipeline.requested(asked, loaded, progress=Progress(quiet=asked.quiet))
     except FineTuneError as error:
@@ -43,7 +48,7 @@ def main() -> None:
     """Run the request in the file that is named on the command line."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     file = Path(sys.argv[1])
-    result = work(file.read_text(encoding="utf-8"))
+    result = work(file.read_text(encoding="utf-8"), again=AGAIN in sys.argv[2:])
     if not result:
         return
     partial = file.with_name(file.name + RESULT + ".partial")

@@ -127,7 +127,7 @@ def resume(
 
 
 def requested(request: Request, plugins: Plugins, *, progress: Progress) -> Outcome | Reproduction:
-    """Do what a launcher was asked for, as rank 0 of the processes that it started; raises as the function asked for."""
+    """Do what a launcher was asked for, as rank 0 of the processes that it started; raises as that function."""
     if request.verb == "run":
         return run(request.config, plugins, progress=progress, now=request.now)
     if request.verb == "reproduce":

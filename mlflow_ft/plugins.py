@@ -23,6 +23,7 @@ from mlflow_ft.records import (
     Adapter,
     Check,
     DataFormat,
+    Engine,
     Evaluator,
     Exporter,
     Gate,
@@ -47,6 +48,7 @@ KINDS: Mapping[str, type] = {
     "gates": Gate,
     "launchers": Launcher,
     "plan_rules": PlanRule,
+    "engines": Engine,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""

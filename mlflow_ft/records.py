@@ -13,10 +13,10 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mlflow_ft.rows import Checked, Example, Finding, Kind, Severity, Task
 
@@ -24,7 +24,20 @@ if TYPE_CHECKING:
     from mlflow_ft.candidacy import Candidacy
     from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import ChecksSection, Config
-    from mlflow_ft.values import Advice, Data, Form, Job, Launch, Model, Score, Situation, Subject, Trained
+    from mlflow_ft.values import (
+        Advice,
+        Data,
+        Form,
+        Handle,
+        Job,
+        Launch,
+        Machines,
+        Model,
+        Score,
+        Situation,
+        Subject,
+        Trained,
+    )
 
     # A value from another library (a peft config, a torch module): this module must not import it.
     Foreign = Any
@@ -55,6 +68,14 @@ class Collector(Protocol):
         """The finding over all rows."""
 
 
+@runtime_checkable
+class JoiningCollector(Collector, Protocol):
+    """A collector that can be one of several, each of which has seen a part of the rows."""
+
+    def join(self, later: Any) -> None:
+        """Add what a collector of the same class has seen, of the rows after this one's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """A check of the data before training. It has one of three forms.
@@ -70,6 +91,9 @@ class Check:
     collect: Callable[[ChecksSection], Collector] | None = None
     compare: Callable[[Sequence[Checked], Iterable[Checked], ChecksSection], Finding] | None = None
     kinds: tuple[Kind, ...] = ("conversation", "text", "preference", "unpaired", "prompt")
+    across: Callable[[Sequence[Handle], Machines, ChecksSection], Finding] | None = None
+    """The finding from handles of collectors that have seen consecutive rows on several machines, where they hold too
+    much of each row to be joined (`JoiningCollector`) on one."""
     fix: str = ""
     """What `prepare --fix` does about it ("leaves these rows out"); "" where no fix is safe."""
     remedy: str = ""
@@ -290,4 +314,32 @@ class PlanRule:
     """Rules of a higher priority are asked first, then those registered earlier. All built-in rules have 0."""
 
 
-Record = DataFormat | Check | Trainer | Adapter | Evaluator | Reward | Packager | Exporter | Gate | Launcher | PlanRule
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Where the rows of a data set are tokenised, proved and checked: in this process and its helpers, or on a cluster.
+
+    `machines` is a context manager that connects to several machines, or gives None for this one. Rows are read and
+    written by this process, and the findings are the same.
+    """
+
+    name: str
+    summary: str
+    machines: Callable[[], AbstractContextManager[Machines | None]] = nullcontext
+    refuses: Callable[[], str | None] = lambda: None
+    """Why it cannot be used here, and a remedy, in a sentence; None where it can. Called before anything is read."""
+
+
+Record = (
+    DataFormat
+    | Check
+    | Trainer
+    | Adapter
+    | Evaluator
+    | Reward
+    | Packager
+    | Exporter
+    | Gate
+    | Launcher
+    | PlanRule
+    | Engine
+)

@@ -12,6 +12,7 @@ from mlflow_ft.records import (
     Adapter,
     Check,
     DataFormat,
+    Engine,
     Evaluator,
     Exporter,
     Gate,
@@ -91,6 +92,7 @@ class Registry:
         self.gates: Catalogue[Gate] = Catalogue("gates", plugins)
         self.launchers: Catalogue[Launcher] = Catalogue("launchers", plugins)
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
+        self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:

@@ -34,6 +34,8 @@ class LaunchSection(Section):
     """A DeepSpeed configuration (JSON) in place of the shipped one for the strategy."""
     cpu_offload: bool = False
     """Hold shares of weights and optimizer in the machines' memory (fsdp, deepspeed): slower, with less GPU memory."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often the processes are started again, from the last checkpoint, when one is lost; only launcher ray does."""
     join_minutes: float = Field(default=10.0, gt=0)
     """How long the processes wait at the start until all are there."""
     timeout_minutes: float = Field(default=60.0, gt=0)

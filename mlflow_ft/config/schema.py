@@ -105,6 +105,8 @@ class DataSection(Section):
     """Assistant turns to learn: all in a row, the last, or each as the last turn of a separate row."""
     on_bad_row: Literal["error", "drop"] = "error"
     """What to do with a row that cannot be read, converted or proved: stop, or leave it out, counted and listed."""
+    engine: str = "local"
+    """Where rows are tokenised and checked: local, or a registered engine (`mlflow-ft show engines`)."""
     fail_on: Literal["error", "warn", "never"] = "error"
     """Do not train if a data check has a finding of this severity or worse."""
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError, PluginError
-from mlflow_ft.records import Check, Collector
+from mlflow_ft.records import Check, Collector, JoiningCollector
 from mlflow_ft.rows import Checked, Finding, Place
-from mlflow_ft.values import CheckResult, Report
+from mlflow_ft.values import CheckResult, Handle, Machines, Report
 from mlflow_ft.values.report import SEVERITIES, json_value
 
 if TYPE_CHECKING:
@@ -46,6 +46,34 @@ class Quality:
             if running.check.compare and mine:
                 running.compare(mine, train())
 
+    def light(self) -> Quality:
+        """These checks without the collectors of those that have `across`."""
+        light = Quality([], self._settings)
+        light._running = [running.light() for running in self._running]
+        return light
+
+    def collector(self, name: str) -> Collector | None:
+        """The collector of a check; None if the check has none, or has seen no row of its kind."""
+        return next(running.collector for running in self._running if running.check.name == name)
+
+    def gather(self, parts: Sequence[Handle], machines: Machines) -> None:
+        """Take over what the same checks have seen of the rows after this one's, in parts on several machines.
+
+        Raises:
+            PluginError: a collector of a plugin cannot be joined.
+        """
+        apart: dict[str, list[Handle]] = {}
+        for part in parts:
+            [later] = machines.get([machines.run(Quality.light, part)])
+            for mine, other in zip(self._running, later._running, strict=True):
+                mine.join(other)
+                if other.ran and other.check.across is not None:
+                    collector = machines.run(Quality.collector, part, other.check.name)
+                    apart.setdefault(other.check.name, []).append(collector)
+        for running in self._running:
+            if running.check.name in apart:
+                running.across(apart[running.check.name], machines)
+
     def report(self, rows: int) -> Report:
         """The findings of all checks among this many rows; checks that saw no row of their kind are left out."""
         results = [running.result(rows) for running in self._running if running.ran]
@@ -60,7 +88,7 @@ class _Running:
         self.check = check
         self.ran = False
         self._settings = settings
-        self._collector: Collector | None = None
+        self.collector: Collector | None = None
         self._finding: Finding | None = None
         self._rows = array("q")
         self._examples: list[Mapping[str, Any]] = []
@@ -71,12 +99,42 @@ class _Running:
             if self.check.inspect is not None:
                 self._note(row, self.check.inspect(row))
             elif self.check.collect is not None:
-                self._collector = self._collector or self.check.collect(self._settings)
-                self._collector.see(row)
+                self.collector = self.collector or self.check.collect(self._settings)
+                self.collector.see(row)
         except FineTuneError:
             raise
         except Exception as error:  # a plugin may raise anything
             raise self._broken(error, row) from error
+
+    def light(self) -> _Running:
+        """A copy without its collector if that can stay where it is."""
+        copy = _Running(self.check, self._settings)
+        vars(copy).update(vars(self))
+        if self.check.across is not None:
+            copy.collector = None
+        return copy
+
+    def join(self, later: _Running) -> None:
+        """Add what was seen of later rows."""
+        self.ran |= later.ran
+        self._rows.extend(later._rows)
+        self._examples.extend(later._examples)
+        if later.collector is None:
+            return
+        if not isinstance(later.collector, JoiningCollector):
+            raise PluginError(
+                f"the data check {self.check.name} cannot see rows on several machines: its collector has no `join`",
+                hint="leave it out with checks.names, or set data.engine to local",
+            )
+        if self.collector is None:
+            self.collector = later.collector
+        elif isinstance(self.collector, JoiningCollector):
+            self.collector.join(later.collector)
+
+    def across(self, parts: Sequence[Handle], machines: Machines) -> None:
+        """Make the finding from collectors on several machines."""
+        assert self.check.across is not None
+        self._finding = _finding(self.check.across(parts, machines, self._settings))
 
     def _note(self, row: Checked, message: str | None) -> None:
         if message is None:
@@ -120,10 +178,10 @@ class _Running:
     def _found(self) -> Finding:
         if self._finding is not None:
             return self._finding
-        if self._collector is None:
+        if self.collector is None:
             return Finding(rows=tuple(self._rows), examples=tuple(self._examples))
         try:
-            return _finding(self._collector.found())
+            return _finding(self.collector.found())
         except FineTuneError:
             raise
         except Exception as error:  # a plugin may raise anything

@@ -1,4 +1,4 @@
-"""The pages of docs/ that are generated from the code; `python -m mlflow_ft.docs` writes them."""
+"""The files that are generated from the code: pages of docs/, kubernetes/MLproject. `python -m mlflow_ft.docs`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from mlflow_ft import hookspecs, plugins
 from mlflow_ft.config import PRIMARY, Config, describe
 from mlflow_ft.docs.api import api_page
+from mlflow_ft.docs.kubernetes import kubernetes_project
 from mlflow_ft.docs.methods import methods_page
 from mlflow_ft.docs.plan import plan_page
 from mlflow_ft.docs.tables import NOTE, table_row
@@ -126,9 +127,10 @@ PAGES = {
 """File in docs/ -> the function that makes it."""
 
 
-def main(folder: Path = ROOT / "docs") -> None:
-    """Write every page; this works only in a checkout."""
-    folder.mkdir(exist_ok=True)
-    for name, make in PAGES.items():
-        (folder / name).write_text(make(), encoding="utf-8")
-        click.echo(folder / name)
+def main(root: Path = ROOT) -> None:
+    """Write every page and kubernetes/MLproject; this works only in a checkout."""
+    files = {root / "docs" / name: make for name, make in PAGES.items()}
+    for file, make in {**files, root / "kubernetes" / "MLproject": kubernetes_project}.items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(make(), encoding="utf-8")
+        click.echo(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -78,6 +78,23 @@ def to_resume(
 def to_reproduce(run_id: str, tolerance: float | None, output_dir: Path | None, *, quiet: bool) -> Request:
     """The request to reproduce a run."""
     return Request(verb="reproduce", run_id=run_id, tolerance=tolerance, output_dir=output_dir, quiet=quiet)
+
+
+def again(request: Request) -> Request:
+    """The request after its processes were lost: the run that they left is continued.
+
+    Raises:
+        TrackingError: a process is still working on it, or the server does not answer.
+    """
+    if request.verb == "run":
+        settings = json.loads(request.settings)
+        settings["run"]["resume"] = "auto"
+        return replace(request, settings=json.dumps(settings))
+    from mlflow_ft.tracking import unfinished, vanished
+
+    run = unfinished.find_run(request.run_id)
+    vanished.reap_of(unfinished.CONFIG_KEY, run.data.tags[unfinished.CONFIG_KEY])
+    return request
 
 
 def launcher(config: Config, registry: Registry) -> Launcher | None:

@@ -22,7 +22,9 @@ from mlflow_ft.data.turns import Part
 from mlflow_ft.errors import DataError
 from mlflow_ft.hashes import row_hash
 from mlflow_ft.plugins import Plugins
+from mlflow_ft.preparing import across as elsewhere
 from mlflow_ft.preparing import proving
+from mlflow_ft.preparing.across import Across, Share
 from mlflow_ft.preparing.proving import ProvedRow
 from mlflow_ft.progress import Bar
 from mlflow_ft.records import DataFormat
@@ -140,17 +142,24 @@ def run(
     quality: Quality | None,
     file: Path,
     bar: Bar,
+    across: Across | None = None,
 ) -> Tally:
-    """Prepare every row and write those that can be learned from to `file`."""
+    """Prepare every row and write those that can be learned from to `file`; `across` does the work elsewhere."""
     tally = Tally()
     rows = _rows(opened, settings, tally)
-    batches = iter(lambda: list(itertools.islice(rows, store.BATCH)), [])
-    with store.Writer(file) as writer, closing(proving.prove_batches(batches, _examples, encoder)) as proved:
+    size = store.BATCH if across is None else elsewhere.ROWS
+    batches = iter(lambda: list(itertools.islice(rows, size)), [])
+    work = proving.prove_batches(batches, _examples, encoder) if across is None else across.prove(batches, _share)
+    with store.Writer(file) as writer, closing(work) as proved:
         for batch, results in proved:
-            writer.write(list(_prepared(batch, results, settings, tally, encoder, quality)))
+            if quality is not None and across is None:
+                _show(batch, results, encoder, quality)
+            writer.write(list(_prepared(batch, results, settings, tally, encoder)))
             bar.advance(len(batch))
             if not tally.good and len(tally.left_out) >= HOPELESS:
                 break
+    if quality is not None and across is not None:
+        across.gather(quality)
     return tally
 
 
@@ -194,28 +203,33 @@ def _examples(batch: Sequence[Numbered]) -> list[Example]:
     return [numbered.part.example for numbered in batch]
 
 
+def _share(batch: Sequence[Numbered]) -> Share:
+    return Share(examples=_examples(batch), checked=[_checked(numbered) for numbered in batch])
+
+
+def _checked(numbered: Numbered) -> Checked | None:
+    """The row as the checks see it, which is before it was split by turns."""
+    _, index, row, whole, part = numbered
+    return Checked(file=row.file, line=row.line, index=index, example=whole, tokens=0) if part.final else None
+
+
+def _show(
+    batch: Sequence[Numbered], results: Sequence[ProvedRow | MaskError], encoder: Encoder, quality: Quality
+) -> None:
+    for numbered, result in zip(batch, results, strict=True):
+        if row := _checked(numbered):
+            quality.see(elsewhere.with_tokens(row, result, encoder))
+
+
 def _prepared(
     batch: Sequence[Numbered],
     results: Sequence[ProvedRow | MaskError],
     settings: DataSection,
     tally: Tally,
     encoder: Encoder,
-    quality: Quality | None,
 ) -> Iterator[dict[str, Any]]:
     for (source, index, row, whole, part), result in zip(batch, results, strict=True):
         tally.columns.update(dict.fromkeys(map(str, row.values)))
-        if quality is not None and part.final:  # checks see rows before they are split by turns
-            quality.see(
-                Checked(
-                    file=row.file,
-                    line=row.line,
-                    index=index,
-                    example=whole,
-                    tokens=result.length if isinstance(result, ProvedRow) else 0,
-                    special=encoder.special,
-                    max_length=encoder.max_length,
-                )
-            )
         if not isinstance(result, ProvedRow):
             _leave_out(tally, index, row, str(result), "prove", result.text)
         elif reason := nothing_to_learn(part.example, result, encoder.max_length):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from mlflow_ft.data.quality import Quality
 from mlflow_ft.data.sources import Source
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import one_pass, prepared_key
+from mlflow_ft.preparing.across import Across
 from mlflow_ft.preparing.one_pass import LeftOut
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
@@ -99,9 +101,20 @@ def prepare(paths: Mapping[str, float | None], preparation: Preparation, *, titl
 
         encoder = Encoder(tokenizer, max_length=config.data.max_length)
         checking = Quality(inspecting, config.checks) if inspecting is not None else None
-        with clock.held(moment), progress.bar(title, unit="rows") as bar:
-            file = folder / ROWS_FILE
-            tally = one_pass.run(opened, config.data, encoder=encoder, quality=checking, file=file, bar=bar)
+        with ExitStack() as stack:
+            engine = stack.enter_context(registry.engines[config.data.engine].machines())
+            stack.enter_context(clock.held(moment))
+            bar = stack.enter_context(progress.bar(title, unit="rows"))
+            across = Across(engine, encoder, inspecting, config.checks) if engine is not None else None
+            tally = one_pass.run(
+                opened,
+                config.data,
+                encoder=encoder,
+                quality=checking,
+                file=folder / ROWS_FILE,
+                bar=bar,
+                across=across,
+            )
         (folder / META_FILE).write_text(json.dumps(_meta(tally, checking, encoder)), encoding="utf-8")
 
     key = prepared_key.key(parts, opened, config, plugins, clock_values, quality=quality)

@@ -152,6 +152,7 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
         for name in named or ():
             yield setting, partial(catalogue.__getitem__, name)
     yield "launch.launcher", partial(registry.launchers.__getitem__, config.launch.launcher)
+    yield "data.engine", partial(check_engine, config, registry)
     yield "evaluation.guards", partial(guards.check_names, config)
     yield "run.also_report_to", partial(check_trackers, config)
 
@@ -162,6 +163,12 @@ def check_trackers(config: Config) -> None:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of this name, which W&B makes, is no package
             raise ConfigError(f"{name} is not installed", hint=f"pip install {name}, or leave it out")
+
+
+def check_engine(config: Config, registry: Registry) -> None:
+    """Raise ConfigError if the data engine is unknown, or cannot be used here."""
+    if reason := registry.engines[config.data.engine].refuses():
+        raise ConfigError(f"data.engine {config.data.engine}: {reason}")
 
 
 def check_method(config: Config, registry: Registry) -> None:

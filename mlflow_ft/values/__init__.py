@@ -4,6 +4,7 @@ from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
 from mlflow_ft.values.launch import Launch
+from mlflow_ft.values.machines import Handle, Machines
 from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, LossWatcher, Model, Trained
 from mlflow_ft.values.planning import Advice, Aim, Choice, Hardware, Plan, Situation
 from mlflow_ft.values.report import CheckResult, Report
@@ -21,10 +22,12 @@ __all__ = [
     "Data",
     "Exported",
     "Form",
+    "Handle",
     "Hardware",
     "Job",
     "Launch",
     "LossWatcher",
+    "Machines",
     "Model",
     "Package",
     "Packaged",

@@ -25,7 +25,7 @@ from mlflow_ft.registry import Registry
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     file.relative_to(ROOT)
-    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "plugins/*/README.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "kubernetes/README.md", "plugins/*/README.md")
     for file in ROOT.glob(pattern)
 )
 LISTED = r"(?m)^- `{}`: "
@@ -37,9 +37,10 @@ def test_a_page_that_is_made_from_the_code_is_up_to_date(name: str) -> None:
 
 
 def test_main_writes_every_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    docs.main(tmp_path / "docs")
-    assert {file.name for file in (tmp_path / "docs").iterdir()} == set(docs.PAGES)
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "docs" / name) for name in docs.PAGES]
+    docs.main(tmp_path)
+    written = [f"docs/{name}" for name in docs.PAGES] + ["kubernetes/MLproject"]
+    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} == set(written)
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in written]
 
 
 def test_every_hook_has_its_rule_its_docstring_and_an_implementation() -> None:

@@ -8,6 +8,7 @@ from mlflow_ft.builtin.checks import (
     contamination,
     duplicates,
     lengths,
+    near_bands,
     near_duplicates,
     preferences,
     private,
@@ -105,6 +106,7 @@ _DUPLICATES = (
         name="near-duplicate",
         summary="rows that share most of their three-word sequences with an earlier one: they count more than others",
         collect=near_duplicates.NearDuplicates,
+        across=near_bands.found_across,
         remedy="keep one of each cluster, unless the repetition is intended; rows built on one long passage count too",
     ),
     Check(

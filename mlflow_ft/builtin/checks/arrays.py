@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Hashes = npt.NDArray[np.uint64]
     Numbers = npt.NDArray[np.int64]
 
 
-def first_of(hashes: array[int]) -> Numbers:
+def first_of(hashes: array[int] | Hashes) -> Numbers:
     """For every row, the number of the first row with the same hash."""
     import numpy as np
 

@@ -37,6 +37,10 @@ class ExactDuplicates:
         self._seen.add(row)
         self._hashes.append(_identity(row.example))
 
+    def join(self, later: ExactDuplicates) -> None:
+        self._seen.extend(later._seen)
+        self._hashes.extend(later._hashes)
+
     def found(self) -> Finding:
         import numpy as np
 
@@ -84,6 +88,11 @@ class ConflictingAnswers:
         self._seen.add(row, answer, longest=_ANSWER_EXCERPT)
         self._prompts.append(fingerprint(prompt + tools))
         self._answers.append(fingerprint(_meaning(answer)))
+
+    def join(self, later: ConflictingAnswers) -> None:
+        self._seen.extend(later._seen)
+        self._prompts.extend(later._prompts)
+        self._answers.extend(later._answers)
 
     def found(self) -> Finding:
         import numpy as np

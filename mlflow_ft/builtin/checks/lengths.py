@@ -36,6 +36,11 @@ class Lengths:
         self._tokens.append(row.tokens)
         self._max_length = row.max_length
 
+    def join(self, later: Lengths) -> None:
+        self._seen.extend(later._seen)
+        self._tokens.extend(later._tokens)
+        self._max_length = later._max_length
+
     def found(self) -> Finding:
         import numpy as np
 
@@ -106,6 +111,12 @@ class OverMaxLength:
         if 0 < row.max_length < row.tokens:
             self._over.add(row)
             self._lengths.append(row.tokens)
+
+    def join(self, later: OverMaxLength) -> None:
+        self._tokens.extend(later._tokens)
+        self._over.extend(later._over)
+        self._lengths.extend(later._lengths)
+        self._max_length = later._max_length
 
     def found(self) -> Finding:
         import numpy as np

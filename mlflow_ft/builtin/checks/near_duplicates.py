@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Checked, Finding
 from mlflow_ft.builtin.checks.arrays import first_of, ranges, sizes_of
+from mlflow_ft.builtin.checks.clusters import SIGNATURE, cluster
 from mlflow_ft.builtin.checks.seen import Seen
 from mlflow_ft.builtin.checks.words import fingerprint, ngrams, words
 
@@ -18,17 +20,12 @@ if TYPE_CHECKING:
 
     from mlflow_ft import ChecksSection
 
+    Hashes = npt.NDArray[np.uint64]
     Numbers = npt.NDArray[np.int64]
     Words32 = npt.NDArray[np.uint32]
     Shares = npt.NDArray[np.float64]
-    Alike = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
 
 _WORDS = 3
-_SIGNATURE = 128
-_BAND = 5
-"""25 bands of 5: two rows that share 80 % are compared with a probability of 0.9999, two that share 30 % with 0.06."""
-_LEADERS = 4
-"""Rows of a bucket that the others are compared with, one after another: the cost stays linear in the rows."""
 _EXACT = 128
 """Rows with at most this many shingles keep them, and are compared exactly where the estimate is close."""
 _CLOSE = 0.12
@@ -36,7 +33,6 @@ _CLOSE = 0.12
 _BLOCK = 8192
 _LARGEST = 20
 _OF_A_BAD_ANSWER = 0x5BD1E995
-_ODD = 0x9E3779B97F4A7C15
 
 
 class NearDuplicates:
@@ -65,40 +61,99 @@ class NearDuplicates:
         self._ends.append(len(self._shingles))
 
     def found(self) -> Finding:
+        compared = self.compared(self._least)
+        distinct = distinct_of(self._texts)
+        roots = cluster(compared.signatures, distinct, compared.alike)
+        return finding(roots, self.outline(), self.shown, most=self._shown)
+
+    def outline(self) -> Outline:
+        """What is little of every row."""
         import numpy as np
 
-        first = first_of(self._texts)  # the same text is an exact duplicate, not a near one
-        distinct = np.flatnonzero(first == np.arange(len(first)))
-        compared = _Compared(self._signatures, self._shingles, self._ends, self._least)
-        roots = cluster(compared.signatures, distinct, compared.alike)
-        near = np.flatnonzero(roots != np.arange(len(roots)))
-        sizes = sizes_of(roots[near])
-        return Finding(
-            rows=tuple(self._seen.index[number] for number in near.tolist()),
-            examples=tuple(self._example(number, int(roots[number])) for number in near[: self._shown].tolist()),
-            details={
-                "clusters": len(sizes),
-                "sizes": sizes[:_LARGEST],
-                "metrics": {"near_duplicate_share": len(near) / self._rows if self._rows else 0.0},
-            },
+        return Outline(
+            rows=self._rows,
+            texts=np.frombuffer(self._texts, np.uint64),
+            index=np.frombuffer(self._seen.index, np.int64),
         )
 
-    def _example(self, number: int, first: int) -> dict[str, Any]:
-        message = f"“{self._seen.excerpt(number)}” is like {self._seen.where(first)}: “{self._seen.excerpt(first)}”"
-        return self._seen.place(number) | {"message": message}
+    def compared(self, least: float) -> Compared:
+        """Signatures and shingles, for comparisons."""
+        return Compared(self._signatures, self._shingles, self._ends, least)
+
+    def shown(self, numbers: Sequence[int]) -> list[Shown]:
+        """Place and excerpt of rows."""
+        return [Shown(place=self._seen.place(number), excerpt=self._seen.excerpt(number)) for number in numbers]
 
 
-class _Compared:
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What is little of every row."""
+
+    rows: int
+    """Rows seen, also those without shingles, which the arrays leave out."""
+    texts: Hashes
+    index: Numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A row in an example."""
+
+    place: Mapping[str, Any]
+    excerpt: str
+
+
+def distinct_of(texts: array[int] | Hashes) -> Numbers:
+    """The rows whose text no earlier row has: the same text is an exact duplicate, not a near one."""
+    import numpy as np
+
+    first = first_of(texts)
+    return np.flatnonzero(first == np.arange(len(first)))
+
+
+def finding(roots: Numbers, outline: Outline, shown: Callable[[Sequence[int]], list[Shown]], *, most: int) -> Finding:
+    """The finding, by the first row of every row's cluster."""
+    import numpy as np
+
+    near = np.flatnonzero(roots != np.arange(len(roots)))
+    sizes = sizes_of(roots[near])
+    some = near[:most]
+    examples = zip(shown(some.tolist()), shown(roots[some].tolist()), strict=True)
+    return Finding(
+        rows=tuple(outline.index[near].tolist()),
+        examples=tuple(_example(row, first) for row, first in examples),
+        details={
+            "clusters": len(sizes),
+            "sizes": sizes[:_LARGEST],
+            "metrics": {"near_duplicate_share": len(near) / outline.rows if outline.rows else 0.0},
+        },
+    )
+
+
+def _example(row: Shown, first: Shown) -> dict[str, Any]:
+    where = f"{first.place['file']}:{first.place['line']}"
+    return dict(row.place) | {"message": f"“{row.excerpt}” is like {where}: “{first.excerpt}”"}
+
+
+class Compared:
     """Signature and shingles of every row, and whether two rows are alike."""
 
     def __init__(self, signatures: array[int], shingles: array[int], ends: array[int], least: float) -> None:
         import numpy as np
 
-        self.signatures = np.frombuffer(signatures, np.uint32).reshape(-1, _SIGNATURE)
+        self.signatures = np.frombuffer(signatures, np.uint32).reshape(-1, SIGNATURE)
         self._shingles = np.frombuffer(shingles, np.uint32)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.frombuffer(ends, np.int64)])[:-1]
         self._counts = np.frombuffer(ends, np.int64) - self._starts
         self._least = least
+
+    def taken(self, numbers: Numbers) -> tuple[bytes, bytes, Numbers]:
+        """Signatures, shingles and where they end, of some rows: what compares them elsewhere."""
+        import numpy as np
+
+        counts = self._counts[numbers]
+        shingles = self._shingles[ranges(self._starts[numbers], counts)]
+        return self.signatures[numbers].tobytes(), shingles.tobytes(), np.cumsum(counts)
 
     def alike(self, first: Numbers, other: Numbers) -> npt.NDArray[np.bool_]:
         """For every pair of rows, whether it is similar enough; pairs with the same first row are adjacent."""
@@ -143,7 +198,7 @@ def _shingles(row: Checked) -> Words32:
 def _signature(shingles: Words32) -> Words32:
     from datasketch import MinHash
 
-    signature = MinHash(_SIGNATURE, scheme="affine32", permutations=_permutations(), hashfunc=int)  # hashes already
+    signature = MinHash(SIGNATURE, scheme="affine32", permutations=_permutations(), hashfunc=int)  # hashes already
     for start in range(0, len(shingles), _BLOCK):  # each of them takes 512 bytes and more on the way
         signature.update_batch(shingles[start : start + _BLOCK].tolist())
     hashes: Words32 = signature.hashvalues
@@ -154,74 +209,4 @@ def _signature(shingles: Words32) -> Words32:
 def _permutations() -> Any:
     from datasketch import MinHash
 
-    return MinHash(_SIGNATURE, scheme="affine32").permutations
-
-
-def cluster(signatures: Words32, among: Numbers, alike: Alike) -> Numbers:
-    """For every row, the first row of its cluster; the row itself where it is like no other.
-
-    Rows share a bucket where all five numbers of a band of their signatures agree. Only there are they compared, each
-    with the first row of its bucket, and those that are not like it with the first of the rest.
-    """
-    import numpy as np
-
-    sets = _Sets(len(signatures))
-    for start in range(0, _SIGNATURE - _BAND + 1, _BAND):
-        keys = np.zeros(len(among), np.uint64)
-        for column in range(start, start + _BAND):
-            keys = keys * np.uint64(_ODD) + signatures[among, column]
-        order = np.argsort(keys, kind="stable")
-        keys, members = keys[order], among[order]
-        for _ in range(_LEADERS):
-            leader = _first_of_run(keys)
-            others = leader != np.arange(len(keys))
-            first, other, keys = members[leader[others]], members[others], keys[others]
-            apart = sets.join_alike(first, other, alike)
-            keys, members = keys[apart], other[apart]
-    return sets.roots
-
-
-def _first_of_run(keys: npt.NDArray[np.uint64]) -> Numbers:
-    """For every place in sorted keys, the first place with the same key."""
-    import numpy as np
-
-    places = np.arange(len(keys))
-    begins = np.concatenate([np.ones(min(1, len(keys)), bool), keys[1:] != keys[:-1]])
-    return np.maximum.accumulate(np.where(begins, places, 0))
-
-
-class _Sets:
-    """Rows in disjoint sets, each named by its first row."""
-
-    def __init__(self, count: int) -> None:
-        import numpy as np
-
-        self.roots = np.arange(count)
-
-    def join_alike(self, first: Numbers, other: Numbers, alike: Alike) -> npt.NDArray[np.bool_]:
-        """Join the pairs that are alike; return for every pair whether it is still apart."""
-        import numpy as np
-
-        apart = self.roots[first] != self.roots[other]
-        compared = np.flatnonzero(apart)
-        joined = compared[alike(first[compared], other[compared])]
-        for first_row, other_row in zip(first[joined].tolist(), other[joined].tolist(), strict=True):
-            self._join(first_row, other_row)
-        self._flatten()
-        still: npt.NDArray[np.bool_] = self.roots[first] != self.roots[other]
-        return still
-
-    def _join(self, first: int, other: int) -> None:
-        low, high = sorted((self._root(first), self._root(other)))
-        self.roots[high] = low
-
-    def _root(self, number: int) -> int:
-        while (root := int(self.roots[number])) != number:
-            number = root
-        return number
-
-    def _flatten(self) -> None:
-        import numpy as np
-
-        while not np.array_equal(flat := self.roots[self.roots], self.roots):
-            self.roots = flat
+    return MinHash(SIGNATURE, scheme="affine32").permutations

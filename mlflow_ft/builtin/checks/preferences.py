@@ -45,6 +45,10 @@ class LengthBias:
         self._chosen.append(sum(len(content(turn)) for turn in row.example.chosen))
         self._rejected.append(sum(len(content(turn)) for turn in row.example.rejected))
 
+    def join(self, later: LengthBias) -> None:
+        self._chosen.extend(later._chosen)
+        self._rejected.extend(later._rejected)
+
     def found(self) -> Finding:
         import numpy as np
 
@@ -107,6 +111,10 @@ class LabelBalance:
             self._good += 1
         else:
             self._bad += 1
+
+    def join(self, later: LabelBalance) -> None:
+        self._good += later._good
+        self._bad += later._bad
 
     def found(self) -> Finding:
         rows = self._good + self._bad

@@ -64,6 +64,16 @@ class Seen:
             self._excerpts += excerpt(text, longest).encode()
         self._ends.append(len(self._excerpts))
 
+    def extend(self, later: Seen) -> None:
+        """Add the rows that another one has seen after these."""
+        begin = len(self._excerpts)
+        names = [self._names.setdefault(name, len(self._names)) for name in later._names]
+        self.index.extend(later.index)
+        self._lines.extend(later._lines)
+        self._files.extend(names[number] for number in later._files)
+        self._excerpts += later._excerpts
+        self._ends.extend(begin + end for end in later._ends)
+
     def place(self, number: int) -> dict[str, Any]:
         """File and line of a row, as in an example."""
         return {"file": list(self._names)[self._files[number]], "line": self._lines[number]}

@@ -128,6 +128,12 @@ class Language:
         self._scripts.append(self._names.setdefault(script, len(self._names)))
         self._percent.append(round(100 * share))
 
+    def join(self, later: Language) -> None:
+        names = [self._names.setdefault(name, len(self._names)) for name in later._names]
+        self._seen.extend(later._seen)
+        self._scripts.extend(names[number] for number in later._scripts)
+        self._percent.extend(later._percent)
+
     def found(self) -> Finding:
         names = list(self._names)
         counts = Counter({names[number]: count for number, count in Counter(self._scripts).items() if number})

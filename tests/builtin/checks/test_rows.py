@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_ft import Checked, Collector, Example, Finding
-from mlflow_ft.builtin.checks import near_duplicates
+from mlflow_ft.builtin.checks import clusters, near_duplicates
 from mlflow_ft.builtin.checks.duplicates import ConflictingAnswers, ExactDuplicates
 from mlflow_ft.builtin.checks.lengths import Lengths, OverMaxLength
 from mlflow_ft.builtin.checks.near_duplicates import NearDuplicates
@@ -200,20 +200,20 @@ def test_a_bucket_whose_first_row_is_another_is_looked_through() -> None:
         return number[first] == number[other]
 
     same = np.zeros((len(number), 128), np.uint32)
-    roots = near_duplicates.cluster(same, np.arange(len(number)), alike)
+    roots = clusters.cluster(same, np.arange(len(number)), alike)
     assert roots.tolist() == [0, 1, 1, 1, 4, 5, 4, 5]
-    assert asked <= near_duplicates._LEADERS * 25 * len(number)
+    assert asked <= clusters._LEADERS * 25 * len(number)
 
 
 def test_rows_that_meet_nowhere_are_not_compared() -> None:
     apart = np.arange(7 * 128, dtype=np.uint32).reshape(7, 128)
-    roots = near_duplicates.cluster(apart, np.arange(7), lambda first, other: np.ones(len(first), bool))
+    roots = clusters.cluster(apart, np.arange(7), lambda first, other: np.ones(len(first), bool))
     assert roots.tolist() == [*range(7)]
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=6), max_size=6))
 def test_a_cluster_is_known_by_its_first_row(batches: list[list[tuple[int, int]]]) -> None:
-    sets, expected = near_duplicates._Sets(20), list(range(20))
+    sets, expected = clusters._Sets(20), list(range(20))
     for batch in batches:
         pairs = np.array(batch, np.int64).reshape(-1, 2)
         still = sets.join_alike(pairs[:, 0], pairs[:, 1], lambda first, other: np.ones(len(first), bool))

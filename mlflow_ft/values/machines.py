@@ -1,0 +1,30 @@
+"""Several machines, as the preparation of data and its checks use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+Handle = Any
+"""A value that is on one of the machines."""
+
+
+class Machines(Protocol):
+    """Calls functions on several machines. Values stay where they are made until they are asked for.
+
+    An error of a function is raised by `get`.
+    """
+
+    @property
+    def size(self) -> int:
+        """How many functions run at the same time."""
+
+    def put(self, value: Any) -> Handle:
+        """Make a value of this process known on the machines."""
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Handle:
+        """Call a function on one of the machines and return a handle of its value at once; handles among the
+        arguments are replaced by their values."""
+
+    def get(self, handles: Sequence[Handle]) -> list[Any]:
+        """Bring values to this process."""

@@ -1,0 +1,73 @@
+"""Ray: the processes of a training on a cluster, started again from the last checkpoint when a machine is lost.
+
+mlflow-ft train lora --model MODEL --data rows.jsonl --launch.launcher ray --launch.num_processes 8
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Engine, Launcher, hookimpl
+
+if TYPE_CHECKING:
+    from mlflow_ft import Config, Launch, Machines
+
+NOT_INSTALLED = "Ray is not installed: pip install 'ray[train,tune]'"
+
+
+def launch(launch: Launch) -> str:
+    """Start the processes as workers of Ray Train."""
+    from mlflow_ft_ray.engine import launching
+
+    return launching.launch(launch)
+
+
+def refused(config: Config) -> str | None:
+    """Why the processes cannot be started: Ray is not installed, no cluster answers, or it is too small."""
+    if importlib.util.find_spec("ray") is None:
+        return NOT_INSTALLED
+    from mlflow_ft_ray.engine import launching
+
+    return launching.refused(config)
+
+
+def machines() -> AbstractContextManager[Machines]:
+    """The machines of the cluster, for data."""
+    from mlflow_ft_ray.engine import rows
+
+    return rows.machines()
+
+
+def no_cluster() -> str | None:
+    """Why the cluster cannot be used."""
+    if importlib.util.find_spec("ray") is None:
+        return NOT_INSTALLED
+    from mlflow_ft_ray.engine import cluster
+
+    return cluster.unreachable()
+
+
+@hookimpl
+def register_engines() -> list[Engine]:
+    return [
+        Engine(
+            name="ray",
+            summary="the machines of a Ray cluster; the same findings as on one machine",
+            machines=machines,
+            refuses=no_cluster,
+        )
+    ]
+
+
+@hookimpl
+def register_launchers() -> list[Launcher]:
+    return [
+        Launcher(
+            name="ray",
+            summary="workers of Ray Train on a Ray cluster; a lost machine restarts them from the last checkpoint",
+            launch=launch,
+            refuses=refused,
+        )
+    ]

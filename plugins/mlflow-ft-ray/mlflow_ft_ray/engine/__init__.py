@@ -1,0 +1,1 @@
+"""What needs Ray, imported only when it is used."""

@@ -1,0 +1,71 @@
+"""The connection to a Ray cluster: the one in RAY_ADDRESS, else the one that was started on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+
+from mlflow_ft import ConfigError, brief
+
+ANSWER_SECONDS = 10.0
+INSIDE = "MLFLOW_FT_RAY_WORKER"
+"""Set in the processes of a training that runs on the cluster."""
+NO_CLUSTER = "no Ray cluster answers"
+HOW = "start one (`ray start --head` here, `ray start --address HOST:6379` on the others), or set RAY_ADDRESS"
+FORWARDED = ("MLFLOW_", "HF_", "HUGGING_FACE_", "WANDB_", "AWS_", "AZURE_", "GOOGLE_", "NCCL_", "OMP_", "PYTHON")
+"""Prefixes of the environment variables that the processes on the cluster get from the process that starts them."""
+OF_THIS_MACHINE = ("MLFLOW_FT_CHAIN_PID", "PYTHONHOME")
+"""Variables that mean nothing on another machine."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect to the cluster; a connection that is already there is used and kept.
+
+    Raises:
+        ConfigError: no cluster answers.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        answers(address)
+        ray.init(address=address, logging_level="warning")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{NO_CLUSTER}: {brief(error)}", hint=HOW) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def answers(address: str) -> None:
+    """Raise OSError if nothing answers at an address: Ray would end this process, without an exception."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS):
+            pass
+
+
+def unreachable() -> str | None:
+    """Why no cluster can be reached, and a remedy; None if one answers."""
+    try:
+        with connected():
+            return None
+    except ConfigError as error:
+        return f"{error.message}; {error.hint}"
+
+
+def forwarded(*prefixes: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of this process that decide a run, or those with other prefixes."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(prefixes or FORWARDED) and name not in OF_THIS_MACHINE
+    }
