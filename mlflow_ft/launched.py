@@ -11,7 +11,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_ft.operations.launching import Request
+    from mlflow_ft.operations.reproducing.verdict import Reproduction
+    from mlflow_ft.pipeline import Outcome
+    from mlflow_ft.plugins import Plugins
+    from mlflow_ft.progress import Progress
 
 AGAIN = "--again"
 RESULT = ".result"
@@ -23,7 +30,7 @@ def work(request: str, *, again: bool = False) -> str:
 
     `again` continues the run that earlier processes with the same request have left.
     """
-    from mlflow_ft import pipeline, plugins, processes
+    from mlflow_ft import plugins, processes
     from mlflow_ft.errors import FineTuneError
     from mlflow_ft.operations import launching
     from mlflow_ft.progress import Progress
@@ -37,11 +44,31 @@ def work(request: str, *, again: bool = False) -> str:
     asked = launching.Request.read(request)
     asked = launching.again(asked) if again else asked
     try:
-        outcome: Any = pipeline.requested(asked, loaded, progress=Progress(quiet=asked.quiet))
+        outcome: Any = requested(asked, loaded, progress=Progress(quiet=asked.quiet))
     except FineTuneError as error:
         return launching.error_as_json(error)
     following.release()
     return launching.as_json(outcome)
+
+
+def requested(request: Request, plugins: Plugins, *, progress: Progress) -> Outcome | Reproduction:
+    """Do what a launcher was asked for, as rank 0 of the processes that it started; raises as that function."""
+    from mlflow_ft import pipeline
+
+    if request.verb == "run":
+        return pipeline.run(request.config, plugins, progress=progress, now=request.now)
+    if request.verb == "reproduce":
+        return pipeline.reproduce(
+            request.run_id, plugins, tolerance=request.tolerance, output_dir=request.output_dir, progress=progress
+        )
+    return pipeline.resume(
+        request.run_id,
+        plugins,
+        settings=request.changes,
+        accept_changes=request.accept_changes,
+        only_package=request.only_package,
+        progress=progress,
+    )
 
 
 def main() -> None:

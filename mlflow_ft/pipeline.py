@@ -18,7 +18,6 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.values import Scores, Version
 
 if TYPE_CHECKING:
-    from mlflow_ft.operations.launching import Request
     from mlflow_ft.operations.reproducing.verdict import Reproduction
     from mlflow_ft.operations.sweeping.trial import Trial
     from mlflow_ft.preparing.dataset import CheckedData
@@ -124,24 +123,6 @@ def resume(
             job = interrupted.reopen(earlier, plugins, registry, active, progress)
             with start.reporting_to_plugins(job), clock_of(earlier.config, earlier.moment):
                 return _stages(job, active)
-
-
-def requested(request: Request, plugins: Plugins, *, progress: Progress) -> Outcome | Reproduction:
-    """Do what a launcher was asked for, as rank 0 of the processes that it started; raises as that function."""
-    if request.verb == "run":
-        return run(request.config, plugins, progress=progress, now=request.now)
-    if request.verb == "reproduce":
-        return reproduce(
-            request.run_id, plugins, tolerance=request.tolerance, output_dir=request.output_dir, progress=progress
-        )
-    return resume(
-        request.run_id,
-        plugins,
-        settings=request.changes,
-        accept_changes=request.accept_changes,
-        only_package=request.only_package,
-        progress=progress,
-    )
 
 
 def reproduce(

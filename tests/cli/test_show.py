@@ -18,6 +18,7 @@ IN_KIND = {
     "exporters": "nf4",
     "gates": "beats-champion",
     "launchers": "accelerate",
+    "engines": "local",
     "plan_rules": "few-rows",
 }
 

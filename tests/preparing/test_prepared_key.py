@@ -31,7 +31,7 @@ ELSEWHERE = {
     "preparing/prepared_key.py": "the key itself",
     "processes.py": "counts processes",
     "progress.py": "shows progress",
-    "records.py": "declares the records",
+    "records": "declares the records",
     "registry.py": "finds records by name",
     "tracking": "fetches sources, whose bytes are hashed",
     "values": "what is handed on",
