@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from mlflow_ft.engine import loss
 from mlflow_ft.engine.loss import causal_model
@@ -21,6 +22,8 @@ from mlflow_ft.engine.memory.values import Setting
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """The tile of logits that TRL's output layer computes at once, for dpo, kto, grpo and rloo."""
+OF_DPO = ("log_probs", "entropy", "mean_logits", "is_top1")
+"""What TRL's DPO asks of that layer."""
 PAIRS = ("dpo", "cpo", "orpo", "reward")
 """Methods with two answers to each row."""
 TILED = ("dpo", "kto", "grpo", "rloo", "ppo")
@@ -141,11 +144,11 @@ def _loss(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
         return _over_logits(model, live, ids, share=1)
     if setting.method not in TILED:
         return _learned(setting, model, live, ids)
-    value = _tiled(model, live, ids)
+    value = _tiled(setting, model, live, ids)
     if setting.method in WITH_REFERENCE and setting.reference:
         switched_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
         with torch.no_grad(), switched_off:
-            _tiled(model, live, ids)
+            _tiled(setting, model, live, ids)
     return value
 
 
@@ -195,34 +198,38 @@ def _over_logits(model: Any, live: Live, ids: Tensor, *, share: float) -> Tensor
         return nll.sum()
 
 
-def _tiled(model: Any, live: Live, ids: Tensor) -> Tensor:
+def _tiled(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
     """As TRL's output layer: the logits of a tile of tokens and words at a time, recomputed in the backward pass."""
     causal = causal_model(model)
     head = causal.get_output_embeddings()
     backbone = causal.base_model if causal.base_model is not causal else causal.model
     hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    on_gpu = torch.cuda.is_available() if setting.gpu is None else setting.gpu
     with live.of_kind(LOGITS):
-        apply: Any = _Tiled.apply
-        value: Tensor = apply(states, head.weight)
+        if on_gpu:  # a kernel, without copies of the tile
+            in_place: Any = _Tiled.apply
+            value: Tensor = in_place(states, head.weight)
+        else:
+            apply: Any = ChunkedLogProbFunction.apply
+            targets = torch.zeros(len(states), dtype=torch.long)
+            value = apply(states, head.weight, head.bias, targets, 1.0, TILE_WORDS, None, 1.0, OF_DPO)[0]
     return value.sum()
 
 
 class _Tiled(torch.autograd.Function):
-    """TRL's `ChunkedLogProbFunction`, as far as it takes memory."""
+    """TRL's `ChunkedLogProbFunction` with its Triton kernels, as far as it takes memory."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(states, weight)
-        tile = states.new_empty(min(len(states), TILE_TOKENS), min(len(weight), TILE_WORDS))
-        tile = torch.exp(tile.float() - 1.0)
+        states.new_empty(min(len(states), TILE_TOKENS), min(len(weight), TILE_WORDS))
         return states.new_zeros(len(states), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         states, weight = ctx.saved_tensors
-        tile = states.new_empty(min(len(states), TILE_TOKENS), min(len(weight), TILE_WORDS))
+        states.new_empty(min(len(states), TILE_TOKENS), min(len(weight), TILE_WORDS))
         of_states = torch.zeros_like(states, dtype=torch.float32)
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        torch.exp(tile.float() - 1.0)
         return of_states.to(states.dtype), None if of_weight is None else of_weight.to(weight.dtype)

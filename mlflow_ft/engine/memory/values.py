@@ -39,6 +39,8 @@ class Setting:
     optimizer: str = "adamw_torch_fused"
     attention: str | None = None
     """As `model.attn_implementation`."""
+    gpu: bool | None = None
+    """Whether it is for a GPU; as this machine has, if None."""
     strategy: Strategy = "local"
     processes: int = 1
     eval_batch: int = 16

@@ -97,6 +97,11 @@ def test_full_dpo_holds_a_second_model_unless_its_scores_are_precomputed(tiny_mo
     assert "reference" not in alone
 
 
+def test_trl_copies_a_tile_of_logits_on_a_cpu_but_not_on_a_gpu(tiny_model: Path) -> None:
+    on_cpu, on_gpu = (of(tiny_model, method="dpo", batch=32, gpu=gpu)["training"].total for gpu in (False, True))
+    assert on_cpu > on_gpu + 4 * (2 * 32 * 63 * 512 * 4)  # rows, tokens, words, bytes
+
+
 def test_strategies_spread_what_they_spread(tiny_model: Path) -> None:
     alone, ddp, zero2, zero3 = (
         of(tiny_model, adapter=None, strategy=strategy, processes=4)["training"].parts
