@@ -50,7 +50,7 @@ def large_gpu(situation: Situation) -> Advice:
     """One GPU with 24 GB or more."""
     return Advice(
         weights=("lora", "qlora", "full"),
-        reason=f"{situation.hardware.memory:.0f} GB hold the base of usual sizes in 16 bits: LoRA without quantisation",
+        reason=f"{situation.hardware.memory:.0f} GB: LoRA on the base in 16 bits, or in 4 bits where that does not fit",
     )
 
 
@@ -58,7 +58,7 @@ def large_gpus(situation: Situation) -> Advice:
     """Several GPUs with 24 GB or more each."""
     return Advice(
         weights=("lora", "full", "qlora"),
-        reason=f"{situation.hardware.gpus} GPUs with {situation.hardware.memory:.0f} GB: LoRA, or every weight",
+        reason=f"{situation.hardware.gpus} GPUs with {situation.hardware.memory:.0f} GB: LoRA, or every weight; else in 4 bits",
     )
 
 
