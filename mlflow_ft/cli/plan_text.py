@@ -6,14 +6,17 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from mlflow_ft.config.explain import shown
 from mlflow_ft.operations.planning import recipe
 from mlflow_ft.operations.planning.deciding import gib
+from mlflow_ft.operations.planning.duration import UTILISATION, tflops
 from mlflow_ft.operations.planning.situation import in_short
 from mlflow_ft.progress import Progress
 from mlflow_ft.values import Plan
 from mlflow_ft.values.planning import AIMS, Planned
 
 DAY = 24
+GIVEN = "given"
 MEMORY = "memory"
 """The rule that gives reasons why something does not fit."""
 
@@ -64,23 +67,21 @@ def _decision(plan: Plan, output: Progress) -> None:
         {
             "memory": f"{gib(cost.memory)} per device in {cost.phase}, of {gib(cost.available)} that it can use "
             f"({', '.join(f'{name} {gib(size)}' for name, size in largest)})",
-            "time": f"{duration(cost.hours)} of training, roughly",
+            "time": f"{duration(cost.hours)} of training, roughly "
+            f"({UTILISATION:.0%} of {tflops(plan.situation.hardware):.3g} TFLOP/s on each device)",
         }
     )
+    output.say("because (mlflow-ft show plan_rules has the sources of these rules):")
     for reason in plan.reasons:
         output.say(f"  - {reason.text} ({reason.rule})")
     for sentence in plan.before:
         output.say(f"  First: {sentence}")
     rows = [
-        (path, str(value), planned.reasons[path].text if path in planned.reasons else _origin(planned, path))
+        (path, shown(value), planned.reasons[path].text if path in planned.reasons else GIVEN)
         for path, value in recipe.settings(planned).items()
         if path != "method"
     ]
     output.table("Settings", ("setting", "value", "because"), rows, text=(0, 2))
-
-
-def _origin(planned: Planned, path: str) -> str:
-    return "it says what trains" if path.startswith(("adapter.kind", "model.quantize")) else ""
 
 
 def _alternatives(plan: Plan, output: Progress) -> None:

@@ -9,6 +9,9 @@ MANY_ROWS = 100_000
 SMALL_GPU = 24
 """GB of a GPU below which the base is quantised."""
 LARGE_GPU = 80
+SMALL_BASE = 0.25
+"""The share of a GPU's memory up to which a base in 16 bits leaves room enough."""
+IN_16_BITS = 2
 
 
 def little_data(situation: Situation) -> Advice:
@@ -40,9 +43,11 @@ def cpu(situation: Situation) -> Advice:
 
 def small_gpu(situation: Situation) -> Advice:
     """A GPU with less than 24 GB."""
+    is_small = IN_16_BITS * situation.parameters < SMALL_BASE * situation.hardware.memory * 1e9
+    also = "; this base is small, so lora without quantisation is as good a choice" if is_small else ""
     return Advice(
         weights=("qlora", "lora", "full"),
-        reason=f"{situation.hardware.memory:.0f} GB are under {SMALL_GPU} GB: LoRA on a base in 4 bits",
+        reason=f"{situation.hardware.memory:.0f} GB are under {SMALL_GPU} GB: LoRA on a base in 4 bits{also}",
     )
 
 
@@ -50,7 +55,7 @@ def large_gpu(situation: Situation) -> Advice:
     """One GPU with 24 GB or more."""
     return Advice(
         weights=("lora", "qlora", "full"),
-        reason=f"{situation.hardware.memory:.0f} GB hold the base of usual sizes in 16 bits: LoRA without quantisation",
+        reason=f"{situation.hardware.memory:.0f} GB: LoRA on the base in 16 bits, or in 4 bits where that does not fit",
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_ft.config import Config, Given, resolve
+from mlflow_ft.config.explain import FIELDS
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.operations.planning import advised
 from mlflow_ft.operations.planning.costs import Costs, processes
@@ -48,7 +49,9 @@ class Planner:
         settings = {path: value for path, (value, _) in chosen.items()}
         reasons = {path: reason for path, (_, reason) in chosen.items()}
         command = self.command(choice, settings)
-        settings = self._own(choice, command) | settings
+        own = self._own(choice, command)
+        settings = own | settings
+        reasons |= dict.fromkeys(own, Reason(rule="weights", text=f"what trains: {choice.weights}", source=""))
         try:
             config = self._config(command, settings, reasons)
             config = _rewarded(config, self.registry)
@@ -61,8 +64,10 @@ class Planner:
             cost = self.costs.cost(choice, config, per_device=self._per_device(choice, config, rows))
         except UnsuitedError as error:
             return Planned(choice=choice, command=command, settings={}, reasons={}, refused=str(error))
-        settings |= {PER_DEVICE: cost.batch, ACCUMULATION: cost.accumulation} | self._launch(choice)
+        launch = self._launch(choice)
+        settings |= {PER_DEVICE: cost.batch, ACCUMULATION: cost.accumulation} | launch
         reasons |= {PER_DEVICE: why, ACCUMULATION: why}
+        reasons |= dict.fromkeys(launch, Reason(rule="strategies", text="a process for each GPU", source=""))
         for path, value, text in _for_room(cost, config):
             settings[path], reasons[path] = value, Reason(rule="memory", text=text, source=ESTIMATE)
         settings |= self.given
@@ -111,7 +116,7 @@ class Planner:
         wanted = {
             path: value
             for path, value in self.registry.trainers[choice.weights].defaults.items()
-            if path.startswith(OF_THE_WEIGHTS)
+            if path.startswith(OF_THE_WEIGHTS) and value != FIELDS[path].default
         }
         return wanted if choice.weights != "full" else {"adapter.kind": "none"}
 

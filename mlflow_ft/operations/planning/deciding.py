@@ -33,7 +33,7 @@ def decide(planner: Planner, *, remarks: Sequence[str] = ()) -> Plan:
     return Plan(
         situation=planner.situation,
         recommended=recommended,
-        reasons=list(_reasons(advice, recommended, tried, methods[0])),
+        reasons=list(dict.fromkeys(_reasons(advice, recommended, tried, methods[0]))),
         before=advice.before,
         alternatives=alternatives,
         elsewhere=advice.elsewhere,

@@ -66,6 +66,12 @@ def test_the_guide_by_rows_and_memory(registry: Registry, rows: int, gpus: int, 
     assert advised.ask(registry, situation).names("weights")[0] == weights
 
 
+def test_a_small_base_on_a_small_gpu_needs_no_quantisation(registry: Registry) -> None:
+    situations = (replace(HERE, parameters=size, hardware=Hardware(gpus=1, memory=16)) for size in (10**9, 7 * 10**9))
+    reasons = [advised.ask(registry, situation).reason("weights", "qlora").text for situation in situations]
+    assert ["without quantisation" in reason for reason in reasons] == [True, False]
+
+
 def test_several_large_gpus_may_train_every_weight(registry: Registry) -> None:
     situation = replace(HERE, hardware=Hardware(gpus=4, memory=80))
     assert advised.ask(registry, situation).names("weights")[:2] == ["lora", "full"]
