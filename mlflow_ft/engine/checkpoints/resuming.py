@@ -41,10 +41,6 @@ def train(trainer: Any, job: Job) -> tuple[int, float]:
         return Resumable(trainer, job, keeper).train()
 
 
-OF_ALL_RANKS = ("weights", "optimizer", "scheduler", "scaler")
-"""The parts of a checkpoint that are the same in every process; the others are those of rank 0, which writes it."""
-
-
 class Resumable:
     """Connects a trainer with its checkpoints.
 
@@ -167,8 +163,6 @@ class Resumable:
         for part, saved in parts.items():
             if part == "optimizer" and not saved:  # after the last step
                 continue
-            if part not in OF_ALL_RANKS and not ranks.leads():
-                continue
             if self._processes != ranks.size() and part in ("counters", "callbacks"):
                 continue
             self._comparison.compare(part, saved, restored[part])
@@ -186,7 +180,7 @@ class Resumable:
         def seen(*arguments: Any) -> Any:
             batches, number = draw(*arguments)
             self._trainer.get_batch_samples = draw
-            if batches and self._next and self._comparison and ranks.leads():
+            if batches and self._next and self._comparison:
                 sha256 = digest(batches[0])
                 self._comparison.note("next batch", [] if sha256 == self._next else ["content"], sha256=sha256)
             return batches, number
