@@ -81,7 +81,7 @@ def to_reproduce(run_id: str, tolerance: float | None, output_dir: Path | None, 
 
 
 def again(request: Request) -> Request:
-    """The request after its processes were lost: the run that they left is continued.
+    """The request after its processes were lost: the run that they left is continued; a reproduction begins anew.
 
     Raises:
         TrackingError: a process is still working on it, or the server does not answer.
@@ -90,10 +90,11 @@ def again(request: Request) -> Request:
         settings = json.loads(request.settings)
         settings["run"]["resume"] = "auto"
         return replace(request, settings=json.dumps(settings))
-    from mlflow_ft.tracking import unfinished, vanished
+    if request.verb == "resume":
+        from mlflow_ft.tracking import unfinished, vanished
 
-    run = unfinished.find_run(request.run_id)
-    vanished.reap_of(unfinished.CONFIG_KEY, run.data.tags[unfinished.CONFIG_KEY])
+        run = unfinished.find_run(request.run_id)
+        vanished.reap_of(unfinished.CONFIG_KEY, run.data.tags[unfinished.CONFIG_KEY])
     return request
 
 
