@@ -40,3 +40,8 @@ class LaunchSection(Section):
     """How long the processes wait at the start until all are there."""
     timeout_minutes: float = Field(default=60.0, gt=0)
     """How long a process waits for the others later: they wait while the first prepares data and packages."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a share of the weights only."""
+        return self.strategy in ("fsdp", "deepspeed-zero3")

@@ -31,12 +31,14 @@ def compute_dtype(choice: str) -> torch.dtype:
 
 
 def held_dtype(config: Config) -> torch.dtype:
-    """The type of the weights in memory: the compute type, but float32 in full fine-tuning.
+    """The type of the weights in memory: the compute type, but float32 in full fine-tuning, and for shards.
 
     A step of full fine-tuning changes a weight by about the learning rate, which bfloat16 rounds away for most of
-    them; the trainer still computes in the lower precision (mixed precision).
+    them; the trainer still computes in the lower precision (mixed precision). A shard holds weights of one type only,
+    and an adapter has float32.
     """
-    return torch.float32 if config.adapter.kind == "none" else compute_dtype(config.model.dtype)
+    exact = config.adapter.kind == "none" or config.launch.sharded
+    return torch.float32 if exact else compute_dtype(config.model.dtype)
 
 
 def optimizer(config: Config) -> str:

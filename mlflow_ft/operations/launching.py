@@ -118,7 +118,7 @@ def launcher(config: Config, registry: Registry) -> Launcher | None:
     from mlflow_ft.engine.launching import strategy
 
     learned_prompt = registry.adapters[config.adapter.kind].learned_prompt
-    if reason := record.refuses(config) or strategy.refused(config, learned_prompt=learned_prompt):
+    if reason := strategy.refused(config, learned_prompt=learned_prompt) or record.refuses(config):
         raise ConfigError(f"launch.launcher {record.name}: {reason}")
     return record
 

@@ -37,10 +37,12 @@ def make_pairs(count: int = 30) -> list[dict[str, str]]:
     ]
 
 
-def check_equal(fine_tune: Callable[..., Any], processes: int, method: str, **settings: Any) -> Any:
+def check_equal(
+    fine_tune: Callable[..., Any], processes: int, method: str, strategy: str = "ddp", **settings: Any
+) -> Any:
     """Train in one process and in several with the same rows a step, and compare; returns the outcome of the latter."""
     common = settings | {"max_steps": STEPS, "learning_rate": 0.01, "eval_steps": 4, "warmup_steps": 0}
-    several = TWO | {"launch.num_processes": processes}
+    several = TWO | {"launch.num_processes": processes, "launch.strategy": strategy}
     alone = fine_tune(method, per_device_train_batch_size=8, **common)
     together = fine_tune(method, per_device_train_batch_size=8 // processes, **several, **common)
     for key in ("train/loss", "eval/loss"):
@@ -63,13 +65,31 @@ def test_two_processes_train_as_one(fine_tune: Callable[..., Any], tiny_model: P
 
 @pytest.mark.fault("several processes against one")
 @pytest.mark.long
-@pytest.mark.parametrize(("method", "processes"), [("dpo", 2), ("kto", 2), ("dpo", 4), ("lora", 4)])
+@pytest.mark.parametrize(
+    ("method", "processes", "strategy"),
+    [
+        ("dpo", 2, "ddp"),
+        ("kto", 2, "ddp"),
+        ("dpo", 4, "ddp"),
+        ("lora", 4, "ddp"),
+        ("full", 2, "fsdp"),
+        ("lora", 2, "fsdp"),
+    ],
+)
 def test_several_processes_train_as_one(
-    fine_tune: Callable[..., Any], tiny_model: Path, tmp_path: Path, tiny_rows: Path, method: str, processes: int
+    fine_tune: Callable[..., Any],
+    tiny_model: Path,
+    tmp_path: Path,
+    tiny_rows: Path,
+    method: str,
+    processes: int,
+    strategy: str,
 ) -> None:
-    data = tiny_rows if method == "lora" else write_jsonl(tmp_path / "pairs.jsonl", make_pairs())
-    kind = {} if method == "lora" else {"adapter.kind": "none"}
-    check_equal(fine_tune, processes, method, model=tiny_model, data=data, **kind)
+    pairs = method in ("dpo", "kto")
+    data = write_jsonl(tmp_path / "pairs.jsonl", make_pairs()) if pairs else tiny_rows
+    kind = {"adapter.kind": "none"} if pairs else {}
+    outcome = check_equal(fine_tune, processes, method, strategy, model=tiny_model, data=data, **kind)
+    assert MlflowClient().get_run(outcome.run_id).data.tags["mlflow_ft.processes"].endswith(f"(gloo), {strategy}")
 
 
 class Started:
@@ -130,11 +150,10 @@ def test_a_rank_that_is_killed_ends_the_run(start: Callable[..., Started]) -> No
 
 @pytest.mark.fault("SIGTERM to several processes")
 @pytest.mark.long
-@pytest.mark.parametrize("then", [2, 1])
-def test_processes_that_are_stopped_resume(
-    start: Callable[..., Started], then: int, fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path
-) -> None:
-    started = start(**TWO, per_device_train_batch_size=4)
+@pytest.mark.parametrize(("then", "strategy"), [(2, "ddp"), (1, "ddp"), (2, "fsdp")])
+def test_processes_that_are_stopped_resume(start: Callable[..., Started], then: int, strategy: str) -> None:
+    two = TWO | {"launch.strategy": strategy, "per_device_train_batch_size": 4}
+    started = start(**two)
     started.wait_for("train ...", seconds=6)
     started.process.send_signal(signal.SIGTERM)
     assert started.process.wait(60) == 143
@@ -153,7 +172,7 @@ def test_processes_that_are_stopped_resume(
     if then == 1:
         assert "2 processes trained until then, now 1" in resumed.stderr
         return
-    whole = start(**TWO, per_device_train_batch_size=4)
+    whole = start(**two)
     assert whole.process.wait(300) == 0
     other = next(other for other in MlflowClient().search_runs(["0"]) if other.info.run_id != run.info.run_id)
     assert curve(other.info.run_id, "train/loss") == losses

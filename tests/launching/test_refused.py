@@ -23,8 +23,9 @@ ACCELERATE = {"launch.launcher": "accelerate", "launch.num_processes": 2}
         ({"launch.num_processes": 2}, "launch.launcher local is one process, but 2 are asked for"),
         ({"launch.launcher": "accelerat"}, "did you mean accelerate?"),
         ({"launch.launcher": "accelerate"}, "no GPU here; give the number of processes"),
-        (ACCELERATE | {"launch.strategy": "fsdp"}, "fsdp needs GPUs"),
-        (ACCELERATE | {"launch.strategy": "deepspeed-zero3"}, "deepspeed-zero3 needs GPUs|DeepSpeed is not installed"),
+        (ACCELERATE | {"launch.strategy": "fsdp", "model.quantize": "nf4"}, "quantised to nf4 cannot be sharded"),
+        (ACCELERATE | {"launch.strategy": "fsdp", "adapter.kind": "prefix"}, "prefix comes before the text and cannot"),
+        (ACCELERATE | {"launch.strategy": "deepspeed-zero3"}, "deepspeed-zero3 needs GPUs"),
         (ACCELERATE | {"launch.num_machines": 2}, "2 machines need the address of machine 0"),
         (ACCELERATE | {"launch.machine_rank": 1}, "machine 1 of 1 does not exist"),
         (

@@ -107,6 +107,8 @@ class Resumable:
         """Write a checkpoint; called by the trainer after log and evaluation of a step."""
         trainer = self._trainer
         parts = of_trainer.collect(trainer, self._order) | {EVALUATION_DUE: self._evaluation_due}
+        if self._job.config.launch.sharded:
+            self._frozen_digest()  # now, since all processes take part in it
         if not ranks.leads():
             self._end_of_saving()
             return

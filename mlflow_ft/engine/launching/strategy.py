@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from mlflow_ft.config.launch import LaunchSection, Strategy
+from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine import ranks
 from mlflow_ft.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 """Has the shipped configuration of DeepSpeed for each of its strategies."""
+DDP_ONLY = ("ppo", "grpo", "rloo", "reward")
+"""Methods that generate while they train, or train a head of their own."""
 FSDP = (
     "--use_fsdp",
     "--fsdp_version=2",
@@ -28,11 +30,6 @@ FSDP = (
 """Arguments of accelerate's launcher: FSDP2, one unit for each layer of the model."""
 OURS = ("ACCELERATE_USE_", "FSDP_", "ACCELERATE_DEEPSPEED_")
 """Prefixes of the variables through which accelerate passes a strategy on to the processes."""
-
-
-def sharded(strategy: Strategy) -> bool:
-    """Whether each process holds a share of the weights only."""
-    return strategy in ("fsdp", "deepspeed-zero3")
 
 
 def deepspeed_file(settings: LaunchSection) -> Path:
@@ -94,8 +91,8 @@ def variables(settings: LaunchSection) -> Mapping[str, str]:
 def refused(config: Config, *, learned_prompt: bool) -> str | None:
     """Why a strategy cannot train this model, and a remedy; None if it can."""
     strategy = config.launch.strategy
-    if strategy != "ddp" and not torch.cuda.is_available():
-        return f"{strategy} needs GPUs: on CPUs accelerate trains with ddp instead; use --launch.strategy ddp"
+    if strategy.startswith("deepspeed") and not torch.cuda.is_available():
+        return f"{strategy} needs GPUs; use --launch.strategy ddp or fsdp"
     return misfit(config, learned_prompt=learned_prompt)
 
 
@@ -104,19 +101,31 @@ def misfit(config: Config, *, learned_prompt: bool) -> str | None:
     strategy, quantize = config.launch.strategy, config.model.quantize
     if strategy == "ddp":
         return None
-    if config.method == "ppo":
-        return f"method ppo trains with ddp only, not with {strategy}; use --launch.strategy ddp"
-    if sharded(strategy) and quantize != "none":
+    if config.method in DDP_ONLY:
+        return f"method {config.method} trains with ddp only, not with {strategy}; use --launch.strategy ddp"
+    if config.launch.sharded and quantize != "none":
         return (
             f"a base quantised to {quantize} cannot be sharded ({strategy}); use --launch.strategy ddp, in which each "
             "process holds the quantised base, or --model.quantize none"
         )
-    if sharded(strategy) and learned_prompt:
+    if config.launch.sharded and learned_prompt:
         return (
             f"adapter {config.adapter.kind} comes before the text and cannot be sharded ({strategy}); use "
             "--launch.strategy ddp, or --adapter.kind lora"
         )
     return None
+
+
+def on_cpus(settings: LaunchSection) -> None:
+    """Let accelerate shard on CPUs too, to try fsdp without GPUs: torch can, accelerate asks for GPUs.
+
+    Called between the trainer's arguments, which set up accelerate's state, and the trainer.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    if settings.strategy == "fsdp" and ranks.size() > 1 and not torch.cuda.is_available():
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def check(config: Config, accelerator: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from mlflow_ft.engine.launching import strategy
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import even_batches, longest_batch, other_trackers, starts
+from mlflow_ft.engine.training import even_batches, longest_batch, other_trackers, starts, trainable
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
@@ -78,6 +79,7 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
     ours = common | own
     more = options.typed(job.config.objective.options, kind, section="objective", ours=ours)
     arguments: ArgumentsT = options.made(kind, ours | more, section="objective")
+    strategy.on_cpus(job.config.launch)
     return arguments
 
 
@@ -114,15 +116,18 @@ def run(
             trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
         strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
-        checks = [check(job, data, trainer)]
-        if fused is not None:
-            checks.append(fused_head.proof(job, data, temperature=fused))
-        trainer.add_callback(NeighboursCallback(*checks))
-        trainer.add_callback(LongestBatchCallback(job, trainer, longest))
+        if not job.config.launch.sharded:  # a pass by one process alone would wait for the others' shares
+            checks = [check(job, data, trainer)]
+            if fused is not None:
+                checks.append(fused_head.proof(job, data, temperature=fused))
+            trainer.add_callback(NeighboursCallback(*checks))
+            trainer.add_callback(LongestBatchCallback(job, trainer, longest))
         routers.settle(trainer, model.module, job.progress, fused=fused is not None)
         trainer.remove_callback(PrinterCallback)  # stdout is for programs
         loading.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         steps, loss = resuming.train(trainer, job)
+        if job.config.launch.sharded and not math.isnan(loss):
+            model = _gathered(trainer, job, data, model)
     return keep(job, data, model, steps=steps, loss=loss)
 
 
@@ -133,11 +138,11 @@ def callbacks(
     callbacks: list[TrainerCallback] = []
     if tells:
         callbacks += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
-        callbacks += [SamplesCallback(job, data, bars, judges=judges)]
+        callbacks += [] if job.config.launch.sharded else [SamplesCallback(job, data, bars, judges=judges)]
         callbacks += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
         callbacks += other_trackers.callbacks(job, bars)
         callbacks += [HeldOutLossCallback(job.watch_loss)] if job.watch_loss else []
-    callbacks += [GradientCallback(zero_is_right=bool(judges))]
+    callbacks += [] if job.config.launch.sharded else [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
         callbacks += [AllocateCallback(job)]
     for more in job.plugins.hook.training_callbacks(job=job):
@@ -167,6 +172,16 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
             f"the trainer of {job.config.method} rejects the settings: {brief(error)}",
             hint="see the settings objective, adapter and model.quantize",
         ) from error
+
+
+def _gathered(trainer: Any, job: Job, data: Data, model: Model) -> Model:
+    """The trained model as a whole, in rank 0; its weights were spread over all processes."""
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not ranks.leads():
+        return model
+    whole = trainable.prepare(job, data, model.base)
+    whole.module.load_state_dict(state)
+    return whole
 
 
 def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trained:

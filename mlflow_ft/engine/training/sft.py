@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from mlflow_ft.engine import ranks
 from mlflow_ft.engine.judging import judge
-from mlflow_ft.engine.loss import OF_ROWS, suited
+from mlflow_ft.engine.loss import OF_ROWS, full_token_loss, suited
 from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.row_isolation import Batch, Check, Row, Seen, see_each_other
 from mlflow_ft.engine.tokens.masking import IGNORED
@@ -33,13 +33,14 @@ class LabelledTokensTrainer(SFTTrainer):
     by_tokens = True
     """The mean is over the tokens of all processes."""
 
-    def __init__(self, *, held_out: Sequence[Encoded], **options: Any) -> None:
+    def __init__(self, *, held_out: Sequence[Encoded], sharded: bool = False, **options: Any) -> None:
         with _own_head(options["model"]):
             super().__init__(**options)
         self._module = cast("Any", self.model)
         self._pad_token_id: int = options["processing_class"].pad_token_id
         self._held_out = held_out
         self._loss: Any = None
+        self._sharded = sharded
 
     def compute_loss(
         self,
@@ -55,7 +56,7 @@ class LabelledTokensTrainer(SFTTrainer):
         """
         unwrapped = self.accelerator.unwrap_model(model)
         if self._loss is None:
-            self._loss = suited(unwrapped, _tensors(inputs))
+            self._loss = full_token_loss if self._sharded else suited(unwrapped, _tensors(inputs))
         losses = self._loss(unwrapped, _tensors(inputs), wrapped=model, balance=self.aux_loss_enabled)
         tokens = torch.as_tensor(losses.nll.numel() if num_items_in_batch is None else num_items_in_batch)
         loss = losses.nll.sum() / tokens.clamp(min=1).to(losses.nll.device)
@@ -79,11 +80,13 @@ class LabelledTokensTrainer(SFTTrainer):
         self._module.eval()
         losses = judge.row_losses(
             self.accelerator.unwrap_model(self._module),
-            ranks.mine(self._held_out),
+            self._held_out if self._sharded else ranks.mine(self._held_out),  # each pass needs all shares
             batch_size=self.args.per_device_eval_batch_size,
             pad_token_id=self._pad_token_id,
+            measure=full_token_loss if self._sharded else None,
         )
-        metrics = {f"{metric_key_prefix}_loss": judge.mean_loss(ranks.together(losses))}
+        losses = losses if self._sharded else ranks.together(losses)
+        metrics = {f"{metric_key_prefix}_loss": judge.mean_loss(losses)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._module.train()
@@ -163,6 +166,7 @@ def train(job: Job, data: Data, model: Model) -> Trained:
             data_collator=ForPacked() if packing else None,
             eval_dataset=data.eval.encoded.dataset(),
             held_out=data.eval.encoded,
+            sharded=job.config.launch.sharded,
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )
