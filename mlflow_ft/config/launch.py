@@ -45,3 +45,8 @@ class LaunchSection(Section):
     def sharded(self) -> bool:
         """Whether each process holds a share of the weights only."""
         return self.strategy in ("fsdp", "deepspeed-zero3")
+
+    @property
+    def keeps_own_state(self) -> bool:
+        """Whether optimizer and weights are held in a form of their own, of which no checkpoints are written."""
+        return self.strategy.startswith("deepspeed")

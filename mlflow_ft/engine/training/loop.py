@@ -176,7 +176,7 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
 
 def _gathered(trainer: Any, job: Job, data: Data, model: Model) -> Model:
     """The trained model as a whole, in rank 0; its weights were spread over all processes."""
-    state = trainer.accelerator.get_state_dict(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not ranks.leads():
         return model
     whole = trainable.prepare(job, data, model.base)
