@@ -83,8 +83,8 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
         rank, local = environ.get(starter.rank, ""), environ.get(starter.local_rank, "0")
         if not (rank.isdecimal() and int(rank) < int(size)):
             raise ConfigError(
-                f"{starter.name} started {size} processes ({starter.size}), but {starter.rank} of this one is {rank!r}",
-                hint=f"unset {starter.size}, or start the command with {starter.name}",
+                f"{starter.name} started {size} processes ({starter.size}), but {starter.rank} of this one is "
+                f"{rank!r}: unset {starter.size}, or start the command with {starter.name}"
             )
         return Place(rank=int(rank), size=int(size), local_rank=int(local or 0), starter=starter)
     return Place()

@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from mlflow_ft.errors import ConfigError, ProcessError, StoppedError
 from mlflow_ft.processes import Place
@@ -29,6 +28,7 @@ END = "end"
 """The last call: the other processes are no longer needed."""
 BLAME_SECONDS = 8.0
 """How long rank 0 looks for the process that ended, once an exchange has failed."""
+LOOK_SECONDS = 0.1
 LAST_LINES = 12
 """Lines of a lost process's log that are shown."""
 Value = TypeVar("Value")
@@ -109,8 +109,8 @@ def join(place: Place, *, join_minutes: float, timeout_minutes: float, log_file:
     if backend == "nccl":
         torch.cuda.set_device(place.local_rank)
     try:
-        store, number, number_of = next(rendezvous("env://", rank=place.rank, world_size=place.size, timeout=limit))
-    except (dist.DistError, ValueError, RuntimeError) as error:
+        store = _store(place, limit)
+    except (dist.DistError, LookupError, ValueError, RuntimeError) as error:
         raise _absent(place, join_minutes, str(error)) from error
     store.set_timeout(limit)
     mine = Peer(rank=place.rank, host=socket.gethostname(), pid=os.getpid(), log=log_file)
@@ -119,10 +119,28 @@ def join(place: Place, *, join_minutes: float, timeout_minutes: float, log_file:
         store.set("timeout_minutes", str(timeout_minutes))
     timeout = timedelta(minutes=float(store.get("timeout_minutes")))
     dist.init_process_group(
-        backend=backend, store=PrefixStore("group", store), rank=number, world_size=number_of, timeout=timeout
+        backend=backend, store=PrefixStore("group", store), rank=place.rank, world_size=place.size, timeout=timeout
     )
     store.set_timeout(timeout)
     _team.append(_Team(store=store, control=dist.new_group(backend="gloo", timeout=timeout), peers=peers))
+
+
+def _store(place: Place, limit: timedelta) -> Any:
+    """The store in which the processes meet: torchrun's, else one that rank 0 opens at MASTER_ADDR, MASTER_PORT.
+
+    As torch's rendezvous `env://`, which waits for all processes and lets no signal through meanwhile.
+    """
+    torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        place.size,
+        place.leads and not torchrun,
+        timeout=limit,
+        wait_for_workers=False,
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"mlflow-ft/{attempt}", store)
 
 
 def _introduced(store: Any, place: Place, mine: Peer, minutes: float) -> tuple[Peer, ...]:
@@ -130,11 +148,12 @@ def _introduced(store: Any, place: Place, mine: Peer, minutes: float) -> tuple[P
     import json
 
     store.set(f"peer/{place.rank}", json.dumps(asdict(mine)))
-    try:
-        return tuple(Peer(**json.loads(store.get(f"peer/{number}"))) for number in range(place.size))
-    except (dist.DistError, RuntimeError) as error:
-        absent = [number for number in range(place.size) if not store.check([f"peer/{number}"])]
-        raise _absent(place, minutes, f"missing: rank {', '.join(map(str, absent))}") from error
+    until = time.monotonic() + minutes * 60
+    while absent := [number for number in range(place.size) if not store.check([f"peer/{number}"])]:
+        if time.monotonic() > until:
+            raise _absent(place, minutes, f"missing: rank {', '.join(map(str, absent))}")
+        time.sleep(LOOK_SECONDS)  # here and not in the store, where a signal would wait too
+    return tuple(Peer(**json.loads(store.get(f"peer/{number}"))) for number in range(place.size))
 
 
 def _absent(place: Place, minutes: float, reason: str) -> ConfigError:

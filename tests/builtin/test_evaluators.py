@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_ft.builtin import evaluators
-from mlflow_ft.records import Example
+from mlflow_ft.rows import Example
 from mlflow_ft.values import Answer
 
 

@@ -95,7 +95,8 @@ def test_keys_that_cannot_be_used_are_reported_together() -> None:
         "--data.fromat (command line)  unknown key; did you mean data.format?",
         (
             "--origins (command line)  unknown key; "
-            "sections: run, model, data, checks, adapter, objective, rollout, training, evaluation, package, registry"
+            "sections: run, model, data, checks, adapter, objective, rollout, training, evaluation, package, "
+            "registry, launch"
         ),
     ]
 

@@ -35,7 +35,7 @@ SETTINGS = {
     "package.round_trip": "false",
     "on_worse": "warn",
 }
-TIMED = ("per_second", "tokens_seen")
+TIMED = ("per_second", "tokens_seen", "step_time")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ METHODS = ("lora", "full", "dpo", "grpo", "ppo")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_make_no_run(
+def test_a_process_without_a_number_makes_no_run(
     run: Run, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """mlflow#11782 and #5817: torchrun with two processes made two runs and four crossed versions."""
+    """mlflow#11782 and #5817: two processes made two runs and four crossed versions."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     before = len(client.search_runs(["0"]))
     result = run("train", method)
@@ -30,11 +30,11 @@ def test_two_processes_make_no_run(
     assert len(client.search_runs(["0"])) == before
 
 
-def test_torchrun_itself_is_answered_by_that_sentence(tmp_path: Path) -> None:
-    """mlflow#11782, with the real launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+def test_an_error_before_the_run_ends_all_processes_of_torchrun(tmp_path: Path) -> None:
+    """The others wait for rank 0, which has found that the data is not there."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.run(
-        [*command, "-m", "mlflow_ft", "train", "lora"],
+        [*command, "-m", "mlflow_ft", "train", "lora", "--data", "nowhere.jsonl"],
         capture_output=True,
         text=True,
         check=False,
@@ -42,7 +42,8 @@ def test_torchrun_itself_is_answered_by_that_sentence(tmp_path: Path) -> None:
         env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"},
     )
     assert process.returncode
-    assert "torchrun or accelerate launch started 2 processes" in process.stderr
+    assert process.stderr.count("Error: the data file 'nowhere.jsonl' does not exist") == 1
+    assert "forcefully" not in process.stderr  # the other heeded the SIGTERM of torchrun
     assert list(tmp_path.iterdir()) == []
 
 

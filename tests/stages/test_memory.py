@@ -18,7 +18,6 @@ from mlflow_ft.tracking.past_memory import DEVICE_TAG, MEASURED, PREDICTED, Cali
 from mlflow_ft.values import BaseModel
 from mlflow_ft.values.inspected import Caution
 from tests.tracking.conftest import client as client
-from tests.tracking.conftest import empty_store as empty_store
 from tests.tracking.conftest import store as store
 
 MIB = 2**20

@@ -21,7 +21,7 @@ def weights(trial):
 
 
 def points(trial):
-    return [point for point in trial.run.points if "per_second" not in point[0]]
+    return [point for point in trial.run.points if "per_second" not in point[0] and "step_time" not in point[0]]
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
