@@ -26,7 +26,7 @@ def curve(run_id: str, key: str) -> list[float]:
     return [point.value for point in MlflowClient().get_metric_history(run_id, key)]
 
 
-def make_pairs(count: int = 30) -> list[dict[str, str]]:
+def make_pairs(count: int = 32) -> list[dict[str, str]]:
     return [
         {
             "prompt": f"say {number}",
@@ -87,7 +87,7 @@ def test_several_processes_train_as_one(
 ) -> None:
     pairs = method in ("dpo", "kto")
     data = write_jsonl(tmp_path / "pairs.jsonl", make_pairs()) if pairs else tiny_rows
-    kind = {"adapter.kind": "none"} if pairs else {}
+    kind = {"adapter.kind": "none", "data.test_size": 4} if pairs else {}
     outcome = check_equal(fine_tune, processes, method, strategy, model=tiny_model, data=data, **kind)
     assert MlflowClient().get_run(outcome.run_id).data.tags["mlflow_ft.processes"].endswith(f"(gloo), {strategy}")
 
