@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STEPS, ROWS = 24, 96
+STEPS, ROWS = 12, 96
 SIZE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "vocab_size": 8192}
 PLAIN = """
 import json, sys, time
