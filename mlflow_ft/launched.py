@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow_ft import disk
+from mlflow_ft.values.launch import result_file
+
 if TYPE_CHECKING:
     from mlflow_ft.operations.launching import Request
     from mlflow_ft.operations.reproducing.verdict import Reproduction
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
     from mlflow_ft.progress import Progress
 
 AGAIN = "--again"
-RESULT = ".result"
-"""Ending of the file with the result."""
 
 
 def work(request: str, *, again: bool = False) -> str:
@@ -78,10 +79,9 @@ def main() -> None:
     result = work(file.read_text(encoding="utf-8"), again=AGAIN in sys.argv[2:])
     if not result:
         return
-    partial = file.with_name(file.name + RESULT + ".partial")
-    partial.write_text(result, encoding="utf-8")
-    partial.replace(file.with_name(file.name + RESULT))
-    sys.exit(json.loads(result).get("exit_code", 0))
+    answer = json.loads(result)
+    disk.write_json(result_file(file), answer)
+    sys.exit(answer.get("exit_code", 0))
 
 
 if __name__ == "__main__":

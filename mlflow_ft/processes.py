@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 from mlflow_ft.errors import ConfigError
 
@@ -74,7 +78,7 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
     """This process among those that were started together; a job of one process where nobody numbered them.
 
     Raises:
-        ConfigError: there are several, but this one has no number.
+        ConfigError: several were started, but this one has no number.
     """
     for starter in STARTERS:
         size = environ.get(starter.size, "")
@@ -146,3 +150,17 @@ def check_single(environ: Mapping[str, str] = os.environ) -> None:
             f"{here.starter.name} started {here.size} processes ({here.starter.size}), but this command runs in one: "
             "start it without; `train`, `align`, `rlhf`, `resume` and `reproduce` run in several"
         )
+
+
+@contextmanager
+def handling_stops(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Handle SIGTERM and SIGINT for the duration of a block; Python allows it in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

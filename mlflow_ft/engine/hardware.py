@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
+from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.schema import Config
 from mlflow_ft.values import Hardware
 
@@ -17,6 +18,11 @@ def device() -> torch.device:
 def gpus() -> int:
     """The GPUs of this machine that this process may use."""
     return torch.cuda.device_count()
+
+
+def processes(settings: LaunchSection) -> int:
+    """The processes on all machines that a configuration asks for: one for each GPU when it gives no number."""
+    return settings.num_processes or max(1, gpus()) * settings.num_machines
 
 
 def compute_dtype(choice: str) -> torch.dtype:
@@ -41,18 +47,26 @@ def held_dtype(config: Config) -> torch.dtype:
     return torch.float32 if exact else compute_dtype(config.model.dtype)
 
 
-def optimizer(config: Config) -> str:
-    """The optimizer's name in transformers; `auto` saves memory on a GPU that holds a quantised base."""
+def optimizer(config: Config, *, gpu: bool | None = None) -> str:
+    """The optimizer's name in transformers; `auto` saves memory on a GPU that holds a quantised base.
+
+    `gpu` says whether it trains on a GPU, if not on this machine.
+    """
     if config.training.optim != "auto":
         return config.training.optim
-    paged = torch.cuda.is_available() and config.model.quantize != "none"
+    paged = (torch.cuda.is_available() if gpu is None else gpu) and config.model.quantize != "none"
     return "paged_adamw_8bit" if paged else "adamw_torch_fused"
 
 
-def checkpointing(config: Config) -> bool:
-    """Whether activations are recomputed, which saves memory and takes about half as much time again."""
+def checkpointing(config: Config, *, gpu: bool | None = None) -> bool:
+    """Whether activations are recomputed, which saves memory and takes about half as much time again.
+
+    `gpu` says whether it trains on a GPU, if not on this machine.
+    """
     choice = config.training.gradient_checkpointing
-    return torch.cuda.is_available() if choice is None else choice
+    if choice is not None:
+        return choice
+    return torch.cuda.is_available() if gpu is None else gpu
 
 
 def describe() -> str:

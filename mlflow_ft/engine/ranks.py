@@ -29,6 +29,7 @@ END = "end"
 BLAME_SECONDS = 8.0
 """How long rank 0 looks for the process that ended, once an exchange has failed."""
 LOOK_SECONDS = 0.1
+"""How often this process looks whether others have come, or have ended."""
 LAST_LINES = 12
 """Lines of a lost process's log that are shown."""
 Value = TypeVar("Value")
@@ -110,7 +111,7 @@ def join(place: Place, *, join_minutes: float, timeout_minutes: float, log_file:
         torch.cuda.set_device(place.local_rank)
     try:
         store = _store(place, limit)
-    except (dist.DistError, LookupError, ValueError, RuntimeError) as error:
+    except (LookupError, ValueError, RuntimeError) as error:
         raise _absent(place, join_minutes, str(error)) from error
     store.set_timeout(limit)
     mine = Peer(rank=place.rank, host=socket.gethostname(), pid=os.getpid(), log=log_file)
@@ -233,10 +234,8 @@ def report_end(error: BaseException | None) -> None:
         return
     text = "" if error is None or isinstance(error, StoppedError) else f"{type(error).__name__}: {error}"
     try:
-        _team[0].store.set(f"ended/{rank()}", text or "stopped")
-        if text:
-            _team[0].store.set(f"failed/{rank()}", text)
-    except (dist.DistError, RuntimeError) as gone:  # rank 0 has ended, and its store with it
+        _team[0].store.set(f"ended/{rank()}", text)
+    except RuntimeError as gone:  # rank 0 has ended, and its store with it
         log.info("rank 0 does not answer: %s", gone)
 
 
@@ -249,7 +248,7 @@ def lost(error: BaseException) -> ProcessError | None:
         ended = next(filter(None, map(_end_of, _team[0].peers[1:])), None)
         if ended or time.monotonic() > until:
             break
-        time.sleep(0.1)
+        time.sleep(LOOK_SECONDS)
     if ended:
         losses.append(ended)
         _team.clear()  # nothing more can be exchanged
@@ -257,15 +256,15 @@ def lost(error: BaseException) -> ProcessError | None:
 
 
 def _end_of(peer: Peer) -> ProcessError | None:
-    store = _team[0].store
+    store, key = _team[0].store, f"ended/{peer.rank}"
     place = f"rank {peer.rank} of {size()} (process {peer.pid} on {peer.host})"
     try:
-        if store.check([f"failed/{peer.rank}"]):
-            return ProcessError(f"{place} failed: {store.get(f'failed/{peer.rank}').decode()}", hint=_output(peer))
-        known = store.check([f"ended/{peer.rank}"])
-    except (dist.DistError, RuntimeError):
-        known = False
-    if known or not peer.gone:
+        if store.check([key]):
+            reason = store.get(key).decode()
+            return ProcessError(f"{place} failed: {reason}", hint=_output(peer)) if reason else None
+    except RuntimeError as away:  # torchrun, whose store it is, has ended
+        log.info("the store does not answer: %s", away)
+    if not peer.gone:
         return None
     return ProcessError(f"{place} died without an error of its own: killed, or crashed", hint=_output(peer))
 
@@ -284,7 +283,6 @@ def _output(peer: Peer) -> str:
 
 
 def described() -> str:
-    """The processes in words: `4 processes on 2 machines (nccl)`."""
-    machines = len({peer.host for peer in _team[0].peers}) if _team else 1
-    backend = dist.get_backend() if _team else "alone"
-    return f"{size()} processes on {machines} machine{'s' * (machines != 1)} ({backend})"
+    """The processes that have joined, in words: `4 processes on 2 machines (nccl)`."""
+    machines = len({peer.host for peer in _team[0].peers})
+    return f"{size()} processes on {machines} machine{'s' * (machines != 1)} ({dist.get_backend()})"

@@ -17,6 +17,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, FineTuneError, Problem, ProcessError
 from mlflow_ft.records import Launcher
 from mlflow_ft.registry import Registry
+from mlflow_ft.stages import done
 from mlflow_ft.values import Launch
 
 Result = TypeVar("Result")
@@ -131,7 +132,9 @@ def result(record: Launcher, config: Config, request: Request, kind: type[Result
     """
     if record.launch is None:
         raise ValueError(f"launcher {record.name} starts no processes")
-    launch = Launch(settings=config.launch, request=request.text, processes=_number(config))
+    from mlflow_ft.engine import hardware
+
+    launch = Launch(settings=config.launch, request=request.text, processes=hardware.processes(config.launch))
     text = record.launch(launch)
     if not text:
         raise ProcessError("the processes ended without a result", hint="their output above has the reason")
@@ -142,16 +145,9 @@ def result(record: Launcher, config: Config, request: Request, kind: type[Result
     return outcome
 
 
-def _number(config: Config) -> int:
-    """How many processes there are on all machines: one for each GPU, if no number is given."""
-    from mlflow_ft.engine import hardware
-
-    return config.launch.num_processes or max(1, hardware.gpus()) * config.launch.num_machines
-
-
 def as_json(outcome: Any) -> str:
     """The outcome of rank 0."""
-    return json.dumps({"outcome": TypeAdapter(type(outcome)).dump_python(outcome, mode="json", fallback=str)})
+    return json.dumps({"outcome": done.plain(outcome)})
 
 
 def error_as_json(error: FineTuneError) -> str:

@@ -23,8 +23,12 @@ def finish(folder: Path, result: Mapping[str, Any]) -> None:
 
 def keep(folder: Path, value: Any) -> None:
     """Mark a stage's folder complete, with a value of `values/`, which `kept` reads."""
-    content = TypeAdapter(type(value)).dump_python(value, mode="json", fallback=str)
-    finish(folder, content)
+    finish(folder, plain(value))
+
+
+def plain(value: Any) -> Any:
+    """A value of dataclasses as JSON's types, from which pydantic makes it again."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json", fallback=str)
 
 
 def kept(folder: Path, kind: type[Value]) -> Value | None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mlflow_ft import processes
 from mlflow_ft.errors import ProcessError, StoppedError
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
@@ -27,15 +24,8 @@ class StopSignals:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals for the duration of a block; Python allows it in the main thread only."""
-        if threading.current_thread() is not threading.main_thread():
+        with processes.handling_stops(self._handle):
             yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:

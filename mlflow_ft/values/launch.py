@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,3 +19,8 @@ class Launch:
     """What to run, as JSON, for `mlflow_ft.launched`."""
     processes: int
     """How many processes there are, on all machines together."""
+
+
+def result_file(request: Path) -> Path:
+    """The file in which rank 0 writes its result, beside the file with the request."""
+    return request.with_name(f"{request.name}.result")

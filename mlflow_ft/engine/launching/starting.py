@@ -9,20 +9,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import torch
 
+from mlflow_ft import processes
 from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.schema import Config
 from mlflow_ft.engine.launching import agent, strategy
 from mlflow_ft.errors import ProcessError, StoppedError
 from mlflow_ft.values import Launch
-
-RESULT = ".result"
+from mlflow_ft.values.launch import result_file
 
 
 def launch(launch: Launch) -> str:
@@ -38,9 +38,9 @@ def launch(launch: Launch) -> str:
         own = [sys.executable, "-m", "mlflow_ft.engine.launching.agent", str(file), str(os.getpid())]
         command = [*own, *arguments(settings, launch.processes)]
         process = subprocess.Popen(command, start_new_session=True)  # a Ctrl-C reaches it once, through this process
-        with passing_signals(process) as received:
+        with passing_signals(lambda _: process.send_signal(signal.SIGTERM)) as received:
             process.wait()
-        result = file.with_name(file.name + RESULT)
+        result = result_file(file)
         if result.is_file():
             return result.read_text(encoding="utf-8")
         if received:
@@ -53,7 +53,7 @@ def launch(launch: Launch) -> str:
         )
 
 
-def arguments(settings: LaunchSection, processes: int) -> list[str]:
+def arguments(settings: LaunchSection, number: int) -> list[str]:
     """What `accelerate launch` takes for these settings."""
     port = settings.main_process_port
     if port is None:
@@ -61,7 +61,7 @@ def arguments(settings: LaunchSection, processes: int) -> list[str]:
     more = ["--main_process_ip", settings.main_process_ip] if settings.main_process_ip else []
     return [
         *strategy.arguments(settings),
-        f"--num_processes={processes}",
+        f"--num_processes={number}",
         f"--num_machines={settings.num_machines}",
         f"--machine_rank={settings.machine_rank}",
         f"--main_process_port={port}",
@@ -70,38 +70,34 @@ def arguments(settings: LaunchSection, processes: int) -> list[str]:
 
 
 @contextmanager
-def passing_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGINT on to the processes, which then save and end; yields those that came."""
+def passing_signals(pass_on: Callable[[int], object]) -> Iterator[list[int]]:
+    """Call `pass_on` at SIGTERM and SIGINT, so that the processes save and end; yields the signals that came."""
     received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        process.send_signal(signal.SIGTERM)
+        pass_on(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with processes.handling_stops(handle):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def refused(config: Config) -> str | None:
     """Why these processes cannot be started here, and a remedy; None if they can."""
     settings = config.launch
-    machines, processes = settings.num_machines, settings.num_processes
+    machines, number = settings.num_machines, settings.num_processes
     gpus = torch.cuda.device_count()
     if machines > 1 and not settings.main_process_ip:
         return f"{machines} machines need the address of machine 0: --launch.main_process_ip ADDRESS"
     if settings.machine_rank >= machines:
         return f"machine {settings.machine_rank} of {machines} does not exist: they are numbered from 0"
-    if processes is None:
+    if number is None:
         return None if gpus else "there is no GPU here; give the number of processes: --launch.num_processes 2"
-    if processes % machines:
-        return f"{processes} processes cannot be shared out over {machines} machines; use a multiple of {machines}"
-    if gpus and processes // machines > gpus:
+    if number % machines:
+        return f"{number} processes cannot be shared out over {machines} machines; use a multiple of {machines}"
+    if gpus and number // machines > gpus:
         return (
-            f"{processes // machines} processes on this machine, which has {gpus} GPUs: each process needs its own; "
+            f"{number // machines} processes on this machine, which has {gpus} GPUs: each process needs its own; "
             f"use --launch.num_processes {gpus * machines}"
         )
     if settings.strategy.startswith("deepspeed"):

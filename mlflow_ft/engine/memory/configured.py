@@ -62,7 +62,7 @@ def processes_of(config: Config) -> int:
     there = processes.place().size
     if there > 1 or config.launch.launcher == "local":
         return there
-    return config.launch.num_processes or max(1, hardware.gpus()) * config.launch.num_machines
+    return hardware.processes(config.launch)
 
 
 def _objective(method: str, task: str) -> str:

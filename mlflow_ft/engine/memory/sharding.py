@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mlflow_ft.engine.memory.values import Setting, Strategy
+from mlflow_ft.engine.memory.values import Setting
 
-SHARDED: dict[Strategy, tuple[str, ...]] = {
+SHARDED: Mapping[str, tuple[str, ...]] = {
     "deepspeed-zero2": ("gradients", "optimizer"),
     "deepspeed-zero3": ("weights", "adapter", "gradients", "optimizer", "reference"),
     "fsdp": ("weights", "adapter", "gradients", "optimizer", "reference"),

@@ -24,7 +24,6 @@ STATE, OPTIMIZER, FLOAT32, HALF = 16, 12, 4, 2
 """Bytes of a weight that trains: with its gradient and AdamW's state; these two alone; in float32; in 16 bits."""
 HELD = {"qlora": 0.5}
 """Bytes of a weight of the base, where it is quantised."""
-SHARDS_ALL, SHARDS_SOME = ("fsdp", "deepspeed-zero3"), ("deepspeed-zero2",)
 
 
 def available(hardware: Hardware) -> int:
@@ -55,6 +54,8 @@ class Costs:
 
         `per_device` are the rows of a device in an optimizer step.
         """
+        from mlflow_ft.engine import hardware as machine
+
         hardware = self.situation.hardware
         least = self._least(choice, hardware)
         if least > self.room:
@@ -66,9 +67,8 @@ class Costs:
             parts, phase = dict(largest.parts), largest.name
             merges = all(phase.total <= self.room for phase in estimate.phases if phase.name == MERGE)
         count = processes(choice, hardware)
-        spent = duration.hours(
-            self.situation, choice, config, processes=count, checkpointing=checkpoints(hardware, config)
-        )
+        checkpointing = machine.checkpointing(config, gpu=hardware.gpus > 0)
+        spent = duration.hours(self.situation, choice, config, processes=count, checkpointing=checkpointing)
         return Cost(
             memory=sum(parts.values()),
             available=self.room,
@@ -84,9 +84,12 @@ class Costs:
 
     def _least(self, choice: Choice, hardware: Hardware) -> int:
         """Bytes that weights and optimizer alone take on each device: what needs more than there is needs no trace."""
+        from mlflow_ft.engine.memory import sharding
+
         weights, count = self.situation.parameters, processes(choice, hardware)
         if choice.weights == "full":
-            sharded = STATE if choice.strategy in SHARDS_ALL else OPTIMIZER if choice.strategy in SHARDS_SOME else 0
+            parts = sharding.SHARDED.get(choice.strategy, ())
+            sharded = STATE if "weights" in parts else OPTIMIZER if parts else 0
             return round(max(weights * (STATE - sharded + sharded / count), weights * FLOAT32))
         held = HELD.get(choice.weights, HALF if hardware.gpus else FLOAT32)
         return round(weights * held)
@@ -125,6 +128,7 @@ class Costs:
 
     def estimate(self, choice: Choice, config: Config, *, batch: int, eval_batch: int, per_device: int) -> Estimate:
         """The memory on each device of the situation, which need not be this machine's."""
+        from mlflow_ft.engine import hardware as machine
         from mlflow_ft.engine.memory import configured, estimating
 
         hardware = self.situation.hardware
@@ -138,8 +142,8 @@ class Costs:
             strategy=choice.strategy,
             processes=processes(choice, hardware),
             dtype=dtype(hardware, config),
-            checkpointing=checkpoints(hardware, config),
-            optimizer=optimizer(hardware, config),
+            checkpointing=machine.checkpointing(config, gpu=hardware.gpus > 0),
+            optimizer=machine.optimizer(config, gpu=hardware.gpus > 0),
         )
         return estimating.estimate(setting)
 
@@ -149,16 +153,3 @@ def dtype(hardware: Hardware, config: Config) -> str:
     if config.model.dtype != "auto":
         return config.model.dtype
     return "bfloat16" if hardware.gpus else "float32"
-
-
-def checkpoints(hardware: Hardware, config: Config) -> bool:
-    """Whether activations are recomputed there."""
-    chosen = config.training.gradient_checkpointing
-    return hardware.gpus > 0 if chosen is None else chosen
-
-
-def optimizer(hardware: Hardware, config: Config) -> str:
-    """The optimizer there."""
-    if config.training.optim != "auto":
-        return config.training.optim
-    return "paged_adamw_8bit" if hardware.gpus and config.model.quantize != "none" else "adamw_torch_fused"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from mlflow_ft import ConfigError, ProcessError, StoppedError
+from mlflow_ft.engine.launching.starting import passing_signals
 from mlflow_ft_ray.engine import board, cluster, worker
 
 if TYPE_CHECKING:
@@ -34,7 +31,7 @@ def launch(launch: Launch) -> str:
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="mlflow-ft-ray-") as storage:
         wall = board.put_up()
         asked = {"request": launch.request, "folder": str(Path.cwd()), "environ": cluster.forwarded(), "board": wall}
-        with passing_signals(wall) as received:
+        with passing_signals(wall.stop.remote) as received:
             outcome = fitted(trainer(launch, asked, storage))
     if isinstance(outcome, str) and outcome:
         return outcome
@@ -89,23 +86,6 @@ def fitted(trainer: Any) -> Any:
     while thread.is_alive():
         thread.join(LOOK_SECONDS)
     return outcome[0] if outcome else None
-
-
-@contextmanager
-def passing_signals(wall: Any) -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGINT on to the workers, whose processes save and end; yields those that came."""
-    received: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        wall.stop.remote(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def said(error: BaseException) -> str:

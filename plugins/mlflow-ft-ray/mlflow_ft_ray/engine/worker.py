@@ -21,6 +21,7 @@ import ray
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 
+from mlflow_ft.values.launch import result_file
 from mlflow_ft_ray.engine import cluster
 
 LOOK_SECONDS = 1.0
@@ -85,7 +86,7 @@ def result(file: Path, code: int) -> str:
     Raises:
         LostError: nothing, or that another process was lost.
     """
-    written = file.with_name(file.name + ".result")
+    written = result_file(file)
     if not written.is_file():
         raise LostError(f"rank 0 ended without a result (exit code {code})")
     text = written.read_text(encoding="utf-8")
