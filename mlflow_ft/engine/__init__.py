@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine import aside, hardware, options
+    from mlflow_ft.engine import aside, environments, hardware, options
     from mlflow_ft.engine.checkpoints import own_loop
     from mlflow_ft.engine.judging import judge, paired, parity, reference
     from mlflow_ft.engine.merging import fold, quantised
@@ -47,6 +47,7 @@ PUBLIC: Mapping[str, tuple[str, ...]] = {
     "hardware": ("device", "compute_dtype"),
     "options": ("typed", "made"),
     "aside": ("aside",),
+    "environments": ("find_or_make",),
 }
 """The public functions by module below `mlflow_ft.engine`; docs/api.md describes each."""
 
@@ -55,6 +56,7 @@ __all__ = [
     "aside",
     "bundle",
     "clock",
+    "environments",
     "fold",
     "hardware",
     "judge",
