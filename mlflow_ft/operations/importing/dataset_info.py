@@ -158,7 +158,7 @@ def _turns(
     tags: dict[str, Any] = entry.get("tags") or {}
     for tag, known in (("role_tag", ROLE_KEYS), ("content_tag", CONTENT_KEYS)):
         if tags.get(tag) and tags[tag] not in known:
-            draft.refuse(found.key, f"{name}: {tag} {tags[tag]} is not read; rename it to {sorted(known)[0]}")
+            found.columns[tag.removesuffix("_tag")] = str(tags[tag])
     for tag, (role, default) in TAGS.items():
         if tags.get(tag, default) not in ROLES[role]:
             draft.refuse(found.key, f"{name}: {tag} {tags[tag]} is not a known name of the {role}; rename it")

@@ -2,7 +2,8 @@
 
 mapped:       KEY: {to: SETTING, default: ..., how: CONVERSION, about: WHAT DIFFERS}
 rules:        RULE: [KEY ...]               keys that a function of the tool's module reads together
-refused:      REASON: [KEY, KEY: OFF ...]   OFF is a value that changes nothing, besides false and empty
+refused:      REASON: [KEY, KEY: OFF ...]   OFF is a value that changes nothing, besides false, 0 and empty
+approximated: REASON: [KEY, KEY: OFF ...]   no setting comes of it, and that changes something
 not_needed:   REASON: [KEY ...]             nothing has to be set
 options_of:   KEY: [KEY ...]                read by the tool only where the first is on
 """
@@ -21,7 +22,7 @@ import yaml
 
 TABLES = Path(__file__).parent / "tables"
 NUMBERED = re.compile(r"\[\d+\]")
-Kind = Literal["mapped", "rule", "refused", "not needed", "option"]
+Kind = Literal["mapped", "rule", "refused", "approximated", "not needed", "option"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +114,11 @@ def _entries(text: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
     for rule, listed in text.get("rules", {}).items():
         for name in listed:
             yield name, Entry(kind="rule", rule=rule)
-    for why, listed in text.get("refused", {}).items():
-        for name, off in _with_values(listed):
-            yield name, Entry(kind="refused", about=why, default=off)
+    verdicts: tuple[Kind, ...] = ("refused", "approximated")
+    for kind in verdicts:
+        for why, listed in text.get(kind, {}).items():
+            for name, off in _with_values(listed):
+                yield name, Entry(kind=kind, about=why, default=off)
     for why, listed in text.get("not_needed", {}).items():
         for name in listed:
             yield name, Entry(kind="not needed", about=why)

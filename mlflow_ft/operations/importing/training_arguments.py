@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mlflow_ft.operations.importing.converters import text_of
-from mlflow_ft.operations.importing.draft import Draft, names, number, truth
+from mlflow_ft.operations.importing.draft import Draft, Setting, names, number, truth
 
 ALWAYS_EVALUATED = "the held-out loss is always measured"
 LEAST_HELD_OUT = 1
@@ -148,8 +148,20 @@ def distribution(draft: Draft) -> None:
             draft.tell(key.name, "approximated", "launch.strategy", note="layers are wrapped and gathered by our FSDP2")
     else:
         draft.skip("fsdp", "off")
+    _unsharded(draft)
     for name in ("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"):
         draft.skip(name, "layers are found from the model")
+
+
+def _unsharded(draft: Draft) -> None:
+    """A base in 4 or 8 bits is held whole by each process."""
+    quantized = draft.settings.get("model.quantize")
+    strategy = draft.settings.get("launch.strategy")
+    if quantized and strategy and strategy.value in ("fsdp", "deepspeed-zero3"):
+        for path in ("launch.strategy", "launch.deepspeed_config", "launch.cpu_offload"):
+            if path in draft.settings:
+                draft.drop(path, f"a base in {quantized.value} is not shared out here: each process holds it (ddp)", refused=True)
+        draft.settings["launch.strategy"] = Setting(value="ddp", note=f"a base in {quantized.value} is not shared out")
 
 
 def deepspeed(draft: Draft) -> None:

@@ -11,7 +11,7 @@ from mlflow_ft.config import Given, resolve
 from mlflow_ft.config.explain import FIELDS
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.operations.importing.converters import CONVERSIONS, ImpossibleError, text_of
-from mlflow_ft.operations.importing.draft import OPTIONS, Draft, Key, Setting, Told, truth
+from mlflow_ft.operations.importing.draft import OPTIONS, Draft, Key, Setting, Status, Told, truth
 from mlflow_ft.operations.importing.reading import Read
 from mlflow_ft.operations.importing.table import Entry, Table
 from mlflow_ft.registry import Registry
@@ -80,9 +80,10 @@ def _by_table(draft: Draft, key: Key) -> None:
         draft.skip(key.name, f"empty: {draft.table.title}'s default applies")
     elif entry.kind == "mapped":
         _map(draft, key, entry)
-    elif entry.kind == "refused":
+    elif entry.kind in ("refused", "approximated"):
         is_off = key.value == entry.default or not truth(key.value)
-        draft.tell(key.name, "not needed" if is_off else "refused", note="off, as here" if is_off else entry.about)
+        verdict: Status = "not needed" if is_off else "refused" if entry.kind == "refused" else "approximated"
+        draft.tell(key.name, verdict, note="off, as here" if is_off else entry.about)
     elif entry.kind == "not needed":
         draft.skip(key.name, entry.about)
     elif entry.kind == "option":
