@@ -81,4 +81,6 @@ def _write(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError(f"--out {file} cannot be written: {reason}", hint="name a file in a folder that exists") from error
+        raise ConfigError(
+            f"--out {file} cannot be written: {reason}", hint="name a file in a folder that exists"
+        ) from error

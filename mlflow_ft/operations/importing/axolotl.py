@@ -18,7 +18,13 @@ FLAGS = {
     "eager_attention": "eager",
 }
 OWN_ATTENTION = ("xformers", "sage", "fp8", "flash_attention_torch")
-DTYPES = (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16"), ("float16", "float16"), ("float32", "float32"))
+DTYPES = (
+    ("bf16", "bfloat16"),
+    ("bfloat16", "bfloat16"),
+    ("fp16", "float16"),
+    ("float16", "float16"),
+    ("float32", "float32"),
+)
 
 
 def method(draft: Draft) -> None:
@@ -43,13 +49,15 @@ def method(draft: Draft) -> None:
         draft.skip("reward_model", "off")
     draft.set("adapter.kind", adapter, "adapter")
     if adapter == "none" and (four or eight):
-        draft.refuse("load_in_4bit" if four else "load_in_8bit", "a quantised base cannot be trained without an adapter")
+        draft.refuse(
+            "load_in_4bit" if four else "load_in_8bit", "a quantised base cannot be trained without an adapter"
+        )
     elif four or eight:
         draft.set("model.quantize", "nf4" if four else "int8", "load_in_4bit" if four else "load_in_8bit")
     elif kind == "qlora":
         draft.set("model.quantize", "nf4", "adapter")
     for name in ("load_in_4bit", "load_in_8bit"):
-        draft.skip(name, "off") if name not in draft.told else None
+        draft.skip(name, "off")
     if draft.on("gptq"):
         draft.refuse("gptq", "a base in GPTQ is not read; name the model in full precision, with model.quantize nf4")
     _bits(draft)
@@ -74,7 +82,7 @@ def _beta(draft: Draft) -> None:
         ("trl.beta", ("grpo", "dpo", "kto")),
     ):
         if draft.has(name) and draft.method in methods:
-            draft.set("objective.beta", number(draft.value(name)), name)
+            draft.set("objective.beta", draft.number(name), name)
         elif draft.has(name):
             draft.skip(name, f"not used by {draft.method}")
     if draft.method == "simpo" and not draft.has("cpo_alpha"):
@@ -125,7 +133,14 @@ def attention(draft: Draft) -> None:
         draft.refuse("attn_implementation", f"{name} is Axolotl's own; sdpa and flash_attention_2 are available")
     elif name:
         draft.set("model.attn_implementation", attention_of(name), "attn_implementation")
-    for flag in ("flash_attention", "sdp_attention", "flex_attention", "eager_attention", "xformers_attention", "sage_attention"):
+    for flag in (
+        "flash_attention",
+        "sdp_attention",
+        "flex_attention",
+        "eager_attention",
+        "xformers_attention",
+        "sage_attention",
+    ):
         if not draft.on(flag):
             draft.skip(flag, "off")
         elif flag in FLAGS:
@@ -137,24 +152,24 @@ def attention(draft: Draft) -> None:
 def warmup(draft: Draft) -> None:
     """Its default is 3 % of the steps, as ours is."""
     if draft.has("warmup_steps"):
-        draft.set("training.warmup_steps", number(draft.value("warmup_steps")), "warmup_steps")
+        draft.set("training.warmup_steps", draft.number("warmup_steps"), "warmup_steps")
         draft.skip("warmup_ratio", "warmup_steps wins")
     elif draft.has("warmup_ratio"):
-        draft.set("training.warmup_steps", number(draft.value("warmup_ratio")), "warmup_ratio")
+        draft.set("training.warmup_steps", draft.number("warmup_ratio"), "warmup_ratio")
     else:
         draft.set("training.warmup_steps", 0.03, "warmup_ratio", about="at most 100 steps there")
 
 
 def when(draft: Draft) -> None:
     """Evaluations and checkpoints: by steps, or so many per epoch."""
-    epochs = number(draft.value("num_epochs") or 1)
+    epochs = draft.number("num_epochs", 1)
     for per, steps, strategy, path in (
         ("evals_per_epoch", "eval_steps", "eval_strategy", "training.eval_steps"),
         ("saves_per_epoch", "save_steps", "save_strategy", "training.save_steps"),
     ):
-        times = number(draft.value(per) or 0)
-        if draft.has(steps) and number(draft.value(steps)):
-            draft.set(path, number(draft.value(steps)), steps)
+        times = draft.number(per, 0)
+        if draft.has(steps) and draft.number(steps):
+            draft.set(path, draft.number(steps), steps)
         elif times and times * epochs > 1:
             draft.set(path, round(1 / (times * epochs), 6), per, about="as a share of all steps")
         elif times:
@@ -185,8 +200,8 @@ def schedule(draft: Draft) -> None:
         options["min_lr_rate"] = number(least)
     if draft.has("eta_min"):
         draft.set("training.lr_scheduler_type", "cosine_with_min_lr", "eta_min")
-        options["min_lr"] = number(draft.value("eta_min"))
-    if number(draft.value("cosine_constant_lr_ratio") or 0):
+        options["min_lr"] = draft.number("eta_min")
+    if draft.number("cosine_constant_lr_ratio", 0):
         draft.refuse("cosine_constant_lr_ratio", "no schedule ends in a constant rate; nearest: warmup_stable_decay")
     if options:
         keys = [name for name in ("cosine_min_lr_ratio", "eta_min") if draft.has(name)]
@@ -194,7 +209,6 @@ def schedule(draft: Draft) -> None:
         draft.set("objective.options.lr_scheduler_kwargs", text_of(options), *keys)
         if draft.has("lr_scheduler") and {"min_lr_rate", "min_lr"} & set(options):
             draft.tell("lr_scheduler", "mapped", "training.lr_scheduler_type")
-
 
     inside = draft.below("optim_args")
     if inside:
@@ -206,12 +220,12 @@ def schedule(draft: Draft) -> None:
 
 def batch(draft: Draft) -> None:
     """The size of the whole batch, where it is given instead of the accumulation."""
-    path, micro = "training.gradient_accumulation_steps", number(draft.value("micro_batch_size") or 1)
+    path, micro = "training.gradient_accumulation_steps", draft.number("micro_batch_size", 1)
     if draft.has("gradient_accumulation_steps") or not draft.has("batch_size"):
-        draft.set(path, number(draft.value("gradient_accumulation_steps") or 1), "gradient_accumulation_steps")
+        draft.set(path, draft.number("gradient_accumulation_steps", 1), "gradient_accumulation_steps")
         draft.skip("batch_size", "gradient_accumulation_steps is given")
     else:
-        draft.set(path, max(1, int(number(draft.value("batch_size"))) // int(micro)), "batch_size")
+        draft.set(path, max(1, int(draft.number("batch_size")) // int(micro)), "batch_size")
 
 
 def checkpointing(draft: Draft) -> None:
@@ -235,7 +249,9 @@ def tokens(draft: Draft) -> None:
         elif leaf == "eos_token" and key.value:
             draft.tell(key.name, "approximated", note="what ends a turn is what the chat template writes after it")
         elif key.value and key.name not in added:
-            draft.tell(key.name, "approximated", note="the tokenizer's own; the chat template writes what begins a text")
+            draft.tell(
+                key.name, "approximated", note="the tokenizer's own; the chat template writes what begins a text"
+            )
     draft.skip("eot_tokens", "what ends a turn is found from the chat template, and proved")
     for key in draft.below("added_tokens_overrides"):
         draft.refuse(key.name, "reserved tokens keep their names; name new ones in model.add_tokens")
@@ -244,7 +260,7 @@ def tokens(draft: Draft) -> None:
 def trackers(draft: Draft) -> None:
     """W&B and TensorBoard beside MLflow."""
     ours = []
-    if draft.has("wandb_project") and str(draft.value("wandb_mode")) != "disabled" or draft.on("use_wandb"):
+    if (draft.has("wandb_project") and str(draft.value("wandb_mode")) != "disabled") or draft.on("use_wandb"):
         ours.append("wandb")
     if draft.on("use_tensorboard"):
         ours.append("tensorboard")
@@ -253,7 +269,7 @@ def trackers(draft: Draft) -> None:
         about = "the project is named by WANDB_PROJECT" if draft.has("wandb_project") else ""
         draft.set("run.also_report_to", ours, *keys, about=about)
     for name in ("use_wandb", "use_tensorboard", "wandb_mode"):
-        draft.skip(name, "off, or set by W&B's own variables") if name not in draft.told else None
+        draft.skip(name, "off, or set by W&B's own variables")
 
 
 RULES: tuple[Any, ...] = (

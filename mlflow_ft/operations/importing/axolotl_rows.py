@@ -4,129 +4,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
-from typing import Any
 
 from mlflow_ft.operations.importing import chat_templates, training_arguments
-from mlflow_ft.operations.importing.draft import Draft, Key, names, number, truth
-from mlflow_ft.operations.importing.sources import CONTENT_KEYS, ROLE_KEYS, ROLES, Source, put, renamed
-
-LEARN_KEYS = frozenset({"train", "training", "weight", "loss", "loss_weight", "loss_scale", "trainable"})
-THOUGHTS = frozenset({"reasoning_content", "thinking", "reasoning"})
-LOADERS = ("json", "csv", "parquet", "arrow", "text")
-"""A `path` that names a kind of file; the files are in `data_files`."""
-FIRST = re.compile(r"(\w+)\[:(\d+)\]")
-WORDS = "the words around question and answer are the chat template's, not those of Axolotl's type"
-MESSAGES = ("messages", "conversations")
-
-
-@dataclass(frozen=True)
-class RowType:
-    """What a `type` means: our format, and their names of its columns."""
-
-    format: str
-    columns: dict[str, str]
-    about: str = ""
-    template: str | None = None
-
-
-ALPACA = RowType("alpaca", {}, about="written by Axolotl's Alpaca prompt", template="alpaca")
-PAIR = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
-TYPES = {
-    "alpaca": ALPACA,
-    "alpaca:chat": RowType("alpaca", {}, about=WORDS),
-    "alpaca:phi": RowType("alpaca", {}, about=WORDS),
-    "alpaca:chatml": RowType("alpaca", {}, template="chatml"),
-    "gpteacher": RowType("alpaca", {"output": "response"}, about=WORDS, template="alpaca"),
-    "gpteacher:chat": RowType("alpaca", {"output": "response"}, about=WORDS),
-    "alpaca_chat.load_qa": RowType("question-answer", {}, about=WORDS),
-    "alpaca_chat.load_concise": RowType("alpaca", {}, about=WORDS),
-    "alpaca_chat.load_camel_ai": RowType("question-answer", {"question": "message_1", "answer": "message_2"}, about=WORDS),
-    "alpaca_w_system.load_open_orca": RowType("question-answer", {"system": "system_prompt", "answer": "response"}, about=WORDS),
-    "alpaca_w_system.load_open_orca_chatml": RowType("question-answer", {"system": "system_prompt", "answer": "response"}, template="chatml"),
-    "alpaca_w_system.load": RowType("alpaca", {}, about=WORDS),
-    "alpaca_w_system.load_chat": RowType("alpaca", {}, about=WORDS),
-    "jeopardy": RowType("alpaca", {"instruction": "question", "input": "category", "output": "answer"}, about=WORDS),
-    "explainchoice": RowType("question-answer", {"answer": "explanation"}, about="the choices are left out"),
-    "summarizetldr": RowType("alpaca", {"instruction": "article", "output": "summary"}, about=WORDS),
-    "oasst": RowType("instruction-response", {"instruction": "INSTRUCTION", "response": "RESPONSE"}, about=WORDS),
-    "context_qa": RowType("question-answer", {}, about=WORDS),
-    "context_qa.load_v2": RowType("question-answer", {}, about=WORDS),
-    "completion": RowType("text", {"text": "text"}),
-    "pretrain": RowType("text", {"text": "text"}),
-    "sharegpt": RowType("sharegpt", {}),
-    "sharegpt:chat": RowType("sharegpt", {}, about=WORDS),
-    "sharegpt.load_role": RowType("sharegpt", {}),
-    "sharegpt.load_guanaco": RowType("sharegpt", {}),
-    "sharegpt.load_ultrachat": RowType("messages", {}),
-    "llama2_chat": RowType("sharegpt", {}, about=WORDS),
-    "chat_template": RowType("messages", {}),
-    "chat_template.default": RowType("messages", {}),
-    "chat_template.load": RowType("messages", {}),
-}
-PREFERENCES = {
-    "argilla": {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
-    "argilla_chat": {},
-    "icr": {"prompt": "input"},
-    "intel": {"prompt": "question"},
-    "prompt_pairs": {},
-    "ultra": {},
-    "nectar": {},
-    "default": {},
-    "load": {},
-    "chat_template": {"prompt": "input"},
-    "llama3": {"prompt": "input"},
-    "": {},
-}
-"""By the last part of a type, for methods that take pairs."""
-DICTIONARY = {
-    "field_instruction": "instruction",
-    "field_input": "input",
-    "field_output": "output",
-    "field_system": "system",
-    "field_prompt": "prompt",
-    "field_chosen": "chosen",
-    "field_rejected": "rejected",
-    "field_completion": "completion",
-    "field_label": "label",
-}
-"""Fields of a type that the user describes -> our columns."""
-SIMPLE = {"name": "subset", "revision": "revision"}
-NO_EFFECT = {
-    "ds_type": "the kind of file is seen",
-    "trust_remote_code": "no code of data sets is run",
-    "preprocess_shards": "rows are read one by one",
-    "shards_idx": "all rows are read",
-    "conversation": "the chat template writes the turns",
-    "train_on_eot": "what ends a turn is learned with it",
-    "chat_template": "",
-    "input_format": "",
-    "temperature": "",
-    "max_completion_length": "",
-}
-REFUSED = {
-    "shards": "parts of a set are chosen with data.max_rows",
-    "skip": "no rows are skipped; remove them from the file",
-    "input_transform": "rows are converted by formats; a plugin can add one",
-    "message_field_training_detail": "a turn is learned or not, as a whole",
-    "drop_system_message": "system prompts of the rows are kept; remove them from the file",
-    "split_thinking": "thoughts are written as the chat template writes them",
-    "logprobs_field": "distillation from a teacher is not available",
-    "step_separator": "rewards of single steps are not learned",
-    "train_on_last_step_only": "rewards of single steps are not learned",
-    "length": "rows are not made up",
-    "sequence_length": "rows are not made up",
-}
-
-
-LEAVES = (
-    *("path", "split", "type", "data_files", "field", "field_messages", "field_chosen", "field_rejected", "text_column"),
-    *("chat_template_jinja", "roles", "roles_to_train", "train_on_eos", "field_tools", "field_thinking"),
-    *("template_thinking_key", "field_human", "field_model", "message_field_role", "message_field_content"),
-    *("message_field_training", "message_property_mappings"),
-    *(*SIMPLE, *NO_EFFECT, *REFUSED, *(f"type.{leaf}" for leaf in DICTIONARY)),
+from mlflow_ft.operations.importing.axolotl_types import (
+    DICTIONARY,
+    FIRST,
+    LEARN_KEYS,
+    LEAVES,
+    LOADERS,
+    MESSAGES,
+    NO_EFFECT,
+    PREFERENCES,
+    REFUSED,
+    SIMPLE,
+    THOUGHTS,
+    TYPES,
+    WORDS,
 )
-"""The keys of an entry."""
+from mlflow_ft.operations.importing.draft import Draft, Key, names, truth
+from mlflow_ft.operations.importing.sources import CONTENT_KEYS, ROLE_KEYS, ROLES, Source, put, renamed
 
 
 def rows(draft: Draft) -> None:
@@ -135,7 +31,7 @@ def rows(draft: Draft) -> None:
     sources = [source for section in sections for source in _entries(draft, section)]
     put(draft, sources)
     held_out = _entries(draft, "test_datasets")
-    size = number(draft.value("val_set_size")) or 0
+    size = draft.number("val_set_size") or 0
     if held_out:
         _held_out(draft, sources, held_out)
         draft.skip("val_set_size", "test_datasets are the held-out rows")
@@ -195,7 +91,7 @@ def _entry(draft: Draft, entry: str, keys: dict[str, Key]) -> Source:
     path = keys.get("path")
     found = Source(path=str(path.value) if path else "", key=path.name if path else f"{entry}.path")
     files = names(keys["data_files"].value) if "data_files" in keys else []
-    if files and (found.path in LOADERS or len(files) == 1 and not found.path):
+    if files and (found.path in LOADERS or (len(files) == 1 and not found.path)):
         found.path, found.key = files[0], keys["data_files"].name
         draft.tell(f"{entry}.path", "mapped", "data.path")
         if len(files) > 1:
@@ -208,7 +104,8 @@ def _entry(draft: Draft, entry: str, keys: dict[str, Key]) -> Source:
         _split(found, keys["split"])
     for leaf, key in keys.items():
         _field(draft, found, leaf, key)
-        if key.name not in draft.told and key.value is not None:
+        known = leaf in LEAVES or leaf.partition(".")[0] in ("type", "roles", "message_property_mappings")
+        if not known:
             near = difflib.get_close_matches(leaf, LEAVES, n=1, cutoff=0.7)
             draft.tell(key.name, "unknown", note=f"did you mean {near[0]}?" if near else "not a key of a data set")
     return found
@@ -246,7 +143,9 @@ def _type(draft: Draft, found: Source, name: str, keys: dict[str, Key], entry: s
             template = chat_templates.WRITTEN["axolotl"][known.template]
             draft.set("data.chat_template", template, f"{entry}.type", about=f"{known.template}'s prompt, written out")
     elif name:
-        draft.refuse(f"{entry}.type", f"the type {name} is not known; the format is recognised by columns, or a plugin adds it")
+        draft.refuse(
+            f"{entry}.type", f"the type {name} is not known; the format is recognised by columns, or a plugin adds it"
+        )
     for leaf in ("field_messages", "field", "text_column"):
         if leaf in keys:
             draft.tell(keys[leaf].name, "mapped", "data.columns" if found.columns else "data.format")
@@ -286,7 +185,9 @@ def _described(draft: Draft, found: Source, described: dict[str, Key]) -> None:
         elif leaf in ("format", "no_input_format") and key.value:
             _words(draft, described, leaf, key)
         elif leaf == "system_format":
-            draft.tell(key.name, "approximated", "data.chat_template", note="the chat template writes the system prompt")
+            draft.tell(
+                key.name, "approximated", "data.chat_template", note="the chat template writes the system prompt"
+            )
         else:
             draft.tell(key.name, "approximated" if key.value else "not needed", note=WORDS)
 
@@ -295,8 +196,15 @@ def _words(draft: Draft, described: dict[str, Key], leaf: str, key: Key) -> None
     """The words around a question as a chat template, where question and input are one."""
     whole = described.get("no_input_format") or described["format"]
     text = str(whole.value)
-    if leaf == "format" and "no_input_format" in described or text.count("{instruction}") + text.count("{input}") != 1:
-        draft.tell(key.name, "approximated", "data.chat_template", note="question and input are one turn, joined by an empty line")
+    if (leaf == "format" and "no_input_format" in described) or text.count("{instruction}") + text.count(
+        "{input}"
+    ) != 1:
+        draft.tell(
+            key.name,
+            "approximated",
+            "data.chat_template",
+            note="question and input are one turn, joined by an empty line",
+        )
         return
     before, _, after = text.replace("{input}", "{instruction}").partition("{instruction}")
     quoted = [part.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") for part in (before, after)]
@@ -323,12 +231,16 @@ def _field(draft: Draft, found: Source, leaf: str, key: Key) -> None:
     elif leaf == "roles_to_train":
         learned = names(key.value or [])
         known = not learned or all(name in ROLES["assistant"] for name in learned)
-        draft.tell(key.name, "mapped" if known else "refused", note="" if known else "only the assistant's turns are learned")
+        draft.tell(
+            key.name, "mapped" if known else "refused", note="" if known else "only the assistant's turns are learned"
+        )
     elif leaf == "train_on_eos":
         known = key.value in (None, "turn")
-        draft.tell(key.name, "mapped" if known else "approximated", note="" if known else "each turn's end is learned with it")
+        draft.tell(
+            key.name, "mapped" if known else "approximated", note="" if known else "each turn's end is learned with it"
+        )
     elif leaf in ("field_tools", "field_thinking", "template_thinking_key", "field_human", "field_model"):
-        known = leaf == "field_tools" and key.value == "tools" or key.value in THOUGHTS
+        known = (leaf == "field_tools" and key.value == "tools") or key.value in THOUGHTS
         note = "" if known else f"rename it in the file: {'tools' if leaf == 'field_tools' else 'reasoning_content'}"
         draft.tell(key.name, "mapped" if known else "refused", note=note)
 
@@ -358,13 +270,13 @@ def packing(draft: Draft) -> None:
     if packs:
         draft.set("objective.packing", True, packs)
     for name in ("sample_packing", "pretraining_sample_concatenation", "batch_flattening"):
-        draft.skip(name, "off, or a matter of speed") if name not in draft.told else None
+        draft.skip(name, "off, or a matter of speed")
     if draft.on("group_by_length"):
         draft.set("objective.options.train_sampling_strategy", "group_by_length", "group_by_length")
     elif draft.on("curriculum_sampling"):
         draft.set("objective.options.train_sampling_strategy", "sequential", "curriculum_sampling")
-    draft.skip("group_by_length", "off") if "group_by_length" not in draft.told else None
-    draft.skip("curriculum_sampling", "off") if "curriculum_sampling" not in draft.told else None
+    draft.skip("group_by_length", "off")
+    draft.skip("curriculum_sampling", "off")
     strategy = str(draft.value("excess_length_strategy") or "drop")
     if draft.has("excess_length_strategy") and strategy == "truncate":
         draft.tell("excess_length_strategy", "mapped", "data.max_length")
@@ -372,7 +284,7 @@ def packing(draft: Draft) -> None:
         about = f"a longer row is cut at its end; Axolotl would {strategy} it"
         if draft.has("excess_length_strategy"):
             draft.tell("excess_length_strategy", "approximated", "data.max_length", note=about)
-        draft.set("data.max_length", number(draft.value("sequence_len")), "sequence_len", about=about)
+        draft.set("data.max_length", draft.number("sequence_len"), "sequence_len", about=about)
     if str(draft.value("torch_compile")).lower() == "true":
         draft.set("objective.options.torch_compile", "true", "torch_compile")
     else:

@@ -140,9 +140,7 @@ def _alpaca(found: Source, entry: Mapping[str, Any], columns: Mapping[str, Any],
         found.columns = renamed(named, {})
 
 
-def _turns(
-    draft: Draft, found: Source, name: str, entry: Mapping[str, Any], columns: Mapping[str, Any]
-) -> None:
+def _turns(draft: Draft, found: Source, name: str, entry: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
     found.format = "preference" if entry.get("ranking") else "sharegpt"
     messages = str(columns.get("messages", "conversations"))
     if entry.get("ranking"):

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from mlflow_ft.operations.importing.table import Table
 
 Status = Literal["mapped", "approximated", "not needed", "refused", "unknown"]
+VERDICTS: tuple[Status, ...] = ("not needed", "mapped", "approximated", "refused", "unknown")
+"""From the best to the worst."""
 OPTIONS = ("objective.options", "adapter.options")
 """Mappings that several keys add to; a rule writes `objective.options.NAME`."""
-DATA_DEFAULT = "data.path"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,22 @@ class Draft:
     told: dict[str, Told] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
     """Options of the import itself: `dataset_info`, `method`."""
+    notes: list[str] = field(default_factory=list)
+    """What differs as a whole, whatever the keys say."""
 
     def value(self, name: str) -> Any:
         """The value of a key: as given, else the tool's default, else None."""
         key = self.given.get(name)
         return self.table.default(name, self.method) if key is None or key.value is None else key.value
+
+    def number(self, name: str, default: Any = None) -> Any:
+        """The value of a key that is a number; other values are refused, and the default taken."""
+        value = number(self.value(name))
+        if isinstance(value, bool | int | float):
+            return value
+        if value is not None:
+            self.refuse(name, f"{value!r} is not a number")
+        return default
 
     def has(self, name: str) -> bool:
         """Whether a key is given with a value."""
@@ -92,13 +104,14 @@ class Draft:
             self.tell(name, "approximated" if about else "mapped", path, note=about)
 
     def tell(self, name: str, status: Status, *paths: str, note: str = "") -> None:
-        """Record what became of a key, where it is given; a worse verdict stands, and settings add up."""
+        """Record what became of a key, where it is given; the worse verdict stands, and settings add up."""
         if name not in self.given:
             return
         before = self.told.get(name)
-        if before:
-            order: list[Status] = ["not needed", "mapped", "approximated", "refused", "unknown"]
-            status = max(before.status, status, key=order.index)
+        if before and status == "not needed":
+            return
+        if before and before.status != "not needed":
+            status = max(before.status, status, key=VERDICTS.index)
             paths = tuple(dict.fromkeys((*before.paths, *paths)))
             note = "; ".join(dict.fromkeys(filter(None, (before.note, note))))
         self.told[name] = Told(key=self.given[name], status=status, paths=paths, note=note)
@@ -108,7 +121,7 @@ class Draft:
         self.tell(name, "refused", note=why)
 
     def skip(self, name: str, why: str) -> None:
-        """Nothing needs to be set for this key."""
+        """Nothing needs to be set for this key, unless something is told of it already."""
         self.tell(name, "not needed", note=why)
 
     def drop(self, path: str, why: str, *, refused: bool) -> None:

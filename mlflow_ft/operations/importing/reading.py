@@ -151,7 +151,7 @@ def read_command(text: str, *, place: str, folder: Path) -> Read:
 
 def _words(text: str) -> list[str]:
     """The words of the first command of a tool that is known; [] where there is none."""
-    text = re.sub(r"\\\s*\n", " ", text)
+    text = _with_variables(re.sub(r"\\\s*\n", " ", text))
     for line in text.splitlines():
         try:
             words = shlex.split(line, comments=True)
@@ -162,6 +162,13 @@ def _words(text: str) -> list[str]:
             end = (index for index, word in enumerate(words) if index > tools[0] and ENDS.fullmatch(word))
             return words[: next(end, len(words))]
     return []
+
+
+def _with_variables(text: str) -> str:
+    """The script with the values of the variables that it sets by itself."""
+    for name, value in re.findall(r"^(?:export\s+)?([A-Za-z_]\w*)=([^\s;$()`]+)\s*$", text, re.MULTILINE):
+        text = re.sub(r"\$(?:\{%s\}|%s\b)" % (name, name), lambda _, value=value: value, text)
+    return text
 
 
 def _is_tool(word: str) -> bool:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import yaml
 
+from mlflow_ft.config.explain import SYNONYMS
+
 TABLES = Path(__file__).parent / "tables"
 NUMBERED = re.compile(r"\[\d+\]")
 Kind = Literal["mapped", "rule", "refused", "approximated", "not needed", "option"]
@@ -82,8 +84,11 @@ class Table:
         section, _, leaf = plain.rpartition(".")
         beside = [known for known in self.entries if known.rpartition(".")[0] == section and "*" not in known]
         by_leaf = {known.rpartition(".")[2]: known for known in beside}
-        found = difflib.get_close_matches(leaf.replace("-", "_"), by_leaf, n=1, cutoff=0.7)
-        return by_leaf[found[0]] if found else None
+        leaf = leaf.replace("-", "_")
+        found = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)
+        meant = SYNONYMS.get(leaf, "").partition("=")[0]
+        synonym = next((known for known in beside if meant and self.entries[known].to == meant), None)
+        return by_leaf[found[0]] if found else synonym
 
 
 @cache

@@ -12,7 +12,7 @@ from mlflow_ft.operations.importing.reading import Read
 from mlflow_ft.operations.importing.translating import Imported, Rule, translate
 from mlflow_ft.registry import Registry
 
-TOOLS = ("axolotl", "llamafactory")
+TOOLS = ("axolotl", "llamafactory", "torchtune", "trl", "unsloth")
 WORDS = {
     "unsloth": ("unsloth-cli", "unsloth"),
     "llamafactory": ("llamafactory-cli", "train_bash", "src/train.py", "lmf"),

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mlflow_ft.operations.importing.converters import text_of
-from mlflow_ft.operations.importing.draft import Draft, Setting, names, number, truth
+from mlflow_ft.operations.importing.draft import Draft, Setting, names, truth
 
 ALWAYS_EVALUATED = "the held-out loss is always measured"
 LEAST_HELD_OUT = 1
@@ -29,7 +29,7 @@ def precision(draft: Draft) -> None:
 
 def warmup(draft: Draft) -> None:
     """warmup_steps wins over warmup_ratio, as in transformers; below 1 both are a share."""
-    steps, ratio = number(draft.value("warmup_steps")), number(draft.value("warmup_ratio"))
+    steps, ratio = draft.number("warmup_steps"), draft.number("warmup_ratio")
     if steps:
         draft.set("training.warmup_steps", steps, "warmup_steps")
         draft.skip("warmup_ratio", "warmup_steps wins")
@@ -45,7 +45,7 @@ def evaluation(draft: Draft) -> None:
     """When the held-out loss is measured."""
     name = "eval_strategy" if draft.has("eval_strategy") else "evaluation_strategy"
     strategy = str(draft.value(name) or "no").lower()
-    steps = number(draft.value("eval_steps"))
+    steps = draft.number("eval_steps")
     if strategy in ("no", "false"):
         draft.tell(name, "approximated", "training.eval_steps", note=ALWAYS_EVALUATED)
         draft.skip("eval_steps", f"{name} is off; {ALWAYS_EVALUATED}")
@@ -62,7 +62,7 @@ def evaluation(draft: Draft) -> None:
 
 def by_epoch(draft: Draft, path: str, name: str) -> None:
     """Once per epoch, as a share of all steps; a single epoch ends with it in any case."""
-    epochs = number(draft.value("num_train_epochs") or draft.value("num_epochs") or 1)
+    epochs = draft.number("num_train_epochs") or draft.number("num_epochs", 1)
     if isinstance(epochs, int | float) and epochs > 1:
         draft.set(path, round(1 / epochs, 6), name, about="as a share of all steps")
     else:
@@ -72,7 +72,7 @@ def by_epoch(draft: Draft, path: str, name: str) -> None:
 def saving(draft: Draft) -> None:
     """When checkpoints are written."""
     strategy = str(draft.value("save_strategy") or "steps").lower()
-    steps = number(draft.value("save_steps"))
+    steps = draft.number("save_steps")
     if strategy == "epoch":
         by_epoch(draft, "training.save_steps", "save_strategy")
         draft.skip("save_steps", "save_strategy is epoch")
@@ -148,19 +148,23 @@ def distribution(draft: Draft) -> None:
             draft.tell(key.name, "approximated", "launch.strategy", note="layers are wrapped and gathered by our FSDP2")
     else:
         draft.skip("fsdp", "off")
-    _unsharded(draft)
+    unsharded(draft)
     for name in ("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"):
         draft.skip(name, "layers are found from the model")
 
 
-def _unsharded(draft: Draft) -> None:
+def unsharded(draft: Draft) -> None:
     """A base in 4 or 8 bits is held whole by each process."""
     quantized = draft.settings.get("model.quantize")
     strategy = draft.settings.get("launch.strategy")
     if quantized and strategy and strategy.value in ("fsdp", "deepspeed-zero3"):
         for path in ("launch.strategy", "launch.deepspeed_config", "launch.cpu_offload"):
             if path in draft.settings:
-                draft.drop(path, f"a base in {quantized.value} is not shared out here: each process holds it (ddp)", refused=True)
+                draft.drop(
+                    path,
+                    f"a base in {quantized.value} is not shared out here: each process holds it (ddp)",
+                    refused=True,
+                )
         draft.settings["launch.strategy"] = Setting(value="ddp", note=f"a base in {quantized.value} is not shared out")
 
 
@@ -193,7 +197,9 @@ def _stage(draft: Draft, asked: Any) -> int | None:
         return int(config["zero_optimization"]["stage"])
     except (OSError, ValueError, KeyError, TypeError):
         text = str(asked).lower()
-        return next((stage for stage in (3, 2, 1, 0) for word in ("z", "zero", "zero_") if f"{word}{stage}" in text), None)
+        return next(
+            (stage for stage in (3, 2, 1, 0) for word in ("z", "zero", "zero_") if f"{word}{stage}" in text), None
+        )
 
 
 RULES = (precision, warmup, evaluation, saving, trackers, sampling, schedule_options, distribution)

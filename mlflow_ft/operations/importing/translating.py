@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.config import Given, resolve
-from mlflow_ft.config.explain import FIELDS
+from mlflow_ft.config.explain import FIELDS, shown
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.operations.importing.converters import CONVERSIONS, ImpossibleError, text_of
 from mlflow_ft.operations.importing.draft import OPTIONS, Draft, Key, Setting, Status, Told, truth
@@ -37,6 +37,8 @@ class Imported:
     method: str
     settings: dict[str, Setting]
     told: list[Told]
+    notes: list[str]
+    """What differs as a whole."""
 
     def those(self, *statuses: str) -> list[Told]:
         """The keys with one of these verdicts."""
@@ -47,6 +49,7 @@ def translate(
     read: Read, table: Table, rules: Sequence[Rule], registry: Registry, extra: dict[str, str] | None = None
 ) -> Imported:
     """Apply the rules, then the table, then the tool's defaults, and check what came of it."""
+    read = replace(read, keys=[_switched_off(key, table) for key in read.keys])
     given = {key.name: key for key in read.keys}
     draft = Draft(table=table, given=given, folder=read.folder, extra=extra or {})
     if read.command:
@@ -64,8 +67,20 @@ def translate(
         Told(key=key, status="not needed", note=f"given again at {given[key.name].place}, which wins")
         for key in read.overridden
     ]
-    told = [draft.told[key.name] for key in read.keys]
-    return Imported(table=table, method=draft.method, settings=draft.settings, told=[*told, *overridden])
+    if "data.path" not in draft.settings:
+        draft.notes.append("no data is named, so that the built-in demo would be learned: add --data FILE")
+    if "model.name" not in draft.settings:
+        draft.notes.append("no model is named, so that the built-in one would be trained: add --model MODEL")
+    told = [*(draft.told[key.name] for key in read.keys), *overridden]
+    return Imported(table=table, method=draft.method, settings=draft.settings, told=told, notes=draft.notes)
+
+
+def _switched_off(key: Key, table: Table) -> Key:
+    """`--no_gradient_checkpointing` is gradient_checkpointing false, as transformers reads it."""
+    name = key.name.removeprefix("no_")
+    if name == key.name or key.value is not True or table.entry(key.name) or not table.entry(name):
+        return key
+    return replace(key, name=name, value=False)
 
 
 def _by_table(draft: Draft, key: Key) -> None:
@@ -89,7 +104,15 @@ def _by_table(draft: Draft, key: Key) -> None:
     elif entry.kind == "option":
         _option(draft, key, entry)
     else:
-        draft.skip(key.name, "nothing follows from it in this configuration")
+        _unread(draft, key)
+
+
+def _unread(draft: Draft, key: Key) -> None:
+    """A key that its rule had no use for: the value has another form than the tool's own."""
+    if truth(key.value):
+        draft.refuse(key.name, f"{shown(key.value)} is not read here")
+    else:
+        draft.skip(key.name, "off, as here")
 
 
 def _option(draft: Draft, key: Key, entry: Entry) -> None:
@@ -181,8 +204,3 @@ def as_given(settings: dict[str, Setting], *, place: str = "the import") -> list
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
-
-
-def with_told(imported: Imported, told: Sequence[Told]) -> Imported:
-    """The import with further verdicts."""
-    return replace(imported, told=[*imported.told, *told])

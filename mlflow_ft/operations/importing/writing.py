@@ -17,7 +17,7 @@ ORDER = ("refused", "unknown", "approximated", "mapped", "not needed")
 def as_yaml(imported: Imported, *, source: str) -> str:
     """The configuration; comments say which key each setting is from, and what was refused."""
     lines = [f"# Imported from {imported.table.title}: {source}"]
-    lines += [f"# {line}" for line in _left_out(imported)]
+    lines += [f"# {line}" for line in (*imported.notes, *_left_out(imported))]
     values = {"method": imported.method} | {path: setting.value for path, setting in imported.settings.items()}
     comments = {path: _comment(path, setting) for path, setting in imported.settings.items()}
     return "\n".join(lines) + "\n" + written(values, comments=comments)
@@ -41,6 +41,7 @@ def as_dict(imported: Imported, *, source: str) -> dict[str, Any]:
         "tool_version": imported.table.version,
         "file": source,
         "method": imported.method,
+        "notes": imported.notes,
         "counts": {verdict: count for verdict in ORDER if (count := counts(imported)[verdict])},
         "keys": [_key(told) for told in imported.told],
         "defaults": {
@@ -81,6 +82,7 @@ def _json(value: Any) -> Any:
 
 def report(imported: Imported) -> Iterator[str]:
     """The verdicts in lines for people, those first that need a look."""
+    yield from (f"note: {note}" for note in imported.notes)
     for verdict in ORDER:
         for told in imported.those(verdict):
             target = f" -> {', '.join(told.paths)}" if told.paths else ""
