@@ -30,9 +30,7 @@ DTYPES = (
 def method(draft: Draft) -> None:
     """`rl`, `reward_model` and `adapter` are method, adapter and quantisation here."""
     asked, kind = draft.value("rl"), draft.value("adapter")
-    four, eight = draft.on("load_in_4bit"), draft.on("load_in_8bit")
-    if draft.has("strict"):
-        draft.skip("strict", "unknown keys are always told")
+    draft.skip("strict", "unknown keys are always told")
     adapter = ADAPTERS.get(str(kind).lower(), str(kind)) if kind else "none"
     if asked and str(asked) in METHODS:
         draft.method = METHODS[str(asked)]
@@ -45,23 +43,28 @@ def method(draft: Draft) -> None:
         draft.method = "reward"
         draft.tell("reward_model", "mapped", "method")
     else:
-        draft.method = {"none": "full", "lora": "qlora" if four else "lora"}.get(adapter, "sft")
+        draft.method = {"none": "full", "lora": "qlora" if draft.on("load_in_4bit") or kind == "qlora" else "lora"}.get(
+            adapter, "sft"
+        )
         draft.skip("reward_model", "off")
     draft.set("adapter.kind", adapter, "adapter")
-    if adapter == "none" and (four or eight):
-        draft.refuse(
-            "load_in_4bit" if four else "load_in_8bit", "a quantised base cannot be trained without an adapter"
-        )
-    elif four or eight:
-        draft.set("model.quantize", "nf4" if four else "int8", "load_in_4bit" if four else "load_in_8bit")
-    elif kind == "qlora":
+    _quantised(draft, adapter)
+    _beta(draft)
+
+
+def _quantised(draft: Draft, adapter: str) -> None:
+    bits = "load_in_4bit" if draft.on("load_in_4bit") else "load_in_8bit"
+    if draft.on(bits) and adapter == "none":
+        draft.refuse(bits, "a quantised base cannot be trained without an adapter")
+    elif draft.on(bits):
+        draft.set("model.quantize", "nf4" if bits == "load_in_4bit" else "int8", bits)
+    elif draft.value("adapter") == "qlora":
         draft.set("model.quantize", "nf4", "adapter")
     for name in ("load_in_4bit", "load_in_8bit"):
         draft.skip(name, "off")
     if draft.on("gptq"):
         draft.refuse("gptq", "a base in GPTQ is not read; name the model in full precision, with model.quantize nf4")
     _bits(draft)
-    _beta(draft)
 
 
 def _bits(draft: Draft) -> None:

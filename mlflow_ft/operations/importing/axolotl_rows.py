@@ -20,6 +20,7 @@ from mlflow_ft.operations.importing.axolotl_types import (
     THOUGHTS,
     TYPES,
     WORDS,
+    RowType,
 )
 from mlflow_ft.operations.importing.draft import Draft, Key, names, truth
 from mlflow_ft.operations.importing.sources import CONTENT_KEYS, ROLE_KEYS, ROLES, Source, put, renamed
@@ -121,34 +122,36 @@ def _split(found: Source, key: Key) -> None:
 
 def _type(draft: Draft, found: Source, name: str, keys: dict[str, Key], entry: str) -> None:
     described = {leaf.removeprefix("type."): key for leaf, key in keys.items() if leaf.startswith("type.")}
-    messages = keys["field_messages"].value if "field_messages" in keys else None
     if described:
         _described(draft, found, described)
     elif draft.method in ("dpo", "kto", "orpo", "simpo", "reward", "grpo"):
         _preference(draft, found, name, keys, entry)
     elif name in TYPES:
-        known = TYPES[name]
-        found.format, found.about = known.format, known.about
-        columns = dict(known.columns)
-        field = next((keys[leaf].value for leaf in ("field", "text_column") if leaf in keys), None)
-        if field and known.format == "text":
-            columns["text"] = str(field)
-        if messages and messages in MESSAGES:
-            found.format = "sharegpt" if messages == "conversations" else "messages"
-        elif messages:
-            columns["messages"] = str(messages)
-        found.columns = renamed(columns, {"text": "text"})
-        draft.tell(f"{entry}.type", "approximated" if known.about else "mapped", "data.format", note=known.about)
-        if known.template and not draft.has("chat_template") and not draft.has("chat_template_jinja"):
-            template = chat_templates.WRITTEN["axolotl"][known.template]
-            draft.set("data.chat_template", template, f"{entry}.type", about=f"{known.template}'s prompt, written out")
+        _known(draft, found, TYPES[name], keys, entry)
     elif name:
-        draft.refuse(
-            f"{entry}.type", f"the type {name} is not known; the format is recognised by columns, or a plugin adds it"
-        )
+        note = f"the type {name} is not known; the format is recognised by columns, or a plugin adds it"
+        draft.refuse(f"{entry}.type", note)
     for leaf in ("field_messages", "field", "text_column"):
         if leaf in keys:
             draft.tell(keys[leaf].name, "mapped", "data.columns" if found.columns else "data.format")
+
+
+def _known(draft: Draft, found: Source, known: RowType, keys: dict[str, Key], entry: str) -> None:
+    found.format, found.about = known.format, known.about
+    columns = dict(known.columns)
+    field = next((keys[leaf].value for leaf in ("field", "text_column") if leaf in keys), None)
+    if field and known.format == "text":
+        columns["text"] = str(field)
+    messages = keys["field_messages"].value if "field_messages" in keys else None
+    if messages in MESSAGES:
+        found.format = "sharegpt" if messages == "conversations" else "messages"
+    elif messages:
+        columns["messages"] = str(messages)
+    found.columns = renamed(columns, {"text": "text"})
+    draft.tell(f"{entry}.type", "approximated" if known.about else "mapped", "data.format", note=known.about)
+    if known.template and not draft.has("chat_template") and not draft.has("chat_template_jinja"):
+        template = chat_templates.WRITTEN["axolotl"][known.template]
+        draft.set("data.chat_template", template, f"{entry}.type", about=f"{known.template}'s prompt, written out")
 
 
 def _preference(draft: Draft, found: Source, name: str, keys: dict[str, Key], entry: str) -> None:
@@ -209,7 +212,8 @@ def _words(draft: Draft, described: dict[str, Key], leaf: str, key: Key) -> None
     before, _, after = text.replace("{input}", "{instruction}").partition("{instruction}")
     quoted = [part.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") for part in (before, after)]
     template = (
-        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\\n' }}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] + '\\n' }}"
         f"{{% elif message['role'] == 'user' %}}{{{{ '{quoted[0]}' + message['content'] + '{quoted[1]}' }}}}"
         "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
     )

@@ -30,7 +30,7 @@ def method(draft: Draft) -> None:
         _preference(draft)
     else:
         for name in ("pref_loss", "pref_beta", "pref_ftx", "pref_bco_weight", "simpo_gamma"):
-            draft.skip(name, f"not used by the stage {stage}") if (stage, name) != ("kto", "pref_beta") else None
+            draft.skip(name, f"not used by the stage {stage}")
     draft.tell("stage", "mapped", "method", note=f"{draft.method}")
     if kind == "freeze":
         draft.refuse("finetuning_type", "layers are not frozen one by one; this trains every weight: consider lora")
@@ -107,8 +107,7 @@ def adapter(draft: Draft) -> None:
         "module_dropout",
         "pissa_iter",
     ):
-        if name not in draft.told:
-            draft.skip(name, f"only read with {unused}" if unused and unused in name else "not used, or off")
+        draft.skip(name, f"only read with {unused}" if unused and unused in name else "not used, or off")
     draft.skip("pissa_init", "off")
 
 

@@ -167,7 +167,8 @@ def _words(text: str) -> list[str]:
 def _with_variables(text: str) -> str:
     """The script with the values of the variables that it sets by itself."""
     for name, value in re.findall(r"^(?:export\s+)?([A-Za-z_]\w*)=([^\s;$()`]+)\s*$", text, re.MULTILINE):
-        text = re.sub(r"\$(?:\{%s\}|%s\b)" % (name, name), lambda _, value=value: value, text)
+        text = text.replace(f"${{{name}}}", value)
+        text = re.sub(rf"\${name}\b", value.replace("\\", r"\\"), text)
     return text
 
 

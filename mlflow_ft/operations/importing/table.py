@@ -119,14 +119,15 @@ def _entries(text: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
     for rule, listed in text.get("rules", {}).items():
         for name in listed:
             yield name, Entry(kind="rule", rule=rule)
-    verdicts: tuple[Kind, ...] = ("refused", "approximated")
-    for kind in verdicts:
-        for why, listed in text.get(kind, {}).items():
+    verdicts: tuple[tuple[str, Kind], ...] = (
+        ("refused", "refused"),
+        ("approximated", "approximated"),
+        ("not_needed", "not needed"),
+    )
+    for section, kind in verdicts:
+        for why, listed in text.get(section, {}).items():
             for name, off in _with_values(listed):
                 yield name, Entry(kind=kind, about=why, default=off)
-    for why, listed in text.get("not_needed", {}).items():
-        for name in listed:
-            yield name, Entry(kind="not needed", about=why)
     for of, listed in text.get("options_of", {}).items():
         for name in listed:
             yield name, Entry(kind="option", of=of)

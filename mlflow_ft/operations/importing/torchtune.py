@@ -133,10 +133,8 @@ def optimizer(draft: Draft) -> None:
     draft.set(
         "training.warmup_steps", draft.number("lr_scheduler.num_warmup_steps", 0), "lr_scheduler.num_warmup_steps"
     )
-    draft.skip("lr_scheduler.num_cycles", "half a wave") if draft.value("lr_scheduler.num_cycles") in (
-        None,
-        0.5,
-    ) else None
+    if draft.value("lr_scheduler.num_cycles") in (None, 0.5):
+        draft.skip("lr_scheduler.num_cycles", "half a wave")
     steps = draft.number("max_steps_per_epoch")
     if steps:
         epochs = draft.number("epochs", 1)
@@ -166,10 +164,7 @@ def strategy(draft: Draft) -> None:
         draft.set("objective.options.torch_compile", "true", "compile")
     draft.skip("compile", "off")
     logger = component(draft, "metric_logger").lower()
-    ours = next(
-        (name for name in training_arguments.TRACKERS if name in logger or (name == "wandb" and "wandb" in logger)),
-        None,
-    )
+    ours = next((name for name in training_arguments.TRACKERS if name in logger), None)
     if ours:
         draft.set("run.also_report_to", [ours], "metric_logger._component_")
     else:

@@ -28,6 +28,17 @@ DATASETS: dict[str, tuple[str, dict[str, str], str]] = {
     "preference_dataset": ("preference", {}, ""),
 }
 """By builder: our format, their columns where they differ, and the set that it names by itself."""
+NO_EFFECT = {
+    "source": "data_files names the files",
+    "packed": "off",
+    "train_on_input": "only what the assistant says is learned",
+    "conversation_style": "found from the rows",
+    "max_seq_len": "data.max_length is the length of a row",
+    "add_eos": "the end of a text is learned",
+    "split_across_pack": "packed rows are never cut",
+    "max_pack_len": "packed rows are as long as data.max_length",
+}
+"""Arguments that change nothing here."""
 LEARNS_PROMPTS = ("alpaca_dataset", "alpaca_cleaned_dataset")
 """Builders whose prompts are learned unless `train_on_input` says no."""
 SLICE = re.compile(r"(\w+)\[:(\d+)\]")
@@ -68,13 +79,13 @@ def _source(draft: Draft, entry: str, keys: dict[str, Key]) -> Source | None:
     anchor = keys.get("_component_") or next(iter(keys.values()))
     if builder not in DATASETS:
         draft.refuse(anchor.name, f"the builder {builder or 'of this entry'} is not known; name the rows in data.path")
-    format, columns, usual = DATASETS.get(builder, ("auto", {}, ""))
+    kind, columns, usual = DATASETS.get(builder, ("auto", {}, ""))
     named = keys.get("data_files") or keys.get("source") or anchor
     path = str(named.value) if named is not anchor else usual
     if not path:
         return None
-    found = Source(path=path, key=named.name, format=format, columns=dict(columns))
-    draft.tell(anchor.name, "mapped", "data.format" if format != "auto" else "data.path")
+    found = Source(path=path, key=named.name, format=kind, columns=dict(columns))
+    draft.tell(anchor.name, "mapped", "data.format" if kind != "auto" else "data.path")
     for leaf, key in keys.items():
         _argument(draft, found, builder, leaf, key)
     given = keys.get("train_on_input")
@@ -92,38 +103,39 @@ def _source(draft: Draft, entry: str, keys: dict[str, Key]) -> Source | None:
 def _argument(draft: Draft, found: Source, builder: str, leaf: str, key: Key) -> None:
     """One argument of a builder."""
     value = key.value
-    if leaf in ("_component_", "train_on_input") or key.name == found.key:
-        draft.skip(key.name, "only what the assistant says is learned") if leaf == "train_on_input" and not truth(
-            value
-        ) else None
-    elif leaf == "source":
-        draft.skip(key.name, "data_files names the files")
-    elif leaf == "split" and value is not None:
+    if leaf == "_component_" or key.name == found.key or _column(draft, found, builder, leaf, key):
+        return
+    if leaf == "split" and value is not None:
         first = SLICE.fullmatch(str(value))
         found.shared["split"] = (first[1] if first else value, key.name)
         if first:
             found.shared["max_rows"] = (int(first[2]), key.name)
     elif leaf in ("name", "subset"):
         found.shared["subset"] = (value, key.name)
-    elif leaf.startswith("column_map."):
-        ours = leaf.removeprefix("column_map.")
-        ours = {"input": "instruction", "output": "response"}.get(ours, ours) if builder == "instruct_dataset" else ours
-        found.columns[ours] = str(value)
-        draft.tell(key.name, "mapped", "data.columns")
-    elif leaf == "conversation_column":
-        found.columns = {} if value in ("messages", "conversations") else {"messages": str(value)}
-        draft.tell(key.name, "mapped", "data.columns")
-    elif leaf == "column":
-        found.columns["text"] = str(value)
-        draft.tell(key.name, "mapped", "data.columns")
     elif leaf == "new_system_prompt" and value:
         draft.set("data.system", str(value), key.name)
-    elif leaf == "packed":
-        draft.set("objective.packing", True, key.name) if truth(value) else draft.skip(key.name, "off")
+    elif leaf == "packed" and truth(value):
+        draft.set("objective.packing", True, key.name)
     elif leaf == "weight":
         found.weight = float(value) if isinstance(value, int | float) else 1.0
         draft.tell(key.name, "mapped", "data.path")
-    elif leaf in ("conversation_style", "max_seq_len", "add_eos", "split_across_pack", "filter_fn", "max_pack_len"):
-        draft.skip(key.name, "found from the rows, or as here")
+    elif leaf in NO_EFFECT:
+        draft.skip(key.name, NO_EFFECT[leaf])
     elif value is not None:
         draft.refuse(key.name, f"{leaf} of {builder or 'this entry'} has no counterpart")
+
+
+def _column(draft: Draft, found: Source, builder: str, leaf: str, key: Key) -> bool:
+    """Whether it names a column, which is then renamed."""
+    if leaf.startswith("column_map."):
+        ours = leaf.removeprefix("column_map.")
+        ours = {"input": "instruction", "output": "response"}.get(ours, ours) if builder == "instruct_dataset" else ours
+        found.columns[ours] = str(key.value)
+    elif leaf == "conversation_column":
+        found.columns = {} if key.value in ("messages", "conversations") else {"messages": str(key.value)}
+    elif leaf == "column":
+        found.columns["text"] = str(key.value)
+    else:
+        return False
+    draft.tell(key.name, "mapped", "data.columns")
+    return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflow_ft.operations.importing import training_arguments
 from mlflow_ft.operations.importing.converters import modules
-from mlflow_ft.operations.importing.draft import Draft, names, number, truth
+from mlflow_ft.operations.importing.draft import Draft, names, number
 from mlflow_ft.operations.importing.sources import Source, put
 
 METHODS = ("sft", "dpo", "kto", "orpo", "cpo", "simpo", "reward", "grpo", "rloo", "ppo")
@@ -111,7 +111,7 @@ def precision(draft: Draft) -> None:
         draft.set("model.dtype", "bfloat16", "bf16", about="on a CPU without bfloat16, float32 is faster")
     elif draft.has("dtype") or draft.has("torch_dtype"):
         for name in ("bf16", "fp16"):
-            draft.skip(name, "dtype says it") if draft.on(name) else None
+            draft.skip(name, "dtype says it")
     training_arguments.precision(draft)
 
 
@@ -194,24 +194,16 @@ def _held_out(draft: Draft) -> None:
     if size:
         draft.set("data.test_size", size, "test_split_size")
     else:
-        about = "it evaluates on a split of its own only where eval_strategy is on; one row is the least here: give data.eval_path"
-        name = "dataset_test_split"
-        draft.set(
-            "data.test_size",
-            training_arguments.LEAST_HELD_OUT,
-            "eval_strategy" if not draft.has("eval_strategy") else "do_eval",
-            about=about,
-        )
-        if draft.has(name):
-            note = "a split is not held out by name; write it to a file for data.eval_path"
-            draft.tell(
-                name, "approximated" if str(draft.value("eval_strategy") or "no") == "no" else "refused", note=note
-            )
+        about = "it holds out nothing of the training split; one row is the least here: give data.eval_path"
+        draft.set("data.test_size", training_arguments.LEAST_HELD_OUT, "test_split_size", about=about)
+    if draft.has("dataset_test_split"):
+        is_read = str(draft.value("eval_strategy") or "no") != "no"
+        note = "a split is not held out by name; write it to a file for data.eval_path"
+        draft.tell("dataset_test_split", "refused" if is_read else "approximated", note=note)
     if draft.has("dataset_splits"):
         draft.tell("dataset_splits", "approximated", note="data.split names one split for all sources")
     for key in draft.below("dataset_configs"):
         draft.refuse(key.name, "data.subset names one configuration for all sources")
-    draft.skip("dataset_configs", "the sources' own") if not truth(draft.value("dataset_configs")) else None
 
 
 def template(draft: Draft) -> None:
