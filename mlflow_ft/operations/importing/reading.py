@@ -192,7 +192,7 @@ def _options(words: Sequence[str], *, place: str) -> Iterator[Key]:
                 yield Key(name=name, value=_value(values), place=f"--{name} in {place}")
             name, equals, value = word[2:].partition("=")
             name, values = name.replace("-", "_"), [value] if equals else []
-        elif re.fullmatch(r"[A-Za-z_][\w.]*=.*", word) and not name:
+        elif re.fullmatch(r"[A-Za-z_][\w.]*=.*", word) and (not name or values):  # torchtune: --config FILE epochs=1
             yield _key(*word.split("=", 1), place=place)
         else:
             values.append(word)

@@ -109,7 +109,11 @@ def test_unknown_keys_have_a_hint(imports: Import) -> None:
 def test_entries_of_dataset_info(imports: Import, tmp_path: Path) -> None:
     folder = data_folder(
         tmp_path,
-        pairs={"file_name": "pairs.json", "ranking": True, "columns": {"prompt": "ask", "chosen": "good", "rejected": "bad"}},
+        pairs={
+            "file_name": "pairs.json",
+            "ranking": True,
+            "columns": {"prompt": "ask", "chosen": "good", "rejected": "bad"},
+        },
         chat={
             "hf_hub_url": "who/chat",
             "subset": "small",
@@ -145,7 +149,7 @@ def test_several_sets_and_a_mixture(imports: Import, tmp_path: Path) -> None:
     assert mixed.flat["data.eval_path"] == paths[1]
 
 
-def test_without_dataset_info_the_demo_is_not_trained_instead(imports: Import, registry: object) -> None:
+def test_without_dataset_info_the_demo_is_not_trained_instead(imports: Import) -> None:
     result = imports("template: qwen\ndataset: talks\ndataset_dir: nowhere\n")
     assert result.status["dataset"] == "refused"
     assert result.flat["data.path"] == "talks"

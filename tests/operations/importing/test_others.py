@@ -15,8 +15,15 @@ model:
   lora_rank: 4
   lora_alpha: 8
 tokenizer: {{_component_: torchtune.models.llama3.llama3_tokenizer, path: x, max_seq_len: 300}}
-checkpointer: {{_component_: torchtune.training.FullModelHFCheckpointer, checkpoint_dir: /models/small, checkpoint_files: [a]}}
-dataset: {{_component_: torchtune.datasets.instruct_dataset, source: json, data_files: q.jsonl, column_map: {{input: ask}}}}
+checkpointer:
+  _component_: torchtune.training.FullModelHFCheckpointer
+  checkpoint_dir: /models/small
+  checkpoint_files: [a]
+dataset:
+  _component_: torchtune.datasets.instruct_dataset
+  source: json
+  data_files: q.jsonl
+  column_map: {{input: ask}}
 optimizer: {{_component_: torch.optim.AdamW, lr: 3e-4, fused: true}}
 lr_scheduler: {{_component_: torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup, num_warmup_steps: 10}}
 loss: {{_component_: torchtune.modules.loss.CEWithChunkedOutputLoss}}
@@ -54,15 +61,23 @@ def test_torchtune_in_four_bits_and_by_preferences(imports: Import) -> None:
     assert imports(TUNE.format(builder="qlora_llama3_2_1b")).flat["model.quantize"] == "nf4"
     full = imports(TUNE.format(builder="llama3_2_1b"))
     assert (full.config.method, full.flat["adapter.kind"]) == ("full", "none")
-    text = TUNE.format(builder="lora_llama3_2_1b").replace("modules.loss.CEWithChunkedOutputLoss", "rlhf.loss.DPOLoss, beta: 0.2")
+    text = TUNE.format(builder="lora_llama3_2_1b").replace(
+        "modules.loss.CEWithChunkedOutputLoss", "rlhf.loss.DPOLoss, beta: 0.2"
+    )
     result = imports(text)
     assert (result.config.method, result.flat["objective.beta"]) == ("dpo", 0.2)
 
 
 def test_torchtune_refuses_a_teacher(imports: Import) -> None:
-    text = TUNE.format(builder="lora_llama3_2_1b") + "kd_ratio: 0.5\nteacher_model: {_component_: torchtune.models.big}\nkd_ratoi: 1\n"
+    text = (
+        TUNE.format(builder="lora_llama3_2_1b")
+        + "kd_ratio: 0.5\nteacher_model: {_component_: torchtune.models.big}\nkd_ratoi: 1\n"
+    )
     result = imports(text)
-    assert {key for key, status in result.status.items() if status == "refused"} == {"kd_ratio", "teacher_model._component_"}
+    assert {key for key, status in result.status.items() if status == "refused"} == {
+        "kd_ratio",
+        "teacher_model._component_",
+    }
     assert result.note["kd_ratoi"] == "did you mean kd_ratio?"
 
 
@@ -70,8 +85,14 @@ def test_torchtune_refuses_a_teacher(imports: Import) -> None:
     ("command", "settings"),
     [
         ("trl sft", {"method": "full", "training.learning_rate": 2e-5, "adapter.kind": "none"}),
-        ("trl sft --use_peft", {"method": "sft", "adapter.r": 16, "adapter.lora_alpha": 32, "adapter.lora_dropout": 0.05}),
-        ("python trl/scripts/dpo.py --beta 0.3", {"method": "dpo", "objective.beta": 0.3, "training.learning_rate": 1e-6}),
+        (
+            "trl sft --use_peft",
+            {"method": "sft", "adapter.r": 16, "adapter.lora_alpha": 32, "adapter.lora_dropout": 0.05},
+        ),
+        (
+            "python trl/scripts/dpo.py --beta 0.3",
+            {"method": "dpo", "objective.beta": 0.3, "training.learning_rate": 1e-6},
+        ),
         ("trl kto --use_peft --load_in_4bit", {"method": "kto", "model.quantize": "nf4"}),
         ("trl grpo --reward_funcs a.py:f b.py:g", {"method": "grpo", "rollout.reward_funcs": ["a.py:f", "b.py:g"]}),
         ("trl sft --no_gradient_checkpointing", {"training.gradient_checkpointing": False}),
@@ -98,7 +119,9 @@ def test_a_file_of_trl_has_its_method_from_the_import_or_its_keys(imports: Impor
 
 def test_unsloth(imports: Import) -> None:
     command = "python unsloth-cli.py --model_name some/model --load_in_4bit --r 64 --use_rslora --max_steps 40"
-    result = imports(f"{command} --save_model --save_gguf --quantization q4_k_m f16 --loftq_config x --rank 3\n", name="run.sh")
+    result = imports(
+        f"{command} --save_model --save_gguf --quantization q4_k_m f16 --loftq_config x --rank 3\n", name="run.sh"
+    )
     expected = {
         "method": "qlora",
         "adapter.r": 64,
