@@ -17,7 +17,7 @@ from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import guards
 from mlflow_ft.progress import Progress
-from mlflow_ft.records import Trainer
+from mlflow_ft.records import Evaluator, Trainer
 from mlflow_ft.registry import Catalogue, Registry
 from mlflow_ft.stages import init_from
 
@@ -151,6 +151,9 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
     for setting, catalogue, named in several:
         for name in named or ():
             yield setting, partial(catalogue.__getitem__, name)
+    if config.method in registry.trainers:
+        for evaluator in evaluators(config, registry):
+            yield "evaluation.evaluators", partial(check_evaluator, config, evaluator)
     yield "launch.launcher", partial(registry.launchers.__getitem__, config.launch.launcher)
     yield "data.engine", partial(check_engine, config, registry)
     yield "evaluation.guards", partial(guards.check_names, config)
@@ -163,6 +166,20 @@ def check_trackers(config: Config) -> None:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of this name, which W&B makes, is no package
             raise ConfigError(f"{name} is not installed", hint=f"pip install {name}, or leave it out")
+
+
+def evaluators(config: Config, registry: Registry) -> list[Evaluator]:
+    """The evaluators that run if they apply to the held-out rows; without names that nobody has registered."""
+    if config.evaluation.evaluators is None:
+        task = registry.trainers[config.method].task
+        return [evaluator for evaluator in registry.evaluators if evaluator.task == task]
+    return [registry.evaluators[name] for name in config.evaluation.evaluators if name in registry.evaluators]
+
+
+def check_evaluator(config: Config, evaluator: Evaluator) -> None:
+    """Raise ConfigError if an evaluator cannot run with these settings."""
+    if reason := evaluator.refuses(config):
+        raise ConfigError(f"evaluator {evaluator.name}: {reason}")
 
 
 def check_engine(config: Config, registry: Registry) -> None:
