@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from mlflow_ft.rows import Checked, Example, Finding, Kind, Severity, Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflow_ft.config.schema import ChecksSection, Config
     from mlflow_ft.values import Data, Handle, Machines, Score, Subject
 
@@ -95,6 +97,21 @@ class Evaluator:
     refuses: Callable[[Config], str | None] = lambda config: None
     """Why it cannot run with these settings, and a remedy, in a sentence; None where it can. Called before anything is
     loaded, for each evaluator that would run if it applies to the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardSet:
+    """Ready rows that training must not make worse, for `evaluation.guards: {general: NAME}`.
+
+    The evaluators that apply to the rows score them; those of `prompt` rows see their other columns in
+    `Answer.columns`, and can check answers by them.
+    """
+
+    name: str
+    summary: str
+    path: Path
+    """A file of rows, or a folder of such files."""
+    licence: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

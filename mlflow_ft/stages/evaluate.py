@@ -13,6 +13,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import guards
 from mlflow_ft.records import Evaluator
+from mlflow_ft.registry import chosen_evaluators
 from mlflow_ft.stages import done, following, worse
 from mlflow_ft.values import Answer, Data, Score, Scores, Subject, Trained
 
@@ -69,11 +70,8 @@ def chosen(job: Job, data: Data) -> list[Evaluator]:
         ConfigError: a name is not registered.
     """
     names = job.config.evaluation.evaluators
-    if names is None:
-        return [
-            evaluator for evaluator in job.registry.evaluators if evaluator.task == job.task and evaluator.applies(data)
-        ]
-    return [job.registry.evaluators[name] for name in names]
+    evaluators = chosen_evaluators(job.registry, names, task=job.task)
+    return [evaluator for evaluator in evaluators if names is not None or evaluator.applies(data)]
 
 
 def on_rows(evaluators: Sequence[Evaluator]) -> list[Evaluator]:

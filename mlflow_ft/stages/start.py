@@ -17,8 +17,8 @@ from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import guards
 from mlflow_ft.progress import Progress
-from mlflow_ft.records import Evaluator, Trainer
-from mlflow_ft.registry import Catalogue, Registry
+from mlflow_ft.records import Trainer
+from mlflow_ft.registry import Catalogue, Registry, chosen_evaluators
 from mlflow_ft.stages import init_from
 
 if TYPE_CHECKING:
@@ -151,12 +151,10 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
     for setting, catalogue, named in several:
         for name in named or ():
             yield setting, partial(catalogue.__getitem__, name)
-    if config.method in registry.trainers:
-        for evaluator in evaluators(config, registry):
-            yield "evaluation.evaluators", partial(check_evaluator, config, evaluator)
+    yield "evaluation.evaluators", partial(check_evaluators, config, registry)
     yield "launch.launcher", partial(registry.launchers.__getitem__, config.launch.launcher)
     yield "data.engine", partial(check_engine, config, registry)
-    yield "evaluation.guards", partial(guards.check_names, config)
+    yield "evaluation.guards", partial(guards.check_names, config, registry)
     yield "run.also_report_to", partial(check_trackers, config)
 
 
@@ -168,18 +166,14 @@ def check_trackers(config: Config) -> None:
             raise ConfigError(f"{name} is not installed", hint=f"pip install {name}, or leave it out")
 
 
-def evaluators(config: Config, registry: Registry) -> list[Evaluator]:
-    """The evaluators that run if they apply to the held-out rows; without names that nobody has registered."""
-    if config.evaluation.evaluators is None:
-        task = registry.trainers[config.method].task
-        return [evaluator for evaluator in registry.evaluators if evaluator.task == task]
-    return [registry.evaluators[name] for name in config.evaluation.evaluators if name in registry.evaluators]
-
-
-def check_evaluator(config: Config, evaluator: Evaluator) -> None:
+def check_evaluators(config: Config, registry: Registry) -> None:
     """Raise ConfigError if an evaluator cannot run with these settings."""
-    if reason := evaluator.refuses(config):
-        raise ConfigError(f"evaluator {evaluator.name}: {reason}")
+    names, catalogue = config.evaluation.evaluators, registry.evaluators
+    if config.method not in registry.trainers or not all(name in catalogue for name in names or ()):
+        return  # each of these is an error of its own
+    for evaluator in chosen_evaluators(registry, names, task=registry.trainers[config.method].task):
+        if reason := evaluator.refuses(config):
+            raise ConfigError(f"evaluator {evaluator.name}: {reason}")
 
 
 def check_engine(config: Config, registry: Registry) -> None:
