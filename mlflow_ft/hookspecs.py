@@ -24,6 +24,7 @@ from mlflow_ft.records import (
     Gate,
     GuardSet,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Reward,
@@ -118,6 +119,14 @@ def register_guards() -> Iterable[GuardSet]:  # type: ignore[empty-body]  # a sp
     """Return the guard sets of this plugin, which `evaluation.guards` can name. Called once, when the program starts.
 
     A name in `evaluation.guards` is a registered guard set, else a data source.
+    """
+
+
+@hookspec
+def register_options() -> Iterable[Options]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the settings of this plugin, which users set as `plugins.NAME.key`. Called once, when the program starts.
+
+    They are checked like all others: an unknown key or a wrong value is refused before anything is loaded.
     """
 
 

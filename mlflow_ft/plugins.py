@@ -29,6 +29,7 @@ from mlflow_ft.records import (
     Gate,
     GuardSet,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Record,
@@ -51,11 +52,14 @@ KINDS: Mapping[str, type] = {
     "plan_rules": PlanRule,
     "engines": Engine,
     "guards": GuardSet,
+    "options": Options,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""
 BUILTIN_FOLDER = CHECKOUT / "mlflow_ft" / "builtin"
-BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS if kind != "guards")  # guard sets come from plugins
+WITHOUT = ("guards", "options")
+"""Kinds that only plugins have: the settings of the core are its sections."""
+BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS if kind not in WITHOUT)
 log = logging.getLogger(__name__)
 
 

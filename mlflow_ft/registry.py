@@ -18,6 +18,7 @@ from mlflow_ft.records import (
     Gate,
     GuardSet,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Record,
@@ -96,6 +97,12 @@ class Registry:
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
         self.guards: Catalogue[GuardSet] = Catalogue("guards", plugins)
+        self.options: Catalogue[Options] = Catalogue("options", plugins)
+
+    @property
+    def option_types(self) -> dict[str, type]:
+        """The dataclasses of the plugins' options, by name, as `config.resolve` wants them."""
+        return {options.name: options.fields for options in self.options}
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:

@@ -13,6 +13,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, GuardSet, JoiningCollector, Reward
 from mlflow_ft.records.machines import Engine, Launcher, PlanRule
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
+from mlflow_ft.records.options import Options
 from mlflow_ft.records.training import Adapter, Trainer
 
 Record = (
@@ -29,6 +30,7 @@ Record = (
     | PlanRule
     | Engine
     | GuardSet
+    | Options
 )
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "GuardSet",
     "JoiningCollector",
     "Launcher",
+    "Options",
     "Packager",
     "PlanRule",
     "Record",

@@ -77,16 +77,14 @@ class Subject(Protocol):
 
     name: Literal["base", "tuned"]
     data: Data
+    config: Config
+    """Every setting; those of a plugin are `config.options(ItsOptions)`."""
 
     @property
     def model(self) -> Any:
         """The loaded model in evaluation mode, a `transformers.PreTrainedModel`, or a `peft.PeftModel` with its adapter
         switched on; `data.tokenizer` is its tokenizer. Change nothing in it and keep no reference: it is released when
         the evaluators have run."""
-
-    @property
-    def config(self) -> Config:
-        """Every setting of the run."""
 
     @property
     def run(self) -> Run | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,9 +17,6 @@ from mlflow_ft.engine.tokens import render, room
 from mlflow_ft.progress import Bar, Progress
 from mlflow_ft.rows import Encoded, Example
 from mlflow_ft.values import Answer, Data, Job, Run, Trained
-
-if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
 
 LOSSES, SCORES, ANSWERS = "losses", "scores", "answers"
 """What is computed of rows; with several processes each takes its share of them."""
@@ -87,6 +84,7 @@ class JudgedModel:
     def __init__(self, *, name: Literal["base", "tuned"], module: Any, job: Job, data: Data) -> None:
         self.name = name
         self.data = data
+        self.config = job.config
         self._module = module
         self._job = job
         self._scores = job.task == "score"
@@ -97,11 +95,6 @@ class JudgedModel:
     def model(self) -> Any:
         """The loaded model, with its adapter switched on."""
         return self._module
-
-    @property
-    def config(self) -> Config:
-        """Every setting of the run."""
-        return self._job.config
 
     @property
     def run(self) -> Run | None:

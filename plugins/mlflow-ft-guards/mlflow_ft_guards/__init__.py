@@ -33,11 +33,14 @@ def keeps_rules(subject: Subject) -> Sequence[Score]:
 
     passed = [kept(answer.columns.get(RULES) or (), answer.text) for answer in subject.answers]
     sets = [str(answer.columns.get(SET) or "") for answer in subject.answers]
-    scores = [Score.mean("rules", passed)]
     names = [name for name in dict.fromkeys(sets) if name]
-    for name in names if len(names) > 1 else ():
-        scores.append(Score.mean(f"rules/{name}", [row for row, of in zip(passed, sets, strict=True) if of == name]))
-    return scores
+    return [
+        Score.mean("rules", passed),
+        *(
+            Score.mean(f"rules/{name}", [row for row, of in zip(passed, sets, strict=True) if of == name])
+            for name in (names if len(names) > 1 else ())
+        ),
+    ]
 
 
 def has_rules(data: Data) -> bool:

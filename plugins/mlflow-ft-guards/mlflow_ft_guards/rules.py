@@ -35,19 +35,14 @@ REFUSAL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """How a refusal begins."""
-FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
-    "en": frozenset("the a an is are was of to in and that it for on with as this be by from you your".split()),
-    "de": frozenset(
-        "der die das ein eine einen ist sind war und nicht zu den dem mit von für auf im es wird auch man sie".split()
-    ),
-    "fr": frozenset(
-        "le la les un une des est sont et du de dans que qui pour pas sur avec ce cette il elle on au".split()
-    ),
-    "es": frozenset(
-        "el la los las un una es son y del de en que para no con por se su al lo como está hay".split()
-    ),
+FREQUENT = {
+    "en": "the a an is are was of to in and that it for on with as this be by from you your",
+    "de": "der die das ein eine einen ist sind war und nicht zu den dem mit von für auf im es wird auch man sie",
+    "fr": "le la les un une des est sont et du de dans que qui pour pas sur avec ce cette il elle on au",
+    "es": "el la los las un una es son y del de en que para no con por se su al lo como está hay",
 }
 """Frequent words by which a language is recognised."""
+FUNCTION_WORDS = {name: frozenset(words.split()) for name, words in FREQUENT.items()}
 
 
 def kept(rules: Sequence[str], answer: str) -> float | None:

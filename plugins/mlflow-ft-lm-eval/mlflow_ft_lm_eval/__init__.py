@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_ft import Evaluator, hookimpl
+from mlflow_ft import Evaluator, Options, hookimpl
 from mlflow_ft_lm_eval.options import LmEvalOptions
 
 if TYPE_CHECKING:
@@ -19,13 +19,9 @@ NAME = "lm-eval"
 INSTALL = "pip install 'mlflow-ft[lm-eval]'"
 
 
-def options_of(config: Config) -> LmEvalOptions:
-    return LmEvalOptions()
-
-
 def evaluate(subject: Subject) -> Sequence[Score]:
     """The scores of every task; none where no task is set."""
-    options = options_of(subject.config)
+    options = subject.config.options(LmEvalOptions)
     if not options.tasks:
         return ()
     from mlflow_ft_lm_eval.engine import harness
@@ -35,7 +31,7 @@ def evaluate(subject: Subject) -> Sequence[Score]:
 
 def refuses(config: Config) -> str | None:
     """Why the tasks cannot be run: the harness is not installed, a name is unknown, data cannot be fetched."""
-    options = options_of(config)
+    options = config.options(LmEvalOptions)
     if not options.tasks:
         named = NAME in (config.evaluation.evaluators or ())
         return "no task is set; name some: --plugins.lm-eval.tasks arc_easy,my_task.yaml" if named else None
@@ -58,3 +54,8 @@ def register_evaluators() -> list[Evaluator]:
             refuses=refuses,
         )
     ]
+
+
+@hookimpl
+def register_options() -> list[Options]:
+    return [Options(name=NAME, summary="which benchmarks are run, and how", fields=LmEvalOptions)]

@@ -23,8 +23,6 @@ NEAR = 3
 
 def wrong(options: LmEvalOptions) -> str | None:
     """What is wrong with the tasks, in a sentence; None if all of them can be run. Fetches their data."""
-    if reason := wrong_numbers(options):
-        return reason
     try:
         loaded = load(wanted(options))
     except ConfigError as error:
@@ -34,18 +32,6 @@ def wrong(options: LmEvalOptions) -> str | None:
             return f"the task {name} runs code that the model writes, which is not supported; leave it out"
         if getattr(task, "MULTIMODAL", False):
             return f"the task {name} asks about more than text; leave it out"
-    return None
-
-
-def wrong_numbers(options: LmEvalOptions) -> str | None:
-    """What is wrong with the numbers among the options."""
-    size = options.batch_size
-    if size != "auto" and not (size.isdecimal() and int(size)):
-        return f"plugins.lm-eval.batch_size {size!r} is neither a number above 0 nor auto"
-    if options.limit is not None and (options.limit <= 0 or (options.limit > 1 and options.limit % 1)):
-        return f"plugins.lm-eval.limit {options.limit:g} is neither a count nor a share below 1"
-    if options.num_fewshot is not None and options.num_fewshot < 0:
-        return f"plugins.lm-eval.num_fewshot {options.num_fewshot} is below 0"
     return None
 
 
