@@ -85,7 +85,8 @@ def test_every_constraint_is_exact(name: str) -> None:
     assert name not in INSTALLERS
 
 
-EXTRAS = {name: needed for group in ("test", "lint", "gpu", "gguf", "lm-eval", "ray") for name, needed in extra(group).items()}
+GROUPS = ("test", "lint", "gpu", "gguf", "lm-eval", "ray")
+EXTRAS = {name: needed for group in GROUPS for name, needed in extra(group).items()}
 
 
 @pytest.mark.parametrize("name", sorted(DIRECT | EXTRAS))

@@ -76,12 +76,12 @@ def chosen(model: Any, tokenizer: Any, row: Mapping[str, Any], *, by_length: boo
     return values.index(max(values))
 
 
-@pytest.mark.parametrize(("metric", "by_length"), [("acc", False), ("acc_norm", True)])
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
 def test_multiple_choice_is_scored_as_by_hand(
-    scores: dict[str, Score], subject: Any, rows: list[dict[str, Any]], metric: str, by_length: bool
+    scores: dict[str, Score], subject: Any, rows: list[dict[str, Any]], metric: str
 ) -> None:
-    score = scores[f"lm_eval/colours/{metric}"]
-    tokenizer = subject.data.tokenizer
+    score, tokenizer = scores[f"lm_eval/colours/{metric}"], subject.data.tokenizer
+    by_length = metric == "acc_norm"
     wanted = [float(chosen(subject.model, tokenizer, row, by_length=by_length) == row["answer"]) for row in rows]
     assert score.rows == tuple(wanted)
     assert score.value == pytest.approx(sum(wanted) / len(wanted))
