@@ -69,7 +69,7 @@ _OPENED = _of(AbstractContextManager, "a context manager")
 DOORS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     "trainers": {"train": _trained, "refuses": _none_or_text},
     "adapters": {"configure": _anything, "refuses": _none_or_text},
-    "evaluators": {"evaluate": _scores, "applies": _TRUTH},
+    "evaluators": {"evaluate": _scores, "applies": _TRUTH, "refuses": _none_or_text},
     "packagers": {"package": _anything, "applies": _TRUTH, "rehearse": _anything},
     "exporters": {"export": _anything, "opened": _OPENED, "ready": _none_or_text},
     "gates": {"judge": _verdicts},
