@@ -17,6 +17,7 @@ KINDS: Mapping[str, str] = {
     "launcher": "where the processes of a run are started",
     "plan-rule": "knowledge for `mlflow-ft plan`",
     "engine": "where rows are tokenised and checked",
+    "options": "settings of the plugin's own",
     "callbacks": "called at every step of a training; watches the scores",
 }
 """By name, in the order in which they are listed: what it is for."""
@@ -24,4 +25,4 @@ KINDS: Mapping[str, str] = {
 
 def catalogue(kind: str) -> str:
     """The kind as `mlflow-ft show` names it: `plan_rules`."""
-    return f"{kind.replace('-', '_')}s"
+    return kind if kind.endswith("s") else f"{kind.replace('-', '_')}s"

@@ -56,16 +56,17 @@ def check(plugin: Loaded, given: Given, fixtures: pytest.FixtureRequest) -> None
 
 
 def trainings(plugin: Loaded, without: Mapping[str, str]) -> Iterator[Training]:
-    """One for each method, or one with `lora`; and one for each adapter and each data engine."""
+    """One for each method; one with `lora` for each adapter and data engine; at least one."""
     trainers = [] if "trainers" in without else plugin.records(Trainer)
     adapters = [] if "adapters" in without else plugin.records(Adapter)
     engines = [] if "engines" in without else plugin.records(Engine)
     for trainer in trainers:
         yield Training(method=trainer.name, kinds=trainer.kinds, settings={})
-    for adapter in adapters:
-        yield Training(method="lora", settings={"adapter.kind": adapter.name})
-    for engine in engines:
-        yield Training(method="lora", settings={"data.engine": engine.name})
+    for adapter, engine in itertools.zip_longest(adapters, engines):
+        settings = ({"adapter.kind": adapter.name} if adapter else {}) | (
+            {"data.engine": engine.name} if engine else {}
+        )
+        yield Training(method="lora", settings=settings)
     if not (trainers or adapters or engines):
         yield Training(method="lora", settings={})
 
