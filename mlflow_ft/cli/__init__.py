@@ -32,7 +32,8 @@ COMMANDS = {
     "runs": "List the latest runs, and mark KILLED those whose process is gone.",
     "serve": "Serve chat requests over HTTP: one model, or several adapters on one base.",
     "chat": "Chat with a model in the terminal; --compare shows the base model's answers too.",
-    "plugins": "List the installed plugins and whether they work.",
+    "plugins": "List the installed plugins and whether they work; `plugins new` writes one.",
+    "project": "Write a project for `mlflow run`, with the plugins that it needs.",
     "sync": "Deliver what a run could not send while the tracking server was away, and finish it.",
 }
 STARTED_BY_US = ("trial",)

@@ -46,8 +46,9 @@ def check(plugin: Loaded, given: Given, fixtures: pytest.FixtureRequest) -> None
     modules = () if plugin.installed else (plugin.module,)
     for number, training in enumerate(trainings(plugin, given.without)):
         data = write_jsonl(folder / f"contract-{number}.jsonl", rows_for(plugin, training.kinds, given))
-        settings = shared(plugin, given.without) | dict(training.settings) | dict(given.settings)
-        outcome = fine_tune(training.method, *modules, model=model, data=data, **settings)
+        settings = {"model": model, "data": data} | shared(plugin, given.without) | dict(training.settings)
+        settings |= given.settings
+        outcome = fine_tune(training.method, *modules, **settings)
         check_product(training.method, outcome)
         check_forms(plugin, outcome, settings)
         check_scores(plugin, outcome, settings)
