@@ -34,11 +34,12 @@ def new(name: str, kinds: tuple[str, ...], folder: Path | None, *, as_json: bool
     pip install -e my-plugin
     mlflow-ft plugins
     """
+    from mlflow_ft.cli import COMMANDS
     from mlflow_ft.scaffolding.package import new_plugin
 
     if not kinds:
         raise ConfigError("no kind given: --kind KIND", hint=f"kinds: {', '.join(KINDS)}")
-    made = new_plugin(name, kinds, folder or Path(name), plugins.load())
+    made = new_plugin(name, kinds, folder or Path(name), plugins.load(), commands=COMMANDS)
     if as_json:
         about = {"name": name, "plugin": made.names.slug, "module": made.names.module, "kinds": made.kinds}
         click.echo(json.dumps(about | {"folder": str(made.folder.absolute()), "files": made.files}, indent=2))

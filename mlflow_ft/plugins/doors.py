@@ -70,6 +70,7 @@ DOORS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     "launchers": {"launch": _of(str, "what rank 0 returned"), "refuses": _none_or_text},
     "engines": {"machines": _OPENED, "refuses": _none_or_text},
     "plan_rules": {"applies": _TRUTH, "advise": _of(Advice, "an Advice")},
+    "commands": {"load": _anything},
     "formats": {"convert": _of(Example, "an Example")},
 }
 """By kind and field: what is missing from a value, as "it must return ..."; None where it is right.

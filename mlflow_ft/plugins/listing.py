@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mlflow_ft.records import (
     Adapter,
     Check,
+    Command,
     DataFormat,
     Engine,
     Evaluator,
@@ -38,6 +39,7 @@ KINDS: Mapping[str, type] = {
     "plan_rules": PlanRule,
     "engines": Engine,
     "options": Options,
+    "commands": Command,
 }
 
 

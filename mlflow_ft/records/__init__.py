@@ -13,7 +13,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, JoiningCollector, Reward
 from mlflow_ft.records.machines import Engine, Launcher, PlanRule
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
-from mlflow_ft.records.options import Options
+from mlflow_ft.records.options import Command, Options
 from mlflow_ft.records.training import Adapter, Trainer
 
 Record = (
@@ -30,12 +30,14 @@ Record = (
     | PlanRule
     | Engine
     | Options
+    | Command
 )
 
 __all__ = [
     "Adapter",
     "Check",
     "Collector",
+    "Command",
     "DataFormat",
     "Engine",
     "Evaluator",

@@ -87,6 +87,9 @@ class Evaluator:
     scores: tuple[str, ...] = ()
     """The names of the scores that it returns; `reward/*` is any that begins so. Before a sweep begins, it refuses an
     objective that no evaluator returns. Empty: the names are known only after it has run."""
+    lower_is_better: tuple[str, ...] = ()
+    """Those of its scores that are better when they are lower; of others higher values are better, but for names that
+    end in `loss` or `perplexity`."""
 
 
 @dataclass(frozen=True, kw_only=True)

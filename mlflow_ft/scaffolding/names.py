@@ -43,8 +43,8 @@ class Names:
         return self.slug.replace("-", "_")
 
 
-def names(distribution: str, kinds: Collection[str], plugins: Plugins) -> Names:
-    """The names, if none of them is taken.
+def names(distribution: str, kinds: Collection[str], plugins: Plugins, *, commands: Collection[str] = ()) -> Names:
+    """The names, if none of them is taken; `commands` are those of mlflow-ft.
 
     Raises:
         PluginError: it cannot be the name of a package or a module, or is taken.
@@ -61,7 +61,8 @@ def names(distribution: str, kinds: Collection[str], plugins: Plugins) -> Names:
     if not wanted.module.isidentifier() or keyword.iskeyword(wanted.module):
         why = "a word of Python's own" if keyword.iskeyword(wanted.module) else "no Python identifier"
         raise PluginError(f"{distribution!r} cannot be the name of a module: {wanted.module} is {why}", hint=hint)
-    if taken := _taken(wanted, kinds, plugins):
+    ours = f"mlflow-ft has a command {wanted.slug}" if "command" in kinds and wanted.slug in commands else ""
+    if taken := ours or _taken(wanted, kinds, plugins):
         raise PluginError(f"the name {distribution!r} is taken: {taken}", hint=hint)
     return wanted
 

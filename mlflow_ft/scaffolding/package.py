@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +38,9 @@ class NewPlugin:
     files: tuple[str, ...]
 
 
-def new_plugin(distribution: str, kinds: Sequence[str], folder: Path, plugins: Plugins) -> NewPlugin:
+def new_plugin(
+    distribution: str, kinds: Sequence[str], folder: Path, plugins: Plugins, *, commands: Collection[str] = ()
+) -> NewPlugin:
     """Write the package to `folder`, which must not exist or be empty.
 
     Raises:
@@ -46,7 +48,7 @@ def new_plugin(distribution: str, kinds: Sequence[str], folder: Path, plugins: P
     """
     ordered = tuple(kind for kind in KINDS if kind in kinds)
     check_free(folder)
-    wanted = names(distribution, ordered, plugins)
+    wanted = names(distribution, ordered, plugins, commands=commands)
     files = package_files(wanted, ordered)
     write(folder, files)
     return NewPlugin(names=wanted, folder=folder, kinds=ordered, files=tuple(files))

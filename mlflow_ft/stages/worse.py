@@ -163,4 +163,5 @@ def _change(before: Score, after: Score) -> str:
 def _lower(job: Job, name: str) -> bool:
     """Whether lower is better for the score, also by the job's own gates file."""
     file = job.config.registry.gates
-    return (gates_file(file.expanduser()) if file else Gates()).lower(name)
+    gates = gates_file(file.expanduser()) if file else Gates()
+    return gates.knowing(job.registry.lower_is_better).lower(name)

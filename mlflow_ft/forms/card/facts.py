@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,12 @@ class About:
     @property
     def config(self) -> Config:
         return self.job.config
+
+    @property
+    def lower(self) -> Sequence[str]:
+        """The scores of plugins that are better when they are lower."""
+        lower: Sequence[str] = self.job.registry.lower_is_better
+        return lower
 
     @property
     def base(self) -> BaseModel:

@@ -79,7 +79,7 @@ def scores(about: About) -> str:
     rows = []
     for name in names:
         pair = base.get(name), tuned.get(name)
-        label = code(name) + (" (lower is better)" if lower_is_better(name) else "")
+        label = code(name) + (" (lower is better)" if lower_is_better(name, about.lower) else "")
         row = [label, *(number(score.value if score else None) for score in pair), _rows(*pair)]
         rows.append([*row, *(percent(score.coverage) if score else "" for score in pair)] if partly else row)
     evaluation, held = about.config.evaluation, about.data.eval

@@ -111,9 +111,7 @@ def _scores(
             progress=progress,
         )
         subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
-        scores = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
-        chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
-        scores += guards.scores(subject, theirs, chosen)
+        scores: Sequence[Score] = evaluate.of_champion(job, theirs, subject)
     scores = [score for score in scores if same_tokens or not score.name.endswith(BY_TOKEN)]
     return scores, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in scores if score.rows}
 

@@ -27,7 +27,7 @@ IMPORT = """
 import importlib, json, sys
 module = importlib.import_module(sys.argv[1])
 for name, member in list(vars(module).items()):
-    if name.startswith("register_") and name != "register_commands" and hasattr(member, sys.argv[2]):
+    if name.startswith("register_") and hasattr(member, sys.argv[2]):
         list(member())
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
