@@ -23,7 +23,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import yaml
 
 from mlflow_ft.config.schema import ModelSection
@@ -132,6 +131,8 @@ def ours(file: Path) -> list[float]:
     quick += ["--max_new_tokens", "2", "--package.round_trip", "false", "--package.packagers", "adapter"]
     train = [*command, "train", "--config", config, *quick, "--run.output_dir", file.parent / "ours"]
     subprocess.run(train, check=True, env=os.environ | {"MLFLOW_TRACKING_URI": store})
+    import mlflow
+
     mlflow.set_tracking_uri(store)
     [run] = mlflow.search_runs(["0"], output_format="list")
     curve = Store.connect(store).curves(run, prefixes=["loss"])["loss"]

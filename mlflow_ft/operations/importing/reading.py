@@ -185,7 +185,8 @@ def _after_tool(words: Sequence[str]) -> int:
 
 def _options(words: Sequence[str], *, place: str) -> Iterator[Key]:
     """`--key value`, `--key=value`, `--switch`, and several values after one key."""
-    name, values = "", []
+    name = ""
+    values: list[str] = []
     for word in [*words, "--"]:
         if word.startswith("--"):
             if name:
