@@ -38,6 +38,7 @@ EXAMPLE_OF = {
     "Trainer": "trainer",
     "Adapter": "adapter",
     "Evaluator": "evaluator",
+    "GuardSet": "guard-set",
     "Reward": "reward",
     "Packager": "packager",
     "Exporter": "exporter",
@@ -122,7 +123,7 @@ def _example(record: str) -> Iterator[str]:
     files = {
         file.removeprefix(f"{names.module}/"): text
         for file, text in package_files(names, [kind]).items()
-        if file.startswith(f"{names.module}/") and not file.endswith("__init__.py")
+        if file.startswith(f"{names.module}/") and file.endswith(".py") and not file.endswith("__init__.py")
     }
     yield f"A whole example, as `mlflow-ft plugins new {MADE_WITH} --kind {kind}` writes it with its tests:"
     for file, text in sorted(files.items(), key=lambda item: "hookimpl" not in item[1]):

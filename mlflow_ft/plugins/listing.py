@@ -16,6 +16,7 @@ from mlflow_ft.records import (
     Evaluator,
     Exporter,
     Gate,
+    GuardSet,
     Launcher,
     Options,
     Packager,
@@ -38,6 +39,7 @@ KINDS: Mapping[str, type] = {
     "launchers": Launcher,
     "plan_rules": PlanRule,
     "engines": Engine,
+    "guards": GuardSet,
     "options": Options,
     "commands": Command,
 }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_ft.config.gates import Gates
 from mlflow_ft.forms.compare import Limits
 from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
-from mlflow_ft.values import BaseModel, Data, Scores, Trained
+from mlflow_ft.values import BaseModel, Data, Score, Scores, Trained
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -40,11 +41,9 @@ class About:
     def config(self) -> Config:
         return self.job.config
 
-    @property
-    def lower(self) -> Sequence[str]:
-        """The scores of plugins that are better when they are lower."""
-        lower: Sequence[str] = self.job.registry.lower_is_better
-        return lower
+    def lower(self, score: Score) -> bool:
+        """Whether a score is better when it is lower."""
+        return score.is_lower(Gates().knowing(self.job.registry.lower_is_better))
 
     @property
     def base(self) -> BaseModel:
