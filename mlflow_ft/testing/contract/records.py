@@ -29,7 +29,7 @@ from mlflow_ft.testing.contract.loading import Loaded
 if TYPE_CHECKING:
     from mlflow_ft.config import Config
 
-NAME = r"[a-z0-9]+([._/-][a-z0-9]+)*"
+NAME = r"[a-z0-9]+([._:/-][a-z0-9]+)*"
 LONGEST_SUMMARY = 160
 ROLES = ("system", "developer", "user", "assistant", "tool")
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
