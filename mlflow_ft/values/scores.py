@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Message
 from mlflow_ft.values.data import Data
+from mlflow_ft.values.job import Run
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,25 @@ class Subject(Protocol):
 
     name: Literal["base", "tuned"]
     data: Data
+
+    @property
+    def config(self) -> Config:
+        """Every setting of the run."""
+
+    @property
+    def run(self) -> Run | None:
+        """The MLflow run, to log tables and files. None where nothing is logged: a promotion scores a champion again."""
+
+    @property
+    def progress(self) -> Progress:
+        """Output to the terminal."""
+
+    @property
+    def base_answers(self) -> Sequence[Answer]:
+        """The base model's answers to the same prompts, its own for the base; empty where they are not known.
+
+        On a guard set they are known if an evaluator asked for them when it scored the base.
+        """
 
     @cached_property
     def answers(self) -> Sequence[Answer]:

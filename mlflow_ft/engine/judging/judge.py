@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -14,9 +14,12 @@ from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.engine.models import generation, left_padding, loading
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.tokens import render, room
-from mlflow_ft.progress import Bar
+from mlflow_ft.progress import Bar, Progress
 from mlflow_ft.rows import Encoded, Example
-from mlflow_ft.values import Answer, Data, Job, Trained
+from mlflow_ft.values import Answer, Data, Job, Run, Trained
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
 
 LOSSES, SCORES, ANSWERS = "losses", "scores", "answers"
 """What is computed of rows; with several processes each takes its share of them."""
@@ -79,20 +82,54 @@ def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
 
 
 class JudgedModel:
-    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, on first access."""
+    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, on first access.
 
-    def __init__(self, *, name: Literal["base", "tuned"], module: Any, job: Job, data: Data) -> None:
+    `base_answers` is shared by base and tuned model: by the digest of the rows, what the base answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: Literal["base", "tuned"],
+        module: Any,
+        job: Job,
+        data: Data,
+        base_answers: dict[str, Sequence[Answer]] | None = None,
+    ) -> None:
         self.name = name
         self.data = data
+        self._base_answers = {} if base_answers is None else base_answers
         self._module = module
         self._job = job
         self._scores = job.task == "score"
         self._batch: int = job.config.evaluation.per_device_eval_batch_size
         self._pad: int = data.tokenizer.pad_token_id
 
+    @property
+    def config(self) -> Config:
+        """Every setting of the run."""
+        return self._job.config
+
+    @property
+    def run(self) -> Run | None:
+        """The MLflow run; None where nothing is logged."""
+        return self._job.run
+
+    @property
+    def progress(self) -> Progress:
+        """Output to the terminal."""
+        return self._job.progress
+
+    @property
+    def base_answers(self) -> Sequence[Answer]:
+        """The base model's answers to the same prompts; empty where they are not known."""
+        return self.answers if self.name == "base" else self._base_answers.get(self.data.eval.digest, ())
+
     def over(self, data: Data) -> JudgedModel:
         """The same model on other held-out rows."""
-        return JudgedModel(name=self.name, module=self._module, job=self._job, data=data)
+        return JudgedModel(
+            name=self.name, module=self._module, job=self._job, data=data, base_answers=self._base_answers
+        )
 
     def release(self) -> None:
         """Release the model; results computed so far remain available."""
@@ -143,7 +180,10 @@ class JudgedModel:
         settings = self._job.config.evaluation
         examples = list(itertools.islice(filter(answerable, self.data.eval.examples), settings.max_rows))
         with self._job.progress.bar(f"answers of {self.name}", total=len(ranks.mine(examples)), unit="rows") as bar:
-            return self._over_ranks(ANSWERS, examples, bar)
+            answered = self._over_ranks(ANSWERS, examples, bar)
+        if self.name == "base":
+            self._base_answers[self.data.eval.digest] = answered
+        return answered
 
     def _over_ranks(self, work: str, rows: Sequence[Any], bar: Bar | None = None) -> list[Any]:
         """What is computed of each row, by all processes together."""
@@ -233,7 +273,8 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
     start = trained.base.start
     if start:
         base = loading.with_adapter(base, start)
-    first = JudgedModel(name="base", module=base, job=job, data=data)
+    known: dict[str, Sequence[Answer]] = {}
+    first = JudgedModel(name="base", module=base, job=job, data=data, base_answers=known)
     yield first
     ranks.call(NEXT)
     if trained.adapter is None or start:
@@ -242,7 +283,7 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
         tuned: Any = loading.load_trained(job, data, trained)
     else:
         tuned = loading.with_adapter(base, trained.adapter)
-    yield JudgedModel(name="tuned", module=tuned, job=job, data=data)
+    yield JudgedModel(name="tuned", module=tuned, job=job, data=data, base_answers=known)
     ranks.call(NEXT)
 
 

@@ -1,0 +1,43 @@
+"""LLM-as-judge: answers marked by rubrics and compared with the base model's, by any OpenAI-compatible endpoint.
+
+plugins: {judge: {endpoint: http://127.0.0.1:5001/v1, model: NAME@champion}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_ft import Evaluator, hookimpl
+from mlflow_ft_judge.settings import JudgeOptions
+
+if TYPE_CHECKING:
+    from mlflow_ft import Data, Score, Subject
+
+
+def judge(subject: Subject) -> Sequence[Score]:
+    """All scores `judge/...` of one model; none if no judge is named."""
+    options = JudgeOptions()
+    if not options.asked:
+        return []
+    from mlflow_ft_judge.engine import evaluating
+
+    return evaluating.evaluate(subject, options)
+
+
+def has_prompts(data: Data) -> bool:
+    """Whether some held-out row asks for an answer in text."""
+    return data.kind == "prompt" or any(example.answer is not None for example in data.eval.examples)
+
+
+@hookimpl
+def register_evaluators() -> list[Evaluator]:
+    return [
+        Evaluator(
+            name="judge",
+            summary="marks by rubrics, and the win rate against the base model, by an LLM (plugins.judge.endpoint)",
+            evaluate=judge,
+            scores=("judge/*",),
+            applies=has_prompts,
+        )
+    ]
