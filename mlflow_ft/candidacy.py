@@ -50,6 +50,9 @@ class Contender:
     """The same for the model that its training started from."""
     base: str = ""
     """That model's name in messages."""
+    answers: tuple[Mapping[str, str], ...] = ()
+    """For each held-out prompt that was answered: `prompt`, `expected`, `base` and `tuned`, the last two the answers of
+    the model its training started from and its own."""
     aims: tuple[str, ...] = ()
     """Its method's own scores, in order of preference; see `Trainer.scores`."""
     unscored: str = ""

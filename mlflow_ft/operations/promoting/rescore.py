@@ -21,7 +21,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Encoded
 from mlflow_ft.stages import evaluate, init_from
-from mlflow_ft.values import BaseModel, Data, Score
+from mlflow_ft.values import Answer, BaseModel, Data, Score
 
 if TYPE_CHECKING:
     from mlflow_ft.tracking import Store
@@ -64,15 +64,16 @@ def champion(pair: Pair, *, plugins: Plugins, progress: Progress) -> tuple[Conte
     subject = f"the champion (version {champion.version})"
     try:
         with clock.held(moment_of(pair.store, candidate)):
-            scores, rows = _scores(pair, plugins=plugins, progress=progress)
+            scores, rows, answers = _scores(pair, plugins=plugins, progress=progress)
     except FineTuneError as error:
         reason = f"{subject} has no scores on these rows and could not be scored on them: {error.message}"
-        return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
+        return replace(champion, rows={}, metrics=_others(champion.metrics), answers=(), unscored=reason), reason
     metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
     note = f"{subject} had no scores on these rows: it was loaded and scored on them"
     if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
         note += "; its rewards are unknown, because their code is not run again (hold out the same rows for both)"
-    return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), note
+    rescored = replace(champion, rows=rows, metrics=metrics, answers=answers, eval_digest=candidate.eval_digest)
+    return rescored, note
 
 
 def _others(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -81,8 +82,8 @@ def _others(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _scores(
     pair: Pair, *, plugins: Plugins, progress: Progress
-) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]]]:
-    """The scores, and for each the row values as a version's run records them."""
+) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]], tuple[Mapping[str, str], ...]]:
+    """The scores, for each the row values as a version's run records them, and the answers."""
     from mlflow_ft.engine.judging import judge
     from mlflow_ft.engine.models import loading
 
@@ -110,12 +111,29 @@ def _scores(
             folder=Path(folder),
             progress=progress,
         )
-        subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
+        known: dict[str, Sequence[Answer]] = {}
+        subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs, base_answers=known)
+        known[theirs.eval.digest] = answers_of_base(pair.candidate, subject.answers)
         scores = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
         chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
         scores += guards.scores(subject, theirs, chosen)
     scores = [score for score in scores if same_tokens or not score.name.endswith(BY_TOKEN)]
-    return scores, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in scores if score.rows}
+    rows = {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in scores if score.rows}
+    return (
+        scores,
+        rows,
+        tuple(
+            {"prompt": answer.asked, "expected": answer.expected, "base": "", "tuned": answer.text}
+            for answer in subject.answers
+        ),
+    )
+
+
+def answers_of_base(candidate: Contender, answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """What the candidate's base model answered to the same prompts; nothing if its run did not keep that."""
+    if [row["prompt"] for row in candidate.answers] != [answer.asked for answer in answers]:
+        return ()
+    return tuple(replace(answer, text=row["base"]) for answer, row in zip(answers, candidate.answers, strict=True))
 
 
 def moment_of(store: Store, contender: Contender) -> datetime:

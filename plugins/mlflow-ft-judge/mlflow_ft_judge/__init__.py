@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_ft import Evaluator, hookimpl
+from mlflow_ft import Evaluator, Gate, hookimpl
+from mlflow_ft_judge import gate
 from mlflow_ft_judge.settings import JudgeOptions
 
 if TYPE_CHECKING:
@@ -39,5 +40,17 @@ def register_evaluators() -> list[Evaluator]:
             evaluate=judge,
             scores=("judge/*",),
             applies=has_prompts,
+        )
+    ]
+
+
+@hookimpl
+def register_gates() -> list[Gate]:
+    return [
+        Gate(
+            name="judge",
+            summary="wins against the champion more often than not, by an LLM that sees both orders (options.judge)",
+            judge=gate.judge,
+            options=gate.OPTIONS,
         )
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from mlflow_ft_judge.settings import JudgeAt, JudgeOptions
 
 PATIENCE = 8
 """Failures in a row, each after all repetitions, after which an endpoint is not asked any more."""
+SHOWN_REASONS = 3
 MALFORMED = "no verdict in the judge's reply, asked twice"
 
 
@@ -148,3 +149,10 @@ class Asked:
             if error.hopeless or self._failed_in_a_row >= PATIENCE:
                 self._gave_up = self._gave_up or error.reason
         return Judgement(reason=error.reason)
+
+
+def reasons(accounts: Iterable[Account]) -> str:
+    """The most frequent reasons why questions have no verdict, with their numbers."""
+    common = sum((account.failures for account in accounts), Counter[str]()).most_common()
+    shown = ", ".join(f"{reason}: {count}" for reason, count in common[:SHOWN_REASONS])
+    return shown + (f", and {len(common) - SHOWN_REASONS} more reasons" if len(common) > SHOWN_REASONS else "")

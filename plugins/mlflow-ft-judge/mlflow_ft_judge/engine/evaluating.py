@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 from mlflow_ft import Answer, ConfigError, Score, Subject
 from mlflow_ft_judge import settings
 from mlflow_ft_judge.engine import comparing, marking
-from mlflow_ft_judge.engine.asking import Account, Asked
+from mlflow_ft_judge.engine.asking import Account, Asked, reasons
 from mlflow_ft_judge.engine.comparing import Comparison
 from mlflow_ft_judge.engine.marking import Marks
 from mlflow_ft_judge.settings import JudgeOptions
 
 PREFIX = "judge/"
-SHOWN_REASONS = 3
 
 
 @dataclass(kw_only=True)
@@ -32,11 +30,6 @@ class Judged:
     comparison: Comparison | None = None
     withheld: dict[str, str] = field(default_factory=dict)
     """The scores that are withheld, each with the reason."""
-
-    @property
-    def failures(self) -> Counter[str]:
-        """Questions without a verdict, by the reason."""
-        return sum((account.failures for account in self.accounts), Counter[str]())
 
     def total(self, name: str) -> int:
         """A count, over all judges."""
@@ -108,7 +101,7 @@ def _score(name: str, rows: Sequence[float | None], judged: Judged) -> Score:
     missing = sum(row is None for row in rows)
     if missing > judged.options.max_failures * len(rows):
         judged.withheld[name] = (
-            f"{missing} of {len(rows)} rows could not be judged ({reasons(judged)}); "
+            f"{missing} of {len(rows)} rows could not be judged ({reasons(judged.accounts)}); "
             f"plugins.judge.max_failures allows {judged.options.max_failures:.0%}"
         )
         return Score.mean(name, [None] * len(rows))
@@ -129,13 +122,6 @@ def _all_rows(judged: Judged) -> list[list[float | None]]:
     return [marks.rows for marks in judged.marks] + ([judged.comparison.rows] if judged.comparison else [])
 
 
-def reasons(judged: Judged) -> str:
-    """The most frequent reasons why questions have no verdict, with their numbers."""
-    common = judged.failures.most_common()
-    shown = ", ".join(f"{reason}: {count}" for reason, count in common[:SHOWN_REASONS])
-    return shown + (f", and {len(common) - SHOWN_REASONS} more reasons" if len(common) > SHOWN_REASONS else "")
-
-
 # --- what is told and kept
 
 
@@ -143,9 +129,9 @@ def _tell(subject: Subject, judged: Judged) -> None:
     where = f"{subject.data.eval.name} rows" if subject.data.eval.name != "eval" else "held-out rows"
     for name, reason in judged.withheld.items():
         subject.progress.warn(f"{name} of {subject.name} is withheld: {reason}")
-    failed = sum(judged.failures.values())
+    failed = sum(account.failures.total() for account in judged.accounts)
     if failed and not judged.withheld:
-        subject.progress.warn(f"{failed} questions about {subject.name} have no verdict: {reasons(judged)}")
+        subject.progress.warn(f"{failed} questions about {subject.name} have no verdict: {reasons(judged.accounts)}")
     subject.progress.say(f"judged {len(judged.answers)} answers of {subject.name} ({where}): {spent(judged)}")
     if subject.run:
         guard = "" if subject.data.eval.name == "eval" else f"{subject.data.eval.digest[:8]}_"
