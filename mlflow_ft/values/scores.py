@@ -15,6 +15,9 @@ from mlflow_ft.values.job import Run
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
 
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -65,10 +68,8 @@ class Subject(Protocol):
 
     name: Literal["base", "tuned"]
     data: Data
-
-    @property
-    def config(self) -> Config:
-        """Every setting of the run."""
+    config: Config
+    """Every setting; those of a plugin are `config.options(ItsOptions)`."""
 
     @property
     def run(self) -> Run | None:

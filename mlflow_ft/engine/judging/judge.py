@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,9 +17,6 @@ from mlflow_ft.engine.tokens import render, room
 from mlflow_ft.progress import Bar, Progress
 from mlflow_ft.rows import Encoded, Example
 from mlflow_ft.values import Answer, Data, Job, Run, Trained
-
-if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
 
 LOSSES, SCORES, ANSWERS = "losses", "scores", "answers"
 """What is computed of rows; with several processes each takes its share of them."""
@@ -98,17 +95,13 @@ class JudgedModel:
     ) -> None:
         self.name = name
         self.data = data
+        self.config = job.config
         self._base_answers = {} if base_answers is None else base_answers
         self._module = module
         self._job = job
         self._scores = job.task == "score"
         self._batch: int = job.config.evaluation.per_device_eval_batch_size
         self._pad: int = data.tokenizer.pad_token_id
-
-    @property
-    def config(self) -> Config:
-        """Every setting of the run."""
-        return self._job.config
 
     @property
     def run(self) -> Run | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_ft import Evaluator, Gate, hookimpl
+from mlflow_ft import Evaluator, Gate, Options, hookimpl
 from mlflow_ft_judge import gate
 from mlflow_ft_judge.settings import JudgeOptions
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def judge(subject: Subject) -> Sequence[Score]:
     """All scores `judge/...` of one model; none if no judge is named."""
-    options = JudgeOptions()
+    options = subject.config.options(JudgeOptions)
     if not options.asked:
         return []
     from mlflow_ft_judge.engine import evaluating
@@ -53,4 +53,11 @@ def register_gates() -> list[Gate]:
             judge=gate.judge,
             options=gate.OPTIONS,
         )
+    ]
+
+
+@hookimpl
+def register_options() -> list[Options]:
+    return [
+        Options(name="judge", summary="who judges answers, by which rubrics, and what it may cost", fields=JudgeOptions)
     ]

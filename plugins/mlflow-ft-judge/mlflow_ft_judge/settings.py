@@ -100,6 +100,15 @@ class JudgeOptions:
             raise ValueError("max_failures is a share, from 0 to below 1")
         if self.timeout <= 0:
             raise ValueError("timeout must be above 0")
+        for name in ("endpoint", "second_endpoint"):
+            if (url := getattr(self, name)) and (reason := _unusable(url)):
+                raise ValueError(f"{name}: {reason}; write http://HOST:PORT/v1")
+        for name in ("api_key_env", "second_api_key_env"):
+            if (variable := getattr(self, name)) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+                raise ValueError(
+                    f"{name}: this is not the name of a variable; put the key into a variable and write its name: "
+                    "settings are logged"
+                )
 
     @property
     def asked(self) -> bool:
@@ -153,16 +162,11 @@ def _wrong(options: JudgeOptions) -> Iterator[Problem]:
         yield Problem(place="plugins.judge.endpoint", message="no endpoint is given", hint=hint)
     if not options.model:
         yield Problem(place="plugins.judge.model", message="no model is given", hint="name it as the endpoint does")
-    for setting in ("endpoint", "second_endpoint"):
-        url = endpoint if setting == "endpoint" else options.second_endpoint
-        if url and (reason := _unusable(url)):
-            yield Problem(place=f"plugins.judge.{setting}", message=reason, hint="write http://HOST:PORT/v1")
+    if not options.endpoint and endpoint and (reason := _unusable(endpoint)):
+        yield Problem(place=ENDPOINT, message=reason, hint="write http://HOST:PORT/v1")
     for setting in ("api_key_env", "second_api_key_env"):
         variable = getattr(options, setting)
-        if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
-            hint = "put the key into a variable and write the variable's name here: a setting is logged, a key is not"
-            yield Problem(place=f"plugins.judge.{setting}", message="this is not the name of a variable", hint=hint)
-        elif variable and not os.environ.get(variable):
+        if variable and not os.environ.get(variable):
             hint = f"export {variable}=..."
             yield Problem(place=f"plugins.judge.{setting}", message=f"{variable} is not set", hint=hint)
 
