@@ -73,7 +73,7 @@ class Subject(Protocol):
 
     @property
     def run(self) -> Run | None:
-        """The MLflow run, to log tables and files; None where nothing is logged, as when a promotion scores a champion."""
+        """The MLflow run, to log tables and files; None where nothing is logged: a promotion scores a champion."""
 
     @property
     def progress(self) -> Progress:

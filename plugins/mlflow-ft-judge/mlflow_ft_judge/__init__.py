@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft import Evaluator, Gate, Options, hookimpl
 from mlflow_ft_judge import gate
-from mlflow_ft_judge.settings import JudgeOptions
+from mlflow_ft_judge.settings import JudgeOptions, from_environment
 
 if TYPE_CHECKING:
-    from mlflow_ft import Data, Score, Subject
+    from mlflow_ft import Data, Job, Model, Score, Subject
 
 
 def judge(subject: Subject) -> Sequence[Score]:
     """All scores `judge/...` of one model; none if no judge is named."""
     options = subject.config.options(JudgeOptions)
+    if subject.run is None:  # a promotion: who promotes says where a key is sent, not the author of the run
+        options = from_environment(options)
     if not options.asked:
         return []
     from mlflow_ft_judge.engine import evaluating
@@ -29,6 +31,16 @@ def judge(subject: Subject) -> Sequence[Score]:
 def has_prompts(data: Data) -> bool:
     """Whether some held-out row asks for an answer in text."""
     return data.kind == "prompt" or any(example.answer is not None for example in data.eval.examples)
+
+
+@hookimpl
+def before_train(job: Job, data: Data, model: Model) -> None:
+    """Refuse, before anything is spent, a judge that could not be asked afterwards."""
+    names, options = job.config.evaluation.evaluators, job.config.options(JudgeOptions)
+    if "judge" in names if names is not None else options.asked and has_prompts(data):
+        from mlflow_ft_judge.engine import checking
+
+        checking.check(options)
 
 
 @hookimpl

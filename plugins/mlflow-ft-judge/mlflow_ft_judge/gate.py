@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_ft import ConfigError, Verdict
 from mlflow_ft_judge import settings
@@ -37,21 +37,9 @@ def judge(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
         return [Verdict(passed=False, found=reason, wanted=wanted)]
     from mlflow_ft_judge.engine import promoting
 
-    options = options_of(given)
+    options = settings.checked({name: value for name, value in given.items() if name not in OWN})
     settings.judges(options)
     return [promoting.verdict(candidacy, options, given, wanted=wanted)]
-
-
-def options_of(given: Mapping[str, Any]) -> JudgeOptions:
-    """The judge's settings in the gates file.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-    try:
-        return JudgeOptions(**{name: value for name, value in given.items() if name not in OWN})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"options.judge: {error}") from error
 
 
 def incomparable(candidate: Contender, champion: Contender) -> str:

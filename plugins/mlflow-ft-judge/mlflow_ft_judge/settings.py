@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 from urllib.parse import urlsplit
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import TypeAdapter, ValidationError
 
 from mlflow_ft import ConfigError, Problem
 
@@ -61,59 +64,61 @@ class JudgeOptions:
     not given, nothing if empty."""
     pairwise: bool = True
     """Compare the tuned model's answers with the base model's, each pair in both orders."""
-    repeats: int = 1
+    repeats: Annotated[int, Ge(1)] = 1
     """How often each answer is marked; the repeats are averaged, and compared with each other."""
-    max_rows: int = 100
+    max_rows: Annotated[int, Ge(1)] = 100
     """Held-out answers to judge, at most; each costs a request for each rubric, and two for a comparison."""
-    max_failures: float = 0.1
+    max_failures: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of rows that could not be judged above which a score is withheld."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Ge(0)] = 0.0
     """The judge's sampling temperature."""
-    max_tokens: int = 512
+    max_tokens: Annotated[int, Ge(1)] = 512
     """Longest reply of the judge, in tokens."""
-    workers: int = 4
+    workers: Annotated[int, Ge(1)] = 4
     """Requests at the same time."""
-    timeout: float = 120.0
+    timeout: Annotated[float, Gt(0)] = 120.0
     """Seconds that the endpoint may be silent before a request counts as failed."""
-    retries: int = 5
+    retries: Annotated[int, Ge(0)] = 5
     """How often a request is repeated after 429, 5xx, a timeout or a lost connection."""
-    backoff: float = 1.0
+    backoff: Annotated[float, Ge(0)] = 1.0
     """Seconds before the first repetition; doubled for each further one, up to a minute."""
-    price_in: float = 0.0
+    price_in: Annotated[float, Ge(0)] = 0.0
     """Price of a million tokens read by the judge, in any currency."""
-    price_out: float = 0.0
+    price_out: Annotated[float, Ge(0)] = 0.0
     """Price of a million tokens written by the judge, in the same currency."""
     cache: bool = True
     """Keep replies in `~/.cache/mlflow-ft/judge`, so that nothing is asked twice."""
-    traces: int = 8
+    traces: Annotated[int, Ge(0)] = 8
     """Judged answers that MLflow's UI shows as traces with the marks on them, at most."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value out of range."""
-        for name in ("repeats", "max_rows", "max_tokens", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("retries", "backoff", "temperature", "price_in", "price_out", "traces"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
-        if not 0 <= self.max_failures < 1:
-            raise ValueError("max_failures is a share, from 0 to below 1")
-        if self.timeout <= 0:
-            raise ValueError("timeout must be above 0")
+        """Raise ValueError for what may hold a key: settings are logged."""
         for name in ("endpoint", "second_endpoint"):
             if (url := getattr(self, name)) and (reason := _unusable(url)):
                 raise ValueError(f"{name}: {reason}; write http://HOST:PORT/v1")
         for name in ("api_key_env", "second_api_key_env"):
             if (variable := getattr(self, name)) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
-                raise ValueError(
-                    f"{name}: this is not the name of a variable; put the key into a variable and write its name: "
-                    "settings are logged"
-                )
+                raise ValueError(f"{name}: this is not the name of a variable; put the key into one and name it here")
 
     @property
     def asked(self) -> bool:
         """Whether there is a judge."""
         return bool(self.endpoint or os.environ.get(ENDPOINT))
+
+
+def checked(given: Mapping[str, Any]) -> JudgeOptions:
+    """Settings from a file that is not the configuration.
+
+    Raises:
+        ConfigError: a value has another type, or is out of range; all problems are reported.
+    """
+    try:
+        return TypeAdapter(JudgeOptions).validate_python(dict(given))
+    except ValidationError as error:
+        problems = [
+            Problem(place=".".join(map(str, detail["loc"])), message=detail["msg"]) for detail in error.errors()
+        ]
+        raise ConfigError("the settings of the judge cannot be used", problems=problems) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +133,11 @@ class JudgeAt:
     def name(self) -> str:
         """For messages and tables."""
         return f"{self.model} at {urlsplit(self.endpoint).netloc}"
+
+
+def from_environment(options: JudgeOptions) -> JudgeOptions:
+    """The settings of a run without its endpoints and keys, so that those in the environment are used."""
+    return replace(options, endpoint="", api_key_env="", second_endpoint="", second_api_key_env="")
 
 
 def judges(options: JudgeOptions) -> list[JudgeAt]:
