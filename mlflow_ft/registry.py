@@ -45,7 +45,7 @@ class Catalogue(Generic[RecordT]):
         self.kind = kind.replace("_", " ")
         self._records: dict[str, RecordT] = {}
         self._providers: dict[str, str] = {}
-        self._broken = tuple(info for info in plugins.infos if info.status == "broken")
+        self._broken = tuple(info for info in plugins.infos if info.faulty)
         for registered in plugins.registered:
             if registered.kind == kind:
                 self._add(cast(RecordT, registered.record), registered.provider)
