@@ -22,6 +22,7 @@ from mlflow_ft.records import (
     Evaluator,
     Exporter,
     Gate,
+    GuardSet,
     Launcher,
     Options,
     Packager,
@@ -111,6 +112,14 @@ def register_plan_rules() -> Iterable[PlanRule]:  # type: ignore[empty-body]  # 
 def register_engines() -> Iterable[Engine]:  # type: ignore[empty-body]  # a specification has no body
     """Return the data engines of this plugin, which work on rows on several machines. Called once, when the program
     starts."""
+
+
+@hookspec
+def register_guards() -> Iterable[GuardSet]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the guard sets of this plugin, which `evaluation.guards` can name. Called once, when the program starts.
+
+    A name in `evaluation.guards` is a registered guard set, else a data source.
+    """
 
 
 @hookspec

@@ -16,6 +16,7 @@ from mlflow_ft.records import (
     Evaluator,
     Exporter,
     Gate,
+    GuardSet,
     Launcher,
     Options,
     Packager,
@@ -27,6 +28,7 @@ from mlflow_ft.records import (
 
 if TYPE_CHECKING:
     from mlflow_ft.config.gates import Gates
+    from mlflow_ft.rows import Task
 
 RecordT = TypeVar("RecordT", bound=Record)
 OWN_SECTION = {"beats-champion": "beats_champion", "beats-base": "beats_base", "no-regression": "max_regression"}
@@ -94,6 +96,7 @@ class Registry:
         self.launchers: Catalogue[Launcher] = Catalogue("launchers", plugins)
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
+        self.guards: Catalogue[GuardSet] = Catalogue("guards", plugins)
         self.options: Catalogue[Options] = Catalogue("options", plugins)
 
     @property
@@ -105,6 +108,13 @@ class Registry:
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:
     """The named checks, or all of them."""
     return list(registry.checks) if names is None else [registry.checks[name] for name in names]
+
+
+def chosen_evaluators(registry: Registry, names: Sequence[str] | None, *, task: Task) -> list[Evaluator]:
+    """The named evaluators, or all for models of this task."""
+    if names is None:
+        return [evaluator for evaluator in registry.evaluators if evaluator.task == task]
+    return [registry.evaluators[name] for name in names]
 
 
 def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates file") -> list[Gate]:

@@ -18,6 +18,7 @@ MORE = {
     "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
+    "guards": ("licence",),
     "plan_rules": ("priority", "source"),
 }
 """What is shown of a record in addition to its name and summary, by kind."""

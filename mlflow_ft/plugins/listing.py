@@ -15,6 +15,7 @@ from mlflow_ft.records import (
     Evaluator,
     Exporter,
     Gate,
+    GuardSet,
     Launcher,
     Options,
     Packager,
@@ -37,6 +38,7 @@ KINDS: Mapping[str, type] = {
     "launchers": Launcher,
     "plan_rules": PlanRule,
     "engines": Engine,
+    "guards": GuardSet,
     "options": Options,
 }
 

@@ -14,7 +14,7 @@ from mlflow_ft.preparing import dataset, prepared
 from mlflow_ft.preparing.checking import Side
 from mlflow_ft.preparing.prepared import Preparation
 from mlflow_ft.progress import Progress
-from mlflow_ft.registry import Registry
+from mlflow_ft.registry import Registry, suggest
 from mlflow_ft.values import Data, Score
 
 if TYPE_CHECKING:
@@ -22,15 +22,26 @@ if TYPE_CHECKING:
     from mlflow_ft.records import Evaluator
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
+READY = "builtin"
+"""The name of all ready guard sets together, and what the names of single ones begin with: `builtin:json`."""
 
 
-def check_names(config: Config) -> None:
-    """Raise ConfigError for a name that cannot be part of a metric's name."""
-    for name in config.evaluation.guards or {}:
+def check_names(config: Config, registry: Registry) -> None:
+    """Raise ConfigError for a name that cannot be part of a metric's name, or a guard set that is not registered."""
+    for name, asked in (config.evaluation.guards or {}).items():
         if not NAME.fullmatch(name):
             raise ConfigError(
                 f"evaluation.guards: {name!r} cannot be a name", hint="use letters, digits, - and _: {safety: FILE}"
             )
+        if asked.partition(":")[0] == READY and asked not in registry.guards:
+            known = [guard.name for guard in registry.guards]
+            hint = suggest(asked, known) if known else "pip install mlflow-ft-guards, or name a file"
+            raise ConfigError(f"evaluation.guards: there is no guard set {asked!r}", hint=hint)
+
+
+def source(asked: str, registry: Registry) -> str:
+    """The data source of what `evaluation.guards` names: a registered guard set's files, else the source itself."""
+    return str(registry.guards[asked].path) if asked in registry.guards else asked
 
 
 def prepare(
@@ -42,7 +53,8 @@ def prepare(
         DataError: a source is missing or its format unknown, or the mask of a row cannot be proved.
     """
     guard_sets = {}
-    for name, path in (config.evaluation.guards or {}).items():
+    for name, asked in (config.evaluation.guards or {}).items():
+        path = source(asked, registry)
         settings = DataSection(
             path=path,
             max_length=config.data.max_length,

@@ -10,7 +10,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
     Trainer(name="my-sft", summary="SFT with my defaults", train=_train, defaults={"training.learning_rate": 1e-4})
 """
 
-from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, JoiningCollector, Reward
+from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, GuardSet, JoiningCollector, Reward
 from mlflow_ft.records.machines import Engine, Launcher, PlanRule
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
 from mlflow_ft.records.options import Options
@@ -29,6 +29,7 @@ Record = (
     | Launcher
     | PlanRule
     | Engine
+    | GuardSet
     | Options
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "Evaluator",
     "Exporter",
     "Gate",
+    "GuardSet",
     "JoiningCollector",
     "Launcher",
     "Options",

@@ -13,6 +13,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import guards
 from mlflow_ft.records import Evaluator
+from mlflow_ft.registry import chosen_evaluators
 from mlflow_ft.stages import done, following, worse
 from mlflow_ft.values import Answer, Data, Score, Scores, Subject, Trained
 
@@ -32,7 +33,7 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
 
     job.run.begin("evaluate")
     evaluators = chosen(job, data)
-    guarding = {name: chosen(job, guard) for name, guard in data.guards.items()}
+    guarding = {name: on_rows(chosen(job, guard)) for name, guard in data.guards.items()}
     ranks.call(following.JUDGE, trained)
     judged = {
         subject.name: _judge(evaluators, subject, guards.scores(subject, data, guarding))
@@ -69,11 +70,13 @@ def chosen(job: Job, data: Data) -> list[Evaluator]:
         ConfigError: a name is not registered.
     """
     names = job.config.evaluation.evaluators
-    if names is None:
-        return [
-            evaluator for evaluator in job.registry.evaluators if evaluator.task == job.task and evaluator.applies(data)
-        ]
-    return [job.registry.evaluators[name] for name in names]
+    evaluators = chosen_evaluators(job.registry, names, task=job.task)
+    return [evaluator for evaluator in evaluators if names is not None or evaluator.applies(data)]
+
+
+def on_rows(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
+    """Those that score the rows they are given, not rows of their own."""
+    return [evaluator for evaluator in evaluators if not evaluator.own_rows]
 
 
 def _judge(
@@ -85,11 +88,13 @@ def _judge(
 
 
 def log_scores(job: Job, data: Data, name: str, scores: Sequence[Score], *, model_id: str | None = None) -> None:
-    """Log a model's scores as metrics, each linked to its rows."""
+    """Log a model's scores as metrics, each linked to its rows, unless they are the evaluator's own."""
     for guard in ("", *data.guards):
-        metrics = as_metrics(name, [score for score in scores if score.guard == guard])
+        metrics = as_metrics(name, [score for score in scores if score.guard == guard and not score.digest])
         rows = data.guards[guard].eval if guard else data.eval
         job.run.metrics(metrics, model_id=model_id, dataset=rows)
+    if own := [score for score in scores if score.digest]:
+        job.run.metrics(as_metrics(name, own), model_id=model_id)
 
 
 def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
@@ -100,13 +105,20 @@ def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
 
 
 def row_scores(scores: Scores, data: Data, config: Config) -> dict[str, Any]:
-    """The row values of every score that is a mean over held-out rows, in the rows' order, and the rows' digest."""
+    """The row values of every score that is a mean over rows, in the rows' order, and the rows' digests.
+
+    Guard sets have no row values here.
+    """
     return {
         "digest": data.eval.digest,
         "guards": guards.digests(data),
+        "digests": {score.name: score.digest for score in scores.tuned if score.digest},
+        "lower_is_better": {
+            score.name: score.lower_is_better for score in scores.tuned if score.lower_is_better is not None
+        },
         "scores": {
             name: {
-                score.name: [_finite(row) for row in by_conversation(score.rows, data, config)]
+                score.name: [_finite(row) for row in by_conversation(score, data, config)]
                 for score in model_scores
                 if score.rows and not score.guard
             }
@@ -115,20 +127,21 @@ def row_scores(scores: Scores, data: Data, config: Config) -> dict[str, Any]:
     }
 
 
-def by_conversation(rows: Sequence[float | None], data: Data, config: Config) -> tuple[float | None, ...]:
-    """The values of held-out rows; if `data.turns` made a row of each turn, one mean value per conversation.
+def by_conversation(score: Score, data: Data, config: Config) -> tuple[float | None, ...]:
+    """The values of a score's rows; if `data.turns` made a held-out row of each turn, one mean value per conversation.
 
     The test that compares two models assumes independent rows, which the turns of one conversation are not.
     """
-    if config.data.turns != "each":
-        return tuple(rows)
+    rows = score.rows
+    if config.data.turns != "each" or score.digest:
+        return rows
     from mlflow_ft.engine.judging import judge
 
     examples = list(data.eval.examples)
     answered = list(itertools.islice(filter(judge.answerable, examples), config.evaluation.max_rows))
     judged = next((candidates for candidates in (examples, answered) if len(candidates) == len(rows)), None)
     if judged is None:  # the evaluator chose its own rows
-        return tuple(rows)
+        return rows
     groups: list[list[float | None]] = []
     for number, (example, value) in enumerate(zip(judged, rows, strict=True)):
         before = judged[number - 1].messages if number else ()

@@ -119,6 +119,8 @@ def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowC
             answers=_answers((run and read(owner, run_id, ANSWERS_FILE)) or {}),
             base=rows.get("base_model") or (run.data.tags.get("mlflow_ft.base_model", "") if run else ""),
             aims=tuple(rows.get("aims", ())),
+            digests=rows.get("digests") or {},
+            lower_is_better=rows.get("lower_is_better") or {},
         )
 
 

@@ -15,9 +15,6 @@ from mlflow_ft.values.job import Run
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
 
-if TYPE_CHECKING:
-    from mlflow_ft.config.schema import Config
-
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -49,6 +46,11 @@ class Score:
     rows: tuple[float | None, ...] = ()
     guard: str = ""
     """The guard set of the score; empty for the held-out rows. Set by the stage."""
+    lower_is_better: bool | None = None
+    """None: by its name, as for `loss` and `perplexity`; other names are better when they are higher."""
+    digest: str = ""
+    """Identifies the rows of a score that is on rows of its own, such as a benchmark's, and how they were asked: two
+    models are compared by it only where it is the same. Empty: on the held-out rows, or on the guard set."""
 
     @classmethod
     def mean(cls, name: str, rows: Sequence[float | None]) -> Score:
@@ -56,6 +58,13 @@ class Score:
         scored = [row for row in rows if row is not None]
         value = sum(scored) / len(scored) if scored else float("nan")
         return cls(name=name, value=value, rows=tuple(rows))
+
+    @property
+    def lower(self) -> bool:
+        """Whether the score is better when it is lower."""
+        from mlflow_ft.config.gates import lower_is_better
+
+        return lower_is_better(self.name) if self.lower_is_better is None else self.lower_is_better
 
     @property
     def coverage(self) -> float:
@@ -72,8 +81,14 @@ class Subject(Protocol):
     """Every setting; those of a plugin are `config.options(ItsOptions)`."""
 
     @property
+    def model(self) -> Any:
+        """The loaded model in evaluation mode, a `transformers.PreTrainedModel`, or a `peft.PeftModel` with its adapter
+        switched on; `data.tokenizer` is its tokenizer. Change nothing in it and keep no reference: it is released when
+        the evaluators have run."""
+
+    @property
     def run(self) -> Run | None:
-        """The MLflow run, to log tables and files; None where nothing is logged: a promotion scores a champion."""
+        """The MLflow run, to log tables and files. None where nothing is logged: when a promotion scores a champion."""
 
     @property
     def progress(self) -> Progress:

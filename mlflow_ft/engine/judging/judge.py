@@ -104,6 +104,11 @@ class JudgedModel:
         self._pad: int = data.tokenizer.pad_token_id
 
     @property
+    def model(self) -> Any:
+        """The loaded model, with its adapter switched on."""
+        return self._module
+
+    @property
     def run(self) -> Run | None:
         """The MLflow run; None where nothing is logged."""
         return self._job.run

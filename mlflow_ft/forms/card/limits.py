@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from itertools import chain
 
-from mlflow_ft.config.gates import lower_is_better
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.markdown import bullets, code, counted, number, plain
 from mlflow_ft.values import Score
@@ -68,9 +67,10 @@ def worse(about: About) -> Iterator[str]:
 
 
 def _is_worse(after: Score, before: Score) -> bool:
-    if lower_is_better(after.name):
+    if after.lower:
         return after.value > before.value
-    return after.name.endswith(HIGHER) and after.value < before.value
+    known = after.lower_is_better is not None or after.name.endswith(HIGHER)
+    return known and after.value < before.value
 
 
 def not_learned(about: About) -> Iterator[str]:
