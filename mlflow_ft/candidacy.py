@@ -60,6 +60,8 @@ class Contender:
     """Its method's own scores, in order of preference; see `Trainer.scores`."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """For each score that is on rows of its own, such as a benchmark's, their digest."""
+    measured_by: Mapping[str, str] = field(default_factory=dict)
+    """For each score that a judge gave, the judge and its rubric."""
     lower_is_better: Mapping[str, bool] = field(default_factory=dict)
     """For each score that says so itself, whether it is better when it is lower."""
     unscored: str = ""

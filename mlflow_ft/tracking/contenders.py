@@ -120,6 +120,7 @@ def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowC
             base=rows.get("base_model") or (run.data.tags.get("mlflow_ft.base_model", "") if run else ""),
             aims=tuple(rows.get("aims", ())),
             digests=rows.get("digests") or {},
+            measured_by=rows.get("measured_by") or {},
             lower_is_better=rows.get("lower_is_better") or {},
         )
 

@@ -51,6 +51,9 @@ class Score:
     digest: str = ""
     """Identifies the rows of a score that is on rows of its own, such as a benchmark's, and how they were asked: two
     models are compared by it only where it is the same. Empty: on the held-out rows, or on the guard set."""
+    measured_by: str = ""
+    """What gave the score, if another run may have it from something else: a judge and its rubric. Two models are
+    compared by it only where it is the same. Empty: any run measures it in the same way."""
 
     @classmethod
     def mean(cls, name: str, rows: Sequence[float | None]) -> Score:

@@ -33,9 +33,12 @@ REWARD = "reward/"
 
 
 def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
-    """Whether a gate compares the two, and their scores are on different rows."""
+    """Whether a gate compares the two, and their scores are on different rows, or from different judges."""
     own = set(candidate.digests)
     guarded = [name for name in gates.max_regression if candidate.score(name) is not None and name not in own]
+    compared = [*guarded, *(gates.beats_champion.metrics if gates.beats_champion else ())]
+    if any(candidate.measured_by.get(name) != champion.measured_by.get(name) for name in compared):
+        return True
     others = {name.partition("/")[0] for name in guarded} & set(candidate.guards)
     if any(candidate.guards[name] != champion.guards.get(name) for name in others):
         return True
@@ -73,10 +76,19 @@ def champion(pair: Pair, *, plugins: Plugins, progress: Progress) -> tuple[Conte
         return unscored, reason
     metrics = _others(champion) | evaluate.as_metrics("tuned", scores)
     rows |= _own(champion)
-    note = f"{subject} had no scores on these rows: it was loaded and scored on them"
+    same_rows = champion.rows and champion.eval_digest == candidate.eval_digest
+    lacking = "scores by the same judge" if same_rows else "scores on these rows"
+    note = f"{subject} had no {lacking}: it was loaded and scored on them"
     if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
         note += "; its rewards are unknown, because their code is not run again (hold out the same rows for both)"
-    rescored = replace(champion, rows=rows, metrics=metrics, answers=answers, eval_digest=candidate.eval_digest)
+    rescored = replace(
+        champion,
+        rows=rows,
+        metrics=metrics,
+        answers=answers,
+        measured_by={score.name: score.measured_by for score in scores if score.measured_by},
+        eval_digest=candidate.eval_digest,
+    )
     return rescored, note
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft import Evaluator, Gate, Options, hookimpl
 from mlflow_ft_judge import gate
-from mlflow_ft_judge.settings import JudgeOptions, from_environment
+from mlflow_ft_judge.settings import JudgeOptions, from_environment, problem
 
 if TYPE_CHECKING:
-    from mlflow_ft import Data, Job, Model, Score, Subject
+    from mlflow_ft import Config, Data, Job, Model, Score, Subject
 
 
 def judge(subject: Subject) -> Sequence[Score]:
@@ -31,6 +31,12 @@ def judge(subject: Subject) -> Sequence[Score]:
 def has_prompts(data: Data) -> bool:
     """Whether some held-out row asks for an answer in text."""
     return data.kind == "prompt" or any(example.answer is not None for example in data.eval.examples)
+
+
+def refuses(config: Config) -> str | None:
+    """What is wrong with the judge's settings; nothing where nobody asks for a judge."""
+    options = config.options(JudgeOptions)
+    return problem(options) if options.asked or "judge" in (config.evaluation.evaluators or ()) else None
 
 
 @hookimpl
@@ -52,6 +58,7 @@ def register_evaluators() -> list[Evaluator]:
             evaluate=judge,
             scores=("judge/*",),
             applies=has_prompts,
+            refuses=refuses,
         )
     ]
 

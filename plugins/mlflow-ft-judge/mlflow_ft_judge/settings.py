@@ -248,3 +248,13 @@ def _scale(name: str, given: Mapping[str, Any]) -> tuple[int, int]:
     if not whole or len(numbers) != 2 or not numbers[0] < numbers[1]:
         raise ValueError(f"{name}: scale is its worst and its best mark, whole numbers: [1, 5]")
     return numbers[0], numbers[1]
+
+
+def problem(options: JudgeOptions) -> str | None:
+    """Why nothing can be judged with these settings, and the remedies, in a line; None if all is well."""
+    try:
+        rubrics(options)
+        judges(options)
+    except ConfigError as error:
+        return "; ".join(line.strip() for line in str(error).splitlines())
+    return None

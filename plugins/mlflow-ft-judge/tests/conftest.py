@@ -52,6 +52,7 @@ def subject_of():
             data=SimpleNamespace(eval=SimpleNamespace(name="eval", digest="0" * 32)),
             answers=answers,
             base_answers=answers if name == "base" else others,
+            config=SimpleNamespace(),
             run=SimpleNamespace(table=lambda rows, path: kept.tables.update({path: rows})),
             progress=progress,
         )

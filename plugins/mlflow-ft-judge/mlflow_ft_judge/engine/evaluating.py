@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlflow_ft import Answer, ConfigError, Score, Subject
+from mlflow_ft import Answer, Score, Subject, brief
 from mlflow_ft_judge import settings
 from mlflow_ft_judge.engine import comparing, marking
 from mlflow_ft_judge.engine.asking import Account, Asked, reasons
+from mlflow_ft_judge.engine.cache import VERSION
 from mlflow_ft_judge.engine.comparing import Comparison
 from mlflow_ft_judge.engine.marking import Marks
-from mlflow_ft_judge.settings import JudgeOptions
+from mlflow_ft_judge.settings import JudgeOptions, Rubric
 
 PREFIX = "judge/"
 
@@ -25,6 +28,8 @@ class Judged:
     answers: Sequence[Answer]
     base: Sequence[Answer]
     options: JudgeOptions
+    judges: Sequence[str]
+    """The names of the judging models."""
     accounts: Sequence[Account]
     marks: list[Marks] = field(default_factory=list)
     comparison: Comparison | None = None
@@ -48,7 +53,13 @@ def evaluate(subject: Subject, options: JudgeOptions) -> Sequence[Score]:
     if not answers:
         return []
     asked = [Asked(judge, options) for judge in judges]
-    judged = Judged(answers=answers, base=base, options=options, accounts=[judge.account for judge in asked])
+    judged = Judged(
+        answers=answers,
+        base=base,
+        options=options,
+        judges=[judge.model for judge in judges],
+        accounts=[judge.account for judge in asked],
+    )
     compares = options.pairwise and subject.name == "tuned" and len(base) == len(answers)
     total = len(answers) * (len(rubrics) * options.repeats + 2 * compares) * len(judges)
     try:
@@ -63,17 +74,21 @@ def evaluate(subject: Subject, options: JudgeOptions) -> Sequence[Score]:
             judge.close()
     scores = list(_scores(judged, is_base=subject.name == "base" and options.pairwise))
     _tell(subject, judged)
+    if subject.run and options.traces:
+        _show(subject, judged, asked)
     return scores
 
 
 def _scores(judged: Judged, *, is_base: bool) -> Sequence[Score]:
     scores: list[Score] = []
     for marks in judged.marks:
-        scores.append(_score(f"{PREFIX}{marks.rubric.name}", marks.rows, judged))
+        score = _score(f"{PREFIX}{marks.rubric.name}", marks.rows, judged)
+        scores.append(replace(score, measured_by=identity(judged, marks.rubric)))
         if agreement := marks.agreement:
             scores += _agreement(marks.rubric.name, *agreement)
     if is_base:  # against itself; so that a paired test asks whether the tuned model wins more often than not
-        scores.append(Score.mean(f"{PREFIX}win_rate", [comparing.TIE] * len(judged.answers)))
+        against_itself = Score.mean(f"{PREFIX}win_rate", [comparing.TIE] * len(judged.answers))
+        scores.append(replace(against_itself, measured_by=identity(judged)))
     if judged.comparison:
         scores += _compared(judged, judged.comparison)
     unjudged = sum(row is None for rows in _all_rows(judged) for row in rows)
@@ -85,7 +100,7 @@ def _scores(judged: Judged, *, is_base: bool) -> Sequence[Score]:
 
 
 def _compared(judged: Judged, comparison: Comparison) -> list[Score]:
-    rate = _score(f"{PREFIX}win_rate", comparison.rows, judged)
+    rate = replace(_score(f"{PREFIX}win_rate", comparison.rows, judged), measured_by=identity(judged))
     if rate.name in judged.withheld:
         return [rate]
     wins, ties, losses = comparing.shares(rate.rows)
@@ -106,6 +121,15 @@ def _score(name: str, rows: Sequence[float | None], judged: Judged) -> Score:
         )
         return Score.mean(name, [None] * len(rows))
     return Score.mean(name, rows)
+
+
+def identity(judged: Judged, rubric: Rubric | None = None) -> str:
+    """The judges, and a hash of the rubric, or of the answers that were compared with."""
+    texts = (
+        [answer.text for answer in judged.base] if rubric is None else [rubric.instructions, *map(str, rubric.scale)]
+    )
+    asked = [str(VERSION), str(judged.options.temperature), *texts]
+    return f"{' and '.join(judged.judges)} ({hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]})"
 
 
 def _agreement(name: str, share: float, kappa: float) -> list[Score]:
@@ -136,6 +160,17 @@ def _tell(subject: Subject, judged: Judged) -> None:
     if subject.run:
         guard = "" if subject.data.eval.name == "eval" else f"{subject.data.eval.digest[:8]}_"
         subject.run.table(table(judged), f"eval/judge/{guard}{subject.name}.json")
+
+
+def _show(subject: Subject, judged: Judged, asked: Sequence[Asked]) -> None:
+    """The first answers as traces; without them nothing is lost but the view."""
+    from mlflow_ft_judge.engine import traces
+
+    shown = judged.answers[: judged.options.traces]
+    try:
+        traces.show(subject.name, shown, asked, marks=judged.marks, comparison=judged.comparison)
+    except Exception as error:  # whatever MLflow raises: the scores are known, and the table is kept
+        subject.progress.warn(f"the judged answers of {subject.name} are not shown as traces: {brief(error)}")
 
 
 def spent(judged: Judged) -> str:
@@ -183,13 +218,3 @@ def _pair_of(comparison: Comparison, number: int) -> dict[str, Any]:
         row |= {f"{label}, base as A": second.value, f"{label}, base as A, reason": second.reason}
         row |= {f"{label}, tuned as A": first.value, f"{label}, tuned as A, reason": first.reason}
     return row
-
-
-def problem(options: JudgeOptions) -> str | None:
-    """Why nothing can be judged with these settings, and a remedy; None if all is well."""
-    try:
-        settings.rubrics(options)
-        settings.judges(options)
-    except ConfigError as error:
-        return str(error)
-    return None

@@ -26,7 +26,7 @@ FIELDS = {
 }
 
 
-class RubricJudge(Judge):  # type: ignore[misc]  # MLflow's classes are not typed
+class RubricJudge(Judge):
     """A rubric, asked as in a run: same prompt, cache, repetitions and reading of the reply."""
 
     _rubric: Rubric = PrivateAttr()
@@ -47,7 +47,15 @@ class RubricJudge(Judge):  # type: ignore[misc]  # MLflow's classes are not type
     def get_input_fields(self) -> list[JudgeField]:
         return [JudgeField(name=name, description=description) for name, description in FIELDS.items()]
 
-    def __call__(self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None) -> Feedback:
+    def __call__(
+        self,
+        *,
+        inputs: Any = None,
+        outputs: Any = None,
+        expectations: dict[str, Any] | None = None,
+        trace: Any = None,
+        session: Any = None,
+    ) -> Feedback:
         answer = answer_of(inputs, outputs, expectations)
         return feedback(self._rubric.name, self._asked.ask(prompts.mark(self._rubric, answer)), self._asked)
 
