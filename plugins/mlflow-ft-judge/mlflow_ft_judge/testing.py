@@ -47,6 +47,7 @@ class Server:
             "backoff": 0.01,
             "retries": 2,
             "timeout": 5.0,
+            "traces": 0,
         }
         return JudgeOptions(**(settings | more))
 
