@@ -17,6 +17,7 @@ import pluggy
 from mlflow_ft.records import (
     Adapter,
     Check,
+    Command,
     DataFormat,
     Engine,
     Evaluator,
@@ -128,6 +129,12 @@ def register_options() -> Iterable[Options]:  # type: ignore[empty-body]  # a sp
 
     They are checked like all others: an unknown key or a wrong value is refused before anything is loaded.
     """
+
+
+@hookspec
+def register_commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the commands that this plugin adds to `mlflow-ft`. Called once, when `mlflow-ft --help` or a command that
+    is not built in asks for them."""
 
 
 @hookspec(firstresult=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mlflow_ft.errors import ConfigError, PluginError, Problem
@@ -11,6 +12,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.records import (
     Adapter,
     Check,
+    Command,
     DataFormat,
     Engine,
     Evaluator,
@@ -24,6 +26,7 @@ from mlflow_ft.records import (
     Record,
     Reward,
     Trainer,
+    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -98,6 +101,12 @@ class Registry:
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
         self.guards: Catalogue[GuardSet] = Catalogue("guards", plugins)
         self.options: Catalogue[Options] = Catalogue("options", plugins)
+        self.commands: Catalogue[Command] = Catalogue("commands", plugins)
+
+    @property
+    def lower_is_better(self) -> list[str]:
+        """The scores of which their evaluators say that lower is better."""
+        return [score for evaluator in self.evaluators for score in evaluator.lower_is_better]
 
     @property
     def option_types(self) -> dict[str, type]:
@@ -133,9 +142,20 @@ def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates fi
     if problems:
         raise ConfigError(headline(problems, "in the options of gates"), problems=problems)
     if gates.names is None:
-        return list(registry.gates)
+        return [gate if _applies(gate, registry, gates) else _abstaining(gate) for gate in registry.gates]
     named = [registry.gates[name] for name in gates.names]
     return [*named, *(gate for gate in registry.gates if gate.always and gate not in named)]
+
+
+def _applies(gate: Gate, registry: Registry, gates: Gates) -> bool:
+    """Whether a gate judges without being named: a plugin's needs options, since it cannot know all models."""
+    built_in = registry.gates.provider(gate.name).startswith("builtin.")
+    return built_in or gate.always or gate.name in gates.options
+
+
+def _abstaining(gate: Gate) -> Gate:
+    why = f"not asked for: name it in `names`, or set options.{gate.name}"
+    return replace(gate, judge=lambda about, gates: [Verdict.abstain(why)])
 
 
 def _unread(gate: Gate, options: Mapping[str, Any], place: str) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mlflow_ft.records import (
     Adapter,
     Check,
+    Command,
     DataFormat,
     Engine,
     Evaluator,
@@ -40,6 +41,7 @@ KINDS: Mapping[str, type] = {
     "engines": Engine,
     "guards": GuardSet,
     "options": Options,
+    "commands": Command,
 }
 
 

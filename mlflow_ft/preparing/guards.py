@@ -12,6 +12,7 @@ from mlflow_ft.errors import ConfigError, DataError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import dataset, prepared
 from mlflow_ft.preparing.checking import Side
+from mlflow_ft.preparing.evaluating import Evaluating
 from mlflow_ft.preparing.prepared import Preparation
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry, suggest
@@ -83,13 +84,15 @@ def prepare(
     return guard_sets
 
 
-def scores(subject: JudgedModel, data: Data, evaluators: Mapping[str, Sequence[Evaluator]]) -> Iterator[Score]:
-    """The scores of a model on every guard set, named `GUARD/SCORE`."""
+def scores(
+    subject: JudgedModel, data: Data, evaluators: Mapping[str, Sequence[Evaluator]], evaluating: Evaluating
+) -> Iterator[tuple[str, str, Score]]:
+    """The guard set, the evaluator and the score, named `GUARD/SCORE`, of a model on every guard set."""
     for name, guard in data.guards.items():
         guarded = subject.over(guard)
         for evaluator in evaluators[name]:
-            for score in evaluator.evaluate(guarded):
-                yield replace(score, name=f"{name}/{score.name}", guard=name)
+            for score in evaluating.scores(evaluator, guarded, guard=name):
+                yield name, evaluator.name, replace(score, name=f"{name}/{score.name}", guard=name)
 
 
 def digests(data: Data) -> dict[str, str]:

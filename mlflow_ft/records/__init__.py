@@ -13,7 +13,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, GuardSet, JoiningCollector, Reward
 from mlflow_ft.records.machines import Engine, Launcher, PlanRule
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
-from mlflow_ft.records.options import Options
+from mlflow_ft.records.options import Command, Options
 from mlflow_ft.records.training import Adapter, Trainer
 
 Record = (
@@ -31,12 +31,14 @@ Record = (
     | Engine
     | GuardSet
     | Options
+    | Command
 )
 
 __all__ = [
     "Adapter",
     "Check",
     "Collector",
+    "Command",
     "DataFormat",
     "Engine",
     "Evaluator",

@@ -91,6 +91,9 @@ class Evaluator:
     scores: tuple[str, ...] = ()
     """The names of the scores that it returns; `reward/*` is any that begins so. Before a sweep begins, it refuses an
     objective that no evaluator returns. Empty: the names are known only after it has run."""
+    lower_is_better: tuple[str, ...] = ()
+    """Those of its scores that are better when they are lower; of others higher values are better, but for names that
+    end in `loss` or `perplexity`. A score can say so itself (`Score.lower_is_better`), where it is not known before."""
     own_rows: bool = False
     """It measures on rows of its own. Then it is not run on guard sets, and not again when a promotion scores the
     champion on other held-out rows: the scores of the champion's run are compared."""

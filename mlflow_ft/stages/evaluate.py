@@ -5,18 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import guards
+from mlflow_ft.preparing.evaluating import Evaluating
 from mlflow_ft.records import Evaluator
 from mlflow_ft.registry import chosen_evaluators
 from mlflow_ft.stages import done, following, worse
-from mlflow_ft.values import Answer, Data, Score, Scores, Subject, Trained
+from mlflow_ft.values import Data, Score, Scores, Trained
 
+if TYPE_CHECKING:
+    from mlflow_ft.engine.judging.judge import JudgedModel
+
+FAILED = "mlflow_ft.failed_evaluators"
+"""Tag with the evaluators that have no scores, and why."""
 ROWS_FILE = "eval/rows.json"
 """The artifact with the scores of every held-out row, to compare two models row by row."""
 
@@ -35,15 +41,18 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
     evaluators = chosen(job, data)
     guarding = {name: on_rows(chosen(job, guard)) for name, guard in data.guards.items()}
     ranks.call(following.JUDGE, trained)
-    judged = {
-        subject.name: _judge(evaluators, subject, guards.scores(subject, data, guarding))
-        for subject in judge.subjects(job, data, trained)
-    }
+    evaluating = Evaluating(job.registry, job.progress, trained=trained.adapter or trained.model)
+    judged, answers = {}, {}
+    for subject in judge.subjects(job, data, trained):
+        judged[subject.name] = list(_scores(evaluators, guarding, subject, data, evaluating))
+        answers[subject.name] = subject.answers  # generated here, while the model is in memory
     scores = Scores(
-        base=judged["base"][0],
-        tuned=judged["tuned"][0],
-        answers=tuple(zip(judged["base"][1], judged["tuned"][1], strict=True)),
+        base=evaluating.without_failed(judged["base"]),
+        tuned=evaluating.without_failed(judged["tuned"]),
+        answers=tuple(zip(answers["base"], answers["tuned"], strict=True)),
     )
+    if evaluating.failed:
+        job.run.set_tags({FAILED: "; ".join(f"{name}: {why}" for name, why in evaluating.failed.items())})
     for name, model_scores in (("base", scores.base), ("tuned", scores.tuned)):
         log_scores(job, data, name, model_scores)
         done.finish(job.folder / "evaluate" / name, as_metrics(name, model_scores))
@@ -79,12 +88,25 @@ def on_rows(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
     return [evaluator for evaluator in evaluators if not evaluator.own_rows]
 
 
-def _judge(
-    evaluators: Sequence[Evaluator], subject: Subject, guarded: Iterable[Score]
-) -> tuple[tuple[Score, ...], Sequence[Answer]]:
-    """The scores of one model and its answers, which are generated here, while the model is in memory."""
-    scores = tuple(score for evaluator in evaluators for score in evaluator.evaluate(subject))
-    return (*scores, *guarded), subject.answers
+def _scores(
+    evaluators: Sequence[Evaluator],
+    guarding: Mapping[str, Sequence[Evaluator]],
+    subject: JudgedModel,
+    data: Data,
+    evaluating: Evaluating,
+) -> Iterator[tuple[str, str, Score]]:
+    """The guard set ("" for the held-out rows), the evaluator and the score, of one model."""
+    for evaluator in evaluators:
+        for score in evaluating.scores(evaluator, subject):
+            yield "", evaluator.name, score
+    yield from guards.scores(subject, data, guarding, evaluating)
+
+
+def of_champion(job: Job, data: Data, subject: JudgedModel) -> list[Score]:
+    """The scores of a model that was not trained by this job, on its held-out rows and guard sets."""
+    evaluating = Evaluating(job.registry, job.progress)
+    guarding = {name: on_rows(chosen(job, guard)) for name, guard in data.guards.items()}
+    return [score for _, _, score in _scores(on_rows(chosen(job, data)), guarding, subject, data, evaluating)]
 
 
 def log_scores(job: Job, data: Data, name: str, scores: Sequence[Score], *, model_id: str | None = None) -> None:

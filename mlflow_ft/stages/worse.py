@@ -163,5 +163,5 @@ def _change(before: Score, after: Score) -> str:
 def _lower(job: Job, score: Score) -> bool:
     """Whether lower is better for the score, also by the job's own gates file."""
     file = job.config.registry.gates
-    own = (gates_file(file.expanduser()) if file else Gates()).lower_is_better
-    return score.name in own or score.lower
+    gates = gates_file(file.expanduser()) if file else Gates()
+    return score.is_lower(gates.knowing(job.registry.lower_is_better))

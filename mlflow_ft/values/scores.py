@@ -13,6 +13,7 @@ from mlflow_ft.values.data import Data
 from mlflow_ft.values.job import Run
 
 if TYPE_CHECKING:
+    from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import Config
 
 
@@ -47,7 +48,7 @@ class Score:
     guard: str = ""
     """The guard set of the score; empty for the held-out rows. Set by the stage."""
     lower_is_better: bool | None = None
-    """None: by its name, as for `loss` and `perplexity`; other names are better when they are higher."""
+    """None: as its evaluator's record says (`Evaluator.lower_is_better`), or else its name."""
     digest: str = ""
     """Identifies the rows of a score that is on rows of its own, such as a benchmark's, and how they were asked: two
     models are compared by it only where it is the same. Empty: on the held-out rows, or on the guard set."""
@@ -62,12 +63,10 @@ class Score:
         value = sum(scored) / len(scored) if scored else float("nan")
         return cls(name=name, value=value, rows=tuple(rows))
 
-    @property
-    def lower(self) -> bool:
-        """Whether the score is better when it is lower."""
-        from mlflow_ft.config.gates import lower_is_better
-
-        return lower_is_better(self.name) if self.lower_is_better is None else self.lower_is_better
+    def is_lower(self, gates: Gates) -> bool:
+        """Whether the score is better when it is lower: by the gates, by what it says itself, or by its name."""
+        said = None if self.name in gates.lower_is_better else self.lower_is_better
+        return gates.lower(self.name) if said is None else said
 
     @property
     def coverage(self) -> float:

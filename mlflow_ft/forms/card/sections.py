@@ -78,7 +78,8 @@ def scores(about: About) -> str:
     rows = []
     for name in names:
         pair = base.get(name), tuned.get(name)
-        label = code(name) + (" (lower is better)" if any(score and score.lower for score in pair) else "")
+        lower = any(score and about.lower(score) for score in pair)
+        label = code(name) + (" (lower is better)" if lower else "")
         row = [label, *(number(score.value if score else None) for score in pair), _rows(*pair)]
         rows.append([*row, *(percent(score.coverage) if score else "" for score in pair)] if partly else row)
     evaluation, held = about.config.evaluation, about.data.eval

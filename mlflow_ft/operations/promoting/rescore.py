@@ -141,10 +141,7 @@ def _scores(
         known: dict[str, Sequence[Answer]] = {}
         subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs, base_answers=known)
         known[theirs.eval.digest] = answers_of_base(pair.candidate, subject.answers)
-        chosen = evaluate.on_rows(evaluate.chosen(job, theirs))
-        scores = [score for evaluator in chosen for score in evaluator.evaluate(subject)]
-        guarding = {name: evaluate.on_rows(evaluate.chosen(job, guard)) for name, guard in theirs.guards.items()}
-        scores += guards.scores(subject, theirs, guarding)
+        scores: Sequence[Score] = evaluate.of_champion(job, theirs, subject)
     scores = [score for score in scores if same_tokens or not score.name.endswith(BY_TOKEN)]
     rows = {score.name: evaluate.by_conversation(score, theirs, config) for score in scores if score.rows}
     return scores, rows, kept_answers(subject.answers)

@@ -68,7 +68,7 @@ def choose(config: Config, registry: Registry, *, name: str | None, direction: s
     names: Sequence[str] = (name,) if name else trainer.scores or ("loss",)
     file = config.registry.gates
     gates = gates_file(file.expanduser()) if file else Gates()
-    lower = gates.lower(names[0])
+    lower = gates.knowing(registry.lower_is_better).lower(names[0])
     own: Direction = "minimize" if lower else "maximize"
     if direction is not None and direction not in ("minimize", "maximize"):
         raise ConfigError(f"--direction: {direction!r} is not minimize or maximize", hint=f"leave it out: {own}")

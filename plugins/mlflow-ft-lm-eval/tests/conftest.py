@@ -34,9 +34,16 @@ output_type: generate_until
 doc_to_text: "{{{{question}}}}\\n"
 doc_to_target: "{{{{words}}}}"
 generation_kwargs: {{until: ["\\n"], max_gen_toks: 12, do_sample: false}}
+process_results: !function checks.judged
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+  - {{metric: misses, aggregation: mean, higher_is_better: false}}
 metadata: {{version: 2.0}}
+"""
+CHECKS = """\
+def judged(doc, results):
+    exact = results[0].strip() == doc["words"]
+    return {"exact_match": float(exact), "misses": float(not exact)}
 """
 
 
@@ -58,6 +65,7 @@ def task_files(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, ob
     """The YAML files of the tasks `colours` and `reverse`."""
     folder = tmp_path_factory.mktemp("tasks")
     data = write_jsonl(folder / "rows.jsonl", rows)
+    (folder / "checks.py").write_text(CHECKS)
     return [str(_written(folder / f"{name}.yaml", text.format(data=data))) for name, text in TASKS.items()]
 
 

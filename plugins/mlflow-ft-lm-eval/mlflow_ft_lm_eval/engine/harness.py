@@ -39,28 +39,32 @@ def evaluate(subject: Subject, options: LmEvalOptions) -> Sequence[Score]:
 
 def measure(subject: Subject, options: LmEvalOptions) -> Mapping[str, Any]:
     """What the harness returns, with every sample. Neither the random generators nor the model are left changed."""
+    states = generators.collect()
+    try:
+        return _measured(subject, options)
+    finally:
+        generators.restore(states)
+
+
+def _measured(subject: Subject, options: LmEvalOptions) -> Mapping[str, Any]:
     loaded = tasks.load(tasks.wanted(options))
     seed = subject.config.run.seed if options.seed is None else options.seed
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=seed)
-    states = generators.collect()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     subject.progress.say(f"benchmarks of the {subject.name} model: {', '.join(loaded['tasks'])}")
-    try:
-        with _quieter(quiet=subject.progress.quiet or not sys.stderr.isatty()), loading.quiet_peft():
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            found: Mapping[str, Any] = run_tasks(
-                wrapped(subject, options),
-                loaded,
-                limit=options.limit,
-                bootstrap_iters=0,  # it would fork this process; the standard errors come from the samples
-                system_instruction=options.system_instruction,
-                apply_chat_template=options.apply_chat_template,
-                fewshot_as_multiturn=options.fewshot_as_multiturn,
-            )
-    finally:
-        generators.restore(states)
+    with _quieter(quiet=subject.progress.quiet or not sys.stderr.isatty()), loading.quiet_peft():
+        found: Mapping[str, Any] = run_tasks(
+            wrapped(subject, options),
+            loaded,
+            limit=options.limit,
+            bootstrap_iters=0,  # it would fork this process; the standard errors come from the samples
+            system_instruction=options.system_instruction,
+            apply_chat_template=options.apply_chat_template,
+            fewshot_as_multiturn=options.fewshot_as_multiturn,
+        )
     return found
 
 
