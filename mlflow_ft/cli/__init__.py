@@ -33,6 +33,7 @@ COMMANDS = {
     "serve": "Serve chat requests over HTTP: one model, or several adapters on one base.",
     "chat": "Chat with a model in the terminal; --compare shows the base model's answers too.",
     "plugins": "List the installed plugins and whether they work; `plugins new` writes one.",
+    "project": "Write a project for `mlflow run`, with the plugins that it needs.",
     "hooks": "List the hooks that plugins implement, and which plugin implements which.",
     "sync": "Deliver what a run could not send while the tracking server was away, and finish it.",
 }

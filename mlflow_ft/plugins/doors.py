@@ -57,6 +57,12 @@ def _anything(value: Any) -> str | None:
     return None
 
 
+def _command(value: Any) -> str | None:
+    import click
+
+    return None if isinstance(value, click.Command) else "a click command"
+
+
 _TRUTH = _of(bool, "True or False")
 _OPENED = _of(AbstractContextManager, "a context manager")
 
@@ -70,7 +76,7 @@ DOORS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     "launchers": {"launch": _of(str, "what rank 0 returned"), "refuses": _none_or_text},
     "engines": {"machines": _OPENED, "refuses": _none_or_text},
     "plan_rules": {"applies": _TRUTH, "advise": _of(Advice, "an Advice")},
-    "commands": {"load": _anything},
+    "commands": {"load": _command},
     "formats": {"convert": _of(Example, "an Example")},
 }
 """By kind and field: what is missing from a value, as "it must return ..."; None where it is right.
