@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from mlflow_ft.testing import write_jsonl
 pytestmark = pytest.mark.slow
 STEPS = 8
 TWO = {"launch.launcher": "accelerate", "launch.num_processes": 2}
+with_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install mlflow-ft[deepspeed]"
+)
 
 
 def curve(run_id: str, key: str) -> list[float]:
@@ -74,6 +78,11 @@ def test_two_processes_train_as_one(fine_tune: Callable[..., Any], tiny_model: P
         ("lora", 4, "ddp"),
         ("full", 2, "fsdp"),
         ("lora", 2, "fsdp"),
+        *(
+            pytest.param(method, 2, f"deepspeed-zero{stage}", marks=with_deepspeed)
+            for stage in (2, 3)
+            for method in ("full", "lora")
+        ),
     ],
 )
 def test_several_processes_train_as_one(

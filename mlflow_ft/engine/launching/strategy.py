@@ -17,8 +17,8 @@ from mlflow_ft.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 """Has the shipped configuration of DeepSpeed for each of its strategies."""
-DDP_ONLY = ("ppo", "grpo", "rloo", "reward")
-"""Methods that generate while they train, or train a head of their own."""
+DDP_ONLY = ("ppo", "grpo", "rloo")
+"""Methods that generate while they train."""
 FSDP = (
     "--use_fsdp",
     "--fsdp_version=2",
@@ -91,8 +91,6 @@ def variables(settings: LaunchSection) -> Mapping[str, str]:
 def refused(config: Config, *, learned_prompt: bool) -> str | None:
     """Why a strategy cannot train this model, and a remedy; None if it can."""
     strategy = config.launch.strategy
-    if strategy.startswith("deepspeed") and not torch.cuda.is_available():
-        return f"{strategy} needs GPUs; use --launch.strategy ddp or fsdp"
     return misfit(config, learned_prompt=learned_prompt)
 
 
@@ -124,8 +122,12 @@ def on_cpus(settings: LaunchSection) -> None:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    if settings.strategy == "fsdp" and ranks.size() > 1 and not torch.cuda.is_available():
+    if ranks.size() == 1 or torch.cuda.is_available():
+        return
+    if settings.strategy == "fsdp":
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    elif settings.strategy.startswith("deepspeed"):
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
 
 
 def check(config: Config, accelerator: Any) -> None:
