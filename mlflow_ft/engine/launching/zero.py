@@ -144,7 +144,7 @@ def _copy(value: Any) -> Any:
 
 
 def forget() -> None:
-    """Let transformers load models whole again: while it knows a ZeRO-3 configuration it spreads each over processes."""
+    """Let transformers load whole models again: a ZeRO-3 configuration that it knows makes it spread each of them."""
     from transformers.integrations import deepspeed
 
     deepspeed.unset_hf_deepspeed_config()
