@@ -42,7 +42,12 @@ def make_pairs(count: int = 32) -> list[dict[str, str]]:
 
 
 def check_equal(
-    fine_tune: Callable[..., Any], processes: int, method: str, strategy: str = "ddp", **settings: Any
+    fine_tune: Callable[..., Any],
+    processes: int,
+    method: str,
+    strategy: str = "ddp",
+    rel: float = 1e-5,
+    **settings: Any,
 ) -> Any:
     """Train in one process and in several with the same rows a step, and compare; returns the outcome of the latter."""
     common = settings | {"max_steps": STEPS, "learning_rate": 0.01, "eval_steps": 4, "warmup_steps": 0}
@@ -52,14 +57,14 @@ def check_equal(
     for key in ("train/loss", "eval/loss"):
         expected = curve(alone.run_id, key)
         assert len(expected) > 2
-        assert curve(together.run_id, key) == pytest.approx(expected, rel=1e-5)
+        assert curve(together.run_id, key) == pytest.approx(expected, rel=rel)
     assert len(mlflow.search_runs()) == 2
     return together
 
 
 def test_two_processes_train_as_one(fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path) -> None:
-    """43 rows: the last step of an epoch has fewer rows than the others."""
-    outcome = check_equal(fine_tune, 2, "full", model=tiny_model, data=tiny_rows)
+    """41 rows: the last step of an epoch has one row, and one process has none."""
+    outcome = check_equal(fine_tune, 2, "full", model=tiny_model, data=tiny_rows, **{"data.test_size": 7})
     assert [(version.name, version.version) for version in outcome.versions] == [("tiny-full", 2)]
     assert len(MlflowClient().search_model_versions("name='tiny-full'")) == 2
     tags = MlflowClient().get_run(outcome.run_id).data.tags
@@ -78,6 +83,9 @@ def test_two_processes_train_as_one(fine_tune: Callable[..., Any], tiny_model: P
         ("lora", 4, "ddp"),
         ("full", 2, "fsdp"),
         ("lora", 2, "fsdp"),
+        ("dpo", 2, "fsdp"),
+        ("kto", 2, "fsdp"),
+        ("reward", 2, "fsdp"),
         *(
             pytest.param(method, 2, f"deepspeed-zero{stage}", marks=with_deepspeed)
             for stage in (2, 3)
@@ -94,10 +102,14 @@ def test_several_processes_train_as_one(
     processes: int,
     strategy: str,
 ) -> None:
-    pairs = method in ("dpo", "kto")
+    """With four processes the last step of an epoch has three rows."""
+    pairs = method in ("dpo", "kto", "reward")
     data = write_jsonl(tmp_path / "pairs.jsonl", make_pairs()) if pairs else tiny_rows
-    kind = {"adapter.kind": "none", "data.test_size": 4} if pairs else {}
-    outcome = check_equal(fine_tune, processes, method, strategy, model=tiny_model, data=data, **kind)
+    kind = {"adapter.kind": "none"} if pairs else {}
+    kind |= {"data.test_size": 5 if processes == 4 else 4}
+    rel = 1e-4 if (method, strategy) == ("kto", "fsdp") else 1e-5  # rounding, which its KL estimate amplifies
+    outcome = check_equal(fine_tune, processes, method, strategy, rel, model=tiny_model, data=data, **kind)
+    assert len(outcome.versions) == (2 if method == "lora" else 1)
     assert MlflowClient().get_run(outcome.run_id).data.tags["mlflow_ft.processes"].endswith(f"(gloo), {strategy}")
 
 
@@ -159,7 +171,16 @@ def test_a_rank_that_is_killed_ends_the_run(start: Callable[..., Started]) -> No
 
 @pytest.mark.fault("SIGTERM to several processes")
 @pytest.mark.long
-@pytest.mark.parametrize(("then", "strategy"), [(2, "ddp"), (1, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(
+    ("then", "strategy"),
+    [
+        (2, "ddp"),
+        (1, "ddp"),
+        (2, "fsdp"),
+        pytest.param(2, "deepspeed-zero2", marks=with_deepspeed),
+        pytest.param(2, "deepspeed-zero3", marks=with_deepspeed),
+    ],
+)
 def test_processes_that_are_stopped_resume(start: Callable[..., Started], then: int, strategy: str) -> None:
     two = TWO | {"launch.strategy": strategy, "per_device_train_batch_size": 4}
     started = start(**two)

@@ -85,7 +85,11 @@ def test_every_constraint_is_exact(name: str) -> None:
     assert name not in INSTALLERS
 
 
-EXTRAS = {name: needed for group in ("test", "lint", "gpu", "gguf", "ray", "deepspeed") for name, needed in extra(group).items()}
+EXTRAS = {
+    name: needed
+    for group in ("test", "lint", "gpu", "gguf", "ray", "deepspeed")
+    for name, needed in extra(group).items()
+}
 
 
 @pytest.mark.parametrize("name", sorted(DIRECT | EXTRAS))
