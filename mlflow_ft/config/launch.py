@@ -48,5 +48,5 @@ class LaunchSection(Section):
 
     @property
     def own_engine(self) -> bool:
-        """Whether gradients and optimizer are DeepSpeed's, which steps in the backward pass."""
+        """Whether gradients and optimizer are those of DeepSpeed's engine, whose backward pass is a step."""
         return self.strategy.startswith("deepspeed")

@@ -110,6 +110,9 @@ def test_several_processes_train_as_one(
     rel = 1e-4 if (method, strategy) == ("kto", "fsdp") else 1e-5  # rounding, which its KL estimate amplifies
     outcome = check_equal(fine_tune, processes, method, strategy, rel, model=tiny_model, data=data, **kind)
     assert len(outcome.versions) == (2 if method == "lora" else 1)
+    if not pairs:  # what was packaged is what was trained
+        metrics = MlflowClient().get_run(outcome.run_id).data.metrics
+        assert metrics["eval/tuned/loss"] == pytest.approx(curve(outcome.run_id, "eval/loss")[-1], rel=1e-5)
     assert MlflowClient().get_run(outcome.run_id).data.tags["mlflow_ft.processes"].endswith(f"(gloo), {strategy}")
 
 

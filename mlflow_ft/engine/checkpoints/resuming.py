@@ -78,7 +78,7 @@ class Resumable:
             if self._processes != ranks.size():
                 self._job.progress.warn(self._other_processes())
         try:
-            with zero.own_checkpoints():
+            with zero.training():
                 result = self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
         except AlreadyTrainedError:
             return self._without_steps()

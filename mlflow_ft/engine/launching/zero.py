@@ -7,6 +7,7 @@ optional dependency, and only imported by a process that trains with it.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -151,13 +152,20 @@ def forget() -> None:
 
 
 @contextmanager
-def own_checkpoints() -> Iterator[None]:
-    """Keep transformers' Trainer from looking for a checkpoint in DeepSpeed's form when it resumes from one of ours."""
+def training() -> Iterator[None]:
+    """Around a training: hide torch's warnings about DeepSpeed's calls, and resume from checkpoints of our own form.
+
+    transformers' Trainer would look for one in DeepSpeed's form, and has no method that can be replaced.
+    """
     from transformers import trainer
 
     theirs = trainer.deepspeed_load_checkpoint
     trainer.deepspeed_load_checkpoint = lambda *_, **__: None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+            )
+            yield
     finally:
         trainer.deepspeed_load_checkpoint = theirs
