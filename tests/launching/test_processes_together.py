@@ -46,18 +46,17 @@ def check_equal(
     processes: int,
     method: str,
     strategy: str = "ddp",
-    rel: float = 1e-5,
     **settings: Any,
 ) -> Any:
     """Train in one process and in several with the same rows a step, and compare; returns the outcome of the latter."""
-    common = settings | {"max_steps": STEPS, "learning_rate": 0.01, "eval_steps": 4, "warmup_steps": 0}
+    common = {"max_steps": STEPS, "learning_rate": 0.01, "eval_steps": 4, "warmup_steps": 0} | settings
     several = TWO | {"launch.num_processes": processes, "launch.strategy": strategy}
     alone = fine_tune(method, per_device_train_batch_size=8, **common)
     together = fine_tune(method, per_device_train_batch_size=8 // processes, **several, **common)
     for key in ("train/loss", "eval/loss"):
         expected = curve(alone.run_id, key)
         assert len(expected) > 2
-        assert curve(together.run_id, key) == pytest.approx(expected, rel=rel)
+        assert curve(together.run_id, key) == pytest.approx(expected, rel=1e-5)
     assert len(mlflow.search_runs()) == 2
     return together
 
@@ -105,10 +104,9 @@ def test_several_processes_train_as_one(
     """With four processes the last step of an epoch has three rows."""
     pairs = method in ("dpo", "kto", "reward")
     data = write_jsonl(tmp_path / "pairs.jsonl", make_pairs()) if pairs else tiny_rows
-    kind = {"adapter.kind": "none"} if pairs else {}
+    kind = {"adapter.kind": "none", "learning_rate": 0.001} if pairs else {}  # less, or rounding grows beyond 1e-5
     kind |= {"data.test_size": 5 if processes == 4 else 4}
-    rel = 1e-4 if (method, strategy) == ("kto", "fsdp") else 1e-5  # rounding, which its KL estimate amplifies
-    outcome = check_equal(fine_tune, processes, method, strategy, rel, model=tiny_model, data=data, **kind)
+    outcome = check_equal(fine_tune, processes, method, strategy, model=tiny_model, data=data, **kind)
     assert len(outcome.versions) == (2 if method == "lora" else 1)
     if not pairs:  # what was packaged is what was trained
         metrics = MlflowClient().get_run(outcome.run_id).data.metrics

@@ -8,6 +8,7 @@ which no row is left computes the loss of any row, because the others wait for i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def install(trainer: Any, *, by_tokens: bool) -> None:
     accelerator.prepare_data_loader = prepared
     if not by_tokens:
         trainer.compute_loss = weighted(trainer.compute_loss, gathers)
-        trainer.prediction_step = counted(trainer.prediction_step, gathers)
+        trainer.prediction_step = weighted_prediction(trainer.prediction_step, gathers)
 
 
 def with_batches(loader: DataLoader[Any], batches: BatchSampler, *, by_tokens: bool) -> DataLoader[Any]:
@@ -136,43 +137,46 @@ class Gathers:
             return type(values)(self.uneven(value) for value in values)
         return values
 
-    def count(self, inputs: dict[str, Any]) -> list[int]:
-        """The rows of each process in a batch, of which this process has `inputs`; its mark is removed."""
+    @contextmanager
+    def of(self, inputs: dict[str, Any]) -> Iterator[float]:
+        """While the batch `inputs` is used, gather by its rows; yields its rows over the mean of the processes.
+
+        The mark STANDS_IN is removed from it.
+        """
         self.left_out = inputs.pop(STANDS_IN, None) is not None
         rows = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim()).shape[0]
         counts = ranks.gather(0 if self.left_out else rows)
         self.equal = len(set(counts)) == 1
-        return counts
+        try:
+            yield 1.0 if self.equal else counts[ranks.rank()] * len(counts) / sum(counts)
+        finally:
+            self.equal = self.left_out = False
 
 
 def weighted(compute: Callable[..., Any], gathers: Gathers) -> Callable[..., Any]:
-    """`compute_loss`, in training multiplied so that the mean over the processes is that over the rows of all."""
+    """`compute_loss`, multiplied so that the mean over the processes is the mean over the rows of all of them.
+
+    `weighted_prediction` does it for held-out rows: not every trainer calls `compute_loss` for them.
+    """
 
     def compute_loss(model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-        if not model.training:  # the losses of held-out rows are gathered, and counted by rows there
+        if not model.training:
             return compute(model, inputs, *arguments, **options)
-        counts = gathers.count(inputs)
-        equal = gathers.equal
-        try:
+        with gathers.of(inputs) as share:
             result = compute(model, inputs, *arguments, **options)
-        finally:
-            gathers.equal = gathers.left_out = False
-        if equal:
+        if share == 1:
             return result
-        share = counts[ranks.rank()] * len(counts) / sum(counts)
         return (result[0] * share, *result[1:]) if isinstance(result, tuple) else result * share
 
     return compute_loss
 
 
-def counted(predict: Callable[..., Any], gathers: Gathers) -> Callable[..., Any]:
-    """`prediction_step`, after which this process's loss is gathered only if it has rows of its own."""
+def weighted_prediction(predict: Callable[..., Any], gathers: Gathers) -> Callable[..., Any]:
+    """`prediction_step`, whose loss transformers then averages over the processes, weighted in the same way."""
 
     def prediction_step(model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-        gathers.count(inputs)
-        try:
-            return predict(model, inputs, *arguments, **options)
-        finally:
-            gathers.equal = False
+        with gathers.of(inputs) as share:
+            loss, *rest = predict(model, inputs, *arguments, **options)
+        return (loss if loss is None or share == 1 else loss * share, *rest)
 
     return prediction_step
