@@ -38,7 +38,8 @@ def whole(weight: Any) -> Tensor:
         exact: Tensor = safe_get_full_fp32_param(weight)
         return exact
     with zero.GatheredParameters([weight]):
-        return weight.detach().clone()
+        frozen: Tensor = weight.detach().clone()
+    return frozen
 
 
 def put(weight: Any, value: Tensor) -> None:
@@ -87,6 +88,13 @@ def _flat(held: Any) -> list[Tensor]:
     return list(getattr(held, "single_partition_of_fp32_groups", None) or held.fp32_partitioned_groups_flat)
 
 
+def _link(held: Any) -> None:
+    """Connect weights with their entries in the optimizer: ZeRO-2 does it after the step of the first group only."""
+    if hasattr(held, "_lazy_init_hp_params_optimizer_state"):
+        held._hp_optimizer_states_linked = False
+        held._lazy_init_hp_params_optimizer_state()
+
+
 def optimizer_state(optimizer: Any) -> dict[str, Any]:
     """The state of the optimizer as torch's `state_dict`, with whole tensors; every process must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
@@ -96,6 +104,8 @@ def optimizer_state(optimizer: Any) -> dict[str, Any]:
     entries = held.optimizer.state.get(first, {})
     spread = [name for name, value in entries.items() if isinstance(value, Tensor) and value.shape == first.shape]
     common = {name: value for name, value in entries.items() if name not in spread}
+    if entries:
+        _link(held)
     state = {
         index: {**common, **{name: safe_get_full_optimizer_state(weight, name) for name in spread}}
         for index, weight in enumerate(itertools.chain(*groups))
@@ -126,8 +136,7 @@ def restore_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
     for flat in _flat(held):
         common = {name: _copy(value) for name, value in entries.items() if name not in spread}
         held.optimizer.state[flat] = common | {name: torch.zeros_like(flat) for name in spread}
-    if hasattr(held, "_lazy_init_hp_params_optimizer_state"):
-        held._lazy_init_hp_params_optimizer_state()
+    _link(held)
     for index, weight in enumerate(weights):
         for name in spread:
             value = saved["state"][index][name]
@@ -159,8 +168,8 @@ def training() -> Iterator[None]:
     """
     from transformers import trainer
 
-    theirs = trainer.deepspeed_load_checkpoint
-    trainer.deepspeed_load_checkpoint = lambda *_, **__: None
+    names, load = vars(trainer), "deepspeed_load_checkpoint"
+    theirs, names[load] = names[load], lambda *_, **__: None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -168,4 +177,4 @@ def training() -> Iterator[None]:
             )
             yield
     finally:
-        trainer.deepspeed_load_checkpoint = theirs
+        names[load] = theirs
