@@ -47,7 +47,7 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 
 def frozen_digest(trainer: Any) -> str:
     """sha256 over the names and bytes of all weights that training does not change."""
-    shards.settle(trainer.model)
+    shards.settle(trainer.model_wrapped)
     total, changed = hashlib.sha256(), weights(trainer)
     for name, weight in trainer.model.named_parameters():
         if name not in changed:
@@ -70,7 +70,7 @@ def collect(trainer: Any, order: Order) -> dict[str, Any]:
     With several processes, which hold the same weights, rank 0's includes what the others have of their own (`OTHERS`).
     """
     scaler = getattr(trainer.accelerator, "scaler", None)
-    shards.settle(trainer.model)
+    shards.settle(trainer.model_wrapped)
     own = _own(trainer, order)
     others = ranks.gather(own)[1:]
     return {

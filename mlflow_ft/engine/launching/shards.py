@@ -13,7 +13,12 @@ from mlflow_ft.engine.launching import zero
 
 
 def settle(module: nn.Module) -> None:
-    """Release whole weights that a pass has left in memory: every parameter is a share again."""
+    """Release whole weights that a pass has left in memory: every parameter is a share again.
+
+    `module` is the model as it trains: wrapped, or DeepSpeed's engine.
+    """
+    if hasattr(module, "empty_partition_cache"):
+        module.empty_partition_cache()
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
