@@ -9,10 +9,10 @@ import importlib.util
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from mlflow_ft import Engine, Launcher, hookimpl
+from mlflow_ft import ConfigError, Engine, Launcher, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft import Config, Launch, Machines
+    from mlflow_ft import Config, Launch, Machines, Places, Trials
 
 NOT_INSTALLED = "Ray is not installed: pip install 'ray[train,tune]'"
 
@@ -31,6 +31,15 @@ def refused(config: Config) -> str | None:
     from mlflow_ft_ray.engine import launching
 
     return launching.refused(config)
+
+
+def trials(asked: Trials) -> AbstractContextManager[Places]:
+    """The trials of a sweep as trials of Ray Tune."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(f"launch.launcher ray: {NOT_INSTALLED}")
+    from mlflow_ft_ray.engine import tuning
+
+    return tuning.trials(asked)
 
 
 def machines() -> AbstractContextManager[Machines]:
@@ -69,5 +78,6 @@ def register_launchers() -> list[Launcher]:
             summary="workers of Ray Train on a Ray cluster; a lost machine restarts them from the last checkpoint",
             launch=launch,
             refuses=refused,
+            trials=trials,
         )
     ]
