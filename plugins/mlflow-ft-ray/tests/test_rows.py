@@ -21,6 +21,8 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import write_jsonl
 
+# Ray Data 2.60 warns of settings of its own whenever it copies its context
+pytestmark = pytest.mark.filterwarnings(r"ignore:.use_\w+. is deprecated:DeprecationWarning")
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": "ray"})
 WORDS = [f"{first}{middle}{last}" for first in "bdfgklm" for middle in "aeiou" for last in ("rm", "st", "lo", "nd")]
 

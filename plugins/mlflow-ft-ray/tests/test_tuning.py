@@ -153,13 +153,13 @@ def runs(folder: Path) -> tuple[Any, dict[int, Any]]:
 def on_nodes(cluster: Any) -> dict[str, Any]:
     """The nodes besides the head on which a trial has saved a checkpoint, by its run."""
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
-    found = {}
+    found: dict[str, Any] = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # it has ended meanwhile
             if "mlflow_ft_ray.child" in process.cmdline():
-                run_id, node = process.environ()["MLFLOW_RUN_ID"], {parent.pid for parent in process.parents()}
-                if saved(Path(process.cwd()), run_id):
-                    found |= {run_id: raylets[pid] for pid in node & set(raylets)}
+                run_id, above = process.environ()["MLFLOW_RUN_ID"], {parent.pid for parent in process.parents()}
+                for pid in above & set(raylets) if saved(Path(process.cwd()), run_id) else ():
+                    found[run_id] = raylets[pid]
     return found
 
 

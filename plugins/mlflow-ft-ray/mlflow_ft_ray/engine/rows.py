@@ -1,13 +1,21 @@
-"""The data engine `ray`: functions as tasks of a Ray cluster, values in its object store, which spills to disk."""
+"""The data engine `ray`: sources read and worked on as a data set of Ray Data, single functions as tasks.
+
+Values stay in the object store of the cluster, which spills to disk.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
 import ray
+import ray.data
+from ray import cloudpickle
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayTaskError
 
 from mlflow_ft import Handle, Machines
@@ -15,15 +23,22 @@ from mlflow_ft_ray.engine import cluster
 
 OF_TASKS = ("HF_", "OMP_", "PYTHON")
 """Prefixes of the variables that tasks get; Ray starts new processes for tasks with others."""
+VALUE = "mlflow_ft_value"
+"""The column of a block that holds pickled values."""
+READER = 0.5
+"""CPUs of a task that reads: less than one that works, so that Ray does not make one task of both."""
+GROUPED = 8
+"""Blocks into which rows are shuffled, for each CPU: memory is needed for some of them at a time."""
 
 
 class Tasks:
-    """Machines (`mlflow_ft.Machines`) that are those of a Ray cluster. Tasks of a lost machine are run again."""
+    """Machines (`mlflow_ft.Machines`) that are those of a Ray cluster. What a lost machine did is done again."""
 
     def __init__(self) -> None:
         environ = cluster.forwarded(*OF_TASKS) | {"TOKENIZERS_PARALLELISM": "false"}
         cpus = 0 if cluster.INSIDE in os.environ else 1  # the workers of a training have taken the CPUs
-        self._call = ray.remote(_call).options(num_cpus=cpus, runtime_env={"env_vars": environ})
+        self._options = {"num_cpus": cpus, "runtime_env": {"env_vars": environ}}
+        self._call = ray.remote(_call).options(**self._options)
 
     @property
     def size(self) -> int:
@@ -40,17 +55,114 @@ class Tasks:
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         """Bring values here; an error of a task is raised as it was there."""
-        try:
-            values: list[Any] = ray.get(list(handles))
-        except RayTaskError as error:
-            if isinstance(error.cause, Exception):
-                raise error.cause from error
-            raise
-        return values
+        with _as_it_was_there():
+            return [_value(value) for value in ray.get(list(handles))]
+
+    def flow(
+        self, pieces: Sequence[Any], read: Callable[[Any], Iterable[Any]], work: Callable[[Any], Any]
+    ) -> Iterator[Handle]:
+        """Read and work on pieces as one data set, whose blocks hold a batch each."""
+        functions = ray.put((read, work))
+        reading = self._options | {"num_cpus": READER * self._options["num_cpus"]}
+        source = ray.data.read_datasource(Pieces(pieces, functions), override_num_blocks=len(pieces), **reading)
+        _settle(source)
+        worked = source.map_batches(_work, batch_size=1, batch_format="pyarrow", fn_args=[functions], **self._options)
+        with _as_it_was_there():
+            for bundle in worked.iter_internal_ref_bundles():
+                for entry in bundle.blocks:
+                    yield entry.ref
+
+    def shared(self, tables: Sequence[Handle], columns: Sequence[str]) -> pa.Table:
+        """Shuffle the rows by these columns, and keep those that meet another one."""
+        rows = ray.data.from_arrow_refs(list(tables))
+        _settle(rows)
+        blocks = min(GROUPED * self.size, len(tables))
+        met = rows.repartition(blocks, keys=list(columns)).map_batches(
+            _met, batch_size=None, batch_format="pyarrow", fn_args=[tuple(columns)], **self._options
+        )
+        with _as_it_was_there():
+            found = [ray.get(entry.ref) for bundle in met.iter_internal_ref_bundles() for entry in bundle.blocks]
+        return pa.concat_tables(found)
+
+
+def _settle(data: ray.data.Dataset) -> None:
+    """Keep the order of blocks, make one of each batch, and show nothing."""
+    data.context.execution_options.preserve_order = True
+    data.context.target_max_block_size = 1
+    data.context.enable_progress_bars = False
+
+
+@contextmanager
+def _as_it_was_there() -> Iterator[None]:
+    """Raise the error of a task as it was raised there."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, Exception):
+            raise cause from error
+        raise
+
+
+class Pieces(Datasource):
+    """Pieces, each read by a task; a block holds a batch."""
+
+    def __init__(self, pieces: Sequence[Any], functions: Any) -> None:
+        super().__init__()
+        self._pieces, self._functions = pieces, functions
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before the pieces are read."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, *given: Any, **named: Any) -> list[ReadTask]:
+        """A task for each piece."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(_Reading(piece, self._functions), unknown) for piece in self._pieces]
+
+
+class _Reading:
+    def __init__(self, piece: Any, functions: Any) -> None:
+        self._piece, self._functions = piece, functions
+
+    def __call__(self) -> Iterator[pa.Table]:
+        read, _ = ray.get(self._functions)
+        return (_block(batch) for batch in read(self._piece))
+
+
+def _work(block: pa.Table, functions: Any) -> pa.Table:
+    _, work = ray.get(functions)
+    return _block(work(_value(block)))
+
+
+def _met(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The rows whose values in the columns another row has too."""
+    import numpy as np
+
+    if not rows.num_rows:
+        return rows
+    values = [rows.column(name).to_numpy() for name in columns]
+    order = np.lexsort(values)
+    first = np.ones(len(order) + 1, bool)
+    first[1:-1] = np.any([value[order][1:] != value[order][:-1] for value in values], axis=0)
+    return rows.take(order[~(first[:-1] & first[1:])])
+
+
+def _block(value: Any) -> pa.Table:
+    return pa.table({VALUE: pa.array([cloudpickle.dumps(value, protocol=5)], pa.large_binary())})
+
+
+def _value(value: Any) -> Any:
+    """The value in a block of `_block`; any other value itself."""
+    if isinstance(value, pa.Table) and value.column_names == [VALUE]:
+        return cloudpickle.loads(value.column(VALUE)[0].as_buffer())
+    return value
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
+    return function(*map(_value, arguments))
 
 
 @contextmanager
