@@ -168,8 +168,11 @@ def run(
 ) -> Tally:
     """Prepare every row and write those that can be learned from to `file`."""
     recipe = _recipe(opened, settings, encoder, checks, limits)
-    tally, seen = Tally(), []
-    flow = machines.flow(_placed(machines, recipe), partial(read, recipe), partial(work, recipe))
+    files = [file.path for source in opened for file in source.source.files if file.path]
+    cut = _placed(machines, recipe, files)
+    tally = Tally()
+    seen: list[Handle] = []
+    flow = machines.flow(cut, partial(read, recipe), partial(work, recipe), files=files)
     with store.Writer(file) as writer, closing(_fetched(flow, machines, seen)) as done:
         for worked in done:
             writer.write_batch(_renumbered(worked, tally))
@@ -186,12 +189,12 @@ def run(
     return tally
 
 
-def _placed(machines: Machines, recipe: Recipe) -> list[Piece]:
+def _placed(machines: Machines, recipe: Recipe, files: Sequence[Path]) -> list[Piece]:
     """The pieces of all sources, each with the number of rows before it: they are counted if there are several."""
     cut = pieces.cut([source.source for source in recipe.opened], size=BYTES)
     if len(cut) < 2:
         return cut
-    counted = machines.flow(cut, partial(measure, recipe), _same)
+    counted = machines.flow(cut, partial(measure, recipe), _same, files=files)
     return pieces.placed(cut, machines.get(list(counted)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -33,11 +34,17 @@ class Machines(Protocol):
         """Bring values to this process."""
 
     def flow(
-        self, pieces: Sequence[Any], read: Callable[[Any], Iterable[Any]], work: Callable[[Any], Any]
+        self,
+        pieces: Sequence[Any],
+        read: Callable[[Any], Iterable[Any]],
+        work: Callable[[Any], Any],
+        *,
+        files: Sequence[Path] = (),
     ) -> Iterator[Handle]:
         """Read every piece in batches, work on each batch, and yield handles of the results, in order of the batches.
 
-        Only some batches are under way at the same time. A piece may be read again, with the same batches.
+        Only some batches are under way at the same time. A piece may be read again, with the same batches. `files` are
+        what is read: machines that do not see them do not read.
         """
 
     def shared(self, tables: Sequence[Handle], columns: Sequence[str]) -> pyarrow.Table:

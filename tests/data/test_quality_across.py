@@ -40,7 +40,7 @@ class Here:
         return [pickle.loads(handle) for handle in handles]
 
     def flow(
-        self, pieces: Sequence[Any], read: Callable[[Any], Iterable[Any]], work: Callable[[Any], Any]
+        self, pieces: Sequence[Any], read: Callable[[Any], Iterable[Any]], work: Callable[[Any], Any], **_: Any
     ) -> Iterator[Packed]:
         for piece in pieces:
             for batch in read(piece):

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow_ft_ray.engine import cluster as cluster_module
 from mlflow_ft_ray.engine import tuning
 
 from mlflow_ft import ConfigError, LaunchSection, Places, Process, Trials
@@ -117,7 +118,7 @@ def test_a_signal_reaches_the_command_that_it_is_for(on_cluster: Places, tmp_pat
 @pytest.mark.usefixtures("on_cluster")
 def test_a_folder_that_a_machine_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuning.check_shared(tmp_path)
-    monkeypatch.setattr(tuning, "_sees", lambda file: Path(file + "-elsewhere").is_file())
+    monkeypatch.setattr(cluster_module, "_sees", lambda files: Path(files[0] + "-elsewhere").is_file())
     with pytest.raises(ConfigError, match=r"which [\d.]+ of the cluster cannot see"):
         tuning.check_shared(tmp_path)
 

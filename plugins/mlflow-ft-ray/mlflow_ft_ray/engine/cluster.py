@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlflow_ft import ConfigError, brief
 
@@ -60,6 +63,24 @@ def unreachable() -> str | None:
             return None
     except ConfigError as error:
         return f"{error.message}; {error.hint}"
+
+
+def alive() -> list[Mapping[str, Any]]:
+    """The machines of the cluster."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def blind(files: Sequence[Path]) -> list[str]:
+    """The addresses of the machines that do not see all of these files, which are on this machine."""
+    look, nodes = ray.remote(_sees), alive()
+    placed = [NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False) for node in nodes]
+    there = [look.options(num_cpus=0, scheduling_strategy=place) for place in placed]
+    seen = ray.get([function.remote([str(file) for file in files]) for function in there])
+    return [node["NodeManagerAddress"] for node, sees in zip(nodes, seen, strict=True) if not sees]
+
+
+def _sees(files: Sequence[str]) -> bool:
+    return all(Path(file).is_file() for file in files)
 
 
 def forwarded(*prefixes: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:

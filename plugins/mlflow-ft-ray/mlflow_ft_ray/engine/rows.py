@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +28,8 @@ VALUE = "mlflow_ft_value"
 """The column of a block that holds pickled values."""
 READER = 0.5
 """CPUs of a task that reads: less than one that works, so that Ray does not make one task of both."""
+A_LITTLE = 0.001
+"""Of the resource that names a machine, and that each machine has once."""
 GROUPED = 8
 """Blocks into which rows are shuffled, for each CPU: memory is needed for some of them at a time."""
 
@@ -59,13 +62,25 @@ class Tasks:
             return [_value(value) for value in ray.get(list(handles))]
 
     def flow(
-        self, pieces: Sequence[Any], read: Callable[[Any], Iterable[Any]], work: Callable[[Any], Any]
+        self,
+        pieces: Sequence[Any],
+        read: Callable[[Any], Iterable[Any]],
+        work: Callable[[Any], Any],
+        *,
+        files: Sequence[Path] = (),
     ) -> Iterator[Handle]:
-        """Read and work on pieces as one data set, whose blocks hold a batch each."""
+        """Read and work on pieces as one data set, whose blocks hold a batch each.
+
+        If a machine does not see the files, this one reads them.
+        """
         functions = ray.put((read, work))
         reading = self._options | {"num_cpus": READER * self._options["num_cpus"]}
+        if cluster.blind(files):
+            reading |= {"resources": {f"node:{ray.util.get_node_ip_address()}": A_LITTLE}}
         source = ray.data.read_datasource(Pieces(pieces, functions), override_num_blocks=len(pieces), **reading)
-        _settle(source)
+        _quiet(source)
+        source.context.execution_options.preserve_order = True
+        source.context.target_max_block_size = 1  # a block for each batch
         worked = source.map_batches(_work, batch_size=1, batch_format="pyarrow", fn_args=[functions], **self._options)
         with _as_it_was_there():
             for bundle in worked.iter_internal_ref_bundles():
@@ -75,7 +90,7 @@ class Tasks:
     def shared(self, tables: Sequence[Handle], columns: Sequence[str]) -> pa.Table:
         """Shuffle the rows by these columns, and keep those that meet another one."""
         rows = ray.data.from_arrow_refs(list(tables))
-        _settle(rows)
+        _quiet(rows)
         blocks = min(GROUPED * self.size, len(tables))
         met = rows.repartition(blocks, keys=list(columns)).map_batches(
             _met, batch_size=None, batch_format="pyarrow", fn_args=[tuple(columns)], **self._options
@@ -85,11 +100,9 @@ class Tasks:
         return pa.concat_tables(found)
 
 
-def _settle(data: ray.data.Dataset) -> None:
-    """Keep the order of blocks, make one of each batch, and show nothing."""
-    data.context.execution_options.preserve_order = True
-    data.context.target_max_block_size = 1
+def _quiet(data: ray.data.Dataset) -> None:
     data.context.enable_progress_bars = False
+    data.context.print_on_execution_start = False
 
 
 @contextmanager

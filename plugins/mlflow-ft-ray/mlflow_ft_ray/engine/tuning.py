@@ -21,7 +21,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlflow_ft import ConfigError, Places, Process, Trials
 from mlflow_ft_ray import child
@@ -43,7 +42,7 @@ def trials(asked: Trials) -> Iterator[Places]:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that its loggers would write
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="mlflow-ft-ray-") as storage:
         takes = resources(asked, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
-        size = places(asked, [node["Resources"] for node in alive()], takes)
+        size = places(asked, [node["Resources"] for node in cluster.alive()], takes)
         check_shared(asked.folder)
         tuning = Tuning(takes, storage, retries=asked.settings.max_restarts)
         try:
@@ -83,11 +82,6 @@ def places(asked: Trials, nodes: Sequence[Mapping[str, float]], takes: Mapping[s
     return asked.workers or room
 
 
-def alive() -> list[Mapping[str, Any]]:
-    """The machines of the cluster."""
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def check_shared(folder: Path) -> None:
     """Refuse a folder that a machine of the cluster does not see.
 
@@ -95,22 +89,13 @@ def check_shared(folder: Path) -> None:
         ConfigError: there is such a machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    look = ray.remote(_sees)
     with tempfile.NamedTemporaryFile(prefix=".mlflow-ft-", dir=folder) as marker:
-        nodes = alive()
-        placed = [NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False) for node in nodes]
-        looks = [look.options(num_cpus=0, scheduling_strategy=place) for place in placed]
-        seen = ray.get([look_there.remote(marker.name) for look_there in looks])
-    blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, seen, strict=True) if not sees]
+        blind = cluster.blind([Path(marker.name)])
     if blind:
         raise ConfigError(
             f"the trials keep their weights in {folder}, which {' and '.join(blind)} of the cluster cannot see",
             hint="name a folder on a disk that all machines share: --run.output_dir",
         )
-
-
-def _sees(file: str) -> bool:
-    return Path(file).is_file()
 
 
 class Command:
