@@ -56,9 +56,10 @@ class PlanRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Where the rows of a data set are tokenised, proved and checked: in this process and its helpers, or on a cluster.
+    """Where the rows of a data set are read, tokenised, proved and checked: in this process and its helpers, or on a
+    cluster.
 
-    `machines` is a context manager that connects to several machines, or gives None for this one. Rows are read and
+    `machines` is a context manager that connects to several machines, or gives None for this one. The prepared rows are
     written by this process, and the findings are the same.
     """
 

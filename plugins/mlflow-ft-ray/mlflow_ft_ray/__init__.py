@@ -1,6 +1,8 @@
-"""Ray: the processes of a training on a cluster, started again from the last checkpoint when a machine is lost.
+"""Ray: trainings and sweeps on a cluster, started again from the last checkpoint when a machine is lost; data checks.
 
 mlflow-ft train lora --model MODEL --data rows.jsonl --launch.launcher ray --launch.num_processes 8
+mlflow-ft sweep lora --model MODEL --data rows.jsonl --launch.launcher ray --gpus-per-trial 0.5
+mlflow-ft prepare --model MODEL --data rows.jsonl --data.engine ray
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from mlflow_ft import ConfigError, Engine, Launcher, hookimpl
 if TYPE_CHECKING:
     from mlflow_ft import Config, Launch, Machines, Places, Trials
 
-NOT_INSTALLED = "Ray is not installed: pip install 'ray[train,tune]'"
+NOT_INSTALLED = "Ray is not installed: pip install 'ray[data,train,tune]'"
 
 
 def launch(launch: Launch) -> str:
@@ -75,7 +77,7 @@ def register_launchers() -> list[Launcher]:
     return [
         Launcher(
             name="ray",
-            summary="workers of Ray Train on a Ray cluster; a lost machine restarts them from the last checkpoint",
+            summary="Ray cluster: workers of Ray Train, sweeps as trials of Ray Tune; restarted when a machine is lost",
             launch=launch,
             refuses=refused,
             trials=trials,
