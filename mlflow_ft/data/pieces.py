@@ -53,8 +53,8 @@ def cut(sources: Sequence[Source], *, size: int) -> list[Piece]:
             continue
         for place, file in enumerate(source.files):
             assert file.path is not None
-            spans = [] if source.inside(file) else readers.spans(file.path, size)
-            pieces += [Piece(source=number, file=place, span=span) for span in spans or [None]]
+            spans: Sequence[Span | None] = () if source.inside(file) else readers.spans(file.path, size)
+            pieces += [Piece(source=number, file=place, span=span) for span in spans or (None,)]
     return pieces
 
 

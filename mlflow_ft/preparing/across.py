@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -202,7 +202,7 @@ def _same(size: Size) -> Size:
     return size
 
 
-def _fetched(flow: Iterator[Handle], machines: Machines, seen: list[Handle]) -> Iterator[Worked]:
+def _fetched(flow: Iterator[Handle], machines: Machines, seen: list[Handle]) -> Generator[Worked]:
     """The results of every batch, in order; what its checks have seen stays where it is."""
     for worked in flow:
         results = machines.run(_results, worked)

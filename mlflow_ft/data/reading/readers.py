@@ -80,7 +80,7 @@ def read_file(
 
 def _read(file: Path, inside: Sequence[str], span: Span | None) -> Read:
     if span is not None:
-        return (_text_lines if compressed.suffix(file) == ".txt" else _each_line)(file, span)
+        return _text_lines(file, span) if compressed.suffix(file) == ".txt" else _each_line(file, span)
     return json_list.read_inside(file, inside) if inside else READERS[compressed.suffix(file)](file)
 
 
@@ -90,7 +90,12 @@ def spans(file: Path, size: int) -> list[Span]:
     It can be read in parts if it has a row on each line, and is not compressed.
     """
     suffix, length = compressed.suffix(file), file.stat().st_size
-    lists = {".jsonl": _list_in_lines, ".ndjson": _list_in_lines, ".json": _list_in_file, ".txt": lambda file: None}
+    lists: Mapping[str, Callable[[Path], bool | None]] = {
+        ".jsonl": _list_in_lines,
+        ".ndjson": _list_in_lines,
+        ".json": _list_in_file,
+        ".txt": lambda _: None,
+    }
     try:
         if suffix != file.suffix.lower() or suffix not in lists or length <= size or lists[suffix](file) is not None:
             return []

@@ -72,6 +72,8 @@ def test_the_findings_are_those_of_one_machine(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(across, "ROWS", 170)
+    monkeypatch.setattr(across, "BYTES", 40_000)
+    monkeypatch.setattr(rows, "GROUPED", 7_000)
     data = write_jsonl(tmp_path / "rows.jsonl", planted(500))
     here = checked(data, tiny_model, tmp_path / "here", monkeypatch)
     there = checked(data, tiny_model, tmp_path / "there", monkeypatch, **{"data.engine": "ray"})

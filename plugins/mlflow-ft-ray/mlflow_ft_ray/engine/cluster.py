@@ -21,6 +21,8 @@ NO_CLUSTER = "no Ray cluster answers"
 HOW = "start one (`ray start --head` here, `ray start --address HOST:6379` on the others), or set RAY_ADDRESS"
 FORWARDED = ("MLFLOW_", "HF_", "HUGGING_FACE_", "WANDB_", "AWS_", "AZURE_", "GOOGLE_", "NCCL_", "OMP_", "PYTHON")
 """Prefixes of the environment variables that the processes on the cluster get from the process that starts them."""
+OF_JOB = ("HF_", "OMP_", "PYTHON")
+"""Prefixes of those that tasks get too, which are not secret: Ray shows them on its dashboard."""
 OF_THIS_MACHINE = ("MLFLOW_FT_CHAIN_PID", "PYTHONHOME")
 """Variables that mean nothing on another machine."""
 
@@ -39,7 +41,7 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
         answers(address)
-        ray.init(address=address, logging_level="warning")
+        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": of_job()})
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{NO_CLUSTER}: {brief(error)}", hint=HOW) from error
     try:
@@ -81,6 +83,11 @@ def blind(files: Sequence[Path]) -> list[str]:
 
 def _sees(files: Sequence[str]) -> bool:
     return all(Path(file).is_file() for file in files)
+
+
+def of_job() -> dict[str, str]:
+    """The variables of every process that works for this one: the same for all, because Ray starts new ones else."""
+    return forwarded(*OF_JOB) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def forwarded(*prefixes: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:

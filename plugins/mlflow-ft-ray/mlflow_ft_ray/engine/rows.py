@@ -22,26 +22,22 @@ from ray.exceptions import RayTaskError
 from mlflow_ft import Handle, Machines
 from mlflow_ft_ray.engine import cluster
 
-OF_TASKS = ("HF_", "OMP_", "PYTHON")
-"""Prefixes of the variables that tasks get; Ray starts new processes for tasks with others."""
 VALUE = "mlflow_ft_value"
 """The column of a block that holds pickled values."""
 READER = 0.5
 """CPUs of a task that reads: less than one that works, so that Ray does not make one task of both."""
 A_LITTLE = 0.001
 """Of the resource that names a machine, and that each machine has once."""
-GROUPED = 8
-"""Blocks into which rows are shuffled, for each CPU: memory is needed for some of them at a time."""
+GROUPED = 10_000_000
+"""Rows of which one task finds those that meet: 240 MB; more are shuffled."""
 
 
 class Tasks:
     """Machines (`mlflow_ft.Machines`) that are those of a Ray cluster. What a lost machine did is done again."""
 
     def __init__(self) -> None:
-        environ = cluster.forwarded(*OF_TASKS) | {"TOKENIZERS_PARALLELISM": "false"}
-        cpus = 0 if cluster.INSIDE in os.environ else 1  # the workers of a training have taken the CPUs
-        self._options = {"num_cpus": cpus, "runtime_env": {"env_vars": environ}}
-        self._call = ray.remote(_call).options(**self._options)
+        self._cpus = 0 if cluster.INSIDE in os.environ else 1  # the workers of a training have taken the CPUs
+        self._call = ray.remote(_call).options(num_cpus=self._cpus)
 
     @property
     def size(self) -> int:
@@ -74,14 +70,19 @@ class Tasks:
         If a machine does not see the files, this one reads them.
         """
         functions = ray.put((read, work))
-        reading = self._options | {"num_cpus": READER * self._options["num_cpus"]}
-        if cluster.blind(files):
-            reading |= {"resources": {f"node:{ray.util.get_node_ip_address()}": A_LITTLE}}
-        source = ray.data.read_datasource(Pieces(pieces, functions), override_num_blocks=len(pieces), **reading)
+        here = {f"node:{ray.util.get_node_ip_address()}": A_LITTLE} if cluster.blind(files) else None
+        source = ray.data.read_datasource(
+            Pieces(pieces, functions),
+            override_num_blocks=len(pieces),
+            num_cpus=READER * self._cpus,
+            resources=here,
+        )
         _quiet(source)
         source.context.execution_options.preserve_order = True
         source.context.target_max_block_size = 1  # a block for each batch
-        worked = source.map_batches(_work, batch_size=1, batch_format="pyarrow", fn_args=[functions], **self._options)
+        worked = source.map_batches(
+            _work, batch_size=1, batch_format="pyarrow", fn_args=[functions], num_cpus=self._cpus
+        )
         with _as_it_was_there():
             for bundle in worked.iter_internal_ref_bundles():
                 for entry in bundle.blocks:
@@ -89,15 +90,18 @@ class Tasks:
 
     def shared(self, tables: Sequence[Handle], columns: Sequence[str]) -> pa.Table:
         """Shuffle the rows by these columns, and keep those that meet another one."""
+        count = sum(self.get([self.run(len, table) for table in tables]))
+        if count <= GROUPED:
+            [found] = self.get([self.run(_met_of, columns, *tables)])
+            return found
         rows = ray.data.from_arrow_refs(list(tables))
         _quiet(rows)
-        blocks = min(GROUPED * self.size, len(tables))
-        met = rows.repartition(blocks, keys=list(columns)).map_batches(
-            _met, batch_size=None, batch_format="pyarrow", fn_args=[tuple(columns)], **self._options
+        met = rows.repartition(-(-count // GROUPED), keys=list(columns)).map_batches(
+            _met, batch_size=None, batch_format="pyarrow", fn_args=[tuple(columns)], num_cpus=self._cpus
         )
         with _as_it_was_there():
-            found = [ray.get(entry.ref) for bundle in met.iter_internal_ref_bundles() for entry in bundle.blocks]
-        return pa.concat_tables(found)
+            blocks = [ray.get(entry.ref) for bundle in met.iter_internal_ref_bundles() for entry in bundle.blocks]
+        return pa.concat_tables(blocks)
 
 
 def _quiet(data: ray.data.Dataset) -> None:
@@ -161,6 +165,10 @@ def _met(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     first = np.ones(len(order) + 1, bool)
     first[1:-1] = np.any([value[order][1:] != value[order][:-1] for value in values], axis=0)
     return rows.take(order[~(first[:-1] & first[1:])])
+
+
+def _met_of(columns: Sequence[str], *tables: pa.Table) -> pa.Table:
+    return _met(pa.concat_tables(tables), columns)
 
 
 def _block(value: Any) -> pa.Table:
