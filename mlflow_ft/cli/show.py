@@ -10,7 +10,7 @@ import click
 
 from mlflow_ft import plugins
 from mlflow_ft.plugins import KINDS
-from mlflow_ft.records import Trainer
+from mlflow_ft.records import Options, Trainer
 
 MORE = {
     "formats": ("kind", "columns"),
@@ -18,6 +18,7 @@ MORE = {
     "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
+    "guards": ("licence",),
     "plan_rules": ("priority", "source"),
 }
 """What is shown of a record in addition to its name and summary, by kind."""
@@ -37,12 +38,12 @@ def _words(value: Any) -> str:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, name: str | None, *, as_json: bool) -> None:
-    """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters, gates,
-    launchers or plan_rules.
+    """List the available records of a kind, a line each; with NAME, everything about one.
 
     \b
-    mlflow-ft show trainers             every method: what it is for, what it needs, its defaults
-    mlflow-ft show trainers dpo         one method, with all its settings
+    mlflow-ft show trainers             every method
+    mlflow-ft show trainers dpo         what it is for, what it needs, its settings and their defaults
+    mlflow-ft show options judge        the settings of a plugin
     """
     from mlflow_ft.registry import Registry
 
@@ -61,22 +62,36 @@ def command(kind: str, name: str | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2, default=str))
         return
+    width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        click.echo(f"{row['name']:<18} {row['summary']}  ({row['provider']})")
+        click.echo(f"{row['name']:<{width}}  {row['summary']}  ({row['provider']})")
+        if not name:
+            continue
         for key in MORE.get(kind, ()):
             if row[key] not in ("", {}, ()):
-                click.echo(f"{'':<18}   {SAID.get(key, key)}: {_words(row[key])}")
+                click.echo(f"{'':<4}{SAID.get(key, key)}: {_words(row[key])}")
         if row["paper"]:
-            click.echo(f"{'':<18}   {row['paper']}")
-        for line in _settings(catalogue[row["name"]], whole=bool(name)) if kind == "trainers" else ():
-            click.echo(f"{'':<18}   {line}")
+            click.echo(f"{'':<4}{row['paper']}")
+        lines = []
+        if kind == "trainers":
+            lines = _settings(catalogue[row["name"]])
+        elif kind == "options":
+            lines = _options(catalogue[row["name"]])
+        for line in lines:
+            click.echo(f"{'':<4}{line}")
 
 
-def _settings(trainer: Trainer, *, whole: bool) -> list[str]:
-    """The settings that a method trains with by default; those that it sets itself are marked with `*`.
+def _options(options: Options) -> list[str]:
+    """The settings of a plugin, as they are written on the command line."""
+    from mlflow_ft.config.explain import describe
+    from mlflow_ft.config.plugin_options import schema_with
 
-    `whole` lists all of them, not only those that it sets.
-    """
+    described = describe(schema_with({options.name: options.fields}))
+    return [f"--{row.path} {row.type} [{row.default}]  {row.doc}" for row in described if row.path.count(".") == 2]
+
+
+def _settings(trainer: Trainer) -> list[str]:
+    """The settings that a method trains with by default; those that it sets itself are marked with `*`."""
     from mlflow_ft.config import describe, resolve
 
     defaults = trainer.defaults
@@ -89,5 +104,5 @@ def _settings(trainer: Trainer, *, whole: bool) -> list[str]:
         f"{'*' if path in defaults else ' '} {path} = {'' if value is None else value}".rstrip().ljust(46)
         + f"  {docs[path]}"
         for path, value in values.items()
-        if path in defaults or (whole and path.startswith(tuple(sections)))
+        if path in defaults or path.startswith(tuple(sections))
     ]
