@@ -39,7 +39,8 @@ def trials(asked: Trials) -> Iterator[Places]:
         ConfigError: no cluster answers, it has no room for the trials, or a machine does not see the folder.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in SWITCHED.items()})
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that its loggers would write
+    # it misses the files of its loggers, and shows where a trial was when its machine was lost: the sweep tells both
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="mlflow-ft-ray-") as storage:
         takes = resources(asked, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
         size = places(asked, [node["Resources"] for node in cluster.alive()], takes)
