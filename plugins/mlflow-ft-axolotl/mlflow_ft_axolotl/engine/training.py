@@ -1,0 +1,45 @@
+"""Axolotl's environment, and a training in it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mlflow_ft import Data, Job, Model, Trained
+from mlflow_ft.engine import environments
+from mlflow_ft.engine.environments import Environment
+from mlflow_ft.engine.tools import training
+from mlflow_ft_axolotl.engine import mapping
+from mlflow_ft_axolotl.options import AxolotlOptions
+
+HERE = Path(__file__).parent
+VARIABLES = {"AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def environment(job: Job, options: AxolotlOptions) -> Environment:
+    """The environment with Axolotl; it is made the first time."""
+    requirements, pip = chosen(gpu=torch.cuda.is_available())
+    if options.requirements is not None:
+        requirements, pip = options.requirements, []
+    return environments.find_or_make("axolotl", requirements, progress=job.progress, python=options.python, pip=pip)
+
+
+def chosen(*, gpu: bool) -> tuple[list[str], list[str]]:
+    """What pip installs, and its options: with a GPU what Axolotl asks for, without one the least that trains."""
+    name = "requirements-gpu.txt" if gpu else "requirements-cpu.txt"
+    lines = (line.partition("#")[0].strip() for line in (HERE / name).read_text(encoding="utf-8").splitlines())
+    requirements = [line for line in lines if line]
+    return requirements, [] if gpu else ["--no-deps", "--ignore-requires-python"]
+
+
+def train(job: Job, data: Data, model: Model) -> Trained:
+    """Let Axolotl train the adapter, and save it as our own methods do; errors as `tools.training.train`."""
+    tool = training.Tool(
+        environment=environment(job, AxolotlOptions()),
+        script=HERE / "in_axolotl.py",
+        settings=partial(mapping.settings, more=job.config.objective.options),
+        variables=VARIABLES,
+    )
+    return training.train(job, data, model, tool)
