@@ -23,6 +23,7 @@ from mlflow_ft.records import (
     Exporter,
     Gate,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Reward,
@@ -110,6 +111,14 @@ def register_plan_rules() -> Iterable[PlanRule]:  # type: ignore[empty-body]  # 
 def register_engines() -> Iterable[Engine]:  # type: ignore[empty-body]  # a specification has no body
     """Return the data engines of this plugin, which work on rows on several machines. Called once, when the program
     starts."""
+
+
+@hookspec
+def register_options() -> Iterable[Options]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the settings of this plugin, which users set as `plugins.NAME.key`. Called once, when the program starts.
+
+    They are checked like all others: an unknown key or a wrong value is refused before anything is loaded.
+    """
 
 
 @hookspec(firstresult=True)

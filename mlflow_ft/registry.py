@@ -17,6 +17,7 @@ from mlflow_ft.records import (
     Exporter,
     Gate,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Record,
@@ -44,7 +45,7 @@ class Catalogue(Generic[RecordT]):
         self.kind = kind.replace("_", " ")
         self._records: dict[str, RecordT] = {}
         self._providers: dict[str, str] = {}
-        self._broken = tuple(info for info in plugins.infos if info.status == "broken")
+        self._broken = tuple(info for info in plugins.infos if info.faulty)
         for registered in plugins.registered:
             if registered.kind == kind:
                 self._add(cast(RecordT, registered.record), registered.provider)
@@ -93,6 +94,12 @@ class Registry:
         self.launchers: Catalogue[Launcher] = Catalogue("launchers", plugins)
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
+        self.options: Catalogue[Options] = Catalogue("options", plugins)
+
+    @property
+    def option_types(self) -> dict[str, type]:
+        """The dataclasses of the plugins' options, by name, as `config.resolve` wants them."""
+        return {options.name: options.fields for options in self.options}
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:

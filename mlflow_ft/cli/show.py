@@ -10,7 +10,7 @@ import click
 
 from mlflow_ft import plugins
 from mlflow_ft.plugins import KINDS
-from mlflow_ft.records import Trainer
+from mlflow_ft.records import Options, Trainer
 
 MORE = {
     "formats": ("kind", "columns"),
@@ -68,8 +68,22 @@ def command(kind: str, name: str | None, *, as_json: bool) -> None:
                 click.echo(f"{'':<18}   {SAID.get(key, key)}: {_words(row[key])}")
         if row["paper"]:
             click.echo(f"{'':<18}   {row['paper']}")
-        for line in _settings(catalogue[row["name"]], whole=bool(name)) if kind == "trainers" else ():
+        lines = []
+        if kind == "trainers":
+            lines = _settings(catalogue[row["name"]], whole=bool(name))
+        elif kind == "options":
+            lines = _options(catalogue[row["name"]])
+        for line in lines:
             click.echo(f"{'':<18}   {line}")
+
+
+def _options(options: Options) -> list[str]:
+    """The settings of a plugin, as they are written on the command line."""
+    from mlflow_ft.config.explain import describe
+    from mlflow_ft.config.plugin_options import schema_with
+
+    described = describe(schema_with({options.name: options.fields}))
+    return [f"--{row.path} {row.type} [{row.default}]  {row.doc}" for row in described if row.path.count(".") == 2]
 
 
 def _settings(trainer: Trainer, *, whole: bool) -> list[str]:
