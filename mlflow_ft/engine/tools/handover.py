@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from mlflow_ft.engine.adapters import files, fitting
 from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.tools import inside
+from mlflow_ft.engine.training import starts
 from mlflow_ft.errors import ModelError, RefusedError
 from mlflow_ft.values import Data, Job, Split
 
@@ -39,6 +41,14 @@ def write_rows(split: Split, file: Path) -> int:
             columns["attention_mask"] = [[1] * len(row) for row in batch["input_ids"]]
             writer.write_table(pyarrow.table(columns, schema=schema))
     return len(rows)
+
+
+def write_adapter(module: Any, folder: Path, base: Path) -> None:
+    """Write the adapter to train, with the base model's folder on this machine in its config."""
+    starts.save(module, folder)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": str(base), "revision": None}
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def expected(module: Any, data: Data) -> dict[str, Any]:

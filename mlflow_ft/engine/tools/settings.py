@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mlflow_ft import processes
 from mlflow_ft.config.schema import Config
 
 Value = Callable[[Any], Any]
@@ -76,15 +78,22 @@ OURS: tuple[Setting, ...] = (
 """What is the same for every tool: it trains, and all else happens here. A tool's own entries come first."""
 
 
-def unsuited(table: Sequence[Setting], config: Config, *, method: str) -> list[str]:
-    """Why a tool cannot do what these settings ask for, a sentence each."""
+def unsuited(table: Sequence[Setting], config: Config, *, python: str | None = None) -> list[str]:
+    """Why a tool cannot do what these settings ask for, a sentence each.
+
+    `python` is the interpreter of an environment of the user's own, which must exist.
+    """
     reasons = []
+    if (size := processes.place().size) > 1:
+        reasons.append(f"{size} processes were started, and the tool trains in one: start the command alone")
+    if python and not Path(python).is_file():
+        reasons.append(f"there is no interpreter {python}: name the file bin/python of an environment")
     for path, value in config.flat().items():
         entry = find(table, path)
         given = path in config.origins and not config.origins[path].startswith("method ")
         if entry is None:
             if given:
-                reasons.append(f"{path}: {method} does not know this setting; remove it")
+                reasons.append(f"{path}: {config.method} does not know this setting; remove it")
         elif entry.allowed is not None and value not in entry.allowed:
             reasons.append(f"{path} {_shown(value)}: {entry.because}")
     return reasons

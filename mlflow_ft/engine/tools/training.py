@@ -20,7 +20,7 @@ from mlflow_ft.engine.environments import Environment
 from mlflow_ft.engine.models import own_quantization
 from mlflow_ft.engine.tools import handover, process
 from mlflow_ft.engine.tools.mirror import Mirror
-from mlflow_ft.engine.training import loop, starts
+from mlflow_ft.engine.training import loop
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.values import Data, Job, Model, Trained
 
@@ -132,7 +132,7 @@ def _hand_over(job: Job, data: Data, model: Model, name: str, args: TrainingArgu
     )
     handover.write_rows(data.train, work.rows)
     handover.write_rows(data.eval, work.held_out)
-    starts.save(model.module, work.adapter)
+    handover.write_adapter(model.module, work.adapter, work.base)
     data.tokenizer.save_pretrained(work.tokenizer)
     return work
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_ft import Adapter, Trainer, hookimpl
+from mlflow_ft import Adapter, Options, Trainer, hookimpl
+from mlflow_ft_axolotl.options import AxolotlOptions
 
 if TYPE_CHECKING:
     from mlflow_ft import Config, Data, Job, Model, Trained
@@ -29,6 +30,11 @@ def refuses(config: Config, adapter: Adapter) -> str | None:
     from mlflow_ft_axolotl.engine import mapping
 
     return mapping.refuses(config)
+
+
+@hookimpl
+def register_options() -> list[Options]:
+    return [Options(name="axolotl", summary="which Axolotl trains", fields=AxolotlOptions)]
 
 
 @hookimpl

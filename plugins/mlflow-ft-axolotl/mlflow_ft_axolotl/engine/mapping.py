@@ -11,6 +11,7 @@ from mlflow_ft import Config
 from mlflow_ft.engine import options
 from mlflow_ft.engine.tools.settings import carried, only, sent, translated, unsuited
 from mlflow_ft.engine.tools.training import Work
+from mlflow_ft_axolotl.options import AxolotlOptions
 
 NO_NEW_TOKENS = "Axolotl reads the base model itself, without them; train with the method lora"
 OUR_START = "it moves a part of the base into the adapter, and Axolotl reads the base; train with the method lora"
@@ -77,7 +78,7 @@ TAKEN = {*ALWAYS, *OF_THE_WORK, *(entry.theirs for entry in TABLE if entry.their
 
 def refuses(config: Config) -> str | None:
     """Why Axolotl cannot do what these settings ask for, with a remedy, in a sentence; None where it can."""
-    reasons = unsuited(TABLE, config, method=config.method)
+    reasons = unsuited(TABLE, config, python=config.options(AxolotlOptions).python)
     if config.adapter.kind not in ("lora", "dora"):
         reasons.append(f"adapter.kind {config.adapter.kind}: only lora and dora are handed over to Axolotl")
     for name in sorted(TAKEN & set(config.objective.options or {})):

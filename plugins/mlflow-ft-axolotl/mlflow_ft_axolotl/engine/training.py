@@ -18,8 +18,9 @@ HERE = Path(__file__).parent
 VARIABLES = {"AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def environment(job: Job, options: AxolotlOptions) -> Environment:
+def environment(job: Job) -> Environment:
     """The environment with Axolotl; it is made the first time."""
+    options = job.config.options(AxolotlOptions)
     requirements, pip = chosen(gpu=torch.cuda.is_available())
     if options.requirements is not None:
         requirements, pip = options.requirements, []
@@ -37,7 +38,7 @@ def chosen(*, gpu: bool) -> tuple[list[str], list[str]]:
 def train(job: Job, data: Data, model: Model) -> Trained:
     """Let Axolotl train the adapter, and save it as our own methods do; errors as `tools.training.train`."""
     tool = training.Tool(
-        environment=environment(job, AxolotlOptions()),
+        environment=environment(job),
         script=HERE / "in_axolotl.py",
         settings=partial(mapping.settings, more=job.config.objective.options),
         variables=VARIABLES,
