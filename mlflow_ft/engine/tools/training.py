@@ -77,7 +77,7 @@ def train(job: Job, data: Data, model: Model, tool: Tool) -> Trained:
         )
     args = _arguments(job)
     work = _hand_over(job, data, model, tool.name, args)
-    request = {
+    request: dict[str, Any] = {
         "script": str(tool.script),
         "settings": dict(tool.settings(work)),
         "expected": handover.expected(model.module, data),
@@ -142,7 +142,8 @@ def resolved(job: Job, args: TrainingArguments, *, rows: int) -> dict[str, Any]:
     batches = math.ceil(rows / args.per_device_train_batch_size)
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    every = args.eval_steps if args.eval_steps >= 1 else math.ceil(args.eval_steps * steps)
+    every = job.config.training.eval_steps
+    every = every if every >= 1 else math.ceil(every * steps)
     return job.config.flat() | {
         "training.max_steps": steps,
         "training.eval_steps": int(every),
