@@ -89,7 +89,8 @@ def test_a_refusal_comes_with_its_reason(run: Any) -> None:
 
 
 CHILD = """
-child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, lambda *_: 0); time.sleep(600)"])
+deaf = "import signal, time; signal.signal(15, lambda *_: 0); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", deaf])
 send("log", step=child.pid)
 """
 

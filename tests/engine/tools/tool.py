@@ -2,11 +2,27 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from datasets import load_dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+
+class Slow(TrainerCallback):
+    """Takes its time for a step."""
+
+    def on_step_end(self, *_, **__):
+        time.sleep(settings.get("pause", 0))
+
 
 if __name__ == "__main__":
     settings = globals()["request"]["settings"]
@@ -28,7 +44,7 @@ if __name__ == "__main__":
         output_dir=settings["output"], report_to="none", save_strategy="no", use_cpu=True, **settings["args"]
     )
     collator = DataCollatorForSeq2Seq(tokenizer)
-    callbacks = [globals()["callback"]()]
+    callbacks = [globals()["callback"](), Slow()]
     trainer = Trainer(model, args, collator, train_dataset=train, eval_dataset=rows["eval"], callbacks=callbacks)
     trainer.train(resume_from_checkpoint=settings["checkpoint"])
     if settings.get("other"):

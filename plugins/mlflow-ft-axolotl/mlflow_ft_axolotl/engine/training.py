@@ -10,7 +10,7 @@ import torch
 from mlflow_ft import Data, Job, Model, Trained
 from mlflow_ft.engine import environments
 from mlflow_ft.engine.environments import Environment
-from mlflow_ft.engine.tools import training
+from mlflow_ft.engine.tools import by_tool
 from mlflow_ft_axolotl.engine import mapping
 from mlflow_ft_axolotl.options import AxolotlOptions
 
@@ -36,11 +36,11 @@ def chosen(*, gpu: bool) -> tuple[list[str], list[str]]:
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
-    """Let Axolotl train the adapter, and save it as our own methods do; errors as `tools.training.train`."""
-    tool = training.Tool(
+    """Let Axolotl train the adapter, and save it as our own methods do; errors as `by_tool.train`."""
+    tool = by_tool.Tool(
         environment=environment(job),
         script=HERE / "in_axolotl.py",
         settings=partial(mapping.settings, more=job.config.objective.options),
         variables=VARIABLES,
     )
-    return training.train(job, data, model, tool)
+    return by_tool.train(job, data, model, tool)

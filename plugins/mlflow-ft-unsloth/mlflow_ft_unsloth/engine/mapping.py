@@ -12,8 +12,8 @@ import torch
 
 from mlflow_ft import Config
 from mlflow_ft.engine import options
-from mlflow_ft.engine.tools.settings import carried, only, sent, translated, unsuited
-from mlflow_ft.engine.tools.training import Work
+from mlflow_ft.engine.tools.by_tool import Work
+from mlflow_ft.engine.tools.tool_settings import carried, only, sent, translated, unsuited
 from mlflow_ft_unsloth.options import UnslothOptions
 
 NO_GPU = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow_ft import Data, Job, Model, Trained
 from mlflow_ft.engine import environments
 from mlflow_ft.engine.environments import Environment
-from mlflow_ft.engine.tools import training
+from mlflow_ft.engine.tools import by_tool
 from mlflow_ft_unsloth.engine import mapping
 from mlflow_ft_unsloth.options import UnslothOptions
 
@@ -28,11 +28,11 @@ def environment(job: Job) -> Environment:
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
-    """Let Unsloth train the adapter, and save it as our own methods do; errors as `tools.training.train`."""
-    tool = training.Tool(
+    """Let Unsloth train the adapter, and save it as our own methods do; errors as `by_tool.train`."""
+    tool = by_tool.Tool(
         environment=environment(job),
         script=Path(__file__).parent / "in_unsloth.py",
         settings=partial(mapping.settings, more=job.config.objective.options),
         variables=VARIABLES,
     )
-    return training.train(job, data, model, tool)
+    return by_tool.train(job, data, model, tool)

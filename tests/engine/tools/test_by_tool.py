@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_ft import Trainer, hookimpl
+from mlflow_ft import Trainer, hookimpl, pipeline, plugins
 from mlflow_ft.engine.environments import Environment
-from mlflow_ft.engine.tools import training
-from mlflow_ft.engine.tools.settings import sent, translated
+from mlflow_ft.engine.tools import by_tool
+from mlflow_ft.engine.tools.tool_settings import sent, translated
 from mlflow_ft.errors import ProcessError, RefusedError, StoppedError
+from mlflow_ft.progress import Progress
 
 NAMES = (
     *("max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
@@ -36,23 +37,26 @@ def with_tool(tiny_model: Path, tiny_rows: Path, fine_tune: Callable[..., Any]) 
     """A run in which the tool trains; `broken` are settings that make it misbehave."""
 
     def run(method: str = "by-tool", broken: dict[str, Any] | None = None, **more: Any) -> Any:
-        def settings(work: training.Work) -> dict[str, Any]:
-            args = translated(TABLE, work.values) | {"eval_strategy": "steps", "eval_on_start": True}
-            paths = {name: str(getattr(work, name)) for name in PATHS}
-            return {**paths, "args": args, "checkpoint": work.checkpoint and str(work.checkpoint), **(broken or {})}
-
-        def train(job: Any, data: Any, model: Any) -> Any:
-            environment = Environment(name="tool", python=Path(sys.executable), packages={})
-            script = Path(__file__).with_name("tool.py")
-            tool = training.Tool(environment=environment, script=script, settings=settings)
-            return training.train(job, data, model, tool)
-
-        module: Any = ModuleType("by_tool")
-        record = Trainer(name="by-tool", summary="by a tool", train=train, defaults={"adapter.kind": "lora"})
-        module.register_trainers = hookimpl(lambda: [record])
-        return fine_tune(method, module, model=tiny_model, data=tiny_rows, **(QUICK | more))
+        return fine_tune(method, a_plugin(broken or {}), model=tiny_model, data=tiny_rows, **(QUICK | more))
 
     return run
+
+
+def a_plugin(broken: dict[str, Any]) -> Any:
+    def settings(work: by_tool.Work) -> dict[str, Any]:
+        args = translated(TABLE, work.values) | {"eval_strategy": "steps", "eval_on_start": True}
+        paths = {name: str(getattr(work, name)) for name in PATHS}
+        return {**paths, "args": args, "checkpoint": work.checkpoint and str(work.checkpoint), **broken}
+
+    def train(job: Any, data: Any, model: Any) -> Any:
+        environment = Environment(name="tool", python=Path(sys.executable), packages={})
+        script = Path(__file__).with_name("tool.py")
+        return by_tool.train(job, data, model, by_tool.Tool(environment=environment, script=script, settings=settings))
+
+    module: Any = ModuleType("by_tool")
+    record = Trainer(name="by-tool", summary="by a tool", train=train, defaults={"adapter.kind": "lora"})
+    module.register_trainers = hookimpl(lambda: [record])
+    return module
 
 
 def curve(run_id: str, key: str) -> list[float]:
@@ -95,7 +99,7 @@ def test_a_run_whose_tool_fails_or_trains_something_else(with_tool: Any, broken:
 
 
 @pytest.mark.long
-def test_a_signal_ends_the_tool_and_all_that_it_started_and_keeps_its_checkpoint(with_tool: Any) -> None:
+def test_a_signal_ends_the_tool_and_all_that_it_started_and_the_run_is_resumed(with_tool: Any) -> None:
     def stop() -> None:
         while not [run for run in MlflowClient().search_runs(["0"]) if "train/loss" in run.data.metrics]:
             time.sleep(0.1)
@@ -103,22 +107,30 @@ def test_a_signal_ends_the_tool_and_all_that_it_started_and_keeps_its_checkpoint
 
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(StoppedError):
-        with_tool(broken={"child": True}, max_steps=3000)
+        with_tool(broken={"child": True, "pause": 0.5}, max_steps=30)
     run = only_run()
     assert run.info.status == "KILLED"
     folder = Path("outputs").resolve() / run.info.run_id / "tool"
     with pytest.raises(ProcessLookupError):
         os.kill(int((folder / "child.pid").read_text()), 0)
-    checkpoint = training.latest(folder / "output")
+    checkpoint = by_tool.latest(folder / "output")
     assert checkpoint is not None
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    assert 0 < step < 3000
+    assert 0 < step < 30
+    loaded = plugins.load()
+    loaded.add(a_plugin({}), name="by_tool", version="test")
+    outcome = pipeline.resume(run.info.run_id, loaded, progress=Progress(quiet=True))
+    assert outcome.versions
+    assert only_run().info.status == "FINISHED"
+    assert json.loads((folder / "request.json").read_text())["settings"]["checkpoint"] == str(checkpoint)
+    steps = {point.step for point in MlflowClient().get_metric_history(run.info.run_id, "train/loss")}
+    assert steps == set(range(1, 31))
 
 
 def test_a_checkpoint_without_its_last_file_is_not_continued(tmp_path: Path) -> None:
-    assert training.latest(tmp_path) is None
+    assert by_tool.latest(tmp_path) is None
     for step, complete in ((9, True), (10, True), (11, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if complete:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert training.latest(tmp_path) == tmp_path / "checkpoint-10"
+    assert by_tool.latest(tmp_path) == tmp_path / "checkpoint-10"
