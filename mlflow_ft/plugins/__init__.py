@@ -30,7 +30,8 @@ __all__ = ["BUILTIN", "CHECKOUT", "KINDS", "PluginInfo", "Plugins", "Registered"
 
 CHECKOUT = Path(__file__).parents[2]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""
-BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS if kind != "options")  # the core's are its sections
+BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS if kind not in ("guards", "options", "commands"))
+"""The core has no guard sets; its own options and commands are in `config/` and `cli/`."""
 log = logging.getLogger(__name__)
 
 

@@ -57,19 +57,26 @@ def _anything(value: Any) -> str | None:
     return None
 
 
+def _command(value: Any) -> str | None:
+    import click
+
+    return None if isinstance(value, click.Command) else "a click command"
+
+
 _TRUTH = _of(bool, "True or False")
 _OPENED = _of(AbstractContextManager, "a context manager")
 
 DOORS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     "trainers": {"train": _trained, "refuses": _none_or_text},
     "adapters": {"configure": _anything, "refuses": _none_or_text},
-    "evaluators": {"evaluate": _scores, "applies": _TRUTH},
+    "evaluators": {"evaluate": _scores, "applies": _TRUTH, "refuses": _none_or_text},
     "packagers": {"package": _anything, "applies": _TRUTH, "rehearse": _anything},
     "exporters": {"export": _anything, "opened": _OPENED, "ready": _none_or_text},
     "gates": {"judge": _verdicts},
     "launchers": {"launch": _of(str, "what rank 0 returned"), "refuses": _none_or_text},
     "engines": {"machines": _OPENED, "refuses": _none_or_text},
     "plan_rules": {"applies": _TRUTH, "advise": _of(Advice, "an Advice")},
+    "commands": {"load": _command},
     "formats": {"convert": _of(Example, "an Example")},
 }
 """By kind and field: what is missing from a value, as "it must return ..."; None where it is right.

@@ -10,11 +10,13 @@ from typing import Any, Literal
 from mlflow_ft.records import (
     Adapter,
     Check,
+    Command,
     DataFormat,
     Engine,
     Evaluator,
     Exporter,
     Gate,
+    GuardSet,
     Launcher,
     Options,
     Packager,
@@ -37,7 +39,9 @@ KINDS: Mapping[str, type] = {
     "launchers": Launcher,
     "plan_rules": PlanRule,
     "engines": Engine,
+    "guards": GuardSet,
     "options": Options,
+    "commands": Command,
 }
 
 

@@ -12,7 +12,7 @@ from mlflow_ft import hookspecs, plugins
 from mlflow_ft.errors import PluginError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.registry import Registry
-from tests.plugins.conftest import GOOD, Install, info, providers
+from tests.installed import GOOD, Install, info, providers
 
 HOOK = "from mlflow_ft import hookimpl\n"
 

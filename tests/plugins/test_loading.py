@@ -14,7 +14,7 @@ from mlflow_ft import plugins
 from mlflow_ft.errors import PluginError
 from mlflow_ft.plugins import Plugins, offered
 from mlflow_ft.registry import Registry
-from tests.plugins.conftest import GOOD, Install, info, providers
+from tests.installed import GOOD, Install, info, providers
 
 WATCHER = """
 from mlflow_ft import hookimpl

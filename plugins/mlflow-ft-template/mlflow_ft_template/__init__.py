@@ -1,5 +1,5 @@
 """A plugin to copy: flash cards as rows, a check for them, an evaluator of answer lengths, a reward for short
-answers, a method that reuses SFT, an exporter, and a gate against promoting long-winded models.
+answers, a method that reuses SFT, a guard set, an exporter, and a gate against promoting long-winded models.
 
     {"front": "Which planet is red?", "back": "Mars", "deck": "planets"}
 
@@ -21,12 +21,14 @@ from annotated_types import Ge
 from mlflow_ft import (
     Check,
     Checked,
+    Command,
     DataError,
     DataFormat,
     Evaluator,
     Example,
     Exporter,
     Gate,
+    GuardSet,
     Options,
     Reward,
     Score,
@@ -36,6 +38,8 @@ from mlflow_ft import (
 )
 
 if TYPE_CHECKING:
+    import click
+
     from mlflow_ft import Candidacy, Data, Form, Gates, Job, Model, Scores, Subject, Trained
 
 log = logging.getLogger(__name__)
@@ -152,6 +156,7 @@ def register_evaluators() -> list[Evaluator]:
             summary="length of the answers relative to the expected ones",
             evaluate=brevity,
             scores=("length_ratio",),
+            lower_is_better=("length_ratio",),
             applies=lambda data: data.format == "flash-card",
         )
     ]
@@ -197,8 +202,26 @@ def register_gates() -> list[Gate]:
 
 
 @hookimpl
+def register_guards() -> list[GuardSet]:
+    cards = Path(__file__).parent / "planets.jsonl"
+    return [GuardSet(name="planets", summary="cards that every model knows", path=cards, licence="Apache-2.0")]
+
+
+@hookimpl
 def register_options() -> list[Options]:
     return [Options(name="template", summary="what gentle-lora needs", fields=TemplateOptions)]
+
+
+def load_decks() -> click.Command:
+    """The command `mlflow-ft decks`."""
+    from mlflow_ft_template import decks
+
+    return decks.command
+
+
+@hookimpl
+def register_commands() -> list[Command]:
+    return [Command(name="decks", summary="Count the cards of each deck in a file.", load=load_decks)]
 
 
 @hookimpl

@@ -1,3 +1,5 @@
+"""Plugins that a test installs: modules with the metadata of a distribution, in a folder of its own."""
+
 from __future__ import annotations
 
 import importlib
