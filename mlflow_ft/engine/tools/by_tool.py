@@ -1,4 +1,12 @@
-"""A whole training by another tool: hand over, run, report, take back, prove, keep."""
+"""A whole training by another tool: hand over, run, report, take back, prove, keep.
+
+    environment = environments.find_or_make("sometool", ["sometool==1.0"], progress=job.progress)
+    tool = by_tool.Tool(environment=environment, script=Path("in_sometool.py"), settings=settings_of)
+    return by_tool.train(job, data, model, tool)
+
+The script runs in the tool's environment, where nothing of ours is. It finds `request["settings"]` and `callback()` among
+its globals, gives the callback to the tool's trainer (one of transformers'), and saves the adapter in `work.output`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our settings in Axolotl's terms: each has an entry, and what Axolotl cannot do is refused before anything is loaded."""
+"""Our settings in Axolotl's terms: each has an entry; what Axolotl cannot do is refused before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our settings in Unsloth's terms: each has an entry, and what Unsloth cannot do is refused before anything is loaded."""
+"""Our settings in Unsloth's terms: each has an entry; what Unsloth cannot do is refused before anything is loaded."""
 
 from __future__ import annotations
 
