@@ -4,8 +4,8 @@
     tool = by_tool.Tool(environment=environment, script=Path("in_sometool.py"), settings=settings_of)
     return by_tool.train(job, data, model, tool)
 
-The script runs in the tool's environment, where nothing of ours is. It finds `request["settings"]` and `callback()` among
-its globals, gives the callback to the tool's trainer (one of transformers'), and saves the adapter in `work.output`.
+The script runs in the environment of the tool, where nothing of ours is. Its globals have `request["settings"]` and
+`callback()`. It gives the callback to the tool's trainer, one of transformers', and saves the adapter in `work.output`.
 """
 
 from __future__ import annotations
@@ -104,14 +104,15 @@ def train(job: Job, data: Data, model: Model, tool: Tool) -> Trained:
                 request,
                 folder=work.folder,
                 see=mirror.see,
-                stopping=lambda: job.run.stopping or mirror.stopping,
+                stopping=lambda: job.run.stopping,
+                finishing=lambda: mirror.stopping,
                 variables={**_one_gpu(), **tool.variables},
             )
     job.run.artifact(work.folder / process.LOG, tool.name)
     handover.take(model.module, work.output, tool=tool.name)
     agreed = handover.agree(job, model.module, request["compared"], Path(request["logits"]), tool=tool.name)
     trained = loop.keep(job, data, model, steps=mirror.state.global_step, loss=mirror.mean_loss)
-    shutil.rmtree(work.output)  # the adapter is kept, and its checkpoints are not needed any more
+    shutil.rmtree(work.folder)  # the adapter is kept, and checkpoints and rows are not needed any more
     return dataclasses.replace(trained, metrics={**trained.metrics, **agreed})
 
 

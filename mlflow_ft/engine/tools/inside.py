@@ -13,6 +13,7 @@ script gets `request` (a dict) and `callback()` as globals: a transformers.Train
 
 from __future__ import annotations
 
+import array
 import hashlib
 import json
 import os
@@ -44,13 +45,19 @@ class Reporter:
 
 
 class Stop:
-    """SIGTERM: ends this process at once before the training, and after the current step during it."""
+    """SIGTERM ends this process: at once before the training, and after the current step during it.
+
+    SIGUSR1 makes the current step the last one of the training.
+    """
 
     def __init__(self) -> None:
-        self.asked = self.training = False
+        self.asked = self.training = self.finish = False
 
     def handle(self, number: int, frame: Any) -> None:
-        """The signal's handler."""
+        """The signals' handler."""
+        if number == signal.SIGUSR1:
+            self.finish = True
+            return
         self.asked = True
         if not self.training:
             os._exit(STOPPED)
@@ -67,8 +74,8 @@ def digest(rows: Any) -> str:
     """A hash over the tokens and labels of all rows, in any order: the tool may shuffle them."""
     total = 0
     for row in rows:
-        text = json.dumps([list(map(int, row[name])) for name in ROWS])
-        total += int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+        both = b"".join(array.array("q", map(int, row[name])).tobytes() for name in ROWS)  # of one length
+        total += int.from_bytes(hashlib.sha256(both).digest(), "big")
     return f"{total % 2**256:064x}"
 
 
@@ -136,7 +143,7 @@ def make_callback(request: dict[str, Any], reporter: Reporter, stop: Stop) -> An
             due = bool(minutes) and time.monotonic() - self.saved >= minutes * 60
             due |= bool(steps) and state.global_step % steps == 0
             control.should_save |= stop.asked or (due and state.global_step < state.max_steps)
-            control.should_training_stop |= stop.asked
+            control.should_training_stop |= stop.asked or stop.finish
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.saved = time.monotonic()
@@ -163,6 +170,7 @@ def main() -> None:
     threading.Thread(target=watch, args=(request["parent"],), daemon=True).start()
     stop = Stop()
     signal.signal(signal.SIGTERM, stop.handle)
+    signal.signal(signal.SIGUSR1, stop.handle)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that started this one
     reporter = Reporter(request["events"])
     offered = {"request": request, "callback": lambda: make_callback(request, reporter, stop)}

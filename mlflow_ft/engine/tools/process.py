@@ -26,6 +26,8 @@ Event = Mapping[str, Any]
 LOOK_SECONDS = 0.2
 LOG = "output.log"
 LAST_LINES = 10
+LAST_SECONDS = 1.0
+"""How long the last events are waited for: something that the tool has started may hold the pipe open."""
 KILLED_SECONDS = 5.0
 """How long the tool has to end after SIGTERM when the call ends with an error."""
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -38,6 +40,7 @@ def run(
     folder: Path,
     see: Callable[[Event], None],
     stopping: Callable[[], bool],
+    finishing: Callable[[], bool] = lambda: False,
     variables: Mapping[str, str] | None = None,
 ) -> None:
     """Run `request["script"]` to its end. See `inside` for what it gets, and for what it may ask for in the request.
@@ -48,6 +51,7 @@ def run(
         folder: for `request.json` and `output.log`, everything that the tool prints.
         see: called with each event, in the thread of the caller; if it raises, the tool is ended.
         stopping: whether a signal was received; the tool is then told to save and end, and the call returns.
+        finishing: whether the training is to end after the current step, as if that were its last.
         variables: further environment variables.
 
     Raises:
@@ -80,7 +84,7 @@ def run(
             see(event)
 
     try:
-        asked = _follow(process, reading, handle, stopping)
+        asked = _follow(process, reading, handle, stopping=stopping, finishing=finishing)
     finally:
         end(process)
     if refused:
@@ -92,33 +96,41 @@ def run(
         raise failed(environment.name, process.returncode, log)
 
 
-def _follow(process: subprocess.Popen[bytes], reading: int, see: Callable[[Event], None], stopping: Any) -> bool:
-    """Pass events on until the process has ended; returns whether it was asked to."""
-    events: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(reading, events), daemon=True).start()
-    asked = False
+def _follow(
+    process: subprocess.Popen[bytes],
+    reading: int,
+    see: Callable[[Event], None],
+    *,
+    stopping: Callable[[], bool],
+    finishing: Callable[[], bool],
+) -> bool:
+    """Pass events on until the process has ended; returns whether it was stopped."""
+    events: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(reading, events), daemon=True)
+    reader.start()
+    sent: set[int] = set()
     while True:
         try:
             line = events.get(timeout=LOOK_SECONDS)
         except queue.Empty:
             line = ""
-        if line is None:
-            process.wait()
-            return asked
         if line:
             see(json.loads(line))
-        elif process.poll() is not None and events.empty():  # something that it started holds the pipe open
-            return asked
-        if not asked and stopping():
-            asked = True
-            process.send_signal(signal.SIGTERM)
+        elif process.poll() is not None:
+            reader.join(LAST_SECONDS)
+            while not events.empty():
+                see(json.loads(events.get()))
+            return signal.SIGTERM in sent
+        for number, wanted in ((signal.SIGTERM, stopping), (signal.SIGUSR1, finishing)):
+            if number not in sent and wanted():
+                sent.add(number)
+                process.send_signal(number)
 
 
-def _read(reading: int, events: queue.SimpleQueue[str | None]) -> None:
+def _read(reading: int, events: queue.SimpleQueue[str]) -> None:
     with os.fdopen(reading, encoding="utf-8") as stream:
         for line in stream:
             events.put(line)
-    events.put(None)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_ft import Trainer, hookimpl, pipeline, plugins
 from mlflow_ft.engine.environments import Environment
 from mlflow_ft.engine.tools import by_tool
+from mlflow_ft.engine.tools.mirror import Mirror
 from mlflow_ft.engine.tools.tool_settings import sent, translated
 from mlflow_ft.errors import ProcessError, RefusedError, StoppedError
 from mlflow_ft.progress import Progress
@@ -122,9 +124,19 @@ def test_a_signal_ends_the_tool_and_all_that_it_started_and_the_run_is_resumed(w
     outcome = pipeline.resume(run.info.run_id, loaded, progress=Progress(quiet=True))
     assert outcome.versions
     assert only_run().info.status == "FINISHED"
-    assert json.loads((folder / "request.json").read_text())["settings"]["checkpoint"] == str(checkpoint)
+    logged = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/tool/settings.json")
+    assert logged["checkpoint"] == str(checkpoint)
+    assert not folder.exists()
     steps = {point.step for point in MlflowClient().get_metric_history(run.info.run_id, "train/loss")}
     assert steps == set(range(1, 31))
+
+
+@pytest.mark.long
+def test_a_callback_of_ours_can_end_the_training_early(with_tool: Any, fine_tune: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Mirror, "stopping", property(lambda mirror: mirror.state.global_step >= 2))
+    outcome = with_tool(broken={"pause": 1.0}, max_steps=30)
+    assert outcome.versions
+    assert 2 <= curve(outcome.run_id, "train/steps")[0] < 30
 
 
 def test_a_checkpoint_without_its_last_file_is_not_continued(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,10 +37,12 @@ def chosen(*, gpu: bool) -> tuple[list[str], list[str]]:
 
 def train(job: Job, data: Data, model: Model) -> Trained:
     """Let Axolotl train the adapter, and save it as our own methods do; errors as `by_tool.train`."""
-    tool = by_tool.Tool(
-        environment=environment(job),
-        script=HERE / "in_axolotl.py",
-        settings=partial(mapping.settings, more=job.config.objective.options),
-        variables=VARIABLES,
-    )
+
+    def settings(work: by_tool.Work) -> dict[str, Any]:
+        if work.values["training.warmup_steps"] == 1:
+            job.progress.warn("Axolotl warms up for at least two steps; one was asked for")
+        return mapping.settings(work, job.config.objective.options)
+
+    script = HERE / "in_axolotl.py"
+    tool = by_tool.Tool(environment=environment(job), script=script, settings=settings, variables=VARIABLES)
     return by_tool.train(job, data, model, tool)
