@@ -32,6 +32,7 @@ from mlflow_ft.records import (
     PlanRule,
     Record,
     Reward,
+    ServingEngine,
     Trainer,
 )
 
@@ -49,6 +50,7 @@ KINDS: Mapping[str, type] = {
     "launchers": Launcher,
     "plan_rules": PlanRule,
     "engines": Engine,
+    "serving_engines": ServingEngine,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""

@@ -21,6 +21,7 @@ from mlflow_ft.records import (
     PlanRule,
     Record,
     Reward,
+    ServingEngine,
     Trainer,
 )
 
@@ -93,6 +94,7 @@ class Registry:
         self.launchers: Catalogue[Launcher] = Catalogue("launchers", plugins)
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
+        self.serving_engines: Catalogue[ServingEngine] = Catalogue("serving_engines", plugins)
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:

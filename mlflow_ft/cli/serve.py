@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -11,16 +12,23 @@ import click
 from mlflow_ft.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.serving.loaded_models import Served
     from mlflow_ft.progress import Progress
 
 BASE = "base"
+SECONDS = 10
+"""Between two looks at where an alias points."""
 
 
 @click.command()
 @click.argument("model", required=False)
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=ADAPTER", help="An adapter; repeat for more.")
 @click.option("--base", envvar="MLFLOW_FT_BASE_MODEL", help="The base model; default: the recorded one.")
+@click.option("--engine", default="transformers", show_default=True, help="See `mlflow-ft show serving_engines`.")
+@click.option("-C", "--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the engine; repeat.")
+@click.option("--follow", is_flag=True, help="Change the model without a restart when its alias moves.")
+@click.option(
+    "--every", default=SECONDS, show_default=True, type=click.FloatRange(0.1), help="Seconds between two looks at it."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=5001, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
 @click.option("--timeout", default=600, show_default=True, type=click.IntRange(1), help="Time limit per request, in s.")
@@ -31,6 +39,10 @@ def command(
     *,
     adapters: tuple[str, ...],
     base: str | None,
+    engine: str,
+    settings: tuple[str, ...],
+    follow: bool,
+    every: float,
     host: str,
     port: int,
     timeout: int,
@@ -43,26 +55,36 @@ def command(
     mlflow-ft serve NAME@champion
     mlflow-ft serve --adapter json=NAME-adapter@champion --adapter prose=OTHER-adapter/2
     mlflow-ft serve ./base --adapter mine=./adapter --port 8000
+    mlflow-ft serve NAME@champion --engine vllm --follow
 
     /invocations, /ping and /version work as in `mlflow models serve`; /v1/chat/completions (with streaming) and
     /v1/models as in OpenAI's API. With --adapter, MODEL is the base: it is loaded once, and a request's `model` selects
     an adapter by name, or `base`.
     """
+    from mlflow_ft import plugins
     from mlflow_ft.operations.serving import serve
     from mlflow_ft.progress import Progress
 
     progress = Progress(quiet=quiet)
     request = serve.ServeRequest(
-        model=model, adapters=named(adapters), base=base or None, host=host, port=port, timeout=timeout
+        model=model,
+        adapters=named(adapters),
+        base=base or None,
+        host=host,
+        port=port,
+        timeout=timeout,
+        engine=engine,
+        follow=every if follow else None,
+        options=options_of(settings),
     )
 
-    def ready(url: str, served: Served) -> None:
+    def ready(url: str, names: Sequence[str], route: str) -> None:
         if as_json:
-            click.echo(json.dumps({"url": url, "models": served.names}))
-        report(url, served, progress)
+            click.echo(json.dumps({"url": url, "models": names}))
+        report(url, names, route, progress)
 
     try:
-        serve.serve(request, progress, ready)
+        serve.serve(request, plugins.load(), progress, ready)
     except StoppedError as error:  # a signal is the normal end
         return error.exit_code
     return 0
@@ -86,10 +108,26 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     return uris
 
 
-def report(url: str, served: Served, progress: Progress) -> None:
+def options_of(settings: tuple[str, ...]) -> dict[str, str]:
+    """Settings of an engine, by their names.
+
+    Raises:
+        ConfigError: one has no name or no value, or is given twice.
+    """
+    options: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"-C {setting}: a setting needs a name and a value", hint="write -C KEY=VALUE")
+        if key in options:
+            raise ConfigError(f"-C {key} is given twice")
+        options[key] = value
+    return options
+
+
+def report(url: str, names: Sequence[str], route: str, progress: Progress) -> None:
     """Print the address and an example request."""
-    body = {"model": served.names[0], "messages": [{"role": "user", "content": "Hello"}]}
-    route = "invocations" if served.scores else "v1/chat/completions"
-    progress.say(f"{', '.join(served.names)}: answering on {url} (stop with Ctrl-C)")
+    body = {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}
+    progress.say(f"{', '.join(names)}: answering on {url} (stop with Ctrl-C)")
     progress.say(f"  curl -s {url}/{route} -H 'Content-Type: application/json' \\")
     progress.say(f"    -d {shlex.quote(json.dumps(body))}")

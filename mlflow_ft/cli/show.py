@@ -18,6 +18,7 @@ MORE = {
     "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
+    "serving_engines": ("follows", "options"),
     "plan_rules": ("priority", "source"),
 }
 """What is shown of a record in addition to its name and summary, by kind."""
@@ -38,7 +39,7 @@ def _words(value: Any) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, name: str | None, *, as_json: bool) -> None:
     """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters, gates,
-    launchers or plan_rules.
+    launchers, engines, serving_engines or plan_rules.
 
     \b
     mlflow-ft show trainers             every method: what it is for, what it needs, its defaults

@@ -10,7 +10,18 @@ from mlflow_ft.docs.tables import NOTE, table_row
 from mlflow_ft.records import Adapter, Trainer
 from mlflow_ft.registry import Catalogue, Registry
 
-LISTED = ("formats", "checks", "evaluators", "rewards", "packagers", "exporters", "gates", "launchers", "engines")
+LISTED = (
+    "formats",
+    "checks",
+    "evaluators",
+    "rewards",
+    "packagers",
+    "exporters",
+    "gates",
+    "launchers",
+    "engines",
+    "serving_engines",
+)
 """Kinds listed by name and summary only; methods and adapters have more."""
 DECISIONS = """[`mlflow-ft plan`](plan.md) answers for your data and hardware. In general: what do you have?
 

@@ -1,7 +1,7 @@
 """Python environments for tools whose pinned packages conflict with ours: made once with venv and pip, then reused.
 
-    tool = environments.find_or_make("axolotl", ["torch==2.13.0", "axolotl==0.21.0"], progress=job.progress)
-    subprocess.run([tool.python, "-m", "axolotl.cli.train", "config.yml"], env=tool.variables())
+tool = environments.find_or_make("axolotl", ["torch==2.13.0", "axolotl==0.21.0"], progress=job.progress)
+subprocess.run([tool.python, "-m", "axolotl.cli.train", "config.yml"], env=tool.variables())
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 """
 
 from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, JoiningCollector, Reward
-from mlflow_ft.records.machines import Engine, Launcher, PlanRule
+from mlflow_ft.records.machines import Engine, Launcher, PlanRule, ServingEngine
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
 from mlflow_ft.records.training import Adapter, Trainer
 
@@ -28,6 +28,7 @@ Record = (
     | Launcher
     | PlanRule
     | Engine
+    | ServingEngine
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PlanRule",
     "Record",
     "Reward",
+    "ServingEngine",
     "Trainer",
     "Verdict",
 ]

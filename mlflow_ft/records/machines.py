@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Advice, Launch, Machines, Situation
+    from mlflow_ft.values import Advice, Launch, Machines, Serving, Situation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +63,23 @@ class Engine:
     machines: Callable[[], AbstractContextManager[Machines | None]] = nullcontext
     refuses: Callable[[], str | None] = lambda: None
     """Why it cannot be used here, and a remedy, in a sentence; None where it can. Called before anything is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingEngine:
+    """A program that serves models over HTTP: `mlflow-ft serve MODEL --engine NAME`.
+
+    `serve` gets models whose files are found and verified, and a bound address. It loads them, proves with
+    `serving.prove` that they are the trained ones unless it runs the code that has proved them before, calls
+    `serving.ready`, and answers requests until a signal comes (`StoppedError`); then nothing of it is left running.
+    """
+
+    name: str
+    summary: str
+    serve: Callable[[Serving], None]
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Its settings (`-C KEY=VALUE`), each with a sentence; any other is refused."""
+    follows: bool = False
+    """Whether it can change a model while it serves (`--follow`), by `serving.look_up`."""
+    refuses: Callable[[], str | None] = lambda: None
+    """Why it cannot be used here, and a remedy, in a sentence; None where it can. Called before anything is fetched."""
