@@ -23,6 +23,7 @@ from mlflow_ft.records import (
     Exporter,
     Gate,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Reward,
@@ -117,6 +118,14 @@ def register_engines() -> Iterable[Engine]:  # type: ignore[empty-body]  # a spe
 def register_serving_engines() -> Iterable[ServingEngine]:  # type: ignore[empty-body]  # a specification has no body
     """Return the serving engines of this plugin: programs that answer requests to models over HTTP. Called once, when
     the program starts."""
+
+
+@hookspec
+def register_options() -> Iterable[Options]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the settings of this plugin, which users set as `plugins.NAME.key`. Called once, when the program starts.
+
+    They are checked like all others: an unknown key or a wrong value is refused before anything is loaded.
+    """
 
 
 @hookspec(firstresult=True)

@@ -28,6 +28,7 @@ from mlflow_ft.records import (
     Exporter,
     Gate,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Record,
@@ -51,11 +52,12 @@ KINDS: Mapping[str, type] = {
     "plan_rules": PlanRule,
     "engines": Engine,
     "serving_engines": ServingEngine,
+    "options": Options,
 }
 CHECKOUT = Path(__file__).parents[1]
 """The folder that contains the package; with an MLproject file in it, it is a checkout, which has its own plugins."""
 BUILTIN_FOLDER = CHECKOUT / "mlflow_ft" / "builtin"
-BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS)
+BUILTIN = tuple(f"mlflow_ft.builtin.{kind}" for kind in KINDS if kind != "options")  # the core's are its sections
 log = logging.getLogger(__name__)
 
 

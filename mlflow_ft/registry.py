@@ -17,6 +17,7 @@ from mlflow_ft.records import (
     Exporter,
     Gate,
     Launcher,
+    Options,
     Packager,
     PlanRule,
     Record,
@@ -95,6 +96,12 @@ class Registry:
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
         self.serving_engines: Catalogue[ServingEngine] = Catalogue("serving_engines", plugins)
+        self.options: Catalogue[Options] = Catalogue("options", plugins)
+
+    @property
+    def option_types(self) -> dict[str, type]:
+        """The dataclasses of the plugins' options, by name, as `config.resolve` wants them."""
+        return {options.name: options.fields for options in self.options}
 
 
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:

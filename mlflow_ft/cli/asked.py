@@ -24,7 +24,8 @@ def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = No
     Raises:
         ConfigError: no method, an unknown one, or problems in the file or on the command line, all reported together.
     """
-    trainers = Registry(plugins).trainers
+    registry = Registry(plugins)
+    trainers = registry.trainers
     first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
     settings = pairs(arguments[len(first) :])
     if method and first:
@@ -45,6 +46,7 @@ def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = No
         presets=demo_settings([*from_file, *command_line], methods[0]),
         file=from_file,
         command_line=command_line,
+        options=registry.option_types,
     )
 
 

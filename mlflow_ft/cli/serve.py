@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Sequence
@@ -19,12 +20,13 @@ SECONDS = 10
 """Between two looks at where an alias points."""
 
 
-@click.command()
-@click.argument("model", required=False)
+@click.command(
+    options_metavar="[MODEL] [OPTIONS] [--plugins.NAME.KEY VALUE]...", context_settings={"ignore_unknown_options": True}
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=ADAPTER", help="An adapter; repeat for more.")
 @click.option("--base", envvar="MLFLOW_FT_BASE_MODEL", help="The base model; default: the recorded one.")
 @click.option("--engine", default="transformers", show_default=True, help="See `mlflow-ft show serving_engines`.")
-@click.option("-C", "--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the engine; repeat.")
 @click.option("--follow", is_flag=True, help="Change the model without a restart when its alias moves.")
 @click.option(
     "--every", default=SECONDS, show_default=True, type=click.FloatRange(0.1), help="Seconds between two looks at it."
@@ -35,12 +37,11 @@ SECONDS = 10
 @click.option("--json", "as_json", is_flag=True, help="Print url and models as a line of JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
-    model: str | None,
+    arguments: tuple[str, ...],
     *,
     adapters: tuple[str, ...],
     base: str | None,
     engine: str,
-    settings: tuple[str, ...],
     follow: bool,
     every: float,
     host: str,
@@ -62,9 +63,13 @@ def command(
     an adapter by name, or `base`.
     """
     from mlflow_ft import plugins
+    from mlflow_ft.config import pairs, resolve
     from mlflow_ft.operations.serving import serve
     from mlflow_ft.progress import Progress
+    from mlflow_ft.registry import Registry
 
+    model, settings = split(arguments)
+    loaded = plugins.load()
     progress = Progress(quiet=quiet)
     request = serve.ServeRequest(
         model=model,
@@ -75,7 +80,7 @@ def command(
         timeout=timeout,
         engine=engine,
         follow=every if follow else None,
-        options=options_of(settings),
+        config=resolve("serve", command_line=pairs(settings), options=Registry(loaded).option_types),
     )
 
     def ready(url: str, names: Sequence[str], route: str) -> None:
@@ -84,7 +89,7 @@ def command(
         report(url, names, route, progress)
 
     try:
-        serve.serve(request, plugins.load(), progress, ready)
+        serve.serve(request, loaded, progress, ready)
     except StoppedError as error:  # a signal is the normal end
         return error.exit_code
     return 0
@@ -108,21 +113,26 @@ def named(adapters: tuple[str, ...]) -> dict[str, str]:
     return uris
 
 
-def options_of(settings: tuple[str, ...]) -> dict[str, str]:
-    """Settings of an engine, by their names.
+def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The model, and the options of plugins (`--plugins.NAME.key VALUE`).
 
     Raises:
-        ConfigError: one has no name or no value, or is given twice.
+        ConfigError: two models. NoSuchOption: another option.
     """
-    options: dict[str, str] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not (key and equals and value):
-            raise ConfigError(f"-C {setting}: a setting needs a name and a value", hint="write -C KEY=VALUE")
-        if key in options:
-            raise ConfigError(f"-C {key} is given twice")
-        options[key] = value
-    return options
+    models, settings, words = [], [], iter(arguments)
+    for word in words:
+        if word.startswith("--plugins."):
+            settings.append(word)
+            settings += [] if "=" in word else list(itertools.islice(words, 1))
+        elif word.startswith("-"):
+            raise click.NoSuchOption(word.partition("=")[0])
+        else:
+            models.append(word)
+    if len(models) > 1:
+        raise ConfigError(
+            f"{len(models)} models: {', '.join(models)}", hint="name one; --adapter NAME=ADAPTER serves several"
+        )
+    return (models[0] if models else None), settings
 
 
 def report(url: str, names: Sequence[str], route: str, progress: Progress) -> None:

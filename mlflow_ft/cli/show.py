@@ -10,7 +10,7 @@ import click
 
 from mlflow_ft import plugins
 from mlflow_ft.plugins import KINDS
-from mlflow_ft.records import Trainer
+from mlflow_ft.records import Options, Trainer
 
 MORE = {
     "formats": ("kind", "columns"),
@@ -18,7 +18,7 @@ MORE = {
     "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
-    "serving_engines": ("follows", "options"),
+    "serving_engines": ("follows",),
     "plan_rules": ("priority", "source"),
 }
 """What is shown of a record in addition to its name and summary, by kind."""
@@ -69,8 +69,22 @@ def command(kind: str, name: str | None, *, as_json: bool) -> None:
                 click.echo(f"{'':<18}   {SAID.get(key, key)}: {_words(row[key])}")
         if row["paper"]:
             click.echo(f"{'':<18}   {row['paper']}")
-        for line in _settings(catalogue[row["name"]], whole=bool(name)) if kind == "trainers" else ():
+        lines = []
+        if kind == "trainers":
+            lines = _settings(catalogue[row["name"]], whole=bool(name))
+        elif kind == "options":
+            lines = _options(catalogue[row["name"]])
+        for line in lines:
             click.echo(f"{'':<18}   {line}")
+
+
+def _options(options: Options) -> list[str]:
+    """The settings of a plugin, as they are written on the command line."""
+    from mlflow_ft.config.explain import describe
+    from mlflow_ft.config.plugin_options import schema_with
+
+    described = describe(schema_with({options.name: options.fields}))
+    return [f"--{row.path} {row.type} [{row.default}]  {row.doc}" for row in described if row.path.count(".") == 2]
 
 
 def _settings(trainer: Trainer, *, whole: bool) -> list[str]:

@@ -115,7 +115,7 @@ def check_values(space: Space, config: Config, registry: Registry) -> None:
     start.check_names(config, registry)
     shared = {path: value for path, value in config.flat().items() if path != "method"}
     for corner in corners(space, rank=config.adapter.r):
-        settings = resolve(config.method, defaults=shared, command_line=corner)
+        settings = resolve(config.method, defaults=shared, command_line=corner, options=registry.option_types)
         try:
             start.check_names(settings, registry)
         except FineTuneError as error:

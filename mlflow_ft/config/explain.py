@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from mlflow_ft.config.schema import PRIMARY, Config
 from mlflow_ft.config.section import Section
+from mlflow_ft.config.synonyms import SYNONYMS
 
 SECTIONS: Mapping[str, type[Section]] = {
     name: field.annotation
@@ -32,64 +33,22 @@ FIELDS: Mapping[str, FieldInfo] = {
 }
 """Every field by full path, in the schema's order."""
 
+
+class Schema(NamedTuple):
+    """What can be set: the core's sections and fields, and those of plugins' options."""
+
+    sections: Mapping[str, type[Section]]
+    fields: Mapping[str, FieldInfo]
+
+
+CORE = Schema(SECTIONS, FIELDS)
+OF_PLUGINS = "plugins"
+"""The section whose subsections are the options of plugins."""
+
 NONE_WORDS = frozenset({"none", "null"})
 """Unquoted, these words mean None wherever None is allowed."""
 
 SHOWN_CHARACTERS = 60
-
-SYNONYMS: Mapping[str, str] = {
-    "adapter.type": "adapter.kind",
-    "alpha": "adapter.lora_alpha",
-    "base_model": "model.name",
-    "batch_size": "training.per_device_train_batch_size",
-    "bf16": "model.dtype=bfloat16",
-    "column_mapping": "data.columns",
-    "context_length": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "data.name": "data.path",
-    "dataset": "data.path",
-    "default_system": "data.system",
-    "dropout": "adapter.lora_dropout",
-    "epochs": "training.num_train_epochs",
-    "eval_batch_size": "evaluation.per_device_eval_batch_size",
-    "eval_dataset": "data.eval_path",
-    "eval_file": "data.eval_path",
-    "experiment_name": "run.experiment",
-    "fp16": "model.dtype=float16",
-    "group_by": "data.split_by",
-    "grad_accum": "training.gradient_accumulation_steps",
-    "load_in_4bit": "model.quantize=nf4",
-    "load_in_8bit": "model.quantize=int8",
-    "lora_r": "adapter.r",
-    "lora_rank": "adapter.r",
-    "lora_target": "adapter.target_modules",
-    "lr": "training.learning_rate",
-    "lr_scheduler": "training.lr_scheduler_type",
-    "max_seq_length": "data.max_length",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "model.path": "model.name",
-    "mixture": "data.path",
-    "model_name_or_path": "model.name",
-    "num_epochs": "training.num_train_epochs",
-    "optimizer": "training.optim",
-    "output": "run.output_dir",
-    "peft": "adapter.kind",
-    "quantization": "model.quantize",
-    "rank": "adapter.r",
-    "registered_model_name": "registry.model_name",
-    "registry.name": "registry.model_name",
-    "run_name": "run.name",
-    "seq_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "system_prompt": "data.system",
-    "template": "data.chat_template",
-    "torch_dtype": "model.dtype",
-    "train_batch_size": "training.per_device_train_batch_size",
-    "train_file": "data.path",
-    "val_set_size": "data.test_size",
-    "warmup_ratio": "training.warmup_steps",
-}
-"""Names from other tools and our names for them; used for hints only, never accepted."""
 
 
 class Described(NamedTuple):
@@ -101,30 +60,51 @@ class Described(NamedTuple):
     doc: str
 
 
-def describe() -> list[tuple[str, str, str, str]]:
+def describe(schema: Schema = CORE) -> list[Described]:
     """Every field: full path, what it takes, its default as typed, what it means."""
     return [
-        Described(path, allowed(field), _typed(field.default), field.description or "")
-        for path, field in FIELDS.items()
+        Described(path, allowed(field), _typed(field.get_default(call_default_factory=True)), field.description or "")
+        for path, field in schema.fields.items()
     ]
 
 
-def locate(key: str) -> list[str]:
-    """The full paths that `key` may mean: one when it is good, several when ambiguous, none when unknown."""
-    if key in FIELDS:
+def locate(key: str, schema: Schema = CORE) -> list[str]:
+    """The full paths that `key` may mean: one when it is good, several when ambiguous, none when unknown.
+
+    An option of a plugin is named by its full path only: a plugin that is installed makes no other key ambiguous.
+    """
+    if key in schema.fields:
         return [key]
     if key in PRIMARY:
         return [f"{key}.{PRIMARY[key]}"]
     return [path for path in FIELDS if path.partition(".")[2] == key]
 
 
-def unknown(key: str) -> tuple[str, str]:
+def unknown(key: str, schema: Schema = CORE) -> tuple[str, str]:
     """Message and hint for a key that means no field, or more than one."""
-    if paths := locate(key):
+    if paths := locate(key, schema):
         return "ambiguous key", f"write {' or '.join(paths)}"
-    if key in SECTIONS:
-        return "a section, not a field", _fields_of(key)
+    if key in schema.sections:
+        return "a section, not a field", _fields_of(key, schema)
+    if key.startswith(f"{OF_PLUGINS}."):
+        return _unknown_option(key, schema)
     return "unknown key", _nearest(key.lower())
+
+
+def _unknown_option(key: str, schema: Schema) -> tuple[str, str]:
+    """An option that no plugin has."""
+    section, _, leaf = key.rpartition(".")
+    if section in schema.sections and section != OF_PLUGINS:
+        near = _close(leaf, schema.sections[section].model_fields)
+        return "unknown key", _did_you_mean([f"{section}.{near}"]) if near else _fields_of(section, schema)
+    sections = [name for name in schema.sections if name.startswith(f"{OF_PLUGINS}.")]
+    near = _close(section if section != OF_PLUGINS else key, sections)
+    known = f"known: {', '.join(sections)}" if sections else "no active plugin has options"
+    named = (section if section != OF_PLUGINS else key).removeprefix(f"{OF_PLUGINS}.")
+    return (
+        f"no active plugin has options named {named}",
+        _did_you_mean([near]) if near else f"{known}; `mlflow-ft plugins` lists the plugins and their status",
+    )
 
 
 def _nearest(key: str) -> str:
@@ -155,20 +135,20 @@ def _did_you_mean(names: Collection[str]) -> str:
     return f"did you mean {' or '.join(names)}?"
 
 
-def _fields_of(section: str) -> str:
-    return f"{section} has {', '.join(SECTIONS[section].model_fields)}"
+def _fields_of(section: str, schema: Schema = CORE) -> str:
+    return f"{section} has {', '.join(schema.sections[section].model_fields)}"
 
 
-def refused(path: str, value: Any, error: ValidationError) -> tuple[str, str] | None:
+def refused(path: str, value: Any, error: ValidationError, field: FieldInfo) -> tuple[str, str] | None:
     """Message and hint for the value that pydantic refused for the field `path`; None if another field is at fault."""
-    details = [detail for detail in error.errors() if detail["loc"][:1] == (path.partition(".")[2],)]
+    details = [detail for detail in error.errors() if detail["loc"][:1] == (path.rpartition(".")[2],)]
     if not details:
         return None
     if own := own_words(details[0]):
         return f"{shown(value)}: {own}", ""
-    choices = [choice for choice in _choices(FIELDS[path]) if isinstance(value, str)]
+    choices = [choice for choice in _choices(field) if isinstance(value, str)]
     near = _close(str(value).lower(), choices)
-    return f"{shown(value)} is not {allowed(FIELDS[path])}", _did_you_mean([near]) if near else ""
+    return f"{shown(value)} is not {allowed(field)}", _did_you_mean([near]) if near else ""
 
 
 def own_words(detail: ErrorDetails) -> str:

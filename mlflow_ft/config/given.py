@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mlflow_ft.config.explain import FIELDS, SECTIONS, shown
+from mlflow_ft.config.explain import FIELDS, OF_PLUGINS, SECTIONS, shown
 from mlflow_ft.config.section import InLine
 from mlflow_ft.errors import ConfigError, Problem
 
@@ -99,7 +99,7 @@ def syntax_error(place: str, text: str, error: yaml.YAMLError) -> ConfigError:
 def _walk(
     node: yaml.Node | None, *, loader: yaml.SafeLoader, file: str, problems: list[Problem], section: str = ""
 ) -> Iterator[Given]:
-    """The leaves of a mapping: two levels, below which a mapping is a field's value."""
+    """The leaves of a mapping: two levels, and three for plugins, below which a mapping is a field's value."""
     if node is None or _is_null(node):
         return
     if not isinstance(node, yaml.MappingNode):
@@ -118,7 +118,7 @@ def _walk(
             problems.append(Problem(place=place, message=message, hint="keep one of them"))
             continue
         seen[key] = place
-        if isinstance(value_node, yaml.MappingNode) and not section and key not in FIELDS:
+        if isinstance(value_node, yaml.MappingNode) and section in ("", OF_PLUGINS) and key not in FIELDS:
             yield from _walk(value_node, loader=loader, file=file, problems=problems, section=key)
         elif key not in SECTIONS or not _is_null(value_node):  # ignore a section whose fields are all commented out
             value, written = _value(value_node, loader)

@@ -7,9 +7,11 @@ from typing import Any, get_origin
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from mlflow_ft.config.explain import FIELDS, NONE_WORDS, SECTIONS, locate, members, own_words, refused, shown, unknown
+from mlflow_ft.config.explain import NONE_WORDS, Schema, locate, members, own_words, refused, shown, unknown
 from mlflow_ft.config.given import Given, headline, mapping_of, raise_all
+from mlflow_ft.config.plugin_options import canonical, made, schema_with
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, Problem
 
@@ -21,18 +23,21 @@ def resolve(
     presets: Sequence[Given] = (),
     file: Sequence[Given] = (),
     command_line: Sequence[Given] = (),
+    options: Mapping[str, type] | None = None,
 ) -> Config:
     """Merge the layers; the problems of all of them are raised together.
 
     `presets` come between the method's defaults and the file: the built-in data has such settings.
+    `options` are the dataclasses of the plugins' options by name, for `plugins.NAME.key`.
     `method` is already chosen: a `method` in the file only names its origin, since the command line overrides YAML.
     """
+    schema = schema_with(options or {})
     problems: list[Problem] = []
     of_method = [Given(key=key, value=value, place=f"method {method}") for key, value in defaults.items()]
-    values = _layer(of_method, problems)
-    values |= _layer(presets, problems)
-    values |= _layer([given for given in file if given.key != "method"], problems)
-    values |= _layer([_typed(given) for given in command_line if given.key != "method"], problems)
+    values = _layer(of_method, schema, problems)
+    values |= _layer(presets, schema, problems)
+    values |= _layer([given for given in file if given.key != "method"], schema, problems)
+    values |= _layer([_typed(given) for given in command_line if given.key != "method"], schema, problems)
     for given in command_line:
         if given.key == "method" and given.value != method:
             message = f"both {shown(given.value)} and {method} were given"
@@ -40,7 +45,7 @@ def resolve(
     raise_all(problems, "in the configuration")
     named = [given.place for given in (*file, *command_line) if given.key == "method" and given.value == method]
     origins = {"method": named[-1] if named else "asked for"} | {path: place for path, (_, place) in values.items()}
-    return _build(method, {path: value for path, (value, _) in values.items()}, origins)
+    return _build(method, {path: value for path, (value, _) in values.items()}, origins, schema, options or {})
 
 
 def _typed(given: Given) -> Given:
@@ -49,17 +54,17 @@ def _typed(given: Given) -> Given:
     return Given(key=given.key, value=given.value, place=given.place, written=written)
 
 
-def _layer(settings: Sequence[Given], problems: list[Problem]) -> dict[str, tuple[Any, str]]:
+def _layer(settings: Sequence[Given], schema: Schema, problems: list[Problem]) -> dict[str, tuple[Any, str]]:
     """Path to value and place; a key or value that cannot be used becomes a problem."""
     layer: dict[str, tuple[Any, str]] = {}
     for given in settings:
         place = given.place if given.place.startswith("--") else f"{given.place}  {given.key}"
-        paths = locate(given.key)
+        paths = locate(canonical(given.key), schema)
         if len(paths) != 1:
-            message, hint = unknown(given.key)
+            message, hint = unknown(canonical(given.key), schema)
             problems.append(Problem(place=place, message=message, hint=hint))
             continue
-        value, refusal = _validated(paths[0], given)
+        value, refusal = _validated(paths[0], given, schema)
         if refusal:
             problems.append(Problem(place=place, message=refusal[0], hint=refusal[1]))
         elif paths[0] in layer and layer[paths[0]][0] != value:
@@ -70,9 +75,9 @@ def _layer(settings: Sequence[Given], problems: list[Problem]) -> dict[str, tupl
     return layer
 
 
-def _coerce(path: str, given: Given) -> Any:
+def _coerce(field: FieldInfo, given: Given) -> Any:
     """The given value in a form for pydantic: text for a scalar, so that every layer follows the same rules."""
-    kinds = members(FIELDS[path])
+    kinds = members(field)
     takes_list, takes_mapping = (any(get_origin(kind) is origin for kind in kinds) for origin in (list, dict))
     takes_text = str in kinds
     text = _text(given)
@@ -132,23 +137,27 @@ def _unquoted(item: str) -> str:
     return item[1:-1] if len(item) > 1 and item[0] == item[-1] and item[0] in "'\"" else item
 
 
-def _validated(path: str, given: Given) -> tuple[Any, tuple[str, str] | None]:
+def _validated(path: str, given: Given, schema: Schema) -> tuple[Any, tuple[str, str] | None]:
     """The value as the schema takes it, or why it is refused."""
-    section, _, leaf = path.partition(".")
-    value = _coerce(path, given)
+    section, _, leaf = path.rpartition(".")
+    value = _coerce(schema.fields[path], given)
     try:
-        return getattr(SECTIONS[section].model_validate({leaf: value}), leaf), None
+        return getattr(schema.sections[section].model_validate({leaf: value}), leaf), None
     except ValidationError as error:
-        return value, refused(path, given.value, error)
+        return value, refused(path, given.value, error, schema.fields[path])
 
 
-def _build(method: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
-    nested: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+def _build(
+    method: str, values: Mapping[str, Any], origins: Mapping[str, str], schema: Schema, options: Mapping[str, type]
+) -> Config:
+    nested: dict[str, dict[str, Any]] = {section: {} for section in schema.sections}
     for path, value in values.items():
-        section, _, leaf = path.partition(".")
+        section, _, leaf = path.rpartition(".")
         nested[section][leaf] = value
+    of_plugins = made(options, nested, origins)
+    core = {section: fields for section, fields in nested.items() if "." not in section}
     try:
-        return Config.model_validate({"method": method, **nested, "origins": origins})
+        return Config.model_validate({"method": method, **core, "origins": origins, "plugin_options": of_plugins})
     except ValidationError as error:  # each value alone is valid: this is a validator of several values
         problems = []
         for detail in error.errors():

@@ -7,16 +7,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator
+from pydantic_core import to_jsonable_python
 
 from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.methods import AdapterSection, ObjectiveSection, RolloutSection
 from mlflow_ft.config.section import InLine, Section
 from mlflow_ft.config.training import TrainingSection
 
+OptionsT = TypeVar("OptionsT")
 TRACKERS = ("wandb", "tensorboard")
 
 
@@ -219,6 +222,13 @@ class RegistrySection(Section):
         return alias
 
 
+class PluginsSection(Section):
+    """The plugins that may be loaded. Their own options are `plugins.NAME.key` (`mlflow-ft show options`)."""
+
+    allow: list[str] | None = None
+    """The installed plugins that may be loaded; no other is imported. All when not given, none when empty."""
+
+
 class Config(Section):
     """All settings, resolved: defaults < method < YAML < command line."""
 
@@ -235,13 +245,18 @@ class Config(Section):
     package: PackageSection = PackageSection()
     registry: RegistrySection = RegistrySection()
     launch: LaunchSection = LaunchSection()
+    plugins: PluginsSection = PluginsSection()
+    plugin_options: Mapping[str, Any] = Field(default_factory=dict, exclude=True)
+    """The options of every active plugin that has some, by their name; `options` gets those of a class."""
     origins: Mapping[str, str] = Field(default_factory=dict, exclude=True)
     """Where each value that is not a default came from: `{"adapter.r": "qlora.yaml line 12"}`."""
 
     @property
     def key(self) -> str:
         """sha256 over all settings but names, places and processes of the run: the same for a command started again."""
-        ours = {f"run.{name}" for name in ("name", "experiment", "output_dir", "resume", "also_report_to")}
+        ours = {f"run.{name}" for name in ("name", "experiment", "output_dir", "resume", "also_report_to")} | {
+            "plugins.allow"
+        }
         settings = {
             path: value for path, value in self.flat().items() if path not in ours and not path.startswith("launch.")
         }
@@ -252,7 +267,18 @@ class Config(Section):
         flat: dict[str, Any] = {"method": self.method}
         for section, values in self.model_dump(mode="json", exclude={"method"}).items():
             flat |= {f"{section}.{key}": value for key, value in values.items()}
+        given = {path.rpartition(".")[0] for path in self.origins}
+        for name, options in self.plugin_options.items():  # those of which none was set have their plugin's defaults
+            if f"plugins.{name}" in given:
+                flat |= {f"plugins.{name}.{key}": value for key, value in to_jsonable_python(asdict(options)).items()}
         return flat
+
+    def options(self, kind: type[OptionsT]) -> OptionsT:
+        """The options of a plugin, given the dataclass with which it registered them.
+
+        Where they are not registered, as in a test of the plugin's functions alone, they have their defaults.
+        """
+        return next((options for options in self.plugin_options.values() if type(options) is kind), None) or kind()
 
 
 PRIMARY = {"model": "name", "data": "path"}

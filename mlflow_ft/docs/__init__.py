@@ -41,7 +41,8 @@ RULE = "|---|---|---|---|"
 def _places() -> Iterator[tuple[str, str]]:
     """Where to look for an implementation to show, in this order; a plugin is a module or a package."""
     yield "The template", "plugins/mlflow-ft-template/mlflow_ft_template/__init__.py"
-    for kind in plugins.KINDS:
+    for module in plugins.BUILTIN:
+        kind = module.rpartition(".")[2]
         package = f"mlflow_ft/builtin/{kind}/__init__.py"
         yield "The built-in plugin", package if (ROOT / package).is_file() else f"mlflow_ft/builtin/{kind}.py"
 

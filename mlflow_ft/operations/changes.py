@@ -18,7 +18,7 @@ Facts = Mapping[tuple[Kind, str], str]
 """By kind and name: `{("library", "torch"): "2.9.0", ("seed", "run.seed"): "42", ...}`."""
 
 CHECKPOINTS = ("save_steps", "save_total_limit", "upload_checkpoints", "log_checkpoints")
-NO_EFFECT = ("run.", "registry.", "package.", *(f"training.{name}" for name in CHECKPOINTS))
+NO_EFFECT = ("run.", "registry.", "package.", "plugins.allow", *(f"training.{name}" for name in CHECKPOINTS))
 """Settings that change neither the trained weights nor the scores: names, folders, forms, checkpoints."""
 SEED = "run.seed"
 OWN_CODE: tuple[Kind, str] = ("code", "mlflow-ft")

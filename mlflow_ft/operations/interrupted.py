@@ -135,7 +135,7 @@ def find(
             problems=[change.problem for change in changed],
             hint="undo them, or accept them with --accept-changes; the run then records them",
         )
-    named = any(path in PLACES for path in config.origins if config.flat()[path] != recorded.flat()[path])
+    named = any(path in PLACES for path in config.origins if config.flat().get(path) != recorded.flat().get(path))
     return Interrupted(
         run=run,
         config=config if named else recorded_run.pinned(config, run.data.tags),

@@ -67,9 +67,10 @@ def resolved(recorded: Sequence[Given], registry: Registry, *, changed: Sequence
     """
     method = _method(recorded)
     defaults = registry.trainers[method].defaults
-    config = resolve(method, defaults=defaults, file=recorded, command_line=changed)
-    values, own = config.flat(), resolve(method, defaults=defaults).flat()
-    asked = {path: place for path, place in config.origins.items() if values[path] != own[path]}
+    options = registry.option_types
+    config = resolve(method, defaults=defaults, file=recorded, command_line=changed, options=options)
+    values, own = config.flat(), resolve(method, defaults=defaults, options=options).flat()
+    asked = {path: place for path, place in config.origins.items() if values[path] != own.get(path)}
     return config.model_copy(update={"origins": asked})
 
 

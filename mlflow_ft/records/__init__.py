@@ -13,6 +13,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, JoiningCollector, Reward
 from mlflow_ft.records.machines import Engine, Launcher, PlanRule, ServingEngine
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
+from mlflow_ft.records.options import Options
 from mlflow_ft.records.training import Adapter, Trainer
 
 Record = (
@@ -29,6 +30,7 @@ Record = (
     | PlanRule
     | Engine
     | ServingEngine
+    | Options
 )
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Gate",
     "JoiningCollector",
     "Launcher",
+    "Options",
     "Packager",
     "PlanRule",
     "Record",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ class ServingEngine:
     name: str
     summary: str
     serve: Callable[[Serving], None]
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Its settings (`-C KEY=VALUE`), each with a sentence; any other is refused."""
     follows: bool = False
     """Whether it can change a model while it serves (`--follow`), by `serving.look_up`."""
-    refuses: Callable[[], str | None] = lambda: None
-    """Why it cannot be used here, and a remedy, in a sentence; None where it can. Called before anything is fetched."""
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why it cannot be used here, with these options of plugins (`config.options`), and a remedy, in a sentence; None
+    where it can. Called before anything is fetched."""

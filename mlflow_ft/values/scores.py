@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlflow_ft.rows import Message
 from mlflow_ft.values.data import Data
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Subject(Protocol):
 
     name: Literal["base", "tuned"]
     data: Data
+    config: Config
+    """Every setting; those of a plugin are `config.options(ItsOptions)`."""
 
     @cached_property
     def answers(self) -> Sequence[Answer]:

@@ -6,11 +6,14 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.progress import Progress
 from mlflow_ft.values.forms import Form
 from mlflow_ft.values.models import BaseModel
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.schema import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,8 @@ class Serving:
     """Seconds that a request may take until its first token, or as a whole if it is not streamed."""
     follow: float | None
     """Seconds after which the names are looked up again; None: never."""
-    options: Mapping[str, str]
-    """Settings of the engine, as given with `-C KEY=VALUE`."""
+    config: Config
+    """Read a plugin's options with `serving.config.options(...)`; all else in it is for trainings."""
     signature: Any
     """MLflow's signature of a chat model, for its route /invocations."""
     progress: Progress

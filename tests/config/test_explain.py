@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_ft.config import Config, describe, pairs, read_yaml, resolve, to_yaml
-from mlflow_ft.config.explain import FIELDS, SECTIONS, SYNONYMS, locate, members, shown, unknown
+from mlflow_ft.config.explain import FIELDS, SECTIONS, locate, members, shown, unknown
 from mlflow_ft.config.schema import PRIMARY
+from mlflow_ft.config.synonyms import SYNONYMS
 
 # ---- promises about the schema
 
@@ -30,7 +31,7 @@ def test_a_section_is_small_and_every_field_is_explained(name: str) -> None:
 
 
 def test_every_field_of_the_config_is_a_section_or_known_to_be_none() -> None:
-    assert [name for name in Config.model_fields if name not in SECTIONS] == ["method", "origins"]
+    assert [name for name in Config.model_fields if name not in SECTIONS] == ["method", "plugin_options", "origins"]
     assert all(f"{section}.{leaf}" in FIELDS for section, leaf in PRIMARY.items())
     assert set(PRIMARY) <= set(SECTIONS)
 
@@ -74,7 +75,7 @@ def test_the_configuration_is_light_and_warns_of_nothing() -> None:
             "zzz",
             (
                 "sections: run, model, data, checks, adapter, objective, rollout, training, evaluation, package, "
-                "registry, launch"
+                "registry, launch, plugins"
             ),
         ),
     ],

@@ -96,7 +96,7 @@ def test_keys_that_cannot_be_used_are_reported_together() -> None:
         (
             "--origins (command line)  unknown key; "
             "sections: run, model, data, checks, adapter, objective, rollout, training, evaluation, package, "
-            "registry, launch"
+            "registry, launch, plugins"
         ),
     ]
 

@@ -69,7 +69,7 @@ def test_one_that_was_interrupted_is_made_again(package: str) -> None:
 
 
 def test_what_pip_says_is_reported_and_nothing_is_left(tmp_path: Path, package: str) -> None:
-    with pytest.raises(PluginError, match="pip install failed(.|\n)*nowhere") as refused:
+    with pytest.raises(PluginError, match=r"pip install failed(.|\n)*nowhere") as refused:
         environments.find_or_make("tool", [str(tmp_path / "nowhere")], progress=QUIET)
     assert "of your own" in str(refused.value)
     assert not list((tmp_path / "cache" / "environments").glob("tool-*/"))

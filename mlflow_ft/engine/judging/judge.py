@@ -84,6 +84,7 @@ class JudgedModel:
     def __init__(self, *, name: Literal["base", "tuned"], module: Any, job: Job, data: Data) -> None:
         self.name = name
         self.data = data
+        self.config = job.config
         self._module = module
         self._job = job
         self._scores = job.task == "score"

@@ -28,7 +28,7 @@ MAIN = (
 """Settings that a reader looks for, even if they are defaults."""
 OF_ADAPTERS = ("r", "lora_alpha", "lora_dropout", "target_modules")
 """Shown for adapter kinds that have them."""
-NOT_OF_TRAINING = ("run.", "registry.", "method")
+NOT_OF_TRAINING = ("run.", "registry.", "plugins.allow", "method")
 PARITY: Mapping[str, str] = {
     "kl_mean": "mean KL divergence (nats per token)",
     "kl_max": "largest KL divergence of one token (nats)",

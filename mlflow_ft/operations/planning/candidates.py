@@ -125,7 +125,8 @@ class Planner:
         file = [Given(key=path, value=value, place=f"plan rule {rule[path]}") for path, value in settings.items()]
         own = [Given(key=path, value=value, place=f"--{path} (command line)") for path, value in self.given.items()]
         defaults = self.registry.trainers[command].defaults
-        return resolve(command, defaults=defaults, file=file, command_line=own)
+        options = self.registry.option_types
+        return resolve(command, defaults=defaults, file=file, command_line=own, options=options)
 
 
 def _for_room(cost: Cost, config: Config) -> Iterator[tuple[str, Any, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.operations.serving import proof, served_models
 from mlflow_ft.plugins import Plugins
@@ -40,8 +40,8 @@ class ServeRequest:
     engine: str = OWN
     follow: float | None = None
     """Seconds between two looks at where the aliases point; None: never."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Settings of the engine."""
+    config: Config = field(default_factory=lambda: Config(method="serve"))
+    """The options of plugins."""
 
 
 Ready = Callable[[str, Sequence[str], str], None]
@@ -78,7 +78,7 @@ def _serving(
         url=url,
         timeout=request.timeout,
         follow=request.follow,
-        options=request.options,
+        config=request.config,
         signature=chat_signature(),
         progress=progress,
         ready=partial(ready, url),
@@ -98,20 +98,13 @@ def check(request: ServeRequest, registry: Registry) -> ServingEngine:
     if request.adapters and request.model and request.base:
         raise ConfigError("the base of the adapters was named twice", hint="leave out MODEL or --base")
     engine = registry.serving_engines[request.engine]
-    if unknown := [key for key in request.options if key not in engine.options]:
-        near = difflib.get_close_matches(unknown[0], engine.options, n=1)
-        known = f"its settings: {', '.join(engine.options)}" if engine.options else "it has no settings"
-        raise ConfigError(
-            f"-C {unknown[0]}: the engine {engine.name} has no such setting",
-            hint=f"did you mean {near[0]}?" if near else known,
-        )
     if request.follow is not None and not engine.follows:
         able = ", ".join(other.name for other in registry.serving_engines if other.follows)
         raise ConfigError(
             f"--follow: the engine {engine.name} cannot change a model while it serves",
             hint=f"engines that can: {able}" if able else "start the server again after a promotion",
         )
-    if reason := engine.refuses():
+    if reason := engine.refuses(request.config):
         raise ConfigError(f"--engine {engine.name}: {reason}")
     return engine
 

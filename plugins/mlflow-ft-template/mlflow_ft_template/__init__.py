@@ -12,8 +12,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
 
 from mlflow_ft import (
     Check,
@@ -24,6 +27,7 @@ from mlflow_ft import (
     Example,
     Exporter,
     Gate,
+    Options,
     Reward,
     Score,
     Trainer,
@@ -34,8 +38,15 @@ from mlflow_ft import (
 if TYPE_CHECKING:
     from mlflow_ft import Candidacy, Data, Form, Gates, Job, Model, Scores, Subject, Trained
 
-FEWEST_ROWS = 4
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateOptions:
+    """The settings of this plugin."""
+
+    fewest_rows: Annotated[int, Ge(1)] = 4
+    """Training rows that gentle-lora needs at least."""
 
 
 def from_card(values: Mapping[str, Any]) -> Example:
@@ -186,10 +197,19 @@ def register_gates() -> list[Gate]:
 
 
 @hookimpl
+def register_options() -> list[Options]:
+    return [Options(name="template", summary="what gentle-lora needs", fields=TemplateOptions)]
+
+
+@hookimpl
 def before_train(job: Job, data: Data, model: Model) -> None:
     """A veto, before any time is spent on a job that cannot work."""
-    if job.config.method == "gentle-lora" and len(data.train.examples) < FEWEST_ROWS:
-        raise DataError(f"gentle-lora needs at least {FEWEST_ROWS} rows; the data has {len(data.train.examples)}")
+    fewest, rows = job.config.options(TemplateOptions).fewest_rows, len(data.train.examples)
+    if job.config.method == "gentle-lora" and rows < fewest:
+        raise DataError(
+            f"gentle-lora needs at least {fewest} rows; the data has {rows}",
+            hint="add rows, or lower plugins.template.fewest_rows",
+        )
 
 
 @hookimpl
