@@ -80,7 +80,7 @@ def command(
         timeout=timeout,
         engine=engine,
         follow=every if follow else None,
-        config=resolve("serve", command_line=pairs(settings), options=Registry(loaded).option_types),
+        config=resolve("serve", defaults={}, command_line=pairs(settings), options=Registry(loaded).option_types),
     )
 
     def ready(url: str, names: Sequence[str], route: str) -> None:

@@ -18,7 +18,6 @@ MORE = {
     "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
-    "serving_engines": ("follows",),
     "plan_rules": ("priority", "source"),
 }
 """What is shown of a record in addition to its name and summary, by kind."""
