@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow_ft.engine import hub
 from mlflow_ft.engine.models import generation, loading
-from mlflow_ft.engine.serving import chat_model, loaded_models
-from mlflow_ft.engine.serving.loaded_models import AdapterFolder, Served
 from mlflow_ft.errors import ConfigError, ModelError
 from mlflow_ft.progress import Progress
 from mlflow_ft.values import ServedModel
+
+with warnings.catch_warnings(record=True):  # MLflow warns of the type in `predict`, whatever filters are set
+    from mlflow_ft.engine.serving import chat_model, loaded_models
+    from mlflow_ft.engine.serving.loaded_models import AdapterFolder, Served
 
 SAME = ("quantization", "dtype")
 """The fields, besides the weights, in which the records of two adapters of one base must agree."""

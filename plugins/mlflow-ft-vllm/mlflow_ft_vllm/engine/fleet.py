@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mlflow_ft import ConfigError, FineTuneError, ServedModel, Serving
+from mlflow_ft.engine import hardware
 from mlflow_ft.engine.environments import Environment, find_or_make
-from mlflow_ft.engine.serving import chat_model, opening
+from mlflow_ft.engine.serving import opening
 from mlflow_ft_vllm.engine import suitable, trained
 from mlflow_ft_vllm.engine.form import KNOWN
 from mlflow_ft_vllm.engine.process import VllmProcess
@@ -21,6 +23,8 @@ from mlflow_ft_vllm.options import VllmOptions
 BASE = "base"
 """The name of the model without an adapter."""
 CPU_CACHE_GIB = 4
+TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
+"""Beginnings of the names of a tokenizer's files."""
 
 
 class Fleet:
@@ -112,11 +116,13 @@ class Fleet:
         if not torch.cuda.is_available():
             variables["VLLM_CPU_KVCACHE_SPACE"] = str(self.options.kv_cache_gib or CPU_CACHE_GIB)
         limit = 0 if first.base is None else suitable.rank_limit(models, self.options.max_lora_rank)
-        arguments = self._arguments(first, limit, len(models))
         if self._environment is None:
             self._environment = environment(self.options, self.serving)
-        process = VllmProcess(self._environment, arguments, variables)
+        process = VllmProcess()
         self.processes.append(process)
+        folder = first.folder if first.base is None else _with_tokenizer_of(first, process.folder / "base")
+        arguments = self._arguments(first, folder, rank_limit=limit, adapters=len(models))
+        process.start(self._environment, arguments, variables)
         self._rank_limits[process] = limit
         try:
             with self.serving.progress.bar(f"start vLLM with {first.uri if first.base is None else first.base.name}"):
@@ -126,14 +132,12 @@ class Fleet:
             raise
         return process
 
-    def _arguments(self, model: ServedModel, rank_limit: int, adapters: int) -> list[str]:
-        options, folder = self.options, model.folder if model.base is None else model.base.path
-        dtype = str(chat_model.compute_dtype()).removeprefix("torch.") if options.dtype == "auto" else options.dtype
+    def _arguments(self, model: ServedModel, folder: Path, *, rank_limit: int, adapters: int) -> list[str]:
+        options = self.options
         values: dict[str, Any] = {
             "model": folder,
             "served-model-name": _id(model) if model.base is None else BASE,
-            "tokenizer": opening.with_tokenizer(model).tokenizer,
-            "dtype": dtype,
+            "dtype": str(hardware.compute_dtype(options.dtype)).removeprefix("torch."),
             "max-logprobs": KNOWN,
             "generation-config": "vllm",  # every request has the trained model's own
         }
@@ -202,6 +206,19 @@ def environment(options: VllmOptions, serving: Serving) -> Environment:
 
 def _trained(model: ServedModel) -> Trained:
     return trained.read(model, opening.with_tokenizer(model).tokenizer)
+
+
+def _with_tokenizer_of(adapter: ServedModel, folder: Path) -> Path:
+    """A folder with the base's files by links, except the tokenizer, which is the adapter's: a vLLM has one."""
+    assert adapter.base is not None
+    folder.mkdir()
+    tokenizer = opening.with_tokenizer(adapter).tokenizer
+    own = [file for file in tokenizer.iterdir() if file.name.startswith(TOKENIZER) or file.suffix == ".jinja"]
+    for file in (*own, *adapter.base.path.iterdir()):
+        link = folder / file.name
+        if not link.is_symlink() and not (file not in own and file.name.startswith(TOKENIZER)):
+            link.symlink_to(file.resolve())
+    return folder
 
 
 def _id(model: ServedModel) -> str:

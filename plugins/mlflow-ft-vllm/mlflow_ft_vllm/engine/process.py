@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,25 @@ VARIABLES = {
 
 
 class VllmProcess:
-    """Started at once; `wait_until_ready`, then `stop`."""
+    """Made with a folder of its own; `start`, `wait_until_ready`, then `stop`."""
 
-    def __init__(self, environment: Environment, arguments: Sequence[str], variables: dict[str, str]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="mlflow-ft-vllm-")  # with mode 700
-        self.socket = Path(self._folder.name) / "vllm.sock"
-        self.log = Path(self._folder.name) / "vllm.log"
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="mlflow-ft-vllm-")  # with mode 700
+        self.folder = Path(self._scratch.name)
+        self.socket, self.log = self.folder / "vllm.sock", self.folder / "vllm.log"
         self.client = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://vllm", timeout=LONGEST
         )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, environment: Environment, arguments: Sequence[str], variables: dict[str, str]) -> None:
+        """Start vLLM with the arguments of `vllm serve`."""
         command = [str(environment.python), "-P", str(CHILD), "--uds", str(self.socket), *arguments]
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 command,
                 env=environment.variables(VARIABLES | variables),
-                cwd=self._folder.name,
+                cwd=self.folder,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -64,7 +69,11 @@ class VllmProcess:
 
     @property
     def ended(self) -> bool:
-        return self._process.poll() is not None
+        return self._process is not None and self._process.poll() is not None
+
+    @property
+    def _code(self) -> int | None:
+        return self._process.returncode if self._process else None
 
     def wait_until_ready(self, timeout: float) -> None:
         """Wait until vLLM has loaded the model.
@@ -90,7 +99,7 @@ class VllmProcess:
     def fault(self) -> FineTuneError:
         """Why the process ended."""
         lines = self.last_lines()
-        if self._process.returncode == -signal.SIGKILL or MEMORY.search(lines):
+        if self._code == -signal.SIGKILL or MEMORY.search(lines):
             how = "was killed, as the system does when memory is short" if not MEMORY.search(lines) else "has no memory"
             return ResourceError(
                 f"vLLM {how}\n{lines}",
@@ -98,7 +107,7 @@ class VllmProcess:
                 "or --plugins.vllm.kv_cache_gib",
             )
         return ModelError(
-            f"vLLM ended with exit code {self._process.returncode}\n{lines}",
+            f"vLLM ended with exit code {self._code}\n{lines}",
             hint="`--engine transformers` serves what vLLM does not support",
         )
 
@@ -117,7 +126,6 @@ class VllmProcess:
         try:
             answer = self.client.post(path, json=request)
         except httpx.TransportError as error:
-            self._process.wait(GRACE_SECONDS) if self.ended else None
             raise self.fault() if self.ended else ModelError(f"vLLM does not answer: {error}") from error
         if not answer.is_success:
             raise ConfigError(f"vLLM refuses {path}: {message(answer)}")
@@ -134,19 +142,15 @@ class VllmProcess:
     def stop(self) -> None:
         """End the whole process group, and wait for it."""
         self.client.close()
-        for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
-            try:
-                os.killpg(self._process.pid, number)
-            except ProcessLookupError:
-                break
-            try:
-                self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                continue
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
-        self._folder.cleanup()
+        if self._process:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(GRACE_SECONDS)
+            if self._process.stdin:
+                self._process.stdin.close()
+        self._scratch.cleanup()
 
 
 def message(answer: httpx.Response) -> str:

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 
 from mlflow_ft import ModelError, ServedModel
 from mlflow_ft.engine.models import generation, loading
-from mlflow_ft.engine.serving import chat_model
 
 SAME = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
 """Settings of transformers that affect greedy answers, and their names in vLLM."""
@@ -43,7 +42,9 @@ class Trained:
 
     def defaults(self, *, chat: bool) -> dict[str, Any]:
         """The fields of a request that it may override, except the end tokens and the template."""
-        fields = {**self.sampling, "max_tokens": chat_model.DEFAULT_MAX_TOKENS}
+        from mlflow_ft.engine.serving.chat_model import DEFAULT_MAX_TOKENS  # after loaded_models, which hushes MLflow
+
+        fields = {**self.sampling, "max_tokens": DEFAULT_MAX_TOKENS}
         return fields | self.always(chat=chat)
 
     def always(self, *, chat: bool) -> dict[str, Any]:
