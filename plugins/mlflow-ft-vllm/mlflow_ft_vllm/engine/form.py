@@ -25,7 +25,7 @@ class VllmForm:
 
     def __init__(self, process: VllmProcess, name: str, trained: Trained) -> None:
         self.process, self.name, self.trained = process, name, trained
-        self.vocabulary = len(trained.tokenizer)
+        self.vocabulary = trained.width
 
     def logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         ids, rows = input_ids.tolist(), []

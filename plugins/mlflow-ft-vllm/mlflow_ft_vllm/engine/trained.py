@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from mlflow_ft import ModelError, ServedModel
 from mlflow_ft.engine.models import generation, loading
@@ -24,6 +24,8 @@ class Trained:
 
     tokenizer: Any
     tokenizer_folder: Path
+    width: int
+    """Of the model's logits."""
     end_tokens: Sequence[int]
     sampling: Mapping[str, Any]
     """Greedy unless a request sets a temperature; the penalties of generation_config.json."""
@@ -74,7 +76,9 @@ def read(model: ServedModel, folder: Path) -> Trained:
         settings = {**generation.read(model.base.path).settings, **settings}
     own = loading.token_ids(settings.get("eos_token_id"))
     kept = {theirs: settings[name] for name, theirs in SAME.items() if settings.get(name) not in (None, 0, 1.0)}
+    config = AutoConfig.from_pretrained(model.folder if model.base is None else model.base.path)
     return Trained(
+        width=config.get_text_config().vocab_size,
         tokenizer=tokenizer,
         tokenizer_folder=folder,
         end_tokens=list(dict.fromkeys(own or loading.token_ids(tokenizer.eos_token_id))),
