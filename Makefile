@@ -45,7 +45,7 @@ lint: .venv
 .venv/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@echo "installing into .venv (minutes, the first time)"
 	@$(PYTHON) -m venv .venv
-	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint,gguf,ray]'
+	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint,gguf,lm-eval,ray]'
 	@for plugin in $(PLUGINS); do python -m pip install -qq --disable-pip-version-check --no-deps -e "$$plugin"; done
 	@touch $@
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_ft.config.gates import Gates
 
 CHOICE = ("loss", "preference_accuracy", "exact_match")
 """Default scores of a method that names none: the first that exists."""
@@ -52,6 +55,10 @@ class Contender:
     """That model's name in messages."""
     aims: tuple[str, ...] = ()
     """Its method's own scores, in order of preference; see `Trainer.scores`."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """For each score that is on rows of its own, such as a benchmark's, their digest."""
+    lower_is_better: Mapping[str, bool] = field(default_factory=dict)
+    """For each score that says so itself, whether it is better when it is lower."""
     unscored: str = ""
     """Why there are no scores on the candidate's held-out rows, in a sentence."""
 
@@ -69,3 +76,9 @@ class Candidacy:
     champion: Contender | None
     """Its scores are on the candidate's held-out rows; None where nothing has the alias."""
     now_ms: int
+
+    def lower(self, score: str, gates: Gates) -> bool:
+        """Whether a score is better when it is lower: by the gates, by what its evaluator said, or by its name."""
+        if score in gates.lower_is_better:
+            return True
+        return self.candidate.lower_is_better.get(score, gates.lower(score))

@@ -17,11 +17,13 @@ import pluggy
 from mlflow_ft.records import (
     Adapter,
     Check,
+    Command,
     DataFormat,
     Engine,
     Evaluator,
     Exporter,
     Gate,
+    GuardSet,
     Launcher,
     Options,
     Packager,
@@ -121,11 +123,25 @@ def register_serving_engines() -> Iterable[ServingEngine]:  # type: ignore[empty
 
 
 @hookspec
+def register_guards() -> Iterable[GuardSet]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the guard sets of this plugin, which `evaluation.guards` can name. Called once, when the program starts.
+
+    A name in `evaluation.guards` is a registered guard set, else a data source.
+    """
+
+
+@hookspec
 def register_options() -> Iterable[Options]:  # type: ignore[empty-body]  # a specification has no body
     """Return the settings of this plugin, which users set as `plugins.NAME.key`. Called once, when the program starts.
 
     They are checked like all others: an unknown key or a wrong value is refused before anything is loaded.
     """
+
+
+@hookspec
+def register_commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the commands that this plugin adds to `mlflow-ft`. Called once, when `mlflow-ft --help` or a command that
+    is not built in asks for them."""
 
 
 @hookspec(firstresult=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mlflow_ft.errors import ConfigError, PluginError, Problem
@@ -11,11 +12,13 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.records import (
     Adapter,
     Check,
+    Command,
     DataFormat,
     Engine,
     Evaluator,
     Exporter,
     Gate,
+    GuardSet,
     Launcher,
     Options,
     Packager,
@@ -24,10 +27,12 @@ from mlflow_ft.records import (
     Reward,
     ServingEngine,
     Trainer,
+    Verdict,
 )
 
 if TYPE_CHECKING:
     from mlflow_ft.config.gates import Gates
+    from mlflow_ft.rows import Task
 
 RecordT = TypeVar("RecordT", bound=Record)
 OWN_SECTION = {"beats-champion": "beats_champion", "beats-base": "beats_base", "no-regression": "max_regression"}
@@ -46,7 +51,7 @@ class Catalogue(Generic[RecordT]):
         self.kind = kind.replace("_", " ")
         self._records: dict[str, RecordT] = {}
         self._providers: dict[str, str] = {}
-        self._broken = tuple(info for info in plugins.infos if info.status == "broken")
+        self._broken = tuple(info for info in plugins.infos if info.faulty)
         for registered in plugins.registered:
             if registered.kind == kind:
                 self._add(cast(RecordT, registered.record), registered.provider)
@@ -96,7 +101,14 @@ class Registry:
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
         self.serving_engines: Catalogue[ServingEngine] = Catalogue("serving_engines", plugins)
+        self.guards: Catalogue[GuardSet] = Catalogue("guards", plugins)
         self.options: Catalogue[Options] = Catalogue("options", plugins)
+        self.commands: Catalogue[Command] = Catalogue("commands", plugins)
+
+    @property
+    def lower_is_better(self) -> list[str]:
+        """The scores of which their evaluators say that lower is better."""
+        return [score for evaluator in self.evaluators for score in evaluator.lower_is_better]
 
     @property
     def option_types(self) -> dict[str, type]:
@@ -107,6 +119,13 @@ class Registry:
 def chosen_checks(registry: Registry, names: Sequence[str] | None) -> list[Check]:
     """The named checks, or all of them."""
     return list(registry.checks) if names is None else [registry.checks[name] for name in names]
+
+
+def chosen_evaluators(registry: Registry, names: Sequence[str] | None, *, task: Task) -> list[Evaluator]:
+    """The named evaluators, or all for models of this task."""
+    if names is None:
+        return [evaluator for evaluator in registry.evaluators if evaluator.task == task]
+    return [registry.evaluators[name] for name in names]
 
 
 def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates file") -> list[Gate]:
@@ -125,9 +144,20 @@ def chosen_gates(registry: Registry, gates: Gates, *, place: str = "the gates fi
     if problems:
         raise ConfigError(headline(problems, "in the options of gates"), problems=problems)
     if gates.names is None:
-        return list(registry.gates)
+        return [gate if _applies(gate, registry, gates) else _abstaining(gate) for gate in registry.gates]
     named = [registry.gates[name] for name in gates.names]
     return [*named, *(gate for gate in registry.gates if gate.always and gate not in named)]
+
+
+def _applies(gate: Gate, registry: Registry, gates: Gates) -> bool:
+    """Whether a gate judges without being named: a plugin's needs options, since it cannot know all models."""
+    built_in = registry.gates.provider(gate.name).startswith("builtin.")
+    return built_in or gate.always or gate.name in gates.options
+
+
+def _abstaining(gate: Gate) -> Gate:
+    why = f"not asked for: name it in `names`, or set options.{gate.name}"
+    return replace(gate, judge=lambda about, gates: [Verdict.abstain(why)])
 
 
 def _unread(gate: Gate, options: Mapping[str, Any], place: str) -> Iterator[Problem]:

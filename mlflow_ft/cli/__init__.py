@@ -32,7 +32,9 @@ COMMANDS = {
     "runs": "List the latest runs, and mark KILLED those whose process is gone.",
     "serve": "Serve chat requests over HTTP: one model, or several adapters on one base.",
     "chat": "Chat with a model in the terminal; --compare shows the base model's answers too.",
-    "plugins": "List the installed plugins and whether they work.",
+    "plugins": "List the installed plugins and whether they work; `plugins new` writes one.",
+    "project": "Write a project for `mlflow run`, with the plugins that it needs.",
+    "hooks": "List the hooks that plugins implement, and which plugin implements which.",
     "sync": "Deliver what a run could not send while the tracking server was away, and finish it.",
 }
 STARTED_BY_US = ("trial",)
@@ -49,13 +51,45 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS and cmd_name not in STARTED_BY_US:
-            return None
+            return of_plugin(cmd_name)
         command: click.Command = importlib.import_module(f"mlflow_ft.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+        if theirs := commands_of_plugins():
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(theirs)
+
+
+def commands_of_plugins() -> list[tuple[str, str]]:
+    """The commands of plugins with their summaries; a built-in command is not replaced by one of its name."""
+    from mlflow_ft import plugins
+
+    try:
+        loaded = plugins.load()
+    except FineTuneError as error:  # help must be available whatever the environment says
+        return [("(none)", error.message)]
+    found = [registered for registered in loaded.registered if registered.kind == "commands"]
+    return [
+        (
+            registered.record.name,
+            f"{registered.record.summary} ({registered.provider})"
+            if registered.record.name not in COMMANDS
+            else f"Not available: a built-in command has this name ({registered.provider}).",
+        )
+        for registered in found
+    ]
+
+
+def of_plugin(name: str) -> click.Command | None:
+    """A plugin's command; None if no active plugin has it."""
+    from mlflow_ft import plugins
+    from mlflow_ft.registry import Registry
+
+    commands = Registry(plugins.load()).commands
+    return commands[name].load() if name in commands else None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

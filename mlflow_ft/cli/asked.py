@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mlflow_ft.config import Config, Given, pairs, read_yaml, resolve
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.plugins import Plugins
+from mlflow_ft.plugins import Plugins, load
 from mlflow_ft.registry import Registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+ALLOW = ("plugins.allow", "allow")
 DEMO = "demo"
 """Prefix of the place of settings that come with the built-in data."""
 
@@ -26,14 +27,10 @@ def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = No
     """
     registry = Registry(plugins)
     trainers = registry.trainers
-    first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
-    settings = pairs(arguments[len(first) :])
+    first, from_file, command_line = _layers(arguments)
     if method and first:
-        settings = [Given(key="data", value=first[0], place=f"{first[0]} (command line)"), *settings]
+        command_line = [Given(key="data", value=first[0], place=f"{first[0]} (command line)"), *command_line]
         first = []
-    files = [setting for setting in settings if setting.key == "config"]
-    command_line = [setting for setting in settings if setting.key != "config"]
-    from_file = read_yaml(find_file(str(files[-1].value))) if files else []
     methods = [*first, *(str(setting.value) for setting in (*command_line, *from_file) if setting.key == "method")]
     if method and not methods:
         methods = [method]
@@ -48,6 +45,27 @@ def asked(arguments: Sequence[str], plugins: Plugins, *, method: str | None = No
         command_line=command_line,
         options=registry.option_types,
     )
+
+
+def load_plugins(arguments: Sequence[str]) -> Plugins:
+    """Load the plugins that `plugins.allow` permits, which must be known before one is imported.
+
+    Raises:
+        ConfigError: the file or the command line cannot be read.
+    """
+    _, from_file, command_line = _layers(arguments)
+    lists = [[given for given in layer if given.key in ALLOW] for layer in (from_file, command_line)]
+    allow = resolve("", defaults={}, file=lists[0], command_line=lists[1]).plugins.allow
+    return load(allow=allow)
+
+
+def _layers(arguments: Sequence[str]) -> tuple[list[str], list[Given], list[Given]]:
+    """The method, if it comes first; the settings of the file; and those of the command line."""
+    first = [] if not arguments or arguments[0].startswith("--") else [arguments[0]]
+    settings = pairs(arguments[len(first) :])
+    files = [setting for setting in settings if setting.key == "config"]
+    command_line = [setting for setting in settings if setting.key != "config"]
+    return first, read_yaml(find_file(str(files[-1].value))) if files else [], command_line
 
 
 def find_file(name: str) -> Path:

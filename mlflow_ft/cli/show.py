@@ -18,6 +18,7 @@ MORE = {
     "trainers": ("needs", "use_for", "memory", "ranges", "scores"),
     "adapters": ("merges", "use_for", "memory", "ranges"),
     "gates": ("options",),
+    "guards": ("licence",),
     "plan_rules": ("priority", "source"),
 }
 """What is shown of a record in addition to its name and summary, by kind."""
@@ -37,12 +38,12 @@ def _words(value: Any) -> str:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, name: str | None, *, as_json: bool) -> None:
-    """List the available formats, checks, trainers, adapters, evaluators, rewards, packagers, exporters, gates,
-    launchers, engines, serving_engines or plan_rules.
+    """List the available records of a kind, a line each; with NAME, everything about one.
 
     \b
-    mlflow-ft show trainers             every method: what it is for, what it needs, its defaults
-    mlflow-ft show trainers dpo         one method, with all its settings
+    mlflow-ft show trainers             every method
+    mlflow-ft show trainers dpo         what it is for, what it needs, its settings and their defaults
+    mlflow-ft show options judge        the settings of a plugin
     """
     from mlflow_ft.registry import Registry
 
@@ -61,20 +62,23 @@ def command(kind: str, name: str | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2, default=str))
         return
+    width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        click.echo(f"{row['name']:<18} {row['summary']}  ({row['provider']})")
+        click.echo(f"{row['name']:<{width}}  {row['summary']}  ({row['provider']})")
+        if not name:
+            continue
         for key in MORE.get(kind, ()):
             if row[key] not in ("", {}, ()):
-                click.echo(f"{'':<18}   {SAID.get(key, key)}: {_words(row[key])}")
+                click.echo(f"{'':<4}{SAID.get(key, key)}: {_words(row[key])}")
         if row["paper"]:
-            click.echo(f"{'':<18}   {row['paper']}")
+            click.echo(f"{'':<4}{row['paper']}")
         lines = []
         if kind == "trainers":
-            lines = _settings(catalogue[row["name"]], whole=bool(name))
+            lines = _settings(catalogue[row["name"]])
         elif kind == "options":
             lines = _options(catalogue[row["name"]])
         for line in lines:
-            click.echo(f"{'':<18}   {line}")
+            click.echo(f"{'':<4}{line}")
 
 
 def _options(options: Options) -> list[str]:
@@ -86,11 +90,8 @@ def _options(options: Options) -> list[str]:
     return [f"--{row.path} {row.type} [{row.default}]  {row.doc}" for row in described if row.path.count(".") == 2]
 
 
-def _settings(trainer: Trainer, *, whole: bool) -> list[str]:
-    """The settings that a method trains with by default; those that it sets itself are marked with `*`.
-
-    `whole` lists all of them, not only those that it sets.
-    """
+def _settings(trainer: Trainer) -> list[str]:
+    """The settings that a method trains with by default; those that it sets itself are marked with `*`."""
     from mlflow_ft.config import describe, resolve
 
     defaults = trainer.defaults
@@ -103,5 +104,5 @@ def _settings(trainer: Trainer, *, whole: bool) -> list[str]:
         f"{'*' if path in defaults else ' '} {path} = {'' if value is None else value}".rstrip().ljust(46)
         + f"  {docs[path]}"
         for path, value in values.items()
-        if path in defaults or (whole and path.startswith(tuple(sections)))
+        if path in defaults or path.startswith(tuple(sections))
     ]

@@ -46,14 +46,13 @@ def command(arguments: tuple[str, ...], *, json: bool, quiet: bool) -> None:
 
 def understand(arguments: Sequence[str], progress: Progress, *, method: str | None = None) -> tuple[Config, Plugins]:
     """Load the plugins and resolve the command line; an error is also recorded on the open MLflow run."""
-    from mlflow_ft import plugins
-    from mlflow_ft.cli.asked import asked
+    from mlflow_ft.cli.asked import asked, load_plugins
     from mlflow_ft.stages.preflight import reporting_to_run
 
     with reporting_to_run():
-        loaded = plugins.load()
+        loaded = load_plugins(arguments)
         for info in loaded.infos:
-            if info.status == "broken":
+            if info.faulty:
                 progress.warn(f"plugin {info.name} is broken and ignored: {info.error}")
         return asked(arguments, loaded, method=method), loaded
 

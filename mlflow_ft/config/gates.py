@@ -10,7 +10,7 @@ waive: {beats-base: the base model cannot do this task at all}
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -36,7 +36,9 @@ Requirement = Literal["finished", "parity", "data-checks", "card"]
 
 def lower_is_better(score: str, own: Collection[str] = ()) -> bool:
     """Whether a score is better when it is lower; `own` are further names for which that is true."""
-    return score in own or (score.endswith(LOWER) and not score.endswith(HIGHER_DESPITE_NAME))
+    if any(score == name or score.endswith(f"/{name}") for name in own):
+        return True
+    return score.endswith(LOWER) and not score.endswith(HIGHER_DESPITE_NAME)
 
 
 class PairedTest(Section):
@@ -122,8 +124,12 @@ class Gates(Section):
         return waive
 
     def lower(self, metric: str) -> bool:
-        """Whether a score is better when it is lower."""
+        """Whether a score is better when it is lower, also on a guard set."""
         return lower_is_better(metric, self.lower_is_better)
+
+    def knowing(self, lower: Iterable[str]) -> Gates:
+        """These settings, with further scores that are better when they are lower."""
+        return self.model_copy(update={"lower_is_better": [*self.lower_is_better, *lower]})
 
     def scores(self) -> Iterator[tuple[str, str]]:
         """Every score that is named, with the setting that names it."""

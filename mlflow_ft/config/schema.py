@@ -173,7 +173,7 @@ class EvaluationSection(Section):
     """Rows per forward pass in evaluation and generation."""
     guards: dict[str, str] | None = None
     """Further data by name (`{safety: refusals.jsonl}`), scored before and after as `safety/SCORE`, that must not get
-    worse."""
+    worse; a source, or a ready set (`{general: builtin}`, `mlflow-ft show guards`)."""
     on_worse: Literal["refuse", "warn"] = "refuse"
     """If the tuned model is significantly worse than its base: register it without the alias and exit with 1; or
     warn."""

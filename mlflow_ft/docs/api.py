@@ -11,6 +11,8 @@ from pathlib import Path
 
 import mlflow_ft
 from mlflow_ft.docs.tables import NOTE, table_row
+from mlflow_ft.scaffolding.names import Names
+from mlflow_ft.scaffolding.package import package_files
 
 ROOT = Path(__file__).parents[1]
 ABOUT = """Everything that `import mlflow_ft` offers, and the public functions of `mlflow_ft.engine`. A plugin needs no
@@ -30,6 +32,42 @@ GROUPS = {
 """By the module or package below `mlflow_ft` that has the names: title, and a sentence."""
 SHORT = ("config", "errors", "hookspecs")
 """Groups whose names have a line each."""
+EXAMPLE_OF = {
+    "DataFormat": "format",
+    "Check": "check",
+    "Trainer": "trainer",
+    "Adapter": "adapter",
+    "Evaluator": "evaluator",
+    "Reward": "reward",
+    "Packager": "packager",
+    "Exporter": "exporter",
+    "Gate": "gate",
+    "Launcher": "launcher",
+    "PlanRule": "plan-rule",
+    "Engine": "engine",
+    "Options": "options",
+    "Command": "command",
+}
+"""Records, and the kind of `mlflow-ft plugins new` whose code is the example."""
+SEEN_IN = {
+    "Example": ("DataFormat",),
+    "Checked": ("Check",),
+    "Trained": ("Trainer", "Packager"),
+    "Score": ("Evaluator",),
+    "Subject": ("Evaluator",),
+    "Answer": ("Evaluator",),
+    "Form": ("Exporter",),
+    "Launch": ("Launcher",),
+    "Machines": ("Engine",),
+    "Situation": ("PlanRule",),
+    "Advice": ("PlanRule",),
+    "Verdict": ("Gate",),
+    "Candidacy": ("Gate",),
+    "Contender": ("Gate",),
+}
+"""Values, and the records whose examples use them."""
+MADE_WITH = "glossary"
+EMPTY = {"field(default_factory=dict)": "{}", "field(default_factory=tuple)": "()", "field(default_factory=list)": "[]"}
 
 
 def api_page() -> str:
@@ -60,13 +98,34 @@ def _first(name: str) -> str:
 def _described(name: str) -> Iterator[str]:
     tree = ast.parse(Path(importlib.import_module(_module(name)).__file__ or "").read_text(encoding="utf-8"))
     yield f"### {name}"
+    if records := SEEN_IN.get(name):
+        links = " and ".join(f"[{record}](#{record.lower()})" for record in records)
+        yield f"In use: the example of {links}."
     for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(node, ast.ClassDef) and node.name == name:
             yield ast.get_docstring(node) or ""
             yield _table(node)
+            yield from _example(name)
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
             yield f"`{name} = {ast.unparse(node.value)}`"
             yield _string(following)
+
+
+def _example(record: str) -> Iterator[str]:
+    """The module that `mlflow-ft plugins new` writes for a kind of record: its tests run there."""
+    kind = EXAMPLE_OF.get(record)
+    if kind is None:
+        return
+    names = Names(distribution=MADE_WITH)
+    files = {
+        file.removeprefix(f"{names.module}/"): text
+        for file, text in package_files(names, [kind]).items()
+        if file.startswith(f"{names.module}/") and not file.endswith("__init__.py")
+    }
+    yield f"A whole example, as `mlflow-ft plugins new {MADE_WITH} --kind {kind}` writes it with its tests:"
+    for file, text in sorted(files.items(), key=lambda item: "hookimpl" not in item[1]):
+        shown = f"# {names.module}/{file}\n{text.rstrip()}"
+        yield f"```python\n{shown}\n```"
 
 
 def _table(node: ast.ClassDef) -> str:
@@ -75,6 +134,7 @@ def _table(node: ast.ClassDef) -> str:
     for member, following in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
             default = ast.unparse(member.value) if member.value else ""
+            default = EMPTY.get(default, default)
             shown = f" = {default}" if default and not default.startswith("field(") else ""
             rows.append((f"`{member.target.id}: {ast.unparse(member.annotation)}{shown}`", _string(following)))
         elif isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):

@@ -21,6 +21,7 @@ LISTED = (
     "launchers",
     "engines",
     "serving_engines",
+    "guards",
 )
 """Kinds listed by name and summary only; methods and adapters have more."""
 DECISIONS = """[`mlflow-ft plan`](plan.md) answers for your data and hardware. In general: what do you have?

@@ -12,9 +12,10 @@ from mlflow_ft.errors import ConfigError, DataError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import dataset, prepared
 from mlflow_ft.preparing.checking import Side
+from mlflow_ft.preparing.evaluating import Evaluating
 from mlflow_ft.preparing.prepared import Preparation
 from mlflow_ft.progress import Progress
-from mlflow_ft.registry import Registry
+from mlflow_ft.registry import Registry, suggest
 from mlflow_ft.values import Data, Score
 
 if TYPE_CHECKING:
@@ -22,15 +23,26 @@ if TYPE_CHECKING:
     from mlflow_ft.records import Evaluator
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
+READY = "builtin"
+"""The name of all ready guard sets together, and what the names of single ones begin with: `builtin:json`."""
 
 
-def check_names(config: Config) -> None:
-    """Raise ConfigError for a name that cannot be part of a metric's name."""
-    for name in config.evaluation.guards or {}:
+def check_names(config: Config, registry: Registry) -> None:
+    """Raise ConfigError for a name that cannot be part of a metric's name, or a guard set that is not registered."""
+    for name, asked in (config.evaluation.guards or {}).items():
         if not NAME.fullmatch(name):
             raise ConfigError(
                 f"evaluation.guards: {name!r} cannot be a name", hint="use letters, digits, - and _: {safety: FILE}"
             )
+        if asked.partition(":")[0] == READY and asked not in registry.guards:
+            known = [guard.name for guard in registry.guards]
+            hint = suggest(asked, known) if known else "pip install mlflow-ft-guards, or name a file"
+            raise ConfigError(f"evaluation.guards: there is no guard set {asked!r}", hint=hint)
+
+
+def source(asked: str, registry: Registry) -> str:
+    """The data source of what `evaluation.guards` names: a registered guard set's files, else the source itself."""
+    return str(registry.guards[asked].path) if asked in registry.guards else asked
 
 
 def prepare(
@@ -42,7 +54,8 @@ def prepare(
         DataError: a source is missing or its format unknown, or the mask of a row cannot be proved.
     """
     guard_sets = {}
-    for name, path in (config.evaluation.guards or {}).items():
+    for name, asked in (config.evaluation.guards or {}).items():
+        path = source(asked, registry)
         settings = DataSection(
             path=path,
             max_length=config.data.max_length,
@@ -71,13 +84,15 @@ def prepare(
     return guard_sets
 
 
-def scores(subject: JudgedModel, data: Data, evaluators: Mapping[str, Sequence[Evaluator]]) -> Iterator[Score]:
-    """The scores of a model on every guard set, named `GUARD/SCORE`."""
+def scores(
+    subject: JudgedModel, data: Data, evaluators: Mapping[str, Sequence[Evaluator]], evaluating: Evaluating
+) -> Iterator[tuple[str, str, Score]]:
+    """The guard set, the evaluator and the score, named `GUARD/SCORE`, of a model on every guard set."""
     for name, guard in data.guards.items():
         guarded = subject.over(guard)
         for evaluator in evaluators[name]:
-            for score in evaluator.evaluate(guarded):
-                yield replace(score, name=f"{name}/{score.name}", guard=name)
+            for score in evaluating.scores(evaluator, guarded, guard=name):
+                yield name, evaluator.name, replace(score, name=f"{name}/{score.name}", guard=name)
 
 
 def digests(data: Data) -> dict[str, str]:

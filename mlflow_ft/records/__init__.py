@@ -10,10 +10,10 @@ A record is cheap to make. Its function imports torch, transformers or peft when
     Trainer(name="my-sft", summary="SFT with my defaults", train=_train, defaults={"training.learning_rate": 1e-4})
 """
 
-from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, JoiningCollector, Reward
+from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, GuardSet, JoiningCollector, Reward
 from mlflow_ft.records.machines import Engine, Launcher, PlanRule, ServingEngine
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
-from mlflow_ft.records.options import Options
+from mlflow_ft.records.options import Command, Options
 from mlflow_ft.records.training import Adapter, Trainer
 
 Record = (
@@ -30,18 +30,22 @@ Record = (
     | PlanRule
     | Engine
     | ServingEngine
+    | GuardSet
     | Options
+    | Command
 )
 
 __all__ = [
     "Adapter",
     "Check",
     "Collector",
+    "Command",
     "DataFormat",
     "Engine",
     "Evaluator",
     "Exporter",
     "Gate",
+    "GuardSet",
     "JoiningCollector",
     "Launcher",
     "Options",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from mlflow_ft.rows import Checked, Example, Finding, Kind, Severity, Task
 
 if TYPE_CHECKING:
-    from mlflow_ft.config.schema import ChecksSection
+    from pathlib import Path
+
+    from mlflow_ft.config.schema import ChecksSection, Config
     from mlflow_ft.values import Data, Handle, Machines, Score, Subject
 
 
@@ -76,6 +78,8 @@ class Evaluator:
     `subject.answers` are generated, and `subject.losses` computed, on first access, once for all evaluators.
     `applies` says whether the evaluator applies to the held-out data; then it runs when `evaluation.evaluators` is
     not given.
+
+    One that measures on rows of its own, such as a benchmark's, sets `own_rows`, and each `Score.digest`.
     """
 
     name: str
@@ -87,6 +91,30 @@ class Evaluator:
     scores: tuple[str, ...] = ()
     """The names of the scores that it returns; `reward/*` is any that begins so. Before a sweep begins, it refuses an
     objective that no evaluator returns. Empty: the names are known only after it has run."""
+    lower_is_better: tuple[str, ...] = ()
+    """Those of its scores that are better when they are lower; of others higher values are better, but for names that
+    end in `loss` or `perplexity`. A score can say so itself (`Score.lower_is_better`), where it is not known before."""
+    own_rows: bool = False
+    """It measures on rows of its own. Then it is not run on guard sets, and not again when a promotion scores the
+    champion on other held-out rows: the scores of the champion's run are compared."""
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why it cannot run with these settings, and a remedy, in a sentence; None where it can. Called before anything is
+    loaded, for each evaluator that would run if it applies to the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardSet:
+    """Ready rows that training must not make worse, for `evaluation.guards: {general: NAME}`.
+
+    The evaluators that apply to the rows score them; those of `prompt` rows see their other columns in
+    `Answer.columns`, and can check answers by them.
+    """
+
+    name: str
+    summary: str
+    path: Path
+    """A file of rows, or a folder of such files."""
+    licence: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,13 @@
-"""What plugins return to have settings of their own."""
+"""What plugins return to have settings and commands of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +24,16 @@ class Options:
     """Part of the key: `judge` for `plugins.judge.endpoint`. `-` and `_` are the same in it."""
     summary: str
     fields: type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command `mlflow-ft NAME`, which `mlflow-ft --help` lists with its summary.
+
+    `load` imports and returns the click command, a single one or a group. It is called to run the command, never
+    to list it. Errors that a user can fix are raised in it as `FineTuneError`, as in our own commands.
+    """
+
+    name: str
+    summary: str
+    load: Callable[[], click.Command]

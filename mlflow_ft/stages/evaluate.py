@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import guards
+from mlflow_ft.preparing.evaluating import Evaluating
 from mlflow_ft.records import Evaluator
+from mlflow_ft.registry import chosen_evaluators
 from mlflow_ft.stages import done, following, worse
-from mlflow_ft.values import Answer, Data, Score, Scores, Subject, Trained
+from mlflow_ft.values import Data, Score, Scores, Trained
 
+if TYPE_CHECKING:
+    from mlflow_ft.engine.judging.judge import JudgedModel
+
+FAILED = "mlflow_ft.failed_evaluators"
+"""Tag with the evaluators that have no scores, and why."""
 ROWS_FILE = "eval/rows.json"
 """The artifact with the scores of every held-out row, to compare two models row by row."""
 
@@ -32,17 +39,20 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
 
     job.run.begin("evaluate")
     evaluators = chosen(job, data)
-    guarding = {name: chosen(job, guard) for name, guard in data.guards.items()}
+    guarding = {name: on_rows(chosen(job, guard)) for name, guard in data.guards.items()}
     ranks.call(following.JUDGE, trained)
-    judged = {
-        subject.name: _judge(evaluators, subject, guards.scores(subject, data, guarding))
-        for subject in judge.subjects(job, data, trained)
-    }
+    evaluating = Evaluating(job.registry, job.progress, trained=trained.adapter or trained.model)
+    judged, answers = {}, {}
+    for subject in judge.subjects(job, data, trained):
+        judged[subject.name] = list(_scores(evaluators, guarding, subject, data, evaluating))
+        answers[subject.name] = subject.answers  # generated here, while the model is in memory
     scores = Scores(
-        base=judged["base"][0],
-        tuned=judged["tuned"][0],
-        answers=tuple(zip(judged["base"][1], judged["tuned"][1], strict=True)),
+        base=evaluating.without_failed(judged["base"]),
+        tuned=evaluating.without_failed(judged["tuned"]),
+        answers=tuple(zip(answers["base"], answers["tuned"], strict=True)),
     )
+    if evaluating.failed:
+        job.run.set_tags({FAILED: "; ".join(f"{name}: {why}" for name, why in evaluating.failed.items())})
     for name, model_scores in (("base", scores.base), ("tuned", scores.tuned)):
         log_scores(job, data, name, model_scores)
         done.finish(job.folder / "evaluate" / name, as_metrics(name, model_scores))
@@ -69,27 +79,44 @@ def chosen(job: Job, data: Data) -> list[Evaluator]:
         ConfigError: a name is not registered.
     """
     names = job.config.evaluation.evaluators
-    if names is None:
-        return [
-            evaluator for evaluator in job.registry.evaluators if evaluator.task == job.task and evaluator.applies(data)
-        ]
-    return [job.registry.evaluators[name] for name in names]
+    evaluators = chosen_evaluators(job.registry, names, task=job.task)
+    return [evaluator for evaluator in evaluators if names is not None or evaluator.applies(data)]
 
 
-def _judge(
-    evaluators: Sequence[Evaluator], subject: Subject, guarded: Iterable[Score]
-) -> tuple[tuple[Score, ...], Sequence[Answer]]:
-    """The scores of one model and its answers, which are generated here, while the model is in memory."""
-    scores = tuple(score for evaluator in evaluators for score in evaluator.evaluate(subject))
-    return (*scores, *guarded), subject.answers
+def on_rows(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
+    """Those that score the rows they are given, not rows of their own."""
+    return [evaluator for evaluator in evaluators if not evaluator.own_rows]
+
+
+def _scores(
+    evaluators: Sequence[Evaluator],
+    guarding: Mapping[str, Sequence[Evaluator]],
+    subject: JudgedModel,
+    data: Data,
+    evaluating: Evaluating,
+) -> Iterator[tuple[str, str, Score]]:
+    """The guard set ("" for the held-out rows), the evaluator and the score, of one model."""
+    for evaluator in evaluators:
+        for score in evaluating.scores(evaluator, subject):
+            yield "", evaluator.name, score
+    yield from guards.scores(subject, data, guarding, evaluating)
+
+
+def of_champion(job: Job, data: Data, subject: JudgedModel) -> list[Score]:
+    """The scores of a model that was not trained by this job, on its held-out rows and guard sets."""
+    evaluating = Evaluating(job.registry, job.progress)
+    guarding = {name: on_rows(chosen(job, guard)) for name, guard in data.guards.items()}
+    return [score for _, _, score in _scores(on_rows(chosen(job, data)), guarding, subject, data, evaluating)]
 
 
 def log_scores(job: Job, data: Data, name: str, scores: Sequence[Score], *, model_id: str | None = None) -> None:
-    """Log a model's scores as metrics, each linked to its rows."""
+    """Log a model's scores as metrics, each linked to its rows, unless they are the evaluator's own."""
     for guard in ("", *data.guards):
-        metrics = as_metrics(name, [score for score in scores if score.guard == guard])
+        metrics = as_metrics(name, [score for score in scores if score.guard == guard and not score.digest])
         rows = data.guards[guard].eval if guard else data.eval
         job.run.metrics(metrics, model_id=model_id, dataset=rows)
+    if own := [score for score in scores if score.digest]:
+        job.run.metrics(as_metrics(name, own), model_id=model_id)
 
 
 def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
@@ -100,13 +127,20 @@ def as_metrics(name: str, scores: Sequence[Score]) -> dict[str, float]:
 
 
 def row_scores(scores: Scores, data: Data, config: Config) -> dict[str, Any]:
-    """The row values of every score that is a mean over held-out rows, in the rows' order, and the rows' digest."""
+    """The row values of every score that is a mean over rows, in the rows' order, and the rows' digests.
+
+    Guard sets have no row values here.
+    """
     return {
         "digest": data.eval.digest,
         "guards": guards.digests(data),
+        "digests": {score.name: score.digest for score in scores.tuned if score.digest},
+        "lower_is_better": {
+            score.name: score.lower_is_better for score in scores.tuned if score.lower_is_better is not None
+        },
         "scores": {
             name: {
-                score.name: [_finite(row) for row in by_conversation(score.rows, data, config)]
+                score.name: [_finite(row) for row in by_conversation(score, data, config)]
                 for score in model_scores
                 if score.rows and not score.guard
             }
@@ -115,20 +149,21 @@ def row_scores(scores: Scores, data: Data, config: Config) -> dict[str, Any]:
     }
 
 
-def by_conversation(rows: Sequence[float | None], data: Data, config: Config) -> tuple[float | None, ...]:
-    """The values of held-out rows; if `data.turns` made a row of each turn, one mean value per conversation.
+def by_conversation(score: Score, data: Data, config: Config) -> tuple[float | None, ...]:
+    """The values of a score's rows; if `data.turns` made a held-out row of each turn, one mean value per conversation.
 
     The test that compares two models assumes independent rows, which the turns of one conversation are not.
     """
-    if config.data.turns != "each":
-        return tuple(rows)
+    rows = score.rows
+    if config.data.turns != "each" or score.digest:
+        return rows
     from mlflow_ft.engine.judging import judge
 
     examples = list(data.eval.examples)
     answered = list(itertools.islice(filter(judge.answerable, examples), config.evaluation.max_rows))
     judged = next((candidates for candidates in (examples, answered) if len(candidates) == len(rows)), None)
     if judged is None:  # the evaluator chose its own rows
-        return tuple(rows)
+        return rows
     groups: list[list[float | None]] = []
     for number, (example, value) in enumerate(zip(judged, rows, strict=True)):
         before = judged[number - 1].messages if number else ()

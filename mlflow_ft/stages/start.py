@@ -18,7 +18,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import guards
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Trainer
-from mlflow_ft.registry import Catalogue, Registry
+from mlflow_ft.registry import Catalogue, Registry, chosen_evaluators
 from mlflow_ft.stages import init_from
 
 if TYPE_CHECKING:
@@ -151,9 +151,10 @@ def names(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[]
     for setting, catalogue, named in several:
         for name in named or ():
             yield setting, partial(catalogue.__getitem__, name)
+    yield "evaluation.evaluators", partial(check_evaluators, config, registry)
     yield "launch.launcher", partial(registry.launchers.__getitem__, config.launch.launcher)
     yield "data.engine", partial(check_engine, config, registry)
-    yield "evaluation.guards", partial(guards.check_names, config)
+    yield "evaluation.guards", partial(guards.check_names, config, registry)
     yield "run.also_report_to", partial(check_trackers, config)
 
 
@@ -163,6 +164,16 @@ def check_trackers(config: Config) -> None:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of this name, which W&B makes, is no package
             raise ConfigError(f"{name} is not installed", hint=f"pip install {name}, or leave it out")
+
+
+def check_evaluators(config: Config, registry: Registry) -> None:
+    """Raise ConfigError if an evaluator cannot run with these settings."""
+    names, catalogue = config.evaluation.evaluators, registry.evaluators
+    if config.method not in registry.trainers or not all(name in catalogue for name in names or ()):
+        return  # each of these is an error of its own
+    for evaluator in chosen_evaluators(registry, names, task=registry.trainers[config.method].task):
+        if reason := evaluator.refuses(config):
+            raise ConfigError(f"evaluator {evaluator.name}: {reason}")
 
 
 def check_engine(config: Config, registry: Registry) -> None:

@@ -63,7 +63,8 @@ def _once(job: Job, data: Data, base: BaseModel) -> Trained:
         loaded = model.load(job, data, base)
         rehearsal.rehearse(job, data, loaded)
         job.run.begin("train")
-        job.plugins.hook.before_train(job=job, data=data, model=loaded)
+        for _ in job.plugins.ask("before_train", job=job, data=data, model=loaded):
+            pass  # each may veto
         job = checkpoints.with_checkpoints(job, data, base)
         return job.registry.trainers[job.config.method].train(job, data, loaded)
 

@@ -121,7 +121,7 @@ def by_rows(job: Job, base: Mapping[str, Score], tuned: Mapping[str, Score], row
     name = aimed_at(aims, before, after)
     if name is None or name not in (*aims, *CHOICE) or len(before[name]) != len(after[name]):
         return None
-    worse_by = row_differences(before[name], after[name], lower_is_better=_lower(job, name))
+    worse_by = row_differences(before[name], after[name], lower_is_better=_lower(job, tuned[name]))
     if not worse_by or sum(worse_by) <= 0:
         return None
     test = paired_test(worse_by, margin=0.0, confidence=CONFIDENCE)
@@ -160,7 +160,8 @@ def _change(before: Score, after: Score) -> str:
     return f"{before.name} {before.value:.4g} before, {after.value:.4g} after"
 
 
-def _lower(job: Job, name: str) -> bool:
+def _lower(job: Job, score: Score) -> bool:
     """Whether lower is better for the score, also by the job's own gates file."""
     file = job.config.registry.gates
-    return (gates_file(file.expanduser()) if file else Gates()).lower(name)
+    gates = gates_file(file.expanduser()) if file else Gates()
+    return score.is_lower(gates.knowing(job.registry.lower_is_better))

@@ -117,6 +117,8 @@ def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowC
             base_rows=_rows(rows, "base"),
             base=rows.get("base_model") or (run.data.tags.get("mlflow_ft.base_model", "") if run else ""),
             aims=tuple(rows.get("aims", ())),
+            digests=rows.get("digests") or {},
+            lower_is_better=rows.get("lower_is_better") or {},
         )
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Message
 from mlflow_ft.values.data import Data
+from mlflow_ft.values.job import Run
 
 if TYPE_CHECKING:
+    from mlflow_ft.config.gates import Gates
     from mlflow_ft.config.schema import Config
 
 
@@ -44,6 +47,11 @@ class Score:
     rows: tuple[float | None, ...] = ()
     guard: str = ""
     """The guard set of the score; empty for the held-out rows. Set by the stage."""
+    lower_is_better: bool | None = None
+    """None: as its evaluator's record says (`Evaluator.lower_is_better`), or else its name."""
+    digest: str = ""
+    """Identifies the rows of a score that is on rows of its own, such as a benchmark's, and how they were asked: two
+    models are compared by it only where it is the same. Empty: on the held-out rows, or on the guard set."""
 
     @classmethod
     def mean(cls, name: str, rows: Sequence[float | None]) -> Score:
@@ -51,6 +59,11 @@ class Score:
         scored = [row for row in rows if row is not None]
         value = sum(scored) / len(scored) if scored else float("nan")
         return cls(name=name, value=value, rows=tuple(rows))
+
+    def is_lower(self, gates: Gates) -> bool:
+        """Whether the score is better when it is lower: by the gates, by what it says itself, or by its name."""
+        said = None if self.name in gates.lower_is_better else self.lower_is_better
+        return gates.lower(self.name) if said is None else said
 
     @property
     def coverage(self) -> float:
@@ -65,6 +78,20 @@ class Subject(Protocol):
     data: Data
     config: Config
     """Every setting; those of a plugin are `config.options(ItsOptions)`."""
+
+    @property
+    def model(self) -> Any:
+        """The loaded model in evaluation mode, a `transformers.PreTrainedModel`, or a `peft.PeftModel` with its adapter
+        switched on; `data.tokenizer` is its tokenizer. Change nothing in it and keep no reference: it is released when
+        the evaluators have run."""
+
+    @property
+    def run(self) -> Run | None:
+        """The MLflow run, to log tables and files. None where nothing is logged: when a promotion scores a champion."""
+
+    @property
+    def progress(self) -> Progress:
+        """Output to the terminal."""
 
     @cached_property
     def answers(self) -> Sequence[Answer]:

@@ -85,7 +85,8 @@ def test_every_constraint_is_exact(name: str) -> None:
     assert name not in INSTALLERS
 
 
-EXTRAS = {name: needed for group in ("test", "lint", "gpu", "gguf", "ray") for name, needed in extra(group).items()}
+GROUPS = ("test", "lint", "gpu", "gguf", "lm-eval", "ray")
+EXTRAS = {name: needed for group in GROUPS for name, needed in extra(group).items()}
 
 
 @pytest.mark.parametrize("name", sorted(DIRECT | EXTRAS))
@@ -117,7 +118,7 @@ def closure(names: set[str]) -> Iterator[str]:
 
 
 def test_constraints_pin_everything_that_is_needed() -> None:
-    missing = set(closure(set(DIRECT) | set(extra("test")) | {"ray[train,tune]"})) - set(PINS) - INSTALLERS
+    missing = set(closure(set(DIRECT) | set(extra("test")) | {"lm-eval", "ray[train,tune]"})) - set(PINS) - INSTALLERS
     assert not missing
 
 

@@ -104,7 +104,10 @@ def no_regression(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
     """Guarded scores are at most so much worse than the champion's, or the base model's before a first champion."""
     if not gates.max_regression:
         return [Verdict.abstain("max_regression names no score")]
-    return [_guarded(candidacy, name, most, lower=gates.lower(name)) for name, most in gates.max_regression.items()]
+    return [
+        _guarded(candidacy, name, most, lower=candidacy.lower(name, gates))
+        for name, most in gates.max_regression.items()
+    ]
 
 
 def _guarded(candidacy: Candidacy, name: str, most: float, *, lower: bool) -> Verdict:
@@ -116,6 +119,8 @@ def _guarded(candidacy: Candidacy, name: str, most: float, *, lower: bool) -> Ve
     if ours is None or before is None:
         reason = (champion.unscored if champion and ours is not None else "") or MISSING
         return Verdict(subject=name, passed=False, found=reason, wanted=wanted)
+    if champion and champion.digests.get(name) != candidate.digests.get(name):
+        return Verdict(subject=name, passed=False, found=beats.other_rows(name, who), wanted=wanted)
     worse = ours - before if lower else before - ours
     return Verdict(
         subject=name,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Verdict
@@ -27,6 +27,8 @@ class Rival:
     """Its name in messages."""
     unscored: str = ""
     """Why it has no scores on these rows."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """The digests of rows that are not the held-out ones, by score."""
 
 
 def beats_champion(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
@@ -36,8 +38,14 @@ def beats_champion(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
         return [Verdict.abstain(f"there is no {candidacy.alias} yet")]
     if gates.beats_champion is None:
         return [Verdict.abstain("beats_champion is null")]
-    rival = Rival(rows=champion.rows, sort="champion", name="the champion", unscored=champion.unscored)
-    return compared(candidacy.candidate, rival, gates.beats_champion, gates)
+    rival = Rival(
+        rows=champion.rows,
+        sort="champion",
+        name="the champion",
+        unscored=champion.unscored,
+        digests=champion.digests,
+    )
+    return compared(candidacy, rival, gates.beats_champion, gates)
 
 
 def beats_base(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
@@ -46,15 +54,19 @@ def beats_base(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
     if champion is not None and not gates.beats_base.always:
         return [Verdict.abstain(f"version {champion.version} is the {candidacy.alias}: the one to beat instead")]
     name = f"its base {candidate.base}".rstrip()
-    return compared(candidate, Rival(rows=candidate.base_rows, sort="base model", name=name), gates.beats_base, gates)
+    rival = Rival(rows=candidate.base_rows, sort="base model", name=name, digests=candidate.digests)
+    return compared(candidacy, rival, gates.beats_base, gates)
 
 
-def compared(candidate: Contender, rival: Rival, test: PairedTest, gates: Gates) -> list[Verdict]:
+def compared(candidacy: Candidacy, rival: Rival, test: PairedTest, gates: Gates) -> list[Verdict]:
     """A verdict for each requested score."""
+    candidate = candidacy.candidate
     own = aimed_at(candidate.aims, candidate.rows) or ""
     auto = aimed_at(candidate.aims, candidate.rows, rival.rows) or own
     names = list(dict.fromkeys(auto if name == "auto" else name for name in test.metrics))
-    verdicts = [_verdict(candidate.rows, rival, name, test, gates, scores=len(names)) for name in names]
+    verdicts = [
+        _verdict(candidate, rival, name, test, lower=candidacy.lower(name, gates), scores=len(names)) for name in names
+    ]
     if auto == own:
         return verdicts
     note = f"; the {rival.sort} has no {own} on these rows"
@@ -63,13 +75,14 @@ def compared(candidate: Contender, rival: Rival, test: PairedTest, gates: Gates)
     ]
 
 
-def _verdict(ours: Rows, rival: Rival, name: str, test: PairedTest, gates: Gates, *, scores: int) -> Verdict:
+def _verdict(candidate: Contender, rival: Rival, name: str, test: PairedTest, *, lower: bool, scores: int) -> Verdict:
     verdict = Verdict(passed=False, subject=name, found="", wanted=wanted(test, scores))
-    if reason := incomparable(ours.get(name), rival, name):
+    ours = candidate.rows
+    if reason := incomparable(candidate, rival, name):
         return replace(verdict, found=reason)
     from mlflow_ft.engine.judging.paired import paired_test, row_differences
 
-    differences = row_differences(ours[name], rival.rows[name], lower_is_better=gates.lower(name))
+    differences = row_differences(ours[name], rival.rows[name], lower_is_better=lower)
     if not differences:
         return replace(verdict, found=f"no row has a score for both the candidate and the {rival.sort}")
     level = confidence(test, scores)
@@ -90,17 +103,24 @@ def _verdict(ours: Rows, rival: Rival, name: str, test: PairedTest, gates: Gates
     return replace(verdict, passed=passed, found=in_words(result, rival, test, passed=passed), numbers=numbers)
 
 
-def incomparable(ours: Sequence[float | None] | None, rival: Rival, name: str) -> str:
+def incomparable(candidate: Contender, rival: Rival, name: str) -> str:
     """Why two models cannot be compared by a score; "" where they can."""
-    theirs = rival.rows.get(name)
-    if rival.unscored:
+    ours, theirs = candidate.rows.get(name), rival.rows.get(name)
+    if rival.unscored and name not in rival.digests:
         return rival.unscored
     if ours is None or theirs is None:
         return f"the {'candidate' if ours is None else rival.sort} has no score {name!r} for each row"
+    if candidate.digests.get(name) != rival.digests.get(name):
+        return other_rows(name, rival.name)
     if len(ours) != len(theirs):
         return f"the candidate has {len(ours)} rows and the {rival.sort} {len(theirs)}"
     lost = sum(our is None and their is not None for our, their in zip(ours, theirs, strict=True))
     return f"the candidate has no score for {lost} rows for which the {rival.sort} has one" if lost else ""
+
+
+def other_rows(name: str, rival: str) -> str:
+    """That a score of two models is on different rows."""
+    return f"{name} of {rival} is on other rows, or was asked otherwise: evaluate both with the same settings"
 
 
 # --- in words

@@ -158,8 +158,12 @@ class Recogniser:
         if self.settings.format != "auto":
             return self.registry.formats[self.settings.format]
         columns = list(dict.fromkeys(str(column) for row in values for column in row))
-        detected = self.plugins.hook.detect_format(columns=columns, sample=list(values))
-        return None if detected is None else self.registry.formats[detected]
+        for name, detected in self.plugins.ask("detect_format", columns=columns, sample=list(values)):
+            if detected is not None and detected not in self.registry.formats:
+                raise self.plugins.fault(name, f"detect_format returned {detected!r}, which is not a registered format")
+            if detected is not None:
+                return self.registry.formats[detected]
+        return None
 
     def _detected(self, rows: Sequence[Row], values: Values) -> DataFormat | None:
         """The format that is detected; an error names the place."""

@@ -14,9 +14,9 @@ from mlflow_ft.engine.loss import causal_model, suited
 from mlflow_ft.engine.models import generation, left_padding, loading
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.tokens import render, room
-from mlflow_ft.progress import Bar
+from mlflow_ft.progress import Bar, Progress
 from mlflow_ft.rows import Encoded, Example
-from mlflow_ft.values import Answer, Data, Job, Trained
+from mlflow_ft.values import Answer, Data, Job, Run, Trained
 
 LOSSES, SCORES, ANSWERS = "losses", "scores", "answers"
 """What is computed of rows; with several processes each takes its share of them."""
@@ -90,6 +90,21 @@ class JudgedModel:
         self._scores = job.task == "score"
         self._batch: int = job.config.evaluation.per_device_eval_batch_size
         self._pad: int = data.tokenizer.pad_token_id
+
+    @property
+    def model(self) -> Any:
+        """The loaded model, with its adapter switched on."""
+        return self._module
+
+    @property
+    def run(self) -> Run | None:
+        """The MLflow run; None where nothing is logged."""
+        return self._job.run
+
+    @property
+    def progress(self) -> Progress:
+        """Output to the terminal."""
+        return self._job.progress
 
     def over(self, data: Data) -> JudgedModel:
         """The same model on other held-out rows."""

@@ -102,3 +102,8 @@ def with_tokenizer(model: ServedModel) -> AdapterFolder:
     own = any((model.folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
     base: Path = model.folder if model.base is None else model.base.path
     return AdapterFolder(weights=model.folder, tokenizer=model.folder if own else base)
+
+
+def compute_dtype() -> str:
+    """The type in which a whole model computes here."""
+    return str(chat_model.compute_dtype()).removeprefix("torch.")

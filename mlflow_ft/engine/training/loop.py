@@ -145,7 +145,9 @@ def callbacks(
     callbacks += [] if job.config.launch.sharded else [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
         callbacks += [AllocateCallback(job)]
-    for more in job.plugins.hook.training_callbacks(job=job):
+    for name, more in job.plugins.ask("training_callbacks", job=job):
+        if not isinstance(more, (list, tuple)) or not all(isinstance(one, TrainerCallback) for one in more):
+            raise job.plugins.fault(name, f"training_callbacks returned {more!r}, not a list of TrainerCallback")
         callbacks.extend(more)
     return callbacks
 

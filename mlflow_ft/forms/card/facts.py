@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_ft.config.gates import Gates
 from mlflow_ft.forms.compare import Limits
 from mlflow_ft.job import Job
 from mlflow_ft.records import Exporter, Packager
-from mlflow_ft.values import BaseModel, Data, Scores, Trained
+from mlflow_ft.values import BaseModel, Data, Score, Scores, Trained
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,6 +40,10 @@ class About:
     @property
     def config(self) -> Config:
         return self.job.config
+
+    def lower(self, score: Score) -> bool:
+        """Whether a score is better when it is lower."""
+        return score.is_lower(Gates().knowing(self.job.registry.lower_is_better))
 
     @property
     def base(self) -> BaseModel:

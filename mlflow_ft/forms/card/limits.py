@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from itertools import chain
 
-from mlflow_ft.config.gates import lower_is_better
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.markdown import bullets, code, counted, number, plain
 from mlflow_ft.values import Score
@@ -57,7 +56,7 @@ def worse(about: About) -> Iterator[str]:
     base = {score.name: score for score in about.scores.base}
     for score in about.scores.tuned:
         before = base.get(score.name)
-        if before and _is_worse(score, before):
+        if before and _is_worse(about, score, before):
             change = f"{number(before.value)} before, {number(score.value)} after"
             yield f"Training made {code(score.name)} worse: {change}."
         if score.coverage < 1:
@@ -67,10 +66,11 @@ def worse(about: About) -> Iterator[str]:
             yield f"{code(score.name)} could not be measured."
 
 
-def _is_worse(after: Score, before: Score) -> bool:
-    if lower_is_better(after.name):
+def _is_worse(about: About, after: Score, before: Score) -> bool:
+    if about.lower(after):
         return after.value > before.value
-    return after.name.endswith(HIGHER) and after.value < before.value
+    known = after.lower_is_better is not None or after.name.endswith(HIGHER)
+    return known and after.value < before.value
 
 
 def not_learned(about: About) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from mlflow_ft.config.gates import lower_is_better
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.markdown import bullets, code, counted, number, plain, table
 from mlflow_ft.plugins import PluginInfo
@@ -79,7 +78,8 @@ def scores(about: About) -> str:
     rows = []
     for name in names:
         pair = base.get(name), tuned.get(name)
-        label = code(name) + (" (lower is better)" if lower_is_better(name) else "")
+        lower = any(score and about.lower(score) for score in pair)
+        label = code(name) + (" (lower is better)" if lower else "")
         row = [label, *(number(score.value if score else None) for score in pair), _rows(*pair)]
         rows.append([*row, *(percent(score.coverage) if score else "" for score in pair)] if partly else row)
     evaluation, held = about.config.evaluation, about.data.eval
@@ -90,6 +90,8 @@ def scores(about: About) -> str:
     for name, guard in about.data.guards.items():
         rows_of = f"{counted(guard.eval.counts['rows'], 'row')} (digest {code(guard.eval.digest)})"
         text += f" Scores {code(name + '/...')} are on the guard set {code(name)}: {rows_of}."
+    if own := [code(score.name) for score in about.scores.tuned if score.digest]:
+        text += f" On rows of their own, not the held-out ones: {', '.join(own)}."
     if about.scores.answers:
         text += (
             f" Answers to {counted(len(about.scores.answers), 'prompt')} were generated greedily, with at most "

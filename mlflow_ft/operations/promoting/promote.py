@@ -86,7 +86,7 @@ def promote(request: PromotionRequest, *, plugins: Plugins, progress: Progress) 
         champion, note = rescore.champion(pair, plugins=plugins, progress=progress)
         notes.append(note)
     about = Candidacy(alias=request.to, candidate=candidate, champion=champion, now_ms=request.now_ms)
-    decision = replace(blank, judged=judge(chosen, about, gates), notes=tuple(notes))
+    decision = replace(blank, judged=judge(chosen, about, gates.knowing(registry.lower_is_better)), notes=tuple(notes))
     return conclude(decision, request, store, target)
 
 

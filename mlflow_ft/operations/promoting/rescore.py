@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,12 +34,14 @@ REWARD = "reward/"
 
 def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
     """Whether a gate compares the two, and their scores are on different rows."""
-    guarded = [name for name in gates.max_regression if candidate.score(name) is not None]
+    own = set(candidate.digests)
+    guarded = [name for name in gates.max_regression if candidate.score(name) is not None and name not in own]
     others = {name.partition("/")[0] for name in guarded} & set(candidate.guards)
     if any(candidate.guards[name] != champion.guards.get(name) for name in others):
         return True
     known = champion.eval_digest and champion.rows
-    return bool(gates.beats_champion or guarded) and not (known and champion.eval_digest == candidate.eval_digest)
+    tested = gates.beats_champion and not own.issuperset(gates.beats_champion.metrics)
+    return bool(tested or guarded) and not (known and champion.eval_digest == candidate.eval_digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +69,28 @@ def champion(pair: Pair, *, plugins: Plugins, progress: Progress) -> tuple[Conte
             scores, rows = _scores(pair, plugins=plugins, progress=progress)
     except FineTuneError as error:
         reason = f"{subject} has no scores on these rows and could not be scored on them: {error.message}"
-        return replace(champion, rows={}, metrics=_others(champion.metrics), unscored=reason), reason
-    metrics = _others(champion.metrics) | evaluate.as_metrics("tuned", scores)
+        return replace(champion, rows=_own(champion), metrics=_others(champion), unscored=reason), reason
+    metrics = _others(champion) | evaluate.as_metrics("tuned", scores)
+    rows |= _own(champion)
     note = f"{subject} had no scores on these rows: it was loaded and scored on them"
     if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
         note += "; its rewards are unknown, because their code is not run again (hold out the same rows for both)"
     return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), note
 
 
-def _others(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith("eval/tuned/")}
+def _others(champion: Contender) -> dict[str, float]:
+    """The metrics that do not depend on the held-out rows."""
+    tuned = "eval/tuned/"
+    return {
+        name: value
+        for name, value in champion.metrics.items()
+        if not name.startswith(tuned) or name.removeprefix(tuned) in champion.digests
+    }
+
+
+def _own(champion: Contender) -> dict[str, tuple[float | None, ...]]:
+    """The row values of the scores that are on rows of their own."""
+    return {name: rows for name, rows in champion.rows.items() if name in champion.digests}
 
 
 def _scores(
@@ -106,16 +120,14 @@ def _scores(
             config=config,
             plugins=plugins,
             registry=registry,
-            run=cast(Any, None),  # nothing is logged: evaluators see only the subject
+            run=cast(Any, None),  # nothing is logged
             folder=Path(folder),
             progress=progress,
         )
         subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
-        scores = [score for evaluator in evaluate.chosen(job, theirs) for score in evaluator.evaluate(subject)]
-        chosen = {name: evaluate.chosen(job, guard) for name, guard in theirs.guards.items()}
-        scores += guards.scores(subject, theirs, chosen)
+        scores: Sequence[Score] = evaluate.of_champion(job, theirs, subject)
     scores = [score for score in scores if same_tokens or not score.name.endswith(BY_TOKEN)]
-    return scores, {score.name: evaluate.by_conversation(score.rows, theirs, config) for score in scores if score.rows}
+    return scores, {score.name: evaluate.by_conversation(score, theirs, config) for score in scores if score.rows}
 
 
 def moment_of(store: Store, contender: Contender) -> datetime:

@@ -170,7 +170,6 @@ def _origin(folder: Path) -> Mapping[str, Any]:
 
 def _note(start: init_from.Start) -> dict[str, Any]:
     """How to load the adapter's base; for an adapter saved by PEFT alone, as a whole model is loaded."""
-    from mlflow_ft.engine.serving import chat_model
+    from mlflow_ft.engine.serving import opening
 
-    dtype = str(chat_model.compute_dtype()).removeprefix("torch.")
-    return {"dtype": dtype, "quantization": None, "revision": None, **(start.base or {})}
+    return {"dtype": opening.compute_dtype(), "quantization": None, "revision": None, **(start.base or {})}

@@ -12,7 +12,7 @@ from mlflow_ft.config.gates import Gates, gates_file
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.records import Evaluator
-from mlflow_ft.registry import Registry
+from mlflow_ft.registry import Registry, chosen_evaluators
 
 Direction = Literal["minimize", "maximize"]
 
@@ -68,15 +68,12 @@ def choose(config: Config, registry: Registry, *, name: str | None, direction: s
     names: Sequence[str] = (name,) if name else trainer.scores or ("loss",)
     file = config.registry.gates
     gates = gates_file(file.expanduser()) if file else Gates()
-    lower = gates.lower(names[0])
+    lower = gates.knowing(registry.lower_is_better).lower(names[0])
     own: Direction = "minimize" if lower else "maximize"
     if direction is not None and direction not in ("minimize", "maximize"):
         raise ConfigError(f"--direction: {direction!r} is not minimize or maximize", hint=f"leave it out: {own}")
     objective = Objective(names=tuple(names), direction=own)
-    if config.evaluation.evaluators is None:
-        evaluators = [evaluator for evaluator in registry.evaluators if evaluator.task == trainer.task]
-    else:
-        evaluators = [registry.evaluators[evaluator] for evaluator in config.evaluation.evaluators]
+    evaluators = chosen_evaluators(registry, config.evaluation.evaluators, task=trainer.task)
     objective.check(evaluators, config.evaluation.guards or (), where="")
     if direction is not None and direction != own:
         raise ConfigError(

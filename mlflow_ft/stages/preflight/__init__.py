@@ -71,7 +71,7 @@ def examine(
             machine.check_memory(examination, registry, base, place)
     if machine.check_output(examination) and trains and base and "adapter.kind" not in wrong:
         machine.check_room(examination, registry, base, place.folder if place else None, run_id)
-    examination.check("plugins", lambda: machine.check_plugins(plugins))
+    examination.check("plugins", lambda: machine.check_plugins(plugins, config.plugins.allow))
     return examination
 
 

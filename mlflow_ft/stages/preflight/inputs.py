@@ -8,7 +8,7 @@ from functools import partial
 from mlflow_ft.config.schema import Config, DataSection
 from mlflow_ft.data import sources, turns
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import one_pass
+from mlflow_ft.preparing import guards, one_pass
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import data, start
@@ -43,7 +43,7 @@ def check_files(examination: Examination, registry: Registry, *, reachable: bool
     config = examination.config
     for setting, call in _files(config, registry):
         examination.check("", partial(_silent, call), setting=setting)
-    named = list(_sources(config))
+    named = list(_sources(config, registry))
     known = [source for source in named if reachable or not source[1].startswith(sources.MLFLOW_SCHEMES)]
     checks = [
         examination.check("", partial(_silent, partial(sources.check, name, settings)), setting=setting)
@@ -75,13 +75,14 @@ def _files(config: Config, registry: Registry) -> Iterator[tuple[str, Callable[[
         yield "registry.gates", partial(start.read_gates, config.registry.gates, registry)
 
 
-def _sources(config: Config) -> Iterator[tuple[str, str, DataSection]]:
+def _sources(config: Config, registry: Registry) -> Iterator[tuple[str, str, DataSection]]:
     """Every source of rows: the setting that names it, its name, and how it is read."""
     train, held_out = sources.paths(config.data)
     yield from (("data.path", name, config.data) for name in train)
     if held_out:
         yield "data.eval_path", held_out, config.data
-    for name in (config.evaluation.guards or {}).values():
+    for asked in (config.evaluation.guards or {}).values():
+        name = guards.source(asked, registry)
         yield "evaluation.guards", name, DataSection(path=name)
     for name in config.checks.benchmarks or ():
         yield "checks.benchmarks", name, DataSection(path=name)

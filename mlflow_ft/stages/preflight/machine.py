@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,15 +74,21 @@ def check_room(
     examination.check("disk", check, setting="run.output_dir")
 
 
-def check_plugins(plugins: Plugins) -> str | Caution:
-    """The plugins that work; a caution if one is broken.
+def check_plugins(plugins: Plugins, allow: Collection[str] | None) -> str | Caution:
+    """The plugins that work; a caution if one is broken or slow.
 
     If the configuration names a record of a broken plugin, the lookup of that name fails.
 
     Raises:
-        PluginError: one that MLFLOW_FT_PLUGINS names is broken.
+        PluginError: one that MLFLOW_FT_PLUGINS names is broken, or one is loaded that is not in `plugins.allow`.
     """
-    broken = [info for info in plugins.infos if info.status == "broken"]
+    present = [info.name for info in plugins.active if not info.built_in]
+    if allow is not None and (forbidden := [name for name in present if name not in allow]):
+        raise PluginError(
+            f"plugins.allow does not allow {', '.join(forbidden)}, which is loaded already",
+            hint=f"set MLFLOW_FT_PLUGINS_ALLOW={','.join(allow)}, so that no other is imported",
+        )
+    broken = [info for info in plugins.infos if info.faulty]
     if chosen := [info for info in broken if info.name in plugins.chosen]:
         raise PluginError(
             "; ".join(f"plugin {info.name} is broken: {info.error}" for info in chosen),

@@ -24,8 +24,8 @@ from mlflow_ft.testing import make_tiny_model
 pytestmark = pytest.mark.slow  # the converter takes seconds to begin
 
 
-def test_contract(plugin_contract: Any) -> None:
-    plugin_contract(mlflow_ft_gguf)
+def test_contract(plugin_contract: Any, known: Path) -> None:
+    plugin_contract(mlflow_ft_gguf, settings={"model": known, "package.exports": "[gguf-f16]"})
 
 
 def test_sixteen_bits_are_the_model(f16: Path, server: LlamaCpp, said: Path) -> None:

@@ -14,7 +14,7 @@ REWARD = "def short(completions, **_):\n    return [-float(len(turns[-1]['conten
 
 
 def test_contract(plugin_contract):
-    plugin_contract(mlflow_ft_ppo)
+    plugin_contract(mlflow_ft_ppo, settings={"rollout.reward_funcs": "[exact-answer]", "max_completion_length": 8})
 
 
 @pytest.fixture

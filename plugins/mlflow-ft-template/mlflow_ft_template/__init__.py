@@ -21,6 +21,7 @@ from annotated_types import Ge
 from mlflow_ft import (
     Check,
     Checked,
+    Command,
     DataError,
     DataFormat,
     Evaluator,
@@ -36,6 +37,8 @@ from mlflow_ft import (
 )
 
 if TYPE_CHECKING:
+    import click
+
     from mlflow_ft import Candidacy, Data, Form, Gates, Job, Model, Scores, Subject, Trained
 
 log = logging.getLogger(__name__)
@@ -152,6 +155,7 @@ def register_evaluators() -> list[Evaluator]:
             summary="length of the answers relative to the expected ones",
             evaluate=brevity,
             scores=("length_ratio",),
+            lower_is_better=("length_ratio",),
             applies=lambda data: data.format == "flash-card",
         )
     ]
@@ -199,6 +203,18 @@ def register_gates() -> list[Gate]:
 @hookimpl
 def register_options() -> list[Options]:
     return [Options(name="template", summary="what gentle-lora needs", fields=TemplateOptions)]
+
+
+def load_decks() -> click.Command:
+    """The command `mlflow-ft decks`."""
+    from mlflow_ft_template import decks
+
+    return decks.command
+
+
+@hookimpl
+def register_commands() -> list[Command]:
+    return [Command(name="decks", summary="Count the cards of each deck in a file.", load=load_decks)]
 
 
 @hookimpl

@@ -17,7 +17,7 @@ def cards(count):
 
 
 def test_contract(plugin_contract):
-    plugin_contract(mlflow_ft_template)
+    plugin_contract(mlflow_ft_template, rows={"flash-card": cards(24)}, gates={"brief": {"most": 1.5}})
 
 
 def test_it_is_found_by_its_entry_point():

@@ -5,7 +5,7 @@ pytest_plugins = ["mlflow_ft.testing"]
 
 def test_contract(plugin_contract):
     import my_plugin
-    plugin_contract(my_plugin)
+    plugin_contract(my_plugin, rows={"my-format": [{"front": "one", "back": "two"}]})
 
 def test_my_trainer(tiny_model, tiny_rows, fine_tune):
     outcome = fine_tune("my-method", model=tiny_model, data=tiny_rows)
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -25,30 +25,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mlflow_ft.testing.samples import WORDS, make_candidacy, make_rows, rows_of_kind, write_jsonl
+
 if TYPE_CHECKING:
     from mlflow_ft.pipeline import Outcome
+
+__all__ = [
+    "CHATML",
+    "WORDS",
+    "copy_store",
+    "make_candidacy",
+    "make_rows",
+    "make_tiny_model",
+    "make_tiny_tokenizer",
+    "rows_of_kind",
+    "write_jsonl",
+]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = ("red", "green", "blue", "round", "flat", "heavy", "small", "apple", "stone", "river", "lamp", "door", "song")
-
-
-def make_rows(count: int = 48) -> list[dict[str, Any]]:
-    """Conversations that a tiny model can memorise: the answer repeats the question's words in reverse."""
-    rows = []
-    for number in range(count):
-        words = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 5, 7)]
-        rows.append(
-            {
-                "messages": [
-                    {"role": "user", "content": " ".join(words)},
-                    {"role": "assistant", "content": " ".join(reversed(words))},
-                ]
-            }
-        )
-    return rows
 
 
 def make_tiny_tokenizer(*, chat_template: str | None = CHATML) -> Any:
@@ -97,12 +94,6 @@ def make_tiny_model(folder: Path, *, chat_template: str | None = CHATML, seed: i
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
-
-
-def write_jsonl(file: Path, rows: Sequence[Any]) -> Path:
-    """Write rows as JSON lines."""
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
 
 
 @pytest.fixture(scope="session")
@@ -171,18 +162,14 @@ def fine_tune(tracking_store: str) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def plugin_contract() -> Callable[[ModuleType], None]:
-    """Check a plugin: it loads with the built-ins, misspells no hook, clashes with no name, and registers something."""
-    from mlflow_ft import plugins
-    from mlflow_ft.registry import Registry
+def plugin_contract(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Check what any plugin must keep: `plugin_contract(my_plugin, rows={"my-format": [...]})`; see `testing.contract`.
 
-    def check(module: ModuleType) -> None:
-        loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
-        if not any(info.module == module.__name__ for info in loaded.infos):
-            loaded.add(module, name=module.__name__)
-        info = next(info for info in loaded.infos if info.module == module.__name__)
-        assert info.status == "active", info.error
-        Registry(loaded)
-        assert any(record.provider == info.name for record in loaded.registered), "the plugin registers nothing"
+    A failure names what is wrong. What the plugin registers is used in short trainings of a tiny real model.
+    """
+    from mlflow_ft.testing import contract
+
+    def check(module: ModuleType, **given: Any) -> None:
+        contract.check(module, contract.Given(**given), fixtures=request)
 
     return check

@@ -12,16 +12,10 @@ import pytest
 
 from mlflow_ft import plugins
 from mlflow_ft.errors import PluginError
-from mlflow_ft.plugins import PluginInfo, Plugins
+from mlflow_ft.plugins import Plugins, offered
 from mlflow_ft.registry import Registry
+from tests.installed import GOOD, Install, info, providers
 
-GOOD = """
-from mlflow_ft import Adapter, hookimpl
-
-@hookimpl
-def register_adapters():
-    return [Adapter(name="{name}", summary="of {name}", configure=lambda job, model: None)]
-"""
 WATCHER = """
 from mlflow_ft import hookimpl
 from pathlib import Path
@@ -30,36 +24,6 @@ from pathlib import Path
 def after_evaluate(scores):
     {body}
 """
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Make `name` an installed distribution with a module of this source, whose entry point has the same name."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
-
-    def make(name: str, source: str, *, entry_point: str | None = None, module: str | None = None) -> None:
-        (tmp_path / f"{name}.py").write_text(source)
-        info = tmp_path / f"{name}-1.5.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
-        (info / "entry_points.txt").write_text(f"[mlflow_ft]\n{entry_point or name} = {module or name}\n")
-        importlib.invalidate_caches()
-
-    yield make
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-def info(loaded: Plugins, name: str) -> PluginInfo:
-    [match] = [plugin for plugin in loaded.infos if plugin.name == name]
-    return match
-
-
-def providers(loaded: Plugins) -> set[str]:
-    return {registered.provider for registered in loaded.registered}
 
 
 def test_an_installed_plugin_is_found_with_its_version_and_hash(install: Install) -> None:
@@ -124,7 +88,7 @@ def test_a_choice_of_plugins_leaves_the_others_off_and_unimported(install: Insta
     install("ft_one", GOOD.format(name="one"))
     install("ft_two", GOOD.format(name="two"))
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": " ft_two ,"})
-    assert [info(loaded, name).status for name in ("ft_one", "ft_two")] == ["off", "active"]
+    assert [info(loaded, name).status for name in ("ft_one", "ft_two")] == ["disabled", "active"]
     assert "ft_one" not in sys.modules
     assert "builtin.trainers" in providers(loaded)
     adapters = Registry(loaded).adapters
@@ -275,15 +239,16 @@ def test_plugins_of_the_checkout_are_chosen_like_others(offer: Offer) -> None:
     copied = OFFER + "[tool.mlflow-ft]\nload-from-checkout = false\n"
     root = offer("ft_two", GOOD.format(name="two"), copied)
     free = plugins.load({}, checkout=root)
-    assert [info(free, name).status for name in ("ft_one", "ft_two")] == ["active", "off"]
+    assert [info(free, name).status for name in ("ft_one", "ft_two")] == ["active", "disabled"]
     del sys.modules["ft_one"]
     chosen = plugins.load({"MLFLOW_FT_PLUGINS": "ft_two"}, checkout=root)
-    assert [info(chosen, name).status for name in ("ft_one", "ft_two")] == ["off", "active"]
+    assert [info(chosen, name).status for name in ("ft_one", "ft_two")] == ["disabled", "active"]
     assert "ft_one" not in sys.modules
 
 
 def test_our_own_plugins_are_found_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "installed", lambda: iter(()))
+    for module in (plugins, offered):
+        monkeypatch.setattr(module, "installed", lambda: iter(()))
     plugin = info(plugins.load({}), "ppo")
     assert (plugin.status, plugin.module) == ("active", "mlflow_ft_ppo")
-    assert info(plugins.load({}), "template").status == "off"
+    assert info(plugins.load({}), "template").status == "disabled"

@@ -1,0 +1,1 @@
+"""New packages from templates: a plugin, and a project that uses plugins."""

@@ -1,0 +1,1 @@
+"""What needs the harness; imported only when it is used."""
