@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
+import requests
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,3 +76,82 @@ def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = next(folder.glob("lib/python*/site-packages"))
     (site / "paths.pth").write_text(f"{STAND_IN}\n{sysconfig.get_path('purelib')}\n")
     return folder / "bin" / "python"
+
+
+ASKED = [{"role": "user", "content": "blue lamp green"}]
+
+
+class Server(NamedTuple):
+    """One that answers."""
+
+    url: str
+    names: list[str]
+    process: subprocess.Popen[str]
+    log: Path
+
+    def ask(self, model: str | None = None, **more: Any) -> Any:
+        request = {"messages": ASKED, "max_tokens": 8} | ({"model": model} if model else {}) | more
+        answer = requests.post(f"{self.url}/v1/chat/completions", json=request, timeout=120)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """What each name means."""
+        return {
+            model["id"]: model["root"] for model in requests.get(f"{self.url}/v1/models", timeout=60).json()["data"]
+        }
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+class Running:
+    """Starts servers, in the environment with the stand-in or in another one."""
+
+    asked = ASKED
+
+    def __init__(self, interpreter: Path, folder: Path) -> None:
+        self.interpreter, self.folder = interpreter, folder
+
+    def command(self, *arguments: str) -> list[str]:
+        start = (sys.executable, "-m", "mlflow_ft", "serve", *arguments, "--engine", "vllm")
+        port = () if "--port" in arguments else ("--port", "0")
+        return [*start, *port, "--json", "--plugins.vllm.python", str(self.interpreter)]
+
+    def end(self, *arguments: str) -> tuple[int, str]:
+        """Run a server that does not start; its exit code and what it says."""
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, cwd=self.folder, timeout=900)
+        return done.returncode, done.stderr
+
+    @contextmanager
+    def serving(self, *arguments: str) -> Iterator[Server]:
+        """A server on a free port, killed at the end."""
+        log = self.folder / f"server-{time.monotonic_ns()}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(self.command(*arguments), stdout=subprocess.PIPE, stderr=file, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, log.read_text()
+            announced = json.loads(line)
+            yield Server(announced["url"], announced["models"], process, log)
+        finally:
+            process.kill()
+            process.communicate()
+
+    @staticmethod
+    def until(true: Callable[[], Any], *, seconds: float = 240, what: Callable[[], str] = str) -> None:
+        """Wait until something is true."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(requests.ConnectionError):
+                if true():
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"not within {seconds} s: {what()}")
+
+
+@pytest.fixture
+def running(interpreter: Path, tmp_path: Path) -> Running:
+    return Running(interpreter, tmp_path)
