@@ -14,7 +14,6 @@ import psutil
 import pytest
 import requests
 
-from mlflow_ft.config.schema import ModelSection
 from mlflow_ft.progress import Progress
 
 pytestmark = pytest.mark.slow  # each server imports torch twice
