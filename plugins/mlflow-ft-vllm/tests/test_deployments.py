@@ -54,7 +54,7 @@ def test_a_deployment_from_its_creation_to_its_end(client: Any, small: Path, int
 
 
 def test_one_that_does_not_start_leaves_nothing(client: Any, tmp_path: Path, interpreter: Path) -> None:
-    with pytest.raises(MlflowException, match="(?s)did not start.*neither an adapter nor a model"):
+    with pytest.raises(MlflowException, match=r"(?s)did not start.*neither an adapter nor a model"):
         client.create_deployment("support", str(tmp_path), config={"python": str(interpreter)})
     assert client.list_deployments() == []
 

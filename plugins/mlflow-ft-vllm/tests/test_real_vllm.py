@@ -53,7 +53,8 @@ def test_adapters_are_the_trained_ones_and_follow_an_alias(
         assert "models:/lamp-adapter/1 through vLLM is the trained model" in server.log.read_text()
         first = server.ask("lamp", max_tokens=16)
         assert first["model"] == "models:/lamp-adapter/1"
-        assert first["choices"][0]["message"]["content"] != server.ask("base", max_tokens=16)["choices"][0]["message"]
+        said = first["choices"][0]["message"]["content"]
+        assert said != server.ask("base", max_tokens=16)["choices"][0]["message"]["content"]
         asked = {"messages": running.asked, "max_tokens": 16, "stream": True}
         lines = requests.post(f"{server.url}/v1/chat/completions", json=asked, timeout=120).text.splitlines()
         assert lines[-2 if not lines[-1] else -1] == "data: [DONE]"
