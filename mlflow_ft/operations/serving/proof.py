@@ -20,6 +20,9 @@ from mlflow_ft.values import Form, ServedModel
 if TYPE_CHECKING:
     from mlflow_ft.tracking import Store
 
+LIMITS = ("max_kl", "max_kl_share", "min_top1", "max_perplexity_change")
+"""Of `PackageSection`."""
+
 
 def prove(model: ServedModel, form: Form, *, progress: Progress, scratch: Path) -> Mapping[str, float]:
     """Compare a served model with the trained one; the reference is kept in `scratch` for the next time.
@@ -38,7 +41,7 @@ def prove(model: ServedModel, form: Form, *, progress: Progress, scratch: Path) 
         name=model.name,
         folder=model.folder,
         open=lambda folder: _held(form),
-        limits=Limits.of_serving(PackageSection()),
+        limits=Limits.of_serving(_limits(model)),
         table_file=Path(f"parity-{re.sub(r'[^A-Za-z0-9]+', '-', model.name)}.json").absolute(),
     )
     original = Original(
@@ -48,6 +51,16 @@ def prove(model: ServedModel, form: Form, *, progress: Progress, scratch: Path) 
         run=None,
     )
     return proving_forms.prove(new, original, progress).parity
+
+
+def _limits(model: ServedModel) -> PackageSection:
+    """The limits that the model's run was given for its forms; the defaults if it has none."""
+    run_id, store = _run_of(model)
+    if not (run_id and store):
+        return PackageSection()
+    params = store.run(run_id).data.params
+    given = {name: params.get(f"cfg.package.{name}") for name in LIMITS}
+    return PackageSection.model_validate({name: float(value) for name, value in given.items() if value})
 
 
 @contextmanager
@@ -74,19 +87,21 @@ def reference(model: ServedModel, *, progress: Progress, scratch: Path) -> Path:
 
 def _kept(model: ServedModel, folder: Path) -> Path | None:
     """The reference that the model's run has, if it has one."""
-    run = re.match(r"runs:/([^/]+)/", model.uri)
-    if not (run or model.uri.startswith("models:/")):
-        return None
+    run_id, store = _run_of(model)
+    return store.fetch(run_id, f"parity/{REFERENCE}", folder) if run_id and store else None
+
+
+def _run_of(model: ServedModel) -> tuple[str, Store | None]:
+    """The run that logged a model, and its store; "" if it is not known."""
+    if not model.uri.startswith(("runs:/", "models:/")):
+        return "", None
     from mlflow_ft.tracking import Store
 
     store = Store.connect()
-    run_id = run.group(1) if run else _run_of(model, store)
-    return store.fetch(run_id, f"parity/{REFERENCE}", folder) if run_id else None
-
-
-def _run_of(model: ServedModel, store: Store) -> str:
+    if run := re.match(r"runs:/([^/]+)/", model.uri):
+        return run.group(1), store
     version = store.version_at(model.uri)
-    return str(version.run_id or "") if version else ""
+    return (str(version.run_id or "") if version else ""), store
 
 
 def _of_itself(model: ServedModel, file: Path, progress: Progress) -> Path:

@@ -104,6 +104,10 @@ def check(request: ServeRequest, registry: Registry) -> ServingEngine:
             f"--follow: the engine {engine.name} cannot change a model while it serves",
             hint=f"engines that can: {able}" if able else "start the server again after a promotion",
         )
+    if request.follow is not None and not any(map(_may_move, (request.model or "", *request.adapters.values()))):
+        raise ConfigError(
+            "--follow: no model is named by an alias", hint="write NAME@champion; what else there is never changes"
+        )
     if reason := engine.refuses(request.config):
         raise ConfigError(f"--engine {engine.name}: {reason}")
     return engine
@@ -126,10 +130,16 @@ def find(request: ServeRequest, progress: Progress) -> list[ServedModel]:
 
 def _look_up(request: ServeRequest, model: ServedModel, *, progress: Progress) -> ServedModel | None:
     name = request.adapters.get(model.name, request.model or "")
-    if served_models.pinned(name) == model.uri:
+    if not _may_move(name) or served_models.pinned(name) == model.uri:
         return None
     base = request.base or (request.model if request.adapters else None)
     return served_models.found(name, name=model.name, base=base, progress=progress)
+
+
+def _may_move(name: str) -> bool:
+    """Whether a name may mean another model later: an alias, or the latest version."""
+    uri = served_models.uri_of(name)
+    return uri.startswith("models:/") and ("@" in uri or uri.endswith("/latest"))
 
 
 def _shown(host: str) -> str:

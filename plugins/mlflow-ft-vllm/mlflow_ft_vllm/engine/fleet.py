@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mlflow_ft import ConfigError, FineTuneError, ServedModel, Serving
+from mlflow_ft import ConfigError, FineTuneError, ServedModel, Serving, StoppedError
 from mlflow_ft.engine import hardware
 from mlflow_ft.engine.environments import Environment, find_or_make
 from mlflow_ft.engine.serving import opening
@@ -36,6 +37,7 @@ class Fleet:
         self.processes: list[VllmProcess] = []
         self._rank_limits: dict[VllmProcess, int] = {}
         self._environment: Environment | None = None
+        self._stopped = False
 
     def start(self) -> None:
         """Start vLLM for the models, and prove each of them.
@@ -89,6 +91,11 @@ class Fleet:
             raise
         self.targets.put(model.name, target)
 
+    @property
+    def ended(self) -> VllmProcess | None:
+        """A process that has ended although requests are routed to it."""
+        return next((one for one in self.processes if one.ended and self.targets.in_use(one)), None)
+
     def release(self) -> None:
         """Unload what has answered its last request, and end a vLLM without models."""
         for target in self.targets.released():
@@ -101,7 +108,8 @@ class Fleet:
                     self.serving.progress.warn(f"{target.id} stays in memory: {error.message}")
 
     def stop(self) -> None:
-        """End every process."""
+        """End every process; none is started afterwards."""
+        self._stopped = True
         while self.processes:
             self._end(self.processes[-1])
 
@@ -122,9 +130,11 @@ class Fleet:
         self.processes.append(process)
         folder = first.folder if first.base is None else _with_tokenizer_of(first, process.folder / "base")
         arguments = self._arguments(first, folder, rank_limit=limit, adapters=len(models))
-        process.start(self._environment, arguments, variables)
         self._rank_limits[process] = limit
         try:
+            if self._stopped:
+                raise StoppedError(signal.SIGTERM)
+            process.start(self._environment, arguments, variables)
             with self.serving.progress.bar(f"start vLLM with {first.uri if first.base is None else first.base.name}"):
                 process.wait_until_ready(self.options.start_timeout)
         except BaseException:

@@ -123,15 +123,20 @@ class Front:
         if answer is None:
             return Response(status_code=CLOSED)
         stack.push_async_callback(answer.aclose)
+        return Relayed(answer, stack.pop_all())
+
+
+class Relayed(StreamingResponse):
+    """An answer of vLLM as it comes; when it ends, or the client goes, vLLM's work on it ends."""
+
+    def __init__(self, answer: httpx.Response, stack: AsyncExitStack) -> None:
         kept = {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
-        return StreamingResponse(pieces(answer, stack.pop_all()), answer.status_code, kept)
+        super().__init__(answer.aiter_raw(), answer.status_code, kept)
+        self._stack = stack
 
-
-async def pieces(answer: httpx.Response, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-    """The bytes of an answer; when they end, or the client goes, vLLM's work on it ends."""
-    async with stack:
-        async for piece in answer.aiter_raw():
-            yield piece
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
 
 
 async def unless_gone(request: Request, sent: Any) -> httpx.Response | None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from dataclasses import replace
 
-from mlflow_ft import FineTuneError, ServedModel, Serving, StoppedError
+from mlflow_ft import FineTuneError, ServedModel, Serving, StoppedError, TrackingError
 from mlflow_ft.engine.serving import http_server
 from mlflow_ft_vllm.engine import front
 from mlflow_ft_vllm.engine.fleet import Fleet
@@ -28,7 +26,7 @@ def serve(serving: Serving) -> None:
     keeper = Keeper(fleet, stopping)
     try:
         fleet.start()
-        keeper.thread.start()
+        keeper.start()
         app = front.make_app(fleet.targets, timeout=serving.timeout)
         names = fleet.targets.names
         http_server.run(
@@ -44,51 +42,61 @@ def serve(serving: Serving) -> None:
 
 
 class Keeper:
-    """A thread that watches vLLM, releases what is no longer used, and follows the names of the models."""
+    """Watches vLLM and releases what is no longer used, in one thread; in another, follows the names of the models."""
 
     def __init__(self, fleet: Fleet, stopping: threading.Event) -> None:
         self.fleet, self.stopping = fleet, stopping
         self.failure: FineTuneError | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
         self._seen: dict[str, ServedModel] = {}
         """The models that were looked at last, by name, served or refused."""
         self._said = ""
 
-    def _run(self) -> None:
-        interval = self.fleet.serving.follow
-        due = time.monotonic() + (interval or 0)
+    def start(self) -> None:
+        """Start the threads, which end when the server stops."""
+        threading.Thread(target=self._watch, daemon=True).start()
+        if self.fleet.serving.follow is not None:
+            threading.Thread(target=self._follow, args=(self.fleet.serving.follow,), daemon=True).start()
+
+    def _watch(self) -> None:
         while not self.stopping.wait(WATCH_SECONDS):
-            if ended := next((process for process in self.fleet.processes if process.ended), None):
+            if ended := self.fleet.ended:
                 self.failure = ended.fault()
                 os.kill(os.getpid(), signal.SIGTERM)  # ends the server in the main thread
                 return
             self.fleet.release()
-            if interval is not None and time.monotonic() >= due:
-                self.follow()
-                due = time.monotonic() + interval
 
-    def follow(self) -> None:
-        """Look every name up again, and change what it serves; what cannot be served is told once."""
+    def _follow(self, seconds: float) -> None:
+        while not self.stopping.wait(seconds):
+            for asked in self.fleet.serving.models:
+                try:
+                    self.look_up(asked.name)
+                    self._said = ""
+                except StoppedError:
+                    return
+                except FineTuneError as error:  # such as a tracking server that is away: it is asked again
+                    self._say(f"{asked.name} cannot be looked up: {error.message}")
+
+    def look_up(self, name: str) -> None:
+        """Look a name up again, and change what it serves; a version that cannot be served is told once.
+
+        Raises:
+            TrackingError, ModelError: it cannot be looked up.
+        """
         progress = self.fleet.serving.progress
-        for asked in self.fleet.serving.models:
-            present = self.fleet.targets.by_name[asked.name].model
-            try:
-                new = self.fleet.serving.look_up(self._seen.get(asked.name, present))
-            except FineTuneError as error:  # tell it once, and go on with what there is
-                self._say(f"{asked.name} cannot be looked up: {error.message}")
-                continue
-            self._said = ""
-            if new is None:
-                continue
-            self._seen[asked.name] = replace(new, name=asked.name)
-            if new.uri == present.uri:  # back at what is served
-                continue
+        present = self.fleet.targets.by_name[name].model
+        new = self.fleet.serving.look_up(self._seen.get(name, present))
+        if new is None:
+            return
+        if new.uri != present.uri:
             try:
                 self.fleet.change(new)
+            except (TrackingError, StoppedError):
+                raise
             except FineTuneError as error:
-                progress.warn(f"{asked.name} is {new.uri} now, but stays {present.uri}: {error}")
+                progress.warn(f"{name} is {new.uri} now, but {present.uri} goes on answering: {error}")
             else:
-                progress.say(f"{asked.name}: {new.uri} answers from now on, instead of {present.uri}")
+                progress.say(f"{name}: {new.uri} answers from now on, instead of {present.uri}")
+        self._seen[name] = new
 
     def _say(self, text: str) -> None:
         if text != self._said:
