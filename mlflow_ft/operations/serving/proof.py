@@ -42,7 +42,8 @@ def prove(model: ServedModel, form: Form, *, progress: Progress, scratch: Path) 
         folder=model.folder,
         open=lambda folder: _held(form),
         limits=Limits.of_serving(_limits(model)),
-        table_file=Path(f"parity-{re.sub(r'[^A-Za-z0-9]+', '-', model.name)}.json").absolute(),
+        consequence="it is not served",
+        table_file=Path(f"parity-{re.sub(r'[^A-Za-z0-9]+', '-', model.name).strip('-')}.json").absolute(),
     )
     original = Original(
         reference=reference(model, progress=progress, scratch=scratch),

@@ -96,6 +96,19 @@ def test_a_promotion_changes_the_adapter_without_a_restart(
         assert "vLLM was killed" in server.log.read_text()
 
 
+def test_a_merged_model_is_changed_by_a_second_vllm_beside_the_first(
+    small: Path, tiny_rows: Path, running: Any, fine_tune: Callable[..., Any]
+) -> None:
+    settings = {"registry.model_name": "lamp", "learning_rate": 1e-2}
+    fine_tune("lora", model=small, data=tiny_rows, **settings)
+    with running.serving("lamp@candidate", "--follow", "--every", "0.3") as server:
+        [first] = server.children()
+        fine_tune("lora", model=small, data=tiny_rows, **settings, seed=5)
+        running.until(lambda: server.ask()["model"] == "models:/lamp/2", what=server.log.read_text)
+        running.until(lambda: not first.is_running(), what=server.log.read_text)
+        assert len(server.children()) == 1
+
+
 @pytest.mark.parametrize(
     ("file", "text", "code", "said"),
     [

@@ -53,7 +53,7 @@ def test_an_engine_gets_models_with_their_files_and_proves_them(
         chat.model.base_model.disable_adapter_layers()
         with pytest.raises(RefusedError, match="is not the model that was trained") as refused:
             serving.prove(model, Loaded(chat.model))
-        assert "try another dtype" in str(refused.value)
+        assert "it is not served" in str(refused.value)
         assert serving.look_up(model) is None
         move_alias("lamp-adapter")
         again = serving.look_up(model)
