@@ -31,6 +31,7 @@ MEMORY = re.compile(
 )
 """What vLLM, torch and the system say when memory is short."""
 FAULT = re.compile(r"(\w*Error|\w*Exception|error): ")
+HARMLESS = re.compile(r"\b(INFO|WARNING|DEBUG) \d|Warning: ")
 VARIABLES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # its socket is ours alone
     "VLLM_NO_USAGE_STATS": "1",
@@ -52,6 +53,7 @@ class VllmProcess:
             transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://vllm", timeout=LONGEST
         )
         self._process: subprocess.Popen[bytes] | None = None
+        self._was_ready = False
 
     def start(self, environment: Environment, arguments: Sequence[str], variables: dict[str, str]) -> None:
         """Start vLLM with the arguments of `vllm serve`."""
@@ -85,6 +87,7 @@ class VllmProcess:
         while not self.ended:
             try:
                 if self.client.get("/health").is_success:
+                    self._was_ready = True
                     return
             except httpx.TransportError:  # not listening yet
                 pass
@@ -108,13 +111,13 @@ class VllmProcess:
             )
         return ModelError(
             f"vLLM ended with exit code {self._code}\n{lines}",
-            hint="`--engine transformers` serves what vLLM does not support",
+            hint="start it again" if self._was_ready else "`--engine transformers` serves what vLLM does not support",
         )
 
     def last_lines(self) -> str:
         """The errors in vLLM's log, else its last lines."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        faults = list(dict.fromkeys(line for line in lines if FAULT.search(line)))
+        faults = list(dict.fromkeys(line for line in lines if FAULT.search(line) and not HARMLESS.search(line)))
         return "\n".join((faults or lines)[-LAST_LINES:])
 
     def post(self, path: str, **request: Any) -> httpx.Response:
