@@ -205,6 +205,9 @@ def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- processes
 
+_started: dict[int, subprocess.Popen[bytes]] = {}
+"""Those that this process has started, by their numbers; they go on without it."""
+
 
 def _start(name: str, model_uri: str, config: dict[str, Any]) -> dict[str, Any]:
     log = _file(name).with_suffix(".log")
@@ -217,6 +220,7 @@ def _start(name: str, model_uri: str, config: dict[str, Any]) -> dict[str, Any]:
             stderr=err,
             start_new_session=True,  # it goes on when this command has ended
         )
+    _started[process.pid] = process
     created = psutil.Process(process.pid).create_time()
     try:
         while not (line := announced.read_text()).endswith("\n"):
@@ -255,6 +259,8 @@ def _arguments(config: Mapping[str, Any]) -> Sequence[str]:
 
 def _process(record: Mapping[str, Any]) -> psutil.Process | None:
     """The server's process, unless it has ended; its number may belong to another one since."""
+    if own := _started.get(record["pid"]):
+        own.poll()  # so that one that has ended does not remain as a zombie
     try:
         process = psutil.Process(record["pid"])
         same = process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE
