@@ -20,6 +20,7 @@ LISTED = (
     "gates",
     "launchers",
     "engines",
+    "serving_engines",
     "guards",
 )
 """Kinds listed by name and summary only; methods and adapters have more."""
