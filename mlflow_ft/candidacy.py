@@ -57,10 +57,15 @@ class Contender:
     """The same for the model that its training started from."""
     base: str = ""
     """That model's name in messages."""
+    answers: tuple[Mapping[str, str], ...] = ()
+    """For each held-out prompt that was answered: `prompt`, `expected`, `base` and `tuned`, the last two the answers of
+    the model its training started from and its own."""
     aims: tuple[str, ...] = ()
     """Its method's own scores, in order of preference; see `Trainer.scores`."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """For each score that is on rows of its own, such as a benchmark's, their digest."""
+    measured_by: Mapping[str, str] = field(default_factory=dict)
+    """For each score that a judge gave, the judge and its rubric."""
     lower_is_better: Mapping[str, bool] = field(default_factory=dict)
     """For each score that says so itself, whether it is better when it is lower."""
     unscored: str = ""

@@ -58,6 +58,9 @@ class Score:
     digest: str = ""
     """Identifies the rows of a score that is on rows of its own, such as a benchmark's, and how they were asked: two
     models are compared by it only where it is the same. Empty: on the held-out rows, or on the guard set."""
+    measured_by: str = ""
+    """What gave the score, if another run may have it from something else: a judge and its rubric. Two models are
+    compared by it only where it is the same. Empty: any run measures it in the same way."""
 
     @classmethod
     def mean(cls, name: str, rows: Sequence[float | None]) -> Score:
@@ -100,6 +103,13 @@ class Subject(Protocol):
     @property
     def progress(self) -> Progress:
         """Output to the terminal."""
+
+    @property
+    def base_answers(self) -> Sequence[Answer]:
+        """The base model's answers to the same prompts, its own for the base; empty where they are not known.
+
+        On a guard set they are known if an evaluator asked for them when it scored the base.
+        """
 
     @cached_property
     def answers(self) -> Sequence[Answer]:

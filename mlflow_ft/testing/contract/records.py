@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError
 from mlflow_ft.plugins.doors import PluginFaultError
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Launcher, PlanRule, Record, Reward, Trainer
+from mlflow_ft.records import (
+    Adapter,
+    Check,
+    DataFormat,
+    Evaluator,
+    Gate,
+    GuardSet,
+    Launcher,
+    PlanRule,
+    Record,
+    Reward,
+    Trainer,
+)
 from mlflow_ft.rows import Example
 from mlflow_ft.testing.contract.loading import Loaded
 
@@ -52,6 +64,9 @@ def check_fields(plugin: Loaded) -> None:
         assert len(forms) == 1, f"check {checked.name}: one of inspect, collect and compare is needed, not {len(forms)}"
     for evaluator in plugin.records(Evaluator):
         check_names(f"evaluator {evaluator.name}: scores", evaluator.scores)
+        check_reason(f"evaluator {evaluator.name}: refuses", evaluator.refuses(resolved("lora")))
+    for guard in plugin.records(GuardSet):
+        assert guard.path.exists(), f"guard set {guard.name}: there is no {guard.path}"
     for gate in plugin.records(Gate):
         check_names(f"gate {gate.name}: options", gate.options)
 
