@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import TypeAdapter, ValidationError
 
 from mlflow_ft import ConfigError, Problem
 
@@ -112,6 +111,8 @@ def checked(given: Mapping[str, Any]) -> JudgeOptions:
     Raises:
         ConfigError: a value has another type, or is out of range; all problems are reported.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(JudgeOptions).validate_python(dict(given))
     except ValidationError as error:
