@@ -28,9 +28,11 @@ class Contender:
     """A registered version and all evidence about it from its run."""
 
     name: str
+    """The registered model."""
     version: int
     run_id: str
     model_id: str
+    """MLflow's id of the logged model."""
     tags: Mapping[str, str]
     """The version's tags."""
     described: bool
@@ -38,7 +40,9 @@ class Contender:
     status: str
     """The run's status: FINISHED, FAILED ...; empty where the run does not exist."""
     ended_ms: int | None
+    """When the run ended, in milliseconds since 1970; None: it has not."""
     params: Mapping[str, str]
+    """Every setting of the run: `cfg.training.learning_rate`."""
     metrics: Mapping[str, float]
     """The run's metrics: `eval/tuned/loss`, `eval/base/loss`, `parity/merged/kl_mean` ..."""
     quality: Mapping[str, Any] | None
@@ -77,10 +81,13 @@ class Candidacy:
     """A version that may get an alias, and the one that has it."""
 
     alias: str
+    """The alias that would be moved: `champion`."""
     candidate: Contender
+    """The version that is judged."""
     champion: Contender | None
     """Its scores are on the candidate's held-out rows; None where nothing has the alias."""
     now_ms: int
+    """When the promotion was asked for, in milliseconds since 1970."""
 
     def lower(self, score: str, gates: Gates) -> bool:
         """Whether a score is better when it is lower: by the gates, by what its evaluator said, or by its name."""

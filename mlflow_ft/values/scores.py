@@ -22,8 +22,11 @@ class Answer:
     """A model's answer to one held-out prompt, with the expected answer."""
 
     prompt: tuple[Message, ...]
+    """What the model was asked."""
     expected: str
+    """The row's own answer; empty where it has none."""
     text: str
+    """What the model answered, without special tokens."""
     finished: bool
     """Whether the model ended its turn within `evaluation.max_new_tokens`."""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -43,8 +46,11 @@ class Score:
     """
 
     name: str
+    """The metric is `eval/tuned/NAME`. Higher is better, unless the name ends in `loss` or `perplexity`."""
     value: float
+    """NaN where nothing could be scored."""
     rows: tuple[float | None, ...] = ()
+    """One value per held-out row, in their order; needed to compare two models row by row."""
     guard: str = ""
     """The guard set of the score; empty for the held-out rows. Set by the stage."""
     lower_is_better: bool | None = None
@@ -78,7 +84,9 @@ class Subject(Protocol):
     """A model under evaluation, as an evaluator sees it."""
 
     name: Literal["base", "tuned"]
+    """Which model this is."""
     data: Data
+    """`data.eval` is the held-out side."""
     config: Config
     """Every setting; those of a plugin are `config.options(ItsOptions)`."""
 
