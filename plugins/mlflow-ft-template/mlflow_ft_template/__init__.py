@@ -1,5 +1,5 @@
 """A plugin to copy: flash cards as rows, a check for them, an evaluator of answer lengths, a reward for short
-answers, a method that reuses SFT, an exporter, and a gate against promoting long-winded models.
+answers, a method that reuses SFT, a guard set, an exporter, and a gate against promoting long-winded models.
 
     {"front": "Which planet is red?", "back": "Mars", "deck": "planets"}
 
@@ -28,6 +28,7 @@ from mlflow_ft import (
     Example,
     Exporter,
     Gate,
+    GuardSet,
     Options,
     Reward,
     Score,
@@ -201,6 +202,12 @@ def register_gates() -> list[Gate]:
 
 
 @hookimpl
+def register_guards() -> list[GuardSet]:
+    cards = Path(__file__).parent / "planets.jsonl"
+    return [GuardSet(name="planets", summary="cards that every model knows", path=cards, licence="Apache-2.0")]
+
+
+@hookimpl
 def register_options() -> list[Options]:
     return [Options(name="template", summary="what gentle-lora needs", fields=TemplateOptions)]
 
@@ -214,7 +221,7 @@ def load_decks() -> click.Command:
 
 @hookimpl
 def register_commands() -> list[Command]:
-    return [Command(name="decks", summary="Count the cards of each deck in a file.", load=load_decks)]
+    return [Command(name="decks", summary="count the cards of each deck in a file", load=load_decks)]
 
 
 @hookimpl

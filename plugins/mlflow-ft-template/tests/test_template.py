@@ -28,9 +28,10 @@ def test_it_is_found_by_its_entry_point():
 
 def test_a_run_uses_format_evaluator_trainer_and_callback(tiny_model, tmp_path, fine_tune):
     data = write_jsonl(tmp_path / "cards.jsonl", cards(20))
-    outcome = fine_tune("gentle-lora", model=tiny_model, data=data)
+    outcome = fine_tune("gentle-lora", model=tiny_model, data=data, **{"evaluation.guards": "facts=planets"})
     client = MlflowClient()
     run = client.get_run(outcome.run_id)
+    assert run.data.metrics["eval/tuned/facts/loss"] > 0
     assert run.data.tags["mlflow_ft.data_format"] == "flash-card"
     assert run.data.params["cfg.adapter.r"] == "4"
     assert run.data.metrics["eval/tuned/length_ratio"] >= 0
