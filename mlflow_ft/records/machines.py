@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Advice, Launch, Machines, Situation
+    from mlflow_ft.values import Advice, Launch, Machines, Places, Serving, Situation, Trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,10 @@ class Launcher:
     refuses: Callable[[Config], str | None] = lambda config: None
     """Why these settings cannot work here, and a remedy, in a sentence; None where they can. Called before anything is
     loaded or started."""
+    trials: Callable[[Trials], AbstractContextManager[Places]] | None = None
+    """Where the trials of a sweep run, each as one process; None where this launcher starts none. It is entered before
+    anything is loaded, and may raise `FineTuneError`. The sweep draws the trials, records how they end, and asks to
+    stop them with SIGTERM; a trial that is started a second time continues its own run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,10 @@ class PlanRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Where the rows of a data set are tokenised, proved and checked: in this process and its helpers, or on a cluster.
+    """Where the rows of a data set are read, tokenised, proved and checked: in this process and its helpers, or on a
+    cluster.
 
-    `machines` is a context manager that connects to several machines, or gives None for this one. Rows are read and
+    `machines` is a context manager that connects to several machines, or gives None for this one. The prepared rows are
     written by this process, and the findings are the same.
     """
 
@@ -63,3 +68,22 @@ class Engine:
     machines: Callable[[], AbstractContextManager[Machines | None]] = nullcontext
     refuses: Callable[[], str | None] = lambda: None
     """Why it cannot be used here, and a remedy, in a sentence; None where it can. Called before anything is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingEngine:
+    """A program that serves models over HTTP: `mlflow-ft serve MODEL --engine NAME`.
+
+    `serve` gets models whose files are found and verified, and a bound address. It loads them, proves with
+    `serving.prove` that they are the trained ones unless it runs the code that has proved them before, calls
+    `serving.ready`, and answers requests until a signal comes (`StoppedError`); then nothing of it is left running.
+    """
+
+    name: str
+    summary: str
+    serve: Callable[[Serving], None]
+    follows: bool = False
+    """Whether it can change a model while it serves (`--follow`), by `serving.look_up`."""
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why it cannot be used here, with these options of plugins (`config.options`), and a remedy, in a sentence; None
+    where it can. Called before anything is fetched."""

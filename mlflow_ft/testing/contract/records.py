@@ -10,14 +10,28 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Launcher, PlanRule, Record, Reward, Trainer
+from mlflow_ft.plugins.doors import PluginFaultError
+from mlflow_ft.records import (
+    Adapter,
+    Check,
+    DataFormat,
+    Evaluator,
+    Gate,
+    GuardSet,
+    Launcher,
+    PlanRule,
+    Record,
+    Reward,
+    ServingEngine,
+    Trainer,
+)
 from mlflow_ft.rows import Example
 from mlflow_ft.testing.contract.loading import Loaded
 
 if TYPE_CHECKING:
     from mlflow_ft.config import Config
 
-NAME = r"[a-z0-9]+([._/-][a-z0-9]+)*"
+NAME = r"[a-z0-9]+([._:/-][a-z0-9]+)*"
 LONGEST_SUMMARY = 160
 ROLES = ("system", "developer", "user", "assistant", "tool")
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -37,6 +51,8 @@ def check(plugin: Loaded, rows: Rows, *, without: Mapping[str, str]) -> None:
         check_format(plugin, data_format, rows)
     for launcher in plugin.records(Launcher):
         check_reason(f"launcher {launcher.name}: refuses", launcher.refuses(resolved("lora")))
+    for engine in plugin.records(ServingEngine):
+        check_reason(f"serving engine {engine.name}: refuses", engine.refuses(resolved("serve")))
     for reward in plugin.records(Reward):
         check_reward(reward)
     for rule in plugin.records(PlanRule):
@@ -51,6 +67,9 @@ def check_fields(plugin: Loaded) -> None:
         assert len(forms) == 1, f"check {checked.name}: one of inspect, collect and compare is needed, not {len(forms)}"
     for evaluator in plugin.records(Evaluator):
         check_names(f"evaluator {evaluator.name}: scores", evaluator.scores)
+        check_reason(f"evaluator {evaluator.name}: refuses", evaluator.refuses(resolved("lora")))
+    for guard in plugin.records(GuardSet):
+        assert guard.path.exists(), f"guard set {guard.name}: there is no {guard.path}"
     for gate in plugin.records(Gate):
         check_names(f"gate {gate.name}: options", gate.options)
 
@@ -139,9 +158,9 @@ def check_refusal(what: str, data_format: DataFormat) -> None:
         converted = data_format.convert({})
     except ValueError as error:
         said = str(error).strip()
-    except Exception as error:
+    except PluginFaultError as error:
         raise AssertionError(
-            f"{what}: a row without columns raises {type(error).__name__} ({error}); raise ValueError with a sentence"
+            f"{what}: a row without columns is refused by another error than a ValueError: {error.message}"
         ) from error
     else:
         raise AssertionError(f"{what}: a row without its columns becomes {converted}; raise ValueError with a sentence")
