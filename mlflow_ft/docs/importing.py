@@ -65,16 +65,21 @@ def _section(known: Table, *, own: set[str]) -> Iterator[str]:
     included = " and those of [transformers](#transformers)" if own else ""
     yield f"Version {known.version}. These keys{included}."
     entries = {key: entry for key, entry in known.entries.items() if key not in own}
-    rows = [table_row(f"`{key}`", *_cells(known, key, entry)) for key, entry in entries.items() if _has_row(entry)]
+    rows = [table_row(_code(key), *_cells(known, key, entry)) for key, entry in entries.items() if _has_row(entry)]
     yield "\n".join([table_row("key", "here", "its default"), "|---|---|---|", *rows])
     lines = []
     for kind in ("refused", "approximated", "not needed"):
         reasons: dict[str, list[str]] = {}
         for key, entry in entries.items():
             if entry.kind == kind:
-                reasons.setdefault(entry.about, []).append(f"`{key}`")
+                reasons.setdefault(entry.about, []).append(_code(key))
         lines += [f"- {kind}: {why}: {', '.join(keys)}" for why, keys in reasons.items()]
     yield "\n".join(lines)
+
+
+def _code(key: str) -> str:
+    """A key of another tool; what stands in backquotes is a setting of ours."""
+    return f"<code>{key}</code>"
 
 
 def _has_row(entry: Entry) -> bool:
@@ -87,5 +92,5 @@ def _cells(known: Table, key: str, entry: Entry) -> tuple[str, str]:
     if entry.kind == "mapped":
         return f"`{entry.to}`" + (f"; {entry.about}" if entry.about else ""), shown
     if entry.kind == "option":
-        return f"belongs to `{entry.of}`", shown
+        return f"belongs to {_code(entry.of)}", shown
     return f"read together with others: {entry.rule.replace('_', ' ')}", shown
