@@ -145,7 +145,7 @@ def test_a_record_that_breaks_it_is_told_how(what: str, write: Write) -> None:
     record, said = RECORDS[what]
     kind = record.partition("(")[0]
     hook = {"PlanRule": "register_plan_rules"}.get(kind, f"register_{kind.lower()}s")
-    source = f"from mlflow_ft import *\n\n@hookimpl\ndef {hook}():\n    return [{record}]\n"
+    source = f"from mlflow_ft import Advice, {kind}, hookimpl\n\n@hookimpl\ndef {hook}():\n    return [{record}]\n"
     with pytest.raises(AssertionError, match=said):
         statically(write(source))
 
@@ -162,7 +162,8 @@ def test_what_a_training_tells(write: Write, request: pytest.FixtureRequest, tin
     unasked = write(GATE.format(verdicts="[Verdict(passed=True, found='x', wanted='y')]"))
     with pytest.raises(AssertionError, match="gate strict: it judges a model though none of its options is set"):
         contract.check(unasked, contract.Given(), fixtures=request)
-    source = "from mlflow_ft import *\n\n@hookimpl\ndef register_evaluators():\n    return [Evaluator(name='mine', "
-    source += "summary='mine', scores=('mine',), evaluate=lambda subject: [Score(name='other', value=1.0)])]\n"
+    source = "from mlflow_ft import Evaluator, Score, hookimpl\n\n@hookimpl\ndef register_evaluators():\n"
+    source += "    return [Evaluator(name='mine', summary='mine', scores=('mine',), "
+    source += "evaluate=lambda subject: [Score(name='other', value=1.0)])]\n"
     with pytest.raises(AssertionError, match="evaluator mine: it declares the score mine"):
         contract.check(write(source), contract.Given(), fixtures=request)
