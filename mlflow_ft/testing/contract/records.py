@@ -22,6 +22,7 @@ from mlflow_ft.records import (
     PlanRule,
     Record,
     Reward,
+    ServingEngine,
     Trainer,
 )
 from mlflow_ft.rows import Example
@@ -50,6 +51,8 @@ def check(plugin: Loaded, rows: Rows, *, without: Mapping[str, str]) -> None:
         check_format(plugin, data_format, rows)
     for launcher in plugin.records(Launcher):
         check_reason(f"launcher {launcher.name}: refuses", launcher.refuses(resolved("lora")))
+    for engine in plugin.records(ServingEngine):
+        check_reason(f"serving engine {engine.name}: refuses", engine.refuses(resolved("serve")))
     for reward in plugin.records(Reward):
         check_reward(reward)
     for rule in plugin.records(PlanRule):
