@@ -158,10 +158,12 @@ def test_a_misspelt_hook_and_no_hook(write: Write) -> None:
 
 
 def test_what_a_training_tells(write: Write, request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> None:
-    """One training for a gate that judges unasked, and for an evaluator whose score has another name."""
-    unasked = write(GATE.format(verdicts="[Verdict(passed=True, found='x', wanted='y')]"))
-    with pytest.raises(AssertionError, match="gate strict: it judges a model though none of its options is set"):
-        contract.check(unasked, contract.Given(), fixtures=request)
+    """A gate without options to try it with, one that abstains with them, and a score with another name."""
+    silent = write(GATE.format(verdicts="[Verdict.abstain('no')]"))
+    with pytest.raises(AssertionError, match="gate strict: no options to try it with"):
+        contract.check(silent, contract.Given(), fixtures=request)
+    with pytest.raises(AssertionError, match="gate strict: it abstains with its options set"):
+        contract.check(silent, contract.Given(gates={"strict": {"most": 1}}), fixtures=request)
     source = "from mlflow_ft import Evaluator, Score, hookimpl\n\n@hookimpl\ndef register_evaluators():\n"
     source += "    return [Evaluator(name='mine', summary='mine', scores=('mine',), "
     source += "evaluate=lambda subject: [Score(name='other', value=1.0)])]\n"
