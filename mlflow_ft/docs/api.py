@@ -102,7 +102,7 @@ def _described(name: str) -> Iterator[str]:
     tree = ast.parse(Path(importlib.import_module(_module(name)).__file__ or "").read_text(encoding="utf-8"))
     yield f"### {name}"
     if records := SEEN_IN.get(name):
-        links = " and ".join(f"[{record}](#{record.lower()})" for record in records)
+        links = " and ".join(f"[{record}](api.md#{record.lower()})" for record in records)
         yield f"In use: the example of {links}."
     for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(node, ast.ClassDef) and node.name == name:

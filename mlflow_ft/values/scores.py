@@ -86,14 +86,14 @@ class Subject(Protocol):
     name: Literal["base", "tuned"]
     """Which model this is."""
     data: Data
-    """`data.eval` is the held-out side."""
+    """Its `eval` is the held-out side."""
     config: Config
     """Every setting; those of a plugin are `config.options(ItsOptions)`."""
 
     @property
     def model(self) -> Any:
         """The loaded model in evaluation mode, a `transformers.PreTrainedModel`, or a `peft.PeftModel` with its adapter
-        switched on; `data.tokenizer` is its tokenizer. Change nothing in it and keep no reference: it is released when
+        switched on; its tokenizer is that of `data`. Change nothing in it and keep no reference: it is released when
         the evaluators have run."""
 
     @property

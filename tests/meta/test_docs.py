@@ -168,6 +168,8 @@ def test_a_command_that_a_page_names_exists(page: Path, arguments: list[str]) ->
     if name.startswith("-"):
         assert name in ("--help", "-h", "--version")
         return
+    if name == "NAME":
+        return
     assert name in COMMANDS, f"{page} names mlflow-ft {name}"
     if name == "train":
         assert not given or given[0].startswith("--") or given[0] in known_methods()

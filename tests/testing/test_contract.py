@@ -145,7 +145,7 @@ def test_a_record_that_breaks_it_is_told_how(what: str, write: Write) -> None:
     record, said = RECORDS[what]
     kind = record.partition("(")[0]
     hook = {"PlanRule": "register_plan_rules"}.get(kind, f"register_{kind.lower()}s")
-    source = f"from mlflow_ft import *\n\n@hookimpl\ndef {hook}():\n    return [{record}]\n"
+    source = f"from mlflow_ft import Advice, {kind}, hookimpl\n\n@hookimpl\ndef {hook}():\n    return [{record}]\n"
     with pytest.raises(AssertionError, match=said):
         statically(write(source))
 
@@ -158,11 +158,14 @@ def test_a_misspelt_hook_and_no_hook(write: Write) -> None:
 
 
 def test_what_a_training_tells(write: Write, request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> None:
-    """One training for a gate that judges unasked, and for an evaluator whose score has another name."""
-    unasked = write(GATE.format(verdicts="[Verdict(passed=True, found='x', wanted='y')]"))
-    with pytest.raises(AssertionError, match="gate strict: it judges a model though none of its options is set"):
-        contract.check(unasked, contract.Given(), fixtures=request)
-    source = "from mlflow_ft import *\n\n@hookimpl\ndef register_evaluators():\n    return [Evaluator(name='mine', "
-    source += "summary='mine', scores=('mine',), evaluate=lambda subject: [Score(name='other', value=1.0)])]\n"
+    """A gate without options to try it with, one that abstains with them, and a score with another name."""
+    silent = write(GATE.format(verdicts="[Verdict.abstain('no')]"))
+    with pytest.raises(AssertionError, match="gate strict: no options to try it with"):
+        contract.check(silent, contract.Given(), fixtures=request)
+    with pytest.raises(AssertionError, match="gate strict: it abstains with its options set"):
+        contract.check(silent, contract.Given(gates={"strict": {"most": 1}}), fixtures=request)
+    source = "from mlflow_ft import Evaluator, Score, hookimpl\n\n@hookimpl\ndef register_evaluators():\n"
+    source += "    return [Evaluator(name='mine', summary='mine', scores=('mine',), "
+    source += "evaluate=lambda subject: [Score(name='other', value=1.0)])]\n"
     with pytest.raises(AssertionError, match="evaluator mine: it declares the score mine"):
         contract.check(write(source), contract.Given(), fixtures=request)

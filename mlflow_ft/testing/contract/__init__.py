@@ -3,7 +3,7 @@
 The module imports nothing heavy, and its hooks have no parameters with a default, which pluggy would not pass. It loads
 with MLFLOW_FT_STRICT, clashes with no name, and every record has a name and a summary. Defaults are valid settings.
 Converters give valid examples. Methods, adapters, packagers, exporters and evaluators work in trainings of two steps
-with a tiny real model, whose products load and answer. Gates abstain unless they are asked, and then judge.
+with a tiny real model, whose products load and answer. Gates judge what was trained, if they are asked.
 
 What a check needs to know is given by the test: see `Given`.
 """

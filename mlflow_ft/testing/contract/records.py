@@ -140,9 +140,9 @@ def check_format(plugin: Loaded, data_format: DataFormat, rows: Rows) -> None:
     for values in samples:
         missing = [column for column in data_format.columns if column not in values]
         assert not missing, f"{what}: it says that each row has {missing[0]!r}, and the sample row has not: {values}"
-        before = copy.deepcopy(values)
-        converted = data_format.convert(values)
-        assert values == before, f"{what}: convert changed the row that it was given"
+        passed = copy.deepcopy(values)
+        converted = data_format.convert(passed)
+        assert passed == values, f"{what}: convert changed the row that it was given"
         check_example(what, converted, data_format.kind)
         assert data_format.convert(values) == converted, f"{what}: the same row converted twice gives two examples"
     if data_format.columns:
