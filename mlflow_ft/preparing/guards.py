@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import Config, DataSection
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from mlflow_ft.records import Evaluator
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
-READY = "builtin"
-"""The name of all ready guard sets together, and what the names of single ones begin with: `builtin/json`."""
+READY_SETS = re.compile(r"builtin([:/]|$)")
+"""What the names of ready guard sets begin with: `builtin` is all of them, `builtin/json` is one."""
 
 
 def check_names(config: Config, registry: Registry) -> None:
@@ -34,7 +35,7 @@ def check_names(config: Config, registry: Registry) -> None:
             raise ConfigError(
                 f"evaluation.guards: {name!r} cannot be a name", hint="use letters, digits, - and _: {safety: FILE}"
             )
-        if asked.partition("/")[0] == READY and asked not in registry.guards:
+        if READY_SETS.match(asked) and asked not in registry.guards and not Path(asked).exists():
             known = [guard.name for guard in registry.guards]
             hint = suggest(asked, known) if known else "pip install mlflow-ft-guards, or name a file"
             raise ConfigError(f"evaluation.guards: there is no guard set {asked!r}", hint=hint)

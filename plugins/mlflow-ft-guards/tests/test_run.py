@@ -43,9 +43,10 @@ def test_rules_of_your_own_rows_are_checked_too(
     assert "eval/tuned/own/rules/" not in metrics
 
 
+@pytest.mark.parametrize("misspelt", ["builtin/jsn", "builtin:json"])
 def test_a_misspelt_set_is_refused_with_the_nearest(
-    fine_tune: Callable[..., Any], tiny_rows: Path, tmp_path: Path
+    fine_tune: Callable[..., Any], tiny_rows: Path, tmp_path: Path, misspelt: str
 ) -> None:
-    with pytest.raises(ConfigError, match="there is no guard set 'builtin/jsn'") as refused:
-        fine_tune("lora", model=tmp_path / "none", data=tiny_rows, **{"evaluation.guards": "a=builtin/jsn"})
+    with pytest.raises(ConfigError, match=f"there is no guard set '{misspelt}'") as refused:
+        fine_tune("lora", model=tmp_path / "none", data=tiny_rows, **{"evaluation.guards": f"a={misspelt}"})
     assert "did you mean builtin/json?" in str(refused.value)
