@@ -131,5 +131,7 @@ def test_options_out_of_range_are_refused(judged, options):
         verdicts(candidacy([GOOD], [BAD]), options)
 
 
-def test_contract(plugin_contract):
-    plugin_contract(mlflow_ft_judge)
+@pytest.mark.slow
+def test_contract(plugin_contract, judged):
+    settings = {"plugins.judge.endpoint": judged.url, "plugins.judge.model": "scripted", "plugins.judge.traces": 0}
+    plugin_contract(mlflow_ft_judge, settings=settings, gates={"judge": {"model": "scripted"}})
