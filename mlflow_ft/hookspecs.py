@@ -29,6 +29,7 @@ from mlflow_ft.records import (
     Packager,
     PlanRule,
     Reward,
+    ServingEngine,
     Trainer,
 )
 
@@ -113,6 +114,12 @@ def register_plan_rules() -> Iterable[PlanRule]:  # type: ignore[empty-body]  # 
 def register_engines() -> Iterable[Engine]:  # type: ignore[empty-body]  # a specification has no body
     """Return the data engines of this plugin, which work on rows on several machines. Called once, when the program
     starts."""
+
+
+@hookspec
+def register_serving_engines() -> Iterable[ServingEngine]:  # type: ignore[empty-body]  # a specification has no body
+    """Return the serving engines of this plugin: programs that answer requests to models over HTTP. Called once, when
+    the program starts."""
 
 
 @hookspec

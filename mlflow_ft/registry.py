@@ -25,6 +25,7 @@ from mlflow_ft.records import (
     PlanRule,
     Record,
     Reward,
+    ServingEngine,
     Trainer,
     Verdict,
 )
@@ -99,6 +100,7 @@ class Registry:
         self.launchers: Catalogue[Launcher] = Catalogue("launchers", plugins)
         self.plan_rules: Catalogue[PlanRule] = Catalogue("plan_rules", plugins)
         self.engines: Catalogue[Engine] = Catalogue("engines", plugins)
+        self.serving_engines: Catalogue[ServingEngine] = Catalogue("serving_engines", plugins)
         self.guards: Catalogue[GuardSet] = Catalogue("guards", plugins)
         self.options: Catalogue[Options] = Catalogue("options", plugins)
         self.commands: Catalogue[Command] = Catalogue("commands", plugins)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import PackageSection
@@ -47,6 +47,11 @@ class Limits:
             max_kl_share=settings.max_kl_share,
             remedy="if the saved dtype is too coarse for what was learned, save a finer one (--package.dtype float32)",
         )
+
+    @classmethod
+    def of_serving(cls, settings: PackageSection) -> Limits:
+        """For the trained model as another program runs it."""
+        return replace(cls.of_package(settings), remedy="try another dtype, or serve it with --engine transformers")
 
     @classmethod
     def of_kl(cls, max_kl: float) -> Limits:

@@ -36,6 +36,8 @@ class NewForm:
     limits: Limits
     make: Callable[[Path], None] | None = None
     """Writes the form to `folder`; None if it is there already."""
+    consequence: str = "nothing was registered"
+    """Of a refusal, in words."""
     table_file: Path | None = None
     """Where the comparison of a refused form is written if there is no run to log it to."""
 
@@ -96,7 +98,7 @@ def _refusal(form: NewForm, reasons: Sequence[str], comparison: Parity, original
     tokens = ", ".join(f"{original.tokenizer.decode(token['token'])!r} ({token['kl']:.2g})" for token in worst)
     return RefusedError(
         f"the form {form.name!r} is not the model that was trained: {'; '.join(reasons)}",
-        hint=f"nothing was registered. Look at {where}: the largest differences are after the tokens {tokens}. "
+        hint=f"{form.consequence}. Look at {where}: the largest differences are after the tokens {tokens}. "
         f"The trained weights are in {original.folder}; {form.limits.remedy}",
     )
 

@@ -75,6 +75,7 @@ DOORS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     "gates": {"judge": _verdicts},
     "launchers": {"launch": _of(str, "what rank 0 returned"), "refuses": _none_or_text},
     "engines": {"machines": _OPENED, "refuses": _none_or_text},
+    "serving_engines": {"serve": _anything, "refuses": _none_or_text},
     "plan_rules": {"applies": _TRUTH, "advise": _of(Advice, "an Advice")},
     "commands": {"load": _command},
     "formats": {"convert": _of(Example, "an Example")},

@@ -23,6 +23,7 @@ from mlflow_ft.records import (
     PlanRule,
     Record,
     Reward,
+    ServingEngine,
     Trainer,
 )
 
@@ -39,6 +40,7 @@ KINDS: Mapping[str, type] = {
     "launchers": Launcher,
     "plan_rules": PlanRule,
     "engines": Engine,
+    "serving_engines": ServingEngine,
     "guards": GuardSet,
     "options": Options,
     "commands": Command,

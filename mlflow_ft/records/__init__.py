@@ -11,7 +11,7 @@ A record is cheap to make. Its function imports torch, transformers or peft when
 """
 
 from mlflow_ft.records.data import Check, Collector, DataFormat, Evaluator, GuardSet, JoiningCollector, Reward
-from mlflow_ft.records.machines import Engine, Launcher, PlanRule
+from mlflow_ft.records.machines import Engine, Launcher, PlanRule, ServingEngine
 from mlflow_ft.records.models import Exporter, Gate, Packager, Verdict
 from mlflow_ft.records.options import Command, Options
 from mlflow_ft.records.training import Adapter, Trainer
@@ -29,6 +29,7 @@ Record = (
     | Launcher
     | PlanRule
     | Engine
+    | ServingEngine
     | GuardSet
     | Options
     | Command
@@ -52,6 +53,7 @@ __all__ = [
     "PlanRule",
     "Record",
     "Reward",
+    "ServingEngine",
     "Trainer",
     "Verdict",
 ]

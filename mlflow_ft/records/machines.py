@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Advice, Launch, Machines, Places, Situation, Trials
+    from mlflow_ft.values import Advice, Launch, Machines, Places, Serving, Situation, Trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +68,22 @@ class Engine:
     machines: Callable[[], AbstractContextManager[Machines | None]] = nullcontext
     refuses: Callable[[], str | None] = lambda: None
     """Why it cannot be used here, and a remedy, in a sentence; None where it can. Called before anything is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingEngine:
+    """A program that serves models over HTTP: `mlflow-ft serve MODEL --engine NAME`.
+
+    `serve` gets models whose files are found and verified, and a bound address. It loads them, proves with
+    `serving.prove` that they are the trained ones unless it runs the code that has proved them before, calls
+    `serving.ready`, and answers requests until a signal comes (`StoppedError`); then nothing of it is left running.
+    """
+
+    name: str
+    summary: str
+    serve: Callable[[Serving], None]
+    follows: bool = False
+    """Whether it can change a model while it serves (`--follow`), by `serving.look_up`."""
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why it cannot be used here, with these options of plugins (`config.options`), and a remedy, in a sentence; None
+    where it can. Called before anything is fetched."""

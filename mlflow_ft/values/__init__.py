@@ -9,6 +9,7 @@ from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, LossWa
 from mlflow_ft.values.planning import Advice, Aim, Choice, Hardware, Plan, Situation
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
+from mlflow_ft.values.serving import ServedModel, Serving
 
 __all__ = [
     "MLFLOW_URIS",
@@ -39,6 +40,8 @@ __all__ = [
     "Run",
     "Score",
     "Scores",
+    "ServedModel",
+    "Serving",
     "Situation",
     "Split",
     "StoredRows",

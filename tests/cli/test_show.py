@@ -19,6 +19,7 @@ IN_KIND = {
     "gates": "beats-champion",
     "launchers": "accelerate",
     "engines": "local",
+    "serving_engines": "transformers",
     "plan_rules": "few-rows",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +13,29 @@ from mlflow_ft.errors import ConfigError, ModelError, RefusedError
 from mlflow_ft.operations.merging import adapters
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import init_from
-from mlflow_ft.values import MLFLOW_URIS, BaseModel
+from mlflow_ft.values import MLFLOW_URIS, BaseModel, ServedModel
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.serving.loaded_models import AdapterFolder, Served
+    from mlflow_ft.engine.serving.loaded_models import Served
 
 TUNED = "tuned"
 FORMS = "NAME@alias, NAME/3, models:/..., runs:/RUN_ID/..., a folder, or a model on the Hub (owner/name)"
-SAME = ("quantization", "dtype")
-"""The fields, besides the weights, in which the records of two adapters of one base must agree."""
 
 
 def uri_of(name: str) -> str:
     """`NAME@alias` and `NAME/3` as the registry's URIs; other names and folders unchanged."""
     registered = re.fullmatch(r"[^/:]+(@[^/:@]+|/\d+)", name)
     return f"models:/{name}" if registered and not Path(name).expanduser().exists() else name
+
+
+def pinned(name: str) -> str:
+    """The URI of a model's name, with the version's number instead of an alias; the absolute path of a folder."""
+    from mlflow_ft import tracking
+
+    uri = uri_of(name)
+    if uri.startswith(MLFLOW_URIS):
+        return tracking.pinned(uri)
+    return str(Path(uri).expanduser().resolve())
 
 
 def find(name: str, progress: Progress) -> init_from.Start:
@@ -54,32 +62,27 @@ def find(name: str, progress: Progress) -> init_from.Start:
     raise ModelError(f"{name!r} is not a known model", hint=f"write {FORMS}")
 
 
-def alone(name: str, *, base: str | None, progress: Progress) -> Served:
-    """One model, under the given name."""
-    from mlflow_ft.engine.serving import loaded_models
-
-    start = find(name, progress)
-    return loaded_models.Served({name: _load(start, base=base, progress=progress)})
-
-
-def together(named: Mapping[str, str], *, base: str | None, progress: Progress) -> Served:
-    """Adapters of one base, by their names, and the base.
+def found(uri: str, *, name: str = "", base: str | None, progress: Progress) -> ServedModel:
+    """A model with its files, to be served under `name` (its own name if not given).
 
     Raises:
-        ConfigError: they cannot share one base. ModelError: there is no such adapter or base, or the base differs.
-        RefusedError: together they give different outputs than alone.
+        ModelError: there is no such model or base, or the adapter does not fit it.
     """
-    from mlflow_ft.engine.serving import loaded_models
+    return _served(find(uri, progress), name or uri, base=base, progress=progress)
 
-    starts = {name: find(adapter, progress) for name, adapter in named.items()}
-    notes = {name: _sharable(name, start) for name, start in starts.items()}
-    bases = {name: _base_of(start, base, progress) for name, start in starts.items()}
-    first = next(iter(starts))
-    for name, note in notes.items():
-        _check_same(first, name, notes[first], note, (bases[first], bases[name]))
-    folders = {name: _with_tokenizer(start, bases[name].path) for name, start in starts.items()}
-    with progress.bar(f"load {bases[first].name} with {', '.join(starts)}"):
-        return loaded_models.share(bases[first].path, notes[first], folders, say=progress.say)
+
+def _served(start: init_from.Start, name: str, *, base: str | None, progress: Progress) -> ServedModel:
+    if start.base is None:
+        return ServedModel(name=name, uri=start.uri, folder=start.folder)
+    model = _base_of(start, base, progress)
+    return ServedModel(name=name, uri=start.uri, folder=start.folder, base=model, note=_note(start))
+
+
+def alone(name: str, *, base: str | None, progress: Progress) -> Served:
+    """One model, under the given name."""
+    from mlflow_ft.engine.serving import loaded_models, opening
+
+    return loaded_models.Served({name: opening.alone(found(name, base=base, progress=progress), progress)})
 
 
 def compared(name: str, *, base: str | None, progress: Progress) -> Served:
@@ -88,47 +91,22 @@ def compared(name: str, *, base: str | None, progress: Progress) -> Served:
     Raises:
         ModelError: it is not known what it was trained from.
     """
-    from mlflow_ft.engine.serving import loaded_models
+    from mlflow_ft.engine.serving import loaded_models, opening
 
     start = find(name, progress)
-    if start.base is not None:
-        model = _base_of(start, base, progress)
+    model = _served(start, TUNED, base=base, progress=progress)
+    if model.base is not None:
+        before = model.base
         try:
-            note = _sharable(TUNED, start)
-            with progress.bar(f"load {model.name} with {start.uri}"):
-                adapter = {TUNED: _with_tokenizer(start, model.path)}
-                return loaded_models.share(model.path, note, adapter, say=progress.say)
+            return opening.together([model], progress)
         except (ConfigError, RefusedError) as error:
             progress.say(f"the base is loaded a second time: {error.message}")
     else:
-        model = _before(start, base, progress)
-    tuned = _load(start, base=base, progress=progress)
+        before = _before(start, base, progress)
+    tuned = opening.alone(model, progress)
     if tuned.scores:  # a reward model: the caller reports that there is nothing to compare
         return loaded_models.Served({TUNED: tuned})
-    return loaded_models.Served({TUNED: tuned, loaded_models.BASE: _load_base(model, start, tuned, progress)})
-
-
-def _load(start: init_from.Start, *, base: str | None, progress: Progress) -> Any:
-    """One model, ready to answer."""
-    from mlflow_ft.engine import hub
-    from mlflow_ft.engine.models import generation, loading
-    from mlflow_ft.engine.serving import chat_model
-
-    chat = chat_model.ChatModel()
-    with progress.bar(f"load {start.uri}"), hub.quiet_transformers():
-        if start.base is None:
-            chat.adopt(chat_model.load_whole(start.folder, **generation.for_loading(start.folder)), start.folder)
-        else:
-            model = _base_of(start, base, progress)
-            loaded = chat_model.load_base(str(model.path), _note(start), **generation.for_loading(model.path))
-            module = loading.with_adapter(loaded, start.folder, say=progress.say)
-            chat.adopt(module, _with_tokenizer(start, model.path).tokenizer)
-    if not chat.tokenizer.chat_template:
-        raise ModelError(
-            f"{start.uri} has no chat template, so it cannot answer messages",
-            hint="serve the trained model, which has one",
-        )
-    return chat
+    return loaded_models.Served({TUNED: tuned, loaded_models.BASE: _load_base(before, start, tuned, progress)})
 
 
 def _load_base(base: BaseModel, start: init_from.Start, tuned: Any, progress: Progress) -> Any:
@@ -192,52 +170,6 @@ def _origin(folder: Path) -> Mapping[str, Any]:
 
 def _note(start: init_from.Start) -> dict[str, Any]:
     """How to load the adapter's base; for an adapter saved by PEFT alone, as a whole model is loaded."""
-    from mlflow_ft.engine.serving import chat_model
+    from mlflow_ft.engine.serving import opening
 
-    dtype = str(chat_model.compute_dtype()).removeprefix("torch.")
-    return {"dtype": dtype, "quantization": None, "revision": None, **(start.base or {})}
-
-
-def _sharable(name: str, start: init_from.Start) -> dict[str, Any]:
-    """How to load the base of an adapter that can share it with others.
-
-    Raises:
-        ConfigError: it is a whole model or a reward model, or it adds tokens.
-    """
-    if start.base is None:
-        raise ConfigError(f"{name}={start.uri} is a whole model, not an adapter", hint="serve it alone")
-    note = _note(start)
-    if note.get("task") == "score":
-        raise ConfigError(f"{name}={start.uri} scores answers and generates none", hint="serve it alone")
-    if note.get("tokens"):
-        raise ConfigError(f"{name}={start.uri} adds tokens that its base does not have", hint="serve it alone")
-    return note
-
-
-def _check_same(
-    first: str, other: str, first_note: Mapping[str, Any], other_note: Mapping[str, Any], bases: Sequence[BaseModel]
-) -> None:
-    """Raise ConfigError if two adapters belong to different weights, or to one base quantised differently."""
-    if bases[0].revision != bases[1].revision:
-        names = f"{bases[0].name} and {bases[1].name}"
-        raise ConfigError(f"adapters {first!r} and {other!r} belong to different base models: {names}")
-    for key in SAME:
-        if first_note.get(key) != other_note.get(key):
-            raise ConfigError(
-                f"adapters {first!r} and {other!r} were trained on the base loaded differently: {key} is "
-                f"{_short(first_note.get(key))} and {_short(other_note.get(key))}",
-                hint="serve each alone, or merged",
-            )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "int8" if value.get("load_in_8bit") else str(value.get("bnb_4bit_quant_type") or value["quant_method"])
-    return str(value or "none")
-
-
-def _with_tokenizer(start: init_from.Start, base: Path) -> AdapterFolder:
-    from mlflow_ft.engine.serving.loaded_models import AdapterFolder
-
-    own = any((start.folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
-    return AdapterFolder(weights=start.folder, tokenizer=start.folder if own else base)
+    return {"dtype": opening.compute_dtype(), "quantization": None, "revision": None, **(start.base or {})}

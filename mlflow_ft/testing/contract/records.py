@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError
+from mlflow_ft.plugins.doors import PluginFaultError
 from mlflow_ft.records import (
     Adapter,
     Check,
@@ -21,6 +22,7 @@ from mlflow_ft.records import (
     PlanRule,
     Record,
     Reward,
+    ServingEngine,
     Trainer,
 )
 from mlflow_ft.rows import Example
@@ -49,6 +51,8 @@ def check(plugin: Loaded, rows: Rows, *, without: Mapping[str, str]) -> None:
         check_format(plugin, data_format, rows)
     for launcher in plugin.records(Launcher):
         check_reason(f"launcher {launcher.name}: refuses", launcher.refuses(resolved("lora")))
+    for engine in plugin.records(ServingEngine):
+        check_reason(f"serving engine {engine.name}: refuses", engine.refuses(resolved("serve")))
     for reward in plugin.records(Reward):
         check_reward(reward)
     for rule in plugin.records(PlanRule):
@@ -154,9 +158,9 @@ def check_refusal(what: str, data_format: DataFormat) -> None:
         converted = data_format.convert({})
     except ValueError as error:
         said = str(error).strip()
-    except Exception as error:
+    except PluginFaultError as error:
         raise AssertionError(
-            f"{what}: a row without columns raises {type(error).__name__} ({error}); raise ValueError with a sentence"
+            f"{what}: a row without columns is refused by another error than a ValueError: {error.message}"
         ) from error
     else:
         raise AssertionError(f"{what}: a row without its columns becomes {converted}; raise ValueError with a sentence")

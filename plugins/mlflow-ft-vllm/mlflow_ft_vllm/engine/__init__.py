@@ -1,0 +1,1 @@
+"""What needs torch, transformers or a running vLLM; imported when a model is served."""

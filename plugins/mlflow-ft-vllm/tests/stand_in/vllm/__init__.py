@@ -1,0 +1,1 @@
+"""Not vLLM: a stand-in for it in fast tests, which speaks its protocol."""
