@@ -49,7 +49,7 @@ def test_the_base_wins_half_of_the_time_against_itself(serve, subject_of):
     subject, _ = subject_of("base", [GOOD, BAD])
     found = scores(subject, serve().options())
     assert found["judge/win_rate"].rows == (0.5, 0.5)
-    assert "judge/wins" not in found
+    assert (found["judge/wins"].value, found["judge/ties"].value) == (0.0, 1.0)
 
 
 def test_a_judge_that_prefers_what_is_first_gives_ties_and_is_told_of(serve, subject_of):

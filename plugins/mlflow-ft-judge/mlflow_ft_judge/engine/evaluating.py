@@ -89,6 +89,7 @@ def _scores(judged: Judged, *, is_base: bool) -> Sequence[Score]:
     if is_base:  # against itself; so that a paired test asks whether the tuned model wins more often than not
         against_itself = Score.mean(f"{PREFIX}win_rate", [comparing.TIE] * len(judged.answers))
         scores.append(replace(against_itself, measured_by=identity(judged)))
+        scores += _numbers({"wins": 0.0, "ties": 1.0, "losses": 0.0, "order_agreement": 1.0, "position_bias": 0.0})
     if judged.comparison:
         scores += _compared(judged, judged.comparison)
     unjudged = sum(row is None for rows in _all_rows(judged) for row in rows)
