@@ -1,4 +1,4 @@
-"""The gate `judge`: the candidate's answers are compared with the present champion's, pair by pair, in both orders."""
+"""The gate `judge`: the candidate's answers against the champion's, or without one the base's, in both orders."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ key of whoever promotes is sent: the endpoint is in the environment."""
 
 
 def judge(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
-    """The verdict; abstains where the gates file does not ask for it, or nothing has the alias."""
+    """The verdict; abstains where the gates file does not ask for it."""
     given = gates.options.get("judge")
     if given is None:
         return [Verdict.abstain("options.judge is not set")]
-    if candidacy.champion is None:
-        return [Verdict.abstain(f"there is no {candidacy.alias} yet; `judge/win_rate` compares with the base model")]
     rate, confidence = float(given.get("min_win_rate", 0.5)), float(given.get("confidence", 0.95))
     if not 0 <= rate < 1 or not 0.5 < confidence < 1:
         raise ConfigError("options.judge: min_win_rate is from 0 to below 1, confidence between 0.5 and 1")
-    wanted = f"wins more than {rate:.0%} against the champion, {confidence:.4g} confidence"
+    rival = "the champion" if candidacy.champion else "its base"
+    wanted = f"wins more than {rate:.0%} against {rival}, {confidence:.4g} confidence"
     if reason := incomparable(candidacy.candidate, candidacy.champion):
         return [Verdict(passed=False, found=reason, wanted=wanted)]
     from mlflow_ft_judge.engine import promoting
@@ -42,8 +41,10 @@ def judge(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
     return [promoting.verdict(candidacy, options, given, wanted=wanted)]
 
 
-def incomparable(candidate: Contender, champion: Contender) -> str:
+def incomparable(candidate: Contender, champion: Contender | None) -> str:
     """Why the answers of two versions cannot be compared; "" where they can."""
+    if champion is None:
+        return "" if candidate.answers else "the candidate's answers were not kept"
     if champion.unscored:
         return champion.unscored
     for name, contender in (("candidate", candidate), ("champion", champion)):

@@ -96,11 +96,17 @@ def test_a_judge_with_a_preferred_place_promotes_nobody(judged):
     assert "the orders agree on 0%" in verdict.found
 
 
-def test_it_abstains_where_it_is_not_asked_for_or_nothing_is_champion(judged):
+def test_it_abstains_where_it_is_not_asked_for(judged):
     about = candidacy([GOOD], [BAD])
     assert verdicts(about, None)[0].passed is None
-    assert verdicts(replace(about, champion=None))[0].passed is None
     assert not judged.bodies
+
+
+def test_without_a_champion_the_base_is_the_rival(judged):
+    [verdict] = verdicts(candidacy([GOOD] * 40, None))
+    assert verdict.passed
+    assert "against its base" in verdict.wanted
+    assert {texts(body)["answer A"] for body in judged.bodies} == {GOOD, "b"}
 
 
 def test_answers_to_other_prompts_are_not_compared(judged):
@@ -131,5 +137,7 @@ def test_options_out_of_range_are_refused(judged, options):
         verdicts(candidacy([GOOD], [BAD]), options)
 
 
-def test_contract(plugin_contract):
-    plugin_contract(mlflow_ft_judge)
+@pytest.mark.slow
+def test_contract(plugin_contract, judged):
+    settings = {"plugins.judge.endpoint": judged.url, "plugins.judge.model": "scripted", "plugins.judge.traces": 0}
+    plugin_contract(mlflow_ft_judge, settings=settings, gates={"judge": {"model": "scripted"}})

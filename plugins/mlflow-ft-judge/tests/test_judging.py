@@ -49,7 +49,7 @@ def test_the_base_wins_half_of_the_time_against_itself(serve, subject_of):
     subject, _ = subject_of("base", [GOOD, BAD])
     found = scores(subject, serve().options())
     assert found["judge/win_rate"].rows == (0.5, 0.5)
-    assert "judge/wins" not in found
+    assert (found["judge/wins"].value, found["judge/ties"].value) == (0.0, 1.0)
 
 
 def test_a_judge_that_prefers_what_is_first_gives_ties_and_is_told_of(serve, subject_of):
@@ -116,13 +116,15 @@ def test_a_pair_counts_only_if_both_orders_were_judged(serve, subject_of):
 
 def test_nothing_is_asked_twice(serve, subject_of):
     judge = serve()
-    subject, _ = subject_of("tuned", [GOOD, BAD], [BAD, FAIR])
+    subject, kept = subject_of("tuned", [GOOD, BAD], [BAD, FAIR])
     first = scores(subject, judge.options())
     asked = len(judge.bodies)
     second = scores(subject, judge.options())
     assert len(judge.bodies) == asked
     assert second["judge/helpfulness"] == first["judge/helpfulness"]
-    assert second["judge/tokens_in"].value == 0
+    assert second == first, "what it costs is known from the disk, too"
+    assert "0 requests" in kept.lines[-1]
+    assert "0 tokens read" in kept.lines[-1]
     other = scores(subject, judge.options(model="another"))
     assert other["judge/helpfulness"].rows == first["judge/helpfulness"].rows
     assert len(judge.bodies) == 2 * asked

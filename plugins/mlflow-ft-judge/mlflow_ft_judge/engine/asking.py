@@ -44,7 +44,11 @@ class Account:
     asked_again: int = 0
     """Replies without a verdict, after which the judge was asked once more."""
     tokens_in: int = 0
+    """Read by the judge for the replies that were not on the disk."""
     tokens_out: int = 0
+    cached_in: int = 0
+    """Read for the replies that were on the disk, when they were asked for."""
+    cached_out: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     """Questions without a verdict, by the reason."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -57,9 +61,12 @@ class Account:
             self.tokens_in += reply.tokens_in
             self.tokens_out += reply.tokens_out
 
-    def cost(self, options: JudgeOptions) -> float:
-        """In the currency of the prices."""
-        return (self.tokens_in * options.price_in + self.tokens_out * options.price_out) / 1e6
+    def add_kept(self, kept: Mapping[str, Any]) -> None:
+        """Count a reply that was on the disk."""
+        with self.lock:
+            self.cached += 1
+            self.cached_in += int(kept.get("tokens_in") or 0)
+            self.cached_out += int(kept.get("tokens_out") or 0)
 
 
 class Asked:
@@ -115,18 +122,18 @@ class Asked:
         key = self._key(question, repeat)
         kept = self._cache.get(key) if self._cache else None
         if kept and (verdict := verdicts.read(kept["text"], question)):
-            with self.account.lock:
-                self.account.cached += 1
+            self.account.add_kept(kept)
             return verdict
-        reply = self._reply(question.messages, question)
+        replies = [reply := self._reply(question.messages, question)]
         verdict = verdicts.read(reply.text, question)
         if verdict is None:
             with self.account.lock:
                 self.account.asked_again += 1
-            reply = self._reply(prompts.again(question, reply.text), question)
+            replies.append(reply := self._reply(prompts.again(question, reply.text), question))
             verdict = verdicts.read(reply.text, question)
         if verdict and self._cache:
-            tokens = {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+            read, written = sum(each.tokens_in for each in replies), sum(each.tokens_out for each in replies)
+            tokens = {"tokens_in": read, "tokens_out": written}
             self._cache.put(key, {"text": reply.text, "model": self.judge.model, **tokens})
         return verdict
 

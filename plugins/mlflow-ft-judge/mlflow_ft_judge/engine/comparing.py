@@ -56,7 +56,7 @@ class Comparison:
     def order_agreement(self) -> float:
         """The share of pairs on which the two orders agree, among those that were judged in both and differ."""
         orders = [pair.orders for pair in self._asked()]
-        return agreement.share([second for second, _ in orders], [first for _, first in orders])
+        return agreement.share([second for second, _ in orders], [first for _, first in orders]) if orders else 1.0
 
     @property
     def position_bias(self) -> float:

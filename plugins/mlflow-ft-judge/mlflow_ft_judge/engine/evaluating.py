@@ -36,9 +36,9 @@ class Judged:
     withheld: dict[str, str] = field(default_factory=dict)
     """The scores that are withheld, each with the reason."""
 
-    def total(self, name: str) -> int:
-        """A count, over all judges."""
-        return sum(getattr(account, name) for account in self.accounts)
+    def total(self, *names: str) -> int:
+        """The sum of counts, over all judges."""
+        return sum(getattr(account, name) for account in self.accounts for name in names)
 
 
 def evaluate(subject: Subject, options: JudgeOptions) -> Sequence[Score]:
@@ -89,13 +89,14 @@ def _scores(judged: Judged, *, is_base: bool) -> Sequence[Score]:
     if is_base:  # against itself; so that a paired test asks whether the tuned model wins more often than not
         against_itself = Score.mean(f"{PREFIX}win_rate", [comparing.TIE] * len(judged.answers))
         scores.append(replace(against_itself, measured_by=identity(judged)))
+        scores += _numbers({"wins": 0.0, "ties": 1.0, "losses": 0.0, "order_agreement": 1.0, "position_bias": 0.0})
     if judged.comparison:
         scores += _compared(judged, judged.comparison)
     unjudged = sum(row is None for rows in _all_rows(judged) for row in rows)
-    counts = {"not_judged": unjudged, "tokens_in": judged.total("tokens_in"), "tokens_out": judged.total("tokens_out")}
-    scores += _numbers(counts)
-    if judged.options.price_in or judged.options.price_out:
-        scores += _numbers({"cost": sum(account.cost(judged.options) for account in judged.accounts)})
+    read, written = judged.total("tokens_in", "cached_in"), judged.total("tokens_out", "cached_out")
+    scores += _numbers({"not_judged": unjudged, "tokens_in": read, "tokens_out": written})
+    if judged.options.price_in or judged.options.price_out:  # the same in a run that finds all replies on the disk
+        scores += _numbers({"cost": cost(read, written, judged.options)})
     return scores
 
 
@@ -173,15 +174,20 @@ def _show(subject: Subject, judged: Judged, asked: Sequence[Asked]) -> None:
         subject.progress.warn(f"the judged answers of {subject.name} are not shown as traces: {brief(error)}")
 
 
+def cost(read: int, written: int, options: JudgeOptions) -> float:
+    """The price of tokens, in the currency of the settings."""
+    return (read * options.price_in + written * options.price_out) / 1e6
+
+
 def spent(judged: Judged) -> str:
-    """What judging has cost, in words."""
+    """What judging has cost now, without the replies that were on the disk, in words."""
     parts = [
         f"{judged.total('requests'):,} requests",
         f"{judged.total('cached'):,} replies from the cache",
         f"{judged.total('tokens_in'):,} tokens read and {judged.total('tokens_out'):,} written",
     ]
     if judged.options.price_in or judged.options.price_out:
-        parts.append(f"cost {sum(account.cost(judged.options) for account in judged.accounts):.4g}")
+        parts.append(f"cost {cost(judged.total('tokens_in'), judged.total('tokens_out'), judged.options):.4g}")
     for name, words in (("retried", "repeated"), ("asked_again", "asked again for a verdict")):
         if count := judged.total(name):
             parts.append(f"{count:,} {words}")

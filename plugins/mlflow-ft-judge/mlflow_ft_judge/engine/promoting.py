@@ -22,13 +22,14 @@ def verdict(candidacy: Candidacy, options: JudgeOptions, given: Mapping[str, Any
     Raises:
         ConfigError: the settings or the environment name no judge.
     """
-    if candidacy.champion is None:
-        raise ValueError("there is no champion to compare with")
     rate, confidence = float(given.get("min_win_rate", comparing.TIE)), float(given.get("confidence", 0.95))
     min_rows = int(given.get("min_rows", MIN_ROWS))
     rows = candidacy.candidate.answers[: options.max_rows]
     ours = [answer_of(row) for row in rows]
-    theirs = [row["tuned"] for row in candidacy.champion.answers[: options.max_rows]]
+    champion = candidacy.champion
+    theirs = (
+        [row["tuned"] for row in champion.answers[: options.max_rows]] if champion else [row["base"] for row in rows]
+    )
     asked = [Asked(judge, options) for judge in settings.judges(options)]
     try:
         comparison = comparing.compare(ours, theirs, asked, done=lambda: None)
