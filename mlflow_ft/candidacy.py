@@ -28,9 +28,11 @@ class Contender:
     """A registered version and all evidence about it from its run."""
 
     name: str
+    """The registered model."""
     version: int
     run_id: str
     model_id: str
+    """MLflow's id of the logged model."""
     tags: Mapping[str, str]
     """The version's tags."""
     described: bool
@@ -38,7 +40,9 @@ class Contender:
     status: str
     """The run's status: FINISHED, FAILED ...; empty where the run does not exist."""
     ended_ms: int | None
+    """When the run ended, in milliseconds since 1970; None: it has not."""
     params: Mapping[str, str]
+    """Every setting of the run: `cfg.training.learning_rate`."""
     metrics: Mapping[str, float]
     """The run's metrics: `eval/tuned/loss`, `eval/base/loss`, `parity/merged/kl_mean` ..."""
     quality: Mapping[str, Any] | None
@@ -53,10 +57,15 @@ class Contender:
     """The same for the model that its training started from."""
     base: str = ""
     """That model's name in messages."""
+    answers: tuple[Mapping[str, str], ...] = ()
+    """For each held-out prompt that was answered: `prompt`, `expected`, `base` and `tuned`, the last two the answers of
+    the model its training started from and its own."""
     aims: tuple[str, ...] = ()
     """Its method's own scores, in order of preference; see `Trainer.scores`."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """For each score that is on rows of its own, such as a benchmark's, their digest."""
+    measured_by: Mapping[str, str] = field(default_factory=dict)
+    """For each score that a judge gave, the judge and its rubric."""
     lower_is_better: Mapping[str, bool] = field(default_factory=dict)
     """For each score that says so itself, whether it is better when it is lower."""
     unscored: str = ""
@@ -72,10 +81,13 @@ class Candidacy:
     """A version that may get an alias, and the one that has it."""
 
     alias: str
+    """The alias that would be moved: `champion`."""
     candidate: Contender
+    """The version that is judged."""
     champion: Contender | None
     """Its scores are on the candidate's held-out rows; None where nothing has the alias."""
     now_ms: int
+    """When the promotion was asked for, in milliseconds since 1970."""
 
     def lower(self, score: str, gates: Gates) -> bool:
         """Whether a score is better when it is lower: by the gates, by what its evaluator said, or by its name."""

@@ -63,13 +63,19 @@ class Example:
     """
 
     messages: tuple[Message, ...] = ()
+    """The conversation; for a preference, the turns before the two answers."""
     tools: tuple[Mapping[str, Any], ...] | None = None
+    """The tools that the model may call, as chat templates take them."""
     learned: tuple[bool, ...] | None = None
     """For each message, whether it is learned; None: every assistant turn. Other turns are never learned."""
     chosen: tuple[Message, ...] = ()
+    """The better continuation."""
     rejected: tuple[Message, ...] = ()
+    """The worse one."""
     label: bool | None = None
+    """True: the answer is good."""
     text: str | None = None
+    """Learned as it is, without a chat template."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """For a prompt, the row's other columns, for reward functions."""
     notes: tuple[str, ...] = ()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Launch, Launcher, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft import Config
+    from mlflow_ft import Config, Places, Trials
 
 
 def launch(launch: Launch) -> str:
@@ -24,10 +25,17 @@ def refused(config: Config) -> str | None:
     return starting.refused(config)
 
 
+def trials(asked: Trials) -> AbstractContextManager[Places]:
+    """The trials of a sweep as processes of this machine."""
+    from mlflow_ft.engine.launching import beside
+
+    return beside.trials(asked)
+
+
 @hookimpl
 def register_launchers() -> list[Launcher]:
     return [
-        Launcher(name="local", summary="this process alone, on the CPU or on one GPU"),
+        Launcher(name="local", summary="this process alone, on the CPU or on one GPU", trials=trials),
         Launcher(
             name="accelerate",
             summary="several processes, one for each GPU, started by accelerate: ddp, fsdp or DeepSpeed",

@@ -17,6 +17,7 @@ COMMANDS = {
     "align": "Instruction tuning, then preference tuning: two jobs in sequence.",
     "rlhf": "Instruction tuning, a reward model, then PPO against it: three jobs in sequence.",
     "plan": "Name the method for your data, hardware and aim, with reasons, costs and configuration.",
+    "import": "Turn a configuration of Axolotl, LLaMA-Factory, torchtune, TRL or Unsloth into one of ours.",
     "preflight": "Check in seconds whether a training could run here: stores, model, data, device, disk.",
     "prepare": "Read, check and tokenise the data without training; --fix writes a cleaned copy.",
     "data": "Inspect data: show what is learned, check it, find the models trained on it.",
@@ -37,6 +38,8 @@ COMMANDS = {
     "hooks": "List the hooks that plugins implement, and which plugin implements which.",
     "sync": "Deliver what a run could not send while the tracking server was away, and finish it.",
 }
+MODULES = {"import": "importing"}
+"""Commands whose module has another name, because theirs is a keyword of Python."""
 STARTED_BY_US = ("trial",)
 """Commands that other commands start in processes of their own; not listed."""
 IN_SEVERAL = ("train", "align", "rlhf", "resume", "reproduce")
@@ -52,7 +55,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS and cmd_name not in STARTED_BY_US:
             return of_plugin(cmd_name)
-        command: click.Command = importlib.import_module(f"mlflow_ft.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"mlflow_ft.cli.{MODULES.get(cmd_name, cmd_name)}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

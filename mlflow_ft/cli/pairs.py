@@ -103,3 +103,20 @@ def whole_number(name: str, value: str | None, default: int | None) -> int | Non
     if not value.isdecimal() or int(value) < 1:
         raise ConfigError(f"--{name}: {value!r} is not a whole number above 0", hint=f"write --{name} 10")
     return int(value)
+
+
+def share(name: str, value: str | None) -> float | None:
+    """The value of an option that is a number of devices, or a share of one.
+
+    Raises:
+        ConfigError: it is not a whole number, or one above 0 and below 1.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not ((number.is_integer() and number >= 0) or 0 < number < 1):
+        raise ConfigError(f"--{name}: {value!r} is not a number of devices", hint=f"write --{name} 1, or 0.5 of one")
+    return number

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_ft.cli.pairs import PairsCommand, whole_number
+from mlflow_ft.cli.pairs import PairsCommand, share, whole_number
 from mlflow_ft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ SWITCHES = {
 OPTIONS = {
     "sweep FILE": "A YAML file with the settings to search; the usual ranges of the method when not given.",
     "budget N": "Trials (20), or minutes after which no further trial begins (90m). [20]",
-    "workers N": "Trials to run at once, each in its own process. [1]",
+    "workers N": "Trials to run at once, each in its own process; 1, or on a cluster as many as it has room for.",
+    "cpus-per-trial N": "CPUs of a trial, with a launcher that starts trials on a cluster.",
+    "gpus-per-trial N": "GPUs of a trial, or a share of one (0.5), with such a launcher.",
     "objective SCORE": "The score that decides; the method's own when not given.",
     "direction D": "minimize or maximize; refused if it contradicts the score.",
     "resume RUN": "Resume the sweep of this run; trials that have ended are not repeated.",
@@ -38,19 +40,28 @@ def command(arguments: tuple[str, ...], *, resume: str | None, json: bool, quiet
     \b
     mlflow-ft sweep lora --model ./my-model --data rows.jsonl
     mlflow-ft sweep lora --sweep space.yaml --budget 90m --workers 2 --objective exact_match
+    mlflow-ft sweep lora --launch.launcher ray --gpus-per-trial 0.5
     mlflow-ft sweep --resume 3f9c6d2a8b1e4c70a5d6e7f8091a2b3c
     """
     from mlflow_ft.cli import sweeps
     from mlflow_ft.progress import Progress
 
     progress, words = Progress(quiet=quiet), arguments[1:] if arguments[:1] == ("",) else arguments
-    workers = whole_number("workers", options.pop("workers"), None)
+    wanted = sweeps.Asked(
+        workers=whole_number("workers", options.pop("workers"), None),
+        cpus=share("cpus-per-trial", options.pop("cpus_per_trial")),
+        gpus=share("gpus-per-trial", options.pop("gpus_per_trial")),
+        **options,
+    )
     if resume:
         if given := [name for name in ("sweep", "objective", "direction") if options[name]]:
-            raise ConfigError(f"--{given[0]}: the sweep has recorded it", hint="only budget and workers can change")
-        outcome = sweeps.resume(resume, words, budget=options["budget"], workers=workers, progress=progress)
+            raise ConfigError(
+                f"--{given[0]}: the sweep has recorded it",
+                hint="only the budget, the workers and what each takes change",
+            )
+        outcome = sweeps.resume(resume, words, wanted, progress=progress)
     else:
-        outcome = sweeps.begin(words, sweeps.Asked(workers=workers or 1, **options), progress)
+        outcome = sweeps.begin(words, wanted, progress)
     show(outcome, progress, json=json)
 
 

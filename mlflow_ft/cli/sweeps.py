@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from mlflow_ft.config import Config
     from mlflow_ft.config.space import Space
     from mlflow_ft.operations.sweeping.plan import Plan
-    from mlflow_ft.operations.sweeping.processes import Start
     from mlflow_ft.operations.sweeping.sweep import SweepOutcome
     from mlflow_ft.progress import Progress
+    from mlflow_ft.values import Places
+    from mlflow_ft.values.launch import StartProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +32,17 @@ class Asked:
 
     sweep: str | None = None
     budget: str | None = None
-    workers: int = 1
+    workers: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
     objective: str | None = None
     direction: str | None = None
     keep_weights: bool = False
 
 
-def begin(words: Sequence[str], options: Asked, progress: Progress, *, start: Start | None = None) -> SweepOutcome:
+def begin(
+    words: Sequence[str], options: Asked, progress: Progress, *, start: StartProcess | None = None
+) -> SweepOutcome:
     """Check everything, and run the sweep; `words` are METHOD and `--key value` pairs.
 
     With `run.resume` auto an interrupted sweep with the same settings is continued instead, if there is one.
@@ -46,20 +52,43 @@ def begin(words: Sequence[str], options: Asked, progress: Progress, *, start: St
     """
     from mlflow_ft.operations import interrupted
     from mlflow_ft.operations.sweeping import plan as plans
-    from mlflow_ft.operations.sweeping import processes, sweep
+    from mlflow_ft.operations.sweeping import sweep
     from mlflow_ft.stages import preflight
 
     config, loaded = understand(words, progress)
-    with preflight.reporting_to_run():
-        plan = planned(config, Registry(loaded), words, options)
-        preflight.check(config, plugins=loaded, registry=Registry(loaded), progress=progress)
-    from mlflow_ft import tracking
+    with ExitStack() as stack:
+        with preflight.reporting_to_run():
+            plan = planned(config, Registry(loaded), words, options)
+            preflight.check(config, plugins=loaded, registry=Registry(loaded), progress=progress)
+            places = stack.enter_context(places_of(plan, config, Registry(loaded), start))
+        from mlflow_ft import tracking
 
-    tracking.check_server()  # which creates a new local store
-    if run_id := interrupted.same_command(config, progress, key=plans.key(config, plan)):
-        return resume(run_id, (), budget=options.budget, workers=options.workers, progress=progress, start=start)
-    _announce(plan, progress)
-    return sweep.run(plan, config, loaded, progress=progress, start=start or processes.start)
+        tracking.check_server()  # which creates a new local store
+        if run_id := interrupted.same_command(config, progress, key=plans.key(config, plan)):
+            stack.close()
+            return resume(run_id, (), options, progress=progress, start=start)
+        _announce(plan, progress)
+        return sweep.run(plan, config, loaded, places=places, progress=progress)
+
+
+@contextmanager
+def places_of(plan: Plan, config: Config, registry: Registry, start: StartProcess | None) -> Iterator[Places]:
+    """Where the trials run: where the launcher says, or as `start` starts them.
+
+    Raises:
+        FineTuneError: the launcher has no place for them.
+    """
+    from mlflow_ft.values import Places, Trials
+
+    if start is not None:
+        yield Places(start=start, shares=[{}] * (plan.workers or 1))
+        return
+    trials = registry.launchers[config.launch.launcher].trials
+    assert trials is not None  # `planned` has refused it
+    folder = config.run.output_dir.expanduser().resolve()
+    asked = Trials(settings=config.launch, folder=folder, workers=plan.workers, cpus=plan.cpus, gpus=plan.gpus)
+    with trials(asked) as places:
+        yield places
 
 
 def planned(config: Config, registry: Registry, words: Sequence[str], options: Asked) -> Plan:
@@ -76,11 +105,7 @@ def planned(config: Config, registry: Registry, words: Sequence[str], options: A
     from mlflow_ft.operations.sweeping.plan import Plan, why_unpruned
 
     budget = read_budget(options.budget)
-    if registry.launchers[config.launch.launcher].launch is not None:
-        raise ConfigError(
-            f"a trial is trained by one process, not by those of launch.launcher {config.launch.launcher}",
-            hint="leave it out; --workers runs several trials at once",
-        )
+    check_alone(config, registry)
     if options.sweep:
         space = read_space(Path(options.sweep).expanduser())
         check_fixed(space, user_settings(config))
@@ -99,7 +124,29 @@ def planned(config: Config, registry: Registry, words: Sequence[str], options: A
         rank=config.adapter.r,
         unpruned=why_unpruned(config, space, registry.trainers[config.method].kinds),
         keep_weights=options.keep_weights,
+        cpus=options.cpus,
+        gpus=options.gpus,
     )
+
+
+def check_alone(config: Config, registry: Registry) -> None:
+    """Refuse several processes for a trial, and a launcher that starts no trials.
+
+    Raises:
+        ConfigError: one of them is asked for.
+    """
+    name = config.launch.launcher
+    if registry.launchers[name].trials is None:
+        with_trials = " and ".join(record.name for record in registry.launchers if record.trials is not None)
+        raise ConfigError(
+            f"launch.launcher {name} starts no trials: a trial is trained by one process",
+            hint=f"leave it out; --workers runs several trials at once (launchers that start trials: {with_trials})",
+        )
+    if (config.launch.num_processes or 1) > 1 or config.launch.num_machines > 1:
+        raise ConfigError(
+            "a trial is trained by one process, but launch.num_processes or launch.num_machines ask for more",
+            hint="leave them out; --workers runs several trials at once",
+        )
 
 
 def check_values(space: Space, config: Config, registry: Registry) -> None:
@@ -128,20 +175,21 @@ def check_values(space: Space, config: Config, registry: Registry) -> None:
 def resume(
     run_id: str,
     words: Sequence[str],
+    options: Asked = Asked(),
     *,
     progress: Progress,
-    budget: str | None = None,
-    workers: int | None = None,
     accept_changes: bool = False,
-    start: Start | None = None,
+    start: StartProcess | None = None,
 ) -> SweepOutcome:
-    """Continue an interrupted sweep with its recorded settings; only its budget and its workers may change.
+    """Continue an interrupted sweep with its recorded settings.
+
+    Of `options`, only the budget, the workers and what each trial takes are used.
 
     Raises:
         FineTuneError: it cannot be resumed.
     """
     from mlflow_ft.operations import recorded_run
-    from mlflow_ft.operations.sweeping import processes, sweep
+    from mlflow_ft.operations.sweeping import sweep
     from mlflow_ft.operations.sweeping.budget import read_budget
     from mlflow_ft.stages import preflight
     from mlflow_ft.tracking import unfinished
@@ -151,22 +199,22 @@ def resume(
         run = unfinished.find_run(run_id)
         plan = sweep.interrupted_plan(run)
         _check_recorded(plan, words)
-        plan = replace(plan, budget=read_budget(budget) if budget else plan.budget, workers=workers or plan.workers)
-    with recorded_run.working_folder(run):
+        plan = replace(
+            plan,
+            budget=read_budget(options.budget) if options.budget else plan.budget,
+            workers=options.workers or plan.workers,
+            cpus=plan.cpus if options.cpus is None else options.cpus,
+            gpus=plan.gpus if options.gpus is None else options.gpus,
+        )
+    with recorded_run.working_folder(run), ExitStack() as stack:
         with preflight.reporting_to_run():
             config = asked([plan.method, *plan.arguments], loaded)
             if not accept_changes:
                 sweep.check_unchanged(run, config, loaded)
             preflight.check(config, plugins=loaded, registry=Registry(loaded), progress=progress)
+            places = stack.enter_context(places_of(plan, config, Registry(loaded), start))
         with unfinished.reopening(run):
-            return sweep.run(
-                plan,
-                config,
-                loaded,
-                progress=progress,
-                accept_changes=accept_changes,
-                start=start or processes.start,
-            )
+            return sweep.run(plan, config, loaded, places=places, progress=progress, accept_changes=accept_changes)
 
 
 def _check_recorded(plan: Plan, words: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from socket import gethostname
 
 import click
 
@@ -17,10 +18,17 @@ def command(study: Path, *, sweep: str, number: int, accept_changes: bool, quiet
     """Run the trial NUMBER of SWEEP, drawn in the file STUDY, in the run that MLFLOW_RUN_ID names."""
     from mlflow_ft import pipeline
     from mlflow_ft.cli.train import understand
+    from mlflow_ft.errors import ConfigError
     from mlflow_ft.operations.sweeping.trial import Trial
     from mlflow_ft.progress import Progress
 
     progress = Progress(quiet=quiet)
+    if not study.is_file():
+        raise ConfigError(
+            f"the study of the sweep, {study}, is not on this machine ({gethostname()})",
+            hint="put it on a disk that all machines share: with an SQLite store it is beside the store, otherwise in "
+            "--run.output_dir",
+        )
     trial = Trial(study, sweep, number)
     config, loaded = understand(trial.arguments, progress)
     pipeline.trial(config, loaded, trial, accept_changes=accept_changes, progress=progress)

@@ -47,6 +47,6 @@ class LaunchSection(Section):
         return self.strategy in ("fsdp", "deepspeed-zero3")
 
     @property
-    def keeps_own_state(self) -> bool:
-        """Whether optimizer and weights are held in a form of their own, of which no checkpoints are written."""
+    def own_engine(self) -> bool:
+        """Whether gradients and optimizer are those of DeepSpeed's engine, whose backward pass is a step."""
         return self.strategy.startswith("deepspeed")

@@ -80,10 +80,18 @@ class Source:
         if self.kind == "hugging_face":
             yield from self._shaped(hub.rows(self.uri, self.settings))
         for file in self.files if self.kind == "local" else ():
-            assert file.path is not None
-            inside = self.shape.inside if self.shape and readers.is_object(file.path) else ()
-            read = readers.read_file(file.path, shown=file.shown, inside=inside)
-            yield from self._shaped(read, inside=bool(inside))
+            yield from self.of_file(file)
+
+    def of_file(self, file: SourceFile, span: readers.Span | None = None) -> Iterator[Row | Unreadable]:
+        """Every row of one of the files, or of a part of it, in which lines are counted from its beginning."""
+        assert file.path is not None
+        inside = self.inside(file)
+        read = readers.read_file(file.path, shown=file.shown, inside=inside, span=span)
+        yield from self._shaped(read, inside=bool(inside))
+
+    def inside(self, file: SourceFile) -> tuple[str, ...]:
+        """The keys of the list in a file that holds its rows; () if they are not in a list within an object."""
+        return self.shape.inside if self.shape and file.path and readers.is_object(file.path) else ()
 
     def _shaped(self, read: Iterator[Row | Unreadable], *, inside: bool = False) -> Iterator[Row | Unreadable]:
         if self.shape is None:

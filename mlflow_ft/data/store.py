@@ -65,7 +65,10 @@ class Writer:
         self._stream = pa.ipc.new_stream(self._sink, self._schema)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._stream.write_batch(batch(rows, self._schema))
+        self.write_batch(batch(rows, self._schema))
+
+    def write_batch(self, rows: pyarrow.RecordBatch) -> None:
+        self._stream.write_batch(rows)
 
     def __enter__(self) -> Writer:
         return self

@@ -13,6 +13,7 @@ import click
 from mlflow_ft import hookspecs, plugins
 from mlflow_ft.config import PRIMARY, Config, describe
 from mlflow_ft.docs.api import api_page
+from mlflow_ft.docs.importing import importing_page
 from mlflow_ft.docs.kubernetes import kubernetes_project
 from mlflow_ft.docs.methods import methods_page
 from mlflow_ft.docs.plan import plan_page
@@ -124,6 +125,7 @@ PAGES = {
     "methods.md": methods_page,
     "plan.md": plan_page,
     "api.md": api_page,
+    "importing.md": importing_page,
 }
 """File in docs/ -> the function that makes it."""
 

@@ -38,6 +38,7 @@ EXAMPLE_OF = {
     "Trainer": "trainer",
     "Adapter": "adapter",
     "Evaluator": "evaluator",
+    "GuardSet": "guard-set",
     "Reward": "reward",
     "Packager": "packager",
     "Exporter": "exporter",
@@ -67,6 +68,8 @@ SEEN_IN = {
 }
 """Values, and the records whose examples use them."""
 MADE_WITH = "glossary"
+OF_EVERY_RECORD = {"name": "Unique among the records of its kind.", "summary": "In a few words, for lists."}
+"""What these fields mean if no text below them says more."""
 EMPTY = {"field(default_factory=dict)": "{}", "field(default_factory=tuple)": "()", "field(default_factory=list)": "[]"}
 
 
@@ -120,7 +123,7 @@ def _example(record: str) -> Iterator[str]:
     files = {
         file.removeprefix(f"{names.module}/"): text
         for file, text in package_files(names, [kind]).items()
-        if file.startswith(f"{names.module}/") and not file.endswith("__init__.py")
+        if file.startswith(f"{names.module}/") and file.endswith(".py") and not file.endswith("__init__.py")
     }
     yield f"A whole example, as `mlflow-ft plugins new {MADE_WITH} --kind {kind}` writes it with its tests:"
     for file, text in sorted(files.items(), key=lambda item: "hookimpl" not in item[1]):
@@ -136,7 +139,8 @@ def _table(node: ast.ClassDef) -> str:
             default = ast.unparse(member.value) if member.value else ""
             default = EMPTY.get(default, default)
             shown = f" = {default}" if default and not default.startswith("field(") else ""
-            rows.append((f"`{member.target.id}: {ast.unparse(member.annotation)}{shown}`", _string(following)))
+            text = _string(following) or (OF_EVERY_RECORD.get(member.target.id, "") if node.name in EXAMPLE_OF else "")
+            rows.append((f"`{member.target.id}: {ast.unparse(member.annotation)}{shown}`", text))
         elif isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
             rows.append((f"`{_signature(member)}`", ast.get_docstring(member) or ""))
     lines = [table_row(cell, " ".join(text.split())) for cell, text in rows if not cell.startswith("`_")]

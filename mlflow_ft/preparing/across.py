@@ -1,97 +1,117 @@
-"""The expensive part of a pass over rows on several machines: tokens, proof and checks, in parts of consecutive rows.
+"""A pass over rows on several machines: read, converted, tokenised, proved and checked in batches of consecutive rows.
 
-Rows are read and written by this process. Of the checks, each part keeps what it has seen on the machine that saw it,
-until `gather` makes one finding of all of them.
+This process writes what can be learned from. Of the checks, each batch keeps what it has seen on the machine that saw
+it, until one finding is made of all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from mlflow_ft.config.schema import ChecksSection
+from mlflow_ft.config.schema import ChecksSection, DataSection
+from mlflow_ft.data import pieces, store
+from mlflow_ft.data.pieces import Piece, Size
 from mlflow_ft.data.quality import Quality
-from mlflow_ft.preparing import proving
-from mlflow_ft.preparing.proving import ProvedRow
+from mlflow_ft.preparing import one_pass, proving
+from mlflow_ft.preparing.one_pass import Numbered, OpenedSource, Tally
+from mlflow_ft.progress import Bar
 from mlflow_ft.records import Check
-from mlflow_ft.rows import Checked, Example
 from mlflow_ft.values import Handle, Machines
 
 if TYPE_CHECKING:
-    from mlflow_ft.engine.tokens.masking import Encoder
-    from mlflow_ft.engine.tokens.render import MaskError
+    import pyarrow
 
-ROWS = 10_000
-"""Rows of a part: seconds of work, and some megabytes."""
-AHEAD = 2
-"""Parts that are under way, for each that can be worked on at the same time."""
+    from mlflow_ft.engine.tokens.masking import Encoder
+
+ROWS = 5_000
+"""Rows of a batch: seconds of work, and some megabytes."""
+BYTES = 16 * 2**20
+"""The size of a piece of a file that can be read in pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a machine must know to work on a part."""
+    """What a machine must know to work on rows."""
 
     key: str
+    opened: Sequence[OpenedSource]
+    settings: DataSection
+    rows: int
+    """Rows of a batch."""
     tokenizer: Mapping[str, bytes]
     """The files of the tokenizer."""
     max_length: int
     moment: datetime | None
     checks: Sequence[Check] | None
-    settings: ChecksSection
+    limits: ChecksSection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """Consecutive rows: what to tokenise, and as what the checks see them, once the tokens are known."""
+class Batch:
+    """Consecutive rows of a piece, as far as they could be converted."""
 
-    examples: Sequence[Example]
-    checked: Sequence[Checked | None]
-    """None for all but the last part of a row that was split by turns."""
+    numbered: Sequence[Numbered]
+    tally: Tally
+    """Of this batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worked:
-    """A part with its results."""
+    """A batch with its results."""
 
-    results: list[ProvedRow | MaskError]
+    records: pyarrow.RecordBatch
+    """Those that can be learned from, as the store keeps them; `file` is a number in the tally of the batch."""
+    tally: Tally
     template: str
     """The chat template if it was extended for rows with tools, else ""."""
     dates: Mapping[str, str]
     quality: Quality | None
 
 
-def work(recipe: Recipe, part: Share) -> Worked:
-    """Tokenise the rows of a part, prove their masks and check them."""
+def measure(recipe: Recipe, piece: Piece) -> Iterator[Size]:
+    """How many rows are in a piece."""
+    yield pieces.measure(recipe.opened[piece.source].source, piece)
+
+
+def read(recipe: Recipe, piece: Piece) -> Iterator[Batch]:
+    """The rows of a piece in batches."""
+    source, before = recipe.opened[piece.source], piece.index
+    rows = source.converted(pieces.rows(source.source, piece), recipe.settings)
+    while some := list(itertools.islice(rows, recipe.rows)):
+        tally = Tally()
+        numbered = [
+            part for row in some for part in one_pass.parts_of(row, piece.source, recipe.settings, tally, before=before)
+        ]
+        before += tally.rows
+        yield Batch(numbered=numbered, tally=tally)
+
+
+def work(recipe: Recipe, batch: Batch) -> Worked:
+    """Tokenise the rows of a batch, prove their masks and check them."""
     from mlflow_ft.engine.tokens import clock, tool_text
 
-    encoder = _encoder(_Kept(recipe))
+    encoder, numbered, tally = _encoder(_Kept(recipe)), batch.numbered, batch.tally
     with clock.held(recipe.moment):
-        results = proving.prove(encoder, part.examples)
-    quality = None if recipe.checks is None else Quality(recipe.checks, recipe.settings)
-    for row, result in zip(part.checked, results, strict=True):
-        if quality is not None and row is not None:
-            quality.see(with_tokens(row, result, encoder))
-    extended = str(encoder.tokenizer.chat_template) if tool_text.taught(encoder.tokenizer) else ""
-    return Worked(results=results, template=extended, dates=encoder.dates, quality=quality)
-
-
-def with_tokens(row: Checked, result: ProvedRow | MaskError, encoder: Encoder) -> Checked:
-    """A row as the checks see it, with what only the tokenizer knows."""
-    return Checked(
-        file=row.file,
-        line=row.line,
-        index=row.index,
-        example=row.example,
-        tokens=result.length if isinstance(result, ProvedRow) else 0,
-        special=encoder.special,
-        max_length=encoder.max_length,
+        results = proving.prove(encoder, one_pass.examples_of(numbered))
+    quality = None if recipe.checks is None else Quality(recipe.checks, recipe.limits)
+    if quality is not None:
+        one_pass.show(numbered, results, encoder, quality)
+    records = list(one_pass.prepared(numbered, results, recipe.settings, tally, encoder))
+    return Worked(
+        records=store.batch(records, store.schema()),
+        tally=tally,
+        template=str(encoder.tokenizer.chat_template) if tool_text.taught(encoder.tokenizer) else "",
+        dates=encoder.dates,
+        quality=quality,
     )
 
 
@@ -122,59 +142,117 @@ def _encoder(kept: _Kept) -> Encoder:
 
 
 def _results(worked: Worked) -> Worked:
-    return Worked(results=worked.results, template=worked.template, dates=worked.dates, quality=None)
+    return replace(worked, quality=None)
 
 
 def _quality(worked: Worked) -> Quality | None:
     return worked.quality
 
 
-class Across:
-    """A pass on several machines."""
+def pass_of(machines: Machines, checks: Sequence[Check] | None, limits: ChecksSection) -> Callable[..., Tally]:
+    """`one_pass.run` on several machines, with these checks."""
+    return partial(run, machines=machines, checks=checks, limits=limits)
 
-    def __init__(
-        self, machines: Machines, encoder: Encoder, checks: Sequence[Check] | None, settings: ChecksSection
-    ) -> None:
-        self._machines, self._encoder, self._checks, self._settings = machines, encoder, checks, settings
-        self._qualities: list[Handle] = []
 
-    def prove(
-        self, batches: Iterator[list[Any]], share_of: Callable[[list[Any]], Share]
-    ) -> Generator[tuple[list[Any], list[ProvedRow | MaskError]]]:
-        """Every batch with its results, in order."""
-        recipe = self._machines.put(self._recipe())
-        pending: deque[tuple[list[Any], Handle]] = deque()
-        for batch in batches:
-            worked = self._machines.run(work, recipe, share_of(batch))
-            pending.append((batch, self._machines.run(_results, worked)))
-            self._qualities.append(self._machines.run(_quality, worked))
-            if len(pending) >= AHEAD * max(1, self._machines.size):
-                yield self._finished(*pending.popleft())
-        while pending:
-            yield self._finished(*pending.popleft())
+def run(
+    opened: Sequence[OpenedSource],
+    settings: DataSection,
+    *,
+    encoder: Encoder,
+    quality: Quality | None,
+    file: Path,
+    bar: Bar,
+    machines: Machines,
+    checks: Sequence[Check] | None,
+    limits: ChecksSection,
+) -> Tally:
+    """Prepare every row and write those that can be learned from to `file`."""
+    recipe = _recipe(opened, settings, encoder, checks, limits)
+    files = [file.path for source in opened for file in source.source.files if file.path]
+    cut = _placed(machines, recipe, files)
+    tally = Tally()
+    seen: list[Handle] = []
+    flow = machines.flow(cut, partial(read, recipe), partial(work, recipe), files=files)
+    with store.Writer(file) as writer, closing(_fetched(flow, machines, seen)) as done:
+        for worked in done:
+            writer.write_batch(_renumbered(worked, tally))
+            _add(tally, worked.tally)
+            encoder.dates.update(worked.dates)
+            if worked.template:  # rows that need tools; all machines extend the template in the same way
+                encoder.tokenizer.chat_template = worked.template
+            bar.advance(worked.tally.parts)
+            if tally.hopeless:
+                break
+    tally.left_out.sort(key=lambda row: row.index)
+    if quality is not None:
+        quality.gather(seen, machines)
+    return tally
 
-    def _finished(self, batch: list[Any], handle: Handle) -> tuple[list[Any], list[ProvedRow | MaskError]]:
-        [worked] = self._machines.get([handle])
-        self._encoder.dates.update(worked.dates)
-        if worked.template:  # rows that need tools; all machines extend the template in the same way
-            self._encoder.tokenizer.chat_template = worked.template
-        return batch, worked.results
 
-    def gather(self, quality: Quality) -> None:
-        """Give the checks what was seen."""
-        quality.gather(self._qualities, self._machines)
+def _placed(machines: Machines, recipe: Recipe, files: Sequence[Path]) -> list[Piece]:
+    """The pieces of all sources, each with the number of rows before it: they are counted if there are several."""
+    cut = pieces.cut([source.source for source in recipe.opened], size=BYTES)
+    if len(cut) < 2:
+        return cut
+    counted = machines.flow(cut, partial(measure, recipe), _same, files=files)
+    return pieces.placed(cut, machines.get(list(counted)))
 
-    def _recipe(self) -> Recipe:
-        from mlflow_ft.engine.tokens import clock
 
-        with tempfile.TemporaryDirectory() as folder:
-            self._encoder.tokenizer.save_pretrained(folder)
-            files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
-        return Recipe(
-            key=uuid4().hex,
-            tokenizer=files,
-            max_length=self._encoder.max_length,
-            moment=clock.moment(),
-            checks=self._checks,
-            settings=self._settings,
-        )
+def _same(size: Size) -> Size:
+    return size
+
+
+def _fetched(flow: Iterator[Handle], machines: Machines, seen: list[Handle]) -> Generator[Worked]:
+    """The results of every batch, in order; what its checks have seen stays where it is."""
+    for worked in flow:
+        results = machines.run(_results, worked)
+        seen.append(machines.run(_quality, worked))
+        yield from machines.get([results])
+
+
+def _renumbered(worked: Worked, tally: Tally) -> pyarrow.RecordBatch:
+    """The records with the numbers that files have in the whole."""
+    import numpy as np
+    import pyarrow as pa
+
+    numbers = [tally.files.setdefault(name, len(tally.files)) for name in worked.tally.files]
+    place = worked.records.schema.get_field_index("file")
+    own = worked.records.column(place).to_numpy()
+    files = pa.array(np.asarray(numbers, np.int32)[own] if len(own) else own, pa.int32())
+    return worked.records.set_column(place, "file", files)
+
+
+def _add(tally: Tally, later: Tally) -> None:
+    """Add the counts of later rows; their files have been added."""
+    tally.rows += later.rows
+    tally.parts += later.parts
+    tally.left_out += later.left_out
+    tally.ways += later.ways
+    tally.ends += later.ends
+    tally.columns.update(later.columns)
+    tally.good += later.good
+
+
+def _recipe(
+    opened: Sequence[OpenedSource],
+    settings: DataSection,
+    encoder: Encoder,
+    checks: Sequence[Check] | None,
+    limits: ChecksSection,
+) -> Recipe:
+    from mlflow_ft.engine.tokens import clock
+
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.tokenizer.save_pretrained(folder)
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+    return Recipe(
+        key=uuid4().hex,
+        opened=opened,
+        settings=settings,
+        rows=ROWS,
+        tokenizer=files,
+        max_length=encoder.max_length,
+        moment=clock.moment(),
+        checks=checks,
+        limits=limits,
+    )

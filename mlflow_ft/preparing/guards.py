@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 READY = "builtin"
-"""The name of all ready guard sets together, and what the names of single ones begin with: `builtin:json`."""
+"""The name of all ready guard sets together, and what the names of single ones begin with: `builtin/json`."""
 
 
 def check_names(config: Config, registry: Registry) -> None:
@@ -34,7 +34,7 @@ def check_names(config: Config, registry: Registry) -> None:
             raise ConfigError(
                 f"evaluation.guards: {name!r} cannot be a name", hint="use letters, digits, - and _: {safety: FILE}"
             )
-        if asked.partition(":")[0] == READY and asked not in registry.guards:
+        if asked.partition("/")[0] == READY and asked not in registry.guards:
             known = [guard.name for guard in registry.guards]
             hint = suggest(asked, known) if known else "pip install mlflow-ft-guards, or name a file"
             raise ConfigError(f"evaluation.guards: there is no guard set {asked!r}", hint=hint)

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,9 +22,7 @@ from mlflow_ft.data.turns import Part
 from mlflow_ft.errors import DataError
 from mlflow_ft.hashes import row_hash
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import across as elsewhere
 from mlflow_ft.preparing import proving
-from mlflow_ft.preparing.across import Across, Share
 from mlflow_ft.preparing.proving import ProvedRow
 from mlflow_ft.progress import Bar
 from mlflow_ft.records import DataFormat
@@ -59,7 +57,13 @@ class OpenedSource:
 
     def examples(self, settings: DataSection) -> Iterator[tuple[Row, Example] | Unreadable]:
         """Every row, converted; a row that is not in the format becomes an `Unreadable` with the reason."""
-        return convert.convert(self.source.rows(), self.record, settings, as_text=self.as_text)
+        return self.converted(self.source.rows(), settings)
+
+    def converted(
+        self, rows: Iterator[Row | Unreadable], settings: DataSection
+    ) -> Iterator[tuple[Row, Example] | Unreadable]:
+        """Some of its rows, converted."""
+        return convert.convert(rows, self.record, settings, as_text=self.as_text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,11 @@ class Tally:
     columns: dict[str, None] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     good: int = 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether there are so many bad rows, and no good one, that the rest is not read."""
+        return not self.good and len(self.left_out) >= HOPELESS
 
 
 def open_sources(
@@ -142,24 +151,21 @@ def run(
     quality: Quality | None,
     file: Path,
     bar: Bar,
-    across: Across | None = None,
 ) -> Tally:
-    """Prepare every row and write those that can be learned from to `file`; `across` does the work elsewhere."""
+    """Prepare every row and write those that can be learned from to `file`."""
     tally = Tally()
     rows = _rows(opened, settings, tally)
-    size = store.BATCH if across is None else elsewhere.ROWS
-    batches = iter(lambda: list(itertools.islice(rows, size)), [])
-    work = proving.prove_batches(batches, _examples, encoder) if across is None else across.prove(batches, _share)
+    batches = iter(lambda: list(itertools.islice(rows, store.BATCH)), [])
+    work = proving.prove_batches(batches, examples_of, encoder)
     with store.Writer(file) as writer, closing(work) as proved:
         for batch, results in proved:
-            if quality is not None and across is None:
-                _show(batch, results, encoder, quality)
-            writer.write(list(_prepared(batch, results, settings, tally, encoder)))
+            if quality is not None:
+                show(batch, results, encoder, quality)
+            writer.write(list(prepared(batch, results, settings, tally, encoder)))
             bar.advance(len(batch))
-            if not tally.good and len(tally.left_out) >= HOPELESS:
+            if tally.hopeless:
                 break
-    if quality is not None and across is not None:
-        across.gather(quality)
+    tally.left_out.sort(key=lambda row: row.index)
     return tally
 
 
@@ -179,32 +185,35 @@ def _rows(opened: Sequence[OpenedSource], settings: DataSection, tally: Tally) -
     """Every row that could be converted, split into its parts."""
     for number, source in enumerate(opened):
         for converted in source.examples(settings):
-            index, row = tally.rows, converted if isinstance(converted, Unreadable) else converted[0]
-            tally.rows += 1
-            tally.files.setdefault(row.file, len(tally.files))
-            if isinstance(converted, Unreadable):
-                tally.parts += 1
-                sort: Sort = "convert" if converted.converting else "read"
-                _leave_out(tally, index, converted, converted.reason, sort)
-                if not tally.good and len(tally.left_out) >= HOPELESS:
-                    return
-            else:
-                row, example = converted
-                for part in turns.parts(example, settings):
-                    tally.parts += 1
-                    yield Numbered(number, index, row, example, part)
+            yield from parts_of(converted, number, settings, tally)
+            if tally.hopeless:
+                return
+
+
+def parts_of(
+    converted: tuple[Row, Example] | Unreadable, source: int, settings: DataSection, tally: Tally, *, before: int = 0
+) -> Iterator[Numbered]:
+    """The parts of a row of the source with this number, which is counted; `before` are rows that are not counted."""
+    index, row = before + tally.rows, converted if isinstance(converted, Unreadable) else converted[0]
+    tally.rows += 1
+    tally.files.setdefault(row.file, len(tally.files))
+    if isinstance(converted, Unreadable):
+        tally.parts += 1
+        _leave_out(tally, index, converted, converted.reason, "convert" if converted.converting else "read")
+        return
+    row, example = converted
+    for part in turns.parts(example, settings):
+        tally.parts += 1
+        yield Numbered(source, index, row, example, part)
 
 
 def _leave_out(tally: Tally, index: int, row: Place, reason: str, sort: Sort, text: str = "") -> None:
     tally.left_out.append(LeftOut(index=index, file=row.file, line=row.line, reason=reason, sort=sort, text=text))
 
 
-def _examples(batch: Sequence[Numbered]) -> list[Example]:
+def examples_of(batch: Sequence[Numbered]) -> list[Example]:
+    """What is tokenised."""
     return [numbered.part.example for numbered in batch]
-
-
-def _share(batch: Sequence[Numbered]) -> Share:
-    return Share(examples=_examples(batch), checked=[_checked(numbered) for numbered in batch])
 
 
 def _checked(numbered: Numbered) -> Checked | None:
@@ -213,21 +222,24 @@ def _checked(numbered: Numbered) -> Checked | None:
     return Checked(file=row.file, line=row.line, index=index, example=whole, tokens=0) if part.final else None
 
 
-def _show(
+def show(
     batch: Sequence[Numbered], results: Sequence[ProvedRow | MaskError], encoder: Encoder, quality: Quality
 ) -> None:
+    """Show rows to the checks, with what only the tokenizer knows."""
     for numbered, result in zip(batch, results, strict=True):
         if row := _checked(numbered):
-            quality.see(elsewhere.with_tokens(row, result, encoder))
+            tokens = result.length if isinstance(result, ProvedRow) else 0
+            quality.see(replace(row, tokens=tokens, special=encoder.special, max_length=encoder.max_length))
 
 
-def _prepared(
+def prepared(
     batch: Sequence[Numbered],
     results: Sequence[ProvedRow | MaskError],
     settings: DataSection,
     tally: Tally,
     encoder: Encoder,
 ) -> Iterator[dict[str, Any]]:
+    """The records of the rows that can be learned from; all are counted."""
     for (source, index, row, whole, part), result in zip(batch, results, strict=True):
         tally.columns.update(dict.fromkeys(map(str, row.values)))
         if not isinstance(result, ProvedRow):

@@ -26,8 +26,11 @@ class DataFormat:
     name: str
     summary: str
     columns: tuple[str, ...]
+    """The columns that a row must have."""
     convert: Callable[[Mapping[str, Any]], Example]
+    """Called once for each row."""
     kind: Kind = "conversation"
+    """The kind of every example that `convert` returns."""
 
 
 class Collector(Protocol):
@@ -59,16 +62,19 @@ class Check:
     name: str
     summary: str
     severity: Severity = "warn"
+    """How bad a finding is; `data.fail_on` says from which severity on no training begins."""
     inspect: Callable[[Checked], str | None] | None = None
     collect: Callable[[ChecksSection], Collector] | None = None
     compare: Callable[[Sequence[Checked], Iterable[Checked], ChecksSection], Finding] | None = None
     kinds: tuple[Kind, ...] = ("conversation", "text", "preference", "unpaired", "prompt")
+    """The kinds of rows that it can judge."""
     across: Callable[[Sequence[Handle], Machines, ChecksSection], Finding] | None = None
     """The finding from handles of collectors that have seen consecutive rows on several machines, where they hold too
     much of each row to be joined (`JoiningCollector`) on one."""
     fix: str = ""
     """What `prepare --fix` does about it ("leaves these rows out"); "" where no fix is safe."""
     remedy: str = ""
+    """What the user can do, in a few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,7 @@ class Evaluator:
     name: str
     summary: str
     evaluate: Callable[[Subject], Sequence[Score]]
+    """Returns the scores of one model."""
     applies: Callable[[Data], bool] = lambda data: True
     task: Task = "generate"
     """Which models it evaluates: those that generate, or those that score."""
@@ -129,3 +136,4 @@ class Reward:
     name: str
     summary: str
     score: Callable[..., Sequence[float | None]]
+    """Called with the answers of a step."""

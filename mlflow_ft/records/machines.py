@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow_ft.config.schema import Config
-    from mlflow_ft.values import Advice, Launch, Machines, Situation
+    from mlflow_ft.values import Advice, Launch, Machines, Places, Situation, Trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,10 @@ class Launcher:
     refuses: Callable[[Config], str | None] = lambda config: None
     """Why these settings cannot work here, and a remedy, in a sentence; None where they can. Called before anything is
     loaded or started."""
+    trials: Callable[[Trials], AbstractContextManager[Places]] | None = None
+    """Where the trials of a sweep run, each as one process; None where this launcher starts none. It is entered before
+    anything is loaded, and may raise `FineTuneError`. The sweep draws the trials, records how they end, and asks to
+    stop them with SIGTERM; a trial that is started a second time continues its own run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,10 @@ class PlanRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Where the rows of a data set are tokenised, proved and checked: in this process and its helpers, or on a cluster.
+    """Where the rows of a data set are read, tokenised, proved and checked: in this process and its helpers, or on a
+    cluster.
 
-    `machines` is a context manager that connects to several machines, or gives None for this one. Rows are read and
+    `machines` is a context manager that connects to several machines, or gives None for this one. The prepared rows are
     written by this process, and the findings are the same.
     """
 

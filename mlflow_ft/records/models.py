@@ -29,8 +29,11 @@ class Packager:
     name: str
     summary: str
     package: Callable[[Job, Trained, Path], None]
+    """Called after the evaluation."""
     applies: Callable[[Job, Trained], bool] = lambda job, trained: True
+    """Whether a trained model can have this form."""
     suffix: str = ""
+    """No two packagers of a run may have the same."""
     rehearse: Callable[[Job, Trained, Path], None] | None = None
 
 
@@ -74,6 +77,7 @@ class Verdict:
     subject: str = ""
     """Which of several things was judged: the name of a score."""
     numbers: Mapping[str, float] = field(default_factory=dict)
+    """The same as numbers, kept with the decision."""
 
     @classmethod
     def abstain(cls, why: str, *, subject: str = "") -> Verdict:
@@ -93,6 +97,7 @@ class Gate:
     name: str
     summary: str
     judge: Callable[[Candidacy, Gates], Sequence[Verdict]]
+    """Called once for each promotion."""
     options: tuple[str, ...] = ()
     """The keys that it reads under `options` of the gates file; any other is refused. `limits.high` is `high` in the
     mapping `limits`, and `limits.*` is any key in it."""

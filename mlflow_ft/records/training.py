@@ -27,9 +27,12 @@ class Trainer:
     name: str
     summary: str
     train: Callable[[Job, Data, Model], Trained]
+    """Called once, after the checks of data and model."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
+    """An address."""
     needs: str = "conversations: messages, ShareGPT, Alpaca, question and answer ..., or plain text"
+    """Which rows it learns from, in words."""
     kinds: tuple[Kind, ...] = ("conversation", "text")
     """The kinds of rows it can learn from; others are refused before anything is loaded."""
     task: Task = "generate"
@@ -62,8 +65,10 @@ class Adapter:
     name: str
     summary: str
     configure: Callable[[Job, Model], Foreign | None]
+    """Called once, before the training."""
     merges: bool = True
     paper: str = ""
+    """An address."""
     learned_prompt: bool = False
     """It comes before the text, as virtual tokens or their keys and values, and changes no weights."""
     refuses: Callable[[Config], str | None] = lambda config: None

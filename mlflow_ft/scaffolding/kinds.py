@@ -10,6 +10,7 @@ KINDS: Mapping[str, str] = {
     "trainer": "a method: a training function and its defaults",
     "adapter": "which weights are added and trained",
     "evaluator": "scores of the base model and the tuned one",
+    "guard-set": "rows on which no training may make a model worse",
     "reward": "how good a sampled answer is, for grpo, rloo and ppo",
     "packager": "a form of the model that every run keeps and registers",
     "exporter": "a form for fewer bits or another program, on request",
@@ -26,4 +27,6 @@ KINDS: Mapping[str, str] = {
 
 def catalogue(kind: str) -> str:
     """The kind as `mlflow-ft show` names it: `plan_rules`."""
+    if kind == "guard-set":
+        return "guards"
     return kind if kind.endswith("s") else f"{kind.replace('-', '_')}s"

@@ -65,11 +65,12 @@ def package_files(wanted: Names, kinds: Sequence[str]) -> dict[str, str]:
         "since": _since(),
     }
     modules, tests, abouts = _of_kinds(kinds, values)
-    hooks = {file.removesuffix(".py"): hooks_in(text) for file, text in modules.items()}
+    hooks = {file.removesuffix(".py"): hooks_in(text) for file, text in modules.items() if file.endswith(".py")}
     values |= {
         "description": _description(kinds),
         "abouts": abouts,
-        "heavy": sorted(file for file in modules if not hooks[file.removesuffix(".py")]),
+        "heavy": sorted(f"{module}.py" for module, names in hooks.items() if not names),
+        "data": sorted({f"*{Path(file).suffix}" for file in modules if not file.endswith(".py")}),
         "imports": sorted((module, sorted(names)) for module, names in hooks.items() if names),
         "exported": sorted(name for names in hooks.values() for name in names),
     }

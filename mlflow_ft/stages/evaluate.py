@@ -135,6 +135,7 @@ def row_scores(scores: Scores, data: Data, config: Config) -> dict[str, Any]:
         "digest": data.eval.digest,
         "guards": guards.digests(data),
         "digests": {score.name: score.digest for score in scores.tuned if score.digest},
+        "measured_by": {score.name: score.measured_by for score in scores.tuned if score.measured_by},
         "lower_is_better": {
             score.name: score.lower_is_better for score in scores.tuned if score.lower_is_better is not None
         },

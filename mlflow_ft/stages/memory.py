@@ -87,6 +87,8 @@ def check(config: Config, registry: Registry, base: BaseModel, here: Room) -> st
     needs = estimate(config, registry, base)
     if needs is None:
         return "not estimated: this model cannot be run without weights"
+    if config.launch.sharded:
+        check_whole(config, needs, here)
     fixed = Fixed.of(needs)
     if here.lacks(fixed.size):
         raise too_little(fixed.described, here, hint=remedies(config, registry, base, here))
@@ -97,6 +99,24 @@ def check(config: Config, registry: Registry, base: BaseModel, here: Room) -> st
             remedy=remedies(config, registry, base, here),
         )
     return f"{described(needs.largest, here)} of {gib(here.bytes)}"
+
+
+def check_whole(config: Config, needs: Estimate, here: Room) -> None:
+    """Refuse a model that fits on no single device, although its shares would.
+
+    Raises:
+        ResourceError: it does not fit.
+    """
+    parts = {name: size for name, size in needs["evaluation"].parts.items() if name in ("weights", "adapter")}
+    if not here.lacks(sum(parts.values())):
+        return
+    raise too_little(
+        f"with {config.launch.strategy} each process loads the whole model before it keeps its share, and evaluation "
+        f"and packaging have it whole on one device ({_listed(parts)})",
+        here,
+        hint="use a smaller model, or a quantised copy in each process: --adapter.kind lora --model.quantize nf4 "
+        "--launch.strategy ddp",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

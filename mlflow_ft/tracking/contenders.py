@@ -21,6 +21,7 @@ from mlflow_ft.tracking.inputs import CONTEXT_KEY
 from mlflow_ft.tracking.server import every, shown, told
 
 ROWS_FILE = "eval/rows.json"
+ANSWERS_FILE = "eval/answers.json"
 QUALITY_FILE = "data/quality.json"
 GATES_FILE = "gates.yaml"
 CARD = "README.md"
@@ -115,15 +116,23 @@ def contender(client: MlflowClient, version: ModelVersion, *, elsewhere: MlflowC
             guards=rows.get("guards") or {},
             rows=_rows(rows, "tuned"),
             base_rows=_rows(rows, "base"),
+            answers=_answers((run and read(owner, run_id, ANSWERS_FILE)) or {}),
             base=rows.get("base_model") or (run.data.tags.get("mlflow_ft.base_model", "") if run else ""),
             aims=tuple(rows.get("aims", ())),
             digests=rows.get("digests") or {},
+            measured_by=rows.get("measured_by") or {},
             lower_is_better=rows.get("lower_is_better") or {},
         )
 
 
 def _rows(kept: Mapping[str, Any], of: str) -> dict[str, tuple[float | None, ...]]:
     return {name: tuple(values) for name, values in kept.get("scores", {}).get(of, {}).items()}
+
+
+def _answers(table: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
+    """The texts of a kept table of answers."""
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table.get("data", ())]
+    return tuple({name: str(row.get(name) or "") for name in ("prompt", "expected", "base", "tuned")} for row in rows)
 
 
 def read(client: MlflowClient, run_id: str, path: str) -> Any:

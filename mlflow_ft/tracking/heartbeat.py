@@ -82,10 +82,10 @@ class Beat:
             return False
 
 
-def working_on(tags: Mapping[str, str]) -> str:
-    """A sentence about the process that works on a run, by the run's tags; "" if there is none."""
+def working_on(tags: Mapping[str, str], *, away: float = AWAY_SECONDS) -> str:
+    """A sentence about the process that works on a run, by the run's tags; "" if there is none (`Beat.gone`)."""
     beat, now = Beat.of_tag(tags.get(TAG)), time.time()
-    if beat is None or beat.gone(now):
+    if beat is None or beat.gone(now, away=away):
         return ""
     return f"process {beat.pid} on {beat.host} was working on it {max(0, now - beat.at):.0f} s ago"
 

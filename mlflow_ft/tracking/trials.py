@@ -15,6 +15,7 @@ from mlflow_ft.tracking.checkpoints import PLACE
 from mlflow_ft.tracking.delivery import ERROR
 from mlflow_ft.tracking.metrics import clean_key
 from mlflow_ft.tracking.server import connect, every, told
+from mlflow_ft.tracking.vanished import SILENT_SECONDS
 
 SWEEP, TRIAL = "mlflow_ft.sweep", "mlflow_ft.trial"
 """Tags of a trial's run: the parent run, and the trial's number."""
@@ -49,11 +50,13 @@ def of_sweep(sweep: str) -> dict[int, Run]:
 def settled(run: Run) -> Run:
     """The run when no process works on it any more: a trial whose sweep was killed ends after its step.
 
+    On another machine, a process without a heartbeat for 100 seconds is gone.
+
     Raises:
         TrackingError: the process goes on for two minutes.
     """
     client, run_id, began = connect(), run.info.run_id, time.monotonic()
-    while run.info.status == "RUNNING" and (worker := heartbeat.working_on(run.data.tags)):
+    while run.info.status == "RUNNING" and (worker := heartbeat.working_on(run.data.tags, away=SILENT_SECONDS)):
         if time.monotonic() - began > PATIENCE_SECONDS:
             raise TrackingError(f"trial {run.info.run_name} ({run_id}) is still running: {worker}", hint="wait for it")
         time.sleep(1)

@@ -3,7 +3,7 @@
 from mlflow_ft.values.data import Data, Split, StoredRows
 from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
-from mlflow_ft.values.launch import Launch
+from mlflow_ft.values.launch import Launch, Places, Process, Trials
 from mlflow_ft.values.machines import Handle, Machines
 from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, LossWatcher, Model, Trained
 from mlflow_ft.values.planning import Advice, Aim, Choice, Hardware, Plan, Situation
@@ -31,7 +31,9 @@ __all__ = [
     "Model",
     "Package",
     "Packaged",
+    "Places",
     "Plan",
+    "Process",
     "Report",
     "Resume",
     "Run",
@@ -42,6 +44,7 @@ __all__ = [
     "StoredRows",
     "Subject",
     "Trained",
+    "Trials",
     "Version",
     "Worse",
 ]

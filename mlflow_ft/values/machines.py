@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Handle = Any
 """A value that is on one of the machines."""
@@ -28,3 +32,21 @@ class Machines(Protocol):
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         """Bring values to this process."""
+
+    def flow(
+        self,
+        pieces: Sequence[Any],
+        read: Callable[[Any], Iterable[Any]],
+        work: Callable[[Any], Any],
+        *,
+        files: Sequence[Path] = (),
+    ) -> Iterator[Handle]:
+        """Read every piece in batches, work on each batch, and yield handles of the results, in order of the batches.
+
+        Only some batches are under way at the same time. A piece may be read again, with the same batches. `files` are
+        what is read: machines that do not see them do not read.
+        """
+
+    def shared(self, tables: Sequence[Handle], columns: Sequence[str]) -> pyarrow.Table:
+        """The rows of Arrow tables of which another row, in any of the tables, has the same values in some columns, of
+        whole numbers; in any order, in this process."""

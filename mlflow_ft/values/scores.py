@@ -22,8 +22,11 @@ class Answer:
     """A model's answer to one held-out prompt, with the expected answer."""
 
     prompt: tuple[Message, ...]
+    """What the model was asked."""
     expected: str
+    """The row's own answer; empty where it has none."""
     text: str
+    """What the model answered, without special tokens."""
     finished: bool
     """Whether the model ended its turn within `evaluation.max_new_tokens`."""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -43,8 +46,11 @@ class Score:
     """
 
     name: str
+    """The metric is `eval/tuned/NAME`. Higher is better, unless the name ends in `loss` or `perplexity`."""
     value: float
+    """NaN where nothing could be scored."""
     rows: tuple[float | None, ...] = ()
+    """One value per held-out row, in their order; needed to compare two models row by row."""
     guard: str = ""
     """The guard set of the score; empty for the held-out rows. Set by the stage."""
     lower_is_better: bool | None = None
@@ -52,6 +58,9 @@ class Score:
     digest: str = ""
     """Identifies the rows of a score that is on rows of its own, such as a benchmark's, and how they were asked: two
     models are compared by it only where it is the same. Empty: on the held-out rows, or on the guard set."""
+    measured_by: str = ""
+    """What gave the score, if another run may have it from something else: a judge and its rubric. Two models are
+    compared by it only where it is the same. Empty: any run measures it in the same way."""
 
     @classmethod
     def mean(cls, name: str, rows: Sequence[float | None]) -> Score:
@@ -75,7 +84,9 @@ class Subject(Protocol):
     """A model under evaluation, as an evaluator sees it."""
 
     name: Literal["base", "tuned"]
+    """Which model this is."""
     data: Data
+    """`data.eval` is the held-out side."""
     config: Config
     """Every setting; those of a plugin are `config.options(ItsOptions)`."""
 
@@ -92,6 +103,13 @@ class Subject(Protocol):
     @property
     def progress(self) -> Progress:
         """Output to the terminal."""
+
+    @property
+    def base_answers(self) -> Sequence[Answer]:
+        """The base model's answers to the same prompts, its own for the base; empty where they are not known.
+
+        On a guard set they are known if an evaluator asked for them when it scored the base.
+        """
 
     @cached_property
     def answers(self) -> Sequence[Answer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ class Here:
 
     def get(self, handles: Sequence[Packed]) -> list[Any]:
         return [pickle.loads(handle) for handle in handles]
+
+    def flow(
+        self, pieces: Sequence[Any], read: Callable[[Any], Iterable[Any]], work: Callable[[Any], Any], **_: Any
+    ) -> Iterator[Packed]:
+        for piece in pieces:
+            for batch in read(piece):
+                yield self.run(work, self.put(batch))
+
+    def shared(self, tables: Sequence[Packed], columns: Sequence[str]) -> Any:
+        import pyarrow as pa
+
+        whole = pa.concat_tables(self.get(tables)).to_pandas()
+        return pa.Table.from_pandas(whole[whole.duplicated(list(columns), keep=False)].sample(frac=1, random_state=0))
 
 
 def planted(count: int, seed: int) -> list[Example]:

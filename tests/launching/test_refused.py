@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ ACCELERATE = {"launch.launcher": "accelerate", "launch.num_processes": 2}
         ({"launch.launcher": "accelerate"}, "no GPU here; give the number of processes"),
         (ACCELERATE | {"launch.strategy": "fsdp", "model.quantize": "nf4"}, "quantised to nf4 cannot be sharded"),
         (ACCELERATE | {"launch.strategy": "fsdp", "adapter.kind": "prefix"}, "prefix comes before the text and cannot"),
-        (ACCELERATE | {"launch.strategy": "deepspeed-zero3"}, "deepspeed-zero3 needs GPUs"),
+        (ACCELERATE | {"launch.strategy": "fsdp", "method": "grpo"}, "method grpo trains with ddp only, not with fsdp"),
+        (
+            ACCELERATE | {"launch.strategy": "deepspeed-zero3", "launch.deepspeed_config": "missing.json"},
+            "there is no file missing.json",
+        ),
         (ACCELERATE | {"launch.num_machines": 2}, "2 machines need the address of machine 0"),
         (ACCELERATE | {"launch.machine_rank": 1}, "machine 1 of 1 does not exist"),
         (
@@ -38,8 +43,19 @@ ACCELERATE = {"launch.launcher": "accelerate", "launch.num_processes": 2}
 def test_settings_are_refused(
     fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path, settings: dict[str, Any], words: str
 ) -> None:
+    method = settings.get("method", "lora")
+    settings = {name: value for name, value in settings.items() if name != "method"}
     with pytest.raises(ConfigError, match=words):
-        fine_tune("lora", model=tiny_model, data=tiny_rows, **settings)
+        fine_tune(method, model=tiny_model, data=tiny_rows, **settings)
+    assert not MlflowClient().search_runs(["0"])
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_deepspeed_that_is_not_installed_is_named(
+    fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: pip install 'mlflow-ft\[deepspeed\]'"):
+        fine_tune("lora", model=tiny_model, data=tiny_rows, **ACCELERATE, **{"launch.strategy": "deepspeed-zero2"})
     assert not MlflowClient().search_runs(["0"])
 
 

@@ -154,7 +154,7 @@ def of_any_stage(key: str) -> str:
 
 
 def known_methods() -> set[str]:
-    return {trainer.name for trainer in Registry(plugins.load({})).trainers} | {"gentle-lora", "METHOD"}
+    return {trainer.name for trainer in Registry(plugins.load({})).trainers} | {"gentle-lora", "quiz", "METHOD"}
 
 
 def test_the_pages_name_commands() -> None:

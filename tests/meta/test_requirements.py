@@ -85,7 +85,7 @@ def test_every_constraint_is_exact(name: str) -> None:
     assert name not in INSTALLERS
 
 
-GROUPS = ("test", "lint", "gpu", "gguf", "lm-eval", "ray")
+GROUPS = ("test", "lint", "gpu", "gguf", "lm-eval", "ray", "deepspeed")
 EXTRAS = {name: needed for group in GROUPS for name, needed in extra(group).items()}
 
 

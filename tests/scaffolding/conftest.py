@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -28,8 +29,8 @@ class Environment:
 
     def install(self, package: Path) -> None:
         """`pip install --no-deps -e`, with the build backend that is installed here, so that nothing is fetched."""
-        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q"]
-        subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(package)], check=True, timeout=300)
+        done = self.run("pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", str(package), cwd=package)
+        assert done.returncode == 0, done.stderr
 
     def run(self, *arguments: str, cwd: Path, timeout: int = 300, **more: str) -> subprocess.CompletedProcess[str]:
         """A command of the environment; its programs come first on PATH."""
@@ -48,6 +49,14 @@ def make_environment(folder: Path) -> Environment:
     ours: Sequence[str] = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in ours)
     (folder / "lib" / version / "site-packages" / "ours.pth").write_text(lines)
+    programs = {
+        "pip": f"{shlex.quote(sys.executable)} -m pip --python {shlex.quote(str(made.python))}",
+        "mlflow-ft": f"{shlex.quote(str(made.python))} -P -m mlflow_ft",  # -P: as a program, without the current folder
+    }
+    for name, command in programs.items():
+        program = folder / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.chmod(0o755)
     return made
 
 

@@ -63,6 +63,13 @@ def test_weights_that_no_row_could_be_short_enough_for_are_refused(tiny_model: P
     assert "none of these is enough" in raised.value.hint
 
 
+def test_a_model_that_fits_on_no_single_device_is_refused_although_its_shares_fit(tiny_model: Path) -> None:
+    launch = {"launch.launcher": "accelerate", "launch.num_processes": 8, "launch.strategy": "fsdp"}
+    with pytest.raises(ResourceError, match="with fsdp each process loads the whole model before it keeps its share"):
+        check(tiny_model, 0.45, **launch)
+    assert isinstance(check(tiny_model, 1000, **launch), str)
+
+
 def test_a_calibration_is_applied_and_its_runs_are_counted(tiny_model: Path) -> None:
     told = check(tiny_model, 1000, known=Calibration(factor=2, runs=3))
     plain = check(tiny_model, 1000)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SIGNATURE = 128
 BAND = 5
 """25 bands of 5: two rows that share 80 % are compared with a probability of 0.9999, two that share 30 % with 0.06."""
+STARTS = range(0, SIGNATURE - BAND + 1, BAND)
+"""Where the bands begin."""
 _LEADERS = 4
 """Rows of a bucket that the others are compared with, one after another: the cost stays linear in the rows."""
 _ODD = 0x9E3779B97F4A7C15
@@ -24,7 +26,16 @@ _ODD = 0x9E3779B97F4A7C15
 
 def cluster(signatures: Words32, among: Numbers, alike: Alike) -> Numbers:
     """For every row, the first row of its cluster; the row itself where it is like no other."""
-    return cluster_by(lambda start: band_keys(signatures, start, among), len(signatures), among, alike)
+    return cluster_by(lambda start: sorted_band(signatures, start, among), len(signatures), alike)
+
+
+def sorted_band(signatures: Words32, start: int, among: Numbers) -> tuple[Hashes, Numbers]:
+    """The keys of some rows in a band, in order, and for each of them its row: of the same key, the first row first."""
+    import numpy as np
+
+    keys = band_keys(signatures, start, among)
+    order = np.argsort(keys, kind="stable")
+    return keys[order], among[order]
 
 
 def band_keys(signatures: Words32, start: int, among: Numbers) -> Hashes:
@@ -37,8 +48,10 @@ def band_keys(signatures: Words32, start: int, among: Numbers) -> Hashes:
     return keys
 
 
-def cluster_by(keys_of: Callable[[int], Hashes], count: int, among: Numbers, alike: Alike) -> Numbers:
-    """`cluster`, of `count` rows whose keys in the band from a number on `keys_of` returns.
+def cluster_by(band_of: Callable[[int], tuple[Hashes, Numbers]], count: int, alike: Alike) -> Numbers:
+    """`cluster`, of `count` rows of which `band_of` returns the `sorted_band` from a number on.
+
+    A row that shares its key with no other may be missing there.
 
     Rows share a bucket where all five numbers of a band of their signatures agree. Only there are they compared, each
     with the first row of its bucket, and those that are not like it with the first of the rest.
@@ -46,10 +59,8 @@ def cluster_by(keys_of: Callable[[int], Hashes], count: int, among: Numbers, ali
     import numpy as np
 
     sets = _Sets(count)
-    for start in range(0, SIGNATURE - BAND + 1, BAND):
-        keys = keys_of(start)
-        order = np.argsort(keys, kind="stable")
-        keys, members = keys[order], among[order]
+    for start in STARTS:
+        keys, members = band_of(start)
         for _ in range(_LEADERS):
             leader = _first_of_run(keys)
             others = leader != np.arange(len(keys))

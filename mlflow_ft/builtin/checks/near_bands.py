@@ -1,8 +1,8 @@
 """The check for near duplicates where the rows' signatures are on several machines.
 
-The clustering is that of one machine. Only little comes here: the key of every row in the present band, and whether
-two rows are alike. Signatures and shingles stay where they were made; those of rows that share a bucket are sent to
-the machine that compares them.
+The clustering is that of one machine. Only little comes here: which rows share a band, for which the keys of all bands
+are shuffled among the machines, and whether two rows are alike. Signatures and shingles stay where they were made;
+those of rows that share a band are sent to the machine that compares them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Finding
-from mlflow_ft.builtin.checks.clusters import BAND, SIGNATURE, band_keys, cluster_by
+from mlflow_ft.builtin.checks.clusters import STARTS, band_keys, cluster_by
 from mlflow_ft.builtin.checks.near_duplicates import (
     Compared,
     NearDuplicates,
@@ -25,14 +25,15 @@ from mlflow_ft.builtin.checks.near_duplicates import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow
 
     from mlflow_ft import ChecksSection, Machines
+
+    Hashes = npt.NDArray[np.uint64]
 
     Numbers = npt.NDArray[np.int64]
     Piece = tuple[bytes, bytes, Numbers]
 
-_TOGETHER = 5
-"""Bands whose keys are asked for at once: 40 bytes a row."""
 _PLACES = 32
 """The most tasks among which the comparisons of one round are shared out."""
 
@@ -48,9 +49,31 @@ def found_across(parts: Sequence[Any], machines: Machines, settings: ChecksSecti
         index=np.concatenate([np.empty(0, np.int64), *(outline.index for outline in outlines)]),
     )
     spread = _Spread(parts, machines, [len(outline.index) for outline in outlines], settings.near_duplicate)
-    distinct = distinct_of(whole.texts)
-    roots = cluster_by(lambda start: spread.keys(start)[distinct], len(whole.index), distinct, spread.alike)
+    bands = _Bands(spread.banded(), distinct_of(whole.texts), len(whole.index))
+    roots = cluster_by(bands.sorted_band, len(whole.index), spread.alike)
     return finding(roots, whole, spread.shown, most=settings.max_examples)
+
+
+class _Bands:
+    """The rows that share a band with another one."""
+
+    def __init__(self, banded: pyarrow.Table, distinct: Numbers, count: int) -> None:
+        """Of `count` rows, only those that are `distinct` are compared."""
+        import numpy as np
+
+        band, key, row = (banded.column(name).to_numpy() for name in ("band", "key", "row"))
+        compared = np.zeros(count, bool)
+        compared[distinct] = True
+        order = np.lexsort((row, key, band))
+        order = order[compared[row[order]]]
+        self._key, self._row = key[order], row[order]
+        self._begins = np.searchsorted(band[order], np.arange(len(STARTS) + 1))
+
+    def sorted_band(self, start: int) -> tuple[Hashes, Numbers]:
+        """The keys of a band, in order, and for each of them its row."""
+        number = STARTS.index(start)
+        own = slice(self._begins[number], self._begins[number + 1])
+        return self._key[own], self._row[own]
 
 
 class _Spread:
@@ -61,18 +84,12 @@ class _Spread:
 
         self._parts, self._machines, self._least = parts, machines, least
         self._begins = np.cumsum([0, *counts])
-        self._keys: dict[int, npt.NDArray[np.uint64]] = {}
 
-    def keys(self, start: int) -> npt.NDArray[np.uint64]:
-        """The key of every row in a band; they come for a few bands at a time."""
-        import numpy as np
-
-        if start not in self._keys:
-            bands = [start + BAND * number for number in range(_TOGETHER)]
-            bands = [band for band in bands if band + BAND <= SIGNATURE]
-            of_parts = self._machines.get([self._machines.run(_keys, part, bands) for part in self._parts])
-            self._keys = dict(zip(bands, np.concatenate(of_parts, axis=1), strict=True))
-        return self._keys.pop(start)
+    def banded(self) -> pyarrow.Table:
+        """Of every row that shares a band with another one: the number of the band, the key and the row."""
+        begins = self._begins[:-1].tolist()
+        tables = [self._machines.run(_banded, part, begin) for part, begin in zip(self._parts, begins, strict=True)]
+        return self._machines.shared(tables, ["band", "key"])
 
     def alike(self, first: Numbers, other: Numbers) -> npt.NDArray[np.bool_]:
         """For every pair, whether it is similar enough: compared where the pair's first row says."""
@@ -121,11 +138,20 @@ class _Spread:
         return [row for [row] in self._machines.get(handles)]
 
 
-def _keys(part: NearDuplicates, bands: Sequence[int]) -> npt.NDArray[np.uint64]:
+def _banded(part: NearDuplicates, begin: int) -> pyarrow.Table:
+    """The keys of every row in all bands; rows are numbered from `begin`."""
     import numpy as np
+    import pyarrow as pa
 
     signatures = part.compared(0.0).signatures
-    return np.stack([band_keys(signatures, start, np.arange(len(signatures))) for start in bands])
+    own = np.arange(len(signatures))
+    keys = [band_keys(signatures, start, own) for start in STARTS]
+    columns = {
+        "band": np.repeat(np.arange(len(STARTS), dtype=np.int64), len(own)),
+        "key": np.concatenate(keys).view(np.int64),
+        "row": np.tile(own + begin, len(STARTS)),
+    }
+    return pa.table(columns)
 
 
 def _taken(part: NearDuplicates, numbers: Numbers) -> Piece:

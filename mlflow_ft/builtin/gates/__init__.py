@@ -121,6 +121,8 @@ def _guarded(candidacy: Candidacy, name: str, most: float, *, lower: bool) -> Ve
         return Verdict(subject=name, passed=False, found=reason, wanted=wanted)
     if champion and champion.digests.get(name) != candidate.digests.get(name):
         return Verdict(subject=name, passed=False, found=beats.other_rows(name, who), wanted=wanted)
+    if champion and champion.measured_by.get(name) != candidate.measured_by.get(name):
+        return Verdict(subject=name, passed=False, found=beats.other_measure(name, who), wanted=wanted)
     worse = ours - before if lower else before - ours
     return Verdict(
         subject=name,

@@ -29,6 +29,8 @@ class Rival:
     """Why it has no scores on these rows."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """The digests of rows that are not the held-out ones, by score."""
+    measured_by: Mapping[str, str] = field(default_factory=dict)
+    """What gave a score, where that may differ."""
 
 
 def beats_champion(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
@@ -44,6 +46,7 @@ def beats_champion(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
         name="the champion",
         unscored=champion.unscored,
         digests=champion.digests,
+        measured_by=champion.measured_by,
     )
     return compared(candidacy, rival, gates.beats_champion, gates)
 
@@ -54,7 +57,13 @@ def beats_base(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
     if champion is not None and not gates.beats_base.always:
         return [Verdict.abstain(f"version {champion.version} is the {candidacy.alias}: the one to beat instead")]
     name = f"its base {candidate.base}".rstrip()
-    rival = Rival(rows=candidate.base_rows, sort="base model", name=name, digests=candidate.digests)
+    rival = Rival(
+        rows=candidate.base_rows,
+        sort="base model",
+        name=name,
+        digests=candidate.digests,
+        measured_by=candidate.measured_by,
+    )
     return compared(candidacy, rival, gates.beats_base, gates)
 
 
@@ -112,6 +121,8 @@ def incomparable(candidate: Contender, rival: Rival, name: str) -> str:
         return f"the {'candidate' if ours is None else rival.sort} has no score {name!r} for each row"
     if candidate.digests.get(name) != rival.digests.get(name):
         return other_rows(name, rival.name)
+    if candidate.measured_by.get(name) != rival.measured_by.get(name):
+        return other_measure(name, rival.name)
     if len(ours) != len(theirs):
         return f"the candidate has {len(ours)} rows and the {rival.sort} {len(theirs)}"
     lost = sum(our is None and their is not None for our, their in zip(ours, theirs, strict=True))
@@ -121,6 +132,11 @@ def incomparable(candidate: Contender, rival: Rival, name: str) -> str:
 def other_rows(name: str, rival: str) -> str:
     """That a score of two models is on different rows."""
     return f"{name} of {rival} is on other rows, or was asked otherwise: evaluate both with the same settings"
+
+
+def other_measure(name: str, rival: str) -> str:
+    """That a score of two models was given by different judges."""
+    return f"{name} of {rival} was given by another judge, or by another rubric: have both judged by the same"
 
 
 # --- in words

@@ -35,10 +35,22 @@ Read = Iterator[tuple[int, Any]]
 """Line and columns of every row; a RowError in place of the columns of a row that cannot be read."""
 
 
-def read_file(file: Path, *, shown: str | None = None, inside: Sequence[str] = ()) -> Iterator[Row | Unreadable]:
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A part of a file with a row on each line: the lines that begin in it."""
+
+    begin: int
+    """In bytes; a line begins here."""
+    end: int
+
+
+def read_file(
+    file: Path, *, shown: str | None = None, inside: Sequence[str] = (), span: Span | None = None
+) -> Iterator[Row | Unreadable]:
     """Read a file by its suffix; `shown` is its name in messages.
 
-    For a .json file whose rows are in a list within an object, `inside` are the keys of that list.
+    For a .json file whose rows are in a list within an object, `inside` are the keys of that list. Of a file with a row
+    on each line, `span` is the part to read, whose first line then has the number 1.
 
     Raises:
         DataError: the file is missing, empty, of an unknown kind, or broken as a whole.
@@ -49,7 +61,7 @@ def read_file(file: Path, *, shown: str | None = None, inside: Sequence[str] = (
     try:
         if file.stat().st_size == 0:
             raise DataError(f"data file {name!r} is empty (0 bytes)", hint="add rows to it, or name another file")
-        for line, values in json_list.read_inside(file, inside) if inside else READERS[compressed.suffix(file)](file):
+        for line, values in _read(file, inside, span):
             whole += isinstance(values, dict)
             if isinstance(values, RowError):
                 yield Unreadable(file=name, line=line, reason=str(values))
@@ -64,6 +76,44 @@ def read_file(file: Path, *, shown: str | None = None, inside: Sequence[str] = (
         raise DataError(f"{place}: {error.reason}{before}", hint=error.hint) from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _read(file: Path, inside: Sequence[str], span: Span | None) -> Read:
+    if span is not None:
+        return _text_lines(file, span) if compressed.suffix(file) == ".txt" else _each_line(file, span)
+    return json_list.read_inside(file, inside) if inside else READERS[compressed.suffix(file)](file)
+
+
+def spans(file: Path, size: int) -> list[Span]:
+    """The file in parts of at least so many bytes; [] if it has to be read from its beginning to its end.
+
+    It can be read in parts if it has a row on each line, and is not compressed.
+    """
+    suffix, length = compressed.suffix(file), file.stat().st_size
+    lists: Mapping[str, Callable[[Path], bool | None]] = {
+        ".jsonl": _list_in_lines,
+        ".ndjson": _list_in_lines,
+        ".json": _list_in_file,
+        ".txt": lambda _: None,
+    }
+    try:
+        if suffix != file.suffix.lower() or suffix not in lists or length <= size or lists[suffix](file) is not None:
+            return []
+    except BrokenFile:  # told when the file is read
+        return []
+    begins = [0]
+    with compressed.text(file) as stream:
+        while begins[-1] + size < length:
+            stream.seek(begins[-1] + size - 1)
+            stream.readline()
+            begins.append(stream.tell())
+    ends = [*begins[1:], length]
+    return [Span(begin=begin, end=end) for begin, end in zip(begins, ends, strict=True) if begin < end]
+
+
+def lines_in(file: Path, span: Span) -> int:
+    """How many lines begin in a part of a file."""
+    return sum(1 for _ in _lines(file, span))
 
 
 def _named(value: Any) -> str:
@@ -115,13 +165,15 @@ def has_lines(file: Path) -> bool:
     return is_list if compressed.suffix(file) != ".json" and is_list else bool(second.strip()) and not is_list
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str | RowError]]:
+def _lines(file: Path, span: Span | None = None) -> Iterator[tuple[int, str | RowError]]:
     """Every line as text, with its number; only a newline ends a line."""
     with compressed.text(file) as stream:
         number = 0
-        while raw := stream.readline(parsing.MAX_ROW_BYTES + 1):
+        if span is not None:
+            stream.seek(span.begin)
+        while (span is None or stream.tell() < span.end) and (raw := stream.readline(parsing.MAX_ROW_BYTES + 1)):
             number += 1
-            if number == 1:
+            if number == 1 and not (span and span.begin):
                 raw = raw.removeprefix(UTF_8_MARK)
             if len(raw) > parsing.MAX_ROW_BYTES:
                 yield number, RowError(NO_ROW.format(size=parsing.MAX_ROW_BYTES))
@@ -140,17 +192,22 @@ def _skip_line(stream: io.BufferedReader, raw: bytes) -> None:
 
 def _json_lines(file: Path) -> Read:
     """JSON lines; or, under the same suffix, a list or objects that span several lines."""
+    brackets = _list_in_lines(file)
+    yield from _each_line(file) if brackets is None else json_list.read(file, brackets=brackets)
+
+
+def _list_in_lines(file: Path) -> bool | None:
+    """Whether a file of this suffix is a list in brackets, or objects without them; None if each line is a value."""
     with compressed.text(file) as stream:
         start, following = _first_line(stream), _first_line(stream)
     letter = start.lstrip()[:1]
     if letter and letter in "[{" and _is_open(start) and not isinstance(parse(following), dict):
-        yield from json_list.read(file, brackets=letter == "[")
-    else:
-        yield from _each_line(file)
+        return letter == "["
+    return None
 
 
-def _each_line(file: Path) -> Read:
-    for number, line in _lines(file):
+def _each_line(file: Path, span: Span | None = None) -> Read:
+    for number, line in _lines(file, span):
         if isinstance(line, RowError):
             yield number, line
         elif line.strip():
@@ -159,15 +216,18 @@ def _each_line(file: Path) -> Read:
 
 def _json_file(file: Path) -> Read:
     """A list of objects, JSON lines in a .json file, as many data sets have them, or consecutive objects."""
+    brackets = _list_in_file(file)
+    yield from _each_line(file) if brackets is None else json_list.read(file, brackets=brackets)
+
+
+def _list_in_file(file: Path) -> bool | None:
+    """As `_list_in_lines`."""
     with compressed.text(file) as stream:
         start = _first_line(stream)
     letter = start.lstrip()[:1]
     if letter == "[":
-        yield from json_list.read(file)
-    elif letter == "{" and _goes_on(start):
-        yield from json_list.read(file, brackets=False)
-    else:
-        yield from _each_line(file)
+        return True
+    return False if letter == "{" and _goes_on(start) else None
 
 
 def _first_line(stream: io.BufferedReader) -> str:
@@ -200,8 +260,8 @@ def _is_open(line: str) -> bool:
     return False
 
 
-def _text_lines(file: Path) -> Read:
-    for number, line in _lines(file):
+def _text_lines(file: Path, span: Span | None = None) -> Read:
+    for number, line in _lines(file, span):
         if isinstance(line, RowError):
             yield number, line
         elif line.strip():

@@ -155,5 +155,5 @@ class DueCallback(TrainerCallback):
         self.stopping, due = ranks.any_of(self._job.run.stopping, due)
         if self.stopping:
             control.should_training_stop = True
-        if (self.stopping or due) and not self._job.config.launch.keeps_own_state:
+        if self.stopping or due:
             control.should_save = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlflow_ft.engine import generators, ranks
 from mlflow_ft.engine.checkpoints import tree
 from mlflow_ft.engine.checkpoints.order import Order
-from mlflow_ft.engine.launching import shards
+from mlflow_ft.engine.launching import shards, zero
 from mlflow_ft.errors import ModelError
 
 BUFFER = "_buffered_inputs"
@@ -47,12 +47,12 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 
 def frozen_digest(trainer: Any) -> str:
     """sha256 over the names and bytes of all weights that training does not change."""
-    shards.settle(trainer.model)
+    shards.settle(trainer.model_wrapped)
     total, changed = hashlib.sha256(), weights(trainer)
     for name, weight in trainer.model.named_parameters():
         if name not in changed:
             total.update(name.encode())
-            total.update(tree.bits(shards.whole(weight.data)).numpy().data)
+            total.update(tree.bits(shards.whole_weight(weight)).numpy().data)
     return total.hexdigest()
 
 
@@ -70,12 +70,12 @@ def collect(trainer: Any, order: Order) -> dict[str, Any]:
     With several processes, which hold the same weights, rank 0's includes what the others have of their own (`OTHERS`).
     """
     scaler = getattr(trainer.accelerator, "scaler", None)
-    shards.settle(trainer.model)
+    shards.settle(trainer.model_wrapped)
     own = _own(trainer, order)
     others = ranks.gather(own)[1:]
     return {
-        "weights": {name: shards.whole(weight.detach()) for name, weight in weights(trainer).items()},
-        "optimizer": shards.whole(trainer.optimizer.state_dict()),
+        "weights": {name: shards.whole_weight(weight) for name, weight in weights(trainer).items()},
+        "optimizer": shards.optimizer_state(trainer.optimizer),
         "scheduler": trainer.lr_scheduler.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else {},
         **own,
@@ -120,7 +120,7 @@ def restore(trainer: Any, parts: Mapping[str, Any]) -> None:
     """
     restore_weights(weights(trainer), parts["weights"])
     if parts["optimizer"]:
-        trainer.optimizer.load_state_dict(shards.optimizer_state(trainer.optimizer, parts["optimizer"]))
+        shards.restore_optimizer(trainer.optimizer, parts["optimizer"])
     elif trainer.state.global_step < trainer.state.max_steps:
         raise ModelError(
             "the checkpoint of the last step has no optimizer, so a longer training cannot continue from it",
@@ -139,14 +139,14 @@ def restore_weights(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> 
         ModelError: other weights train now.
     """
     other = sorted(live.keys() ^ saved.keys())
-    other += [name for name in live if name in saved and live[name].shape != saved[name].shape]
+    other += [name for name in live if name in saved and zero.shape(live[name]) != saved[name].shape]
     if other:
         raise ModelError(
             f"the checkpoint belongs to another model or adapter: {len(other)} weights differ, such as {other[0]}",
             hint="resume with the base model and the adapter settings of the run",
         )
     for name, weight in live.items():
-        weight.copy_(shards.like(saved[name], weight))
+        shards.put_weight(weight, saved[name])
 
 
 def restore_rest(trainer: Any, parts: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from mlflow_ft.engine.checkpoints import folder, of_trainer
 from mlflow_ft.engine.checkpoints.comparison import Comparison
 from mlflow_ft.engine.checkpoints.keeper import DueCallback, Keeper
 from mlflow_ft.engine.checkpoints.order import Order, digest
+from mlflow_ft.engine.launching import zero
 from mlflow_ft.values import Job
 
 STATE_FILE = "trainer_state.json"
@@ -77,7 +78,8 @@ class Resumable:
             if self._processes != ranks.size():
                 self._job.progress.warn(self._other_processes())
         try:
-            result = self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
+            with zero.training():
+                result = self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
         except AlreadyTrainedError:
             return self._without_steps()
         except StoppedAfterSavingError:

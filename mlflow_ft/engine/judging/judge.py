@@ -79,12 +79,24 @@ def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
 
 
 class JudgedModel:
-    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, on first access."""
+    """What evaluators see (`mlflow_ft.job.Subject`): losses and answers are computed once, on first access.
 
-    def __init__(self, *, name: Literal["base", "tuned"], module: Any, job: Job, data: Data) -> None:
+    `base_answers` is shared by base and tuned model: by the digest of the rows, what the base answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: Literal["base", "tuned"],
+        module: Any,
+        job: Job,
+        data: Data,
+        base_answers: dict[str, Sequence[Answer]] | None = None,
+    ) -> None:
         self.name = name
         self.data = data
         self.config = job.config
+        self._base_answers = {} if base_answers is None else base_answers
         self._module = module
         self._job = job
         self._scores = job.task == "score"
@@ -106,9 +118,16 @@ class JudgedModel:
         """Output to the terminal."""
         return self._job.progress
 
+    @property
+    def base_answers(self) -> Sequence[Answer]:
+        """The base model's answers to the same prompts; empty where they are not known."""
+        return self.answers if self.name == "base" else self._base_answers.get(self.data.eval.digest, ())
+
     def over(self, data: Data) -> JudgedModel:
         """The same model on other held-out rows."""
-        return JudgedModel(name=self.name, module=self._module, job=self._job, data=data)
+        return JudgedModel(
+            name=self.name, module=self._module, job=self._job, data=data, base_answers=self._base_answers
+        )
 
     def release(self) -> None:
         """Release the model; results computed so far remain available."""
@@ -159,7 +178,10 @@ class JudgedModel:
         settings = self._job.config.evaluation
         examples = list(itertools.islice(filter(answerable, self.data.eval.examples), settings.max_rows))
         with self._job.progress.bar(f"answers of {self.name}", total=len(ranks.mine(examples)), unit="rows") as bar:
-            return self._over_ranks(ANSWERS, examples, bar)
+            answered = self._over_ranks(ANSWERS, examples, bar)
+        if self.name == "base":
+            self._base_answers[self.data.eval.digest] = answered
+        return answered
 
     def _over_ranks(self, work: str, rows: Sequence[Any], bar: Bar | None = None) -> list[Any]:
         """What is computed of each row, by all processes together."""
@@ -249,7 +271,8 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
     start = trained.base.start
     if start:
         base = loading.with_adapter(base, start)
-    first = JudgedModel(name="base", module=base, job=job, data=data)
+    known: dict[str, Sequence[Answer]] = {}
+    first = JudgedModel(name="base", module=base, job=job, data=data, base_answers=known)
     yield first
     ranks.call(NEXT)
     if trained.adapter is None or start:
@@ -258,7 +281,7 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
         tuned: Any = loading.load_trained(job, data, trained)
     else:
         tuned = loading.with_adapter(base, trained.adapter)
-    yield JudgedModel(name="tuned", module=tuned, job=job, data=data)
+    yield JudgedModel(name="tuned", module=tuned, job=job, data=data, base_answers=known)
     ranks.call(NEXT)
 
 

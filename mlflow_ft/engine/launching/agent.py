@@ -43,6 +43,8 @@ def main() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the job reports its own errors
     threading.Thread(target=watch, args=(int(parent),), daemon=True).start()
     namespace = strategy.parsed([*arguments, "-m", "mlflow_ft.launched", file])
+    # accelerate sets it for its other launchers only
+    os.environ.setdefault("OMP_NUM_THREADS", str(namespace.num_cpu_threads_per_process))
     starting = launch.deepspeed_launcher if namespace.use_deepspeed else launch.multi_gpu_launcher
     try:
         starting(namespace)

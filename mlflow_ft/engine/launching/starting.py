@@ -100,23 +100,7 @@ def refused(config: Config) -> str | None:
             f"{number // machines} processes on this machine, which has {gpus} GPUs: each process needs its own; "
             f"use --launch.num_processes {gpus * machines}"
         )
-    if settings.strategy.startswith("deepspeed"):
-        return without_deepspeed(settings)
     return taken(settings)
-
-
-def without_deepspeed(settings: LaunchSection) -> str | None:
-    """Why DeepSpeed cannot be used; None if it can."""
-    from importlib.util import find_spec
-
-    file = strategy.deepspeed_file(settings)
-    if not file.is_file():
-        return f"launch.deepspeed_config: there is no file {file}"
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return f"launch.deepspeed_config: {file} is not JSON: {error}"
-    return None if find_spec("deepspeed") else "DeepSpeed is not installed: pip install deepspeed"
 
 
 def taken(settings: LaunchSection) -> str | None:

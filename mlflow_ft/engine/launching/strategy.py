@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Mapping, MutableMapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from mlflow_ft.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 """Has the shipped configuration of DeepSpeed for each of its strategies."""
-DDP_ONLY = ("ppo", "grpo", "rloo", "reward")
-"""Methods that generate while they train, or train a head of their own."""
+DDP_ONLY = ("ppo", "grpo", "rloo")
+"""Methods that generate while they train."""
 FSDP = (
     "--use_fsdp",
     "--fsdp_version=2",
@@ -89,15 +91,25 @@ def variables(settings: LaunchSection) -> Mapping[str, str]:
 
 
 def refused(config: Config, *, learned_prompt: bool) -> str | None:
-    """Why a strategy cannot train this model, and a remedy; None if it can."""
-    strategy = config.launch.strategy
-    if strategy.startswith("deepspeed") and not torch.cuda.is_available():
-        return f"{strategy} needs GPUs; use --launch.strategy ddp or fsdp"
-    return misfit(config, learned_prompt=learned_prompt)
+    """Why a strategy cannot train this model here, and a remedy; None if it can."""
+    reason = misfit(config, learned_prompt=learned_prompt)
+    return reason or (without_deepspeed(config.launch) if config.launch.own_engine else None)
+
+
+def without_deepspeed(settings: LaunchSection) -> str | None:
+    """Why DeepSpeed cannot be used; None if it can."""
+    file = deepspeed_file(settings)
+    if not file.is_file():
+        return f"launch.deepspeed_config: there is no file {file}"
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"launch.deepspeed_config: {file} is not JSON: {error}"
+    return None if find_spec("deepspeed") else "DeepSpeed is not installed: pip install 'mlflow-ft[deepspeed]'"
 
 
 def misfit(config: Config, *, learned_prompt: bool) -> str | None:
-    """As `refused`, on any machine that has GPUs."""
+    """Why a strategy cannot train this model on any machine, and a remedy; None if it can."""
     strategy, quantize = config.launch.strategy, config.model.quantize
     if strategy == "ddp":
         return None
@@ -117,15 +129,19 @@ def misfit(config: Config, *, learned_prompt: bool) -> str | None:
 
 
 def on_cpus(settings: LaunchSection) -> None:
-    """Let accelerate shard on CPUs too, to try fsdp without GPUs: torch can, accelerate asks for GPUs.
+    """Let accelerate spread weights on CPUs too, to try it without GPUs: torch and DeepSpeed can, it asks for GPUs.
 
     Called between the trainer's arguments, which set up accelerate's state, and the trainer.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    if settings.strategy == "fsdp" and ranks.size() > 1 and not torch.cuda.is_available():
+    if ranks.size() == 1 or torch.cuda.is_available():
+        return
+    if settings.strategy == "fsdp":
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    elif settings.own_engine:
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
 
 
 def check(config: Config, accelerator: Any) -> None:

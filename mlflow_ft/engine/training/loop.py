@@ -16,7 +16,7 @@ from mlflow_ft.engine import hardware, options, ranks
 from mlflow_ft.engine.checkpoints import resuming
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
-from mlflow_ft.engine.launching import strategy
+from mlflow_ft.engine.launching import shards, strategy, zero
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
@@ -80,6 +80,7 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
     more = options.typed(job.config.objective.options, kind, section="objective", ours=ours)
     arguments: ArgumentsT = options.made(kind, ours | more, section="objective")
     strategy.on_cpus(job.config.launch)
+    zero.forget()  # until the trainer is made, which sets it again: a reference model is loaded whole
     return arguments
 
 
@@ -121,12 +122,14 @@ def run(
             if fused is not None:
                 checks.append(fused_head.proof(job, data, temperature=fused))
             trainer.add_callback(NeighboursCallback(*checks))
-            trainer.add_callback(LongestBatchCallback(job, trainer, longest))
+            if not job.config.launch.own_engine:  # a backward pass there is a step
+                trainer.add_callback(LongestBatchCallback(job, trainer, longest))
         routers.settle(trainer, model.module, job.progress, fused=fused is not None)
         trainer.remove_callback(PrinterCallback)  # stdout is for programs
         loading.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         steps, loss = resuming.train(trainer, job)
-        if job.config.launch.sharded and not math.isnan(loss):
+        zero.forget()
+        if (job.config.launch.sharded or job.config.launch.own_engine) and not math.isnan(loss):
             model = _gathered(trainer, job, data, model)
     return keep(job, data, model, steps=steps, loss=loss)
 
@@ -140,14 +143,11 @@ def callbacks(
         callbacks += [] if job.config.launch.sharded else [SamplesCallback(job, data, bars, judges=judges)]
         callbacks += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
         callbacks[:0] = reporting(job, data, bars)
-    callbacks += [] if job.config.launch.sharded else [GradientCallback(zero_is_right=bool(judges))]
+    if not (job.config.launch.sharded or job.config.launch.own_engine):
+        callbacks += [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
         callbacks += [AllocateCallback(job)]
-    for name, more in job.plugins.ask("training_callbacks", job=job):
-        if not isinstance(more, (list, tuple)) or not all(isinstance(one, TrainerCallback) for one in more):
-            raise job.plugins.fault(name, f"training_callbacks returned {more!r}, not a list of TrainerCallback")
-        callbacks.extend(more)
-    return callbacks
+    return [*callbacks, *of_plugins(job)]
 
 
 def reporting(job: Job, data: Data, bars: ExitStack) -> list[TrainerCallback]:
@@ -158,6 +158,20 @@ def reporting(job: Job, data: Data, bars: ExitStack) -> list[TrainerCallback]:
         *other_trackers.callbacks(job, bars),
         *([HeldOutLossCallback(job.watch_loss)] if job.watch_loss else []),
     ]
+
+
+def of_plugins(job: Job) -> list[TrainerCallback]:
+    """The callbacks of plugins.
+
+    Raises:
+        PluginError: a plugin returned something else.
+    """
+    callbacks: list[TrainerCallback] = []
+    for name, more in job.plugins.ask("training_callbacks", job=job):
+        if not isinstance(more, (list, tuple)) or not all(isinstance(one, TrainerCallback) for one in more):
+            raise job.plugins.fault(name, f"training_callbacks returned {more!r}, not a list of TrainerCallback")
+        callbacks.extend(more)
+    return callbacks
 
 
 @contextmanager
@@ -186,11 +200,17 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
 
 def _gathered(trainer: Any, job: Job, data: Data, model: Model) -> Model:
     """The trained model as a whole, in rank 0; its weights were spread over all processes."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if job.config.launch.own_engine:  # which casts weights to the type it computes in: the exact ones are its own
+        trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+        state = {name: shards.whole_weight(weight).cpu() for name, weight in trained.items()}
+    else:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not ranks.leads():
         return model
     whole = trainable.prepare(job, data, model.base)
-    whole.module.load_state_dict(state)
+    missing, unknown = whole.module.load_state_dict(state, strict=False)
+    if unknown or (missing and not job.config.launch.own_engine):
+        raise RuntimeError(f"the trained weights do not fit the model: {[*unknown, *missing][:3]}")
     return whole
 
 

@@ -18,7 +18,7 @@ from mlflow_ft.engine.loss import OF_ROWS, full_token_loss, suited
 from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.row_isolation import Batch, Check, Row, Seen, see_each_other
 from mlflow_ft.engine.tokens.masking import IGNORED
-from mlflow_ft.engine.training import loop
+from mlflow_ft.engine.training import even_batches, loop
 from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Trained
@@ -71,6 +71,7 @@ class LabelledTokensTrainer(SFTTrainer):
         length = (
             inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["labels"].numel())
         )
+        length = length * (even_batches.STANDS_IN not in inputs)
         self._total_train_tokens += int(self.accelerator.gather(length.to(loss.device)).sum())
         metrics["num_tokens"] = [self._total_train_tokens]
         return (loss, None) if return_outputs else loss

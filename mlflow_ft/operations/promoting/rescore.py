@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Encoded
 from mlflow_ft.stages import evaluate, init_from
-from mlflow_ft.values import BaseModel, Data, Score
+from mlflow_ft.values import Answer, BaseModel, Data, Score
 
 if TYPE_CHECKING:
     from mlflow_ft.tracking import Store
@@ -33,9 +33,12 @@ REWARD = "reward/"
 
 
 def needed(candidate: Contender, champion: Contender, gates: Gates) -> bool:
-    """Whether a gate compares the two, and their scores are on different rows."""
+    """Whether a gate compares the two, and their scores are on different rows, or from different judges."""
     own = set(candidate.digests)
     guarded = [name for name in gates.max_regression if candidate.score(name) is not None and name not in own]
+    compared = [*guarded, *(gates.beats_champion.metrics if gates.beats_champion else ())]
+    if any(candidate.measured_by.get(name) != champion.measured_by.get(name) for name in compared):
+        return True
     others = {name.partition("/")[0] for name in guarded} & set(candidate.guards)
     if any(candidate.guards[name] != champion.guards.get(name) for name in others):
         return True
@@ -66,16 +69,27 @@ def champion(pair: Pair, *, plugins: Plugins, progress: Progress) -> tuple[Conte
     subject = f"the champion (version {champion.version})"
     try:
         with clock.held(moment_of(pair.store, candidate)):
-            scores, rows = _scores(pair, plugins=plugins, progress=progress)
+            scores, rows, answers = _scores(pair, plugins=plugins, progress=progress)
     except FineTuneError as error:
         reason = f"{subject} has no scores on these rows and could not be scored on them: {error.message}"
-        return replace(champion, rows=_own(champion), metrics=_others(champion), unscored=reason), reason
+        unscored = replace(champion, rows=_own(champion), metrics=_others(champion), answers=(), unscored=reason)
+        return unscored, reason
     metrics = _others(champion) | evaluate.as_metrics("tuned", scores)
     rows |= _own(champion)
-    note = f"{subject} had no scores on these rows: it was loaded and scored on them"
+    same_rows = champion.rows and champion.eval_digest == candidate.eval_digest
+    lacking = "scores by the same judge" if same_rows else "scores on these rows"
+    note = f"{subject} had no {lacking}: it was loaded and scored on them"
     if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
         note += "; its rewards are unknown, because their code is not run again (hold out the same rows for both)"
-    return replace(champion, rows=rows, metrics=metrics, eval_digest=candidate.eval_digest), note
+    rescored = replace(
+        champion,
+        rows=rows,
+        metrics=metrics,
+        answers=answers,
+        measured_by={score.name: score.measured_by for score in scores if score.measured_by},
+        eval_digest=candidate.eval_digest,
+    )
+    return rescored, note
 
 
 def _others(champion: Contender) -> dict[str, float]:
@@ -95,8 +109,8 @@ def _own(champion: Contender) -> dict[str, tuple[float | None, ...]]:
 
 def _scores(
     pair: Pair, *, plugins: Plugins, progress: Progress
-) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]]]:
-    """The scores, and for each the row values as a version's run records them."""
+) -> tuple[Sequence[Score], dict[str, tuple[float | None, ...]], tuple[Mapping[str, str], ...]]:
+    """The scores, for each the row values as a version's run records them, and the answers."""
     from mlflow_ft.engine.judging import judge
     from mlflow_ft.engine.models import loading
 
@@ -124,10 +138,27 @@ def _scores(
             folder=Path(folder),
             progress=progress,
         )
-        subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs)
+        known: dict[str, Sequence[Answer]] = {}
+        subject = judge.JudgedModel(name="tuned", module=module, job=job, data=theirs, base_answers=known)
+        known[theirs.eval.digest] = answers_of_base(pair.candidate, subject.answers)
         scores: Sequence[Score] = evaluate.of_champion(job, theirs, subject)
     scores = [score for score in scores if same_tokens or not score.name.endswith(BY_TOKEN)]
-    return scores, {score.name: evaluate.by_conversation(score, theirs, config) for score in scores if score.rows}
+    rows = {score.name: evaluate.by_conversation(score, theirs, config) for score in scores if score.rows}
+    return scores, rows, kept_answers(subject.answers)
+
+
+def kept_answers(answers: Sequence[Answer]) -> tuple[Mapping[str, str], ...]:
+    """Answers in the form in which a run keeps them."""
+    return tuple(
+        {"prompt": answer.asked, "expected": answer.expected, "base": "", "tuned": answer.text} for answer in answers
+    )
+
+
+def answers_of_base(candidate: Contender, answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """What the candidate's base model answered to the same prompts; nothing if its run did not keep that."""
+    if [row["prompt"] for row in candidate.answers] != [answer.asked for answer in answers]:
+        return ()
+    return tuple(replace(answer, text=row["base"]) for answer, row in zip(answers, candidate.answers, strict=True))
 
 
 def moment_of(store: Store, contender: Contender) -> datetime:

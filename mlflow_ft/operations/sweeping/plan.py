@@ -30,7 +30,8 @@ class Plan:
     space: Space
     objective: Objective
     budget: Budget
-    workers: int
+    workers: int | None
+    """Trials at once; None leaves it to the launcher."""
     seed: int
     rank: int
     """The adapter's rank where the space does not vary it."""
@@ -38,6 +39,9 @@ class Plan:
     """Why no trial is pruned; "" if trials are."""
     keep_weights: bool = False
     """Keep the weights of every trial, not only of the best one."""
+    cpus: float | None = None
+    gpus: float | None = None
+    """What each trial takes; None leaves it to the launcher."""
 
     @property
     def grid(self) -> int | None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError, FineTuneError, RefusedError, StoppedError, TrackingError, UndeliveredError
 from mlflow_ft.operations import changes, what_next
-from mlflow_ft.operations.sweeping import processes, report
+from mlflow_ft.operations.sweeping import report
 from mlflow_ft.operations.sweeping.plan import PLAN_FILE, Plan, key, read_plan
 from mlflow_ft.operations.sweeping.study import Study
 from mlflow_ft.operations.sweeping.work import Work
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
+from mlflow_ft.values import Places
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -47,9 +48,9 @@ def run(
     config: Config,
     plugins: Plugins,
     *,
+    places: Places,
     progress: Progress,
     accept_changes: bool = False,
-    start: processes.Start = processes.start,
     environ: MutableMapping[str, str] = os.environ,
 ) -> SweepOutcome:
     """Run all trials, or the rest of them if the run that MLFLOW_RUN_ID names began the sweep, and register the best.
@@ -72,7 +73,7 @@ def run(
         study = Study(file, active.run_id, plan=plan)
         _record(active, plan, config, plugins, file)
         active.begin("trials")
-        work = Work(active, study, file, progress, start=start, environ=environ, accept_changes=accept_changes)
+        work = Work(active, study, file, progress, places=places, environ=environ, accept_changes=accept_changes)
         try:
             with active.deferring_stop():
                 work.run_trials()

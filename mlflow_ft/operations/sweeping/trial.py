@@ -42,14 +42,16 @@ class Trial:
     ) -> Iterator[tuple[Job, datetime | None]]:
         """The job in its run, from its last checkpoint if it was interrupted, and the time of its templates."""
         from mlflow_ft import tracking
-        from mlflow_ft.tracking import unfinished
+        from mlflow_ft.tracking import trials, unfinished
 
         own = config.run.model_copy(update={"name": self._drawn.name})
-        config = config.model_copy(update={"run": own})
+        alone = config.launch.model_copy(update={"launcher": "local"})  # whoever started it, it is one process
+        config = config.model_copy(update={"run": own, "launch": alone})
         earlier = None
         with preflight.reporting_to_run():
-            run = unfinished.find_run(os.environ["MLFLOW_RUN_ID"])
+            run = trials.settled(unfinished.find_run(os.environ["MLFLOW_RUN_ID"]))
             if tracking.Store.connect().read(run.info.run_id, "config.yaml"):
+                run = trials.closed(run.info.run_id, "its process is gone")
                 earlier = interrupted.find(run, plugins, registry, progress, accept=accept_changes, of_sweep=True)
                 config = earlier.config
             begun = run.info.run_id if earlier else None

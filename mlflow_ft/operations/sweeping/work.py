@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError, RefusedError, StoppedError, UndeliveredError
-from mlflow_ft.operations.sweeping import processes, report
+from mlflow_ft.operations.sweeping import report
 from mlflow_ft.operations.sweeping import study as studies
-from mlflow_ft.operations.sweeping.processes import Process
 from mlflow_ft.operations.sweeping.study import Drawn, Ended, Study
 from mlflow_ft.progress import Progress
+from mlflow_ft.values import Places, Process
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
 
 POLL_SECONDS = 0.2
+STOP = signal.SIGTERM
+"""Ends a trial after its current step, with a checkpoint."""
 GIVE_UP = 3
 """If so many trials fail one after the other, the sweep ends: the cause is not in their values."""
 KINDS: Mapping[int, type[FineTuneError]] = {kind.exit_code: kind for kind in (RefusedError, UndeliveredError)}
@@ -50,15 +53,16 @@ class Work:
         file: Path,
         progress: Progress,
         *,
-        start: processes.Start,
+        places: Places,
         environ: Mapping[str, str],
         accept_changes: bool,
     ) -> None:
         self._active, self._study, self._file, self._progress = active, study, file, progress
-        self._start_process, self._environ = start, environ
+        self._start_process, self._environ = places.start, environ
         self._changes = ["--accept-changes"] if accept_changes else []
         self._plan = study.plan
-        self._free = processes.devices(self._plan.workers)
+        self._free = [dict(share) for share in places.shares]
+        self._several = len(self._free) > 1
         self._running: list[Running] = []
         self._open: list[Drawn] = []
         self._runs: dict[int, Run] = {}
@@ -128,7 +132,7 @@ class Work:
         self._study.note(drawn.number, studies.RUN, run_id)
         device = self._free.pop(0)
         arguments = ["trial", str(self._file), self._active.run_id, str(drawn.number), *self._changes]
-        quiet = ["--quiet"] if self._progress.quiet or self._plan.workers > 1 else []
+        quiet = ["--quiet"] if self._progress.quiet or self._several else []
         values = ", ".join(f"{name} {report.shown(value)}" for name, value in drawn.values.items())
         self._progress.say(f"{'continues' if before else 'begins'} {drawn.name}: {values}")
         process = self._start(run_id, [*arguments, *quiet], device)
@@ -146,7 +150,7 @@ class Work:
         """Ask the trials to stop after their step, once; they continue when the sweep does."""
         if not self._stopped:
             for running in self._running:
-                running.process.send_signal(processes.STOP)
+                running.process.send_signal(STOP)
         self._stopped = self._stopped or bool(self._running)
 
     # --- how they end
@@ -236,7 +240,7 @@ class Work:
                 while process.poll() is None:
                     time.sleep(POLL_SECONDS)
                     if self._active.stopping and not self._stopped:
-                        process.send_signal(processes.STOP)
+                        process.send_signal(STOP)
                         self._stopped = True
             self._check_registered(process.poll() or 0, unfinished.find_run(run_id))
             versions = self._versions(run_id)

@@ -10,14 +10,26 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError
-from mlflow_ft.records import Adapter, Check, DataFormat, Evaluator, Gate, Launcher, PlanRule, Record, Reward, Trainer
+from mlflow_ft.records import (
+    Adapter,
+    Check,
+    DataFormat,
+    Evaluator,
+    Gate,
+    GuardSet,
+    Launcher,
+    PlanRule,
+    Record,
+    Reward,
+    Trainer,
+)
 from mlflow_ft.rows import Example
 from mlflow_ft.testing.contract.loading import Loaded
 
 if TYPE_CHECKING:
     from mlflow_ft.config import Config
 
-NAME = r"[a-z0-9]+([._/-][a-z0-9]+)*"
+NAME = r"[a-z0-9]+([._:/-][a-z0-9]+)*"
 LONGEST_SUMMARY = 160
 ROLES = ("system", "developer", "user", "assistant", "tool")
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -51,6 +63,9 @@ def check_fields(plugin: Loaded) -> None:
         assert len(forms) == 1, f"check {checked.name}: one of inspect, collect and compare is needed, not {len(forms)}"
     for evaluator in plugin.records(Evaluator):
         check_names(f"evaluator {evaluator.name}: scores", evaluator.scores)
+        check_reason(f"evaluator {evaluator.name}: refuses", evaluator.refuses(resolved("lora")))
+    for guard in plugin.records(GuardSet):
+        assert guard.path.exists(), f"guard set {guard.name}: there is no {guard.path}"
     for gate in plugin.records(Gate):
         check_names(f"gate {gate.name}: options", gate.options)
 

@@ -51,7 +51,7 @@ def has_rules(data: Data) -> bool:
 @hookimpl
 def register_guards() -> list[GuardSet]:
     single = [
-        GuardSet(name=f"builtin:{name}", summary=summary, path=ROWS / f"{name}.jsonl", licence=LICENCE)
+        GuardSet(name=f"builtin/{name}", summary=summary, path=ROWS / f"{name}.jsonl", licence=LICENCE)
         for name, summary in SETS.items()
     ]
     return [GuardSet(name="builtin", summary=f"all of: {', '.join(SETS)}", path=ROWS, licence=LICENCE), *single]

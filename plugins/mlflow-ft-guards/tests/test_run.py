@@ -14,7 +14,7 @@ from mlflow_ft.testing import write_jsonl
 
 
 def test_a_run_scores_all_sets_by_name(fine_tune: Callable[..., Any], tiny_model: Path, tiny_rows: Path) -> None:
-    own = {"evaluation.guards": "general=builtin,sums=builtin:arithmetic", "evaluation.max_rows": 200}
+    own = {"evaluation.guards": "general=builtin,sums=builtin/arithmetic", "evaluation.max_rows": 200}
     outcome = fine_tune("lora", model=tiny_model, data=tiny_rows, **own)
     client = MlflowClient()
     metrics = client.get_run(outcome.run_id).data.metrics
@@ -46,6 +46,6 @@ def test_rules_of_your_own_rows_are_checked_too(
 def test_a_misspelt_set_is_refused_with_the_nearest(
     fine_tune: Callable[..., Any], tiny_rows: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="there is no guard set 'builtin:jsn'") as refused:
-        fine_tune("lora", model=tmp_path / "none", data=tiny_rows, **{"evaluation.guards": "a=builtin:jsn"})
-    assert "did you mean builtin:json?" in str(refused.value)
+    with pytest.raises(ConfigError, match="there is no guard set 'builtin/jsn'") as refused:
+        fine_tune("lora", model=tmp_path / "none", data=tiny_rows, **{"evaluation.guards": "a=builtin/jsn"})
+    assert "did you mean builtin/json?" in str(refused.value)

@@ -104,5 +104,5 @@ def test_there_are_three_languages_besides_english() -> None:
     assert {"de", "fr", "es"} < set(FUNCTION_WORDS)
 
 
-def test_contract(plugin_contract: Callable[[Any], None]) -> None:
-    plugin_contract(mlflow_ft_guards)
+def test_contract(plugin_contract: Callable[..., None]) -> None:
+    plugin_contract(mlflow_ft_guards, without={"evaluators": "it scores rows with rules only: test_run.py"})

@@ -107,8 +107,8 @@ def test_a_number_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
         LmEvalOptions(**wrong)
 
 
-def test_contract(plugin_contract: Callable[[Any], None]) -> None:
-    plugin_contract(mlflow_ft_lm_eval)
+def test_contract(plugin_contract: Callable[..., None], task_files: list[str]) -> None:
+    plugin_contract(mlflow_ft_lm_eval, settings={"plugins.lm-eval.tasks": ",".join(task_files)})
 
 
 def test_a_misspelt_option_is_refused_before_anything(fine_tune: Callable[..., Any], tmp_path: Path) -> None:

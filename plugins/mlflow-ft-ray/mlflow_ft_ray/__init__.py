@@ -1,6 +1,8 @@
-"""Ray: the processes of a training on a cluster, started again from the last checkpoint when a machine is lost.
+"""Ray: trainings and sweeps on a cluster, started again from the last checkpoint when a machine is lost; data checks.
 
 mlflow-ft train lora --model MODEL --data rows.jsonl --launch.launcher ray --launch.num_processes 8
+mlflow-ft sweep lora --model MODEL --data rows.jsonl --launch.launcher ray --gpus-per-trial 0.5
+mlflow-ft prepare --model MODEL --data rows.jsonl --data.engine ray
 """
 
 from __future__ import annotations
@@ -9,12 +11,12 @@ import importlib.util
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from mlflow_ft import Engine, Launcher, hookimpl
+from mlflow_ft import ConfigError, Engine, Launcher, hookimpl
 
 if TYPE_CHECKING:
-    from mlflow_ft import Config, Launch, Machines
+    from mlflow_ft import Config, Launch, Machines, Places, Trials
 
-NOT_INSTALLED = "Ray is not installed: pip install 'ray[train,tune]'"
+NOT_INSTALLED = "Ray is not installed: pip install 'ray[data,train,tune]'"
 
 
 def launch(launch: Launch) -> str:
@@ -31,6 +33,15 @@ def refused(config: Config) -> str | None:
     from mlflow_ft_ray.engine import launching
 
     return launching.refused(config)
+
+
+def trials(asked: Trials) -> AbstractContextManager[Places]:
+    """The trials of a sweep as trials of Ray Tune."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(f"launch.launcher ray: {NOT_INSTALLED}")
+    from mlflow_ft_ray.engine import tuning
+
+    return tuning.trials(asked)
 
 
 def machines() -> AbstractContextManager[Machines]:
@@ -66,8 +77,9 @@ def register_launchers() -> list[Launcher]:
     return [
         Launcher(
             name="ray",
-            summary="workers of Ray Train on a Ray cluster; a lost machine restarts them from the last checkpoint",
+            summary="Ray cluster: workers of Ray Train, sweeps as trials of Ray Tune; restarted when a machine is lost",
             launch=launch,
             refuses=refused,
+            trials=trials,
         )
     ]

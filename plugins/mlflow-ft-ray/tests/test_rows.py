@@ -21,6 +21,8 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import write_jsonl
 
+# Ray Data 2.60 warns of settings of its own whenever it copies its context
+pytestmark = pytest.mark.filterwarnings(r"ignore:.use_\w+. is deprecated:DeprecationWarning")
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": "ray"})
 WORDS = [f"{first}{middle}{last}" for first in "bdfgklm" for middle in "aeiou" for last in ("rm", "st", "lo", "nd")]
 
@@ -70,6 +72,8 @@ def test_the_findings_are_those_of_one_machine(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(across, "ROWS", 170)
+    monkeypatch.setattr(across, "BYTES", 40_000)
+    monkeypatch.setattr(rows, "GROUPED", 7_000)
     data = write_jsonl(tmp_path / "rows.jsonl", planted(500))
     here = checked(data, tiny_model, tmp_path / "here", monkeypatch)
     there = checked(data, tiny_model, tmp_path / "there", monkeypatch, **{"data.engine": "ray"})

@@ -221,7 +221,7 @@ def load_decks() -> click.Command:
 
 @hookimpl
 def register_commands() -> list[Command]:
-    return [Command(name="decks", summary="Count the cards of each deck in a file.", load=load_decks)]
+    return [Command(name="decks", summary="count the cards of each deck in a file", load=load_decks)]
 
 
 @hookimpl

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_ft import plugins
+from mlflow_ft import cli, plugins
 from mlflow_ft.cli import sweeps
 from mlflow_ft.cli.asked import asked
+from mlflow_ft.cli.pairs import share
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.operations.sweeping.budget import read_budget
 from mlflow_ft.operations.sweeping.default_space import default_space
@@ -97,7 +98,8 @@ def test_the_objective_is_the_methods_own_score_in_its_own_direction() -> None:
         ({"objective": "exact_match", "direction": "minimize"}, "minimize contradicts the score exact_match"),
         ({"direction": "down"}, "'down' is not minimize or maximize"),
         ({"budget": "soon"}, "is not a budget"),
-        ({"words": "--launch.launcher=accelerate"}, "a trial is trained by one process"),
+        ({"words": "--launch.launcher=accelerate"}, "accelerate starts no trials: a trial is trained by one process"),
+        ({"words": "--launch.num_processes=2"}, "a trial is trained by one process, but launch.num_processes"),
     ],
 )
 def test_an_impossible_aim_is_refused(options: dict[str, str], message: str) -> None:
@@ -123,6 +125,27 @@ def test_an_impossible_space_opens_no_run(sweep: Sweep, space: str, message: str
     with pytest.raises(ConfigError, match=message):
         sweep(space)
     assert MlflowClient().search_runs(["0"]) == []
+
+
+@pytest.mark.parametrize("given", [["--gpus-per-trial", "0.5"], ["--cpus_per_trial=2"]], ids=lambda words: words[0])
+def test_one_machine_does_not_give_out_cpus_and_gpus(
+    quick: list[str], given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="per-trial: the trials of one machine share its CPUs"):
+        cli.cli.main(["sweep", *quick, *given], standalone_mode=False)
+    assert MlflowClient().search_runs(["0"]) == []
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "nan", "inf", "many"])
+def test_what_is_no_number_of_devices_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--gpus-per-trial: '{text}' is not a number of devices"):
+        share("gpus-per-trial", text)
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("2", 2), ("0.5", 0.5)])
+def test_a_number_of_devices_is_whole_or_a_share_of_one(text: str, number: float) -> None:
+    assert share("gpus-per-trial", text) == number
 
 
 def test_a_setting_is_not_both_fixed_and_searched(tmp_path: Path) -> None:

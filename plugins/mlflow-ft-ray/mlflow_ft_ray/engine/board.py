@@ -1,4 +1,4 @@
-"""An actor beside the process that starts a training: what its workers ask for while they work."""
+"""An actor beside the process that starts a training or a sweep: what its workers ask for while they work."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class Board:
-    """Counts the attempts, and holds the signal that the user has sent."""
+    """Counts the attempts, and holds the signals that the user has sent: to a training, or to trials by name."""
 
     def __init__(self) -> None:
         self._attempts = 0
-        self._signal = 0
+        self._signals: dict[str, int] = {}
 
     def begin(self) -> int:
         """Begin an attempt; returns its number, from 0."""
         self._attempts += 1
         return self._attempts - 1
 
-    def stop(self, signal_number: int) -> None:
+    def stop(self, signal_number: int, name: str = "") -> None:
         """Note a signal."""
-        self._signal = signal_number
+        self._signals[name] = signal_number
 
-    def stopping(self) -> int:
+    def stopping(self, name: str = "") -> int:
         """The signal that was noted; 0 without one."""
-        return self._signal
+        return self._signals.get(name, 0)
 
 
 def put_up() -> Any:

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 
 from mlflow_ft.values.launch import result_file
+from mlflow_ft_ray import child
 from mlflow_ft_ray.engine import cluster
 
 LOOK_SECONDS = 1.0
@@ -49,7 +49,7 @@ def work(asked: Mapping[str, Any]) -> str:
         file = Path(folder) / "request.json"
         file.write_text(asked["request"], encoding="utf-8")
         again = ["--again"] if agreed["attempt"] else []
-        command = [sys.executable, "-m", "mlflow_ft_ray.child", str(os.getpid()), str(file), *again]
+        command = child.command("mlflow_ft.launched", [str(file), *again])
         environ = os.environ | asked["environ"] | {"MASTER_PORT": str(agreed["port"]), cluster.INSIDE: "1"}
         process = subprocess.Popen(command, env=environ, cwd=working_folder(asked["folder"]))
         code = wait(process, board)
@@ -68,14 +68,14 @@ def working_folder(wanted: str) -> str | None:
     return wanted if Path(wanted).is_dir() else None
 
 
-def wait(process: subprocess.Popen[bytes], board: Any) -> int:
-    """Wait until the process has ended, pass a signal on to it, and return its exit code."""
+def wait(process: subprocess.Popen[bytes], board: Any, name: str = "") -> int:
+    """Wait until the process has ended, pass a signal for it on to it, and return its exit code."""
     told = False
     while True:
         try:
             return process.wait(LOOK_SECONDS)
         except subprocess.TimeoutExpired:
-            if not told and ray.get(board.stopping.remote()):
+            if not told and ray.get(board.stopping.remote(name)):
                 told = True
                 process.send_signal(signal.SIGTERM)
 

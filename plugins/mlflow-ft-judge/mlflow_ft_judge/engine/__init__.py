@@ -1,0 +1,1 @@
+"""The judging itself; imported only when something is judged."""

@@ -1,0 +1,111 @@
+"""Axolotl's configurations become ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.operations.importing.conftest import Import
+
+SMALL = """
+base_model: some/model
+adapter: qlora
+load_in_4bit: true
+lora_r: 8
+lora_alpha: 16
+lora_target_linear: true
+learning_rate: 2e-4
+micro_batch_size: 2
+sample_packing: true
+val_set_size: 0.05
+datasets:
+  - path: who/rows
+    type: alpaca
+    split: train[:200]
+"""
+
+
+def test_a_whole_configuration(imports: Import) -> None:
+    result = imports(SMALL)
+    expected = {
+        "model.name": "some/model",
+        "model.quantize": "nf4",
+        "adapter.kind": "lora",
+        "adapter.target_modules": "all-linear",
+        "training.learning_rate": 2e-4,
+        "training.per_device_train_batch_size": 2,
+        "training.num_train_epochs": 1.0,
+        "training.warmup_steps": 0.03,
+        "training.optim": "adamw_torch_fused",
+        "data.max_length": 512,
+        "data.path": "who/rows",
+        "data.format": "alpaca",
+        "data.max_rows": 200,
+        "data.test_size": 0.05,
+        "objective.packing": True,
+    }
+    assert {path: result.flat[path] for path in expected} == expected
+    assert result.config.method == "qlora"
+    assert "### Response:" in result.flat["data.chat_template"]
+    assert result.status["datasets[0].type"] == "approximated"
+
+
+def test_entries_of_datasets(imports: Import) -> None:
+    result = imports(
+        "base_model: m\ndatasets:\n  - path: json\n    data_files: talks.jsonl\n    type: chat_template\n"
+        "    field_messages: turns\n    message_property_mappings: {role: by, content: value}\n"
+        "    roles: {assistant: [gpt], user: [wizard]}\n    roles_to_train: [gpt]\n    train_on_eos: turn\n"
+        "    fild_messages: x\n    shards: 4\n"
+    )
+    assert (result.flat["data.path"], result.flat["data.format"]) == ("talks.jsonl", "messages")
+    assert result.flat["data.columns"] == {"messages": "turns", "role": "by"}
+    assert result.status["datasets[0].fild_messages"] == "unknown"
+    assert result.note["datasets[0].fild_messages"] == "did you mean field_messages?"
+    assert result.status["datasets[0].roles.user"] == "refused"
+    assert result.status["datasets[0].roles.assistant"] == "mapped"
+    assert result.status["datasets[0].shards"] == "refused"
+
+
+def test_a_type_that_the_user_describes(imports: Import) -> None:
+    result = imports(
+        "base_model: m\ndatasets:\n  - path: a.jsonl\n    type:\n      field_instruction: q\n      field_output: a\n"
+        '      format: "Q: {instruction}\\nA: "\n'
+    )
+    assert result.flat["data.columns"] == {"instruction": "q", "output": "a"}
+    assert r"'Q: ' + message['content'] + '\nA: '" in result.flat["data.chat_template"]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("warmup_ratio: 0.1", {"training.warmup_steps": 0.1}),
+        ("evals_per_epoch: 2\nnum_epochs: 3", {"training.eval_steps": 0.166667}),
+        ("batch_size: 8\nmicro_batch_size: 2", {"training.gradient_accumulation_steps": 4}),
+        ("flash_attention: true", {"model.attn_implementation": "flash_attention_2"}),
+        ("cosine_min_lr_ratio: 0.1", {"training.lr_scheduler_type": "cosine_with_min_lr"}),
+        ("special_tokens: {pad_token: <pad>}", {"model.pad_token": "<pad>"}),
+        ("rl: dpo\nrl_beta: 0.2", {"method": "dpo", "objective.beta": 0.2}),
+        ("rl: orpo\norpo_alpha: 0.3", {"method": "orpo", "objective.beta": 0.3}),
+        ("reward_model: true", {"method": "reward"}),
+        ("rl: grpo\ntrl: {num_generations: 8, beta: 0.01}", {"rollout.num_generations": 8, "objective.beta": 0.01}),
+        ("wandb_project: p", {"run.also_report_to": ["wandb"]}),
+        ("chat_template: llama3", {"method": "full"}),
+    ],
+)
+def test_keys_that_belong_together(imports: Import, text: str, settings: dict[str, object]) -> None:
+    result = imports(f"base_model: m\nlearning_rate: 1e-4\n{text}\n")
+    assert {path: result.flat[path] for path in settings} == settings
+    assert set(result.status.values()) <= {"mapped", "approximated"}
+
+
+def test_a_quantised_base_is_not_shared_out(imports: Import) -> None:
+    result = imports("base_model: m\nadapter: qlora\nload_in_4bit: true\nfsdp_config: {offload_params: true}\n")
+    assert result.flat["launch.strategy"] == "ddp"
+    assert result.status["fsdp_config.offload_params"] == "refused"
+
+
+def test_what_has_no_counterpart_is_refused(imports: Import) -> None:
+    text = "base_model: m\nqat: {weight_dtype: int8}\nrelora: true\nrelora_prune_ratio: 0.9\nunfrozen_parameters: [a]\n"
+    result = imports(f"{text}context_paralel_size: 8\nloraplus_lr_ratio: 2\n")
+    refused = {key for key, status in result.status.items() if status == "refused"}
+    assert refused == {"qat.weight_dtype", "relora", "relora_prune_ratio", "unfrozen_parameters", "loraplus_lr_ratio"}
+    assert result.note["context_paralel_size"] == "did you mean context_parallel_size?"

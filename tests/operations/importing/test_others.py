@@ -1,0 +1,139 @@
+"""The configurations of torchtune and TRL, and the arguments of Unsloth's script, become ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.operations.importing.conftest import Import
+
+TUNE = """
+output_dir: /tmp/out
+model:
+  _component_: torchtune.models.llama3_2.{builder}
+  lora_attn_modules: [q_proj, output_proj]
+  apply_lora_to_mlp: true
+  lora_rank: 4
+  lora_alpha: 8
+tokenizer: {{_component_: torchtune.models.llama3.llama3_tokenizer, path: x, max_seq_len: 300}}
+checkpointer:
+  _component_: torchtune.training.FullModelHFCheckpointer
+  checkpoint_dir: /models/small
+  checkpoint_files: [a]
+dataset:
+  _component_: torchtune.datasets.instruct_dataset
+  source: json
+  data_files: q.jsonl
+  column_map: {{input: ask}}
+optimizer: {{_component_: torch.optim.AdamW, lr: 3e-4, fused: true}}
+lr_scheduler: {{_component_: torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup, num_warmup_steps: 10}}
+loss: {{_component_: torchtune.modules.loss.CEWithChunkedOutputLoss}}
+metric_logger: {{_component_: torchtune.training.metric_logging.DiskLogger, log_dir: "${{output_dir}}/logs"}}
+epochs: 2
+batch_size: 2
+max_steps_per_epoch: 5
+"""
+
+
+def test_torchtune(imports: Import) -> None:
+    result = imports(TUNE.format(builder="lora_llama3_2_1b"))
+    expected = {
+        "method": "lora",
+        "model.name": "/models/small",
+        "adapter.r": 4,
+        "adapter.target_modules": ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "data.path": "q.jsonl",
+        "data.columns": {"instruction": "ask", "response": "output"},
+        "data.max_length": 300,
+        "training.learning_rate": 3e-4,
+        "training.lr_scheduler_type": "cosine",
+        "training.warmup_steps": 10.0,
+        "training.weight_decay": 0.01,
+        "training.max_steps": 10,
+        "training.optim": "adamw_torch",
+    }
+    assert {path: result.flat[path] for path in expected} == expected
+    assert set(result.status.values()) <= {"mapped", "approximated", "not needed"}
+    logs = next(told for told in result.imported.told if told.key.name == "metric_logger.log_dir")
+    assert logs.key.value == "/tmp/out/logs"
+
+
+def test_torchtune_in_four_bits_and_by_preferences(imports: Import) -> None:
+    assert imports(TUNE.format(builder="qlora_llama3_2_1b")).flat["model.quantize"] == "nf4"
+    full = imports(TUNE.format(builder="llama3_2_1b"))
+    assert (full.config.method, full.flat["adapter.kind"]) == ("full", "none")
+    text = TUNE.format(builder="lora_llama3_2_1b").replace(
+        "modules.loss.CEWithChunkedOutputLoss", "rlhf.loss.DPOLoss, beta: 0.2"
+    )
+    result = imports(text)
+    assert (result.config.method, result.flat["objective.beta"]) == ("dpo", 0.2)
+
+
+def test_torchtune_refuses_a_teacher(imports: Import) -> None:
+    text = (
+        TUNE.format(builder="lora_llama3_2_1b")
+        + "kd_ratio: 0.5\nteacher_model: {_component_: torchtune.models.big}\nkd_ratoi: 1\n"
+    )
+    result = imports(text)
+    assert {key for key, status in result.status.items() if status == "refused"} == {
+        "kd_ratio",
+        "teacher_model._component_",
+    }
+    assert result.note["kd_ratoi"] == "did you mean kd_ratio?"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("trl sft", {"method": "full", "training.learning_rate": 2e-5, "adapter.kind": "none"}),
+        (
+            "trl sft --use_peft",
+            {"method": "sft", "adapter.r": 16, "adapter.lora_alpha": 32, "adapter.lora_dropout": 0.05},
+        ),
+        (
+            "python trl/scripts/dpo.py --beta 0.3",
+            {"method": "dpo", "objective.beta": 0.3, "training.learning_rate": 1e-6},
+        ),
+        ("trl kto --use_peft --load_in_4bit", {"method": "kto", "model.quantize": "nf4"}),
+        ("trl grpo --reward_funcs a.py:f b.py:g", {"method": "grpo", "rollout.reward_funcs": ["a.py:f", "b.py:g"]}),
+        ("trl sft --no_gradient_checkpointing", {"training.gradient_checkpointing": False}),
+        ("trl sft --accelerate_config zero2", {"launch.strategy": "deepspeed-zero2", "launch.launcher": "accelerate"}),
+        ("accelerate launch --num_processes 4 trl/scripts/sft.py --bf16", {"launch.num_processes": 4}),
+    ],
+)
+def test_trl(imports: Import, command: str, settings: dict[str, object]) -> None:
+    result = imports(f"{command} --model_name_or_path some/model --dataset_name who/rows\n", name="run.sh")
+    assert {path: result.flat[path] for path in settings} == settings
+    assert (result.flat["model.name"], result.flat["data.path"]) == ("some/model", "who/rows")
+    assert set(result.status.values()) <= {"mapped", "approximated"}
+
+
+def test_a_file_of_trl_has_its_method_from_the_import_or_its_keys(imports: Import) -> None:
+    text = "model_name_or_path: m\ndataset_name: d\nlearning_rate: 1e-5\n"
+    assert imports(text, tool="trl").config.method == "full"
+    assert imports(text, tool="trl", method="dpo").config.method == "dpo"
+    assert imports(f"{text}num_generations: 4\n", tool="trl").config.method == "grpo"
+    mixed = imports("model_name_or_path: m\ndatasets:\n- path: a\n  split: dev\n- path: b\n", tool="trl")
+    assert mixed.flat["data.path"] == ["a", "b"]
+    assert any("prompts" in note for note in mixed.imported.notes)
+
+
+def test_unsloth(imports: Import) -> None:
+    command = "python unsloth-cli.py --model_name some/model --load_in_4bit --r 64 --use_rslora --max_steps 40"
+    result = imports(
+        f"{command} --save_model --save_gguf --quantization q4_k_m f16 --loftq_config x --rank 3\n", name="run.sh"
+    )
+    expected = {
+        "method": "qlora",
+        "adapter.r": 64,
+        "adapter.lora_alpha": 16,
+        "adapter.use_rslora": True,
+        "training.max_steps": 40,
+        "training.optim": "adamw_8bit",
+        "training.warmup_steps": 5.0,
+        "run.seed": 3407,
+        "package.exports": ["gguf-q4_k_m", "gguf-f16"],
+        "data.path": "yahma/alpaca-cleaned",
+    }
+    assert {path: result.flat[path] for path in expected} == expected
+    assert result.status["loftq_config"] == "refused"
+    assert (result.status["rank"], result.note["rank"]) == ("unknown", "did you mean r?")
