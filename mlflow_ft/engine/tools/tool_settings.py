@@ -66,7 +66,7 @@ OURS: tuple[Setting, ...] = (
         "evaluation.samples",
         4,
         0,
-        because="the model is in another process while it trains, and answers no prompts; use 0",
+        because="the model is in another process, and answers no prompts; use 0",
     ),
     carried("evaluation.*", "both models are scored here"),
     carried("package.*", "the model is packaged here"),
