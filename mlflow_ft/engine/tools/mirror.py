@@ -26,10 +26,7 @@ class Mirror:
         self.state = TrainerState()
         self.mean_loss = math.nan
         self._control = TrainerControl()
-        callbacks = loop.reporting(job, data, bars)
-        for more in job.plugins.hook.training_callbacks(job=job):
-            callbacks.extend(more)
-        self._callbacks = callbacks
+        self._callbacks = [*loop.reporting(job, data, bars), *loop.of_plugins(job)]
         self._known = {"model": model.module, "processing_class": data.tokenizer}
 
     @property

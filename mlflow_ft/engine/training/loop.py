@@ -147,11 +147,7 @@ def callbacks(
         callbacks += [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
         callbacks += [AllocateCallback(job)]
-    for name, more in job.plugins.ask("training_callbacks", job=job):
-        if not isinstance(more, (list, tuple)) or not all(isinstance(one, TrainerCallback) for one in more):
-            raise job.plugins.fault(name, f"training_callbacks returned {more!r}, not a list of TrainerCallback")
-        callbacks.extend(more)
-    return callbacks
+    return [*callbacks, *of_plugins(job)]
 
 
 def reporting(job: Job, data: Data, bars: ExitStack) -> list[TrainerCallback]:
@@ -162,6 +158,20 @@ def reporting(job: Job, data: Data, bars: ExitStack) -> list[TrainerCallback]:
         *other_trackers.callbacks(job, bars),
         *([HeldOutLossCallback(job.watch_loss)] if job.watch_loss else []),
     ]
+
+
+def of_plugins(job: Job) -> list[TrainerCallback]:
+    """The callbacks of plugins.
+
+    Raises:
+        PluginError: a plugin returned something else.
+    """
+    callbacks: list[TrainerCallback] = []
+    for name, more in job.plugins.ask("training_callbacks", job=job):
+        if not isinstance(more, (list, tuple)) or not all(isinstance(one, TrainerCallback) for one in more):
+            raise job.plugins.fault(name, f"training_callbacks returned {more!r}, not a list of TrainerCallback")
+        callbacks.extend(more)
+    return callbacks
 
 
 @contextmanager

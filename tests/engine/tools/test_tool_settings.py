@@ -35,7 +35,7 @@ def test_settings_are_sent_under_their_names_and_none_is_left_out() -> None:
         (["--model.dtype", "bfloat16"], "model.dtype: lora does not know this setting; remove it"),
         (["--training.log_checkpoints", "true"], "training.log_checkpoints true: the model is in another process"),
         (["--evaluation.samples", "8"], "evaluation.samples 8: the model is in another process"),
-        (["--launch.launcher", "accelerate"], "launch.launcher accelerate: one process trains"),
+        (["--launch.launcher", "accelerate"], "launch.launcher accelerate: a single process trains"),
     ],
 )
 def test_what_the_tool_cannot_do_is_refused(pairs: list[str], reason: str) -> None:

@@ -34,7 +34,7 @@ TABLE = (
     sent("model.trust_remote_code", "trust_remote_code"),
     sent("data.max_length", "sequence_len"),
     sent("run.seed", "seed"),
-    only("objective.packing", False, because="Axolotl packs rows in its own way, which is not proved"),
+    only("objective.packing", False, because="Axolotl packs rows in its own way, which is not proved; train with lora"),
     carried("objective.*", "options: keys of Axolotl's own configuration"),
     sent("training.num_train_epochs", "num_epochs"),
     sent("training.max_steps", "max_steps"),

@@ -42,7 +42,7 @@ TABLE = (
     sent("model.trust_remote_code", "load.trust_remote_code"),
     sent("data.max_length", "load.max_seq_length"),
     sent("run.seed", "train.seed"),
-    only("objective.packing", False, because="Unsloth packs rows in its own way, which is not proved"),
+    only("objective.packing", False, because="Unsloth packs rows in its own way, which is not proved; train with lora"),
     carried("objective.*", "options: further fields of SFTConfig"),
     sent("training.num_train_epochs", "train.num_train_epochs"),
     sent("training.max_steps", "train.max_steps"),
