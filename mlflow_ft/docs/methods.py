@@ -32,6 +32,8 @@ DECISIONS = """[`mlflow-ft plan`](plan.md) answers for your data and hardware. I
     - one GPU that holds the model in 16 bits, or a small model: `lora`, which is merged and served like any model;
     - the model only fits in 4 bits: `qlora`;
     - LoRA learns too little, and memory allows: a higher `adapter.r`, then `dora`, then `full`;
+    - Axolotl or Unsloth is to train, with all else as for lora: `axolotl-lora`, `axolotl-qlora`, `unsloth-lora`,
+      `unsloth-qlora` (`plugins/mlflow-ft-axolotl`, `plugins/mlflow-ft-unsloth`);
     - many tasks on one base, each a few kilobytes: `ia3`; or, if no weights may change, `prompt`,
       `ptuning` and `prefix`, which are never merged, and `adapter`.
 - **Pairs** of a better and a worse answer:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow_ft.engine.rewards import reward_judges
     from mlflow_ft.engine.serving import bundle
     from mlflow_ft.engine.tokens import clock, masking, render, tokenizers, vocabulary
+    from mlflow_ft.engine.tools import by_tool, tool_settings
     from mlflow_ft.engine.training import loop, online, preference, reward, sft, unpaired
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
@@ -48,6 +49,8 @@ PUBLIC: Mapping[str, tuple[str, ...]] = {
     "options": ("typed", "made"),
     "aside": ("aside",),
     "environments": ("find_or_make",),
+    "tools.by_tool": ("train",),
+    "tools.tool_settings": ("sent", "carried", "only", "unsuited", "translated"),
 }
 """The public functions by module below `mlflow_ft.engine`; docs/api.md describes each."""
 
@@ -55,6 +58,7 @@ __all__ = [
     "PUBLIC",
     "aside",
     "bundle",
+    "by_tool",
     "clock",
     "environments",
     "fold",
@@ -78,6 +82,7 @@ __all__ = [
     "reward_judges",
     "sft",
     "tokenizers",
+    "tool_settings",
     "unpaired",
     "vocabulary",
 ]

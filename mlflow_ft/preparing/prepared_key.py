@@ -32,7 +32,7 @@ TOKENS = [
 ]
 CODE = (
     *("rows.py", "hashes.py", "values/report.py"),
-    *(f"data/{name}.py" for name in ("fingerprint", "hub", "quality", "sources", "store", "turns")),
+    *(f"data/{name}.py" for name in ("fingerprint", "hub", "pieces", "quality", "sources", "store", "turns")),
     *("data/reading/*.py", "data/recognising/*.py"),
     *(f"engine/tokens/{name}.py" for name in TOKENS),
     *(f"preparing/{name}.py" for name in ("across", "one_pass", "prepared", "proving")),

@@ -27,7 +27,7 @@ ELSEWHERE = {
     "hookspecs.py": "declares the hooks",
     "engine/tokens/room.py": "refuses rows after they were read",
     "engine/hub.py": "finds models",
-    "plugins.py": "finds the plugins, which have their part of the key",
+    "plugins": "finds the plugins, which have their part of the key",
     "preparing/prepared_key.py": "the key itself",
     "processes.py": "counts processes",
     "progress.py": "shows progress",

@@ -87,10 +87,15 @@ def _own(trainer: Any, order: Order) -> dict[str, Any]:
     """What each process has of its own."""
     return {
         "random": generators.collect(),
-        "counters": {name: getattr(trainer, name) for name in COUNTERS if hasattr(trainer, name)},
+        "counters": {name: plain(getattr(trainer, name)) for name in COUNTERS if hasattr(trainer, name)},
         "callbacks": {name: keeper.state_dict() for name, keeper in _keepers(trainer)},
         "data": order.collect(),
     }
+
+
+def plain(value: Any) -> Any:
+    """Dicts without their defaults, which may be functions that no other process can get."""
+    return {name: plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
 
 
 def processes(parts: Mapping[str, Any]) -> int:

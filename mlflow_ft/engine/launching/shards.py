@@ -17,8 +17,9 @@ def settle(module: nn.Module) -> None:
 
     `module` is the model as it trains: wrapped, or DeepSpeed's engine.
     """
-    if hasattr(module, "empty_partition_cache"):
-        module.empty_partition_cache()
+    forget: Any = getattr(module, "empty_partition_cache", None)
+    if forget is not None:
+        forget()
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()

@@ -140,11 +140,9 @@ def callbacks(
     """The callbacks of any training; with several processes only one reports (`tells`)."""
     callbacks: list[TrainerCallback] = []
     if tells:
-        callbacks += [JournalCallback(job, data.eval), WatchCallback(job, bars)]
         callbacks += [] if job.config.launch.sharded else [SamplesCallback(job, data, bars, judges=judges)]
         callbacks += [CheckpointCallback(job.keep_checkpoint)] if job.keep_checkpoint else []
-        callbacks += other_trackers.callbacks(job, bars)
-        callbacks += [HeldOutLossCallback(job.watch_loss)] if job.watch_loss else []
+        callbacks[:0] = reporting(job, data, bars)
     if not (job.config.launch.sharded or job.config.launch.own_engine):
         callbacks += [GradientCallback(zero_is_right=bool(judges))]
     if is_adalora(module):
@@ -154,6 +152,16 @@ def callbacks(
             raise job.plugins.fault(name, f"training_callbacks returned {more!r}, not a list of TrainerCallback")
         callbacks.extend(more)
     return callbacks
+
+
+def reporting(job: Job, data: Data, bars: ExitStack) -> list[TrainerCallback]:
+    """The callbacks that report a training and need no model: curves, progress, other trackers, a sweep's pruning."""
+    return [
+        JournalCallback(job, data.eval),
+        WatchCallback(job, bars),
+        *other_trackers.callbacks(job, bars),
+        *([HeldOutLossCallback(job.watch_loss)] if job.watch_loss else []),
+    ]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from mlflow_ft.config.explain import SYNONYMS
+from mlflow_ft.config.synonyms import SYNONYMS
 
 TABLES = Path(__file__).parent / "tables"
 NUMBERED = re.compile(r"\[\d+\]")

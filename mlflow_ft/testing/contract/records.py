@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.errors import FineTuneError
+from mlflow_ft.plugins.doors import PluginFaultError
 from mlflow_ft.records import (
     Adapter,
     Check,
@@ -157,9 +158,9 @@ def check_refusal(what: str, data_format: DataFormat) -> None:
         converted = data_format.convert({})
     except ValueError as error:
         said = str(error).strip()
-    except Exception as error:
+    except PluginFaultError as error:
         raise AssertionError(
-            f"{what}: a row without columns raises {type(error).__name__} ({error}); raise ValueError with a sentence"
+            f"{what}: a row without columns is refused by another error than a ValueError: {error.message}"
         ) from error
     else:
         raise AssertionError(f"{what}: a row without its columns becomes {converted}; raise ValueError with a sentence")

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import TypeAdapter, ValidationError
 
 from mlflow_ft import ConfigError, Problem
 
@@ -59,9 +58,9 @@ class JudgeOptions:
     """The second judge's endpoint; the first one's when not given."""
     second_api_key_env: str = ""
     """Name of the environment variable that holds the second endpoint's key."""
-    rubrics: list[dict[str, Any]] | None = None
-    """What is marked: a list of `{name, instructions, scale: [1, 5], reference: true}`; helpfulness from 1 to 5 when
-    not given, nothing if empty."""
+    rubrics: dict[str, Any] | None = None
+    """What is marked: `{NAME: instructions}`, or `{NAME: {instructions: ..., scale: [1, 5], reference: true}}`;
+    helpfulness from 1 to 5 when not given, nothing if empty."""
     pairwise: bool = True
     """Compare the tuned model's answers with the base model's, each pair in both orders."""
     repeats: Annotated[int, Ge(1)] = 1
@@ -112,6 +111,8 @@ def checked(given: Mapping[str, Any]) -> JudgeOptions:
     Raises:
         ConfigError: a value has another type, or is out of range; all problems are reported.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(JudgeOptions).validate_python(dict(given))
     except ValidationError as error:
@@ -205,48 +206,53 @@ def rubrics(options: JudgeOptions) -> list[Rubric]:
         return [DEFAULT]
     problems: list[Problem] = []
     found: list[Rubric] = []
-    for number, given in enumerate(options.rubrics, 1):
-        place = f"plugins.judge.rubrics, number {number}"
+    for name, given in options.rubrics.items():
         try:
-            rubric = _rubric(given)
-            if rubric.name in {other.name for other in found}:
-                raise ValueError(f"the name {rubric.name} is given twice")
-            found.append(rubric)
-        except (TypeError, ValueError) as error:
-            problems.append(Problem(place=place, message=str(error)))
+            found.append(_rubric(str(name), given))
+        except ValueError as error:
+            problems.append(Problem(place=f"plugins.judge.rubrics.{name}", message=str(error)))
     if problems:
-        example = "for example {name: polite, instructions: 'How polite ...', scale: [1, 5]}"
+        example = "for example {polite: {instructions: 'How polite ...', scale: [1, 5]}}"
         raise ConfigError("the rubrics cannot be used", problems=problems, hint=example)
     return found
 
 
-def _rubric(given: Mapping[str, Any]) -> Rubric:
-    if not isinstance(given, Mapping):
-        raise TypeError("this is not a mapping")
-    unknown = set(given) - {"name", "instructions", "scale", "reference"}
-    if unknown:
-        names = ", ".join(sorted(map(str, unknown)))
-        raise ValueError(f"unknown: {names}; it takes name, instructions, scale and reference")
-    name, instructions = given.get("name"), given.get("instructions")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError("it needs a name of letters, digits, - and _")
+def _rubric(name: str, written: Any) -> Rubric:
+    if not NAME.fullmatch(name):
+        raise ValueError("its name has other characters than letters, digits, - and _")
     if name in TAKEN or name.endswith(("_agreement", "_kappa")):
-        raise ValueError(f"{name} is the name of another score")
+        raise ValueError("this is the name of another score")
+    given = _mapping(written)
+    if unknown := set(given) - {"instructions", "scale", "reference"}:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise ValueError(f"unknown: {names}; it takes instructions, scale and reference")
+    instructions, reference = given.get("instructions"), given.get("reference", True)
     if not isinstance(instructions, str) or not instructions.strip():
-        raise ValueError(f"{name} needs instructions: what is judged, and what the marks mean")
-    reference = given.get("reference", True)
+        raise ValueError("it needs instructions: what is judged, and what the marks mean")
     if not isinstance(reference, bool):
-        raise ValueError(f"{name}: reference is true or false")
-    return Rubric(name=name, instructions=instructions.strip(), scale=_scale(name, given), reference=reference)
+        raise ValueError("reference is true or false")
+    return Rubric(name=name, instructions=instructions.strip(), scale=_scale(given), reference=reference)
 
 
-def _scale(name: str, given: Mapping[str, Any]) -> tuple[int, int]:
+def _mapping(written: Any) -> Mapping[str, Any]:
+    """A rubric as a mapping; text is the instructions, or a mapping on one line, as the configuration keeps it."""
+    if isinstance(written, str) and written.lstrip().startswith("{"):
+        import yaml
+
+        try:
+            written = yaml.safe_load(written)
+        except yaml.YAMLError:
+            raise ValueError("this is not a mapping") from None
+    return written if isinstance(written, Mapping) else {"instructions": written}
+
+
+def _scale(given: Mapping[str, Any]) -> tuple[int, int]:
     scale = given.get("scale", [1, 5])
     bounds = re.fullmatch(r"\s*(-?\d+)\s*(?:-|to)\s*(\d+)\s*", scale) if isinstance(scale, str) else None
     numbers = [int(bound) for bound in bounds.groups()] if bounds else scale
     whole = isinstance(numbers, (list, tuple)) and all(type(number) is int for number in numbers)
     if not whole or len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"{name}: scale is its worst and its best mark, whole numbers: [1, 5]")
+        raise ValueError("scale is its worst and its best mark, whole numbers: [1, 5]")
     return numbers[0], numbers[1]
 
 

@@ -14,7 +14,8 @@ from mlflow_ft_judge.engine import evaluating
 from mlflow_ft_judge.engine.asking import Asked
 from mlflow_ft_judge.testing import Say, answered, fair, texts
 
-from mlflow_ft import ConfigError
+from mlflow_ft import ConfigError, plugins
+from mlflow_ft.cli.asked import asked
 
 GOOD, FAIR, BAD = "good good good good", "good good", "no"
 FIRST = json.dumps({"reason": "it is first", "winner": "A"})
@@ -212,7 +213,7 @@ def test_a_schema_of_the_verdict_is_sent(serve, subject_of):
 def test_own_rubrics_repeats_and_agreement(serve, subject_of):
     count = iter(range(100))
     judge = serve(lambda body: json.dumps({"mark": 8 if "terse" in str(body) and next(count) % 2 else 2}))
-    rubrics = [{"name": "terse", "instructions": "How terse.", "scale": [0, 10]}]
+    rubrics = {"terse": {"instructions": "How terse.", "scale": [0, 10]}}
     subject, _ = subject_of("base", ["a", "b", "c"])
     found = scores(subject, judge.options(rubrics=rubrics, repeats=3, workers=1, pairwise=False))
     assert found["judge/terse"].rows == (4, 6, 4)
@@ -305,27 +306,41 @@ def test_a_key_in_the_settings_is_refused_without_showing_it(given, message):
 
 
 @pytest.mark.parametrize(
-    ("rubric", "message"),
+    ("name", "rubric", "message"),
     [
-        ({"instructions": "x"}, "needs a name"),
-        ({"name": "a b", "instructions": "x"}, "needs a name of letters"),
-        ({"name": "ties", "instructions": "x"}, "the name of another score"),
-        ({"name": "a"}, "needs instructions"),
-        ({"name": "a", "instructions": "x", "scale": [5, 1]}, "worst and its best mark"),
-        ({"name": "a", "instructions": "x", "scale": "1-x"}, "worst and its best mark"),
-        ({"name": "a", "instructions": "x", "scal": [1, 5]}, "unknown: scal"),
-        ({"name": "a", "instructions": "x", "reference": "no"}, "reference is true or false"),
+        ("a b", "x", "other characters"),
+        ("ties", "x", "the name of another score"),
+        ("a", {}, "needs instructions"),
+        ("a", " ", "needs instructions"),
+        ("a", {"instructions": "x", "scale": [5, 1]}, "worst and its best mark"),
+        ("a", {"instructions": "x", "scale": "1-x"}, "worst and its best mark"),
+        ("a", {"instructions": "x", "scal": [1, 5]}, "unknown: scal"),
+        ("a", {"instructions": "x", "reference": "no"}, "reference is true or false"),
+        ("a", "{instructions: x, [", "not a mapping"),
     ],
 )
-def test_a_rubric_that_cannot_be_used_is_refused(rubric, message):
+def test_a_rubric_that_cannot_be_used_is_refused(name, rubric, message):
     with pytest.raises(ConfigError) as raised:
-        settings.rubrics(settings.JudgeOptions(rubrics=[rubric]))
+        settings.rubrics(settings.JudgeOptions(rubrics={name: rubric}))
     assert message in str(raised.value)
+    assert f"plugins.judge.rubrics.{name}" in str(raised.value)
 
 
-def test_the_scale_may_be_written_in_words():
-    [rubric] = settings.rubrics(settings.JudgeOptions(rubrics=[{"name": "a", "instructions": "x", "scale": "0-3"}]))
-    assert rubric.scale == (0, 3)
+def test_rubrics_as_they_are_written_in_a_file_and_on_the_command_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "method: lora\nplugins:\n  judge:\n    rubrics:\n      tone: How friendly.\n"
+        "      terse: {instructions: 'How terse: {1} is long.', scale: 0-3, reference: false}\n"
+    )
+    loaded = plugins.load()
+    wanted = [
+        settings.Rubric(name="tone", instructions="How friendly."),
+        settings.Rubric(name="terse", instructions="How terse: {1} is long.", scale=(0, 3), reference=False),
+    ]
+    config = asked(["lora", "--config", str(file)], loaded)
+    assert settings.rubrics(config.options(settings.JudgeOptions)) == wanted
+    config = asked(["lora", "--plugins.judge.rubrics", "{tone: How friendly.}"], loaded)
+    assert settings.rubrics(config.options(settings.JudgeOptions)) == wanted[:1]
 
 
 @pytest.mark.parametrize("given", [{"repeats": 0}, {"max_failures": 1.0}, {"timeout": 0}, {"price_in": -1.0}])

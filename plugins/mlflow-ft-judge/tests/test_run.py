@@ -46,6 +46,7 @@ def promotion(version, gates=GATES):
     return {judged.name: judged.verdict for judged in decision.judged}, decision
 
 
+@pytest.mark.slow
 def test_runs_are_judged_and_promoted_on_it(tiny_model, tiny_rows, serve, fine_tune, monkeypatch, tmp_path):
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     judge = serve(longer)
@@ -108,6 +109,7 @@ def test_a_run_that_names_the_judge_without_an_endpoint_is_refused(tiny_model, t
         fine_tune("lora", model=tiny_model, data=tiny_rows, **{"evaluation.evaluators": "[judge]"})
 
 
+@pytest.mark.filterwarnings("ignore:Starting with pandas version 4")  # mlflow 3.17 calls `all(0)`
 def test_the_judge_is_one_of_mlflows_and_its_failures_are_errors(serve, tracking_store):
     broken = [False]
     judge = serve(lambda body: Say(status=500) if broken[0] else fair(body))

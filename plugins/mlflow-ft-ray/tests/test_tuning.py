@@ -125,15 +125,15 @@ def test_a_folder_that_a_machine_does_not_see_is_refused(tmp_path: Path, monkeyp
 
 # --- a sweep
 
-SPACE = "training.learning_rate: [1e-3, 1e-2, 3e-2, 1e-4]"
-STEPS, SAVED = 120, 10
+SPACE = "training.learning_rate: [1e-3, 1e-2, 3e-2]"
+STEPS, SAVED, TRIALS = 60, 10, 3
 
 
 def start(cluster: Any, folder: Path, model: Path, *given: str) -> subprocess.Popen[bytes]:
     """A sweep, as a user starts it: `given` replaces its method and its settings."""
     rows = write_jsonl(folder / "rows.jsonl", make_rows(48))
     (folder / "space.yaml").write_text(SPACE)
-    settings: dict[str, Any] = {"model": model, "data": rows, "sweep": "space.yaml", "budget": 4}
+    settings: dict[str, Any] = {"model": model, "data": rows, "sweep": "space.yaml", "budget": TRIALS}
     settings |= {"launch.launcher": "ray", "max_steps": STEPS, "save_steps": SAVED, "package.packagers": "[adapter]"}
     settings |= {"evaluation.samples": 0, "evaluation.on_worse": "warn", "evaluation.max_rows": 2}
     pairs = list(given) or ["lora", *(f"--{name}={value}" for name, value in settings.items())]
@@ -185,7 +185,7 @@ def test_a_sweep_goes_on_when_a_node_is_lost_and_when_it_is_killed(
     assert process.wait() == 0
     sweep, trials = runs(tmp_path)
     assert sweep.info.status == "FINISHED"
-    assert [trials[number].info.status for number in range(4)] == ["FINISHED"] * 4
+    assert [trials[number].info.status for number in range(TRIALS)] == ["FINISHED"] * TRIALS
     assert {number: run.info.run_id for number, run in trials.items()}.items() >= {
         number: run.info.run_id for number, run in before.items()
     }.items()

@@ -183,8 +183,8 @@ class Endpoint:
         try:
             message = response.json()["error"]["message"]
         except (ValueError, KeyError, TypeError):
-            message = response.reason or ""
-        return self._clean(f"{response.status_code} {message}".strip())
+            message = ""
+        return self._clean(f"{response.status_code} {message or response.reason or ''}")
 
     def _clean(self, text: str) -> str:
         """One line without the key, which some servers repeat."""

@@ -1,0 +1,1 @@
+"""What the methods do when they are called."""
