@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import httpx
+import httpx2
 import mlflow
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -37,16 +37,18 @@ class Front:
     def __init__(self, targets: Targets, timeout: float) -> None:
         self.targets, self.timeout = targets, timeout
         self.started = int(time.time())
-        self._clients: dict[VllmProcess, httpx.AsyncClient] = {}
+        self._clients: dict[VllmProcess, httpx2.AsyncClient] = {}
 
-    def client(self, process: VllmProcess) -> httpx.AsyncClient:
+    def client(self, process: VllmProcess) -> httpx2.AsyncClient:
         if process not in self._clients:
             for ended in [known for known in self._clients if known.ended]:
                 del self._clients[ended]
-            self._clients[process] = httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(uds=str(process.socket), limits=httpx.Limits(max_connections=None)),
+            self._clients[process] = httpx2.AsyncClient(
+                transport=httpx2.AsyncHTTPTransport(
+                    uds=str(process.socket), limits=httpx2.Limits(max_connections=None)
+                ),
                 base_url="http://vllm",
-                timeout=httpx.Timeout(self.timeout, connect=CONNECT_SECONDS),
+                timeout=httpx2.Timeout(self.timeout, connect=CONNECT_SECONDS),
             )
         return self._clients[process]
 
@@ -86,7 +88,7 @@ class Front:
         client = self.client(next(iter(self.targets.by_name.values())).process)
         try:
             answer = await client.get("/metrics")
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             return problem(f"vLLM does not answer: {error}", GATEWAY, kind="server_error")
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
@@ -116,9 +118,9 @@ class Front:
         try:
             sent = client.send(client.build_request("POST", path, json=body), stream=True)
             answer = await unless_gone(request, sent)
-        except httpx.TimeoutException:
+        except httpx2.TimeoutException:
             return problem(f"no answer within {self.timeout:g} s", TIMEOUT, kind="server_error")
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             return problem(f"vLLM does not answer: {error}", GATEWAY, kind="server_error")
         if answer is None:
             return Response(status_code=CLOSED)
@@ -129,7 +131,7 @@ class Front:
 class Relayed(StreamingResponse):
     """An answer of vLLM as it comes; when it ends, or the client goes, vLLM's work on it ends."""
 
-    def __init__(self, answer: httpx.Response, stack: AsyncExitStack) -> None:
+    def __init__(self, answer: httpx2.Response, stack: AsyncExitStack) -> None:
         kept = {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
         super().__init__(answer.aiter_raw(), answer.status_code, kept)
         self._stack = stack
@@ -139,7 +141,7 @@ class Relayed(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def unless_gone(request: Request, sent: Any) -> httpx.Response | None:
+async def unless_gone(request: Request, sent: Any) -> httpx2.Response | None:
     """The answer to a request that was sent on; None, and the sending is cancelled, if its client goes before."""
     answer, gone = asyncio.ensure_future(sent), asyncio.ensure_future(_gone(request))
     try:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from mlflow_ft import ConfigError, FineTuneError, ModelError, ResourceError
 from mlflow_ft.engine.environments import Environment
@@ -49,8 +49,8 @@ class VllmProcess:
         self._scratch = tempfile.TemporaryDirectory(prefix="mlflow-ft-vllm-")  # with mode 700
         self.folder = Path(self._scratch.name)
         self.socket, self.log = self.folder / "vllm.sock", self.folder / "vllm.log"
-        self.client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://vllm", timeout=LONGEST
+        self.client = httpx2.Client(
+            transport=httpx2.HTTPTransport(uds=str(self.socket)), base_url="http://vllm", timeout=LONGEST
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._was_ready = False
@@ -89,7 +89,7 @@ class VllmProcess:
                 if self.client.get("/health").is_success:
                     self._was_ready = True
                     return
-            except httpx.TransportError:  # not listening yet
+            except httpx2.TransportError:  # not listening yet
                 pass
             if time.monotonic() > end:
                 raise ModelError(
@@ -120,7 +120,7 @@ class VllmProcess:
         faults = list(dict.fromkeys(line for line in lines if FAULT.search(line) and not HARMLESS.search(line)))
         return "\n".join((faults or lines)[-LAST_LINES:])
 
-    def post(self, path: str, **request: Any) -> httpx.Response:
+    def post(self, path: str, **request: Any) -> httpx2.Response:
         """Send a request.
 
         Raises:
@@ -128,7 +128,7 @@ class VllmProcess:
         """
         try:
             answer = self.client.post(path, json=request)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise self.fault() if self.ended else ModelError(f"vLLM does not answer: {error}") from error
         if not answer.is_success:
             raise ConfigError(f"vLLM refuses {path}: {message(answer)}")
@@ -156,7 +156,7 @@ class VllmProcess:
         self._scratch.cleanup()
 
 
-def message(answer: httpx.Response) -> str:
+def message(answer: httpx2.Response) -> str:
     """What an answer with an error says."""
     try:
         error = answer.json()
