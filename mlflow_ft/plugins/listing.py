@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
+from mlflow_ft.plugins import option_types
 from mlflow_ft.records import (
     Adapter,
     Check,
@@ -116,6 +117,4 @@ def check_record(record: Any, hook: str) -> None:
         if not isinstance(value, str) or not value.strip():
             raise TypeError(f"{hook} returned a record ({type(record).__name__}) whose {text} is {value!r}")
     if isinstance(record, Options):
-        from mlflow_ft.config.plugin_options import section
-
-        section(record.fields)
+        option_types.check(record.fields)

@@ -14,8 +14,7 @@ from mlflow_ft.cli.asked import asked
 from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Run
-from tests.test_plugins import Install
-from tests.test_plugins import install as install
+from tests.installed import Install
 
 pytestmark = pytest.mark.slow
 

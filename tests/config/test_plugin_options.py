@@ -96,16 +96,5 @@ def test_what_the_plugin_itself_refuses_names_the_places() -> None:
     assert "--plugins.the-judge.order (command line)" in str(refused.value)
 
 
-def test_a_class_that_cannot_hold_options_is_refused() -> None:
-    @dataclass
-    class Needs:
-        endpoint: str
-
-    with pytest.raises(TypeError, match="endpoint of Needs has no default"):
-        section(Needs)
-    with pytest.raises(TypeError, match="must be a dataclass"):
-        section(dict)
-
-
 def test_each_option_is_described() -> None:
     assert section(Judging).model_fields["votes"].description == "How often it is asked."

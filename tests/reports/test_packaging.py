@@ -18,9 +18,8 @@ from mlflow_ft.hashes import file_hash
 from mlflow_ft.stages import done
 from mlflow_ft.testing import make_rows, write_jsonl
 from tests.cli.conftest import Result, Run
+from tests.installed import Install
 from tests.reports.small_models import CHATML
-from tests.test_plugins import Install
-from tests.test_plugins import install as install
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 Small = Callable[..., Path]
