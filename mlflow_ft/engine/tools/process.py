@@ -58,23 +58,8 @@ def run(
         ProcessError: the tool failed, with its last lines. RefusedError: it would train something else than was asked
         for.
     """
-    reading, writing = os.pipe()
-    written = folder / "request.json"
-    written.write_text(json.dumps({**request, "events": writing, "parent": os.getpid()}), encoding="utf-8")
     log = folder / LOG
-    command = [str(environment.python), str(Path(inside.__file__).resolve()), str(written)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment.variables({"PYTHONUNBUFFERED": "1", **(variables or {})}),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-            start_new_session=True,
-        )
-    os.close(writing)
+    process, reading = _start(environment, request, folder, log, variables or {})
     refused: list[str] = []
 
     def handle(event: Event) -> None:
@@ -94,6 +79,28 @@ def run(
         )
     if process.returncode and not asked:
         raise failed(environment.name, process.returncode, log)
+
+
+def _start(
+    environment: Environment, request: Mapping[str, Any], folder: Path, log: Path, variables: Mapping[str, str]
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the tool in a session of its own; returns it and the end of the pipe that its events come out of."""
+    reading, writing = os.pipe()
+    written = folder / "request.json"
+    written.write_text(json.dumps({**request, "events": writing, "parent": os.getpid()}), encoding="utf-8")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(environment.python), str(Path(inside.__file__).resolve()), str(written)],
+            cwd=folder,
+            env=environment.variables({"PYTHONUNBUFFERED": "1", **variables}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+    os.close(writing)
+    return process, reading
 
 
 def _follow(
