@@ -248,7 +248,8 @@ def after_evaluate(job: Job, scores: Scores) -> None:
     """An observer: if it raises, the error is logged and the run goes on."""
     before = {score.name: score.value for score in scores.base}
     for score in scores.tuned:
-        log.info("%s: %.4g before, %.4g after", score.name, before[score.name], score.value)
+        if score.name in before:
+            log.info("%s: %.4g before, %.4g after", score.name, before[score.name], score.value)
 
 
 @hookimpl
