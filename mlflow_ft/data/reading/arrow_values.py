@@ -89,7 +89,7 @@ def _leaves(array: pyarrow.Array) -> Values:
         return _opaque(array, "an interval")
     try:
         return list(array.to_pylist())
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, KeyError):  # pytz, which Arrow uses where it is installed, raises a KeyError
         if not pa.types.is_timestamp(array.type):
             raise
         return _opaque(array.cast("int64"), f"a time in the unknown time zone {array.type.tz!r}")

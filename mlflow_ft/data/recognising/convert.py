@@ -59,7 +59,8 @@ def why_not(record: DataFormat, values: Mapping[str, Any]) -> str | None:
     except (ValueError, RecursionError) as error:
         return _reason(error)
     except Exception as error:  # a plugin's converter is given rows here that do not have its format
-        return f"{type(error).__name__}: {error}"
+        raised = error.__cause__ or error  # at the door of a plugin it became an error that names the plugin
+        return f"{type(raised).__name__}: {raised}"
     return None
 
 
