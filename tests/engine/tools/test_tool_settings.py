@@ -19,7 +19,7 @@ TABLE = (
 
 
 def config(*pairs: str) -> Any:
-    return asked(["lora", *pairs], plugins.load({"MLFLOW_FT_PLUGINS": ""}))
+    return asked(["lora", "--data", "rows.jsonl", *pairs], plugins.load({"MLFLOW_FT_PLUGINS": ""}))
 
 
 def test_settings_are_sent_under_their_names_and_none_is_left_out() -> None:
@@ -44,7 +44,7 @@ def test_what_the_tool_cannot_do_is_refused(pairs: list[str], reason: str) -> No
 
 
 def test_what_was_not_set_is_not_refused() -> None:
-    assert unsuited(TABLE, config("--adapter.r", "4", "--data", "rows.jsonl")) == []
+    assert unsuited(TABLE, config("--adapter.r", "4")) == []
 
 
 def test_an_interpreter_that_is_not_there_is_refused() -> None:
