@@ -239,7 +239,7 @@ def test_what_cannot_be_exported_is_told_before_anything_is_loaded(
 ) -> None:
     module: Any = ModuleType("absent")
     ready = partial(lambda reason, folder: reason, "its tool is not here")
-    record = Exporter(name="absent", summary="", export=exporters.export_int8, opened=exporters.opened, ready=ready)
+    record = Exporter(name="absent", summary="x", export=exporters.export_int8, opened=exporters.opened, ready=ready)
     module.register_exporters = hookimpl(lambda: [record], specname="register_exporters")
     with pytest.raises(ConfigError, match=said):
         fine_tune("lora", module, model=tmp_path / "no model", data=tiny_rows, **settings)
