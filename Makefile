@@ -27,7 +27,7 @@ test: .venv
 
 # A few of these are in `make test`.
 faults: .venv
-	@LONG_TESTS=1 python -m pytest tests/faults tests/engine/checkpoints tests/launching tests/engine/tools plugins/mlflow-ft-ray plugins/mlflow-ft-axolotl --numprocesses logical --dist loadfile $(PYTEST_ARGS)
+	@LONG_TESTS=1 python -m pytest tests/faults tests/engine/checkpoints tests/launching tests/engine/tools tests/scaffolding plugins/mlflow-ft-ray plugins/mlflow-ft-axolotl plugins/mlflow-ft-vllm --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 # Those of them that `make test` leaves out are all alike.
 combinations: .venv

@@ -6,6 +6,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -152,7 +153,7 @@ def is_setting(key: str) -> bool:
     """Whether it is one of ours, of a plugin in this repository, or of the plugin that docs/plugins.md writes."""
     if key.startswith("plugins.cards."):
         return True
-    schema = schema_with(Registry(plugins.load({})).option_types)
+    schema = schema_with(registry().option_types)
     return len(locate(canonical(of_any_stage(key)), schema)) == 1
 
 
@@ -162,8 +163,13 @@ def of_any_stage(key: str) -> str:
     return rest if dot and stage in {link.method for chain in CHAINS.values() for link in chain} else key
 
 
+@cache
+def registry() -> Registry:
+    return Registry(plugins.load({}))
+
+
 def known_methods() -> set[str]:
-    return {trainer.name for trainer in Registry(plugins.load({})).trainers} | {"gentle-lora", "quiz", "METHOD"}
+    return {trainer.name for trainer in registry().trainers} | {"gentle-lora", "quiz", "METHOD"}
 
 
 def test_the_pages_name_commands() -> None:

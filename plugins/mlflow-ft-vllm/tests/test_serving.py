@@ -72,6 +72,7 @@ def check_refusals(server: Any, asked: Any) -> None:
     assert requests.get(f"{server.url}/health", timeout=60).ok
 
 
+@pytest.mark.long
 def test_a_promotion_changes_the_adapter_without_a_restart(
     small: Path, tiny_rows: Path, running: Any, fine_tune: Callable[..., Any]
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_promotion_changes_the_adapter_without_a_restart(
         assert "vLLM was killed" in server.log.read_text()
 
 
+@pytest.mark.long
 def test_a_merged_model_is_changed_by_a_second_vllm_beside_the_first(
     small: Path, tiny_rows: Path, running: Any, fine_tune: Callable[..., Any]
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_merged_model_is_changed_by_a_second_vllm_beside_the_first(
         assert len(server.children()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "text", "code", "said"),
     [
