@@ -77,7 +77,8 @@ def champion(pair: Pair, *, plugins: Plugins, progress: Progress) -> tuple[Conte
     metrics = _others(champion) | evaluate.as_metrics("tuned", scores)
     rows |= _own(champion)
     same_rows = champion.rows and champion.eval_digest == candidate.eval_digest
-    lacking = "scores by the same judge" if same_rows else "scores on these rows"
+    other_judge = same_rows and candidate.measured_by != champion.measured_by
+    lacking = "scores by the same judge" if other_judge else "scores on these rows"
     note = f"{subject} had no {lacking}: it was loaded and scored on them"
     if any(name.startswith(REWARD) for name in set(candidate.rows) - set(rows)):
         note += "; its rewards are unknown, because their code is not run again (hold out the same rows for both)"

@@ -185,7 +185,7 @@ def test_a_plugins_rule_comes_before_ours_by_its_priority() -> None:
 
 
 def test_a_rule_that_fails_is_named() -> None:
-    with pytest.raises(PluginError, match="the plan rule ours of ours raised ZeroDivisionError"):
+    with pytest.raises(PluginError, match="plugin ours, plan rule 'ours': advise raised ZeroDivisionError"):
         advised.ask(with_rule(rule(lambda situation: Advice(reason=str(1 // 0)))), HERE)
 
 

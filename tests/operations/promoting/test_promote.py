@@ -401,7 +401,9 @@ def test_gates_of_the_run_are_taken_where_none_are_named(shop: Shop) -> None:
 
 def with_gate(judge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> plugins.Plugins:
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
-    registered = plugins.Registered(provider="theirs", kind="gates", record=Gate(name="own", summary="s", judge=judge))
+    registered = plugins.Registered(
+        provider="theirs", kind="gates", record=Gate(name="own", summary="s", judge=judge, always=True)
+    )
     loaded.registered += (registered,)
     return loaded
 

@@ -113,7 +113,7 @@ def test_a_lower_number_of_rows_changes_nothing_of_what_the_test_asks(shop: Shop
 def test_of_promotions_without_a_difference_one_in_twenty_at_most_goes_through(rows: int) -> None:
     """The gate itself, with its defaults but for the number of rows; the test alone: test_paired.py."""
     from mlflow_ft.builtin.gates import beats
-    from mlflow_ft.candidacy import Contender
+    from mlflow_ft.candidacy import Candidacy, Contender
 
     generator, gates = np.random.default_rng(rows), gates_of("beats_base: {min_rows: 2, samples: 1000}")
     nothing: dict[str, Any] = {"tags": {}, "params": {}, "metrics": {}, "quality": None, "eval_digest": "d"}
@@ -131,7 +131,8 @@ def test_of_promotions_without_a_difference_one_in_twenty_at_most_goes_through(r
                 rows=ours, base_rows=theirs, **nothing,
             )  # fmt: skip
             rival = beats.Rival(rows=theirs, sort="base model", name="its base")
-            promoted += bool(beats.compared(candidate, rival, gates.beats_base, gates)[0].passed)
+            about = Candidacy(alias="champion", candidate=candidate, champion=None, now_ms=0)
+            promoted += bool(beats.compared(about, rival, gates.beats_base, gates)[0].passed)
         assert promoted / 150 <= 0.05 + 2.33 * (0.05 * 0.95 / 150) ** 0.5, name
 
 
@@ -303,7 +304,7 @@ def test_other_metrics_of_the_run_may_be_bounded(shop: Shop) -> None:
 
 
 def test_a_gate_without_a_verdict_abstains_and_only_abstaining_is_refused(shop: Shop) -> None:
-    silent = Gate(name="silent", summary="s", judge=lambda about, gates: [])
+    silent = Gate(name="silent", summary="s", judge=lambda about, gates: [], always=True)
     loaded = plugins.load({"MLFLOW_FT_PLUGINS": ""})
     loaded.registered += (plugins.Registered(provider="theirs", kind="gates", record=silent),)
     ours = replace(shop, loaded=loaded)
