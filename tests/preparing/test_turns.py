@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from mlflow_ft import hashes
+from mlflow_ft import Score, hashes
 from mlflow_ft.cli.asked import asked
+from mlflow_ft.config import Config
 from mlflow_ft.engine import hub
 from mlflow_ft.engine.tokens import clock, tokenizers
 from mlflow_ft.errors import DataError
@@ -230,8 +231,12 @@ def test_two_models_are_compared_by_one_value_a_conversation(make: Make, model: 
     count = len(data.eval.examples)
     config = asked([f"--model={model}", "--turns=each", "--evaluation.max_rows=4"], LOADED, method="prepare")
     values = tuple(float(number) for number in range(count))
-    assert evaluate.by_conversation(values, data, config) == tuple(number + 1.0 for number in range(0, count, 3))
-    assert evaluate.by_conversation([None, 2.0, 4.0, None], data, config) == (3.0, None), "those that were answered"
-    assert evaluate.by_conversation([1.0, 2.0], data, config) == (1.0, 2.0), "an evaluator's own rows"
+
+    def grouped(rows: Sequence[float | None], of: Config = config) -> tuple[float | None, ...]:
+        return tuple(evaluate.by_conversation(Score.mean("x", rows), data, of))
+
+    assert grouped(values) == tuple(number + 1.0 for number in range(0, count, 3))
+    assert grouped([None, 2.0, 4.0, None]) == (3.0, None), "those that were answered"
+    assert grouped([1.0, 2.0]) == (1.0, 2.0), "an evaluator's own rows"
     whole = asked([f"--model={model}"], LOADED, method="prepare")
-    assert evaluate.by_conversation(values, data, whole) == values
+    assert grouped(values, whole) == values

@@ -19,7 +19,7 @@ def config(*pairs, method="unsloth-lora"):
 
 
 def work(**values):
-    settings = config().flat() | {
+    settings = config("--data", "rows.jsonl").flat() | {
         "training.max_steps": 100,
         "training.eval_steps": 25,
         "training.warmup_steps": 3,
