@@ -89,7 +89,7 @@ def test_multiple_choice_is_scored_as_by_hand(
 
 
 def test_the_direction_comes_from_the_task(scores: dict[str, Score]) -> None:
-    assert {name: score.lower for name, score in scores.items()} == {
+    assert {name: score.lower_is_better for name, score in scores.items()} == {
         "lm_eval/colours/acc": False,
         "lm_eval/colours/acc_norm": False,
         "lm_eval/reverse/exact_match": False,
