@@ -22,6 +22,7 @@ def adapter(small: Path, make_lora: Callable[..., Path], tmp_path: Path) -> Call
     return make
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT takes the biases of lora_B for incomplete weights
 @pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed but the targeted layer")
 @pytest.mark.parametrize(
     ("settings", "note", "reason"),
