@@ -1,4 +1,4 @@
-"""mlflow-ft import: another tool's configuration becomes ours, and every key of it is told."""
+"""mlflow-ft import: another tool's configuration becomes ours, and every key of it is reported."""
 
 from __future__ import annotations
 

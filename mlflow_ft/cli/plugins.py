@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 
 import click
 
@@ -74,7 +73,5 @@ def _provided(info: PluginInfo) -> str:
 
 
 def _more(info: PluginInfo) -> list[str]:
-    counts = Counter(record.partition(" ")[0] for record in info.provides)
     lines = [f"module {info.module or 'was not imported'}", *([f"sha256 {info.sha256}"] if info.sha256 else [])]
-    lines += [f"{record}" for record in info.provides] if counts else []
-    return [*lines, *(f"hook {hook}" for hook in info.hooks), *(f"note: {note}" for note in info.notes)]
+    return [*lines, *info.provides, *(f"hook {hook}" for hook in info.hooks), *(f"note: {note}" for note in info.notes)]

@@ -78,7 +78,7 @@ class Plugins:
             self._manager.check_pending()
             implementations = self._implementations(name)
             faults.check(module, list(implementations.values()))
-            registered = list(self._collect(name, guarded=not described.built_in))
+            registered = list(self._collect(name, implementations, guarded=not described.built_in))
         except (Exception, SystemExit) as error:  # a third-party plugin's error must not stop the others
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
@@ -110,10 +110,7 @@ class Plugins:
 
     def fault(self, name: str, said: str) -> doors.PluginFaultError:
         """The error for something that a plugin did wrong."""
-        return doors.PluginFaultError(
-            f"plugin {name}: {said}",
-            hint="fix or update the plugin, or choose others with MLFLOW_FT_PLUGINS=name,name",
-        )
+        return doors.fault(f"plugin {name}", said)
 
     def watch(self, hook: str, **arguments: object) -> None:
         """Call an `after_` or `on_` hook of every plugin; an error is logged, and the run continues."""
@@ -142,10 +139,12 @@ class Plugins:
             if implementation.plugin_name == name
         }
 
-    def _collect(self, name: str, *, guarded: bool) -> Iterable[Registered]:
+    def _collect(
+        self, name: str, implementations: Mapping[str, pluggy.HookImpl], *, guarded: bool
+    ) -> Iterable[Registered]:
         for kind, record_type in KINDS.items():
             hook = f"register_{kind}"
-            implementation = self._implementations(name).get(hook)
+            implementation = implementations.get(hook)
             for record in cast("Iterable[Any]", implementation.function()) if implementation else ():
                 if not isinstance(record, record_type):
                     raise TypeError(f"{hook} returned {record!r}, which is not of type {record_type.__name__}")

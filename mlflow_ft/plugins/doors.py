@@ -21,6 +21,13 @@ class PluginFaultError(PluginError):
     """A plugin's function raised an error that no user can have caused, or returned something else than it must."""
 
 
+def fault(called: str, what: str) -> PluginFaultError:
+    """The error for what a plugin did wrong; `called` names the plugin, and its record if it was in one."""
+    return PluginFaultError(
+        f"{called}: {what}", hint="fix or update the plugin, or choose others with MLFLOW_FT_PLUGINS=name,name"
+    )
+
+
 def _none_or_text(value: Any) -> str | None:
     return None if value is None or isinstance(value, str) else "a sentence or None"
 
@@ -117,10 +124,7 @@ class Door:
         return value
 
     def _fault(self, what: str) -> PluginFaultError:
-        return PluginFaultError(
-            f"{self.called}: {what}",
-            hint="fix or update the plugin, or choose others with MLFLOW_FT_PLUGINS=name,name",
-        )
+        return fault(self.called, what)
 
 
 def of_the_machine(error: BaseException) -> bool:
