@@ -46,6 +46,7 @@ EXAMPLE_OF = {
     "Launcher": "launcher",
     "PlanRule": "plan-rule",
     "Engine": "engine",
+    "ServingEngine": "serving-engine",
     "Options": "options",
     "Command": "command",
 }
@@ -57,7 +58,9 @@ SEEN_IN = {
     "Score": ("Evaluator",),
     "Subject": ("Evaluator",),
     "Answer": ("Evaluator",),
-    "Form": ("Exporter",),
+    "Form": ("Exporter", "ServingEngine"),
+    "Serving": ("ServingEngine",),
+    "ServedModel": ("ServingEngine",),
     "Launch": ("Launcher",),
     "Machines": ("Engine",),
     "Situation": ("PlanRule",),

@@ -18,6 +18,7 @@ KINDS: Mapping[str, str] = {
     "launcher": "where the processes of a run are started",
     "plan-rule": "knowledge for `mlflow-ft plan`",
     "engine": "where rows are tokenised and checked",
+    "serving-engine": "a program that answers requests to models",
     "command": "a command of its own: `mlflow-ft NAME`",
     "options": "settings of the plugin's own",
     "callbacks": "called at every step of a training; watches the scores",

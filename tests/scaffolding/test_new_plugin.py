@@ -20,6 +20,7 @@ from mlflow_ft.scaffolding.kinds import KINDS, catalogue
 from mlflow_ft.scaffolding.names import LONGEST
 from mlflow_ft.scaffolding.package import hooks_in, new_plugin
 from mlflow_ft.scaffolding.rendering import TEMPLATES
+from mlflow_ft.testing.contract.records import check_words
 from tests.scaffolding.conftest import Environment
 
 SEVERAL = ("format", "trainer", "evaluator", "gate", "options")
@@ -52,7 +53,10 @@ def test_a_plugin_of_one_kind_loads_and_registers_it(kind: str, importable: Path
     module = importlib.import_module(made.names.module)
     info = loaded.add(module, name=name)
     assert (info.status, info.error) == ("active", "")
-    own = {registered.kind for registered in loaded.registered if registered.provider == name}
+    records = [registered for registered in loaded.registered if registered.provider == name]
+    for registered in records:
+        check_words(registered.kind, registered.record)
+    own = {registered.kind for registered in records}
     assert own == ({catalogue(kind)} if catalogue(kind) in plugins.KINDS else set())
     assert f"tests/test_{catalogue(kind)}.py" in made.files
     assert hooks_in((importable / made.names.module / f"{catalogue(kind)}.py").read_text())
