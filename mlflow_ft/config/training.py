@@ -35,6 +35,9 @@ class TrainingSection(Section):
     per_device_train_batch_size: Rows = 8
     """Rows per device and forward pass; auto: the most that fit into memory, with as many forward passes per step as
     keep the step at 8 x `gradient_accumulation_steps` rows."""
+    batching: Literal["auto", "tokens", "by_length", "padded"] = "auto"
+    """How rows become batches: tokens lays them end to end, without padding; by_length pads rows of similar length;
+    padded pads rows in random order; auto is tokens if the model is proved to keep rows apart, else padded."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes per optimizer step."""
     gradient_checkpointing: bool | None = None

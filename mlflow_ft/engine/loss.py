@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from mlflow_ft.engine.models import row_attention
+
 CHUNK = 1024
 """Labelled tokens whose logits are in memory at the same time."""
 AGREEMENT = 1e-4
@@ -74,7 +76,8 @@ def token_loss(
 
 def _run(model: nn.Module, inputs: Mapping[str, Tensor], *, balance: bool) -> Any:
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    return model(**rest, use_cache=False, **({"output_router_logits": True} if balance else {}))
+    with row_attention.of_rows(inputs):
+        return model(**rest, use_cache=False, **({"output_router_logits": True} if balance else {}))
 
 
 def _balance(output: Any) -> Tensor | None:

@@ -68,6 +68,13 @@ VISION: Mapping[str, Any] = {
 }
 KINDS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", TEXT),
+    "mistral": ("MistralConfig", "MistralForCausalLM", TEXT | {"sliding_window": 5}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {key: TEXT[key] for key in TEXT if key != "head_dim"}),
+    "gpt_neox": (
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {key: TEXT[key] for key in TEXT if key not in ("head_dim", "num_key_value_heads")},
+    ),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {key: TEXT[key] for key in TEXT if key != "head_dim"}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", TEXT),
     "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", TEXT | EXPERTS | {"num_experts": 4}),

@@ -6,10 +6,12 @@ soft-capping); for others it does not, and their log-probabilities would be sile
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from torch.nn import functional
 
 from mlflow_ft.engine.loss import causal_model
@@ -64,6 +66,24 @@ def refused(job: Job, causal: Any, reason: str) -> ConfigError:
         f"{job.config.method} cannot train a {type(causal).__name__}: TRL's replacement for its output layer {reason}",
         hint="use a method that reads the model's own logits: sft, orpo, cpo, simpo",
     )
+
+
+@contextmanager
+def on_learned_tokens() -> Iterator[None]:
+    """Let TRL's output layer score the learned tokens only. On a CPU it scores every position, padding too.
+
+    TRL does so for devices on which other shapes mean another compilation; a CPU is not one of them.
+    """
+    decides = "_use_triton"  # what `add_fused_lm_head` asks, for this only
+    before = getattr(trl.trainer.utils, decides, None)
+    if before is None or torch.cuda.is_available():
+        yield
+        return
+    setattr(trl.trainer.utils, decides, lambda device: True)
+    try:
+        yield
+    finally:
+        setattr(trl.trainer.utils, decides, before)
 
 
 @torch.no_grad()

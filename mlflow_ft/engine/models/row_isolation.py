@@ -88,7 +88,13 @@ class NeighboursCallback(TrainerCallback):
 
 
 def see_each_other(
-    model: Any, rows: Sequence[Row], collate: Collate, *, batch: Batch | None = None, rough: bool = False
+    model: Any,
+    rows: Sequence[Row],
+    collate: Collate,
+    *,
+    batch: Batch | None = None,
+    rough: bool = False,
+    unpadded: bool = False,
 ) -> Seen | None:
     """How rows that `collate` puts into one batch affect each other; None if they do not.
 
@@ -99,12 +105,13 @@ def see_each_other(
             (1, tokens).
         batch: a whole batch, whose rows are compared with the same rows alone.
         rough: whether the model computes in a lower precision than that of its weights.
+        unpadded: whether the model itself lays the rows of a padded batch end to end.
     """
     compare = _Comparison(model, rough=rough)
     effects: list[Seen] = []
     for pair in pairs(rows):
         together = collate(pair)
-        if "attention_mask" in together:  # a padded batch: any pair shows the same
+        if "attention_mask" in together and not unpadded:  # a padded batch: any pair shows the same
             difference = compare.alone(together)
             return Seen(difference=difference, layers="") if difference else None
         orders = (pair, pair[::-1])

@@ -20,7 +20,7 @@ from mlflow_ft.engine.launching import shards, strategy, zero
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import even_batches, longest_batch, other_trackers, starts, trainable
+from mlflow_ft.engine.training import batching, even_batches, longest_batch, other_trackers, starts, trainable
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
@@ -117,9 +117,12 @@ def run(
             trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
         strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
+        arranged = batching.Batching(job, data, trainer)
+        bars.callback(arranged.end)
         if not job.config.launch.sharded:  # a pass by one process alone would wait for the others' shares
-            checks = [check(job, data, trainer)]
+            checks = [arranged.check, check(job, data, trainer)]
             if fused is not None:
+                bars.enter_context(fused_head.on_learned_tokens())
                 checks.append(fused_head.proof(job, data, temperature=fused))
             trainer.add_callback(NeighboursCallback(*checks))
             if not job.config.launch.own_engine:  # a backward pass there is a step

@@ -33,7 +33,6 @@ MIXING = {  # what carries a row over, by kind of model
     "recurrent_gemma": ("model.layers.0.temporal_block", "RecurrentGemmaRecurrentBlock"),
     "minimax": ("model.layers.0.self_attn", "MiniMaxLightningAttention"),
     "bloom": ("transformer.h.0.self_attention", "BloomAttention"),
-    "opt": ("model.decoder.layers.0.self_attn", "OPTAttention"),
     "gpt_oss": ("model.layers.0.self_attn", "GptOssAttention"),
 }
 APART = ("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmoe", "llama4", "gemma3_text", "gpt2", "deepseek_v3")

@@ -1,0 +1,49 @@
+"""What a training measures about itself in `benchmarks/train.py`: seconds and loss of each step, and its peak memory.
+
+The same callback is in every tool: in this project as a plugin (`MLFLOW_FT_PLUGINS=benchmarks.steps`), in TRL's trainer
+as a callback. It writes to the file that STEPS_FILE names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow_ft import hookimpl
+
+
+@hookimpl
+def training_callbacks() -> list[Any]:
+    return [callback()]
+
+
+def callback() -> Any:
+    """The callback; transformers is imported when a training begins."""
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+            self.losses: list[float] = []
+            self.began = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.times.append(time.perf_counter() - self.began)
+
+        def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+            if "loss" in (logs or {}):
+                self.losses.append((logs or {})["loss"])
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            found = {"times": self.times, "losses": self.losses, "peak": peak}
+            Path(os.environ["STEPS_FILE"]).write_text(json.dumps(found))
+
+    return Steps()

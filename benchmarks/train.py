@@ -1,0 +1,141 @@
+"""Seconds a step and peak memory of this project, beside TRL on the same rows, order, settings and machine.
+
+    python benchmarks/train.py                                  # the built-in model and data
+    python benchmarks/train.py --method dpo --data pairs.json --steps 6
+    python benchmarks/train.py --method qlora --rounds 3 --model MODEL --data rows.json
+
+The runs take turns, each in a process of its own. The time of a side is the sum of its steps without the first; the
+median of its rounds is shown. Only ratios mean something on a shared machine. Both sides draw LoRA's weights
+themselves: the first loss must agree, the others differ a little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LENGTH, RATE, RANK = 512, 2e-4, 16
+HELD_OUT = 2
+OURS = {"mlflow-ft": "auto", "mlflow-ft, padded": "padded"}
+"""The sides of this project, and `training.batching` of each."""
+
+
+def main() -> None:
+    """Measure all sides, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=("lora", "qlora", "dpo"), default="lora")
+    parser.add_argument("--model", help="a folder; the built-in model if not given")
+    parser.add_argument("--data", type=Path, default=ROOT / "mlflow_ft" / "examples" / "demo" / "train.jsonl")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--sides", nargs="+", default=[*OURS, "TRL"])
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = prepare(asked, folder)
+        measured: dict[str, list[dict[str, Any]]] = {side: [] for side in asked.sides}
+        for _ in range(asked.rounds):
+            for side, runs in measured.items():
+                runs.append(run(side, asked, model, folder))
+                print(f"{side}: {runs[-1]}", file=sys.stderr)
+        report(measured)
+
+
+def prepare(asked: argparse.Namespace, folder: Path) -> Path:
+    """Write the rows that all sides read; return the folder of the model."""
+    from mlflow_ft.config.schema import ModelSection
+    from mlflow_ft.engine import hub
+    from mlflow_ft.progress import Progress
+
+    base = hub.find(ModelSection(**({"name": asked.model} if asked.model else {})), Progress(quiet=True))
+    text = asked.data.read_text(encoding="utf-8")
+    rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines() if line]
+    kept = rows[: asked.rows + HELD_OUT]
+    parts = {"rows": kept[: asked.rows], "held_out": kept[asked.rows :]}
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
+    return base.path
+
+
+def run(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
+    """One training in a process of its own: `times`, `losses` and `peak`."""
+    file = folder / "steps.json"
+    file.unlink(missing_ok=True)
+    environ = os.environ | {
+        "STEPS_FILE": str(file),
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/runs.db",
+        "HF_HUB_OFFLINE": "1",
+        "MLFLOW_FT_PLUGINS": "benchmarks.steps",
+    }
+    command = ours(side, asked, model, folder) if side in OURS else theirs(asked, model, folder)
+    done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=False)
+    if not file.is_file():
+        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def ours(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> list[str]:
+    """The command of this project; nothing but the training is measured, so the rest is kept short."""
+    settings = {
+        "model": model,
+        "data": folder / "rows.jsonl",
+        "data.eval_path": folder / "held_out.jsonl",
+        "data.max_length": LENGTH,
+        "data.fail_on": "never",
+        "training.batching": OURS[side],
+        "max_steps": asked.steps,
+        "per_device_train_batch_size": asked.batch,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "adapter.r": RANK,
+        "adapter.lora_alpha": 2 * RANK,
+        "adapter.lora_dropout": 0,
+        "eval_steps": 10_000,
+        "save_steps": 10_000,
+        "evaluation.max_rows": 1,
+        "evaluation.max_new_tokens": 1,
+        "evaluation.samples": 0,
+        "package.round_trip": "false",
+        "run.output_dir": folder / "outputs",
+    }
+    pairs = [f"--{key}={value}" for key, value in settings.items()]
+    return [sys.executable, "-m", "mlflow_ft", "train", asked.method, *pairs, "--quiet"]
+
+
+def theirs(asked: argparse.Namespace, model: Path, folder: Path) -> list[str]:
+    """The command of TRL's side."""
+    values = (asked.method, model, folder / "rows.jsonl", asked.steps, asked.batch)
+    return [sys.executable, "-m", "benchmarks.trl_side", *map(str, values)]
+
+
+def report(measured: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the table."""
+    seconds = {side: statistics.median(sum(one["times"][1:]) for one in runs) for side, runs in measured.items()}
+    peaks = {side: statistics.median(one["peak"] for one in runs) for side, runs in measured.items()}
+    losses = {side: runs[-1]["losses"] for side, runs in measured.items()}
+    last = list(measured)[-1]
+    print(f"| | seconds | faster than {last} by | peak, GiB | of {last}'s | first loss | losses differ by at most |")
+    print("|---|---|---|---|---|---|---|")
+    for side in measured:
+        apart = max(abs(a - b) / b for a, b in zip(losses[side], losses[last], strict=True))
+        print(
+            f"| {side} | {seconds[side]:.1f} | {seconds[last] / seconds[side]:.2f} | {peaks[side] / 2**30:.2f} "
+            f"| {peaks[side] / peaks[last]:.2f} | {losses[side][0]:.4f} | {apart:.1%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Attention row by row, where the rows of a batch are laid end to end in one.
+
+transformers separates such rows by a mask of (tokens x tokens), most of which is False: four rows of 500 tokens cost as
+much as one of 2,000. Here each row attends to itself alone, by the same kernel, with its own part of that mask, or with
+none where that part is causal. This is exact: what is left out is masked.
+
+It is used by models that compute attention with transformers' `sdpa` interface. FlashAttention's kernels take rows laid
+end to end as they are; models with other implementations use the whole mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+NAME = "sdpa"
+ROWS = "rows"
+"""The attribute of a mask that holds, for each row, its length and its own mask."""
+
+
+@contextmanager
+def of_rows(inputs: Mapping[str, Any]) -> Iterator[None]:
+    """While a model's forward pass runs: attention row by row, if the batch is one of rows laid end to end.
+
+    Such a batch has `position_ids` of shape (1, tokens), which begin at 0 with every row, and no `attention_mask`.
+    """
+    found = lengths(inputs)
+    if len(found) < 2 or NAME in ALL_MASK_ATTENTION_FUNCTIONS._local_mapping:
+        yield
+        return
+    AttentionInterface.register(NAME, attention)  # for good: checkpointed layers run again in the backward pass
+    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = _Masks(found)
+    try:
+        yield
+    finally:
+        del ALL_MASK_ATTENTION_FUNCTIONS[NAME]
+
+
+def lengths(inputs: Mapping[str, Any]) -> list[int]:
+    """The tokens of each row of a batch of rows laid end to end; [] for another batch."""
+    positions = inputs.get("position_ids")
+    if positions is None or "attention_mask" in inputs or positions.dim() != 2 or positions.shape[0] != 1:
+        return []
+    starts = (positions[0] == 0).nonzero()[:, 0].tolist()
+    if not starts or starts[0] != 0:
+        return []
+    return [end - start for start, end in zip(starts, [*starts[1:], positions.shape[1]], strict=True)]
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """Attention with `sdpa`, as in transformers; row by row with a mask of ROWS."""
+    rows = getattr(attention_mask, ROWS, None)
+    if rows is None:
+        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        return result
+    if more.get("position_bias") is not None:
+        raise ValueError("rows laid end to end cannot have a bias of positions")
+    parts, start = [], 0
+    for length, mask in rows:
+        part = slice(start, start + length)
+        states: dict[str, Any] = {"query": query[:, :, part], "key": key[:, :, part], "value": value[:, :, part]}
+        parts.append(sdpa_attention_forward(module, **states, attention_mask=mask, **more)[0])
+        start += length
+    return torch.cat(parts, dim=1), None
+
+
+class _Masks:
+    """Makes the masks of a batch whose rows have these lengths, in place of transformers' `sdpa_mask`."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self._lengths = lengths
+
+    def __call__(
+        self, batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **more: Any
+    ) -> Tensor | None:
+        """A mask without content that has the rows' own masks; it cannot be used as a mask by mistake."""
+        tokens = sum(self._lengths)
+        if (batch_size, q_length, kv_length, q_offset, kv_offset) != (1, tokens, tokens, 0, 0):
+            return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **more)
+        rows, start = [], 0
+        for length in self._lengths:
+            mask = sdpa_mask(1, length, length, start, start, **more | {"allow_is_causal_skip": False})
+            rows.append((length, None if mask is None or _causal(mask) else mask))
+            start += length
+        stands_for_it = torch.empty((1, 1, tokens, 0), dtype=torch.bool, device=more.get("device"))
+        setattr(stands_for_it, ROWS, rows)
+        return stands_for_it
+
+
+def _causal(mask: Tensor) -> bool:
+    return torch.equal(mask[0, 0], torch.ones_like(mask[0, 0]).tril())

@@ -1,0 +1,110 @@
+"""How rows become batches (`training.batching`): padded, by length, or laid end to end without padding.
+
+The rows of an optimizer step and their losses are the same with all of them, except `by_length`, which draws rows of
+similar length together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from mlflow_ft.engine import batches
+from mlflow_ft.engine.models import row_isolation
+from mlflow_ft.engine.models.row_isolation import Batch, Row
+from mlflow_ft.engine.models.unpadding import Unpadding
+from mlflow_ft.engine.training import longest_batch
+from mlflow_ft.errors import ConfigError, brief
+from mlflow_ft.rows import Encoded
+from mlflow_ft.values import Data, Job
+
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+"""What a model raises that is not built for rows laid end to end."""
+
+
+class Batching:
+    """The batches of one training."""
+
+    def __init__(self, job: Job, data: Data, trainer: Any) -> None:
+        self._job, self._data, self._trainer = job, data, trainer
+        self._asked = job.config.training.batching
+        models = [trainer.model, getattr(trainer, "ref_model", None)]
+        self._unpadding = [Unpadding(model) for model in models if model is not None]
+        if self._asked == "by_length":
+            _by_length(trainer)
+        if self._asked == "tokens" and job.config.launch.sharded:
+            raise self._refused(f"it cannot be proved with weights that {job.config.launch.strategy} spreads")
+
+    def check(self, model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
+        """Before the first step: leave padding out if it is asked for, or if this model can be proved to do without.
+
+        Raises:
+            ConfigError: it was asked for, and rows laid end to end affect each other.
+        """
+        if self._asked not in ("auto", "tokens") or not self._padded:
+            return
+        reason = self._against(model, rough=rough)
+        if reason is None:
+            self._job.progress.say("batches without padding: rows are laid end to end, and do not affect each other")
+            return
+        self.end()
+        if self._asked == "tokens":
+            raise self._refused(reason)
+        self._job.progress.say(f"batches are padded: {reason}")
+
+    def _refused(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"training.batching tokens: {reason}", hint="use --training.batching by_length, or leave it out"
+        )
+
+    @property
+    def _padded(self) -> bool:
+        """Whether the trainer pads."""
+        config = self._job.config
+        packed = config.objective.packing or getattr(self._trainer, "padding_free", False)
+        sides = 2 if self._data.kind == "preference" else 1
+        return config.training.batch_size * sides > 1 and not packed
+
+    def _against(self, model: Any, *, rough: bool) -> str | None:
+        """Why this model needs padding; None if it is proved that it does not, and padding is left out from now on."""
+        if not all(one.possible for one in self._unpadding):
+            return "the model takes no positions"
+        for one in self._unpadding:
+            one.on()
+        try:
+            rows = row_isolation.some(self._data)
+            seen = row_isolation.see_each_other(model, rows, self._collate, rough=rough, unpadded=True)
+        except FAILURES as error:
+            return f"the model cannot read rows laid end to end ({brief(error)})"
+        if seen:
+            return f"rows laid end to end affect each other on this model, by up to {seen.difference:.2g} nats a token"
+        return (
+            None if self._unpadding[0].positions else "the model gets more about each token than can be laid end to end"
+        )
+
+    def _collate(self, rows: Sequence[Row]) -> Batch:
+        encoded = [Encoded(input_ids=tuple(row), labels=tuple(row)) for row in rows]
+        return batches.padded(encoded, pad_token_id=self._data.tokenizer.pad_token_id)
+
+    def end(self) -> None:
+        """The models are as they were."""
+        for one in self._unpadding:
+            one.off()
+
+
+def _by_length(trainer: Any) -> None:
+    """Draw rows of similar length together, in windows of 50 batches that are drawn at random.
+
+    Raises:
+        ConfigError: the rows of this method have no length before they are drawn.
+    """
+    lengths = (
+        longest_batch.row_lengths(trainer.train_dataset) if hasattr(trainer.train_dataset, "column_names") else None
+    )
+    if lengths is None:
+        raise ConfigError("training.batching by_length: the rows of this method have no length", hint="leave it out")
+    size = trainer._train_batch_size * trainer.args.gradient_accumulation_steps
+    sampler = LengthGroupedSampler(size, lengths=lengths.tolist())
+    trainer._get_train_sampler = lambda *_: sampler

@@ -1,0 +1,90 @@
+"""`training.batching`: rows laid end to end teach the same as padded ones; unproved they are padded, or refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mlflow_ft.engine.models.unpadding import Unpadding
+from mlflow_ft.errors import ConfigError
+from mlflow_ft.rows import Example
+from mlflow_ft.testing import WORDS
+
+Bench = Callable[..., Any]
+METHODS = ("sft", "lora", "full", "qlora", "dpo", "simpo", "orpo", "kto", "reward")
+
+
+def rows(*, preferences: bool) -> list[Example]:
+    """Conversations, or preferences, of very different lengths."""
+    draw = random.Random(1)
+    made = []
+    for number in range(24):
+        words = draw.choices(WORDS, k=(2, 30, 7)[number % 3])
+        ask = ({"role": "user", "content": " ".join(words)},)
+        good, bad = (
+            {"role": "assistant", "content": " ".join(order)} for order in (words[::-1], words[: number % 3 + 1])
+        )
+        made.append(
+            Example(messages=ask, chosen=(good,), rejected=(bad,)) if preferences else Example(messages=(*ask, good))
+        )
+    return made
+
+
+def trained(bench: Bench, method: str, batching: str, **more: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    preferences = method in ("dpo", "simpo", "orpo", "kto", "reward")
+    quick = {"learning_rate": 5e-3, "max_steps": 3, "eval_steps": 3, "training.batching": batching}
+    setup = bench(method, rows=rows(preferences=preferences), **quick | more)
+    result = setup.train()
+    [file] = [*(result.folder / "adapter").glob("*.safetensors"), *(result.folder / "model").glob("*.safetensors")]
+    return setup, load_file(file)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_learns_the_same(bench: Bench, method: str) -> None:
+    padded, weights = trained(bench, method, "padded")
+    joined, others = trained(bench, method, "tokens")
+    for key in ("train/loss", "train/grad_norm", "eval/loss"):
+        assert joined.curve(key) == pytest.approx(padded.curve(key), rel=1e-4, abs=1e-6), key
+    assert len(padded.curve("train/loss")) == 3
+    apart = [float((others[name] - weight).abs().max()) for name, weight in weights.items()]
+    assert max(apart) < 2e-3, "less than half a step of the optimizer, whose steps have the sign of gradients near 0"
+
+
+@pytest.mark.parametrize(("method", "batching"), [("lora", "auto"), ("lora", "padded"), ("dpo", "auto")])
+def test_auto_leaves_padding_out(bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, batching: str) -> None:
+    ended: list[Unpadding] = []
+    off = Unpadding.off
+
+    def record(self: Unpadding) -> None:
+        ended.append(self)
+        off(self)
+
+    monkeypatch.setattr(Unpadding, "off", record)
+    setup, _ = trained(bench, method, batching)
+    assert ended, "the model is put back after the training"
+    checked = 3 * sum(len(row.input_ids) for row in setup.data.train.encoded)
+    assert (ended[0].tokens > checked / 3) is (batching == "auto")
+    assert ended[0].tokens <= ended[0].positions
+
+
+def test_a_model_that_needs_padding_gets_it_or_the_setting_is_refused(bench: Bench, small: Callable[..., Path]) -> None:
+    model = {"model": small("gpt_oss"), "data.max_length": 64}
+    setup, _ = trained(bench, "lora", "auto", **model)
+    assert len(setup.curve("train/loss")) == 3
+    with pytest.raises(
+        ConfigError, match=r"training\.batching tokens: rows laid end to end affect each other"
+    ) as refused:
+        trained(bench, "lora", "tokens", **model)
+    assert "--training.batching by_length" in str(refused.value)
+
+
+@pytest.mark.parametrize("method", ["lora", "dpo", "kto", "reward"])
+def test_rows_of_similar_length_come_together(bench: Bench, method: str) -> None:
+    setup, _ = trained(bench, method, "by_length")
+    assert len(setup.curve("train/loss")) == 3
