@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mlflow_ft.engine.models import row_attention
 
-CHUNK = 1024
-"""Labelled tokens whose logits are in memory at the same time."""
+CHUNK_BYTES, CHUNK_BYTES_ON_GPU = 64 << 20, 256 << 20
+"""Bytes of logits (float32) that are in memory at the same time. A pass holds about four times as much: the logits,
+their probabilities and gradients. GPUs are slower with small parts."""
 AGREEMENT = 1e-4
 """Largest difference of a token's loss (nats, and relative) from that over the model's own logits, in float32."""
 ROUGH_AGREEMENT = 1e-2
@@ -66,12 +67,19 @@ def token_loss(
     learned = targets != -100
     selected, wanted = hidden[:, :-1][learned], targets[learned]
     losses, hits = [], []
-    for states, tokens in zip(selected.split(CHUNK), wanted.split(CHUNK), strict=True):
+    at_once = chunk(head, on_gpu=hidden.is_cuda)
+    for states, tokens in zip(selected.split(at_once), wanted.split(at_once), strict=True):
         nll, hit = checkpoint(_chunk, apply_head, states, tokens, use_reentrant=False)
         losses.append(nll)
         hits.append(hit)
     row = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(learned.sum(dim=1))
     return TokenLoss(nll=torch.cat(losses), correct=torch.cat(hits), row=row, balance=_balance(output))
+
+
+def chunk(head: Any, *, on_gpu: bool) -> int:
+    """How many labelled tokens have their logits in memory at the same time, with this output layer."""
+    words: int = getattr(head, "out_features", head.weight.shape[0])
+    return max(1, (CHUNK_BYTES_ON_GPU if on_gpu else CHUNK_BYTES) // (4 * words))
 
 
 def _run(model: nn.Module, inputs: Mapping[str, Tensor], *, balance: bool) -> Any:

@@ -64,7 +64,7 @@ def gradients(model: Any, value: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_both_losses_are_cross_entropy(monkeypatch: pytest.MonkeyPatch, *, tied: bool, lora: bool, chunk: int) -> None:
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss, "chunk", lambda head, on_gpu: chunk)
     model = make(LlamaConfig(**SIZES, tie_word_embeddings=tied))
     if lora:
         config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type=TaskType.CAUSAL_LM)

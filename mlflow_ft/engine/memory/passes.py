@@ -174,7 +174,7 @@ def _learned(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
     del hidden
     losses = []
     with live.of_kind(LOGITS):
-        for part in states.split(loss.CHUNK):
+        for part in states.split(loss.chunk(causal.get_output_embeddings(), on_gpu=_on_gpu(setting))):
             tokens = torch.zeros(len(part), dtype=torch.long)
             losses.append(checkpoint(_chunk, apply_head, part, tokens, live, use_reentrant=False))
     return torch.cat(losses).sum()
@@ -198,6 +198,10 @@ def _over_logits(model: Any, live: Live, ids: Tensor, *, share: float) -> Tensor
         return nll.sum()
 
 
+def _on_gpu(setting: Setting) -> bool:
+    return torch.cuda.is_available() if setting.gpu is None else setting.gpu
+
+
 def _tiled(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
     """As TRL's output layer: the logits of a tile of tokens and words at a time, recomputed in the backward pass."""
     causal = causal_model(model)
@@ -205,7 +209,7 @@ def _tiled(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
     backbone = causal.base_model if causal.base_model is not causal else causal.model
     hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    on_gpu = torch.cuda.is_available() if setting.gpu is None else setting.gpu
+    on_gpu = _on_gpu(setting)
     with live.of_kind(LOGITS):
         if on_gpu:  # a kernel, without copies of the tile
             in_place: Any = _Tiled.apply
