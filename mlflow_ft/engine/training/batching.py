@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from mlflow_ft.engine import batches
+from mlflow_ft.engine import batches, ranks
 from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.row_isolation import Batch, Row
 from mlflow_ft.engine.models.unpadding import Unpadding
@@ -20,6 +20,7 @@ from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job
 
+TAG = "mlflow_ft.batching"
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 """What a model raises that is not built for rows laid end to end."""
 
@@ -46,13 +47,14 @@ class Batching:
         if self._asked not in ("auto", "tokens") or not self._padded:
             return
         reason = self._against(model, rough=rough)
-        if reason is None:
-            self._job.progress.say("batches without padding: rows are laid end to end, and do not affect each other")
-            return
-        self.end()
-        if self._asked == "tokens":
-            raise self._refused(reason)
-        self._job.progress.say(f"batches are padded: {reason}")
+        if reason is not None:
+            self.end()
+            if self._asked == "tokens":
+                raise self._refused(reason)
+        used = "tokens" if reason is None else f"padded: {reason}"
+        self._job.progress.say("batches without padding" if reason is None else f"batches are {used}")
+        if ranks.leads():
+            self._job.run.set_tags({TAG: used})
 
     def _refused(self, reason: str) -> ConfigError:
         return ConfigError(

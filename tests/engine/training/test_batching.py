@@ -71,12 +71,14 @@ def test_auto_leaves_padding_out(bench: Bench, monkeypatch: pytest.MonkeyPatch, 
     checked = 3 * sum(len(row.input_ids) for row in setup.data.train.encoded)
     assert (ended[0].tokens > checked / 3) is (batching == "auto")
     assert ended[0].tokens <= ended[0].positions
+    assert setup.job.run.tags.get("mlflow_ft.batching") == ("tokens" if batching == "auto" else None)
 
 
 def test_a_model_that_needs_padding_gets_it_or_the_setting_is_refused(bench: Bench, small: Callable[..., Path]) -> None:
     model = {"model": small("gpt_oss"), "data.max_length": 64}
     setup, _ = trained(bench, "lora", "auto", **model)
     assert len(setup.curve("train/loss")) == 3
+    assert setup.job.run.tags["mlflow_ft.batching"].startswith("padded: rows laid end to end affect each other")
     with pytest.raises(
         ConfigError, match=r"training\.batching tokens: rows laid end to end affect each other"
     ) as refused:
