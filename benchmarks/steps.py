@@ -1,7 +1,7 @@
 """What a training measures about itself in `benchmarks/train.py`: seconds and loss of each step, and its peak memory.
 
-The same callback is in every tool: in this project as a plugin (`MLFLOW_FT_PLUGINS=benchmarks.steps`), in TRL's trainer
-as a callback. It writes to the file that STEPS_FILE names.
+The same callback is in every tool: in this project through a hook of this module, in TRL's trainer as it is. It writes
+to the file that STEPS_FILE names.
 """
 
 from __future__ import annotations

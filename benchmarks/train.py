@@ -76,7 +76,6 @@ def run(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> dict
         "PYTHONPATH": str(ROOT),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/runs.db",
         "HF_HUB_OFFLINE": "1",
-        "MLFLOW_FT_PLUGINS": "benchmarks.steps",
     }
     command = ours(side, asked, model, folder) if side in OURS else theirs(asked, model, folder)
     done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=False)
@@ -112,7 +111,7 @@ def ours(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> lis
         "run.output_dir": folder / "outputs",
     }
     pairs = [f"--{key}={value}" for key, value in settings.items()]
-    return [sys.executable, "-m", "mlflow_ft", "train", asked.method, *pairs, "--quiet"]
+    return [sys.executable, "-m", "benchmarks.our_side", asked.method, *pairs]
 
 
 def theirs(asked: argparse.Namespace, model: Path, folder: Path) -> list[str]:

@@ -45,7 +45,8 @@ def work(request: str, *, again: bool = False) -> str:
     asked = launching.Request.read(request)
     asked = launching.again(asked) if again else asked
     try:
-        outcome: Any = requested(asked, loaded, progress=Progress(quiet=asked.quiet))
+        with processes.launched():
+            outcome: Any = requested(asked, loaded, progress=Progress(quiet=asked.quiet))
     except FineTuneError as error:
         return launching.error_as_json(error)
     following.release()

@@ -18,6 +18,10 @@ FIRST_PORT, PORTS = 20_000, 20_000
 DEFAULT_PORT = 29_500
 
 
+LAUNCHED = "MLFLOW_FT_LAUNCHED"
+"""The variable that is set in the processes that a launcher has started: they start no others, even if alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Starter:
     """A program that starts several processes, and the variables in which it numbers them."""
@@ -92,6 +96,20 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
             )
         return Place(rank=int(rank), size=int(size), local_rank=int(local or 0), starter=starter)
     return Place()
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Inside, this process is one that a launcher has started."""
+    before = os.environ.get(LAUNCHED)
+    os.environ[LAUNCHED] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LAUNCHED]
+        else:
+            os.environ[LAUNCHED] = before
 
 
 def settle(environ: MutableMapping[str, str] = os.environ) -> Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -106,7 +107,7 @@ def launcher(config: Config, registry: Registry) -> Launcher | None:
         ConfigError: more processes are asked for than this launcher starts, or it cannot start them.
     """
     record, place = registry.launchers[config.launch.launcher], processes.place()
-    if place.size > 1:
+    if place.size > 1 or processes.LAUNCHED in os.environ:
         return None
     wanted = config.launch.num_processes or config.launch.num_machines
     if record.launch is None:

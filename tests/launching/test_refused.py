@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_ft import Launcher, launched, plugins
+from mlflow_ft.cli.asked import asked
 from mlflow_ft.engine import ranks
 from mlflow_ft.errors import ConfigError
+from mlflow_ft.operations import launching
 from mlflow_ft.processes import Place
+from mlflow_ft.registry import Registry
 
 ACCELERATE = {"launch.launcher": "accelerate", "launch.num_processes": 2}
 
@@ -48,6 +52,27 @@ def test_settings_are_refused(
     with pytest.raises(ConfigError, match=words):
         fine_tune(method, model=tiny_model, data=tiny_rows, **settings)
     assert not MlflowClient().search_runs(["0"])
+
+
+def test_a_process_that_a_launcher_started_alone_starts_no_other(
+    tiny_model: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would start one that starts one, until the machine is full."""
+    loaded = plugins.load()
+    one = ["--launch.launcher=accelerate", "--launch.num_processes=1"]
+    config = asked(["lora", f"--model={tiny_model}", f"--data={tiny_rows}", *one], loaded)
+    record = launching.launcher(config, Registry(loaded))
+    assert record is not None
+    found: list[Launcher | None] = []
+
+    def look(request: launching.Request, loaded: plugins.Plugins, **_: Any) -> None:
+        found.append(launching.launcher(request.config, Registry(loaded)))
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(launched, "requested", look)
+    assert "seen" in launched.work(launching.Request(verb="run", settings=config.model_dump_json()).text)
+    assert found == [None]
+    assert launching.launcher(config, Registry(loaded)) is record
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
