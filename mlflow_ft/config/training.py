@@ -42,6 +42,9 @@ class TrainingSection(Section):
     """Forward passes per optimizer step."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory; when not given, yes on a GPU and no on a CPU."""
+    recompute: bool = True
+    """Without checkpointing: compute norms and products of gates again in the backward pass instead of keeping them.
+    Gradients are equal bit for bit, in less memory."""
     optim: str = "auto"
     """Name from transformers; auto is paged_adamw_8bit for a quantised base on a GPU, else adamw_torch_fused."""
     logging_steps: int = Field(default=1, ge=1)

@@ -69,6 +69,12 @@ def checkpointing(config: Config, *, gpu: bool | None = None) -> bool:
     return torch.cuda.is_available() if gpu is None else gpu
 
 
+def recomputing(config: Config, *, gpu: bool | None = None) -> bool:
+    """Whether activations that cost little are computed again; not with shares of weights, which are not there then."""
+    whole = not (config.launch.sharded or config.launch.own_engine)
+    return config.training.recompute and whole and not checkpointing(config, gpu=gpu)
+
+
 def describe() -> str:
     """The device in one line, for tags and the terminal."""
     if torch.cuda.is_available():

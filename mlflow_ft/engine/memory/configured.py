@@ -44,6 +44,7 @@ def setting_of(config: Config, registry: Registry, base: BaseModel, **changes: A
         "length": config.data.max_length,
         "accumulation": training.gradient_accumulation_steps,
         "checkpointing": hardware.checkpointing(config),
+        "recomputing": hardware.recomputing(config),
         "optimizer": hardware.optimizer(config),
         "attention": config.model.attn_implementation,
         "strategy": config.launch.strategy,

@@ -19,6 +19,7 @@ from mlflow_ft.engine import loss
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.memory.live import GRADIENTS, LOGITS, Live, gradients_in_use
 from mlflow_ft.engine.memory.values import Setting
+from mlflow_ft.engine.models.recomputing import Recomputing
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """The tile of logits that TRL's output layer computes at once, for dpo, kto, grpo and rloo."""
@@ -50,6 +51,9 @@ def step(setting: Setting, model: Any) -> Pass:
     model.train()
     if setting.checkpointing:
         causal_model(model).activation_checkpointing_enable({"use_reentrant": False})
+    recomputing = Recomputing(model)
+    if setting.recomputing:
+        recomputing.on()
     live = Live(model)
     kept: dict[str, int] = {}
     rows = setting.batch * (2 if setting.method in PAIRS else 1)
@@ -62,6 +66,7 @@ def step(setting: Setting, model: Any) -> Pass:
         value.backward()
     for weight in model.parameters():
         weight.grad = None
+    recomputing.off()
     if setting.checkpointing:
         causal_model(model).activation_checkpointing_disable()
     kept.pop(GRADIENTS, None)

@@ -36,6 +36,8 @@ class Setting:
     """The share of tokens that are learned, whose logits are computed."""
     accumulation: int = 1
     checkpointing: bool = False
+    recomputing: bool = False
+    """Whether activations that cost little are computed again (`training.recompute`)."""
     optimizer: str = "adamw_torch_fused"
     attention: str | None = None
     """As `model.attn_implementation`."""

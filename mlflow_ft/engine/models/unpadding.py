@@ -16,8 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.engine.models import row_attention
+from mlflow_ft.engine.models import row_attention, wrapping
 
 TOKENS = ("input_ids", "inputs_embeds")
 NEEDED = ("attention_mask", "position_ids")
@@ -30,9 +29,9 @@ class Unpadding:
     """Lays the rows of padded batches end to end while a model runs, between `on` and `off`."""
 
     def __init__(self, model: Any) -> None:
-        causal = causal_model(model)
-        self._layers: Any = causal.base_model if causal.base_model is not causal else getattr(causal, "model", None)
+        self._layers: Any = wrapping.layers_below_head(model)
         self._forward: Callable[..., Any] | None = None
+        self._undo: Callable[[], None] | None = None
         self.tokens = 0
         """Tokens of the batches so far, without padding."""
         self.positions = 0
@@ -46,15 +45,15 @@ class Unpadding:
 
     def on(self) -> None:
         """Begin."""
-        if self._forward is None:
+        if self._undo is None:
             self._forward = self._layers.forward
-            self._layers.forward = self._run
+            self._undo = wrapping.replace_forward(self._layers, self._run)
 
     def off(self) -> None:
         """End; the model is as it was."""
-        if self._forward is not None:
-            del self._layers.forward
-            self._forward = None
+        if self._undo:
+            self._undo()
+            self._undo = None
 
     def _run(self, *positional: Any, **inputs: Any) -> Any:
         assert self._forward is not None

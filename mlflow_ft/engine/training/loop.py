@@ -18,6 +18,7 @@ from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.launching import shards, strategy, zero
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
+from mlflow_ft.engine.models.recomputing import Recomputing
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.engine.training import batching, even_batches, longest_batch, other_trackers, starts, trainable
@@ -117,6 +118,10 @@ def run(
             trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
         strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
+        if hardware.recomputing(job.config):
+            recomputing = Recomputing(trainer.model)
+            recomputing.on()
+            bars.callback(recomputing.off)
         arranged = batching.Batching(job, data, trainer)
         bars.callback(arranged.end)
         if not job.config.launch.sharded:  # a pass by one process alone would wait for the others' shares

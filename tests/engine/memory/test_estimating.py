@@ -75,9 +75,16 @@ def test_checkpointing_leaves_the_inputs_of_layers(tiny_model: Path) -> None:
 
 
 def test_logits_are_those_of_one_chunk(tiny_model: Path) -> None:
-    chunk = of(tiny_model, batch=32)["training"].parts["logits"]
-    assert chunk == of(tiny_model, batch=64)["training"].parts["logits"]
-    assert of(tiny_model, batch=32, learned=0.1)["training"].parts.get("logits", 0) < chunk
+    chunk = of(tiny_model, batch=600)["training"].parts["logits"]
+    assert chunk == of(tiny_model, batch=768)["training"].parts["logits"]
+    assert of(tiny_model, batch=600, learned=0.1)["training"].parts.get("logits", 0) < chunk
+
+
+def test_what_is_computed_again_is_not_kept(tiny_model: Path) -> None:
+    kept = of(tiny_model, batch=16).activations
+    less = of(tiny_model, batch=16, recomputing=True).activations
+    assert sum(less.values()) < 0.75 * sum(kept.values())
+    assert less["attention"] == kept["attention"]
 
 
 @pytest.mark.parametrize(
