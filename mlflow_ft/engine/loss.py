@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mlflow_ft.engine.models import row_attention
+from mlflow_ft.engine import row_attention
 
 CHUNK_BYTES, CHUNK_BYTES_ON_GPU = 64 << 20, 256 << 20
 """Bytes of logits (float32) that are in memory at the same time. A pass holds about four times as much: the logits,

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mlflow_ft.engine.models import row_attention, wrapping
+from mlflow_ft.engine import row_attention
+from mlflow_ft.engine.models import wrapping
 
 TOKENS = ("input_ids", "inputs_embeds")
 NEEDED = ("attention_mask", "position_ids")

@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mlflow_ft.engine import batches
+from mlflow_ft.engine import batches, row_attention
 from mlflow_ft.engine.loss import full_token_loss, suited
-from mlflow_ft.engine.models import row_attention, row_isolation
+from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.unpadding import Unpadding
 from mlflow_ft.rows import Encoded
 
