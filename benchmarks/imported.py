@@ -99,7 +99,7 @@ def in_float32(folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = hub.find(ModelSection(), Progress()).folder
+    base = hub.find(ModelSection(), Progress()).path
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder

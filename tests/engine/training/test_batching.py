@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.unpadding import Unpadding
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Example
@@ -72,6 +73,24 @@ def test_auto_leaves_padding_out(bench: Bench, monkeypatch: pytest.MonkeyPatch, 
     assert (ended[0].tokens > checked / 3) is (batching == "auto")
     assert ended[0].tokens <= ended[0].positions
     assert setup.job.run.tags.get("mlflow_ft.batching") == ("tokens" if batching == "auto" else None)
+
+
+def test_rows_that_are_all_long_do_without_padding_too(bench: Bench) -> None:
+    """The proof is on the beginnings of rows, which are then all of one length."""
+    draw = random.Random(1)
+    long = [
+        Example(
+            messages=(
+                {"role": "user", "content": " ".join(draw.choices(WORDS, k=120 + number))},
+                {"role": "assistant", "content": " ".join(draw.choices(WORDS, k=20))},
+            )
+        )
+        for number in range(16)
+    ]
+    setup = bench("lora", rows=long, max_steps=1)
+    assert min(len(row.input_ids) for row in setup.data.train.encoded) > 2 * row_isolation.LONG
+    setup.train()
+    assert setup.job.run.tags["mlflow_ft.batching"] == "tokens"
 
 
 def test_a_model_that_needs_padding_gets_it_or_the_setting_is_refused(bench: Bench, small: Callable[..., Path]) -> None:
