@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,17 @@ def layers_below_head(model: nn.Module) -> Any | None:
 
 
 def replace_forward(module: Any, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Let `module` run `forward`; returns what undoes it. What was replaced last must be undone first."""
+    """Let `module` run `forward`, with its own signature; returns what undoes it.
+
+    What was replaced last must be undone first.
+    """
     before = vars(module).get("forward")
-    module.forward = forward
+
+    @functools.wraps(module.forward)
+    def replaced(*positional: Any, **inputs: Any) -> Any:
+        return forward(*positional, **inputs)
+
+    module.forward = replaced
 
     def undo() -> None:
         if before is None:

@@ -102,6 +102,22 @@ def test_with_dropout_checkpointing_and_without_padding(small: Small) -> None:
     assert compare(model) <= 1
 
 
+def test_padding_is_left_out_of_what_is_computed_again(small: Small) -> None:
+    """In the order in which a training begins and ends them."""
+    model = loaded(small("llama"), lora=True)
+    before = passes(model)[0]
+    recomputing, unpadding = Recomputing(model), Unpadding(model)
+    recomputing.on()
+    assert unpadding.possible
+    unpadding.on()
+    after = passes(model)[0]
+    assert 0 < unpadding.tokens < unpadding.positions
+    assert all(torch.allclose(after[name], before[name], rtol=1e-4, atol=1e-6) for name in before)
+    unpadding.off()
+    recomputing.off()
+    assert all(torch.equal(passes(model)[0][name], before[name]) for name in before)
+
+
 def test_mixed_precision_is_computed_again_as_it_was(small: Small) -> None:
     model = loaded(small("llama"), lora=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
