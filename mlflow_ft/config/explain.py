@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import annotated_types
 import yaml
@@ -158,11 +158,9 @@ def own_words(detail: ErrorDetails) -> str:
 
 def allowed(field: FieldInfo) -> str:
     """What a field takes, in words: `a whole number of at least 2 or none`."""
-    kinds = members(field)
-    if choices := _choices(field):
-        words = f"one of {', '.join(choices)}"
-    else:
-        words = " or ".join(_KINDS.get(kind) or _KINDS[get_origin(kind)] for kind in kinds if kind is not NoneType)
+    kinds, choices = members(field), _choices(field)
+    others = [_kind(kind) for kind in kinds if kind is not NoneType and get_origin(kind) is not Literal]
+    words = " or ".join([*others, *choices]) if others else f"one of {', '.join(choices)}"
     if bounds := [bound for constraint in field.metadata if (bound := _bound(constraint))]:
         words += f"{' of' if bounds[0].startswith('at') else ''} {' and '.join(bounds)}"
     return words + (f"{',' * (' or ' in words)} or none" if NoneType in kinds else "")
@@ -180,6 +178,11 @@ _KINDS: Mapping[Any, str] = {
     list[float]: "a list of numbers",
     dict: "a mapping {a: b, c: d}",
 }
+
+
+def _kind(kind: Any) -> str:
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return _KINDS.get(kind) or _KINDS[get_origin(kind)]
 
 
 def members(field: FieldInfo) -> tuple[Any, ...]:

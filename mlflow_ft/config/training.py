@@ -40,11 +40,10 @@ class TrainingSection(Section):
     padded pads rows in random order; auto is tokens if the model is proved to keep rows apart, else padded."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes per optimizer step."""
-    gradient_checkpointing: bool | None = None
-    """Recompute activations to save memory; when not given, yes on a GPU and no on a CPU."""
-    recompute: bool = True
-    """Without checkpointing: compute norms and products of gates again in the backward pass instead of keeping them.
-    Gradients are equal bit for bit, in less memory."""
+    gradient_checkpointing: bool | Literal["selective"] | None = None
+    """Compute activations again in the backward pass instead of keeping them: true does it for whole layers, selective
+    only for what costs little (norms, products of gates), with gradients equal bit for bit, false for nothing. When not
+    given, true on a GPU, selective on a CPU."""
     optim: str = "auto"
     """Name from transformers; auto is paged_adamw_8bit for a quantised base on a GPU, else adamw_torch_fused."""
     logging_steps: int = Field(default=1, ge=1)

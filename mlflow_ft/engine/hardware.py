@@ -9,6 +9,8 @@ from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.schema import Config
 from mlflow_ft.values import Hardware
 
+SELECTIVE = "selective"
+
 
 def device() -> torch.device:
     """The GPU if there is one, else the CPU."""
@@ -59,20 +61,21 @@ def optimizer(config: Config, *, gpu: bool | None = None) -> str:
 
 
 def checkpointing(config: Config, *, gpu: bool | None = None) -> bool:
-    """Whether activations are recomputed, which saves memory and takes about half as much time again.
+    """Whether the activations of whole layers are computed again, which takes about half as much time again.
 
     `gpu` says whether it trains on a GPU, if not on this machine.
     """
     choice = config.training.gradient_checkpointing
     if choice is not None:
-        return choice
+        return choice is True
     return torch.cuda.is_available() if gpu is None else gpu
 
 
 def recomputing(config: Config, *, gpu: bool | None = None) -> bool:
     """Whether activations that cost little are computed again; not with shares of weights, which are not there then."""
+    choice = config.training.gradient_checkpointing
     whole = not (config.launch.sharded or config.launch.own_engine)
-    return config.training.recompute and whole and not checkpointing(config, gpu=gpu)
+    return whole and (choice == SELECTIVE or (choice is None and not checkpointing(config, gpu=gpu)))
 
 
 def describe() -> str:

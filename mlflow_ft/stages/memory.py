@@ -192,7 +192,7 @@ def _changes(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
             "evaluation.per_device_eval_batch_size": 1,
         }
         yield " ".join(f"--{name} {value}" for name, value in smallest.items()), dict(changes)
-    if not training.gradient_checkpointing:
+    if training.gradient_checkpointing is not True:
         changes |= {"checkpointing": True, "recomputing": False}
         yield "--training.gradient_checkpointing true", dict(changes)
     if config.data.max_length > SHORT:

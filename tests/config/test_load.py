@@ -200,7 +200,9 @@ def test_where_command_line_and_yaml_differ(tmp_path: Path) -> None:
         ("data.max_rows", "1", '"1" is not a whole number of at least 2 or none'),
         ("adapter.lora_dropout", "1", '"1" is not a number of at least 0 and below 1'),
         ("adapter.use_rslora", "maybe", '"maybe" is not true or false'),
-        ("training.gradient_checkpointing", "2", '"2" is not true or false, or none'),
+        ("training.gradient_checkpointing", "2", '"2" is not true or false or selective, or none'),
+        ("training.batching", "packed", '"packed" is not one of auto, tokens, by_length, padded; did you mean padded?'),
+        ("training.per_device_train_batch_size", "many", '"many" is not a whole number or auto'),
         ("model.quantize", "NF5", '"NF5" is not one of none, int8, nf4; did you mean nf4?'),
     ],
 )

@@ -37,7 +37,7 @@ class Setting:
     accumulation: int = 1
     checkpointing: bool = False
     recomputing: bool = False
-    """Whether activations that cost little are computed again (`training.recompute`)."""
+    """Whether activations that cost little are computed again (`training.gradient_checkpointing` selective)."""
     optimizer: str = "adamw_torch_fused"
     attention: str | None = None
     """As `model.attn_implementation`."""
