@@ -134,7 +134,7 @@ class _Marks:
 
     def pack(self, tensor: Tensor) -> Any:
         """What autograd keeps: how to compute a marked tensor again, else the tensor."""
-        known = self._by_storage.get(_storage(tensor))
+        known = self._by_storage.get(_storage(tensor)) if tensor.layout is torch.strided else None
         if known is None:
             return tensor
         output, again = known[0](), known[1]
