@@ -45,7 +45,9 @@ What differs in general:
   `data.columns`, which all sources share; where they differ, the later is refused.
 
 `python benchmarks/imported.py` trains one configuration with LLaMA-Factory and, imported, with mlflow-ft, and compares
-the two loss curves."""
+the two loss curves. Where a template ends turns with a line break (`smollm2`, `chatml`, `qwen`), LLaMA-Factory learns
+it, and mlflow-ft does not: with answers of 17 tokens its losses read 6 % lower for the same model. Over the same tokens
+the curves of SmolLM2 agreed to 0.3 % at the steps that were looked at."""
 
 
 def importing_page() -> str:
