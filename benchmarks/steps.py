@@ -30,10 +30,6 @@ def callback() -> Any:
             self.times: list[float] = []
             self.losses: list[float] = []
             self.began = 0.0
-            self.before = 0
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.before = peak()
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
@@ -46,13 +42,12 @@ def callback() -> Any:
                 self.losses.append((logs or {})["loss"])
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            found = {"times": self.times, "losses": self.losses, "before": self.before, "peak": peak()}
+            found = {
+                "times": self.times,
+                "losses": self.losses,
+                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
             Path(os.environ["STEPS_FILE"]).write_text(json.dumps(found))
             os._exit(0)  # what comes after the training is not measured
 
     return Steps()
-
-
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,6 +10,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.values import Hardware
 
 SELECTIVE = "selective"
+"""The value of `training.gradient_checkpointing` with which no matrix is multiplied again."""
 
 
 def device() -> torch.device:

@@ -84,7 +84,7 @@ def chunk(head: Any, *, on_gpu: bool) -> int:
 
 def _run(model: nn.Module, inputs: Mapping[str, Tensor], *, balance: bool) -> Any:
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    with row_attention.of_rows(inputs):
+    with row_attention.of_rows(row_attention.lengths(inputs)):
         return model(**rest, use_cache=False, **({"output_router_logits": True} if balance else {}))
 
 

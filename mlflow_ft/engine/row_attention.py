@@ -10,7 +10,7 @@ end to end as they are; models with other implementations use the whole mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,17 +26,13 @@ ROWS = "rows"
 
 
 @contextmanager
-def of_rows(inputs: Mapping[str, Any]) -> Iterator[None]:
-    """While a model's forward pass runs: attention row by row, if the batch is one of rows laid end to end.
-
-    Such a batch has `position_ids` of shape (1, tokens), which begin at 0 with every row, and no `attention_mask`.
-    """
-    found = lengths(inputs)
-    if len(found) < 2 or NAME in ALL_MASK_ATTENTION_FUNCTIONS._local_mapping:
+def of_rows(lengths: Sequence[int]) -> Iterator[None]:
+    """While a model's forward pass runs: attention row by row, if its batch is of two or more rows laid end to end."""
+    if len(lengths) < 2 or NAME in ALL_MASK_ATTENTION_FUNCTIONS._local_mapping:
         yield
         return
     AttentionInterface.register(NAME, attention)  # for good: checkpointed layers run again in the backward pass
-    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = _Masks(found)
+    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = _Masks(lengths)
     try:
         yield
     finally:
@@ -44,7 +40,10 @@ def of_rows(inputs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def lengths(inputs: Mapping[str, Any]) -> list[int]:
-    """The tokens of each row of a batch of rows laid end to end; [] for another batch."""
+    """The tokens of each row of a batch of rows laid end to end; [] for another batch.
+
+    Such a batch has `position_ids` of shape (1, tokens), which begin at 0 with every row, and no `attention_mask`.
+    """
     positions = inputs.get("position_ids")
     if positions is None or "attention_mask" in inputs or positions.dim() != 2 or positions.shape[0] != 1:
         return []
@@ -76,7 +75,7 @@ def attention(
 class _Masks:
     """Makes the masks of a batch whose rows have these lengths, in place of transformers' `sdpa_mask`."""
 
-    def __init__(self, lengths: list[int]) -> None:
+    def __init__(self, lengths: Sequence[int]) -> None:
         self._lengths = lengths
 
     def __call__(

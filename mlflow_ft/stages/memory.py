@@ -193,7 +193,7 @@ def _changes(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
         }
         yield " ".join(f"--{name} {value}" for name, value in smallest.items()), dict(changes)
     if training.gradient_checkpointing is not True:
-        changes |= {"checkpointing": True, "recomputing": False}
+        changes["checkpointing"] = True
         yield "--training.gradient_checkpointing true", dict(changes)
     if config.data.max_length > SHORT:
         changes["length"] = config.data.max_length // 2

@@ -20,6 +20,7 @@ from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.memory.live import GRADIENTS, LOGITS, Live, gradients_in_use
 from mlflow_ft.engine.memory.values import Setting
 from mlflow_ft.engine.models.recomputing import Recomputing
+from mlflow_ft.engine.models.wrapping import layers_below_head
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """The tile of logits that TRL's output layer computes at once, for dpo, kto, grpo and rloo."""
@@ -49,10 +50,10 @@ class Pass:
 def step(setting: Setting, model: Any) -> Pass:
     """One forward and backward pass of the longest batch."""
     model.train()
+    recomputing = Recomputing(model)
     if setting.checkpointing:
         causal_model(model).activation_checkpointing_enable({"use_reentrant": False})
-    recomputing = Recomputing(model)
-    if setting.recomputing:
+    elif setting.recomputing:
         recomputing.on()
     live = Live(model)
     kept: dict[str, int] = {}
@@ -211,7 +212,7 @@ def _tiled(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
     """As TRL's output layer: the logits of a tile of tokens and words at a time, recomputed in the backward pass."""
     causal = causal_model(model)
     head = causal.get_output_embeddings()
-    backbone = causal.base_model if causal.base_model is not causal else causal.model
+    backbone: Any = layers_below_head(model)
     hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     on_gpu = _on_gpu(setting)

@@ -37,7 +37,8 @@ class Setting:
     accumulation: int = 1
     checkpointing: bool = False
     recomputing: bool = False
-    """Whether activations that cost little are computed again (`training.gradient_checkpointing` selective)."""
+    """Whether activations that cost little are computed again (`training.gradient_checkpointing` selective); with
+    `checkpointing` they are in any case."""
     optimizer: str = "adamw_torch_fused"
     attention: str | None = None
     """As `model.attn_implementation`."""

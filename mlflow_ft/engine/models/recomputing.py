@@ -17,43 +17,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlflow_ft.engine.models import wrapping
+from mlflow_ft.engine.models.wrapping import Wrapping
 
 Compute = Callable[[], Tensor]
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 """The parts of an MLP that computes down(act(gate(x)) * up(x))."""
 
 
-class Recomputing:
+class Recomputing(Wrapping):
     """Keeps less of a model's forward passes for their backward passes, between `on` and `off`."""
 
     def __init__(self, model: Any) -> None:
-        self._layers = wrapping.layers_below_head(model)
+        super().__init__(model)
         self._marks = _Marks()
         self._handles: list[Any] = []
-        self._forward: Callable[..., Any] | None = None
-        self._undo: Callable[[], None] | None = None
 
     def on(self) -> None:
         """Begin."""
-        if self._layers is None or self._undo:
+        if self._layers is None or self._forward:
             return
         for layer in self._layers.modules():
             if type(layer).__name__.endswith(("RMSNorm", "LayerNorm")):
                 self._handles.append(layer.register_forward_hook(self._after_norm))
             elif all(isinstance(getattr(layer, name, None), nn.Module) for name in GATED):
                 self._handles += _Gated(layer, self._marks).hooks()
-        self._forward = self._layers.forward
-        self._undo = wrapping.replace_forward(self._layers, self._run)
+        super().on()
 
     def off(self) -> None:
         """End; the model is as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._undo:
-            self._undo()
-            self._undo = None
+        super().off()
 
     def _run(self, *positional: Any, **inputs: Any) -> Any:
         assert self._forward is not None
@@ -72,20 +67,19 @@ class _Gated:
     """Marks what an MLP computes between its layers."""
 
     def __init__(self, layer: Any, marks: _Marks) -> None:
-        self._act = layer.act_fn
-        self._parts = [getattr(layer, name) for name in GATED]
+        self._layer = layer
         self._marks = marks
         self._gate: Tensor | None = None
         self._up: Tensor | None = None
         self._fits: bool | None = None
 
     def hooks(self) -> list[Any]:
-        gate, up, down, act = self._parts
+        """The hooks, on."""
         return [
-            gate.register_forward_hook(self._after_gate),
-            up.register_forward_hook(self._after_up),
-            act.register_forward_hook(self._after_act),
-            down.register_forward_pre_hook(self._before_down),
+            self._layer.gate_proj.register_forward_hook(self._after_gate),
+            self._layer.up_proj.register_forward_hook(self._after_up),
+            self._layer.act_fn.register_forward_hook(self._after_act),
+            self._layer.down_proj.register_forward_pre_hook(self._before_down),
         ]
 
     def _after_gate(self, layer: nn.Module, given: Any, output: Any) -> None:
@@ -95,12 +89,12 @@ class _Gated:
         self._up = output.detach() if isinstance(output, Tensor) else None
 
     def _after_act(self, layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        gate, act = self._gate, self._act
+        gate, act = self._gate, self._layer.act_fn
         if gate is not None and isinstance(output, Tensor) and _same(given[0], gate):
             self._marks.mark(output, [gate], lambda: act.forward(gate))
 
     def _before_down(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        gate, up, act = self._gate, self._up, self._act
+        gate, up, act = self._gate, self._up, self._layer.act_fn
         self._gate = self._up = None
         if gate is None or up is None or len(given) != 1 or gate.shape != up.shape:
             return

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mlflow_ft.engine import batches
+from mlflow_ft.engine import batches, row_attention
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import TokenLoss, causal_model, on_device, suited
 from mlflow_ft.engine.models import mixing
@@ -127,13 +127,14 @@ def see_each_other(
 
 
 def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """A few pairs of different lengths, short rows first; long rows are cut."""
+    """A few pairs of different lengths, short rows first; long rows are cut, the first one more where all are long."""
     by_length = sorted((row for row in rows if len(row) > 1), key=len)
     by_length = [row for row in by_length if len(row) >= SHORT] or by_length
     if not by_length:
         return []
     shortest, middle, longest = by_length[0], by_length[len(by_length) // 2], by_length[-1]
-    return [(shortest[:LONG], other[:LONG]) for other in (longest, middle)]
+    first = shortest[: LONG // 2] if len(shortest) >= LONG else shortest
+    return [(first, other[:LONG]) for other in (longest, middle)]
 
 
 class _Comparison:
@@ -206,8 +207,7 @@ def _rows(batch: Batch) -> list[list[int]]:
     ids = batch["input_ids"]
     if "attention_mask" in batch:
         return [row[mask].tolist() for row, mask in zip(ids, batch["attention_mask"].bool(), strict=True)]
-    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].tolist()
-    return [ids[0, start:end].tolist() for start, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True)]
+    return [row.tolist() for row in ids[0].split(row_attention.lengths(batch))]
 
 
 def _single(row: Row) -> Batch:
@@ -259,12 +259,20 @@ def some(data: Data) -> list[Row]:
     return [*rows, *(row[: len(row) // 2] for row in rows[:1] if len(row) > 1)]
 
 
-def padded(job: Job, data: Data, trainer: Any) -> Check:
-    """A check that padding changes no row, for a trainer that pads on the right."""
+def padding(pad_token_id: int) -> Collate:
+    """Pads rows of token ids on the right; every token is learned."""
 
     def collate(rows: Sequence[Row]) -> Batch:
         encoded = [Encoded(input_ids=tuple(row), labels=tuple(row)) for row in rows]
-        return batches.padded(encoded, pad_token_id=data.tokenizer.pad_token_id)
+        return batches.padded(encoded, pad_token_id=pad_token_id)
+
+    return collate
+
+
+def padded(job: Job, data: Data, trainer: Any) -> Check:
+    """A check that padding changes no row, for a trainer that pads on the right."""
+
+    collate = padding(data.tokenizer.pad_token_id)
 
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
         if job.config.training.batch_size > 1:

@@ -11,13 +11,13 @@ Whether a model can do this is measured before it trains (`row_isolation`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from mlflow_ft.engine import row_attention
-from mlflow_ft.engine.models import wrapping
+from mlflow_ft.engine.models.wrapping import Wrapping
 
 TOKENS = ("input_ids", "inputs_embeds")
 NEEDED = ("attention_mask", "position_ids")
@@ -26,13 +26,13 @@ FURTHER_OUTPUTS = ("output_attentions", "output_hidden_states")
 """With these the model returns more than the last hidden states."""
 
 
-class Unpadding:
+class Unpadding(Wrapping):
     """Lays the rows of padded batches end to end while a model runs, between `on` and `off`."""
 
     def __init__(self, model: Any) -> None:
-        self._layers: Any = wrapping.layers_below_head(model)
-        self._forward: Callable[..., Any] | None = None
-        self._undo: Callable[[], None] | None = None
+        super().__init__(model)
+        self._config = getattr(self._layers, "config", None)
+        self._takes = tuple(inspect.signature(self._layers.forward).parameters) if self._layers is not None else ()
         self.tokens = 0
         """Tokens of the batches so far, without padding."""
         self.positions = 0
@@ -41,33 +41,21 @@ class Unpadding:
     @property
     def possible(self) -> bool:
         """Whether the layers below the head take what rows laid end to end need."""
-        takes = inspect.signature(self._layers.forward).parameters if self._layers is not None else ()
-        return all(name in takes for name in NEEDED)
-
-    def on(self) -> None:
-        """Begin."""
-        if self._undo is None:
-            self._forward = self._layers.forward
-            self._undo = wrapping.replace_forward(self._layers, self._run)
-
-    def off(self) -> None:
-        """End; the model is as it was."""
-        if self._undo:
-            self._undo()
-            self._undo = None
+        return all(name in self._takes for name in NEEDED)
 
     def _run(self, *positional: Any, **inputs: Any) -> Any:
         assert self._forward is not None
-        inputs = dict(zip(inspect.signature(self._forward).parameters, positional, strict=False)) | inputs
-        inside = _inside(inputs, self._layers.config)
+        inputs = dict(zip(self._takes, positional, strict=False)) | inputs
+        inside = _inside(inputs, self._config)
         if inside is None:
             return self._forward(**inputs)
-        self.tokens += int(inside.sum())
+        lengths = inside.sum(dim=1).tolist()
+        self.tokens += sum(lengths)
         self.positions += inside.numel()
         positions = (inside.cumsum(dim=1) - 1)[inside][None]
         joined = {name: inputs[name][inside][None] for name in TOKENS if inputs.get(name) is not None}
         more = inputs | joined | {"attention_mask": None, "position_ids": positions, "use_cache": False}
-        with row_attention.of_rows({"position_ids": positions}):
+        with row_attention.of_rows(lengths):
             output = self._forward(**more)
         hidden = output[0]
         padded = _spread(hidden[0], inside)

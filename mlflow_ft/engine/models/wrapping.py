@@ -1,4 +1,4 @@
-"""Another forward pass for a module of a model, for a while."""
+"""Another forward pass for the layers of a model, for a while."""
 
 from __future__ import annotations
 
@@ -17,23 +17,40 @@ def layers_below_head(model: nn.Module) -> Any | None:
     return causal.base_model if causal.base_model is not causal else getattr(causal, "model", None)
 
 
-def replace_forward(module: Any, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Let `module` run `forward`, with its own signature; returns what undoes it.
+class Wrapping:
+    """Another forward pass for the layers below a model's head, between `on` and `off`.
 
-    What was replaced last must be undone first.
+    Of several on one model, the last one that was put on must be taken off first.
     """
-    before = vars(module).get("forward")
 
-    @functools.wraps(module.forward)
-    def replaced(*positional: Any, **inputs: Any) -> Any:
-        return forward(*positional, **inputs)
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = layers_below_head(model)
+        self._forward: Callable[..., Any] | None = None
+        """What is wrapped; None while it is off."""
+        self._before: Callable[..., Any] | None = None
 
-    module.forward = replaced
+    def on(self) -> None:
+        """Begin."""
+        if self._layers is None or self._forward:
+            return
+        self._before, self._forward = vars(self._layers).get("forward"), self._layers.forward
 
-    def undo() -> None:
-        if before is None:
-            del module.forward
+        @functools.wraps(self._layers.forward)
+        def forward(*positional: Any, **inputs: Any) -> Any:
+            return self._run(*positional, **inputs)
+
+        self._layers.forward = forward
+
+    def off(self) -> None:
+        """End; the model is as it was."""
+        if self._layers is None or not self._forward:
+            return
+        if self._before:
+            self._layers.forward = self._before
         else:
-            module.forward = before
+            del self._layers.forward
+        self._forward = None
 
-    return undo
+    def _run(self, *positional: Any, **inputs: Any) -> Any:
+        """The forward pass, which calls `_forward`."""
+        raise NotImplementedError

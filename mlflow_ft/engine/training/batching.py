@@ -6,22 +6,19 @@ similar length together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from mlflow_ft.engine import batches, ranks
-from mlflow_ft.engine.models import row_isolation
-from mlflow_ft.engine.models.row_isolation import Batch, Row
+from mlflow_ft.engine import ranks
+from mlflow_ft.engine.models import fused_head, row_isolation
 from mlflow_ft.engine.models.unpadding import Unpadding
 from mlflow_ft.engine.training import longest_batch
 from mlflow_ft.errors import ConfigError, brief
-from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job
 
 TAG = "mlflow_ft.batching"
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+FAILURES = (*fused_head.FAILURES, ArithmeticError, AssertionError)
 """What a model raises that is not built for rows laid end to end."""
 
 
@@ -76,9 +73,9 @@ class Batching:
         for one in self._unpadding:
             one.on()
         try:
+            collate = row_isolation.padding(self._data.tokenizer.pad_token_id)
             rows = row_isolation.some(self._data)
-            rows += [row[: row_isolation.LONG // 2] for row in rows[:1]]  # so that there is padding to leave out
-            seen = row_isolation.see_each_other(model, rows, self._collate, rough=rough, unpadded=True)
+            seen = row_isolation.see_each_other(model, rows, collate, rough=rough, unpadded=True)
         except FAILURES as error:
             return f"the model cannot read rows laid end to end ({brief(error)})"
         if seen:
@@ -86,10 +83,6 @@ class Batching:
         if not self._unpadding[0].positions:
             return "the model gets more about each token than can be laid end to end"
         return None
-
-    def _collate(self, rows: Sequence[Row]) -> Batch:
-        encoded = [Encoded(input_ids=tuple(row), labels=tuple(row)) for row in rows]
-        return batches.padded(encoded, pad_token_id=self._data.tokenizer.pad_token_id)
 
     def end(self) -> None:
         """The models are as they were."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -38,25 +39,21 @@ def passes(model: Any) -> tuple[dict[str, torch.Tensor], int]:
     kept: dict[int, int] = {}
     hooks = torch.autograd.graph.saved_tensors_hooks
 
-    class Counting(hooks):  # type: ignore[misc, valid-type]  # torch has no stub for it
-        """Every hook of the pass counts what it keeps."""
+    def counting(pack: Any, unpack: Any) -> Any:
+        """The hooks of torch, also those of the pass itself, which count what they keep."""
 
-        def __init__(self, pack: Any, unpack: Any) -> None:
-            def count(tensor: torch.Tensor) -> Any:
-                found = pack(tensor)
-                if isinstance(found, torch.Tensor) and found.layout is torch.strided:
-                    storage = found.untyped_storage()
-                    kept[storage._cdata] = 0 if storage._cdata in weights else storage.nbytes()
-                return found
+        def count(tensor: torch.Tensor) -> Any:
+            found = pack(tensor)
+            if isinstance(found, torch.Tensor) and found.layout is torch.strided:
+                storage = found.untyped_storage()
+                kept[storage._cdata] = 0 if storage._cdata in weights else storage.nbytes()
+            return found
 
-            super().__init__(count, unpack)
+        return hooks(count, unpack)
 
-    torch.autograd.graph.saved_tensors_hooks = Counting  # type: ignore[misc]
-    try:
-        with Counting(lambda tensor: tensor, lambda tensor: tensor):
-            logits = model(**INPUTS, use_cache=False).logits
-    finally:
-        torch.autograd.graph.saved_tensors_hooks = hooks  # type: ignore[misc]
+    counted = mock.patch.object(torch.autograd.graph, "saved_tensors_hooks", counting)
+    with counted, counting(lambda tensor: tensor, lambda tensor: tensor):
+        logits = model(**INPUTS, use_cache=False).logits
     logits[INPUTS["attention_mask"].bool()].float().pow(2).mean().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}, sum(
         kept.values()

@@ -139,15 +139,11 @@ def test_rows_that_would_affect_each_other_are_found(small: Small, kind: str, wh
     unpadding.on()
     with row_isolation._as_it_trains(model):
         rows = [row.input_ids for row in ROWS]
-        seen = row_isolation.see_each_other(model, rows, collate, unpadded=True)
+        seen = row_isolation.see_each_other(model, rows, row_isolation.padding(0), unpadded=True)
     assert seen is not None, why
     unpadding.off()
     with row_isolation._as_it_trains(model):
-        assert row_isolation.see_each_other(model, rows, collate) is None
-
-
-def collate(rows: Any) -> Any:
-    return batches.padded([Encoded(input_ids=tuple(row), labels=tuple(row)) for row in rows], pad_token_id=0)
+        assert row_isolation.see_each_other(model, rows, row_isolation.padding(0)) is None
 
 
 def test_a_model_without_positions_cannot(small: Small) -> None:

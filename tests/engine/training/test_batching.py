@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.unpadding import Unpadding
+from mlflow_ft.engine.training import batching
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import WORDS
@@ -37,9 +40,9 @@ def rows(*, preferences: bool) -> list[Example]:
     return made
 
 
-def trained(bench: Bench, method: str, batching: str, **more: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def trained(bench: Bench, method: str, how: str, **more: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     preferences = method in ("dpo", "simpo", "orpo", "kto", "reward")
-    quick = {"learning_rate": 5e-3, "max_steps": 3, "eval_steps": 3, "training.batching": batching}
+    quick = {"learning_rate": 5e-3, "max_steps": 3, "eval_steps": 3, "training.batching": how}
     setup = bench(method, rows=rows(preferences=preferences), **quick | more)
     result = setup.train()
     [file] = [*(result.folder / "adapter").glob("*.safetensors"), *(result.folder / "model").glob("*.safetensors")]
@@ -57,8 +60,8 @@ def test_it_learns_the_same(bench: Bench, method: str) -> None:
     assert max(apart) < 2e-3, "less than half a step of the optimizer, whose steps have the sign of gradients near 0"
 
 
-@pytest.mark.parametrize(("method", "batching"), [("lora", "auto"), ("lora", "padded"), ("dpo", "auto")])
-def test_auto_leaves_padding_out(bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, batching: str) -> None:
+@pytest.mark.parametrize(("method", "how"), [("lora", "auto"), ("lora", "padded"), ("dpo", "auto")])
+def test_auto_leaves_padding_out(bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, how: str) -> None:
     ended: list[Unpadding] = []
     off = Unpadding.off
 
@@ -67,16 +70,16 @@ def test_auto_leaves_padding_out(bench: Bench, monkeypatch: pytest.MonkeyPatch, 
         off(self)
 
     monkeypatch.setattr(Unpadding, "off", record)
-    setup, _ = trained(bench, method, batching)
+    setup, _ = trained(bench, method, how)
     assert ended, "the model is put back after the training"
-    checked = 3 * sum(len(row.input_ids) for row in setup.data.train.encoded)
-    assert (ended[0].tokens > checked / 3) is (batching == "auto")
+    tokens = sum(len(row.input_ids) for row in setup.data.train.encoded)
+    assert (ended[0].tokens > tokens) is (how == "auto")
     assert ended[0].tokens <= ended[0].positions
-    assert setup.job.run.tags.get("mlflow_ft.batching") == ("tokens" if batching == "auto" else None)
+    assert setup.job.run.tags.get("mlflow_ft.batching") == ("tokens" if how == "auto" else None)
 
 
 def test_rows_that_are_all_long_do_without_padding_too(bench: Bench) -> None:
-    """The proof is on the beginnings of rows, which are then all of one length."""
+    """The proof is on the beginnings of rows."""
     draw = random.Random(1)
     long = [
         Example(
@@ -109,3 +112,20 @@ def test_a_model_that_needs_padding_gets_it_or_the_setting_is_refused(bench: Ben
 def test_rows_of_similar_length_come_together(bench: Bench, method: str) -> None:
     setup, _ = trained(bench, method, "by_length")
     assert len(setup.curve("train/loss")) == 3
+
+
+def test_a_window_of_rows_is_drawn_by_length() -> None:
+    """Each batch spans a small part of the lengths, which batches in random order do not."""
+    lengths = torch.randperm(400, generator=torch.Generator().manual_seed(0)).tolist()
+    trainer = SimpleNamespace(
+        train_dataset=Dataset.from_dict({"input_ids": [[0] * (1 + length) for length in lengths]}),
+        args=SimpleNamespace(gradient_accumulation_steps=2),
+        _train_batch_size=4,
+    )
+    batching._by_length(trainer)
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(400))
+    spans = [
+        max(batch) - min(batch) for batch in ([lengths[row] for row in order[at : at + 8]] for at in range(0, 400, 8))
+    ]
+    assert sum(spans) / len(spans) < 40
