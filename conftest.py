@@ -22,8 +22,15 @@ atexit.register(shutil.rmtree, os.environ["MLFLOW_FT_DATA_CACHE"], ignore_errors
 pytest_plugins = ["mlflow_ft.testing", "tests.installed"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that no core waits for it at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `long`, unless LONG_TESTS=1 as in `make faults` and `make combinations`.
+
+    What takes longest begins first, so that no core waits for it at the end.
+    """
+    if os.environ.get("LONG_TESTS") != "1":
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
     items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
 
 

@@ -1,7 +1,4 @@
-"""Tests marked `long` are left out of `make test`; those marked `fault` inject faults, and end in a table.
-
-`make faults` and `make combinations` run the long ones too, by LONG_TESTS=1.
-"""
+"""Tests marked `fault` inject faults into real runs; with the long ones, they end in a table."""
 
 from __future__ import annotations
 
@@ -14,15 +11,11 @@ import pytest
 LONG = os.environ.get("LONG_TESTS") == "1"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the long ones unless all are asked for, and note the kind of fault of each test for the table."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note the kind of fault of each test for the table."""
     for item in items:
         if fault := item.get_closest_marker("fault"):
             item.user_properties.append(("fault", fault.args[0]))
-    if not LONG:
-        long = [item for item in items if item.get_closest_marker("long")]
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=long)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

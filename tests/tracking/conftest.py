@@ -25,7 +25,7 @@ from mlflow_ft.testing import copy_store
 from mlflow_ft.tracking import requesting
 from mlflow_ft.tracking import run as run_module
 from mlflow_ft.values import Split
-from tests.faulty_proxy import FaultyProxy
+from tests.faulty_proxy import Failure, FaultyProxy
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -132,12 +132,25 @@ def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.fixture
 def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy before the server, which is the tracking URI; nobody waits for long."""
-    monkeypatch.setenv("MLFLOW_FT_PATIENCE", "0.6")
+    """A proxy before the server, which is the tracking URI; nobody waits for long while it fails."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(run_module, "PATIENCE_SECONDS", 1)
     monkeypatch.setattr(requesting, "RETRY_SECONDS", 0)
-    with FaultyProxy(server.uri) as proxy:
+
+    def wait_up_to(seconds: float) -> None:
+        monkeypatch.setenv("MLFLOW_FT_PATIENCE", str(seconds))
+        monkeypatch.setattr(run_module, "PATIENCE_SECONDS", seconds)
+
+    class Proxy(FaultyProxy):
+        def fail(self, *arguments: Any, **named: Any) -> Failure:
+            wait_up_to(0.6)
+            return super().fail(*arguments, **named)
+
+        def heal(self) -> None:
+            wait_up_to(60)  # a server that is back may be slow
+            super().heal()
+
+    wait_up_to(0.6)
+    with Proxy(server.uri) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
         yield proxy
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_ft_ray.engine import cluster as connection
 from mlflow_ft_ray.engine import launching, worker
+from ray._private import services
 
-from mlflow_ft import LaunchSection
+from mlflow_ft import ConfigError, LaunchSection
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.tracking.heartbeat import has_ended
 
@@ -38,7 +40,11 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = 
     return value
 
 
-def test_contract(plugin_contract: Callable[..., None]) -> None:
+NOWHERE = "127.0.0.1:1"
+
+
+def test_contract(plugin_contract: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
     plugin_contract(mlflow_ft_ray, without={"engines": "needs a cluster; test_rows.py has one"})
 
 
@@ -63,13 +69,20 @@ def test_a_cluster_that_is_too_small(wanted: int | None, cpus: int, gpus: int, r
 def test_without_a_cluster_nothing_is_started(tmp_path: Path, tiny_model: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(8))
     command = [sys.executable, "-m", "mlflow_ft", "train", "lora", "--model", str(tiny_model), "--data", str(rows)]
-    environ = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    environ = os.environ | {"RAY_ADDRESS": NOWHERE}
     given = ["--launch.launcher", "ray", "--launch.num_processes", "2"]
     done = subprocess.run([*command, *given], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 2
     assert f"launch.launcher ray: {connection.NO_CLUSTER}" in done.stderr
     assert not (tmp_path / "mlruns").exists()
     assert "Traceback" not in done.stderr
+
+
+def test_a_cluster_that_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", lru_cache(lambda: {NOWHERE}))
+    with pytest.raises(ConfigError, match=connection.NO_CLUSTER), connection.connected():
+        pass
 
 
 def test_what_the_processes_get_of_the_environment() -> None:

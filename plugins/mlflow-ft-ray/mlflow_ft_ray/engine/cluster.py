@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlflow_ft import ConfigError, brief
@@ -38,9 +39,8 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        answers(address)
+        answers(address := os.environ.get("RAY_ADDRESS") or on_this_machine())
         ray.init(address=address, logging_level="warning", runtime_env={"env_vars": of_job()})
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{NO_CLUSTER}: {brief(error)}", hint=HOW) from error
@@ -50,8 +50,18 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def on_this_machine() -> str:
+    """The address of the cluster that was started here, which Ray remembers even when the cluster has ended.
+
+    Raises:
+        ConnectionError: none was.
+    """
+    services.find_gcs_addresses.cache_clear()
+    return str(services.canonicalize_bootstrap_address_or_die("auto"))
+
+
 def answers(address: str) -> None:
-    """Raise OSError if nothing answers at an address: Ray would end this process, without an exception."""
+    """Raise OSError if nothing answers at an address: Ray would wait for minutes, or end this process."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdecimal():
         with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS):
