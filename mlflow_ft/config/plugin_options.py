@@ -8,9 +8,10 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from mlflow_ft.config.explain import CORE, OF_PLUGINS, SECTIONS, Schema
 from mlflow_ft.config.section import Section
@@ -32,6 +33,13 @@ def schema_with(options: Mapping[str, type]) -> Schema:
     return Schema(sections, fields)
 
 
+class _OfPlugin(Section):
+    """What is made of a dataclass: pydantic would search every module for its source, in vain."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
+@cache
 def section(kind: type) -> type[Section]:
     """A dataclass as a section, which checks its values; its types were checked when the plugin was loaded."""
     assert dataclasses.is_dataclass(kind)
@@ -44,7 +52,7 @@ def section(kind: type) -> type[Section]:
         else:
             described["default"] = field.default
         fields[field.name] = Annotated[hints[field.name], Field(**described)]
-    return create_model(kind.__name__, __base__=Section, **fields)
+    return create_model(kind.__name__, __base__=_OfPlugin, **fields)
 
 
 def made(

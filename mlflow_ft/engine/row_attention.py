@@ -22,17 +22,23 @@ from transformers.modeling_utils import AttentionInterface
 
 NAME = "sdpa"
 ROWS = "rows"
-"""The attribute of a mask that holds, for each row, its length and its own mask."""
+"""The attribute of a mask that holds, for each row, its length, where its keys are if not there, and its own mask."""
 
 
 @contextmanager
-def of_rows(lengths: Sequence[int]) -> Iterator[None]:
-    """While a model's forward pass runs: attention row by row, if its batch is of two or more rows laid end to end."""
+def of_rows(lengths: Sequence[int], places: Sequence[Tensor] | None = None) -> Iterator[None]:
+    """While a model's forward pass runs: attention row by row, if its batch is of two or more rows laid end to end.
+
+    Args:
+        lengths: tokens of each row that are in the batch.
+        places: for each row, where all its tokens are in the batch, if rows have a beginning in common
+            (`models.beginnings`): a row's own tokens are its last ones, and each token sees those of its row only.
+    """
     if len(lengths) < 2 or NAME in ALL_MASK_ATTENTION_FUNCTIONS._local_mapping:
         yield
         return
     AttentionInterface.register(NAME, attention)  # for good: checkpointed layers run again in the backward pass
-    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = _Masks(lengths)
+    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = _Masks(lengths, places)
     try:
         yield
     finally:
@@ -64,9 +70,10 @@ def attention(
     if more.get("position_bias") is not None:
         raise ValueError("rows laid end to end cannot have a bias of positions")
     parts, start = [], 0
-    for length, mask in rows:
+    for length, places, mask in rows:
         part = slice(start, start + length)
-        states: dict[str, Any] = {"query": query[:, :, part], "key": key[:, :, part], "value": value[:, :, part]}
+        seen = part if places is None else places
+        states: dict[str, Any] = {"query": query[:, :, part], "key": key[:, :, seen], "value": value[:, :, seen]}
         parts.append(sdpa_attention_forward(module, **states, attention_mask=mask, **more)[0])
         start += length
     return torch.cat(parts, dim=1), None
@@ -75,8 +82,9 @@ def attention(
 class _Masks:
     """Makes the masks of a batch whose rows have these lengths, in place of transformers' `sdpa_mask`."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], places: Sequence[Tensor] | None) -> None:
         self._lengths = lengths
+        self._places = places
 
     def __call__(
         self, batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **more: Any
@@ -85,14 +93,29 @@ class _Masks:
         tokens = sum(self._lengths)
         if (batch_size, q_length, kv_length, q_offset, kv_offset) != (1, tokens, tokens, 0, 0):
             return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **more)
-        rows, start = [], 0
-        for length in self._lengths:
-            mask = sdpa_mask(1, length, length, start, start, **more | {"allow_is_causal_skip": False})
-            rows.append((length, None if mask is None or _causal(mask) else mask))
-            start += length
+        more["allow_is_causal_skip"] = False
         stands_for_it = torch.empty((1, 1, tokens, 0), dtype=torch.bool, device=more.get("device"))
-        setattr(stands_for_it, ROWS, rows)
+        setattr(stands_for_it, ROWS, self._by_place(more) if self._places else self._in_order(more))
         return stands_for_it
+
+    def _in_order(self, more: Mapping[str, Any]) -> list[tuple[int, Tensor | None, Tensor | None]]:
+        rows: list[tuple[int, Tensor | None, Tensor | None]] = []
+        start = 0
+        for length in self._lengths:
+            mask = sdpa_mask(1, length, length, start, start, **more)
+            rows.append((length, None, None if mask is None or _causal(mask) else mask))
+            start += length
+        return rows
+
+    def _by_place(self, more: Mapping[str, Any]) -> list[tuple[int, Tensor | None, Tensor | None]]:
+        """Each mask is that of a row alone, because the tokens of a row are not next to each other."""
+        rows: list[tuple[int, Tensor | None, Tensor | None]] = []
+        for length, places in zip(self._lengths, self._places or (), strict=True):
+            shared = len(places) - length
+            mask = sdpa_mask(1, length, len(places), shared, 0, **{**more, "attention_mask": None})
+            alone = not shared and (mask is None or _causal(mask))
+            rows.append((length, places if shared else None, None if alone else mask))
+        return rows
 
 
 def _causal(mask: Tensor) -> bool:

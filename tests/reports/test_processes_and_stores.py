@@ -64,7 +64,9 @@ def test_every_path_that_is_not_there_is_reported_before_a_run_is_opened(
     }
     result = run("train", "lora", *(f"--{path}={value}" for path, value in named.items()))
     assert result.code == 2
-    assert result.err.startswith(f"Error: {len(named)} problems; no run was opened\n")
+    first, second, *_ = result.err.splitlines()
+    assert first == "check settings, model, data and machine ..."
+    assert second == f"Error: {len(named)} problems; no run was opened"
     for path, value in named.items():
         line = next(line for line in result.err.splitlines() if line.startswith(f"  --{path} "))
         assert value.partition("=")[2] in line
@@ -75,7 +77,7 @@ def test_every_path_that_is_not_there_is_reported_before_a_run_is_opened(
 def test_one_wrong_path_is_one_error(run: Run, client: MlflowClient, tmp_path: Path) -> None:
     result = run("train", "lora", "--data", "rowz.jsonl")
     assert result.code == 2
-    assert result.err.splitlines()[0] == "Error: the data file 'rowz.jsonl' does not exist"
+    assert result.err.splitlines()[1:2] == ["Error: the data file 'rowz.jsonl' does not exist"]
 
 
 def test_rows_of_another_kind_and_of_no_kind_open_no_run(run: Run, client: MlflowClient, tmp_path: Path) -> None:

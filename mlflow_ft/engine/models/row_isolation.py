@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from mlflow_ft.engine import batches, row_attention
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.loss import TokenLoss, causal_model, on_device, suited
-from mlflow_ft.engine.models import mixing
+from mlflow_ft.engine.models import beginnings, mixing
 from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.rows import Encoded
@@ -257,6 +257,16 @@ def some(data: Data) -> list[Row]:
     """The first training rows, and half of one, so that their lengths differ."""
     rows = [row.input_ids for row in itertools.islice(data.train.encoded, LOOKED_AT)]
     return [*rows, *(row[: len(row) // 2] for row in rows[:1] if len(row) > 1)]
+
+
+def of_one_beginning(model: Any, rows: Sequence[Row]) -> list[Row]:
+    """A row, and another one of another length that begins as it does; [] without rows."""
+    longest = max(rows, key=len, default=())
+    if not longest:
+        return []
+    begin, end = 2 * beginnings.SHORTEST, 3 * beginnings.SHORTEST
+    row = (list(longest) * end)[:end]
+    return [row, [*row[:begin], *_changed(model, row[begin:-1])]]
 
 
 def padding(pad_token_id: int) -> Collate:

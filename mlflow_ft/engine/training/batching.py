@@ -72,17 +72,30 @@ class Batching:
             return "the model takes no positions"
         for one in self._unpadding:
             one.on()
+        reasons = []
+        for shares in (True, False):  # a model that cannot share a beginning may yet do without padding
+            for one in self._unpadding:
+                one.shares = shares
+            reasons.append(self._affected(model, rough=rough, shares=shares))
+            if reasons[-1] is None:
+                laid = self._unpadding[0].positions > 0
+                return None if laid else "the model gets more about each token than can be laid end to end"
+        return reasons[-1]
+
+    def _affected(self, model: Any, *, rough: bool, shares: bool) -> str | None:
+        """How rows laid end to end affect each other on this model; None if they do not."""
+        collate = row_isolation.padding(self._data.tokenizer.pad_token_id)
+        rows = row_isolation.some(self._data)
+        alike = row_isolation.of_one_beginning(model, rows) if shares else []
         try:
-            collate = row_isolation.padding(self._data.tokenizer.pad_token_id)
-            rows = row_isolation.some(self._data)
-            seen = row_isolation.see_each_other(model, rows, collate, rough=rough, unpadded=True)
+            seen = row_isolation.see_each_other(
+                model, rows, collate, batch=collate(alike) if alike else None, rough=rough, unpadded=True
+            )
         except FAILURES as error:
             return f"the model cannot read rows laid end to end ({brief(error)})"
-        if seen:
-            return f"rows laid end to end affect each other on this model, by up to {seen.difference:.2g} nats a token"
-        if not self._unpadding[0].positions:
-            return "the model gets more about each token than can be laid end to end"
-        return None
+        if seen is None:
+            return None
+        return f"rows laid end to end affect each other on this model, by up to {seen.difference:.2g} nats a token"
 
     def end(self) -> None:
         """The models are as they were."""

@@ -39,12 +39,13 @@ def check(
     Raises:
         FineTuneError: one thing is wrong. ConfigError: several are; each is listed with its place and its remedy.
     """
-    examination = examine(config, plugins=plugins, registry=registry, later=later, run_id=run_id)
-    for caution in examination.cautions:
-        if caution.check != "plugins":  # said when they were loaded
-            progress.warn(f"{caution.detail}; {caution.remedy}" if caution.remedy else caution.detail)
-    if examination.refused:
-        raise examination.refused
+    with progress.bar("check settings, model, data and machine"):  # heavy modules are imported on the way
+        examination = examine(config, plugins=plugins, registry=registry, later=later, run_id=run_id)
+        for caution in examination.cautions:
+            if caution.check != "plugins":  # said when they were loaded
+                progress.warn(f"{caution.detail}; {caution.remedy}" if caution.remedy else caution.detail)
+        if examination.refused:
+            raise examination.refused
 
 
 def examine(
