@@ -8,13 +8,14 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # This project's environment comes first on PATH: MLflow's local environment runs plain `python`.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo test faults combinations lint clean
+.PHONY: help demo test faults combinations long lint clean
 
 help:
 	@echo "make demo    fine-tune a small model on the sample data (minutes on a CPU)"
 	@echo "make test    run the tests"
 	@echo "make faults  kill runs, cut off servers, fill disks; prints what was survived (half an hour)"
 	@echo "make combinations  train every objective with every adapter and kind of base (minutes)"
+	@echo "make long    run every test that make test leaves out (hours)"
 	@echo "make lint    check style, types and imports"
 	@echo "make clean   remove the environment, caches and builds; runs and models stay"
 
@@ -32,6 +33,10 @@ faults: .venv
 # Those of them that `make test` leaves out are all alike.
 combinations: .venv
 	@LONG_TESTS=1 python -m pytest tests/test_combinations.py tests/test_adapters.py --numprocesses logical $(PYTEST_ARGS)
+
+# Those of make faults and make combinations, and further cases of what is in make test.
+long: .venv
+	@LONG_TESTS=1 python -m pytest -m long --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv
 	@echo "ruff check";  ruff check --quiet .

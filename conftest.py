@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -34,7 +35,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
 
 
+MODULES = 300
+"""So many more modules in memory, and what they made is spared as well."""
+_spared = 0
+
+
 def pytest_collection_finish() -> None:
-    """Spare what the tests' imports have made from garbage collection: the end of each training asks for a full one."""
+    spare()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Most modules are imported by tests, when they are needed."""
+    if nextitem and nextitem.path != item.path and len(sys.modules) > _spared + MODULES:
+        spare()
+
+
+def spare() -> None:
+    """Spare what imports have made from garbage collection: the end of each training asks for a full one."""
+    global _spared  # hooks have no state of their own
     gc.collect()
     gc.freeze()
+    _spared = len(sys.modules)

@@ -128,6 +128,7 @@ def test_a_run_is_resumed_from_any_folder(
     assert client.get_run(interrupted.info.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.long
 def test_another_machine_is_noted_not_refused(run: Command, client: MlflowClient, interrupted: Run) -> None:
     client.set_tag(interrupted.info.run_id, "mlflow_ft.threads", "96")
     result = run("resume", interrupted.info.run_id)
@@ -169,6 +170,7 @@ def test_a_corrupt_checkpoint_is_replaced_from_the_store(run: Command, client: M
     assert client.get_run(interrupted.info.run_id).data.tags["mlflow_ft.resumed"].startswith("after step 3 on ")
 
 
+@pytest.mark.long
 def test_half_an_upload_does_not_count(run: Command, client: MlflowClient, interrupted: Run) -> None:
     artifacts = Path(interrupted.info.artifact_uri, "checkpoints")
     sorted((artifacts / "files").iterdir())[0].unlink()
@@ -276,6 +278,7 @@ def length(completions, **_):
 """
 
 
+@pytest.mark.long
 def test_reward_functions_that_changed_are_refused(
     run: Command, tiny_model: Path, stop: Callable[[int], None], client: MlflowClient
 ) -> None:
@@ -295,6 +298,7 @@ def test_reward_functions_that_changed_are_refused(
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.long
 def test_an_adapter_behind_an_alias_is_the_one_that_was_trained_further(
     run: Command, train: Command, stop: Callable[[int], None], client: MlflowClient
 ) -> None:

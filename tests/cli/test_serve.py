@@ -22,6 +22,7 @@ import requests
 from mlflow import MlflowClient
 
 from tests.cli.conftest import Run, answers_of_folder
+from tests.rarely import some_always
 
 pytestmark = [
     pytest.mark.slow,
@@ -225,7 +226,9 @@ def test_a_client_that_goes_away_does_not_keep_others_waiting(server: Server) ->
     assert time.monotonic() - started < 4 * seconds
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), some_always([(signal.SIGINT, 130), (signal.SIGTERM, 143)], (signal.SIGTERM, 143))
+)
 def test_a_signal_ends_it_quietly_and_the_answers_that_are_written(
     spoken: Path, store: str, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

@@ -55,7 +55,7 @@ def test_a_run_killed_at_any_moment(rig: Rig, point: int) -> None:
 @pytest.mark.parametrize(
     ("line", "auto"),
     [
-        pytest.param("train ...", True, id="training"),
+        pytest.param("train ...", True, id="training", marks=pytest.mark.long),
         pytest.param("compare merged", False, id="packaging"),
         pytest.param("log adapter", False, id="logging a model", marks=pytest.mark.long),
         pytest.param("loss of base", False, id="evaluation", marks=pytest.mark.long),
@@ -67,6 +67,7 @@ def test_a_run_killed_in_a_stage(rig: Rig, line: str, auto: bool) -> None:  # no
 
 
 @pytest.mark.fault("SIGTERM in the training, folder lost: resumed from the store alone")
+@pytest.mark.long
 def test_a_run_stopped_and_resumed_elsewhere(rig: Rig, tmp_path: Path) -> None:
     moment = after(rig, "train ...", seconds=0.2)
     started = rig.start(rig.training(model_name="moved"))
@@ -79,6 +80,7 @@ def test_a_run_stopped_and_resumed_elsewhere(rig: Rig, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("`mlflow run` killed")
+@pytest.mark.long
 def test_a_run_whose_launcher_was_killed(rig: Rig, tmp_path: Path) -> None:
     """The child notices, saves a checkpoint, and ends KILLED; the resumed run ends as if nothing had happened."""
     launcher = tmp_path / "mlflow"

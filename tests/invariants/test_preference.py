@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mlflow_ft.engine.models import loading
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import WORDS
+from tests.rarely import some_always
 
 Bench = Callable[..., Any]
 METHODS = [("dpo", 1e-3), ("reward", 1e-3)]
@@ -37,13 +38,13 @@ def weights(trained: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("method", "rate"), METHODS)
-@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("adapter", some_always(["none", "lora"], "lora"))
 @pytest.mark.parametrize(
     "change",
     [
         pytest.param({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, id="8 x 1"),
         pytest.param({"gradient_checkpointing": True}, id="checkpointing"),
-        pytest.param({"eval_steps": 1}, id="evaluated at every step"),
+        pytest.param({"eval_steps": 1}, id="evaluated at every step", marks=pytest.mark.long),
     ],
 )
 def test_one_loss_trajectory(bench: Bench, method: str, rate: float, adapter: str, change: dict[str, Any]) -> None:

@@ -39,9 +39,11 @@ def weights(trained: Any) -> dict[str, torch.Tensor]:
     "change",
     [
         pytest.param({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, id="8 x 1"),
-        pytest.param({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, id="2 x 4"),
-        pytest.param({"gradient_checkpointing": True}, id="checkpointing"),
-        pytest.param({"eval_steps": 1}, id="evaluated at every step"),
+        pytest.param(
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, id="2 x 4", marks=pytest.mark.long
+        ),
+        pytest.param({"gradient_checkpointing": True}, id="checkpointing", marks=pytest.mark.long),
+        pytest.param({"eval_steps": 1}, id="evaluated at every step", marks=pytest.mark.long),
     ],
 )
 def test_one_loss_trajectory(bench: Bench, method: str, rate: float, change: dict[str, Any]) -> None:

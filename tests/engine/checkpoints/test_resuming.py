@@ -110,7 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rloo": ("rloo", SAMPLED),
 }
 SHORT = ("lora", "packed", "kto", "grpo")
-ALWAYS = ("lora", "full", "qlora", "packed", "adalora", "dpo", "kto", "orpo", "reward", "grpo full", "by length")
+ALWAYS = ("lora", "full", "qlora", "dpo", "kto", "reward", "grpo full", "by length")
 """The cases of `make test`; `make faults` has all of them."""
 
 

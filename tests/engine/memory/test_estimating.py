@@ -129,6 +129,7 @@ def test_a_deep_model_follows_from_a_shallow_one(small: Callable[..., Path], mon
         assert phase.total == pytest.approx(whole[phase.name].total, rel=0.03)
 
 
+@pytest.mark.long
 def test_it_agrees_with_a_training_that_is_not_in_the_benchmark() -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3, "vocab_size": 16000}
     case = {"model": "other", "method": "lora", "length": 192, "settings": {"batch": 6, "adapter.r": 32}}

@@ -26,6 +26,7 @@ from mlflow_ft.engine.models.skeleton import LAYERWISE, UnsuitedError
 from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.errors import ModelError
 from tests.engine.conftest import lay
+from tests.rarely import some_always
 from tests.test_adapters import ADAPTERS, NEEDED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
@@ -176,7 +177,13 @@ def test_an_adapter_over_one_of_two_tied_layers_unties_them(
     assert (says(load(tmp_path / "peft")) - said).abs().max() > 1
 
 
-@pytest.mark.parametrize("kind", [name for name in ADAPTERS if ADAPTERS[name].merges])
+@pytest.mark.parametrize(
+    "kind",
+    some_always(
+        [name for name in ADAPTERS if ADAPTERS[name].merges],
+        *("lora", "rslora", "dora", "adalora", "loha", "oft", "ia3", "trainable-tokens"),
+    ),
+)
 def test_every_kind_that_streams_gives_pefts_bits(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     given = {"max_steps": 2, "learning_rate": 1e-2, "adapter.kind": kind} | NEEDED.get(kind, {})
     setup = lay(tmp_path / "job", "lora", **({"model": tiny_model} | given))

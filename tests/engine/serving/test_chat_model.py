@@ -25,6 +25,7 @@ from mlflow_ft.engine.serving import bundle
 from mlflow_ft.engine.training import sft, trainable
 from mlflow_ft.tracking import verify_manifest, write_manifest
 from tests.engine.conftest import lay
+from tests.rarely import some_always
 
 ALONE = """
 import json, sys
@@ -362,7 +363,7 @@ def test_arguments_that_are_no_json_stay_as_they_are(code: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")  # pytest takes the module's own filter away
 @pytest.mark.parametrize("kind", ["prompt", "prefix", "ptuning", "adaption-prompt", "cpt"])
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("quantize", some_always(["none", "nf4"], "none"))
 def test_a_learned_prompt_answers_as_it_was_trained(
     code: Any, learned: SimpleNamespace, tmp_path: Path, kind: str, quantize: str
 ) -> None:

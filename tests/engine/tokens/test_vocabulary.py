@@ -74,9 +74,11 @@ def test_new_rows_are_the_mean_of_the_old_ones_wherever_the_base_is_loaded(bench
     [
         {"adapter.kind": "lora"},
         {"adapter.kind": "dora", "model.quantize": "nf4"},
-        {"adapter.kind": "adalora"},
+        pytest.param({"adapter.kind": "adalora"}, marks=pytest.mark.long),
         {"adapter.kind": "trainable-tokens"},
-        {"adapter.kind": "lora", "adapter.modules_to_save": "[embed_tokens, lm_head]"},
+        pytest.param(
+            {"adapter.kind": "lora", "adapter.modules_to_save": "[embed_tokens, lm_head]"}, marks=pytest.mark.long
+        ),
         {"adapter.kind": "none"},
     ],
     ids=lambda settings: "-".join(settings.values()),

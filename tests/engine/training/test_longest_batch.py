@@ -22,6 +22,7 @@ from mlflow_ft.progress import Progress
 from mlflow_ft.rows import Example
 from mlflow_ft.testing import make_rows
 from tests.engine.checkpoints.test_resuming import curves, lay, weights
+from tests.rarely import some_always
 
 CASES = {
     "lora": "4 rows of up to",
@@ -70,7 +71,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return batches
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", some_always(CASES, "lora", "accumulated, logged every third step", "dpo full", "grpo full")
+)
 def test_it_has_no_effect_on_the_training(
     bench: Callable[..., Any], case: str, tmp_path: Path, tried: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
