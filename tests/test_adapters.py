@@ -20,6 +20,7 @@ from mlflow_ft.registry import Registry
 from mlflow_ft.stages import start
 from tests.combinations import distances
 from tests.engine.conftest import Bench, lay
+from tests.rarely import some_always
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
 ADAPTERS = {adapter.name: adapter for adapter in Registry(LOADED).adapters if adapter.name != "none"}
@@ -31,7 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """What a kind cannot do without, or shows nothing without in three steps."""
 OFTEN = ("lora", "oft", "ia3", "prompt")
-"""What `make test` trains on an int8 base; `make combinations` trains the others too."""
+"""What `make test` trains on a quantised base; `make combinations` trains the others too."""
 SAME = 1e-9
 """Largest KL divergence (nats) of what came back from the files: rounding in float32 gives 1e-15."""
 ROUNDED = 1e-4
@@ -86,13 +87,13 @@ def test_it_comes_back_as_it_was_trained(trying: Bencher, tmp_path: Path, kind: 
 
 
 def quantised() -> Iterator[Any]:
-    """Every kind with its quantised base; the trainings on an int8 base are mostly long ones."""
+    """Every kind with its quantised base; the trainings are mostly long ones."""
     for kind in ADAPTERS:
-        yield pytest.param(kind, "nf4")
-        needed = (f"--{key}={value}" for key, value in NEEDED.get(kind, {}).items())
-        config = asked(["lora", "--model=any", "--model.quantize=int8", f"--adapter.kind={kind}", *needed], LOADED)
-        often = kind in OFTEN or ADAPTERS[kind].refuses(config)
-        yield pytest.param(kind, "int8", marks=() if often else pytest.mark.long)
+        needed = [f"--{key}={value}" for key, value in NEEDED.get(kind, {}).items()]
+        for quantize in ("nf4", "int8"):
+            given = ["lora", "--model=any", f"--model.quantize={quantize}", f"--adapter.kind={kind}", *needed]
+            often = kind in OFTEN or ADAPTERS[kind].refuses(asked(given, LOADED))
+            yield pytest.param(kind, quantize, marks=() if often else pytest.mark.long)
 
 
 @pytest.mark.slow
@@ -112,7 +113,7 @@ def test_it_is_loaded_again_on_a_quantised_base_or_is_refused(
 BEGINNINGS = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva", "gaussian", "orthogonal", "mica")
 
 
-@pytest.mark.parametrize("begin", BEGINNINGS)
+@pytest.mark.parametrize("begin", some_always(BEGINNINGS, "pissa", "corda", "eva", "orthogonal"))
 def test_however_a_lora_begins_it_belongs_to_the_untouched_base(trying: Bencher, tmp_path: Path, begin: str) -> None:
     check(trying("lora", **{"adapter.init_lora_weights": begin, "adapter.r": 4}), tmp_path / "merged")
 
@@ -136,25 +137,32 @@ def test_a_beginning_that_changes_the_base_goes_with_other_settings(
 
 @pytest.mark.parametrize(
     "settings",
-    [
+    some_always(
+        [
+            {"adapter.use_dora": "true"},
+            {"adapter.use_rslora": "true"},
+            {"adapter.layers_to_transform": "[1]"},
+            {"adapter.target_modules": ".*(q|v)_proj"},
+            {"adapter.target_modules": "[q_proj, lm_head]"},
+            {"adapter.modules_to_save": "[lm_head]"},
+            {"adapter.trainable_token_indices": "[2, 20]"},
+            {"adapter.options": "rank_pattern={q_proj: 2}"},
+            {"adapter.options": "bias=all"},
+            {"gradient_checkpointing": "true"},
+        ],
         {"adapter.use_dora": "true"},
-        {"adapter.use_rslora": "true"},
-        {"adapter.layers_to_transform": "[1]"},
-        {"adapter.target_modules": ".*(q|v)_proj"},
         {"adapter.target_modules": "[q_proj, lm_head]"},
-        {"adapter.modules_to_save": "[lm_head]"},
         {"adapter.trainable_token_indices": "[2, 20]"},
         {"adapter.options": "rank_pattern={q_proj: 2}"},
-        {"adapter.options": "bias=all"},
         {"gradient_checkpointing": "true"},
-    ],
+    ),
     ids=str,
 )
 def test_settings_of_lora(trying: Bencher, tmp_path: Path, settings: dict[str, Any]) -> None:
     check(trying("lora", **settings), tmp_path / "merged")
 
 
-@pytest.mark.parametrize("kind", ["prompt", "ptuning", "adaption-prompt"])
+@pytest.mark.parametrize("kind", some_always(["prompt", "ptuning", "adaption-prompt"], "ptuning"))
 def test_learned_prompts_with_recomputed_activations_train_the_same(
     tiny_model: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -21,14 +21,14 @@ def test_the_page_is_as_it_is_written() -> None:
 def often(objective: str, adapter: str, quantise: str) -> bool:
     """Whether `make test` tries it; `make combinations` tries all.
 
-    Every refusal, every objective alone, with lora and with qlora, and every adapter with a preference, a score and
-    answers that the model samples. `tests/test_adapters.py` trains every adapter with sft.
+    Every refusal, every objective alone, with lora and with qlora, and every adapter with a preference.
+    `tests/test_adapters.py` trains every adapter with sft.
     """
     if SAID[objective, adapter, quantise] not in ("merges", "works"):
         return True
     if adapter in ("none", "lora"):
         return quantise in ("none", "nf4") or objective in ("sft", "dpo")
-    return quantise == "none" and objective in ("dpo", "reward", "grpo")
+    return quantise == "none" and objective == "dpo"
 
 
 @pytest.mark.slow
