@@ -28,6 +28,8 @@ class AdapterSection(Section):
     """Scale by lora_alpha / sqrt(r) instead."""
     use_dora: bool = False
     """Split the weights into magnitude and direction, and train both (DoRA)."""
+    fused: bool = True
+    """Compute LoRA's part of a layer in one step, with the same values and gradients; false: by PEFT's own layers."""
     init_lora_weights: str | None = None
     """LoRA's initialisation: pissa, olora, gaussian, eva, corda, loftq ...; PEFT's own, which changes nothing, when
     not given."""

@@ -69,13 +69,14 @@ def attention(
         return result
     if more.get("position_bias") is not None:
         raise ValueError("rows laid end to end cannot have a bias of positions")
-    parts, start = [], 0
-    for length, places, mask in rows:
-        part = slice(start, start + length)
-        seen = part if places is None else places
-        states: dict[str, Any] = {"query": query[:, :, part], "key": key[:, :, seen], "value": value[:, :, seen]}
-        parts.append(sdpa_attention_forward(module, **states, attention_mask=mask, **more)[0])
-        start += length
+    lengths = [length for length, *_ in rows]
+    split = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    parts = []
+    for (_, places, mask), (own_query, own_key, own_value) in zip(rows, split, strict=True):
+        seen: dict[str, Any] = {"key": own_key, "value": own_value}
+        if places is not None:
+            seen = {"key": key.index_select(2, places), "value": value.index_select(2, places)}
+        parts.append(sdpa_attention_forward(module, own_query, **seen, attention_mask=mask, **more)[0])
     return torch.cat(parts, dim=1), None
 
 

@@ -20,6 +20,7 @@ LORA = NAMED | {
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
     "use_rslora": "use_rslora",
+    "fused": "",
     "init_lora_weights": "init_lora_weights",
     "trainable_token_indices": "trainable_token_indices",
 }
@@ -30,7 +31,7 @@ RANGES = {
     "training.learning_rate": "5e-5 to 5e-4",
 }
 INITIALISATIONS = ("pissa", "olora", "gaussian", "eva", "corda", "loftq", "orthogonal", "mica", "lora_ga")
-NOT_ADALORA = ("use_rslora", "init_lora_weights", "r", "target_parameters")
+NOT_ADALORA = ("use_rslora", "init_lora_weights", "r", "target_parameters", "fused")
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 OF_THE_WEIGHTS = (*CHANGE_THE_BASE, "orthogonal", "mica")
 

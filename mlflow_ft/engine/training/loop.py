@@ -18,6 +18,7 @@ from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.launching import shards, strategy, zero
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
+from mlflow_ft.engine.models.fused_lora import FusedLora
 from mlflow_ft.engine.models.recomputing import Recomputing
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
@@ -118,6 +119,10 @@ def run(
             trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
         strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
+        if job.config.adapter.fused and not (job.config.launch.sharded or job.config.launch.own_engine):
+            low_rank = FusedLora(trainer.model)
+            low_rank.on()
+            bars.callback(low_rank.off)
         if hardware.recomputing(job.config):
             recomputing = Recomputing(trainer.model)
             recomputing.on()
