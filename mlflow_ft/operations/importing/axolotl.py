@@ -223,12 +223,13 @@ def schedule(draft: Draft) -> None:
 
 def batch(draft: Draft) -> None:
     """The size of the whole batch, where it is given instead of the accumulation."""
-    path, micro = "training.gradient_accumulation_steps", draft.number("micro_batch_size", 1)
+    path = "training.gradient_accumulation_steps"
     if draft.has("gradient_accumulation_steps") or not draft.has("batch_size"):
         draft.set(path, draft.number("gradient_accumulation_steps", 1), "gradient_accumulation_steps")
         draft.skip("batch_size", "gradient_accumulation_steps is given")
     else:
-        draft.set(path, max(1, int(draft.number("batch_size")) // int(micro)), "batch_size")
+        micro = draft.count("micro_batch_size", 1)
+        draft.set(path, max(1, draft.count("batch_size", micro) // micro), "batch_size")
 
 
 def checkpointing(draft: Draft) -> None:

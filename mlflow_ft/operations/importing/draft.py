@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,10 +73,18 @@ class Draft:
     def number(self, name: str, default: Any = None) -> Any:
         """The value of a key that is a number; other values are refused, and the default taken."""
         value = number(self.value(name))
-        if isinstance(value, bool | int | float):
+        if isinstance(value, bool | int | float) and math.isfinite(value):
             return value
         if value is not None:
             self.refuse(name, f"{value!r} is not a number")
+        return default
+
+    def count(self, name: str, default: int) -> int:
+        """The value of a key that is a whole number from 1; other values are refused, and the default taken."""
+        value = self.number(name, default)
+        if value >= 1 and value == int(value):
+            return int(value)
+        self.refuse(name, f"{value!r} is not a whole number from 1")
         return default
 
     def has(self, name: str) -> bool:

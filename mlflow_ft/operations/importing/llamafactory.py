@@ -91,7 +91,7 @@ def adapter(draft: Draft) -> None:
             draft.set("adapter.options.module_dropout", draft.number("module_dropout"), "module_dropout")
     if kind == "lora":
         draft.set("adapter.target_modules", modules(draft.value("lora_target") or "all"), "lora_target")
-        alpha = draft.number("lora_alpha") or 2 * int(draft.number("lora_rank"))
+        alpha = draft.number("lora_alpha") or 2 * draft.count("lora_rank", 8)
         draft.set("adapter.lora_alpha", alpha, "lora_alpha", about="" if draft.has("lora_alpha") else "twice the rank")
         if draft.on("pissa_init"):
             steps = int(draft.number("pissa_iter", 16))

@@ -77,6 +77,21 @@ def test_every_key_is_told_and_the_result_is_accepted(tool: str, data: st.DataOb
     assert [*writing.report(result), writing.as_dict(result, source="x")]
 
 
+@pytest.mark.parametrize(
+    ("tool", "values", "refused"),
+    [
+        ("axolotl", {"batch_size": "auto"}, ["batch_size"]),
+        ("axolotl", {"batch_size": 8, "micro_batch_size": 0}, ["micro_batch_size"]),
+        ("axolotl", {"batch_size": 8, "micro_batch_size": 0.5}, ["micro_batch_size"]),
+        ("llamafactory", {"lora_rank": "auto"}, ["lora_rank"]),
+        ("llamafactory", {"lora_alpha": "inf"}, ["lora_alpha"]),
+    ],
+)
+def test_what_is_not_a_count_is_refused(tool: str, values: dict[str, Any], refused: list[str]) -> None:
+    told = {told.key.name: told.status for told in imported(tool, values).told}
+    assert [name for name, status in told.items() if status == "refused"] == refused
+
+
 @pytest.mark.parametrize("tool", tools.TOOLS)
 def test_a_made_up_key_is_unknown_in_every_section(tool: str) -> None:
     assert imported(tool, {"never_heard_of": 1}).told[0].status == "unknown"
