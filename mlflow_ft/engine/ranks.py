@@ -243,15 +243,24 @@ def lost(error: BaseException) -> ProcessError | None:
     """What to raise instead of an error of rank 0 if it was caused by the end of another process; else None."""
     if not _team or isinstance(error, ProcessError) or not leads():
         return None
-    until = time.monotonic() + (BLAME_SECONDS if isinstance(error, RuntimeError | OSError) else 0)
-    while True:
-        ended = next(filter(None, map(_end_of, _team[0].peers[1:])), None)
-        if ended or time.monotonic() > until:
-            break
-        time.sleep(LOOK_SECONDS)
+    seconds = BLAME_SECONDS if isinstance(error, RuntimeError | OSError) else 0
+    try:
+        ended = _ended(seconds)
+    except StoppedError:  # torchrun stops the others when one is lost
+        ended = _ended(0)
+        if not ended:
+            raise
     if ended:
         losses.append(ended)
         _team.clear()  # nothing more can be exchanged
+    return ended
+
+
+def _ended(seconds: float) -> ProcessError | None:
+    """The first process that has ended with an error, or ends so within some seconds."""
+    until = time.monotonic() + seconds
+    while not (ended := next(filter(None, map(_end_of, _team[0].peers[1:])), None)) and time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)
     return ended
 
 

@@ -48,8 +48,14 @@ class StopSignals:
         if self.received is not None:
             raise StoppedError(self.received)
 
-    def instead_of(self, error: BaseException) -> StoppedError | None:
-        """What to raise instead of an error after a signal: libraries wrap a signal's error in errors of their own."""
+    def instead_of(self, error: BaseException) -> StoppedError | ProcessError | None:
+        """What to raise instead of an error after a signal: libraries wrap a signal's error in errors of their own.
+
+        A signal that follows the loss of a process, while that error is on its way, is torchrun's: the loss remains.
+        """
+        earlier = error.__context__
+        if isinstance(error, StoppedError) and isinstance(earlier, ProcessError):
+            return earlier
         if self.received is None or isinstance(error, StoppedError | ProcessError | KeyboardInterrupt):
             return None
         return StoppedError(self.received)

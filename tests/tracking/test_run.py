@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import StoppedError, TrackingError
+from mlflow_ft.errors import ProcessError, StoppedError, TrackingError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import ActiveRun, deliver, open_run
 from mlflow_ft.tracking.signals import StopSignals
@@ -259,3 +259,16 @@ def test_a_signal_that_a_library_wraps_in_its_own_error_ends_the_run_killed(
             raise MlflowException(f"could not set tags: {stopped}") from stopped
     assert caught.value.exit_code == 143
     assert status(client, run.run_id) == "KILLED"
+
+
+def test_a_signal_that_follows_the_loss_of_a_process_does_not_hide_it(
+    client: MlflowClient, config: Config, plugins: Plugins
+) -> None:
+    """torchrun stops the other processes when one is lost."""
+    with pytest.raises(ProcessError), open_run(config.run, plugins=plugins) as run:
+        try:
+            raise ProcessError("rank 1 of 2 died")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+    stored = client.get_run(run.run_id)
+    assert (stored.info.status, stored.data.tags["mlflow_ft.error"]) == ("FAILED", "rank 1 of 2 died")
