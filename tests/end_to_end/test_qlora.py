@@ -46,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def run_id(store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A shortened demo: the same command, model, data and settings, fewer steps and held-out rows."""
     output = tmp_path_factory.mktemp("outputs")
-    short = ["-P", "max_steps=12", "-P", "evaluation.max_rows=8", "-P", f"run.output_dir={output}"]
+    short = ["-P", "max_steps=12", "-P", "evaluation.max_rows=4", "-P", f"run.output_dir={output}"]
     arguments = ["run", ".", "-e", "qlora", "--env-manager", "local", "--experiment-name", "demo", *short]
     completed = mlflow_command(*arguments, store=store)
     assert completed.returncode == 0, completed.stdout + completed.stderr
