@@ -198,8 +198,10 @@ def trial(
 def _stages(job: Job, active: ActiveRun) -> Outcome:
     """From the base model and the rows to the registered versions."""
     from mlflow_ft.operations import what_next
-    from mlflow_ft.stages import batch_size, data, evaluate, following, model, package, register, train, worse
+    from mlflow_ft.stages import batch_size, data, describe, evaluate, following, model, package, register, train, worse
 
+    describe.rename(job)
+    describe.begin(job)
     with what_next.naming_resume(active.run_id), following.naming_lost():
         job, base = model.find(job)
         rows = data.prepare(job, base)
@@ -210,6 +212,7 @@ def _stages(job: Job, active: ActiveRun) -> Outcome:
             scores = evaluate.evaluate(job, rows, trained)
             packaged = package.package(job, rows, trained, scores)
             versions = register.register(job, rows, trained, packaged, scores)
+            describe.finish(job, rows, scores, packaged, versions)
     worse.refuse(job, trained, scores, versions)
     return Outcome(
         run_id=active.run_id,
@@ -258,7 +261,7 @@ def prepare(
         is not set.
     """
     from mlflow_ft.engine import hub
-    from mlflow_ft.stages import data, model, preflight, start
+    from mlflow_ft.stages import data, describe, model, preflight, start
 
     registry, progress = Registry(plugins), progress or Progress()
     with preflight.reporting_to_run():
@@ -269,6 +272,7 @@ def prepare(
     with tracking.open_run(config.run, plugins=plugins) as active:
         job = start.job(config, plugins, registry, active, progress)
         with start.reporting_to_plugins(job), clock_of(config, now):
+            describe.rename(job)
             base = hub.find(config.model, job.progress, weights=False)
             job = model.fitted(job, base)
             checked = data.check_rows(job, base, strict=not fix)

@@ -58,10 +58,10 @@ def find(job: Job, scores: Scores, rows: Mapping[str, Rows], *, tokens: int, beg
 
 def _describe(job: Job, text: str) -> None:
     """Prepend a text to the run's description in MLflow's UI."""
-    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+    from mlflow_ft.tracking import NOTE
 
-    note = job.run.read().data.tags.get(MLFLOW_RUN_NOTE, "")
-    job.run.set_tags({MLFLOW_RUN_NOTE: f"{text}\n\n{note}".strip()})
+    note = job.run.read().data.tags.get(NOTE, "")
+    job.run.set_tags({NOTE: f"{text}\n\n{note}".strip()})
 
 
 def refused(job: Job, scores: Scores) -> bool:

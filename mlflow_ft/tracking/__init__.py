@@ -16,6 +16,7 @@ from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import ModelToLog, chat_signature, pinned
+from mlflow_ft.tracking.notes import NOTE
 from mlflow_ft.tracking.run import open_operation, open_run, refuse
 from mlflow_ft.tracking.server import check_server, connect, pinned_store, told
 from mlflow_ft.tracking.store import Store
@@ -23,6 +24,7 @@ from mlflow_ft.tracking.store import Store
 __all__ = [
     "JOURNAL_FILE",
     "MANIFEST",
+    "NOTE",
     "ActiveRun",
     "Journal",
     "Metric",

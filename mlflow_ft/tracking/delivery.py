@@ -11,7 +11,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from mlflow_ft.errors import TrackingError, UndeliveredError
-from mlflow_ft.tracking import heartbeat, run_lock
+from mlflow_ft.tracking import heartbeat, notes, run_lock
 from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.faults import REMEDIES, fault_of, words
 from mlflow_ft.tracking.journal import Journal
@@ -80,10 +80,13 @@ def set_state(client: MlflowClient, run: RunFile, status: str) -> None:
     with overriding(os.environ, SILENT):
         client.set_terminated(run.run_id, status, end_time=run.ended_ms)
     wanted = {ERROR: run.error, STAGE: run.stage} if run.error and status != "FINISHED" else {}
+    tags = client.get_run(run.run_id).data.tags
+    if wanted:
+        note = notes.with_end(tags.get(notes.NOTE, ""), status, stage=run.stage, error=run.error)
+        wanted = wanted | {notes.NOTE: note}
     for key, value in wanted.items():
         client.set_tag(run.run_id, key, value)
-    stale = {ERROR, STAGE, heartbeat.TAG} - wanted.keys()
-    for key in stale & client.get_run(run.run_id).data.tags.keys():
+    for key in ({ERROR, STAGE, heartbeat.TAG} - wanted.keys()) & tags.keys():
         client.delete_tag(run.run_id, key)
 
 

@@ -29,7 +29,7 @@ from mlflow_ft.errors import (
     out_of_memory,
 )
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.tracking import vanished
+from mlflow_ft.tracking import notes, vanished
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.created_once import RunRequest
 from mlflow_ft.tracking.delivery import ERROR, RUN_FILE, STAGE, RunFile, pending, set_state, stages_left
@@ -138,6 +138,8 @@ def _start(
     try:
         for stale in started.data.tags.keys() & {ERROR, STAGE}:
             run.client.delete_tag(run.run_id, stale)
+        if (note := started.data.tags.get(notes.NOTE, "")) != notes.without_end(note):
+            run.client.set_tag(run.run_id, notes.NOTE, notes.without_end(note))
         run.set_tags(plugin_tag(plugins))
     except BaseException as error:
         _close(run, _state_of(error), error)

@@ -1,0 +1,26 @@
+"""How a run ended, at the beginning of its description in MLflow's UI."""
+
+from __future__ import annotations
+
+import re
+
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+NOTE: str = MLFLOW_RUN_NOTE
+"""The tag that MLflow's UI shows as the run's description, in Markdown."""
+ENDED = re.compile(r"\A\*\*(?:FAILED|KILLED)\*\*[^\n]*\n\n```\n.*?\n```\n*", re.DOTALL)
+LONGEST = 2000
+"""Characters of an error that are shown; a tag has all of it."""
+
+
+def with_end(note: str, status: str, *, stage: str, error: str) -> str:
+    """The description, with the error that ended the run first."""
+    text = error.replace("```", "'''")
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    where = f" in the stage {stage}" if stage else ""
+    return f"**{status}**{where}\n\n```\n{text}\n```\n\n{without_end(note)}".rstrip()
+
+
+def without_end(note: str) -> str:
+    """The description without the error of an earlier attempt."""
+    return ENDED.sub("", note)
