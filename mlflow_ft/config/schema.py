@@ -27,7 +27,7 @@ class RunSection(Section):
     """The run itself."""
 
     name: str | None = None
-    """Name of the MLflow run; MLflow generates one when not given."""
+    """Name of the MLflow run; method, model and data when not given: `qlora smollm2-135m train.jsonl`."""
     experiment: str | None = None
     """MLflow experiment; set by `mlflow run` or MLFLOW_EXPERIMENT_NAME when not given."""
     output_dir: Path = Path("outputs")

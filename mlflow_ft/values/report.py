@@ -77,8 +77,10 @@ class Report:
         return dict(sorted(names.items()))
 
     def metrics(self) -> dict[str, float]:
-        """Rows found by every check as `check/<name>`, and further metrics of the checks."""
-        metrics = {f"check/{check.name}": float(check.count) for check in self.checks}
+        """Findings by severity, rows of each check that found some as `check/<name>`, and further numbers of checks."""
+        metrics = {f"check/{check.name}": float(check.count) for check in self.checks if check.count}
+        for name, severity in (("errors", "error"), ("warnings", "warn")):
+            metrics[name] = float(sum(check.count for check in self.checks if check.severity == severity))
         for check in self.checks:
             numbers = check.details.get("metrics") or {}
             metrics |= {name: float(value) for name, value in numbers.items() if value is not None}

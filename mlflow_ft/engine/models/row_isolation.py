@@ -261,12 +261,9 @@ def some(data: Data) -> list[Row]:
 
 def of_one_beginning(model: Any, rows: Sequence[Row]) -> list[Row]:
     """A row, and another one of another length that begins as it does; [] without rows."""
-    longest = max(rows, key=len, default=())
-    if not longest:
-        return []
     begin, end = 2 * beginnings.SHORTEST, 3 * beginnings.SHORTEST
-    row = (list(longest) * end)[:end]
-    return [row, [*row[:begin], *_changed(model, row[begin:-1])]]
+    row = (list(max(rows, key=len, default=())) * end)[:end]
+    return [row, [*row[:begin], *_changed(model, row[begin:-1])]] if row else []
 
 
 def padding(pad_token_id: int) -> Collate:
