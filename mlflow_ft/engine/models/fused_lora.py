@@ -96,7 +96,9 @@ class LoraProduct(torch.autograd.Function):
         ctx.save_for_backward(x, low, high)
         ctx.scaling = scaling
         inner = x.flatten(0, -2) @ low.t()
-        return torch.addmm(result.flatten(0, -2), inner, high.t(), alpha=scaling).view_as(result)
+        added = torch.empty_like(result, memory_format=torch.contiguous_format)  # no view: models change it in place
+        torch.addmm(result.flatten(0, -2), inner, high.t(), alpha=scaling, out=added.flatten(0, -2))
+        return added
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
