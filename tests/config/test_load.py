@@ -89,7 +89,7 @@ def test_keys_that_cannot_be_used_are_reported_together() -> None:
         (
             "--adapter (command line)  a section, not a field; "
             "adapter has kind, r, lora_alpha, lora_dropout, target_modules, target_parameters, layers_to_transform, "
-            "use_rslora, use_dora, "
+            "use_rslora, use_dora, fused, "
             "init_lora_weights, modules_to_save, trainable_token_indices, num_virtual_tokens, init_text, options"
         ),
         "--data.fromat (command line)  unknown key; did you mean data.format?",
@@ -291,7 +291,7 @@ def test_the_problems_of_all_layers_are_reported_together_even_where_a_higher_la
         (
             "  method qlora  adapter.nope_nope  unknown key; "
             "adapter has kind, r, lora_alpha, lora_dropout, target_modules, target_parameters, layers_to_transform, "
-            "use_rslora, use_dora, "
+            "use_rslora, use_dora, fused, "
             "init_lora_weights, modules_to_save, trainable_token_indices, num_virtual_tokens, init_text, options"
         ),
         "  qlora.yaml line 2  adapter.rnak  unknown key; did you mean adapter.r?",

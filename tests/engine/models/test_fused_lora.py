@@ -69,6 +69,17 @@ def test_gradients_are_those_of_peft(small: Small, products: list[float], kind: 
     assert set(products) == {7 / 6}
 
 
+def test_the_output_may_be_changed_in_place(small: Small, products: list[float]) -> None:
+    """As Llama 4 adds to the output of its shared expert."""
+    model = adapted(small("llama"))
+    layer = FusedLora(model)._layers[0]
+    x = torch.randn(2, 3, layer.in_features, requires_grad=True)
+    expected = torch.autograd.grad((layer(x) + 1).square().sum(), x)[0]
+    FusedLora(model).on()
+    torch.testing.assert_close(torch.autograd.grad(layer(x).add_(1).square().sum(), x)[0], expected)
+    assert products
+
+
 def test_gradcheck() -> None:
     shapes = ((2, 3, 5), (2, 3, 4), (2, 4), (5, 2))
     given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
