@@ -213,17 +213,22 @@ LONG = {"temperature": 50.0, "max_tokens": 240, "seed": 3}
 
 def test_a_client_that_goes_away_does_not_keep_others_waiting(server: Server) -> None:
     """Long answers are abandoned after their first words: they must not be written to their end."""
-    server.say("base", **LONG)  # the first one takes longer
-    started = time.monotonic()
-    assert server.say("base", **LONG).usage.completion_tokens == 240
-    seconds = time.monotonic() - started
+
+    def whole() -> float:
+        started = time.monotonic()
+        assert server.say("base", **LONG).usage.completion_tokens == 240
+        return time.monotonic() - started
+
+    whole()  # the first one takes longer
+    before = whole()
     started = time.monotonic()
     for _ in range(8):
         stream = server.say("base", stream=True, **LONG)
         next(iter(stream))
         stream.close()
     server.say("one", max_tokens=1)
-    assert time.monotonic() - started < 4 * seconds
+    seconds = time.monotonic() - started
+    assert seconds < 4 * max(before, whole())  # the machine may have become slower
 
 
 @pytest.mark.parametrize(

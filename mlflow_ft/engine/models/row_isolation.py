@@ -262,7 +262,8 @@ def some(data: Data) -> list[Row]:
 def of_one_beginning(model: Any, rows: Sequence[Row]) -> list[Row]:
     """A row, and another one of another length that begins as it does; [] without rows."""
     begin, end = 2 * beginnings.SHORTEST, 3 * beginnings.SHORTEST
-    row = (list(max(rows, key=len)) * end)[:end] if rows else []
+    longest: Row = max(rows, key=len, default=())
+    row = (list(longest) * end)[:end]
     return [row, [*row[:begin], *_changed(model, row[begin:-1])]] if row else []
 
 
