@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-TEMPLATES = Path(__file__).parent / "templates"
+from mlflow_ft.data import drawings
 
 
 def mask_page(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
     """The page for rows as `mlflow-ft data show --json` prints them."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     views = []
     for row in rows:
         parts = [("", row), ("rejected", row["rejected"])] if row.get("rejected") else [("", row)]
@@ -24,4 +20,4 @@ def mask_page(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
             ]
             learned = sum(part["supervised"])
             views.append({"row": row, "label": label, "tokens": tokens, "learned": learned})
-    return environment.get_template("mask.html").render(title=title, views=views)
+    return drawings.page("mask.html", title=title, views=views)

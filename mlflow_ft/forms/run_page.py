@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from mlflow_ft.candidacy import aimed_at
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.config.schema import Config
+from mlflow_ft.forms import changes
 from mlflow_ft.forms.card.markdown import block, bullets, code, counted, number, plain, spaced, table
 from mlflow_ft.job import Job
-from mlflow_ft.values import Data, Package, Score, Scores, Version
+from mlflow_ft.values import Data, Package, Scores, Version
 from mlflow_ft.values.report import percent
 
 GENERATED = re.compile(r"[a-z]+-[a-z]+-\d{1,4}")
 """A name that MLflow made up: `amazing-gull-79`."""
 LONGEST_NAME = 100
-CONFIDENCE = 0.975
-"""Of each end of an interval of 95 %."""
 
 
 def name(config: Config) -> str:
@@ -49,12 +46,13 @@ def begun(config: Config) -> str:
 
 def finished(job: Job, data: Data, scores: Scores, package: Package, versions: Sequence[Version]) -> str:
     """The description of a run that has ended: whether it helped, all scores, what was registered, what comes next."""
-    changes = {score.name: _change(job, scores, score) for score in scores.tuned}
-    verdict = "" if scores.worse and scores.worse.sure else _verdict(job, scores, changes)
+    found = changes.of(scores.base, scores.tuned, Gates().knowing(job.registry.lower_is_better))
+    better = changes.verdict(job.registry.trainers[job.config.method].scores, scores.base, scores.tuned, found)
+    verdict = "" if better is None or (scores.worse and scores.worse.sure) else _verdict(better)
     held = counted(data.eval.counts["rows"], "held-out row")
     parts = [
         verdict,
-        _table(scores, changes) if scores.tuned else "",
+        _table(scores, found) if scores.tuned else "",
         f"On {held}; changes with 95 % intervals, row by row." if scores.tuned else "",
         bullets([*_asked(job.config, data), *_proved(package), *_registered(versions)]),
         block("", _next(versions)) if versions else "",
@@ -62,59 +60,14 @@ def finished(job: Job, data: Data, scores: Scores, package: Package, versions: S
     return spaced("\n\n".join(filter(None, parts)))
 
 
-def _verdict(job: Job, scores: Scores, changes: Mapping[str, _Change]) -> str:
-    """Whether the score that the method is for became better; "" if that was not measured row by row."""
-    base, tuned = ({score.name: score for score in side} for side in (scores.base, scores.tuned))
-    rows = [{name: list(score.rows) for name, score in side.items() if score.rows} for side in (base, tuned)]
-    aim = aimed_at(job.registry.trainers[job.config.method].scores, *rows)
-    change = changes.get(aim or "")
-    if aim is None or change is None or change.low is None:
-        return ""
-    both = f"{code(aim)} {number(base[aim].value)} → {number(tuned[aim].value)}"
-    if change.low > 0:
-        return f"**Better than its base**: {both}."
-    return f"**Not shown to be better than its base**: {both}."
+def _verdict(found: changes.Verdict) -> str:
+    return f"**{found.words}**: {code(found.score)} {number(found.base)} → {number(found.tuned)}."
 
 
-class _Change:
-    """By how much a score is better, with an interval if it has values of the same rows on both sides."""
-
-    def __init__(self, value: float | None, low: float | None = None, high: float | None = None) -> None:
-        self.value, self.low, self.high = value, low, high
-
-    def __str__(self) -> str:
-        if self.value is None or self.low is None or self.high is None:
-            return ""
-        if self.value == 0 and self.low == 0 == self.high:
-            return "none"
-        words = f"better by {number(self.value)}" if self.value >= 0 else f"worse by {number(-self.value)}"
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            return f"{words}, too few rows for an interval"
-        low, high = (self.low, self.high) if self.value >= 0 else (-self.high, -self.low)
-        return f"{words} ({number(low)} to {number(high)})"
-
-
-def _change(job: Job, scores: Scores, score: Score) -> _Change:
-    from mlflow_ft.engine.judging.paired import paired_test, row_differences
-
-    before = next((one for one in scores.base if one.name == score.name), None)
-    if before is None or not score.rows or len(before.rows) != len(score.rows):
-        return _Change(None)
-    if not all(math.isfinite(value) for value in (*before.rows, *score.rows) if value is not None):
-        return _Change(None)
-    lower = score.is_lower(Gates().knowing(job.registry.lower_is_better))
-    better_by = row_differences(score.rows, before.rows, lower_is_better=lower)
-    if not better_by:
-        return _Change(None)
-    up = paired_test(better_by, margin=0.0, confidence=CONFIDENCE)
-    down = paired_test([-value for value in better_by], margin=0.0, confidence=CONFIDENCE)
-    return _Change(up.difference, up.low, -down.low)
-
-
-def _table(scores: Scores, changes: Mapping[str, _Change]) -> str:
+def _table(scores: Scores, found: Mapping[str, changes.Change]) -> str:
     base = {score.name: score.value for score in scores.base}
     rows = [
-        [code(score.name), number(base.get(score.name)), number(score.value), str(changes[score.name])]
+        [code(score.name), number(base.get(score.name)), number(score.value), str(found[score.name])]
         for score in scores.tuned
     ]
     return table(["score", "base", "tuned", "change"], rows, numbers=(1, 2))

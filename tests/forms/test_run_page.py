@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_ft.config.gates import Gates
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import DataError
-from mlflow_ft.forms import run_page
+from mlflow_ft.forms import changes, run_page
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.values import Score, Scores
 
@@ -49,11 +49,6 @@ def test_only_a_name_that_mlflow_made_up_is_replaced(name: str, generated: bool)
 
 # --- whether it helped
 
-JOB: Any = SimpleNamespace(
-    registry=SimpleNamespace(lower_is_better=(), trainers={"lora": SimpleNamespace(scores=("loss",))}),
-    config=SimpleNamespace(method="lora"),
-)
-
 
 def of(base: list[float], tuned: list[float], name: str = "loss") -> Scores:
     return Scores(base=(Score.mean(name, base),), tuned=(Score.mean(name, tuned),), answers=())
@@ -65,27 +60,30 @@ def of(base: list[float], tuned: list[float], name: str = "loss") -> Scores:
         (
             [3.0 + n / 10 for n in range(40)],
             [1.0 + n / 10 for n in range(40)],
-            "**Better than its base**",
+            "Better than its base",
             "better by 2 (1.",
         ),
-        ([3.0, 2.0] * 20, [2.0, 3.0] * 20, "**Not shown to be better", "better by 0 ("),
-        ([3.0, 2.0], [1.0, 1.0], "**Not shown to be better", "better by 1.5, too few rows for an interval"),
-        ([1.0] * 40, [3.0] * 40, "**Not shown to be better", "worse by 2 ("),
-        ([1.0] * 40, [1.0] * 40, "**Not shown to be better", "none"),
+        ([3.0, 2.0] * 20, [2.0, 3.0] * 20, "Not shown to be better", "better by 0 ("),
+        ([3.0, 2.0], [1.0, 1.0], "Not shown to be better", "better by 1.5, too few rows for an interval"),
+        ([1.0] * 40, [3.0] * 40, "Not shown to be better", "worse by 2 ("),
+        ([1.0] * 40, [1.0] * 40, "Not shown to be better", "none"),
     ],
 )
 def test_the_verdict_and_the_change(base: list[float], tuned: list[float], verdict: str, change: str) -> None:
     scores = of(base, tuned)
-    changes = {score.name: run_page._change(JOB, scores, score) for score in scores.tuned}
-    assert run_page._verdict(JOB, scores, changes).startswith(verdict)
-    assert str(changes["loss"]).startswith(change)
+    found = changes.of(scores.base, scores.tuned, Gates())
+    said = changes.verdict(("loss",), scores.base, scores.tuned, found)
+    assert said is not None
+    assert said.words.startswith(verdict)
+    assert str(found["loss"]).startswith(change)
 
 
 @pytest.mark.parametrize("tuned", [[float("nan")] * 9, [None] * 9, [1.0] * 3])
 def test_scores_that_cannot_be_compared_have_no_change(tuned: Any) -> None:
     scores = of([2.0] * 9, tuned)
-    changes = {score.name: run_page._change(JOB, scores, score) for score in scores.tuned}
-    assert (str(changes["loss"]), run_page._verdict(JOB, scores, changes)) == ("", "")
+    found = changes.of(scores.base, scores.tuned, Gates())
+    assert str(found["loss"]) == ""
+    assert changes.verdict(("loss",), scores.base, scores.tuned, found) is None
 
 
 # --- runs
