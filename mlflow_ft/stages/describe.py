@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlflow_ft.forms import run_page
+from mlflow_ft.errors import TrackingError
+from mlflow_ft.forms import report, run_page
 from mlflow_ft.job import Job
 from mlflow_ft.values import Data, Package, Scores, Version
 
 NAME = "mlflow.runName"
+FLUSH_SECONDS = 30.0
+"""How long the report waits for the curves to arrive."""
 
 
 def rename(job: Job) -> None:
@@ -32,6 +35,21 @@ def finish(job: Job, data: Data, scores: Scores, package: Package, versions: Seq
 
     text = run_page.finished(job, data, scores, package, versions)
     job.run.set_tags({NOTE: run_page.replaced(_note(job), run_page.begun(job.config), text)})
+    _report(job)
+
+
+def _report(job: Job) -> None:
+    """Log the report; a run does not fail for want of it."""
+    from mlflow_ft import tracking
+
+    try:
+        job.run.flush(FLUSH_SECONDS)
+        store = tracking.Store.connect(job.run.tracking_uri)
+        facts = report.gathered(store, job.run.run_id, lower_is_better=job.registry.lower_is_better)
+    except TrackingError as error:
+        job.progress.warn(f"there is no {report.FILE} ({error.message}); `mlflow-ft report {job.run.run_id}` writes it")
+        return
+    job.run.artifact_text(report.as_page(facts), report.FILE)
 
 
 def _note(job: Job) -> str:

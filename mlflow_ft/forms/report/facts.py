@@ -1,0 +1,92 @@
+"""What a report is written from: a run's records, whether it has just ended or is years old."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft.config.gates import Gates
+from mlflow_ft.forms import changes
+from mlflow_ft.values import Score
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from mlflow_ft.tracking import Store
+
+BASE, TUNED = "eval/base/", "eval/tuned/"
+NOT_SCORES = ("_coverage",)
+CURVES = ("train/", "eval/loss")
+Answer = Mapping[str, Any]
+"""A row of `eval/answers.json`: prompt, expected, base, tuned, and whether they match."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """The records of one run."""
+
+    run: Run
+    curves: Mapping[str, Mapping[int, float]]
+    base: Sequence[Score]
+    tuned: Sequence[Score]
+    by_score: Mapping[str, changes.Change]
+    """How each score changed."""
+    verdict: changes.Verdict | None
+    answers: Sequence[Answer]
+    quality: Mapping[str, Any]
+    """`data/quality.json`; empty if the run has none."""
+    mask: str
+    """`data/mask.txt`, in which what is learned is between [[ and ]]."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return dict(self.run.data.metrics)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return dict(self.run.data.tags)
+
+
+def gathered(store: Store, run_id: str, *, lower_is_better: Collection[str] = ()) -> Facts:
+    """Read the records of a run.
+
+    Args:
+        store: The server that has the run.
+        run_id: The run.
+        lower_is_better: Scores of plugins that are better when they are lower.
+
+    Raises:
+        TrackingError: the server does not answer, or has no such run.
+    """
+    run = store.run(run_id)
+    kept: Mapping[str, Any] = store.read(run_id, "eval/rows.json") or {}
+    base, tuned = (_scores(run, kept, side, prefix) for side, prefix in (("base", BASE), ("tuned", TUNED)))
+    found = changes.of(base, tuned, Gates().knowing(lower_is_better))
+    table: Mapping[str, Any] = store.read(run_id, "eval/answers.json") or {}
+    return Facts(
+        run=run,
+        curves=store.curves(run, prefixes=CURVES),
+        base=base,
+        tuned=tuned,
+        by_score=found,
+        verdict=changes.verdict(kept.get("aims", ()), base, tuned, found),
+        answers=[dict(zip(table["columns"], row, strict=True)) for row in table.get("data", ())],
+        quality=store.read(run_id, "data/quality.json") or {},
+        mask=store.read(run_id, "data/mask.txt") or "",
+    )
+
+
+def _scores(run: Run, kept: Mapping[str, Any], side: str, prefix: str) -> list[Score]:
+    rows = kept.get("scores", {}).get(side, {})
+    values = {
+        name.removeprefix(prefix): value
+        for name, value in run.data.metrics.items()
+        if name.startswith(prefix) and not name.endswith(NOT_SCORES)
+    }
+    lower = kept.get("lower_is_better", {})
+    names = [*(name for name in rows if name in values), *sorted(name for name in values if name not in rows)]
+    return [
+        Score(name=name, value=values[name], rows=tuple(rows.get(name, ())), lower_is_better=lower.get(name))
+        for name in names
+    ]

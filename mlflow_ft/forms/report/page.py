@@ -1,0 +1,214 @@
+"""The page: verdict first, then scores, curves, answers side by side, data, parity, memory and speed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_ft.data import drawings
+from mlflow_ft.forms.card.markdown import clean, number
+from mlflow_ft.values.report import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from mlflow_ft.forms.report.facts import Answer, Facts
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN = 20
+"""Answers on the page."""
+LONGEST = 2000
+"""Characters of one text."""
+WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+LEARNED = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
+MASK = 1500
+COSTS = {
+    "memory/measured_gib": "most memory of the training, GiB",
+    "memory/predicted_gib": "estimated before it, GiB",
+    "train/tokens_per_second": "learned and other tokens a second",
+    "train/step_time": "seconds a step",
+    "train/total_time": "seconds of training",
+}
+PARITY = re.compile(r"parity/(.+)/(kl_mean|kl_max|top1_agreement|greedy_agreement)")
+
+
+def as_page(facts: Facts) -> str:
+    """The page of a run."""
+    worse = facts.tags.get("mlflow_ft.worse", "")
+    return drawings.page(
+        "report.html",
+        TEMPLATES,
+        title=clean(facts.run.info.run_name or facts.run.info.run_id),
+        verdict=worse or (facts.verdict.words if facts.verdict else "Not scored row by row"),
+        tone="error" if worse else "ok" if facts.verdict and facts.verdict.better else "warn",
+        aim=facts.verdict
+        and {
+            "name": facts.verdict.score,
+            "base": number(facts.verdict.base),
+            "tuned": number(facts.verdict.tuned),
+            "change": str(facts.by_score[facts.verdict.score]),
+        },
+        error=clean(facts.tags.get("mlflow_ft.error", ""), longest=LONGEST),
+        asked=list(_asked(facts)),
+        scores=list(_scores(facts)),
+        plots=list(_plots(facts)),
+        answers=[_answer(answer) for answer in chosen(facts.answers)],
+        answered=len(facts.answers),
+        mask=_mask(facts.mask),
+        findings=[check for check in facts.quality.get("checks", ()) if check["count"] and check["severity"] != "info"],
+        checked=len(facts.quality.get("checks", ())),
+        percent=percent,
+        parity=_parity(facts.metrics),
+        costs=[(words, number(facts.metrics[name])) for name, words in COSTS.items() if name in facts.metrics],
+    )
+
+
+def _asked(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What the run is, in names and values."""
+    run, params, metrics = facts.run, facts.run.data.params, facts.metrics
+    yield "method", params.get("cfg.method", "")
+    yield "base", f"{facts.tags.get('mlflow_ft.base_origin') or facts.tags.get('mlflow_ft.base_model', '')}"
+    yield "data", params.get("cfg.data.path", "")
+    if "data/train/rows" in metrics:
+        rows, held = (f"{metrics.get(f'data/{side}/rows', 0):,.0f}" for side in ("train", "eval"))
+        yield "rows", f"{rows} to train, {held} held out"
+    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    yield "started", f"{started:%Y-%m-%d %H:%M} UTC"
+    yield "run", run.info.run_id
+    if code := facts.tags.get("mlflow_ft.git_commit"):
+        yield "git commit", code
+
+
+def _scores(facts: Facts) -> Iterator[Mapping[str, Any]]:
+    """Each score of both models; a share, from 0 to 1, also as bars."""
+    base = {score.name: score.value for score in facts.base}
+    for score in facts.tuned:
+        before, after = base.get(score.name), score.value
+        both = [value for value in (before, after) if value is not None]
+        rows = [value for value in score.rows if value is not None]
+        share = bool(rows) and all(0 <= value <= 1 for value in (*rows, *both)) and not score.name.endswith("loss")
+        yield {
+            "name": score.name,
+            "base": number(before),
+            "tuned": number(after),
+            "change": str(facts.by_score.get(score.name, "")),
+            "bars": [round(100 * value, 1) for value in both] if share and len(both) == 2 else [],
+        }
+
+
+# --- curves
+
+
+def _plots(facts: Facts) -> Iterator[Mapping[str, str]]:
+    losses = {name: facts.curves.get(key, {}) for name, key in (("training", "train/loss"), ("held out", "eval/loss"))}
+    losses = {name: _finite(curve) for name, curve in losses.items()}
+    if any(len(curve) > 1 for curve in losses.values()):
+        drawing = drawings.svg("loss", lambda axes: _draw_losses(axes, losses), whole=False)
+        yield {"svg": drawing, "caption": "loss by optimizer step (nats per learned token)"}
+    rate = _finite(facts.curves.get("train/learning_rate", {}))
+    if len(set(rate.values())) > 1:
+        drawing = drawings.svg("rate", lambda axes: _draw_line(axes, rate, "learning rate"), whole=False)
+        yield {"svg": drawing, "caption": "learning rate by optimizer step"}
+
+
+def _finite(curve: Mapping[int, float]) -> dict[int, float]:
+    return {step: value for step, value in sorted(curve.items()) if math.isfinite(value)}
+
+
+def _draw_losses(axes: Axes, losses: Mapping[str, Mapping[int, float]]) -> None:
+    for (name, curve), colour in zip(losses.items(), (drawings.FIRST, drawings.SECOND), strict=True):
+        if curve:
+            marker = "o" if len(curve) < 30 else None
+            axes.plot(list(curve), list(curve.values()), color=colour, label=name, marker=marker, markersize=3)
+    held = losses["held out"]
+    if held:
+        best = min(held, key=lambda step: held[step])
+        axes.axvline(
+            best, color=drawings.MARK, linewidth=0.9, linestyle=":", label=f"lowest held-out loss, step {best:,}"
+        )
+    axes.legend(frameon=False, labelcolor=drawings.INK, fontsize=8)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+
+
+def _draw_line(axes: Axes, curve: Mapping[int, float], name: str) -> None:
+    axes.plot(list(curve), list(curve.values()), color=drawings.FIRST)
+    axes.set_xlabel("step")
+    axes.set_ylabel(name)
+
+
+# --- answers
+
+
+def chosen(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers to look at first: what training broke, what is still wrong, what it fixed, then the rest."""
+
+    def order(answer: Answer) -> int:
+        before, after = bool(answer.get("base_exact")), bool(answer.get("tuned_exact"))
+        return {(True, False): 0, (False, False): 1, (False, True): 2, (True, True): 3}[before, after]
+
+    groups: dict[int, list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault(order(answer), []).append(answer)
+    first: list[Answer] = []
+    for kind in range(4):  # some of each kind, the worst first
+        first += groups.get(kind, [])[: SHOWN // 4]
+    rest = [answer for kind in range(4) for answer in groups.get(kind, [])[SHOWN // 4 :]]
+    return sorted([*first, *rest[: SHOWN - len(first)]], key=order)
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    texts = {name: _text(answer.get(name)) for name in ("prompt", "expected", "base", "tuned")}
+    before, after = bool(answer.get("base_exact")), bool(answer.get("tuned_exact"))
+    kinds = {(True, False): "broken", (False, False): "differs", (False, True): "fixed", (True, True): "as before"}
+    return {
+        "prompt": texts["prompt"],
+        "expected": texts["expected"],
+        "base": marked(texts["base"], texts["expected"]),
+        "tuned": marked(texts["tuned"], texts["expected"]),
+        "kind": kinds[before, after],
+        "tone": "ok" if after else "error" if before else "warn",
+    }
+
+
+def _text(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def marked(text: str, expected: str) -> list[tuple[bool, str]]:
+    """The pieces of a text, and whether each is not in what is expected; nothing is marked without an expectation."""
+    if not expected:
+        return [(False, text)]
+    words, wanted = WORDS.findall(text), WORDS.findall(expected)
+    pieces: list[tuple[bool, str]] = []
+    for tag, begin, end, _, _ in difflib.SequenceMatcher(None, words, wanted, autojunk=False).get_opcodes():
+        if begin < end:
+            pieces.append((tag != "equal", "".join(words[begin:end])))
+    return pieces
+
+
+def _mask(text: str) -> list[tuple[bool, str]]:
+    """The beginning of the mask page, in pieces; those that are learned are marked."""
+    pieces, place = [], 0
+    for match in LEARNED.finditer(text := text[:MASK]):
+        pieces += [(False, text[place : match.start()]), (True, match[1])]
+        place = match.end()
+    return [piece for piece in [*pieces, (False, text[place:])] if piece[1]]
+
+
+# --- parity
+
+
+def _parity(metrics: Mapping[str, float]) -> list[tuple[str, dict[str, str]]]:
+    """For each form, how far it is from the trained model."""
+    found: dict[str, dict[str, str]] = {}
+    for name, value in sorted(metrics.items()):
+        if match := PARITY.fullmatch(name):
+            found.setdefault(match[1], {})[match[2]] = number(value)
+    return list(found.items())

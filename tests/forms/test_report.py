@@ -1,0 +1,171 @@
+"""`report.html`: the verdict first, hostile text harmless, and nothing that needs a script or the network."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_ft.config.gates import Gates
+from mlflow_ft.forms import changes, report
+from mlflow_ft.forms.report.page import SHOWN, chosen, marked
+from mlflow_ft.testing import make_rows, write_jsonl
+from mlflow_ft.values import Score
+
+FineTune = Callable[..., Any]
+HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \u202e\u05e9\u05dc\u05d5\u05dd & \"quoted\" 'text'"
+
+
+class Page(HTMLParser):
+    """The elements of a page, its links, and whether every element is closed."""
+
+    VOID = ("meta", "br", "path", "use")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.seen.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), name
+            assert name not in ("src", "href", "xlink:href") or str(value).startswith("#"), value
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def facts(**given: Any) -> report.Facts:
+    info = SimpleNamespace(run_id="0" * 32, run_name="lora tiny rows.jsonl", start_time=0)
+    run: Any = SimpleNamespace(info=info, data=SimpleNamespace(metrics={}, tags={}, params={}))
+    scores = {side: given.pop(side, []) for side in ("base", "tuned")}
+    for name in ("metrics", "tags", "params"):
+        setattr(run.data, name, given.pop(name, {}))
+    found = changes.of(scores["base"], scores["tuned"], Gates())
+    values: dict[str, Any] = {"curves": {}, "answers": [], "quality": {}, "mask": ""}
+    said = changes.verdict(("loss",), scores["base"], scores["tuned"], found)
+    return report.Facts(run=run, **scores, by_score=found, verdict=said, **values | given)
+
+
+def answer(*, before: bool = False, after: bool = False, **texts: str) -> dict[str, Any]:
+    given = {"prompt": "p", "expected": "e", "base": "b", "tuned": "t"} | texts
+    return {**given, "base_exact": before, "tuned_exact": after}
+
+
+def test_a_run_without_anything_has_a_page() -> None:
+    page = Page(report.as_page(facts()))
+    assert "Not scored row by row" in "".join(page.words)
+    assert "svg" not in page.seen
+
+
+def test_the_verdict_comes_first() -> None:
+    base, tuned = ([Score.mean("loss", [value] * 40)] for value in (3.0, 1.0))
+    words = " ".join("".join(Page(report.as_page(facts(base=base, tuned=tuned))).words).split())
+    assert words.index("Better than its base: loss 3 → 1") < words.index("Scores before and after")
+    worse = facts(base=tuned, tuned=base, tags={"mlflow_ft.worse": "the tuned model is worse than its base: loss"})
+    text = report.as_page(worse)
+    assert text.index("the tuned model is worse") < text.index("<h1>")
+
+
+def test_hostile_text_is_text() -> None:
+    made = facts(
+        answers=[answer(prompt=HOSTILE, expected=HOSTILE, base=HOSTILE, tuned="x " + HOSTILE)],
+        mask=f"[[{HOSTILE}]]",
+        quality={"checks": [{"name": HOSTILE, "count": 1, "share": 0.5, "severity": "warn", "summary": HOSTILE}]},
+        params={"cfg.method": HOSTILE, "cfg.data.path": HOSTILE},
+        tags={"mlflow_ft.error": HOSTILE, "mlflow_ft.base_model": HOSTILE},
+        metrics={f"parity/{HOSTILE}/kl_mean": 0.1},
+        base=[Score.mean(HOSTILE, [1.0])],
+        tuned=[Score.mean(HOSTILE, [0.0])],
+    )
+    made.run.info.run_name = HOSTILE
+    page = Page(report.as_page(made))
+    assert "script" not in page.seen
+    assert "".join(page.words).count("{{ 7 * 7 }}") >= 8
+
+
+def test_numbers_that_are_none_break_nothing() -> None:
+    made = facts(
+        base=[Score(name="loss", value=math.nan, rows=(math.nan, None))],
+        tuned=[Score(name="loss", value=math.inf, rows=(math.inf, 1.0)), Score(name="new", value=1.0)],
+        curves={"train/loss": {1: math.nan, 2: 2.0, 3: math.inf, 4: 1.0}, "eval/loss": {2: math.nan}},
+    )
+    page = Page(report.as_page(made))
+    assert page.seen.count("svg") == 1
+    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+", "", "".join(page.words).lower())
+
+
+def test_many_scores_and_long_answers() -> None:
+    guards = [Score.mean(f"guard-{number}/exact_match", [1.0, 0.0]) for number in range(30)]
+    made = facts(base=guards, tuned=guards, answers=[answer(tuned="word " * 5000) for _ in range(100)])
+    text = report.as_page(made)
+    assert len(text) < 400_000
+    assert text.count('class="bar"') == 60
+    assert "20 of 100" in text
+
+
+def test_what_went_wrong_is_shown_first() -> None:
+    answers = [
+        answer(before=before, after=after) for before in (False, True) for after in (True, False) for _ in range(9)
+    ]
+    picked = chosen(answers)
+    kinds = [(one["base_exact"], one["tuned_exact"]) for one in picked]
+    assert len(picked) == SHOWN
+    assert kinds[0] == (True, False)
+    assert kinds == sorted(kinds, key=[(True, False), (False, False), (False, True), (True, True)].index)
+    assert {(False, True), (True, True)} <= set(kinds)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "pieces"),
+    [
+        ("turn on", "turn on", [(False, "turn on")]),
+        ("turn off now", "turn on now", [(False, "turn "), (True, "off"), (False, " now")]),
+        ("anything", "", [(False, "anything")]),
+        ("", "expected", []),
+    ],
+)
+def test_what_is_not_expected_is_marked(text: str, expected: str, pieces: list[tuple[bool, str]]) -> None:
+    assert marked(text, expected) == pieces
+
+
+def test_a_run_has_its_report_and_the_command_writes_it_again(
+    fine_tune: FineTune, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow_ft.cli.report import command
+
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(24))
+    run_id = fine_tune("lora", model=tiny_model, data=rows, max_steps=4, eval_steps=2, logging_steps=1).run_id
+    client = MlflowClient()
+    kept = Path(client.download_artifacts(run_id, report.FILE)).read_text(encoding="utf-8")
+    page = Page(kept)
+    words = "".join(page.words)
+    loss = client.get_run(run_id).data.metrics["eval/tuned/loss"]
+    for wanted in ("lora tiny rows.jsonl", f"{loss:.4g}", "merged", "learned", "Answers", "2 held out"):
+        assert wanted in words
+    assert page.seen.count("svg") == 2
+    assert command.callback is not None
+    out = tmp_path / "new" / "page.html"
+    command.callback(named=run_id, run_id="", out=out, log=False)
+    assert capsys.readouterr().out.strip() == str(out)
+    assert "".join(Page(out.read_text(encoding="utf-8")).words) == words
