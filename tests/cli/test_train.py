@@ -187,6 +187,7 @@ def test_json_prints_the_outcome_and_nothing_else_on_stdout(
     tiny_model: Path, tiny_rows: Path, client: MlflowClient
 ) -> None:
     quick = "--max_steps 1 --max_new_tokens 4 --evaluation.max_rows 2 --eval_steps 1 --registry.model_name told-as-json"
+    quick += " --package.round_trip false"
     experiment = client.create_experiment("told-as-json")
     completed = start(
         *("lora", "--model", str(tiny_model), "--data", str(tiny_rows), "--json", *quick.split()),

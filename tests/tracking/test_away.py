@@ -20,6 +20,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import ActiveRun, ModelToLog, deliver, open_run, requesting, take_up
 from mlflow_ft.values import Split
 from tests.faulty_proxy import FaultyProxy
+from tests.rarely import some_always
 
 API = "/api/"
 MODELS = "/logged-models$"
@@ -47,7 +48,7 @@ def text(client: MlflowClient, run: ActiveRun, path: str) -> str:
 # --- blips
 
 
-@pytest.mark.parametrize("kind", [500, 429, "cut", "lost", "slow"])
+@pytest.mark.parametrize("kind", some_always([500, 429, "cut", "lost", "slow"], 500, "lost"))
 def test_a_short_failure_is_waited_for(
     proxy: FaultyProxy, client: MlflowClient, config: Config, plugins: Plugins, tmp_path: Path, kind: Any
 ) -> None:

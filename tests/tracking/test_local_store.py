@@ -41,6 +41,7 @@ def forgetful() -> Iterator[None]:
     local_store.prepare.cache_clear()
 
 
+@pytest.mark.long
 def test_ten_processes_that_start_on_a_new_store_all_log_their_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

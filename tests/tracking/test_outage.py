@@ -51,6 +51,7 @@ def test_points_logged_during_an_outage_all_arrive(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_ends_in_an_outage_is_delivered_later(
     server: Any, config: Config, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

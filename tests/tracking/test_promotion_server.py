@@ -77,6 +77,7 @@ def on_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         server.kill()
 
 
+@pytest.mark.long
 def test_of_twenty_at_once_one_wins(on_postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", on_postgres.uri)
     ledger = ledger_of(MlflowClient(on_postgres.uri), PROMOTERS + 1)

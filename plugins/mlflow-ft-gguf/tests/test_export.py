@@ -47,6 +47,7 @@ def test_another_model_is_not(known: Path, server: LlamaCpp, tmp_path: Path) -> 
     assert parity.measure(server, tmp_path / "reference").numbers["kl_mean"] > limit
 
 
+@pytest.mark.long
 def test_fewer_bits_where_llama_cpp_puts_them(known: Path, f16: Path, said: Path, tmp_path: Path) -> None:
     sizes = {"f16": (f16 / "model-f16.gguf").stat().st_size}
     for kind in ("q8_0", "q4_k_m"):

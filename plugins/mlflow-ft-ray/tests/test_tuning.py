@@ -99,6 +99,7 @@ def ended(process: Process) -> int:
     return code
 
 
+@pytest.mark.long
 def test_commands_run_one_after_another_where_there_is_one_place(on_cluster: Places) -> None:
     assert len(on_cluster.shares) == 1
     commands = [on_cluster.start(["show", kind], os.environ) for kind in ("launchers", "nothing-like-that")]

@@ -181,7 +181,7 @@ def test_an_adapter_over_one_of_two_tied_layers_unties_them(
     "kind",
     some_always(
         [name for name in ADAPTERS if ADAPTERS[name].merges],
-        *("lora", "rslora", "dora", "adalora", "loha", "oft", "ia3", "trainable-tokens"),
+        *("lora", "dora", "adalora", "loha", "oft", "ia3", "trainable-tokens"),
     ),
 )
 def test_every_kind_that_streams_gives_pefts_bits(tiny_model: Path, tmp_path: Path, kind: str) -> None:
