@@ -44,9 +44,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def run_id(store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A shortened demo: the same command, model, data and settings, fewer steps and held-out rows."""
+    """A shortened demo: the same command, model and data, fewer steps, evaluations and held-out rows."""
     output = tmp_path_factory.mktemp("outputs")
-    short = ["-P", "max_steps=12", "-P", "evaluation.max_rows=4", "-P", f"run.output_dir={output}"]
+    short = ["-P", "max_steps=12", "-P", "eval_steps=12", "-P", "evaluation.samples=0", "-P", "evaluation.max_rows=4"]
+    short += ["-P", f"run.output_dir={output}"]
     arguments = ["run", ".", "-e", "qlora", "--env-manager", "local", "--experiment-name", "demo", *short]
     completed = mlflow_command(*arguments, store=store)
     assert completed.returncode == 0, completed.stdout + completed.stderr
