@@ -115,9 +115,8 @@ def see_each_other(
             difference = compare.alone(together)
             return Seen(difference=difference, layers="") if difference else None
         orders = (pair, pair[::-1])
-        noise = max(compare.noise(before, after, collate) for before, after in orders)
         for before, after in orders:
-            content = compare.content(before, after, collate, noise)
+            content = compare.content(before, after, collate)
             if difference := max(content, compare.alone(collate([before, after]))):
                 layers = effects[0].layers if effects else _layers(model, before, after, collate)
                 effects.append(Seen(difference=difference, layers=layers))
@@ -147,10 +146,12 @@ class _Comparison:
         self._exact = not rough and self._causal.dtype == torch.float32 and not _rounded(self._causal)
         self._limits = EXACT if self._exact else ROUGH
 
-    def content(self, before: Row, row: Row, collate: Collate, noise: float) -> float:
-        """How much the losses of `row` change with the tokens of the row before it; 0 if that may be `noise`."""
+    def content(self, before: Row, row: Row, collate: Collate) -> float:
+        """How much the losses of `row` change with the tokens of the row before it; 0 if that may be noise."""
         batches = (collate([first, row]) for first in (before, _changed(self._model, before)))
-        difference = self._apart(*(self._losses(batch)[1] for batch in batches))
+        if (difference := self._apart(*(self._losses(batch)[1] for batch in batches))) <= self._limits.content:
+            return 0.0
+        noise = max(self.noise(*pair, collate) for pair in ((before, row), (row, before)))
         return difference if difference > self._limits.content + NOISE * noise else 0.0
 
     def noise(self, row: Row, after: Row, collate: Collate) -> float:
@@ -279,7 +280,6 @@ def padding(pad_token_id: int) -> Collate:
 
 def padded(job: Job, data: Data, trainer: Any) -> Check:
     """A check that padding changes no row, for a trainer that pads on the right."""
-
     collate = padding(data.tokenizer.pad_token_id)
 
     def check(model: Any, rough: bool) -> None:  # noqa: FBT001  # a callback
