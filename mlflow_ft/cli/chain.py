@@ -97,6 +97,7 @@ def run(
         FineTuneError: a stage failed; earlier stages are kept, and the hint says how to resume.
     """
     from mlflow_ft import tracking
+    from mlflow_ft.forms.run_page import renaming
 
     tracking.check_server()
     before = tracking.read_json(resume, ASKED_FILE) if resume else None
@@ -112,7 +113,7 @@ def run(
     outcomes: dict[str, Outcome] = {}
     with tracking.open_run(config.run, plugins=loaded, environ=environ) as active:
         active.artifact_text(dumps({"chain": chain, "arguments": settings_given}, indent=2), ASKED_FILE)
-        active.set_tags({"mlflow_ft.method": chain})
+        active.set_tags({"mlflow_ft.method": chain} | renaming(active.read().info.run_name, config, what=chain))
         for number, stage in enumerate(CHAINS[chain], start=1):
             active.begin(stage.method)
             outcome = finished.get(stage.method)

@@ -17,12 +17,18 @@ from mlflow_ft.values.report import percent
 
 GENERATED = re.compile(r"[a-z]+-[a-z]+-\d{1,4}")
 """A name that MLflow made up: `amazing-gull-79`."""
+NAME = "mlflow.runName"
 LONGEST_NAME = 100
 
 
-def name(config: Config) -> str:
-    """The run in a few words: `qlora smollm2-135m train.jsonl`."""
-    words = f"{config.method} {_last(config.model.name)} {_rows(config)}"
+def renaming(current: str | None, config: Config, *, what: str = "") -> dict[str, str]:
+    """The tag that names a run, if MLflow made its name up."""
+    return {NAME: name(config, what=what)} if GENERATED.fullmatch(current or "") else {}
+
+
+def name(config: Config, *, what: str = "") -> str:
+    """The run in a few words: `qlora smollm2-135m train.jsonl`; `what` is a chain in place of the method."""
+    words = f"{what or config.method} {_last(config.model.name)} {_rows(config)}"
     return words if len(words) <= LONGEST_NAME else f"{words[: LONGEST_NAME - 4]} ..."
 
 

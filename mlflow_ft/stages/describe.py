@@ -9,15 +9,14 @@ from mlflow_ft.forms import report, run_page
 from mlflow_ft.job import Job
 from mlflow_ft.values import Data, Package, Scores, Version
 
-NAME = "mlflow.runName"
 FLUSH_SECONDS = 30.0
 """How long the report waits for the curves to arrive."""
 
 
 def rename(job: Job) -> None:
     """Give the run a name that says what it is, in place of one that MLflow made up."""
-    if run_page.GENERATED.fullmatch(job.run.read().info.run_name or ""):
-        job.run.set_tags({NAME: run_page.name(job.config)})
+    if tags := run_page.renaming(job.run.read().info.run_name, job.config):
+        job.run.set_tags(tags)
 
 
 def begin(job: Job) -> None:

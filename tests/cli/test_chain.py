@@ -121,6 +121,7 @@ def test_an_interrupted_chain_resumes(
         )
     (parent,) = client.search_runs(["0"], "tags.mlflow_ft.method = 'align'")
     assert parent.info.status == "FAILED"
+    assert parent.info.run_name == "align tiny chat.jsonl"
     assert f"--resume {parent.info.run_id}" in str(error.value)
 
     outcome = chain.run("align", [f"--dpo.data={files['pairs']}"], loaded, resume=parent.info.run_id, progress=progress)
