@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from mlflow_ft.engine import batches
 from mlflow_ft.engine.loss import full_token_loss, suited
@@ -20,21 +19,9 @@ from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.beginnings import SHORTEST, plan
 from mlflow_ft.engine.models.unpadding import Unpadding
 from mlflow_ft.rows import Encoded
+from tests.engine.models.test_unpadding import KINDS, loaded
 
 Small = Callable[..., Path]
-KINDS = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "mixtral",
-    "llama4",
-    "gemma3_text",
-    "gpt2",
-    "gpt_neox",
-    "phi3",
-)
 
 
 def batch_of(*rows: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -56,10 +43,6 @@ PAIRS = batch_of(
 )
 """Two preferences with one system prompt, and a row that has nothing in common with them."""
 COMPUTED = (20 + 14 + 9) + (25 + 3) + 1 + 12 + 5
-
-
-def loaded(folder: Path, **more: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32, **more}).eval()
 
 
 def losses_and_gradients(model: Any, batch: Any = PAIRS) -> tuple[torch.Tensor, torch.Tensor]:
