@@ -281,6 +281,8 @@ def refuse(error: Exception, *, stage: str = "config", environ: MutableMapping[s
         return
     client = MlflowClient(uri)
     try:
+        note = client.get_run(run_id).data.tags.get(notes.NOTE, "")
+        client.set_tag(run_id, notes.NOTE, notes.with_end(note, "FAILED", stage=stage, error=str(error)))
         client.set_tag(run_id, ERROR, cut(str(error), LONGEST_ERROR))
         client.set_tag(run_id, STAGE, stage)
         client.set_terminated(run_id, "FAILED")

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_ft.errors import MEMORY_REMEDIES, TrackingError
-from mlflow_ft.tracking import heartbeat
+from mlflow_ft.tracking import heartbeat, notes
 from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.heartbeat import AWAY_SECONDS, Beat
 from mlflow_ft.tracking.server import connect, every, told
@@ -113,6 +113,9 @@ def _end(client: MlflowClient, run: Run, beat: Beat) -> None:
     message = f"process {beat.pid} on {beat.host} is gone: it was killed, or its machine was lost"
     if beat.here and heartbeat.oom_kills() > beat.oom_kills:
         message += f". The kernel killed a process for lack of memory meanwhile; if it was this one, {MEMORY_REMEDIES}"
+    hint = f"to continue: mlflow-ft resume {run.info.run_id}"
+    note = notes.with_end(run.data.tags.get(notes.NOTE, ""), "KILLED", stage=beat.stage, error=f"{message}\n  {hint}")
+    client.set_tag(run.info.run_id, notes.NOTE, note)
     client.set_tag(run.info.run_id, "mlflow_ft.error", message)
     client.set_tag(run.info.run_id, "mlflow_ft.stage", beat.stage)
     with overriding(os.environ, SILENT):

@@ -123,6 +123,7 @@ def test_an_error_is_reported_and_the_run_that_mlflow_opened_fails_with_it(
     assert stored.info.status == "FAILED"
     assert stored.data.tags["mlflow_ft.error"] == error
     assert stored.data.tags["mlflow_ft.stage"]
+    assert stored.data.tags["mlflow.note.content"].startswith("**FAILED** in the stage ")
     assert [model.name for model in client.search_registered_models()] == before
 
 

@@ -138,6 +138,10 @@ def test_the_run_of_a_killed_process_is_marked_killed_by_the_next_command(client
     assert (left.info.status, left.info.end_time) == ("KILLED", int(beat.at * 1000))
     assert f"process {process.pid} on" in left.data.tags["mlflow_ft.error"]
     assert left.data.tags["mlflow_ft.stage"] == "start"
+    assert left.data.tags["mlflow.note.content"].startswith(
+        f"**KILLED** in the stage start\n\n```\nprocess {process.pid} on"
+    )
+    assert f"mlflow-ft resume {run_id}" in left.data.tags["mlflow.note.content"]
 
 
 @pytest.mark.slow
