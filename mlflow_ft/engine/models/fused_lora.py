@@ -26,7 +26,8 @@ class FusedLora:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [layer for layer in model.modules() if type(layer) is Linear]
-        self._is_on = False
+        self._before: list[Any] | None = None
+        """The layers' own `forward`, where they have one (accelerate gives it to a layer); None while it is off."""
 
     @property
     def layers(self) -> int:
@@ -35,17 +36,19 @@ class FusedLora:
 
     def on(self) -> None:
         """Begin."""
-        if not self._is_on:
+        if self._before is None:
+            self._before = [vars(layer).get("forward") for layer in self._layers]
             for layer in self._layers:
                 layer.forward = _forward(layer, layer.forward)  # type: ignore[method-assign]  # for a while
-            self._is_on = True
 
     def off(self) -> None:
         """End; the model is as it was."""
-        if self._is_on:
-            for layer in self._layers:
+        for layer, before in zip(self._layers, self._before or (), strict=False):
+            if before is None:
                 del layer.forward
-            self._is_on = False
+            else:
+                layer.forward = before  # type: ignore[method-assign]  # as it was
+        self._before = None
 
 
 def _forward(layer: Linear, usual: Callable[..., Any]) -> Callable[..., Any]:

@@ -80,6 +80,19 @@ def test_the_output_may_be_changed_in_place(small: Small, products: list[float])
     assert products
 
 
+def test_a_layer_gets_its_own_forward_back(small: Small) -> None:
+    """accelerate's hooks are in it."""
+    model = adapted(small("llama"))
+    layer = FusedLora(model)._layers[0]
+    layer.forward = own = lambda x, usual=layer.forward: usual(x)  # type: ignore[method-assign]  # as accelerate does
+    fused = FusedLora(model)
+    fused.on()
+    assert layer.forward is not own
+    fused.off()
+    assert layer.forward is own
+    assert "forward" not in vars(fused._layers[1])
+
+
 def test_gradcheck() -> None:
     shapes = ((2, 3, 5), (2, 3, 4), (2, 4), (5, 2))
     given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
