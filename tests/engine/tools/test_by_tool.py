@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -24,6 +25,7 @@ from mlflow_ft.engine.tools.mirror import Mirror
 from mlflow_ft.engine.tools.tool_settings import sent, translated
 from mlflow_ft.errors import ProcessError, RefusedError, StoppedError
 from mlflow_ft.progress import Progress
+from mlflow_ft.tracking.heartbeat import has_ended
 
 NAMES = (
     *("max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
@@ -71,6 +73,13 @@ def only_run() -> Any:
     return run
 
 
+def is_gone(pid: int) -> bool:
+    try:
+        return has_ended(psutil.Process(pid))  # a container's first process may not collect its children
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.slow
 def test_the_curves_are_those_of_our_own_trainer_and_the_adapter_is_registered(with_tool: Any) -> None:
     theirs, ours = with_tool(), with_tool("lora")
@@ -88,15 +97,18 @@ def test_the_curves_are_those_of_our_own_trainer_and_the_adapter_is_registered(w
 @pytest.mark.parametrize(
     ("broken", "error", "message"),
     [
-        ({"fails": True}, ProcessError, "tool ended with exit code 1; its last lines:\n  the tool's own reason"),
+        (
+            {"fails": True},
+            ProcessError,
+            r"tool ended with exit code 1; its last lines:\n(.*\n)*  the tool's own reason",
+        ),
         ({"unmasked": True}, RefusedError, "its training data has other tokens or labels"),
         ({"other": True}, RefusedError, "tool is not the model that it trained"),
     ],
 )
 def test_a_run_whose_tool_fails_or_trains_something_else(with_tool: Any, broken: Any, error: Any, message: str) -> None:
-    with pytest.raises(error) as raised:
+    with pytest.raises(error, match=message):
         with_tool(broken=broken)
-    assert message in str(raised.value)
     assert only_run().info.status == "FAILED"
 
 
@@ -113,8 +125,7 @@ def test_a_signal_ends_the_tool_and_all_that_it_started_and_the_run_is_resumed(w
     run = only_run()
     assert run.info.status == "KILLED"
     folder = Path("outputs").resolve() / run.info.run_id / "tool"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((folder / "child.pid").read_text()), 0)
+    assert is_gone(int((folder / "child.pid").read_text()))
     checkpoint = by_tool.latest(folder / "output")
     assert checkpoint is not None
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
