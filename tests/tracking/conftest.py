@@ -132,7 +132,7 @@ def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.fixture
 def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy before the server, which is the tracking URI; nobody waits for long while it fails."""
+    """A proxy before the server, which is the tracking URI; nobody waits for long while all requests fail."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(requesting, "RETRY_SECONDS", 0)
 
@@ -141,9 +141,9 @@ def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPro
         monkeypatch.setattr(run_module, "PATIENCE_SECONDS", seconds)
 
     class Proxy(FaultyProxy):
-        def fail(self, *arguments: Any, **named: Any) -> Failure:
-            wait_up_to(0.6)
-            return super().fail(*arguments, **named)
+        def fail(self, *arguments: Any, times: int | None = None, **named: Any) -> Failure:
+            wait_up_to(0.6 if times is None else 60)  # a server that fails once may be slow, too
+            return super().fail(*arguments, times=times, **named)
 
         def heal(self) -> None:
             wait_up_to(60)  # a server that is back may be slow
