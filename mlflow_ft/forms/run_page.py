@@ -19,6 +19,8 @@ GENERATED = re.compile(r"[a-z]+-[a-z]+-\d{1,4}")
 """A name that MLflow made up: `amazing-gull-79`."""
 NAME = "mlflow.runName"
 LONGEST_NAME = 100
+SHOWN = 20
+"""Scores in a description, which MLflow cuts after 8,000 characters."""
 
 
 def renaming(current: str | None, config: Config, *, what: str = "") -> dict[str, str]:
@@ -74,9 +76,11 @@ def _table(scores: Scores, found: Mapping[str, changes.Change]) -> str:
     base = {score.name: score.value for score in scores.base}
     rows = [
         [code(score.name), number(base.get(score.name)), number(score.value), str(found[score.name])]
-        for score in scores.tuned
+        for score in scores.tuned[:SHOWN]
     ]
-    return table(["score", "base", "tuned", "change"], rows, numbers=(1, 2))
+    left = len(scores.tuned) - len(rows)
+    more = f"\n\nand {counted(left, 'score')} more, in {code('report.html')}" if left else ""
+    return table(["score", "base", "tuned", "change"], rows, numbers=(1, 2)) + more
 
 
 def _asked(config: Config, data: Data) -> list[str]:

@@ -86,6 +86,15 @@ def test_scores_that_cannot_be_compared_have_no_change(tuned: Any) -> None:
     assert changes.verdict(("loss",), scores.base, scores.tuned, found) is None
 
 
+def test_of_many_scores_a_description_has_the_first() -> None:
+    many = tuple(Score.mean(f"a-guard-with-a-long-name-{number:03}/exact_match", [1.0]) for number in range(60))
+    scores = Scores(base=many, tuned=many, answers=())
+    text = run_page._table(scores, changes.of(many, many, Gates()))
+    assert "name-019" in text
+    assert "name-020" not in text
+    assert text.endswith("and 40 scores more, in `report.html`")
+
+
 # --- runs
 
 
