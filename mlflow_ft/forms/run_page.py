@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -15,8 +14,6 @@ from mlflow_ft.job import Job
 from mlflow_ft.values import Data, Package, Scores, Version
 from mlflow_ft.values.report import percent
 
-GENERATED = re.compile(r"[a-z]+-[a-z]+-\d{1,4}")
-"""A name that MLflow made up: `amazing-gull-79`."""
 NAME = "mlflow.runName"
 LONGEST_NAME = 100
 SHOWN = 20
@@ -25,7 +22,9 @@ SHOWN = 20
 
 def renaming(current: str | None, config: Config, *, what: str = "") -> dict[str, str]:
     """The tag that names a run, if MLflow made its name up."""
-    return {NAME: name(config, what=what)} if GENERATED.fullmatch(current or "") else {}
+    from mlflow_ft.tracking import is_generated
+
+    return {NAME: name(config, what=what)} if not config.run.name and is_generated(current) else {}
 
 
 def name(config: Config, *, what: str = "") -> str:

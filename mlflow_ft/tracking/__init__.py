@@ -16,7 +16,7 @@ from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.lineage import versions_with_rows
 from mlflow_ft.tracking.metrics import Metric
 from mlflow_ft.tracking.models import ModelToLog, chat_signature, pinned
-from mlflow_ft.tracking.notes import NOTE
+from mlflow_ft.tracking.notes import NOTE, is_generated
 from mlflow_ft.tracking.run import open_operation, open_run, refuse
 from mlflow_ft.tracking.server import check_server, connect, pinned_store, told
 from mlflow_ft.tracking.store import Store
@@ -37,6 +37,7 @@ __all__ = [
     "deliver",
     "fetch",
     "fetch_checkpoint",
+    "is_generated",
     "open_operation",
     "open_run",
     "pinned",

@@ -1,9 +1,10 @@
-"""How a run ended, at the beginning of its description in MLflow's UI."""
+"""A run's name, and how it ended, at the beginning of its description in MLflow's UI."""
 
 from __future__ import annotations
 
 import re
 
+from mlflow.utils import name_utils
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 NOTE: str = MLFLOW_RUN_NOTE
@@ -11,6 +12,14 @@ NOTE: str = MLFLOW_RUN_NOTE
 ENDED = re.compile(r"\A\*\*(?:FAILED|KILLED)\*\*[^\n]*\n\n```\n.*?\n```\n*", re.DOTALL)
 LONGEST = 2000
 """Characters of an error that are shown; a tag has all of it."""
+
+
+def is_generated(name: str | None) -> bool:
+    """Whether MLflow made up a run's name (`amazing-gull-79`) because nobody gave one."""
+    first, _, rest = (name or "").partition("-")
+    second, _, number = rest.partition("-")
+    known = first in name_utils._GENERATOR_PREDICATES and second in name_utils._GENERATOR_NOUNS
+    return known and number.isdecimal()
 
 
 def with_end(note: str, status: str, *, stage: str, error: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.utils.name_utils import _generate_random_name
 
 from mlflow_ft.config.gates import Gates
-from mlflow_ft.config.schema import Config
+from mlflow_ft.config.schema import Config, RunSection
 from mlflow_ft.errors import DataError
 from mlflow_ft.forms import changes, run_page
 from mlflow_ft.testing import make_rows, write_jsonl
@@ -42,9 +43,16 @@ def test_a_long_name_is_cut() -> None:
     assert len(run_page.name(config(path="x" * 300))) == run_page.LONGEST_NAME
 
 
-@pytest.mark.parametrize(("name", "generated"), [("amazing-gull-79", True), ("trial-0", False), ("my-run-one", False)])
-def test_only_a_name_that_mlflow_made_up_is_replaced(name: str, generated: bool) -> None:  # noqa: FBT001  # a parameter
-    assert bool(run_page.GENERATED.fullmatch(name)) is generated
+@pytest.mark.parametrize("name", ["trial-0", "my-exp-1", "a name", "", "amazing-gull", "amazing-gull-x"])
+def test_a_name_that_somebody_chose_stays(name: str) -> None:
+    assert run_page.renaming(name, config()) == {}
+
+
+def test_a_name_that_mlflow_made_up_is_replaced() -> None:
+    made_up = _generate_random_name()
+    assert run_page.renaming(made_up, config()) == {"mlflow.runName": "qlora SmolLM2-135M demo"}
+    chosen = config().model_copy(update={"run": RunSection(name=made_up)})
+    assert run_page.renaming(made_up, chosen) == {}
 
 
 # --- whether it helped
