@@ -46,4 +46,4 @@ def new(name: str, kinds: tuple[str, ...], folder: Path | None, *, as_json: bool
         return
     place = shlex.quote(str(made.folder))
     click.echo(f"{place}: {len(made.files)} files; its code is in {made.names.module}/")
-    click.echo(f"\nNext:\n  pip install -e {place}\n  mlflow-ft plugins\n  python -m pytest {place}")
+    click.echo(f"\nNext:\n  pip install -e {place}\n  mlflow-ft plugins\n  (cd {place} && python -m pytest)")

@@ -92,7 +92,7 @@ def test_it_leads_from_an_empty_folder_to_a_promotion(tmp_path: Path, environmen
 @pytest.mark.timeout(3600)
 def test_word_for_word_it_makes_a_champion(tmp_path: Path, environment: Environment) -> None:
     said = follow(tmp_path, environment)
-    assert "passed" in line_of(said, "python -m pytest")[1]
+    assert "passed" in line_of(said, "(cd quiz && python -m pytest")[1]
     code, text = line_of(said, "mlflow-ft promote")
     assert code == 0, text
     run = "import json, mlflow_ft.tracking as t; s = t.Store.connect(); print(json.dumps(s.run(s.version('smollm2-135m-"
