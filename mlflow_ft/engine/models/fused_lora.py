@@ -20,14 +20,16 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+from mlflow_ft.engine.models.wrapping import replace_forward
+
 
 class FusedLora:
     """Computes the plain LoRA layers of a model in one step, between `on` and `off`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [layer for layer in model.modules() if type(layer) is Linear]
-        self._before: list[Any] | None = None
-        """The layers' own `forward`, where they have one (accelerate gives it to a layer); None while it is off."""
+        self._back: list[Callable[[], None]] = []
+        """Each gives a layer its own forward pass back; empty while it is off."""
 
     @property
     def layers(self) -> int:
@@ -36,19 +38,14 @@ class FusedLora:
 
     def on(self) -> None:
         """Begin."""
-        if self._before is None:
-            self._before = [vars(layer).get("forward") for layer in self._layers]
-            for layer in self._layers:
-                layer.forward = _forward(layer, layer.forward)  # type: ignore[method-assign]  # for a while
+        if not self._back:
+            self._back = [replace_forward(layer, _forward(layer, layer.forward)) for layer in self._layers]
 
     def off(self) -> None:
         """End; the model is as it was."""
-        for layer, before in zip(self._layers, self._before or (), strict=False):
-            if before is None:
-                del layer.forward
-            else:
-                layer.forward = before  # type: ignore[method-assign]  # as it was
-        self._before = None
+        for back in self._back:
+            back()
+        self._back = []
 
 
 def _forward(layer: Linear, usual: Callable[..., Any]) -> Callable[..., Any]:

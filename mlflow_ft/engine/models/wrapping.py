@@ -17,6 +17,20 @@ def layers_below_head(model: nn.Module) -> Any | None:
     return causal.base_model if causal.base_model is not causal else getattr(causal, "model", None)
 
 
+def replace_forward(layer: Any, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Give a layer another forward pass; what is returned gives back its own (accelerate's hooks may be in it)."""
+    before = vars(layer).get("forward")
+    layer.forward = forward
+
+    def back() -> None:
+        if before:
+            layer.forward = before
+        else:
+            del layer.forward
+
+    return back
+
+
 class Wrapping:
     """Another forward pass for the layers below a model's head, between `on` and `off`.
 
@@ -27,29 +41,25 @@ class Wrapping:
         self._layers = layers_below_head(model)
         self._forward: Callable[..., Any] | None = None
         """What is wrapped; None while it is off."""
-        self._before: Callable[..., Any] | None = None
+        self._back: Callable[[], None] | None = None
 
     def on(self) -> None:
         """Begin."""
         if self._layers is None or self._forward:
             return
-        self._before, self._forward = vars(self._layers).get("forward"), self._layers.forward
+        self._forward = self._layers.forward
 
         @functools.wraps(self._layers.forward)
         def forward(*positional: Any, **inputs: Any) -> Any:
             return self._run(*positional, **inputs)
 
-        self._layers.forward = forward
+        self._back = replace_forward(self._layers, forward)
 
     def off(self) -> None:
         """End; the model is as it was."""
-        if self._layers is None or not self._forward:
-            return
-        if self._before:
-            self._layers.forward = self._before
-        else:
-            del self._layers.forward
-        self._forward = None
+        if self._back:
+            self._back()
+        self._back = self._forward = None
 
     def _run(self, *positional: Any, **inputs: Any) -> Any:
         """The forward pass, which calls `_forward`."""

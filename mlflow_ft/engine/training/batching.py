@@ -72,15 +72,15 @@ class Batching:
             return "the model takes no positions"
         for one in self._unpadding:
             one.on()
-        reasons = []
+        reason: str | None = None
         for shares in (True, False):  # a model that cannot share a beginning may yet do without padding
             for one in self._unpadding:
                 one.shares = shares
-            reasons.append(self._affected(model, rough=rough, shares=shares))
-            if reasons[-1] is None:
+            reason = self._affected(model, rough=rough, shares=shares)
+            if reason is None:
                 laid = self._unpadding[0].positions > 0
                 return None if laid else "the model gets more about each token than can be laid end to end"
-        return reasons[-1]
+        return reason
 
     def _affected(self, model: Any, *, rough: bool, shares: bool) -> str | None:
         """How rows laid end to end affect each other on this model; None if they do not."""

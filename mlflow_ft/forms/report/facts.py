@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mlflow_ft.tracking import Store
 
 BASE, TUNED = "eval/base/", "eval/tuned/"
-NOT_SCORES = ("_coverage",)
-CURVES = ("train/", "eval/loss")
+NOT_SCORES = "_coverage"
+CURVES = ("train/loss", "train/learning_rate", "eval/loss")
 Answer = Mapping[str, Any]
 """A row of `eval/answers.json`: prompt, expected, base, tuned, and whether they match."""
 
@@ -59,11 +59,13 @@ def gathered(store: Store, run_id: str, *, lower_is_better: Collection[str] = ()
     Raises:
         TrackingError: the server does not answer, or has no such run.
     """
+    from mlflow_ft.tracking.contenders import ANSWERS_FILE, QUALITY_FILE, ROWS_FILE
+
     run = store.run(run_id)
-    kept: Mapping[str, Any] = store.read(run_id, "eval/rows.json") or {}
+    kept: Mapping[str, Any] = store.read(run_id, ROWS_FILE) or {}
     base, tuned = (_scores(run, kept, side, prefix) for side, prefix in (("base", BASE), ("tuned", TUNED)))
     found = changes.of(base, tuned, Gates().knowing(lower_is_better))
-    table: Mapping[str, Any] = store.read(run_id, "eval/answers.json") or {}
+    table: Mapping[str, Any] = store.read(run_id, ANSWERS_FILE) or {}
     return Facts(
         run=run,
         curves=store.curves(run, prefixes=CURVES),
@@ -72,7 +74,7 @@ def gathered(store: Store, run_id: str, *, lower_is_better: Collection[str] = ()
         by_score=found,
         verdict=changes.verdict(kept.get("aims", ()), base, tuned, found),
         answers=[dict(zip(table["columns"], row, strict=True)) for row in table.get("data", ())],
-        quality=store.read(run_id, "data/quality.json") or {},
+        quality=store.read(run_id, QUALITY_FILE) or {},
         mask=store.read(run_id, "data/mask.txt") or "",
     )
 

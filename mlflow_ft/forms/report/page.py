@@ -32,7 +32,6 @@ COSTS = {
     "memory/predicted_gib": "estimated before it, GiB",
     "train/tokens_per_second": "learned and other tokens a second",
     "train/step_time": "seconds a step",
-    "train/total_time": "seconds of training",
 }
 PARITY = re.compile(r"parity/(.+)/(kl_mean|kl_max|top1_agreement|greedy_agreement)")
 
