@@ -16,15 +16,13 @@ from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.faults import REMEDIES, fault_of, words
 from mlflow_ft.tracking.journal import Journal
 from mlflow_ft.tracking.metrics import sender
+from mlflow_ft.tracking.notes import ERROR, STAGE
 from mlflow_ft.tracking.outbox import FOLDER as OUTBOX
 from mlflow_ft.tracking.outbox import Outbox, Place
 from mlflow_ft.tracking.server import check_server, shown, told
 
 JOURNAL_FILE = "journal.jsonl"
 RUN_FILE = "run.json"
-ERROR = "mlflow_ft.error"
-STAGE = "mlflow_ft.stage"
-"""Tags of a run that FAILED or was KILLED."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +77,10 @@ def set_state(client: MlflowClient, run: RunFile, status: str) -> None:
     """Set the state that a run ended in, with the error and the stage as tags, and remove its heartbeat."""
     with overriding(os.environ, SILENT):
         client.set_terminated(run.run_id, status, end_time=run.ended_ms)
-    wanted = {ERROR: run.error, STAGE: run.stage} if run.error and status != "FINISHED" else {}
     tags = client.get_run(run.run_id).data.tags
-    if wanted:
-        note = notes.with_end(tags.get(notes.NOTE, ""), status, stage=run.stage, error=run.error)
-        wanted = wanted | {notes.NOTE: note}
+    wanted: dict[str, str] = {}
+    if run.error and status != "FINISHED":
+        wanted = notes.error_tags(tags.get(notes.NOTE, ""), status, stage=run.stage, error=run.error)
     for key, value in wanted.items():
         client.set_tag(run.run_id, key, value)
     for key in ({ERROR, STAGE, heartbeat.TAG} - wanted.keys()) & tags.keys():

@@ -7,6 +7,9 @@ import re
 from mlflow.utils import name_utils
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+ERROR = "mlflow_ft.error"
+STAGE = "mlflow_ft.stage"
+"""Tags of a run that FAILED or was KILLED."""
 NOTE: str = MLFLOW_RUN_NOTE
 """The tag that MLflow's UI shows as the run's description, in Markdown."""
 ENDED = re.compile(r"\A\*\*(?:FAILED|KILLED)\*\*[^\n]*\n\n```\n.*?\n```\n*", re.DOTALL)
@@ -20,6 +23,12 @@ def is_generated(name: str | None) -> bool:
     second, _, number = rest.partition("-")
     known = first in name_utils._GENERATOR_PREDICATES and second in name_utils._GENERATOR_NOUNS
     return known and number.isdecimal()
+
+
+def error_tags(note: str, status: str, *, stage: str, error: str, hint: str = "") -> dict[str, str]:
+    """The tags of a run that ended in this state with an error; `note` is its description so far."""
+    shown = with_end(note, status, stage=stage, error=f"{error}\n  {hint}" if hint else error)
+    return {NOTE: shown, ERROR: error, STAGE: stage}
 
 
 def with_end(note: str, status: str, *, stage: str, error: str) -> str:

@@ -32,11 +32,12 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import notes, vanished
 from mlflow_ft.tracking.active import ActiveRun
 from mlflow_ft.tracking.created_once import RunRequest
-from mlflow_ft.tracking.delivery import ERROR, RUN_FILE, STAGE, RunFile, pending, set_state, stages_left
+from mlflow_ft.tracking.delivery import RUN_FILE, RunFile, pending, set_state, stages_left
 from mlflow_ft.tracking.environ import SILENT, overriding
 from mlflow_ft.tracking.environment import plugin_tag
 from mlflow_ft.tracking.faults import words
 from mlflow_ft.tracking.heartbeat import Heart, launcher
+from mlflow_ft.tracking.notes import ERROR, STAGE
 from mlflow_ft.tracking.run_values import cut
 from mlflow_ft.tracking.server import absolute, answers, insist, patience, shown
 from mlflow_ft.tracking.signals import StopSignals
@@ -282,9 +283,8 @@ def refuse(error: Exception, *, stage: str = "config", environ: MutableMapping[s
     client = MlflowClient(uri)
     try:
         note = client.get_run(run_id).data.tags.get(notes.NOTE, "")
-        client.set_tag(run_id, notes.NOTE, notes.with_end(note, "FAILED", stage=stage, error=str(error)))
-        client.set_tag(run_id, ERROR, cut(str(error), LONGEST_ERROR))
-        client.set_tag(run_id, STAGE, stage)
+        for key, value in notes.error_tags(note, "FAILED", stage=stage, error=cut(str(error), LONGEST_ERROR)).items():
+            client.set_tag(run_id, key, value)
         client.set_terminated(run_id, "FAILED")
     except MlflowException as refused:
         log.warning("could not mark run %s as FAILED: %s", run_id, refused)

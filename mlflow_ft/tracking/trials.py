@@ -12,8 +12,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow_ft.errors import TrackingError
 from mlflow_ft.tracking import heartbeat
 from mlflow_ft.tracking.checkpoints import PLACE
-from mlflow_ft.tracking.delivery import ERROR
 from mlflow_ft.tracking.metrics import clean_key
+from mlflow_ft.tracking.notes import ERROR
 from mlflow_ft.tracking.server import connect, every, told
 from mlflow_ft.tracking.vanished import SILENT_SECONDS
 

@@ -114,10 +114,9 @@ def _end(client: MlflowClient, run: Run, beat: Beat) -> None:
     if beat.here and heartbeat.oom_kills() > beat.oom_kills:
         message += f". The kernel killed a process for lack of memory meanwhile; if it was this one, {MEMORY_REMEDIES}"
     hint = f"to continue: mlflow-ft resume {run.info.run_id}"
-    note = notes.with_end(run.data.tags.get(notes.NOTE, ""), "KILLED", stage=beat.stage, error=f"{message}\n  {hint}")
-    client.set_tag(run.info.run_id, notes.NOTE, note)
-    client.set_tag(run.info.run_id, "mlflow_ft.error", message)
-    client.set_tag(run.info.run_id, "mlflow_ft.stage", beat.stage)
+    note = run.data.tags.get(notes.NOTE, "")
+    for key, value in notes.error_tags(note, "KILLED", stage=beat.stage, error=message, hint=hint).items():
+        client.set_tag(run.info.run_id, key, value)
     with overriding(os.environ, SILENT):
         client.set_terminated(run.info.run_id, "KILLED", end_time=int(beat.at * 1000))
 
