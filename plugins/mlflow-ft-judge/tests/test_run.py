@@ -48,6 +48,10 @@ def promotion(version, gates=GATES):
 
 @pytest.mark.slow
 def test_runs_are_judged_and_promoted_on_it(tiny_model, tiny_rows, serve, fine_tune, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:  # MLflow keeps to the store of the first trace of a process
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+        with mlflow.start_span("of another store"):
+            pass
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     judge = serve(longer)
     settings = {"model": tiny_model, "data": tiny_rows, "api_key_env": "MY_KEY"}

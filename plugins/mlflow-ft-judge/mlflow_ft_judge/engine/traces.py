@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import mlflow
 from mlflow.entities import Assessment, AssessmentSource, AssessmentSourceType, Expectation
@@ -17,6 +18,9 @@ from mlflow_ft_judge.engine.asking import Asked
 from mlflow_ft_judge.engine.comparing import Comparison
 from mlflow_ft_judge.engine.marking import Marks
 from mlflow_ft_judge.engine.scorers import feedback
+
+IN_BACKGROUND = "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"
+"""MLflow's variable: whether traces are written by a thread of their own."""
 
 EXPECTED = "expected_response"
 """MLflow's name for what an answer should be."""
@@ -35,12 +39,30 @@ def show(
     Raises:
         MlflowException: the server does not answer, or takes no traces.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")  # the marks need the trace to be there
-    traces = [_trace(name, answer) for answer in answers]
-    mlflow.flush_trace_async_logging()
+    with _written_at_once():
+        traces = [_trace(name, answer) for answer in answers]
     for number, (trace, answer) in enumerate(zip(traces, answers, strict=True)):
         for assessment in _assessments(number, answer, judges, marks, comparison):
             mlflow.log_assessment(trace, assessment)
+
+
+@contextmanager
+def _written_at_once() -> Iterator[None]:
+    """Write each trace when it ends, to the current store: the marks need the trace to be there.
+
+    MLflow decides both at the first trace of a process, and keeps to it when MLFLOW_TRACKING_URI changes later.
+    """
+    before = os.environ.get(IN_BACKGROUND)
+    os.environ[IN_BACKGROUND] = "false"
+    mlflow.tracing.reset()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[IN_BACKGROUND]
+        else:
+            os.environ[IN_BACKGROUND] = before
+        mlflow.tracing.reset()
 
 
 def _trace(name: str, answer: Answer) -> str:
