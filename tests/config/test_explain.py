@@ -191,7 +191,7 @@ def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
 SOME_VALUES = st.fixed_dictionaries({}, optional={path: values_of(path) for path in FIELDS})
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=SOME_VALUES, others=SOME_VALUES)
 def test_the_yaml_of_a_config_reads_back_as_that_config(
     tmp_path: Path, values: dict[str, Any], others: dict[str, Any]

@@ -17,7 +17,7 @@ from mlflow_ft.config.explain import SECTIONS
 from mlflow_ft.config.schema import AdapterSection
 from mlflow_ft.errors import ConfigError
 
-on_disk = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_disk = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def typed(*arguments: str) -> Config:

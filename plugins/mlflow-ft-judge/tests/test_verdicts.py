@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlflow_ft_judge.engine import prompts, verdicts
 from mlflow_ft_judge.settings import DEFAULT, Rubric
@@ -57,7 +57,6 @@ def test_a_winner_is_one_of_three(text, value):
     assert (verdict.value if verdict else None) == value
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.text(), st.text(alphabet=st.characters(exclude_characters='{}[]"<')))
 def test_whatever_stands_in_the_reason_or_around_the_json_the_mark_is_read(mark, reason, around):
     verdict = verdicts.read(f"{around}{json.dumps({'reason': reason, 'mark': mark})}", MARK)
@@ -65,7 +64,6 @@ def test_whatever_stands_in_the_reason_or_around_the_json_the_mark_is_read(mark,
     assert (verdict.value, verdict.reason) == (mark, reason)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_text_to_be_judged_cannot_end_its_own_section(text):
     [_, user] = prompts.mark(DEFAULT, answered(text)).messages

@@ -27,7 +27,7 @@ def test_advantages_and_returns():
     near(returns, [[2.0125, 2.0], [3.0, 0.0]])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4), min_size=1, max_size=3), st.integers(1, 4)
 )

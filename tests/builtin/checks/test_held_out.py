@@ -149,7 +149,7 @@ def slowly(train: Sequence[str], held: Sequence[str], least: float) -> list[int]
     return hits
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.sampled_from([0.3, 0.5, 0.7, 1.0]))
 def test_the_rows_are_those_of_all_pairs(seed: int, least: float) -> None:
     rng = random.Random(seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_ft import Checked, Collector, Example, Finding
@@ -255,7 +255,6 @@ def test_the_clusters_are_those_of_all_pairs() -> None:
     assert len(missed) <= 0.1 * len(expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(VOCABULARY), min_size=60, max_size=120), st.data())
 def test_a_long_text_with_a_changed_word_is_found(text: list[str], data: st.DataObject) -> None:
     changed = list(text)

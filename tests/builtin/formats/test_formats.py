@@ -1334,7 +1334,7 @@ TURN = st.fixed_dictionaries(
 ROWS = st.dictionaries(st.sampled_from(COLUMNS), VALUES | st.lists(TURN, max_size=4) | TURN, max_size=6)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(values=ROWS)
 def test_a_converter_raises_nothing_but_one_sentence_and_keeps_its_promise(values: dict[str, Any]) -> None:
     for record in REGISTRY.formats:
@@ -1372,7 +1372,7 @@ def check(kind: str, converter: Callable[[Mapping[str, Any]], Example], values: 
         )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(sample=st.lists(ROWS, max_size=3))
 def test_detection_raises_only_known_errors_and_names_what_it_can_read(sample: list[dict[str, Any]]) -> None:
     with contextlib.suppress(DataError):

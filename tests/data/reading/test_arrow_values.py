@@ -229,7 +229,7 @@ def test_what_has_no_value_is_named_and_the_rest_of_the_row_is_read(tmp_path: Pa
     assert str(values) != str(Opaque(what, "another"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_nesting_is_read_as_pyarrow_reads_it_without_the_nulls_of_structs(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -263,7 +263,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     values=st.lists(VALUES, max_size=5),
     indent=st.sampled_from([None, 0, 2]),

@@ -553,7 +553,7 @@ def test_a_file_that_is_damaged_anywhere_is_read_or_reported(tmp_path: Path, nam
             read_or_told(write(tmp_path, name, bytes(data)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(min_size=1, max_size=200), kind=st.sampled_from([*readers.READERS, ".jsonl.gz", ".csv.zst"]))
 def test_any_bytes_are_read_or_reported(tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str) -> None:
     read_or_told(write(tmp_path_factory.getbasetemp(), f"bytes{kind}", data))
@@ -573,7 +573,7 @@ def over_lines(content: str) -> bool:
         return False
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(content=st.lists(PIECES, min_size=1, max_size=25).map("".join), kind=st.sampled_from(TEXT_KINDS))
 def test_any_pieces_of_rows_are_read_or_reported(
     tmp_path_factory: pytest.TempPathFactory, content: str, kind: str
@@ -608,7 +608,7 @@ VALUES = st.recursive(
 OBJECTS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_size=5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(objects=OBJECTS, gaps=st.lists(st.sampled_from(["", "\n", " \n\n"]), min_size=5, max_size=5))
 @pytest.mark.parametrize("name", ["any.jsonl", "any.json"])
 def test_any_json_lines_are_read_back_with_their_lines(
@@ -624,7 +624,7 @@ def test_any_json_lines_are_read_back_with_their_lines(
     assert lines(rows) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(objects=OBJECTS, indent=st.sampled_from([0, 2]), before=st.sampled_from(["", "\n\n", " \t"]))
 def test_any_pretty_objects_are_read_back_with_their_lines(
     tmp_path_factory: pytest.TempPathFactory, objects: list[Any], indent: int, before: str
@@ -639,7 +639,7 @@ def test_any_pretty_objects_are_read_back_with_their_lines(
 FIELDS = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(['"', ",", ";", "\n", "\r\n", "\r", '",'])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     table=st.lists(st.lists(FIELDS, min_size=3, max_size=3), min_size=1, max_size=5),
     style=st.sampled_from([(csv.QUOTE_ALL, "\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_MINIMAL, "\r\n")]),

@@ -68,7 +68,7 @@ def check(name: str, maker: Encoder, row: Tokenised, messages: Sequence[Any], le
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_learned_is_what_the_assistant_says_and_its_end(name: str, data: st.DataObject) -> None:
     messages = data.draw(talk.conversations(name))
@@ -89,7 +89,7 @@ def test_the_way_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_a_long_row_is_cut_at_its_end(name: str, data: st.DataObject) -> None:
     row = Example(messages=tuple(data.draw(talk.conversations(name))))
@@ -144,7 +144,7 @@ def test_padding_with_the_end_token_changes_no_label() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_of_a_preference_both_answers_are_learned_and_no_prompt(name: str, data: st.DataObject) -> None:
     *prompt, chosen = data.draw(talk.conversations(name))
@@ -160,7 +160,7 @@ def test_of_a_preference_both_answers_are_learned_and_no_prompt(name: str, data:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_a_prompt_ends_where_the_assistant_would_speak(name: str, data: st.DataObject) -> None:
     messages = data.draw(talk.conversations(name))
@@ -183,7 +183,7 @@ def test_of_a_judged_answer_the_last_turn_is_learned(name: str) -> None:
 
 @pytest.mark.parametrize("kind", tokens.KINDS)
 @pytest.mark.parametrize("name", ["chatml", "llama-3", "phi-4"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(said=talk.text, given=st.sampled_from(["", "begin", "end", "begin and end"]))
 def test_a_text_is_learned_whole_between_one_beginning_and_one_end(name: str, kind: str, said: str, given: str) -> None:
     maker = encoder(name, kind)

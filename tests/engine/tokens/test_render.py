@@ -90,7 +90,7 @@ def test_nothing_of_the_users_is_learned_whatever_it_looks_like(said: str) -> No
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_turn_may_hold_every_token_of_its_family(name: str, data: st.DataObject) -> None:
     family, maker = FAMILIES[name], of(name)
@@ -160,7 +160,7 @@ def test_thoughts_in_a_key_of_their_own_are_learned_or_refused() -> None:
         assert speeches(proved(of("qwen3"), earlier)) == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_qwen_thinks_in_the_last_turn_alone(data: st.DataObject) -> None:
     messages = data.draw(talk.tool_talk("qwen3") | talk.conversations("qwen3"))
@@ -319,7 +319,7 @@ def test_gpt_oss_speaks_in_channels_and_ends_the_last_turn_otherwise() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_shape_tells_the_same_as_each_turn_by_itself(name: str, data: st.DataObject) -> None:
     tokenizer, messages = tokens.of(name), data.draw(talk.conversations(name))
@@ -466,7 +466,7 @@ FOLDER = files("trl") / "chat_templates"
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_our_templates_render_as_the_originals_do(name: str, data: st.DataObject) -> None:
     file = FOLDER / f"{ORIGINALS[name]}.jinja"

@@ -94,7 +94,7 @@ def long_talk(draw: st.DrawFn, family: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_turns_of_a_long_row_stand_where_each_is_found_by_itself(name: str, data: st.DataObject) -> None:
     messages = data.draw(long_talk(name))
@@ -111,7 +111,7 @@ def test_turns_of_a_long_row_stand_where_each_is_found_by_itself(name: str, data
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_a_long_row_is_learned_as_its_family_writes_it(name: str, data: st.DataObject) -> None:
     """Against the description by hand, which knows nothing of the code."""

@@ -138,7 +138,7 @@ def test_in_both_answers_of_a_preference() -> None:
     assert [part.unwritten for part in parts] == [(1,), ()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(thoughts=st.lists(st.none() | talk.text.filter(lambda said: "think>" not in said), min_size=1, max_size=9))
 def test_as_many_as_the_description_by_hand_leaves_out(thoughts: list[str | None]) -> None:
     messages: list[dict[str, Any]] = []

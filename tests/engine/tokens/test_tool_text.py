@@ -104,7 +104,7 @@ def spoken(messages: Iterable[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_calls_are_learned_and_offers_and_results_are_not(name: str, data: st.DataObject) -> None:
     messages = data.draw(talk.tool_talk(name))
@@ -153,7 +153,7 @@ def test_a_template_that_knows_tools_stays_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     data=st.data(),
     opening=st.sampled_from(["", "\n", "  ", "\n  ", "text ", "  {# c #}\n", "  {%- if 1 %} x{% endif %}\n"]),
@@ -209,7 +209,7 @@ def served(template: str, messages: Sequence[Any], tools: Any, prompt: bool, **s
 
 
 @pytest.mark.parametrize("name", [name for name in STRANGERS if "markers" not in name])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_the_prelude_runs_in_a_servers_sandbox(name: str, data: st.DataObject) -> None:
     tokenizer = encoder(name).tokenizer

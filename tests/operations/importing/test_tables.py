@@ -61,7 +61,7 @@ def test_a_tool_is_recognised_by_any_of_its_signs(tool: str) -> None:
 
 
 @pytest.mark.parametrize("tool", tools.TOOLS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_key_is_told_and_the_result_is_accepted(tool: str, data: st.DataObject, tmp_path_factory: Any) -> None:
     known = sorted(map(name_of, table.load(tool).entries))
