@@ -128,6 +128,15 @@ class DataSection(Section):
             raise ValueError("write the date as 2026-01-31")
         return day
 
+    @field_validator("split")
+    @classmethod
+    def _is_a_name(cls, split: str) -> str:
+        if re.fullmatch(r"0*\.\d+", split):
+            raise ValueError(
+                "write the name of a split, such as train; the share of rows to hold out is data.test_size"
+            )
+        return split
+
     @field_validator("path")
     @classmethod
     def _names_a_source(cls, path: str | list[str] | dict[str, float]) -> str | list[str] | dict[str, float]:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 """The folder of the pages' templates and of their style sheet."""
 INK, MARK, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
-_COLOURS = {INK: "currentColor", MARK: "var(--error)", FIRST: "var(--first)", SECOND: "var(--second)"}
+SERIES = (FIRST, SECOND, "#010207", "#010208", "#010209", "#01020a")
+"""The colours of curves that are drawn together; the page's style sheet has them as `--series-1` to `--series-6`."""
+_COLOURS = {INK: "currentColor", MARK: "var(--error)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
+}
 """Placeholder colours that occur nowhere else, replaced by those of the style sheet, which has a dark mode."""
 
 

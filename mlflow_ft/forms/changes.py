@@ -52,10 +52,11 @@ class Verdict:
 def of(base: Sequence[Score], tuned: Sequence[Score], gates: Gates) -> dict[str, Change]:
     """The change of each score of the tuned model; `gates` knows which are better when lower."""
     before = {score.name: score for score in base}
-    return {score.name: _change(before.get(score.name), score, gates) for score in tuned}
+    return {score.name: between(before.get(score.name), score, gates) for score in tuned}
 
 
-def _change(before: Score | None, after: Score, gates: Gates) -> Change:
+def between(before: Score | None, after: Score, gates: Gates, *, confidence: float = CONFIDENCE) -> Change:
+    """By how much `after` is better on the same rows; `confidence` is that of each end of the interval."""
     from mlflow_ft.engine.judging.paired import paired_test, row_differences
 
     if before is None or not after.rows or len(before.rows) != len(after.rows):
@@ -65,8 +66,8 @@ def _change(before: Score | None, after: Score, gates: Gates) -> Change:
     better_by = row_differences(after.rows, before.rows, lower_is_better=after.is_lower(gates))
     if not better_by:
         return Change()
-    up = paired_test(better_by, margin=0.0, confidence=CONFIDENCE)
-    down = paired_test([-value for value in better_by], margin=0.0, confidence=CONFIDENCE)
+    up = paired_test(better_by, margin=0.0, confidence=confidence)
+    down = paired_test([-value for value in better_by], margin=0.0, confidence=confidence)
     return Change(up.difference, up.low, -down.low)
 
 

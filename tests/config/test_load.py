@@ -435,3 +435,10 @@ def test_an_option_may_be_a_list() -> None:
         "loss_weights": "[0.5, 1]",
         "ld_alpha": "1e-3",
     }
+
+
+def test_a_share_is_no_split() -> None:
+    with pytest.raises(ConfigError, match=r"the share of rows to hold out is data\.test_size"):
+        resolve("sft", defaults={}, command_line=pairs(["--data.split=0.1"]))
+    for name in ("train", "2020", "1"):
+        assert resolve("sft", defaults={}, command_line=pairs([f"--data.split={name}"])).data.split == name

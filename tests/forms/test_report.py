@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 def facts(**given: Any) -> report.Facts:
-    info = SimpleNamespace(run_id="0" * 32, run_name="lora tiny rows.jsonl", start_time=0)
+    info = SimpleNamespace(run_id="0" * 32, run_name="lora tiny rows.jsonl", start_time=0, status="FINISHED")
     run: Any = SimpleNamespace(info=info, data=SimpleNamespace(metrics={}, tags={}, params={}))
     scores = {side: given.pop(side, []) for side in ("base", "tuned")}
     for name in ("metrics", "tags", "params"):
@@ -149,13 +149,14 @@ def test_what_is_not_expected_is_marked(text: str, expected: str, pieces: list[t
     assert marked(text, expected) == pieces
 
 
-def test_a_run_has_its_report_and_the_command_writes_it_again(
+def test_a_run_has_its_report_and_the_command_writes_it_again_and_compares_it(
     fine_tune: FineTune, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlflow_ft.cli.report import command
 
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(24))
-    run_id = fine_tune("lora", model=tiny_model, data=rows, max_steps=4, eval_steps=2, logging_steps=1).run_id
+    asked = {"model": tiny_model, "data": rows, "max_steps": 4, "eval_steps": 2, "logging_steps": 1}
+    run_id = fine_tune("lora", **asked).run_id
     client = MlflowClient()
     kept = Path(client.download_artifacts(run_id, report.FILE)).read_text(encoding="utf-8")
     page = Page(kept)
@@ -166,6 +167,16 @@ def test_a_run_has_its_report_and_the_command_writes_it_again(
     assert page.seen.count("svg") == 2
     assert command.callback is not None
     out = tmp_path / "new" / "page.html"
-    command.callback(named=run_id, run_id="", out=out, log=False)
+    command.callback(named=[run_id], run_id="", out=out, log=False)
     assert capsys.readouterr().out.strip() == str(out)
     assert "".join(Page(out.read_text(encoding="utf-8")).words) == words
+
+    other = fine_tune("lora", **asked, **{"training.learning_rate": 0.05, "adapter.r": 2}).run_id
+    command.callback(named=[run_id], run_id=other, out=out, log=False)
+    compared = Page(out.read_text(encoding="utf-8"))
+    words = " ".join("".join(compared.words).split())
+    assert compared.seen.count("svg") == 2
+    for wanted in ("2 runs compared", "training.learning_rate", "adapter.r", "0.05", "B beside A", "Answers 2 of 2"):
+        assert wanted in words
+    assert "training.max_steps" not in words
+    assert ("B is the best" in words) or ("has the best loss, but is not shown" in words)

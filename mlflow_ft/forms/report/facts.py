@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.gates import Gates
@@ -32,6 +32,10 @@ class Facts:
     tuned: Sequence[Score]
     by_score: Mapping[str, changes.Change]
     """How each score changed."""
+    aims: Sequence[str] = ()
+    """The method's own scores, in order of preference."""
+    rows: Mapping[str, str] = field(default_factory=dict)
+    """For each score with row values, the digest of its rows."""
     verdict: changes.Verdict | None
     answers: Sequence[Answer]
     quality: Mapping[str, Any]
@@ -65,6 +69,7 @@ def gathered(store: Store, run_id: str, *, lower_is_better: Collection[str] = ()
     kept: Mapping[str, Any] = store.read(run_id, ROWS_FILE) or {}
     base, tuned = (_scores(run, kept, side, prefix) for side, prefix in (("base", BASE), ("tuned", TUNED)))
     found = changes.of(base, tuned, Gates().knowing(lower_is_better))
+    own: Mapping[str, str] = kept.get("digests") or {}
     table: Mapping[str, Any] = store.read(run_id, ANSWERS_FILE) or {}
     return Facts(
         run=run,
@@ -72,6 +77,8 @@ def gathered(store: Store, run_id: str, *, lower_is_better: Collection[str] = ()
         base=base,
         tuned=tuned,
         by_score=found,
+        aims=tuple(kept.get("aims", ())),
+        rows={score.name: own.get(score.name, kept.get("digest", "")) for score in tuned if score.rows},
         verdict=changes.verdict(kept.get("aims", ()), base, tuned, found),
         answers=[dict(zip(table["columns"], row, strict=True)) for row in table.get("data", ())],
         quality=store.read(run_id, QUALITY_FILE) or {},

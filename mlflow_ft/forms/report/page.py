@@ -162,20 +162,22 @@ def chosen(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
-    texts = {name: _text(answer.get(name)) for name in ("prompt", "expected", "base", "tuned")}
+    texts = {name: shortened(answer.get(name)) for name in ("prompt", "expected", "base", "tuned")}
     before, after = bool(answer.get("base_exact")), bool(answer.get("tuned_exact"))
     kinds = {(True, False): "broken", (False, False): "differs", (False, True): "fixed", (True, True): "as before"}
+    kind = kinds[before, after] if texts["expected"] else "changed" if texts["base"] != texts["tuned"] else "as before"
     return {
         "prompt": texts["prompt"],
         "expected": texts["expected"],
         "base": marked(texts["base"], texts["expected"]),
         "tuned": marked(texts["tuned"], texts["expected"]),
-        "kind": kinds[before, after],
-        "tone": "ok" if after else "error" if before else "warn",
+        "kind": kind,
+        "tone": "dim" if not texts["expected"] else "ok" if after else "error" if before else "warn",
     }
 
 
-def _text(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A text for the page."""
     text = "" if value is None else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
