@@ -188,7 +188,7 @@ class Finding:
     """Some of them: `file`, `line`, and the fault as `message`."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Numbers and series, as JSON, for the report: a mean, a histogram, the sizes of clusters. The numbers under
-    `metrics` are also logged; `histogram` (`x`, `edges`, `counts`) and `sizes` are plotted."""
+    `metrics` are also logged, as params of the run; `histogram` (`x`, `edges`, `counts`) and `sizes` are plotted."""
     removable: tuple[int, ...] | None = None
     """Rows that a fix removes; None: all of `rows`, if the check has a fix."""
     severity: Severity | None = None

@@ -12,6 +12,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import Problem
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.stages.model import START_TAG
+from mlflow_ft.tracking.environment import versions
 
 Kind = Literal["config", "seed", "data", "base", "rewards", "code", "plugin", "library", "machine"]
 Facts = Mapping[tuple[Kind, str], str]
@@ -37,7 +38,6 @@ NAMED: Mapping[str, tuple[Kind, str]] = {
 """The tags of a run that are facts."""
 OTHER_FACTS: Facts = {("machine", "device"): r", \d+ threads$", ("base", "weights to start from"): r"^.* "}
 """What is cut off: a CPU's threads, which are a fact of their own, and the place of an adapter."""
-VERSION_TAG = "mlflow_ft.version."
 PLUGINS_TAG = "mlflow_ft.plugins"
 BUILT_IN = "built in"
 """The entry of the built-in plugins in that tag; they are part of the code."""
@@ -110,9 +110,7 @@ def of_run(tags: Mapping[str, str], config: Config) -> Facts:
     for key, pattern in OTHER_FACTS.items():
         if key in facts:
             facts[key] = re.sub(pattern, "", facts[key])
-    for tag, version in tags.items():
-        if tag.startswith(VERSION_TAG):
-            facts["library", tag.removeprefix(VERSION_TAG)] = version
+    facts |= {("library", package): version for package, version in versions(tags).items()}
     for entry in filter(None, tags.get(PLUGINS_TAG, "").split(", ")):
         name, _, version = entry.partition(" ")
         if not entry.startswith(BUILT_IN):

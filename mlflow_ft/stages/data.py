@@ -203,8 +203,8 @@ def log(job: Job, checked: CheckedData, shown: Sequence[ShownRow]) -> None:
     if clock.told_to(data.tokenizer, clock.current()):
         job.run.set_tags({CLOCK_TAG: clock.current().isoformat()})
     counts = {f"{side.name}/{name}": value for side in (data.train, data.eval) for name, value in side.counts.items()}
-    metrics = {f"data/{name}": float(value) for name, value in (counts | checked.report.metrics()).items()}
-    job.run.metrics(metrics)
+    job.run.params({f"data/{name}": value for name, value in (counts | checked.report.numbers()).items()})
+    job.run.metrics({f"data/{name}": value for name, value in checked.report.metrics().items()})
     for name, text in artifacts(checked, shown).items():
         job.run.artifact_text(text, f"data/{name}")
     with tempfile.TemporaryDirectory() as folder:

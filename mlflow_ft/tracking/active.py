@@ -31,7 +31,7 @@ from mlflow_ft.tracking import (
 from mlflow_ft.tracking.checkpoints import CheckpointUploads
 from mlflow_ft.tracking.delivery import RunFile
 from mlflow_ft.tracking.faults import UnacceptedError
-from mlflow_ft.tracking.metrics import metric_entries
+from mlflow_ft.tracking.metrics import clean_key, metric_entries
 from mlflow_ft.tracking.models import ModelToLog
 from mlflow_ft.tracking.outbox import Place
 from mlflow_ft.tracking.requesting import Requests
@@ -208,6 +208,14 @@ class ActiveRun:
         if changed:
             self.set_tags({"mlflow_ft.changed_config": "; ".join(changed)})
         self.artifact_text(to_yaml(config) if text is None else text, "config.yaml")
+
+    def params(self, values: Mapping[str, float]) -> None:
+        """Log numbers that do not change while a run goes on; a param that the run has already stays as it is."""
+        known = self.read().data.params
+        named = {clean_key(name): f"{value:.12g}" for name, value in values.items()}
+        new = {name: value for name, value in named.items() if name not in known}
+        if new:
+            self._requests.put("log the counts", outbox.params(new))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags in batches; a value over 8,000 characters is cut and marked."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from mlflow_ft.hashes import files_hash
 from mlflow_ft.plugins import PluginInfo, Plugins
 
+VERSIONS, EACH = "mlflow_ft.versions", "mlflow_ft.version."
 NAMED_PACKAGES = (
     "torch",
     "transformers",
@@ -88,14 +89,21 @@ def git_tags(folder: Path) -> dict[str, str]:
 
 
 def version_tags() -> dict[str, str]:
-    """`mlflow_ft.version.<package>` for Python and the packages that affect training results."""
-    tags = {"mlflow_ft.version.python": platform.python_version()}
+    """One tag with the versions of Python and the packages that affect training results."""
+    versions = {"python": platform.python_version()}
     for package in NAMED_PACKAGES:
         try:
-            tags[f"mlflow_ft.version.{package}"] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return tags
+    return {VERSIONS: ", ".join(f"{package} {version}" for package, version in versions.items())}
+
+
+def versions(tags: Mapping[str, str]) -> dict[str, str]:
+    """The versions that a run recorded, by package; early runs have a tag for each."""
+    found = {tag.removeprefix(EACH): version for tag, version in tags.items() if tag.startswith(EACH)}
+    pairs = (entry.partition(" ") for entry in filter(None, tags.get(VERSIONS, "").split(", ")))
+    return found | {package: version for package, _, version in pairs}
 
 
 def plugin_tag(plugins: Plugins) -> dict[str, str]:

@@ -51,6 +51,9 @@ class Run(Protocol):
     def metric(self, key: str, value: float, *, step: int = 0, dataset: Split | None = None) -> None:
         """Log one value of a metric; `dataset` links it to the rows that it was computed on."""
 
+    def params(self, values: Mapping[str, float]) -> None:
+        """Log numbers that do not change while a run goes on, such as counts of rows, as params."""
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
 

@@ -77,14 +77,19 @@ class Report:
         return dict(sorted(names.items()))
 
     def metrics(self) -> dict[str, float]:
-        """Findings by severity, rows of each check that found some as `check/<name>`, and further numbers of checks."""
-        metrics = {f"check/{check.name}": float(check.count) for check in self.checks if check.count}
-        for name, severity in (("errors", "error"), ("warnings", "warn")):
-            metrics[name] = float(sum(check.count for check in self.checks if check.severity == severity))
+        """Findings by severity, in rows."""
+        return {
+            name: float(sum(check.count for check in self.checks if check.severity == severity))
+            for name, severity in (("errors", "error"), ("warnings", "warn"))
+        }
+
+    def numbers(self) -> dict[str, float]:
+        """Rows of each check that found some as `check/<name>`, and further numbers of checks."""
+        numbers = {f"check/{check.name}": float(check.count) for check in self.checks if check.count}
         for check in self.checks:
-            numbers = check.details.get("metrics") or {}
-            metrics |= {name: float(value) for name, value in numbers.items() if value is not None}
-        return metrics
+            more = check.details.get("metrics") or {}
+            numbers |= {name: float(value) for name, value in more.items() if value is not None}
+        return numbers
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The columns and the rows of a table for the terminal."""

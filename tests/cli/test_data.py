@@ -243,7 +243,7 @@ def test_prepare_is_a_run_with_the_report_and_writes_a_cleaned_copy(
     assert stored.info.status == "FINISHED"
     assert stored.data.params["cfg.method"] == "prepare"
     assert stored.data.tags["mlflow_ft.data_fingerprint"] == outcome["fingerprint"]
-    assert stored.data.metrics["data/check/empty-response"] == 1
+    assert stored.data.params["data/check/empty-response"] == "1"
     assert stored.data.metrics["data/fixed/removed"] == 3
     names = {file.path for file in client.list_artifacts(outcome["run_id"], "data")}
     expected = (

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class Made:
     @property
     def metrics(self) -> dict[str, float]:
         return dict(self.client.get_run(self.outcome.run_id).data.metrics)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        params = self.client.get_run(self.outcome.run_id).data.params
+        return {key: float(value) for key, value in params.items() if key.startswith("data/")}
 
 
 @pytest.fixture(scope="module")
@@ -187,12 +193,12 @@ def test_the_data_is_what_was_trained_on(made: Made) -> None:
     assert train["digest"] == tags["mlflow_ft.data_digest"]
     for name in ("rows", "tokens"):
         for side, shown in (("train", "train"), ("eval", "held out")):
-            assert column(sides, shown)[name] == markdown.number(made.metrics[f"data/{side}/{name}"])
-    assert train["learned tokens"].startswith(f"{made.metrics['data/train/supervised_tokens']:,.0f} (")
+            assert column(sides, shown)[name] == markdown.number(made.counts[f"data/{side}/{name}"])
+    assert train["learned tokens"].startswith(f"{made.counts['data/train/supervised_tokens']:,.0f} (")
     assert train["left out of the source"] == "1"
     assert tags["mlflow_ft.data_fingerprint"] in made.text("merged")
     counts = {row[1]: row[2] for row in findings[1:]}
-    wanted = {key.removeprefix("data/check/"): value for key, value in made.metrics.items() if "/check/" in key}
+    wanted = {key.removeprefix("data/check/"): value for key, value in made.counts.items() if "/check/" in key}
     assert counts == {name: markdown.number(value) for name, value in wanted.items() if value}
     assert counts["bad-row"] == "1"
 
@@ -207,7 +213,7 @@ def test_the_settings_are_those_of_the_run_with_their_origin(made: Made) -> None
     assert (values["run.seed"], origins["run.seed"]) == ("42", "default")
     assert not [name for name in values if name.startswith(("registry.", "run.name", "run.output"))]
     text = made.text("merged")
-    assert f"peft {made.client.get_run(made.outcome.run_id).data.tags['mlflow_ft.version.peft']}" in text
+    assert f"peft {metadata.version('peft')}" in text
     assert re.search(rf"(?m)^- plugin `built in` \S+, sha256 `{built_in(made)}`$", text)
 
 
@@ -289,7 +295,7 @@ def limits_text(about: About, **config: dict[str, Any]) -> str:
 
 def test_limits_are_facts_of_the_run(made: Made, about: About) -> None:
     text = limits_text(about)
-    rows = int(made.metrics["data/eval/rows"])
+    rows = int(made.counts["data/eval/rows"])
     assert f"scored on {rows} held-out rows split off from the same source" in text
     assert "may be off by up to 49 percentage points" in text  # 98 / sqrt(4)
     assert "at most 1,024 tokens of each row" in text

@@ -14,7 +14,7 @@ TAGS = {
     "mlflow_ft.start": "/one/machine/adapter sha256:start",
     "mlflow_ft.code": "sha256:code",
     "mlflow_ft.plugins": "built in 1.0 sha256:in, acme 1.2 sha256:acme",
-    "mlflow_ft.version.torch": "2.9.0",
+    "mlflow_ft.versions": "torch 2.9.0",
     "mlflow_ft.processor": "Xeon, AVX512",
     "mlflow_ft.threads": "4",
     "mlflow_ft.device": "CPU, 4 threads",
@@ -41,7 +41,7 @@ def test_every_kind_of_change_is_named_with_both_values() -> None:
     assert changed({"mlflow_ft.code": "sha256:new"}) == ["code mlflow-ft: sha256:code, now sha256:new"]
     assert changed({"mlflow_ft.data_fingerprint": "new"}) == ["data fingerprint: rows, now new"]
     assert changed({"mlflow_ft.base_revision": "new"}) == ["base revision: sha256:base, now new"]
-    assert changed({"mlflow_ft.version.torch": "3"}) == ["library torch: 2.9.0, now 3"]
+    assert changed({"mlflow_ft.versions": "torch 3"}) == ["library torch: 2.9.0, now 3"]
     assert changed({"mlflow_ft.plugins": "acme 1.3 sha256:new"}) == ["plugin acme: 1.2 sha256:acme, now 1.3 sha256:new"]
     assert changed({"mlflow_ft.processor": "EPYC, AVX2"}) == ["machine processor: Xeon, AVX512, now EPYC, AVX2"]
     assert changed({}, other) == ["seed run.seed: 42, now 7", "config training.learning_rate: 0.0002, now 0.5"]

@@ -90,8 +90,9 @@ def test_the_environment_is_tags_and_files(run: ActiveRun, client: MlflowClient,
     assert tags["mlflow_ft.git_commit"] == commit
     assert tags["mlflow_ft.git_dirty"] == "true"  # the store is in this folder
     assert tags["mlflow_ft.plugins"] == "acme 1.2 sha256:ab, built in 1.2 sha256:ab"
-    assert tags["mlflow_ft.version.mlflow"] == mlflow.__version__
-    assert tags["mlflow_ft.version.python"].startswith("3.")
+    assert environment.versions(tags)["mlflow"] == mlflow.__version__
+    assert environment.versions(tags)["python"].startswith("3.")
+    assert environment.versions({"mlflow_ft.version.torch": "2.9.0"}) == {"torch": "2.9.0"}
     assert tags["mlflow_ft.cwd"] == str(tmp_path)
     assert tags["mlflow_ft.code"] == environment.code_hash() != ""
     assert tags["mlflow_ft.threads"].startswith(str(torch.get_num_threads()))

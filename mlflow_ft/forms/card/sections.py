@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.markdown import bullets, code, counted, number, plain, table
 from mlflow_ft.plugins import PluginInfo
+from mlflow_ft.tracking.environment import versions
 from mlflow_ft.values import Score, Split
 from mlflow_ft.values.report import percent
 
@@ -247,9 +248,7 @@ def _code(about: About) -> list[str]:
         dirty = ", with uncommitted changes" if tags.get("mlflow_ft.git_dirty") == "true" else ""
         lines.append(f"git commit {code(commit)}{dirty}")
     lines += [f"plugin {plugin}" for plugin in _plugins(about.job.plugins.active)]
-    prefix = "mlflow_ft.version."
-    versions = {key.removeprefix(prefix): value for key, value in tags.items() if key.startswith(prefix)}
-    lines.append(", ".join(f"{plain(name)} {plain(versions[name])}" for name in sorted(versions)))
+    lines.append(", ".join(f"{plain(name)} {plain(version)}" for name, version in sorted(versions(tags).items())))
     return [line for line in lines if line]
 
 

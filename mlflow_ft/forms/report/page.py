@@ -69,12 +69,13 @@ def as_page(facts: Facts) -> str:
 
 def _asked(facts: Facts) -> Iterator[tuple[str, str]]:
     """What the run is, in names and values."""
-    run, params, metrics = facts.run, facts.run.data.params, facts.metrics
+    run, params = facts.run, facts.run.data.params
     yield "method", params.get("cfg.method", "")
     yield "base", f"{facts.tags.get('mlflow_ft.base_origin') or facts.tags.get('mlflow_ft.base_model', '')}"
     yield "data", params.get("cfg.data.path", "")
-    if "data/train/rows" in metrics:
-        rows, held = (f"{metrics.get(f'data/{side}/rows', 0):,.0f}" for side in ("train", "eval"))
+    counts: dict[str, Any] = {**facts.metrics, **params}  # early versions logged counts as metrics
+    if "data/train/rows" in counts:
+        rows, held = (f"{float(counts.get(f'data/{side}/rows', 0)):,.0f}" for side in ("train", "eval"))
         yield "rows", f"{rows} to train, {held} held out"
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
     yield "started", f"{started:%Y-%m-%d %H:%M} UTC"

@@ -12,6 +12,7 @@ from mlflow_ft.candidacy import aimed_at
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.forms import changes
 from mlflow_ft.forms.report.facts import Answer, Facts
+from mlflow_ft.tracking.environment import versions
 from mlflow_ft.values import Score
 
 LETTERS = string.ascii_uppercase[:12]
@@ -29,7 +30,6 @@ RECORDED = {
     "mlflow_ft.plugins": "plugins",
 }
 """Tags that say what a run was made of."""
-VERSION = "mlflow_ft.version."
 ABSENT = "-"
 
 
@@ -61,7 +61,7 @@ def differing(runs: Sequence[Facts]) -> list[tuple[str, list[str]]]:
     named = [
         {name.removeprefix(SETTING): value for name, value in one.run.data.params.items() if _matters(name)}
         | {words: one.tags[tag] for tag, words in RECORDED.items() if tag in one.tags}
-        | {f"{tag.removeprefix(VERSION)} (version)": one.tags[tag] for tag in one.tags if tag.startswith(VERSION)}
+        | {f"{package} (version)": version for package, version in versions(one.tags).items()}
         for one in runs
     ]
     names = dict.fromkeys(name for values in named for name in values)
