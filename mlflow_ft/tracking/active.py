@@ -31,12 +31,12 @@ from mlflow_ft.tracking import (
 from mlflow_ft.tracking.checkpoints import CheckpointUploads
 from mlflow_ft.tracking.delivery import RunFile
 from mlflow_ft.tracking.faults import UnacceptedError
-from mlflow_ft.tracking.metrics import clean_key, metric_entries
+from mlflow_ft.tracking.metrics import metric_entries
 from mlflow_ft.tracking.models import ModelToLog
 from mlflow_ft.tracking.outbox import Place
 from mlflow_ft.tracking.requesting import Requests
 from mlflow_ft.tracking.run_metrics import RunMetrics
-from mlflow_ft.tracking.run_values import config_params, tag_values, with_tags
+from mlflow_ft.tracking.run_values import config_params, number_params, tag_values, with_tags
 from mlflow_ft.tracking.server import page
 from mlflow_ft.tracking.signals import StopSignals
 from mlflow_ft.tracking.system import JournalledMonitor
@@ -211,10 +211,7 @@ class ActiveRun:
 
     def params(self, values: Mapping[str, float]) -> None:
         """Log numbers that do not change while a run goes on; a param that the run has already stays as it is."""
-        known = self.read().data.params
-        named = {clean_key(name): f"{value:.12g}" for name, value in values.items()}
-        new = {name: value for name, value in named.items() if name not in known}
-        if new:
+        if new := number_params(values, self.read().data.params):
             self._requests.put("log the counts", outbox.params(new))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -231,8 +228,7 @@ class ActiveRun:
 
     def log_inputs(self, splits: Sequence[Split], *, tags: Mapping[str, str] | None = None) -> None:
         """Log the splits as the run's dataset inputs; `tags` go on each of them."""
-        datasets = [inputs.dataset_input(split, tags=tags) for split in splits]
-        self._requests.put("log the data sets", outbox.inputs(datasets))
+        self._requests.put("log the data sets", outbox.inputs([inputs.dataset_input(one, tags=tags) for one in splits]))
 
     # --- artifacts
 
@@ -257,11 +253,7 @@ class ActiveRun:
     # --- models
 
     def log_model(self, model: ModelToLog) -> str:
-        """Log a pyfunc model from code as an output of this run and return its model id.
-
-        An artifact folder is `context.artifacts[name]`; a file is inside it under its own name. No pickle and no
-        inference of requirements; the code is imported once and the model is not loaded.
-        """
+        """Log a pyfunc model from code as an output of this run and return its model id."""
         return self._requests.must(f"log the model {model.name}", partial(self._log_model, model))
 
     def log_checkpoint(self, model: ModelToLog, metrics: Mapping[str, float], *, dataset: Split) -> None:

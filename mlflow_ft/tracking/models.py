@@ -46,7 +46,11 @@ def chat_signature() -> ModelSignature:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelToLog:
-    """A model from code: `code` calls `mlflow.models.set_model`; `artifacts` are files and folders by name."""
+    """A model from code: `code` calls `mlflow.models.set_model`; `artifacts` are files and folders by name.
+
+    An artifact folder is `context.artifacts[name]`; a file is inside it under its own name. No pickle and no inference
+    of requirements; the code is imported once and the model is not loaded.
+    """
 
     name: str
     code: Path
@@ -159,7 +163,7 @@ def register(
         RefusedError: the model is not READY, or has no MLmodel file; MLflow itself would register it.
     """
     model = _ready(client, model_id)
-    ensure_registered_model(client, name)
+    ensure_registered_model(client, name, description=_about(name, tags))
     version = created_once.version(
         client,
         name=name,
@@ -175,6 +179,17 @@ def register(
     if alias:
         set_alias(client, name=name, alias=alias, version=str(version.version))
     return int(version.version)
+
+
+def _about(name: str, tags: Mapping[str, str]) -> str:
+    """What the page of a new registered model says; what users write there later stays."""
+    base, form = tags.get("mlflow_ft.base_model"), tags.get("mlflow_ft.form")
+    return (
+        f"{base or 'A language model'}, fine-tuned with mlflow-ft{f' (form: {form})' if form else ''}.\n\n"
+        "The page of each version is its model card: data, method, scores before and after training, how close its "
+        f"files are to the trained model, and limits. `mlflow-ft promote {name}` makes the candidate the champion if "
+        f"its gates pass; `mlflow-ft history {name}` lists every move."
+    )
 
 
 def pinned(uri: str) -> str:

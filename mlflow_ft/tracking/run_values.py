@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mlflow.entities import Param, Run, RunData, RunTag
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.tracking.metrics import clean_key
 
 LONGEST_PARAM = 6000
 LONGEST_TAG = 8000
@@ -23,6 +24,12 @@ def config_params(config: Config, known: Mapping[str, str]) -> tuple[dict[str, s
     params = {f"cfg.{path}": cut(str(value), LONGEST_PARAM) for path, value in config.flat().items()}
     changed = [f"{key}: {known[key]} -> {value}" for key, value in params.items() if known.get(key, value) != value]
     return {key: value for key, value in params.items() if key not in known}, changed
+
+
+def number_params(values: Mapping[str, float], known: Mapping[str, str]) -> dict[str, str]:
+    """Numbers as params that the run lacks."""
+    named = {clean_key(name): f"{value:.12g}" for name, value in values.items()}
+    return {name: value for name, value in named.items() if name not in known}
 
 
 def tag_values(tags: Mapping[str, object]) -> dict[str, str]:

@@ -218,3 +218,17 @@ def test_an_existing_registered_model_needs_one_connection(store: str, monkeypat
     for _ in range(2):
         models.ensure_registered_model(client, "chat")
     assert [model.name for model in client.search_registered_models()] == ["chat"]
+
+
+def test_a_new_registered_model_says_what_it_is_and_what_users_write_stays(
+    run: ActiveRun, client: MlflowClient, echo: dict[str, Any]
+) -> None:
+    model_id = run.log_model(ModelToLog(**echo))
+    tags = {"mlflow_ft.base_model": "smollm2-135m", "mlflow_ft.form": "merged"}
+    run.register(name="chat", model_id=model_id, tags=tags, alias="")
+    description = client.get_registered_model("chat").description
+    assert description.startswith("smollm2-135m, fine-tuned with mlflow-ft (form: merged).")
+    assert "`mlflow-ft promote chat`" in description
+    client.update_registered_model("chat", "our own words")
+    run.register(name="chat", model_id=run.log_model(ModelToLog(**echo)), tags=tags, alias="")
+    assert client.get_registered_model("chat").description == "our own words"

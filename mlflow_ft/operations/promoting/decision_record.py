@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from mlflow_ft.operations.promoting.decision import dumps
@@ -36,20 +37,29 @@ def write(store: Store, decision: Decision, request: PromotionRequest) -> Decisi
 
 
 def tag(store: Store, decision: Decision) -> None:
-    """Tag the version with outcome, author, time, gates and numbers, and the place of the complete decision."""
+    """Tag the version with outcome, author, time, gates and numbers, and the place of the complete decision.
+
+    A decision that has no artifact, because its version has no run, has the gates' settings in a tag as JSON.
+    """
     record = decision.as_dict()
-    numbers = {
-        f"{gate['gate']} {gate['subject']}".rstrip(): gate["numbers"] for gate in record["gates"] if gate["numbers"]
-    }
     values = {
         "": decision.outcome,
         ".at": record["at"],
         ".by": decision.by,
         ".gates": f"failed: {', '.join(decision.failed)}" if decision.failed else decision.counts,
         ".waived": decision.reason or "none",
-        ".numbers": json.dumps(numbers),
-        ".config": json.dumps(record["config"]),
+        ".numbers": "; ".join(_in_words(gate) for gate in record["gates"] if gate["numbers"]) or "none",
         ".decision": decision.artifact or "none",
     }
+    if not decision.artifact:
+        values[".config"] = json.dumps(record["config"])
     tags = {f"{TAG}{decision.alias}{key}": value for key, value in values.items()}
     store.tag_version(decision.name, decision.version, tags)
+
+
+def _in_words(gate: Mapping[str, Any]) -> str:
+    """A gate's numbers for people: `scores loss: value 1, bound 1.5`."""
+    numbers = ", ".join(
+        f"{name} {'unknown' if value is None else format(value, '.4g')}" for name, value in gate["numbers"].items()
+    )
+    return f"{gate['gate']} {gate['subject']}".rstrip() + f": {numbers}"
