@@ -95,7 +95,7 @@ def report(outcome: Outcome, progress: Progress) -> None:
 
 
 def next_commands(outcome: Outcome) -> list[str]:
-    """Shell commands to run next: serve the main version, ask it a held-out prompt, open the UI."""
+    """Shell commands to run next: serve the main version and ask it a held-out prompt, promote it, open the UI."""
     uri = shlex.quote(outcome.tracking_uri)
     # `mlflow models serve` calls uvicorn by name, so the environment must be on PATH even if it is not activated.
     path = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH " if sys.prefix != sys.base_prefix else ""
@@ -113,6 +113,9 @@ def next_commands(outcome: Outcome) -> list[str]:
             "  curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\",
             f"    -d {shlex.quote(body)}",
         ]
+        if first.alias:
+            promote = f"mlflow-ft promote {shlex.quote(first.name)} --version {first.version}"
+            lines += ["Or make it the champion, if its gates pass:", f"  {path}MLFLOW_TRACKING_URI={uri} {promote}"]
     if outcome.url is None:
         lines += ["Or open the run in the browser:", f"  {path}mlflow ui --backend-store-uri {uri}"]
     return lines

@@ -99,3 +99,10 @@ def installed() -> Hardware:
 def cpu() -> Hardware:
     """This machine without its GPUs."""
     return Hardware(gpus=0, memory=psutil.virtual_memory().total / 1e9, cores=psutil.cpu_count(logical=False) or 1)
+
+
+def in_use() -> int:
+    """Bytes of the GPU that torch has given out, or of the machine that this process holds."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_allocated())
+    return int(psutil.Process().memory_info().rss)

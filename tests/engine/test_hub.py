@@ -104,3 +104,13 @@ def test_pip_is_found_in_an_environment_that_has_none(monkeypatch: pytest.Monkey
     command = hub.pip_command()
     assert command[1] != "-m"
     assert subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout.startswith("pip ")
+
+
+def test_the_bars_of_a_conversion_are_off_and_come_back(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    with hub._quiet_conversion():
+        assert list(reading.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert list(reading.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert "Converting" in capsys.readouterr().err

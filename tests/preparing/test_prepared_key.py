@@ -30,7 +30,7 @@ ELSEWHERE = {
     "plugins": "finds the plugins, which have their part of the key",
     "preparing/prepared_key.py": "the key itself",
     "processes.py": "counts processes",
-    "progress.py": "shows progress",
+    "progress": "shows progress",
     "records": "declares the records",
     "registry.py": "finds records by name",
     "tracking": "fetches sources, whose bytes are hashed",

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from mlflow_ft.engine.hardware import in_use
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 """Written to `clear_refs`, it makes the kernel forget the process's highest resident set (proc(5))."""
@@ -22,7 +24,7 @@ class Meter:
     """The most memory in use since it was made, beyond what was in use then."""
 
     def __init__(self) -> None:
-        self._before = _in_use()
+        self._before = in_use()
         _forget_peak()
 
     def peak(self) -> int:
@@ -43,12 +45,6 @@ def device_kind() -> str:
     return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else "CPU"
 
 
-def _in_use() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.memory_allocated())
-    return int(psutil.Process().memory_info().rss)
-
-
 def _forget_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -63,7 +59,7 @@ def _highest() -> int:
     with suppress(OSError):
         if peak := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
             return int(peak[1]) * 1024
-    return _in_use()
+    return in_use()
 
 
 def _left_in_container() -> int:

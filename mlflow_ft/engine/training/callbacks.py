@@ -11,14 +11,18 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mlflow_ft.engine.hardware import in_use
 from mlflow_ft.errors import RefusedError
-from mlflow_ft.progress import LATEST, Bar, duration
+from mlflow_ft.progress import LATEST, TrainingBar, duration
 from mlflow_ft.values import Job, LossWatcher, Split
 
 HELD_OUT = "eval_"
 """Prefix of the trainers' names for metrics on held-out rows."""
 SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 SKIPPED = {"train_loss", "total_flos"} | {f"{side}_{name}" for side in ("train", "eval") for name in SPEED}
+
+DRAWN = {"loss": "loss", f"{HELD_OUT}loss": "held-out loss"}
+"""The trainers' names of the curves on the terminal, and theirs there."""
 
 MEASURED = 5
 """Steps after which the time of the others is announced."""
@@ -83,13 +87,16 @@ class WatchCallback(TrainerCallback):
     def __init__(self, job: Job, bars: ExitStack) -> None:
         self._job = job
         self._bars = bars
-        self._bar: Bar | None = None
-        self._loss = ""
+        self._bar: TrainingBar | None = None
         self._pace = Pace()
+        self._tokens = 0.0
+        self._since = time.monotonic()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar = self._bars.enter_context(self._job.progress.bar("train", total=state.max_steps, unit="steps"))
-        self._bar.advance(state.global_step)
+        self._bar = self._bars.enter_context(self._job.progress.training("train", total=state.max_steps))
+        if state.global_step:
+            self._bar.advance(state.global_step)
+        self._since = time.monotonic()
 
     def on_log(
         self,
@@ -108,8 +115,21 @@ class WatchCallback(TrainerCallback):
                     hint=f"lower training.learning_rate (it is {self._job.config.training.learning_rate:g}), "
                     "warm up longer, or compute in float32 (--model.dtype float32)",
                 )
-        if "loss" in logs:
-            self._loss = f"loss {logs['loss']:.3f}"
+        self._show(logs, state.global_step)
+
+    def _show(self, logs: dict[str, float], step: int) -> None:
+        """Draw losses, speed and memory."""
+        if self._bar is None:
+            return
+        for name, shown in DRAWN.items():
+            if name in logs:
+                self._bar.point(shown, logs[name], step=step)
+        tokens, now = logs.get("num_tokens") or 0.0, time.monotonic()
+        if tokens > self._tokens and now > self._since:
+            if self._tokens:  # the first steps are slower, and a resumed training begins with its checkpoint's tokens
+                self._bar.fact("speed", f"{(tokens - self._tokens) / (now - self._since):,.0f} tokens/s")
+            self._tokens, self._since = tokens, now
+        self._bar.fact("memory", f"{in_use() / 2**30:.1f} GiB")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._pace.begin()
@@ -117,8 +137,9 @@ class WatchCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._pace.end()
         if self._bar:
-            pace = f"{self._pace.seconds:.2g} s/step" if self._pace.seconds else ""
-            self._bar.advance(1, note=", ".join(filter(None, [self._loss, pace])))
+            if self._pace.seconds:
+                self._bar.fact("pace", f"{self._pace.seconds:.2g} s/step")
+            self._bar.advance(1)
         if self._pace.is_known_now and (left := state.max_steps - state.global_step) > 0:
             total = duration(self._pace.seconds * left)
             self._job.progress.say(f"{self._pace.seconds:.2g} s a step: {total} for the other {left:,}")

@@ -31,7 +31,7 @@ def test_a_long_line_is_not_broken() -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_without_a_terminal_a_bar_is_a_line_in_fifteen_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_a_bar_is_a_line_in_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
@@ -41,8 +41,8 @@ def test_without_a_terminal_a_bar_is_a_line_in_fifteen_seconds(monkeypatch: pyte
             bar.advance(1, note="loss 1.5")
     assert stream.getvalue().splitlines() == [
         "train ...",
-        "train: 15/40 steps loss 1.5, 25 s left",
-        "train: 30/40 steps loss 1.5, 10 s left",
+        *(f"train: {done}/40 steps loss 1.5, {40 - done} s left" for done in range(5, 40, 5)),
+        "train: 40/40 steps loss 1.5, 40 s so far",
         "train: done in 40 s",
     ]
 
@@ -101,4 +101,19 @@ def test_the_remaining_time_follows_from_the_latest_steps(monkeypatch: pytest.Mo
             now[0] += seconds
             bar.advance(1)
     assert "train: 415/1000 steps 10 min left" in stream.getvalue()
-    assert "train: 497/1000 steps 25 min left" in stream.getvalue()
+    assert "train: 498/1000 steps 25 min left" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("NO_COLOR", "1"), ("CI", "true"), ("MLFLOW_RUN_ID", "0" * 32), ("TERM", "dumb")]
+)
+def test_a_terminal_gets_plain_lines_where_nothing_may_be_drawn(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    stream = Terminal()
+    progress = Progress(stream=stream)
+    with progress.bar("prepare", total=2, unit="rows") as bar, progress.training("train", total=2) as training:
+        bar.advance()
+        training.advance()
+    assert stream.getvalue().splitlines() == ["prepare ...", "train ..."]

@@ -1,22 +1,24 @@
-"""Progress for people: rich bars on a terminal, plain lines everywhere else."""
+"""Progress for people: bars and a panel on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from mlflow_ft.progress.plain import Lines
+from mlflow_ft.progress.words import LATEST, duration
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-PLAIN_SECONDS = 15.0
-LATEST = 20
-"""Steps from whose pace the remaining time follows."""
-MINUTES_FROM = 100
-"""Seconds from which a time is in minutes."""
+__all__ = ["LATEST", "Bar", "Progress", "TrainingBar", "duration"]
+
+PLAIN = ("NO_COLOR", "CI", "MLFLOW_RUN_ID")
+"""Variables with which a terminal gets plain lines, too: no colours are wanted, CI, the process of `mlflow run`."""
 
 
 class Bar(Protocol):
@@ -24,6 +26,16 @@ class Bar(Protocol):
 
     def advance(self, steps: float = 1, *, note: str = "") -> None:
         """Add `steps` completed steps; `note` is shown after the bar."""
+
+
+class TrainingBar(Bar, Protocol):
+    """A training: its steps, its curves and what else is true now."""
+
+    def point(self, name: str, value: float, *, step: int) -> None:
+        """A new value of a curve, such as `loss`."""
+
+    def fact(self, name: str, text: str) -> None:
+        """What else is true now, in words, such as `4.3 s/step`; a later one of the same name replaces it."""
 
 
 class Progress:
@@ -38,6 +50,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._quiet = quiet
         self._console: Console | None = None
+        self._lines = Lines(lambda text: self.console.print(text, markup=False, soft_wrap=True), watch=not quiet)
 
     @property
     def quiet(self) -> bool:
@@ -55,10 +68,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One plain line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self._lines.say(text)
 
     def warn(self, text: str) -> None:
         """One line of warning."""
+        self._lines.last = time.monotonic()
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def table(
@@ -96,11 +110,29 @@ class Progress:
         for name, value in facts.items():
             self.say(f"  {name:<{width}}  {value}")
 
+    @property
+    def live(self) -> bool:
+        """Whether there is a terminal that may be drawn on."""
+        wanted = not any(os.environ.get(name) for name in PLAIN) and os.environ.get("TERM") != "dumb"
+        return self._stream.isatty() and not self._quiet and wanted
+
+    @contextmanager
+    def training(self, title: str, *, total: float) -> Iterator[TrainingBar]:
+        """A training's progress: a panel on a terminal, plain lines elsewhere."""
+        if not self.live:
+            with self._lines.bar(title, total, "steps") as plain:
+                yield plain
+            return
+        from mlflow_ft.progress import panel
+
+        with panel.shown(self.console, title, total, "steps") as shown:
+            yield shown
+
     @contextmanager
     def bar(self, title: str, *, total: float | None = None, unit: str = "") -> Iterator[Bar]:
-        """A bar for one piece of work; without a terminal, plain lines, at most one in fifteen seconds."""
-        if self._quiet or not self._stream.isatty():
-            with _plain_bar(self, title, total, unit) as plain:
+        """A bar for one piece of work; without a terminal, plain lines, so that nothing is silent for five seconds."""
+        if not self.live:
+            with self._lines.bar(title, total, unit) as plain:
                 yield plain
             return
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -127,49 +159,3 @@ class Progress:
             yield RichBar()
             if not total:  # stop the bar that moved back and forth without a known length
                 rich_progress.update(task, total=1, completed=1)
-
-
-class _PlainBar:
-    def __init__(self, progress: Progress, title: str, total: float | None, unit: str) -> None:
-        self._progress, self._title, self._total, self._unit = progress, title, total, unit
-        self._done = 0.0
-        self._last_line = time.monotonic()
-        self._latest: deque[tuple[float, float]] = deque(maxlen=LATEST)
-
-    def advance(self, steps: float = 1, *, note: str = "") -> None:
-        self._done += steps
-        now = time.monotonic()
-        self._latest.append((now, self._done))
-        if now - self._last_line >= PLAIN_SECONDS:
-            self._last_line = now
-            total = f"/{self._total:g}" if self._total else ""
-            notes = ", ".join(filter(None, [note, self._left()]))
-            self._progress.say(f"{self._title}: {self._done:g}{total} {self._unit} {notes}".rstrip())
-
-    def _left(self) -> str:
-        """The remaining time at the pace of the latest steps; "" if it is unknown."""
-        (start, before), (now, done) = self._latest[0], self._latest[-1]
-        if not self._total or done <= before or now <= start or done >= self._total:
-            return ""
-        return f"{duration((self._total - done) * (now - start) / (done - before))} left"
-
-
-def duration(seconds: float) -> str:
-    """A time in few words.
-
-    >>> duration(48), duration(600), duration(9000)
-    ('48 s', '10 min', '2 h 30 min')
-    """
-    if seconds < MINUTES_FROM:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-@contextmanager
-def _plain_bar(progress: Progress, title: str, total: float | None, unit: str) -> Iterator[Bar]:
-    started = time.monotonic()
-    progress.say(f"{title} ...")
-    yield _PlainBar(progress, title, total, unit)
-    if (seconds := time.monotonic() - started) >= 1:
-        progress.say(f"{title}: done in {seconds:.0f} s")
