@@ -215,15 +215,14 @@ def log(job: Job, checked: CheckedData, shown: Sequence[ShownRow]) -> None:
 def artifacts(checked: CheckedData, shown: Sequence[ShownRow]) -> dict[str, str]:
     """The texts and pages about the data that the run keeps, by name."""
     quality = checked.report.as_dict()
+    names = [Path(source.asked).name or source.asked for source in checked.train.stored.sources]
     texts = {
         "mask.txt": show.as_text(shown),
         "mask.html": mask_page.mask_page(
             [row.as_dict() for row in shown], title=f"Learned tokens in {checked.data.format} rows"
         ),
         "quality.json": json.dumps(quality, indent=2, ensure_ascii=False),
-        "quality.html": pages.quality_page(
-            quality, title=", ".join(source.asked for source in checked.train.stored.sources)
-        ),
+        "quality.html": pages.quality_page(quality, title=f"Data quality of {', '.join(names)}"),
         "lineage.json": json.dumps(lineage.described(checked.data, _sources(checked)), indent=2),
     }
     if checked.left_out:

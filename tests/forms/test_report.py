@@ -165,6 +165,8 @@ def test_a_run_has_its_report_and_the_command_writes_it_again_and_compares_it(
     for wanted in ("lora tiny rows.jsonl", f"{loss:.4g}", "merged", "learned", "Answers", "2 held out"):
         assert wanted in words
     assert page.seen.count("svg") == 2
+    quality = Path(client.download_artifacts(run_id, "data/quality.html")).read_text(encoding="utf-8")
+    assert "<h1>Data quality of rows.jsonl</h1>" in quality
     assert command.callback is not None
     out = tmp_path / "new" / "page.html"
     command.callback(named=[run_id], run_id="", out=out, log=False)
