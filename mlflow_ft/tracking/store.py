@@ -15,7 +15,7 @@ from mlflow_ft.candidacy import Contender
 from mlflow_ft.tracking import contenders, copies, curves, models
 from mlflow_ft.tracking.curves import Curves
 from mlflow_ft.tracking.promotion import Ledger
-from mlflow_ft.tracking.server import connect, told
+from mlflow_ft.tracking.server import connect, every, told
 
 LONGEST_TAG = 5000
 
@@ -41,6 +41,15 @@ class Store:
         """The run with its tags, parameters and latest metrics."""
         with told(f"read the run {run_id}"):
             return self._client.get_run(run_id)
+
+    def runs_with(self, tags: Mapping[str, str]) -> list[Run]:
+        """The runs of all experiments that have these tags, the latest first."""
+        condition = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        with told("look for runs"):
+            experiments = every(lambda token: self._client.search_experiments(page_token=token))
+            ids = [experiment.experiment_id for experiment in experiments]
+            order = ["attributes.start_time DESC"]
+            return list(every(lambda token: self._client.search_runs(ids, condition, order_by=order, page_token=token)))
 
     def curves(self, run: Run, *, prefixes: Collection[str]) -> Curves:
         """The whole history of every metric whose name begins with one of the prefixes."""
