@@ -16,6 +16,7 @@ from mlflow_ft.tracking import contenders, copies, curves, models
 from mlflow_ft.tracking.curves import Curves
 from mlflow_ft.tracking.promotion import Ledger
 from mlflow_ft.tracking.server import connect, every, told
+from mlflow_ft.tracking.votes import VoteStore
 
 LONGEST_TAG = 5000
 
@@ -93,6 +94,10 @@ class Store:
                 self._client.log_metric(run_id, key, value)
         return f"runs:/{run_id}/{path}"
 
+    def votes(self, run: Run) -> VoteStore:
+        """The votes of people that a run has."""
+        return VoteStore(self._client, run_id=run.info.run_id, experiment_id=run.info.experiment_id)
+
     # --- the registry
 
     def version(self, name: str, which: str) -> ModelVersion:
@@ -155,6 +160,10 @@ class Store:
         """
         original = self._client.get_model_version(name, str(version))
         return copies.copy_version(self._client, original, to=to, client=store._client)
+
+    def weights(self, name: str, version: int) -> str:
+        """The digest of a version's weights, by its manifest; "" if it has none. See `manifest.weights_digest`."""
+        return copies.weights(self._client, name, version)
 
     def download(self, name: str, version: int, folder: Path) -> Path:
         """Download the files of a version to a folder inside `folder`."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.operations.comparing.pairs import FIRST, PAIRS_FILE, SECOND, Asked, Comparison, Pair
+from mlflow_ft.operations.comparing.pairs import FIRST, PAIRS_FILE, SECOND, Asked, Comparison, Contestant, Pair
 from mlflow_ft.progress import Progress
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from mlflow_ft.operations.comparing.result import Result
-    from mlflow_ft.tracking import ActiveRun
+    from mlflow_ft.tracking import ActiveRun, Store
     from mlflow_ft.tracking.votes import PairTrace, VoteStore
 
 TAG = "mlflow_ft.compare."
@@ -25,16 +25,13 @@ COUNTED = f"{TAG}counted"
 
 def tags(asked: Asked) -> dict[str, str]:
     """What the run compares."""
-    models = {FIRST: asked.first, SECOND: asked.second}
-    named = {f"{TAG}{side}": model.uri for side, model in models.items()}
-    named |= {f"{TAG}{side}_weights": model.weights for side, model in models.items()}
-    return named | {KEY: asked.key, "mlflow_ft.method": "compare"}
+    return _models(asked.first, asked.second) | {KEY: asked.key, "mlflow_ft.method": "compare"}
 
 
 def result_tags(found: Result, run: Run) -> dict[str, str]:
     """The result in a sentence, and after how many votes it was shown, this time and before."""
-    counted = [*filter(None, run.data.tags.get(COUNTED, "").split(", ")), str(found.votes)]
-    return {f"{TAG}result": found.sentence(), COUNTED: ", ".join(dict.fromkeys(counted))}
+    shown = dict.fromkeys((*counted(run), found.votes))
+    return {f"{TAG}result": found.sentence(), COUNTED: ", ".join(map(str, shown))}
 
 
 def traces(active: ActiveRun, comparison: Comparison, progress: Progress) -> list[str]:
@@ -62,7 +59,7 @@ def vote_store(active: ActiveRun) -> VoteStore:
     return VoteStore(active.client, run_id=active.run_id, experiment_id=active.experiment_id)
 
 
-def comparison(run_id: str) -> Comparison:
+def comparison(run_id: str, store: Store | None = None) -> Comparison:
     """The models and answers of a run.
 
     Raises:
@@ -70,7 +67,7 @@ def comparison(run_id: str) -> Comparison:
     """
     from mlflow_ft.tracking import Store
 
-    record = Store.connect().read(run_id, PAIRS_FILE)
+    record = (store or Store.connect()).read(run_id, PAIRS_FILE)
     if record is None:
         raise ConfigError(f"run {run_id} has no {PAIRS_FILE}", hint="start the comparison again")
     return Comparison.of(record)
@@ -105,6 +102,25 @@ def to_resume(run_id: str) -> Run:
         raise ConfigError(f"run {run_id} {reason}", hint="start one: mlflow-ft compare FIRST SECOND --data ROWS")
     _check_free(run)
     return run
+
+
+def between(one: Contestant, other: Contestant, store: Store) -> list[Run]:
+    """The runs that compared these two, whichever was named first, the latest first."""
+    runs: list[Run] = []
+    for first, second in ((one, other), (other, one)):
+        runs += store.runs_with(_models(first, second) | {READY: "true"})
+    return sorted(runs, key=lambda run: run.info.start_time, reverse=True)
+
+
+def counted(run: Run) -> tuple[int, ...]:
+    """The numbers of votes after which the result of a run was shown, in order."""
+    return tuple(map(int, filter(None, run.data.tags.get(COUNTED, "").split(", "))))
+
+
+def _models(first: Contestant, second: Contestant) -> dict[str, str]:
+    models = {FIRST: first, SECOND: second}
+    named = {f"{TAG}{side}": model.uri for side, model in models.items()}
+    return named | {f"{TAG}{side}_weights": model.weights for side, model in models.items()}
 
 
 def _check_free(run: Run) -> None:
