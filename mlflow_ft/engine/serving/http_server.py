@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -58,7 +59,9 @@ def bound(host: str, port: int) -> socket.socket:
             listener.close()
         raise ConfigError(
             f"{host}:{port} cannot be bound: {getattr(error, 'strerror', None) or error}",
-            hint="choose another address with --host and --port; --port 0 picks a free port",
+            hint="choose another port with --port (0: any free one)"
+            if getattr(error, "errno", None) == errno.EADDRINUSE
+            else "choose another address with --host and --port; --port 0 picks a free port",
         ) from error
     return listener
 

@@ -174,7 +174,7 @@ def _vote(
         http_server.run(app, listener, stopping=stopping, ready=lambda: ready(url), access_log=False)
     except StoppedError as error:
         stopped = error
-    found = end()
+    found = session.result or end()
     return Outcome(
         run_id=active.run_id,
         result=found,

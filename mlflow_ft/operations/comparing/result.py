@@ -50,7 +50,8 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON."""
-        return {**asdict(self), "votes": self.votes, "confidence": CONFIDENCE, "sentence": self.sentence()}
+        more = {"voters": list(self.voters), "votes": self.votes, "confidence": CONFIDENCE}
+        return {**asdict(self), **more, "sentence": self.sentence()}
 
     def sentence(self) -> str:
         """The result in one line."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ALIKE = "identical answers"
 """The source of a vote that no person gave."""
+ENDED = "the comparison was finished in another tab; its result is in the terminal"
 
 
 class Votes(Protocol):
@@ -41,8 +42,8 @@ class Session:
     needed: int | None = None
     """After so many votes, without skips, nothing more is asked."""
     clock: Callable[[], float] = time.time
-    finished: bool = False
-    """Whether somebody has asked for the result."""
+    result: Result | None = None
+    """Set when somebody has asked for it: nothing is voted on after that."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -71,11 +72,10 @@ class Session:
             ConfigError: nobody has voted. TrackingError: the result could not be kept.
         """
         with self._lock:
-            found = self.end()
-        if found is None:
-            raise ConfigError("nobody has voted yet")
-        self.finished = True
-        return found.as_dict() | {"facts": found.facts()}
+            self.result = self.result or self.end()
+            if self.result is None:
+                raise ConfigError("nobody has voted yet")
+            return self.result.as_dict() | {"facts": self.result.facts()}
 
     def _view(self, notice: str = "") -> dict[str, Any]:
         number, last = self._next(), self._last()
@@ -100,6 +100,8 @@ class Session:
             TrackingError: the vote could not be kept.
         """
         with self._lock:
+            if self.result:
+                return self._view(ENDED)
             if number != self._next():
                 return self._view("this pair was voted on in another tab; here is the next one")
             pair = self.pairs[number]
@@ -113,6 +115,8 @@ class Session:
             TrackingError: the vote is still there.
         """
         with self._lock:
+            if self.result:
+                return self._view(ENDED)
             if number != self._last():
                 return self._view("another tab has voted since; nothing was taken back")
             trace = self.pairs[number].trace_id
