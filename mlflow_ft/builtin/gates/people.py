@@ -19,7 +19,7 @@ def preferred(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
     if champion is None:
         return [Verdict.abstain(f"there is no {candidacy.alias} yet")]
     wanted = (
-        f"wins at least {asked.at_least:.4g} against the champion, {asked.confidence:.4g} confidence, "
+        f"a win rate of {asked.at_least:.4g} against the champion or more, {asked.confidence:.4g} confidence, "
         f"by {asked.votes} votes or more"
     )
     if found is None:
@@ -36,7 +36,7 @@ def preferred(candidacy: Candidacy, gates: Gates) -> Sequence[Verdict]:
 
     # the lower end of a two-sided interval is the one-sided bound at a higher confidence
     result = win_rate(wins=found.wins, ties=found.ties, losses=found.losses, confidence=2 * asked.confidence - 1)
-    words = f"wins {result.rate:.4g} of {found.votes} votes (run {found.run_id}), lower bound {result.low:.4g}"
+    words = f"win rate {result.rate:.4g} in {found.votes} votes (run {found.run_id}), lower bound {result.low:.4g}"
     words += f"; the newest of {found.comparisons} comparisons" if found.comparisons > 1 else ""
     if len(found.counted) > 1:
         words += f"; its result was seen after {', '.join(map(str, found.counted[:-1]))} votes, before the last ones"

@@ -71,16 +71,13 @@ def judged(shop: Shop) -> Judge:
     return call
 
 
-def test_it_must_be_asked_for_and_needs_a_champion(shop: Shop, judged: Judge) -> None:
+def test_it_must_be_asked_for_and_needs_a_champion_and_a_comparison(shop: Shop, judged: Judge) -> None:
     assert judged(Gates()).verdict.found == "preferred_by_people is not set"
-    shop.client.delete_registered_model_alias("chat", "champion")
-    assert judged().verdict.found == "there is no champion yet"
-
-
-def test_a_missing_comparison_is_refused_with_the_command(judged: Judge) -> None:
     judgement = judged()
     assert judgement.result == "fail"
     assert "mlflow-ft compare chat/1 chat/2 --data ROWS" in judgement.verdict.found
+    shop.client.delete_registered_model_alias("chat", "champion")
+    assert judged().verdict.found == "there is no champion yet"
 
 
 def test_a_sure_win_passes_whichever_was_named_first(judged: Judge) -> None:
@@ -108,23 +105,21 @@ def test_the_newest_comparison_counts_and_an_unsure_win_fails(judged: Judge) -> 
     assert judged(lenient).result == "pass"
 
 
-def test_too_few_votes_fail_however_clear(judged: Judge) -> None:
+def test_too_few_votes_fail_however_clear_and_a_result_that_was_seen_is_said(judged: Judge) -> None:
     run_id = compared(contestant(1), contestant(2), ["second"] * 4)
     judgement = judged(Gates.model_validate({"preferred_by_people": {"at_least": 0.1, "votes": 5}}))
     assert judgement.result == "fail"
     assert f"too few votes, for more: mlflow-ft compare --resume {run_id}" in judgement.verdict.found
+    MlflowClient().set_tag(run_id, recorded.COUNTED, "3, 4")
+    assert "its result was seen after 3 votes, before the last ones" in judged().verdict.found
 
 
-def test_other_weights_or_versions_do_not_count(shop: Shop, judged: Judge) -> None:
+def test_other_weights_or_versions_do_not_count_nor_unknown_ones(shop: Shop, judged: Judge) -> None:
     shop.version()
     compared(contestant(1), contestant(2, weights="0" * 64), ["second"] * 9)
     compared(contestant(1, weights="0" * 64), contestant(2), ["second"] * 9)
     compared(contestant(1), contestant(3), ["second"] * 9)
     assert "nobody has compared these two" in judged().verdict.found
-
-
-def test_a_version_without_a_manifest_is_refused(shop: Shop, judged: Judge) -> None:
-    compared(contestant(1), contestant(2), ["second"] * 9)
     location = Path(shop.client.get_model_version_download_uri("chat", "2"))
     (location / "artifacts" / "model" / "manifest.json").unlink()
     judgement = judged()
@@ -137,12 +132,6 @@ def test_a_vote_that_goes_on_and_one_without_votes_are_refused(judged: Judge) ->
     time.sleep(0.01)
     run_id = compared(contestant(1), contestant(2), ["second"] * 9, status="RUNNING")
     assert judged().verdict.found == f"people are still voting, in run {run_id}"
-
-
-def test_votes_after_the_result_was_seen_are_said(judged: Judge) -> None:
-    run_id = compared(contestant(1), contestant(2), ["second"] * 9)
-    MlflowClient().set_tag(run_id, recorded.COUNTED, "3, 9")
-    assert "its result was seen after 3 votes, before the last ones" in judged().verdict.found
 
 
 def test_the_settings_of_the_gate() -> None:
