@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["MLFLOW_FT_DATA_CACHE"] = tempfile.mkdtemp(prefix="mlflow-ft-tests-")  # nothing prepared by other code
 atexit.register(shutil.rmtree, os.environ["MLFLOW_FT_DATA_CACHE"], ignore_errors=True)
 
-pytest_plugins = ["mlflow_ft.testing", "tests.installed"]
+pytest_plugins = ["mlflow_ft.testing", "tests.browsing", "tests.installed"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

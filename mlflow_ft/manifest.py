@@ -89,7 +89,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def weights_digest(folder: Path) -> str:
-    """Sha256 over the weights of a folder, and over the record of their base if they are an adapter's.
+    """Sha256 over the weights of a folder, and the record of their base if they are an adapter's; "" without weights.
 
     It is read from the manifest if there is one, so that a store need not give the weights away.
     """
@@ -102,7 +102,7 @@ def weights_digest(folder: Path) -> str:
 def digest_of(hashes: Mapping[str, str]) -> str:
     """Sha256 over the names and hashes of those files that are weights, or the record of an adapter's base."""
     lines = [f"{name}:{hashed}\n" for name, hashed in sorted(hashes.items()) if _is_weights(name)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
 
 
 def _is_weights(name: str) -> bool:

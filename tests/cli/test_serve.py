@@ -22,6 +22,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from tests.browsing import Tab
 from tests.cli.conftest import Run, answers_of_folder
 from tests.rarely import some_always
 
@@ -219,6 +220,16 @@ def test_the_page_shows_what_is_served(server: Server) -> None:
         assert words in page.text
     assert f"curl -s {server.url}/v1/chat/completions" in page.text
     assert '<button id="ask">' in page.text
+
+
+def test_the_page_asks_a_model(server: Server, tab: Tab) -> None:
+    tab.driver.get(server.url)
+    tab.element("#model").send_keys("base")
+    tab.element("#question").send_keys(ASKED[0]["content"])
+    tab.element("#ask").click()
+    tab.wait(lambda: tab.text("#answer") == text_of(server.say("base")) and tab.element("#ask").is_enabled())
+    assert tab.text("#problem") == ""
+    assert tab.complaints() == []
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}])

@@ -54,7 +54,7 @@ def find(first: str, second: str, *, base: str | None, progress: Progress) -> Mo
         second=served_models.found(second, base=base, progress=progress),
     )
     one, other = models.contestants
-    if one.weights == other.weights:
+    if one.uri == other.uri or (one.weights and one.weights == other.weights):
         same = f"both {one.uri}" if one.uri == other.uri else f"{one.uri} and {other.uri}, with the same weights"
         raise ConfigError(
             f"{first} and {second} are {same}: there is nothing to compare",

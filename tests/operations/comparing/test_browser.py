@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_ft.engine.serving import http_server, voting
 from mlflow_ft.operations.comparing.pairs import Pair, Prompt
+from tests.browsing import Tab
 from tests.operations.comparing.test_session import Voted
-
-selenium = pytest.importorskip("selenium.webdriver")
-waiting = pytest.importorskip("selenium.webdriver.support.ui")
-DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER), reason="needs chromium and chromedriver")
 
 HOSTILE = (
     "<script>document.title = 'owned'</script>",
@@ -27,19 +21,6 @@ HOSTILE = (
     "${7*7} {{ 7*7 }} &lt;b&gt; \u202e \u0000 </div>",
 )
 TOKEN = "tried"
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    options = selenium.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
-    driver.implicitly_wait(0)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
@@ -73,58 +54,42 @@ def url(voted: Voted) -> Iterator[str]:
         server.join()
 
 
-class Tab:
-    """The page, as somebody sees and uses it."""
-
-    def __init__(self, browser: Any, url: str) -> None:
-        self.browser = browser
-        browser.get(url)
-
-    def text(self, selector: str) -> str:
-        return str(self.browser.execute_script("return document.querySelector(arguments[0]).textContent", selector))
-
-    def element(self, selector: str) -> Any:
-        return self.browser.find_element("css selector", selector)
-
-    def press(self, key: str) -> None:
-        self.element("body").send_keys(key)
-
-    def shows(self, progress: str, number: int | None = None) -> None:
-        """Wait until so much is voted, and compare the shown pair with what it is, letter by letter."""
-        waiting.WebDriverWait(self.browser, 20, 0.05).until(lambda _: self.text("#progress") == progress)
-        if number is not None:
-            content = HOSTILE[number]
-            assert self.text("#prompt .text") == content
-            assert self.text("#left .text") == f"first {content}"
-            assert self.text("#right .text") == f"{content} second"
+def shows(tab: Tab, progress: str, number: int | None = None) -> None:
+    """Wait until so much is voted, and compare the shown pair with what it is, letter by letter."""
+    tab.wait(lambda: tab.text("#progress") == progress)
+    if number is not None:
+        content = HOSTILE[number]
+        assert tab.text("#prompt .text") == content
+        assert tab.text("#left .text") == f"first {content}"
+        assert tab.text("#right .text") == f"{content} second"
 
 
-def test_keys_mouse_and_hostile_text(browser: Any, url: str, voted: Voted) -> None:
-    tab = Tab(browser, url)
-    tab.shows("0 voted, 5 to go", 0)
+def test_keys_mouse_and_hostile_text(tab: Tab, url: str, voted: Voted) -> None:
+    tab.driver.get(url)
+    shows(tab, "0 voted, 5 to go", 0)
     assert not tab.element("#undo").is_enabled()
     tab.press("1")
-    tab.shows("1 voted, 4 to go", 1)
+    shows(tab, "1 voted, 4 to go", 1)
     assert "    four  spaces" in tab.element("#left .text").text, "whitespace is shown"
     tab.press("x")
     tab.press("2")
-    tab.shows("2 voted, 3 to go", 2)
+    shows(tab, "2 voted, 3 to go", 2)
     assert tab.element("#prompt .text").value_of_css_property("direction") == "rtl"
     tab.press("u")
-    tab.shows("1 voted, 4 to go", 1)
+    shows(tab, "1 voted, 4 to go", 1)
     tab.element("#vote-equal").click()
-    tab.shows("2 voted, 3 to go", 2)
+    shows(tab, "2 voted, 3 to go", 2)
     tab.element("#skip").click()
-    tab.shows("2 voted, 1 skipped, 2 to go", 3)
-    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    shows(tab, "2 voted, 1 skipped, 2 to go", 3)
+    assert tab.driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     tab.press("0")
-    tab.shows("3 voted, 1 skipped, 1 to go", 4)
+    shows(tab, "3 voted, 1 skipped, 1 to go", 4)
     tab.element("#vote-right").click()
-    tab.shows("4 voted, 1 skipped, 0 to go")
+    shows(tab, "4 voted, 1 skipped, 0 to go")
     check_end(tab, voted)
-    assert browser.title == "Which answer is better?", "no text was run as a script"
-    assert browser.execute_script("return document.querySelectorAll('img, textarea').length") == 0
-    assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []
+    assert tab.driver.title == "Which answer is better?", "no text was run as a script"
+    assert tab.driver.execute_script("return document.querySelectorAll('img, textarea').length") == 0
+    assert tab.complaints() == []
 
 
 def check_end(tab: Tab, voted: Voted) -> None:
@@ -132,7 +97,7 @@ def check_end(tab: Tab, voted: Voted) -> None:
     assert not tab.element("#vote-left").is_enabled()
     assert tab.text("#sentence") == ""
     tab.element("#finish").click()
-    waiting.WebDriverWait(tab.browser, 20, 0.05).until(lambda _: tab.element("#result").is_displayed())
+    tab.wait(lambda: bool(tab.element("#result").is_displayed()))
     found = voted.found()
     assert found is not None
     assert tab.text("#sentence") == found.sentence()
