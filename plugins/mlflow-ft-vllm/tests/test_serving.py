@@ -73,8 +73,9 @@ def check_refusals(server: Any, asked: Any) -> None:
 
 
 def test_a_single_model_answers_to_its_plain_name() -> None:
-    from mlflow_ft import ServedModel
     from mlflow_ft_vllm.engine.targets import Target, Targets, UnknownModelError
+
+    from mlflow_ft import ServedModel
 
     def target(name: str, version: int) -> Target:
         nothing: Any = None  # neither a process nor weights are asked for a name
