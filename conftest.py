@@ -25,7 +25,7 @@ atexit.register(shutil.rmtree, os.environ["MLFLOW_FT_DATA_CACHE"], ignore_errors
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-pytest_plugins = ["mlflow_ft.testing", "tests.installed"]
+pytest_plugins = ["mlflow_ft.testing", "tests.browsing", "tests.installed"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

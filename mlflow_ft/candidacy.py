@@ -77,6 +77,30 @@ class Contender:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preference:
+    """The newest comparison of the candidate with the champion by people who did not know whose an answer was.
+
+    Both are these very versions, with these very weights.
+    """
+
+    run_id: str = ""
+    """The run with the votes."""
+    wins: int = 0
+    """Of the candidate."""
+    ties: int = 0
+    """With identical answers, which nobody had to see."""
+    losses: int = 0
+    votes: int = 0
+    """Those that people gave, without skips."""
+    counted: tuple[int, ...] = ()
+    """The numbers of votes after which the result was shown; more than one: votes went on after that."""
+    comparisons: int = 1
+    """How many of the two there are."""
+    unusable: str = ""
+    """Why it is no evidence, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidacy:
     """A version that may get an alias, and the one that has it."""
 
@@ -86,6 +110,8 @@ class Candidacy:
     """The version that is judged."""
     champion: Contender | None
     """Its scores are on the candidate's held-out rows; None where nothing has the alias."""
+    preference: Preference | None = None
+    """What people said, if the gates ask for it; None where nobody has compared the two."""
     now_ms: int
     """When the promotion was asked for, in milliseconds since 1970."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from mlflow_ft.errors import ModelError, Problem, RefusedError
 from mlflow_ft.hashes import file_hash
 
 MANIFEST = "manifest.json"
+BASE_RECORD = "base.json"
+"""What an adapter's folder says of its base, with the digest of that one's weights."""
 FORBIDDEN = {
     ".bin": "a pickle",
     ".pt": "a pickle",
@@ -83,3 +86,24 @@ def _refuse_forbidden(folder: Path) -> None:
 
 def _facts(path: Path) -> dict[str, Any]:
     return {"sha256": file_hash(path), "bytes": path.stat().st_size}
+
+
+def weights_digest(folder: Path) -> str:
+    """Sha256 over the weights of a folder, and the record of their base if they are an adapter's; "" without weights.
+
+    It is read from the manifest if there is one, so that a store need not give the weights away.
+    """
+    if (folder / MANIFEST).is_file():
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return digest_of({name: facts["sha256"] for name, facts in listed.items()})
+    return digest_of({name: file_hash(path) for name, path in _files(folder) if _is_weights(name)})
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """Sha256 over the names and hashes of those files that are weights, or the record of an adapter's base."""
+    lines = [f"{name}:{hashed}\n" for name, hashed in sorted(hashes.items()) if _is_weights(name)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or name == BASE_RECORD

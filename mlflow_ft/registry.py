@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     from mlflow_ft.rows import Task
 
 RecordT = TypeVar("RecordT", bound=Record)
-OWN_SECTION = {"beats-champion": "beats_champion", "beats-base": "beats_base", "no-regression": "max_regression"}
+OWN_SECTION = {
+    "beats-champion": "beats_champion",
+    "beats-base": "beats_base",
+    "preferred-by-people": "preferred_by_people",
+    "no-regression": "max_regression",
+}
 """The gates file's sections for built-in gates, which take no `options`."""
 
 

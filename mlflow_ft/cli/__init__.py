@@ -27,6 +27,7 @@ COMMANDS = {
     "package": "Package and register the model of a run that failed after training.",
     "reproduce": "Train a run again from its record and compare curves, scores and weights.",
     "export": "Write a model in another form (4-bit, GGUF) and compare it with the trained one.",
+    "compare": "Let people choose between the answers of two models, without knowing whose they are.",
     "promote": "Move an alias (champion) to a version if every gate passes.",
     "rollback": "Restore the previous champion.",
     "history": "List every move of an alias: who, when and why.",

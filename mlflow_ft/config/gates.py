@@ -80,6 +80,17 @@ class BeatsBase(PairedTest):
     """Test against the base model even where there is a champion."""
 
 
+class PreferredByPeople(Section):
+    """The blind comparison with the present champion: `mlflow-ft compare`."""
+
+    at_least: float = Field(default=0.5, ge=0, lt=1)
+    """The win rate over the champion, with ties as half, that the candidate must surely reach."""
+    votes: int = Field(default=30, ge=1)
+    """With fewer votes of people, without skips, the gate does not pass."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence that the win rate is `at_least` so high."""
+
+
 class Gates(Section):
     """The settings of every gate. A gate whose settings are not given and have no default does not apply."""
 
@@ -95,6 +106,8 @@ class Gates(Section):
     """The paired test against the present champion; `null`: no test."""
     beats_base: BeatsBase = BeatsBase()
     """The paired test against the base model, for a first champion; left out only where it is waived."""
+    preferred_by_people: PreferredByPeople | None = None
+    """The win rate over the champion in a blind comparison by people."""
     max_regression: dict[str, float] = Field(default_factory=dict)
     """How much worse than the champion each score may be; than the base model where there is no champion yet."""
     max_age_days: float | None = Field(default=None, gt=0)

@@ -14,10 +14,12 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from mlflow_ft.errors import Problem, RefusedError
 from mlflow_ft.hashes import file_hash
-from mlflow_ft.manifest import verify_manifest
+from mlflow_ft.manifest import MANIFEST, verify_manifest, weights_digest
+from mlflow_ft.tracking.faults import Fault, fault_of
 from mlflow_ft.tracking.models import ensure_registered_model
 from mlflow_ft.tracking.run import experiment_id
 from mlflow_ft.tracking.server import told
@@ -109,8 +111,21 @@ def download(client: MlflowClient, name: str, version: int, folder: Path) -> Pat
     return _fetch(client, client.get_model_version_download_uri(name, str(version)), folder)
 
 
+def weights(client: MlflowClient, name: str, version: int) -> str:
+    """The digest of a version's weights, by its manifest; "" if it has none."""
+    with told(f"read the manifest of {name} version {version}"), tempfile.TemporaryDirectory() as folder:
+        location = client.get_model_version_download_uri(name, str(version))
+        try:
+            file = _fetch(client, f"{location.rstrip('/')}/{WEIGHTS}/{MANIFEST}", Path(folder, WEIGHTS))
+        except (MlflowException, OSError) as error:
+            if fault_of(error) is not Fault.OTHER:
+                raise
+            return ""
+        return weights_digest(file.parent)
+
+
 def _fetch(client: MlflowClient, location: str, folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     downloaded = mlflow.artifacts.download_artifacts(
         artifact_uri=location, dst_path=str(folder), tracking_uri=client.tracking_uri, registry_uri=client.tracking_uri
     )

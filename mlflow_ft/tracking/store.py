@@ -15,7 +15,8 @@ from mlflow_ft.candidacy import Contender
 from mlflow_ft.tracking import contenders, copies, curves, models
 from mlflow_ft.tracking.curves import Curves
 from mlflow_ft.tracking.promotion import Ledger
-from mlflow_ft.tracking.server import connect, told
+from mlflow_ft.tracking.server import connect, every, told
+from mlflow_ft.tracking.votes import VoteStore
 
 LONGEST_TAG = 5000
 
@@ -41,6 +42,15 @@ class Store:
         """The run with its tags, parameters and latest metrics."""
         with told(f"read the run {run_id}"):
             return self._client.get_run(run_id)
+
+    def runs_with(self, tags: Mapping[str, str]) -> list[Run]:
+        """The runs of all experiments that have these tags, the latest first."""
+        condition = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        with told("look for runs"):
+            experiments = every(lambda token: self._client.search_experiments(page_token=token))
+            ids = [experiment.experiment_id for experiment in experiments]
+            order = ["attributes.start_time DESC"]
+            return list(every(lambda token: self._client.search_runs(ids, condition, order_by=order, page_token=token)))
 
     def curves(self, run: Run, *, prefixes: Collection[str]) -> Curves:
         """The whole history of every metric whose name begins with one of the prefixes."""
@@ -83,6 +93,10 @@ class Store:
             for key, value in metrics.items():
                 self._client.log_metric(run_id, key, value)
         return f"runs:/{run_id}/{path}"
+
+    def votes(self, run: Run) -> VoteStore:
+        """The votes of people that a run has."""
+        return VoteStore(self._client, run_id=run.info.run_id, experiment_id=run.info.experiment_id)
 
     # --- the registry
 
@@ -146,6 +160,10 @@ class Store:
         """
         original = self._client.get_model_version(name, str(version))
         return copies.copy_version(self._client, original, to=to, client=store._client)
+
+    def weights(self, name: str, version: int) -> str:
+        """The digest of a version's weights, by its manifest; "" if it has none. See `manifest.weights_digest`."""
+        return copies.weights(self._client, name, version)
 
     def download(self, name: str, version: int, folder: Path) -> Path:
         """Download the files of a version to a folder inside `folder`."""

@@ -113,7 +113,8 @@ def _end(client: MlflowClient, run: Run, beat: Beat) -> None:
     message = f"process {beat.pid} on {beat.host} is gone: it was killed, or its machine was lost"
     if beat.here and heartbeat.oom_kills() > beat.oom_kills:
         message += f". The kernel killed a process for lack of memory meanwhile; if it was this one, {MEMORY_REMEDIES}"
-    hint = f"to continue: mlflow-ft resume {run.info.run_id}"
+    command = "compare --resume" if run.data.tags.get("mlflow_ft.method") == "compare" else "resume"
+    hint = f"to continue: mlflow-ft {command} {run.info.run_id}"
     note = run.data.tags.get(notes.NOTE, "")
     for key, value in notes.error_tags(note, "KILLED", stage=beat.stage, error=message, hint=hint).items():
         client.set_tag(run.info.run_id, key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,14 @@ class ServedModel:
     """None: it is a whole model."""
     note: Mapping[str, Any] = field(default_factory=dict)
     """For an adapter, how its base was held in training (`dtype`, `quantization`, `task`, `tokens`): its base.json."""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """What people want to know of it, in their words: `version`, `form`, `run`, `base`, `parity`, as far as known."""
+
+    @property
+    def plain_name(self) -> str:
+        """The name of the registered model, without version or alias; "" if it is not registered."""
+        registered = re.fullmatch(r"models:/([^/]+)/\d+", self.uri)
+        return registered[1] if registered else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from tests.browsing import Tab
 from tests.cli.conftest import Run, answers_of_folder
 from tests.rarely import some_always
 
@@ -207,6 +209,43 @@ def test_mlflows_own_routes(server: Server) -> None:
     assert "Traceback" not in refused.text
 
 
+def test_the_page_shows_what_is_served(server: Server) -> None:
+    page = requests.get(server.url, timeout=30)
+    assert page.status_code == 200
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'nonce-")
+    assert "unsafe" not in policy
+    assert not re.search(r"(src|href)=|url\(|@import", page.text), "it loads nothing"
+    for words in ("<h2>one</h2>", "<h2>base</h2>", "one-adapter version 1", "<dd>adapter</dd>", "passed: mean KL"):
+        assert words in page.text
+    assert f"curl -s {server.url}/v1/chat/completions" in page.text
+    assert '<button id="ask">' in page.text
+
+
+def test_the_page_asks_a_model(server: Server, tab: Tab) -> None:
+    tab.driver.get(server.url)
+    tab.element("#model").send_keys("base")
+    tab.element("#question").send_keys(ASKED[0]["content"])
+    tab.element("#ask").click()
+    tab.wait(lambda: tab.text("#answer") == text_of(server.say("base")) and tab.element("#ask").is_enabled())
+    assert tab.text("#problem") == ""
+    assert tab.complaints() == []
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}])
+def test_pages_of_other_sites_are_refused(server: Server, headers: dict[str, str]) -> None:
+    for path in ("/v1/chat/completions", "/invocations"):
+        answer = requests.post(f"{server.url}{path}", json={"messages": ASKED}, headers=headers, timeout=30)
+        assert answer.status_code == 403
+    assert requests.get(server.url, headers=headers, timeout=30).status_code == 403
+    own = {
+        "Origin": server.url.replace("127.0.0.1", "localhost"),
+        "Host": server.url[7:].replace("127.0.0.1", "localhost"),
+    }
+    answer = requests.post(f"{server.url}/invocations", json={"messages": ASKED}, headers=own, timeout=30)
+    assert answer.status_code == 200
+
+
 LONG = {"temperature": 50.0, "max_tokens": 240, "seed": 3}
 """An answer that goes on to its limit."""
 
@@ -282,6 +321,15 @@ def test_mlflow_serves_the_same(spoken: Path, store: str, tmp_path: Path) -> Non
     try:
         with serving("two@candidate", store=store, folder=tmp_path) as server:
             mine = server.invoke(**wanted).json()
+            plain = server.say("two", max_tokens=16, stop="zz")
+            assert (plain.model, text_of(plain)) == ("two@candidate", mine["choices"][0]["message"]["content"])
+            assert server.client.models.retrieve("two").id == "two@candidate"
+            assert (
+                requests.post(f"{server.url}/invocations", json=wanted | {"model": "tw"}, timeout=60).status_code == 404
+            )
+            page = requests.get(server.url, timeout=30).text
+            for words in ("<h2>two@candidate</h2>", "<dd>models:/two/1</dd>", "<dd>merged</dd>", "limit 0.02"):
+                assert words in page
             mine_wrong = server.invoke(**wrong)
         theirs = Server(f"http://127.0.0.1:{port}", [], server.process, tmp_path / "mlflow.log")
         wait_for(theirs.url, other)

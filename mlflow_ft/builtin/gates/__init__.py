@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Gate, Verdict, hookimpl
-from mlflow_ft.builtin.gates import beats
+from mlflow_ft.builtin.gates import beats, people
 
 if TYPE_CHECKING:
     from mlflow_ft import Candidacy, Gates
@@ -164,6 +164,11 @@ def register_gates() -> list[Gate]:
             summary="without a champion yet, better than the base model on the same rows, by a paired test",
             judge=beats.beats_base,
             always=True,
+        ),
+        Gate(
+            name="preferred-by-people",
+            summary="people prefer its answers to the champion's, in a blind comparison (`mlflow-ft compare`)",
+            judge=people.preferred,
         ),
         Gate(
             name="no-regression",

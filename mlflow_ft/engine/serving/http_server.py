@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -19,7 +20,10 @@ GRACE_SECONDS = 10
 
 
 class Server(uvicorn.Server):
-    """A signal ends unfinished answers; uvicorn then passes it on to the previous handler."""
+    """A signal ends unfinished answers; uvicorn then passes it on to the previous handler.
+
+    It also ends when `stopping` is set by a request.
+    """
 
     def __init__(self, config: uvicorn.Config, *, stopping: threading.Event, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -29,6 +33,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self.ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self.stopping.is_set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.stopping.set()
@@ -52,15 +59,19 @@ def bound(host: str, port: int) -> socket.socket:
             listener.close()
         raise ConfigError(
             f"{host}:{port} cannot be bound: {getattr(error, 'strerror', None) or error}",
-            hint="choose another address with --host and --port; --port 0 picks a free port",
+            hint="choose another port with --port (0: any free one)"
+            if getattr(error, "errno", None) == errno.EADDRINUSE
+            else "choose another address with --host and --port; --port 0 picks a free port",
         ) from error
     return listener
 
 
-def run(app: Any, listener: socket.socket, *, stopping: threading.Event, ready: Callable[[], None]) -> None:
-    """Serve until a signal comes; `ready` is called when the server accepts requests."""
+def run(
+    app: Any, listener: socket.socket, *, stopping: threading.Event, ready: Callable[[], None], access_log: bool = True
+) -> None:
+    """Serve until a signal comes or `stopping` is set; `ready` is called when the server accepts requests."""
     logs = copy.deepcopy(LOGGING_CONFIG)
     logs["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for machines
     logs["loggers"]["uvicorn.error"]["level"] = "WARNING"
-    config = uvicorn.Config(app, log_config=logs, timeout_graceful_shutdown=GRACE_SECONDS)
+    config = uvicorn.Config(app, log_config=logs, access_log=access_log, timeout_graceful_shutdown=GRACE_SECONDS)
     Server(config, stopping=stopping, ready=ready).run(sockets=[listener])

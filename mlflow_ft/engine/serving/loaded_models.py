@@ -50,8 +50,10 @@ class AdapterFolder:
 class Served:
     """Models by name; the first is the default. Requests are answered one after another."""
 
-    def __init__(self, chats: Mapping[str, ChatModel]) -> None:
+    def __init__(self, chats: Mapping[str, ChatModel], *, plain_name: str = "") -> None:
+        """`plain_name` is another name of a single model: that of the registered model, whatever its version."""
         self._chats = dict(chats)
+        self._plain_name = plain_name if len(self._chats) == 1 else ""
         self._lock = threading.Lock()
 
     @property
@@ -70,6 +72,8 @@ class Served:
             UnknownModelError: it names a model that is not served.
         """
         name = request.get("model") or self.names[0]
+        if name == self._plain_name:
+            return self.names[0]
         if name not in self._chats:
             raise UnknownModelError(f"there is no model {name!r}; available models: {', '.join(self.names)}")
         return str(name)

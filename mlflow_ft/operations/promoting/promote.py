@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlflow_ft.candidacy import Candidacy, Contender
+from mlflow_ft.candidacy import Candidacy, Contender, Preference
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.errors import (
     ConfigError,
@@ -85,7 +85,13 @@ def promote(request: PromotionRequest, *, plugins: Plugins, progress: Progress) 
         pair = rescore.Pair(candidate=candidate, champion=champion, store=store, champion_store=target.store)
         champion, note = rescore.champion(pair, plugins=plugins, progress=progress)
         notes.append(note)
-    about = Candidacy(alias=request.to, candidate=candidate, champion=champion, now_ms=request.now_ms)
+    about = Candidacy(
+        alias=request.to,
+        candidate=candidate,
+        champion=champion,
+        preference=_preference(candidate, champion, store, target) if gates.preferred_by_people else None,
+        now_ms=request.now_ms,
+    )
     decision = replace(blank, judged=judge(chosen, about, gates.knowing(registry.lower_is_better)), notes=tuple(notes))
     return conclude(decision, request, store, target)
 
@@ -107,6 +113,12 @@ def _champion(target: Target, store: Store) -> Contender | None:
         return None
     holder = target.store.version(target.model, str(target.standing.champion))
     return target.store.contender(holder, elsewhere=store)
+
+
+def _preference(candidate: Contender, champion: Contender | None, store: Store, target: Target) -> Preference | None:
+    from mlflow_ft.operations.promoting import people
+
+    return people.preference(candidate, champion, store, target.store) if champion else None
 
 
 def same(candidate: Contender, champion: Contender, request: PromotionRequest) -> bool:

@@ -41,7 +41,7 @@ def prove(model: ServedModel, form: Form, *, progress: Progress, scratch: Path) 
         name=model.name,
         folder=model.folder,
         open=lambda folder: _held(form),
-        limits=Limits.of_serving(_limits(model)),
+        limits=Limits.of_serving(limits(model)),
         consequence="it is not served",
         table_file=Path(f"parity-{re.sub(r'[^A-Za-z0-9]+', '-', model.name).strip('-')}.json").absolute(),
     )
@@ -54,7 +54,7 @@ def prove(model: ServedModel, form: Form, *, progress: Progress, scratch: Path) 
     return proving_forms.prove(new, original, progress).parity
 
 
-def _limits(model: ServedModel) -> PackageSection:
+def limits(model: ServedModel) -> PackageSection:
     """The limits that the model's run was given for its forms; the defaults if it has none."""
     run_id, store = _run_of(model)
     if not (run_id and store):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ConfigError
-from mlflow_ft.operations.serving import proof, served_models
+from mlflow_ft.operations.serving import about, proof, served_models
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import ServingEngine
@@ -120,10 +120,10 @@ def find(request: ServeRequest, progress: Progress) -> list[ServedModel]:
         ModelError: there is no such model or base. TrackingError: the tracking server does not answer.
     """
     if not request.adapters:
-        return [served_models.found(request.model or "", base=request.base, progress=progress)]
+        return [about.described(served_models.found(request.model or "", base=request.base, progress=progress))]
     base = request.base or request.model
     return [
-        served_models.found(adapter, name=name, base=base, progress=progress)
+        about.described(served_models.found(adapter, name=name, base=base, progress=progress))
         for name, adapter in request.adapters.items()
     ]
 

@@ -158,6 +158,11 @@ def _before(start: init_from.Start, base: str | None, progress: Progress) -> Bas
     return _base_of(init_from.Start(uri=start.uri, folder=start.folder, base={} if base else note), base, progress)
 
 
+def origin(model: ServedModel) -> str:
+    """The name of the model that a whole model's files say it was trained from; "" if they do not."""
+    return str(_origin(model.folder).get("name_or_path") or "")
+
+
 def _origin(folder: Path) -> Mapping[str, Any]:
     import yaml
 

@@ -72,6 +72,26 @@ def check_refusals(server: Any, asked: Any) -> None:
     assert requests.get(f"{server.url}/health", timeout=60).ok
 
 
+def test_a_single_model_answers_to_its_plain_name() -> None:
+    from mlflow_ft_vllm.engine.targets import Target, Targets, UnknownModelError
+
+    from mlflow_ft import ServedModel
+
+    def target(name: str, version: int) -> Target:
+        nothing: Any = None  # neither a process nor weights are asked for a name
+        model = ServedModel(name=name, uri=f"models:/lamp/{version}", folder=Path())
+        return Target(model=model, process=nothing, id=name, trained=nothing, adapter=False)
+
+    targets = Targets()
+    targets.put("lamp@champion", target("lamp@champion", 3))
+    for name in ("lamp", "lamp@champion", None):
+        with targets.taken(name) as taken:
+            assert taken.model.uri == "models:/lamp/3"
+    targets.put("other", target("other", 4))
+    with pytest.raises(UnknownModelError), targets.taken("lamp"):
+        pass
+
+
 @pytest.mark.long
 def test_a_promotion_changes_the_adapter_without_a_restart(
     small: Path, tiny_rows: Path, running: Any, fine_tune: Callable[..., Any]

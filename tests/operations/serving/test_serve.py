@@ -83,10 +83,10 @@ def test_the_limits_are_those_of_the_models_run(
     settings = {"registry.model_name": "lamp", "package.max_kl": 0.5, "package.max_perplexity_change": 9}
     fine_tune("lora", model=tiny_model, data=tiny_rows, **settings)
     model = served_models.found("lamp@candidate", base=None, progress=QUIET)
-    limits = proof._limits(model)
+    limits = proof.limits(model)
     assert (limits.max_kl, limits.max_perplexity_change, limits.min_top1) == (0.5, 9.0, 0.75)
     folder = served_models.found(str(model.folder), base=None, progress=QUIET)
-    assert proof._limits(folder).max_kl == 0.02
+    assert proof.limits(folder).max_kl == 0.02
 
 
 @pytest.mark.parametrize(

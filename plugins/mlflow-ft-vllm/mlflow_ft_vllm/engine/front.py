@@ -68,9 +68,9 @@ class Front:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in self.targets.names:
+        if (target := self.targets.find(name)) is None:
             return problem(f"there is no model {name!r}", NO_SUCH_MODEL, "model_not_found")
-        return JSONResponse(self._shown(name))
+        return JSONResponse(self._shown(target.model.name))
 
     def _shown(self, name: str) -> dict[str, Any]:
         about = {"id": name, "object": "model", "created": self.started, "owned_by": "mlflow-ft"}

@@ -52,6 +52,13 @@ class Targets:
     def by_name(self) -> dict[str, Target]:
         return dict(self._by_name)
 
+    def find(self, name: str) -> Target | None:
+        """The target of a name; a single model also has the registered model's name, without version or alias."""
+        only = next(iter(self._by_name.values()))
+        if len(self._by_name) == 1 and name == only.model.plain_name:
+            return only
+        return self._by_name.get(name)
+
     @contextmanager
     def taken(self, name: str | None) -> Iterator[Target]:
         """The target of a name, or the default; it stays loaded for the duration of the block.
@@ -60,7 +67,7 @@ class Targets:
             UnknownModelError: there is none of this name.
         """
         with self._lock:
-            target = self._by_name.get(name or next(iter(self._by_name)))
+            target = self.find(name) if name else next(iter(self._by_name.values()))
             if target is None:
                 raise UnknownModelError(name)
             target.answering += 1
