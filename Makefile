@@ -8,11 +8,12 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # This project's environment comes first on PATH: MLflow's local environment runs plain `python`.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo docs test faults combinations long lint clean
+.PHONY: help demo docs pictures test faults combinations long lint clean
 
 help:
 	@echo "make demo    fine-tune a small model on the sample data (minutes on a CPU)"
 	@echo "make docs    build the documentation: site/index.html"
+	@echo "make pictures  take the pictures of the documentation from the last demo (needs Chromium and its driver)"
 	@echo "make test    run the tests"
 	@echo "make faults  kill runs, cut off servers, fill disks; prints what was survived (half an hour)"
 	@echo "make combinations  train every objective with every adapter and kind of base (minutes)"
@@ -23,10 +24,13 @@ help:
 demo: .venv
 	@mlflow run . -e qlora --env-manager local
 
-# A link or an anchor that leads nowhere ends it.
+# A link or an anchor that leads nowhere ends it; with --quiet MkDocs would not count its warnings.
 docs: .venv-docs
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "open site/index.html"
+
+pictures: .venv
+	@python docs/pictures/make.py
 
 # One worker per core, one file per worker at a time: the tests of a file share fixtures that are slow to make.
 test: .venv
