@@ -23,6 +23,8 @@ def on_config(config: Any) -> Any:
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """A link to a file outside of docs/ leads to the repository; one to a file that is not there is a warning."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # a column with one entry
 
     def outside(link: re.Match[str]) -> str:
         target = ROOT / link[1]
@@ -34,8 +36,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """In a table, `\\|` is a bar, in code too."""
-    return re.sub(r"(?s)<table>.*?</table>", lambda table: table[0].replace("\\|", "|"), html)
+    """In a table, `\\|` is a bar, in code too; an option is not broken after its hyphens (site.css)."""
+    html = re.sub(r"(?s)<table>.*?</table>", lambda table: table[0].replace("\\|", "|"), html)
+    return re.sub(r"<code>(?=-[^<]{1,38}</code>)", '<code class="option">', html)
 
 
 def repository() -> str:
