@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from tests.scaffolding.conftest import Environment
 
 NAMED = r"`([\w./-]+\.(?:py|yaml))`:\s*\Z"
-NUMBER = r"[0-9a-f]{32}|[0-9a-f]{6}(?=\.json)|[-+]?\d[\d,.]*(?:e[+-]?\d+)?"
+NUMBER = r"-?[0-9a-f]{32}|-?[0-9a-f]{6}(?=\.json)|[-+]?\d[\d,.]*(?:e[+-]?\d+)?"
 
 
 class Step(NamedTuple):
@@ -63,7 +63,8 @@ def follow(
             assert (folder / file).parent.is_dir(), file
             (folder / file).write_text(text)
         elif kind == "shown":
-            assert missing(text, printed) == "", f"{page.name} shows a line that was not printed in:\n{printed}"
+            line = missing(text, printed)
+            assert not line, f"{page.name} shows “{line}”, which was not printed:\n{printed}"
         elif command := change(text):
             script = f"exec 2>&1\n{command}"
             done = environment.run("bash", "-c", script, cwd=folder, timeout=3000, LOGNAME="ann")

@@ -40,6 +40,7 @@ def test_numbers_and_widths_may_differ_but_words_and_order_may_not() -> None:
     printed = "loss 3.69\nrun a0\n│ loss │ 0.5 │\n"
     assert missing("loss 4\n...\n│  loss │ 0.25 │\n", printed) == ""
     assert missing("loss is 4\n", printed) == "loss is 4"
+    assert missing(f"id-{'1a' * 16}\n", f"id-{'b2' * 16}\n") == ""
     assert missing("ran ...\n", printed) == "ran ..."
     assert missing("run ...\n", printed) == ""
     assert missing("│ loss │ 1 │\nloss 4\n", printed) == "loss 4"
