@@ -8,10 +8,12 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # This project's environment comes first on PATH: MLflow's local environment runs plain `python`.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo test faults combinations long lint clean
+.PHONY: help demo docs pictures test faults combinations long lint clean
 
 help:
 	@echo "make demo    fine-tune a small model on the sample data (minutes on a CPU)"
+	@echo "make docs    build the documentation: site/index.html"
+	@echo "make pictures  take the pictures of the documentation from the last demo (needs Chromium and its driver)"
 	@echo "make test    run the tests"
 	@echo "make faults  kill runs, cut off servers, fill disks; prints what was survived (half an hour)"
 	@echo "make combinations  train every objective with every adapter and kind of base (minutes)"
@@ -21,6 +23,14 @@ help:
 
 demo: .venv
 	@mlflow run . -e qlora --env-manager local
+
+# A link or an anchor that leads nowhere ends it; with --quiet MkDocs would not count its warnings.
+docs: .venv-docs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "open site/index.html"
+
+pictures: .venv
+	@python docs/pictures/make.py
 
 # One worker per core, one file per worker at a time: the tests of a file share fixtures that are slow to make.
 test: .venv
@@ -54,6 +64,14 @@ lint: .venv
 	@for plugin in $(PLUGINS); do python -m pip install -qq --disable-pip-version-check --no-deps -e "$$plugin"; done
 	@touch $@
 
+.venv-docs: .venv-docs/.installed
+
+# An environment of its own: the one that trains keeps its versions.
+.venv-docs/.installed: docs/requirements.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install -qq --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
 clean:
-	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-docs build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find mlflow_ft plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

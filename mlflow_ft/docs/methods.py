@@ -74,7 +74,8 @@ def methods_page() -> str:
     parts += ["## Adapters", adapter_table(adapters)]
     for kind in LISTED:
         records = list(own(getattr(registry, kind)))
-        parts += [f"## {kind.capitalize()}", "\n".join(f"- `{record.name}`: {record.summary}" for record in records)]
+        heading = kind.replace("_", " ").capitalize()
+        parts += [f"## {heading}", "\n".join(f"- `{record.name}`: {record.summary}" for record in records)]
     return "\n\n".join(parts) + "\n"
 
 
