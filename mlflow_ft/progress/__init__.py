@@ -63,7 +63,9 @@ class Progress:
             from rich.console import Console
 
             width = None if self._stream.isatty() else 110
-            self._console = Console(file=self._stream, quiet=self._quiet, highlight=False, width=width)
+            self._console = Console(
+                file=self._stream, quiet=self._quiet, highlight=False, emoji=False, width=width
+            )  # rows.jsonl:100: is a place, not an emoji
         return self._console
 
     def say(self, text: str) -> None:

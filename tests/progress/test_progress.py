@@ -25,6 +25,15 @@ def test_text_with_brackets_is_printed_as_it_is() -> None:
         assert text in told
 
 
+def test_a_place_in_a_file_is_no_emoji() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    progress.say("rows.jsonl:100: has no answer")
+    progress.table("Rows", ["place", "what"], [["rows.jsonl:100:", ":smile:"]])
+    assert stream.getvalue().count("rows.jsonl:100:") == 2
+    assert ":smile:" in stream.getvalue()
+
+
 def test_a_long_line_is_not_broken() -> None:
     stream = io.StringIO()
     Progress(stream=stream).say("x " * 300 + "end")
