@@ -67,7 +67,7 @@ def command(
     load = served_models.compared if compare else served_models.alone
     models = load(model, base=base or None, progress=Progress(quiet=quiet))
     talk = Conversation(models, system=system, options={"temperature": temperature, "max_tokens": max_tokens})
-    console = Console(highlight=False, soft_wrap=not compare)
+    console = Console(highlight=False, emoji=False, soft_wrap=not compare)
     asked = iter(prompts) if prompts else typed(console) if sys.stdin.isatty() else piped()
     for prompt in asked:
         if prompt == "/reset":
