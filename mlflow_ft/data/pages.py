@@ -37,7 +37,7 @@ def _view(check: Mapping[str, Any]) -> dict[str, Any]:
         "label": NAMES[check["severity"]],
         "percent": percent(check["share"] or 0.0) if check["count"] else "",
         "facts": facts,
-        "plots": list(_plots(check)),
+        "plots": list(plots(check)),
     }
 
 
@@ -52,7 +52,7 @@ def _words(value: Any) -> str:
     return ", ".join(map(_words, value)) or "–" if isinstance(value, list | tuple) else str(value)
 
 
-def _plots(check: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
+def plots(check: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
     """A plot of each series among the details, with its caption."""
     histogram, sizes = check["details"].get("histogram"), check["details"].get("sizes")
     if _is_histogram(histogram) and any(any(counts) for counts in _series(histogram).values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlflow_ft.errors import TrackingError
-from mlflow_ft.forms import report, run_page
+from mlflow_ft.forms import card, report, run_page
 from mlflow_ft.job import Job
 from mlflow_ft.values import Data, Package, Scores, Version
 
@@ -34,6 +34,9 @@ def finish(job: Job, data: Data, scores: Scores, package: Package, versions: Seq
 
     text = run_page.finished(job, data, scores, package, versions)
     job.run.set_tags({NOTE: run_page.replaced(_note(job), run_page.begun(job.config), text)})
+    if package.models:
+        text = (package.models[0].folder / card.CARD).read_text(encoding="utf-8")
+        job.run.artifact_text(card.limits_in(text), report.LIMITS_FILE)
     _report(job)
 
 

@@ -143,8 +143,8 @@ def test_drawings_share_no_id_and_leave_colours_to_the_page() -> None:
         ET.fromstring(drawing.replace("xlink:href", "href"))
         assert set(re.findall(r'(?:url\(|href=")#([^")]*)', drawing)) <= set(ids)
         assert "#0102" not in drawing
-        assert {"currentColor", "var(--first)"} <= set(re.findall(r"currentColor|var\(--\w+\)", drawing))
-    assert "var(--second)" in plots[2]
+        assert {"currentColor", "var(--series-1)"} <= set(re.findall(r"currentColor|var\(--[\w-]+\)", drawing))
+    assert "var(--series-2)" in plots[2]
     assert "max_length 25" in plots[1]
     assert "chosen" in plots[2]
 

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.forms import changes, report
+from mlflow_ft.forms.card.markdown import code, plain
 from mlflow_ft.forms.report.page import SHOWN, chosen, marked
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.values import Score
@@ -91,6 +92,7 @@ def test_hostile_text_is_text() -> None:
     made = facts(
         answers=[answer(prompt=HOSTILE, expected=HOSTILE, base=HOSTILE, tuned="x " + HOSTILE)],
         mask=f"[[{HOSTILE}]]",
+        limits=f"- {plain(HOSTILE)} and {code(HOSTILE)}",
         quality={"checks": [{"name": HOSTILE, "count": 1, "share": 0.5, "severity": "warn", "summary": HOSTILE}]},
         params={"cfg.method": HOSTILE, "cfg.data.path": HOSTILE},
         tags={"mlflow_ft.error": HOSTILE, "mlflow_ft.base_model": HOSTILE},
@@ -101,7 +103,8 @@ def test_hostile_text_is_text() -> None:
     made.run.info.run_name = HOSTILE
     page = Page(report.as_page(made))
     assert "script" not in page.seen
-    assert "".join(page.words).count("{{ 7 * 7 }}") >= 8
+    assert "".join(page.words).count("{{ 7 * 7 }}") >= 10
+    assert "".join(page.words).count("& \"quoted\" 'text'") >= 2
 
 
 def test_numbers_that_are_none_break_nothing() -> None:
@@ -164,7 +167,10 @@ def test_a_run_has_its_report_and_the_command_writes_it_again_and_compares_it(
     loss = client.get_run(run_id).data.metrics["eval/tuned/loss"]
     for wanted in ("lora tiny rows.jsonl", f"{loss:.4g}", "merged", "learned", "Answers", "2 held out"):
         assert wanted in words
-    assert page.seen.count("svg") == 2
+    assert words.index("What was not shown") < words.index("scored on 2 held-out rows split off from the same source")
+    assert "\\" not in words.partition("What was not shown")[2]
+    assert "rows by length in tokens" in words
+    assert page.seen.count("svg") == 3
     quality = Path(client.download_artifacts(run_id, "data/quality.html")).read_text(encoding="utf-8")
     assert "<h1>Data quality of rows.jsonl</h1>" in quality
     assert command.callback is not None

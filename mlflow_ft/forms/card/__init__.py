@@ -7,7 +7,7 @@ from mlflow_ft.forms.card.facts import About
 from mlflow_ft.forms.card.front import matter
 from mlflow_ft.forms.card.markdown import plain, spaced
 
-__all__ = ["CARD", "About", "description", "text", "write"]
+__all__ = ["CARD", "About", "description", "limits_in", "text", "write"]
 
 CARD = "README.md"
 LONGEST = 5000
@@ -41,6 +41,11 @@ def warning(about: About) -> str:
     """What a reader must see first; "" if there is nothing."""
     worse = about.scores.worse
     return f"**Worse than its base.** {plain(worse.sentence)}.\n\n" if worse and worse.sure else ""
+
+
+def limits_in(card: str) -> str:
+    """The section of a card on what was not shown, as a Markdown list."""
+    return card.partition("\n## Limits\n\n")[2].partition("\n\n## ")[0].strip()
 
 
 def description(card: str) -> str:

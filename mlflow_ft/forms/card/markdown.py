@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Sequence
@@ -39,6 +40,12 @@ def code(value: Any) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def as_text(markdown: str) -> str:
+    """What a line made of `plain` and `code` says, without marks."""
+    spans = re.sub(r"(`+) ?(.*?) ?\1", r"\2", markdown)
+    return html.unescape(re.sub(r"\\([\\`*_{}\[\]#~!])", r"\1", spans))
 
 
 def block(language: str, lines: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BASE, TUNED = "eval/base/", "eval/tuned/"
 NOT_SCORES = "_coverage"
+LIMITS_FILE = "limits.md"
 CURVES = ("train/loss", "train/learning_rate", "eval/loss")
 Answer = Mapping[str, Any]
 """A row of `eval/answers.json`: prompt, expected, base, tuned, and whether they match."""
@@ -42,6 +43,8 @@ class Facts:
     """`data/quality.json`; empty if the run has none."""
     mask: str
     """`data/mask.txt`, in which what is learned is between [[ and ]]."""
+    limits: str = ""
+    """What the run did not show: the model card's section, a Markdown list."""
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -83,6 +86,7 @@ def gathered(store: Store, run_id: str, *, lower_is_better: Collection[str] = ()
         answers=[dict(zip(table["columns"], row, strict=True)) for row in table.get("data", ())],
         quality=store.read(run_id, QUALITY_FILE) or {},
         mask=store.read(run_id, "data/mask.txt") or "",
+        limits=store.read(run_id, LIMITS_FILE) or "",
     )
 
 

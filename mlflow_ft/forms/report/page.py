@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.data import drawings
-from mlflow_ft.forms.card.markdown import clean, number
+from mlflow_ft.data import drawings, pages
+from mlflow_ft.forms.card.markdown import as_text, clean, number
 from mlflow_ft.values.report import percent
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def as_page(facts: Facts) -> str:
         findings=[check for check in facts.quality.get("checks", ()) if check["count"] and check["severity"] != "info"],
         checked=len(facts.quality.get("checks", ())),
         percent=percent,
+        lengths=_lengths(facts.quality),
+        limits=[as_text(line.removeprefix("- ")) for line in facts.limits.splitlines() if line.startswith("- ")],
         parity=_parity(facts.metrics),
         costs=[(words, number(facts.metrics[name])) for name, words in COSTS.items() if name in facts.metrics],
     )
@@ -193,6 +195,11 @@ def marked(text: str, expected: str) -> list[tuple[bool, str]]:
         if begin < end:
             pieces.append((tag != "equal", "".join(words[begin:end])))
     return pieces
+
+
+def _lengths(quality: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """The histogram of the rows' lengths."""
+    return [plot for check in quality.get("checks", ()) if check["name"] == "length" for plot in pages.plots(check)]
 
 
 def _mask(text: str) -> list[tuple[bool, str]]:
