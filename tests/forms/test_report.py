@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.forms import changes, report
-from mlflow_ft.forms.card.markdown import code, plain
+from mlflow_ft.forms.card.markdown import clean, code, plain
 from mlflow_ft.forms.report.page import SHOWN, chosen, marked
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.values import Score
