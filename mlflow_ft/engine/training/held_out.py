@@ -128,10 +128,6 @@ class HeldOutCallback(TrainerCallback):
         if logs and "loss" in logs:
             self.course.trained(float(logs["loss"]))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._settings.loads_best and state.global_step >= state.max_steps:
-            control.should_evaluate = True  # the last weights may be the best
-
     def on_evaluate(
         self,
         args: TrainingArguments,
