@@ -14,8 +14,10 @@ from mlflow_ft.engine.checkpoints import best, folder, keeper
 from mlflow_ft.engine.training.callbacks import HELD_OUT
 from mlflow_ft.values import Chosen, Job, Trained
 
-RISE = 0.01
-"""A held-out loss above the lowest one by more than this share of it has risen; less may be rounding and chance."""
+CHANGE = 0.01
+"""A loss has risen or fallen if it differs by more than this share; less may be chance."""
+CONFIRMED = 2
+"""Evaluations in a row, none of them below the lowest held-out loss, after which a rise is no chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +35,13 @@ class Course:
     """The held-out loss so far: its lowest value, the evaluations since then, and whether the model overfits.
 
     >>> course = Course()
-    >>> for step, loss in ((10, 2.0), (20, 1.5), (30, 1.9)):
-    ...     course.trained(4.0 - step / 10)
+    >>> for step, loss in ((10, 2.0), (20, 1.5), (30, 1.7), (40, 1.9)):
+    ...     course.trained(5.0 - step / 10)
     ...     course.evaluated(step, loss)
     >>> course.best.step, course.since
-    (20, 1)
+    (20, 2)
     >>> course.overfitting
-    'the held-out loss rose after step 20 (1.5 -> 1.9 at step 30) while the training loss fell (2 -> 1)'
+    'the held-out loss rose after step 20 (1.5 -> 1.9 at step 40) while the training loss fell (3 -> 1)'
     """
 
     def __init__(self) -> None:
@@ -49,22 +51,22 @@ class Course:
         self.overfitting = ""
         """When the held-out loss first rose while the training loss fell, a sentence; "" if it never did.
 
-        The rise is the generalisation loss of Prechelt, "Early Stopping - But When?" (1998), equation 3."""
+        The rise and its confirmation are the criteria GL and UP of Prechelt, "Early Stopping - But When?" (1998)."""
         self._logged: list[float] = []
 
     def trained(self, loss: float) -> None:
         """The training loss was logged."""
         self._logged.append(loss)
 
-    def evaluated(self, step: int, loss: float) -> None:
-        """The held-out loss was measured after a step."""
+    def evaluated(self, step: int, loss: float, *, last: bool = False) -> None:
+        """The held-out loss was measured after a step; after the `last` one no other can confirm a rise."""
         point = Point(step=step, loss=loss, trained=fmean(self._logged) if self._logged else None)
         self._logged.clear()
         if self.best is None or loss < self.best.loss:
             self.best, self.since = point, 0
             return
         self.since += 1
-        if not self.overfitting and _overfits(self.best, point):
+        if not self.overfitting and (self.since >= CONFIRMED or last) and _overfits(self.best, point):
             self.overfitting = (
                 f"the held-out loss rose after step {self.best.step:,} ({self.best.loss:.4g} -> {loss:.4g} at step "
                 f"{step:,}) while the training loss fell ({self.best.trained:.4g} -> {point.trained:.4g})"
@@ -88,8 +90,10 @@ class Course:
 
 def _overfits(best: Point, now: Point) -> bool:
     """Whether the held-out loss has risen while the training loss fell."""
-    fell = best.trained is not None and now.trained is not None and now.trained < best.trained
-    return fell and now.loss - best.loss > RISE * abs(best.loss)
+    if best.trained is None or now.trained is None:
+        return False
+    rose, fell = now.loss - best.loss, best.trained - now.trained
+    return rose > CHANGE * abs(best.loss) and fell > CHANGE * abs(best.trained)
 
 
 class HeldOutCallback(TrainerCallback):
@@ -140,7 +144,7 @@ class HeldOutCallback(TrainerCallback):
         if loss is None or not math.isfinite(loss) or not state.global_step:
             return
         warned = self.course.overfitting
-        self.course.evaluated(state.global_step, loss)
+        self.course.evaluated(state.global_step, loss, last=state.global_step >= state.max_steps)
         if self.course.overfitting and not warned:
             self._warn()
         if self._settings.loads_best and self.course.since == 0:
