@@ -154,7 +154,7 @@ def held_out(setup: Bench) -> list[float]:
     return setup.curve("eval/loss")[1:]
 
 
-@pytest.mark.parametrize("case", some_always(CASES, "full", "qlora", "prompt", "dpo", "reward"))
+@pytest.mark.parametrize("case", some_always(CASES, "full", "qlora", "dpo"))
 def test_the_training_ends_and_its_best_weights_are_kept(bench: Callable[..., Bench], case: str) -> None:
     """With a constant rate, a training of so many steps has the weights that were kept."""
     setup = lay(bench, case, early_stopping=2, save_total_limit=1)
