@@ -141,6 +141,7 @@ def test_a_run_says_why_it_ended_and_what_it_kept(
     assert f"Training ended early, {stopped}" in card
     assert f"The weights are those of {kept}" in card
     assert f"T{finding[1:]}" in card
+    assert "The checkpoint was chosen by its loss on these rows" in card
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["chosen_step"], manifest["chosen_loss"]) == (lowest, curve[lowest])
     (version,) = client.search_model_versions(f"run_id='{outcome.run_id}'")

@@ -187,17 +187,18 @@ class Best:
     """The checkpoint that is kept."""
 
     chosen: Chosen | None
-    """None: no checkpoint was left, and the weights after the last step are kept."""
+    """None in other processes than rank 0, and if no checkpoint was left: the weights after the last step are kept."""
     parts: dict[str, Any] | None
-    """Of the checkpoint; None if the weights in memory are those."""
+    """Of the checkpoint, in rank 0, and empty in the others; None if the weights in memory are those."""
     lost: str = ""
     """That the one with the lowest loss is lost, a sentence; "" if it is not."""
 
 
 def choose(job: Job, watch: HeldOutCallback, steps: int) -> Best | None:
-    """The checkpoint with the lowest held-out loss, if `training.load_best` asks for it; in rank 0, which has the disk.
+    """The checkpoint with the lowest held-out loss, if `training.load_best` asks for it.
 
-    If that checkpoint is lost (a full disk), the lowest of those that are left is chosen, with a warning.
+    Rank 0, which has the disk, chooses; every process must call it. If the checkpoint is lost (a full disk), the lowest
+    of those that are left is chosen, with a warning.
 
     Args:
         job: the job, whose training has ended.
@@ -205,8 +206,15 @@ def choose(job: Job, watch: HeldOutCallback, steps: int) -> Best | None:
         steps: optimizer steps of the training.
     """
     lowest = watch.course.best
-    if lowest is None or not job.config.training.loads_best or not ranks.leads():
+    if lowest is None or not job.config.training.loads_best:
         return None
+    found = _on_disk(job, lowest, steps) if ranks.leads() else None
+    changes = ranks.gather(found is not None and found.parts is not None)[0]
+    return found or Best(chosen=None, parts={} if changes else None)
+
+
+def _on_disk(job: Job, lowest: Point, steps: int) -> Best:
+    """The best checkpoint that is there."""
     if lowest.step == steps:
         return Best(chosen=Chosen(step=steps, loss=lowest.loss, steps=steps), parts=None)
     found = best.sound(keeper.place(job), until=steps, say=job.progress.warn)
@@ -215,12 +223,10 @@ def choose(job: Job, watch: HeldOutCallback, steps: int) -> Best | None:
         job.progress.warn(lost)
     if found is None:
         return Best(chosen=None, parts=None, lost=lost)
-    chosen = Chosen(step=found.step, loss=found.loss, steps=steps)
-    if found.step < steps:
+    chosen, earlier = Chosen(step=found.step, loss=found.loss, steps=steps), found.step < steps
+    if earlier:
         job.progress.say(f"the trained model is the checkpoint of {chosen}")
-    return Best(
-        chosen=chosen, parts=folder.read(found.folder, optimizer=False) if found.step < steps else None, lost=lost
-    )
+    return Best(chosen=chosen, parts=folder.read(found.folder, optimizer=False) if earlier else None, lost=lost)
 
 
 def _lost(lowest: Point, found: best.Measured | None) -> str:

@@ -226,11 +226,11 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
 def _gathered(trainer: Any, job: Job, data: Data, model: Model, chosen: dict[str, Any] | None) -> Model:
     """The trained model as a whole, in rank 0; its weights were spread over all processes.
 
-    `chosen` are the parts of the checkpoint that it is to be, in rank 0.
+    `chosen` are the parts of the checkpoint that it is to be, in rank 0; empty in the others, and None without one.
     """
     partly = job.config.launch.own_engine or chosen is not None
     if chosen is not None:
-        state = chosen["weights"]
+        state = chosen.get("weights", {})
     elif job.config.launch.own_engine:  # which casts weights to the type it computes in: the exact ones are its own
         trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
         state = {name: shards.whole_weight(weight).cpu() for name, weight in trained.items()}
@@ -240,7 +240,10 @@ def _gathered(trainer: Any, job: Job, data: Data, model: Model, chosen: dict[str
         return model
     whole = trainable.prepare(job, data, model.base)
     missing, unknown = whole.module.load_state_dict(state, strict=False)
-    if unknown or (missing and not partly):
+    if partly:  # the rest is as the base has it
+        learned = {name for name, weight in whole.module.named_parameters() if weight.requires_grad}
+        missing = [name for name in missing if name in learned]
+    if unknown or missing:
         raise RuntimeError(f"the trained weights do not fit the model: {[*unknown, *missing][:3]}")
     return whole
 
