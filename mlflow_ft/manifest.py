@@ -24,15 +24,17 @@ FORBIDDEN = {
 }
 
 
-def write_manifest(folder: Path) -> dict[str, Any]:
+def write_manifest(folder: Path, *, about: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Write `manifest.json`, covering every other file of the folder, and return it.
+
+    `about` are facts about the files, kept beside them: the step and the held-out loss of a chosen checkpoint.
 
     Raises:
         RefusedError: a file is a pickle or Python code, which could run when the folder is loaded.
     """
     _refuse_forbidden(folder)
     files = {name: _facts(path) for name, path in _files(folder)}
-    manifest = {"files": files}
+    manifest = {**(about or {}), "files": files}
     aside = folder / (MANIFEST + ".new")
     aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     aside.replace(folder / MANIFEST)

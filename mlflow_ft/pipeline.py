@@ -212,7 +212,7 @@ def _stages(job: Job, active: ActiveRun) -> Outcome:
             scores = evaluate.evaluate(job, rows, trained)
             packaged = package.package(job, rows, trained, scores)
             versions = register.register(job, rows, trained, packaged, scores)
-            describe.finish(job, rows, scores, packaged, versions)
+            describe.finish(job, rows, trained, scores, packaged, versions)
     worse.refuse(job, trained, scores, versions)
     return Outcome(
         run_id=active.run_id,

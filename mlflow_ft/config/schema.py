@@ -187,7 +187,8 @@ class EvaluationSection(Section):
     """If the tuned model is significantly worse than its base: register it without the alias and exit with 1; or
     warn."""
     samples: int = Field(default=4, ge=0)
-    """Held-out prompts to answer at every evaluation during training, logged as tables; 0: none."""
+    """Held-out prompts to answer during training, after a tenth of the steps and at every evaluation, logged as tables;
+    0: none."""
 
 
 class PackageSection(Section):

@@ -52,11 +52,17 @@ class TrainingSection(Section):
     """Log the model at every evaluation as a separate logged model, with its held-out loss."""
     eval_steps: float = Field(default=0.25, gt=0)
     """Optimizer steps between two held-out losses, or their share of all steps when below 1."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """End the training after this many held-out losses in a row that are not below the lowest one (the patience);
+    never when not given. For methods with a held-out loss."""
+    load_best: bool | None = None
+    """Keep the weights with the lowest held-out loss instead of the last ones: whenever it falls to its lowest, a
+    checkpoint is written. When not given, true with `early_stopping`, else false."""
     save_steps: float | str = "5min"
     """Optimizer steps between two checkpoints, their share of all steps when below 1, or minutes (`5min`). A signal
     always writes one."""
     save_total_limit: int = Field(default=2, ge=1)
-    """Checkpoints to keep, besides the one with the lowest held-out loss."""
+    """Checkpoints to keep, besides the one with the lowest held-out loss of those at an evaluation."""
     upload_checkpoints: bool = True
     """Upload each checkpoint to the run in the background, so that `resume` works on another machine."""
 
@@ -70,6 +76,11 @@ class TrainingSection(Section):
     def batch_size(self) -> int:
         """Rows per device and forward pass; the usual number while `auto` is not settled yet."""
         return USUAL_BATCH if isinstance(self.per_device_train_batch_size, str) else self.per_device_train_batch_size
+
+    @property
+    def loads_best(self) -> bool:
+        """Whether the weights with the lowest held-out loss are kept, not the last ones."""
+        return self.early_stopping is not None if self.load_best is None else self.load_best
 
     @property
     def save_every(self) -> tuple[float, Literal["steps", "share", "minutes"]]:

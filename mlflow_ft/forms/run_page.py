@@ -11,7 +11,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.forms import changes
 from mlflow_ft.forms.card.markdown import block, bullets, code, counted, number, plain, spaced, table
 from mlflow_ft.job import Job
-from mlflow_ft.values import Data, Package, Scores, Version
+from mlflow_ft.values import Data, Package, Scores, Trained, Version
 from mlflow_ft.values.report import percent
 
 NAME = "mlflow.runName"
@@ -51,7 +51,9 @@ def begun(config: Config) -> str:
     return f"Fine-tunes {asked}. The result will be here when the run has ended."
 
 
-def finished(job: Job, data: Data, scores: Scores, package: Package, versions: Sequence[Version]) -> str:
+def finished(
+    job: Job, data: Data, trained: Trained, scores: Scores, package: Package, versions: Sequence[Version]
+) -> str:
     """The description of a run that has ended: whether it helped, all scores, what was registered, what comes next."""
     found = changes.of(scores.base, scores.tuned, Gates().knowing(job.registry.lower_is_better))
     better = changes.verdict(job.registry.trainers[job.config.method].scores, scores.base, scores.tuned, found)
@@ -61,7 +63,7 @@ def finished(job: Job, data: Data, scores: Scores, package: Package, versions: S
         verdict,
         _table(scores, found) if scores.tuned else "",
         f"On {held}; changes with 95 % intervals, row by row." if scores.tuned else "",
-        bullets([*_asked(job.config, data), *_proved(package), *_registered(versions)]),
+        bullets([*_asked(job.config, data), *_training(trained), *_proved(package), *_registered(versions)]),
         block("", _next(versions)) if versions else "",
     ]
     return spaced("\n\n".join(filter(None, parts)))
@@ -95,6 +97,15 @@ def _asked(config: Config, data: Data) -> list[str]:
         ]
         lines.append(f"data: {'; '.join(found) or 'the checks found nothing to warn of'} ({code('data/quality.html')})")
     return lines
+
+
+def _training(trained: Trained) -> list[str]:
+    """Why it ended early, which weights were kept, and what was found."""
+    return [
+        *([f"training: ended early, {plain(trained.stopped)}"] if trained.stopped else []),
+        *([f"weights: those of {plain(str(trained.chosen))}"] if trained.chosen else []),
+        *(f"found: {plain(finding)}" for finding in trained.findings),
+    ]
 
 
 def _proved(package: Package) -> list[str]:

@@ -142,7 +142,7 @@ def find(
         folder=folder,
         moment=recorded_run.moment(run),
         trained=trained,
-        checkpoint=None if trained else _checkpoint(run, folder, progress.warn),
+        checkpoint=None if trained else _checkpoint(run, config, folder, progress.warn),
         changed=[str(change) for change in (*changed, *machine)],
         accept_changes=accept,
     )
@@ -215,8 +215,11 @@ def _folder(run: Run, config: Config) -> Path:
     return config.run.output_dir.expanduser().resolve() / str(run.info.run_id)
 
 
-def _checkpoint(run: Run, folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The last sound checkpoint: on this machine, or in the store if that has a later one."""
+def _checkpoint(run: Run, config: Config, folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The last sound checkpoint: on this machine, or in the store if that has a later one.
+
+    The one with the lowest held-out loss, an earlier one, is fetched too if it may be kept in the end.
+    """
     from mlflow_ft import tracking
     from mlflow_ft.engine.checkpoints import folder as checkpoints
 
@@ -224,7 +227,20 @@ def _checkpoint(run: Run, folder: Path, say: Callable[[str], None]) -> Path | No
     here = checkpoints.latest(place, say)
     step = checkpoints.step_of(here) if here else 0
     later: Path | None = tracking.fetch_checkpoint(run.info.run_id, place, say, after=step)
-    return later or here
+    last = later or here
+    if last and config.training.loads_best:
+        _fetch_earlier(run, place, before=checkpoints.step_of(last), say=say)
+    return last
+
+
+def _fetch_earlier(run: Run, place: Path, *, before: int, say: Callable[[str], None]) -> None:
+    """Fetch the checkpoint that the store has beside the last one, unless it is here."""
+    from mlflow_ft import tracking
+    from mlflow_ft.engine.checkpoints import folder as checkpoints
+
+    here = [checkpoints.step_of(path) for path in checkpoints.complete(place)]
+    after = max((step for step in here if step < before), default=0)
+    tracking.fetch_checkpoint(run.info.run_id, place, say, after=after, before=before)
 
 
 def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: ActiveRun, progress: Progress) -> Job:

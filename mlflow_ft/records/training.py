@@ -40,6 +40,10 @@ class Trainer:
     refuses: Callable[[Config, Adapter], str | None] = lambda config, adapter: None
     """Why these settings cannot work with this method and adapter, and a remedy, in a sentence; None where they can.
     Called before anything is loaded."""
+    held_out_loss: bool = False
+    """It measures a loss on the held-out rows during training that says how well the model does (`eval/loss`), with
+    the callbacks of `engine.training.loop`: `training.early_stopping` and `load_best` go by it, and are refused for
+    other methods."""
     settings: tuple[str, ...] | None = None
     """The fields of `objective` and `rollout` that it uses; others are refused if set. None: any."""
     use_for: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mlflow_ft.errors import TrackingError
 from mlflow_ft.forms import card, report, run_page
 from mlflow_ft.job import Job
-from mlflow_ft.values import Data, Package, Scores, Version
+from mlflow_ft.values import Data, Package, Scores, Trained, Version
 
 FLUSH_SECONDS = 30.0
 """How long the report waits for the curves to arrive."""
@@ -28,11 +28,13 @@ def begin(job: Job) -> None:
         job.run.set_tags({NOTE: "\n\n".join(filter(None, [text, note]))})
 
 
-def finish(job: Job, data: Data, scores: Scores, package: Package, versions: Sequence[Version]) -> None:
+def finish(
+    job: Job, data: Data, trained: Trained, scores: Scores, package: Package, versions: Sequence[Version]
+) -> None:
     """Say how it went, in place of what was asked."""
     from mlflow_ft.tracking import NOTE
 
-    text = run_page.finished(job, data, scores, package, versions)
+    text = run_page.finished(job, data, trained, scores, package, versions)
     job.run.set_tags({NOTE: run_page.replaced(_note(job), run_page.begun(job.config), text)})
     if package.models:
         text = (package.models[0].folder / card.CARD).read_text(encoding="utf-8")

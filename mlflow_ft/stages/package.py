@@ -92,7 +92,14 @@ def lineage(job: Job, data: Data, trained: Trained) -> dict[str, str]:
         "mlflow_ft.base_revision": trained.base.revision,
         "mlflow_ft.data_digest": data.train.digest,
         "mlflow_ft.data_fingerprint": data.fingerprint,
+        **({f"mlflow_ft.{name}": str(value) for name, value in of_checkpoint(trained).items()}),
     } | plugin_tag(job.plugins)
+
+
+def of_checkpoint(trained: Trained) -> dict[str, float]:
+    """The checkpoint that the model is, if one was chosen by its held-out loss: for manifests and tags."""
+    chosen = trained.chosen
+    return {"chosen_step": chosen.step, "chosen_loss": chosen.loss} if chosen else {}
 
 
 def chosen(job: Job, trained: Trained) -> list[Packager]:
@@ -227,7 +234,7 @@ def _seal(job: Job, data: Data, trained: Trained, form: KeptForm, scores: Scores
         run=job.run.read(),
     )
     card.write(about)
-    write_manifest(form.folder)
+    write_manifest(form.folder, about=of_checkpoint(trained))
 
 
 def _log(job: Job, data: Data, trained: Trained, form: KeptForm, scores: Scores) -> str:

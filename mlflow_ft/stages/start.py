@@ -19,7 +19,7 @@ from mlflow_ft.preparing import guards
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import Trainer
 from mlflow_ft.registry import Catalogue, Registry, chosen_evaluators
-from mlflow_ft.stages import init_from
+from mlflow_ft.stages import ending, init_from
 
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
@@ -195,6 +195,7 @@ def check_method(config: Config, registry: Registry) -> None:
             hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
         )
     check_settings(config, trainer)
+    ending.check(config, trainer)
     from mlflow_ft.engine.launching import strategy
 
     misfit = strategy.refused(config, learned_prompt=adapter.learned_prompt)

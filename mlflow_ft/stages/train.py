@@ -10,8 +10,12 @@ from typing import Any
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.job import Job
 from mlflow_ft.stages import batch_size, checkpoints, done, following, leftovers, memory, model, rehearsal
-from mlflow_ft.values import BaseModel, Data, Trained
+from mlflow_ft.values import BaseModel, Chosen, Data, Trained
 
+FINDINGS, STOPPED, CHOSEN = (
+    f"mlflow_ft.{name}" for name in ("training_findings", "stopped_early", "chosen_checkpoint")
+)
+"""Tags of a run: problems that did not end its training, why it ended early, the checkpoint that was kept."""
 WEIGHTS_FILE = "train/weights.json"
 """The artifact with the sha256 of every trained weight file, by its path in the stage's folder."""
 
@@ -29,14 +33,29 @@ def train(job: Job, data: Data, base: BaseModel) -> tuple[Job, Trained]:
     ranks.call(following.TRAIN)
     job, trained = _in_memory(job, data, base)
     job.run.metrics(trained.metrics)
-    if trained.findings:
-        job.run.set_tags({"mlflow_ft.training_findings": "; ".join(trained.findings)})
+    job.run.set_tags(_tags(trained))
     described = {name: str(value) for name, value in dataclasses.asdict(base).items()}
     weights = weight_hashes(trained)
-    result = {"base": described, "metrics": dict(trained.metrics), "findings": list(trained.findings)}
+    result = {
+        "base": described,
+        "metrics": dict(trained.metrics),
+        "findings": list(trained.findings),
+        "stopped": trained.stopped,
+        "chosen": dataclasses.asdict(trained.chosen) if trained.chosen else None,
+    }
     done.finish(trained.folder, result | {"weights": weights})
     job.run.artifact_text(json.dumps(weights, indent=2), WEIGHTS_FILE)
     return job, trained
+
+
+def _tags(trained: Trained) -> dict[str, str]:
+    """What happened in the training, for people who look at the run."""
+    tags = {
+        FINDINGS: "; ".join(trained.findings),
+        STOPPED: trained.stopped,
+        CHOSEN: str(trained.chosen or ""),
+    }
+    return {name: text for name, text in tags.items() if text}
 
 
 def _in_memory(job: Job, data: Data, base: BaseModel) -> tuple[Job, Trained]:
@@ -77,6 +96,8 @@ def _recorded(job: Job, base: BaseModel, result: Mapping[str, Any]) -> Trained:
         base=base,
         metrics=result["metrics"],
         findings=tuple(result.get("findings") or ()),
+        stopped=result.get("stopped") or "",
+        chosen=Chosen(**result["chosen"]) if result.get("chosen") else None,
     )
 
 

@@ -245,10 +245,10 @@ class ActiveRun:
         self.artifact_text(tables.table_json(rows), path)
         self.set_tags(tables.table_tag(self.read().data.tags, path))
 
-    def upload_checkpoint(self, folder: Path) -> None:
-        """Upload a checkpoint in the background, once the metrics so far are delivered; earlier ones are removed."""
+    def upload_checkpoint(self, folder: Path, *, beside: Path | None = None) -> None:
+        """Upload it in the background, once the metrics so far are delivered; others are removed but `beside`."""
         self._uploads = self._uploads or CheckpointUploads(self.tracking_uri, self.run_id, partial(self.flush, 60))
-        self._uploads.put(folder)
+        self._uploads.put(folder, beside=beside)
 
     # --- models
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,12 @@ class CheckpointUploads:
         self._client, self._run_id, self._flush = MlflowClient(tracking_uri), run_id, flush
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow-ft-upload")
         self._lock = threading.Lock()
-        self._waiting: Path | None = None
+        self._waiting: tuple[Path, Path | None] | None = None
 
-    def put(self, folder: Path) -> None:
-        """Upload this checkpoint when the one before it is uploaded."""
+    def put(self, folder: Path, *, beside: Path | None = None) -> None:
+        """Upload this checkpoint when the one before it is uploaded, and `beside`, if that is not in the store yet."""
         with self._lock:
-            self._waiting = folder
+            self._waiting = folder, beside
         self._thread.submit(self._send)
 
     def close(self) -> None:
@@ -55,25 +56,41 @@ class CheckpointUploads:
 
     def _send(self) -> None:
         with self._lock:
-            folder, self._waiting = self._waiting, None
-        if folder is None:
+            waiting, self._waiting = self._waiting, None
+        if waiting is None:
             return
+        folder, beside = waiting
         try:
             if not (answers(self._client.tracking_uri) and self._flush()):
                 log.warning("%s: not uploaded, because metrics could not be delivered", folder.name)
                 return
-            upload(self._client, self._run_id, folder)
+            upload(self._client, self._run_id, folder, beside=beside)
         except (MlflowException, OSError, FineTuneError) as error:  # the next one may succeed
             log.warning("%s: the checkpoint could not be uploaded: %s", folder.name, error)
 
 
-def upload(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Upload a checkpoint, its manifest last, and then remove earlier ones.
+def upload(client: MlflowClient, run_id: str, folder: Path, *, beside: Path | None = None) -> None:
+    """Upload a checkpoint, and `beside` where the store does not have it; then remove all others.
 
     Raises:
         MlflowException, OSError: the store does not accept it.
     """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    kept = {}
+    if beside and beside != folder:
+        there = f"{beside.name}.json" in _names(client, run_id, PLACE)
+        kept[beside.name] = _manifest(beside) if there else _upload(client, run_id, beside)
+    kept[folder.name] = _upload(client, run_id, folder)
+    _remove_others(client, run_id, kept)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
+def _upload(client: MlflowClient, run_id: str, folder: Path) -> dict[str, Any]:
+    """Upload the files that the store does not have, then the manifest, which is returned."""
+    manifest = _manifest(folder)
     present = _names(client, run_id, FILES)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".upload-") as scratch:
         for name, about in manifest["files"].items():
@@ -85,7 +102,7 @@ def upload(client: MlflowClient, run_id: str, folder: Path) -> None:
         described = Path(scratch, f"{folder.name}.json")
         described.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         client.log_artifact(run_id, str(described), PLACE)
-    _remove_others(client, run_id, folder.name, manifest)
+    return manifest
 
 
 def _stored(name: str, sha256: str) -> str:
@@ -105,10 +122,14 @@ def _names(client: MlflowClient, run_id: str, path: str) -> set[str]:
     return {Path(entry.path).name for entry in client.list_artifacts(run_id, path) if not entry.is_dir}
 
 
-def _remove_others(client: MlflowClient, run_id: str, kept: str, manifest: dict[str, Any]) -> None:
-    """Remove the other checkpoints and the files that only they need; a store that cannot delete keeps them."""
-    needed = {_stored(name, about["sha256"]) for name, about in manifest["files"].items()}
-    old = [f"{PLACE}/{name}" for name in _names(client, run_id, PLACE) if name != f"{kept}.json"]
+def _remove_others(client: MlflowClient, run_id: str, kept: Mapping[str, Any]) -> None:
+    """Remove the other checkpoints and the files that only they need; a store that cannot delete keeps them.
+
+    `kept` are the manifests of those that stay, by name.
+    """
+    files = [entry for manifest in kept.values() for entry in manifest["files"].items()]
+    needed = {_stored(name, about["sha256"]) for name, about in files}
+    old = [f"{PLACE}/{name}" for name in _names(client, run_id, PLACE) if name.removesuffix(".json") not in kept]
     old += [f"{FILES}/{name}" for name in _names(client, run_id, FILES) - needed]
     uri = client.get_run(run_id).info.artifact_uri
     repository = get_artifact_repository(uri, tracking_uri=client.tracking_uri)
@@ -119,8 +140,10 @@ def _remove_others(client: MlflowClient, run_id: str, kept: str, manifest: dict[
             log.debug("%s of run %s could not be removed: %s", path, run_id, error)
 
 
-def fetch(run_id: str, into: Path, say: Callable[[str], None], *, after: int = 0) -> Path | None:
-    """Download the newest complete checkpoint of a run into `into/step-N`; None if there is none after a step.
+def fetch(
+    run_id: str, into: Path, say: Callable[[str], None], *, after: int = 0, before: float = math.inf
+) -> Path | None:
+    """Download the newest complete checkpoint of a run into `into/step-N`; None if there is none between two steps.
 
     `say` gets a sentence about each that is skipped.
 
@@ -132,6 +155,8 @@ def fetch(run_id: str, into: Path, say: Callable[[str], None], *, after: int = 0
         names = {_step(name): name for name in _names(client, run_id, PLACE)}
     for step in sorted(names, reverse=True):
         name = names[step]
+        if step >= before:
+            continue
         if step <= after:
             break
         target = into / name.removesuffix(".json")

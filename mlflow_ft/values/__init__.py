@@ -5,7 +5,7 @@ from mlflow_ft.values.forms import Exported, Form, Package, Packaged, Version
 from mlflow_ft.values.job import Job, Resume, Run
 from mlflow_ft.values.launch import Launch, Places, Process, Trials
 from mlflow_ft.values.machines import Handle, Machines
-from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, LossWatcher, Model, Trained
+from mlflow_ft.values.models import MLFLOW_URIS, BaseModel, Checkpointer, Chosen, LossWatcher, Model, Trained
 from mlflow_ft.values.planning import Advice, Aim, Choice, Hardware, Plan, Situation
 from mlflow_ft.values.report import CheckResult, Report
 from mlflow_ft.values.scores import Answer, Score, Scores, Subject, Worse
@@ -20,6 +20,7 @@ __all__ = [
     "CheckResult",
     "Checkpointer",
     "Choice",
+    "Chosen",
     "Data",
     "Exported",
     "Form",

@@ -66,8 +66,8 @@ class Run(Protocol):
     def artifact_text(self, text: str, path: str) -> None:
         """Log a text as a file."""
 
-    def upload_checkpoint(self, folder: Path) -> None:
-        """Upload a checkpoint, so that the run can be resumed on another machine; earlier ones are removed.
+    def upload_checkpoint(self, folder: Path, *, beside: Path | None = None) -> None:
+        """Upload a checkpoint, so that the run can be resumed on another machine; others are removed but `beside`.
 
         Called in a thread. An error is a warning.
         """

@@ -74,6 +74,21 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The checkpoint that the trained model is, chosen by its held-out loss (`training.load_best`)."""
+
+    step: int
+    """The optimizer step after which it was written."""
+    loss: float
+    """Its held-out loss, in nats per learned token for sft, else as the method measures it."""
+    steps: int
+    """Optimizer steps of the whole training."""
+
+    def __str__(self) -> str:
+        return f"step {self.step:,} of {self.steps:,}, held-out loss {self.loss:.4g}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """The result of training on disk."""
 
@@ -83,6 +98,10 @@ class Trained:
     metrics: Mapping[str, float]
     findings: tuple[str, ...] = ()
     """Problems in the training that did not end it, a sentence each: for the card and a tag of the run."""
+    stopped: str = ""
+    """Why the training ended before its last step, a sentence; "" if it did not."""
+    chosen: Chosen | None = None
+    """The checkpoint that was kept; None: the weights after the last step."""
 
     @property
     def adapter(self) -> Path | None:

@@ -256,6 +256,31 @@ def test_a_run_that_was_stopped_while_it_was_packaged_goes_on_there(
     assert registered(client, again) == ["adapter", "merged", "packaged", "packaged-adapter"]
 
 
+def test_the_best_checkpoint_comes_from_the_store(
+    run: Command, train: Command, stop: Callable[[int], None], client: MlflowClient
+) -> None:
+    """The held-out rows ask for something else, so that their loss rises; then the run's folder is lost."""
+    turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "stone river lamp door"}]
+    held = write_jsonl(Path("held.jsonl"), [{"messages": turns}])
+    given = {"data.eval_path": held, "learning_rate": 0.3, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    given |= {"eval_steps": 1, "load_best": "true", "save_total_limit": 1, "data.fail_on": "never"}
+    stop(5)
+    assert train(model_name="best", **given).code == 143
+    interrupted = latest(client)
+    curve = {point.step: point.value for point in client.get_metric_history(interrupted.info.run_id, "eval/loss")}
+    lowest = min(list(curve)[1:], key=lambda step: curve[step])
+    assert lowest < 5
+    kept = {file.path for file in client.list_artifacts(interrupted.info.run_id, "checkpoints") if not file.is_dir}
+    assert kept == {f"checkpoints/step-{step:06}.json" for step in (lowest, 5)}
+    Path(interrupted.data.tags["mlflow_ft.folder"]).rename("lost")
+    result = run("resume", interrupted.info.run_id)
+    assert result.code == 0, result.err
+    again = client.get_run(interrupted.info.run_id)
+    whole = {point.step: point.value for point in client.get_metric_history(interrupted.info.run_id, "eval/loss")}
+    assert again.data.metrics["train/chosen_step"] == min(list(whole)[1:], key=lambda step: whole[step])
+    assert again.data.metrics["eval/tuned/loss"] == pytest.approx(min(list(whole.values())[1:]), rel=1e-5)
+
+
 def test_checkpoints_that_were_logged_as_models_are_not_doubled(
     run: Command, train: Command, stop: Callable[[int], None], client: MlflowClient
 ) -> None:

@@ -54,7 +54,7 @@ class ListedRun:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.tags |= tags
 
-    def upload_checkpoint(self, folder: Path) -> None:
+    def upload_checkpoint(self, folder: Path, *, beside: Path | None = None) -> None:
         self.uploaded.append(folder.name)
 
     def deferring_stop(self) -> AbstractContextManager[None]:

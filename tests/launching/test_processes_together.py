@@ -114,6 +114,51 @@ def test_several_processes_train_as_one(
     assert MlflowClient().get_run(outcome.run_id).data.tags["mlflow_ft.processes"].endswith(f"(gloo), {strategy}")
 
 
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        ("full", "ddp"),
+        pytest.param("full", "fsdp", marks=pytest.mark.long),
+        pytest.param("lora", "fsdp", marks=pytest.mark.long),
+        *(pytest.param("full", f"deepspeed-zero{stage}", marks=(pytest.mark.long, with_deepspeed)) for stage in (2, 3)),
+    ],
+)
+def test_two_processes_end_together_and_keep_the_best_weights(
+    fine_tune: Callable[..., Any], tiny_model: Path, tmp_path: Path, method: str, strategy: str
+) -> None:
+    """The held-out rows ask for the opposite of what is learned; rank 0 decides."""
+    answers = {"train": "red green blue red", "held": "stone river lamp door"}
+    files = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"say {n}", "completion": answer} for n in range(12)])
+        for name, answer in answers.items()
+    }
+    outcome = fine_tune(
+        method,
+        model=tiny_model,
+        data=files["train"],
+        early_stopping=2,
+        max_steps=16,
+        per_device_train_batch_size=2,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        learning_rate=0.01 if method == "full" else 0.1,
+        **TWO,
+        **{
+            "launch.strategy": strategy,
+            "data.eval_path": files["held"],
+            "data.fail_on": "never",
+            "evaluation.on_worse": "warn",
+        },
+    )
+    losses, run = curve(outcome.run_id, "eval/loss")[1:], MlflowClient().get_run(outcome.run_id)
+    lowest = losses.index(min(losses)) + 1
+    assert len(losses) == lowest + 2 < 16
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow_ft.stopped_early"].startswith(f"at step {len(losses)} of 16")
+    assert run.data.metrics["train/chosen_step"] == lowest
+    assert run.data.metrics["eval/tuned/loss"] == pytest.approx(min(losses), rel=1e-5)
+
+
 class Started:
     """A command in several processes, and what it printed."""
 

@@ -113,3 +113,23 @@ def test_a_checkpoint_that_was_removed_meanwhile_is_a_warning(
     uploads.put(tmp_path / "step-000007")
     uploads.close()
     assert "step-000007: the checkpoint could not be uploaded" in caplog.text
+
+
+def test_the_best_one_stays_beside_the_last(client: MlflowClient, run_id: str, tmp_path: Path) -> None:
+    best, later, last = (
+        a_checkpoint(tmp_path, step, weights=str(step), fixed="same", shared="b" if step > 2 else "a")
+        for step in (2, 4, 6)
+    )
+    checkpoints.upload(client, run_id, later)
+    checkpoints.upload(client, run_id, last, beside=best)  # which was not uploaded in its time
+    assert stored(client, run_id, "checkpoints") == ["step-000002.json", "step-000006.json"]
+    assert len(stored(client, run_id, "checkpoints/files")) == 5
+    again = a_checkpoint(tmp_path, 8, weights="8", fixed="same", shared="b")
+    checkpoints.upload(client, run_id, again, beside=best)
+    assert stored(client, run_id, "checkpoints") == ["step-000002.json", "step-000008.json"]
+    fetched = fetch_checkpoint(run_id, tmp_path / "there", print, before=8)
+    assert fetched == tmp_path / "there" / "step-000002"
+    verify_manifest(fetched)
+    assert fetch_checkpoint(run_id, tmp_path / "there", print, after=2, before=8) is None
+    checkpoints.upload(client, run_id, again, beside=again)  # it is the best one itself
+    assert stored(client, run_id, "checkpoints") == ["step-000008.json"]

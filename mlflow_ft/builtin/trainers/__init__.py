@@ -20,6 +20,7 @@ def register_trainers() -> list[Trainer]:
             kinds=("conversation", "text", "preference"),
             settings=("packing", "options"),
             scores=("loss",),
+            held_out_loss=True,
             use_for="the first step of most alignments, and of the chains align and rlhf",
             memory="depends on the adapter: see lora, full",
             ranges=sft.LORA_RANGES | {"training.num_train_epochs": "1 to 5"},

@@ -29,6 +29,11 @@ class Comparison:
         """Record which values of a part differ."""
         self._parts[part] = {"different": list(different), **facts}
 
+    @property
+    def refused(self) -> bool:
+        """Whether `report` would raise, by what was compared so far."""
+        return not self._resume.accept_changes and any(result["different"] for result in self._parts.values())
+
     def report(self) -> None:
         """Keep the comparison on the run as `resume/step-N.json`, and refuse to continue if something differs.
 

@@ -27,7 +27,8 @@ from mlflow_ft.errors import FineTuneError, ModelError
 from mlflow_ft.manifest import verify_manifest, write_manifest
 
 PREFIX, PARTIAL = "step-", ".partial"
-OWN_FILES = ("weights", "optimizer")
+OPTIMIZER = "optimizer"
+OWN_FILES = ("weights", OPTIMIZER)
 """Parts whose tensors have a file of their own."""
 REST = "state"
 FACTS = "checkpoint.json"
@@ -113,16 +114,18 @@ def latest(parent: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The parts of a checkpoint that was verified.
+def read(folder: Path, *, optimizer: bool = True) -> dict[str, Any]:
+    """The parts of a checkpoint that was verified; without `optimizer`, which is larger than the weights, all others.
 
     Raises:
         ModelError: its files cannot be read.
     """
     try:
         content = json.loads((folder / f"{REST}.json").read_text(encoding="utf-8"))
+        files = [file for file in (*OWN_FILES, REST) if optimizer or file != OPTIMIZER]
+        content = {part: state for part, state in content.items() if optimizer or part != OPTIMIZER}
         tensors: dict[str, Tensor] = {}
-        for file in (*OWN_FILES, REST):
+        for file in files:
             tensors |= load_file(folder / f"{file}.safetensors")
         parts: dict[str, Any] = tree.put_together(content, tensors)
     except (OSError, ValueError, KeyError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlflow_ft.engine import ranks
-from mlflow_ft.engine.checkpoints import folder
+from mlflow_ft.engine.checkpoints import best, folder
 from mlflow_ft.values import Job
 
 MINUTE = 60.0
@@ -29,7 +29,8 @@ class Keeper:
         self._job, self._clock = job, clock
         self._every = job.config.training.save_every
         self._last = clock()
-        self._best = _best(self.parent)
+        begins = job.resume.step if job.resume else 0  # what is later belongs to an attempt that is made again
+        self._best = next(iter(best.measured(self.parent, until=begins)), None)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow-ft-checkpoint")
         self._finishing: Future[None] | None = None
 
@@ -67,7 +68,7 @@ class Keeper:
         Args:
             step: optimizer steps so far.
             parts: the state, each part a tree (`checkpoints.tree`).
-            loss: the last held-out loss; the checkpoint with the lowest is kept.
+            loss: the held-out loss of these weights, if it was measured; the checkpoint with the lowest is kept.
             more: writes further files into the folder.
             frozen: computes the digest of the weights that do not train.
             wait: whether the checkpoint must be on the disk when this returns.
@@ -80,8 +81,6 @@ class Keeper:
         except OSError as error:
             self._warn(step, error)
             return
-        if loss is not None and math.isfinite(loss) and (self._best is None or loss < self._best[0]):
-            self._best = (loss, step)
         facts = {"step": step, "method": self._job.config.method, "time": time.time(), "eval_loss": loss}
         self._finishing = self._thread.submit(self._finish, partial, facts, frozen)
         if wait:
@@ -93,10 +92,14 @@ class Keeper:
         except OSError as error:
             self._warn(facts["step"], error)
             return
-        best = self._best[1] if self._best else None
-        folder.remove_old(self.parent, keep=self._job.config.training.save_total_limit, best=best)
-        if self._job.config.training.upload_checkpoints:
-            self._job.run.upload_checkpoint(finished)
+        loss = facts["eval_loss"]
+        if loss is not None and math.isfinite(loss) and (self._best is None or loss < self._best.loss):
+            self._best = best.Measured(step=facts["step"], loss=loss, folder=finished)
+        settings, lowest = self._job.config.training, self._best
+        folder.remove_old(self.parent, keep=settings.save_total_limit, best=lowest.step if lowest else None)
+        if settings.upload_checkpoints:
+            beside = lowest.folder if lowest and settings.loads_best else None
+            self._job.run.upload_checkpoint(finished, beside=beside)
 
     def _warn(self, step: int, error: OSError) -> None:
         shutil.rmtree(self.parent / f"{folder.name(step)}{folder.PARTIAL}", ignore_errors=True)
@@ -117,19 +120,6 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         """Wait for the last checkpoint."""
         self._thread.shutdown()
-
-
-def _best(parent: Path) -> tuple[float, int] | None:
-    """The lowest held-out loss among a run's checkpoints, and its step; one whose facts are corrupt does not count."""
-    losses = []
-    for checkpoint in folder.complete(parent):
-        try:
-            facts = folder.facts(checkpoint)
-        except (OSError, ValueError):
-            continue
-        if facts["eval_loss"] is not None and math.isfinite(facts["eval_loss"]):
-            losses.append((facts["eval_loss"], facts["step"]))
-    return min(losses, default=None)
 
 
 def place(job: Job) -> Path:

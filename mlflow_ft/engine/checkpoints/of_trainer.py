@@ -88,7 +88,7 @@ def _own(trainer: Any, order: Order) -> dict[str, Any]:
     return {
         "random": generators.collect(),
         "counters": {name: plain(getattr(trainer, name)) for name in COUNTERS if hasattr(trainer, name)},
-        "callbacks": {name: keeper.state_dict() for name, keeper in _keepers(trainer)},
+        "callbacks": {name: keeper.state_dict() for name, keeper in keepers(trainer)},
         "data": order.collect(),
     }
 
@@ -159,10 +159,10 @@ def restore_rest(trainer: Any, parts: Mapping[str, Any]) -> None:
     for name, value in parts["counters"].items():
         _fill(trainer, name, value)
     trainer._initial_global_step = 0  # the mean loss is over all steps, not over those of this process
-    keepers = dict(_keepers(trainer))
+    live = dict(keepers(trainer))
     for name, state in parts["callbacks"].items():
-        if name in keepers:
-            keepers[name].load_state_dict(state)
+        if name in live:
+            live[name].load_state_dict(state)
     if "random" in parts:
         generators.restore(parts["random"])
 
@@ -189,7 +189,7 @@ def _fill_dict(current: dict[Any, Any], value: dict[Any, Any]) -> None:
             current[key] = inner
 
 
-def _keepers(trainer: Any) -> Iterator[tuple[str, Any]]:
+def keepers(trainer: Any) -> Iterator[tuple[str, Any]]:
     """Callbacks with state, named by class and by their number among those of the class, and the trainer's watch."""
     seen: dict[str, int] = {}
     for callback in trainer.callback_handler.callbacks:

@@ -63,7 +63,7 @@ class Checkpoints:
         Args:
             step: optimizer steps so far, counted from 1.
             steps: steps of the whole training.
-            loss: the last held-out loss, by which the best checkpoint is kept.
+            loss: the held-out loss of these weights, if it was measured; the checkpoint with the lowest is kept.
         """
         due = self._writes and self._keeper.due(step, steps)
         stopping, due = ranks.any_of(self._job.run.stopping, due)

@@ -20,10 +20,12 @@ STATE_FILE = "trainer_state.json"
 LOSS = "eval_loss"
 SUMMARY = "train_runtime"
 EVALUATION_DUE = "evaluation_due"
+ENDED = "ended"
+"""The part of a checkpoint that says whether a callback ended the training there."""
 
 
 class AlreadyTrainedError(Exception):
-    """The checkpoint was written after the last step."""
+    """The checkpoint was written after the last step, or after the one in which a callback ended the training."""
 
 
 class StoppedAfterSavingError(Exception):
@@ -53,13 +55,14 @@ class Resumable:
         self._trainer, self._job, self._keeper = trainer, job, keeper
         self._order = Order(trainer)
         self._frozen = ""
-        self._evaluation_due = False
+        self._evaluation_due = self._finishing = False
         self._checkpoint = job.resume.checkpoint if job.resume else None
         self._comparison = Comparison(job, job.resume) if job.resume and self._checkpoint else None
         saved = folder.read(self._checkpoint) if self._checkpoint else {}
         self._processes = of_trainer.processes(saved) if saved else ranks.size()
         self._parts = of_trainer.of_this_process(saved) if saved else {}
         self._next = self._parts["data"]["next"] if "data" in self._parts else ""
+        self.ended = bool(self._parts.pop(ENDED, False))
         trainer._save_checkpoint = self._save
         trainer._load_from_checkpoint = lambda *_, **__: None
         trainer._load_scaler = lambda *_, **__: None
@@ -94,6 +97,7 @@ class Resumable:
 
     def _without_steps(self) -> tuple[int, float]:
         """Nothing is left to train: the weights are restored, and an evaluation may be due."""
+        self._finishing = True
         if "data" in self._parts:
             self._order.put_back(self._parts["data"]["began"])
         self._restore_rest()
@@ -108,17 +112,21 @@ class Resumable:
     def _save(self, *_: Any) -> None:
         """Write a checkpoint; called by the trainer after log and evaluation of a step."""
         trainer = self._trainer
-        parts = of_trainer.collect(trainer, self._order) | {EVALUATION_DUE: self._evaluation_due}
+        step, last = trainer.state.global_step, trainer.state.global_step >= trainer.state.max_steps
+        parts = of_trainer.collect(trainer, self._order) | {
+            EVALUATION_DUE: self._evaluation_due,
+            ENDED: trainer.control.should_training_stop and not (self._due.stopping or last),
+        }
         if self._job.config.launch.sharded:
             self._frozen_digest()  # now, since all processes take part in it
         if not ranks.leads():
             self._end_of_saving()
             return
-        if trainer.state.global_step >= trainer.state.max_steps:
+        if last:
             parts["optimizer"] = {}  # it is twice as large as the weights, and there is no next step
-        losses = [entry[LOSS] for entry in trainer.state.log_history if LOSS in entry]
+        losses = [entry[LOSS] for entry in trainer.state.log_history if LOSS in entry and entry["step"] == step]
         self._keeper.save(
-            trainer.state.global_step,
+            step,
             parts,
             loss=losses[-1] if losses else None,
             more=lambda place: trainer.state.save_to_json(str(place / STATE_FILE)),
@@ -175,7 +183,17 @@ class Resumable:
         before, now = folder.facts(self._checkpoint)["frozen_sha256"], self._frozen_digest()
         self._comparison.note("weights that do not train", [] if before == now else ["sha256"], sha256=now)
         if evaluation_due:
-            self._trainer._evaluate(None, None)
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        """The evaluation that a signal had put off, and what follows from it: a checkpoint, the end of the training."""
+        trainer, comparison = self._trainer, self._comparison
+        trainer._evaluate(None, None)
+        if trainer.control.should_save and comparison and not comparison.refused:
+            self._save()
+            trainer.control.should_save = False
+        if trainer.control.should_training_stop and not self._finishing:
+            raise AlreadyTrainedError
 
     def _see_first_batch(self) -> None:
         """Compare the first batch that the trainer gets with the one that was to come."""
@@ -208,7 +226,7 @@ class PlaceCallback(TrainerCallback):
         self._resumable = resumable
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or self._resumable.ended:
             raise AlreadyTrainedError
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -24,6 +24,9 @@ SUMS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 class AllocateCallback(TrainerCallback):
     """Sets AdaLoRA's number of steps, keeps its factors orthogonal, and reduces its ranks."""
 
+    of_weights = True
+    """The ranks belong to the weights of their step."""
+
     def __init__(self, job: Job) -> None:
         self._given = job.config.adapter.options or {}
         self._tuner: AdaLoraModel | None = None

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from mlflow_ft.engine import hardware, options, ranks
 from mlflow_ft.engine.checkpoints import resuming
+from mlflow_ft.engine.checkpoints.best import put_back
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.launching import shards, strategy, zero
@@ -22,7 +23,7 @@ from mlflow_ft.engine.models.fused_lora import FusedLora
 from mlflow_ft.engine.models.recomputing import Recomputing
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import batching, even_batches, longest_batch, other_trackers, starts, trainable
+from mlflow_ft.engine.training import batching, even_batches, held_out, longest_batch, other_trackers, starts, trainable
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
@@ -114,19 +115,14 @@ def run(
         RefusedError: a NaN or infinite loss. StoppedError: a signal arrived; the current step was finished.
         ConfigError: TRL rejects the settings.
     """
+    watch = held_out.callback(job)
     with ExitStack() as bars, job.run.deferring_stop(), refusals_of_trl(job):
         with routers.wanted(model.module):
-            trainer = make(callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads()))
+            common = callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads())
+            trainer = make([*common, *([watch] if watch else [])])
         strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
-        if job.config.adapter.fused and not (job.config.launch.sharded or job.config.launch.own_engine):
-            low_rank = FusedLora(trainer.model)
-            low_rank.on()
-            bars.callback(low_rank.off)
-        if hardware.recomputing(job.config):
-            recomputing = Recomputing(trainer.model)
-            recomputing.on()
-            bars.callback(recomputing.off)
+        _fuse(job, trainer, bars)
         arranged = batching.Batching(job, data, trainer)
         bars.callback(arranged.end)
         if not job.config.launch.sharded:  # a pass by one process alone would wait for the others' shares
@@ -142,9 +138,25 @@ def run(
         loading.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16
         steps, loss = resuming.train(trainer, job)
         zero.forget()
+        best = held_out.choose(job, watch, steps) if watch and not math.isnan(loss) else None
         if (job.config.launch.sharded or job.config.launch.own_engine) and not math.isnan(loss):
-            model = _gathered(trainer, job, data, model)
-    return keep(job, data, model, steps=steps, loss=loss)
+            model = _gathered(trainer, job, data, model, best.parts if best else None)
+        elif best and best.parts:
+            put_back(trainer, best.parts)
+    trained = keep(job, data, model, steps=steps, loss=loss)
+    return held_out.concluded(trained, watch, best) if watch else trained
+
+
+def _fuse(job: Job, trainer: Any, bars: ExitStack) -> None:
+    """Compute LoRA's part of a layer in one step, and what costs little again, until `bars` is closed."""
+    if job.config.adapter.fused and not (job.config.launch.sharded or job.config.launch.own_engine):
+        low_rank = FusedLora(trainer.model)
+        low_rank.on()
+        bars.callback(low_rank.off)
+    if hardware.recomputing(job.config):
+        recomputing = Recomputing(trainer.model)
+        recomputing.on()
+        bars.callback(recomputing.off)
 
 
 def callbacks(
@@ -211,9 +223,15 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
         ) from error
 
 
-def _gathered(trainer: Any, job: Job, data: Data, model: Model) -> Model:
-    """The trained model as a whole, in rank 0; its weights were spread over all processes."""
-    if job.config.launch.own_engine:  # which casts weights to the type it computes in: the exact ones are its own
+def _gathered(trainer: Any, job: Job, data: Data, model: Model, chosen: dict[str, Any] | None) -> Model:
+    """The trained model as a whole, in rank 0; its weights were spread over all processes.
+
+    `chosen` are the parts of the checkpoint that it is to be, in rank 0; empty in the others, and None without one.
+    """
+    partly = job.config.launch.own_engine or chosen is not None
+    if chosen is not None:
+        state = chosen.get("weights", {})
+    elif job.config.launch.own_engine:  # which casts weights to the type it computes in: the exact ones are its own
         trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
         state = {name: shards.whole_weight(weight).cpu() for name, weight in trained.items()}
     else:
@@ -222,7 +240,10 @@ def _gathered(trainer: Any, job: Job, data: Data, model: Model) -> Model:
         return model
     whole = trainable.prepare(job, data, model.base)
     missing, unknown = whole.module.load_state_dict(state, strict=False)
-    if unknown or (missing and not job.config.launch.own_engine):
+    if partly:  # the rest is as the base has it
+        learned = {name for name, weight in whole.module.named_parameters() if weight.requires_grad}
+        missing = [name for name in missing if name in learned]
+    if unknown or missing:
         raise RuntimeError(f"the trained weights do not fit the model: {[*unknown, *missing][:3]}")
     return whole
 

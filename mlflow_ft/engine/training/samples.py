@@ -1,9 +1,10 @@
-"""Answers to a few held-out prompts, the same at every evaluation, logged as tables of the run."""
+"""Answers to a few held-out prompts, the same each time, logged as tables of the run."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ from mlflow_ft.values import Answer, Data, Job
 
 FIRST = 1000
 """Held-out rows that are searched for prompts."""
+SOON = 0.1
+"""The share of the steps after which there are answers in any case, to see early that a run is of no use."""
 LONGEST = 64
 """Most tokens of an answer: a sample shows how the model answers, and must be cheap compared with a training step."""
 Row = Mapping[str, Any]
@@ -43,7 +46,8 @@ def prompts(job: Job, data: Data) -> list[Example]:
 class SamplesCallback(TrainerCallback):
     """Generates greedy answers at every evaluation, and logs them as a table `samples/step_N.json`.
 
-    Each of the `judges` adds a column with its reward.
+    If there is no evaluation until then, also after a tenth of the steps. Each of the `judges` adds a column with its
+    reward.
     """
 
     def __init__(self, job: Job, data: Data, stack: ExitStack, *, judges: Sequence[LoadedReward] = ()) -> None:
@@ -54,14 +58,19 @@ class SamplesCallback(TrainerCallback):
         self._tables = Tables(job)
         stack.callback(self._tables.close)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
+        soon = math.ceil(SOON * state.max_steps)
+        if state.global_step == soon < (state.eval_steps or soon + 1) and not self._job.run.stopping:
+            self._answer(state, model)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        self._answer(state, model)
+
+    def _answer(self, state: TrainerState, model: Any) -> None:
         if not self._prompts or not state.is_world_process_zero or model is None:
             return
         settings = self._job.config.evaluation

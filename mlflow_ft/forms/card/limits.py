@@ -29,6 +29,8 @@ def scored_rows(about: About) -> Iterator[str]:
     rows = about.data.eval.counts["rows"]
     where = "split off from the same source as the training rows" if about.same_source else "from a separate source"
     yield f"The model was scored on {counted(rows, 'held-out row')} {where}. Other text was not tested."
+    if about.trained.chosen:
+        yield "The checkpoint was chosen by its loss on these rows, so its scores on them are a little too good."
     share = next((score for score in about.scores.tuned if score.rows and set(score.rows) <= {0.0, 1.0, None}), None)
     known = sum(row is not None for row in share.rows) if share else 0
     if share and known:

@@ -198,6 +198,10 @@ def training(about: About) -> str:
     if steps := measured.get("train/steps"):
         loss = measured.get("train/mean_loss")
         facts.append(f"{counted(int(steps), 'optimizer step')}; mean training loss {number(loss)}.")
+    if about.trained.stopped:
+        facts.append(f"Training ended early, {plain(about.trained.stopped)}.")
+    if chosen := about.trained.chosen:
+        facts.append(f"The weights are those of {plain(str(chosen))}; they were chosen by that loss.")
     if device := tags.get("mlflow_ft.device"):
         facts.append(f"Device: {plain(device)}.")
     return "\n\n".join([" ".join(facts), table(["setting", "value", "from"], _settings(about)), bullets(_code(about))])

@@ -33,6 +33,12 @@ COSTS = {
     "train/tokens_per_second": "learned and other tokens a second",
     "train/step_time": "seconds a step",
 }
+NOT_CHOSEN = -1
+TRAINING = {
+    "mlflow_ft.stopped_early": "training ended early",
+    "mlflow_ft.chosen_checkpoint": "weights kept",
+    "mlflow_ft.training_findings": "found in the training",
+}
 PARITY = re.compile(r"parity/(.+)/(kl_mean|kl_max|top1_agreement|greedy_agreement)")
 
 
@@ -79,6 +85,7 @@ def _asked(facts: Facts) -> Iterator[tuple[str, str]]:
     if "data/train/rows" in counts:
         rows, held = (f"{float(counts.get(f'data/{side}/rows', 0)):,.0f}" for side in ("train", "eval"))
         yield "rows", f"{rows} to train, {held} held out"
+    yield from ((name, clean(facts.tags[tag], longest=LONGEST)) for tag, name in TRAINING.items() if tag in facts.tags)
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
     yield "started", f"{started:%Y-%m-%d %H:%M} UTC"
     yield "run", run.info.run_id
@@ -110,7 +117,8 @@ def _plots(facts: Facts) -> Iterator[Mapping[str, str]]:
     losses = {name: facts.curves.get(key, {}) for name, key in (("training", "train/loss"), ("held out", "eval/loss"))}
     losses = {name: _finite(curve) for name, curve in losses.items()}
     if any(len(curve) > 1 for curve in losses.values()):
-        drawing = drawings.svg("loss", lambda axes: _draw_losses(axes, losses), whole=False)
+        kept = int(facts.metrics.get("train/chosen_step", NOT_CHOSEN))
+        drawing = drawings.svg("loss", lambda axes: _draw_losses(axes, losses, kept), whole=False)
         yield {"svg": drawing, "caption": "loss by optimizer step (nats per learned token)"}
     rate = _finite(facts.curves.get("train/learning_rate", {}))
     if len(set(rate.values())) > 1:
@@ -122,7 +130,8 @@ def _finite(curve: Mapping[int, float]) -> dict[int, float]:
     return {step: value for step, value in sorted(curve.items()) if math.isfinite(value)}
 
 
-def _draw_losses(axes: Axes, losses: Mapping[str, Mapping[int, float]]) -> None:
+def _draw_losses(axes: Axes, losses: Mapping[str, Mapping[int, float]], kept: int) -> None:
+    """Both curves, the lowest held-out loss, and the checkpoint whose weights were kept, if one was chosen."""
     for (name, curve), colour in zip(losses.items(), (drawings.FIRST, drawings.SECOND), strict=True):
         if curve:
             marker = "o" if len(curve) < 30 else None
@@ -130,9 +139,11 @@ def _draw_losses(axes: Axes, losses: Mapping[str, Mapping[int, float]]) -> None:
     held = losses["held out"]
     if held:
         best = min(held, key=lambda step: held[step])
-        axes.axvline(
-            best, color=drawings.MARK, linewidth=0.9, linestyle=":", label=f"lowest held-out loss, step {best:,}"
-        )
+        label = f"lowest held-out loss, step {best:,}" + (": these weights were kept" if kept == best else "")
+        axes.axvline(best, color=drawings.MARK, linewidth=0.9, linestyle=":", label=label)
+        if kept in held:
+            label = "" if kept == best else f"the weights that were kept, step {kept:,}"
+            axes.plot(kept, held[kept], "o", color=drawings.MARK, markersize=7, fillstyle="none", label=label)
     axes.legend(frameon=False, labelcolor=drawings.INK, fontsize=8)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mlflow_ft.operations.importing import axolotl_rows, training_arguments
@@ -194,6 +195,18 @@ def _strategy(draft: Draft, name: str, path: str) -> None:
         draft.skip(name, "follows from the steps")
 
 
+def ending(draft: Draft) -> None:
+    """Axolotl keeps the best checkpoint unless told otherwise, if each checkpoint comes with an evaluation."""
+    epochs = draft.number("num_epochs", 1)
+    every = []
+    for steps, per in (("save_steps", "saves_per_epoch"), ("eval_steps", "evals_per_epoch")):
+        times = draft.number(per, 0) * epochs
+        every.append(draft.number(steps) or (1 / times if times else 0))
+    measured = (draft.number("val_set_size") or draft.on("test_datasets")) and not draft.on("rl")
+    aligned = all(every) and math.isclose(every[0] / every[1], round(every[0] / every[1]), rel_tol=1e-9)
+    training_arguments.ending(draft, keeps_best=bool(measured and aligned))
+
+
 def schedule(draft: Draft) -> None:
     """The least rate of a cosine."""
     least = draft.value("cosine_min_lr_ratio")
@@ -277,6 +290,6 @@ def trackers(draft: Draft) -> None:
 
 
 RULES: tuple[Any, ...] = (
-    *(method, target, precision, attention, warmup, when, schedule, batch, checkpointing, tokens, trackers),
+    *(method, target, precision, attention, warmup, when, ending, schedule, batch, checkpointing, tokens, trackers),
     *(training_arguments.distribution, axolotl_rows.rows, axolotl_rows.packing),
 )

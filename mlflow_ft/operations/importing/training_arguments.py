@@ -11,6 +11,9 @@ from mlflow_ft.operations.importing.draft import Draft, Setting, names, truth
 ALWAYS_EVALUATED = "the held-out loss is always measured"
 LEAST_HELD_OUT = 1
 TRACKERS = ("wandb", "tensorboard")
+PATIENCE = ("early_stopping_patience", "early_stopping_steps")
+MEASURE = ("metric_for_best_model", "greater_is_better")
+BEST = "load_best_model_at_end"
 
 
 def precision(draft: Draft) -> None:
@@ -84,6 +87,37 @@ def saving(draft: Draft) -> None:
         draft.set("training.save_steps", steps, "save_steps", "save_strategy")
     else:
         draft.skip("save_strategy", "steps, without a number")
+
+
+def ending(draft: Draft, *, keeps_best: bool = False) -> None:
+    """When the held-out loss ends the training, and whether the weights with the lowest one are kept.
+
+    `keeps_best` is what the tool does if it is not told.
+    """
+    patience = next((name for name in PATIENCE if draft.number(name)), "")
+    best = draft.on(BEST) if draft.has(BEST) else keeps_best
+    if other := _other_measure(draft):
+        for name in (*PATIENCE, BEST, *MEASURE):
+            draft.refuse(name, other) if draft.on(name) else draft.skip(name, "off, as here")
+        return
+    if patience:
+        draft.set("training.early_stopping", draft.count(patience, 1), patience)
+    if best or patience:
+        draft.set("training.load_best", best, BEST)
+    if draft.number("early_stopping_threshold"):
+        draft.refuse("early_stopping_threshold", "any loss below the lowest one so far is an improvement")
+    for name in (*PATIENCE, BEST, "early_stopping_threshold"):
+        draft.skip(name, "off, as here")
+    for name in MEASURE:
+        draft.skip(name, "the held-out loss decides, as here")
+
+
+def _other_measure(draft: Draft) -> str:
+    """Why the best checkpoint is another one here; "" if it is the one with the lowest held-out loss."""
+    measure = str(draft.value("metric_for_best_model") or "loss").removeprefix("eval_")
+    if measure != "loss":
+        return f"the held-out loss decides here, not {measure}"
+    return "the lowest held-out loss is the best one here" if draft.on("greater_is_better") else ""
 
 
 def trackers(draft: Draft) -> None:
@@ -202,4 +236,4 @@ def _stage(draft: Draft, asked: Any) -> int | None:
         )
 
 
-RULES = (precision, warmup, evaluation, saving, trackers, sampling, schedule_options, distribution)
+RULES = (precision, warmup, evaluation, saving, ending, trackers, sampling, schedule_options, distribution)

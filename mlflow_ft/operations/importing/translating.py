@@ -17,6 +17,7 @@ from mlflow_ft.operations.importing.table import Entry, Table
 from mlflow_ft.registry import Registry
 
 Rule = Callable[[Draft], None]
+BY_LOSS = ("early_stopping", "load_best")
 WITHOUT_ADAPTER = "not used without an adapter"
 OF_ADAPTERS = {
     "none": {"kind"},
@@ -177,6 +178,8 @@ def _take_back_unused(draft: Draft, registry: Registry) -> None:
             draft.drop(path, WITHOUT_ADAPTER if kind == "none" else f"not used by the adapter {kind}", refused=False)
         elif section in ("objective", "rollout") and trainer.settings is not None and leaf not in trainer.settings:
             draft.drop(path, f"not used by the method {draft.method}", refused=leaf == "options")
+        elif leaf in BY_LOSS and not trainer.held_out_loss:
+            draft.drop(path, f"not available for the method {draft.method}, which has no held-out loss", refused=True)
 
 
 def _take_back_refused(draft: Draft, registry: Registry) -> None:

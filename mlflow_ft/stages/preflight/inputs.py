@@ -11,7 +11,7 @@ from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import guards, one_pass
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import data, start
+from mlflow_ft.stages import data, ending, start
 from mlflow_ft.stages.preflight.examination import Examination
 
 
@@ -30,8 +30,8 @@ def check_names(examination: Examination, registry: Registry) -> set[str]:
         start.check_method(config, registry)
         return f"method {config.method}, adapter {config.adapter.kind}"
 
-    if not wrong & {"method", "adapter.kind", "package.exports"}:
-        examination.check("settings", settings)
+    if not wrong & {"method", "adapter.kind", "package.exports"} and examination.check("settings", settings):
+        examination.check("", partial(ending.patience, config), setting="training.early_stopping")
     return wrong
 
 

@@ -72,7 +72,7 @@ class ListedRun:
     def artifact_text(self, text: str, path: str) -> None:
         self.tables[path] = text
 
-    def upload_checkpoint(self, folder: Path) -> None:
+    def upload_checkpoint(self, folder: Path, *, beside: Path | None = None) -> None:
         pass
 
     def deferring_stop(self) -> Any:

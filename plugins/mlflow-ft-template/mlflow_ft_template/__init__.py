@@ -171,6 +171,7 @@ def register_trainers() -> list[Trainer]:
             train=train_gently,
             defaults={"adapter.kind": "lora", "adapter.r": 4, "training.learning_rate": 1e-4},
             scores=("loss",),
+            held_out_loss=True,
         )
     ]
 

@@ -121,7 +121,7 @@ def test_random_generators_continue_where_they_were(tmp_path: Path) -> None:
 
 
 def a_keeper(
-    tmp_path: Path, *, clock: Callable[[], float] = lambda: 0.0, **settings: Any
+    tmp_path: Path, *, clock: Callable[[], float] = lambda: 0.0, after: int = 0, **settings: Any
 ) -> tuple[Keeper, ListedRun, list[str]]:
     run, said = ListedRun(), []
     training = TrainingSection(**settings)
@@ -130,6 +130,7 @@ def a_keeper(
         folder=tmp_path,
         run=run,
         progress=SimpleNamespace(warn=said.append),
+        resume=Resume(checkpoint=tmp_path / folder.name(after)) if after else None,
     )
     return Keeper(cast(Job, job), clock=clock), run, said
 
@@ -158,7 +159,7 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
             kept.save(step, {}, loss=loss, wait=True)
     assert [folder.step_of(place) for place in folder.complete(kept.parent)] == [2, 4, 5]
     assert run.uploaded == [f"step-00000{step}" for step in losses]
-    again, _, _ = a_keeper(tmp_path, save_total_limit=1)
+    again, _, _ = a_keeper(tmp_path, after=5, save_total_limit=1)
     again.save(6, {}, loss=1.5, wait=True)  # the best of the earlier process is still the best
     assert [folder.step_of(place) for place in folder.complete(kept.parent)] == [2, 6]
 
@@ -170,7 +171,7 @@ def test_a_checkpoint_without_facts_does_not_keep_a_run_from_resuming(tmp_path: 
         kept.save(step, {}, loss=loss, wait=True)
     file = kept.parent / "step-000002" / folder.FACTS
     file.unlink() if how == "missing" else file.write_text("{")
-    again, _, _ = a_keeper(tmp_path, save_total_limit=1)
+    again, _, _ = a_keeper(tmp_path, after=2, save_total_limit=1)
     again.save(3, {}, loss=3.0, wait=True)
     assert [folder.step_of(place) for place in folder.complete(kept.parent)] == [1, 3]
 

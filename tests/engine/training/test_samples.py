@@ -1,4 +1,4 @@
-"""Sampled answers are logged at every evaluation, and have no effect on training."""
+"""Sampled answers are logged early and at every evaluation, and have no effect on training."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_a_table_at_every_evaluation(bench: Bench) -> None:
     setup = bench("full", eval_steps=2, learning_rate=5e-3)
     trained = setup.train()
     tables = setup.job.run.tables
-    assert list(tables) == ["samples/step_000000.json", "samples/step_000002.json", "samples/step_000004.json"]
-    assert [[row["step"] for row in rows] for rows in tables.values()] == [[0] * 4, [2] * 4, [4] * 4]
+    assert list(tables) == [f"samples/step_00000{step}.json" for step in (0, 1, 2, 4)]
+    assert [[row["step"] for row in rows] for rows in tables.values()] == [[0] * 4, [1] * 4, [2] * 4, [4] * 4]
     asked = [example.messages for example in samples.prompts(setup.job, setup.data)]
     assert len(set(map(repr, asked))) == 4
     for rows in tables.values():
@@ -49,6 +49,19 @@ def test_a_table_at_every_evaluation(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
+    ("steps", "every", "sampled"),
+    [(21, 10, [0, 3, 10, 20, 21]), (20, 2, [0, *range(2, 21, 2)]), (5, 0.5, [0, 1, 3, 5])],
+)
+def test_a_tenth_of_the_steps_is_enough_to_see_answers(
+    bench: Bench, steps: int, every: float, sampled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "answers", lambda *_, **__: [])
+    setup = bench("lora", max_steps=steps, eval_steps=every)
+    setup.train()
+    assert list(setup.job.run.tables) == [f"samples/step_{step:06}.json" for step in sampled]
+
+
+@pytest.mark.parametrize(
     ("method", "more"),
     [
         ("full", {}),
@@ -58,9 +71,9 @@ def test_a_table_at_every_evaluation(bench: Bench) -> None:
 )
 def test_samples_change_nothing_of_what_is_learned(bench: Bench, method: str, more: dict[str, Any]) -> None:
     """Dropout draws random numbers in every step."""
-    benches = [bench(method, eval_steps=1, **{"evaluation.samples": count}, **more) for count in (0, 3)]
+    benches = [bench(method, eval_steps=2, **{"evaluation.samples": count}, **more) for count in (0, 3)]
     without, with_them = (weights(setup.train()) for setup in benches)
-    assert [len(setup.job.run.tables) for setup in benches] == [0, 5]
+    assert [len(setup.job.run.tables) for setup in benches] == [0, 4]
     assert without.keys() == with_them.keys()
     assert all(torch.equal(without[name], with_them[name]) for name in without)
     assert benches[0].curve("train/loss") == benches[1].curve("train/loss")
