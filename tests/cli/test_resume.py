@@ -257,15 +257,18 @@ def test_a_run_that_was_stopped_while_it_was_packaged_goes_on_there(
 
 
 def test_the_best_checkpoint_comes_from_the_store(
-    run: Command, train: Command, stop: Callable[[int], None], client: MlflowClient
+    run: Command, tiny_model: Path, stop: Callable[[int], None], client: MlflowClient
 ) -> None:
     """The held-out rows ask for something else, so that their loss rises; then the run's folder is lost."""
-    turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "stone river lamp door"}]
+    turns = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "xyz 123 QQ"}]
     held = write_jsonl(Path("held.jsonl"), [{"messages": turns}])
-    given = {"data.eval_path": held, "learning_rate": 0.3, "lr_scheduler_type": "constant", "warmup_steps": 0}
-    given |= {"eval_steps": 1, "load_best": "true", "save_total_limit": 1, "data.fail_on": "never"}
+    rows = write_jsonl(Path("rows.jsonl"), make_rows(24))
+    given = {"model": tiny_model, "data": rows, "data.eval_path": held, "data.fail_on": "never", "learning_rate": 0.02}
+    given |= {name: value for name, value in SETTINGS.items() if name != "adapter.r"}
+    given |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "per_device_train_batch_size": 4}
+    given |= {"eval_steps": 1, "load_best": "true", "save_total_limit": 1}
     stop(5)
-    assert train(model_name="best", **given).code == 143
+    assert run("train", "full", "--quiet", *(f"--{key}={value}" for key, value in given.items())).code == 143
     interrupted = latest(client)
     curve = {point.step: point.value for point in client.get_metric_history(interrupted.info.run_id, "eval/loss")}
     lowest = min(list(curve)[1:], key=lambda step: curve[step])
@@ -275,10 +278,9 @@ def test_the_best_checkpoint_comes_from_the_store(
     Path(interrupted.data.tags["mlflow_ft.folder"]).rename("lost")
     result = run("resume", interrupted.info.run_id)
     assert result.code == 0, result.err
-    again = client.get_run(interrupted.info.run_id)
-    whole = {point.step: point.value for point in client.get_metric_history(interrupted.info.run_id, "eval/loss")}
-    assert again.data.metrics["train/chosen_step"] == min(list(whole)[1:], key=lambda step: whole[step])
-    assert again.data.metrics["eval/tuned/loss"] == pytest.approx(min(list(whole.values())[1:]), rel=1e-5)
+    metrics = client.get_run(interrupted.info.run_id).data.metrics
+    assert (metrics["train/chosen_step"], metrics["train/steps"]) == (lowest, 6)
+    assert metrics["eval/tuned/loss"] == pytest.approx(curve[lowest], rel=1e-5)
 
 
 def test_checkpoints_that_were_logged_as_models_are_not_doubled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -182,14 +183,20 @@ def test_without_load_best_the_last_weights_are_kept(bench: Callable[..., Bench]
 
 
 def test_the_best_weights_of_a_whole_training(bench: Callable[..., Bench]) -> None:
-    """AdaLoRA: the ranks that were dropped later are there."""
-    more = {"adapter.kind": "adalora", "eval_steps": 3}
-    setup = lay(bench, "lora", load_best="true", save_steps=100, **more)
+    """AdaLoRA: the ranks are those of the weights. A checkpoint between two evaluations has no held-out loss."""
+    more = {"adapter.kind": "adalora", "eval_steps": 3, "save_steps": 4, "save_total_limit": 9}
+    setup = lay(bench, "lora", load_best="true", **more)
     trained, losses = setup.train(), held_out(setup)
     assert trained.chosen is not None
     assert len(losses) == 3  # after steps 3, 6, and the last one, 8
     assert (trained.chosen.step, trained.chosen.loss) == ([3, 6, 8][losses.index(min(losses))], min(losses))
     assert (trained.chosen.step, trained.stopped) == (3, "")
+    place, adapter = keeper.place(setup.job), trained.adapter
+    assert adapter is not None
+    assert [folder.facts(one)["eval_loss"] for one in folder.complete(place)] == [losses[0], None, losses[2]]
+    ranks = folder.read(place / folder.name(3))["callbacks"]["AllocateCallback.1"]["ranks"]
+    kept = json.loads((adapter / "adapter_config.json").read_text())["rank_pattern"]
+    assert sorted(map(sum, kept.values())) == sorted(map(sum, ranks.values()))
     module = loading.load_trained(setup.job, setup.data, trained)
     rows = judge.row_losses(
         module, setup.data.eval.encoded, batch_size=4, pad_token_id=setup.data.tokenizer.pad_token_id

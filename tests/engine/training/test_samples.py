@@ -50,7 +50,12 @@ def test_a_table_at_every_evaluation(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "every", "sampled"),
-    [(21, 10, [0, 3, 10, 20, 21]), (20, 2, [0, *range(2, 21, 2)]), (5, 0.5, [0, 1, 3, 5])],
+    [
+        (21, 10, [0, 3, 10, 20, 21]),
+        (20, 2, [0, *range(2, 21, 2)]),
+        (21, 2, [0, *range(2, 21, 2), 21]),
+        (5, 0.5, [0, 1, 3, 5]),
+    ],
 )
 def test_a_tenth_of_the_steps_is_enough_to_see_answers(
     bench: Bench, steps: int, every: float, sampled: list[int], monkeypatch: pytest.MonkeyPatch
