@@ -77,6 +77,8 @@ OURS: tuple[Setting, ...] = (
     carried("launch.*", "not used by launcher local"),
     carried("run.*", "the run is kept here"),
     only("training.log_checkpoints", False, because="the model is in another process while it trains; leave it out"),
+    only("training.early_stopping", None, because="the tool trains all steps; leave it out"),
+    only("training.load_best", None, False, because="the tool keeps the last weights; leave it out"),
     carried("training.save_steps", "the callback in the tool's trainer saves"),
     carried("training.upload_checkpoints", "checkpoints of the tool stay in the run's folder"),
 )

@@ -58,6 +58,8 @@ def test_the_defaults_of_both_methods_are_possible():
         (("--adapter.init_lora_weights", "pissa"), "adapter.init_lora_weights pissa: it moves a part of the base"),
         (("--model.add_tokens", "[<a>]"), "model.add_tokens ['<a>']: Axolotl reads the base model itself"),
         (("--training.log_checkpoints", "true"), "training.log_checkpoints true"),
+        (("--training.early_stopping", "3"), "training.early_stopping 3"),
+        (("--training.load_best", "true"), "training.load_best true"),
         (("--objective.options", "{micro_batch_size: 4}"), "objective.options micro_batch_size: it is filled from our"),
         (("--objective.options", "{sample_packing: true}"), "objective.options sample_packing"),
         (("--plugins.axolotl.python", "/nowhere/python"), "there is no interpreter /nowhere/python"),
