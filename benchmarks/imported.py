@@ -138,8 +138,8 @@ def ours(file: Path) -> tuple[list[float], float]:
     mlflow.set_tracking_uri(store)
     [run] = mlflow.search_runs(["0"], output_format="list")
     curve = Store.connect(store).curves(run, prefixes=["train/loss"])["train/loss"]
-    metrics = run.data.metrics
-    return [curve[step] for step in sorted(curve)], metrics["data/train/supervised_tokens"] / metrics["data/train/rows"]
+    learned, rows = (float(run.data.params[f"data/train/{name}"]) for name in ("supervised_tokens", "rows"))
+    return [curve[step] for step in sorted(curve)], learned / rows
 
 
 def difference(mine: list[float], other: list[float]) -> float:
