@@ -31,7 +31,7 @@ COMMANDS = {
     "promote": "Move an alias (champion) to a version if every gate passes.",
     "rollback": "Restore the previous champion.",
     "history": "List every move of an alias: who, when and why.",
-    "report": "Write the report of a run as one HTML page.",
+    "report": "Write the report of a run, or of several side by side, as one HTML page.",
     "runs": "List the latest runs, and mark KILLED those whose process is gone.",
     "serve": "Serve chat requests over HTTP: one model, or several adapters on one base.",
     "chat": "Chat with a model in the terminal; --compare shows the base model's answers too.",
