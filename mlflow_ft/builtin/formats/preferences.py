@@ -37,7 +37,10 @@ from mlflow_ft.builtin.formats.values import key_in, meant, shown
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem", "input")
 ANSWER_COLUMNS = ("completion", "response", "output", "answer")
 LABEL_COLUMNS = ("label", "kto_tag")
-TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False} | {
+    **dict.fromkeys(("yes", "good", "desirable"), True),
+    **dict.fromkeys(("no", "bad", "undesirable"), False),
+}
 GUESSED = "no column holds the prompt: the words that both answers begin with are used as the prompt"
 
 

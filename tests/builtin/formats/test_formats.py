@@ -1239,7 +1239,10 @@ def test_a_label_that_is_a_class_judges_nothing(labels: list[Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("labels", [[0, 1], ["1", "0"], [1.0, 0.0], ["1.0"]])
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 1], ["1", "0"], [1.0, 0.0], ["1.0"], ["yes", "no"], ["Good", "BAD "], ["desirable", "undesirable"], ["no"]],
+)
 def test_a_label_that_may_be_either_is_reported(labels: list[Any]) -> None:
     with pytest.raises(DataError, match="fit several formats: unpaired-preference, prompt-completion"):
         recognise(*({"prompt": "ask", "completion": "say", "label": label} for label in labels))
@@ -1247,6 +1250,8 @@ def test_a_label_that_may_be_either_is_reported(labels: list[Any]) -> None:
         recognise(*({"prompt": "ask", "completion": "say", "kto_tag": label} for label in labels))
         == "unpaired-preference"
     )
+    read_as = [read("unpaired-preference", {"prompt": "ask", "completion": "say", "label": label}) for label in labels]
+    assert [example.label for example in read_as] == [str(label).strip()[:1].lower() in "1ygd" for label in labels]
 
 
 def test_a_text_next_to_a_prompt_and_a_label_is_not_one_to_learn() -> None:

@@ -251,3 +251,12 @@ def test_a_folder_may_hold_several_such_files(tmp_path: Path) -> None:
     (tmp_path / "1.json").write_text(json.dumps({"data": [MESSAGES[0]]}))
     (tmp_path / "2.jsonl").write_text(json.dumps({"data": [MESSAGES[1]]}))
     assert rows(understood(tmp_path)) == MESSAGES
+
+
+def test_questions_and_answers_under_a_key_are_the_rows_of_a_file(write: Callable[..., Path]) -> None:
+    """They could be the rounds of one conversation, but a file of one conversation would be no training data."""
+    asked = [{"question": f"What is {number}?", "answer": f"It is {number}."} for number in range(3)]
+    found = understood(write("faq.json", {"version": 1, "data": asked}, indent=1))
+    assert (found.record.name, rows(found)) == ("question-answer", asked)
+    with pytest.raises(DataError, match="no known format"):
+        understood(write("talks.jsonl", *({"rounds": asked} for _ in range(3))))
