@@ -4,7 +4,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(CURDIR)/.venv/bin
-PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+TEMPLATE := plugins/mlflow-ft-template
+PLUGINS := $(filter-out $(TEMPLATE),$(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
 # This project's environment comes first on PATH: MLflow's local environment runs plain `python`.
 export PATH := $(BIN):$(PATH)
 
@@ -33,22 +34,22 @@ pictures: .venv
 	@python docs/pictures/make.py
 
 # One worker per core, one file per worker at a time: the tests of a file share fixtures that are slow to make.
-test: .venv
+test: .venv/.template
 	@python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A few of these are in `make test`.
-faults: .venv
+faults: .venv/.template
 	@LONG_TESTS=1 python -m pytest tests/faults tests/engine/checkpoints tests/launching tests/engine/tools tests/scaffolding plugins/mlflow-ft-ray plugins/mlflow-ft-axolotl plugins/mlflow-ft-vllm --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 # Those of them that `make test` leaves out are all alike.
-combinations: .venv
+combinations: .venv/.template
 	@LONG_TESTS=1 python -m pytest tests/test_combinations.py tests/test_adapters.py --numprocesses logical $(PYTEST_ARGS)
 
 # Those of make faults and make combinations, and further cases of what is in make test.
-long: .venv
+long: .venv/.template
 	@LONG_TESTS=1 python -m pytest -m long --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
-lint: .venv
+lint: .venv/.template
 	@echo "ruff check";  ruff check --quiet .
 	@echo "ruff format"; ruff format --quiet --check .
 	@echo "mypy";        mypy --no-error-summary
@@ -62,6 +63,11 @@ lint: .venv
 	@$(PYTHON) -m venv .venv
 	@python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,lint,gguf,lm-eval,ray]'
 	@for plugin in $(PLUGINS); do python -m pip install -qq --disable-pip-version-check --no-deps -e "$$plugin"; done
+	@touch $@
+
+# The plugin that is there to be copied is tested, but has no part in a user's demo.
+.venv/.template: .venv/.installed $(TEMPLATE)/pyproject.toml
+	@python -m pip install -qq --disable-pip-version-check --no-deps -e $(TEMPLATE)
 	@touch $@
 
 .venv-docs: .venv-docs/.installed

@@ -148,3 +148,13 @@ def test_a_value_that_mlflow_run_takes_is_never_a_command(project: Path, tmp_pat
         *("--training.learning_rate", HOSTILE, "--run.name", "-1"),
     ]
     assert not list(tmp_path.rglob("owned"))
+
+
+@pytest.mark.parametrize(("target", "installs"), [("demo", False), ("test", True), ("lint", True)])
+def test_the_template_is_installed_for_tests_and_not_for_the_demo(target: str, *, installs: bool) -> None:
+    """It is there to be copied; in a user's demo it has no part."""
+    shown = subprocess.run(
+        ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "-e '.[test" in shown
+    assert ("plugins/mlflow-ft-template" in shown) == installs
