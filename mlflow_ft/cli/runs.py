@@ -35,7 +35,7 @@ def command(*, reap: bool, away: int, most: int, as_json: bool) -> None:
         return
     progress = Progress()
     columns = ("run", "name", "method", "state", "stage", "step", "heartbeat")
-    progress.table("", columns, [row(state) for state in states], text=(0, 1, 2, 3, 4))
+    progress.table("", columns, [row(state) for state in states], text=(0, 1, 2, 3, 4), whole=(0,))
     for state in reaped:
         progress.say(f"{state.run_id}: its process is gone; marked KILLED")
 

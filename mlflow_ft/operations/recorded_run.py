@@ -43,7 +43,10 @@ def settings(store: Store, run_id: str) -> list[Given]:
     """
     text = store.read(run_id, "config.yaml") if run_id else None
     if not text:
-        raise ConfigError(f"run {run_id or '(none)'} has no config.yaml: it is not a training run of mlflow-ft")
+        raise ConfigError(
+            f"run {run_id or '(none)'} has no config.yaml: it is not a training run of mlflow-ft",
+            hint=_instead(store, run_id),
+        )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
         file.write_text(text, encoding="utf-8")
@@ -51,6 +54,13 @@ def settings(store: Store, run_id: str) -> list[Given]:
     if _method(recorded) == PREPARE:
         raise ConfigError(f"run {run_id} only prepared data; it trained no model")
     return recorded
+
+
+def _instead(store: Store, run_id: str) -> str:
+    """What continues a run of another kind."""
+    if run_id and store.run(run_id).data.tags.get("mlflow_ft.method") == "compare":
+        return f"it compares two models: mlflow-ft compare --resume {run_id}"
+    return "`mlflow-ft runs` lists the runs"
 
 
 def _method(recorded: Sequence[Given]) -> str:

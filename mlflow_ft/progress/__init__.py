@@ -78,15 +78,26 @@ class Progress:
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        text: Sequence[int] = (0,),
+        whole: Sequence[int] = (),
     ) -> None:
-        """A small table; the columns numbered in `text` are text, the others numbers."""
+        """A small table; the columns numbered in `text` are text, the others numbers.
+
+        Cells of the columns in `whole`, such as ids to copy, are never broken.
+        """
         from rich.table import Table
         from rich.text import Text as Cell
 
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index in text else "right", overflow="fold")
+            table.add_column(
+                column, justify="left" if index in text else "right", overflow="fold", no_wrap=index in whole
+            )
         for row in rows:
             table.add_row(*map(Cell, row))  # as plain text: brackets are not markup
         self.console.print(table)

@@ -56,6 +56,8 @@ def test_a_comparison_that_is_stopped_and_finished(
     assert "1 (" in stopped.err
     resume = stopped.err.rpartition("to continue: mlflow-ft ")[2].split()
     assert resume[:2] == ["compare", "--resume"]
+    elsewhere = run("resume", resume[2])
+    assert (elsewhere.code, f"mlflow-ft compare --resume {resume[2]}" in elsewhere.err) == (2, True)
     finished = run(*resume, "--open", "--json", "--quiet")
     assert finished.code == 0
     first, last = map(json.loads, finished.out.splitlines())

@@ -34,6 +34,14 @@ def test_a_place_in_a_file_is_no_emoji() -> None:
     assert ":smile:" in stream.getvalue()
 
 
+def test_an_id_in_a_table_can_be_copied() -> None:
+    stream = io.StringIO()
+    row = ["82795ad866cc4b09be651ded72a533e9", *["a text of many words, which needs several lines"] * 4]
+    Progress(stream=stream).table("Runs", list("abcde"), [row], text=range(5), whole=(0,))
+    assert row[0] in stream.getvalue()
+    assert row[1] not in stream.getvalue()
+
+
 def test_a_long_line_is_not_broken() -> None:
     stream = io.StringIO()
     Progress(stream=stream).say("x " * 300 + "end")
