@@ -15,11 +15,12 @@ from mlflow_ft import processes
 from mlflow_ft.engine import ranks
 from mlflow_ft.errors import DataError, StoppedError
 place = processes.place()
-ranks.join(place, join_minutes=1, timeout_minutes=1)
 how, file = sys.argv[1], Path(sys.argv[2])
+if how == "killed":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's own, which may come as soon as the other has died
+ranks.join(place, join_minutes=1, timeout_minutes=1)
 if place.leads:
     if how == "killed":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's own
         looked, look = [], ranks._end_of
         def stopped(peer):
             looked.append(peer)
