@@ -3,10 +3,10 @@
     python benchmarks/overhead.py
     python benchmarks/overhead.py --steps 40 --model MODEL --data rows.jsonl
 
-A whole run on a store of its own, in which every step is logged. What computes is timed: forward and backward passes,
-the norm of the gradients, and the optimizer. All other time between the first step and the last is overhead: batches, logging to the journal,
-callbacks, signals. Threads that work at the same time (delivery of metrics, system metrics) slow what computes, which
-this does not show.
+A whole run in which every step is logged. What computes is timed: forward and backward passes, the norm of the
+gradients, and the optimizer. All other time between the first step and the last is overhead: batches, logging to the
+journal, callbacks, signals. Threads that work at the same time (delivery of metrics, system metrics) slow what
+computes, which this does not show.
 """
 
 from __future__ import annotations
