@@ -67,7 +67,7 @@ def test_without_asking_nothing_is_refused(registry: Registry) -> None:
         ({"load_best": True}, True),
     ],
 )
-def test_the_best_weights_are_kept_with_early_stopping(training: dict[str, Any], kept: bool) -> None:  # noqa: FBT001  # a parameter
+def test_the_best_weights_are_kept_with_early_stopping(training: dict[str, Any], *, kept: bool) -> None:
     assert config("lora", **training).training.loads_best is kept
 
 

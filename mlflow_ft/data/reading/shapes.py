@@ -120,12 +120,13 @@ def _here(value: Any, steps: tuple[str, ...], fits: Fits, *, is_whole: bool, wea
     if not isinstance(value, list) or not value or not all(isinstance(element, Mapping) for element in value[:FEW]):
         return []
     as_rows, as_turns = fits(value[:FEW]), fits([{MESSAGES: value}])
+    alone = is_whole and EACH not in steps
     if as_rows and as_turns:  # questions and answers: rows, or the rounds of one conversation
-        alone = is_whole and steps and EACH not in steps  # a file of one conversation would be no training data
-        return [Shape(steps=(*steps, EACH))] if alone else None
+        # a file of one conversation would be no training data
+        return [Shape(steps=(*steps, EACH))] if alone and steps else None
     if as_turns and (not steps or steps[-1] == EACH):
         return _of_turns(value, steps, fits, is_whole=is_whole)
-    if as_rows and steps and _is_row(as_rows, weak=weak or (is_whole and EACH not in steps)):
+    if as_rows and steps and _is_row(as_rows, weak=weak or alone):
         return [Shape(steps=(*steps, EACH))]
     return []
 

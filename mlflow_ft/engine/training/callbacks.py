@@ -39,19 +39,18 @@ class JournalCallback(TrainerCallback):
     def __init__(self, job: Job, held_out: Split) -> None:
         self._job = job
         self._held_out = held_out
-        self._since = time.monotonic()
-        self._tokens = 0.0
+        self._speed = Speed()
 
     def state_dict(self) -> dict[str, float]:
         """For a checkpoint: the tokens that were logged so far."""
-        return {"tokens": self._tokens}
+        return {"tokens": self._speed.tokens}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from a checkpoint."""
-        self._tokens = state["tokens"]
+        self._speed.tokens = state["tokens"]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._since = time.monotonic()
+        self._speed.begin()
 
     def on_log(
         self,
@@ -73,12 +72,9 @@ class JournalCallback(TrainerCallback):
                 key, value, step=state.global_step, dataset=self._held_out if key.startswith("eval/") else None
             )
         if tokens is not None:
-            now = time.monotonic()
             self._job.run.metric("train/tokens_seen", tokens, step=state.global_step)
-            if tokens > self._tokens and now > self._since:
-                rate = (tokens - self._tokens) / (now - self._since)
+            if rate := self._speed.rate(tokens):
                 self._job.run.metric("train/tokens_per_second", rate, step=state.global_step)
-            self._tokens, self._since = tokens, now
 
 
 class WatchCallback(TrainerCallback):
@@ -89,14 +85,13 @@ class WatchCallback(TrainerCallback):
         self._bars = bars
         self._bar: TrainingBar | None = None
         self._pace = Pace()
-        self._tokens = 0.0
-        self._since = time.monotonic()
+        self._speed = Speed()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar = self._bars.enter_context(self._job.progress.training("train", total=state.max_steps))
         if state.global_step:
             self._bar.advance(state.global_step)
-        self._since = time.monotonic()
+        self._speed.begin()
 
     def on_log(
         self,
@@ -124,11 +119,12 @@ class WatchCallback(TrainerCallback):
         for name, shown in DRAWN.items():
             if name in logs:
                 self._bar.point(shown, logs[name], step=step)
-        tokens, now = logs.get("num_tokens") or 0.0, time.monotonic()
-        if tokens > self._tokens and now > self._since:
-            if self._tokens:  # the first steps are slower, and a resumed training begins with its checkpoint's tokens
-                self._bar.fact("speed", f"{(tokens - self._tokens) / (now - self._since):,.0f} tokens/s")
-            self._tokens, self._since = tokens, now
+        if tokens := logs.get("num_tokens"):
+            before, rate = self._speed.tokens, self._speed.rate(tokens)
+            if (
+                before and rate
+            ):  # the first steps are slower, and a resumed training begins with its checkpoint's tokens
+                self._bar.fact("speed", f"{rate:,.0f} tokens/s")
         self._bar.fact("memory", f"{in_use() / 2**30:.1f} GiB")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -147,6 +143,26 @@ class WatchCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._pace.seconds:
             self._job.run.metric("train/step_time", self._pace.seconds, step=state.global_step)
+
+
+class Speed:
+    """Tokens a second between two logs."""
+
+    def __init__(self) -> None:
+        self.tokens = 0.0
+        """Those of the last log."""
+        self._since = time.monotonic()
+
+    def begin(self) -> None:
+        """The training begins, or goes on."""
+        self._since = time.monotonic()
+
+    def rate(self, tokens: float) -> float:
+        """Since the last log, at which there were fewer tokens; 0 if no time has passed, or none were added."""
+        now, more = time.monotonic(), tokens - self.tokens
+        rate = more / (now - self._since) if more > 0 and now > self._since else 0.0
+        self.tokens, self._since = tokens, now
+        return rate
 
 
 class Pace:

@@ -45,7 +45,7 @@ def code(value: Any) -> str:
 def as_text(markdown: str) -> str:
     """What a line made of `plain` and `code` says, without marks."""
     spans = re.sub(r"(`+) ?(.*?) ?\1", r"\2", markdown)
-    return html.unescape(re.sub(r"\\([\\`*_{}\[\]#~!])", r"\1", spans))
+    return html.unescape(re.sub(rf"\\{SPECIAL.pattern}", r"\1", spans))
 
 
 def block(language: str, lines: Sequence[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.gates import Gates
@@ -45,6 +47,16 @@ class Facts:
     """`data/mask.txt`, in which what is learned is between [[ and ]]."""
     limits: str = ""
     """What the run did not show: the model card's section, a Markdown list."""
+
+    def curve(self, name: str) -> dict[int, float]:
+        """The finite values of a curve by step, in order; empty if the run has no such curve."""
+        found = self.curves.get(name, {})
+        return {step: value for step, value in sorted(found.items()) if math.isfinite(value)}
+
+    @property
+    def started(self) -> str:
+        """When the run began, in words."""
+        return f"{datetime.fromtimestamp(self.run.info.start_time / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
     @property
     def metrics(self) -> Mapping[str, float]:

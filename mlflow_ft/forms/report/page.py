@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +84,7 @@ def _asked(facts: Facts) -> Iterator[tuple[str, str]]:
         rows, held = (f"{float(counts.get(f'data/{side}/rows', 0)):,.0f}" for side in ("train", "eval"))
         yield "rows", f"{rows} to train, {held} held out"
     yield from ((name, clean(facts.tags[tag], longest=LONGEST)) for tag, name in TRAINING.items() if tag in facts.tags)
-    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-    yield "started", f"{started:%Y-%m-%d %H:%M} UTC"
+    yield "started", facts.started
     yield "run", run.info.run_id
     if code := facts.tags.get("mlflow_ft.git_commit"):
         yield "git commit", code
@@ -114,20 +111,15 @@ def _scores(facts: Facts) -> Iterator[Mapping[str, Any]]:
 
 
 def _plots(facts: Facts) -> Iterator[Mapping[str, str]]:
-    losses = {name: facts.curves.get(key, {}) for name, key in (("training", "train/loss"), ("held out", "eval/loss"))}
-    losses = {name: _finite(curve) for name, curve in losses.items()}
+    losses = {"training": facts.curve("train/loss"), "held out": facts.curve("eval/loss")}
     if any(len(curve) > 1 for curve in losses.values()):
         kept = int(facts.metrics.get("train/chosen_step", NOT_CHOSEN))
         drawing = drawings.svg("loss", lambda axes: _draw_losses(axes, losses, kept), whole=False)
         yield {"svg": drawing, "caption": "loss by optimizer step (nats per learned token)"}
-    rate = _finite(facts.curves.get("train/learning_rate", {}))
+    rate = facts.curve("train/learning_rate")
     if len(set(rate.values())) > 1:
         drawing = drawings.svg("rate", lambda axes: _draw_line(axes, rate, "learning rate"), whole=False)
         yield {"svg": drawing, "caption": "learning rate by optimizer step"}
-
-
-def _finite(curve: Mapping[int, float]) -> dict[int, float]:
-    return {step: value for step, value in sorted(curve.items()) if math.isfinite(value)}
 
 
 def _draw_losses(axes: Axes, losses: Mapping[str, Mapping[int, float]], kept: int) -> None:

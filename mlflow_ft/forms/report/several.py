@@ -200,6 +200,5 @@ def _asked(rows: Sequence[Answer]) -> Asked:
 def drawn(runs: Sequence[Facts], name: str) -> Iterator[tuple[str, Mapping[int, float]]]:
     """A curve of each run that has it, by the run's letter."""
     for letter, one in zip(LETTERS, runs, strict=False):
-        curve = {step: value for step, value in sorted(one.curves.get(name, {}).items()) if math.isfinite(value)}
-        if curve:
+        if curve := one.curve(name):
             yield letter, curve

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +49,12 @@ def as_page(runs: Sequence[Facts], gates: Gates) -> str:
 
 
 def _run(facts: Facts) -> Mapping[str, str]:
-    started = datetime.fromtimestamp(facts.run.info.start_time / 1000, UTC)
     return {
         "name": clean(facts.run.info.run_name or facts.run.info.run_id),
         "id": facts.run.info.run_id,
         "method": facts.run.data.params.get("cfg.method", ""),
         "status": facts.run.info.status,
-        "started": f"{started:%Y-%m-%d %H:%M} UTC",
+        "started": facts.started,
         "verdict": facts.tags.get("mlflow_ft.worse") or (facts.verdict.words if facts.verdict else ""),
     }
 

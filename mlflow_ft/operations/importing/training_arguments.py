@@ -113,7 +113,7 @@ def ending(draft: Draft, *, keeps_best: bool = False) -> None:
 
 
 def _other_measure(draft: Draft) -> str:
-    """Why the best checkpoint is another one here; "" if it is the one with the lowest held-out loss."""
+    """Why the best checkpoint differs here; "" if it is the one with the lowest held-out loss."""
     measure = str(draft.value("metric_for_best_model") or "loss").removeprefix("eval_")
     if measure != "loss":
         return f"the held-out loss decides here, not {measure}"

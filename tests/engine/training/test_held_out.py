@@ -88,7 +88,7 @@ def test_the_patience_is_that_of_transformers(losses: list[float], patience: int
         ([1.0, 1.2, 1.3], None, False, ""),  # no training loss was logged
     ],
 )
-def test_overfitting(losses: list[float], trained: list[float] | None, last: bool, expected: str) -> None:  # noqa: FBT001  # a parameter
+def test_overfitting(losses: list[float], trained: list[float] | None, *, last: bool, expected: str) -> None:
     said = course(losses, trained, last=last).overfitting
     assert expected in said
     assert bool(said) is bool(expected)

@@ -87,7 +87,7 @@ def test_a_sure_win_passes_whichever_was_named_first(judged: Judge) -> None:
     numbers = judgement.verdict.numbers
     assert (numbers["wins"], numbers["ties"], numbers["losses"], numbers["votes"]) == (6, 1, 0, 7)
     assert 0.5 < numbers["low"] < numbers["win_rate"] == 6.5 / 7
-    time.sleep(0.01)  # runs are told apart by their milliseconds
+    time.sleep(0.01)  # the newest run is found by its start in milliseconds
     compared(contestant(2), contestant(1), ["first"] * 6)
     numbers = judged().verdict.numbers
     assert (numbers["wins"], numbers["losses"], numbers["comparisons"]) == (6, 0, 2)
