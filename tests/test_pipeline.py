@@ -25,6 +25,7 @@ from mlflow_ft.errors import DataError, FineTuneError, RefusedError
 from mlflow_ft.progress import Progress
 from mlflow_ft.stages import done
 from mlflow_ft.testing import copy_store, make_rows, write_jsonl
+from mlflow_ft.tracking import run_list
 from mlflow_ft.values import Package, Scores
 
 pytestmark = pytest.mark.slow  # the three runs that all of these read
@@ -177,8 +178,10 @@ def test_artifacts(shop: Shop, outcome: tuple[str, pipeline.Outcome]) -> None:
     assert {"mlflow_ft.builtin.trainers", "mlflow_ft.builtin.packagers"} <= modules
     assert "<|im_start|>assistant\n[[" in (folder / "data" / "mask.txt").read_text()
     table = json.loads((folder / "eval" / "answers.json").read_text())
-    assert {"prompt", "expected", "base", "tuned"} <= set(table["columns"])
+    assert {"row", "prompt", "expected", "base", "tuned"} <= set(table["columns"])
     assert len(table["data"]) == 4
+    view = shop.client.get_experiment(shop.client.get_run(result.run_id).info.experiment_id).tags[run_list.TAG]
+    assert "`eval/tuned/loss`" in view
 
 
 def test_every_stage_is_marked_complete_on_disk(outcome: tuple[str, pipeline.Outcome]) -> None:

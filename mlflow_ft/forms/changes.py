@@ -22,6 +22,18 @@ class Change:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    lower_is_better: bool = False
+
+    def around(self, before: float) -> tuple[float, float] | None:
+        """Between which values the score lies after a change of this interval; None without an interval.
+
+        Args:
+            before: The score before the change, in its own unit.
+        """
+        if self.low is None or self.high is None or not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return None
+        low, high = (-self.high, -self.low) if self.lower_is_better else (self.low, self.high)
+        return before + low, before + high
 
     def __str__(self) -> str:
         if self.value is None or self.low is None or self.high is None:
@@ -63,12 +75,13 @@ def between(before: Score | None, after: Score, gates: Gates, *, confidence: flo
         return Change()
     if not all(math.isfinite(value) for value in (*before.rows, *after.rows) if value is not None):
         return Change()
-    better_by = row_differences(after.rows, before.rows, lower_is_better=after.is_lower(gates))
+    lower = after.is_lower(gates)
+    better_by = row_differences(after.rows, before.rows, lower_is_better=lower)
     if not better_by:
         return Change()
     up = paired_test(better_by, margin=0.0, confidence=confidence)
     down = paired_test([-value for value in better_by], margin=0.0, confidence=confidence)
-    return Change(up.difference, up.low, -down.low)
+    return Change(up.difference, up.low, -down.low, lower_is_better=lower)
 
 
 def verdict(

@@ -11,7 +11,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.forms import changes
 from mlflow_ft.forms.card.markdown import block, bullets, code, counted, number, plain, spaced, table
 from mlflow_ft.job import Job
-from mlflow_ft.values import Data, Package, Scores, Trained, Version
+from mlflow_ft.values import Data, Package, Score, Scores, Trained, Version
 from mlflow_ft.values.report import percent
 
 NAME = "mlflow.runName"
@@ -67,6 +67,13 @@ def finished(
         block("", _next(versions)) if versions else "",
     ]
     return spaced("\n\n".join(filter(None, parts)))
+
+
+def columns(tuned: Sequence[Score], verdict: changes.Verdict | None) -> list[str]:
+    """The metrics to show in a list of runs: the score that the method is for, before and after, then all others."""
+    aim = verdict.score if verdict else ""
+    own = [f"eval/base/{aim}", f"eval/tuned/{aim}"] if aim else []
+    return [*own, *(f"eval/tuned/{score.name}" for score in tuned if score.name != aim)]
 
 
 def _verdict(found: changes.Verdict) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.forms import answers
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import guards
 from mlflow_ft.preparing.evaluating import Evaluating
@@ -42,21 +43,21 @@ def evaluate(job: Job, data: Data, trained: Trained) -> Scores:
     guarding = {name: on_rows(chosen(job, guard)) for name, guard in data.guards.items()}
     ranks.call(following.JUDGE, trained)
     evaluating = Evaluating(job.registry, job.progress, trained=trained.adapter or trained.model)
-    judged, answers = {}, {}
+    judged, answered = {}, {}
     for subject in judge.subjects(job, data, trained):
         judged[subject.name] = list(_scores(evaluators, guarding, subject, data, evaluating))
-        answers[subject.name] = subject.answers  # generated here, while the model is in memory
+        answered[subject.name] = subject.answers  # generated here, while the model is in memory
     scores = Scores(
         base=evaluating.without_failed(judged["base"]),
         tuned=evaluating.without_failed(judged["tuned"]),
-        answers=tuple(zip(answers["base"], answers["tuned"], strict=True)),
+        answers=tuple(zip(answered["base"], answered["tuned"], strict=True)),
     )
     if evaluating.failed:
         job.run.set_tags({FAILED: "; ".join(f"{name}: {why}" for name, why in evaluating.failed.items())})
     for name, model_scores in (("base", scores.base), ("tuned", scores.tuned)):
         log_scores(job, data, name, model_scores)
         done.finish(job.folder / "evaluate" / name, as_metrics(name, model_scores))
-    job.run.table(table(scores), "eval/answers.json")
+    job.run.table(answers.table(scores), "eval/answers.json")
     began = trained.base.whole_name if job.config.model.init_from else ""
     record = row_scores(scores, data, job.config) | {
         "aims": job.registry.trainers[job.config.method].scores,
@@ -178,18 +179,3 @@ def by_conversation(score: Score, data: Data, config: Config) -> tuple[float | N
 def _finite(value: float | None) -> float | None:
     """None for NaN and infinity, which JSON does not have: such a row has no score."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def table(scores: Scores) -> list[dict[str, Any]]:
-    """A row for each held-out prompt: the prompt, the expected answer and both models' answers."""
-    return [
-        {
-            "prompt": base.asked,
-            "expected": base.expected,
-            "base": base.text,
-            "tuned": tuned.text,
-            "base_exact": base.text.strip() == base.expected.strip(),
-            "tuned_exact": tuned.text.strip() == tuned.expected.strip(),
-        }
-        for base, tuned in scores.answers
-    ]

@@ -130,8 +130,9 @@ def _rows(kept: Mapping[str, Any], of: str) -> dict[str, tuple[float | None, ...
 
 
 def _answers(table: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
-    """The texts of a kept table of answers."""
+    """The texts of a kept table of answers, in the order of the held-out rows."""
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table.get("data", ())]
+    rows.sort(key=lambda row: row.get("row", 0))  # early versions kept that order and did not number them
     return tuple({name: str(row.get(name) or "") for name in ("prompt", "expected", "base", "tuned")} for row in rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.candidacy import Contender
-from mlflow_ft.tracking import contenders, copies, curves, models
+from mlflow_ft.tracking import contenders, copies, curves, models, run_list
 from mlflow_ft.tracking.curves import Curves
 from mlflow_ft.tracking.promotion import Ledger
 from mlflow_ft.tracking.server import connect, every, told
@@ -56,6 +56,10 @@ class Store:
         """The whole history of every metric whose name begins with one of the prefixes."""
         with told(f"read the metrics of run {run.info.run_id}"):
             return curves.recorded(self._client, run, prefixes=prefixes)
+
+    def list_scores(self, run: Run, metrics: Sequence[str]) -> None:
+        """Show these metrics in the view "Scores" of the run's experiment, the most important first."""
+        run_list.add(self._client, run.info.experiment_id, metrics)
 
     def experiment_name(self, run: Run) -> str:
         """The name of the run's experiment."""

@@ -14,11 +14,13 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_ft.config.gates import Gates
-from mlflow_ft.forms import changes, report
+from mlflow_ft.forms import answers, changes, report
 from mlflow_ft.forms.card.markdown import clean, code, plain
+from mlflow_ft.forms.report import page
 from mlflow_ft.forms.report.page import SHOWN, chosen, marked
 from mlflow_ft.testing import make_rows, write_jsonl
-from mlflow_ft.values import Score
+from mlflow_ft.tracking import contenders
+from mlflow_ft.values import Answer, Score, Scores
 
 FineTune = Callable[..., Any]
 HOSTILE = "<script>alert(1)</script> {{ 7 * 7 }} \u202e\u05e9\u05dc\u05d5\u05dd & \"quoted\" 'text'"
@@ -74,9 +76,9 @@ def answer(*, before: bool = False, after: bool = False, **texts: str) -> dict[s
 
 
 def test_a_run_without_anything_has_a_page() -> None:
-    page = Page(report.as_page(facts()))
-    assert "Not scored row by row" in "".join(page.words)
-    assert "svg" not in page.seen
+    shown = Page(report.as_page(facts()))
+    assert "Not scored row by row" in "".join(shown.words)
+    assert "svg" not in shown.seen
 
 
 def test_the_verdict_comes_first() -> None:
@@ -101,10 +103,10 @@ def test_hostile_text_is_text() -> None:
         tuned=[Score.mean(HOSTILE, [0.0])],
     )
     made.run.info.run_name = HOSTILE
-    page = Page(report.as_page(made))
-    assert "script" not in page.seen
-    assert "".join(page.words).count("{{ 7 * 7 }}") >= 10
-    assert f"{clean(HOSTILE)} and {clean(HOSTILE)}" in "".join(page.words)
+    shown = Page(report.as_page(made))
+    assert "script" not in shown.seen
+    assert "".join(shown.words).count("{{ 7 * 7 }}") >= 10
+    assert f"{clean(HOSTILE)} and {clean(HOSTILE)}" in "".join(shown.words)
 
 
 def test_numbers_that_are_none_break_nothing() -> None:
@@ -113,9 +115,9 @@ def test_numbers_that_are_none_break_nothing() -> None:
         tuned=[Score(name="loss", value=math.inf, rows=(math.inf, 1.0)), Score(name="new", value=1.0)],
         curves={"train/loss": {1: math.nan, 2: 2.0, 3: math.inf, 4: 1.0}, "eval/loss": {2: math.nan}},
     )
-    page = Page(report.as_page(made))
-    assert page.seen.count("svg") == 1
-    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+", "", "".join(page.words).lower())
+    shown = Page(report.as_page(made))
+    assert shown.seen.count("svg") == 1
+    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+", "", "".join(shown.words).lower())
 
 
 def test_many_scores_and_long_answers() -> None:
@@ -125,6 +127,29 @@ def test_many_scores_and_long_answers() -> None:
     assert len(text) < 400_000
     assert text.count('class="bar"') == 60
     assert "20 of 100" in text
+
+
+def test_bars_mark_where_the_tuned_score_may_lie() -> None:
+    before, after = [1.0] * 4 + [0.0] * 36, [1.0] * 30 + [0.0] * 10
+    made = facts(
+        base=[Score.mean("exact_match", before), Score.mean("loss", [4.0, 3.0] * 20), Score(name="rouge", value=0.2)],
+        tuned=[Score.mean("exact_match", after), Score.mean("loss", [1.0, 2.0] * 20), Score(name="rouge", value=0.4)],
+    )
+    exact, loss, rouge = (score["bars"] for score in page._scores(made))
+    assert exact["widths"] == [10, 75]
+    end = exact["interval"]["left"] + exact["interval"]["width"]
+    assert 10 < exact["interval"]["left"] < 75 < end < 100
+    assert loss["widths"] == [100, pytest.approx(100 * 1.5 / 3.5, abs=0.1)]  # a loss is no share: of the largest value
+    assert loss["interval"]["left"] < loss["widths"][1] < loss["interval"]["left"] + loss["interval"]["width"] < 100
+    assert rouge == {"widths": [50, 100], "interval": None}  # without rows there is no interval
+    assert report.as_page(made).count("<b style=") == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(math.nan, 1.0), (-1.0, 1.0), (0.0, 0.0), (1.0, math.inf)])
+def test_values_that_have_no_length_have_no_bars(before: float, after: float) -> None:
+    made = facts(base=[Score(name="reward", value=before)], tuned=[Score(name="reward", value=after)])
+    assert [score["bars"] for score in page._scores(made)] == [None]
+    assert "line across a tuned bar" not in report.as_page(made)
 
 
 def test_what_went_wrong_is_shown_first() -> None:
@@ -137,6 +162,20 @@ def test_what_went_wrong_is_shown_first() -> None:
     assert kinds[0] == (True, False)
     assert kinds == sorted(kinds, key=[(True, False), (False, False), (False, True), (True, True)].index)
     assert {(False, True), (True, True)} <= set(kinds)
+
+
+def given(text: str) -> Answer:
+    return Answer(prompt=({"role": "user", "content": "p"},), expected="e", text=text, finished=True)
+
+
+def test_the_kept_table_begins_with_what_went_wrong_and_numbers_the_rows() -> None:
+    texts = [("e", "e"), ("x", "e"), ("x", "x"), ("e", "x"), ("x", "e")]
+    both = tuple((given(base), given(tuned)) for base, tuned in texts)
+    table = answers.table(Scores(base=(), tuned=(), answers=both))
+    assert [row["row"] for row in table] == [4, 3, 2, 5, 1]
+    assert [answers.kind(row) for row in table] == ["broken", "differs", "fixed", "fixed", "as before"]
+    kept = {"columns": list(table[0]), "data": [list(row.values()) for row in table]}
+    assert [(row["base"], row["tuned"]) for row in contenders._answers(kept)] == texts  # the rows' own order again
 
 
 @pytest.mark.parametrize(
@@ -162,15 +201,15 @@ def test_a_run_has_its_report_and_the_command_writes_it_again_and_compares_it(
     run_id = fine_tune("lora", **asked).run_id
     client = MlflowClient()
     kept = Path(client.download_artifacts(run_id, report.FILE)).read_text(encoding="utf-8")
-    page = Page(kept)
-    words = "".join(page.words)
+    shown = Page(kept)
+    words = "".join(shown.words)
     loss = client.get_run(run_id).data.metrics["eval/tuned/loss"]
     for wanted in ("lora tiny rows.jsonl", f"{loss:.4g}", "merged", "learned", "Answers", "2 held out"):
         assert wanted in words
     assert words.index("What was not shown") < words.index("scored on 2 held-out rows split off from the same source")
     assert "\\" not in words.partition("What was not shown")[2]
     assert "rows by length in tokens" in words
-    assert page.seen.count("svg") == 3
+    assert shown.seen.count("svg") == 3
     quality = Path(client.download_artifacts(run_id, "data/quality.html")).read_text(encoding="utf-8")
     assert "<h1>Data quality of rows.jsonl</h1>" in quality
     assert command.callback is not None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.data import drawings, pages
+from mlflow_ft.forms import changes
+from mlflow_ft.forms.answers import kind, rank
 from mlflow_ft.forms.card.markdown import as_text, clean, number
 from mlflow_ft.values.report import percent
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mlflow_ft.forms.report.facts import Answer, Facts
+    from mlflow_ft.values import Score
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 20
@@ -32,6 +36,7 @@ COSTS = {
     "train/step_time": "seconds a step",
 }
 NOT_CHOSEN = -1
+TONES = {"broken": "error", "differs": "warn", "fixed": "ok", "as before": "ok"}
 TRAINING = {
     "mlflow_ft.stopped_early": "training ended early",
     "mlflow_ft.chosen_checkpoint": "weights kept",
@@ -91,20 +96,37 @@ def _asked(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _scores(facts: Facts) -> Iterator[Mapping[str, Any]]:
-    """Each score of both models; a share, from 0 to 1, also as bars."""
+    """Each score of both models, in numbers and as bars."""
     base = {score.name: score.value for score in facts.base}
     for score in facts.tuned:
-        before, after = base.get(score.name), score.value
-        both = [value for value in (before, after) if value is not None]
-        rows = [value for value in score.rows if value is not None]
-        share = bool(rows) and all(0 <= value <= 1 for value in (*rows, *both)) and not score.name.endswith("loss")
+        before, change = base.get(score.name), facts.by_score.get(score.name, changes.Change())
         yield {
             "name": score.name,
             "base": number(before),
-            "tuned": number(after),
-            "change": str(facts.by_score.get(score.name, "")),
-            "bars": [round(100 * value, 1) for value in both] if share and len(both) == 2 else [],
+            "tuned": number(score.value),
+            "change": str(change),
+            "bars": None if before is None else _bars(before, score, change),
         }
+
+
+def _bars(before: float, score: Score, change: changes.Change) -> Mapping[str, Any] | None:
+    """Both values in percent of the longest bar, and from where to where the tuned model's may lie.
+
+    The longest bar is 1 for a share, else the largest value. Values that are not finite, below 0 or all 0 have no bars.
+    """
+    ends = change.around(before) or ()
+    both = (before, score.value)
+    if not all(math.isfinite(value) and value >= 0 for value in both):
+        return None
+    rows = [value for value in score.rows if value is not None]
+    share = bool(rows) and all(0 <= value <= 1 for value in (*rows, *both)) and not score.name.endswith("loss")
+    if not (whole := 1.0 if share else max(*both, *ends)):
+        return None
+    low, high = (round(100 * min(max(end / whole, 0), 1), 1) for end in ends) if ends else (0.0, 0.0)
+    return {
+        "widths": [round(100 * value / whole, 1) for value in both],
+        "interval": {"left": low, "width": round(high - low, 1)} if ends else None,
+    }
 
 
 # --- curves
@@ -152,33 +174,26 @@ def _draw_line(axes: Axes, curve: Mapping[int, float], name: str) -> None:
 
 def chosen(answers: Sequence[Answer]) -> list[Answer]:
     """The answers to look at first: what training broke, what is still wrong, what it fixed, then the rest."""
-
-    def order(answer: Answer) -> int:
-        before, after = bool(answer.get("base_exact")), bool(answer.get("tuned_exact"))
-        return {(True, False): 0, (False, False): 1, (False, True): 2, (True, True): 3}[before, after]
-
     groups: dict[int, list[Answer]] = {}
     for answer in answers:
-        groups.setdefault(order(answer), []).append(answer)
+        groups.setdefault(rank(answer), []).append(answer)
     first: list[Answer] = []
-    for kind in range(4):  # some of each kind, the worst first
-        first += groups.get(kind, [])[: SHOWN // 4]
-    rest = [answer for kind in range(4) for answer in groups.get(kind, [])[SHOWN // 4 :]]
-    return sorted([*first, *rest[: SHOWN - len(first)]], key=order)
+    for group in sorted(groups):  # some of each kind, the worst first
+        first += groups[group][: SHOWN // 4]
+    rest = [answer for group in sorted(groups) for answer in groups[group][SHOWN // 4 :]]
+    return sorted([*first, *rest[: SHOWN - len(first)]], key=rank)
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
     texts = {name: shortened(answer.get(name)) for name in ("prompt", "expected", "base", "tuned")}
-    before, after = bool(answer.get("base_exact")), bool(answer.get("tuned_exact"))
-    kinds = {(True, False): "broken", (False, False): "differs", (False, True): "fixed", (True, True): "as before"}
-    kind = kinds[before, after] if texts["expected"] else "changed" if texts["base"] != texts["tuned"] else "as before"
+    same = "as before" if texts["base"] == texts["tuned"] else "changed"
     return {
         "prompt": texts["prompt"],
         "expected": texts["expected"],
         "base": marked(texts["base"], texts["expected"]),
         "tuned": marked(texts["tuned"], texts["expected"]),
-        "kind": kind,
-        "tone": "dim" if not texts["expected"] else "ok" if after else "error" if before else "warn",
+        "kind": kind(answer) if texts["expected"] else same,
+        "tone": TONES[kind(answer)] if texts["expected"] else "dim",
     }
 
 
