@@ -131,7 +131,7 @@ def test_the_run_is_finished_and_says_what_was_asked(shop: Shop, outcome: tuple[
     assert tags["mlflow_ft.base_model"] == str(shop.model)
     assert tags["mlflow_ft.base_revision"].startswith("sha256:")
     assert tags["mlflow_ft.data_format"] == "messages"
-    assert tags["mlflow_ft.trust_remote_code"] == "False"
+    assert "mlflow_ft.trust_remote_code" not in tags  # only of a run that was allowed to run a model's code
     assert "mlflow_ft.error" not in tags
 
 
