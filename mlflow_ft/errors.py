@@ -110,6 +110,12 @@ class ProcessError(FineTuneError):
     """Another process of the same training has failed or was killed."""
 
 
+class FollowedError(FineTuneError):
+    """There is no outcome here, since this machine worked for machine 0, which has the run. Not a failure."""
+
+    exit_code = 0
+
+
 class RefusedError(FineTuneError):
     """The evidence is against continuing: a parity, a gate, a NaN or infinite loss."""
 

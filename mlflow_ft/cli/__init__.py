@@ -9,7 +9,7 @@ import sys
 import click
 
 from mlflow_ft import processes
-from mlflow_ft.errors import FineTuneError
+from mlflow_ft.errors import FineTuneError, FollowedError
 
 COMMANDS = {
     "train": "Fine-tune a model and register the result.",
@@ -152,6 +152,9 @@ def main() -> None:
             from mlflow_ft.stages import following
 
             following.release()
+    except FollowedError as done:
+        click.echo(done.message)
+        sys.exit(done.exit_code)
     except FineTuneError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_ft import plugins
+from mlflow_ft import plugins, processes
 from mlflow_ft.cli.chain_stages import CHAINS, Outcome, Stage, dated, settings, split, unless_given
 from mlflow_ft.cli.pairs import PairsCommand
 from mlflow_ft.errors import ConfigError, FineTuneError, RefusedError, StoppedError, UndeliveredError
@@ -66,6 +66,11 @@ def check(
         placeholder = {name: {"versions": [{"name": "before", "version": 1}]} for name in arguments_of}
         try:
             config = asked([stage.method, *settings(stage, arguments_of[stage.method], placeholder)], loaded)
+            if config.launch.num_machines > 1 and processes.place().size == 1:
+                raise ConfigError(
+                    "a later stage starts from files of an earlier one, which only machine 0 has",
+                    hint=f"start `mlflow-ft {chain}` with torchrun or srun on every machine, or train stage by stage",
+                )
             if stage.method not in finished:
                 preflight.check(config, plugins=loaded, registry=registry, progress=progress, later=[LATER])
         except FineTuneError as error:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from mlflow_ft import errors, processes
 from mlflow_ft.config import Given
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, FineTuneError, Problem, ProcessError
+from mlflow_ft.errors import ConfigError, FineTuneError, FollowedError, Problem, ProcessError
 from mlflow_ft.records import Launcher
 from mlflow_ft.registry import Registry
 from mlflow_ft.stages import done
@@ -129,7 +129,8 @@ def result(record: Launcher, config: Config, request: Request, kind: type[Result
     """Run a request in the processes that a launcher starts, and return what rank 0 returned.
 
     Raises:
-        FineTuneError: what rank 0 raised, or the processes ended without a result.
+        FineTuneError: what rank 0 raised, or the processes ended without a result. FollowedError: the result is on
+            another machine.
     """
     if record.launch is None:
         raise ValueError(f"launcher {record.name} starts no processes")
@@ -137,6 +138,8 @@ def result(record: Launcher, config: Config, request: Request, kind: type[Result
 
     launch = Launch(settings=config.launch, request=request.text, processes=hardware.processes(config.launch))
     text = record.launch(launch)
+    if not text and config.launch.machine_rank:
+        raise FollowedError(f"machine {config.launch.machine_rank} is done; machine 0 has the run")
     if not text:
         raise ProcessError("the processes ended without a result", hint="their output above has the reason")
     answer = json.loads(text)

@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 FAILED = ".failed"
-"""Ending of the file that says which processes failed."""
+"""Ending of the file with the error and its remedy, if there is one."""
+LINES_ABOVE = "the last lines above say more; a run that was interrupted is listed by `mlflow-ft runs`"
 LOOK_SECONDS = 1.0
 
 
@@ -31,12 +32,18 @@ def watch(parent: int) -> None:
 
 def main() -> None:
     """Start the processes and wait until they have ended."""
+    own = {"TORCH_CPP_LOG_LEVEL": "FATAL"} if "TORCH_CPP_LOG_LEVEL" not in os.environ else {}
+    os.environ.update(own)  # else a stack of C++ comes before our own error
     from accelerate.commands import launch
+    from torch import distributed
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from mlflow_ft.engine.launching import strategy
+    from mlflow_ft.errors import brief
 
+    for name in own:  # torch has read it; the processes say all
+        del os.environ[name]
     file, parent, *arguments = sys.argv[1:]
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
@@ -50,10 +57,26 @@ def main() -> None:
         starting(namespace)
     except ChildFailedError as error:
         failures = [describe(rank, failure) for rank, failure in sorted(error.failures.items())]
-        Path(file + FAILED).write_text(json.dumps(failures), encoding="utf-8")
-        sys.exit(1)
+        report(file, f"the processes ended without a result: {'; '.join(failures)}", LINES_ABOVE)
+    except (distributed.DistStoreError, distributed.DistNetworkError) as error:
+        if namespace.num_machines == 1:
+            raise
+        minutes = float(namespace.rdzv_conf.rpartition("=")[2]) / 60
+        place = f"{namespace.main_process_ip}:{namespace.main_process_port}"
+        report(
+            file,
+            f"not all {namespace.num_machines} machines came to {place} within {minutes:g} minutes: {brief(error)}",
+            "check that the command was started on each machine, with its own --launch.machine_rank, and that each "
+            "reaches this address; or wait longer (--launch.join_minutes)",
+        )
     except SignalException as stopped:
         sys.exit(128 + int(stopped.sigval))
+
+
+def report(file: str, message: str, hint: str) -> NoReturn:
+    """Leave an error for the process that asked, and end."""
+    Path(file + FAILED).write_text(json.dumps([message, hint]), encoding="utf-8")
+    sys.exit(1)
 
 
 def describe(rank: int, failure: Any) -> str:

@@ -26,7 +26,7 @@ from mlflow_ft.values.launch import result_file
 
 
 def launch(launch: Launch) -> str:
-    """Start the processes, wait until they have ended, and return the result of rank 0, "" on other machines.
+    """Start the processes, wait until they have ended, and return the result of rank 0, "" on a machine without it.
 
     Raises:
         ProcessError: they ended without a result. StoppedError: a signal arrived, and they ended without one.
@@ -45,12 +45,14 @@ def launch(launch: Launch) -> str:
             return result.read_text(encoding="utf-8")
         if received:
             raise StoppedError(received[0])
+        if settings.machine_rank and process.returncode == 0:
+            return ""
         failed = file.with_name(file.name + agent.FAILED)
-        endings = json.loads(failed.read_text(encoding="utf-8")) if failed.is_file() else []
-        raise ProcessError(
-            f"the processes ended without a result: {'; '.join(endings) or f'exit code {process.returncode}'}",
-            hint="the last lines above say more; a run that was interrupted is listed by `mlflow-ft runs`",
-        )
+        if failed.is_file():
+            message, hint = json.loads(failed.read_text(encoding="utf-8"))
+            raise ProcessError(message, hint=hint)
+        ended = f"the processes ended without a result: exit code {process.returncode}"
+        raise ProcessError(ended, hint=agent.LINES_ABOVE)
 
 
 def arguments(settings: LaunchSection, number: int) -> list[str]:
@@ -59,6 +61,8 @@ def arguments(settings: LaunchSection, number: int) -> list[str]:
     if port is None:
         port = 0 if settings.num_machines == 1 else 29500
     more = ["--main_process_ip", settings.main_process_ip] if settings.main_process_ip else []
+    if settings.num_machines > 1:
+        more.append(f"--rdzv_conf=timeout={max(1, round(60 * settings.join_minutes))}")  # torch's own: 15 minutes
     return [
         *strategy.arguments(settings),
         f"--num_processes={number}",
