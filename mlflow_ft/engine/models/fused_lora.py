@@ -54,7 +54,7 @@ def _forward(layer: Linear, usual: Callable[..., Any]) -> Callable[..., Any]:
     added: Any = LoraProduct.apply  # which torch does not annotate
 
     def forward(x: Tensor, *more: Any, **named: Any) -> Any:
-        name = None if more or named or layer.disable_adapters or layer.merged else _plain(layer, x)
+        name = None if more or named else plain(layer, x)
         if name is None:
             return usual(x, *more, **named)
         low, high = layer.lora_A[name].weight, layer.lora_B[name].weight
@@ -63,8 +63,10 @@ def _forward(layer: Linear, usual: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _plain(layer: Linear, x: Tensor) -> str | None:
+def plain(layer: Linear, x: Tensor) -> str | None:
     """The name of the adapter, if it is the only one and nothing but two matrices of the input's type; else None."""
+    if layer.disable_adapters or layer.merged:
+        return None
     if len(layer.active_adapters) != 1 or torch.is_autocast_enabled(x.device.type):
         return None
     name: str = layer.active_adapters[0]

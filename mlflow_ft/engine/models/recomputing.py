@@ -105,6 +105,13 @@ class _Gated:
             self._marks.mark(given[0], [gate, up], lambda: act.forward(gate) * up)
 
 
+def looked_into(layer: nn.Module) -> bool:
+    """Whether a hook other than those of this module looks into what a layer computes."""
+    before, after = layer._forward_pre_hooks.values(), layer._forward_hooks.values()
+    of_gradients = layer._backward_hooks or layer._backward_pre_hooks
+    return bool(of_gradients) or not all(isinstance(getattr(hook, "__self__", None), _Gated) for hook in (*before, *after))
+
+
 class _Marks:
     """The tensors that can be computed again while they are alive, by their storage."""
 

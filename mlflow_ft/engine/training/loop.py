@@ -20,6 +20,7 @@ from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.launching import shards, strategy, zero
 from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
 from mlflow_ft.engine.models.fused_lora import FusedLora
+from mlflow_ft.engine.models.fused_mlp import FusedMlp
 from mlflow_ft.engine.models.recomputing import Recomputing
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
@@ -148,15 +149,15 @@ def run(
 
 
 def _fuse(job: Job, trainer: Any, bars: ExitStack) -> None:
-    """Compute LoRA's part of a layer in one step, and what costs little again, until `bars` is closed."""
+    """Compute LoRA's part of layers and gated MLPs in one step, what costs little again, until `bars` is closed."""
+    again = hardware.recomputing(job.config)
+    parts: list[FusedLora | FusedMlp | Recomputing] = []
     if job.config.adapter.fused and not (job.config.launch.sharded or job.config.launch.own_engine):
-        low_rank = FusedLora(trainer.model)
-        low_rank.on()
-        bars.callback(low_rank.off)
-    if hardware.recomputing(job.config):
-        recomputing = Recomputing(trainer.model)
-        recomputing.on()
-        bars.callback(recomputing.off)
+        parts += [FusedLora(trainer.model), *([FusedMlp(trainer.model)] if again else [])]
+    parts += [Recomputing(trainer.model)] if again else []
+    for part in parts:
+        part.on()
+        bars.callback(part.off)
 
 
 def callbacks(

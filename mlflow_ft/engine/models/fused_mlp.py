@@ -1,0 +1,175 @@
+"""The gated MLP of a LoRA model in one step: the same values and gradients with fewer new tensors.
+
+A gated MLP is down(silu(gate(x)) * up(x)). Autograd makes a new tensor for each activation, product and sum of its
+forward and backward pass. These are the widest tensors of a model, and on a CPU the system clears each before it is
+written. Here they are written into tensors that are no longer needed, and only the input and the outputs of `gate` and
+`up` are kept for the backward pass.
+
+It is used for MLPs of frozen matrices, with or without a plain LoRA product (`fused_lora`); others stay as they are, and
+so does an MLP with a hook on one of its layers, which would not be called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+from mlflow_ft.engine.models import recomputing
+from mlflow_ft.engine.models.fused_lora import plain
+from mlflow_ft.engine.models.wrapping import replace_forward
+
+LAYERS = ("gate_proj", "up_proj", "down_proj")
+SILU = ("SiLU", "SiLUActivation")
+
+
+class Matrix(NamedTuple):
+    """A frozen matrix with its bias, and the low-rank product that is added to it."""
+
+    weight: Tensor
+    """Of shape (out, in)."""
+    bias: Tensor | None
+    low: Tensor | None
+    """Of shape (rank, in); None without LoRA."""
+    high: Tensor | None
+    """Of shape (out, rank)."""
+    scaling: float
+
+    def times(self, x: Tensor) -> Tensor:
+        """The layer's output, of shape (..., out), for `x`, of shape (..., in)."""
+        out = nn.functional.linear(x, self.weight, self.bias)
+        if self.low is not None and self.high is not None:
+            inner = x.flatten(0, -2) @ self.low.t()
+            out.view(-1, out.shape[-1]).addmm_(inner, self.high.t(), alpha=self.scaling)
+        return out
+
+    def back(self, gradient: Tensor, into: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The gradient of the input, added to `into`, and what the gradient of `low` is made of."""
+        of_input = gradient @ self.weight if into is None else into.addmm_(gradient, self.weight)
+        if self.low is None or self.high is None:
+            return of_input, None
+        inner = (gradient @ self.high).mul_(self.scaling)
+        return of_input.addmm_(inner, self.low), inner
+
+    def of_low_rank(self, x: Tensor, gradient: Tensor, inner: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of `low` and `high`, from the input and the gradient of the output."""
+        if self.low is None or inner is None:
+            return None, None
+        return inner.t() @ x, (gradient.t() @ (x @ self.low.t())).mul_(self.scaling)
+
+
+class GatedProduct(torch.autograd.Function):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: Sequence[Matrix], *trained: Tensor | None) -> Tensor:
+        """Compute the output, of shape (..., out).
+
+        Args:
+            ctx: keeps the input and the outputs of gate and up.
+            x: of shape (..., in).
+            layers: gate, up and down.
+            trained: `low` and `high` of each of them.
+        """
+        gate, up, down = layers
+        gated, raised = gate.times(x), up.times(x)
+        ctx.layers = layers
+        ctx.save_for_backward(x, gated, raised, *trained)
+        return down.times(nn.functional.silu(gated).mul_(raised))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of `x`, and of `low` and `high` of each layer."""
+        whole, *between = ctx.saved_tensors  # once: checkpointing computes them again
+        x, gated, raised = (kept.flatten(0, -2) for kept in (whole, *between[:2]))
+        trained = iter(between[2:])
+        gate, up, down = (layer._replace(low=next(trained), high=next(trained)) for layer in ctx.layers)
+        of_out = gradients[0].flatten(0, -2)
+        of_product, down_inner = down.back(of_out)
+        active = nn.functional.silu(gated)
+        of_down = down.of_low_rank(active * raised, of_out, down_inner)
+        of_up = active.mul_(of_product)
+        of_product.mul_(raised)
+        of_gate = torch.ops.aten.silu_backward.grad_input(of_product, gated, grad_input=of_product)
+        of_x, gate_inner = gate.back(of_gate)
+        of_x, up_inner = up.back(of_up, of_x)
+        of_others = *gate.of_low_rank(x, of_gate, gate_inner), *up.of_low_rank(x, of_up, up_inner)
+        return of_x.view_as(whole), None, *of_others, *of_down
+
+
+class FusedMlp:
+    """Computes the gated MLPs of a model in one step, between `on` and `off`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._mlps = [layer for layer in model.modules() if _is_gated(layer)]
+        self._back: list[Callable[[], None]] = []
+        """Each gives an MLP its own forward pass back; empty while it is off."""
+
+    @property
+    def mlps(self) -> int:
+        """How many MLPs could be computed in one step."""
+        return len(self._mlps)
+
+    def on(self) -> None:
+        """Begin."""
+        if not self._back:
+            self._back = [replace_forward(mlp, _forward(mlp, mlp.forward)) for mlp in self._mlps]
+
+    def off(self) -> None:
+        """End; the model is as it was."""
+        for back in self._back:
+            back()
+        self._back = []
+
+
+def _is_gated(layer: Any) -> bool:
+    """Whether it computes down(silu(gate(x)) * up(x)), by one example."""
+    if type(getattr(layer, "act_fn", None)).__name__ not in SILU:
+        return False
+    parts = [getattr(layer, name, None) for name in LAYERS]
+    if not all(isinstance(part, (Linear, nn.Linear)) for part in parts):
+        return False
+    gate, up, down = (part.get_base_layer() if isinstance(part, Linear) else part for part in parts)
+    if any(type(part) is not nn.Linear or part.weight.is_meta for part in (gate, up, down)):
+        return False
+    x = torch.linspace(-1, 1, gate.in_features, dtype=gate.weight.dtype, device=gate.weight.device)[None, None]
+    with torch.no_grad():
+        try:
+            found = layer(x)
+        except TypeError:  # it takes more than the hidden states
+            return False
+        gate, up, down = parts
+        return isinstance(found, Tensor) and torch.equal(found, down(nn.functional.silu(gate(x)) * up(x)))
+
+
+def _forward(mlp: Any, usual: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass of an MLP, which is the usual one for all that is not plain."""
+    product: Any = GatedProduct.apply  # which torch does not annotate
+
+    def forward(x: Tensor, *more: Any, **named: Any) -> Any:
+        layers = None if more or named else [_matrix(getattr(mlp, name), x) for name in LAYERS]
+        if layers is None or None in layers:
+            return usual(x, *more, **named)
+        return product(x, layers, *(weight for layer in layers if layer for weight in (layer.low, layer.high)))
+
+    return forward
+
+
+def _matrix(layer: Any, x: Tensor) -> Matrix | None:
+    """The layer, if it is nothing but a frozen matrix, or that and a plain LoRA product; else None."""
+    low, high, scaling = None, None, 0.0
+    parts = [layer]
+    if type(layer) is Linear:
+        if (name := plain(layer, x)) is None:
+            return None
+        low, high, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
+        layer = layer.base_layer
+        parts.append(layer)
+    if type(layer) is not nn.Linear or any(recomputing.looked_into(part) for part in parts):
+        return None
+    if layer.weight.requires_grad or layer.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        return None
+    return Matrix(layer.weight, layer.bias, low, high, scaling)
