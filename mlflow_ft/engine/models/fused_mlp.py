@@ -5,8 +5,8 @@ forward and backward pass. These are the widest tensors of a model, and on a CPU
 written. Here they are written into tensors that are no longer needed, and only the input and the outputs of `gate` and
 `up` are kept for the backward pass.
 
-It is used for MLPs of frozen matrices, with or without a plain LoRA product (`fused_lora`); others stay as they are, and
-so does an MLP with a hook on one of its layers, which would not be called.
+It is used for MLPs of frozen matrices, with or without a plain LoRA product (`fused_lora`). Others stay as they are,
+and so does an MLP with a hook on one of its layers, which would not be called.
 """
 
 from __future__ import annotations
@@ -129,19 +129,18 @@ def _is_gated(layer: Any) -> bool:
     """Whether it computes down(silu(gate(x)) * up(x)), by one example."""
     if type(getattr(layer, "act_fn", None)).__name__ not in SILU:
         return False
-    parts = [getattr(layer, name, None) for name in LAYERS]
-    if not all(isinstance(part, (Linear, nn.Linear)) for part in parts):
+    parts: list[Any] = [getattr(layer, name, None) for name in LAYERS]
+    bases: list[Any] = [part.get_base_layer() if isinstance(part, Linear) else part for part in parts]
+    if any(type(base) is not nn.Linear or base.weight.is_meta for base in bases):
         return False
-    gate, up, down = (part.get_base_layer() if isinstance(part, Linear) else part for part in parts)
-    if any(type(part) is not nn.Linear or part.weight.is_meta for part in (gate, up, down)):
-        return False
-    x = torch.linspace(-1, 1, gate.in_features, dtype=gate.weight.dtype, device=gate.weight.device)[None, None]
+    gate, up, down = parts
+    like = bases[0].weight
+    x = torch.linspace(-1, 1, like.shape[1], dtype=like.dtype, device=like.device)[None, None]
     with torch.no_grad():
         try:
             found = layer(x)
         except TypeError:  # it takes more than the hidden states
             return False
-        gate, up, down = parts
         return isinstance(found, Tensor) and torch.equal(found, down(nn.functional.silu(gate(x)) * up(x)))
 
 
@@ -160,8 +159,9 @@ def _forward(mlp: Any, usual: Callable[..., Any]) -> Callable[..., Any]:
 
 def _matrix(layer: Any, x: Tensor) -> Matrix | None:
     """The layer, if it is nothing but a frozen matrix, or that and a plain LoRA product; else None."""
-    low, high, scaling = None, None, 0.0
-    parts = [layer]
+    low: Any = None
+    high: Any = None
+    scaling, parts = 0.0, [layer]
     if type(layer) is Linear:
         if (name := plain(layer, x)) is None:
             return None

@@ -107,9 +107,9 @@ class _Gated:
 
 def looked_into(layer: nn.Module) -> bool:
     """Whether a hook other than those of this module looks into what a layer computes."""
-    before, after = layer._forward_pre_hooks.values(), layer._forward_hooks.values()
-    of_gradients = layer._backward_hooks or layer._backward_pre_hooks
-    return bool(of_gradients) or not all(isinstance(getattr(hook, "__self__", None), _Gated) for hook in (*before, *after))
+    hooks = *layer._forward_pre_hooks.values(), *layer._forward_hooks.values()
+    foreign = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), _Gated)]
+    return bool(foreign or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 class _Marks:
