@@ -29,7 +29,8 @@ class AdapterSection(Section):
     use_dora: bool = False
     """Split the weights into magnitude and direction, and train both (DoRA)."""
     fused: bool = True
-    """Compute LoRA's part of a layer in one step, with the same values and gradients; false: by PEFT's own layers."""
+    """Compute LoRA's part of a layer, and a gated MLP, in one step, with the same values and gradients; false: by the
+    model's and PEFT's own layers."""
     init_lora_weights: str | None = None
     """LoRA's initialisation: pissa, olora, gaussian, eva, corda, loftq ...; PEFT's own, which changes nothing, when
     not given."""
