@@ -20,32 +20,14 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from mlflow_ft.engine.models.wrapping import replace_forward
+from mlflow_ft.engine.models.wrapping import Replacing
 
 
-class FusedLora:
+class FusedLora(Replacing):
     """Computes the plain LoRA layers of a model in one step, between `on` and `off`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [layer for layer in model.modules() if type(layer) is Linear]
-        self._back: list[Callable[[], None]] = []
-        """Each gives a layer its own forward pass back; empty while it is off."""
-
-    @property
-    def layers(self) -> int:
-        """How many layers could be plain."""
-        return len(self._layers)
-
-    def on(self) -> None:
-        """Begin."""
-        if not self._back:
-            self._back = [replace_forward(layer, _forward(layer, layer.forward)) for layer in self._layers]
-
-    def off(self) -> None:
-        """End; the model is as it was."""
-        for back in self._back:
-            back()
-        self._back = []
+        super().__init__([layer for layer in model.modules() if type(layer) is Linear], _forward)
 
 
 def _forward(layer: Linear, usual: Callable[..., Any]) -> Callable[..., Any]:

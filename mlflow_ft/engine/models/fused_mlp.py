@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mlflow_ft.engine.models import recomputing
 from mlflow_ft.engine.models.fused_lora import plain
-from mlflow_ft.engine.models.wrapping import replace_forward
+from mlflow_ft.engine.models.wrapping import Replacing
 
 LAYERS = ("gate_proj", "up_proj", "down_proj")
 SILU = ("SiLU", "SiLUActivation")
@@ -100,29 +100,11 @@ class GatedProduct(torch.autograd.Function):
         return of_x.view_as(whole), None, *of_others, *of_down
 
 
-class FusedMlp:
+class FusedMlp(Replacing):
     """Computes the gated MLPs of a model in one step, between `on` and `off`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._mlps = [layer for layer in model.modules() if _is_gated(layer)]
-        self._back: list[Callable[[], None]] = []
-        """Each gives an MLP its own forward pass back; empty while it is off."""
-
-    @property
-    def mlps(self) -> int:
-        """How many MLPs could be computed in one step."""
-        return len(self._mlps)
-
-    def on(self) -> None:
-        """Begin."""
-        if not self._back:
-            self._back = [replace_forward(mlp, _forward(mlp, mlp.forward)) for mlp in self._mlps]
-
-    def off(self) -> None:
-        """End; the model is as it was."""
-        for back in self._back:
-            back()
-        self._back = []
+        super().__init__([layer for layer in model.modules() if _is_gated(layer)], _forward)
 
 
 def _is_gated(layer: Any) -> bool:

@@ -1,9 +1,9 @@
-"""Another forward pass for the layers of a model, for a while."""
+"""Other forward passes for the layers of a model, for a while."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -29,6 +29,34 @@ def replace_forward(layer: Any, forward: Callable[..., Any]) -> Callable[[], Non
             del layer.forward
 
     return back
+
+
+class Replacing:
+    """Other forward passes for some layers of a model, between `on` and `off`.
+
+    Args:
+        layers: the layers.
+        make: gives the other forward pass of a layer, from the layer and its own forward pass.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], make: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        self.layers = layers
+        self._make = make
+        self._back: list[Callable[[], None]] = []
+        """Each gives a layer its own forward pass back; empty while it is off."""
+
+    def on(self) -> None:
+        """Begin."""
+        if not self._back:
+            self._back = [replace_forward(layer, self._make(layer, layer.forward)) for layer in self.layers]
+
+    def off(self) -> None:
+        """End; the model is as it was."""
+        for back in self._back:
+            back()
+        self._back = []
 
 
 class Wrapping:

@@ -8,31 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from mlflow_ft.engine.models import fused_lora
 from mlflow_ft.engine.models.fused_lora import FusedLora, LoraProduct
 from mlflow_ft.engine.models.recomputing import Recomputing
+from tests.engine.lora_models import IDS, adapted, check_same, gradients
 
 Small = Callable[..., Path]
-IDS = torch.randint(3, 500, (3, 24), generator=torch.Generator().manual_seed(0))
-
-
-def adapted(folder: Path, **settings: Any) -> Any:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
-    given = {"target_modules": "all-linear", "init_lora_weights": False, "r": 6, "lora_alpha": 7}
-    return get_peft_model(model, LoraConfig(**given | settings))
-
-
-def gradients(model: Any) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    torch.manual_seed(1)
-    logits = model(input_ids=IDS, use_cache=False).logits
-    logits.square().mean().backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 @pytest.fixture
@@ -49,30 +32,19 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def check_same(model: Any, fused: FusedLora) -> None:
-    expected = gradients(model)
-    fused.on()
-    found = gradients(model)
-    fused.off()
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
-    assert all(torch.equal(one, expected[name]) for name, one in gradients(model).items()), "the model is as it was"
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "qwen3", "phi3"])
 def test_gradients_are_those_of_peft(small: Small, products: list[float], kind: str) -> None:
     model = adapted(small(kind))
     fused = FusedLora(model)
     check_same(model, fused)
-    assert len(products) == fused.layers > 0
+    assert len(products) == len(fused.layers) > 0
     assert set(products) == {7 / 6}
 
 
 def test_the_output_may_be_changed_in_place(small: Small, products: list[float]) -> None:
     """As Llama 4 adds to the output of its shared expert."""
     model = adapted(small("llama"))
-    layer = FusedLora(model)._layers[0]
+    layer = FusedLora(model).layers[0]
     x = torch.randn(2, 3, layer.in_features, requires_grad=True)
     expected = torch.autograd.grad((layer(x) + 1).square().sum(), x)[0]
     FusedLora(model).on()
@@ -83,14 +55,14 @@ def test_the_output_may_be_changed_in_place(small: Small, products: list[float])
 def test_a_layer_gets_its_own_forward_back(small: Small) -> None:
     """accelerate's hooks are in it."""
     model = adapted(small("llama"))
-    layer = FusedLora(model)._layers[0]
+    layer = FusedLora(model).layers[0]
     layer.forward = own = lambda x, usual=layer.forward: usual(x)  # type: ignore[method-assign]  # as accelerate does
     fused = FusedLora(model)
     fused.on()
     assert layer.forward is not own
     fused.off()
     assert layer.forward is own
-    assert "forward" not in vars(fused._layers[1])
+    assert "forward" not in vars(fused.layers[1])
 
 
 def test_gradcheck() -> None:

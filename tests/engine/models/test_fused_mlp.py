@@ -8,30 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from mlflow_ft.engine.models.fused_lora import FusedLora
 from mlflow_ft.engine.models.fused_mlp import FusedMlp, GatedProduct, Matrix
 from mlflow_ft.engine.models.recomputing import Recomputing
+from tests.engine.lora_models import IDS, adapted, check_same, gradients
 
 Small = Callable[..., Path]
-IDS = torch.randint(3, 500, (3, 24), generator=torch.Generator().manual_seed(0))
-
-
-def adapted(folder: Path, **settings: Any) -> Any:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
-    given = {"target_modules": "all-linear", "init_lora_weights": False, "r": 6, "lora_alpha": 7}
-    return get_peft_model(model, LoraConfig(**given | settings))
-
-
-def gradients(model: Any) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    torch.manual_seed(1)
-    model(input_ids=IDS, use_cache=False).logits.square().mean().backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 @pytest.fixture
@@ -48,27 +33,17 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def check_same(model: Any) -> None:
-    expected, fused = gradients(model), FusedMlp(model)
-    fused.on()
-    found = gradients(model)
-    fused.off()
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
-    assert all(torch.equal(one, expected[name]) for name, one in gradients(model).items()), "the model is as it was"
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 def test_gradients_are_those_of_peft(small: Small, products: list[int], kind: str) -> None:
     model = adapted(small(kind))
-    check_same(model)
-    assert products == [3] * FusedMlp(model).mlps
+    check_same(model, FusedMlp(model))
+    assert products == [3] * len(FusedMlp(model).layers)
     assert products
 
 
 def test_layers_without_lora_are_matrices(small: Small, products: list[int]) -> None:
-    check_same(adapted(small("llama"), target_modules=["q_proj", "down_proj"]))
+    model = adapted(small("llama"), target_modules=["q_proj", "down_proj"])
+    check_same(model, FusedMlp(model))
     assert set(products) == {1}
 
 
@@ -85,7 +60,7 @@ def test_with_activations_that_are_computed_again(
     low_rank.on()
     if recomputing:
         again.on()
-    check_same(model)
+    check_same(model, FusedMlp(model))
     again.off()
     low_rank.off()
     assert set(products) == {3}
@@ -191,7 +166,7 @@ def test_an_mlp_of_the_same_names_that_computes_something_else_is_left_alone() -
         def forward(self, x: torch.Tensor) -> Any:
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
-    assert FusedMlp(nn.ModuleList([Other(), Same()])).mlps == 1
+    assert len(FusedMlp(nn.ModuleList([Other(), Same()])).layers) == 1
 
 
 @pytest.mark.parametrize("fused", [True, False])
