@@ -131,7 +131,8 @@ def _forward(mlp: Any, usual: Callable[..., Any]) -> Callable[..., Any]:
     product: Any = GatedProduct.apply  # which torch does not annotate
 
     def forward(x: Tensor, *more: Any, **named: Any) -> Any:
-        layers = None if more or named else [_matrix(getattr(mlp, name), x) for name in LAYERS]
+        own = more or named or recomputing.looked_into(mlp.act_fn)
+        layers = None if own else [_matrix(getattr(mlp, name), x) for name in LAYERS]
         if layers is None or None in layers:
             return usual(x, *more, **named)
         return product(x, layers, *(weight for layer in layers if layer for weight in (layer.low, layer.high)))

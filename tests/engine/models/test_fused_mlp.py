@@ -112,6 +112,11 @@ def hooked_inside(model: Any) -> None:
     mlp(model).up_proj.base_layer.register_forward_pre_hook(lambda layer, given: (given[0] * 2,))
 
 
+def hooked_activation(model: Any) -> None:
+    mlp(model).act_fn = nn.SiLU()  # elsewhere all layers have the same one
+    mlp(model).act_fn.register_forward_hook(lambda layer, given, output: None)
+
+
 def gradient_hook(model: Any) -> None:
     mlp(model).gate_proj.register_full_backward_hook(lambda layer, given, output: (given[0] * 2,))
 
@@ -129,7 +134,9 @@ def mlp(model: Any) -> Any:
     return model.get_base_model().model.layers[0].mlp
 
 
-@pytest.mark.parametrize("change", [hooked, hooked_inside, gradient_hook, trained_whole, several_adapters])
+@pytest.mark.parametrize(
+    "change", [hooked, hooked_inside, hooked_activation, gradient_hook, trained_whole, several_adapters]
+)
 def test_what_is_more_than_a_product_stays_as_it_is(
     small: Small, products: list[int], change: Callable[[Any], None]
 ) -> None:
