@@ -43,18 +43,21 @@ def finish(
 
 
 def _report(job: Job) -> None:
-    """Log the report and list the scores among those of other runs; a run does not fail for want of them."""
+    """Log the report, and list the scores among those of other runs; a run does not fail for want of them."""
     from mlflow_ft import tracking
 
     try:
         job.run.flush(FLUSH_SECONDS)
         store = tracking.Store.connect(job.run.tracking_uri)
         facts = report.gathered(store, job.run.run_id, lower_is_better=job.registry.lower_is_better)
-        store.list_scores(facts.run, run_page.columns(facts.tuned, facts.verdict))
     except TrackingError as error:
         job.progress.warn(f"there is no {report.FILE} ({error.message}); `mlflow-ft report {job.run.run_id}` writes it")
         return
     job.run.artifact_text(report.as_page(facts), report.FILE)
+    try:
+        store.list_scores(facts.run, run_page.columns(facts.tuned, facts.verdict))
+    except TrackingError as error:  # some may make runs, but not change the experiment
+        job.progress.warn(f"the experiment's list of runs does not show the scores ({error.message})")
 
 
 def _note(job: Job) -> str:

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from mlflow_ft.config.gates import Gates
 from mlflow_ft.forms import answers, changes, report
 from mlflow_ft.forms.card.markdown import clean, code, plain
 from mlflow_ft.forms.report import page
 from mlflow_ft.forms.report.page import SHOWN, chosen, marked
+from mlflow_ft.progress import Progress
 from mlflow_ft.testing import make_rows, write_jsonl
 from mlflow_ft.tracking import contenders
 from mlflow_ft.values import Answer, Score, Scores
@@ -227,3 +230,22 @@ def test_a_run_has_its_report_and_the_command_writes_it_again_and_compares_it(
         assert wanted in words
     assert "training.max_steps" not in words
     assert ("B is the best" in words) or ("has the best loss, but is not shown" in words)
+
+
+def test_a_server_that_does_not_let_the_experiment_be_changed_costs_only_the_list(
+    fine_tune: FineTune,
+    tiny_model: Path,
+    tiny_rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(Progress, "warn", lambda self, text: warned.append(text))
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    run_id = fine_tune("lora", model=tiny_model, data=tiny_rows, max_steps=1).run_id
+    assert MlflowClient().get_run(run_id).info.status == "FINISHED"
+    assert report.FILE in [file.path for file in MlflowClient().list_artifacts(run_id)]
+    assert [text for text in warned if "the experiment's list of runs does not show the scores" in text]
