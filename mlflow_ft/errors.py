@@ -8,6 +8,7 @@ FineTuneError                 exit 2: the input is wrong
 ├── TrackingError             the tracking server does not answer, or refuses
 ├── ResourceError             no space on the disk, no memory
 ├── ProcessError              another process of the same training ended
+├── FollowedError             exit 0: no fault: machine 0 has the outcome, this one worked for it
 ├── RefusedError              exit 1: the evidence is against it (a gate, a parity, a diverged loss)
 │   └── PrunedError           a trial of a sweep that cannot become the best one
 ├── UndeliveredError          exit 3: complete on disk, not yet on the tracking server

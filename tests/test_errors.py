@@ -5,7 +5,7 @@ import pytest
 from mlflow_ft import errors
 from mlflow_ft.errors import LONGEST_BRIEF, SHOWN_PROBLEMS, DataError, FineTuneError, Problem, StoppedError, brief
 
-CODES = {"RefusedError": 1, "PrunedError": 1, "UndeliveredError": 3}
+CODES = {"FollowedError": 0, "RefusedError": 1, "PrunedError": 1, "UndeliveredError": 3}
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FineTuneError)]
 
 
