@@ -121,9 +121,8 @@ class WatchCallback(TrainerCallback):
                 self._bar.point(shown, logs[name], step=step)
         if tokens := logs.get("num_tokens"):
             before, rate = self._speed.tokens, self._speed.rate(tokens)
-            if (
-                before and rate
-            ):  # the first steps are slower, and a resumed training begins with its checkpoint's tokens
+            # the first steps are slower, and a resumed training begins with its checkpoint's tokens
+            if before and rate:
                 self._bar.fact("speed", f"{rate:,.0f} tokens/s")
         self._bar.fact("memory", f"{in_use() / 2**30:.1f} GiB")
 
