@@ -75,8 +75,16 @@ def checkpointing(config: Config, *, gpu: bool | None = None) -> bool:
 def recomputing(config: Config, *, gpu: bool | None = None) -> bool:
     """Whether activations that cost little are computed again; not with shares of weights, which are not there then."""
     choice = config.training.gradient_checkpointing
-    whole = not (config.launch.sharded or config.launch.own_engine)
-    return whole and (choice == SELECTIVE or (choice is None and not checkpointing(config, gpu=gpu)))
+    return _whole(config) and (choice == SELECTIVE or (choice is None and not checkpointing(config, gpu=gpu)))
+
+
+def fused(config: Config) -> bool:
+    """Whether LoRA's part of layers, and gated MLPs, are computed in one step; not with shares of weights."""
+    return config.adapter.fused and _whole(config)
+
+
+def _whole(config: Config) -> bool:
+    return not (config.launch.sharded or config.launch.own_engine)
 
 
 def describe() -> str:

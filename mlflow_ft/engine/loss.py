@@ -8,6 +8,7 @@ positions, in chunks whose logits are recomputed in the backward pass.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from mlflow_ft.engine import row_attention
 CHUNK_BYTES, CHUNK_BYTES_ON_GPU = 64 << 20, 256 << 20
 """Bytes of logits (float32) that are in memory at the same time. A pass holds about four times as much: the logits,
 their probabilities and gradients. GPUs are slower with small parts."""
+CHECKED = 64
+"""Tokens on which a model's own logits are compared with those of its head."""
 AGREEMENT = 1e-4
 """Largest difference of a token's loss (nats, and relative) from that over the model's own logits, in float32."""
 ROUGH_AGREEMENT = 1e-2
@@ -78,8 +81,12 @@ def token_loss(
 
 def chunk(head: Any, *, on_gpu: bool) -> int:
     """How many labelled tokens have their logits in memory at the same time, with this output layer."""
-    words: int = getattr(head, "out_features", head.weight.shape[0])
-    return max(1, (CHUNK_BYTES_ON_GPU if on_gpu else CHUNK_BYTES) // (4 * words))
+    return max(1, (CHUNK_BYTES_ON_GPU if on_gpu else CHUNK_BYTES) // (4 * words(head)))
+
+
+def words(head: Any) -> int:
+    """The number of tokens that an output layer gives logits for."""
+    return int(getattr(head, "out_features", head.weight.shape[0]))
 
 
 def _run(model: nn.Module, inputs: Mapping[str, Tensor], *, balance: bool) -> Any:
@@ -119,6 +126,11 @@ def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
+def keeps_last(model: nn.Module) -> bool:
+    """Whether the model can compute the logits of its last tokens alone, as generation then does."""
+    return "logits_to_keep" in inspect.signature(causal_model(model).forward).parameters
+
+
 def causal_model(model: nn.Module) -> Any:
     """The transformers model inside a PeftModel, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -131,12 +143,12 @@ def suited(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[..., Toke
 
 @torch.no_grad()
 def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether `token_loss` equals the loss over the model's own logits, on the first row of a batch.
+    """Whether `token_loss` equals the loss over the model's own logits, on the first tokens of a row.
 
     It does not if a model changes its logits after the head (soft-capping, scaling); such a model needs the loss over
     its full logits.
     """
-    first = {name: value[:1] if name in OF_ROWS else value for name, value in inputs.items()}
+    first = _beginning(inputs, words=words(causal_model(model).get_output_embeddings()))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -150,6 +162,18 @@ def agrees_with_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     if causal_model(model).dtype == torch.float32:
         return bool(torch.allclose(ours, theirs, rtol=AGREEMENT, atol=AGREEMENT))
     return bool(torch.allclose(ours.mean(), theirs.mean(), rtol=ROUGH_AGREEMENT, atol=ROUGH_AGREEMENT))
+
+
+def _beginning(inputs: Mapping[str, Tensor], *, words: int) -> dict[str, Tensor]:
+    """The first tokens of the longest row, all of them learned: the logits of a whole row would be too large."""
+    rows, length = inputs["input_ids"].shape
+    row, places = 0, torch.arange(length, device=inputs["input_ids"].device)
+    if "attention_mask" in inputs:
+        row = int(inputs["attention_mask"].sum(dim=1).argmax())
+        places = inputs["attention_mask"][row].nonzero()[:, 0]
+    first = {name: inputs[name].expand(rows, -1)[row, places[:CHECKED]][None] for name in OF_ROWS if name in inputs}
+    unknown = first["input_ids"] >= words  # the embedding has more tokens than the head
+    return first | {"labels": first["input_ids"].masked_fill(unknown, -100)}
 
 
 def full_token_loss(

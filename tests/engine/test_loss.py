@@ -134,3 +134,35 @@ def test_a_model_that_changes_its_logits_behind_the_head_is_found_out(config: An
     wanted = by_hand(model, inputs)
     torch.testing.assert_close(loss.full_token_loss(model, inputs).nll, wanted, rtol=1e-4, atol=1e-4)
     assert torch.allclose(loss.token_loss(model, inputs).nll, wanted, rtol=1e-3, atol=1e-3) is agrees
+
+
+def test_a_model_that_changes_its_logits_is_found_out_by_rows_of_which_nothing_is_learned() -> None:
+    nothing = [Encoded(input_ids=row.input_ids, labels=(-100,) * len(row.input_ids)) for row in ROWS]
+    inputs = batches.padded(nothing, pad_token_id=0)
+    scaling = make(CohereConfig(**SIZES, logit_scale=0.0625))
+    scaling.lm_head.bias = torch.nn.Parameter(torch.arange(60) / 10)  # no linear scaling now
+    assert not loss.agrees_with_logits(scaling, inputs)
+    assert loss.agrees_with_logits(make(LlamaConfig(**SIZES)), inputs)
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["padded", "end to end"])
+def test_the_check_has_few_logits_in_memory(*, joined: bool) -> None:
+    model = make(LlamaConfig(**SIZES))
+    ids = torch.arange(400)[None] % 57 + 3
+    inputs = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(400)[None] % 200}
+    if not joined:
+        short = torch.arange(400)[None] < 3
+        inputs = {"input_ids": ids.repeat(2, 1), "labels": ids.repeat(2, 1)}
+        inputs["attention_mask"] = torch.cat([short, ~short]).long()
+    shapes: list[Any] = []
+    model.lm_head.register_forward_hook(lambda layer, given, output: shapes.append(output.shape))
+    assert loss.agrees_with_logits(model, inputs)
+    assert shapes == [(1, loss.CHECKED, 32), (1, loss.CHECKED, 60)]  # bypassed, and the model's own
+
+
+def test_tokens_that_the_head_does_not_have_are_not_compared() -> None:
+    model = make(LlamaConfig(**SIZES))
+    model.lm_head = torch.nn.Linear(32, 20, bias=False)
+    inputs = batch()
+    assert int(inputs["input_ids"].max()) >= 20
+    assert loss.agrees_with_logits(model, inputs)

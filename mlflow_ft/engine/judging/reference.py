@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mlflow_ft.engine.loss import causal_model
+from mlflow_ft.engine.loss import causal_model, keeps_last
 from mlflow_ft.engine.models import generation, loading
 from mlflow_ft.engine.tokens import room
 from mlflow_ft.errors import ModelError
@@ -34,6 +34,8 @@ LEAST = 1e-9
 """Least probability left for tokens that a program does not report: it rounds those that it reports."""
 LENGTH = 24
 """Most tokens of a continuation."""
+AT_ONCE_BYTES = 16 << 20
+"""Bytes of the rows (float64) whose divergence is computed at the same time."""
 
 
 class Loaded:
@@ -128,19 +130,26 @@ def prompt(input_ids: Tensor, positions: Tensor) -> Tensor:
 def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
     """Logits, float32 on the CPU, of shape (positions, vocabulary), for one row of token ids.
 
+    Those of tokens before the first position are not computed, if the model can leave them out; nor are tokens after
+    the last one, which it does not depend on.
+
     For a model that scores, shape (1, 2) for the whole row: the answer's score, and 0 for an average answer; their
     softmax is the probability that the answer is preferred (Bradley and Terry).
     """
     causal = causal_model(model)
+    scores, first, end = not causal.can_generate(), int(positions.min()), int(positions.max()) + 1
+    row = input_ids if scores else input_ids[:end]
+    last = {"logits_to_keep": end - first} if not scores and keeps_last(model) else {}
     output = model(
-        input_ids=input_ids[None].to(causal.device),
-        attention_mask=torch.ones_like(input_ids[None]).to(causal.device),
+        input_ids=row[None].to(causal.device),
+        attention_mask=torch.ones_like(row[None]).to(causal.device),
         use_cache=False,
+        **last,
     ).logits
     if output.dim() == 2:
         return functional.pad(output, (0, 1)).float().cpu().contiguous()
-    output = output[0]
-    at: Tensor = output[-len(input_ids) :][positions.to(output.device)].float().cpu().contiguous()
+    kept = output[0, first - end :]
+    at: Tensor = kept[(positions - first).to(kept.device)].float().cpu().contiguous()
     return at
 
 
@@ -174,7 +183,15 @@ def kl(expected: Tensor, actual: Tensor) -> Tensor:
     A row of `actual` may have only the log-probabilities of the most probable tokens, and NaN for all others: these
     count as one outcome, which makes the divergence smaller, never larger (the data processing inequality). A row with
     only NaN comes from a model that computes no logits: its divergence is NaN.
+
+    Few rows are computed at a time: there are half a dozen copies of their logits in float64.
     """
+    at_once = max(1, AT_ONCE_BYTES // (8 * max(1, expected.shape[-1])))
+    parts = zip(expected.split(at_once), actual.split(at_once), strict=True)
+    return torch.cat([_kl(*part) for part in parts])
+
+
+def _kl(expected: Tensor, actual: Tensor) -> Tensor:
     log_expected = functional.log_softmax(expected.double(), dim=-1)
     unknown = actual.isnan()
     partial = unknown.any(dim=-1, keepdim=True)

@@ -45,6 +45,7 @@ def setting_of(config: Config, registry: Registry, base: BaseModel, **changes: A
         "accumulation": training.gradient_accumulation_steps,
         "checkpointing": hardware.checkpointing(config),
         "recomputing": hardware.recomputing(config),
+        "fused": hardware.fused(config),
         "optimizer": hardware.optimizer(config),
         "attention": config.model.attn_implementation,
         "strategy": config.launch.strategy,

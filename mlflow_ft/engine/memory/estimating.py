@@ -52,7 +52,7 @@ def _estimated(setting: Setting) -> Estimate:
     evaluated = depth.taken(partial(passes.evaluated, setting))
     others, judged = [evaluated], [evaluated]
     if generates and setting.method not in passes.TILED:
-        others.append(depth.taken(partial(passes.first_row, setting)))
+        others.append(depth.taken(partial(passes.first_tokens, setting)))
     if sampled:
         rows = setting.batch * setting.accumulation
         others.append(depth.taken(partial(passes.generated, setting, rows=rows)))

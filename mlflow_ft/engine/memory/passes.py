@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -19,7 +18,7 @@ from mlflow_ft.engine import loss
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.memory.live import GRADIENTS, LOGITS, Live, gradients_in_use
 from mlflow_ft.engine.memory.values import Setting
-from mlflow_ft.engine.models.recomputing import Recomputing
+from mlflow_ft.engine.models import lean
 from mlflow_ft.engine.models.wrapping import layers_below_head
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -50,15 +49,13 @@ class Pass:
 def step(setting: Setting, model: Any) -> Pass:
     """One forward and backward pass of the longest batch."""
     model.train()
-    recomputing = Recomputing(model)
     if setting.checkpointing:
         causal_model(model).activation_checkpointing_enable({"use_reentrant": False})
-    elif setting.recomputing:
-        recomputing.on()
     live = Live(model)
     kept: dict[str, int] = {}
     rows = setting.batch * (2 if setting.method in PAIRS else 1)
-    with live.watching(model):
+    recomputing = setting.recomputing and not setting.checkpointing
+    with live.watching(model), lean.passes(model, fused=setting.fused, recomputing=recomputing):
         if setting.accumulation > 1:
             gradients_in_use(model, live)
         with _computing(setting):
@@ -67,7 +64,6 @@ def step(setting: Setting, model: Any) -> Pass:
         value.backward()
     for weight in model.parameters():
         weight.grad = None
-    recomputing.off()
     if setting.checkpointing:
         causal_model(model).activation_checkpointing_disable()
     kept.pop(GRADIENTS, None)
@@ -79,12 +75,11 @@ def evaluated(setting: Setting, model: Any) -> Pass:
     return _without_gradients(setting, model, lambda live: _scored(setting, model, live, setting.eval_batch))
 
 
-def first_row(setting: Setting, model: Any) -> Pass:
-    """The loss of a row over all of its logits, with which the loss on labelled tokens is compared."""
+def first_tokens(setting: Setting, model: Any) -> Pass:
+    """The loss over all logits of a row's first tokens, with which the loss on labelled tokens is compared."""
 
     def call(live: Live) -> None:
-        ids = _ids(1, setting.length)
-        _over_logits(model, live, ids, share=setting.learned)
+        _over_logits(model, live, _ids(1, min(setting.length, loss.CHECKED)), share=1)
 
     return _without_gradients(setting, model, call)
 
@@ -96,18 +91,13 @@ def generated(setting: Setting, model: Any, *, rows: int) -> Pass:
 
     def call(live: Live) -> None:
         nonlocal cache
-        last = {"logits_to_keep": 1} if _keeps_last(model) else {}
+        last = {"logits_to_keep": 1} if loss.keeps_last(model) else {}
         output = model(input_ids=_ids(rows, setting.length + setting.new_tokens), use_cache=True, **last)
         tensors = _tensors(getattr(output, "past_key_values", None))
         cache = sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
     total = _without_gradients(setting, model, call).total
     return Pass(at_peak={CACHE: cache, "activations": total - cache})
-
-
-def _keeps_last(model: Any) -> bool:
-    """Whether the model can compute the logits of the last token alone, as generation then does."""
-    return "logits_to_keep" in inspect.signature(causal_model(model).forward).parameters
 
 
 def _without_gradients(setting: Setting, model: Any, call: Callable[[Live], Any]) -> Pass:

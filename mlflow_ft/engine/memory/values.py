@@ -39,6 +39,8 @@ class Setting:
     recomputing: bool = False
     """Whether activations that cost little are computed again (`training.gradient_checkpointing` selective); with
     `checkpointing` they are in any case."""
+    fused: bool = False
+    """Whether LoRA's part of layers, and gated MLPs, are computed in one step (`adapter.fused`)."""
     optimizer: str = "adamw_torch_fused"
     attention: str | None = None
     """As `model.attn_implementation`."""

@@ -123,7 +123,7 @@ def _is_gated(layer: Any) -> bool:
             found = layer(x)
         except TypeError:  # it takes more than the hidden states
             return False
-        return isinstance(found, Tensor) and torch.equal(found, down(nn.functional.silu(gate(x)) * up(x)))
+        return isinstance(found, Tensor) and recomputing.equal(found, down(nn.functional.silu(gate(x)) * up(x)))
 
 
 def _forward(mlp: Any, usual: Callable[..., Any]) -> Callable[..., Any]:

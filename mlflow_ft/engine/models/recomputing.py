@@ -100,7 +100,7 @@ class _Gated:
             return
         if self._fits is None:  # once: is it this product?
             with torch.no_grad():
-                self._fits = given[0].shape == gate.shape and _equal(act.forward(gate) * up, given[0])
+                self._fits = given[0].shape == gate.shape and equal(act.forward(gate) * up, given[0])
         if self._fits:
             self._marks.mark(given[0], [gate, up], lambda: act.forward(gate) * up)
 
@@ -188,7 +188,7 @@ def _same(first: Any, second: Tensor) -> bool:
     return isinstance(first, Tensor) and _storage(first) == _storage(second) and first.shape == second.shape
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
+def equal(first: Tensor, second: Tensor) -> bool:
     """Whether they are equal; of tensors without content, whether they look alike."""
     if type(first).__name__ == "FakeTensor" or first.is_meta:
         return first.shape == second.shape

@@ -18,10 +18,7 @@ from mlflow_ft.engine.checkpoints.best import put_back
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.launching import shards, strategy, zero
-from mlflow_ft.engine.models import fused_head, loading, routers, row_isolation
-from mlflow_ft.engine.models.fused_lora import FusedLora
-from mlflow_ft.engine.models.fused_mlp import FusedMlp
-from mlflow_ft.engine.models.recomputing import Recomputing
+from mlflow_ft.engine.models import fused_head, lean, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.engine.training import batching, even_batches, held_out, longest_batch, other_trackers, starts, trainable
@@ -123,7 +120,8 @@ def run(
             trainer = make([*common, *([watch] if watch else [])])
         strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
-        _fuse(job, trainer, bars)
+        less = {"fused": hardware.fused(job.config), "recomputing": hardware.recomputing(job.config)}
+        bars.enter_context(lean.passes(trainer.model, **less))
         arranged = batching.Batching(job, data, trainer)
         bars.callback(arranged.end)
         if not job.config.launch.sharded:  # a pass by one process alone would wait for the others' shares
@@ -146,18 +144,6 @@ def run(
             put_back(trainer, best.parts)
     trained = keep(job, data, model, steps=steps, loss=loss)
     return held_out.concluded(trained, watch, best) if watch else trained
-
-
-def _fuse(job: Job, trainer: Any, bars: ExitStack) -> None:
-    """Compute LoRA's part of layers and gated MLPs in one step, what costs little again, until `bars` is closed."""
-    again = hardware.recomputing(job.config)
-    parts: list[FusedLora | FusedMlp | Recomputing] = []
-    if job.config.adapter.fused and not (job.config.launch.sharded or job.config.launch.own_engine):
-        parts += [FusedLora(trainer.model), *([FusedMlp(trainer.model)] if again else [])]
-    parts += [Recomputing(trainer.model)] if again else []
-    for part in parts:
-        part.on()
-        bars.callback(part.off)
 
 
 def callbacks(

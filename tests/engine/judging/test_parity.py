@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from mlflow_ft.config.schema import PackageSection
+from mlflow_ft.engine import loss
 from mlflow_ft.engine.judging import parity
 from mlflow_ft.engine.judging import reference as model_reference
 from mlflow_ft.engine.merging import fold
@@ -47,6 +48,35 @@ def test_kl_of_far_logits_is_finite_and_never_negative() -> None:
     near = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     assert (model_reference.kl(near, near + 1e-7) >= 0).all()
     assert model_reference.kl(torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])).item() == pytest.approx(2e4)
+
+
+def test_kl_of_many_rows_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, actual = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0))
+    whole = model_reference.kl(trained, actual)
+    sizes: list[int] = []
+
+    def one(expected: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(expected))
+        return kl(expected, other)
+
+    kl = model_reference._kl
+    monkeypatch.setattr(model_reference, "AT_ONCE_BYTES", 8 * 7 * 20)
+    monkeypatch.setattr(model_reference, "_kl", one)
+    assert torch.equal(model_reference.kl(trained, actual), whole)
+    assert sizes == [20, 20, 10]
+
+
+@pytest.mark.parametrize("places", [[3, 4, 6], [0], [9]], ids=str)
+def test_logits_of_other_tokens_are_not_computed(adapted: SimpleNamespace, places: list[int]) -> None:
+    model, ids = adapted_model(adapted), torch.arange(10) + 20
+    whole = model(input_ids=ids[None], use_cache=False).logits[0]
+    computed: list[int] = []
+    head = loss.causal_model(model).get_output_embeddings()
+    handle = head.register_forward_hook(lambda layer, given, output: computed.append(output.shape[1]))
+    found = model_reference.logits_at(model, ids, torch.tensor(places))
+    handle.remove()
+    torch.testing.assert_close(found, whole[places].detach().float(), rtol=1e-4, atol=1e-4)
+    assert computed == [places[-1] - places[0] + 1]
 
 
 def test_the_trained_model_read_back_is_the_trained_model(adapted: SimpleNamespace) -> None:

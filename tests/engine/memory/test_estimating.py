@@ -87,6 +87,20 @@ def test_what_is_computed_again_is_not_kept(tiny_model: Path) -> None:
     assert less["attention"] == kept["attention"]
 
 
+def test_fused_adapters_keep_nothing_of_their_own(tiny_model: Path) -> None:
+    apart = of(tiny_model, batch=16, recomputing=True).activations
+    fused = of(tiny_model, batch=16, recomputing=True, fused=True).activations
+    assert apart["adapter"] > 0
+    assert "adapter" not in fused
+    assert sum(fused.values()) < sum(apart.values())
+
+
+def test_the_settings_of_a_run_are_those_of_the_estimate(bench: Make) -> None:
+    setups = bench("lora"), bench("lora", **{"adapter.fused": "false"})
+    settings = [setting_of(setup.job.config, setup.job.registry, setup.base) for setup in setups]
+    assert [setting.fused for setting in settings] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("method", "more"),
     [("dpo", {}), ("orpo", {}), ("kto", {}), ("reward", {"task": "score"}), ("grpo", {})],
