@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,8 +251,27 @@ LONG = {"temperature": 50.0, "max_tokens": 240, "seed": 3}
 """An answer that goes on to its limit."""
 
 
-def test_a_client_that_goes_away_does_not_keep_others_waiting(server: Server) -> None:
-    """Long answers are abandoned after their first words: they must not be written to their end."""
+def leave_after_first_words(server: Server) -> None:
+    stream = server.say("base", stream=True, **LONG)
+    next(iter(stream))
+    stream.close()
+
+
+def leave_before_the_answer(server: Server, route: str = "v1/chat/completions") -> None:
+    with pytest.raises(requests.Timeout):
+        requests.post(f"{server.url}/{route}", json={"model": "base", "messages": ASKED} | LONG, timeout=(5, 0.05))
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        leave_after_first_words,
+        leave_before_the_answer,
+        pytest.param(partial(leave_before_the_answer, route="invocations"), id="invocations"),
+    ],
+)
+def test_a_client_that_goes_away_does_not_keep_others_waiting(server: Server, leave: Callable[[Server], None]) -> None:
+    """Long answers that nobody waits for any more must not be written to their end."""
 
     def whole() -> float:
         started = time.monotonic()
@@ -262,9 +282,7 @@ def test_a_client_that_goes_away_does_not_keep_others_waiting(server: Server) ->
     before = whole()
     started = time.monotonic()
     for _ in range(8):
-        stream = server.say("base", stream=True, **LONG)
-        next(iter(stream))
-        stream.close()
+        leave(server)
     server.say("one", max_tokens=1)
     seconds = time.monotonic() - started
     assert seconds < 4 * max(before, whole())  # the machine may have become slower

@@ -18,8 +18,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.pyfunc import PyFuncModel, scoring_server
 
-from mlflow_ft.engine.serving import chat_model
-from mlflow_ft.engine.serving.loaded_models import Served, UnknownModelError, settled
+from mlflow_ft.engine.serving import chat_model, departures
+from mlflow_ft.engine.serving.loaded_models import Served, UnknownModelError, Watch, settled
 
 log = logging.getLogger(__name__)
 NOT_OFFERED = ("functions", "function_call", "audio", "modalities", "prediction", "web_search_options")
@@ -35,7 +35,7 @@ class Scored:
     def predict(self, model_input: Any, params: Any = None) -> Any:
         requests = chat_model.as_requests(model_input, params)
         try:
-            answers = [self.served.answer(request, watch=lambda _: self.stopping.is_set()) for request in requests]
+            answers = [self.served.answer(request, watch=_ending(self.stopping)) for request in requests]
         except UnknownModelError as error:
             raise MlflowException(error.message, error_code=RESOURCE_DOES_NOT_EXIST) from error
         return answers[0] if len(answers) == 1 else answers
@@ -48,6 +48,7 @@ def make_app(served: Served, signature: ModelSignature, stopping: threading.Even
     """
     pyfunc = PyFuncModel(model_meta=Model(signature=signature), model_impl=Scored(served, stopping))
     app: FastAPI = scoring_server.init(pyfunc)
+    app.add_middleware(departures.Departures)
     started = int(time.time())
 
     @app.get("/v1/models")
@@ -69,7 +70,7 @@ def make_app(served: Served, signature: ModelSignature, stopping: threading.Even
                 raise chat_model.refused("this is a reward model, which does not generate answers; use /invocations")
             if chat_request.pop("stream", None):
                 return await _streamed(served, chat_request, stopping)
-            return JSONResponse(await _whole(served, chat_request, stopping))
+            return JSONResponse(await asyncio.to_thread(served.answer, chat_request, watch=_ending(stopping)))
         except Exception as error:  # every error is answered in OpenAI's format
             return _refusal(error)
 
@@ -117,12 +118,10 @@ def _as_text(turn: Any) -> Any:
     return {**turn, "content": "".join(str(part.get("text", "")) for part in parts)}
 
 
-async def _whole(served: Served, request: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
-    gone = threading.Event()
-    try:
-        return await asyncio.to_thread(served.answer, request, watch=lambda _: gone.is_set() or stopping.is_set())
-    finally:  # stop generating if the request was cancelled
-        gone.set()
+def _ending(stopping: threading.Event) -> Watch:
+    """Ends the answer of the current request when its client leaves, or the server stops."""
+    gone = departures.of_request()
+    return lambda _: gone.is_set() or stopping.is_set()
 
 
 async def _streamed(served: Served, request: dict[str, Any], stopping: threading.Event) -> Response:
@@ -138,7 +137,7 @@ async def _pieces(
     served: Served, request: dict[str, Any], stopping: threading.Event
 ) -> AsyncIterator[str | dict[str, Any]]:
     """The text of an answer, piece by piece as a thread generates it, then the whole answer."""
-    loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
+    loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue[Any](), departures.of_request()
 
     def send(event: Any) -> bool:
         loop.call_soon_threadsafe(queue.put_nowait, event)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow_ft_judge.engine import prompts, verdicts
+from mlflow_ft_judge.engine import parallel, prompts, verdicts
 from mlflow_ft_judge.engine.cache import Cache, key_of
 from mlflow_ft_judge.engine.endpoint import Endpoint, NotJudgedError, Reply
 from mlflow_ft_judge.engine.prompts import Question
@@ -90,19 +89,15 @@ class Asked:
     ) -> list[Judgement]:
         """The answers in the order of the questions; `done` is called after each.
 
-        `repeat` numbers repetitions of the same questions, which are asked again.
+        `repeat` numbers repetitions of the same questions, which are asked again. After a signal nothing is waited for.
         """
-        pool = ThreadPoolExecutor(max_workers=self._options.workers, thread_name_prefix="judge")
 
         def ask(question: Question) -> Judgement:
             judgement = self.ask(question, repeat=repeat)
             done()
             return judgement
 
-        try:
-            return list(pool.map(ask, questions))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a signal, only the requests in progress are waited for
+        return parallel.over(ask, questions, workers=self._options.workers)
 
     def ask(self, question: Question, *, repeat: int = 0) -> Judgement:
         """The judge's verdict on one question; without one, the reason is counted."""

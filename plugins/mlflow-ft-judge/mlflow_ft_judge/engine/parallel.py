@@ -1,0 +1,59 @@
+"""Slow calls at the same time, which a signal ends at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+ItemT = TypeVar("ItemT")
+ValueT = TypeVar("ValueT")
+
+
+def over(call: Callable[[ItemT], ValueT], items: Sequence[ItemT], *, workers: int) -> list[ValueT]:
+    """What a call returns for each item, in their order; the first exception is raised.
+
+    After a signal (or an exception) no call is begun, and none is waited for. A `ThreadPoolExecutor` waits for those in
+    progress: here, for minutes, requests that are repeated.
+    """
+    waiting: SimpleQueue[tuple[int, ItemT]] = SimpleQueue()
+    ended: SimpleQueue[tuple[int, Callable[[], ValueT]]] = SimpleQueue()
+    for place in enumerate(items):
+        waiting.put(place)
+
+    def work() -> None:
+        with suppress(Empty):
+            while True:
+                number, item = waiting.get_nowait()
+                ended.put((number, _outcome(call, item)))
+
+    for number in range(min(workers, len(items))):
+        threading.Thread(target=work, name=f"judge-{number}", daemon=True).start()
+    values: dict[int, ValueT] = {}
+    try:
+        while len(values) < len(items):
+            number, outcome = ended.get()
+            values[number] = outcome()
+    finally:
+        with suppress(Empty):
+            while True:
+                waiting.get_nowait()
+    return [values[number] for number in range(len(items))]
+
+
+def _outcome(call: Callable[[ItemT], ValueT], item: ItemT) -> Callable[[], ValueT]:
+    """Returns what the call has returned, or raises what it has raised."""
+    try:
+        value = call(item)
+    except Exception as error:  # raised again where it is waited for
+        return _raising(error)
+    return lambda: value
+
+
+def _raising(error: Exception) -> Callable[[], ValueT]:
+    def outcome() -> ValueT:
+        raise error
+
+    return outcome
