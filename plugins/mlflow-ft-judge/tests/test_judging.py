@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import stat
-import threading
 from pathlib import Path
 
 import pytest
@@ -269,37 +267,6 @@ def test_nothing_listens(subject_of):
     options = settings.JudgeOptions(endpoint="http://127.0.0.1:9/v1", model="x", retries=0)
     assert math.isnan(scores(subject, options)["judge/helpfulness"].value)
     assert any("nothing listens at the endpoint: 1" in line for line in kept.lines)
-
-
-def test_a_signal_ends_the_judging_without_waiting_for_replies(serve, subject_of):
-    released, asked = threading.Event(), threading.Event()
-
-    def silent(body):
-        if not asked.is_set():
-            asked.set()
-            os.kill(os.getpid(), signal.SIGUSR1)
-        released.wait()
-        return fair(body)
-
-    class Stopped(BaseException):
-        pass
-
-    def stop(number, frame):
-        raise Stopped
-
-    before = signal.signal(signal.SIGUSR1, stop)
-    late = threading.Timer(20, released.set)
-    late.start()
-    judge = serve(silent)
-    try:
-        with pytest.raises(Stopped):
-            scores(subject_of("tuned", [GOOD] * 9, [BAD] * 9)[0], judge.options(timeout=60.0, workers=2, pairwise=False))
-        assert not released.is_set(), "it waited for the replies"
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-        late.cancel()
-        released.set()
-    assert len(judge.bodies) <= 2, "nothing was asked after the signal"
 
 
 def test_the_list_of_models(serve):

@@ -24,8 +24,7 @@ async def told(*messages: dict[str, Any]) -> tuple[list[dict[str, Any]], bool]:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal gone
-        for _ in messages:
-            received.append(await receive())
+        received.extend([await receive() for _ in messages])
         gone = of_request().is_set()
 
     await asyncio.wait_for(Departures(app)({"type": "http"}, receive, None), timeout=10)
