@@ -66,4 +66,7 @@ def test_an_error_is_raised_and_nothing_is_begun_after_it():
     with pytest.raises(LookupError, match="0"):
         parallel.over(call, range(9), workers=1)
     raised.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("judge-"):
+            thread.join(10)
     assert begun in ([0], [0, 1])
