@@ -33,9 +33,12 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         client.delete_deployment(deployment["name"])
 
 
-def test_a_deployment_from_its_creation_to_its_end(client: Any, small: Path, interpreter: Path) -> None:
+def test_a_deployment_from_its_creation_to_its_end(
+    client: Any, small: Path, interpreter: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = {"python": str(interpreter), "timeout": "60"}
     made = client.create_deployment("support", str(small), config=config)
+    assert "vLLM" in capfd.readouterr().err, "what the server says until it is ready"
     assert (made["flavor"], made["state"], made["model_uri"]) == ("mlflow-ft-vllm", "running", str(small))
     assert client.list_deployments() == [client.get_deployment("support")] == [made]
     request = {"messages": [{"role": "user", "content": "blue lamp"}], "max_tokens": 4}

@@ -210,6 +210,7 @@ _started: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def _start(name: str, model_uri: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Start a server and wait for it, and show what it says: it may have to install vLLM first."""
     log = _file(name).with_suffix(".log")
     announced = _file(name).with_suffix(".url")
     with announced.open("w") as out, log.open("w") as err:
@@ -223,11 +224,13 @@ def _start(name: str, model_uri: str, config: dict[str, Any]) -> dict[str, Any]:
     _started[process.pid] = process
     created = psutil.Process(process.pid).create_time()
     try:
-        while not (line := announced.read_text()).endswith("\n"):
-            if process.poll() is not None:
-                last = "\n".join(log.read_text().strip().splitlines()[-LAST_LINES:])
-                raise MlflowException(f"{name} did not start; the end of {log}:\n{last}", error_code=INTERNAL_ERROR)
-            time.sleep(POLL_SECONDS)
+        with log.open() as said:
+            while not (line := announced.read_text()).endswith("\n"):
+                print(said.read(), end="", file=sys.stderr, flush=True)
+                if process.poll() is not None:
+                    end = "\n".join(log.read_text().strip().splitlines()[-LAST_LINES:])
+                    raise MlflowException(f"{name} did not start; the end of {log}:\n{end}", error_code=INTERNAL_ERROR)
+                time.sleep(POLL_SECONDS)
     except BaseException:
         _stop(process.pid, created)
         raise
