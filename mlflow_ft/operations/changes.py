@@ -30,9 +30,9 @@ NAMED: Mapping[str, tuple[Kind, str]] = {
     START_TAG: ("base", "weights to start from"),
     "mlflow_ft.reward_model": ("rewards", "model"),
     "mlflow_ft.reward_funcs": ("rewards", "functions"),
-    "mlflow_ft.code": OWN_CODE,
-    "mlflow_ft.processor": ("machine", "processor"),
-    "mlflow_ft.threads": ("machine", "threads"),
+    "mlflow.mlflow_ft.code": OWN_CODE,
+    "mlflow.mlflow_ft.processor": ("machine", "processor"),
+    "mlflow.mlflow_ft.threads": ("machine", "threads"),
     "mlflow_ft.device": ("machine", "device"),
 }
 """The tags of a run that are facts."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mlflow_ft.tracking import ActiveRun
 
-FOLDER = "mlflow_ft.folder"
+FOLDER = "mlflow.mlflow_ft.folder"
 """The tag of a run that says where its files are."""
 RESUMED = "mlflow_ft.resumed"
 """The tag of a run that says where it was resumed: after which step or stage, by which machine."""

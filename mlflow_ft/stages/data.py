@@ -197,7 +197,7 @@ def log(job: Job, checked: CheckedData, shown: Sequence[ShownRow]) -> None:
             "mlflow_ft.data_digest": data.train.digest,
             "mlflow_ft.data_fingerprint": data.fingerprint,
             "mlflow_ft.data_format": data.format,
-            "mlflow_ft.data_mask": ", ".join(sorted(checked.train.stored.ways)),
+            "mlflow.mlflow_ft.data_mask": ", ".join(sorted(checked.train.stored.ways)),
         }
     )
     if clock.told_to(data.tokenizer, clock.current()):

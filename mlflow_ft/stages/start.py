@@ -43,7 +43,7 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     job = open_job(config, plugins, registry, run, progress, folder=folder)
     foreign = {"mlflow_ft.trust_remote_code": "True"} if config.model.trust_remote_code else {}
     run.set_tags(
-        {"mlflow_ft.method": config.method, CONFIG_KEY: config.key, "mlflow_ft.folder": str(folder), **foreign}
+        {"mlflow_ft.method": config.method, CONFIG_KEY: config.key, "mlflow.mlflow_ft.folder": str(folder), **foreign}
     )
     run.log_config(config)
     run.log_environment(plugins)

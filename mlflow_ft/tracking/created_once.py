@@ -20,7 +20,7 @@ from mlflow_ft.manifest import MANIFEST
 from mlflow_ft.tracking.environ import without_repeats
 from mlflow_ft.tracking.server import every
 
-REQUEST = "mlflow_ft.request"
+REQUEST = "mlflow.mlflow_ft.request"
 """A run's tag with the id of the request that created it."""
 CONTENT = "mlflow_ft.content"
 """A logged model's tag with a hash of its artifacts."""

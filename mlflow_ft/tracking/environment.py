@@ -15,7 +15,7 @@ from pathlib import Path
 from mlflow_ft.hashes import files_hash
 from mlflow_ft.plugins import PluginInfo, Plugins
 
-VERSIONS, EACH = "mlflow_ft.versions", "mlflow_ft.version."
+VERSIONS, EACH = "mlflow.mlflow_ft.versions", "mlflow_ft.version."
 NAMED_PACKAGES = (
     "torch",
     "transformers",
@@ -31,13 +31,13 @@ NAMED_PACKAGES = (
 )
 PACKAGE = Path(__file__).parents[1]
 CPU_INFO = Path("/proc/cpuinfo")
-CWD = "mlflow_ft.cwd"
+CWD = "mlflow.mlflow_ft.cwd"
 """Tag with the folder in which the run was started, where relative paths in its configuration begin."""
-CODE = "mlflow_ft.code"
+CODE = "mlflow.mlflow_ft.code"
 """Tag with the sha256 over the source of mlflow_ft itself."""
-PROCESSOR = "mlflow_ft.processor"
+PROCESSOR = "mlflow.mlflow_ft.processor"
 """Tag with the processor's model and the instructions that torch uses of it."""
-THREADS = "mlflow_ft.threads"
+THREADS = "mlflow.mlflow_ft.threads"
 """Tag with the number of threads that torch computes with."""
 GIT_SECONDS = 10
 

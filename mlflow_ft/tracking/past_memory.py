@@ -14,7 +14,7 @@ from mlflow_ft.tracking.server import told
 
 PREDICTED, MEASURED = "memory/predicted_gib", "memory/measured_gib"
 """Metrics of a run: the most memory of its training, beyond what the program itself takes."""
-DEVICE_TAG = "mlflow_ft.memory_device"
+DEVICE_TAG = "mlflow.mlflow_ft.memory_device"
 """What it was measured on: the GPU's name, or `CPU`."""
 LATEST = 20
 """At most so many runs are used."""

@@ -19,7 +19,7 @@ from mlflow_ft.tracking.created_once import MODEL_ID
 from mlflow_ft.tracking.server import connect, every, told
 
 REFUSED = "mlflow_ft.refused"
-CONFIG_KEY = "mlflow_ft.config_key"
+CONFIG_KEY = "mlflow.mlflow_ft.config_key"
 """Tag with the hash of the resolved settings, by which `run.resume` auto finds the interrupted run."""
 REPRODUCES = "mlflow_ft.reproduces"
 """Tag of a reproduction with the id of the original run: it registers nothing, and is started again, not resumed."""

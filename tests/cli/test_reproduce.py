@@ -86,7 +86,7 @@ def test_a_run_is_reproduced_bit_for_bit(
     assert new.info.experiment_id == client.get_run(run_id).info.experiment_id
     assert new.data.tags["mlflow_ft.reproduces"] == run_id
     assert new.data.tags["mlflow_ft.reproduction"].startswith("equal bit for bit")
-    assert Path(new.data.tags["mlflow_ft.folder"]) == tmp_path / "outputs" / outcome["run_id"]
+    assert Path(new.data.tags["mlflow.mlflow_ft.folder"]) == tmp_path / "outputs" / outcome["run_id"]
     assert json.loads(Path(client.download_artifacts(outcome["run_id"], "reproduction.json")).read_text()) == outcome
     assert client.search_model_versions(f"name LIKE 'original-{method}%'") == versions
     assert not client.search_logged_models(["0"], filter_string=f"source_run_id='{outcome['run_id']}'")
@@ -116,7 +116,7 @@ def test_changed_rows_are_named_before_the_training(
     run: Run, client: MlflowClient, original: Callable[[str], str]
 ) -> None:
     run_id = original("lora")
-    rows = Path(client.get_run(run_id).data.tags["mlflow_ft.cwd"], "rows.jsonl")
+    rows = Path(client.get_run(run_id).data.tags["mlflow.mlflow_ft.cwd"], "rows.jsonl")
     content = rows.read_text()
     rows.write_text(content.replace("apple", "stone", 1))
     result = run("reproduce", run_id)
@@ -131,5 +131,7 @@ def test_changed_rows_are_named_before_the_training(
     assert (result.code, "its training has not ended" in result.err) == (2, True)
     result = run("resume", failed.info.run_id)
     assert (result.code, f"start it again: mlflow-ft reproduce {run_id}" in result.err) == (2, True)
-    original_key = client.get_run(run_id).data.tags["mlflow_ft.config_key"]
-    assert failed.data.tags["mlflow_ft.config_key"] != original_key, "the original's command must not continue it"
+    original_key = client.get_run(run_id).data.tags["mlflow.mlflow_ft.config_key"]
+    assert failed.data.tags["mlflow.mlflow_ft.config_key"] != original_key, (
+        "the original's command must not continue it"
+    )

@@ -63,7 +63,7 @@ def latest(client: MlflowClient) -> Run:
 
 
 def weights(run: Run) -> str:
-    return file_hash(Path(run.data.tags["mlflow_ft.folder"], "train", "adapter", "adapter_model.safetensors"))
+    return file_hash(Path(run.data.tags["mlflow.mlflow_ft.folder"], "train", "adapter", "adapter_model.safetensors"))
 
 
 def registered(client: MlflowClient, run: Run) -> list[str]:
@@ -130,7 +130,7 @@ def test_a_run_is_resumed_from_any_folder(
 
 @pytest.mark.long
 def test_another_machine_is_noted_not_refused(run: Command, client: MlflowClient, interrupted: Run) -> None:
-    client.set_tag(interrupted.info.run_id, "mlflow_ft.threads", "96")
+    client.set_tag(interrupted.info.run_id, "mlflow.mlflow_ft.threads", "96")
     result = run("resume", interrupted.info.run_id)
     assert result.code == 0, result.err
     assert "changed since the run was started: machine threads: 96, now" in result.err
@@ -152,17 +152,17 @@ def test_rows_may_move_but_not_change(run: Command, client: MlflowClient, interr
 
 
 def test_the_store_alone_is_enough(run: Command, client: MlflowClient, interrupted: Run) -> None:
-    shutil.rmtree(interrupted.data.tags["mlflow_ft.folder"])
+    shutil.rmtree(interrupted.data.tags["mlflow.mlflow_ft.folder"])
     result = run("resume", interrupted.info.run_id, "--run.output_dir", "elsewhere")
     assert result.code == 0, result.err
     again = client.get_run(interrupted.info.run_id)
     assert again.data.tags["mlflow_ft.resumed"].startswith("after step 3 on ")
-    assert Path(again.data.tags["mlflow_ft.folder"]).parent == Path("elsewhere").absolute()
+    assert Path(again.data.tags["mlflow.mlflow_ft.folder"]).parent == Path("elsewhere").absolute()
     assert (Path("elsewhere") / interrupted.info.run_id / "train" / "adapter").is_dir()
 
 
 def test_a_corrupt_checkpoint_is_replaced_from_the_store(run: Command, client: MlflowClient, interrupted: Run) -> None:
-    place = Path(interrupted.data.tags["mlflow_ft.folder"], "train", "checkpoints")
+    place = Path(interrupted.data.tags["mlflow.mlflow_ft.folder"], "train", "checkpoints")
     (place / "step-000003" / "weights.safetensors").write_bytes(b"")
     result = run("resume", interrupted.info.run_id)
     assert result.code == 0, result.err
@@ -174,7 +174,7 @@ def test_a_corrupt_checkpoint_is_replaced_from_the_store(run: Command, client: M
 def test_half_an_upload_does_not_count(run: Command, client: MlflowClient, interrupted: Run) -> None:
     artifacts = Path(interrupted.info.artifact_uri, "checkpoints")
     sorted((artifacts / "files").iterdir())[0].unlink()
-    shutil.rmtree(interrupted.data.tags["mlflow_ft.folder"])
+    shutil.rmtree(interrupted.data.tags["mlflow.mlflow_ft.folder"])
     result = run("resume", interrupted.info.run_id)
     assert result.code == 0, result.err
     assert "step-000003: the checkpoint in the store is incomplete and is skipped" in result.err
@@ -275,7 +275,7 @@ def test_the_best_checkpoint_comes_from_the_store(
     assert lowest < 5
     kept = {file.path for file in client.list_artifacts(interrupted.info.run_id, "checkpoints") if not file.is_dir}
     assert kept == {f"checkpoints/step-{step:06}.json" for step in (lowest, 5)}
-    Path(interrupted.data.tags["mlflow_ft.folder"]).rename("lost")
+    Path(interrupted.data.tags["mlflow.mlflow_ft.folder"]).rename("lost")
     result = run("resume", interrupted.info.run_id)
     assert result.code == 0, result.err
     metrics = client.get_run(interrupted.info.run_id).data.metrics
@@ -291,7 +291,7 @@ def test_checkpoints_that_were_logged_as_models_are_not_doubled(
     assert train(model_name="logged", **asked).code == 143
     interrupted = latest(client)
     assert registered(client, interrupted) == ["checkpoint-2", "checkpoint-4"]
-    shutil.rmtree(Path(interrupted.data.tags["mlflow_ft.folder"], "train", "checkpoints", "step-000005"))
+    shutil.rmtree(Path(interrupted.data.tags["mlflow.mlflow_ft.folder"], "train", "checkpoints", "step-000005"))
     result = run("resume", interrupted.info.run_id)
     assert result.code == 0, result.err
     assert "removed what the interrupted attempt left: the logged model checkpoint-4" in result.err

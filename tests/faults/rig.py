@@ -103,7 +103,7 @@ class Rig:
     def facts(self, run: Run) -> dict[str, Any]:
         """What must be the same in a run that was interrupted: weights, curves, models, versions."""
         run_id = run.info.run_id
-        (weights,) = Path(run.data.tags["mlflow_ft.folder"]).glob("train/adapter/*.safetensors")
+        (weights,) = Path(run.data.tags["mlflow.mlflow_ft.folder"]).glob("train/adapter/*.safetensors")
         keys = [key for key in run.data.metrics if key.startswith(("train/", "eval/loss"))]
         points = {key: self.client.get_metric_history(run_id, key) for key in keys if not key.endswith(TIMED)}
         curves = {key: sorted((point.step, point.value) for point in points[key]) for key in points}

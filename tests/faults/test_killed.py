@@ -26,7 +26,7 @@ def resumed(rig: Rig, moment: Moment, *, auto: bool, number: int = signal.SIGKIL
     asked = {"resume": "auto", "model_name": f"m{len(before)}"}
     rig.start(rig.training(**asked)).interrupt(moment, number)
     ours = [run for run in rig.runs() if run.info.run_id not in before]
-    recorded = ours and "mlflow_ft.config_key" in ours[0].data.tags
+    recorded = ours and "mlflow.mlflow_ft.config_key" in ours[0].data.tags
     if recorded and ours[0].info.status == "FINISHED":  # it was faster than the signal
         return rig.facts(ours[0])
     again = rig.training(**asked) if auto or not recorded else rig.command("resume", ours[0].info.run_id)
@@ -74,7 +74,7 @@ def test_a_run_stopped_and_resumed_elsewhere(rig: Rig, tmp_path: Path) -> None:
     assert started.interrupt(moment, signal.SIGTERM) == 143, started.text
     run = rig.latest()
     assert (run.info.status, f"mlflow-ft resume {run.info.run_id}" in started.text) == ("KILLED", True)
-    Path(run.data.tags["mlflow_ft.folder"]).rename(tmp_path / "lost")
+    Path(run.data.tags["mlflow.mlflow_ft.folder"]).rename(tmp_path / "lost")
     rig.finish(rig.command("resume", run.info.run_id))
     check(rig, rig.facts(rig.client.get_run(run.info.run_id)))
 

@@ -76,7 +76,7 @@ def test_only_what_differs_is_listed() -> None:
     first = run(params=params, tags={"mlflow_ft.version.torch": "2.13", "mlflow_ft.git_commit": "a", "own": "1"})
     second = run(
         params=params | {"cfg.training.epochs": "3", "cfg.run.name": "second", "cfg.plugins.judge.model": "m"},
-        tags={"mlflow_ft.versions": "torch 2.12", "mlflow_ft.git_commit": "a", "own": "2"},
+        tags={"mlflow.mlflow_ft.versions": "torch 2.12", "mlflow_ft.git_commit": "a", "own": "2"},
     )
     assert several.differing([first, second]) == [
         ("training.epochs", ["1", "3"]),

@@ -12,11 +12,11 @@ TAGS = {
     "mlflow_ft.data_fingerprint": "rows",
     "mlflow_ft.base_revision": "sha256:base",
     "mlflow_ft.start": "/one/machine/adapter sha256:start",
-    "mlflow_ft.code": "sha256:code",
+    "mlflow.mlflow_ft.code": "sha256:code",
     "mlflow_ft.plugins": "built in 1.0 sha256:in, acme 1.2 sha256:acme",
-    "mlflow_ft.versions": "torch 2.9.0",
-    "mlflow_ft.processor": "Xeon, AVX512",
-    "mlflow_ft.threads": "4",
+    "mlflow.mlflow_ft.versions": "torch 2.9.0",
+    "mlflow.mlflow_ft.processor": "Xeon, AVX512",
+    "mlflow.mlflow_ft.threads": "4",
     "mlflow_ft.device": "CPU, 4 threads",
     "mlflow_ft.git_commit": "the user's own repository",
 }
@@ -38,17 +38,19 @@ def test_the_same_record_has_no_changes() -> None:
 
 def test_every_kind_of_change_is_named_with_both_values() -> None:
     other = config(training={"learning_rate": 0.5}, run={"seed": 7})
-    assert changed({"mlflow_ft.code": "sha256:new"}) == ["code mlflow-ft: sha256:code, now sha256:new"]
+    assert changed({"mlflow.mlflow_ft.code": "sha256:new"}) == ["code mlflow-ft: sha256:code, now sha256:new"]
     assert changed({"mlflow_ft.data_fingerprint": "new"}) == ["data fingerprint: rows, now new"]
     assert changed({"mlflow_ft.base_revision": "new"}) == ["base revision: sha256:base, now new"]
-    assert changed({"mlflow_ft.versions": "torch 3"}) == ["library torch: 2.9.0, now 3"]
+    assert changed({"mlflow.mlflow_ft.versions": "torch 3"}) == ["library torch: 2.9.0, now 3"]
     assert changed({"mlflow_ft.plugins": "acme 1.3 sha256:new"}) == ["plugin acme: 1.2 sha256:acme, now 1.3 sha256:new"]
-    assert changed({"mlflow_ft.processor": "EPYC, AVX2"}) == ["machine processor: Xeon, AVX512, now EPYC, AVX2"]
+    assert changed({"mlflow.mlflow_ft.processor": "EPYC, AVX2"}) == ["machine processor: Xeon, AVX512, now EPYC, AVX2"]
     assert changed({}, other) == ["seed run.seed: 42, now 7", "config training.learning_rate: 0.0002, now 0.5"]
 
 
 def test_the_threads_of_a_cpu_and_the_place_of_an_adapter_are_not_reported_twice() -> None:
-    assert changed({"mlflow_ft.device": "CPU, 2 threads", "mlflow_ft.threads": "2"}) == ["machine threads: 4, now 2"]
+    assert changed({"mlflow_ft.device": "CPU, 2 threads", "mlflow.mlflow_ft.threads": "2"}) == [
+        "machine threads: 4, now 2"
+    ]
     assert changed({"mlflow_ft.start": "/another/adapter sha256:start"}) == []
     assert changed({"mlflow_ft.start": "/one/machine/adapter sha256:new"}) != []
 

@@ -129,7 +129,7 @@ def test_a_run_that_failed_after_its_training_is_taken_up_again(
     failed = latest(client)
     run_id = failed.info.run_id
     assert failed.info.status == "FAILED"
-    weights = Path(failed.data.tags["mlflow_ft.folder"]) / "train" / "adapter" / "adapter_model.safetensors"
+    weights = Path(failed.data.tags["mlflow.mlflow_ft.folder"]) / "train" / "adapter" / "adapter_model.safetensors"
     trained = file_hash(weights)
     assert bool(kept(client, run_id)[1]) == partial
 
@@ -178,7 +178,7 @@ def test_what_has_changed_since_is_not_packaged(
     assert "has the alias mine" in result.err
     client.delete_registered_model_alias(name, "mine")
 
-    with FileLock(Path(client.get_run(run_id).data.tags["mlflow_ft.folder"]) / "run.lock"):
+    with FileLock(Path(client.get_run(run_id).data.tags["mlflow.mlflow_ft.folder"]) / "run.lock"):
         result = run("package", run_id)
     assert (result.code, kept(client, run_id)) == (2, before)
     assert "another process is working on run" in result.err

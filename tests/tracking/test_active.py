@@ -93,10 +93,10 @@ def test_the_environment_is_tags_and_files(run: ActiveRun, client: MlflowClient,
     assert environment.versions(tags)["mlflow"] == mlflow.__version__
     assert environment.versions(tags)["python"].startswith("3.")
     assert environment.versions({"mlflow_ft.version.torch": "2.9.0"}) == {"torch": "2.9.0"}
-    assert tags["mlflow_ft.cwd"] == str(tmp_path)
-    assert tags["mlflow_ft.code"] == environment.code_hash() != ""
-    assert tags["mlflow_ft.threads"].startswith(str(torch.get_num_threads()))
-    assert torch.backends.cpu.get_cpu_capability() in tags["mlflow_ft.processor"]
+    assert tags["mlflow.mlflow_ft.cwd"] == str(tmp_path)
+    assert tags["mlflow.mlflow_ft.code"] == environment.code_hash() != ""
+    assert tags["mlflow.mlflow_ft.threads"].startswith(str(torch.get_num_threads()))
+    assert torch.backends.cpu.get_cpu_capability() in tags["mlflow.mlflow_ft.processor"]
     assert [info["status"] for info in json.loads(artifact(run, "plugins.json"))] == ["active", "active", "off"]
     assert f"mlflow=={mlflow.__version__}\n" in artifact(run, "packages.txt")
 

@@ -17,7 +17,7 @@ from mlflow_ft.engine.training import longest_batch
 from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.values import Data, Job
 
-TAG = "mlflow_ft.batching"
+TAG = "mlflow.mlflow_ft.batching"
 FAILURES = (*fused_head.FAILURES, ArithmeticError, AssertionError)
 """What a model raises that is not built for rows laid end to end."""
 

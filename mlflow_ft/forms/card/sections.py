@@ -135,7 +135,7 @@ def data(about: About) -> str:
     """Where the rows come from, how many there are, and what the checks found."""
     prepared = about.data
     facts = [f"Format {code(prepared.format)}; fingerprint of sources and preparation {code(prepared.fingerprint)}."]
-    ways = about.tags.get("mlflow_ft.data_mask")
+    ways = about.tags.get("mlflow.mlflow_ft.data_mask")
     if ways and prepared.kind not in ("text", "prompt"):
         facts.append(f"The loss mask was derived by {code(ways)} and proved for every row.")
     facts.append("The run has the hash of every file and row in `data/lineage.json` and `data/rows.parquet`.")

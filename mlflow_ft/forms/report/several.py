@@ -25,7 +25,7 @@ RECORDED = {
     "mlflow_ft.base_origin": "base model",
     "mlflow_ft.base_revision": "revision of the base model",
     "mlflow_ft.git_commit": "git commit",
-    "mlflow_ft.code": "code of mlflow-ft",
+    "mlflow.mlflow_ft.code": "code of mlflow-ft",
     "mlflow_ft.device": "device",
     "mlflow_ft.plugins": "plugins",
 }

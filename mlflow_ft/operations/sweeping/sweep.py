@@ -153,7 +153,7 @@ def _record(active: ActiveRun, plan: Plan, config: Config, plugins: Plugins, fil
     from mlflow_ft.tracking.unfinished import CONFIG_KEY
 
     tags = {"mlflow_ft.method": f"sweep {plan.method}", CONFIG_KEY: key(config, plan), STUDY: str(file)}
-    active.set_tags(tags | {"mlflow_ft.folder": str(active.folder)})
+    active.set_tags(tags | {"mlflow.mlflow_ft.folder": str(active.folder)})
     active.log_environment(plugins)
     active.artifact_text(plan.as_json(), PLAN_FILE)
 

@@ -218,7 +218,7 @@ class Work:
         from mlflow_ft.tracking import Store, trials
 
         run = Store.connect().run(run_id)
-        if folder := run.data.tags.get("mlflow_ft.folder"):
+        if folder := run.data.tags.get("mlflow.mlflow_ft.folder"):
             shutil.rmtree(Path(folder) / "train", ignore_errors=True)
         trials.remove_checkpoints(run)
 

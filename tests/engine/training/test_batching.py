@@ -95,7 +95,7 @@ def test_auto_leaves_padding_out(bench: Bench, ended: list[Unpadding], method: s
     tokens = sum(len(row.input_ids) for row in setup.data.train.encoded)
     assert (ended[0].tokens > tokens) is (how == "auto")
     assert ended[0].tokens <= ended[0].positions
-    assert setup.job.run.tags.get("mlflow_ft.batching") == ("tokens" if how == "auto" else None)
+    assert setup.job.run.tags.get("mlflow.mlflow_ft.batching") == ("tokens" if how == "auto" else None)
 
 
 def test_rows_that_are_all_long_do_without_padding_too(bench: Bench) -> None:
@@ -113,14 +113,14 @@ def test_rows_that_are_all_long_do_without_padding_too(bench: Bench) -> None:
     setup = bench("lora", rows=long, max_steps=1)
     assert min(len(row.input_ids) for row in setup.data.train.encoded) > 2 * row_isolation.LONG
     setup.train()
-    assert setup.job.run.tags["mlflow_ft.batching"] == "tokens"
+    assert setup.job.run.tags["mlflow.mlflow_ft.batching"] == "tokens"
 
 
 def test_a_model_that_needs_padding_gets_it_or_the_setting_is_refused(bench: Bench, small: Callable[..., Path]) -> None:
     model = {"model": small("gpt_oss"), "data.max_length": 64}
     setup, _ = trained(bench, "lora", "auto", **model)
     assert len(setup.curve("train/loss")) == 3
-    assert setup.job.run.tags["mlflow_ft.batching"].startswith("padded: rows laid end to end affect each other")
+    assert setup.job.run.tags["mlflow.mlflow_ft.batching"].startswith("padded: rows laid end to end affect each other")
     with pytest.raises(
         ConfigError, match=r"training\.batching tokens: rows laid end to end affect each other"
     ) as refused:

@@ -89,11 +89,11 @@ def test_relative_paths_begin_where_the_run_was_started(
 ) -> None:
     (tmp_path / "there").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    started = client.get_run(client.create_run("0", tags={"mlflow_ft.cwd": str(tmp_path / "there")}).info.run_id)
+    started = client.get_run(client.create_run("0", tags={"mlflow.mlflow_ft.cwd": str(tmp_path / "there")}).info.run_id)
     with recorded_run.working_folder(started):
         assert Path.cwd() == tmp_path / "there"
         assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert (Path.cwd(), os.environ["MLFLOW_TRACKING_URI"]) == (tmp_path, "sqlite:///mlflow.db")
-    gone = client.get_run(client.create_run("0", tags={"mlflow_ft.cwd": str(tmp_path / "gone")}).info.run_id)
+    gone = client.get_run(client.create_run("0", tags={"mlflow.mlflow_ft.cwd": str(tmp_path / "gone")}).info.run_id)
     with recorded_run.working_folder(gone):
         assert Path.cwd() == tmp_path

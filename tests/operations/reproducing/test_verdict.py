@@ -38,7 +38,7 @@ def trained(folder: Path, *tensors: float) -> Trained:
 
 def original(folder: Path, recorded: dict[str, str] | None, *, accepted: str = "", **settings: Any) -> Original:
     info = RunInfo("id", "0", "user", "FINISHED", 0, 1, "active")  # type: ignore[no-untyped-call]  # mlflow's
-    tags = {"mlflow_ft.folder": str(folder)} | ({"mlflow_ft.accepted_changes": accepted} if accepted else {})
+    tags = {"mlflow.mlflow_ft.folder": str(folder)} | ({"mlflow_ft.accepted_changes": accepted} if accepted else {})
     data = RunData(tags=[RunTag(*tag) for tag in tags.items()])  # type: ignore[no-untyped-call]  # mlflow's
     config = Config.model_validate({"method": "lora", **settings})
     now = datetime(2026, 1, 1)  # noqa: DTZ001  # templates get local time

@@ -28,7 +28,7 @@ def trials(client: MlflowClient, parent: str) -> list[Run]:
 
 
 def has_weights(run: Run) -> bool:
-    return any(Path(run.data.tags["mlflow_ft.folder"], "train").rglob("*.safetensors"))
+    return any(Path(run.data.tags["mlflow.mlflow_ft.folder"], "train").rglob("*.safetensors"))
 
 
 def interrupting(name: str) -> type[InThread]:

@@ -226,7 +226,7 @@ def _start(name: str, model_uri: str, config: dict[str, Any]) -> dict[str, Any]:
     try:
         with log.open() as said:
             while not (line := announced.read_text()).endswith("\n"):
-                print(said.read(), end="", file=sys.stderr, flush=True)
+                sys.stderr.write(said.read())
                 if process.poll() is not None:
                     end = "\n".join(log.read_text().strip().splitlines()[-LAST_LINES:])
                     raise MlflowException(f"{name} did not start; the end of {log}:\n{end}", error_code=INTERNAL_ERROR)
