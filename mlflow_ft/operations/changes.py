@@ -41,9 +41,9 @@ OTHER_FACTS: Facts = {("machine", "device"): r", \d+ threads$", ("base", "weight
 PLUGINS_TAG = "mlflow_ft.plugins"
 BUILT_IN = "built in"
 """The entry of the built-in plugins in that tag; they are part of the code."""
-INSTALLED: tuple[Kind, ...] = ("plugin", "library")
-"""Kinds of what may be installed or not."""
-NOT_RECORDED, NOT_INSTALLED = "not recorded", "not installed"
+MISSING: Mapping[Kind, str] = {"plugin": "not loaded", "library": "not installed"}
+"""Kinds of what may be absent; a plugin that is installed may not be allowed."""
+NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +85,14 @@ def differences(then: Facts, now: Facts, *, kinds: Collection[Kind] = ()) -> lis
         Change(kind=kind, name=name, then=_value(then, (kind, name)), now=_value(now, (kind, name)))
         for kind, name in keys
         if (not kinds or kind in kinds)
-        and ((kind, name) in now or kind in INSTALLED)
+        and ((kind, name) in now or kind in MISSING)
         and then.get((kind, name)) != now.get((kind, name))
     ]
 
 
 def _value(facts: Facts, key: tuple[Kind, str]) -> str:
     """A fact; earlier versions, whose runs have no hash of the code, did not record every library."""
-    missing = NOT_INSTALLED if key[0] in INSTALLED and OWN_CODE in facts else NOT_RECORDED
-    return facts.get(key, missing)
+    return facts.get(key, MISSING.get(key[0], NOT_RECORDED) if OWN_CODE in facts else NOT_RECORDED)
 
 
 def of_run(tags: Mapping[str, str], config: Config) -> Facts:

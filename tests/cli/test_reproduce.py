@@ -103,7 +103,7 @@ def test_a_curve_that_differs_is_named_with_its_first_step_and_the_environment(
     assert not outcome["rule"]["exact"], "another plugin is another environment"
     assert (outcome["first"]["name"], outcome["first"]["step"]) == ("eval/loss", 1)
     assert "eval/loss differs first, at step 1: " in result.err
-    assert "plugin shifted  was not installed, is 1.5 sha256:" in result.err
+    assert "plugin shifted  was not loaded, is 1.5 sha256:" in result.err
     assert outcome["weights"]["differing"] == ["adapter/adapter_model.safetensors"]
     assert outcome["weights"]["largest"] > 0.01
     new = client.get_run(outcome["run_id"])

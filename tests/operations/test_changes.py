@@ -70,7 +70,7 @@ def test_what_one_side_does_not_know() -> None:
     ]
     without = {key: value for key, value in then.items() if key[0] != "plugin"}
     (added,) = changes.differences(without, then)
-    assert str(added) == "plugin acme: not installed, now 1.2 sha256:acme"
+    assert str(added) == "plugin acme: not loaded, now 1.2 sha256:acme"
     (missing,) = changes.differences(then, unread)
     assert str(missing) == "library torch: 2.9.0, now not installed"
     assert changes.differences(then, unread, kinds=("seed", "config")) == []
