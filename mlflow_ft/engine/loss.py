@@ -3,7 +3,8 @@
 A causal model's last layer turns every position's hidden state (hidden_size numbers) into logits (vocabulary_size
 numbers). If three quarters of the positions are masked, three quarters of this work are wasted, and the logits are by
 far the largest tensor of a batch. So the head is bypassed while the model runs, and applied afterwards to the labelled
-positions, in chunks whose logits are recomputed in the backward pass.
+positions, in chunks whose logits are recomputed in the backward pass; if the head is not trained, its gradient is made
+in the forward pass (`frozen_head`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mlflow_ft.engine import row_attention
+from mlflow_ft.engine import frozen_head, row_attention
 
 CHUNK_BYTES, CHUNK_BYTES_ON_GPU = 64 << 20, 256 << 20
 """Bytes of logits (float32) that are in memory at the same time. A pass holds about four times as much: the logits,
@@ -69,14 +70,23 @@ def token_loss(
     targets = labels[:, 1:]
     learned = targets != -100
     selected, wanted = hidden[:, :-1][learned], targets[learned]
+    nll, correct = of_states(head, apply_head, selected, wanted)
+    row = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(learned.sum(dim=1))
+    return TokenLoss(nll=nll, correct=correct, row=row, balance=_balance(output))
+
+
+def of_states(head: Any, apply_head: Any, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each token, and whether it was the likeliest, by hidden states of shape (tokens, hidden)."""
+    if frozen_head.fits(head, states):
+        scored = frozen_head.score(states, head.weight, head.bias, tokens)
+        return -scored.log_probs, scored.is_top1
     losses, hits = [], []
-    at_once = chunk(head, on_gpu=hidden.is_cuda)
-    for states, tokens in zip(selected.split(at_once), wanted.split(at_once), strict=True):
-        nll, hit = checkpoint(_chunk, apply_head, states, tokens, use_reentrant=False)
+    at_once = chunk(head, on_gpu=states.is_cuda)
+    for some, wanted in zip(states.split(at_once), tokens.split(at_once), strict=True):
+        nll, hit = checkpoint(_chunk, apply_head, some, wanted, use_reentrant=False)
         losses.append(nll)
         hits.append(hit)
-    row = torch.arange(labels.shape[0], device=labels.device).repeat_interleave(learned.sum(dim=1))
-    return TokenLoss(nll=torch.cat(losses), correct=torch.cat(hits), row=row, balance=_balance(output))
+    return torch.cat(losses), torch.cat(hits)
 
 
 def chunk(head: Any, *, on_gpu: bool) -> int:
@@ -107,7 +117,7 @@ def _chunk(apply_head: Any, states: Tensor, tokens: Tensor) -> tuple[Tensor, Ten
 @contextmanager
 def _held_back(head: Any) -> Iterator[Any]:
     """Make the head return hidden states unchanged; yields a function that applies the real head."""
-    original = head.forward
+    original, own = head.forward, vars(head).get("forward")
     dtype = head.weight.dtype
 
     def apply(states: Tensor) -> Any:
@@ -118,7 +128,10 @@ def _held_back(head: Any) -> Iterator[Any]:
     try:
         yield apply
     finally:
-        head.forward = original
+        if own:
+            head.forward = own
+        else:
+            del head.forward
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from mlflow_ft.engine import loss
+from mlflow_ft.engine import frozen_head, loss
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.memory.live import GRADIENTS, LOGITS, Live, gradients_in_use
 from mlflow_ft.engine.memory.values import Setting
-from mlflow_ft.engine.models import lean
+from mlflow_ft.engine.models import fused_head, lean
 from mlflow_ft.engine.models.wrapping import layers_below_head
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -169,7 +169,11 @@ def _learned(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1])[:chosen].clone()
     del hidden
     losses = []
+    head = causal.get_output_embeddings()
     with live.of_kind(LOGITS):
+        if not _on_gpu(setting) and frozen_head.fits(head, states):
+            tokens = torch.zeros(len(states), dtype=torch.long)
+            return frozen_head.score(states, head.weight, head.bias, tokens).log_probs.sum()
         for part in states.split(loss.chunk(causal.get_output_embeddings(), on_gpu=_on_gpu(setting))):
             tokens = torch.zeros(len(part), dtype=torch.long)
             losses.append(checkpoint(_chunk, apply_head, part, tokens, live, use_reentrant=False))
@@ -211,7 +215,7 @@ def _tiled(setting: Setting, model: Any, live: Live, ids: Tensor) -> Tensor:
             in_place: Any = _Tiled.apply
             value: Tensor = in_place(states, head.weight)
         else:
-            apply: Any = ChunkedLogProbFunction.apply
+            apply: Any = fused_head.Scoring.apply if setting.method in WITH_REFERENCE else ChunkedLogProbFunction.apply
             targets = torch.zeros(len(states), dtype=torch.long)
             value = apply(states, head.weight, head.bias, targets, 1.0, TILE_WORDS, None, 1.0, OF_DPO)[0]
     return value.sum()

@@ -6,14 +6,17 @@ soft-capping); for others it does not, and their log-probabilities would be sile
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import trl.trainer.utils
+from torch import Tensor
 from torch.nn import functional
+from trl.kernels.chunked_logprob import OPTIONAL_OUTPUTS, ChunkedLogProbFunction
 
+from mlflow_ft.engine import frozen_head
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.values import Data, Job
@@ -68,22 +71,56 @@ def refused(job: Job, causal: Any, reason: str) -> ConfigError:
     )
 
 
+class Scoring:
+    """In the place of TRL's `ChunkedLogProbFunction`: what it computes, by `frozen_head` where that can be used.
+
+    Not where the entropy may be a part of the loss (grpo, rloo), nor for outputs that only TRL's function has.
+    """
+
+    @staticmethod
+    def apply(
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        temperature: float,
+        chunk_size: int,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        outputs: Collection[str] = OPTIONAL_OUTPUTS,
+    ) -> tuple[Tensor | None, ...]:
+        """As TRL's: log-probabilities, entropy, the sum of squares, mean logits, and which tokens are the likeliest."""
+        details = {"entropy", "mean_logits"} <= set(outputs)  # of dpo and kto, which only report them
+        known = (details or "entropy" not in outputs) and "log_sum_sq_probs" not in outputs and softcap is None
+        if not known or not frozen_head.fits_matrix(weight, states):
+            apply: Any = ChunkedLogProbFunction.apply  # which torch does not annotate
+            more = temperature, chunk_size, softcap, logit_scale, outputs
+            result: tuple[Tensor | None, ...] = apply(states, weight, bias, tokens, *more)
+            return result
+        scale = logit_scale / temperature
+        scored = frozen_head.score(states, weight, bias, tokens, scale=scale, details=details)
+        top = scored.is_top1 if "is_top1" in outputs else None
+        return scored.log_probs, scored.entropy, None, scored.mean_logits, top
+
+
 @contextmanager
 def on_learned_tokens() -> Iterator[None]:
-    """Let TRL's output layer score the learned tokens only. On a CPU it scores every position, padding too.
+    """Let TRL's output layer score the learned tokens only, by `Scoring`. On a CPU it scores every position.
 
     TRL does so for devices on which other shapes mean another compilation; a CPU is not one of them.
     """
-    decides = "_use_triton"  # what `add_fused_lm_head` asks, for this only
-    before = getattr(trl.trainer.utils, decides, None)
-    if before is None or torch.cuda.is_available():
+    ours = {"_use_triton": lambda device: True, "_ChunkedLogProbFunction": Scoring}  # what `add_fused_lm_head` uses
+    before = {name: getattr(trl.trainer.utils, name, None) for name in ours}
+    if None in before.values() or torch.cuda.is_available():
         yield
         return
-    setattr(trl.trainer.utils, decides, lambda device: True)
+    for name, value in ours.items():
+        setattr(trl.trainer.utils, name, value)
     try:
         yield
     finally:
-        setattr(trl.trainer.utils, decides, before)
+        for name, value in before.items():
+            setattr(trl.trainer.utils, name, value)
 
 
 @torch.no_grad()
