@@ -31,14 +31,15 @@ class Scored(NamedTuple):
 
 
 def fits(head: Any, states: Tensor) -> bool:
-    """Whether the layer is nothing but a matrix in float32 that is not trained, on a CPU."""
-    return type(head) is nn.Linear and "forward" not in vars(head) and fits_matrix(head.weight, states)
+    """Whether the layer is nothing but a matrix, and a bias, in float32 that are not trained, on a CPU."""
+    return type(head) is nn.Linear and "forward" not in vars(head) and fits_matrix(head.weight, head.bias, states)
 
 
-def fits_matrix(weight: Tensor, states: Tensor) -> bool:
-    """The same of its matrix."""
-    exact = weight.dtype == states.dtype == torch.float32 and weight.device.type == states.device.type == "cpu"
-    return exact and not weight.requires_grad and not torch.is_autocast_enabled("cpu")
+def fits_matrix(weight: Tensor, bias: Tensor | None, states: Tensor) -> bool:
+    """The same of a matrix and its bias."""
+    parts = [weight] if bias is None else [weight, bias]
+    exact = all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (*parts, states))
+    return exact and not any(part.requires_grad for part in parts) and not torch.is_autocast_enabled("cpu")
 
 
 def score(

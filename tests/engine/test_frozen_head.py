@@ -76,6 +76,11 @@ def with_own_forward(layer: Any) -> Any:
     return layer
 
 
+def with_trained_bias(layer: Any) -> Any:
+    layer.bias.requires_grad_(requires_grad=True)
+    return layer
+
+
 class Other(nn.Linear):
     """As an adapter, or a quantised layer."""
 
@@ -85,6 +90,7 @@ class Other(nn.Linear):
     [
         pytest.param(frozen(nn.Linear(8, 50)), True, id="frozen"),
         pytest.param(nn.Linear(8, 50), False, id="trained"),
+        pytest.param(with_trained_bias(frozen(nn.Linear(8, 50))), False, id="trained bias"),
         pytest.param(frozen(Other(8, 50)), False, id="another kind"),
         pytest.param(frozen(nn.Linear(8, 50)).bfloat16(), False, id="bfloat16"),
         pytest.param(with_own_forward(frozen(nn.Linear(8, 50))), False, id="hooked by accelerate"),

@@ -92,7 +92,7 @@ class Scoring:
         """As TRL's: log-probabilities, entropy, the sum of squares, mean logits, and which tokens are the likeliest."""
         details = {"entropy", "mean_logits"} <= set(outputs)  # of dpo and kto, which only report them
         known = (details or "entropy" not in outputs) and "log_sum_sq_probs" not in outputs and softcap is None
-        if not known or not frozen_head.fits_matrix(weight, states):
+        if not known or not frozen_head.fits_matrix(weight, bias, states):
             apply: Any = ChunkedLogProbFunction.apply  # which torch does not annotate
             more = temperature, chunk_size, softcap, logit_scale, outputs
             result: tuple[Tensor | None, ...] = apply(states, weight, bias, tokens, *more)

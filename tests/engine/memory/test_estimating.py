@@ -131,7 +131,7 @@ def test_a_head_that_is_not_trained_has_one_tile_of_logits(
 ) -> None:
     settings = {"method": method, "batch": 32, "reference": False, "gpu": False, "merges": False}
     frozen = of(tiny_model, **settings)["training"].total
-    monkeypatch.setattr(frozen_head, "fits_matrix", lambda weight, states: False)
+    monkeypatch.setattr(frozen_head, "fits_matrix", lambda weight, bias, states: False)
     assert of(tiny_model, **settings, new_tokens=127)["training"].total > frozen + 1.5 * (32 * 63 * 512 * 4)
 
 
