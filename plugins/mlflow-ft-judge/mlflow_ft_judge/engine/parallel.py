@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -19,7 +20,7 @@ def over(call: Callable[[ItemT], ValueT], items: Sequence[ItemT], *, workers: in
     progress: here, for minutes, requests that are repeated.
     """
     waiting: SimpleQueue[tuple[int, ItemT]] = SimpleQueue()
-    ended: SimpleQueue[tuple[int, Callable[[], ValueT]]] = SimpleQueue()
+    ended: SimpleQueue[tuple[int, Future[ValueT]]] = SimpleQueue()
     for place in enumerate(items):
         waiting.put(place)
 
@@ -27,7 +28,12 @@ def over(call: Callable[[ItemT], ValueT], items: Sequence[ItemT], *, workers: in
         with suppress(Empty):
             while True:
                 number, item = waiting.get_nowait()
-                ended.put((number, _outcome(call, item)))
+                outcome: Future[ValueT] = Future()
+                try:
+                    outcome.set_result(call(item))
+                except Exception as error:  # any error of the call is raised by `result` where it is waited for
+                    outcome.set_exception(error)
+                ended.put((number, outcome))
 
     for number in range(min(workers, len(items))):
         threading.Thread(target=work, name=f"judge-{number}", daemon=True).start()
@@ -35,25 +41,9 @@ def over(call: Callable[[ItemT], ValueT], items: Sequence[ItemT], *, workers: in
     try:
         while len(values) < len(items):
             number, outcome = ended.get()
-            values[number] = outcome()
+            values[number] = outcome.result()
     finally:
         with suppress(Empty):
             while True:
                 waiting.get_nowait()
     return [values[number] for number in range(len(items))]
-
-
-def _outcome(call: Callable[[ItemT], ValueT], item: ItemT) -> Callable[[], ValueT]:
-    """Returns what the call has returned, or raises what it has raised."""
-    try:
-        value = call(item)
-    except Exception as error:  # raised again where it is waited for
-        return _raising(error)
-    return lambda: value
-
-
-def _raising(error: Exception) -> Callable[[], ValueT]:
-    def outcome() -> ValueT:
-        raise error
-
-    return outcome
