@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,70 @@ def answers(job: Job, data: Data, trained: Trained, form: Form) -> list[str]:
     ]
 
 
-def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], expected: Answers) -> None:
+class CleanProcess:
+    """A process that imports what all models need while the models are still being packaged, and then loads them.
+
+    Leaving the context ends it, whatever it is doing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from mlflow_ft.engine.serving import bundle
+
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(bundle.FRESH_PROCESS)],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._tell(bundle.ALWAYS_NEEDED)
+
+    def __enter__(self) -> CleanProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, task: Mapping[str, Any]) -> None:
+        """Load the models of a task, and wait for their answers and logits; see `engine.serving.fresh_process`.
+
+        Raises:
+            RefusedError: they cannot be loaded.
+        """
+        self._tell(task)
+        _, errors = self._process.communicate(timeout=LONGEST)
+        if self._process.returncode:
+            lines = [line.strip() for line in errors.splitlines() if line.strip()]
+            raise RefusedError(
+                "the logged models cannot be loaded in a clean process with only their requirements: "
+                f"{lines[-1] if lines else 'the process gave no reason'}",
+                hint="nothing was registered; see requirements.txt of the logged models",
+            )
+
+    def _tell(self, value: Any) -> None:
+        assert self._process.stdin
+        with suppress(BrokenPipeError):  # the process has ended: `run` says why
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
+
+
+def clean_process(job: Job) -> AbstractContextManager[CleanProcess | None]:
+    """Starts the process that will load the logged models; None if `package.round_trip` is off."""
+    return CleanProcess(job.folder) if job.config.package.round_trip else nullcontext()
+
+
+def check(
+    job: Job,
+    data: Data,
+    trained: Trained,
+    models: Sequence[Packaged],
+    expected: Answers,
+    process: CleanProcess | None,
+) -> None:
     """Load each model in a clean process with only its requirements, and compare logits and answers.
 
     `expected` has the answers to `prompts` of each form, from when it was compared with the trained model.
@@ -70,7 +134,7 @@ def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], ex
     Raises:
         RefusedError: a model cannot be loaded, lacks a requirement, or gives different outputs. It is not registered.
     """
-    if not job.config.package.round_trip or not models:
+    if process is None or not models:
         return
     requests = [_request(example) for example in prompts(job, data, trained)]
     with (
@@ -87,8 +151,7 @@ def check(job: Job, data: Data, trained: Trained, models: Sequence[Packaged], ex
         ]
         logged.sort(key=lambda model: Path(model["folder"], "requirements.txt").read_text().count("=="))
         reference = trained.folder / compare.REFERENCE
-        task = {"models": logged, "reference": str(reference), "out": scratch, "clock": _moment()}
-        _run(task, Path(scratch))
+        process.run({"models": logged, "reference": str(reference), "out": scratch, "clock": _moment()})
         for model in models:
             _compare(job, data, model, Path(scratch), reference, expected[model.name])
 
@@ -106,23 +169,6 @@ def _request(example: Example) -> dict[str, Any]:
 
     request: dict[str, Any] = {"messages": [dict(turn) for turn in example.prompt], "max_tokens": LENGTH}
     return request | {"temperature": 0.0} | ({"tools": [dict(tool) for tool in example.tools]} if example.tools else {})
-
-
-def _run(task: Mapping[str, Any], scratch: Path) -> None:
-    from mlflow_ft.engine.serving import bundle
-
-    file = scratch / "task.json"
-    file.write_text(json.dumps(task), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
-    command = [sys.executable, "-P", str(bundle.FRESH_PROCESS), str(file)]
-    process = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, timeout=LONGEST)
-    if process.returncode:
-        lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
-        raise RefusedError(
-            "the logged models cannot be loaded in a clean process with only their requirements: "
-            f"{lines[-1] if lines else 'the process gave no reason'}",
-            hint="nothing was registered; see requirements.txt of the logged models",
-        )
 
 
 def _compare(job: Job, data: Data, model: Packaged, folder: Path, file: Path, expected: Sequence[str]) -> None:

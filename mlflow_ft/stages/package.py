@@ -51,6 +51,15 @@ def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
     if (recorded := done.kept(job.folder / "package", Package)) is not None:
         return recorded
     job.run.begin("package")
+    with round_trip.clean_process(job) as process:
+        packaged = _packages(job, data, trained, scores, process)
+    done.keep(job.folder / "package", packaged)
+    return packaged
+
+
+def _packages(
+    job: Job, data: Data, trained: Trained, scores: Scores, process: round_trip.CleanProcess | None
+) -> Package:
     leftovers.remove_models(job)
     job.run.artifact(trained.folder / compare.REFERENCE, "parity")
     forms = [_packaged(job, data, trained, record) for record in chosen(job, trained)]
@@ -70,11 +79,10 @@ def package(job: Job, data: Data, trained: Trained, scores: Scores) -> Package:
         for form in forms
         if served(form.record)
     )
-    round_trip.check(job, data, trained, models, {form.name: form.answers for form in forms})
+    expected = {form.name: form.answers for form in forms}
+    round_trip.check(job, data, trained, models, expected, process)
     files = tuple(_log_files(job, form) for form in forms if not served(form.record))
-    packaged = Package(models=models, files=files)
-    done.keep(job.folder / "package", packaged)
-    return packaged
+    return Package(models=models, files=files)
 
 
 def served(record: Packager | Exporter) -> bool:

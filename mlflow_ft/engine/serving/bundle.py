@@ -21,6 +21,8 @@ CHAT_MODEL = Path(__file__).with_name("chat_model.py")
 """The code of the logged models."""
 FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
 """The code that loads them in a clean process with only their requirements."""
+ALWAYS_NEEDED = ("mlflow", "torch", "transformers", "safetensors", "accelerate", "jinja2")
+"""What every packaged model requires."""
 COMPARED = 8
 """Training rows that the saved tokenizer is tested on."""
 BASE_FILE = "base.json"
@@ -118,7 +120,7 @@ def overridable(folder: Path) -> dict[str, str]:
 
 def requirements(folder: Path) -> list[str]:
     """What a machine needs to load a packaged model: exact versions, without mlflow-ft."""
-    names = ["mlflow", "torch", "transformers", "safetensors", "accelerate", "jinja2"]
+    names = list(ALWAYS_NEEDED)
     adapter = folder / BASE_FILE
     settings = json.loads((adapter if adapter.is_file() else folder / "config.json").read_text(encoding="utf-8"))
     if adapter.is_file():

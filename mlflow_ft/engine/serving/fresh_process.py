@@ -1,15 +1,20 @@
 """Load logged models in a clean process with only their requirements; run by path, and not imported by anything.
 
-`python -P fresh_process.py TASK` reads a JSON object: `models` (a list of `name`, `folder`, `requests`), `reference`
-(a safetensors file), `out` (a folder), and `clock` (the time that templates see, or null). Only packages from a model's
-own requirements can be imported. It writes `NAME.json` with the answers, and `NAME.safetensors` with the logits `N` of
-each row of the reference.
+`python -P fresh_process.py` reads two lines of JSON from its standard input. The first is a list: requirements that all
+models have in common. Their packages are imported at once, while the models are still being packaged. The second is the
+task: `models` (a list of `name`, `folder`, `requests`), `reference` (a safetensors file), `out` (a folder), and `clock`
+(the time that templates see, or null). Only packages from a model's own requirements can be imported. It writes
+`NAME.json` with the answers, and `NAME.safetensors` with the logits `N` of each row of the reference.
+
+Without a second line it ends: there is nothing to load.
 """
 
+import importlib
 import json
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +22,12 @@ from typing import Any
 
 INSTALLERS = {"pip", "setuptools", "wheel"}
 """What every environment has."""
+IMPORTED = (
+    "mlflow.pyfunc",
+    "safetensors.torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+)
 
 
 class OnlyWhatIsNeeded:
@@ -64,30 +75,48 @@ def needed(requirements: Iterable[str]) -> Iterator[str]:
         ]
 
 
-def hidden(requirements: Iterable[str]) -> set[str]:
-    """Top-level modules that belong only to other distributions."""
+def hidden(requirements: Iterable[str], owners: Mapping[str, Sequence[str]]) -> set[str]:
+    """Top-level modules that belong only to other distributions; `owners` names the distributions of every module."""
     wanted = INSTALLERS | set(needed(requirements))
-    owners = metadata.packages_distributions()
-    return {
+    others = {
         name
         for name, distributions in owners.items()
         if not any(canonical(distribution) in wanted for distribution in distributions)
     }
+    return others | {"mlflow_ft"}  # which may be on the path without being installed
 
 
-def main(file: str) -> None:
-    """Run the task."""
-    task = json.loads(Path(file).read_text(encoding="utf-8"))
+def main() -> None:
+    """Import what all models need, then run the task."""
+    finders, owners = list(sys.meta_path), metadata.packages_distributions()
+
+    def hide(requirements: Iterable[str], imported: set[str]) -> None:
+        names = hidden(requirements, owners)
+        for name in sorted(names & imported):  # which no finder is asked for again
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        sys.meta_path[:] = [OnlyWhatIsNeeded(finder, names) for finder in finders]
+
+    hide(json.loads(sys.stdin.readline()), set())
+    earlier = set(sys.modules)
+    import_what_all_need()
+    imported = {name.partition(".")[0] for name in set(sys.modules) - earlier}
+    line = sys.stdin.readline()
+    if not line:
+        return
+    task = json.loads(line)
     if task.get("clock"):
         hold_clock(datetime.fromisoformat(task["clock"]))
-    finders = list(sys.meta_path)
     for model in task["models"]:
         lines = Path(model["folder"], "requirements.txt").read_text(encoding="utf-8").splitlines()
-        names = {"mlflow_ft"} | hidden(
-            line for line in lines if line.strip()
-        )  # it may be on the path without being installed
-        sys.meta_path[:] = [OnlyWhatIsNeeded(finder, names) for finder in finders]
+        hide((line for line in lines if line.strip()), imported)
         answer(model, task)
+
+
+def import_what_all_need() -> None:
+    """The imports that every logged model's code begins with, and the setting that it makes before them."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in IMPORTED:
+        importlib.import_module(name)
 
 
 def hold_clock(moment: datetime) -> None:
@@ -123,4 +152,4 @@ def answer(model: dict[str, Any], task: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
