@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 ROWS = "rows.parquet"
 """Artifact with side, file, line, turn and hash of every row; the 16-byte hash identifies a row in any file."""
 
@@ -35,8 +36,7 @@ def files_hash(files: Iterable[Path], *, within: Path) -> str:
 
 def canonical(value: Any) -> bytes:
     """Canonical JSON: the same for equal values."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return text.encode("utf-8", "surrogatepass")
+    return _CANONICAL.encode(value).encode("utf-8", "surrogatepass")
 
 
 def row_hash(values: Mapping[str, Any]) -> bytes:

@@ -46,6 +46,20 @@ class Quality:
             if running.check.compare and mine:
                 running.compare(mine, train())
 
+    @property
+    def joins(self) -> bool:
+        """Whether what the same checks see of later rows can be added (`join`)."""
+        return all(isinstance(running.collector, JoiningCollector | None) for running in self._running)
+
+    def join(self, later: Quality) -> None:
+        """Add what the same checks have seen of the rows after this one's.
+
+        Raises:
+            PluginError: a collector of a plugin cannot be joined.
+        """
+        for mine, other in zip(self._running, later._running, strict=True):
+            mine.join(other)
+
     def light(self) -> Quality:
         """These checks without the collectors of those that have `across`."""
         light = Quality([], self._settings)
@@ -65,8 +79,8 @@ class Quality:
         apart: dict[str, list[Handle]] = {}
         for part in parts:
             [later] = machines.get([machines.run(Quality.light, part)])
-            for mine, other in zip(self._running, later._running, strict=True):
-                mine.join(other)
+            self.join(later)
+            for other in later._running:
                 if other.ran and other.check.across is not None:
                     collector = machines.run(Quality.collector, part, other.check.name)
                     apart.setdefault(other.check.name, []).append(collector)

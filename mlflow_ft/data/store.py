@@ -23,6 +23,8 @@ T = TypeVar("T")
 BATCH = 1000
 TRAINED = ("input_ids", "labels")
 """The columns that a trainer of conversations needs."""
+FIELDS = tuple(field.name for field in fields(Example))
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def schema() -> pyarrow.Schema:
@@ -140,9 +142,8 @@ def record(example: Example, encoded: Encoded, origin: Origin) -> dict[str, Any]
 
 def to_json(example: Example) -> str:
     """An example as one JSON object, without the fields that have their defaults."""
-    values = ((field.name, getattr(example, field.name)) for field in fields(example))
-    non_default = {name: value for name, value in values if value not in (None, (), {})}
-    return json.dumps(non_default, ensure_ascii=False, default=str)
+    values = ((name, getattr(example, name)) for name in FIELDS)
+    return _JSON.encode({name: value for name, value in values if value not in (None, (), {})})
 
 
 def from_json(text: str) -> Example:

@@ -1,13 +1,13 @@
-"""From sources to prepared rows on disk in one pass: read, convert, check, tokenise, prove, write."""
+"""What one pass over the rows of sources consists of: read, convert, check, tokenise, prove, write.
+
+`on_this_machine` and `across` do it, batch by batch.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlflow_ft.config.schema import DataSection
@@ -22,9 +22,7 @@ from mlflow_ft.data.turns import Part
 from mlflow_ft.errors import DataError
 from mlflow_ft.hashes import row_hash
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import proving
 from mlflow_ft.preparing.proving import ProvedRow
-from mlflow_ft.progress import Bar
 from mlflow_ft.records import DataFormat
 from mlflow_ft.registry import Registry
 from mlflow_ft.rows import Checked, Example, Place, Row
@@ -143,32 +141,6 @@ def check_kind(held: DataFormat, train: DataFormat, eval_path: str) -> None:
         )
 
 
-def run(
-    opened: Sequence[OpenedSource],
-    settings: DataSection,
-    *,
-    encoder: Encoder,
-    quality: Quality | None,
-    file: Path,
-    bar: Bar,
-) -> Tally:
-    """Prepare every row and write those that can be learned from to `file`."""
-    tally = Tally()
-    rows = _rows(opened, settings, tally)
-    batches = iter(lambda: list(itertools.islice(rows, store.BATCH)), [])
-    work = proving.prove_batches(batches, examples_of, encoder)
-    with store.Writer(file) as writer, closing(work) as proved:
-        for batch, results in proved:
-            if quality is not None:
-                show(batch, results, encoder, quality)
-            writer.write(list(prepared(batch, results, settings, tally, encoder)))
-            bar.advance(len(batch))
-            if tally.hopeless:
-                break
-    tally.left_out.sort(key=lambda row: row.index)
-    return tally
-
-
 class Numbered(NamedTuple):
     """One part to learn from, and its row."""
 
@@ -179,15 +151,6 @@ class Numbered(NamedTuple):
     whole: Example
     """The row before it was split by turns."""
     part: Part
-
-
-def _rows(opened: Sequence[OpenedSource], settings: DataSection, tally: Tally) -> Iterator[Numbered]:
-    """Every row that could be converted, split into its parts."""
-    for number, source in enumerate(opened):
-        for converted in source.examples(settings):
-            yield from parts_of(converted, number, settings, tally)
-            if tally.hopeless:
-                return
 
 
 def parts_of(

@@ -14,7 +14,7 @@ from mlflow_ft.data import cache, store
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.data.sources import Source
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import across, one_pass, prepared_key
+from mlflow_ft.preparing import across, on_this_machine, one_pass, prepared_key
 from mlflow_ft.preparing.one_pass import LeftOut
 from mlflow_ft.progress import Progress
 from mlflow_ft.records import DataFormat
@@ -104,7 +104,8 @@ def prepare(paths: Mapping[str, float | None], preparation: Preparation, *, titl
             engine = stack.enter_context(registry.engines[config.data.engine].machines())
             stack.enter_context(clock.held(moment))
             bar = stack.enter_context(progress.bar(title, unit="rows"))
-            run = one_pass.run if engine is None else across.pass_of(engine, inspecting, config.checks)
+            several = across.pass_of(engine, inspecting, config.checks) if engine else None
+            run = several or on_this_machine.pass_of(inspecting, config.checks)
             file = folder / ROWS_FILE
             tally = run(opened, config.data, encoder=encoder, quality=checking, file=file, bar=bar)
         (folder / META_FILE).write_text(json.dumps(_meta(tally, checking, encoder)), encoding="utf-8")

@@ -35,7 +35,7 @@ CODE = (
     *(f"data/{name}.py" for name in ("fingerprint", "hub", "pieces", "quality", "sources", "store", "turns")),
     *("data/reading/*.py", "data/recognising/*.py"),
     *(f"engine/tokens/{name}.py" for name in TOKENS),
-    *(f"preparing/{name}.py" for name in ("across", "one_pass", "prepared", "proving")),
+    *(f"preparing/{name}.py" for name in ("across", "batches", "on_this_machine", "one_pass", "prepared", "proving")),
 )
 """The modules of this package that decide how a row is read, converted, tokenised, proved and stored; a test compares
 the list with what they import."""

@@ -251,7 +251,7 @@ def test_the_fingerprint_changes_with_the_bytes(make: Make) -> None:
 
 def test_the_same_data_is_prepared_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = make(rows(12))
-    monkeypatch.setattr("mlflow_ft.preparing.one_pass.run", lambda *_, **__: pytest.fail("prepared again"))
+    monkeypatch.setattr("mlflow_ft.preparing.on_this_machine.run", lambda *_, **__: pytest.fail("prepared again"))
     other = make(rows(12))
     assert list(checked.data.train.encoded) == list(other.data.train.encoded)
     assert checked.report.as_dict() == other.report.as_dict()

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from mlflow_ft import plugins
-from mlflow_ft.preparing import prepared, prepared_key
+from mlflow_ft.preparing import on_this_machine, prepared_key
 from tests.preparing.test_turns import Make, talks
 from tests.preparing.test_turns import make as make
 from tests.preparing.test_turns import model as model
 
 PACKAGE = prepared_key.PACKAGE
-STARTS = ("preparing/one_pass.py", "preparing/prepared.py", "preparing/proving.py", "builtin/formats", "builtin/checks")
+STARTS = ("preparing/prepared.py", "preparing/proving.py", "builtin/formats", "builtin/checks")
 ELSEWHERE = {
     "builtin": "the plugins of a run have their part of the key",
     "candidacy.py": "of promotions",
@@ -125,8 +125,8 @@ def change(file: Path) -> None:
 def test_labels_are_made_anew_after_a_change_of_the_proof_and_kept_after_one_of_the_server(
     package: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes, run = [], prepared.one_pass.run
-    monkeypatch.setattr(prepared.one_pass, "run", lambda *given, **named: (passes.append(1), run(*given, **named))[1])
+    passes, run = [], on_this_machine.run
+    monkeypatch.setattr(on_this_machine, "run", lambda *given, **named: (passes.append(1), run(*given, **named))[1])
     make(talks(8))
     count = len(passes)
     assert count

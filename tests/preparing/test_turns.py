@@ -17,7 +17,7 @@ from mlflow_ft.config import Config
 from mlflow_ft.engine import hub
 from mlflow_ft.engine.tokens import clock, tokenizers
 from mlflow_ft.errors import DataError
-from mlflow_ft.preparing import dataset, fix, prepared, show
+from mlflow_ft.preparing import dataset, fix, on_this_machine, show
 from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
@@ -212,7 +212,7 @@ def test_rows_are_made_anew_only_where_the_template_is_told_something_else(
 ) -> None:
     template = f"{{{{ strftime_now('{wanted}') }}}}" + CHATML
     make(talks(8), chat_template=template, now="2026-11-28T09:12:31")
-    monkeypatch.setattr(prepared.one_pass, "run", lambda *_, **__: pytest.fail("they were prepared before"))
+    monkeypatch.setattr(on_this_machine, "run", lambda *_, **__: pytest.fail("they were prepared before"))
     make(talks(8), chat_template=template, now=again)
     monkeypatch.undo()
     assert make(talks(8), chat_template=template, now="2027-12-29T10:13:32").data.clock != {}
@@ -220,7 +220,7 @@ def test_rows_are_made_anew_only_where_the_template_is_told_something_else(
 
 def test_a_template_that_asks_no_time_has_the_same_rows_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(talks(8), now="2026-11-27")
-    monkeypatch.setattr(prepared.one_pass, "run", lambda *_, **__: pytest.fail("they were prepared before"))
+    monkeypatch.setattr(on_this_machine, "run", lambda *_, **__: pytest.fail("they were prepared before"))
     again = make(talks(8), now="2031-01-01")
     assert (first.data.clock, "clock" in first.train.stored.parts) == ({}, False)
     assert first.data.fingerprint == again.data.fingerprint

@@ -60,6 +60,16 @@ class NearDuplicates:
             self._shingles.frombytes(shingles.tobytes())
         self._ends.append(len(self._shingles))
 
+    def join(self, later: NearDuplicates) -> None:
+        """Add what another one has seen of later rows."""
+        begin = len(self._shingles)
+        self._rows += later._rows
+        self._seen.extend(later._seen)
+        self._texts.extend(later._texts)
+        self._signatures.extend(later._signatures)
+        self._shingles.extend(later._shingles)
+        self._ends.extend(begin + end for end in later._ends)
+
     def found(self) -> Finding:
         compared = self.compared(self._least)
         distinct = distinct_of(self._texts)

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
 from transformers import PreTrainedTokenizerFast
 
@@ -230,7 +229,9 @@ class _Places:
     def __init__(self, text: str, offsets: list[tuple[int, int]]) -> None:
         self.text = text
         self._offsets = offsets
-        self._before = list(itertools.accumulate([end for _, end in offsets], max, initial=0))
+        ends = [end for _, end in offsets]
+        in_order = ends == sorted(ends)  # as almost always: that takes a third of the time of a running maximum
+        self._before = [0, *ends] if in_order else list(itertools.accumulate(ends, max, initial=0))
         """For each token, where those before it end."""
 
     def first(self, begin: int) -> int:
@@ -281,9 +282,9 @@ def ends(row: Encoded) -> Iterator[int]:
     """The tokens that end the assistant's turns in a row, once for each turn."""
     for part in (row, row.rejected) if row.rejected else (row,):
         cut = part.truncated and part.labels[-1] != IGNORED
-        for label, following in pairwise((*part.labels, *(() if cut else (IGNORED,)))):
-            if label != IGNORED and following == IGNORED:
-                yield label
+        following = (*part.labels[1:], *(() if cut else (IGNORED,)))
+        both = zip(part.labels, following, strict=False)
+        yield from [label for label, after in both if after == IGNORED and label != IGNORED]
 
 
 def end_tokens(encoded: Iterable[Encoded]) -> tuple[int, ...]:

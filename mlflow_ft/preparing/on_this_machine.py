@@ -1,0 +1,145 @@
+"""A pass over rows on this machine: this process reads, converts and writes; for many rows others do the rest.
+
+That is tokens, proof and checks. With one core, or a check that cannot be joined (`JoiningCollector`), this process
+does everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_ft.config.schema import ChecksSection, DataSection
+from mlflow_ft.data import store
+from mlflow_ft.data.pieces import Piece
+from mlflow_ft.data.quality import Quality
+from mlflow_ft.errors import DataError
+from mlflow_ft.preparing import batches
+from mlflow_ft.preparing.batches import Batch, Recipe, Worked
+from mlflow_ft.preparing.one_pass import OpenedSource, Tally
+from mlflow_ft.progress import Bar
+from mlflow_ft.records import Check
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from mlflow_ft.engine.tokens.masking import Encoder
+
+ALONE = 20_000
+"""Rows that this process does before others are worth starting, which takes seconds."""
+MOST_HELPERS = 16
+
+
+def pass_of(checks: Sequence[Check] | None, limits: ChecksSection) -> Callable[..., Tally]:
+    """The pass on this machine, with these checks."""
+    return partial(run, checks=checks, limits=limits)
+
+
+def run(
+    opened: Sequence[OpenedSource],
+    settings: DataSection,
+    *,
+    encoder: Encoder,
+    quality: Quality | None,
+    file: Path,
+    bar: Bar,
+    checks: Sequence[Check] | None,
+    limits: ChecksSection,
+    helpers: int | None = None,
+) -> Tally:
+    """Prepare every row and write those that can be learned from to `file`.
+
+    Raises:
+        DataError: as the sources raise it, or another process was killed.
+    """
+    tally = Tally()
+    count = _helpers() if helpers is None else helpers
+    here = partial(batches.work, settings=settings, encoder=encoder, quality=quality)
+    recipe = partial(batches.recipe, settings, encoder, checks, limits)
+    work = _worked(_read(opened, settings), here, recipe, quality, count)
+    with store.Writer(file) as writer, closing(work) as done:
+        for worked in done:
+            batches.write(worked, tally, writer, encoder)
+            if quality is not None and worked.quality is not None:
+                quality.join(worked.quality)
+            bar.advance(worked.tally.parts)
+            if tally.hopeless:
+                break
+    tally.left_out.sort(key=lambda row: row.index)
+    return tally
+
+
+def _helpers() -> int:
+    """How many other processes have a core; the work of this one is little."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_HELPERS, cores) if cores > 1 else 0
+
+
+def _read(opened: Sequence[OpenedSource], settings: DataSection) -> Iterator[Batch]:
+    """Every row of all sources, in batches."""
+    before = 0
+    for number, source in enumerate(opened):
+        for batch in batches.read(source, Piece(source=number, index=before), settings, rows=store.BATCH):
+            before += batch.tally.rows
+            yield batch
+
+
+def _worked(
+    to_do: Iterator[Batch],
+    here: Callable[[Batch], Worked],
+    recipe: Callable[[], Recipe],
+    quality: Quality | None,
+    helpers: int,
+) -> Generator[Worked]:
+    """The results of every batch, in order."""
+    parts = 0
+    for batch in to_do:
+        yield here(batch)
+        parts += batch.tally.parts
+        if helpers and parts >= ALONE and (quality is None or quality.joins):
+            break
+    if following := next(to_do, None):
+        yield from _by_helpers(following, to_do, recipe(), helpers)
+
+
+def _by_helpers(batch: Batch | None, to_do: Iterator[Batch], recipe: Recipe, count: int) -> Generator[Worked]:
+    from joblib.externals.loky import get_reusable_executor  # its workers do not run the main program again
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    executor = get_reusable_executor(max_workers=count, initializer=_start, initargs=(recipe,), timeout=60)
+    pending: deque[Future[Worked]] = deque()
+    try:
+        while batch is not None:
+            pending.append(executor.submit(_work, batch))
+            if len(pending) > 2 * count:
+                yield pending.popleft().result()
+            batch = next(to_do, None)
+        while pending:
+            yield pending.popleft().result()
+    except TerminatedWorkerError as error:
+        raise DataError(
+            "a process that prepares rows was killed",
+            hint=f"the machine may lack memory for {count} of them; `taskset -c 0` before the command starts none",
+        ) from error
+    finally:
+        executor.shutdown(wait=True, kill_workers=True)
+
+
+_recipe: Recipe | None = None
+"""Set in another process."""
+
+
+def _start(recipe: Recipe) -> None:
+    global _recipe
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores
+    _recipe = recipe
+
+
+def _work(batch: Batch) -> Worked:
+    assert _recipe is not None
+    return batches.work_elsewhere(_recipe, batch)
