@@ -44,6 +44,10 @@ class TrainingSection(Section):
     """Compute activations again in the backward pass instead of keeping them: true does it for whole layers, selective
     only for what costs little (norms, products of gates), with gradients equal bit for bit, false for nothing. When not
     given, true on a GPU, selective on a CPU."""
+    liger: bool | Literal["auto"] = "auto"
+    """Liger's kernels for norms and gated MLPs on a GPU; auto uses them where liger-kernel is installed."""
+    compile: bool = False
+    """Let torch compile each layer of the model; the first steps take minutes longer."""
     optim: str = "auto"
     """Name from transformers; auto is paged_adamw_8bit for a quantised base on a GPU, else adamw_torch_fused."""
     logging_steps: int = Field(default=1, ge=1)

@@ -75,16 +75,17 @@ def checkpointing(config: Config, *, gpu: bool | None = None) -> bool:
 def recomputing(config: Config, *, gpu: bool | None = None) -> bool:
     """Whether activations that cost little are computed again; not with shares of weights, which are not there then."""
     choice = config.training.gradient_checkpointing
-    return _whole(config) and (choice == SELECTIVE or (choice is None and not checkpointing(config, gpu=gpu)))
+    return _as_written(config) and (choice == SELECTIVE or (choice is None and not checkpointing(config, gpu=gpu)))
 
 
 def fused(config: Config) -> bool:
     """Whether LoRA's part of layers, and gated MLPs, are computed in one step; not with shares of weights."""
-    return config.adapter.fused and _whole(config)
+    return config.adapter.fused and _as_written(config)
 
 
-def _whole(config: Config) -> bool:
-    return not (config.launch.sharded or config.launch.own_engine)
+def _as_written(config: Config) -> bool:
+    """Whether layers have all their weights, and run as they are written."""
+    return not (config.launch.sharded or config.launch.own_engine or config.training.compile)
 
 
 def describe() -> str:

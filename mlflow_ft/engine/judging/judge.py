@@ -11,7 +11,7 @@ import torch
 
 from mlflow_ft.engine import batches, ranks
 from mlflow_ft.engine.loss import causal_model, suited
-from mlflow_ft.engine.models import generation, left_padding, loading
+from mlflow_ft.engine.models import early_leave, generation, left_padding, loading
 from mlflow_ft.engine.rewards import reward_judges
 from mlflow_ft.engine.tokens import render, room
 from mlflow_ft.progress import Bar, Progress
@@ -246,7 +246,7 @@ def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_token
         return [("", False)] * len(prompts)
     batch = left_padding.padded(prompts, pad_token_id=data.tokenizer.pad_token_id)
     stops = loading.token_ids(causal.generation_config.eos_token_id)
-    with loading.quiet_peft():
+    with loading.quiet_peft(), early_leave.leaving_early(model):
         output = model.generate(
             **{name: value.to(causal.device) for name, value in batch.items()},
             max_new_tokens=max_new_tokens,

@@ -18,7 +18,7 @@ from mlflow_ft.engine.checkpoints.best import put_back
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging import reference
 from mlflow_ft.engine.launching import shards, strategy, zero
-from mlflow_ft.engine.models import fused_head, lean, loading, routers, row_isolation
+from mlflow_ft.engine.models import early_leave, fused_head, lean, liger, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
 from mlflow_ft.engine.training import batching, even_batches, held_out, longest_batch, other_trackers, starts, trainable
@@ -120,10 +120,14 @@ def run(
             trainer = make([*common, *([watch] if watch else [])])
         strategy.check(job.config, trainer.accelerator)
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
+        if liger.wanted(job.config):
+            liger.apply(trainer.model)
         less = {"fused": hardware.fused(job.config), "recomputing": hardware.recomputing(job.config)}
-        bars.enter_context(lean.passes(trainer.model, **less))
+        bars.enter_context(lean.passes(trainer.model, **less, compiled=job.config.training.compile))
         arranged = batching.Batching(job, data, trainer)
         bars.callback(arranged.end)
+        if judges and not (job.config.launch.sharded or job.config.launch.own_engine):
+            bars.enter_context(early_leave.leaving_early(trainer.model))
         if not job.config.launch.sharded:  # a pass by one process alone would wait for the others' shares
             checks = [arranged.check, check(job, data, trainer)]
             if fused is not None:

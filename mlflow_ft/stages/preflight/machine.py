@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 
 
 def check_device(examination: Examination, base: BaseModel | None) -> None:
-    """Check dtype, attention and quantisation against the device and what is installed."""
+    """Check dtype, attention, kernels and quantisation against the device and what is installed."""
     from mlflow_ft.engine import capabilities
-    from mlflow_ft.engine.models import own_quantization
+    from mlflow_ft.engine.models import compiled, liger, own_quantization
 
     config = examination.config
     examination.check("device", capabilities.check_device)
     examination.check("dtype", partial(capabilities.check_dtype, config), setting="model.dtype")
     attention = partial(capabilities.check_attention, config)
     examination.check("attention", attention, setting="model.attn_implementation")
+    if config.training.liger is True:
+        examination.check("liger", partial(liger.check, config), setting="training.liger")
+    if config.training.compile:
+        examination.check("compile", partial(compiled.check, config), setting="training.compile")
     own = own_quantization.of(base.path) if base else None
     quantize = own.held if own and own.held else config.model.quantize
     if quantize != "none":

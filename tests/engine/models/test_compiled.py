@@ -1,0 +1,84 @@
+"""Layers compiled by torch: the gradients of the model as it is written, and a refusal where that is not possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from mlflow_ft import plugins
+from mlflow_ft.cli.asked import asked
+from mlflow_ft.engine import hardware
+from mlflow_ft.engine.models import compiled, lean, liger
+from mlflow_ft.errors import ConfigError
+
+# torch warns of functions that it uses itself
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
+
+
+def config(*words: str) -> Any:
+    return asked([*words, "--data=demo", "--model=smollm2-135m"], LOADED, method="lora")
+
+
+def gradients(model: Any, length: int) -> torch.Tensor:
+    model.zero_grad()
+    ids = torch.arange(length)[None] % 400
+    model(input_ids=ids, labels=ids).loss.backward()
+    return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_layers_as_they_are_written(small: Callable[..., Path]) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(small("llama"), dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    expected = {length: gradients(model, length) for length in (7, 30)}
+    calls = torch._dynamo.utils.counters["frames"]
+    calls.clear()
+    with lean.passes(model, fused=False, recomputing=False, compiled=True):
+        for length, wanted in expected.items():
+            torch.testing.assert_close(gradients(model, length), wanted, rtol=1e-4, atol=1e-6)
+        compilations = calls["ok"]
+    assert compilations
+    assert torch.equal(gradients(model, 7), expected[7])
+    assert calls["ok"] == compilations, "afterwards nothing is compiled"
+
+
+def test_compiled_layers_are_not_fused_and_computed_again_by_this_project() -> None:
+    plain, compiling = config(), config("--training.compile=true")
+    assert hardware.fused(plain)
+    assert hardware.recomputing(plain, gpu=False)
+    assert not hardware.fused(compiling)
+    assert not hardware.recomputing(compiling, gpu=False)
+
+
+def test_it_is_refused_where_torch_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "_small", lambda x: torch.cos(x) * 3)  # not in a cache of earlier compilations
+    with pytest.raises(ConfigError, match=r"torch cannot compile here: .*No working C\+\+ compiler found") as raised:
+        compiled.check(config("--training.compile=true"))
+    assert "g++" in str(raised.value)
+
+
+def test_it_is_refused_with_weights_in_shares() -> None:
+    with pytest.raises(ConfigError, match=r"training.compile does not go with launch.strategy fsdp"):
+        compiled.check(config("--training.compile=true", "--launch.strategy=fsdp"))
+
+
+def test_liger_is_used_only_where_it_can_be() -> None:
+    """No GPU is here, and the package is not installed."""
+    assert not liger.wanted(config())
+    assert not liger.wanted(config("--training.liger=false"))
+    with pytest.raises(ConfigError, match=r"training.liger is true, but liger-kernel is not installed"):
+        liger.check(config("--training.liger=true"))
