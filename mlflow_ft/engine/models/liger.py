@@ -1,11 +1,12 @@
 """Liger's Triton kernels for norms and gated MLPs of a model that is trained on a GPU: arXiv 2410.10989.
 
-The loss and the output layer stay as they are: they are computed for the learned tokens only. Positions stay too,
-because Liger would replace their function for every model of this process, also those that are compared with it.
+The loss and the output layer stay as they are: they are computed for the learned tokens only. Only the model that is
+trained gets the kernels: those that are compared with it are computed by transformers' own code.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata, util
 from typing import Any
 
@@ -51,5 +52,12 @@ def _why_not(config: Config) -> str:
 
 
 def apply(model: Any) -> None:
-    """Use the kernels in a model, with or without an adapter; layers that Liger does not know stay as they are."""
+    """Use the kernels in a model, with or without an adapter; layers that Liger does not know stay as they are.
+
+    Liger also replaces the classes of this architecture, which later models would be made of: they are put back.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith("transformers.models.")]
+    before = [dict(vars(module)) for module in modules]
     apply_liger_kernel(model, KERNELS)
+    for module, names in zip(modules, before, strict=True):
+        vars(module).update(names)

@@ -1,15 +1,17 @@
-"""Layers compiled by torch: the gradients of the model as it is written, and a refusal where that is not possible."""
+"""Other kernels: layers that torch compiles have the gradients as written, and Liger changes only the trained model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 from mlflow_ft import plugins
 from mlflow_ft.cli.asked import asked
@@ -74,6 +76,29 @@ def test_it_is_refused_where_torch_cannot_compile(monkeypatch: pytest.MonkeyPatc
 def test_it_is_refused_with_weights_in_shares() -> None:
     with pytest.raises(ConfigError, match=r"training.compile does not go with launch.strategy fsdp"):
         compiled.check(config("--training.compile=true", "--launch.strategy=fsdp"))
+
+
+def test_liger_changes_only_the_model_that_is_trained(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As liger-kernel 0.8 does it: the classes of the architecture, and the layers of the model."""
+
+    class Replaced(modeling_llama.LlamaMLP):  # type: ignore[misc]  # its annotations leave it open
+        pass
+
+    def replace(model: Any, kernels: dict[str, bool]) -> None:
+        assert not kernels["cross_entropy"]
+        modeling_llama.LlamaMLP = Replaced
+        for layer in model.model.layers:
+            layer.mlp.forward = MethodType(Replaced.forward, layer.mlp)
+
+    monkeypatch.setattr(liger, "apply_liger_kernel", replace)
+    own = modeling_llama.LlamaMLP
+    model, folder = AutoModelForCausalLM.from_pretrained(small("llama")), small("llama")
+    liger.apply(model)
+    assert modeling_llama.LlamaMLP is own
+    assert "forward" in vars(model.model.layers[0].mlp)
+    assert type(AutoModelForCausalLM.from_pretrained(folder).model.layers[0].mlp) is own
 
 
 def test_liger_is_used_only_where_it_can_be() -> None:
