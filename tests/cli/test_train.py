@@ -183,6 +183,14 @@ def test_a_failed_process_leaves_a_failed_run(places: dict[str, Path], client: M
     assert stored.data.tags["mlflow_ft.stage"] == "data"
 
 
+LONG_WORK = [
+    *("train", "save the trained model", "reference logits and answers"),
+    *("load base", "loss of base", "answers of base", "load tuned", "loss of tuned", "answers of tuned"),
+    *("package merged", "compare merged", "package adapter", "compare adapter", "log merged", "log adapter"),
+]
+"""What takes long from the training on: each is announced, so that nothing is silent."""
+
+
 @pytest.mark.slow
 def test_json_prints_the_outcome_and_nothing_else_on_stdout(
     tiny_model: Path, tiny_rows: Path, client: MlflowClient
@@ -195,6 +203,8 @@ def test_json_prints_the_outcome_and_nothing_else_on_stdout(
         MLFLOW_EXPERIMENT_ID=experiment,
     )
     assert completed.returncode == 0, completed.stderr
+    told = [line.removesuffix(" ...") for line in completed.stderr.splitlines() if line.endswith(" ...")]
+    assert told[told.index("train") :] == LONG_WORK
     outcome = json.loads(completed.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
     assert set(outcome) == {"run_id", "tracking_uri", "folder", "scores", "worse", "versions"}
     assert client.get_run(outcome["run_id"]).info.status == "FINISHED"

@@ -266,21 +266,23 @@ def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:
     If an adapter was trained further, the first is the base with the adapter before training.
     Compute everything needed from one before taking the next. The other processes load them too (`follow`).
     """
-    base = loading.load_base(job.config, trained.base)
-    loading.agree(base, data)
     start = trained.base.start
-    if start:
-        base = loading.with_adapter(base, start)
+    with job.progress.bar("load base"):
+        base = loading.load_base(job.config, trained.base)
+        loading.agree(base, data)
+        if start:
+            base = loading.with_adapter(base, start)
     known: dict[str, Sequence[Answer]] = {}
     first = JudgedModel(name="base", module=base, job=job, data=data, base_answers=known)
     yield first
     ranks.call(NEXT)
-    if trained.adapter is None or start:
-        first.release()
-        del base
-        tuned: Any = loading.load_trained(job, data, trained)
-    else:
-        tuned = loading.with_adapter(base, trained.adapter)
+    with job.progress.bar("load tuned"):
+        if trained.adapter is None or start:
+            first.release()
+            del base
+            tuned: Any = loading.load_trained(job, data, trained)
+        else:
+            tuned = loading.with_adapter(base, trained.adapter)
     yield JudgedModel(name="tuned", module=tuned, job=job, data=data, base_answers=known)
     ranks.call(NEXT)
 

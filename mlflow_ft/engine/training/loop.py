@@ -250,13 +250,14 @@ def keep(job: Job, data: Data, model: Model, *, steps: int, loss: float) -> Trai
         module.delete_adapter(REFERENCE)
     target = folder / ("adapter" if adapter else "model")
     module.config.use_cache = True
-    with quiet_transformers():
+    with job.progress.bar("save the trained model"), quiet_transformers():
         if adapter:
             starts.save(module, target, beginning=job.folder)
         else:
             module.save_pretrained(target)
-    data.tokenizer.save_pretrained(target)
-    reference.keep(module, data, folder / "reference.safetensors")
+        data.tokenizer.save_pretrained(target)
+    with job.progress.bar("reference logits and answers"):
+        reference.keep(module, data, folder / "reference.safetensors")
     metrics = {
         "train/steps": float(steps),
         "train/mean_loss": loss,
