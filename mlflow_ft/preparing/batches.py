@@ -151,8 +151,13 @@ def work_elsewhere(given: Recipe, batch: Batch) -> Worked:
 
     quality = None if given.checks is None else Quality(given.checks, given.limits)
     with clock.held(given.moment):
-        worked = work(batch, given.settings, _encoder(_Kept(given)), quality)
+        worked = work(batch, given.settings, encoder_of(given), quality)
     return replace(worked, quality=quality)
+
+
+def encoder_of(given: Recipe) -> Encoder:
+    """The encoder of a recipe, which is made once in a process."""
+    return _encoder(_Kept(given))
 
 
 class _Kept:

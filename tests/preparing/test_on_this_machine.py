@@ -23,6 +23,7 @@ from mlflow_ft.engine.tokens import clock
 from mlflow_ft.engine.tokens.masking import Encoder
 from mlflow_ft.errors import DataError
 from mlflow_ft.preparing import batches, on_this_machine, one_pass
+from mlflow_ft.preparing.on_this_machine import Helpers
 from mlflow_ft.preparing.one_pass import OpenedSource, Tally
 from mlflow_ft.progress import Bar, Progress
 from mlflow_ft.registry import Registry
@@ -36,9 +37,11 @@ LIMITS = ChecksSection()
 
 
 def row(number: int) -> dict[str, Any]:
-    """Answers of many lengths, repeated ones, tool calls, and conversations that cannot be proved or read."""
+    """Answers of many lengths, the same and similar ones, tool calls, and conversations that cannot be proved or read."""
     user = {"role": "user", "content": f"ask {number % 40}"}
     answer = {"role": "assistant", "content": f"answer {number % 40} " * (number % 5 + 1)}
+    if number % 7 == 4:
+        answer["content"] = " ".join(f"word{place}" for place in range(60)) + f" {number}"
     others = {3: [user, CALL if number > 9 else answer], 6: "nobody"}
     return {"messages": others.get(number % 7, [user, answer])}
 
@@ -61,6 +64,7 @@ def passed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A pass over 60 rows in two files, with so many helpers, which begin after the first seven rows."""
     monkeypatch.setattr(store, "BATCH", 7)
     monkeypatch.setattr(on_this_machine, "ALONE", 1)
+    monkeypatch.setattr(Helpers, "ready", property(lambda helpers: [one.result() for one in helpers._started]))
     rows = [row(number) for number in range(60)]
     files = [write_jsonl(tmp_path / "a.jsonl", rows[:25]), write_jsonl(tmp_path / "b.jsonl", rows[25:])]
 
@@ -138,13 +142,19 @@ def test_other_processes_are_told_the_same_time(passed: Pass, monkeypatch: pytes
 
 @pytest.fixture
 def no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_this_machine, "_by_helpers", lambda *_: pytest.fail("others were asked"))
+    monkeypatch.setattr(on_this_machine, "Helpers", lambda *_: pytest.fail("others were asked"))
 
 
 @pytest.mark.usefixtures("no_helpers")
 def test_few_rows_need_no_other_process(passed: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_this_machine, "ALONE", 60)
     assert passed(2).tally.rows == 60
+
+
+def test_this_process_does_everything_while_the_others_start(passed: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Helpers, "ready", False)
+    monkeypatch.setattr(Helpers, "work", lambda *_: pytest.fail("none of them was ready"))
+    assert passed(1).table.equals(passed(0).table)
 
 
 class Alone:
