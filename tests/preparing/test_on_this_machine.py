@@ -37,7 +37,7 @@ LIMITS = ChecksSection()
 
 
 def row(number: int) -> dict[str, Any]:
-    """Answers of many lengths, the same and similar ones, tool calls, and conversations that cannot be proved or read."""
+    """Answers of many lengths, the same and similar ones, tool calls, and rows that cannot be proved or read."""
     user = {"role": "user", "content": f"ask {number % 40}"}
     answer = {"role": "assistant", "content": f"answer {number % 40} " * (number % 5 + 1)}
     if number % 7 == 4:

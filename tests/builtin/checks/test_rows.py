@@ -255,6 +255,23 @@ def test_the_clusters_are_those_of_all_pairs() -> None:
     assert len(missed) <= 0.1 * len(expected)
 
 
+def test_parts_that_are_joined_find_what_one_collector_finds() -> None:
+    """The two pairs are exactly at the threshold, where only shingles decide, one of them across the parts."""
+    first, other = "a b c d e f g h i j k", "a b c d e f g h i j l"
+    said = ["nothing like these words at all", first, "p q r s t u v w x y z", other, "p q r s t u v w x y o"]
+    for at in range(len(said) + 1):
+        for threshold, expected in ((0.8, (103, 104)), (0.81, ())):
+            parts = [NearDuplicates(ChecksSection(near_duplicate=threshold)) for _ in range(2)]
+            for number, example in enumerate(texts(*said)):
+                row = Checked(file="rows.jsonl", line=number + 1, index=100 + number, example=example, tokens=5)
+                parts[number >= at].see(row)
+            parts[0].join(parts[1])
+            finding = parts[0].found()
+            assert finding.rows == expected
+            assert [example["line"] for example in finding.examples] == [index - 99 for index in expected]
+            assert finding.details["metrics"] == {"near_duplicate_share": len(expected) / len(said)}
+
+
 @given(st.lists(st.sampled_from(VOCABULARY), min_size=60, max_size=120), st.data())
 def test_a_long_text_with_a_changed_word_is_found(text: list[str], data: st.DataObject) -> None:
     changed = list(text)
