@@ -7,16 +7,23 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from mlflow_ft.engine.models.wrapping import Replacing
 
 IDS = torch.randint(3, 500, (3, 24), generator=torch.Generator().manual_seed(0))
 
 
-def adapted(folder: Path, **settings: Any) -> Any:
+def adapted(folder: Path, *, quantised: bool = False, **settings: Any) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    four = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    more = {"quantization_config": four} if quantised else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).train()
     given = {"target_modules": "all-linear", "init_lora_weights": False, "r": 6, "lora_alpha": 7}
     return get_peft_model(model, LoraConfig(**given | settings))
 

@@ -8,7 +8,7 @@ them. Here the scaled product is added by the matrix multiplication itself, forw
                 of x: gB A        of A: gB' x        of B: scaling * g' (x A')
 
 It is used for layers that are nothing but this; all others (dropout, DoRA, biases, several adapters, other types) stay
-PEFT's own.
+PEFT's own. Layers in 4 bits are computed so on a CPU.
 """
 
 from __future__ import annotations
@@ -17,17 +17,34 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from bitsandbytes.nn.modules import Linear4bit
+from peft.tuners.lora import Linear4bit as LoraOn4bit
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
 from mlflow_ft.engine.models.wrapping import Replacing
+
+ADAPTED = (Linear, LoraOn4bit)
+"""Layers with an adapter."""
 
 
 class FusedLora(Replacing):
     """Computes the plain LoRA layers of a model in one step, between `on` and `off`."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__([layer for layer in model.modules() if type(layer) is Linear], _forward)
+        layers = [layer for layer in model.modules() if type(layer) in ADAPTED]
+        super().__init__([layer for layer in layers if type(layer) is Linear or is_matrix(layer.base_layer)], _forward)
+
+
+def is_matrix(layer: Any) -> bool:
+    """Whether it is nothing but a matrix with a bias, or such a one in 4 bits on a CPU."""
+    if "forward" in vars(layer):  # something else is in it
+        return False
+    if type(layer) is Linear4bit:
+        weight: Any = layer.weight
+        packed = getattr(weight.quant_state, "packing_format_for_cpu", False)  # for another multiplication
+        return bool(weight.device.type == "cpu" and not packed)
+    return type(layer) is nn.Linear
 
 
 def _forward(layer: Linear, usual: Callable[..., Any]) -> Callable[..., Any]:

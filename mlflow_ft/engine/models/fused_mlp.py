@@ -5,8 +5,9 @@ forward and backward pass. These are the widest tensors of a model, and on a CPU
 written. Here they are written into tensors that are no longer needed, and only the input and the outputs of `gate` and
 `up` are kept for the backward pass.
 
-It is used for MLPs of frozen matrices, with or without a plain LoRA product (`fused_lora`). Others stay as they are,
-and so does an MLP with a hook on one of its layers, which would not be called.
+It is used for MLPs of frozen matrices, with or without a plain LoRA product (`fused_lora`); matrices in 4 bits are
+dequantised whenever they are needed, as bitsandbytes does. Others stay as they are, and so does an MLP with a hook on
+one of its layers, which would not be called.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora.layer import Linear
+from bitsandbytes import functional as four_bits
 from torch import Tensor, nn
 
 from mlflow_ft.engine.models import recomputing
-from mlflow_ft.engine.models.fused_lora import plain
+from mlflow_ft.engine.models.fused_lora import ADAPTED, is_matrix, plain
 from mlflow_ft.engine.models.wrapping import Replacing
 
 LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -29,18 +30,26 @@ SILU = ("SiLU", "SiLUActivation")
 class Matrix(NamedTuple):
     """A frozen matrix with its bias, and the low-rank product that is added to it."""
 
-    weight: Tensor
-    """Of shape (out, in)."""
-    bias: Tensor | None
+    layer: Any
+    """The frozen layer."""
     low: Tensor | None
     """Of shape (rank, in); None without LoRA."""
     high: Tensor | None
     """Of shape (out, rank)."""
     scaling: float
 
+    @property
+    def weight(self) -> Tensor:
+        """Of shape (out, in)."""
+        weight = self.layer.weight
+        if type(self.layer) is nn.Linear:
+            return weight  # type: ignore[no-any-return]  # a layer of any type
+        whole: Tensor = four_bits.dequantize_4bit(weight.view(-1, 1), weight.quant_state)
+        return whole.to(self.layer.compute_dtype)
+
     def times(self, x: Tensor) -> Tensor:
         """The layer's output, of shape (..., out), for `x`, of shape (..., in)."""
-        out = nn.functional.linear(x, self.weight, self.bias)
+        out = nn.functional.linear(x, self.weight, self.layer.bias)
         if self.low is not None and self.high is not None:
             inner = x.flatten(0, -2) @ self.low.t()
             out.view(-1, out.shape[-1]).addmm_(inner, self.high.t(), alpha=self.scaling)
@@ -112,18 +121,23 @@ def _is_gated(layer: Any) -> bool:
     if type(getattr(layer, "act_fn", None)).__name__ not in SILU:
         return False
     parts: list[Any] = [getattr(layer, name, None) for name in LAYERS]
-    bases: list[Any] = [part.get_base_layer() if isinstance(part, Linear) else part for part in parts]
-    if any(type(base) is not nn.Linear or base.weight.is_meta for base in bases):
+    bases: list[Any] = [part.get_base_layer() if type(part) in ADAPTED else part for part in parts]
+    if any(not is_matrix(base) or base.weight.is_meta for base in bases):
         return False
     gate, up, down = parts
-    like = bases[0].weight
-    x = torch.linspace(-1, 1, like.shape[1], dtype=like.dtype, device=like.device)[None, None]
+    like = bases[0]
+    x = torch.linspace(-1, 1, like.in_features, dtype=_dtype(like), device=like.weight.device)[None, None]
     with torch.no_grad():
         try:
             found = layer(x)
         except TypeError:  # it takes more than the hidden states
             return False
         return isinstance(found, Tensor) and recomputing.equal(found, down(nn.functional.silu(gate(x)) * up(x)))
+
+
+def _dtype(layer: Any) -> Any:
+    """The type that a layer computes in; None if bitsandbytes takes that of its first input."""
+    return layer.weight.dtype if type(layer) is nn.Linear else layer.compute_dtype
 
 
 def _forward(mlp: Any, usual: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,14 +159,14 @@ def _matrix(layer: Any, x: Tensor) -> Matrix | None:
     low: Any = None
     high: Any = None
     scaling, parts = 0.0, [layer]
-    if type(layer) is Linear:
+    if type(layer) in ADAPTED:
         if (name := plain(layer, x)) is None:
             return None
         low, high, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
         layer = layer.base_layer
         parts.append(layer)
-    if type(layer) is not nn.Linear or any(recomputing.looked_into(part) for part in parts):
+    if not is_matrix(layer) or any(recomputing.looked_into(part) for part in parts):
         return None
-    if layer.weight.requires_grad or layer.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+    if layer.weight.requires_grad or _dtype(layer) != x.dtype or torch.is_autocast_enabled(x.device.type):
         return None
-    return Matrix(layer.weight, layer.bias, low, high, scaling)
+    return Matrix(layer, low, high, scaling)

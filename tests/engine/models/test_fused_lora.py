@@ -41,6 +41,13 @@ def test_gradients_are_those_of_peft(small: Small, products: list[float], kind: 
     assert set(products) == {7 / 6}
 
 
+def test_layers_in_4_bits(small: Small, products: list[float]) -> None:
+    model = adapted(small("llama"), quantised=True)
+    fused = FusedLora(model)
+    check_same(model, fused)
+    assert len(products) == len(fused.layers) > 0
+
+
 def test_the_output_may_be_changed_in_place(small: Small, products: list[float]) -> None:
     """As Llama 4 adds to the output of its shared expert."""
     model = adapted(small("llama"))

@@ -41,6 +41,21 @@ def test_gradients_are_those_of_peft(small: Small, products: list[int], kind: st
     assert products
 
 
+def test_matrices_in_4_bits(small: Small, products: list[int]) -> None:
+    model = adapted(small("llama"), quantised=True)
+    assert type(mlp(model).up_proj.base_layer).__name__ == "Linear4bit"
+    check_same(model, FusedMlp(model))
+    assert products == [3] * len(FusedMlp(model).layers)
+    assert products
+
+
+def test_matrices_in_4_bits_of_another_type_stay_as_they_are(small: Small, products: list[int]) -> None:
+    model = adapted(small("llama"), quantised=True)
+    mlp(model).up_proj.base_layer.compute_dtype = torch.bfloat16
+    check_same(model, FusedMlp(model))
+    assert len(products) == len(FusedMlp(model).layers) - 1
+
+
 def test_layers_without_lora_are_matrices(small: Small, products: list[int]) -> None:
     model = adapted(small("llama"), target_modules=["q_proj", "down_proj"])
     check_same(model, FusedMlp(model))
@@ -87,6 +102,14 @@ def test_less_is_kept_for_the_backward_pass(small: Small) -> None:
     assert kept(FusedMlp(model)) < kept()
 
 
+def layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """A frozen layer with this matrix."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).requires_grad_(requires_grad=False)
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return made
+
+
 def test_gradcheck() -> None:
     shapes = {"x": (2, 3, 4), "of": (6, 4), "low": (2, 4), "high": (6, 2), "down": (4, 6), "in": (2, 6), "out": (4, 2)}
     given = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -94,9 +117,9 @@ def test_gradcheck() -> None:
 
     def product(x: Any, low: Any, high: Any, inside: Any, outside: Any) -> Any:
         layers = [
-            Matrix(given["of"], bias, low, high, 1.7),
-            Matrix(up, None, None, None, 0.0),
-            Matrix(given["down"], None, inside, outside, 0.3),
+            Matrix(layer(given["of"], bias), low, high, 1.7),
+            Matrix(layer(up), None, None, 0.0),
+            Matrix(layer(given["down"]), inside, outside, 0.3),
         ]
         return GatedProduct.apply(x, layers, low, high, None, None, inside, outside)
 
