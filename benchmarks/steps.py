@@ -1,7 +1,8 @@
 """What a training measures about itself in `benchmarks/train.py`: seconds and loss of each step, and its peak memory.
 
 The same callback is in every tool: in this project through a hook of this module, in TRL's trainer as it is. It writes
-to the file that STEPS_FILE names.
+to the file that STEPS_FILE names. With STEPS_FLOPS it also counts the floating-point operations of matrix products,
+which makes steps slower.
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ def training_callbacks() -> list[Any]:
 
 def callback() -> Any:
     """The callback; transformers is imported when a training begins."""
+    from torch.utils.flop_counter import FlopCounterMode
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
         def __init__(self) -> None:
             self.times: list[float] = []
             self.losses: list[float] = []
+            self.flops: list[int] = []
+            self.counter = FlopCounterMode(display=False) if "STEPS_FLOPS" in os.environ else None
             self.began = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if self.counter:
+                self.counter.__enter__()
             self.began = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.times.append(time.perf_counter() - self.began)
+            if self.counter:
+                self.counter.__exit__(None, None, None)
+                self.flops.append(self.counter.get_total_flops())
 
         def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
             if "loss" in (logs or {}):
@@ -45,6 +54,7 @@ def callback() -> Any:
             found = {
                 "times": self.times,
                 "losses": self.losses,
+                "flops": self.flops,
                 "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
             Path(os.environ["STEPS_FILE"]).write_text(json.dumps(found))

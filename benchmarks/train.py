@@ -3,6 +3,7 @@
     python benchmarks/train.py                                  # the built-in model and data
     python benchmarks/train.py --method dpo --data pairs.json --steps 6
     python benchmarks/train.py --method qlora --rounds 3 --model MODEL --data rows.json
+    python benchmarks/train.py --matmul             # and the share of the processor's rate of matrix products
 
 The runs take turns, each in a process of its own. The time of a side is the sum of its steps without the first; the
 median of its rounds is shown. Only ratios mean something on a shared machine. Both sides draw LoRA's weights
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sides", nargs="+", default=[*OURS, "TRL"])
+    parser.add_argument("--matmul", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -49,6 +52,24 @@ def main() -> None:
                 runs.append(run(side, asked, model, folder))
                 print(f"{side}: {runs[-1]}", file=sys.stderr)
         report(measured)
+        for side in asked.sides if asked.matmul else ():
+            flops = run(side, asked, model, folder, STEPS_FLOPS="1")["flops"]
+            print(f"{side}: {share_of_rate(flops, measured[side]):.2f} of the rate of matrix products")
+
+
+def share_of_rate(flops: list[int], runs: list[dict[str, Any]]) -> float:
+    """The rate of matrix products in the steps but the first, over that of products alone: 512 x 576 by 576 x 1536."""
+    import torch
+
+    one, other = torch.randn(512, 576), torch.randn(576, 1536)
+    alone = []
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(20):
+            torch.mm(one, other)
+        alone.append(20 * 2 * 512 * 576 * 1536 / (time.perf_counter() - began))
+    seconds = statistics.median(sum(run["times"][1:]) for run in runs)
+    return sum(flops[1:]) / seconds / statistics.median(alone)
 
 
 def prepare(asked: argparse.Namespace, folder: Path) -> Path:
@@ -67,7 +88,7 @@ def prepare(asked: argparse.Namespace, folder: Path) -> Path:
     return base.path
 
 
-def run(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
+def run(side: str, asked: argparse.Namespace, model: Path, folder: Path, **environment: str) -> dict[str, Any]:
     """One training in a process of its own: `times`, `losses` and `peak`."""
     file = folder / "steps.json"
     file.unlink(missing_ok=True)
@@ -76,6 +97,7 @@ def run(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> dict
         "PYTHONPATH": str(ROOT),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/runs.db",
         "HF_HUB_OFFLINE": "1",
+        **environment,
     }
     command = ours(side, asked, model, folder) if side in OURS else theirs(asked, model, folder)
     done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=False)

@@ -81,6 +81,7 @@ class CleanProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a signal to the whole group is for this process, which ends the other
         )
         self._tell(bundle.ALWAYS_NEEDED)
 

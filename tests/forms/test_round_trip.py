@@ -30,6 +30,7 @@ def test_it_ends_with_the_stage_whatever_it_is_doing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(bundle, "FRESH_PROCESS", script)
     with pytest.raises(KeyboardInterrupt), CleanProcess(tmp_path) as process:
         (child,) = started()
+        assert os.getpgid(child.pid) != os.getpgid(0), "Ctrl-C reaches this process alone, which says how the run ended"
         raise KeyboardInterrupt
     assert not child.is_running()
     assert process._process.returncode == -signal.SIGKILL

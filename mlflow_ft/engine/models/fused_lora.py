@@ -38,7 +38,7 @@ class FusedLora(Replacing):
 
 def is_matrix(layer: Any) -> bool:
     """Whether it is nothing but a matrix with a bias, or such a one in 4 bits on a CPU."""
-    if "forward" in vars(layer):  # something else is in it
+    if not isinstance(layer, nn.Module) or "forward" in vars(layer):  # none, or something else is in it
         return False
     if type(layer) is Linear4bit:
         weight: Any = layer.weight

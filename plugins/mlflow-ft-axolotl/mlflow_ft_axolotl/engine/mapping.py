@@ -45,6 +45,8 @@ TABLE = (
     sent("training.max_grad_norm", "max_grad_norm"),
     sent("training.per_device_train_batch_size", "micro_batch_size"),
     only("training.batching", "auto", "padded", because="Axolotl makes its own batches; train with lora"),
+    only("training.liger", "auto", False, because="Axolotl has kernels of its own; train with lora"),
+    only("training.compile", False, because="Axolotl has kernels of its own; train with lora"),
     sent("training.gradient_accumulation_steps", "gradient_accumulation_steps"),
     sent("training.gradient_checkpointing", "gradient_checkpointing", lambda on: on is True),
     sent("training.optim", "optimizer"),

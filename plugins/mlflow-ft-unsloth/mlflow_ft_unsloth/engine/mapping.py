@@ -53,6 +53,8 @@ TABLE = (
     sent("training.max_grad_norm", "train.max_grad_norm"),
     sent("training.per_device_train_batch_size", "train.per_device_train_batch_size"),
     only("training.batching", "auto", "padded", because="Unsloth makes its own batches; train with lora"),
+    only("training.liger", "auto", False, because="Unsloth has kernels of its own; train with lora"),
+    only("training.compile", False, because="Unsloth has kernels of its own; train with lora"),
     sent("training.gradient_accumulation_steps", "train.gradient_accumulation_steps"),
     sent(
         "training.gradient_checkpointing",
