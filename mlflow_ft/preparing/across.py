@@ -7,14 +7,13 @@ it, until one finding is made of all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import ChecksSection, DataSection
-from mlflow_ft.data import pieces, store
+from mlflow_ft.data import pieces
 from mlflow_ft.data.pieces import Piece, Size
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.preparing import batches
@@ -83,16 +82,9 @@ def run(
     recipe: Recipe = batches.recipe(settings, encoder, checks, limits)
     files = [file.path for source in opened for file in source.source.files if file.path]
     cut = _placed(machines, sources, files)
-    tally = Tally()
     seen: list[Handle] = []
     flow = machines.flow(cut, partial(read, sources), partial(batches.work_elsewhere, recipe), files=files)
-    with store.Writer(file) as writer, closing(_fetched(flow, machines, seen)) as done:
-        for worked in done:
-            batches.write(worked, tally, writer, encoder)
-            bar.advance(worked.tally.parts)
-            if tally.hopeless:
-                break
-    tally.left_out.sort(key=lambda row: row.index)
+    tally = batches.write_all(_fetched(flow, machines, seen), file, encoder, bar)
     if quality is not None:
         quality.gather(seen, machines)
     return tally

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -18,6 +19,7 @@ from mlflow_ft.data.pieces import Piece
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.preparing import one_pass, proving
 from mlflow_ft.preparing.one_pass import Numbered, OpenedSource, Tally
+from mlflow_ft.progress import Bar
 from mlflow_ft.records import Check
 
 if TYPE_CHECKING:
@@ -78,13 +80,26 @@ def work(batch: Batch, settings: DataSection, encoder: Encoder, quality: Quality
     )
 
 
-def write(worked: Worked, tally: Tally, writer: store.Writer, encoder: Encoder) -> None:
+def _write(worked: Worked, tally: Tally, writer: store.Writer, encoder: Encoder) -> None:
     """Write the records of a batch and count them; the encoder gets what the one that worked has learned."""
     writer.write_batch(_renumbered(worked, tally))
     _add(tally, worked.tally)
     encoder.dates.update(worked.dates)
     if worked.template:  # rows that need tools; every encoder extends the template in the same way
         encoder.tokenizer.chat_template = worked.template
+
+
+def write_all(done: Generator[Worked], file: Path, encoder: Encoder, bar: Bar) -> Tally:
+    """Write the records of all batches to `file`, until there are so many bad rows that the rest is not read."""
+    tally = Tally()
+    with store.Writer(file) as writer, closing(done):
+        for worked in done:
+            _write(worked, tally, writer, encoder)
+            bar.advance(worked.tally.parts)
+            if tally.hopeless:
+                break
+    tally.left_out.sort(key=lambda row: row.index)
+    return tally
 
 
 def _renumbered(worked: Worked, tally: Tally) -> pyarrow.RecordBatch:

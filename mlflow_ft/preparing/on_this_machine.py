@@ -61,21 +61,21 @@ def run(
     Raises:
         DataError: as the sources raise it, or another process was killed.
     """
-    tally = Tally()
     count = _helpers() if helpers is None else helpers
     here = partial(batches.work, settings=settings, encoder=encoder, quality=quality)
     recipe = partial(batches.recipe, settings, encoder, checks, limits)
-    work = _worked(_read(opened, settings), here, recipe, quality, count)
-    with _collecting_rarely(), store.Writer(file) as writer, closing(work) as done:
+    done = _worked(_read(opened, settings), here, recipe, quality, count)
+    with _collecting_rarely():
+        return batches.write_all(_joined(done, quality), file, encoder, bar)
+
+
+def _joined(done: Generator[Worked], quality: Quality | None) -> Generator[Worked]:
+    """The results, with what other processes have checked added to the checks of this one."""
+    with closing(done):
         for worked in done:
-            batches.write(worked, tally, writer, encoder)
             if quality is not None and worked.quality is not None:
                 quality.join(worked.quality)
-            bar.advance(worked.tally.parts)
-            if tally.hopeless:
-                break
-    tally.left_out.sort(key=lambda row: row.index)
-    return tally
+            yield worked
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def test_the_next_batch_is_read_while_the_others_work_and_not_all_at_once(
     passed: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rows are an iterator over a source of any size: at most a few batches wait."""
-    ahead, read, write = [0], batches.read, batches.write
+    ahead, read, write = [0], batches.read, batches._write
 
     def counted(*given: Any, **named: Any) -> Iterator[Any]:
         for batch in read(*given, **named):
@@ -195,7 +195,7 @@ def test_the_next_batch_is_read_while_the_others_work_and_not_all_at_once(
         write(*given)
 
     monkeypatch.setattr(batches, "read", counted)
-    monkeypatch.setattr(batches, "write", written)
+    monkeypatch.setattr(batches, "_write", written)
     passed(1, times=3)
     assert max(ahead) <= 4
     assert ahead[-1] == 0
