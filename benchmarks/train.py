@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-LENGTH, RATE, RANK = 512, 2e-4, 16
+RATE, RANK = 2e-4, 16
 HELD_OUT = 2
 OURS = {"mlflow-ft": "auto", "mlflow-ft, padded": "padded"}
 """The sides of this project, and `training.batching` of each."""
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row, at most")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sides", nargs="+", default=[*OURS, "TRL"])
     parser.add_argument("--matmul", action="store_true")
@@ -113,7 +114,7 @@ def ours(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> lis
         "model": model,
         "data": folder / "rows.jsonl",
         "data.eval_path": folder / "held_out.jsonl",
-        "data.max_length": LENGTH,
+        "data.max_length": asked.length,
         "data.fail_on": "never",
         "training.batching": OURS[side],
         "max_steps": asked.steps,
@@ -138,7 +139,7 @@ def ours(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> lis
 
 def theirs(asked: argparse.Namespace, model: Path, folder: Path) -> list[str]:
     """The command of TRL's side."""
-    values = (asked.method, model, folder / "rows.jsonl", asked.steps, asked.batch)
+    values = (asked.method, model, folder / "rows.jsonl", asked.steps, asked.batch, asked.length)
     return [sys.executable, "-m", "benchmarks.trl_side", *map(str, values)]
 
 

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from benchmarks import steps, train
 
 
-def main(method: str, model: str, file: str, count: int, batch: int) -> None:
+def main(method: str, model: str, file: str, count: int, batch: int, length: int) -> None:
     """Train."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = [converted(json.loads(line)) for line in Path(file).read_text(encoding="utf-8").splitlines()]
@@ -39,7 +39,7 @@ def main(method: str, model: str, file: str, count: int, batch: int) -> None:
         "report_to": [],
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
-        "max_length": train.LENGTH,
+        "max_length": length,
         "seed": 42,
         "data_seed": 42,
         "gradient_checkpointing": False,
@@ -84,4 +84,4 @@ def names(role: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))

@@ -2,7 +2,8 @@
 
 transformers separates such rows by a mask of (tokens x tokens), most of which is False: four rows of 500 tokens cost as
 much as one of 2,000. Here each row attends to itself alone, by the same kernel, with its own part of that mask, or with
-none where that part is causal. This is exact: what is left out is masked.
+none where that part is causal. This is exact: what is left out is masked. On a CPU all rows are one function of
+autograd (`row_kernel`), which keeps less.
 
 It is used by models that compute attention with transformers' `sdpa` interface. FlashAttention's kernels take rows laid
 end to end as they are; models with other implementations use the whole mask.
@@ -20,9 +21,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from mlflow_ft.engine import row_kernel
+from mlflow_ft.engine.row_kernel import Row
+
 NAME = "sdpa"
 ROWS = "rows"
-"""The attribute of a mask that holds, for each row, its length, where its keys are if not there, and its own mask."""
+"""The attribute of a mask that holds what each row attends to."""
 
 
 @contextmanager
@@ -63,20 +67,23 @@ def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
     """Attention with `sdpa`, as in transformers; row by row with a mask of ROWS."""
-    rows = getattr(attention_mask, ROWS, None)
+    rows: Sequence[Row] | None = getattr(attention_mask, ROWS, None)
     if rows is None:
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
         return result
     if more.get("position_bias") is not None:
         raise ValueError("rows laid end to end cannot have a bias of positions")
-    lengths = [length for length, *_ in rows]
-    split = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    if more.get("softcap") is None and row_kernel.fits(query, key, value, more.get("dropout", 0.0)):
+        told = more.get("is_causal")
+        causal = bool(getattr(module, "is_causal", True) if told is None else told)
+        return row_kernel.attention(query, key, value, rows, causal=causal, scale=more.get("scaling")), None
+    split = zip(*(states.split([row.length for row in rows], dim=2) for states in (query, key, value)), strict=True)
     parts = []
-    for (_, places, mask), (own_query, own_key, own_value) in zip(rows, split, strict=True):
+    for row, (own_query, own_key, own_value) in zip(rows, split, strict=True):
         seen: dict[str, Any] = {"key": own_key, "value": own_value}
-        if places is not None:
-            seen = {"key": key.index_select(2, places), "value": value.index_select(2, places)}
-        parts.append(sdpa_attention_forward(module, own_query, **seen, attention_mask=mask, **more)[0])
+        if row.places is not None:
+            seen = {"key": key.index_select(2, row.places), "value": value.index_select(2, row.places)}
+        parts.append(sdpa_attention_forward(module, own_query, **seen, attention_mask=row.mask, **more)[0])
     return torch.cat(parts, dim=1), None
 
 
@@ -99,23 +106,22 @@ class _Masks:
         setattr(stands_for_it, ROWS, self._by_place(more) if self._places else self._in_order(more))
         return stands_for_it
 
-    def _in_order(self, more: Mapping[str, Any]) -> list[tuple[int, Tensor | None, Tensor | None]]:
-        rows: list[tuple[int, Tensor | None, Tensor | None]] = []
-        start = 0
+    def _in_order(self, more: Mapping[str, Any]) -> list[Row]:
+        rows, start = [], 0
         for length in self._lengths:
             mask = sdpa_mask(1, length, length, start, start, **more)
-            rows.append((length, None, None if mask is None or _causal(mask) else mask))
+            rows.append(Row(length, mask=None if mask is None or _causal(mask) else mask))
             start += length
         return rows
 
-    def _by_place(self, more: Mapping[str, Any]) -> list[tuple[int, Tensor | None, Tensor | None]]:
+    def _by_place(self, more: Mapping[str, Any]) -> list[Row]:
         """Each mask is that of a row alone, because the tokens of a row are not next to each other."""
-        rows: list[tuple[int, Tensor | None, Tensor | None]] = []
+        rows = []
         for length, places in zip(self._lengths, self._places or (), strict=True):
             shared = len(places) - length
             mask = sdpa_mask(1, length, len(places), shared, 0, **{**more, "attention_mask": None})
             alone = not shared and (mask is None or _causal(mask))
-            rows.append((length, places if shared else None, None if alone else mask))
+            rows.append(Row(length, places if shared else None, None if alone else mask))
         return rows
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from mlflow_ft.tracking import ActiveRun
 
-FOLDER = "mlflow.mlflow_ft.folder"
-"""The tag of a run that says where its files are."""
 RESUMED = "mlflow_ft.resumed"
 """The tag of a run that says where it was resumed: after which step or stage, by which machine."""
 PLACES = ("data.path", "data.eval_path", "model.name", "rollout.reward_model", "model.init_from")
@@ -209,6 +207,8 @@ def _changed(
 
 def _folder(run: Run, config: Config) -> Path:
     """The run's folder: the recorded one if it is on this machine, else a new one in `run.output_dir`."""
+    from mlflow_ft.tracking.unfinished import FOLDER
+
     recorded = run.data.tags.get(FOLDER)
     if recorded and Path(recorded).is_dir():
         return Path(recorded)
@@ -250,6 +250,7 @@ def reopen(earlier: Interrupted, plugins: Plugins, registry: Registry, run: Acti
         TrackingError: another process is using the run.
     """
     from mlflow_ft import tracking
+    from mlflow_ft.tracking.unfinished import FOLDER
 
     run.begin("resume")
     job = start.open_job(earlier.config, plugins, registry, run, progress, folder=earlier.folder)

@@ -36,15 +36,13 @@ def job(config: Config, plugins: Plugins, registry: Registry, run: ActiveRun, pr
     Raises:
         ConfigError: the reward model or the gates have changed. ResourceError: the folder cannot be written.
     """
-    from mlflow_ft.tracking.unfinished import CONFIG_KEY
+    from mlflow_ft.tracking.unfinished import CONFIG_KEY, FOLDER
 
     run.begin("config")
     folder = config.run.output_dir.expanduser().resolve() / run.run_id
     job = open_job(config, plugins, registry, run, progress, folder=folder)
     foreign = {"mlflow_ft.trust_remote_code": "True"} if config.model.trust_remote_code else {}
-    run.set_tags(
-        {"mlflow_ft.method": config.method, CONFIG_KEY: config.key, "mlflow.mlflow_ft.folder": str(folder), **foreign}
-    )
+    run.set_tags({"mlflow_ft.method": config.method, CONFIG_KEY: config.key, FOLDER: str(folder), **foreign})
     run.log_config(config)
     run.log_environment(plugins)
     if config.rollout.reward_funcs:

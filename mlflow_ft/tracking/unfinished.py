@@ -21,6 +21,8 @@ from mlflow_ft.tracking.server import connect, every, told
 REFUSED = "mlflow_ft.refused"
 CONFIG_KEY = "mlflow.mlflow_ft.config_key"
 """Tag with the hash of the resolved settings, by which `run.resume` auto finds the interrupted run."""
+FOLDER = "mlflow.mlflow_ft.folder"
+"""Tag with the folder of the run's files."""
 REPRODUCES = "mlflow_ft.reproduces"
 """Tag of a reproduction with the id of the original run: it registers nothing, and is started again, not resumed."""
 CHECKPOINT = "checkpoint-"

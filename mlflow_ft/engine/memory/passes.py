@@ -20,6 +20,7 @@ from mlflow_ft.engine.memory.live import GRADIENTS, LOGITS, Live, gradients_in_u
 from mlflow_ft.engine.memory.values import Setting
 from mlflow_ft.engine.models import fused_head, lean
 from mlflow_ft.engine.models.wrapping import layers_below_head
+from mlflow_ft.engine.training import parts
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 """The tile of logits that TRL's output layer computes at once, for dpo, kto, grpo and rloo."""
@@ -53,10 +54,13 @@ def step(setting: Setting, model: Any) -> Pass:
         causal_model(model).activation_checkpointing_enable({"use_reentrant": False})
     live = Live(model)
     kept: dict[str, int] = {}
-    rows = setting.batch * (2 if setting.method in PAIRS else 1)
+    batch = setting.batch
+    if setting.at_once is not None:
+        batch = parts.rows_at_once(batch, setting.length, setting.at_once)
+    rows = batch * (2 if setting.method in PAIRS else 1)
     recomputing = setting.recomputing and not setting.checkpointing
     with live.watching(model), lean.passes(model, fused=setting.fused, recomputing=recomputing):
-        if setting.accumulation > 1:
+        if setting.accumulation > 1 or batch < setting.batch:
             gradients_in_use(model, live)
         with _computing(setting):
             value = _loss(setting, model, live, _ids(rows, setting.length))

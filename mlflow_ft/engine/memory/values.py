@@ -34,6 +34,9 @@ class Setting:
     """The longest row, in tokens."""
     learned: float = 1.0
     """The share of tokens that are learned, whose logits are computed."""
+    at_once: int | None = None
+    """Tokens of a forward and backward pass at most, in parts of whole rows (`hardware.tokens_at_once`); None for those
+    of the batch."""
     accumulation: int = 1
     checkpointing: bool = False
     recomputing: bool = False

@@ -36,7 +36,7 @@ def plan(ids: Tensor, inside: Tensor) -> Plan | None:
         inside: where there are tokens, bool of shape (rows, length), on the left of each row.
     """
     lengths: list[int] = inside.sum(dim=1).tolist()
-    sources = [_source(row, alike, lengths[row]) for row, alike in enumerate(_common(ids, inside).tolist())]
+    sources = [_source(row, alike, lengths[row]) for row, alike in enumerate(common(ids, inside).tolist())]
     if not any(shared for _, shared in sources):
         return None
     computed, begin = inside.clone(), 0
@@ -50,7 +50,7 @@ def plan(ids: Tensor, inside: Tensor) -> Plan | None:
     return Plan(computed, places)
 
 
-def _common(ids: Tensor, inside: Tensor) -> Tensor:
+def common(ids: Tensor, inside: Tensor) -> Tensor:
     """For each two rows, how many tokens at their beginning are the same; of shape (rows, rows)."""
     both = inside[:, None] & inside[None] & (ids[:, None] == ids[None])
     return both.int().cumprod(dim=-1).sum(dim=-1)

@@ -25,6 +25,7 @@ KERNELS = {
     "cross_entropy": False,
     "fused_linear_cross_entropy": False,
 }
+"""Which kernels replace parts of a model; the loss is computed by `engine.loss`."""
 
 
 def wanted(config: Config) -> bool:

@@ -37,7 +37,9 @@ class Unpadding(Wrapping):
         self._config = getattr(self._layers, "config", None)
         self._takes = tuple(inspect.signature(self._layers.forward).parameters) if self._layers is not None else ()
         self.shares = True
-        """Whether a beginning that rows have in common is computed once."""
+        """Whether a beginning that rows have in common may be computed once."""
+        self.shared = False
+        """Whether one was; it cannot be where the layers get embeddings in place of tokens (learned prompts)."""
         self.tokens = 0
         """Tokens of the batches so far that were computed."""
         self.positions = 0
@@ -55,6 +57,7 @@ class Unpadding(Wrapping):
         if inside is None:
             return self._forward(**inputs)
         plan = beginnings.plan(inputs["input_ids"], inside) if self._may_share(inputs) else None
+        self.shared |= plan is not None
         if plan is None and bool(inside.all()):
             return self._forward(**inputs)
         computed = plan.computed if plan else inside

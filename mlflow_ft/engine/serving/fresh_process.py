@@ -28,6 +28,7 @@ IMPORTED = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )
+"""What the code of every logged model imports."""
 
 
 class OnlyWhatIsNeeded:

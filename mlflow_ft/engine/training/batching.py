@@ -48,6 +48,7 @@ class Batching:
             self.end()
             if self._asked == "tokens":
                 raise self._refused(reason)
+        self._trainer.shares_beginnings = reason is None and self._unpadding[0].shares and self._unpadding[0].shared
         used = "tokens" if reason is None else f"padded: {reason}"
         self._job.progress.say("batches without padding" if reason is None else f"batches are {used}")
         if ranks.leads():
@@ -68,6 +69,8 @@ class Batching:
 
     def _against(self, model: Any, *, rough: bool) -> str | None:
         """Why this model needs padding; None if it is proved that it does not, and padding is left out from now on."""
+        if getattr(self._trainer.args, "neftune_noise_alpha", None):
+            return "NEFTune's noise depends on the length of rows"
         if not all(one.possible for one in self._unpadding):
             return "the model takes no positions"
         for one in self._unpadding:

@@ -158,10 +158,11 @@ def run(trainer: Any, batch: LongestBatch) -> None:
             kept.enter_context(_unchanged(trainer, model))
             kept.enter_context(_late(trainer, model))
             model.train()
-            inputs = Trainer._prepare_inputs(trainer, dict(batch.inputs))
-            with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(model, inputs)
-            trainer.accelerator.backward(loss.mean())
+            for part in trainer.parts(batch.inputs) if hasattr(trainer, "parts") else [batch.inputs]:
+                inputs = Trainer._prepare_inputs(trainer, dict(part))
+                with trainer.compute_loss_context_manager():
+                    loss = trainer.compute_loss(model, inputs)
+                trainer.accelerator.backward(loss.mean())
     except Exception as error:  # too little memory has a different class on each device; any other is raised again
         if told := out_of_memory(error):
             reason = told.message.removeprefix("out of memory: ")

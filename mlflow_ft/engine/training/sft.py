@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,13 +13,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from mlflow_ft.engine import ranks
+from mlflow_ft.engine import hardware, ranks
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.loss import OF_ROWS, full_token_loss, suited
 from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.row_isolation import Batch, Check, Row, Seen, see_each_other
 from mlflow_ft.engine.tokens.masking import IGNORED
-from mlflow_ft.engine.training import even_batches, loop
+from mlflow_ft.engine.training import even_batches, loop, parts
 from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Trained
@@ -32,8 +33,12 @@ class LabelledTokensTrainer(SFTTrainer):
 
     by_tokens = True
     """The mean is over the tokens of all processes."""
+    shares_beginnings = False
+    """Whether what rows of a batch begin with in common is computed once."""
 
-    def __init__(self, *, held_out: Sequence[Encoded], sharded: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *, held_out: Sequence[Encoded], sharded: bool = False, at_once: int | None = None, **options: Any
+    ) -> None:
         with _own_head(options["model"]):
             super().__init__(**options)
         self._module = cast("Any", self.model)
@@ -41,6 +46,25 @@ class LabelledTokensTrainer(SFTTrainer):
         self._held_out = held_out
         self._loss: Any = None
         self._sharded = sharded
+        self._at_once = at_once
+
+    def parts(self, inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """A batch in what has a forward and backward pass of its own (`hardware.tokens_at_once`)."""
+        if self._at_once is None or self.aux_loss_enabled:  # the balance of experts is that of the whole batch
+            return [inputs]
+        return parts.of(inputs, self._at_once, shares=self.shares_beginnings)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The gradients of a batch, which is computed in parts; each counts by its tokens."""
+        several = self.parts(inputs) if num_items_in_batch is not None else [inputs]
+        before = len(self._metrics["train"]["mean_token_accuracy"])
+        losses = [super(LabelledTokensTrainer, self).training_step(model, part, num_items_in_batch) for part in several]
+        if len(several) > 1:
+            accuracies = self._metrics["train"]["mean_token_accuracy"]
+            learned = [int((part["labels"][:, 1:] != IGNORED).sum()) for part in several]
+            together = sum(map(operator.mul, accuracies[before:], learned)) / max(1, sum(learned))
+            accuracies[before:] = [together]
+        return torch.stack(losses).sum(dim=0)
 
     def compute_loss(
         self,
@@ -168,6 +192,7 @@ def train(job: Job, data: Data, model: Model) -> Trained:
             eval_dataset=data.eval.encoded.dataset(),
             held_out=data.eval.encoded,
             sharded=job.config.launch.sharded,
+            at_once=hardware.tokens_at_once(job.config),
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )

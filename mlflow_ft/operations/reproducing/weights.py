@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.errors import FineTuneError, ModelError
 from mlflow_ft.hashes import file_hash
-from mlflow_ft.operations.interrupted import FOLDER
 from mlflow_ft.operations.reproducing.original import Original
 from mlflow_ft.stages.train import weight_hashes
 
@@ -72,6 +71,8 @@ def _largest(original: Original, trained: Trained, names: list[str]) -> tuple[st
 
 def _file(original: Original, name: str, scratch: Path) -> Path | None:
     """A weight file of the original: in its folder, if it is here and unchanged, else in its logged adapter."""
+    from mlflow_ft.tracking.unfinished import FOLDER
+
     local = Path(original.run.data.tags.get(FOLDER, "")) / "train" / name
     if original.weights and local.is_file() and file_hash(local) == original.weights[name]:
         return local

@@ -150,10 +150,10 @@ def _study_file(active: ActiveRun, folder: Path) -> Path:
 
 
 def _record(active: ActiveRun, plan: Plan, config: Config, plugins: Plugins, file: Path) -> None:
-    from mlflow_ft.tracking.unfinished import CONFIG_KEY
+    from mlflow_ft.tracking.unfinished import CONFIG_KEY, FOLDER
 
     tags = {"mlflow_ft.method": f"sweep {plan.method}", CONFIG_KEY: key(config, plan), STUDY: str(file)}
-    active.set_tags(tags | {"mlflow.mlflow_ft.folder": str(active.folder)})
+    active.set_tags(tags | {FOLDER: str(active.folder)})
     active.log_environment(plugins)
     active.artifact_text(plan.as_json(), PLAN_FILE)
 

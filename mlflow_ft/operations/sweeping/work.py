@@ -215,10 +215,10 @@ class Work:
 
     def _remove_weights(self, run_id: str) -> None:
         """Remove the weights and checkpoints of a trial that is not the best; its record stays."""
-        from mlflow_ft.tracking import Store, trials
+        from mlflow_ft.tracking import Store, trials, unfinished
 
         run = Store.connect().run(run_id)
-        if folder := run.data.tags.get("mlflow.mlflow_ft.folder"):
+        if folder := run.data.tags.get(unfinished.FOLDER):
             shutil.rmtree(Path(folder) / "train", ignore_errors=True)
         trials.remove_checkpoints(run)
 

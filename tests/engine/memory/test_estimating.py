@@ -96,6 +96,13 @@ def test_fused_adapters_keep_nothing_of_their_own(tiny_model: Path) -> None:
     assert sum(fused.values()) < sum(apart.values())
 
 
+def test_a_batch_in_parts_takes_what_one_part_takes(tiny_model: Path) -> None:
+    part = of(tiny_model, batch=3, length=200, accumulation=2).phases
+    assert of(tiny_model, batch=32, length=200, at_once=500).phases == part, "its gradients are there from the first on"
+    whole = of(tiny_model, batch=2, length=200)
+    assert of(tiny_model, batch=2, length=200, at_once=500) == whole
+
+
 def test_the_settings_of_a_run_are_those_of_the_estimate(bench: Make) -> None:
     setups = bench("lora"), bench("lora", **{"adapter.fused": "false"})
     settings = [setting_of(setup.job.config, setup.job.registry, setup.base) for setup in setups]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mlflow_ft.engine import batches, row_attention
+from mlflow_ft.engine import batches, row_kernel
 from mlflow_ft.engine.loss import full_token_loss, suited
 from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.unpadding import Unpadding
+from mlflow_ft.engine.row_kernel import Row
 from mlflow_ft.rows import Encoded
 
 Small = Callable[..., Path]
@@ -154,13 +154,20 @@ def test_only_the_parts_of_the_mask_that_are_needed_are_made(small: Small, monke
     """A row gets no mask where it sees all before it, and its own part of the mask under a sliding window."""
     model = loaded(small("mistral"))
     seen = []
-    real = sdpa_attention_forward
+    real = row_kernel.attention
 
-    def record(*given: Any, **more: Any) -> Any:
-        seen.append(None if more["attention_mask"] is None else tuple(more["attention_mask"].shape))
-        return real(*given, **more)
+    def record(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: list[Row], **more: Any) -> Any:
+        seen.extend(None if row.mask is None else tuple(row.mask.shape) for row in rows)
+        return real(query, key, value, rows, **more)
 
-    monkeypatch.setattr(row_attention, "sdpa_attention_forward", record)
+    monkeypatch.setattr(row_kernel, "attention", record)
     Unpadding(model).on()
     full_token_loss(model, BATCH)
     assert seen[: len(LENGTHS)] == [(1, 1, 9, 9), None, (1, 1, 30, 30), None]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
+def test_elsewhere_than_on_a_cpu_each_row_is_a_call(small: Small, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A GPU has other kernels: torch's own function computes one row at a time."""
+    monkeypatch.setattr(row_kernel, "fits", lambda *_: False)
+    assert compare(loaded(small(kind))).tokens
