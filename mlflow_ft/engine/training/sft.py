@@ -58,7 +58,8 @@ class LabelledTokensTrainer(SFTTrainer):
         """The gradients of a batch, which is computed in parts; each counts by its tokens."""
         several = self.parts(inputs) if num_items_in_batch is not None else [inputs]
         before = len(self._metrics["train"]["mean_token_accuracy"])
-        losses = [super(LabelledTokensTrainer, self).training_step(model, part, num_items_in_batch) for part in several]
+        step: Any = super().training_step  # which TRL does not annotate
+        losses = [step(model, part, num_items_in_batch) for part in several]
         if len(several) > 1:
             accuracies = self._metrics["train"]["mean_token_accuracy"]
             learned = [int((part["labels"][:, 1:] != IGNORED).sum()) for part in several]
