@@ -8,6 +8,7 @@ import torch
 from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.schema import Config
 from mlflow_ft.processes import place
+from mlflow_ft.records import Trainer
 from mlflow_ft.values import Hardware
 
 AT_ONCE = 1024
@@ -81,14 +82,14 @@ def recomputing(config: Config, *, gpu: bool | None = None) -> bool:
     return _as_written(config) and (choice == SELECTIVE or (choice is None and not checkpointing(config, gpu=gpu)))
 
 
-def tokens_at_once(config: Config, *, gpu: bool | None = None) -> int | None:
-    """Tokens that a forward and backward pass of supervised fine-tuning has at most; None for those of a whole batch.
+def tokens_at_once(config: Config, trainer: Trainer, *, gpu: bool | None = None) -> int | None:
+    """Tokens that a forward and backward pass has at most; None for those of a whole batch.
 
-    A batch is computed in parts on a CPU (`training.parts`), but not by several processes, which exchange gradients
-    after a pass, nor with NEFTune, whose noise depends on the length of the batch.
+    Methods that can (`Trainer.in_parts`) compute a batch in parts on a CPU (`training.parts`), but not in several
+    processes, which exchange gradients after a pass, nor with NEFTune, whose noise depends on the length of the batch.
     """
     several = config.launch.launcher != "local" or place().size > 1
-    whole = several or config.objective.packing or "neftune_noise_alpha" in (config.objective.options or ())
+    whole = several or "neftune_noise_alpha" in (config.objective.options or ()) or not trainer.in_parts(config)
     return None if whole or (torch.cuda.is_available() if gpu is None else gpu) else AT_ONCE
 
 

@@ -44,9 +44,9 @@ class Trainer:
     """It measures a loss on the held-out rows during training that says how well the model does (`eval/loss`), with
     the callbacks of `engine.training.loop`: `training.early_stopping` and `load_best` go by it, and are refused for
     other methods."""
-    in_parts: bool = False
-    """On a CPU it computes the rows of a batch in parts, as `engine.training.sft` does; the estimate of memory then
-    counts on it."""
+    in_parts: Callable[[Config], bool] = lambda config: False
+    """Whether, with these settings, it computes the rows of a batch in parts on a CPU (`engine.training.parts`); the
+    estimate of memory counts on it."""
     settings: tuple[str, ...] | None = None
     """The fields of `objective` and `rollout` that it uses; others are refused if set. None: any."""
     use_for: str = ""

@@ -65,6 +65,29 @@ def no_second_adapter(config: Config, adapter: Adapter) -> str | None:
     return None
 
 
+BY_PAIR = {
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+}
+"""TRL's losses that are a mean over pairs; the others compare the pairs of a batch, or count tokens."""
+
+
+def by_pair(config: Config) -> bool:
+    """Whether the loss of a batch is the mean of its pairs' losses."""
+    losses = config.objective.loss_type or "sigmoid"
+    return BY_PAIR.issuperset([losses] if isinstance(losses, str) else losses)
+
+
 DPO = Trainer(
     name="dpo",
     summary="prefer chosen answers to rejected ones, while staying close to the starting model",
@@ -76,6 +99,7 @@ DPO = Trainer(
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "options"),
+    in_parts=by_pair,
     refuses=no_second_adapter,
     use_for="aligning a model that was instruction-tuned on similar prompts, given pairs of answers",
     memory="as sft with the same adapter and twice as many rows; without an adapter, a second model",

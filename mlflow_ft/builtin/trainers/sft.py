@@ -27,7 +27,12 @@ def train(job: Job, data: Data, model: Model) -> Trained:
 def records() -> list[Trainer]:
     """full, lora, qlora, dora, ia3, prompt, prefix, ptuning and adapter: supervised fine-tuning, one adapter each."""
     trainer: Callable[..., Trainer] = partial(
-        Trainer, train=train, settings=("packing", "options"), scores=("loss",), held_out_loss=True, in_parts=True
+        Trainer,
+        train=train,
+        settings=("packing", "options"),
+        scores=("loss",),
+        held_out_loss=True,
+        in_parts=lambda config: not config.objective.packing,
     )
     return [*_of_the_weights(trainer), *_beside_the_weights(trainer)]
 

@@ -42,7 +42,7 @@ def setting_of(config: Config, registry: Registry, base: BaseModel, **changes: A
         "dtype": str(hardware.compute_dtype(config.model.dtype)).removeprefix("torch."),
         "batch": training.batch_size,
         "length": config.data.max_length,
-        "at_once": hardware.tokens_at_once(config) if trainer.in_parts else None,
+        "at_once": hardware.tokens_at_once(config, trainer),
         "accumulation": training.gradient_accumulation_steps,
         "checkpointing": hardware.checkpointing(config),
         "recomputing": hardware.recomputing(config),

@@ -54,10 +54,10 @@ def step(setting: Setting, model: Any) -> Pass:
         causal_model(model).activation_checkpointing_enable({"use_reentrant": False})
     live = Live(model)
     kept: dict[str, int] = {}
-    batch = setting.batch
+    batch, sides = setting.batch, 2 if setting.method in PAIRS else 1
     if setting.at_once is not None:
-        batch = parts.rows_at_once(batch, setting.length, setting.at_once)
-    rows = batch * (2 if setting.method in PAIRS else 1)
+        batch = parts.rows_at_once(batch, sides * setting.length, setting.at_once)
+    rows = batch * sides
     recomputing = setting.recomputing and not setting.checkpointing
     with live.watching(model), lean.passes(model, fused=setting.fused, recomputing=recomputing):
         if setting.accumulation > 1 or batch < setting.batch:

@@ -23,6 +23,7 @@ from mlflow_ft.config.training import AUTO
 from mlflow_ft.engine.aside import aside
 from mlflow_ft.engine.checkpoints.of_trainer import COUNTERS
 from mlflow_ft.engine.loss import causal_model
+from mlflow_ft.engine.training.parts import InParts
 from mlflow_ft.errors import MEMORY_REMEDIES, ResourceError, out_of_memory
 from mlflow_ft.values import Job
 
@@ -158,7 +159,7 @@ def run(trainer: Any, batch: LongestBatch) -> None:
             kept.enter_context(_unchanged(trainer, model))
             kept.enter_context(_late(trainer, model))
             model.train()
-            for part in trainer.parts(batch.inputs) if hasattr(trainer, "parts") else [batch.inputs]:
+            for part in trainer.parts(batch.inputs) if isinstance(trainer, InParts) else [batch.inputs]:
                 inputs = Trainer._prepare_inputs(trainer, dict(part))
                 with trainer.compute_loss_context_manager():
                     loss = trainer.compute_loss(model, inputs)

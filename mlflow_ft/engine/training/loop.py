@@ -27,6 +27,7 @@ from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCall
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
 from mlflow_ft.engine.training.first_step import GradientCallback
 from mlflow_ft.engine.training.longest_batch import LongestBatchCallback
+from mlflow_ft.engine.training.parts import InParts
 from mlflow_ft.engine.training.samples import SamplesCallback
 from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.values import Data, Job, Model, Trained
@@ -119,6 +120,8 @@ def run(
             common = callbacks(job, data, model.module, bars, judges=judges, tells=ranks.leads())
             trainer = make([*common, *([watch] if watch else [])])
         strategy.check(job.config, trainer.accelerator)
+        if isinstance(trainer, InParts):
+            trainer.at_once = hardware.tokens_at_once(job.config, job.registry.trainers[job.config.method])
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
         if liger.wanted(job.config):
             liger.apply(trainer.model)

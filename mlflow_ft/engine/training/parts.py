@@ -9,31 +9,111 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mlflow_ft.engine.models import beginnings
 
-KNOWN = {"input_ids", "attention_mask", "labels"}
+IN_ROWS = {"input_ids", "attention_mask", "labels"}
+IN_PAIRS = {"input_ids", "attention_mask", "completion_mask"}
+OF_PAIRS = {"ref_chosen_logps", "ref_rejected_logps"}
+"""The tensors of a batch of pairs with one number for each pair."""
+Part = Mapping[str, Any]
+"""The tensors of some rows of a batch."""
 
 
-def of(inputs: Mapping[str, Any], tokens: int, *, shares: bool = False) -> list[Mapping[str, Any]]:
-    """The rows of a batch in parts of at most so many tokens, in order; [inputs] if they are one part.
+class InParts:
+    """A trainer that computes a batch in parts: a mixin before its class."""
+
+    at_once: int | None = None
+    """Tokens of a part; None if a batch is one part."""
+    shares_beginnings = False
+    """Whether what rows of a batch begin with in common is computed once."""
+    by_tokens = False
+    """Whether the loss is divided by the tokens of the whole step, else it is the mean over the rows of a batch."""
+    _share = 1.0
+    """By which the loss of a part is multiplied."""
+    aux_loss_enabled: bool
+    _metrics: Any
+
+    def parts(self, inputs: Part) -> list[Part]:
+        """What has a forward and backward pass of its own."""
+        if self.at_once is None or self.aux_loss_enabled:  # the balance of experts is that of the whole batch
+            return [inputs]
+        return self._parts(inputs, self.at_once)
+
+    def _parts(self, inputs: Part, tokens: int) -> list[Part]:
+        raise NotImplementedError
+
+    def _weights(self, part: Part) -> Mapping[str, float]:
+        """By how much a part's value of a metric counts; if it is not among them, by its rows."""
+        raise NotImplementedError
+
+    def training_step(self, model: Any, inputs: Part, num_items_in_batch: Any = None) -> Tensor:
+        """The gradients of a batch, part by part; the sum of the parts' losses is the loss of the batch."""
+        step: Any = super().training_step  # type: ignore[misc]  # a mixin
+        several = [inputs] if self.by_tokens and num_items_in_batch is None else self.parts(inputs)
+        if len(several) == 1:
+            loss: Tensor = step(model, inputs, num_items_in_batch)
+            return loss
+        metrics, losses = self._metrics["train"], []
+        before = {name: len(values) for name, values in metrics.items()}
+        for part in several:
+            self._share = 1.0 if self.by_tokens else len(part["input_ids"]) / len(inputs["input_ids"])
+            losses.append(step(model, dict(part), num_items_in_batch))
+        self._share = 1.0
+        weights = [self._weights(part) for part in several]
+        for name, values in metrics.items():
+            new = slice(before.get(name, 0), None)
+            if len(values[new]) == len(several):
+                by = [weight.get(name, len(part["input_ids"])) for weight, part in zip(weights, several, strict=True)]
+                values[new] = [_mean(values[new], by)]
+        return torch.stack(losses).sum(dim=0)
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / (sum(weights) or 1)
+
+
+def of_rows(inputs: Part, tokens: int, *, shares: bool = False) -> list[Part]:
+    """The rows of a batch in parts of at most so many tokens, in order; one part for a batch that is left whole.
 
     Args:
-        inputs: `input_ids`, `attention_mask` and `labels`, each of shape (rows, length), with padding on the right. A
-            batch with other tensors is one part.
-        tokens: of a part.
+        inputs: IN_ROWS, each of shape (rows, length), with padding on the right. A batch with other tensors is one
+            part.
+        tokens: of a part; a longer row is a part by itself.
         shares: whether what a row has in common with the beginning of another row of its part is computed once; it then
             does not count.
     """
     mask = inputs.get("attention_mask")
-    if set(inputs) != KNOWN or mask is None or mask.sum() <= tokens:
+    if set(inputs) != IN_ROWS or mask is None or mask.sum() <= tokens:
         return [inputs]
-    inside = mask.bool()
-    lengths: list[int] = inside.sum(dim=1).tolist()
-    alike = beginnings.common(inputs["input_ids"], inside).tolist() if shares else None
-    parts = _grouped(lengths, alike, tokens)
-    return [_rows(inputs, part, max(lengths[row] for row in part)) for part in parts] if len(parts) > 1 else [inputs]
+    lengths: list[int] = mask.sum(dim=1).tolist()
+    alike = beginnings.common(inputs["input_ids"], mask.bool()).tolist() if shares else None
+    return [_rows(inputs, list(rows)) for rows in _grouped(lengths, alike, tokens)]
+
+
+def of_pairs(inputs: Part, tokens: int, *, shares: bool = False) -> list[Part]:
+    """The same of a batch of pairs: first all chosen rows, then all rejected ones. A pair is in one part.
+
+    Args:
+        inputs: IN_PAIRS, each of shape (2 x pairs, length), and OF_PAIRS of shape (pairs,) if they are there.
+        tokens: of a part.
+        shares: whether the common beginning of a pair is computed once.
+    """
+    mask = inputs["attention_mask"]
+    if set(inputs) - OF_PAIRS != IN_PAIRS or mask.sum() <= tokens:
+        return [inputs]
+    count = len(mask) // 2
+    common = torch.zeros(count, dtype=torch.long)
+    if shares:
+        both = [inputs["input_ids"].chunk(2), mask.chunk(2)]
+        alike = (both[0][0] == both[0][1]) & (both[1][0] & both[1][1]).bool()
+        common = alike.int().cumprod(dim=1).sum(dim=1)
+        common = common.where(common >= beginnings.SHORTEST, 0)
+    lengths: list[int] = (mask.sum(dim=1).view(2, count).sum(dim=0) - common).tolist()
+    parts = [list(pairs) for pairs in _grouped(lengths, None, tokens)]
+    return [_rows(inputs, [*pairs, *(count + pair for pair in pairs)], pairs) for pairs in parts]
 
 
 def rows_at_once(rows: int, length: int, tokens: int) -> int:
@@ -54,6 +134,7 @@ def _grouped(lengths: Sequence[int], alike: Sequence[Sequence[int]] | None, toke
     return [*parts, range(begin, len(lengths))]
 
 
-def _rows(inputs: Mapping[str, Tensor], rows: range, length: int) -> dict[str, Tensor]:
-    """These rows, padded to the longest of them."""
-    return {name: values[rows.start : rows.stop, :length] for name, values in inputs.items()}
+def _rows(inputs: Part, rows: list[int], pairs: Sequence[int] = ()) -> Part:
+    """These rows, padded to the longest of them, and OF_PAIRS of these pairs."""
+    length = int(inputs["attention_mask"][rows].sum(dim=1).max())
+    return {name: values[pairs] if name in OF_PAIRS else values[rows, :length] for name, values in inputs.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from mlflow_ft.engine import batches
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.models.routers import UnbalancedEvaluation
 from mlflow_ft.engine.tokens.masking import IGNORED
-from mlflow_ft.engine.training import loop, starts
+from mlflow_ft.engine.training import loop, parts, starts
+from mlflow_ft.engine.training.parts import InParts, Part
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Split, Trained
 
@@ -83,8 +84,23 @@ class PairsAsTheyAre:
         return feature
 
 
-class PreparedDPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
+class PreparedDPOTrainer(InParts, UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
     """DPO on our pairs."""
+
+    def compute_loss(self, *given: Any, **options: Any) -> Any:
+        """The loss of a batch, or what its part adds to it."""
+        compute: Any = super().compute_loss  # which TRL does not annotate
+        result = compute(*given, **options)
+        return result if self._share == 1 else result * self._share
+
+    def _parts(self, inputs: Part, tokens: int) -> list[Part]:
+        return parts.of_pairs(inputs, tokens, shares=self.shares_beginnings)
+
+    def _weights(self, part: Part) -> Mapping[str, float]:
+        learned = part["completion_mask"][:, 1:].sum(dim=1)
+        chosen, rejected = (int(side.sum()) for side in learned.chunk(2))
+        of_chosen = dict.fromkeys(("logits/chosen", "mean_token_accuracy"), chosen)
+        return {**of_chosen, "logits/rejected": rejected, "entropy": chosen + rejected}
 
 
 class PreparedCPOTrainer(UnbalancedEvaluation, PairsAsTheyAre, CPOTrainer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -13,13 +12,14 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from mlflow_ft.engine import hardware, ranks
+from mlflow_ft.engine import ranks
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.loss import OF_ROWS, full_token_loss, suited
 from mlflow_ft.engine.models import row_isolation
 from mlflow_ft.engine.models.row_isolation import Batch, Check, Row, Seen, see_each_other
 from mlflow_ft.engine.tokens.masking import IGNORED
 from mlflow_ft.engine.training import even_batches, loop, parts
+from mlflow_ft.engine.training.parts import InParts, Part
 from mlflow_ft.errors import ConfigError, brief
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Trained
@@ -28,17 +28,13 @@ BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", 
 """Further inputs that say where the rows of a packed batch begin and end."""
 
 
-class LabelledTokensTrainer(SFTTrainer):
+class LabelledTokensTrainer(InParts, SFTTrainer):
     """TRL's SFTTrainer with the loss on the labelled tokens only, and the exact mean over tokens on held-out rows."""
 
     by_tokens = True
     """The mean is over the tokens of all processes."""
-    shares_beginnings = False
-    """Whether what rows of a batch begin with in common is computed once."""
 
-    def __init__(
-        self, *, held_out: Sequence[Encoded], sharded: bool = False, at_once: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, *, held_out: Sequence[Encoded], sharded: bool = False, **options: Any) -> None:
         with _own_head(options["model"]):
             super().__init__(**options)
         self._module = cast("Any", self.model)
@@ -46,26 +42,12 @@ class LabelledTokensTrainer(SFTTrainer):
         self._held_out = held_out
         self._loss: Any = None
         self._sharded = sharded
-        self._at_once = at_once
 
-    def parts(self, inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """A batch in what has a forward and backward pass of its own (`hardware.tokens_at_once`)."""
-        if self._at_once is None or self.aux_loss_enabled:  # the balance of experts is that of the whole batch
-            return [inputs]
-        return parts.of(inputs, self._at_once, shares=self.shares_beginnings)
+    def _parts(self, inputs: Part, tokens: int) -> list[Part]:
+        return parts.of_rows(inputs, tokens, shares=self.shares_beginnings)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The gradients of a batch, which is computed in parts; each counts by its tokens."""
-        several = self.parts(inputs) if num_items_in_batch is not None else [inputs]
-        before = len(self._metrics["train"]["mean_token_accuracy"])
-        step: Any = super().training_step  # which TRL does not annotate
-        losses = [step(model, part, num_items_in_batch) for part in several]
-        if len(several) > 1:
-            accuracies = self._metrics["train"]["mean_token_accuracy"]
-            learned = [int((part["labels"][:, 1:] != IGNORED).sum()) for part in several]
-            together = sum(map(operator.mul, accuracies[before:], learned)) / max(1, sum(learned))
-            accuracies[before:] = [together]
-        return torch.stack(losses).sum(dim=0)
+    def _weights(self, part: Part) -> Mapping[str, float]:
+        return {"mean_token_accuracy": int((part["labels"][:, 1:] != IGNORED).sum())}
 
     def compute_loss(
         self,
@@ -193,7 +175,6 @@ def train(job: Job, data: Data, model: Model) -> Trained:
             eval_dataset=data.eval.encoded.dataset(),
             held_out=data.eval.encoded,
             sharded=job.config.launch.sharded,
-            at_once=hardware.tokens_at_once(job.config),
             processing_class=data.tokenizer,
             callbacks=callbacks,
         )
