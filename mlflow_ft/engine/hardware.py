@@ -86,10 +86,13 @@ def tokens_at_once(config: Config, trainer: Trainer, *, gpu: bool | None = None)
     """Tokens that a forward and backward pass has at most; None for those of a whole batch.
 
     Methods that can (`Trainer.in_parts`) compute a batch in parts on a CPU (`training.parts`), but not in several
-    processes, which exchange gradients after a pass, nor with NEFTune, whose noise depends on the length of the batch.
+    processes or with DeepSpeed, which exchange gradients in a backward pass, nor with NEFTune, whose noise depends on
+    the length of the batch.
     """
-    several = config.launch.launcher != "local" or place().size > 1
-    whole = several or "neftune_noise_alpha" in (config.objective.options or ()) or not trainer.in_parts(config)
+    launch = config.launch
+    if launch.launcher != "local" or place().size > 1 or launch.sharded or launch.own_engine:
+        return None
+    whole = "neftune_noise_alpha" in (config.objective.options or ()) or not trainer.in_parts(config)
     return None if whole or (torch.cuda.is_available() if gpu is None else gpu) else AT_ONCE
 
 

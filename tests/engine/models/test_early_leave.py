@@ -122,8 +122,19 @@ def test_it_can_be_on_twice_and_ends_with_the_first(small: Small) -> None:
 
 
 def test_training_passes_are_those_of_the_model(small: Small) -> None:
+    """Also after answers were generated, and where they continue from a cache."""
     model = loaded(small("llama"))
     batch = left_padding.padded(PROMPTS, pad_token_id=0)
-    expected = model(**batch).logits
+    last = torch.tensor([[ENDS[0]], *([[4]] * (len(PROMPTS) - 1))])
+    mask = torch.cat([batch["attention_mask"], torch.ones_like(last)], dim=1)
+
+    def passes() -> tuple[torch.Tensor, torch.Tensor]:
+        first = model(**batch, use_cache=True)
+        second = model(input_ids=last, attention_mask=mask, past_key_values=first.past_key_values)
+        return first.logits, second.logits
+
+    expected = passes()
     with leaving_early(model):
-        assert torch.equal(model(**batch).logits, expected)
+        with torch.no_grad():
+            model.generate(**batch, max_new_tokens=4, eos_token_id=ENDS, pad_token_id=0)
+        assert all(map(torch.equal, passes(), expected))

@@ -11,6 +11,7 @@ from types import MethodType
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
@@ -86,9 +87,18 @@ def test_liger_changes_only_the_model_that_is_trained(
     assert type(AutoModelForCausalLM.from_pretrained(folder).model.layers[0].mlp) is own
 
 
-def test_liger_is_used_only_where_it_can_be() -> None:
+def test_liger_is_used_only_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is here, and the package is not installed."""
     assert not liger.wanted(config())
     assert not liger.wanted(config("--training.liger=false"))
     with pytest.raises(ConfigError, match=r"training.liger is true, but liger-kernel is not installed"):
         liger.check(config("--training.liger=true"))
+    monkeypatch.setattr(liger.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not liger.wanted(config())
+    with pytest.raises(ConfigError, match=r"training.liger is true, but there is no GPU"):
+        liger.check(config("--training.liger=true"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert liger.wanted(config())
+    with pytest.raises(ConfigError, match=r"training.compile replaces the same layers"):
+        liger.check(config("--training.liger=true", "--training.compile=true"))

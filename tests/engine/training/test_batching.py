@@ -128,6 +128,15 @@ def test_a_model_that_needs_padding_gets_it_or_the_setting_is_refused(bench: Ben
     assert "--training.batching by_length" in str(refused.value)
 
 
+def test_noise_that_depends_on_the_length_of_rows_keeps_padding(bench: Bench) -> None:
+    """NEFTune divides its noise by the root of a row's length: rows laid end to end would get less."""
+    noise = {"objective.options": "neftune_noise_alpha=5"}
+    setup, _ = trained(bench, "lora", "auto", **noise)
+    assert setup.job.run.tags["mlflow.mlflow_ft.batching"] == "padded: NEFTune's noise depends on the length of rows"
+    with pytest.raises(ConfigError, match=r"training\.batching tokens: NEFTune's noise"):
+        trained(bench, "lora", "tokens", **noise)
+
+
 @pytest.mark.parametrize("method", ["lora", "dpo", "kto", "reward"])
 def test_rows_of_similar_length_come_together(bench: Bench, method: str) -> None:
     setup, _ = trained(bench, method, "by_length")

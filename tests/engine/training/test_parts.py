@@ -184,6 +184,13 @@ def test_the_estimate_of_memory_knows_the_parts(bench: Bench, method: str) -> No
     assert configured.setting_of(setup.job.config, setup.job.registry, setup.base).at_once == hardware.AT_ONCE
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed-zero2", "deepspeed-zero3"])
+def test_a_backward_pass_that_does_more_is_one(bench: Bench, strategy: str) -> None:
+    """Of DeepSpeed it is a step, and of shares of weights an exchange."""
+    job = bench("lora", **{"launch.strategy": strategy}).job
+    assert hardware.tokens_at_once(job.config, job.registry.trainers["lora"]) is None
+
+
 def test_one_of_several_processes_computes_its_batch_as_a_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """They exchange gradients after each pass, and may not have the same number of passes."""
     job = bench("lora").job
