@@ -4,6 +4,7 @@
     python benchmarks/train.py --method dpo --data pairs.json --steps 6
     python benchmarks/train.py --method qlora --rounds 3 --model MODEL --data rows.json
     python benchmarks/train.py --matmul             # and the share of the processor's rate of matrix products
+    python benchmarks/train.py --sides mlflow-ft LLaMA-Factory --llamafactory /path/of/its/environment/bin/python
 
 The runs take turns, each in a process of its own. The time of a side is the sum of its steps without the first; the
 median of its rounds is shown. Only ratios mean something on a shared machine. Both sides draw LoRA's weights
@@ -28,6 +29,7 @@ RATE, RANK = 2e-4, 16
 HELD_OUT = 2
 OURS = {"mlflow-ft": "auto", "mlflow-ft, padded": "padded"}
 """The sides of this project, and `training.batching` of each."""
+FACTORY = "LLaMA-Factory"
 
 
 def main() -> None:
@@ -41,9 +43,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of a row, at most")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--sides", nargs="+", default=[*OURS, "TRL"])
+    parser.add_argument("--sides", nargs="+", default=[*OURS, "TRL"], choices=[*OURS, "TRL", FACTORY])
+    parser.add_argument("--llamafactory", default="python", help="Python of an environment with llamafactory 0.9.5")
     parser.add_argument("--matmul", action="store_true")
     asked = parser.parse_args()
+    if FACTORY in asked.sides and asked.method == "qlora":
+        parser.error(f"{FACTORY}'s side has no qlora")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = prepare(asked, folder)
@@ -100,7 +105,7 @@ def run(side: str, asked: argparse.Namespace, model: Path, folder: Path, **envir
         "HF_HUB_OFFLINE": "1",
         **environment,
     }
-    command = ours(side, asked, model, folder) if side in OURS else theirs(asked, model, folder)
+    command = ours(side, asked, model, folder) if side in OURS else theirs(side, asked, model, folder)
     done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=False)
     if not file.is_file():
         sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -137,10 +142,28 @@ def ours(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> lis
     return [sys.executable, "-m", "benchmarks.our_side", asked.method, *pairs]
 
 
-def theirs(asked: argparse.Namespace, model: Path, folder: Path) -> list[str]:
-    """The command of TRL's side."""
+def theirs(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> list[str]:
+    """The command of another tool's side."""
     values = (asked.method, model, folder / "rows.jsonl", asked.steps, asked.batch, asked.length)
+    if side == FACTORY:
+        return [asked.llamafactory, "-m", "benchmarks.llamafactory_side", *map(str, values)]
     return [sys.executable, "-m", "benchmarks.trl_side", *map(str, values)]
+
+
+def arguments(*, steps: int, batch: int) -> dict[str, Any]:
+    """What transformers' trainer is told by every other tool."""
+    return {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 42,
+        "data_seed": 42,
+        "disable_tqdm": True,
+    }
 
 
 def report(measured: dict[str, list[dict[str, Any]]]) -> None:

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from benchmarks import steps, train
+from benchmarks import measured, train
 
 
 def main(method: str, model: str, file: str, count: int, batch: int, length: int) -> None:
@@ -29,21 +29,12 @@ def main(method: str, model: str, file: str, count: int, batch: int, length: int
     more = {"quantization_config": quantised} if method == "qlora" else {}
     settings: dict[str, Any] = {
         "output_dir": "trl",
-        "max_steps": count,
-        "per_device_train_batch_size": batch,
-        "learning_rate": train.RATE,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
+        **train.arguments(steps=count, batch=batch),
         "report_to": [],
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
         "max_length": length,
-        "seed": 42,
-        "data_seed": 42,
         "gradient_checkpointing": False,
-        "disable_tqdm": True,
     }
     kind, arguments = (DPOTrainer, DPOConfig(**settings)) if method == "dpo" else (SFTTrainer, SFTConfig(**settings))
     trainer = kind(
@@ -58,7 +49,7 @@ def main(method: str, model: str, file: str, count: int, batch: int, length: int
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
-        callbacks=[steps.callback()],
+        callbacks=[measured.callback()],
     )
     trainer.train()
 

@@ -20,6 +20,7 @@ if how == "killed":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's own, which may come as soon as the other has died
 ranks.join(place, join_minutes=1, timeout_minutes=1)
 if place.leads:
+    file.with_name("joined").touch()
     if how == "killed":
         looked, look = [], ranks._end_of
         def stopped(peer):
@@ -33,6 +34,8 @@ if place.leads:
     lost = ranks.lost(StoppedError(15) if how == "stops" else RuntimeError("the connection was closed"))
     file.write_text(str(lost))
 elif how == "killed":
+    while not file.with_name("joined").exists():  # rank 0 may be connecting yet
+        time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGKILL)
 else:
     ranks.report_end(DataError("the training rows differ") if how == "fails" else StoppedError(15))

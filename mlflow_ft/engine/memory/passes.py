@@ -18,7 +18,7 @@ from mlflow_ft.engine import frozen_head, loss
 from mlflow_ft.engine.loss import causal_model
 from mlflow_ft.engine.memory.live import GRADIENTS, LOGITS, Live, gradients_in_use
 from mlflow_ft.engine.memory.values import Setting
-from mlflow_ft.engine.models import fused_head, lean
+from mlflow_ft.engine.models import fused_head, lean, routers
 from mlflow_ft.engine.models.wrapping import layers_below_head
 from mlflow_ft.engine.training import parts
 
@@ -55,7 +55,7 @@ def step(setting: Setting, model: Any) -> Pass:
     live = Live(model)
     kept: dict[str, int] = {}
     batch, sides = setting.batch, 2 if setting.method in PAIRS else 1
-    if setting.at_once is not None:
+    if setting.at_once is not None and not routers.weighted(model):  # the balance is that of the whole batch
         batch = parts.rows_at_once(batch, sides * setting.length, setting.at_once)
     rows = batch * sides
     recomputing = setting.recomputing and not setting.checkpointing

@@ -62,6 +62,12 @@ class UnbalancedEvaluation:
         return metrics
 
 
+def weighted(module: Any) -> bool:
+    """Whether the model's config gives the loss that balances experts a weight."""
+    config = causal_model(module).config.get_text_config()
+    return hasattr(config, SWITCH) and bool(getattr(config, WEIGHT, 0))
+
+
 @torch.no_grad()
 def balanced(module: Any) -> bool:
     """Whether transformers computes the loss that spreads the tokens over this model's experts, adapter included."""

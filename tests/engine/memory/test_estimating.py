@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import AutoConfig
 
 from mlflow_ft.engine import frozen_head
 from mlflow_ft.engine.memory import depth
@@ -101,6 +102,14 @@ def test_a_batch_in_parts_takes_what_one_part_takes(tiny_model: Path) -> None:
     assert of(tiny_model, batch=32, length=200, at_once=500).phases == part, "its gradients are there from the first on"
     whole = of(tiny_model, batch=2, length=200)
     assert of(tiny_model, batch=2, length=200, at_once=500) == whole
+
+
+def test_experts_that_are_balanced_see_the_whole_batch(small: Callable[..., Path]) -> None:
+    """In training, a batch with that loss is one part (`InParts.parts`)."""
+    model = small("mixtral")
+    assert AutoConfig.from_pretrained(model).router_aux_loss_coef
+    whole = of(model, batch=8, length=64, dtype="bfloat16")
+    assert of(model, batch=8, length=64, at_once=100, dtype="bfloat16") == whole
 
 
 def test_the_settings_of_a_run_are_those_of_the_estimate(bench: Make) -> None:
