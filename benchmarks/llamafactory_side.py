@@ -37,7 +37,7 @@ def main(method: str, model: str, file: str, count: int, batch: int, length: int
     settings: dict[str, Any] = {
         "stage": "dpo" if method == "dpo" else "sft",
         "do_train": True,
-        "model_name_or_path": model,
+        "model_name_or_path": str(_in_float32(Path(model))),
         "template": "smollm2",
         "dataset": "rows",
         "dataset_dir": str(folder),
@@ -55,6 +55,18 @@ def main(method: str, model: str, file: str, count: int, batch: int, length: int
         "disable_gradient_checkpointing": True,
     }
     run_exp(settings, callbacks=[measured.callback()])
+
+
+def _in_float32(model: Path) -> Path:
+    """The model in the type that the other sides compute in; LLaMA-Factory takes that of the model's config."""
+    folder = Path("llamafactory-model")
+    folder.mkdir(exist_ok=True)
+    for file in model.iterdir():
+        if file.name != "config.json" and not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    return folder
 
 
 def _format(file: Path) -> dict[str, Any]:
