@@ -58,10 +58,12 @@ class InParts:
             return loss
         metrics, losses = self._metrics["train"], []
         before = {name: len(values) for name, values in metrics.items()}
-        for part in several:
-            self._share = 1.0 if self.by_tokens else len(part["input_ids"]) / len(inputs["input_ids"])
-            losses.append(step(model, dict(part), num_items_in_batch))
-        self._share = 1.0
+        try:
+            for part in several:
+                self._share = 1.0 if self.by_tokens else len(part["input_ids"]) / len(inputs["input_ids"])
+                losses.append(step(model, dict(part), num_items_in_batch))
+        finally:
+            self._share = 1.0
         weights = [self._weights(part) for part in several]
         for name, values in metrics.items():
             new = slice(before.get(name, 0), None)
