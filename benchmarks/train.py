@@ -151,7 +151,7 @@ def theirs(side: str, asked: argparse.Namespace, model: Path, folder: Path) -> l
 
 
 def arguments(*, steps: int, batch: int) -> dict[str, Any]:
-    """What transformers' trainer is told by every other tool."""
+    """The arguments of transformers' Trainer that every other tool takes."""
     return {
         "max_steps": steps,
         "per_device_train_batch_size": batch,

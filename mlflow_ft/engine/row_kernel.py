@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-FLASH = 1
-"""The number of the kernel in torch's `SDPBackend`."""
 _KERNEL: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -47,7 +46,10 @@ def fits(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
     """Whether torch would use this kernel for such rows."""
     if query.device.type != "cpu" or dropout or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
-    return int(torch._fused_sdp_choice(query, key, value, is_causal=True, enable_gqa=True)) == FLASH
+    return (
+        int(torch._fused_sdp_choice(query, key, value, is_causal=True, enable_gqa=True))
+        == SDPBackend.FLASH_ATTENTION.value
+    )
 
 
 def attention(

@@ -35,8 +35,10 @@ def test_autocast_is_left_to_torch() -> None:
 
 def test_the_mask_of_numbers_is_made_once() -> None:
     row = row_kernel.Row(2, mask=torch.tensor([[[[True, False], [True, True]]]]))
-    assert row.numbers(torch.float32) is row.numbers(torch.float32)
-    assert row.numbers(torch.float32).tolist() == [[[[0.0, -torch.inf], [0.0, 0.0]]]]  # type: ignore[union-attr]  # not None
+    numbers = row.numbers(torch.float32)
+    assert numbers is not None
+    assert row.numbers(torch.float32) is numbers
+    assert numbers.tolist() == [[[[0.0, -torch.inf], [0.0, 0.0]]]]
 
 
 def test_what_is_kept_is_kept_once() -> None:

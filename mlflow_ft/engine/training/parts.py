@@ -6,6 +6,7 @@ CPU products of matrices are as fast with 1,000 tokens as with 4,000, and smalle
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ Part = Mapping[str, Any]
 """The tensors of some rows of a batch."""
 
 
-class InParts:
+class InParts(ABC):
     """A trainer that computes a batch in parts: a mixin before its class."""
 
     at_once: int | None = None
@@ -42,12 +43,14 @@ class InParts:
             return [inputs]
         return self._parts(inputs, self.at_once)
 
+    @abstractmethod
     def _parts(self, inputs: Part, tokens: int) -> list[Part]:
-        raise NotImplementedError
+        """The rows of a batch in parts of at most so many tokens."""
 
-    def _weights(self, part: Part) -> Mapping[str, float]:
+    @staticmethod
+    @abstractmethod
+    def _weights(part: Part) -> Mapping[str, float]:
         """By how much a part's value of a metric counts; if it is not among them, by its rows."""
-        raise NotImplementedError
 
     def training_step(self, model: Any, inputs: Part, num_items_in_batch: Any = None) -> Tensor:
         """The gradients of a batch, part by part; the sum of the parts' losses is the loss of the batch."""
@@ -91,7 +94,7 @@ def of_rows(inputs: Part, tokens: int, *, shares: bool = False) -> list[Part]:
     if set(inputs) != IN_ROWS or mask is None or mask.sum() <= tokens:
         return [inputs]
     lengths: list[int] = mask.sum(dim=1).tolist()
-    alike = beginnings.common(inputs["input_ids"], mask.bool()).tolist() if shares else None
+    alike = _alike(inputs).tolist() if shares else None
     return [_rows(inputs, list(rows)) for rows in _grouped(lengths, alike, tokens)]
 
 
@@ -107,15 +110,16 @@ def of_pairs(inputs: Part, tokens: int, *, shares: bool = False) -> list[Part]:
     if set(inputs) - OF_PAIRS != IN_PAIRS or mask.sum() <= tokens:
         return [inputs]
     count = len(mask) // 2
-    common = torch.zeros(count, dtype=torch.long)
-    if shares:
-        both = [inputs["input_ids"].chunk(2), mask.chunk(2)]
-        alike = (both[0][0] == both[0][1]) & (both[1][0] & both[1][1]).bool()
-        common = alike.int().cumprod(dim=1).sum(dim=1)
-        common = common.where(common >= beginnings.SHORTEST, 0)
-    lengths: list[int] = (mask.sum(dim=1).view(2, count).sum(dim=0) - common).tolist()
+    own = mask.sum(dim=1).view(2, count).sum(dim=0)
+    lengths: list[int] = (own - _alike(inputs)[:count, count:].diagonal() if shares else own).tolist()
     parts = [list(pairs) for pairs in _grouped(lengths, None, tokens)]
     return [_rows(inputs, [*pairs, *(count + pair for pair in pairs)], pairs) for pairs in parts]
+
+
+def _alike(inputs: Part) -> Tensor:
+    """What each two rows have in common at their beginning, in tokens, if it is computed once, else 0."""
+    common = beginnings.common(inputs["input_ids"], inputs["attention_mask"].bool())
+    return common.where(common >= beginnings.SHORTEST, 0)
 
 
 def rows_at_once(rows: int, length: int, tokens: int) -> int:
@@ -124,11 +128,10 @@ def rows_at_once(rows: int, length: int, tokens: int) -> int:
 
 
 def _grouped(lengths: Sequence[int], alike: Sequence[Sequence[int]] | None, tokens: int) -> list[range]:
-    """The rows of each part; `alike` has the length of what two rows have in common at their beginning."""
+    """The rows of each part; `alike` has what each two rows have in common, which counts once."""
     parts, begin, total = [], 0, 0
     for row, length in enumerate(lengths):
-        shared = max(alike[row][begin:row], default=0) if alike else 0
-        own = length - (shared if shared >= beginnings.SHORTEST else 0)
+        own = length - (max(alike[row][begin:row], default=0) if alike else 0)
         if row > begin and total + own > tokens:
             parts.append(range(begin, row))
             begin, total, own = row, 0, length

@@ -96,7 +96,8 @@ class PreparedDPOTrainer(InParts, UnbalancedEvaluation, PairsAsTheyAre, DPOTrain
     def _parts(self, inputs: Part, tokens: int) -> list[Part]:
         return parts.of_pairs(inputs, tokens, shares=self.shares_beginnings)
 
-    def _weights(self, part: Part) -> Mapping[str, float]:
+    @staticmethod
+    def _weights(part: Part) -> Mapping[str, float]:
         learned = part["completion_mask"][:, 1:].sum(dim=1)
         chosen, rejected = (int(side.sum()) for side in learned.chunk(2))
         of_chosen = dict.fromkeys(("logits/chosen", "mean_token_accuracy"), chosen)

@@ -46,7 +46,8 @@ class LabelledTokensTrainer(InParts, SFTTrainer):
     def _parts(self, inputs: Part, tokens: int) -> list[Part]:
         return parts.of_rows(inputs, tokens, shares=self.shares_beginnings)
 
-    def _weights(self, part: Part) -> Mapping[str, float]:
+    @staticmethod
+    def _weights(part: Part) -> Mapping[str, float]:
         return {"mean_token_accuracy": int((part["labels"][:, 1:] != IGNORED).sum())}
 
     def compute_loss(

@@ -143,9 +143,9 @@ class Costs:
             processes=processes(choice, hardware),
             dtype=dtype(hardware, config),
             checkpointing=machine.checkpointing(config, gpu=hardware.gpus > 0),
-            at_once=machine.tokens_at_once(
-                config, self.registry.trainers[config.method], gpu=hardware.gpus > 0 or choice.strategy != "local"
-            ),
+            at_once=machine.tokens_at_once(config, self.registry.trainers[config.method], gpu=hardware.gpus > 0)
+            if choice.strategy == "local"
+            else None,
             optimizer=machine.optimizer(config, gpu=hardware.gpus > 0),
         )
         return estimating.estimate(setting)

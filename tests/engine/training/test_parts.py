@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,11 +41,11 @@ def test_rows_stay_whole_and_in_order() -> None:
 
 
 @given(
-    st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=60), min_size=1, max_size=9),
-    st.integers(1, 150),
-    st.booleans(),
+    rows=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=60), min_size=1, max_size=9),
+    tokens=st.integers(1, 150),
+    shares=st.booleans(),
 )
-def test_every_row_is_in_one_part(rows: list[list[int]], tokens: int, shares: bool) -> None:  # noqa: FBT001  # given
+def test_every_row_is_in_one_part(rows: list[list[int]], tokens: int, *, shares: bool) -> None:
     several = parts.of_rows(batch_of(*rows), tokens, shares=shares)
     found = [
         ids[:length].tolist() for part in several for ids, length in zip(part["input_ids"], lengths(part), strict=True)
@@ -101,7 +100,7 @@ def test_a_prompt_counts_once_a_pair() -> None:
 
 def test_a_metric_counts_by_the_tokens_that_it_is_a_mean_of() -> None:
     batch = pairs_of([OWN[:30]], [OWN[:10]])
-    weights = preference.PreparedDPOTrainer._weights(SimpleNamespace(), batch)  # type: ignore[arg-type]  # it asks nothing
+    weights = preference.PreparedDPOTrainer._weights(batch)
     assert weights == {"entropy": 38, "logits/chosen": 29, "logits/rejected": 9, "mean_token_accuracy": 29}
 
 
