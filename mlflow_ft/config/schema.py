@@ -179,7 +179,7 @@ class EvaluationSection(Section):
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest generated answer, in tokens."""
     per_device_eval_batch_size: int = Field(default=16, ge=1)
-    """Rows per forward pass in evaluation and generation."""
+    """Rows per forward pass in evaluation and generation. On a CPU, short answers are generated more at a time."""
     guards: dict[str, str] | None = None
     """Further data by name (`{safety: refusals.jsonl}`), scored before and after as `safety/SCORE`, that must not get
     worse; a source, or a ready set (`{general: builtin}`, `mlflow-ft show guards`)."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+from pathlib import Path
+
 import psutil
 import torch
 
@@ -15,6 +19,10 @@ AT_ONCE = 1024
 """Tokens of a pass on a CPU, where products of matrices are as fast with 1,000 as with 4,000."""
 SELECTIVE = "selective"
 """The value of `training.gradient_checkpointing` with which no matrix is multiplied again."""
+STATUS = Path("/proc/self/status")
+ANSWER_TOKENS = 8192
+"""Tokens of prompts and answers that are generated at the same time on a CPU: half of what 16 rows of 1,024 have, the
+defaults of an evaluation."""
 
 
 def device() -> torch.device:
@@ -96,6 +104,17 @@ def tokens_at_once(config: Config, trainer: Trainer, *, gpu: bool | None = None)
     return None if whole or (torch.cuda.is_available() if gpu is None else gpu) else AT_ONCE
 
 
+def answers_at_once(batch_size: int, tokens: int, *, gpu: bool | None = None) -> int:
+    """Answers that are generated at the same time; each has, with its prompt, at most so many `tokens`.
+
+    On a CPU a step takes about as long as reading the weights, whatever the batch: so there are as many as have
+    `ANSWER_TOKENS` together, if that is more than the `batch_size` asked for.
+    """
+    if torch.cuda.is_available() if gpu is None else gpu:
+        return batch_size
+    return max(batch_size, ANSWER_TOKENS // max(1, tokens))
+
+
 def fused(config: Config) -> bool:
     """Whether LoRA's part of layers, and gated MLPs, are computed in one step; not with shares of weights."""
     return config.adapter.fused and _as_written(config)
@@ -133,3 +152,13 @@ def in_use() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return int(psutil.Process().memory_info().rss)
+
+
+def most_in_use() -> int:
+    """The most bytes that there were of `in_use` (since it was reset, `memory.measuring`)."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    with suppress(OSError):
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
+            return int(peak[1]) * 1024
+    return in_use()

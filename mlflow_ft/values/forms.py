@@ -9,7 +9,11 @@ from typing import Any, Protocol
 
 
 class Form(Protocol):
-    """A form of the trained model, loaded from its files by the program that runs it."""
+    """A form of the trained model, loaded from its files by the program that runs it.
+
+    One that can answer several prompts at once may also have `all_continued(rows, length)`, with a list of rows, and a
+    list of what `continued` would give for each.
+    """
 
     def logits(self, input_ids: Any, positions: Any) -> Any:
         """Logits (or log-probabilities), a torch.Tensor of shape (positions, vocabulary), of one row of token ids.

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 
 from mlflow_ft.engine import batches, ranks
+from mlflow_ft.engine.judging import greedy
 from mlflow_ft.engine.loss import causal_model, suited
-from mlflow_ft.engine.models import early_leave, generation, left_padding, loading
+from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.rewards import reward_judges
-from mlflow_ft.engine.tokens import render, room
+from mlflow_ft.engine.tokens import render
 from mlflow_ft.progress import Bar, Progress
 from mlflow_ft.rows import Encoded, Example
 from mlflow_ft.values import Answer, Data, Job, Run, Trained
@@ -206,23 +207,17 @@ def answers(
 ) -> list[Answer]:
     """Generate greedy answers in place of each conversation's last turn."""
     ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
-    pad = data.tokenizer.pad_token_id
+    ends = loading.token_ids(causal_model(model).generation_config.eos_token_id)
     answered: dict[int, Answer] = {}
-    if crowded(model, max(map(len, ids), default=0), max_new_tokens):
-        batch_size = 1  # so that each answer may be as long as its own prompt allows
-    for indices in left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad):
-        generated = _generate(model, data, [ids[index] for index in indices], max_new_tokens=max_new_tokens)
-        for index, (text, finished) in zip(indices, generated, strict=True):
+    pad = data.tokenizer.pad_token_id
+    for batch in greedy.batches(model, ids, length=max_new_tokens, batch_size=batch_size, pad_token_id=pad):
+        for index, tokens in batch.items():
+            finished = bool(tokens) and tokens[-1] in ends
+            text = data.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True).strip()
             answered[index] = answer_to(examples[index], text, finished=finished)
         if bar:
-            bar.advance(len(indices))
+            bar.advance(len(batch))
     return [answered[index] for index in range(len(examples))]
-
-
-def crowded(model: Any, length: int, more: int) -> bool:
-    """Whether a model lacks positions for `more` tokens after `length`."""
-    left = room.left(model, length)
-    return left is not None and left < more
 
 
 def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
@@ -234,30 +229,6 @@ def answer_to(example: Example, text: str, *, finished: bool) -> Answer:
         finished=finished,
         columns=reward_judges.columns(example),
     )
-
-
-def _generate(model: Any, data: Data, prompts: list[list[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
-    """Greedy continuations, and whether each ended its turn. Prompts are padded on the left."""
-    causal = causal_model(model)
-    longest = max(map(len, prompts))
-    if crowded(model, longest, max_new_tokens):
-        max_new_tokens = room.left(model, longest) or 0
-    if not max_new_tokens:
-        return [("", False)] * len(prompts)
-    batch = left_padding.padded(prompts, pad_token_id=data.tokenizer.pad_token_id)
-    stops = loading.token_ids(causal.generation_config.eos_token_id)
-    with loading.quiet_peft(), early_leave.leaving_early(model):
-        output = model.generate(
-            **{name: value.to(causal.device) for name, value in batch.items()},
-            max_new_tokens=max_new_tokens,
-            **generation.GREEDY,
-            use_cache=True,
-        )
-    results = []
-    for new in output[:, batch["input_ids"].shape[1] :].tolist():
-        end = next((position for position, token in enumerate(new) if token in stops), None)
-        results.append((data.tokenizer.decode(new[:end], skip_special_tokens=True).strip(), end is not None))
-    return results
 
 
 def subjects(job: Job, data: Data, trained: Trained) -> Iterator[JudgedModel]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from mlflow_ft.engine.judging.reference import LENGTH, Loaded, filled, kl, prompt
+from mlflow_ft.engine.judging.reference import LENGTH, Loaded, all_continued, filled, kl, prompt
 from mlflow_ft.values import Form
 
 
@@ -88,7 +88,7 @@ def measure(form: Form, reference: Path, *, answers: bool = True) -> Parity:
     rows = [_row(form, kept, index) for index in range(sum(name.endswith(".input_ids") for name in kept))]
     divergence = torch.cat([row.kl for row in rows])
     agreement = torch.cat([row.trained.argmax(dim=-1) == row.filled.argmax(dim=-1) for row in rows])
-    answered = [answer for row in rows if answers and (answer := _answer(form, kept, row))]
+    answered = _answers(form, kept, rows) if answers else []
     numbers = {
         "kl_mean": divergence.mean().item(),
         "kl_max": divergence.max().item(),
@@ -117,12 +117,13 @@ def _row(form: Form, kept: Mapping[str, Tensor], index: int) -> _Row:
     )
 
 
-def _answer(form: Form, kept: Mapping[str, Tensor], row: _Row) -> Mapping[str, Any] | None:
-    if f"{row.index}.continued" not in kept:
-        return None
-    trained = kept[f"{row.index}.continued"].tolist()
-    continuation = form.continued(prompt(row.input_ids, row.positions), LENGTH)
-    return {"row": row.index, "trained": trained, "found": continuation}
+def _answers(form: Form, kept: Mapping[str, Tensor], rows: Sequence[_Row]) -> list[Mapping[str, Any]]:
+    asked = [row for row in rows if f"{row.index}.continued" in kept]
+    continuations = all_continued(form, [prompt(row.input_ids, row.positions) for row in asked], LENGTH)
+    return [
+        {"row": row.index, "trained": kept[f"{row.index}.continued"].tolist(), "found": found}
+        for row, found in zip(asked, continuations, strict=True)
+    ]
 
 
 def _goes_on(trained: list[int], form: list[int]) -> bool:

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from mlflow_ft.engine.judging import greedy
 from mlflow_ft.engine.loss import causal_model, keeps_last
-from mlflow_ft.engine.models import generation, loading
-from mlflow_ft.engine.tokens import room
+from mlflow_ft.engine.models import loading
 from mlflow_ft.errors import ModelError
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Form
@@ -48,7 +48,10 @@ class Loaded:
         return logits_at(self.model, input_ids, positions)
 
     def continued(self, input_ids: Tensor, length: int) -> list[int]:
-        return continued(self.model, input_ids, length)
+        return continued(self.model, [input_ids], length)[0]
+
+    def all_continued(self, prompts: Sequence[Tensor], length: int) -> list[list[int]]:
+        return continued(self.model, prompts, length)
 
 
 def keep(model: Any, data: Data, file: Path) -> None:
@@ -69,12 +72,15 @@ def keep_answers(model: Any, tokenizer: Any, questions: Sequence[str], file: Pat
         raise ModelError(
             "the model has no chat template, so it cannot answer prompts", hint="add chat_template.jinja to its folder"
         )
-    rows = []
-    for question in questions:
-        messages = [{"role": "user", "content": question}]
-        prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer = continued(model, torch.tensor(prompt_ids), LENGTH)
-        rows.append(Encoded(input_ids=(*prompt_ids, *answer), labels=(*[-100] * len(prompt_ids), *answer)))
+    asked = [[{"role": "user", "content": question}] for question in questions]
+    prompts = [
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) for messages in asked
+    ]
+    answers = continued(model, [torch.tensor(prompt_ids) for prompt_ids in prompts], LENGTH)
+    rows = [
+        Encoded(input_ids=(*prompt_ids, *answer), labels=(*[-100] * len(prompt_ids), *answer))
+        for prompt_ids, answer in zip(prompts, answers, strict=True)
+    ]
     save_file(of_rows(model, rows), file)
 
 
@@ -83,6 +89,7 @@ def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
     is an adapter that can be switched off, and `N.continued` of the first rows.
     """
     kept: dict[str, Tensor] = {}
+    prompts: list[Tensor] = []
     left = POSITIONS
     for index, row in enumerate(rows):
         places = compared(row)[:left]
@@ -97,10 +104,10 @@ def of_rows(model: Any, rows: list[Encoded]) -> dict[str, Tensor]:
                 bare = logits_at(model, ids, positions)
             width = min(bare.shape[1], logits.shape[1])
             kept[f"{index}.base_kl"] = kl(logits[:, :width], bare[:, :width])
-        if index < PROMPTS and causal_model(model).can_generate():
-            kept[f"{index}.continued"] = torch.tensor(
-                continued(model, prompt(ids, positions), LENGTH), dtype=torch.int64
-            )
+        prompts.append(prompt(ids, positions))
+    if causal_model(model).can_generate():
+        for index, answer in enumerate(continued(model, prompts[:PROMPTS], LENGTH)):
+            kept[f"{index}.continued"] = torch.tensor(answer, dtype=torch.int64)
     return kept
 
 
@@ -153,22 +160,23 @@ def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
     return at
 
 
-@torch.no_grad()
-def continued(model: Any, input_ids: Tensor, length: int) -> list[int]:
-    """The most probable next tokens, at most `length`, up to and including an end token."""
-    device = causal_model(model).device
-    if (left := room.left(model, len(input_ids))) is not None and left < length:
-        length = left
-    if not length:
-        return []
-    with loading.quiet_peft():
-        output = model.generate(
-            input_ids=input_ids[None].to(device),
-            attention_mask=torch.ones_like(input_ids[None]).to(device),
-            max_new_tokens=length,
-            **generation.GREEDY,
-        )
-    return [int(token) for token in output[0, len(input_ids) :]]
+def continued(model: Any, prompts: Sequence[Tensor], length: int) -> list[list[int]]:
+    """The most probable next tokens of each prompt, at most `length`, up to and including an end token."""
+    rows = [prompt.tolist() for prompt in prompts]
+    settings = causal_model(model).generation_config
+    pad = next(iter([*loading.token_ids(settings.pad_token_id), *loading.token_ids(settings.eos_token_id), 0]))
+    found: dict[int, list[int]] = {}
+    for batch in greedy.batches(model, rows, length=length, batch_size=PROMPTS, pad_token_id=pad):
+        found |= batch
+    return [found[index] for index in range(len(rows))]
+
+
+def all_continued(form: Form, prompts: Sequence[Tensor], length: int) -> list[list[int]]:
+    """What a form gives after each prompt; at once, if it can."""
+    together = getattr(form, "all_continued", None)
+    if together is not None:
+        return list(together(prompts, length))
+    return [form.continued(prompt_ids, length) for prompt_ids in prompts]
 
 
 def text(form: Form, tokenizer: Any, input_ids: Sequence[int]) -> str:

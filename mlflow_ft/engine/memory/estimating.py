@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mlflow_ft.engine import hardware
 from mlflow_ft.engine.memory import passes
 from mlflow_ft.engine.memory.depth import Depth
 from mlflow_ft.engine.memory.fake import Fake
@@ -57,7 +58,8 @@ def _estimated(setting: Setting) -> Estimate:
         rows = setting.batch * setting.accumulation
         others.append(depth.taken(partial(passes.generated, setting, rows=rows)))
     if generates:
-        judged.append(depth.taken(partial(passes.generated, setting, rows=setting.eval_batch)))
+        rows = hardware.answers_at_once(setting.eval_batch, setting.length + setting.new_tokens, gpu=setting.gpu)
+        judged.append(depth.taken(partial(passes.generated, setting, rows=rows)))
     phases = [_training(setting, held, step, others), _evaluation(held, judged)]
     if setting.adapter is not None and setting.merges:
         phases.append(_merge(setting, held, evaluated))

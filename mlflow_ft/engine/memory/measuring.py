@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from mlflow_ft.engine.hardware import in_use
+from mlflow_ft.engine import hardware
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 """Written to `clear_refs`, it makes the kernel forget the process's highest resident set (proc(5))."""
 
@@ -24,12 +24,12 @@ class Meter:
     """The most memory in use since it was made, beyond what was in use then."""
 
     def __init__(self) -> None:
-        self._before = in_use()
+        self._before = hardware.in_use()
         _forget_peak()
 
     def peak(self) -> int:
         """Bytes."""
-        return max(0, _highest() - self._before)
+        return max(0, hardware.most_in_use() - self._before)
 
 
 def available(*, sharing: int = 1) -> int:
@@ -51,15 +51,6 @@ def _forget_peak() -> None:
         return
     with suppress(OSError):
         CLEAR.write_text(RESET_PEAK)
-
-
-def _highest() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    with suppress(OSError):
-        if peak := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
-            return int(peak[1]) * 1024
-    return in_use()
 
 
 def _left_in_container() -> int:

@@ -7,9 +7,9 @@ some keep one state for all rows (RWKV). So it is measured on the model itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,8 +30,10 @@ ROUNDING, NOISE = 1e-4, 10
 """A difference of a log-probability (nats) counts above `ROUNDING` + `NOISE` times the effect of the batch size."""
 BATCHED = 0.05
 """Largest mean difference (nats) that another batch size may make: rounding stays below it in any type."""
+UNRELATED = ("_name_or_path", "quantization_config", "transformers_version", "use_cache")
+"""Settings of a model that say nothing about padding; nor do the ids of its tokens."""
 Way = Literal["padded", "alike", "alone"]
-_WAYS: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
+_WAYS: dict[tuple[object, ...], Way] = {}
 
 
 def padded(rows: Sequence[Row], *, pad_token_id: int) -> dict[str, Tensor]:
@@ -50,18 +52,25 @@ def batches(model: Any, prompts: Sequence[Row], *, batch_size: int, pad_token_id
 
 
 def together(model: Any, prompts: Sequence[Row], *, pad_token_id: int) -> Way:
-    """How prompts can be batched so that each answer is the one it has alone; measured once for each model.
+    """How prompts can be batched so that each answer is the one it has alone; measured once for each kind of model.
 
     "padded": on the left; "alike": only prompts of one length; "alone": one prompt at a time.
     """
     if loading.learns_prompt(model):
         return "alike"  # padding would come between the learned prompt and the text
-    causal = causal_model(model)
-    if causal not in _WAYS:
+    kind = _kind(causal_model(model))
+    if kind not in _WAYS:
         short, long = min(prompts, key=len)[-LONGEST:], max(prompts, key=len)
         long = long[-max(LONGEST, len(short) + 1) :] if len(long) > len(short) else [*long, *long]
-        _WAYS[causal] = _way(model, short, long, pad_token_id)
-    return _WAYS[causal]
+        _WAYS[kind] = _way(model, short, long, pad_token_id)
+    return _WAYS[kind]
+
+
+def _kind(causal: Any) -> tuple[object, ...]:
+    """What padding depends on: the code and the settings of a model, not its weights."""
+    config = causal.config
+    settings = {name: value for name, value in config.to_dict().items() if name not in (*UNRELATED, *generation.TOKENS)}
+    return type(causal), causal.dtype, config._attn_implementation, json.dumps(settings, sort_keys=True, default=str)
 
 
 def _way(model: Any, short: Row, long: Row, pad_token_id: int) -> Way:

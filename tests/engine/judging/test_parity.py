@@ -202,6 +202,6 @@ def test_the_reference_holds_what_the_model_says(adapted: SimpleNamespace) -> No
     row = next(row for row in adapted.bench.data.eval.encoded if row.supervised > 1)
     first = next(place for place, label in enumerate(row.labels) if label != -100)
     said = kept["0.continued"].tolist()
-    assert said == model_reference.continued(model, torch.tensor(row.input_ids[:first]), model_reference.LENGTH)
+    assert [said] == model_reference.continued(model, [torch.tensor(row.input_ids[:first])], model_reference.LENGTH)
     assert 0 < len(said) <= model_reference.LENGTH
     assert f"{model_reference.PROMPTS}.continued" not in kept

@@ -26,6 +26,11 @@ ROWS = [[DRAW.randrange(3, 500) for _ in range(DRAW.randrange(9, 40))] for _ in 
 PADDED = ("llama", "gpt2", "mamba", "qwen3_5", "qwen3_moe", "opt", "bloom", "jamba")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_measured_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_padding, "_WAYS", {})
+
+
 def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -50,14 +55,18 @@ def test_how_several_prompts_are_answered_at_once(small: Small, kind: str, way: 
 
 
 def test_it_is_measured_once_and_only_where_there_are_several(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, calls = loaded(small("llama")), []
+    model, again, calls = loaded(small("llama")), loaded(small("llama")), []
     monkeypatch.setattr(left_padding, "_way", lambda *_: calls.append(1) or "padded")
     for prompts, batch_size in ((ROWS, 1), (ROWS[:1], 8)):
         assert list(left_padding.batches(model, prompts, batch_size=batch_size, pad_token_id=0))
     assert not calls
-    for _ in range(3):
-        assert list(left_padding.batches(model, ROWS, batch_size=4, pad_token_id=0))
+    again.config.use_cache, again.config.pad_token_id = False, 7
+    for one in (model, model, again):
+        assert list(left_padding.batches(one, ROWS, batch_size=4, pad_token_id=0))
     assert len(calls) == 1
+    assert list(left_padding.batches(loaded(small("gpt2")), ROWS, batch_size=4, pad_token_id=0))
+    assert list(left_padding.batches(model.bfloat16(), ROWS, batch_size=4, pad_token_id=0))
+    assert len(calls) == 3
 
 
 def test_prompts_of_one_length_are_looked_at_too(small: Small) -> None:
