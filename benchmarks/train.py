@@ -2,6 +2,7 @@
 
     python benchmarks/train.py                                  # the built-in model and data
     python benchmarks/train.py --method dpo --data pairs.json --steps 6
+    python benchmarks/train.py --method dpo --sides mlflow-ft "mlflow-ft, again" TRL
     python benchmarks/train.py --method qlora --rounds 3 --model MODEL --data rows.json
     python benchmarks/train.py --matmul             # and the share of the processor's rate of matrix products
     python benchmarks/train.py --sides mlflow-ft LLaMA-Factory --llamafactory /path/of/its/environment/bin/python
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,7 +29,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RATE, RANK = 2e-4, 16
 HELD_OUT = 2
-OURS = {"mlflow-ft": "auto", "mlflow-ft, padded": "padded"}
+AGAIN = "mlflow-ft, again"
+"""A second run on the same rows and base, with what the first left in the cache."""
+OURS = {"mlflow-ft": "auto", AGAIN: "auto", "mlflow-ft, padded": "padded"}
 """The sides of this project, and `training.batching` of each."""
 FACTORY = "LLaMA-Factory"
 
@@ -43,10 +47,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of a row, at most")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--sides", nargs="+", default=[*OURS, "TRL"], choices=[*OURS, "TRL", FACTORY])
+    parser.add_argument("--sides", nargs="+", default=["mlflow-ft", "TRL"], choices=[*OURS, "TRL", FACTORY])
     parser.add_argument("--llamafactory", default="python", help="Python of an environment with llamafactory 0.9.5")
     parser.add_argument("--matmul", action="store_true")
     asked = parser.parse_args()
+    if AGAIN in asked.sides and "mlflow-ft" not in asked.sides[: asked.sides.index(AGAIN)]:
+        parser.error(f"{AGAIN!r} comes after 'mlflow-ft'")
     if FACTORY in asked.sides and asked.method == "qlora":
         parser.error(f"{FACTORY}'s side has no qlora")
     with tempfile.TemporaryDirectory() as name:
@@ -96,9 +102,12 @@ def prepare(asked: argparse.Namespace, folder: Path) -> Path:
 
 def run(side: str, asked: argparse.Namespace, model: Path, folder: Path, **environment: str) -> dict[str, Any]:
     """One training in a process of its own: `times`, `losses` and `peak`."""
-    file = folder / "steps.json"
+    file, cache = folder / "steps.json", folder / "cache"
     file.unlink(missing_ok=True)
+    if side != AGAIN:
+        shutil.rmtree(cache, ignore_errors=True)
     environ = os.environ | {
+        "MLFLOW_FT_DATA_CACHE": str(cache),
         "STEPS_FILE": str(file),
         "PYTHONPATH": str(ROOT),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/runs.db",

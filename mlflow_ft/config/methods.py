@@ -57,6 +57,9 @@ class ObjectiveSection(Section):
     """Share of preferences that are assumed to be the wrong way round."""
     precompute_ref_log_probs: bool = False
     """Run the reference model once before training instead of at every step."""
+    remember_ref_log_probs: bool = True
+    """Keep what the reference model gives each answer (dpo, kto), and use it again in later epochs, held-out losses and
+    runs with the same base."""
     desirable_weight: float = Field(default=1.0, ge=0)
     """Weight of good answers (kto)."""
     undesirable_weight: float = Field(default=1.0, ge=0)

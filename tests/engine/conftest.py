@@ -144,12 +144,14 @@ def lay(
 
 
 @pytest.fixture
-def bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
-    """`bench("lora", **{"adapter.r": 4}).train()`: each bench has its own folder."""
+def bench(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    """`bench("lora", **{"adapter.r": 4}).train()`: each bench has its own folder and, unless given, cache."""
     made = iter(range(100))
 
-    def make(method: str = "lora", *, model: Path = tiny_model, **more: Any) -> Bench:
-        return lay(tmp_path / f"job{next(made)}", method, model=model, **more)
+    def make(method: str = "lora", *, model: Path = tiny_model, cache: Path | None = None, **more: Any) -> Bench:
+        folder = tmp_path / f"job{next(made)}"
+        monkeypatch.setenv("MLFLOW_FT_DATA_CACHE", str(cache or folder / "cache"))
+        return lay(folder, method, model=model, **more)
 
     return make
 

@@ -160,9 +160,10 @@ def _matrix(layer: Any, x: Tensor) -> Matrix | None:
     high: Any = None
     scaling, parts = 0.0, [layer]
     if type(layer) in ADAPTED:
-        if (name := plain(layer, x)) is None:
-            return None
-        low, high, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
+        if not layer.disable_adapters or layer.merged:
+            if (name := plain(layer, x)) is None:
+                return None
+            low, high, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
         layer = layer.base_layer
         parts.append(layer)
     if not is_matrix(layer) or any(recomputing.looked_into(part) for part in parts):

@@ -16,8 +16,9 @@ from mlflow_ft.engine import batches
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.models.routers import UnbalancedEvaluation
 from mlflow_ft.engine.tokens.masking import IGNORED
-from mlflow_ft.engine.training import loop, parts, starts
+from mlflow_ft.engine.training import loop, parts, reference_log_probs, starts
 from mlflow_ft.engine.training.parts import InParts, Part
+from mlflow_ft.engine.training.reference_log_probs import Answers, RemembersReference
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Split, Trained
 
@@ -84,8 +85,12 @@ class PairsAsTheyAre:
         return feature
 
 
-class PreparedDPOTrainer(InParts, UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
+class PreparedDPOTrainer(InParts, RemembersReference, UnbalancedEvaluation, PairsAsTheyAre, DPOTrainer):
     """DPO on our pairs."""
+
+    def _answers(self, inputs: Part) -> Mapping[tuple[str, ...], Answers]:
+        sides = inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
+        return {("ref_chosen_logps", "ref_rejected_logps"): sides}
 
     def compute_loss(self, *given: Any, **options: Any) -> Any:
         """The loss of a batch, or what its part adds to it."""
@@ -140,6 +145,7 @@ def dpo(job: Job, data: Data, model: Model) -> Trained:
             callbacks=callbacks,
         )
         settle_reference(job, model)
+        reference_log_probs.use(job, model.base, trainer)
         return trainer
 
     return loop.run(job, data, model, make, fused=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from mlflow_ft.engine import ranks
 from mlflow_ft.engine.models.routers import UnbalancedEvaluation
 from mlflow_ft.engine.tokens.masking import IGNORED
-from mlflow_ft.engine.training import loop
+from mlflow_ft.engine.training import loop, reference_log_probs
 from mlflow_ft.engine.training.preference import AS_THEY_ARE, second_model, settle_reference
+from mlflow_ft.engine.training.reference_log_probs import Answers, RemembersReference
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import Data, Job, Model, Split, Trained
 
@@ -25,11 +26,21 @@ WRITTEN = 1000
 """Rows that are written to disk at once."""
 
 
-class PreparedKTOTrainer(UnbalancedEvaluation, KTOTrainer):
+class PreparedKTOTrainer(RemembersReference, UnbalancedEvaluation, KTOTrainer):
     """KTO on our rows, which already have the mismatched answers for the KL estimate."""
+
+    def _answers(self, inputs: Mapping[str, Any]) -> Mapping[tuple[str, ...], Answers]:
+        answers: dict[tuple[str, ...], Answers] = {("ref_logps",): _tensors(inputs, "")}
+        return answers | ({("ref_KL_logps",): _tensors(inputs, "KL_")} if self.calculate_KL else {})
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
+
+
+def _tensors(inputs: Mapping[str, Any], prefix: str) -> Answers:
+    names = ("input_ids", "attention_mask", "completion_mask")
+    ids, mask, answer = (inputs[f"{prefix}{name}"] for name in names)
+    return ids, mask, answer
 
 
 def kto(job: Job, data: Data, model: Model) -> Trained:
@@ -52,6 +63,7 @@ def kto(job: Job, data: Data, model: Model) -> Trained:
             callbacks=callbacks,
         )
         settle_reference(job, model)
+        reference_log_probs.use(job, model.base, trainer)
         return trainer
 
     job.folder.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,23 @@ def test_layers_without_lora_are_matrices(small: Small, products: list[int]) -> 
     assert set(products) == {1}
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_with_its_adapter_off_it_is_the_base(small: Small, products: list[int], *, quantised: bool) -> None:
+    """So dpo and kto compute their reference."""
+    model = adapted(small("llama"), quantised=quantised)
+    fused = FusedMlp(model)
+    with torch.no_grad(), model.disable_adapter():
+        usual = model(IDS).logits
+    fused.on()
+    with torch.no_grad(), model.disable_adapter():
+        torch.testing.assert_close(model(IDS).logits, usual, rtol=1e-5, atol=1e-5)
+        assert set(products) == {0}
+    if not quantised:
+        model.merge_adapter()
+        with torch.no_grad(), model.disable_adapter():  # PEFT takes it out of the weights again
+            torch.testing.assert_close(model(IDS).logits, usual, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("recomputing", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_with_activations_that_are_computed_again(
