@@ -21,7 +21,16 @@ from mlflow_ft.engine.launching import shards, strategy, zero
 from mlflow_ft.engine.models import early_leave, fused_head, lean, liger, loading, routers, row_isolation
 from mlflow_ft.engine.models.row_isolation import Check, NeighboursCallback
 from mlflow_ft.engine.rewards.reward_judges import LoadedReward
-from mlflow_ft.engine.training import batching, even_batches, held_out, longest_batch, other_trackers, starts, trainable
+from mlflow_ft.engine.training import (
+    batching,
+    even_batches,
+    held_out,
+    known_weights,
+    longest_batch,
+    other_trackers,
+    starts,
+    trainable,
+)
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
@@ -125,6 +134,8 @@ def run(
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
         if liger.wanted(job.config):
             liger.apply(trainer.model)
+        if not (job.config.launch.sharded or job.config.launch.own_engine):
+            bars.enter_context(known_weights.known(trainer.model))
         less = {"fused": hardware.fused(job.config), "recomputing": hardware.recomputing(job.config)}
         bars.enter_context(lean.passes(trainer.model, **less, compiled=job.config.training.compile))
         arranged = batching.Batching(job, data, trainer)
