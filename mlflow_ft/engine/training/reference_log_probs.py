@@ -44,6 +44,7 @@ class Kept:
     def __init__(self, file: Path, *, rounding: float = FINE) -> None:
         self.rounding = rounding
         self._file = file
+        self._writes = True
         whole = file.is_file() and file.stat().st_size % RECORD.itemsize == 0
         if not whole:  # a process was killed while it wrote
             file.unlink(missing_ok=True)
@@ -65,9 +66,13 @@ class Kept:
             if key not in self._values and np.isfinite(value)
         }
         self._values |= new
-        if new:
-            with self._file.open("ab", buffering=0) as stream:
-                stream.write(np.array(list(new.items()), dtype=RECORD).tobytes())
+        if new and self._writes:
+            try:
+                with self._file.open("ab", buffering=0) as stream:
+                    stream.write(np.array(list(new.items()), dtype=RECORD).tobytes())
+            except OSError as error:  # the disk is full, or the cache was cleared
+                self._writes = False
+                log.warning("reference log-probabilities are not kept for later runs: %s", error)
 
     def forget(self) -> None:
         """Begin again, without those of earlier runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,18 @@ def test_records_are_read_again(tmp_path: Path) -> None:
         stream.write(b"half a record")
     assert Kept(tmp_path / FILE).of(keys[:1]) is None
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_cache_that_is_cleared_does_not_end_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    kept = Kept(folder / FILE)
+    kept.add([b"a" * 16], [-1.0])
+    shutil.rmtree(folder)
+    for number in (b"b", b"c"):
+        kept.add([number * 16], [-2.0])
+    assert kept.of([b"a" * 16, b"b" * 16, b"c" * 16]) == [-1.0, -2.0, -2.0]
+    assert caplog.text.count("not kept for later runs") == 1
 
 
 def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
