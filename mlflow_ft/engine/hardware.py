@@ -20,9 +20,8 @@ AT_ONCE = 1024
 SELECTIVE = "selective"
 """The value of `training.gradient_checkpointing` with which no matrix is multiplied again."""
 STATUS = Path("/proc/self/status")
-ANSWER_TOKENS = 8192
-"""Tokens of prompts and answers that are generated at the same time on a CPU: half of what 16 rows of 1,024 have, the
-defaults of an evaluation."""
+ANSWER_TOKENS = 512
+"""For each row of a batch of answers asked for, tokens of prompts and answers that a CPU generates at the same time."""
 
 
 def device() -> torch.device:
@@ -107,12 +106,12 @@ def tokens_at_once(config: Config, trainer: Trainer, *, gpu: bool | None = None)
 def answers_at_once(batch_size: int, tokens: int, *, gpu: bool | None = None) -> int:
     """Answers that are generated at the same time; each has, with its prompt, at most so many `tokens`.
 
-    On a CPU a step takes about as long as reading the weights, whatever the batch: so there are as many as have
-    `ANSWER_TOKENS` together, if that is more than the `batch_size` asked for.
+    On a CPU a step takes about as long as reading the weights, whatever the batch: so short answers are as many as have
+    `ANSWER_TOKENS` for each row of the `batch_size` that was asked for.
     """
     if torch.cuda.is_available() if gpu is None else gpu:
         return batch_size
-    return max(batch_size, ANSWER_TOKENS // max(1, tokens))
+    return max(batch_size, batch_size * ANSWER_TOKENS // max(1, tokens))
 
 
 def fused(config: Config) -> bool:

@@ -162,6 +162,8 @@ def logits_at(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
 
 def continued(model: Any, prompts: Sequence[Tensor], length: int) -> list[list[int]]:
     """The most probable next tokens of each prompt, at most `length`, up to and including an end token."""
+    if not prompts:  # as those of a model that scores, and has no settings for generation
+        return []
     rows = [prompt.tolist() for prompt in prompts]
     settings = causal_model(model).generation_config
     pad = next(iter([*loading.token_ids(settings.pad_token_id), *loading.token_ids(settings.eos_token_id), 0]))

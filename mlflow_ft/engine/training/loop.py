@@ -134,8 +134,6 @@ def run(
         even_batches.install(trainer, by_tokens=getattr(trainer, "by_tokens", False))
         if liger.wanted(job.config):
             liger.apply(trainer.model)
-        if not (job.config.launch.sharded or job.config.launch.own_engine):
-            bars.enter_context(known_weights.known(trainer.model))
         less = {"fused": hardware.fused(job.config), "recomputing": hardware.recomputing(job.config)}
         bars.enter_context(lean.passes(trainer.model, **less, compiled=job.config.training.compile))
         arranged = batching.Batching(job, data, trainer)
@@ -150,6 +148,7 @@ def run(
             trainer.add_callback(NeighboursCallback(*checks))
             if not job.config.launch.own_engine:  # a backward pass there is a step
                 trainer.add_callback(LongestBatchCallback(job, trainer, longest))
+                bars.enter_context(known_weights.known(trainer.model))
         routers.settle(trainer, model.module, job.progress, fused=fused is not None)
         trainer.remove_callback(PrinterCallback)  # stdout is for programs
         loading.as_float32(trainer.model)  # TRL casts the adapters of a quantised base to bfloat16

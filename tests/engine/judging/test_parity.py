@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from mlflow_ft.config.schema import PackageSection
 from mlflow_ft.engine import loss
@@ -19,6 +21,7 @@ from mlflow_ft.engine.judging import reference as model_reference
 from mlflow_ft.engine.merging import fold
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.serving import bundle
+from mlflow_ft.rows import Encoded
 
 LIMIT = PackageSection().max_kl
 
@@ -205,3 +208,11 @@ def test_the_reference_holds_what_the_model_says(adapted: SimpleNamespace) -> No
     assert [said] == model_reference.continued(model, [torch.tensor(row.input_ids[:first])], model_reference.LENGTH)
     assert 0 < len(said) <= model_reference.LENGTH
     assert f"{model_reference.PROMPTS}.continued" not in kept
+
+
+def test_a_model_that_scores_answers_nothing(small: Callable[..., Path], tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(small("llama"), num_labels=1).eval()
+    row = Encoded(input_ids=(5, 6, 7), labels=(-100, 6, 7))
+    save_file(model_reference.of_rows(model, [row]), tmp_path / "reference.safetensors")
+    found = parity.measure(model_reference.Loaded(model), tmp_path / "reference.safetensors")
+    assert (list(found.answers), found.numbers["kl_max"]) == ([], 0)
