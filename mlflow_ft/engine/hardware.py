@@ -68,7 +68,7 @@ def optimizer(config: Config, *, gpu: bool | None = None) -> str:
     """
     if config.training.optim != "auto":
         return config.training.optim
-    paged = (torch.cuda.is_available() if gpu is None else gpu) and config.model.quantize != "none"
+    paged = _on_gpu(gpu=gpu) and config.model.quantize != "none"
     return "paged_adamw_8bit" if paged else "adamw_torch_fused"
 
 
@@ -80,7 +80,7 @@ def checkpointing(config: Config, *, gpu: bool | None = None) -> bool:
     choice = config.training.gradient_checkpointing
     if choice is not None:
         return choice is True
-    return torch.cuda.is_available() if gpu is None else gpu
+    return _on_gpu(gpu=gpu)
 
 
 def recomputing(config: Config, *, gpu: bool | None = None) -> bool:
@@ -100,7 +100,7 @@ def tokens_at_once(config: Config, trainer: Trainer, *, gpu: bool | None = None)
     if launch.launcher != "local" or place().size > 1 or launch.sharded or launch.own_engine:
         return None
     whole = "neftune_noise_alpha" in (config.objective.options or ()) or not trainer.in_parts(config)
-    return None if whole or (torch.cuda.is_available() if gpu is None else gpu) else AT_ONCE
+    return None if whole or _on_gpu(gpu=gpu) else AT_ONCE
 
 
 def answers_at_once(batch_size: int, tokens: int, *, gpu: bool | None = None) -> int:
@@ -109,7 +109,7 @@ def answers_at_once(batch_size: int, tokens: int, *, gpu: bool | None = None) ->
     On a CPU a step takes about as long as reading the weights, whatever the batch: so short answers are as many as have
     `ANSWER_TOKENS` for each row of the `batch_size` that was asked for.
     """
-    if torch.cuda.is_available() if gpu is None else gpu:
+    if _on_gpu(gpu=gpu):
         return batch_size
     return max(batch_size, batch_size * ANSWER_TOKENS // max(1, tokens))
 
@@ -117,6 +117,11 @@ def answers_at_once(batch_size: int, tokens: int, *, gpu: bool | None = None) ->
 def fused(config: Config) -> bool:
     """Whether LoRA's part of layers, and gated MLPs, are computed in one step; not with shares of weights."""
     return config.adapter.fused and _as_written(config)
+
+
+def _on_gpu(*, gpu: bool | None) -> bool:
+    """Whether it is about a GPU; as this machine has, if None."""
+    return torch.cuda.is_available() if gpu is None else gpu
 
 
 def _as_written(config: Config) -> bool:

@@ -54,10 +54,16 @@ def _together(model: Any, prompts: Sequence[Row], *, length: int, pad_token_id: 
             use_cache=True,
             **generation.GREEDY,
         )
-    ends = loading.token_ids(causal.generation_config.eos_token_id)
-    return [_until(ends, row) for row in output[:, batch["input_ids"].shape[1] :].tolist()]
+    ends = ends_of(model)
+    return [cut(row, ends)[0] for row in output[:, batch["input_ids"].shape[1] :].tolist()]
 
 
-def _until(ends: Sequence[int], row: list[int]) -> list[int]:
-    """A row up to and including its first end token: padding follows it."""
-    return next((row[: place + 1] for place, token in enumerate(row) if token in ends), row)
+def ends_of(model: Any) -> list[int]:
+    """Every token that ends an answer."""
+    return loading.token_ids(causal_model(model).generation_config.eos_token_id)
+
+
+def cut(tokens: Sequence[int], ends: Sequence[int]) -> tuple[list[int], bool]:
+    """The generated tokens up to and including the first end token, without padding, and whether there was one."""
+    end = next((place for place, token in enumerate(tokens) if token in ends), None)
+    return list(tokens if end is None else tokens[: end + 1]), end is not None

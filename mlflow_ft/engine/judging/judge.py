@@ -207,7 +207,7 @@ def answers(
 ) -> list[Answer]:
     """Generate greedy answers in place of each conversation's last turn."""
     ids = [render.prompt_ids(data.tokenizer, example) for example in examples]
-    ends = loading.token_ids(causal_model(model).generation_config.eos_token_id)
+    ends = greedy.ends_of(model)
     answered: dict[int, Answer] = {}
     pad = data.tokenizer.pad_token_id
     for batch in greedy.batches(model, ids, length=max_new_tokens, batch_size=batch_size, pad_token_id=pad):

@@ -165,8 +165,7 @@ def continued(model: Any, prompts: Sequence[Tensor], length: int) -> list[list[i
     if not prompts:  # as those of a model that scores, and has no settings for generation
         return []
     rows = [prompt.tolist() for prompt in prompts]
-    settings = causal_model(model).generation_config
-    pad = next(iter([*loading.token_ids(settings.pad_token_id), *loading.token_ids(settings.eos_token_id), 0]))
+    pad, *_ = *loading.token_ids(causal_model(model).generation_config.pad_token_id), *greedy.ends_of(model), 0
     found: dict[int, list[int]] = {}
     for batch in greedy.batches(model, rows, length=length, batch_size=PROMPTS, pad_token_id=pad):
         found |= batch

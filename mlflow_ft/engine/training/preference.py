@@ -89,8 +89,7 @@ class PreparedDPOTrainer(InParts, RemembersReference, UnbalancedEvaluation, Pair
     """DPO on our pairs."""
 
     def _answers(self, inputs: Part) -> Mapping[tuple[str, ...], Answers]:
-        sides = inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
-        return {("ref_chosen_logps", "ref_rejected_logps"): sides}
+        return {("ref_chosen_logps", "ref_rejected_logps"): reference_log_probs.answers(inputs)}
 
     def compute_loss(self, *given: Any, **options: Any) -> Any:
         """The loss of a batch, or what its part adds to it."""

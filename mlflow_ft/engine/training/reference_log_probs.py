@@ -27,7 +27,7 @@ from mlflow_ft.engine.training import starts
 from mlflow_ft.values import BaseModel, Job
 
 FILE = "log_probs"
-RECORD = np.dtype([("key", "S16"), ("value", "<f8")])
+RECORD = np.dtype([("key", "V16"), ("value", "<f8")])
 """A log-probability by the hash of its tokens."""
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 """What computes them."""
@@ -49,7 +49,7 @@ class Kept:
         if not whole:  # a process was killed while it wrote
             file.unlink(missing_ok=True)
         records = np.fromfile(file, dtype=RECORD) if whole else np.empty(0, dtype=RECORD)
-        self._values = {_padded(key): float(value) for key, value in records}
+        self._values = {key.tobytes(): float(value) for key, value in records}
         self.earlier = len(self._values)
         """How many there were from earlier runs."""
 
@@ -78,11 +78,6 @@ class Kept:
         """Begin again, without those of earlier runs."""
         self._file.unlink(missing_ok=True)
         self._values, self.earlier = {}, 0
-
-
-def _padded(key: bytes) -> bytes:
-    """A key as it was: numpy drops zeros at its end."""
-    return bytes(key).ljust(RECORD["key"].itemsize, b"\0")
 
 
 class RemembersReference(ABC):
@@ -135,6 +130,13 @@ def _compare(kept: Kept, known: Sequence[float], values: Sequence[float]) -> Non
         return
     log.warning("reference log-probabilities of earlier runs are not those of this base: they are computed again")
     kept.forget()
+
+
+def answers(inputs: Mapping[str, Any], prefix: str = "") -> Answers:
+    """The answers in a batch of TRL, whose inputs have these names with `prefix` before them."""
+    names = ("input_ids", "attention_mask", "completion_mask")
+    ids, mask, answer = (inputs[f"{prefix}{name}"] for name in names)
+    return ids, mask, answer
 
 
 def keys_of(ids: Tensor, mask: Tensor, answer: Tensor) -> list[bytes]:

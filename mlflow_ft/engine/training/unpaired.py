@@ -30,17 +30,11 @@ class PreparedKTOTrainer(RemembersReference, UnbalancedEvaluation, KTOTrainer):
     """KTO on our rows, which already have the mismatched answers for the KL estimate."""
 
     def _answers(self, inputs: Mapping[str, Any]) -> Mapping[tuple[str, ...], Answers]:
-        answers: dict[tuple[str, ...], Answers] = {("ref_logps",): _tensors(inputs, "")}
-        return answers | ({("ref_KL_logps",): _tensors(inputs, "KL_")} if self.calculate_KL else {})
+        found: dict[tuple[str, ...], Answers] = {("ref_logps",): reference_log_probs.answers(inputs)}
+        return found | ({("ref_KL_logps",): reference_log_probs.answers(inputs, "KL_")} if self.calculate_KL else {})
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
-
-
-def _tensors(inputs: Mapping[str, Any], prefix: str) -> Answers:
-    names = ("input_ids", "attention_mask", "completion_mask")
-    ids, mask, answer = (inputs[f"{prefix}{name}"] for name in names)
-    return ids, mask, answer
 
 
 def kto(job: Job, data: Data, model: Model) -> Trained:

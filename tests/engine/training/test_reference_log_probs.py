@@ -146,7 +146,7 @@ def test_values_of_another_base_are_found_out(
     "more",
     [
         {"adapter.init_lora_weights": "pissa"},
-        {"objective.options": "sync_ref_model=true,ref_model_sync_steps=1"},
+        {"objective.options": "sync_ref_model=true,ref_model_sync_steps=1", "adapter.kind": "none"},
         {"objective.options": "ld_alpha=0.5"},
         {"precompute_ref_log_probs": True},
         {"objective.options": "neftune_noise_alpha=5"},
@@ -154,14 +154,12 @@ def test_values_of_another_base_are_found_out(
     ids=str,
 )
 def test_a_reference_that_may_change_is_not_remembered(bench: Bench, tmp_path: Path, more: dict[str, Any]) -> None:
-    if "sync_ref_model=true,ref_model_sync_steps=1" in more.values():
-        more = more | {"adapter.kind": "none"}
     trained(bench, tmp_path / "cache", **LEARNS | {"max_steps": 1} | more)
     assert not files(tmp_path / "cache")
 
 
 LEFT_ON = {"objective.options": "disable_dropout=false", "max_steps": 1}
-"""TRL switches layers of dropout off, unless it is told not to."""
+"""TRL turns dropout layers off unless this setting is false."""
 
 
 @pytest.mark.parametrize(

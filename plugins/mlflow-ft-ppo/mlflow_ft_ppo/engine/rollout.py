@@ -14,8 +14,9 @@ from transformers import GenerationConfig
 
 from mlflow_ft import Answer, Data, DataError, Example, Job, RolloutSection, Split
 from mlflow_ft.engine.judging import judge
+from mlflow_ft.engine.judging.greedy import cut, ends_of
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.engine.models import left_padding, loading
+from mlflow_ft.engine.models import left_padding
 from mlflow_ft.engine.tokens import render
 
 
@@ -124,24 +125,13 @@ def prompts(job: Job, data: Data, model: Any) -> Prompts:
     return fitting
 
 
-def stops(model: Any) -> list[int]:
-    """Every token that ends an answer."""
-    return loading.token_ids(causal_model(model).generation_config.eos_token_id)
-
-
-def cut(tokens: Sequence[int], ends: Sequence[int]) -> tuple[list[int], bool]:
-    """The generated tokens up to and including the first end token, without padding, and whether there was one."""
-    end = next((place for place, token in enumerate(tokens) if token in ends), None)
-    return list(tokens if end is None else tokens[: end + 1]), end is not None
-
-
 @torch.no_grad()
 def sample(
     model: Any, data: Data, prompts: Prompts, examples: Sequence[Example], *, settings: RolloutSection, batch_size: int
 ) -> list[Sampled]:
     """One answer to every example, sampled at the temperature from the model's probabilities, up to its end token."""
     ids = [prompts.ids(example) for example in examples]
-    ends = stops(model)
+    ends = ends_of(model)
     answers: dict[int, Sampled] = {}
     pad = data.tokenizer.pad_token_id
     batches = left_padding.batches(model, ids, batch_size=batch_size, pad_token_id=pad)
@@ -180,7 +170,7 @@ def _sampling(model: Any, data: Data, settings: RolloutSection) -> Iterator[None
         top_p=settings.top_p,
         top_k=0,
         max_new_tokens=settings.max_completion_length,
-        eos_token_id=stops(model),
+        eos_token_id=ends_of(model),
         pad_token_id=data.tokenizer.pad_token_id,
         bos_token_id=kept.bos_token_id,
         use_cache=True,
