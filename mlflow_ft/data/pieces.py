@@ -65,8 +65,10 @@ def measure(source: Source, piece: Piece) -> Size:
         DataError: a file is missing, empty, or broken as a whole.
     """
     file = source.files[piece.file or 0].path
-    lines = readers.lines_in(file, piece.span) if piece.span and file else 0
-    return Size(rows=sum(1 for _ in _read(source, piece)), lines=lines)
+    rows, lines = readers.count(file, piece.span) if piece.span and file else (None, 0)
+    if rows is None or source.shape:
+        rows = sum(1 for _ in _read(source, piece))
+    return Size(rows=rows, lines=lines)
 
 
 def placed(pieces: Sequence[Piece], sizes: Sequence[Size]) -> list[Piece]:

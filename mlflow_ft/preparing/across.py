@@ -7,7 +7,7 @@ it, until one finding is made of all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from mlflow_ft.data import pieces
 from mlflow_ft.data.pieces import Piece, Size
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.preparing import batches
-from mlflow_ft.preparing.batches import Batch, Recipe, Worked
+from mlflow_ft.preparing.batches import Batch, Recipe, Sources, Worked
 from mlflow_ft.preparing.one_pass import OpenedSource, Tally
 from mlflow_ft.progress import Bar
 from mlflow_ft.records import Check
@@ -32,16 +32,6 @@ BYTES = 16 * 2**20
 """The size of a piece of a file that can be read in pieces."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """What a machine must know to read rows."""
-
-    opened: Sequence[OpenedSource]
-    settings: DataSection
-    rows: int
-    """Rows of a batch."""
-
-
 def measure(sources: Sources, piece: Piece) -> Iterator[Size]:
     """How many rows are in a piece."""
     yield pieces.measure(sources.opened[piece.source].source, piece)
@@ -49,7 +39,7 @@ def measure(sources: Sources, piece: Piece) -> Iterator[Size]:
 
 def read(sources: Sources, piece: Piece) -> Iterator[Batch]:
     """The rows of a piece in batches."""
-    return batches.read(sources.opened[piece.source], piece, sources.settings, rows=sources.rows)
+    return sources.read(piece)
 
 
 def _results(worked: Worked) -> Worked:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from mlflow_ft.config.schema import ChecksSection, DataSection
@@ -50,18 +50,32 @@ class Worked:
     quality: Quality | None = None
 
 
-def read(source: OpenedSource, piece: Piece, settings: DataSection, *, rows: int) -> Iterator[Batch]:
-    """The rows of a piece in batches of so many."""
-    before = piece.index
-    converted = source.converted(pieces.rows(source.source, piece), settings)
-    while (first := next(converted, None)) is not None:
-        tally, numbered = Tally(), list[Numbered]()
-        for row in itertools.chain([first], itertools.islice(converted, rows - 1)):
-            numbered += one_pass.parts_of(row, piece.source, settings, tally, before=before)
-            if tally.hopeless and not numbered:
-                break
-        before += tally.rows
-        yield Batch(numbered=numbered, tally=tally)
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a process must know to read rows."""
+
+    opened: Sequence[OpenedSource]
+    settings: DataSection
+    rows: int
+    """Rows of a batch."""
+
+    def batches(self, task: Batch | Piece) -> Iterable[Batch]:
+        """A batch itself, or those of a piece."""
+        return [task] if isinstance(task, Batch) else self.read(task)
+
+    def read(self, piece: Piece) -> Iterator[Batch]:
+        """The rows of a piece in batches."""
+        before = piece.index
+        source = self.opened[piece.source]
+        converted = source.converted(pieces.rows(source.source, piece), self.settings)
+        while (first := next(converted, None)) is not None:
+            tally, numbered = Tally(), list[Numbered]()
+            for row in itertools.chain([first], itertools.islice(converted, self.rows - 1)):
+                numbered += one_pass.parts_of(row, piece.source, self.settings, tally, before=before)
+                if tally.hopeless and not numbered:
+                    break
+            before += tally.rows
+            yield Batch(numbered=numbered, tally=tally)
 
 
 def work(batch: Batch, settings: DataSection, encoder: Encoder, quality: Quality | None) -> Worked:
@@ -134,8 +148,8 @@ class Recipe:
 
     key: str
     settings: DataSection
-    tokenizer: Mapping[str, bytes]
-    """The files of the tokenizer."""
+    tokenizer: bytes
+    """The tokenizer, pickled: unlike one read from files, it needs no torch, whose import takes seconds."""
     max_length: int
     moment: datetime | None
     checks: Sequence[Check] | None
@@ -146,13 +160,10 @@ def recipe(settings: DataSection, encoder: Encoder, checks: Sequence[Check] | No
     """What another process must know to work as this one does."""
     from mlflow_ft.engine.tokens import clock
 
-    with tempfile.TemporaryDirectory() as folder:
-        encoder.tokenizer.save_pretrained(folder)
-        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
     return Recipe(
         key=uuid4().hex,
         settings=settings,
-        tokenizer=files,
+        tokenizer=pickle.dumps(encoder.tokenizer),
         max_length=encoder.max_length,
         moment=clock.moment(),
         checks=checks,
@@ -190,12 +201,7 @@ class _Kept:
 
 @lru_cache(maxsize=1)
 def _encoder(kept: _Kept) -> Encoder:
-    from transformers import AutoTokenizer
-
     from mlflow_ft.engine.tokens.masking import Encoder
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in kept.recipe.tokenizer.items():
-            (Path(folder) / name).write_bytes(content)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = pickle.loads(kept.recipe.tokenizer)  # noqa: S301  # `recipe` has written it
     return Encoder(tokenizer, max_length=kept.recipe.max_length)

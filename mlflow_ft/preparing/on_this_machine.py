@@ -1,7 +1,7 @@
 """A pass over rows on this machine: this process reads, converts and writes; for many rows others do the rest.
 
-That is tokens, proof and checks. With one core, or a check that cannot be joined (`JoiningCollector`), this process
-does everything.
+That is tokens, proof and checks; and reading and converting, if a file has a row on each line. With one core, or a
+check that cannot be joined (`JoiningCollector`), this process does everything.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import ChecksSection, DataSection
-from mlflow_ft.data import store
+from mlflow_ft.data import pieces, store
 from mlflow_ft.data.pieces import Piece
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.errors import DataError
 from mlflow_ft.preparing import batches
-from mlflow_ft.preparing.batches import Batch, Recipe, Worked
+from mlflow_ft.preparing.batches import Batch, Recipe, Sources, Worked
 from mlflow_ft.preparing.one_pass import OpenedSource, Tally
 from mlflow_ft.progress import Bar
 from mlflow_ft.records import Check
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
     from mlflow_ft.engine.tokens.masking import Encoder
 
-ALONE = 10_000
+ALONE = 4_000
 """Rows that this process does before others are worth starting, which takes seconds; it goes on meanwhile."""
+BYTES = 2**20
+"""The size of a piece of a file, in bytes: a second of work, or less."""
 MOST_HELPERS = 16
 RARELY = (100_000, 50, 100)
 """Thresholds of Python's search for reference cycles: rows are many objects, and none."""
@@ -62,9 +65,10 @@ def run(
         DataError: as the sources raise it, or another process was killed.
     """
     count = _helpers() if helpers is None else helpers
+    sources = Sources(opened=opened, settings=settings, rows=store.BATCH)
     here = partial(batches.work, settings=settings, encoder=encoder, quality=quality)
     recipe = partial(batches.recipe, settings, encoder, checks, limits)
-    done = _worked(_read(opened, settings), here, recipe, quality, count)
+    done = _worked(sources, here, recipe, quality, count)
     with _collecting_rarely():
         return batches.write_all(_joined(done, quality), file, encoder, bar)
 
@@ -95,44 +99,53 @@ def _helpers() -> int:
     return min(MOST_HELPERS, cores) if cores > 1 else 0
 
 
-def _read(opened: Sequence[OpenedSource], settings: DataSection) -> Iterator[Batch]:
-    """Every row of all sources, in batches."""
-    before = 0
-    for number, source in enumerate(opened):
-        for batch in batches.read(source, Piece(source=number, index=before), settings, rows=store.BATCH):
-            before += batch.tally.rows
+def _to_read(sources: Sources) -> Iterator[Batch | Piece]:
+    """All rows in order: pieces of files that any process can read, and the rows of other files, in batches."""
+    index, line = 0, 0
+    for piece in pieces.cut([one.source for one in sources.opened], size=BYTES):
+        line = line if piece.span and piece.span.begin else 0
+        placed = replace(piece, index=index, line=line)
+        if piece.span:
+            yield placed
+            size = pieces.measure(sources.opened[piece.source].source, piece)
+            index, line = index + size.rows, line + size.lines
+            continue
+        for batch in sources.read(placed):
+            index += batch.tally.rows
             yield batch
 
 
 def _worked(
-    to_do: Iterator[Batch],
+    sources: Sources,
     here: Callable[[Batch], Worked],
     recipe: Callable[[], Recipe],
     quality: Quality | None,
     count: int,
 ) -> Generator[Worked]:
     """The results of every batch, in order: by this process until the others have started."""
-    parts = 0
+    parts, to_do = 0, _to_read(sources)
     with ExitStack() as stack:
         helpers: Helpers | None = None
-        for batch in to_do:
+        for task in to_do:
             if not helpers and count and parts >= ALONE and (quality is None or quality.joins):
-                helpers = stack.enter_context(Helpers(recipe(), count))
+                helpers = stack.enter_context(Helpers(recipe(), sources, count))
             if helpers and helpers.ready:
-                yield from helpers.work(chain([batch], to_do))
+                yield from helpers.work(chain([task], to_do))
                 return
-            yield here(batch)
-            parts += batch.tally.parts
+            for worked in map(here, sources.batches(task)):
+                yield worked
+                parts += worked.tally.parts
 
 
 class Helpers:
     """Other processes, which start when the context is entered, and end with it."""
 
-    def __init__(self, recipe: Recipe, count: int) -> None:
+    def __init__(self, recipe: Recipe, sources: Sources, count: int) -> None:
         from joblib.externals.loky import get_reusable_executor  # its workers do not run the main program again
 
         self._count = count
-        self._executor = get_reusable_executor(max_workers=count, initializer=_start, initargs=(recipe,), timeout=60)
+        given = (recipe, sources)
+        self._executor = get_reusable_executor(max_workers=count, initializer=_start, initargs=given, timeout=60)
         self._started: list[Future[None]] = [self._executor.submit(_prepare) for _ in range(count)]
 
     def __enter__(self) -> Helpers:
@@ -146,22 +159,22 @@ class Helpers:
         """Whether one of them can work."""
         return any(started.done() for started in self._started)
 
-    def work(self, to_do: Iterator[Batch]) -> Generator[Worked]:
+    def work(self, to_do: Iterator[Batch | Piece]) -> Generator[Worked]:
         """The results of batches, in order; only a few of them wait.
 
         Raises:
-            DataError: a process was killed.
+            DataError: as the sources raise it, or a process was killed.
         """
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        pending: deque[Future[Worked]] = deque()
+        pending: deque[Future[list[Worked]]] = deque()
         try:
-            for batch in to_do:
-                pending.append(self._executor.submit(_work, batch))
+            for task in to_do:
+                pending.append(self._executor.submit(_work, task))
                 if len(pending) > 2 * self._count:
-                    yield pending.popleft().result()
+                    yield from pending.popleft().result()
             while pending:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         except TerminatedWorkerError as error:
             raise DataError(
                 "a process that prepares rows was killed",
@@ -170,23 +183,24 @@ class Helpers:
             ) from error
 
 
-_recipe: Recipe | None = None
+_given: tuple[Recipe, Sources] | None = None
 """Set in another process."""
 
 
-def _start(recipe: Recipe) -> None:
-    global _recipe
+def _start(recipe: Recipe, sources: Sources) -> None:
+    global _given
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores
     gc.set_threshold(*RARELY)
-    _recipe = recipe
+    _given = recipe, sources
 
 
 def _prepare() -> None:
     """Import what the first batch needs."""
-    assert _recipe is not None
-    batches.encoder_of(_recipe)
+    assert _given is not None
+    batches.encoder_of(_given[0])
 
 
-def _work(batch: Batch) -> Worked:
-    assert _recipe is not None
-    return batches.work_elsewhere(_recipe, batch)
+def _work(task: Batch | Piece) -> list[Worked]:
+    assert _given is not None
+    recipe, sources = _given
+    return [batches.work_elsewhere(recipe, batch) for batch in sources.batches(task)]

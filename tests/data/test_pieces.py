@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import pieces, sources
 from mlflow_ft.data.reading.readers import Unreadable
+from mlflow_ft.data.reading.shapes import EACH, Shape
 from mlflow_ft.rows import Row
 
 LINES = [b"\xef\xbb\xbf" + b'{"text": "first"}', b"", b'{"text": 1', b'{"text": "\xff"}', b"  ", b"[1, 2]"]
@@ -78,3 +80,15 @@ def test_the_first_rows_of_a_source_are_one_piece(tmp_path: Path) -> None:
     assert count == 2
     assert rows == whole([file, file], max_rows=3)
     assert len(rows) == 6
+
+
+def test_lines_with_several_rows_each(tmp_path: Path) -> None:
+    """Where rows are within lines, a piece has as many as its lines contain."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"rows": [{"text": f"{number}"}] * number}) + "\n" for number in range(5)))
+    opened = sources.open_source(str(file), DataSection(path=str(file)))
+    shaped = dataclasses.replace(opened, shape=Shape(steps=("rows", EACH)))
+    cut = pieces.cut([shaped], size=1)
+    placed = pieces.placed(cut, [pieces.measure(shaped, piece) for piece in cut])
+    assert [piece.index for piece in placed] == [0, 1, 2, 4, 7]
+    assert [row for piece in placed for row in pieces.rows(shaped, piece)] == list(shaped.rows())

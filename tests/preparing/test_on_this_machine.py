@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +23,13 @@ from mlflow_ft import Check, Checked, Finding, plugins
 from mlflow_ft.builtin.checks import register_checks
 from mlflow_ft.config.schema import ChecksSection, DataSection
 from mlflow_ft.data import store
+from mlflow_ft.data.pieces import Piece
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.engine.tokens import clock
 from mlflow_ft.engine.tokens.masking import Encoder
 from mlflow_ft.errors import DataError
 from mlflow_ft.preparing import batches, on_this_machine, one_pass
+from mlflow_ft.preparing.batches import Sources
 from mlflow_ft.preparing.on_this_machine import Helpers
 from mlflow_ft.preparing.one_pass import OpenedSource, Tally
 from mlflow_ft.progress import Bar, Progress
@@ -67,9 +74,12 @@ def passed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Helpers, "ready", property(lambda helpers: [one.result() for one in helpers._started]))
     rows = [row(number) for number in range(60)]
     files = [write_jsonl(tmp_path / "a.jsonl", rows[:25]), write_jsonl(tmp_path / "b.jsonl", rows[25:])]
+    files[1].write_text(files[1].read_text().replace("\n", "\n\n"))  # blank lines are not rows
 
-    def make(helpers: int, *, template: str = "", checks: Sequence[Check] = CHECKS, times: int = 1) -> Passed:
-        encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model), max_length=40)
+    def make(
+        helpers: int, *, template: str = "", checks: Sequence[Check] = CHECKS, times: int = 1, tokenizer: Any = None
+    ) -> Passed:
+        encoder = Encoder(tokenizer or AutoTokenizer.from_pretrained(tiny_model), max_length=40)
         encoder.tokenizer.chat_template = REFUSING + template + str(encoder.tokenizer.chat_template)
         quality = Quality(checks, LIMITS)
         with Progress(quiet=True).bar("prepare") as bar:
@@ -101,8 +111,10 @@ def opened_of(files: Sequence[Path], settings: DataSection, loaded: Any) -> list
 
 
 @pytest.mark.slow
-def test_several_processes_give_what_one_gives(passed: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [600, 2**20], ids=["others read", "others get rows"])
+def test_several_processes_give_what_one_gives(passed: Pass, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = passed(0)
+    monkeypatch.setattr(on_this_machine, "BYTES", size)
     assert alone.tally.rows == 60
     left = {left.index for left in alone.tally.left_out}
     assert sorted(left | set(alone.table.column("index").to_pylist())) == list(range(60))
@@ -123,6 +135,20 @@ def only_once(work: Callable[..., Any]) -> Callable[..., Any]:
     """This process works on the first batch; the rest is for the others."""
     calls = iter([work])
     return lambda *given, **named: next(calls)(*given, **named)
+
+
+def test_this_process_does_not_read_what_others_can(passed: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It only counts the rows of a piece, so that the next one knows its place."""
+    monkeypatch.setattr(on_this_machine, "BYTES", 600)
+    read, places = Sources.read, list[int]()
+
+    def noted(sources: Sources, piece: Piece) -> Iterator[Any]:
+        places.append(piece.index)
+        return read(sources, piece)
+
+    monkeypatch.setattr(Sources, "read", noted)
+    assert passed(1).tally.rows == 60
+    assert places == [0]
 
 
 @pytest.mark.slow
@@ -183,7 +209,7 @@ def test_the_next_batch_is_read_while_the_others_work_and_not_all_at_once(
     passed: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rows are an iterator over a source of any size: at most a few batches wait."""
-    ahead, read, write = [0], batches.read, batches._write
+    ahead, read, write = [0], Sources.read, batches._write
 
     def counted(*given: Any, **named: Any) -> Iterator[Any]:
         for batch in read(*given, **named):
@@ -194,7 +220,7 @@ def test_the_next_batch_is_read_while_the_others_work_and_not_all_at_once(
         ahead.append(ahead[-1] - 1)
         write(*given)
 
-    monkeypatch.setattr(batches, "read", counted)
+    monkeypatch.setattr(Sources, "read", counted)
     monkeypatch.setattr(batches, "_write", written)
     passed(1, times=3)
     assert max(ahead) <= 4
@@ -209,3 +235,49 @@ def test_a_killed_process_is_an_error_that_says_so(passed: Pass, monkeypatch: py
 
 def killed(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+OWN_CODE = """
+from transformers import PreTrainedTokenizerFast
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    def apply_chat_template(self, conversation, **options):
+        return super().apply_chat_template(conversation, **options).replace("answer 7", "seven")
+"""
+
+
+def test_a_tokenizer_with_code_of_its_own_works_in_other_processes(
+    passed: Pass, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They import the code from where transformers has put it (`model.trust_remote_code`)."""
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_model, folder)
+    (folder / "own.py").write_text(OWN_CODE)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert type(tokenizer).__module__.startswith("transformers_modules")
+    alone = passed(0, tokenizer=tokenizer)
+    assert alone.tally.good > 20
+    monkeypatch.setattr(batches, "work", only_once(batches.work))
+    assert passed(1, tokenizer=tokenizer).table.equals(alone.table)
+
+
+def test_another_process_needs_no_torch(tiny_model: Path, tmp_path: Path) -> None:
+    """Its import takes longer than a thousand rows."""
+    encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model), max_length=40)
+    (tmp_path / "recipe").write_bytes(pickle.dumps(batches.recipe(DataSection(), encoder, CHECKS, LIMITS)))
+    code = f"""
+import pickle, sys
+from mlflow_ft.preparing import batches
+from mlflow_ft.rows import Example
+
+turns = ({{"role": "user", "content": "a"}}, {{"role": "assistant", "content": "b"}})
+encoder = batches.encoder_of(pickle.load(open({str(tmp_path / "recipe")!r}, "rb")))
+[row] = encoder.encode([Example(messages=turns)])
+print(row.supervised, "torch" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["2", "False"]

@@ -111,9 +111,13 @@ def spans(file: Path, size: int) -> list[Span]:
     return [Span(begin=begin, end=end) for begin, end in zip(begins, ends, strict=True) if begin < end]
 
 
-def lines_in(file: Path, span: Span) -> int:
-    """How many lines begin in a part of a file."""
-    return sum(1 for _ in _lines(file, span))
+def count(file: Path, span: Span) -> tuple[int, int]:
+    """How many rows, readable or not, and how many lines begin in a part of a file."""
+    rows = lines = 0
+    for _, line in _lines(file, span):
+        lines += 1
+        rows += isinstance(line, RowError) or bool(line.strip())
+    return rows, lines
 
 
 def _named(value: Any) -> str:
