@@ -130,7 +130,7 @@ class Encoded:
     rejected: Encoded | None = None
     """For a preference, the rejected answer; the other fields hold the chosen one."""
 
-    @property
+    @cached_property
     def supervised(self) -> int:
         """The number of learned tokens."""
         return len(self.labels) - self.labels.count(-100)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlflow_ft.hashes import canonical
-from mlflow_ft.rows import Encoded, Example, Message
+from mlflow_ft.rows import Example, Message
 
+Answer = tuple[Sequence[int], Sequence[int]]
+"""The tokens of an answer, with those before it, and their labels."""
 DIGEST_LENGTH = 32
 """Hex digits; MLflow refuses digests over 36 characters."""
 
@@ -25,11 +26,14 @@ def prompt_key(example: Example) -> int:
     return key(prompt)
 
 
-def content_hash(example: Example, encoded: Encoded) -> bytes:
-    """16 bytes over the prepared row: every turn, every token, every label."""
+def content_hash(example: Example, *answers: Answer) -> bytes:
+    """16 bytes over the prepared row: every turn, and every token and label of each of its answers."""
+    import numpy as np
+
     content = hashlib.blake2b(canonical(_content(example)), digest_size=16)
-    for answer in (encoded, encoded.rejected) if encoded.rejected else (encoded,):
-        content.update(array("q", (len(answer.input_ids), *answer.input_ids, *answer.labels)).tobytes())
+    for ids, labels in answers:
+        for numbers in ((len(ids),), ids, labels):
+            content.update(np.asarray(numbers, np.int64).tobytes())
     return content.digest()
 
 

@@ -83,7 +83,7 @@ class Writer:
 
 
 def batch(rows: Sequence[dict[str, Any]], wanted: pyarrow.Schema) -> pyarrow.RecordBatch:
-    """Rows as one Arrow batch; the tokens go through flat arrays, ten times as fast as one number at a time."""
+    """Rows as one Arrow batch."""
     import pyarrow as pa
 
     columns = []
@@ -93,12 +93,13 @@ def batch(rows: Sequence[dict[str, Any]], wanted: pyarrow.Schema) -> pyarrow.Rec
     return pa.RecordBatch.from_arrays(columns, schema=wanted)
 
 
-def _token_lists(values: Sequence[Sequence[int] | None]) -> pyarrow.Array:
+def _token_lists(values: Sequence[array[int] | None]) -> pyarrow.Array:
+    """Lists of numbers as one array, copied in one piece each."""
     import pyarrow as pa
 
     flat, offsets = array("i"), array("i", [0])
     for value in values:
-        flat.extend(value or ())
+        flat += value or array("i")
         offsets.append(len(flat))
     missing = pa.array([value is None for value in values], pa.bool_())
     begins, numbers = (pa.Array.from_buffers(pa.int32(), len(x), [None, pa.py_buffer(x)]) for x in (offsets, flat))
@@ -125,18 +126,21 @@ class Origin:
 def record(example: Example, encoded: Encoded, origin: Origin) -> dict[str, Any]:
     """One row as the store keeps it."""
     rejected = encoded.rejected
+    parts = (encoded, rejected) if rejected else (encoded,)
+    answers = [(array("i", part.input_ids), array("i", part.labels)) for part in parts]
+    chosen, other = answers[0], answers[1] if rejected else (None, None)
     return {
         **vars(origin),
-        "content": content_hash(example, encoded),
+        "content": content_hash(example, *answers),
         "example": to_json(example),
-        "input_ids": encoded.input_ids,
-        "labels": encoded.labels,
-        "truncated": encoded.truncated or bool(rejected and rejected.truncated),
+        "input_ids": chosen[0],
+        "labels": chosen[1],
+        "truncated": any(part.truncated for part in parts),
         "way": encoded.way,
-        "rejected_ids": rejected.input_ids if rejected else None,
-        "rejected_labels": rejected.labels if rejected else None,
-        "tokens": len(encoded.input_ids) + (len(rejected.input_ids) if rejected else 0),
-        "supervised": encoded.supervised + (rejected.supervised if rejected else 0),
+        "rejected_ids": other[0],
+        "rejected_labels": other[1],
+        "tokens": sum(len(part.input_ids) for part in parts),
+        "supervised": sum(part.supervised for part in parts),
     }
 
 

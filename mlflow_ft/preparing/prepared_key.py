@@ -22,6 +22,7 @@ TOKENS = [
     "determinism",
     "masking",
     "placeholders",
+    "places",
     "render",
     "similar_turns",
     "span_types",

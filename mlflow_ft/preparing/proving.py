@@ -30,7 +30,9 @@ class ProvedRow:
 
 def prove(encoder: Encoder, examples: Sequence[Example]) -> list[ProvedRow | MaskError]:
     """Tokenise rows and prove their masks; a row whose mask cannot be proved becomes its error."""
-    return [summary(result) if isinstance(result, list) else result for result in encoder.tokenise(examples)]
+    return [
+        summary(result) if isinstance(result, list) else result for result in encoder.tokenise(examples, offsets=False)
+    ]
 
 
 def summary(conversations: Sequence[Tokenised]) -> ProvedRow:
@@ -43,6 +45,6 @@ def summary(conversations: Sequence[Tokenised]) -> ProvedRow:
         encoded=encoded,
         length=max(conversation.length for conversation in conversations),
         learnable=all(part.supervised for part in parts),
-        ends=tuple(masking.ends(encoded)),
+        ends=tuple(end for conversation in conversations for end in conversation.ends),
         unwritten=sum(len(conversation.unwritten) for conversation in conversations),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_ft.data import fingerprint
-from mlflow_ft.data.fingerprint import content_hash, digest, key, prompt_key
+from mlflow_ft.data.fingerprint import digest, key, prompt_key
 from mlflow_ft.hashes import row_hash
 from mlflow_ft.rows import Encoded, Example
 
@@ -21,6 +21,12 @@ def example(question: str, answer: str) -> Example:
 ROW = example("one", "1")
 ENCODED = Encoded(input_ids=(1, 2), labels=(-100, 2))
 PAIR = Example(messages=ROW.messages[:1], chosen=ROW.messages[1:], rejected=({"role": "assistant", "content": "2"},))
+
+
+def content_hash(row: Example, encoded: Encoded) -> bytes:
+    parts = (encoded, encoded.rejected) if encoded.rejected else (encoded,)
+    return fingerprint.content_hash(row, *((part.input_ids, part.labels) for part in parts))
+
 
 CHANGES: dict[str, Callable[[], bytes]] = {
     "a turn": lambda: content_hash(example("one", "1 "), ENCODED),
@@ -43,6 +49,13 @@ def test_the_content_does_not_change_with_the_order_of_keys() -> None:
     turned = Example(messages=tuple(dict(reversed(turn.items())) for turn in ROW.messages))
     assert content_hash(turned, ENCODED) == content_hash(ROW, ENCODED)
     assert len(content_hash(ROW, ENCODED)) == 16
+
+
+def test_the_content_is_hashed_as_in_earlier_releases() -> None:
+    """Registered models name their data by it."""
+    assert content_hash(ROW, ENCODED).hex() == "93a525f6673bd2aad67fda0e435b231a"
+    answered = dataclasses.replace(ENCODED, rejected=Encoded(input_ids=(1, 70_000), labels=(-100, 70_000)))
+    assert content_hash(ROW, answered).hex() == "00e7b1cfcf232dd19e9b63b05c9175e1"
 
 
 def test_a_judgement_and_its_opposite_are_two_rows() -> None:

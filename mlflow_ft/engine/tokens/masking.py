@@ -8,16 +8,18 @@ the last turn of any speaker is not learned either.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
-from mlflow_ft.engine.tokens import tool_text
+from mlflow_ft.engine.tokens import places, tool_text
 from mlflow_ft.engine.tokens.determinism import Steady
+from mlflow_ft.engine.tokens.places import Offset, Offsets, Places
 from mlflow_ft.engine.tokens.render import MaskError, Rendered, Span, Way
 from mlflow_ft.engine.tokens.span_types import WAYS
 from mlflow_ft.rows import Encoded, Example, Kind
@@ -39,9 +41,11 @@ class Tokenised:
 
     text: str
     ids: list[int]
-    offsets: list[tuple[int, int]]
-    """Each token's place in the text, in characters: where it begins, and where it ends (exclusive)."""
+    offsets: list[Offset]
+    """Each token's place in the text, in characters; empty if it was not asked for."""
     labels: list[int]
+    ends: tuple[int, ...]
+    """The tokens that end the assistant's turns, as far as they are not cut off."""
     way: Way
     length: int
     """In tokens, before truncation."""
@@ -94,8 +98,8 @@ class Encoder:
         """
         return [row if isinstance(row, MaskError) else joined(row) for row in self.tokenise(examples)]
 
-    def tokenise(self, examples: Sequence[Example]) -> list[list[Tokenised] | MaskError]:
-        """Each row's conversations as tokens: one, or the chosen and the rejected one."""
+    def tokenise(self, examples: Sequence[Example], *, offsets: bool = True) -> list[list[Tokenised] | MaskError]:
+        """Each row's conversations as tokens: one, or the chosen and the rejected one; faster without offsets."""
         results: list[list[Tokenised] | MaskError] = []
         for start in range(0, len(examples), BATCH):
             rendered = [self._rendered(example) for example in examples[start : start + BATCH]]
@@ -107,14 +111,14 @@ class Encoder:
                     results.append(row)
                 else:
                     parts = [(rendering, *next(tokens)) for rendering in row]
-                    results.append(self._labelled_row(example, parts))
+                    results.append(self._labelled_row(example, parts, offsets=offsets))
         return results
 
     def _labelled_row(
-        self, example: Example, parts: list[tuple[Rendered, list[int], list[tuple[int, int]]]]
+        self, example: Example, parts: list[tuple[Rendered, list[int], Encoding]], *, offsets: bool
     ) -> list[Tokenised] | MaskError:
         try:
-            return [self._labelled(example, *part) for part in parts]
+            return [self._labelled(example, *part, offsets=offsets) for part in parts]
         except MaskError as error:
             return error
 
@@ -147,49 +151,52 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
 
-    def _tokens(self, texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    def _tokens(self, texts: list[str]) -> Iterator[tuple[list[int], Encoding]]:
         if not texts:
             return
         # the text already has its special tokens: adding them again would double the first one
-        batch = self.tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
-        )
-        yield from zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+        batch = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        yield from zip(batch["input_ids"], batch.encodings or (), strict=True)
 
     # --- from spans to labels
 
     def _labelled(
-        self, example: Example, rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]]
+        self, example: Example, rendered: Rendered, ids: list[int], encoding: Encoding, *, offsets: bool
     ) -> Tokenised:
         text, bos = rendered.text, self.tokenizer.bos_token_id
+        asked = encoding.offsets if offsets else []
         if example.kind == "text":
-            text, ids, offsets = self._closed(text, ids, offsets)
+            text, ids, asked = self._closed(text, ids, asked)
         if bos is not None and ids[:2] == [bos, bos]:
             raise MaskError("the beginning-of-sequence token appears twice", text=text)
-        labels = [IGNORED] * len(ids)
+        labels, turns = [IGNORED] * len(ids), list[tuple[int, int]]()
         if example.kind == "text":
-            start = 1 if bos is not None and ids[:1] == [bos] else 0
-            labels[start:] = ids[start:]
-        if rendered.spans:
-            places = _Places(text, offsets)
-            for turn in rendered.spans:
-                first, last = self._tokens_of(turn, places, ids)
-                labels[first : last + 1] = ids[first : last + 1]
+            turns = [(int(bos is not None and ids[:1] == [bos]), len(ids) - 1)]
+        elif rendered.spans:
+            in_order = places.keeps_order(self._normalizer, text)
+            located = Places(text, Offsets(encoding) if in_order else encoding.offsets, in_order=in_order)
+            turns = [self._tokens_of(span, located, ids) for span in rendered.spans]
+        for first, last in turns:
+            labels[first : last + 1] = ids[first : last + 1]
         weakest: Way = max((span.way for span in rendered.spans), key=WAYS.index, default="prefix differences")
         return Tokenised(
             text=text,
             ids=ids[: self.max_length],
-            offsets=offsets[: self.max_length],
+            offsets=asked[: self.max_length],
             labels=labels[: self.max_length],
+            ends=tuple(ids[last] for first, last in turns if first <= last < self.max_length),
             way=WHOLE.get(example.kind, weakest),
             length=len(ids),
             unwritten=rendered.unwritten,
         )
 
-    def _closed(
-        self, text: str, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> tuple[str, list[int], list[tuple[int, int]]]:
+    @cached_property
+    def _normalizer(self) -> Any:
+        return self.tokenizer.backend_tokenizer.normalizer
+
+    def _closed(self, text: str, ids: list[int], offsets: list[Offset]) -> tuple[str, list[int], list[Offset]]:
         """A plain text between the tokens that begin and end a sequence, if the tokenizer has them."""
+        wanted = bool(offsets)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if bos is not None and self._begins and ids[:1] != [bos]:
             opening = str(self.tokenizer.bos_token)
@@ -200,9 +207,9 @@ class Encoder:
             closing = str(self.tokenizer.eos_token)
             offsets = [*offsets, (len(text), len(text) + len(closing))]
             text, ids = text + closing, [*ids, eos]
-        return text, ids, offsets
+        return text, ids, offsets if wanted else []
 
-    def _tokens_of(self, span: Span, places: _Places, ids: list[int]) -> tuple[int, int]:
+    def _tokens_of(self, span: Span, places: Places, ids: list[int]) -> tuple[int, int]:
         """The first token of the assistant's turn, and the one that ends it."""
         first, last = places.first(span.begin), None
         for at, written in places.within(span.said, span.close):
@@ -221,45 +228,6 @@ class Encoder:
     def _is_added(self, token: int, written: str) -> bool:
         # a character that the vocabulary lacks becomes a special token, too, but was not written as one
         return self._added.get(token) == written
-
-
-class _Places:
-    """Where the tokens of a text are in it; white space that a token's offsets omit belongs to the token."""
-
-    def __init__(self, text: str, offsets: list[tuple[int, int]]) -> None:
-        self.text = text
-        self._offsets = offsets
-        ends = [end for _, end in offsets]
-        in_order = ends == sorted(ends)  # as almost always: that takes a third of the time of a running maximum
-        self._before = [0, *ends] if in_order else list(itertools.accumulate(ends, max, initial=0))
-        """For each token, where those before it end."""
-
-    def first(self, begin: int) -> int:
-        """The first token of a speech, which may also contain a space that the template writes before it.
-
-        Raises:
-            MaskError: it also contains other text of the template.
-        """
-        at = max(bisect_left(self._offsets, (begin,)), bisect_left(self._before, begin))
-        if not self.text[begin : self._before[at]].strip():
-            return at
-        across = bisect_right(self._before, begin) - 1
-        if self.text[self._before[across] : begin].strip():
-            both = self.text[self._before[across] : self._before[across + 1]]
-            raise MaskError(f"one token contains both template text and the assistant's text: {both!r}", text=self.text)
-        return across
-
-    def within(self, begin: int, end: int) -> Iterator[tuple[int, str]]:
-        """The tokens between two places that are more than white space, and their texts."""
-        for at in range(bisect_right(self._before, begin) - 1, len(self._offsets)):
-            start, stop = self._offsets[at]
-            written = self.text[start:stop]
-            core = written.strip()
-            start += len(written) - len(written.lstrip())
-            if start + len(core) > end:
-                return
-            if core and start >= begin:
-                yield at, core
 
 
 def joined(parts: Sequence[Tokenised]) -> Encoded:

@@ -107,7 +107,7 @@ def _lengths(examples: Sequence[Example], tokenizer: Any) -> Iterator[int]:
         return
     from mlflow_ft.engine.tokens.masking import Encoder
 
-    for row in Encoder(tokenizer, max_length=sys.maxsize).tokenise(examples):
+    for row in Encoder(tokenizer, max_length=sys.maxsize).tokenise(examples, offsets=False):
         if isinstance(row, list):
             yield max(part.length for part in row)
 

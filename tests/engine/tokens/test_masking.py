@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_ft.engine.tokens.masking import IGNORED, Encoder, Tokenised, _Places, encode, end_tokens
+from mlflow_ft.engine.tokens.masking import IGNORED, Encoder, Tokenised, encode, end_tokens
+from mlflow_ft.engine.tokens.places import Places
 from mlflow_ft.engine.tokens.render import MaskError
 from mlflow_ft.rows import Encoded, Example
 from tests.engine.templates import FAMILIES, talk
@@ -231,7 +232,7 @@ def test_a_token_with_letters_of_the_templates_and_of_the_assistants_is_refused(
 
 
 def test_a_token_that_takes_in_the_white_space_behind_it_begins_where_it_is_written() -> None:
-    places = _Places("ab<e>  <e>", [(0, 2), (2, 7), (7, 10)])
+    places = Places("ab<e>  <e>", [(0, 2), (2, 7), (7, 10)])
     assert list(places.within(5, 10)) == [(2, "<e>")]
     assert list(places.within(2, 5)) == [(1, "<e>")]
 
