@@ -29,6 +29,8 @@ _FEWEST = 10
 _COMMON = 50
 """A run of words in more held-out rows than this belongs to the format, not to a row."""
 _BATCH = 512
+_TABLE_BITS = 22
+"""The table of the beginnings of hashes has 4 MiB."""
 _BARS = 20
 
 
@@ -143,6 +145,8 @@ class _Index:
         kept = own & (self._sizes[owners] >= _FEWEST)
         order = np.argsort(hashes[kept], kind="stable")
         self._hashes, self._owners = hashes[kept][order], owners[kept][order]
+        self._begins = np.zeros(1 << _TABLE_BITS, np.bool_)
+        self._begins[self._beginnings(self._hashes)] = True
         self.compared = int((self._sizes >= _FEWEST).sum())
 
     def overlaps(self, train: Iterable[Checked], least: float) -> Iterator[tuple[Checked, int, float]]:
@@ -151,21 +155,31 @@ class _Index:
 
         rows = iter(train)
         while batch := list(islice(rows, _BATCH)):
-            runs = [np.unique(ngrams(words(row.text), _WORDS)) for row in batch]
+            runs = [ngrams(words(row.text), _WORDS) for row in batch]
             places = np.repeat(np.arange(len(batch)), [len(run) for run in runs])
             for place, number, share in self._shares(np.concatenate(runs), places):
                 if share >= least:
                     yield batch[place], number, share
 
+    @staticmethod
+    def _beginnings(hashes: Hashes) -> Numbers:
+        import numpy as np
+
+        return (hashes >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
+
     def _shares(self, hashes: Hashes, places: Numbers) -> Iterator[tuple[int, int, float]]:
         """For every row of a batch that shares a run: its place, the most overlapped held-out row, the share."""
         import numpy as np
 
+        likely = np.flatnonzero(self._begins[self._beginnings(hashes)])  # nearly all others need no search
+        hashes, places = hashes[likely], places[likely]
         start = np.searchsorted(self._hashes, hashes, "left")
         count = np.searchsorted(self._hashes, hashes, "right") - start
         hit = np.flatnonzero(count)
         if not len(hit):
             return
+        _, first = np.unique(places[hit] * len(self._hashes) + start[hit], return_index=True)
+        hit = hit[first]  # a run that a row repeats counts once
         owners = self._owners[ranges(start[hit], count[hit])]
         pairs = np.repeat(places[hit], count[hit]) * len(self._sizes) + owners
         pairs, times = np.unique(pairs, return_counts=True)

@@ -110,6 +110,12 @@ def test_the_threshold_is_kept() -> None:
     assert found(overlap, [train], [held], overlap=0.71).rows == ()
 
 
+def test_what_a_training_row_repeats_counts_once() -> None:
+    held = " ".join(f"w{number}" for number in range(27))
+    half = " ".join(held.split()[:17])  # 10 of its 20 runs
+    assert found(overlap, [f"{half} and {half} and {half}"], [held], overlap=0.51).rows == ()
+
+
 def test_short_held_out_rows_are_not_looked_for() -> None:
     held = " ".join(f"w{number}" for number in range(16))  # 9 runs
     assert found(overlap, [f"so {held}"], [held]).rows == ()
