@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
 
-from mlflow_ft.engine.tokens.masking import IGNORED, Encoder, Tokenised, encode, end_tokens
+from mlflow_ft.engine.tokens import places
+from mlflow_ft.engine.tokens.masking import IGNORED, Encoder, Tokenised, encode, end_tokens, ends
 from mlflow_ft.engine.tokens.places import Places
 from mlflow_ft.engine.tokens.render import MaskError
 from mlflow_ft.rows import Encoded, Example
@@ -59,6 +62,7 @@ def check(name: str, maker: Encoder, row: Tokenised, messages: Sequence[Any], le
     assert row.text == script.text
     assert "".join(row.pieces) == script.text
     assert row.labels == tokens.labels(row, script, learned)
+    assert row.ends == tuple(ends(row.encoded))
     if family.bos and script.text.startswith(family.bos):
         begin = maker.tokenizer.bos_token_id
         assert row.ids[0] == begin
@@ -85,6 +89,41 @@ def test_learned_is_what_the_assistant_says_and_its_end(name: str, data: st.Data
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_few_places_give_what_all_of_them_give(name: str, data: st.DataObject) -> None:
+    row = Example(messages=tuple(data.draw(talk.conversations(name))))
+    maker = encoder(name, data.draw(st.sampled_from(("", *tokens.KINDS))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "keeps_order", lambda *_: False)
+        [whole] = proved(maker, row)
+    text = Example(text="red")
+    [closed] = proved(maker, text)
+    assert maker.tokenise([row, text], offsets=False) == [[replace(whole, offsets=[])], [replace(closed, offsets=[])]]
+    assert len(whole.offsets) == len(whole.ids)
+
+
+@settings(max_examples=200)
+@given(text=st.text(), kind=st.sampled_from(tokens.KINDS), form=st.sampled_from([None, normalizers.NFC()]))
+def test_tokens_are_in_order_where_only_a_few_places_are_taken(text: str, kind: str, form: Any) -> None:
+    tokenizer = Tokenizer.from_str(tokens.of("chatml", kind).backend_tokenizer.to_str())
+    tokenizer.normalizer = form or tokenizer.normalizer
+    assert not places.keeps_order(normalizers.Lowercase(), text)
+    if places.keeps_order(tokenizer.normalizer, text):
+        stops = [end for _, end in tokenizer.encode(f"a{text}<|im_end|>{text}", add_special_tokens=False).offsets]
+        assert stops == sorted(stops)
+
+
+def test_places_are_taken_on_request() -> None:
+    encoding = tokens.of("chatml")("red green", add_special_tokens=False).encodings[0]
+    offsets = places.Offsets(encoding)
+    assert list(offsets) == encoding.offsets == offsets[:]
+    assert len(offsets) == len(encoding) > 1
+    with pytest.raises(IndexError):
+        offsets[len(offsets)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_way_is_told(name: str) -> None:
     assert proved(encoder(name), chat("red", "green"))[0].way == FAMILIES[name].way
 
@@ -100,6 +139,9 @@ def test_a_long_row_is_cut_at_its_end(name: str, data: st.DataObject) -> None:
     assert (cut.ids, cut.labels, cut.offsets) == (whole.ids[:length], whole.labels[:length], whole.offsets[:length])
     assert cut.encoded.truncated == (length < len(whole.ids))
     assert cut.length == whole.length == len(whole.ids)
+    after = (*whole.labels[1:], IGNORED)
+    last = [place for place, label in enumerate(whole.labels) if label != IGNORED == after[place]]
+    assert cut.ends == tuple(whole.ids[place] for place in last if place < length)
     assert whole.text.startswith("".join(cut.pieces))
 
 
@@ -232,9 +274,9 @@ def test_a_token_with_letters_of_the_templates_and_of_the_assistants_is_refused(
 
 
 def test_a_token_that_takes_in_the_white_space_behind_it_begins_where_it_is_written() -> None:
-    places = Places("ab<e>  <e>", [(0, 2), (2, 7), (7, 10)])
-    assert list(places.within(5, 10)) == [(2, "<e>")]
-    assert list(places.within(2, 5)) == [(1, "<e>")]
+    located = Places("ab<e>  <e>", [(0, 2), (2, 7), (7, 10)])
+    assert list(located.within(5, 10)) == [(2, "<e>")]
+    assert list(located.within(2, 5)) == [(1, "<e>")]
 
 
 # --- rows that are refused
