@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from mlflow_ft.config.section import Section
@@ -79,6 +81,8 @@ class RolloutSection(Section):
     """Weight of each reward function and, last, of the reward model; 1 each when not given."""
     reward_model: str | None = None
     """A model that scores answers: a folder, `models:/NAME@alias`, `runs:/...` or a Hub id."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples the answers: the trainer itself, or vLLM on the same GPU, which is faster (grpo, rloo)."""
     num_generations: int = Field(default=4, ge=1)
     """Answers to sample for each prompt."""
     max_completion_length: int = Field(default=128, ge=1)

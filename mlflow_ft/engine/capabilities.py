@@ -1,8 +1,10 @@
-"""Whether this machine can do what the settings of `model` ask for, found out before any weight is loaded."""
+"""Whether this machine can do what settings ask of it, found out before any weight is loaded."""
 
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -85,6 +87,27 @@ def check_attention(config: Config) -> str:
             hint="use --model.dtype bfloat16 (or float16 on an older GPU), or sdpa",
         )
     return name
+
+
+def check_rollout(engine: str) -> str:
+    """Whether `rollout.engine` can sample answers here.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if engine != "vllm":
+        return engine
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "rollout.engine vllm needs a GPU: on a CPU, vLLM repacks its weights and cannot take those of later steps",
+            hint="leave it out: transformers then samples the answers",
+        )
+    if find_spec("vllm") is None:
+        raise ConfigError(
+            "rollout.engine vllm: vLLM is not installed in this environment",
+            hint="pip install 'trl[vllm]', or leave it out: transformers then samples the answers",
+        )
+    return f"vLLM {metadata.version('vllm')}"
 
 
 def check_quantization(quantize: str) -> str:

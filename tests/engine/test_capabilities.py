@@ -52,6 +52,27 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"torch {torch.__version__} was built" in caution.remedy
 
 
+def test_vllm_needs_a_gpu_and_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert capabilities.check_rollout("transformers") == "transformers"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="vllm needs a GPU") as error:
+        capabilities.check_rollout("vllm")
+    assert error.value.hint
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(capabilities, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="vLLM is not installed") as error:
+        capabilities.check_rollout("vllm")
+    assert "pip install 'trl[vllm]'" in str(error.value.hint)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    (tmp_path / "vllm-0.31.0.dist-info").mkdir()
+    (tmp_path / "vllm-0.31.0.dist-info" / "METADATA").write_text("Name: vllm\nVersion: 0.31.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert capabilities.check_rollout("vllm") == "vLLM 0.31.0"
+
+
 def test_bitsandbytes_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert capabilities.check_quantization("nf4").startswith("nf4, by bitsandbytes ")
     before: dict[str, ModuleType] = {name: sys.modules[name] for name in sys.modules if name == "bitsandbytes"}

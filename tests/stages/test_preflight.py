@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from mlflow_ft import plugins
@@ -172,6 +173,15 @@ def test_a_model_of_the_hub_that_is_here_in_part(
     assert "model-00002-of-00002.safetensors  is missing" in outcome(*arguments)["base model"].detail
     monkeypatch.setattr("mlflow_ft.engine.hub.fetches", lambda _: True)
     assert outcome(*arguments)["base model"].state == "ok"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_answers_are_sampled_by_what_can_run_here(place: Path, tiny_model: Path, tiny_rows: Path) -> None:
+    given = ("grpo", "--model", tiny_model, "--data", tiny_rows, "--rollout.reward_funcs", "exact-answer")
+    assert "rollout" not in outcome(*given)
+    found = outcome(*given, "--rollout.engine", "vllm")["rollout"]
+    assert found.state == "problem"
+    assert "vllm needs a GPU" in found.detail
 
 
 def test_preparing_data_needs_a_tokenizer_and_no_weights(

@@ -16,6 +16,7 @@ ROLLOUT = (
     "reward_funcs",
     "reward_weights",
     "reward_model",
+    "engine",
     "num_generations",
     "max_completion_length",
     "temperature",

@@ -109,7 +109,10 @@ def _train(job: Job, data: Data, model: Model, *, config: Any, kind: Any) -> Tra
     train = questions(job, data, data.train, options)
     held_out = questions(job, data, data.eval, options, most=EVALUATED)
     check_judges(judges, train.columns)
-    check_room(model, max(train.longest, held_out.longest), arguments.max_completion_length)
+    longest_prompt = max(train.longest, held_out.longest)
+    check_room(model, longest_prompt, arguments.max_completion_length)
+    if arguments.use_vllm:
+        for_vllm(arguments, longest_prompt, data.tokenizer.eos_token_id)
     groups = arguments.generation_batch_size // arguments.num_generations
     if len(train.rows) < groups:
         raise DataError(
@@ -153,9 +156,22 @@ def settings(job: Job, judges: Sequence[LoadedReward]) -> dict[str, Any]:
         "num_iterations": rollout.num_iterations,
         "epsilon": rollout.epsilon,
         "reward_weights": [judge.weight for judge in judges],
+        "use_vllm": rollout.engine == "vllm",
         **loop.objective(job, "beta", "loss_type"),
     }
     return own | ({} if "num_generations_eval" in options else {"num_generations_eval": 1})
+
+
+def for_vllm(arguments: Any, longest_prompt: int, end: int | None) -> None:
+    """Complete TRL's settings for vLLM, which would otherwise follow the files of the base.
+
+    It would take memory for the longest row that the model can read, and stop at the base's own end token, where TRL
+    looks for the tokenizer's.
+    """
+    if arguments.vllm_max_model_length is None:
+        arguments.vllm_max_model_length = longest_prompt + (arguments.max_completion_length or 0)
+    ends = {} if end is None else {"stop_token_ids": [end]}
+    arguments.generation_kwargs = ends | (arguments.generation_kwargs or {})
 
 
 # --- the prompts

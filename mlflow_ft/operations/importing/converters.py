@@ -108,6 +108,7 @@ CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
     "minutes": lambda seconds: max(0.1, number(seconds) / 60),
     "modules": modules,
     "names": names,
+    "sampler": lambda value: "vllm" if truth(value) else "transformers",
     "not": lambda value: not truth(value),
     "one": lambda value: str(value),
     "optimizer": optimizer,

@@ -33,6 +33,9 @@ def check_device(examination: Examination, base: BaseModel | None) -> None:
         examination.check("liger", partial(liger.check, config), setting="training.liger")
     if config.training.compile:
         examination.check("compile", partial(compiled.check, config), setting="training.compile")
+    if config.rollout.engine != "transformers":
+        rollout = partial(capabilities.check_rollout, config.rollout.engine)
+        examination.check("rollout", rollout, setting="rollout.engine")
     own = own_quantization.of(base.path) if base else None
     quantize = own.held if own and own.held else config.model.quantize
     if quantize != "none":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +341,7 @@ def test_what_does_not_fit_into_the_model_is_refused(make: Bench) -> None:
         ),
         ({"objective.options": "{num_generation: 3}"}, "has no field 'num_generation'"),
         ({"objective.options": "{temperature: 3}"}, "temperature has its own setting"),
-        ({"objective.options": "{use_vllm: true}"}, "the trainer of grpo rejects the settings: vLLM"),
+        ({"objective.options": "{use_vllm: true}"}, "use_vllm has its own setting"),
     ],
 )
 def test_what_trl_refuses_is_told_in_a_line(make: Bench, settings: dict[str, Any], words: str) -> None:
@@ -355,6 +357,26 @@ def test_a_first_step_without_a_gradient_is_right_where_all_answers_earn_the_sam
     )
     train(replace(setup, data=replace(setup.data, kind="conversation")))
     assert setup.curve("train/grad_norm") == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.skipif(util.find_spec("vllm") is not None, reason="it would start")
+@pytest.mark.parametrize("method", METHODS)
+def test_vllm_samples_if_it_is_asked_to(make: Bench, method: str) -> None:
+    with pytest.raises(ConfigError, match=f"the trainer of {method} rejects the settings: vLLM is not available"):
+        train(make(method, **{"rollout.engine": "vllm"}))
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated")
+@pytest.mark.parametrize("method", METHODS)
+def test_vllm_reads_as_much_as_is_needed_and_stops_where_trl_does(tmp_path: Path, method: str) -> None:
+    kind = partial(METHODS[method][1], output_dir=str(tmp_path), bf16=False, use_cpu=True)
+    own = kind(max_completion_length=16)
+    online.for_vllm(own, 40, 7)
+    assert (own.vllm_max_model_length, own.generation_kwargs) == (56, {"stop_token_ids": [7]})
+    given = kind(vllm_max_model_length=99, generation_kwargs={"stop_token_ids": [1], "min_tokens": 2})
+    online.for_vllm(given, 40, 7)
+    assert given.vllm_max_model_length == 99
+    assert given.generation_kwargs == {"stop_token_ids": [1], "min_tokens": 2}
 
 
 def test_options_reach_trl(make: Bench) -> None:

@@ -94,6 +94,13 @@ def test_torchtune_refuses_a_teacher(imports: Import) -> None:
             {"method": "dpo", "objective.beta": 0.3, "training.learning_rate": 1e-6},
         ),
         ("trl kto --use_peft --load_in_4bit", {"method": "kto", "model.quantize": "nf4"}),
+        (
+            "trl grpo --use_vllm true --vllm_mode server --vllm_importance_sampling_correction false",
+            {
+                "rollout.engine": "vllm",
+                "objective.options": {"vllm_mode": "server", "vllm_importance_sampling_correction": "false"},
+            },
+        ),
         ("trl grpo --reward_funcs a.py:f b.py:g", {"method": "grpo", "rollout.reward_funcs": ["a.py:f", "b.py:g"]}),
         ("trl sft --no_gradient_checkpointing", {"training.gradient_checkpointing": False}),
         ("trl sft --accelerate_config zero2", {"launch.strategy": "deepspeed-zero2", "launch.launcher": "accelerate"}),
