@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 ALONE = 4_000
 """Rows that this process does before others are worth starting, which takes seconds; it goes on meanwhile."""
+LARGE = 2**24
+"""Bytes of files from which others start at once."""
 BYTES = 2**20
 """The size of a piece of a file, in bytes: a second of work, or less."""
 MOST_HELPERS = 16
@@ -115,6 +117,14 @@ def _to_read(sources: Sources) -> Iterator[Batch | Piece]:
             yield batch
 
 
+def _size(sources: Sources) -> int:
+    """Bytes of the files that are read as a whole."""
+    if sources.settings.max_rows is not None:
+        return 0
+    files = [file.path for one in sources.opened for file in one.source.files]
+    return sum(file.stat().st_size for file in files if file)
+
+
 def _worked(
     sources: Sources,
     here: Callable[[Batch], Worked],
@@ -124,10 +134,11 @@ def _worked(
 ) -> Generator[Worked]:
     """The results of every batch, in order: by this process until the others have started."""
     parts, to_do = 0, _to_read(sources)
+    alone = 0 if _size(sources) >= LARGE else ALONE
     with ExitStack() as stack:
         helpers: Helpers | None = None
         for task in to_do:
-            if not helpers and count and parts >= ALONE and (quality is None or quality.joins):
+            if not helpers and count and parts >= alone and (quality is None or quality.joins):
                 helpers = stack.enter_context(Helpers(recipe(), sources, count))
             if helpers and helpers.ready:
                 yield from helpers.work(chain([task], to_do))

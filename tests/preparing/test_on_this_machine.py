@@ -177,6 +177,13 @@ def test_few_rows_need_no_other_process(passed: Pass, monkeypatch: pytest.Monkey
     assert passed(2).tally.rows == 60
 
 
+def test_many_bytes_need_others_at_once(passed: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_this_machine, "LARGE", 1_000)
+    monkeypatch.setattr(on_this_machine, "ALONE", 60)
+    monkeypatch.setattr(batches, "work", lambda *_, **__: pytest.fail("this process did not wait for them"))
+    assert passed(1).tally.rows == 60
+
+
 def test_this_process_does_everything_while_the_others_start(passed: Pass, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Helpers, "ready", False)
     monkeypatch.setattr(Helpers, "work", lambda *_: pytest.fail("none of them was ready"))
