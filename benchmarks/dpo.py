@@ -1,6 +1,6 @@
 """DPO: a training, a second one on the same rows and base, and TRL's; with the options of `train.py`.
 
-    python benchmarks/dpo.py --data PAIRS.json --rounds 2
+python benchmarks/dpo.py --data PAIRS.json --rounds 2
 """
 
 from __future__ import annotations
