@@ -2,13 +2,13 @@
 
 pieces = cut(sources, size=2**24)
 sizes = [measure(sources[piece.source], piece) for piece in pieces]     # on several machines
-for piece in placed(pieces, sizes):                                     # knows what is before it
+for piece in placed(pieces, iter(sizes)):                               # knows what is before it
     for row in rows(sources[piece.source], piece): ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mlflow_ft.data.reading import readers
@@ -71,14 +71,14 @@ def measure(source: Source, piece: Piece) -> Size:
     return Size(rows=rows, lines=lines)
 
 
-def placed(pieces: Sequence[Piece], sizes: Sequence[Size]) -> list[Piece]:
-    """The pieces with what is before each of them."""
-    index, line, made = 0, 0, []
-    for piece, size in zip(pieces, sizes, strict=True):
+def placed(pieces: Iterable[Piece], sizes: Iterator[Size]) -> Iterator[Piece]:
+    """The pieces with what is before each of them; the size of a piece is taken when the next one is asked for."""
+    index, line = 0, 0
+    for piece in pieces:
         line = line if piece.span and piece.span.begin else 0
-        made.append(replace(piece, index=index, line=line))
+        yield replace(piece, index=index, line=line)
+        size = next(sizes)
         index, line = index + size.rows, line + size.lines
-    return made
 
 
 def rows(source: Source, piece: Piece) -> Iterator[Row | Unreadable]:

@@ -86,7 +86,7 @@ def _placed(machines: Machines, sources: Sources, files: Sequence[Path]) -> list
     if len(cut) < 2:
         return cut
     counted = machines.flow(cut, partial(measure, sources), _same, files=files)
-    return pieces.placed(cut, machines.get(list(counted)))
+    return list(pieces.placed(cut, iter(machines.get(list(counted)))))
 
 
 def _same(size: Size) -> Size:

@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_ft.config.schema import ChecksSection, DataSection
 from mlflow_ft.data import pieces, store
-from mlflow_ft.data.pieces import Piece
+from mlflow_ft.data.pieces import Piece, Size
 from mlflow_ft.data.quality import Quality
 from mlflow_ft.errors import DataError
 from mlflow_ft.preparing import batches
@@ -103,18 +102,18 @@ def _helpers() -> int:
 
 def _to_read(sources: Sources) -> Iterator[Batch | Piece]:
     """All rows in order: pieces of files that any process can read, and the rows of other files, in batches."""
-    index, line = 0, 0
-    for piece in pieces.cut([one.source for one in sources.opened], size=BYTES):
-        line = line if piece.span and piece.span.begin else 0
-        placed = replace(piece, index=index, line=line)
+    sizes = deque[Size]()
+    cut = pieces.cut([one.source for one in sources.opened], size=BYTES)
+    for piece in pieces.placed(cut, iter(sizes.popleft, None)):
         if piece.span:
-            yield placed
-            size = pieces.measure(sources.opened[piece.source].source, piece)
-            index, line = index + size.rows, line + size.lines
+            yield piece
+            sizes.append(pieces.measure(sources.opened[piece.source].source, piece))
             continue
-        for batch in sources.read(placed):
-            index += batch.tally.rows
+        rows = 0
+        for batch in sources.read(piece):
+            rows += batch.tally.rows
             yield batch
+        sizes.append(Size(rows=rows, lines=0))
 
 
 def _size(sources: Sources) -> int:

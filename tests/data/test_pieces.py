@@ -23,7 +23,7 @@ def in_pieces(paths: list[Path], size: int, **settings: object) -> tuple[int, li
     """The number of pieces, and every row with its index."""
     opened = [sources.open_source(str(path), DataSection(path=str(path), **settings)) for path in paths]  # type: ignore[arg-type]  # any
     cut = pieces.cut(opened, size=size)
-    placed = pieces.placed(cut, [pieces.measure(opened[piece.source], piece) for piece in cut])
+    placed = pieces.placed(cut, (pieces.measure(opened[piece.source], piece) for piece in cut))
     rows = [
         (piece.index + number, row)
         for piece in placed
@@ -89,6 +89,6 @@ def test_lines_with_several_rows_each(tmp_path: Path) -> None:
     opened = sources.open_source(str(file), DataSection(path=str(file)))
     shaped = dataclasses.replace(opened, shape=Shape(steps=("rows", EACH)))
     cut = pieces.cut([shaped], size=1)
-    placed = pieces.placed(cut, [pieces.measure(shaped, piece) for piece in cut])
+    placed = list(pieces.placed(cut, (pieces.measure(shaped, piece) for piece in cut)))
     assert [piece.index for piece in placed] == [0, 1, 2, 4, 7]
     assert [row for piece in placed for row in pieces.rows(shaped, piece)] == list(shaped.rows())
