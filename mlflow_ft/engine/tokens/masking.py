@@ -17,9 +17,9 @@ from typing import Any
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
-from mlflow_ft.engine.tokens import places, tool_text
+from mlflow_ft.engine.tokens import tool_text
 from mlflow_ft.engine.tokens.determinism import Steady
-from mlflow_ft.engine.tokens.places import Offset, Offsets, Places
+from mlflow_ft.engine.tokens.places import Offset, Places
 from mlflow_ft.engine.tokens.render import MaskError, Rendered, Span, Way
 from mlflow_ft.engine.tokens.span_types import WAYS
 from mlflow_ft.rows import Encoded, Example, Kind
@@ -164,25 +164,24 @@ class Encoder:
         self, example: Example, rendered: Rendered, ids: list[int], encoding: Encoding, *, offsets: bool
     ) -> Tokenised:
         text, bos = rendered.text, self.tokenizer.bos_token_id
-        asked = encoding.offsets if offsets else []
+        placed = encoding.offsets if offsets else []
         if example.kind == "text":
-            text, ids, asked = self._closed(text, ids, asked)
+            text, ids, placed = self._closed(text, ids, placed)
         if bos is not None and ids[:2] == [bos, bos]:
             raise MaskError("the beginning-of-sequence token appears twice", text=text)
         labels, turns = [IGNORED] * len(ids), list[tuple[int, int]]()
         if example.kind == "text":
             turns = [(int(bos is not None and ids[:1] == [bos]), len(ids) - 1)]
         elif rendered.spans:
-            in_order = places.keeps_order(self._normalizer, text)
-            located = Places(text, Offsets(encoding) if in_order else encoding.offsets, in_order=in_order)
-            turns = [self._tokens_of(span, located, ids) for span in rendered.spans]
+            places = Places.of(text, encoding, self._normalizer)
+            turns = [self._tokens_of(span, places, ids) for span in rendered.spans]
         for first, last in turns:
             labels[first : last + 1] = ids[first : last + 1]
         weakest: Way = max((span.way for span in rendered.spans), key=WAYS.index, default="prefix differences")
         return Tokenised(
             text=text,
             ids=ids[: self.max_length],
-            offsets=asked[: self.max_length],
+            offsets=placed[: self.max_length] if offsets else [],
             labels=labels[: self.max_length],
             ends=tuple(ids[last] for first, last in turns if first <= last < self.max_length),
             way=WHOLE.get(example.kind, weakest),
@@ -196,7 +195,6 @@ class Encoder:
 
     def _closed(self, text: str, ids: list[int], offsets: list[Offset]) -> tuple[str, list[int], list[Offset]]:
         """A plain text between the tokens that begin and end a sequence, if the tokenizer has them."""
-        wanted = bool(offsets)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if bos is not None and self._begins and ids[:1] != [bos]:
             opening = str(self.tokenizer.bos_token)
@@ -207,7 +205,7 @@ class Encoder:
             closing = str(self.tokenizer.eos_token)
             offsets = [*offsets, (len(text), len(text) + len(closing))]
             text, ids = text + closing, [*ids, eos]
-        return text, ids, offsets if wanted else []
+        return text, ids, offsets
 
     def _tokens_of(self, span: Span, places: Places, ids: list[int]) -> tuple[int, int]:
         """The first token of the assistant's turn, and the one that ends it."""
@@ -247,7 +245,7 @@ def encode(
 
 
 def ends(row: Encoded) -> Iterator[int]:
-    """The tokens that end the assistant's turns in a row, once for each turn."""
+    """The tokens that end the assistant's turns in a row, once for each turn; by its labels, as the spans are gone."""
     for part in (row, row.rejected) if row.rejected else (row,):
         cut = part.truncated and part.labels[-1] != IGNORED
         following = (*part.labels[1:], *(() if cut else (IGNORED,)))

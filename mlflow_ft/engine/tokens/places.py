@@ -60,6 +60,12 @@ class Places:
         self._offsets = offsets
         self._latest = () if in_order else tuple(itertools.accumulate((end for _, end in offsets), max, initial=0))
 
+    @classmethod
+    def of(cls, text: str, encoding: Encoding, normalizer: Any) -> Places:
+        """The places of a text's tokens: only a few of them are taken where that is enough."""
+        in_order = keeps_order(normalizer, text)
+        return cls(text, Offsets(encoding) if in_order else encoding.offsets, in_order=in_order)
+
     def _begin(self, at: int) -> int:
         return self._offsets[at][0]
 
