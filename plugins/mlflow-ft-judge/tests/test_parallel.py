@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -11,13 +10,18 @@ from mlflow_ft_judge.engine import evaluating, parallel
 from mlflow_ft_judge.testing import fair
 
 
-def test_a_signal_ends_the_judging_without_waiting_for_replies(serve, subject_of):
+@pytest.mark.parametrize("interrupts", [True, False], ids=["during the wait", "just before the wait"])
+def test_a_signal_ends_the_judging_without_waiting_for_replies(serve, subject_of, interrupts):
     released, asked = threading.Event(), threading.Event()
+    late = threading.Timer(60, released.set)
 
     def silent(body):
         if not asked.is_set():
             asked.set()
-            os.kill(os.getpid(), signal.SIGUSR1)
+            late.start()
+            # A signal that another thread gets does not end the wait of the main thread, and so looks like one that
+            # arrives just before it.
+            signal.pthread_kill(threading.main_thread().ident if interrupts else threading.get_ident(), signal.SIGUSR1)
         released.wait()
         return fair(body)
 
@@ -28,8 +32,6 @@ def test_a_signal_ends_the_judging_without_waiting_for_replies(serve, subject_of
         raise Stopped
 
     before = signal.signal(signal.SIGUSR1, stop)
-    late = threading.Timer(20, released.set)
-    late.start()
     judge = serve(silent)
     subject, _ = subject_of("tuned", ["good"] * 9, ["bad"] * 9)
     try:

@@ -12,6 +12,8 @@ from typing import TypeVar
 ItemT = TypeVar("ItemT")
 ValueT = TypeVar("ValueT")
 
+LOOK = 0.5  #: seconds between two looks for a signal: one that arrives just before a wait does not end it
+
 
 def over(call: Callable[[ItemT], ValueT], items: Sequence[ItemT], *, workers: int) -> list[ValueT]:
     """What a call returns for each item, in their order; the first exception is raised.
@@ -40,7 +42,10 @@ def over(call: Callable[[ItemT], ValueT], items: Sequence[ItemT], *, workers: in
     values: dict[int, ValueT] = {}
     try:
         while len(values) < len(items):
-            number, outcome = ended.get()
+            try:
+                number, outcome = ended.get(timeout=LOOK)
+            except Empty:
+                continue
             values[number] = outcome.result()
     finally:
         with suppress(Empty):
