@@ -146,6 +146,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # MLflow's own progress bars would break up our output.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # TRL warns, at every start, that the classes of cpo, simpo and orpo may change: their version is pinned.
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     try:
         code = cli.main(standalone_mode=False)
         if processes.place().size > 1:

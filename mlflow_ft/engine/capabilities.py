@@ -107,7 +107,8 @@ def check_rollout(engine: str) -> str:
             "rollout.engine vllm: vLLM is not installed in this environment",
             hint="pip install 'trl[vllm]', or leave it out: transformers then samples the answers",
         )
-    return f"vLLM {metadata.version('vllm')}"
+    package = metadata.packages_distributions().get("vllm", ["vllm"])[0]  # builds of vLLM have names of their own
+    return f"vLLM {metadata.version(package)}"
 
 
 def check_quantization(quantize: str) -> str:

@@ -49,6 +49,9 @@ class Trainer:
     estimate of memory counts on it."""
     settings: tuple[str, ...] | None = None
     """The fields of `objective` and `rollout` that it uses; others are refused if set. None: any."""
+    options: Callable[[], type] | None = None
+    """The dataclass whose fields `objective.options` sets, imported when it is asked for. Names that it does not have,
+    and text for its numbers, are refused before anything is loaded. None: the method checks its options by itself."""
     use_for: str = ""
     """When to use it, in a sentence."""
     memory: str = ""

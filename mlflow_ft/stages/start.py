@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ConfigError, Problem, ResourceError, TrackingError, UndeliveredError
+from mlflow_ft.errors import ConfigError, ResourceError, TrackingError, UndeliveredError
 from mlflow_ft.job import Job
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.preparing import guards
 from mlflow_ft.progress import Progress
-from mlflow_ft.records import Trainer
 from mlflow_ft.registry import Catalogue, Registry, chosen_evaluators
-from mlflow_ft.stages import ending, init_from
+from mlflow_ft.stages import ending, init_from, method_settings
 
 if TYPE_CHECKING:
     from mlflow_ft.tracking import ActiveRun
@@ -188,7 +187,7 @@ def check_method(config: Config, registry: Registry) -> None:
             f"a base quantised to {config.model.quantize} cannot be trained without an adapter",
             hint="add an adapter (--adapter.kind lora), or do not quantise (--model.quantize none)",
         )
-    check_settings(config, trainer)
+    method_settings.check(config, trainer)
     ending.check(config, trainer)
     from mlflow_ft.engine.launching import strategy
 
@@ -235,25 +234,6 @@ def check_exports(config: Config, registry: Registry, base: Path | None = None) 
                 "quantising onto the same grid again would round the adapter away",
                 hint="remove it and serve the adapter with its base, or train on the base in full precision",
             )
-
-
-def check_settings(config: Config, trainer: Trainer) -> None:
-    """Refuse settings that the method does not use: the user expects them to matter."""
-    unused = [
-        Problem(place=f"{origin}  {path}", message=f"is not used by method {trainer.name}")
-        for path, origin in config.origins.items()
-        if trainer.settings is not None
-        and path.startswith(("objective.", "rollout."))
-        and not origin.startswith("method ")
-        and path.partition(".")[2] not in trainer.settings
-    ]
-    if unused:
-        used = ", ".join(trainer.settings or ()) or "none"
-        raise ConfigError(
-            f"settings of other methods: {len(unused)}",
-            problems=unused,
-            hint=f"remove them; the settings of objective and rollout that {trainer.name} uses: {used}",
-        )
 
 
 @contextmanager

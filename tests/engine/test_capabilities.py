@@ -67,8 +67,10 @@ def test_vllm_needs_a_gpu_and_must_be_installed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()
-    (tmp_path / "vllm-0.31.0.dist-info").mkdir()
-    (tmp_path / "vllm-0.31.0.dist-info" / "METADATA").write_text("Name: vllm\nVersion: 0.31.0\n")
+    about = tmp_path / "vllm_cuda-0.31.0.dist-info"  # a build with a name of its own
+    about.mkdir()
+    (about / "METADATA").write_text("Name: vllm-cuda\nVersion: 0.31.0\n")
+    (about / "RECORD").write_text("vllm/__init__.py,,\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert capabilities.check_rollout("vllm") == "vLLM 0.31.0"
 

@@ -19,6 +19,7 @@ def register_trainers() -> list[Trainer]:
             "whose chosen answers are learned",
             kinds=("conversation", "text", "preference"),
             settings=("packing", "options"),
+            options=sft.options,
             scores=("loss",),
             held_out_loss=True,
             use_for="the first step of most alignments, and of the chains align and rlhf",

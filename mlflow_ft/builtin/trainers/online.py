@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Adapter, Trainer
@@ -108,6 +110,7 @@ def records() -> list[Trainer]:
             needs=needs,
             kinds=("prompt", "conversation"),
             settings=("beta", "loss_type", "options", *ROLLOUT),
+            options=partial(resolve_name, "trl:GRPOConfig"),
             refuses=refuses_grpo,
             use_for="answers that a program can check: the right number, code that runs, a format",
             memory="as sft with the same adapter; with objective.beta above 0 and no adapter, a second model",
@@ -123,6 +126,7 @@ def records() -> list[Trainer]:
             needs=needs,
             kinds=("prompt", "conversation"),
             settings=("beta", "options", *ROLLOUT),
+            options=partial(resolve_name, "trl:RLOOConfig"),
             refuses=refuses,
             use_for="a reward model's scores: it stays close to the starting model, and does not scale rewards",
             memory="as grpo, with a reference",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from mlflow_ft import Adapter, Trainer
@@ -99,6 +101,7 @@ DPO = Trainer(
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "remember_ref_log_probs", "options"),
+    options=partial(resolve_name, "trl:DPOConfig"),
     in_parts=by_pair,
     refuses=no_second_adapter,
     use_for="aligning a model that was instruction-tuned on similar prompts, given pairs of answers",
@@ -120,6 +123,7 @@ CPO = Trainer(
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
+    options=partial(resolve_name, "trl.experimental.cpo:CPOConfig"),
     refuses=no_learned_prompt,
     use_for="the same as dpo where a reference model costs too much; the chosen answers must be good in themselves",
     memory="as sft with twice as many rows; the logits of whole rows are kept",
@@ -145,6 +149,7 @@ SIMPO = Trainer(
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
+    options=partial(resolve_name, "trl.experimental.cpo:CPOConfig"),
     refuses=no_learned_prompt,
     use_for="the same as dpo, where long answers are preferred for being long",
     memory="as cpo",
@@ -165,6 +170,7 @@ ORPO = Trainer(
     needs=PAIRS,
     kinds=("preference",),
     settings=("beta", "options"),
+    options=partial(resolve_name, "trl.experimental.orpo:ORPOConfig"),
     refuses=no_learned_prompt,
     use_for="a base model that was not instruction-tuned before, given pairs of answers",
     memory="as cpo",
@@ -192,6 +198,7 @@ KTO = Trainer(
         "remember_ref_log_probs",
         "options",
     ),
+    options=partial(resolve_name, "trl:KTOConfig"),
     refuses=no_second_adapter,
     use_for="thumbs up and down from users; give the rarer label more weight, so that both count equally",
     memory="as dpo",
@@ -213,6 +220,7 @@ REWARD = Trainer(
     needs=PAIRS,
     kinds=("preference",),
     settings=("options",),
+    options=partial(resolve_name, "trl:RewardConfig"),
     use_for="the middle step of RLHF: what people prefer, as a number",
     memory="as sft with twice as many rows",
     ranges={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Trainer
@@ -15,6 +16,9 @@ RATE = "training.learning_rate"
 LORA = {"adapter.kind": "lora", "adapter.r": 16, RATE: 2e-4}
 LORA_RANGES = {"adapter.r": "4 to 64", "adapter.lora_alpha": "r to 2r", RATE: "5e-5 to 5e-4"}
 PROMPT_RANGES = {"adapter.num_virtual_tokens": "8 to 128"}
+
+
+options: Callable[[], type] = partial(resolve_name, "trl:SFTConfig")
 
 
 def train(job: Job, data: Data, model: Model) -> Trained:
@@ -30,6 +34,7 @@ def records() -> list[Trainer]:
         Trainer,
         train=train,
         settings=("packing", "options"),
+        options=options,
         scores=("loss",),
         held_out_loss=True,
         in_parts=lambda config: not config.objective.packing,

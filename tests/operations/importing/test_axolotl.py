@@ -87,6 +87,13 @@ def test_a_type_that_the_user_describes(imports: Import) -> None:
         ("rl: orpo\norpo_alpha: 0.3", {"method": "orpo", "objective.beta": 0.3}),
         ("reward_model: true", {"method": "reward"}),
         ("rl: grpo\ntrl: {num_generations: 8, beta: 0.01}", {"rollout.num_generations": 8, "objective.beta": 0.01}),
+        (
+            "rl: grpo\ntrl: {use_vllm: true, vllm_mode: colocate}\nvllm: {gpu_memory_utilization: 0.4}",
+            {
+                "rollout.engine": "vllm",
+                "objective.options": {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": "0.4"},
+            },
+        ),
         ("wandb_project: p", {"run.also_report_to": ["wandb"]}),
         ("chat_template: llama3", {"method": "full"}),
     ],
