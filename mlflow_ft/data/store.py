@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BATCH = 1000
+WINDOW = 8 * BATCH
+"""Rows whose texts and tokens are copied at most when some of them are taken."""
 TRAINED = ("input_ids", "labels")
 """The columns that a trainer of conversations needs."""
 FIELDS = tuple(field.name for field in fields(Example))
@@ -214,9 +216,8 @@ class Column(StoredRows[T]):
             yield from self._made(self._part(start, BATCH))
 
     def _part(self, start: int, count: int) -> pyarrow.Table:
-        if self._indices is None:
-            return self._table.slice(start, count)
-        return self._table.take(self._indices[start : start + count])
+        table = self._table.select(self._names)
+        return table.slice(start, count) if self._indices is None else take(table, self._indices[start : start + count])
 
     def _made(self, table: pyarrow.Table) -> Iterator[T]:
         return (self._make(row) for row in table.select(self._names).to_pylist())
@@ -235,6 +236,19 @@ def read(file: Path) -> pyarrow.Table:
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+
+
+def take(table: pyarrow.Table, indices: numpy.ndarray[Any, Any]) -> pyarrow.Table:
+    """Some rows, in the order of their numbers.
+
+    `pyarrow.Table.take` copies whole columns of texts and lists, however few rows it takes.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    windows = np.split(indices, np.flatnonzero(np.diff(indices // WINDOW)) + 1)
+    parts = [table.slice(rows[0] // WINDOW * WINDOW, WINDOW).take(rows % WINDOW) for rows in windows if len(rows)]
+    return pa.concat_tables(parts) if parts else table.slice(0, 0)
 
 
 def examples(table: pyarrow.Table, indices: numpy.ndarray[Any, Any] | None = None) -> Column[Example]:

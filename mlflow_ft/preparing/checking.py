@@ -64,7 +64,7 @@ def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
     table = side.stored.table.select(["file", "line", "index", "length", "example"])
     longest = side.indices[split.last_of_each(table.column("index").to_numpy()[side.indices])]
     for start in range(0, len(longest), store.BATCH):
-        for row in table.take(longest[start : start + store.BATCH]).to_pylist():
+        for row in store.take(table, longest[start : start + store.BATCH]).to_pylist():
             yield Checked(
                 file=side.stored.files[row["file"]],
                 line=row["line"],

@@ -248,10 +248,11 @@ def side_of(side: Side, name: Literal["train", "eval", "guard"], tokenizer: Any)
     """The rows of a side as a split."""
     rows = side.stored
     table, indices = rows.table, side.indices
+    contents = table.select(["content"])
     hashes: Iterable[bytes] = (
         content
         for start in range(0, side.count, store.BATCH)
-        for content in table.column("content").take(indices[start : start + store.BATCH]).to_pylist()
+        for content in store.take(contents, indices[start : start + store.BATCH]).column(0).to_pylist()
     )
     kinds = {source.kind for source in rows.sources}
     return Split(

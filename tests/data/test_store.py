@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,3 +111,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_taking_a_few_rows_copies_few(tmp_path: Path) -> None:
+    """`pyarrow.Table.take` copies every text of the column, for each thousand rows that are read."""
+    write(tmp_path / "rows.arrow", 10 * store.WINDOW)
+    column = store.examples(store.read(tmp_path / "rows.arrow"), np.array([3, 5 * store.WINDOW]))
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert len(list(column)) == 2
+    finally:
+        pa.set_memory_pool(before)
+    texts = store.read(tmp_path / "rows.arrow").column("example").nbytes
+    assert 0 < pool.max_memory() < texts / 4
