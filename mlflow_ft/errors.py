@@ -17,12 +17,14 @@ FineTuneError                 exit 2: the input is wrong
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHOWN_PROBLEMS = 8
 LONGEST_BRIEF = 500
 """Characters of another library's message that are shown."""
+NO_EXIT = "code that a run calls must raise an exception instead, or return"
 
 
 def brief(error: BaseException, *, with_type: bool = False) -> str:
@@ -148,6 +150,15 @@ MEMORY_REMEDIES = (
     "in order of cost: halve training.per_device_train_batch_size and double training.gradient_accumulation_steps; "
     "training.gradient_checkpointing=true; a smaller data.max_length; model.quantize=nf4"
 )
+
+
+def exited(error: BaseException) -> FineTuneError | None:
+    """What to raise instead of a SystemExit, with which a run would end without a word, or as if it had succeeded."""
+    if not isinstance(error, SystemExit):
+        return None
+    called = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" in {frame.filename} line {frame.lineno}" for frame in called)
+    return FineTuneError(f"exit({error.code if error.code is not None else ''}) was called{where}", hint=NO_EXIT)
 
 
 def out_of_memory(error: BaseException) -> ResourceError | None:

@@ -26,6 +26,7 @@ from mlflow_ft.errors import (
     StoppedError,
     TrackingError,
     UndeliveredError,
+    exited,
     out_of_memory,
 )
 from mlflow_ft.plugins import Plugins
@@ -91,7 +92,7 @@ def open_run(
             yield run
             status = "FINISHED"
         except BaseException as raised:
-            error = signals.instead_of(raised) or out_of_memory(raised) or raised
+            error = signals.instead_of(raised) or out_of_memory(raised) or exited(raised) or raised
             status = _state_of(error)
             if error is not raised:
                 raise error from raised
@@ -192,10 +193,7 @@ def deleted_experiment(name: str) -> TrackingError:
 
 
 def _state_of(error: BaseException) -> str:
-    if isinstance(error, StoppedError | PrunedError | KeyboardInterrupt):
-        return "KILLED"
-    ended_well = isinstance(error, SystemExit) and error.code in (None, 0)
-    return "FINISHED" if ended_well else "FAILED"
+    return "KILLED" if isinstance(error, StoppedError | PrunedError | KeyboardInterrupt) else "FAILED"
 
 
 def _close(run: ActiveRun, status: str, error: BaseException | None) -> str:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.errors import ProcessError, StoppedError, TrackingError
+from mlflow_ft.errors import FineTuneError, ProcessError, StoppedError, TrackingError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import ActiveRun, deliver, open_run
 from mlflow_ft.tracking.signals import StopSignals
@@ -46,7 +46,6 @@ def test_a_run_is_made_in_its_experiment_and_finishes(client: MlflowClient, conf
         (ValueError("no memory " + "x" * 6000), "FAILED", "no memory xxx"),
         (StoppedError(signal.SIGTERM), "KILLED", "stopped by signal 15"),
         (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
-        (SystemExit(3), "FAILED", "3"),
     ],
 )
 def test_the_state_and_the_error_of_a_run_that_raises(
@@ -61,6 +60,19 @@ def test_the_state_and_the_error_of_a_run_that_raises(
     assert stored.data.tags["mlflow_ft.error"].startswith(message)
     assert len(stored.data.tags["mlflow_ft.error"]) <= 5000
     assert stored.data.tags["mlflow_ft.stage"] == "train"
+
+
+@pytest.mark.parametrize("code", [0, None, 3])
+def test_an_exit_within_a_run_is_a_failure(
+    client: MlflowClient, config: Config, plugins: Plugins, code: int | None
+) -> None:
+    with (
+        pytest.raises(FineTuneError, match=rf"exit\({'' if code is None else code}\) was called in .*test_run.py line"),
+        open_run(config.run, plugins=plugins) as run,
+    ):
+        sys.exit(code)
+    assert status(client, run.run_id) == "FAILED"
+    assert client.get_run(run.run_id).data.tags["mlflow_ft.error"].startswith("exit(")
 
 
 def test_the_run_that_mlflow_run_opened_is_adopted(

@@ -75,7 +75,7 @@ class LoadedReward:
         try:
             result = self.function(**arguments)
             values = [_number(value) for value in (_awaited(result) if inspect.isawaitable(result) else result)]
-        except Exception as error:  # a user's function may raise anything
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise RefusedError(
                 f"the reward function {self.name!r} raised {type(error).__name__}: {error}",
                 hint="it is called with prompts, completions and the rows' other columns, each a list, by name, and "

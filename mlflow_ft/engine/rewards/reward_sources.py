@@ -137,7 +137,7 @@ def _from_module(name: str, place: str) -> Any:
     try:
         with importable(Path.cwd()):
             return importlib.import_module(place)
-    except Exception as error:  # a user's module may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
         hint = f"looked in {Path.cwd()} and among the installed packages; {WAYS}"
         raise _cannot_load(name, error, hint=hint) from error
 
@@ -162,13 +162,13 @@ def _from_file(place: str) -> Any:
     try:
         with importable(file.parent):
             spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything when it is executed
+    except (Exception, SystemExit) as error:  # a user's file may raise anything when it is executed
         del sys.modules[name]
         raise _cannot_load(place, error, hint=f"it was read from {file}") from error
     return module
 
 
-def _cannot_load(name: str, error: Exception, *, hint: str) -> ConfigError:
+def _cannot_load(name: str, error: BaseException, *, hint: str) -> ConfigError:
     return ConfigError(f"rollout.reward_funcs: {name} cannot be loaded: {brief(error, with_type=True)}", hint=hint)
 
 

@@ -98,7 +98,7 @@ def test_a_registered_one_by_its_name() -> None:
         ("r.py", "write r.py:FUNCTION"),
         ("r.py:lenght", "it has length, other"),
         ("broken.py:f", "ZeroDivisionError: division by zero"),
-        ("exit.py:f", "there is no file"),
+        ("leaving.py:f", "SystemExit: 0"),
         ("no_such_module_here.f", "looked in {folder}"),
         ("exact-anser", "did you mean exact-answer?"),
         ("r.py:other", "takes texts"),
@@ -109,6 +109,7 @@ def test_what_cannot_be_found_is_told(name: str, words: str, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "r.py", LENGTH + "NUMBER = 3\ndef other(texts):\n    return texts\ndef _own():\n    pass\n")
     write(tmp_path / "broken.py", "1 / 0\n")
+    write(tmp_path / "leaving.py", "raise SystemExit(0)\n")
     with pytest.raises(ConfigError) as caught:
         find(name)
     told = f"{caught.value.message} {caught.value.hint}"
@@ -218,9 +219,14 @@ def raises(completions: Any, **columns: Any) -> list[float]:
     return [columns["soultion"][0]]
 
 
+def leaves(completions: Any) -> list[float]:
+    raise SystemExit(0)
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
+        (leaves, "raised SystemExit: 0"),
         (one_too_few, "returned 1 rewards for 2 answers"),
         (no_number, "could not convert string to float"),
         (infinite, "inf is not a valid reward"),
