@@ -15,6 +15,9 @@ from mlflow_ft.config.explain import FIELDS, OF_PLUGINS, SECTIONS, shown
 from mlflow_ft.config.section import InLine
 from mlflow_ft.errors import ConfigError, Problem
 
+ASIDE = "x-"
+"""The beginning of keys at the top of a file that hold anchors for others, as in Compose files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
@@ -107,10 +110,12 @@ def _walk(
         problems.append(Problem(place=_line(file, node), message="is not a mapping of keys to values", hint=hint))
         return
     seen: dict[str, str] = {}
-    for key_node, value_node in node.value:
+    for key_node, value_node in _with_merged(node):
         place = _line(file, key_node)
         if not isinstance(key_node, yaml.ScalarNode):
             problems.append(Problem(place=place, message="a key must be text", hint="write `field: value`"))
+            continue
+        if not section and key_node.value.startswith(ASIDE):
             continue
         key = f"{section}.{key_node.value}" if section else key_node.value
         if key in seen:
@@ -123,6 +128,25 @@ def _walk(
         elif key not in SECTIONS or not _is_null(value_node):  # ignore a section whose fields are all commented out
             value, written = _value(value_node, loader)
             yield Given(key=key, value=value, place=place, written=written)
+
+
+def _with_merged(node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+    """The keys and values of a mapping, and those of `<<: *ANCHOR` that it does not have itself."""
+    own = [(key, value) for key, value in node.value if not _merges(key, value)]
+    known = {str(key.value) for key, _ in own}
+    merged = []
+    for key, value in node.value:
+        if _merges(key, value):
+            for mapping in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                new = [(name, inner) for name, inner in _with_merged(mapping) if str(name.value) not in known]
+                known |= {str(name.value) for name, _ in new}
+                merged += new
+    return merged + own
+
+
+def _merges(key: yaml.Node, value: yaml.Node) -> bool:
+    mappings = value.value if isinstance(value, yaml.SequenceNode) else [value]
+    return key.tag.endswith(":merge") and all(isinstance(mapping, yaml.MappingNode) for mapping in mappings)
 
 
 def _value(node: yaml.Node, loader: yaml.SafeLoader) -> tuple[Any, Any]:

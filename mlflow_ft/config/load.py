@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_origin
 
@@ -86,12 +87,18 @@ def _coerce(field: FieldInfo, given: Given) -> Any:
     value = given.value if text is None else text
     if isinstance(value, list) and isinstance(given.written, list):
         return given.written
-    if isinstance(value, str) and takes_list and (not takes_text or (text is not None and _in_brackets(text))):
+    listed = not takes_text or (text is not None and (_in_brackets(text) or _names(text, given.key)))
+    if isinstance(value, str) and takes_list and listed:
         inside = value[1:-1] if _in_brackets(value) else value
         return [_unquoted(item.strip()) for item in inside.split(",")] if inside.strip() else []
     if isinstance(value, str) and takes_mapping and (not takes_text or (text is not None and _in_brackets(text, "{}"))):
         return _as_mapping(value)
     return value
+
+
+def _names(text: str, key: str) -> bool:
+    """Whether the text is several names: `q_proj,v_proj`, but no pattern, and no path, which may have a comma."""
+    return not key.endswith("path") and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)+", text) is not None
 
 
 def _as_mapping(text: str) -> Any:

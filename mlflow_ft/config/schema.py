@@ -16,6 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from mlflow_ft.config.launch import LaunchSection
 from mlflow_ft.config.methods import AdapterSection, ObjectiveSection, RolloutSection
+from mlflow_ft.config.registry import RegistrySection
 from mlflow_ft.config.section import InLine, Section
 from mlflow_ft.config.training import TrainingSection
 
@@ -212,24 +213,6 @@ class PackageSection(Section):
     """Largest mean KL divergence for `exports`; when not given, each has its own limit instead of those above."""
     round_trip: bool = True
     """Load every logged model from the store, in a clean process with only its requirements, before registering it."""
-
-
-class RegistrySection(Section):
-    """The model registry."""
-
-    model_name: str | None = None
-    """Registered model; `<base model>-<method>` when not given. The adapter is registered as NAME-adapter."""
-    alias: str = "candidate"
-    """Alias for the new versions. `champion` is refused: only `promote` moves it, on evidence."""
-    gates: Path | None = None
-    """A YAML file of gates, kept with the run: `promote` applies them to these versions unless it is given others."""
-
-    @field_validator("alias")
-    @classmethod
-    def _is_no_champion(cls, alias: str) -> str:
-        if alias.lower() == "champion":
-            raise ValueError("training does not make a champion; choose another alias, such as candidate")
-        return alias
 
 
 class PluginsSection(Section):

@@ -70,6 +70,13 @@ class TrainingSection(Section):
     upload_checkpoints: bool = True
     """Upload each checkpoint to the run in the background, so that `resume` works on another machine."""
 
+    @field_validator("max_steps")
+    @classmethod
+    def _trains(cls, steps: int) -> int:
+        if steps != -1 and steps < 1:
+            raise ValueError("write a number of steps of at least 1, or -1 to stop after the epochs")
+        return steps
+
     @field_validator("save_steps")
     @classmethod
     def _is_a_distance(cls, steps: float | str) -> float | str:

@@ -13,18 +13,27 @@ import yaml
 from mlflow_ft.errors import ConfigError, brief
 
 
-def typed(options: Mapping[str, str] | None, kind: type, *, section: str, ours: Collection[str] = ()) -> dict[str, Any]:
+def typed(
+    options: Mapping[str, str] | None,
+    kind: type,
+    *,
+    section: str,
+    ours: Collection[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The options, parsed as YAML, as values for fields of the dataclass `kind`.
 
-    `ours` are fields that other settings fill.
+    `ours` are fields that other settings fill; `elsewhere` says for further ones what to use instead.
 
     Raises:
-        ConfigError: a name is not a field of `kind`, or is one of `ours`, or a numeric field gets text.
+        ConfigError: a name is not a field of `kind`, or is one of `ours` or `elsewhere`, or a numeric field gets text.
     """
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.init}
     fields = {name: annotation for name, annotation in fields.items() if name not in ours}
     values = {}
     for name, text in (options or {}).items():
+        if elsewhere and name in elsewhere:
+            raise ConfigError(f"{section}.options: {name} is not set here", hint=elsewhere[name])
         if name in ours:
             raise ConfigError(
                 f"{section}.options: {name} has its own setting",

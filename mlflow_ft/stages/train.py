@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mlflow_ft.errors import RefusedError
 from mlflow_ft.hashes import file_hash
 from mlflow_ft.job import Job
 from mlflow_ft.stages import batch_size, checkpoints, done, following, leftovers, memory, model, rehearsal
@@ -24,6 +25,9 @@ def train(job: Job, data: Data, base: BaseModel) -> tuple[Job, Trained]:
     """Train, and mark the stage's folder complete when everything is on disk; a complete training is not repeated.
 
     A resumed job continues from its checkpoint. Also returns the job, with the batch size in numbers.
+
+    Raises:
+        RefusedError: no step was made.
     """
     if (result := done.result(job.folder / "train")) is not None:
         return job, _recorded(job, base, result)
@@ -32,6 +36,11 @@ def train(job: Job, data: Data, base: BaseModel) -> tuple[Job, Trained]:
     leftovers.remove_checkpoints(job)
     ranks.call(following.TRAIN)
     job, trained = _in_memory(job, data, base)
+    if trained.metrics.get("train/steps") == 0:
+        raise RefusedError(
+            "the training ended without a step: nothing was learned, so nothing is packaged",
+            hint="a batch may take more rows than there are: see training.per_device_train_batch_size",
+        )
     job.run.metrics(trained.metrics)
     job.run.set_tags(_tags(trained))
     described = {name: str(value) for name, value in dataclasses.asdict(base).items()}

@@ -160,6 +160,14 @@ def values_of(path: str) -> st.SearchStrategy[Any]:
     return st.one_of(*[_values_of_type(path, kind) for kind in members(FIELDS[path])])
 
 
+TEXTS = {
+    "registry.alias": st.sampled_from(["", "candidate", "for-tests_2"]),
+    "registry.model_name": TEXT.filter(lambda text: bool(text.strip()) and not set(text) & set("/:")),
+    "training.save_steps": st.sampled_from(["5min", "0.5 min", "90 minutes"]),
+}
+"""For settings that do not take any text."""
+
+
 def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
@@ -167,8 +175,8 @@ def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
         return st.integers(0, 65535)
     if path == "run.also_report_to" and kind is not NoneType:
         return st.lists(st.sampled_from(["wandb", "tensorboard"]), max_size=2)
-    if path == "training.save_steps" and kind is str:
-        return st.sampled_from(["5min", "0.5 min", "90 minutes"])
+    if path in TEXTS and kind is str:
+        return TEXTS[path]
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is list and get_args(kind)[0] is not str:

@@ -10,6 +10,8 @@ from typing import Any, cast
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 from pydantic import field_validator, model_validator
 
 from mlflow_ft.config import Config, Given, load, pairs, read_yaml, resolve
@@ -131,7 +133,11 @@ def test_keys_that_cannot_be_used_are_reported_together() -> None:
         ("evaluation.evaluators", "[1, yes]", ["1", "yes"]),
         ("evaluation.evaluators", "[]", []),
         ("adapter.target_modules", "[q_proj, 'v_proj']", ["q_proj", "v_proj"]),
-        ("adapter.target_modules", "q_proj,v_proj", "q_proj,v_proj"),
+        ("adapter.target_modules", "q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("adapter.target_modules", "layers.(1|2).q_proj,", "layers.(1|2).q_proj,"),
+        ("objective.loss_type", "bco_pair, sft", ["bco_pair", "sft"]),
+        ("data.path", "a,b.jsonl", "a,b.jsonl"),
+        ("registry.model_name", "a,b", "a,b"),
         ("data.path", "[a.jsonl, b c.csv]", ["a.jsonl", "b c.csv"]),
         ("data.path", "{a.jsonl: 0.7, b.jsonl: 3}", {"a.jsonl": 0.7, "b.jsonl": 3.0}),
         ("data.columns", "{instruction: frage, output: 007}", {"instruction": "frage", "output": "007"}),
@@ -175,6 +181,21 @@ def test_a_mapping_that_is_none_is_refused(key: str, text: str, message: str) ->
     with pytest.raises(ConfigError) as error:
         typed(f"--{key}", text)
     assert message in told(error)[0]
+
+
+def test_merge_keys_and_anchors_are_read(tmp_path: Path) -> None:
+    """stategraph/stategraph#1029: `<<: *anchor`, as other readers of YAML take it."""
+    text = (
+        "x-usual: &usual\n  learning_rate: 1e-4\n  max_steps: 2\n"
+        "x-more: &more {max_steps: 9, logging_steps: 7}\n"
+        "training:\n  <<: [*usual, *more]\n  learning_rate: 3e-5\n"
+    )
+    config = resolve("lora", defaults={}, file=written(tmp_path, text))
+    assert (config.training.learning_rate, config.training.max_steps, config.training.logging_steps) == (3e-5, 2, 7)
+    assert config.origins["training.max_steps"] == "qlora.yaml line 3"
+    for wrong in ("training:\n  <<: 3\n", "x-a: &a [1]\ntraining:\n  <<: *a\n", "x-a: &a {<<: *a}\n"):
+        with pytest.raises(ConfigError):
+            resolve("lora", defaults={}, file=written(tmp_path, wrong + "adapter: {rr: 1}\n"))
 
 
 def test_where_command_line_and_yaml_differ(tmp_path: Path) -> None:
@@ -407,6 +428,27 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with suppress(ConfigError):
         assert isinstance(resolve("m", defaults={}, file=read_yaml(path)), Config)
+
+
+@pytest.mark.parametrize("alias", ["v1", "V23", "latest", "Latest", "my alias", "a/b", "ä" * 256])
+def test_an_alias_that_mlflow_would_refuse_is_refused_at_once(alias: str) -> None:
+    with pytest.raises(ConfigError, match="alias"):
+        resolve("qlora", defaults={}, command_line=pairs(["--registry.alias", alias]))
+    with pytest.raises(MlflowException, match="alias"):
+        _validate_model_alias_name(alias)
+        _validate_model_alias_name_reserved(alias)
+
+
+@pytest.mark.parametrize("name", ["org/name", "a:b", " "])
+def test_a_name_that_mlflow_would_refuse_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ConfigError, match="a registered model has a name without / and :"):
+        resolve("qlora", defaults={}, command_line=pairs([f"--registry.model_name={name}"]))
+
+
+@pytest.mark.parametrize("steps", ["0", "-5"])
+def test_a_training_without_steps_is_refused(steps: str) -> None:
+    with pytest.raises(ConfigError, match="at least 1, or -1"):
+        resolve("qlora", defaults={}, command_line=pairs([f"--max_steps={steps}"]))
 
 
 def test_a_training_gives_no_version_the_alias_of_the_champion() -> None:

@@ -146,3 +146,39 @@ def test_an_option_of_a_gates_file_that_nobody_reads_stops_a_training_before_it_
     assert result.code == 2
     assert words in result.err
     assert "train ..." not in result.err
+
+
+def test_a_training_without_a_step_is_refused(
+    run: Run, small: Callable[..., Path], client: MlflowClient, tmp_path: Path, name: str
+) -> None:
+    """transformers: "there seems not to be a single sample in your epoch_iterator", and the training went on."""
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(8))
+    none = (
+        "--objective.options",
+        "{dataloader_drop_last: true}",
+        "--per_device_train_batch_size",
+        64,
+        "--max_steps",
+        2,
+    )
+    result = run(
+        "train", "lora", "--model", small("llama"), "--data", rows, "--registry.model_name", name, *none, *QUICK
+    )
+    assert result.code == 1
+    assert "Error: the training ended without a step" in result.err
+    assert latest(client).info.status == "FAILED"
+    assert not client.search_registered_models(f"name = '{name}'")
+
+
+def test_cuga_agent_629_a_reward_that_exits_is_a_failure(
+    run: Run, small: Callable[..., Path], client: MlflowClient, tmp_path: Path, name: str
+) -> None:
+    """cuga-project/cuga-agent#629 (2026-08): `exit()` in an answer that is executed, and the run was a success."""
+    (tmp_path / "reward.py").write_text("def runs(completions):\n    exec('raise SystemExit(0)')\n")
+    prompts = [{"prompt": [{"role": "user", "content": f"Say hen number {number}"}]} for number in range(8)]
+    rows = write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    asked = ("--data", rows, "--reward_funcs", f"{tmp_path / 'reward.py'}:runs", "--registry.model_name", name)
+    result = run("train", "grpo", "--model", small("llama"), *asked, "--max_completion_length", 3, *QUICK)
+    assert result.code == 1
+    assert "the reward function 'runs' raised SystemExit: 0" in result.err
+    assert latest(client).info.status == "FAILED"

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import pytest
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
 
 import mlflow_ft.engine.training
 from mlflow_ft.cli.asked import asked
+from mlflow_ft.engine.training.elsewhere import ELSEWHERE
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.plugins import load
 from mlflow_ft.registry import Registry
-from mlflow_ft.stages import method_settings
+from mlflow_ft.stages import method_settings, start
+from mlflow_ft.stages.method_settings import (
+    EXAMPLES,
+    SCHEDULES_WITH_SETTINGS,
+    USUAL_OPTIMIZERS,
+    USUAL_SCHEDULES,
+)
 
 REGISTRY = Registry(load({"MLFLOW_FT_PLUGINS": ""}))
 OURS = [trainer for trainer in REGISTRY.trainers if trainer.options]
@@ -53,6 +63,8 @@ def test_an_option_that_the_method_lacks_is_refused(method: str) -> None:
         ("dpo", "{beta: 0.2}", "beta has its own setting"),
         ("grpo", "{num_generations: 3}", "num_generations has its own setting"),
         ("kto", "{dataloader_num_workers: many}", "dataloader_num_workers must be int"),
+        ("lora", "{chat_template_path: model}", "chat_template_path is not set here"),
+        ("dpo", "{hub_token: secret}", "hub_token is not set here"),
     ],
 )
 def test_an_option_that_cannot_be_set_is_refused(method: str, option: str, reason: str) -> None:
@@ -70,3 +82,46 @@ def test_a_setting_of_another_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="settings of other methods: 1") as error:
         check("lora", "--objective.beta", "0.2")
     assert "uses: packing, options" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("setting", "options", "reason", "remedy"),
+    [
+        ("lr_scheduler_type=cosin", "", "lr_scheduler_type: transformers has no 'cosin'", "did you mean cosine?"),
+        ("optim=adamw", "", "optim: transformers has no 'adamw'", "did you mean adamw_torch?"),
+        ("lr_scheduler_type=warmup_stable_decay", "", "needs num_decay_steps", "{num_decay_steps: 100}"),
+        (
+            "lr_scheduler_type=cosine_with_min_lr",
+            "{lr_scheduler_kwargs: {num_cycles: 1}}",
+            "needs min_lr",
+            "min_lr_rate",
+        ),
+    ],
+)
+def test_a_schedule_or_optimizer_that_cannot_be_made_is_refused(
+    setting: str, options: str, reason: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason) as error:
+        check("lora", f"--{setting}", *(["--objective.options", options] if options else []))
+    assert remedy in str(error.value.hint)
+
+
+def test_schedules_and_optimizers_of_transformers_are_taken() -> None:
+    for shape in SchedulerType:
+        given = {name: EXAMPLES.get(name, 1e-6) for name in SCHEDULES_WITH_SETTINGS.get(shape.value, ())}
+        check("lora", f"--lr_scheduler_type={shape.value}", f"--objective.options={{lr_scheduler_kwargs: {given}}}")
+    for optimizer in OptimizerNames:
+        check("dpo", f"--optim={optimizer.value}")
+    assert set(USUAL_SCHEDULES) <= {shape.value for shape in SchedulerType}
+    assert set(USUAL_OPTIMIZERS) <= {"auto", *(optimizer.value for optimizer in OptimizerNames)}
+
+
+def test_every_field_to_set_elsewhere_is_one_of_trl() -> None:
+    kinds = [trainer.options() for trainer in OURS if trainer.options]
+    assert {field.name for kind in kinds for field in dataclasses.fields(kind)} >= set(ELSEWHERE)
+
+
+def test_kto_needs_two_answers_in_a_batch() -> None:
+    config = asked(["kto", "--per_device_train_batch_size=1"], load({"MLFLOW_FT_PLUGINS": ""}))
+    with pytest.raises(ConfigError, match="per_device_train_batch_size must be 2 or more"):
+        start.check_method(config, REGISTRY)

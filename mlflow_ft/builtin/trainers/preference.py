@@ -67,6 +67,13 @@ def no_second_adapter(config: Config, adapter: Adapter) -> str | None:
     return None
 
 
+def refuses_kto(config: Config, adapter: Adapter) -> str | None:
+    """Like `no_second_adapter`, and a batch of one answer, in which there is nothing to estimate the KL from."""
+    if config.training.per_device_train_batch_size == 1 and config.objective.loss_type != "apo_zero_unpaired":
+        return "training.per_device_train_batch_size must be 2 or more: the KL is estimated from the answers of a batch"
+    return no_second_adapter(config, adapter)
+
+
 BY_PAIR = {
     "sigmoid",
     "sigmoid_norm",
@@ -199,7 +206,7 @@ KTO = Trainer(
         "options",
     ),
     options=partial(resolve_name, "trl:KTOConfig"),
-    refuses=no_second_adapter,
+    refuses=refuses_kto,
     use_for="thumbs up and down from users; give the rarer label more weight, so that both count equally",
     memory="as dpo",
     ranges={

@@ -53,6 +53,10 @@ class RewardWatch:
             remedy="Give partial rewards; use prompts that the model sometimes answers well; raise "
             "rollout.temperature" + (" or rollout.num_generations" if several else ""),
         )
+        self._none = Streak(
+            what="no answer had a reward: the reward functions returned None or NaN for all of them",
+            remedy="Call the functions with an answer of your own",
+        )
         self._cut = Streak(
             what=f"every answer was cut at rollout.max_completion_length ({settings.max_completion_length} tokens): it "
             "was rewarded for its beginning, and no end of turn was learned",
@@ -60,15 +64,19 @@ class RewardWatch:
             "check its chat template and eos_token_id",
         )
 
+    @property
+    def _streaks(self) -> tuple[Streak, ...]:
+        return self._equal, self._cut, self._none
+
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what was seen so far."""
-        counts = [[streak.length, streak.longest, streak.batches] for streak in (self._equal, self._cut)]
+        counts = [[streak.length, streak.longest, streak.batches] for streak in self._streaks]
         return {"seen": self._seen, "streaks": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self._seen = state["seen"]
-        for streak, counts in zip((self._equal, self._cut), state["streaks"], strict=True):
+        for streak, counts in zip(self._streaks, state["streaks"], strict=False):  # earlier releases counted two
             streak.length, streak.longest, streak.batches = counts
 
     def see(self, groups: Sequence[Sequence[float | None]], *, cut: Sequence[bool]) -> None:
@@ -79,14 +87,16 @@ class RewardWatch:
             cut: For each answer, whether it reached the maximum length without an end.
         """
         self._seen += 1
-        for streak, happened in ((self._equal, all(map(equal, groups))), (self._cut, bool(cut) and all(cut))):
+        none = not any(map(_known, groups))
+        happening = (not none and all(map(equal, groups)), bool(cut) and all(cut), none)
+        for streak, happened in zip(self._streaks, happening, strict=True):
             if streak.see(happened=happened):
                 self._progress.warn(f"in {PATIENCE} sampled batches in a row {streak.what}. {streak.remedy}")
 
     def findings(self) -> tuple[str, ...]:
         """Problems that lasted long, or through a short training; prints a warning for those not yet reported."""
         findings = []
-        for streak in (self._equal, self._cut):
+        for streak in self._streaks:
             if streak.longest >= PATIENCE or (self._seen and streak.batches == self._seen):
                 findings.append(f"in {streak.batches} of {self._seen} sampled batches {streak.what}")
                 if streak.longest < PATIENCE:
@@ -96,7 +106,11 @@ class RewardWatch:
 
 def equal(rewards: Sequence[float | None]) -> bool:
     """Whether the rewards of compared answers are equal, ignoring missing ones."""
-    known = [reward for reward in rewards if reward is not None and not math.isnan(reward)]
+    known = _known(rewards)
     if not known:
         return True
     return max(known) - min(known) <= EQUAL * max(map(abs, known))
+
+
+def _known(rewards: Sequence[float | None]) -> list[float]:
+    return [reward for reward in rewards if reward is not None and not math.isnan(reward)]

@@ -34,6 +34,7 @@ from mlflow_ft.engine.training import (
 from mlflow_ft.engine.training.adalora import AllocateCallback, is_adalora
 from mlflow_ft.engine.training.callbacks import HeldOutLossCallback, JournalCallback, WatchCallback
 from mlflow_ft.engine.training.checkpoints import CheckpointCallback
+from mlflow_ft.engine.training.elsewhere import ELSEWHERE
 from mlflow_ft.engine.training.first_step import GradientCallback
 from mlflow_ft.engine.training.longest_batch import LongestBatchCallback
 from mlflow_ft.engine.training.parts import InParts
@@ -88,7 +89,7 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
         "ddp_find_unused_parameters": False,  # the output layer, which the loss applies, would count as unused
     }
     ours = common | own
-    more = options.typed(job.config.objective.options, kind, section="objective", ours=ours)
+    more = options.typed(job.config.objective.options, kind, section="objective", ours=ours, elsewhere=ELSEWHERE)
     arguments: ArgumentsT = options.made(kind, ours | more, section="objective")
     strategy.on_cpus(job.config.launch)
     zero.forget()  # until the trainer is made, which sets it again: a reference model is loaded whole
@@ -223,7 +224,7 @@ def refusals_of_trl(job: Job) -> Iterator[None]:
     except (ValueError, NotImplementedError, ImportError) as error:
         raise ConfigError(
             f"the trainer of {job.config.method} rejects the settings: {brief(error)}",
-            hint="see the settings objective, adapter and model.quantize",
+            hint="see the settings training, objective, adapter and model.quantize",
         ) from error
 
 

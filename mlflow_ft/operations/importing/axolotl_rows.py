@@ -290,6 +290,6 @@ def packing(draft: Draft) -> None:
             draft.tell("excess_length_strategy", "approximated", "data.max_length", note=about)
         draft.set("data.max_length", draft.number("sequence_len"), "sequence_len", about=about)
     if str(draft.value("torch_compile")).lower() == "true":
-        draft.set("objective.options.torch_compile", "true", "torch_compile")
+        draft.set("training.compile", True, "torch_compile")
     else:
         draft.skip("torch_compile", "off, or as it suits")

@@ -161,7 +161,7 @@ def strategy(draft: Draft) -> None:
         draft.skip(name, "off")
     draft.skip("optimizer_in_bwd", "saves memory; the steps are the same")
     if draft.on("compile"):
-        draft.set("objective.options.torch_compile", "true", "compile")
+        draft.set("training.compile", True, "compile")
     draft.skip("compile", "off")
     logger = component(draft, "metric_logger").lower()
     ours = next((name for name in training_arguments.TRACKERS if name in logger), None)

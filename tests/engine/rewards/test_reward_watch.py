@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,17 @@ def test_ten_batches_in_a_row_are_said_once_with_the_remedy_and_found_at_the_end
     assert "every answer was cut at rollout.max_completion_length (128 tokens)" in warnings[0]
     assert "Raise rollout.max_completion_length" in warnings[0]
     assert len(findings) == 1
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_answers_without_rewards_are_not_equal_rewards(missing: float | None) -> None:
+    """ms-swift#8123: a reward function that returns nothing for every answer."""
+    warnings, findings = watched([([[missing, missing]], ENDS)] * 3)
+    assert findings == (
+        "in 3 of 3 sampled batches no answer had a reward: the reward functions returned None or NaN for all of them",
+    )
+    assert len(warnings) == 1
+    assert watched([([[missing, 1.0]], ENDS), (VARIED, ENDS)]) == ([], ())
 
 
 def test_one_batch_that_differs_begins_the_count_anew() -> None:
