@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_ft.builtin.formats.values import check_json, from_json, named
+from mlflow_ft.builtin.formats.values import check_json, from_json, from_literal, named, shown
 
 TOOL_COLUMNS = ("tools", "functions")
+Tools = tuple[Mapping[str, Any], ...]
 
 
 def calls(value: Any) -> list[dict[str, Any]]:
@@ -27,11 +29,32 @@ def _call(call: Any) -> dict[str, Any]:
     function = _function(call)
     if function is None:
         raise ValueError("has a tool call without the name of a function")
-    arguments = function.get("arguments", function.get("parameters"))
-    arguments = {} if arguments is None or arguments == "" else from_json(arguments)
-    check_json(arguments, "has a tool call with arguments that are")
+    arguments = _arguments(function.get("arguments", function.get("parameters")))
     rest = {"id": call["id"]} if call.get("id") is not None else {}
     return {"type": "function", **rest, "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _arguments(given: Any) -> Mapping[str, Any]:
+    """The arguments of a call; text may hold them as JSON, also encoded twice, or as Python writes them."""
+    arguments = given
+    for _ in range(2):
+        arguments = _decoded(arguments) if isinstance(arguments, str) else arguments
+    if arguments is None or arguments == "":
+        return {}
+    check_json(arguments, "has a tool call with arguments that are")
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"has a tool call whose arguments are {named(arguments)}, not an object: {shown(given)}; "
+            'write them as a JSON object, {"name": value}'
+        )
+    return arguments
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return from_literal(text)
 
 
 def _function(value: Any) -> Mapping[str, Any] | None:
@@ -69,7 +92,7 @@ def answer_the_call(before: Sequence[Mapping[str, Any]], message: dict[str, Any]
         return
 
 
-def tools_of(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
+def tools_of(values: Mapping[str, Any]) -> Tools | None:
     """The tools that a row offers, each as `{"type": "function", "function": {...}}`; None where it offers none."""
     for column in TOOL_COLUMNS:
         if (value := values.get(column)) is not None and (tools := _tools(value, column)):
@@ -77,7 +100,7 @@ def tools_of(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
     return None
 
 
-def _tools(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
+def _tools(value: Any, column: str) -> Tools:
     value = from_json(value)
     if isinstance(value, str) and not value.strip():
         return ()

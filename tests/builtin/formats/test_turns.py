@@ -210,11 +210,14 @@ def test_calls_are_read_in_every_form(calls: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "arguments"),
     [
-        *((None, {}), ("", {}), ({}, {}), ("{}", {}), ("not JSON", "not JSON"), ('{"x": null}', {"x": None})),
+        *((None, {}), ("", {}), ({}, {}), ("{}", {}), ("null", {}), ('{"x": null}', {"x": None})),
         ({"x": None, "y": [None, {"z": None}]}, {"x": None, "y": [None, {"z": None}]}),
+        (json.dumps('{"x": 1}'), {"x": 1}),
+        ("{'x': None, 'y': \"it's\"}", {"x": None, "y": "it's"}),
     ],
 )
-def test_arguments_are_an_object_where_they_can_be(given: Any, arguments: Any) -> None:
+def test_arguments_are_an_object(given: Any, arguments: Any) -> None:
+    """trl and others: JSON in text, encoded twice, or written by Python."""
     [turn] = read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": given}]})
     assert turn["tool_calls"][0]["function"]["arguments"] == arguments
 
@@ -224,6 +227,15 @@ def test_arguments_are_an_object_where_they_can_be(given: Any, arguments: Any) -
 def test_a_turn_that_is_a_call_is_the_assistants(role: str, content: Any) -> None:
     called = {**CALL, "id": "call00000"}
     assert read({"from": role, "value": content}) == [{"role": "assistant", "tool_calls": [called]}]
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Os', "not JSON", ["Bonn"], '["Bonn"]', 7, "7", True, "{'x': {1}"])
+def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
+    """mistral-vibe#615, oumi#2599: a call that was cut."""
+    with pytest.raises(
+        ValueError, match=r"^turn 1 of `messages` has a tool call whose arguments are .*, not an object"
+    ):
+        read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": arguments}]})
 
 
 @pytest.mark.parametrize("words", ["""{"name": "f", "arguments": '{"x": 1}'}""", '[{"x": 1}]', "[]", "f(x=1)", ""])
