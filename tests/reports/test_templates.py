@@ -254,6 +254,14 @@ def test_answers_of_a_preference_that_think(talks: Talks, show: Callable[..., An
     assert learned(row) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
 
 
+def test_a_thought_before_a_call_in_sharegpts_words(talks: Talks, show: Callable[..., Any]) -> None:
+    """hiyouga/LLaMA-Factory#6797, hiyouga/LLaMA-Factory#7119."""
+    call = '{"name": "w", "arguments": {"c": "Oslo"}}'
+    turns = [{"from": "human", "value": "red?"}, {"from": "function_call", "value": f"<think>hm</think>\n{call}"}]
+    [row] = show([{"conversations": turns, "tools": json.dumps(TOOLS)}], talks(QWEN3))
+    assert learned(row) == f"<think>\nhm\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
+
+
 # --- turns that are not learned
 
 

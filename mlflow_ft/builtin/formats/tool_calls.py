@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlflow_ft.builtin.formats.thoughts import written
 from mlflow_ft.builtin.formats.values import check_json, from_json, from_literal, named, shown
 
 TOOL_COLUMNS = ("tools", "functions")
 Tools = tuple[Mapping[str, Any], ...]
+_BETWEEN = re.compile(r"(?:\s|,|</?tool_call>)*")
+_JSON = json.JSONDecoder()
 
 
 def calls(value: Any) -> list[dict[str, Any]]:
@@ -67,9 +71,51 @@ def written_calls(content: Any) -> list[dict[str, Any]]:
     """Calls that are written as JSON in place of text; [] where the content is anything else."""
     value = from_json(content)
     listed = [value] if isinstance(value, Mapping) else value
-    if not isinstance(listed, list) or not all(map(_function, listed)):
-        return []
-    tool_calls = calls(value)
+    return _numbered(listed) if isinstance(listed, list) and all(map(_function, listed)) else []
+
+
+def turn_of_calls(content: Any) -> tuple[str | None, list[dict[str, Any]]]:
+    """The words, such as a thought, and the calls of a turn that is there to call.
+
+    Raises:
+        ValueError: it does not call anything.
+    """
+    inside = written(content)
+    for end in (0, inside.end) if inside else (0,):
+        listed = _objects(content[end:] if isinstance(content, str) else content)
+        if listed and all(map(_function, listed)):
+            return content[:end].strip() or None if end else None, _numbered(listed)
+    raise ValueError(
+        f"should be a call, but {shown(content)} is none; write a call as JSON, "
+        '{"name": "...", "arguments": {...}}, or give words the role assistant'
+    )
+
+
+def _objects(content: Any) -> list[Any]:
+    """The objects that a content consists of; [] where it has anything else."""
+    if isinstance(content, Mapping):
+        return [content]
+    if not isinstance(content, str):
+        return list(content) if isinstance(content, list) else []
+    found: list[Any] = []
+    place = _after_tags(content, 0)
+    while place < len(content):
+        try:
+            value, place = _JSON.raw_decode(content, place)
+        except (ValueError, RecursionError):
+            value, place = from_literal(content), len(content)
+        found += value if isinstance(value, list) else [value]
+        place = _after_tags(content, place)
+    return found
+
+
+def _after_tags(text: str, place: int) -> int:
+    between = _BETWEEN.match(text, place)
+    return between.end() if between else place
+
+
+def _numbered(listed: Sequence[Any]) -> list[dict[str, Any]]:
+    tool_calls = [_call(call) for call in listed]
     for number, call in enumerate(tool_calls):
         call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates require
     return tool_calls

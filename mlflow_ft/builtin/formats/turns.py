@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, written_calls
+from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, turn_of_calls, written_calls
 from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, named, near, shown
 
 ROLE_KEYS = ("role", "from", "speaker")
@@ -187,8 +187,11 @@ def _message(turn: Any) -> dict[str, Any]:
     if role is None:
         raise ValueError(f"has the unknown role {shown(turn[key])}{_nearly(turn[key])}")
     if role == CALL:
-        role, written = "assistant", written_calls(content)
-        tool_calls, content = (tool_calls or written), (None if written else content)
+        role = "assistant"
+        if not tool_calls:
+            content, tool_calls = turn_of_calls(content)
+        elif written_calls(content):
+            content = None
     words = {} if content is None else {"content": _content(content)}
     if not words and not tool_calls:
         raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")

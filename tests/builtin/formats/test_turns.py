@@ -238,9 +238,62 @@ def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
         read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": arguments}]})
 
 
-@pytest.mark.parametrize("words", ["""{"name": "f", "arguments": '{"x": 1}'}""", '[{"x": 1}]', "[]", "f(x=1)", ""])
-def test_a_turn_that_should_be_a_call_but_is_none_stays_as_it_is_written(words: str) -> None:
-    assert read({"from": "function_call", "value": words}) == [{"role": "assistant", "content": words}]
+SECOND = {"name": "time", "arguments": {}}
+NUMBERED = [{**CALL, "id": "call00000"}, {"type": "function", "function": SECOND, "id": "call00001"}]
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        (repr(FUNCTION), 1),
+        (repr([FUNCTION, SECOND]), 2),
+        ("""{"name": "weather", "arguments": '{"city": "Bonn"}'}""", 1),
+        (json.dumps({**FUNCTION, "arguments": json.dumps(FUNCTION["arguments"])}), 1),
+        (f"{json.dumps(FUNCTION)}\n{json.dumps(SECOND)}\n", 2),
+        (f"<tool_call>\n{json.dumps(FUNCTION)}\n</tool_call>\n<tool_call>\n{json.dumps(SECOND)}\n</tool_call>", 2),
+    ],
+)
+def test_a_call_is_read_however_it_is_written(written: str, count: int) -> None:
+    assert read({"from": "function_call", "value": written}) == [{"role": "assistant", "tool_calls": NUMBERED[:count]}]
+
+
+@pytest.mark.parametrize(
+    "thought",
+    ["<think>hm</think>", "<think>\n{'a'}\n</think>", "hm</think>", "[THINK]hm[/THINK]", "<thought>a</thought>"],
+)
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_a_thought_before_a_call_is_read_with_it(thought: str, between: str) -> None:
+    """LLaMA-Factory#6797, LLaMA-Factory#7119."""
+    given = {"from": "function_call", "value": thought + between + json.dumps(FUNCTION)}
+    assert read(given) == [{"role": "assistant", "content": thought, "tool_calls": NUMBERED[:1]}]
+
+
+def test_a_tag_in_an_argument_is_no_thought() -> None:
+    function = {"name": "f", "arguments": {"x": "</think> <tool_call>"}}
+    [turn] = read({"from": "function_call", "value": json.dumps(function)})
+    assert turn["tool_calls"][0]["function"] == function
+    assert "content" not in turn
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *('[{"x": 1}]', "[]", "f(x=1)", "", "words", 'Action: f\nAction Input: {"x": 1}', "[1, 2]", "null"),
+        *('{"name": "f", "argum', '{"function": "f", "parameters": {}}', '{"name": "f"} and more', "<think>a</think>"),
+        *('<think>a</think>{"name": "f', {"function": "f"}, [FUNCTION, "f"]),
+    ],
+)
+def test_a_turn_that_should_be_a_call_and_is_none_is_refused(words: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^turn 2 of `messages` should be a call, but .* is none; write a call as JSON"
+    ):
+        read(USER, {"from": "function_call", "value": words})
+
+
+def test_a_turn_that_has_its_calls_may_say_anything() -> None:
+    called = {"role": "assistant", "tool_calls": [CALL]}
+    assert read({"role": "tool_call", "content": "words", "tool_calls": [CALL]}) == [{**called, "content": "words"}]
+    assert read({"role": "tool_call", "content": json.dumps(FUNCTION), "tool_calls": [CALL]}) == [called]
 
 
 def test_results_name_the_calls_that_they_answer() -> None:
