@@ -254,6 +254,20 @@ def test_answers_of_a_preference_that_think(talks: Talks, show: Callable[..., An
     assert learned(row) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
 
 
+def test_a_thought_in_a_column_is_learned_with_the_answer(talks: Talks, show: Callable[..., Any]) -> None:
+    """easy-dataset#381, columns of R1's distillations: an empty thought was learned."""
+    model, thinking = talks(QWEN3), "<think>\nhm\n</think>\n\nyes<|im_end|>"
+    [pair] = show([{"prompt": "red?", "completion": "yes", "reasoning_content": "hm"}], model)
+    [named] = show(
+        [{"Question": "red?", "Complex_CoT": "hm", "Response": "yes"}],
+        model,
+        *("--data.columns", "question=Question,answer=Response,reasoning_content=Complex_CoT"),
+    )
+    assert learned(pair) == learned(named) == thinking
+    [plain] = show([{"prompt": "red?", "completion": "yes", "reasoning": "hm"}], talks(CHATML))
+    assert plain["dropped"] == "the chat template omits the assistant's thoughts in turn 2, its last (`reasoning`)"
+
+
 def test_a_thought_before_a_call_in_sharegpts_words(talks: Talks, show: Callable[..., Any]) -> None:
     """hiyouga/LLaMA-Factory#6797, hiyouga/LLaMA-Factory#7119."""
     call = '{"name": "w", "arguments": {"c": "Oslo"}}'

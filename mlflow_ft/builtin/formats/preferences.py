@@ -32,6 +32,7 @@ from mlflow_ft.builtin.formats.conversations import (
 )
 from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, tools_of
 from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
+from mlflow_ft.builtin.formats.unread import not_read
 from mlflow_ft.builtin.formats.values import key_in, meant, shown
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem", "input")
@@ -58,6 +59,7 @@ def from_preference(values: Mapping[str, Any]) -> Example:
         if answer[-1]["role"] != "assistant":
             raise ValueError(f"`{name}` does not end with an assistant turn")
     messages = _with_history(values, prompt)
+    notes = (*notes, *not_read(values, (*messages, *chosen, *rejected), thinks=False))
     return Example(
         messages=messages, chosen=tuple(chosen), rejected=tuple(rejected), tools=tools_of(values), notes=notes
     )
@@ -87,7 +89,11 @@ def from_unpaired(values: Mapping[str, Any]) -> Example:
     """A conversation, or a prompt and a completion, and `label`: whether the answer is good."""
     is_asked = any(values.get(column) is not None for column in PROMPT_COLUMNS)
     spoken = [values[column] for column in TURN_COLUMNS if values.get(column) is not None]
-    answered = from_turns(values) if any(map(is_turns, spoken)) or (spoken and not is_asked) else _ANSWERED(values)
+    answered = (
+        from_turns(values, thinks=False)
+        if any(map(is_turns, spoken)) or (spoken and not is_asked)
+        else _ANSWERED(values)
+    )
     label = truth(values)
     if label is None:
         column = key_in(values, LABEL_COLUMNS)
@@ -98,7 +104,7 @@ def from_unpaired(values: Mapping[str, Any]) -> Example:
     return Example(messages=answered.messages, learned=last, tools=answered.tools, label=label, notes=answered.notes)
 
 
-_ANSWERED = from_pair(PROMPT_COLUMNS, ANSWER_COLUMNS)
+_ANSWERED = from_pair(PROMPT_COLUMNS, ANSWER_COLUMNS, thinks=False)
 
 
 def from_prompt(values: Mapping[str, Any]) -> Example:

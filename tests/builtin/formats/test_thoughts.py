@@ -1,0 +1,111 @@
+"""Thoughts beside an answer, in its text, under its keys and in another channel: each is learned once or reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mlflow_ft import Example
+from mlflow_ft.builtin import formats
+from mlflow_ft.builtin.formats import thoughts
+from mlflow_ft.builtin.formats.conversations import from_alpaca, from_pair, from_turns
+from mlflow_ft.builtin.formats.preferences import from_preference, from_unpaired
+from mlflow_ft.engine.tokens.placeholders import THOUGHT_KEYS
+
+USER = {"role": "user", "content": "ask"}
+ANSWER = {"role": "assistant", "content": "say"}
+PLACE = "a thought belongs into `reasoning_content` of its turn, or between <think> and </think> in its text"
+PAIRS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
+    "prompt-completion": (from_pair(*formats.PAIRS["prompt-completion"]), {"prompt": "ask", "completion": "say"}),
+    "question-answer": (from_pair(*formats.PAIRS["question-answer"]), {"question": "ask", "answer": "say"}),
+    "alpaca": (from_alpaca, {"instruction": "ask", "input": "", "output": "say"}),
+    "turns": (from_pair(*formats.PAIRS["prompt-completion"]), {"prompt": [USER], "completion": [ANSWER]}),
+    "messages": (from_turns, {"messages": [USER, ANSWER]}),
+}
+
+
+def test_the_keys_are_those_that_the_engine_marks() -> None:
+    assert thoughts.KEYS == THOUGHT_KEYS
+
+
+# --- a column
+
+
+@pytest.mark.parametrize("case", PAIRS)
+@pytest.mark.parametrize("column", thoughts.KEYS)
+def test_a_column_of_a_name_that_templates_know_is_the_thought_of_the_answer(case: str, column: str) -> None:
+    """easy-dataset#381; columns of R1's distillations."""
+    convert, values = PAIRS[case]
+    assert convert({**values, column: "hm"}) == Example(messages=(USER, {**ANSWER, column: "hm"}))
+
+
+@pytest.mark.parametrize("case", PAIRS)
+@pytest.mark.parametrize(
+    "column", ["think", "thought", "rationale", "cot", "Complex_CoT", "chain_of_thought", "Reasoning", "model thinking"]
+)
+def test_a_column_of_another_name_is_reported_with_a_remedy(case: str, column: str) -> None:
+    convert, values = PAIRS[case]
+    example = convert({**values, column: "hm"})
+    rename = f"if it has the answer's thoughts, rename it (--data.columns reasoning_content={column})"
+    assert example == Example(messages=(USER, ANSWER), notes=(f"`{column}` is not read; {rename}",))
+
+
+@pytest.mark.parametrize("case", PAIRS)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reasoning": "on"},
+        {"reasoning_content": "", "thinking": None, "rationale": " "},
+        {"thinking": True, "reasoning": 3, "think": "High"},
+        {"reasoning_tokens": "many", "thinking_budget": "all", "cot_type": "math", "is_reasoning_complete": "never"},
+    ],
+)
+def test_a_column_about_thoughts_has_none(case: str, more: Mapping[str, Any]) -> None:
+    convert, values = PAIRS[case]
+    assert convert({**values, **more}) == Example(messages=(USER, ANSWER))
+
+
+@pytest.mark.parametrize("answer", ["<think>\nhm\n</think>\n\nsay", "hm</think>say"])
+def test_an_answer_that_has_the_thought_of_the_column_keeps_it(answer: str) -> None:
+    convert, _ = PAIRS["prompt-completion"]
+    said = Example(messages=(USER, {**ANSWER, "content": answer}))
+    assert convert({"prompt": "ask", "completion": answer, "reasoning": "hm\n"}) == said
+    assert convert({"prompt": "ask", "completion": answer, "reasoning": "other"}).notes == (
+        f"`reasoning` is not read; {PLACE}",
+    )
+
+
+def test_a_second_column_of_thoughts_is_reported() -> None:
+    convert, values = PAIRS["prompt-completion"]
+    example = convert({**values, "reasoning": "b", "reasoning_content": "a"})
+    assert example.messages[-1] == {**ANSWER, "reasoning_content": "a"}
+    assert example.notes == (f"`reasoning` is not read; {PLACE}",)
+    assert not convert({**values, "reasoning": "a", "reasoning_content": "a"}).notes
+
+
+def test_a_column_beside_several_answers_is_reported() -> None:
+    example = from_turns({"messages": [USER, ANSWER, USER, ANSWER], "reasoning_content": "hm", "cot": [{"text": "hm"}]})
+    assert example.messages == (USER, ANSWER, USER, ANSWER)
+    assert example.notes == (f"`reasoning_content` is not read; {PLACE}", f"`cot` is not read; {PLACE}")
+
+
+def test_the_answer_of_a_pair_with_a_history_is_the_last() -> None:
+    example = from_alpaca({"instruction": "ask", "output": "say", "history": [["a", "b"]], "thinking": "hm"})
+    assert example.messages[-1] == {**ANSWER, "thinking": "hm"}
+    assert "thinking" not in example.messages[1]
+
+
+@pytest.mark.parametrize("column", ["reasoning", "rationale", "chosen_reasoning"])
+def test_a_column_beside_answers_that_are_judged_is_reported(column: str) -> None:
+    """It may hold what the judge thought."""
+    rows = (
+        (from_preference, {"prompt": "ask", "chosen": "say", "rejected": "no"}),
+        (from_unpaired, {"prompt": "ask", "completion": "say", "label": True}),
+        (from_unpaired, {"messages": [USER, ANSWER], "label": False}),
+    )
+    for convert, values in rows:
+        example = convert({**values, column: "hm"})
+        assert example.notes == (f"`{column}` is not read; {PLACE}",)
+        assert "hm" not in str((example.messages, example.chosen, example.rejected))
