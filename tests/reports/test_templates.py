@@ -276,6 +276,12 @@ def test_a_thought_before_a_call_in_sharegpts_words(talks: Talks, show: Callable
     assert learned(row) == f"<think>\nhm\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
 
 
+def test_a_thought_in_text_and_key_is_learned_once(talks: Talks, show: Callable[..., Any]) -> None:
+    turn = said("<think>\nhm\n</think>\n\nyes", reasoning_content="hm")
+    [row] = show([{"messages": [ASK, turn]}], talks(QWEN3))
+    assert learned(row) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
+
+
 # --- turns that are not learned
 
 

@@ -56,6 +56,27 @@ def _closing(opened: re.Match[str]) -> str:
     return f"{opened[1]}/{opened[2]}{opened[3]}"
 
 
+def once(message: dict[str, Any]) -> dict[str, Any]:
+    """A turn whose thoughts are in one place, where its text and a key both have them.
+
+    Raises:
+        ValueError: they differ.
+    """
+    there = [key for key in KEYS if isinstance(message.get(key), str)]
+    key = next((key for key in there if message[key].strip()), there[0] if there else None)
+    inside = written(message.get("content")) if key else None
+    if key is None or inside is None:
+        return message
+    own, said = message[key].strip(), inside.text.strip()
+    if not own:
+        return {name: value for name, value in message.items() if name not in KEYS}
+    if said in ("", own):
+        return {**message, "content": message["content"][inside.end :].lstrip()}
+    if not inside.is_opened:  # the text may be about the tag
+        return message
+    raise ValueError(f"has one thought in `content` and another in `{key}`; keep the right one")
+
+
 # --- columns
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlflow_ft.builtin.formats.thoughts import once
 from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, turn_of_calls, written_calls
 from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, named, near, shown
 
@@ -199,7 +200,8 @@ def _message(turn: Any) -> dict[str, Any]:
         raise ValueError(f"has images or audio in `{media}`; only text can be learned")
     # to OpenAI, a null key is a missing key; templates test whether a key exists
     rest = {name: value for name, value in turn.items() if value is not None and name not in _READ_KEYS}
-    return {"role": role, **words, **({"tool_calls": tool_calls} if tool_calls else {}), **rest}
+    message = {"role": role, **words, **({"tool_calls": tool_calls} if tool_calls else {}), **rest}
+    return once(message) if role == "assistant" else message
 
 
 def _is_media(value: Any) -> bool:

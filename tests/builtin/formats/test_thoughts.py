@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_ft import Example
 from mlflow_ft.builtin import formats
-from mlflow_ft.builtin.formats import thoughts
+from mlflow_ft.builtin.formats import thoughts, turns
 from mlflow_ft.builtin.formats.conversations import from_alpaca, from_pair, from_turns
 from mlflow_ft.builtin.formats.preferences import from_preference, from_unpaired
 from mlflow_ft.engine.tokens.placeholders import THOUGHT_KEYS
@@ -109,3 +109,33 @@ def test_a_column_beside_answers_that_are_judged_is_reported(column: str) -> Non
         example = convert({**values, column: "hm"})
         assert example.notes == (f"`{column}` is not read; {PLACE}",)
         assert "hm" not in str((example.messages, example.chosen, example.rejected))
+
+
+# --- twice
+
+
+def read(*given: Any) -> list[dict[str, Any]]:
+    return turns.turns(list(given), "messages")[0]
+
+
+@pytest.mark.parametrize("key", thoughts.KEYS)
+@pytest.mark.parametrize("content", ["<think>hm</think>say", "<think>\nhm\n</think>\n\nsay", "hm</think>\nsay"])
+def test_a_thought_that_is_there_twice_is_read_once(content: str, key: str) -> None:
+    assert read({**ANSWER, "content": content, key: "hm\n"}) == [{**ANSWER, key: "hm\n"}]
+    assert read({**ANSWER, "content": content, key: " "}) == [{**ANSWER, "content": content}]
+
+
+def test_an_empty_thought_beside_a_thought_is_none() -> None:
+    turn = {**ANSWER, "content": "<think>\n\n</think>\n\nsay", "reasoning_content": "", "reasoning": "hm"}
+    assert read(turn) == [{**ANSWER, "reasoning_content": "", "reasoning": "hm"}]
+
+
+def test_two_different_thoughts_are_refused() -> None:
+    words = "^turn 2 of `messages` has one thought in `content` and another in `thinking`; keep the right one$"
+    with pytest.raises(ValueError, match=words):
+        read(USER, {**ANSWER, "content": "<think>a</think>say", "thinking": "b"})
+
+
+def test_an_answer_about_the_tag_is_no_thought() -> None:
+    turn = {**ANSWER, "content": "The tag </think> ends it.", "reasoning_content": "hm"}
+    assert read(turn) == [turn]
