@@ -282,6 +282,15 @@ def test_a_thought_in_text_and_key_is_learned_once(talks: Talks, show: Callable[
     assert learned(row) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
 
 
+def test_channels_of_harmony(talks: Talks, show: Callable[..., Any]) -> None:
+    """NVIDIA-NeMo/Megatron-Bridge#5389."""
+    turns = [said("hm", channel="analysis"), said("yes", channel="final")]
+    [row] = show([{"messages": [ASK, *turns]}], talks(original("gptoss")), "--max_length", "4000")
+    assert learned(row).startswith(
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes"
+    )
+
+
 # --- turns that are not learned
 
 

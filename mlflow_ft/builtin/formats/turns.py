@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlflow_ft.builtin.formats.channels import joined
 from mlflow_ft.builtin.formats.thoughts import once
 from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, turn_of_calls, written_calls
 from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, named, near, shown
@@ -69,7 +70,7 @@ def turns(value: Any, column: str) -> tuple[list[dict[str, Any]], list[bool | No
                 answer_the_call(messages, message)
         messages.append(message)
         wishes.append(wish)
-    return messages, wishes
+    return joined(messages, wishes, column)
 
 
 def as_turns(value: Any) -> Sequence[Any] | None:

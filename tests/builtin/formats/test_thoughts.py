@@ -139,3 +139,43 @@ def test_two_different_thoughts_are_refused() -> None:
 def test_an_answer_about_the_tag_is_no_thought() -> None:
     turn = {**ANSWER, "content": "The tag </think> ends it.", "reasoning_content": "hm"}
     assert read(turn) == [turn]
+
+
+# --- channels
+
+ANALYSIS = {"role": "assistant", "channel": "analysis", "content": "hm"}
+FINAL = {**ANSWER, "channel": "final"}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
+
+
+def test_a_thought_in_its_own_channel_is_the_answers() -> None:
+    """Megatron-Bridge#5389."""
+    thinking = {**ANSWER, "thinking": "hm"}
+    assert read(USER, ANALYSIS, FINAL) == [USER, thinking]
+    assert read(USER, FINAL, USER, ANALYSIS, FINAL) == [USER, ANSWER, USER, thinking]
+    assert from_turns({"messages": [USER, ANALYSIS, FINAL]}) == Example(messages=(USER, thinking))
+    called = {"role": "assistant", "tool_calls": [CALL]}
+    for channel in ({}, {"channel": "commentary"}):
+        assert read(USER, ANALYSIS, {**called, **channel}) == [USER, {**called, "thinking": "hm"}]
+    assert turns.turns([USER, {**ANALYSIS, "train": False}, {**FINAL, "train": False}], "x")[1] == [None, False]
+    other = [{**USER, "channel": "chat"}, {**ANSWER, "channel": "e-mail"}]
+    assert read(*other) == other
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([ANALYSIS], "turn 2 of `x` has `channel`: analysis, but no turn with `channel`: final follows; put the text"),
+        ([ANALYSIS, ANALYSIS, FINAL], "turn 2 of `x` has `channel`: analysis, but no turn"),
+        ([ANALYSIS, USER, FINAL], "turn 2 of `x` has `channel`: analysis, but no turn"),
+        ([ANALYSIS, ANSWER], "turn 2 of `x` has `channel`: analysis, but no turn"),
+        ([ANALYSIS, {**FINAL, "thinking": "b"}], "turn 2 of `x` has `channel`: analysis, and the answer has thoughts"),
+        ([{**ANALYSIS, "tool_calls": [CALL]}, FINAL], "turn 2 of `x` has `channel`: analysis, but is not text"),
+        ([{**ANALYSIS, "train": False}, FINAL], "turn 2 of `x` and its answer disagree on whether they are learned"),
+        ([{**FINAL, "channel": "commentary"}], "turn 2 of `x` has `channel`: commentary, but no `tool_calls`"),
+    ],
+)
+def test_a_channel_that_is_not_read_is_refused_by_name(given: list[Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the beginning is compared
+        turns.turns([USER, *given], "x")
+    assert str(error.value).startswith(message)
