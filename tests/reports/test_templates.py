@@ -276,6 +276,15 @@ def test_a_thought_before_a_call_in_sharegpts_words(talks: Talks, show: Callable
     assert learned(row) == f"<think>\nhm\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
 
 
+def test_a_thought_without_an_end_is_reported(run: Run, talks: Talks, tmp_path: Path) -> None:
+    """PrimeIntellect-ai/renderers#139, modelscope/ms-swift#9427."""
+    rows = write_jsonl(tmp_path / "r.jsonl", [{"messages": [ASK, said("<think>hm yes")]}])
+    result = run("data", "check", "--data", rows, "--model", talks(QWEN3), "--json")
+    [check] = [check for check in json.loads(result.out)["checks"] if check["name"] == "unclosed-thought"]
+    assert (check["severity"], check["count"], check["examples"][0]["line"]) == ("warn", 1, 1)
+    assert check["examples"][0]["message"] == "turn 2 (assistant) begins with <think>: a thought that is not closed"
+
+
 def test_a_thought_in_text_and_key_is_learned_once(talks: Talks, show: Callable[..., Any]) -> None:
     turn = said("<think>\nhm\n</think>\n\nyes", reasoning_content="hm")
     [row] = show([{"messages": [ASK, turn]}], talks(QWEN3))

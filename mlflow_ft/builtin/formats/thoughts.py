@@ -52,6 +52,14 @@ def written(content: Any) -> Written | None:
     return Written(content[start:end], end + len(closing), bool(opened)) if end >= 0 else None
 
 
+def unclosed(content: str) -> str | None:
+    """The tag that opens an answer's thoughts, where none closes them."""
+    opened = OPENING.match(content)
+    if opened is None or any(closing in content for closing in (_closing(opened), CLOSING)):
+        return None
+    return opened[0].strip()
+
+
 def _closing(opened: re.Match[str]) -> str:
     return f"{opened[1]}/{opened[2]}{opened[3]}"
 

@@ -179,3 +179,23 @@ def test_a_channel_that_is_not_read_is_refused_by_name(given: list[Any], message
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the beginning is compared
         turns.turns([USER, *given], "x")
     assert str(error.value).startswith(message)
+
+
+# --- a thought without an end
+
+
+@pytest.mark.parametrize(
+    ("content", "tag"),
+    [
+        *(
+            ("<think>hm yes", "<think>"),
+            ("\n<think>\nhm", "<think>"),
+            ("[THINK]hm", "[THINK]"),
+            ("◁think▷a", "◁think▷"),
+        ),
+        *(("<thinking>a", "<thinking>"), ("<seed:think>a", "<seed:think>"), ("<think>", "<think>")),
+        *(("<think>a</think>b", None), ("<THINK>a</think>b", None), ("a<think>b", None), ("<b>a", None), ("", None)),
+    ],
+)
+def test_the_tag_that_no_other_closes(content: str, tag: str | None) -> None:
+    assert thoughts.unclosed(content) == tag
