@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_ft import Example, Message
 from mlflow_ft.builtin.formats.thoughts import with_thought
-from mlflow_ft.builtin.formats.tool_calls import tools_of, written_calls
+from mlflow_ft.builtin.formats.tool_calls import offered, tools_of, written_calls
 from mlflow_ft.builtin.formats.turns import LEARN_KEYS, MEDIA_KEYS, as_turns, is_turns, truth_of, turns
 from mlflow_ft.builtin.formats.unread import not_read
 from mlflow_ft.builtin.formats.values import from_json, meant, named, not_text
@@ -89,10 +89,11 @@ def conversation(
         if learned[spoken[0]]:
             notes.append("the conversation begins with the assistant; that turn is read, not learned")
         learned[spoken[0]] = False
+    said, tools = offered(values, messages[: last + 1])
     return Example(
-        messages=tuple(messages[: last + 1]),
+        messages=tuple(said),
         learned=None if all(learned[place] for place in spoken) else tuple(learned[: last + 1]),
-        tools=tools_of(values),
+        tools=tools,
         notes=tuple(notes),
     )
 

@@ -30,7 +30,7 @@ from mlflow_ft.builtin.formats.conversations import (
     unrepeated,
     without_pictures,
 )
-from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, tools_of
+from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, offered
 from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
 from mlflow_ft.builtin.formats.unread import not_read
 from mlflow_ft.builtin.formats.values import key_in, meant, shown
@@ -58,11 +58,9 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[-1]["role"] != "assistant":
             raise ValueError(f"`{name}` does not end with an assistant turn")
-    messages = _with_history(values, prompt)
+    messages, tools = offered(values, _with_history(values, prompt))
     notes = (*notes, *not_read(values, (*messages, *chosen, *rejected), thinks=False))
-    return Example(
-        messages=messages, chosen=tuple(chosen), rejected=tuple(rejected), tools=tools_of(values), notes=notes
-    )
+    return Example(messages=tuple(messages), chosen=tuple(chosen), rejected=tuple(rejected), tools=tools, notes=notes)
 
 
 def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -112,10 +110,11 @@ def from_prompt(values: Mapping[str, Any]) -> Example:
     prompt = _prompt(values)
     if prompt is None:
         raise ValueError(f"column `prompt` is missing{meant(PROMPT_COLUMNS, values)}")
+    messages, tools = offered(values, _with_history(values, prompt))
     used = ("prompt", "history", *TURN_COLUMNS, *TOOL_COLUMNS, *SYSTEM_COLUMNS)
     return Example(
-        messages=_with_history(values, prompt),
-        tools=tools_of(values),
+        messages=tuple(messages),
+        tools=tools,
         columns={key: value for key, value in values.items() if key not in used},
     )
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlflow_ft import Message
 from mlflow_ft.builtin.formats.thoughts import written
 from mlflow_ft.builtin.formats.values import check_json, from_json, from_literal, named, shown
 
@@ -136,6 +137,25 @@ def answer_the_call(before: Sequence[Mapping[str, Any]], message: dict[str, Any]
             message |= {"tool_call_id": call["id"]} if "id" in call else {}
             message.setdefault("name", call["function"]["name"])
         return
+
+
+def offered(values: Mapping[str, Any], messages: Sequence[Message]) -> tuple[list[Message], Tools | None]:
+    """The turns, and the tools that the row offers: in a column, or in a system turn, as GLM's rows have them.
+
+    Raises:
+        ValueError: both offer tools, and these differ.
+    """
+    tools = tools_of(values)
+    turns = list(messages)
+    for place, turn in enumerate(messages):
+        if turn["role"] != "system" or not any(column in turn for column in TOOL_COLUMNS):
+            continue
+        turns[place] = {key: value for key, value in turn.items() if key not in TOOL_COLUMNS}
+        own = tools_of(turn)
+        if tools and own and own != tools:
+            raise ValueError(f"turn {place + 1} offers other tools than the row; keep one list of tools")
+        tools = tools or own
+    return turns, tools
 
 
 def tools_of(values: Mapping[str, Any]) -> Tools | None:

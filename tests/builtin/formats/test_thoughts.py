@@ -9,9 +9,9 @@ import pytest
 
 from mlflow_ft import Example
 from mlflow_ft.builtin import formats
-from mlflow_ft.builtin.formats import thoughts, turns
+from mlflow_ft.builtin.formats import thoughts, tool_calls, turns
 from mlflow_ft.builtin.formats.conversations import from_alpaca, from_pair, from_turns
-from mlflow_ft.builtin.formats.preferences import from_preference, from_unpaired
+from mlflow_ft.builtin.formats.preferences import from_preference, from_prompt, from_unpaired
 from mlflow_ft.engine.tokens.placeholders import THOUGHT_KEYS
 
 USER = {"role": "user", "content": "ask"}
@@ -199,3 +199,13 @@ def test_a_channel_that_is_not_read_is_refused_by_name(given: list[Any], message
 )
 def test_the_tag_that_no_other_closes(content: str, tag: str | None) -> None:
     assert thoughts.unclosed(content) == tag
+
+
+def test_tools_of_the_system_turn_are_the_examples() -> None:
+    system = {"role": "system", "content": "rule", "tools": [{"name": "f"}]}
+    rule, tools = {"role": "system", "content": "rule"}, tool_calls.tools_of(system)
+    assert from_turns({"messages": [system, USER, ANSWER]}) == Example(messages=(rule, USER, ANSWER), tools=tools)
+    example = from_preference({"prompt": [system, USER], "chosen": "a", "rejected": "b"})
+    assert (example.messages, example.tools) == ((rule, USER), tools)
+    example = from_prompt({"prompt": [system, USER]})
+    assert (example.messages, example.tools) == ((rule, USER), tools)

@@ -327,6 +327,19 @@ def test_a_null_in_a_tool_is_kept() -> None:
     assert tool_calls.tools_of({"tools": [function]}) == ({"type": "function", "function": function},)
 
 
+def test_a_system_turn_may_offer_the_tools() -> None:
+    """GLM-4#199."""
+    rule, tools = {"role": "system", "content": "rule"}, [{"name": "f"}]
+    offered = ({"type": "function", "function": {"name": "f"}},)
+    given = [{**rule, "tools": tools}, USER]
+    assert tool_calls.offered({}, given) == ([rule, USER], offered)
+    assert tool_calls.offered({"tools": json.dumps(tools)}, given) == ([rule, USER], offered)
+    assert tool_calls.offered({"tools": tools}, [rule, USER]) == ([rule, USER], offered)
+    assert tool_calls.offered({}, [{**rule, "tools": []}, USER]) == ([rule, USER], None)
+    with pytest.raises(ValueError, match=r"^turn 1 offers other tools than the row; keep one list of tools$"):
+        tool_calls.offered({"tools": [{"name": "g"}]}, given)
+
+
 @pytest.mark.parametrize("given", [None, "", " ", [], {}, "[]", "{}"])
 def test_an_empty_list_of_tools_counts_as_none(given: Any) -> None:
     assert tool_calls.tools_of({"tools": given}) is None
