@@ -291,13 +291,15 @@ def test_a_thought_in_text_and_key_is_learned_once(talks: Talks, show: Callable[
     assert learned(row) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
 
 
-def test_channels_of_harmony(talks: Talks, show: Callable[..., Any]) -> None:
-    """NVIDIA-NeMo/Megatron-Bridge#5389."""
+def test_channels_of_harmony_and_tools_of_anthropic(talks: Talks, show: Callable[..., Any]) -> None:
+    """NVIDIA-NeMo/Megatron-Bridge#5389, modelscope/ms-swift#9809."""
     turns = [said("hm", channel="analysis"), said("yes", channel="final")]
-    [row] = show([{"messages": [ASK, *turns]}], talks(original("gptoss")), "--max_length", "4000")
+    tools = [{"name": "w", "description": "d", "input_schema": {"type": "object", "properties": {"city": {}}}}]
+    [row] = show([{"messages": [ASK, *turns], "tools": tools}], talks(original("gptoss")), "--max_length", "4000")
     assert learned(row).startswith(
         "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes"
     )
+    assert "city" in "".join(row["tokens"])
 
 
 # --- turns that are not learned

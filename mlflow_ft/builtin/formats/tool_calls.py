@@ -15,6 +15,8 @@ from mlflow_ft.builtin.formats.thoughts import written
 from mlflow_ft.builtin.formats.values import check_json, from_json, from_literal, named, shown
 
 TOOL_COLUMNS = ("tools", "functions")
+SCHEMA_KEYS = ("input_schema", "inputSchema")
+"""What Anthropic and MCP call a tool's `parameters`."""
 Tools = tuple[Mapping[str, Any], ...]
 _BETWEEN = re.compile(r"(?:\s|,|</?tool_call>)*")
 _JSON = json.JSONDecoder()
@@ -178,5 +180,13 @@ def _tools(value: Any, column: str) -> Tools:
         if function is None:
             raise ValueError(f"function {number} of `{column}` has no name")
         check_json(function, f"function {number} of `{column}` is")
-        tools.append({"type": "function", "function": dict(function)})
+        tools.append({"type": "function", "function": _with_parameters(function)})
     return tuple(tools)
+
+
+def _with_parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+    key = next((key for key in SCHEMA_KEYS if function.get(key) is not None), None)
+    if key is None or function.get("parameters") is not None:
+        return dict(function)
+    rest = {name: value for name, value in function.items() if name not in ("parameters", *SCHEMA_KEYS)}
+    return {**rest, "parameters": function[key]}

@@ -327,6 +327,17 @@ def test_a_null_in_a_tool_is_kept() -> None:
     assert tool_calls.tools_of({"tools": [function]}) == ({"type": "function", "function": function},)
 
 
+@pytest.mark.parametrize("key", ["input_schema", "inputSchema"])
+def test_the_parameters_of_a_tool_may_have_another_name(key: str) -> None:
+    """ms-swift#9809: Anthropic's and MCP's."""
+    schema = {"type": "object", "properties": {"x": {}}}
+    expected = ({"type": "function", "function": {"name": "f", "parameters": schema}},)
+    assert tool_calls.tools_of({"tools": [{"name": "f", key: schema}]}) == expected
+    assert tool_calls.tools_of({"tools": [{"name": "f", "parameters": None, key: schema}]}) == expected
+    both = {"name": "f", "parameters": {}, key: schema}
+    assert tool_calls.tools_of({"tools": [both]}) == ({"type": "function", "function": both},)
+
+
 def test_a_system_turn_may_offer_the_tools() -> None:
     """GLM-4#199."""
     rule, tools = {"role": "system", "content": "rule"}, [{"name": "f"}]
