@@ -32,7 +32,7 @@ from mlflow_ft.builtin.formats.conversations import (
 )
 from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, offered
 from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
-from mlflow_ft.builtin.formats.unread import not_read
+from mlflow_ft.builtin.formats.unread import not_read, variables
 from mlflow_ft.builtin.formats.values import key_in, meant, shown
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem", "input")
@@ -116,6 +116,7 @@ def from_prompt(values: Mapping[str, Any]) -> Example:
         messages=tuple(messages),
         tools=tools,
         columns={key: value for key, value in values.items() if key not in used},
+        notes=tuple(variables(values)),
     )
 
 

@@ -111,6 +111,20 @@ def test_a_column_beside_answers_that_are_judged_is_reported(column: str) -> Non
         assert "hm" not in str((example.messages, example.chosen, example.rejected))
 
 
+# --- variables of the template
+
+
+@pytest.mark.parametrize("given", [{"enable_thinking": False}, '{"enable_thinking": false}'])
+def test_variables_for_the_template_are_reported(given: Any) -> None:
+    """trl#6315."""
+    note = "`chat_template_kwargs` (enable_thinking) is not read: variables of a chat template are not set"
+    preference = (from_preference, {"prompt": "ask", "chosen": "say", "rejected": "no"})
+    for convert, values in (*PAIRS.values(), preference, (from_prompt, {"prompt": "ask"})):
+        assert convert({**values, "chat_template_kwargs": given}).notes == (note,)
+        for nothing in ({}, None, "", "{}"):
+            assert not convert({**values, "chat_template_kwargs": nothing}).notes
+
+
 # --- twice
 
 
