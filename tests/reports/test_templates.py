@@ -254,6 +254,54 @@ def test_answers_of_a_preference_that_think(talks: Talks, show: Callable[..., An
     assert learned(row) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
 
 
+def test_a_thought_in_a_column_is_learned_with_the_answer(talks: Talks, show: Callable[..., Any]) -> None:
+    """easy-dataset#381, columns of R1's distillations: an empty thought was learned."""
+    model, thinking = talks(QWEN3), "<think>\nhm\n</think>\n\nyes<|im_end|>"
+    [pair] = show([{"prompt": "red?", "completion": "yes", "reasoning_content": "hm"}], model)
+    [named] = show(
+        [{"Question": "red?", "Complex_CoT": "hm", "Response": "yes"}],
+        model,
+        *("--data.columns", "question=Question,answer=Response,reasoning_content=Complex_CoT"),
+    )
+    assert learned(pair) == learned(named) == thinking
+    [plain] = show([{"prompt": "red?", "completion": "yes", "reasoning": "hm"}], talks(CHATML))
+    assert plain["dropped"] == "the chat template omits the assistant's thoughts in turn 2, its last (`reasoning`)"
+
+
+def test_a_thought_before_a_call_in_sharegpts_words(talks: Talks, show: Callable[..., Any]) -> None:
+    """hiyouga/LLaMA-Factory#6797, hiyouga/LLaMA-Factory#7119."""
+    call = '{"name": "w", "arguments": {"c": "Oslo"}}'
+    turns = [{"from": "human", "value": "red?"}, {"from": "function_call", "value": f"<think>hm</think>\n{call}"}]
+    [row] = show([{"conversations": turns, "tools": json.dumps(TOOLS)}], talks(QWEN3))
+    assert learned(row) == f"<think>\nhm\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
+
+
+def test_a_thought_without_an_end_is_reported(run: Run, talks: Talks, tmp_path: Path) -> None:
+    """PrimeIntellect-ai/renderers#139, modelscope/ms-swift#9427."""
+    rows = write_jsonl(tmp_path / "r.jsonl", [{"messages": [ASK, said("<think>hm yes")]}])
+    result = run("data", "check", "--data", rows, "--model", talks(QWEN3), "--json")
+    [check] = [check for check in json.loads(result.out)["checks"] if check["name"] == "unclosed-thought"]
+    assert (check["severity"], check["count"], check["examples"][0]["line"]) == ("warn", 1, 1)
+    assert check["examples"][0]["message"] == "turn 2 (assistant) begins with <think>: a thought that is not closed"
+
+
+def test_a_thought_in_text_and_key_is_learned_once(talks: Talks, show: Callable[..., Any]) -> None:
+    turn = said("<think>\nhm\n</think>\n\nyes", reasoning_content="hm")
+    [row] = show([{"messages": [ASK, turn]}], talks(QWEN3))
+    assert learned(row) == "<think>\nhm\n</think>\n\nyes<|im_end|>"
+
+
+def test_channels_of_harmony_and_tools_of_anthropic(talks: Talks, show: Callable[..., Any]) -> None:
+    """NVIDIA-NeMo/Megatron-Bridge#5389, modelscope/ms-swift#9809."""
+    turns = [said("hm", channel="analysis"), said("yes", channel="final")]
+    tools = [{"name": "w", "description": "d", "input_schema": {"type": "object", "properties": {"city": {}}}}]
+    [row] = show([{"messages": [ASK, *turns], "tools": tools}], talks(original("gptoss")), "--max_length", "4000")
+    assert learned(row).startswith(
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes"
+    )
+    assert "city" in "".join(row["tokens"])
+
+
 # --- turns that are not learned
 
 

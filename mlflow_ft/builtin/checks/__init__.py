@@ -44,6 +44,13 @@ _TURNS = (
         remedy="remove the tokens from the texts: the chat template adds them",
     ),
     Check(
+        name="unclosed-thought",
+        summary="answers cut within their thoughts: the thoughts are learned as the answer, which is missing",
+        inspect=turns.unclosed_thought,
+        kinds=("conversation", "preference", "unpaired"),
+        remedy="complete the answers (generate them with more tokens), or leave these rows out",
+    ),
+    Check(
         name="null-argument",
         summary="undeclared nulls in calls and tools: a table's padding, written out as JSON?",
         inspect=calls.padded,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mlflow_ft import Checked, Message
 from mlflow_ft.builtin.checks.seen import content, said
+from mlflow_ft.builtin.formats.thoughts import unclosed
 
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _WRITTEN_CALLS = ("<tool_call", "<functioncall", "<function_call", "<|python_tag|>", "[TOOL_CALLS]", '"arguments"')
@@ -86,6 +87,17 @@ def special_token(row: Checked) -> str | None:
 
 def _speaker(role: str) -> str:
     return f"a turn by the {role}" if role else "the text"
+
+
+def unclosed_thought(row: Checked) -> str | None:
+    """A learned answer that begins with a thought and never ends it."""
+    if row.example.label is False:  # a bad answer on purpose
+        return None
+    for turns, learned in row.example.conversations[:1]:
+        for number, (turn, is_learned) in enumerate(zip(turns, learned, strict=True), 1):
+            if is_learned and (tag := unclosed(content(turn))):
+                return f"turn {number} (assistant) begins with {tag}: a thought that is not closed"
+    return None
 
 
 def changed(row: Checked) -> str | None:

@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from mlflow_ft import Example, Message
-from mlflow_ft.builtin.formats.tool_calls import tools_of, written_calls
+from mlflow_ft.builtin.formats.thoughts import with_thought
+from mlflow_ft.builtin.formats.tool_calls import offered, tools_of, written_calls
 from mlflow_ft.builtin.formats.turns import LEARN_KEYS, MEDIA_KEYS, as_turns, is_turns, truth_of, turns
+from mlflow_ft.builtin.formats.unread import not_read
 from mlflow_ft.builtin.formats.values import from_json, meant, named, not_text
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
@@ -22,14 +24,18 @@ WEIGHT_COLUMNS = ("weights", "turn_weights", "message_weights", "loss_weights", 
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 
 
-def from_turns(values: Mapping[str, Any]) -> Example:
-    """A column of turns; optionally `tools` and a system prompt in separate columns."""
+def from_turns(values: Mapping[str, Any], *, thinks: bool = True) -> Example:
+    """A column of turns; optionally `tools` and a system prompt in separate columns.
+
+    `thinks`: a column of thoughts has those of the answer, not those of its judge.
+    """
     column = turn_column(values)
-    messages, wishes = turns(values[column], column)
+    spoken, wishes = turns(values[column], column)
+    messages = with_thought(values, spoken) if thinks else spoken
     learned = to_learn(messages, weighted(values, messages, wishes))
     if system := system_of(values, messages):
         messages, learned = [system, *messages], [False, *learned]
-    example = conversation(messages, learned, values)
+    example = conversation(messages, learned, values, thinks=thinks)
     other = next(
         (name for name in SYSTEM_COLUMNS if values.get(name) not in (None, "", messages[0].get("content"))), None
     )
@@ -67,7 +73,9 @@ def weighted(
     return combined
 
 
-def conversation(messages: Sequence[Message], learned: Sequence[bool], values: Mapping[str, Any]) -> Example:
+def conversation(
+    messages: Sequence[Message], learned: Sequence[bool], values: Mapping[str, Any], *, thinks: bool
+) -> Example:
     """Turns as an example: turns without an answer are left out, and an opening by the assistant is not learned."""
     spoken = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not spoken:
@@ -76,14 +84,16 @@ def conversation(messages: Sequence[Message], learned: Sequence[bool], values: M
     last, learned = spoken[-1], list(learned)
     if unanswered := len(messages) - 1 - last:
         notes.append(f"{unanswered} turn{'s' * (unanswered > 1)} after the last answer left out")
+    notes += not_read(values, messages, thinks=thinks)
     if all(turn["role"] == "system" for turn in messages[: spoken[0]]):
         if learned[spoken[0]]:
             notes.append("the conversation begins with the assistant; that turn is read, not learned")
         learned[spoken[0]] = False
+    said, tools = offered(values, messages[: last + 1])
     return Example(
-        messages=tuple(messages[: last + 1]),
+        messages=tuple(said),
         learned=None if all(learned[place] for place in spoken) else tuple(learned[: last + 1]),
-        tools=tools_of(values),
+        tools=tools,
         notes=tuple(notes),
     )
 
@@ -128,13 +138,16 @@ def system_of(values: Mapping[str, Any], messages: Sequence[Message]) -> dict[st
 # --- questions and answers
 
 
-def from_pair(questions: Sequence[str], answers: Sequence[str]) -> Callable[[Mapping[str, Any]], Example]:
+def from_pair(
+    questions: Sequence[str], answers: Sequence[str], *, thinks: bool = True
+) -> Callable[[Mapping[str, Any]], Example]:
     """A converter for a question and an answer under any of these names; each is text or a list of turns."""
 
     def convert(values: Mapping[str, Any]) -> Example:
         question_column, answer_column = first_column(values, questions), first_column(values, answers)
         rounds, before = history(values), prompt_in(values, question_column)
         after, learned = unrepeated(before, *_answer(values, answer_column))
+        after = with_thought(values, after) if thinks else after
         if after[0]["role"] in ("user", "system"):  # a conversation from its beginning
             if not any(same(turn, before[-1]) for turn in after):
                 speaker = after[0]["role"]
@@ -148,6 +161,7 @@ def from_pair(questions: Sequence[str], answers: Sequence[str]) -> Callable[[Map
             [*system, *rounds, *before, *after],
             [False] * len(system) + earlier + [False] * len(before) + learned,
             values,
+            thinks=thinks,
         )
 
     return convert

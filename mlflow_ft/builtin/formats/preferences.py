@@ -30,8 +30,9 @@ from mlflow_ft.builtin.formats.conversations import (
     unrepeated,
     without_pictures,
 )
-from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, tools_of
+from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, offered
 from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
+from mlflow_ft.builtin.formats.unread import not_read, variables
 from mlflow_ft.builtin.formats.values import key_in, meant, shown
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem", "input")
@@ -57,10 +58,9 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[-1]["role"] != "assistant":
             raise ValueError(f"`{name}` does not end with an assistant turn")
-    messages = _with_history(values, prompt)
-    return Example(
-        messages=messages, chosen=tuple(chosen), rejected=tuple(rejected), tools=tools_of(values), notes=notes
-    )
+    messages, tools = offered(values, _with_history(values, prompt))
+    notes = (*notes, *not_read(values, (*messages, *chosen, *rejected), thinks=False))
+    return Example(messages=tuple(messages), chosen=tuple(chosen), rejected=tuple(rejected), tools=tools, notes=notes)
 
 
 def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -87,7 +87,11 @@ def from_unpaired(values: Mapping[str, Any]) -> Example:
     """A conversation, or a prompt and a completion, and `label`: whether the answer is good."""
     is_asked = any(values.get(column) is not None for column in PROMPT_COLUMNS)
     spoken = [values[column] for column in TURN_COLUMNS if values.get(column) is not None]
-    answered = from_turns(values) if any(map(is_turns, spoken)) or (spoken and not is_asked) else _ANSWERED(values)
+    answered = (
+        from_turns(values, thinks=False)
+        if any(map(is_turns, spoken)) or (spoken and not is_asked)
+        else _ANSWERED(values)
+    )
     label = truth(values)
     if label is None:
         column = key_in(values, LABEL_COLUMNS)
@@ -98,7 +102,7 @@ def from_unpaired(values: Mapping[str, Any]) -> Example:
     return Example(messages=answered.messages, learned=last, tools=answered.tools, label=label, notes=answered.notes)
 
 
-_ANSWERED = from_pair(PROMPT_COLUMNS, ANSWER_COLUMNS)
+_ANSWERED = from_pair(PROMPT_COLUMNS, ANSWER_COLUMNS, thinks=False)
 
 
 def from_prompt(values: Mapping[str, Any]) -> Example:
@@ -106,11 +110,13 @@ def from_prompt(values: Mapping[str, Any]) -> Example:
     prompt = _prompt(values)
     if prompt is None:
         raise ValueError(f"column `prompt` is missing{meant(PROMPT_COLUMNS, values)}")
+    messages, tools = offered(values, _with_history(values, prompt))
     used = ("prompt", "history", *TURN_COLUMNS, *TOOL_COLUMNS, *SYSTEM_COLUMNS)
     return Example(
-        messages=_with_history(values, prompt),
-        tools=tools_of(values),
+        messages=tuple(messages),
+        tools=tools,
         columns={key: value for key, value in values.items() if key not in used},
+        notes=tuple(variables(values)),
     )
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, written_calls
+from mlflow_ft.builtin.formats.channels import joined
+from mlflow_ft.builtin.formats.thoughts import once
+from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, turn_of_calls, written_calls
 from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, named, near, shown
 
 ROLE_KEYS = ("role", "from", "speaker")
@@ -68,7 +70,7 @@ def turns(value: Any, column: str) -> tuple[list[dict[str, Any]], list[bool | No
                 answer_the_call(messages, message)
         messages.append(message)
         wishes.append(wish)
-    return messages, wishes
+    return joined(messages, wishes, column)
 
 
 def as_turns(value: Any) -> Sequence[Any] | None:
@@ -187,8 +189,11 @@ def _message(turn: Any) -> dict[str, Any]:
     if role is None:
         raise ValueError(f"has the unknown role {shown(turn[key])}{_nearly(turn[key])}")
     if role == CALL:
-        role, written = "assistant", written_calls(content)
-        tool_calls, content = (tool_calls or written), (None if written else content)
+        role = "assistant"
+        if not tool_calls:
+            content, tool_calls = turn_of_calls(content)
+        elif written_calls(content):
+            content = None
     words = {} if content is None else {"content": _content(content)}
     if not words and not tool_calls:
         raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
@@ -196,7 +201,8 @@ def _message(turn: Any) -> dict[str, Any]:
         raise ValueError(f"has images or audio in `{media}`; only text can be learned")
     # to OpenAI, a null key is a missing key; templates test whether a key exists
     rest = {name: value for name, value in turn.items() if value is not None and name not in _READ_KEYS}
-    return {"role": role, **words, **({"tool_calls": tool_calls} if tool_calls else {}), **rest}
+    message = {"role": role, **words, **({"tool_calls": tool_calls} if tool_calls else {}), **rest}
+    return once(message) if role == "assistant" else message
 
 
 def _is_media(value: Any) -> bool:

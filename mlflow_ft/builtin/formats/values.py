@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import reprlib
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -44,6 +46,18 @@ def from_json(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def from_literal(text: str) -> Any:
+    """A list or an object that is written as Python writes it (`{'a': None}`); any other text as it is."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash in the text
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def key_in(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:

@@ -14,7 +14,7 @@ from functools import cached_property
 from os.path import commonprefix
 from typing import Protocol
 
-from mlflow_ft.engine.tokens.placeholders import MARK, Marked, argument_names, mark, numbers, quotations
+from mlflow_ft.engine.tokens.placeholders import MARK, THOUGHT_KEYS, Marked, argument_names, mark, numbers, quotations
 from mlflow_ft.engine.tokens.similar_turns import Alike
 from mlflow_ft.engine.tokens.span_types import Frame, MaskError, Span, Way
 from mlflow_ft.rows import Message
@@ -237,7 +237,8 @@ class Shape:
         if "call" in missing:
             return f"the chat template does not write the tool calls of turn {turn + 1}"
         if missing == {"thought"}:
-            return f"the chat template omits the assistant's thoughts in turn {turn + 1}, its last"
+            key = next((f" (`{key}`)" for key in THOUGHT_KEYS if self._messages[turn].get(key)), "")
+            return f"the chat template omits the assistant's thoughts in turn {turn + 1}, its last{key}"
         if missing and self._messages[turn].get("tool_calls"):
             return f"the chat template omits the assistant's text next to the tool calls of turn {turn + 1}"
         return f"the chat template does not write turn {turn + 1} unchanged" if missing else self._differs(turn)

@@ -65,6 +65,21 @@ def test_a_tool_call_is_not_an_empty_answer() -> None:
     assert check_turns.empty_response(of_roles("ucta")) is None
 
 
+def test_an_answer_that_is_cut_within_its_thoughts() -> None:
+    """renderers#139, ms-swift#9427."""
+    found = "turn 2 (assistant) begins with <think>: a thought that is not closed"
+    assert check_turns.unclosed_thought(answered("<think>hm yes")) == found
+    assert check_turns.unclosed_thought(answered("<think>hm</think>yes")) is None
+    assert check_turns.unclosed_thought(answered("<think>hm", label=False)) is None
+    assert check_turns.unclosed_thought(answered("<think>hm", learned=(False, False))) is None
+    assert check_turns.unclosed_thought(answered([{"type": "text", "text": "<think>hm"}])) is None
+    assert check_turns.unclosed_thought(row(Example(text="<think>hm"))) is None
+    prompt, cut, whole = turns(("user", "Hi")), turns(("assistant", "<think>hm")), turns(("assistant", "Hello"))
+    earlier = (*prompt, *cut, *prompt)
+    assert check_turns.unclosed_thought(row(Example(messages=earlier, chosen=whole, rejected=cut))) is None
+    assert check_turns.unclosed_thought(row(Example(messages=prompt, chosen=cut, rejected=whole))) == found
+
+
 @pytest.mark.parametrize("roles", ["ua", "sua", "uaua", "ucta", "ucttcta", "ucttu", "u", "su", "uctcta", "uc"])
 def test_an_order_that_conversations_have(roles: str) -> None:
     assert check_turns.role_order(of_roles(roles)) is None

@@ -210,11 +210,14 @@ def test_calls_are_read_in_every_form(calls: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "arguments"),
     [
-        *((None, {}), ("", {}), ({}, {}), ("{}", {}), ("not JSON", "not JSON"), ('{"x": null}', {"x": None})),
+        *((None, {}), ("", {}), ({}, {}), ("{}", {}), ("null", {}), ('{"x": null}', {"x": None})),
         ({"x": None, "y": [None, {"z": None}]}, {"x": None, "y": [None, {"z": None}]}),
+        (json.dumps('{"x": 1}'), {"x": 1}),
+        ("{'x': None, 'y': \"it's\"}", {"x": None, "y": "it's"}),
     ],
 )
-def test_arguments_are_an_object_where_they_can_be(given: Any, arguments: Any) -> None:
+def test_arguments_are_an_object(given: Any, arguments: Any) -> None:
+    """trl and others: JSON in text, encoded twice, or written by Python."""
     [turn] = read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": given}]})
     assert turn["tool_calls"][0]["function"]["arguments"] == arguments
 
@@ -226,9 +229,71 @@ def test_a_turn_that_is_a_call_is_the_assistants(role: str, content: Any) -> Non
     assert read({"from": role, "value": content}) == [{"role": "assistant", "tool_calls": [called]}]
 
 
-@pytest.mark.parametrize("words", ["""{"name": "f", "arguments": '{"x": 1}'}""", '[{"x": 1}]', "[]", "f(x=1)", ""])
-def test_a_turn_that_should_be_a_call_but_is_none_stays_as_it_is_written(words: str) -> None:
-    assert read({"from": "function_call", "value": words}) == [{"role": "assistant", "content": words}]
+@pytest.mark.parametrize("arguments", ['{"city": "Os', "not JSON", ["Bonn"], '["Bonn"]', 7, "7", True, "{'x': {1}"])
+def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
+    """mistral-vibe#615, oumi#2599: a call that was cut."""
+    with pytest.raises(
+        ValueError, match=r"^turn 1 of `messages` has a tool call whose arguments are .*, not an object"
+    ):
+        read({"role": "assistant", "tool_calls": [{"name": "f", "arguments": arguments}]})
+
+
+SECOND = {"name": "time", "arguments": {}}
+NUMBERED = [{**CALL, "id": "call00000"}, {"type": "function", "function": SECOND, "id": "call00001"}]
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        (repr(FUNCTION), 1),
+        (repr([FUNCTION, SECOND]), 2),
+        ("""{"name": "weather", "arguments": '{"city": "Bonn"}'}""", 1),
+        (json.dumps({**FUNCTION, "arguments": json.dumps(FUNCTION["arguments"])}), 1),
+        (f"{json.dumps(FUNCTION)}\n{json.dumps(SECOND)}\n", 2),
+        (f"<tool_call>\n{json.dumps(FUNCTION)}\n</tool_call>\n<tool_call>\n{json.dumps(SECOND)}\n</tool_call>", 2),
+    ],
+)
+def test_a_call_is_read_however_it_is_written(written: str, count: int) -> None:
+    assert read({"from": "function_call", "value": written}) == [{"role": "assistant", "tool_calls": NUMBERED[:count]}]
+
+
+@pytest.mark.parametrize(
+    "thought",
+    ["<think>hm</think>", "<think>\n{'a'}\n</think>", "hm</think>", "[THINK]hm[/THINK]", "<thought>a</thought>"],
+)
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_a_thought_before_a_call_is_read_with_it(thought: str, between: str) -> None:
+    """LLaMA-Factory#6797, LLaMA-Factory#7119."""
+    given = {"from": "function_call", "value": thought + between + json.dumps(FUNCTION)}
+    assert read(given) == [{"role": "assistant", "content": thought, "tool_calls": NUMBERED[:1]}]
+
+
+def test_a_tag_in_an_argument_is_no_thought() -> None:
+    function = {"name": "f", "arguments": {"x": "</think> <tool_call>"}}
+    [turn] = read({"from": "function_call", "value": json.dumps(function)})
+    assert turn["tool_calls"][0]["function"] == function
+    assert "content" not in turn
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *('[{"x": 1}]', "[]", "f(x=1)", "", "words", 'Action: f\nAction Input: {"x": 1}', "[1, 2]", "null"),
+        *('{"name": "f", "argum', '{"function": "f", "parameters": {}}', '{"name": "f"} and more', "<think>a</think>"),
+        *('<think>a</think>{"name": "f', {"function": "f"}, [FUNCTION, "f"]),
+    ],
+)
+def test_a_turn_that_should_be_a_call_and_is_none_is_refused(words: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^turn 2 of `messages` should be a call, but .* is none; write a call as JSON"
+    ):
+        read(USER, {"from": "function_call", "value": words})
+
+
+def test_a_turn_that_has_its_calls_may_say_anything() -> None:
+    called = {"role": "assistant", "tool_calls": [CALL]}
+    assert read({"role": "tool_call", "content": "words", "tool_calls": [CALL]}) == [{**called, "content": "words"}]
+    assert read({"role": "tool_call", "content": json.dumps(FUNCTION), "tool_calls": [CALL]}) == [called]
 
 
 def test_results_name_the_calls_that_they_answer() -> None:
@@ -260,6 +325,30 @@ def test_tools_are_read_in_every_form(given: Any, column: str) -> None:
 def test_a_null_in_a_tool_is_kept() -> None:
     function = {"name": "f", "description": None, "parameters": {"properties": {"x": {"default": None}}}}
     assert tool_calls.tools_of({"tools": [function]}) == ({"type": "function", "function": function},)
+
+
+@pytest.mark.parametrize("key", ["input_schema", "inputSchema"])
+def test_the_parameters_of_a_tool_may_have_another_name(key: str) -> None:
+    """ms-swift#9809: Anthropic's and MCP's."""
+    schema = {"type": "object", "properties": {"x": {}}}
+    expected = ({"type": "function", "function": {"name": "f", "parameters": schema}},)
+    assert tool_calls.tools_of({"tools": [{"name": "f", key: schema}]}) == expected
+    assert tool_calls.tools_of({"tools": [{"name": "f", "parameters": None, key: schema}]}) == expected
+    both = {"name": "f", "parameters": {}, key: schema}
+    assert tool_calls.tools_of({"tools": [both]}) == ({"type": "function", "function": both},)
+
+
+def test_a_system_turn_may_offer_the_tools() -> None:
+    """GLM-4#199."""
+    rule, tools = {"role": "system", "content": "rule"}, [{"name": "f"}]
+    offered = ({"type": "function", "function": {"name": "f"}},)
+    given = [{**rule, "tools": tools}, USER]
+    assert tool_calls.offered({}, given) == ([rule, USER], offered)
+    assert tool_calls.offered({"tools": json.dumps(tools)}, given) == ([rule, USER], offered)
+    assert tool_calls.offered({"tools": tools}, [rule, USER]) == ([rule, USER], offered)
+    assert tool_calls.offered({}, [{**rule, "tools": []}, USER]) == ([rule, USER], None)
+    with pytest.raises(ValueError, match=r"^turn 1 offers other tools than the row; keep one list of tools$"):
+        tool_calls.offered({"tools": [{"name": "g"}]}, given)
 
 
 @pytest.mark.parametrize("given", [None, "", " ", [], {}, "[]", "{}"])
