@@ -25,7 +25,7 @@ class RegistrySection(Section):
     @field_validator("model_name")
     @classmethod
     def _is_a_name(cls, name: str | None) -> str | None:
-        return _model(name) if name is not None else None
+        return taken(name) if name is not None else None
 
     @field_validator("alias")
     @classmethod
@@ -35,8 +35,8 @@ class RegistrySection(Section):
         return _alias(alias)
 
 
-def _model(name: str) -> str:
-    """A name for a registered model.
+def taken(name: str) -> str:
+    """A name that MLflow's registry takes for a model.
 
     Raises:
         ValueError: the registry would refuse it.

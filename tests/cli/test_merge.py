@@ -238,6 +238,13 @@ cli.main()
 """
 
 
+def test_a_name_that_mlflow_would_refuse_is_refused_before_the_merge(run: Run, adapter: Path, tmp_path: Path) -> None:
+    result = run("merge", "--adapter", adapter, "--out", tmp_path / "merged", "--register", "org/name")
+    assert result.code == 2
+    assert "--register org/name: a registered model has a name without / and :" in result.err
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", some_always(["mlflow run", "a user"], "mlflow run"))
 def test_a_stopped_merge_that_registers_is_a_killed_run_and_goes_on(

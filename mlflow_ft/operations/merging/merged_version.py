@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow_ft.config.registry import taken
 from mlflow_ft.config.schema import PackageSection, RegistrySection
+from mlflow_ft.errors import ConfigError
 from mlflow_ft.forms import compare, proving_forms
 from mlflow_ft.forms.proving_forms import NewForm, Original
 from mlflow_ft.operations.merging import merge_adapter
@@ -52,8 +54,12 @@ def merge(
     one if the result is registered.
 
     Raises:
-        FineTuneError: as `merge_adapter.merge` and `register`.
+        FineTuneError: as `merge_adapter.merge` and `register`; the registry would refuse the name.
     """
+    try:
+        taken(name or "none")
+    except ValueError as error:
+        raise ConfigError(f"--register {name}: {error}") from error
     if not name and "MLFLOW_RUN_ID" not in os.environ:
         return merge_adapter.merge(request, progress), None
     from mlflow_ft import tracking
