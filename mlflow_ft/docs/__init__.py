@@ -25,8 +25,8 @@ A function names the arguments it needs. How to make and install a plugin: [plug
 ABOUT_SETTINGS = """Give a setting on the command line (`--training.learning_rate 1e-4`), under `mlflow run`
 (`-P training.learning_rate=1e-4`), or in the YAML file that `--config` names. Later layers win: default, method,
 settings for the built-in data (if no other data is named), YAML, command line. The last part of a name is enough
-if it is unique (`--learning_rate 1e-4`). Each [method](methods.md) has its own defaults. In YAML, anchors and merge keys
-(`<<: *usual`) are read; anchors may be kept under keys that begin with `x-`."""
+if it is unique (`--learning_rate 1e-4`). Each [method](methods.md) has its own defaults. In YAML, anchors and merge
+keys (`<<: *usual`) are read; anchors may be kept under keys that begin with `x-`."""
 RULES = {
     "register_": "Collected from every plugin when the program starts; must be cheap, pure, without heavy imports. "
     "If it raises, its plugin is listed as broken and left out completely.",
