@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_ft.config.registry import taken
-from mlflow_ft.config.schema import PackageSection, RegistrySection
+from mlflow_ft.config.registry import RegistrySection, taken
+from mlflow_ft.config.schema import PackageSection
 from mlflow_ft.errors import ConfigError
 from mlflow_ft.forms import compare, proving_forms
 from mlflow_ft.forms.proving_forms import NewForm, Original
