@@ -233,11 +233,7 @@ def _field(draft: Draft, found: Source, leaf: str, key: Key) -> None:
     elif leaf.startswith(("roles.", "message_property_mappings.", "message_field_")):
         _turns(draft, found, leaf, key)
     elif leaf == "roles_to_train":
-        learned = names(key.value or [])
-        known = not learned or all(name in ROLES["assistant"] for name in learned)
-        draft.tell(
-            key.name, "mapped" if known else "refused", note="" if known else "only the assistant's turns are learned"
-        )
+        _learned(draft, key)
     elif leaf == "train_on_eos":
         known = key.value in (None, "turn")
         draft.tell(
@@ -247,6 +243,17 @@ def _field(draft: Draft, found: Source, leaf: str, key: Key) -> None:
         known = (leaf == "field_tools" and key.value == "tools") or key.value in THOUGHTS
         note = "" if known else f"rename it in the file: {'tools' if leaf == 'field_tools' else 'reasoning_content'}"
         draft.tell(key.name, "mapped" if known else "refused", note=note)
+
+
+def _learned(draft: Draft, key: Key) -> None:
+    """Whose turns are learned; none: those that say so themselves."""
+    learned = None if key.value is None else names(key.value)
+    if learned == []:
+        draft.refuse(key.name, "turns without a `train` of their own are learned here; write train: false in each")
+    elif all(name in ROLES["assistant"] for name in learned or ()):
+        draft.tell(key.name, "mapped")
+    else:
+        draft.refuse(key.name, "only the assistant's turns are learned")
 
 
 def _turns(draft: Draft, found: Source, leaf: str, key: Key) -> None:

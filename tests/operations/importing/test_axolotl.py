@@ -116,3 +116,15 @@ def test_what_has_no_counterpart_is_refused(imports: Import) -> None:
     refused = {key for key, status in result.status.items() if status == "refused"}
     assert refused == {"qat.weight_dtype", "relora", "relora_prune_ratio", "unfrozen_parameters", "loraplus_lr_ratio"}
     assert result.note["context_paralel_size"] == "did you mean context_parallel_size?"
+
+
+@pytest.mark.parametrize(
+    ("roles", "status"),
+    [("[]", "refused"), ("[user]", "refused"), ("[gpt]", "mapped"), ("", "mapped")],
+)
+def test_who_is_learned(imports: Import, roles: str, status: str) -> None:
+    """Nobody by default means that only turns which say so are learned; here the assistant's always are."""
+    text = "base_model: m\ndatasets:\n- path: a.jsonl\n  type: chat_template\n  message_field_training: train\n"
+    result = imports(f"{text}  roles_to_train: {roles}\n")
+    assert result.status["datasets[0].roles_to_train"] == status
+    assert result.status["datasets[0].message_field_training"] == "mapped"
