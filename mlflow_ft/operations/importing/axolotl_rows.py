@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from mlflow_ft.operations.importing import chat_templates, training_arguments
+from mlflow_ft.operations.importing import axolotl_templates, chat_templates, training_arguments
 from mlflow_ft.operations.importing.axolotl_types import (
     DICTIONARY,
     FIRST,
@@ -45,14 +45,7 @@ def rows(draft: Draft) -> None:
         draft.refuse("train_on_inputs", "only what the assistant says is learned")
     else:
         draft.skip("train_on_inputs", "only what the assistant says is learned")
-    if draft.has("chat_template_jinja"):
-        draft.set("data.chat_template", draft.value("chat_template_jinja"), "chat_template_jinja")
-        draft.skip("chat_template", "chat_template_jinja is the template")
-    elif str(draft.value("chat_template") or "").startswith("tokenizer_default_fallback_"):
-        note = "the tokenizer's own template; if it has none, give data.chat_template"
-        draft.tell("chat_template", "approximated", note=note)
-    else:
-        chat_templates.named(draft, "chat_template")
+    axolotl_templates.written(draft, [*sources, *held_out])
     if draft.on("dataset_exact_deduplication"):
         note = "mlflow-ft prepare --fix removes exact duplicates; the check exact-duplicate reports them"
         draft.tell("dataset_exact_deduplication", "approximated", note=note)
@@ -103,6 +96,7 @@ def _entry(draft: Draft, entry: str, keys: dict[str, Key]) -> Source:
     _type(draft, found, str(asked.value) if asked else "", keys, entry)
     if "split" in keys:
         _split(found, keys["split"])
+    axolotl_templates.read(draft, found, keys)
     for leaf, key in keys.items():
         _field(draft, found, leaf, key)
         known = leaf in LEAVES or leaf.partition(".")[0] in ("type", "roles", "message_property_mappings")
@@ -228,8 +222,6 @@ def _field(draft: Draft, found: Source, leaf: str, key: Key) -> None:
         draft.refuse(key.name, REFUSED[leaf])
     elif leaf in NO_EFFECT or leaf in REFUSED:
         draft.skip(key.name, NO_EFFECT.get(leaf) or "off, or the same for all data")
-    elif leaf == "chat_template_jinja" and key.value:
-        draft.set("data.chat_template", key.value, key.name)
     elif leaf.startswith(("roles.", "message_property_mappings.", "message_field_")):
         _turns(draft, found, leaf, key)
     elif leaf == "roles_to_train":

@@ -99,10 +99,9 @@ NO_EFFECT = {
     "shards_idx": "all rows are read",
     "conversation": "the chat template writes the turns",
     "train_on_eot": "what ends a turn is learned with it",
-    "chat_template": "",
-    "input_format": "",
-    "temperature": "",
-    "max_completion_length": "",
+    "input_format": "no type reads it",
+    "temperature": "only read for distillation from a teacher",
+    "max_completion_length": "only read for rewards of single steps",
 }
 REFUSED = {
     "shards": "parts of a set are chosen with data.max_rows",
@@ -131,7 +130,8 @@ LEAVES = (
         "field_rejected",
         "text_column",
     ),
-    *("chat_template_jinja", "roles", "roles_to_train", "train_on_eos", "field_tools", "field_thinking"),
+    *("chat_template", "chat_template_jinja", "roles"),
+    *("roles_to_train", "train_on_eos", "field_tools", "field_thinking"),
     *("template_thinking_key", "field_human", "field_model", "message_field_role", "message_field_content"),
     *("message_field_training", "message_property_mappings"),
     *(*SIMPLE, *NO_EFFECT, *REFUSED, *(f"type.{leaf}" for leaf in DICTIONARY)),

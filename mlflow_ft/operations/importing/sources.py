@@ -35,6 +35,8 @@ class Source:
     """Our name of a column -> theirs, where they differ."""
     shared: dict[str, tuple[Any, str]] = field(default_factory=dict)
     """Setting of the data section -> its value and the key it came of; all sources must agree."""
+    template: str = ""
+    """The key that names a chat template for this source alone."""
     weight: float | None = None
     about: str = ""
 

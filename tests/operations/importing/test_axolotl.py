@@ -128,3 +128,45 @@ def test_who_is_learned(imports: Import, roles: str, status: str) -> None:
     result = imports(f"{text}  roles_to_train: {roles}\n")
     assert result.status["datasets[0].roles_to_train"] == status
     assert result.status["datasets[0].message_field_training"] == "mapped"
+
+
+CHAT = "- path: {0}.jsonl\n  type: chat_template\n"
+OWN = CHAT + "  chat_template: {1}\n"
+
+
+def test_a_template_of_a_data_set_is_that_of_all_where_they_agree(imports: Import) -> None:
+    shared = imports(f"base_model: m\nchat_template: chatml\ndatasets:\n{CHAT.format('a')}")
+    own = imports(f"base_model: m\ndatasets:\n{OWN.format('a', 'chatml')}{OWN.format('b', 'chatml')}")
+    assert own.flat["data.chat_template"] == shared.flat["data.chat_template"]
+    keys = ("datasets[0].chat_template", "datasets[1].chat_template")
+    assert [own.status[key] for key in keys] == [shared.status["chat_template"]] * 2 == ["approximated"] * 2
+    over = imports(f"base_model: m\nchat_template: llama3\ndatasets:\n{OWN.format('a', 'chatml')}")
+    assert over.flat["data.chat_template"] == shared.flat["data.chat_template"]
+    assert over.status["chat_template"] == "not needed"
+    text = imports(f"base_model: m\ndatasets:\n{OWN.format('a', 'jinja')}  chat_template_jinja: a.jinja\n")
+    assert text.flat["data.chat_template"] == "a.jinja"
+
+
+@pytest.mark.parametrize(
+    ("shared", "datasets", "written"),
+    [
+        ("", OWN.format("a", "chatml") + CHAT.format("b"), None),
+        ("", OWN.format("a", "chatml") + "- path: b.jsonl\n  type: alpaca\n", "### Response:"),
+        ("chat_template: alpaca\n", OWN.format("a", "chatml") + CHAT.format("b"), "### Response:"),
+        ("", OWN.format("a", "chatml") + OWN.format("b", "llama3"), None),
+        ("", CHAT.format("a") + "test_datasets:\n" + OWN.format("b", "chatml"), None),
+    ],
+)
+def test_templates_that_differ_are_refused(imports: Import, shared: str, datasets: str, written: str | None) -> None:
+    result = imports(f"base_model: m\n{shared}datasets:\n{datasets}")
+    own = [key for key in result.status if key.endswith("].chat_template")]
+    assert {result.status[key] for key in own} == {"refused"}
+    template = result.flat["data.chat_template"]
+    assert (template is None) == (written is None)
+    assert written is None or written in template
+
+
+def test_a_template_that_its_type_does_not_read_is_not_needed(imports: Import) -> None:
+    result = imports("base_model: m\ndatasets:\n- path: a.jsonl\n  type: alpaca\n  chat_template: chatml\n")
+    assert result.status["datasets[0].chat_template"] == "not needed"
+    assert "### Response:" in result.flat["data.chat_template"]
