@@ -8,7 +8,6 @@ import re
 from mlflow_ft.operations.importing import axolotl_templates, chat_templates, training_arguments
 from mlflow_ft.operations.importing.axolotl_types import (
     DICTIONARY,
-    FIRST,
     LEARN_KEYS,
     LEAVES,
     LOADERS,
@@ -23,7 +22,16 @@ from mlflow_ft.operations.importing.axolotl_types import (
     RowType,
 )
 from mlflow_ft.operations.importing.draft import Draft, Key, names, truth
-from mlflow_ft.operations.importing.sources import CONTENT_KEYS, ROLE_KEYS, ROLES, Source, put, renamed
+from mlflow_ft.operations.importing.sources import (
+    CONTENT_KEYS,
+    ROLE_KEYS,
+    ROLES,
+    WHOLE,
+    Source,
+    put,
+    read_split,
+    renamed,
+)
 
 
 def rows(draft: Draft) -> None:
@@ -60,7 +68,8 @@ def _held_out(draft: Draft, sources: list[Source], held_out: list[Source]) -> No
     draft.set("data.eval_path", first.path, first.key)
     for other in held_out[1:]:
         draft.refuse(other.key, "one source of held-out rows: put the files together")
-    train = sources[0].shared if sources else {}
+    read_split(draft, first)
+    train = {"split": (WHOLE, "")} | (sources[0].shared if sources else {})
     for setting, (value, key) in first.shared.items():
         if train.get(setting, (None, ""))[0] == value:
             draft.tell(key, "mapped", f"data.{setting}")
@@ -94,8 +103,8 @@ def _entry(draft: Draft, entry: str, keys: dict[str, Key]) -> Source:
         draft.refuse(keys["data_files"].name, f"files of {found.path} are not chosen; name them in data.path")
     asked = keys.get("type")
     _type(draft, found, str(asked.value) if asked else "", keys, entry)
-    if "split" in keys:
-        _split(found, keys["split"])
+    if "split" in keys and keys["split"].value:
+        found.shared["split"] = (str(keys["split"].value), keys["split"].name)
     axolotl_templates.read(draft, found, keys)
     for leaf, key in keys.items():
         _field(draft, found, leaf, key)
@@ -104,14 +113,6 @@ def _entry(draft: Draft, entry: str, keys: dict[str, Key]) -> Source:
             near = difflib.get_close_matches(leaf, LEAVES, n=1, cutoff=0.7)
             draft.tell(key.name, "unknown", note=f"did you mean {near[0]}?" if near else "not a key of a data set")
     return found
-
-
-def _split(found: Source, key: Key) -> None:
-    split = str(key.value)
-    if first := FIRST.fullmatch(split):
-        split = first[1]
-        found.shared["max_rows"] = (int(first[2]), key.name)
-    found.shared["split"] = (split, key.name)
 
 
 def _type(draft: Draft, found: Source, name: str, keys: dict[str, Key], entry: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 LEARN_KEYS = frozenset({"train", "training", "weight", "loss", "loss_weight", "loss_scale", "trainable"})
 THOUGHTS = frozenset({"reasoning_content", "thinking", "reasoning"})
 LOADERS = ("json", "csv", "parquet", "arrow", "text")
 """A `path` that names a kind of file; the files are in `data_files`."""
-FIRST = re.compile(r"(\w+)\[:(\d+)\]")
 WORDS = "the words around question and answer are the chat template's, not those of Axolotl's type"
 MESSAGES = ("messages", "conversations")
 

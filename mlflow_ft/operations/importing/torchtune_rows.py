@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from mlflow_ft.operations.importing import training_arguments
 from mlflow_ft.operations.importing.draft import Draft, Key, truth
 from mlflow_ft.operations.importing.sources import Source, put, renamed
@@ -41,7 +39,6 @@ NO_EFFECT = {
 """Arguments that change nothing here."""
 LEARNS_PROMPTS = ("alpaca_dataset", "alpaca_cleaned_dataset")
 """Builders whose prompts are learned unless `train_on_input` says no."""
-SLICE = re.compile(r"(\w+)\[:(\d+)\]")
 
 
 def rows(draft: Draft) -> None:
@@ -106,10 +103,7 @@ def _argument(draft: Draft, found: Source, builder: str, leaf: str, key: Key) ->
     if leaf == "_component_" or key.name == found.key or _column(draft, found, builder, leaf, key):
         return
     if leaf == "split" and value is not None:
-        first = SLICE.fullmatch(str(value))
-        found.shared["split"] = (first[1] if first else value, key.name)
-        if first:
-            found.shared["max_rows"] = (int(first[2]), key.name)
+        found.shared["split"] = (str(value), key.name)
     elif leaf in ("name", "subset"):
         found.shared["subset"] = (value, key.name)
     elif leaf == "new_system_prompt" and value:

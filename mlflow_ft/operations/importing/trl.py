@@ -150,8 +150,9 @@ def _sources(draft: Draft) -> list[Source]:
         split = draft.value("dataset_train_split")
         found = Source(path=str(draft.value("dataset_name")), key="dataset_name")
         if split != "train":
-            found.shared["split"] = (split, "dataset_train_split")
-        draft.tell("dataset_train_split", "mapped", "data.split")
+            found.shared["split"] = (str(split), "dataset_train_split")
+        else:
+            draft.tell("dataset_train_split", "mapped", "data.split")
         if draft.has("dataset_config"):
             found.shared["subset"] = (str(draft.value("dataset_config")), "dataset_config")
         listed.append(found)
@@ -167,7 +168,7 @@ def _entry(draft: Draft, keys: dict[str, Any]) -> Source:
         if leaf == "name" and key.value:
             found.shared["subset"] = (key.value, key.name)
         elif leaf == "split" and key.value:
-            found.shared["split"] = (key.value, key.name)
+            found.shared["split"] = (str(key.value), key.name)
         elif leaf == "weight" and key.value is not None:
             found.weight = _share(key.value)
             draft.tell(key.name, "mapped", "data.path")

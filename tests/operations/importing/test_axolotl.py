@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.operations.importing.conftest import Import
@@ -128,6 +130,38 @@ def test_who_is_learned(imports: Import, roles: str, status: str) -> None:
     result = imports(f"{text}  roles_to_train: {roles}\n")
     assert result.status["datasets[0].roles_to_train"] == status
     assert result.status["datasets[0].message_field_training"] == "mapped"
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "status", "settings"),
+    [
+        ("who/rows", "train[:10%]", "mapped", {"data.split": "train[:10%]"}),
+        ("who/rows", "dev[:20]", "mapped", {"data.split": "dev", "data.max_rows": 20}),
+        ("a.jsonl", "train[:20]", "mapped", {"data.split": "train", "data.max_rows": 20}),
+        ("a.jsonl", "train[:10%]", "refused", {"data.split": "train"}),
+        ("a.jsonl", "train[10:]", "refused", {"data.split": "train"}),
+        ("a.jsonl", "test", "refused", {"data.split": "train"}),
+        ("a.jsonl", "train", "mapped", {"data.split": "train"}),
+        ("{folder}", "test", "mapped", {"data.split": "test"}),
+        ("{folder}", "test[:10%]", "refused", {"data.split": "train"}),
+    ],
+)
+def test_a_part_of_a_split(
+    imports: Import, tmp_path: Path, path: str, split: str, status: str, settings: dict[str, object]
+) -> None:
+    result = imports(f"base_model: m\ndatasets:\n- path: {path.format(folder=tmp_path)}\n  split: '{split}'\n")
+    assert result.status["datasets[0].split"] == status
+    assert {setting: result.flat[setting] for setting in settings} == settings
+    if status == "refused":
+        assert "data.max_rows" in result.note["datasets[0].split"]
+
+
+def test_the_split_of_a_held_out_file_is_all_of_it(imports: Import) -> None:
+    held_out = "test_datasets:\n- path: b.jsonl\n  split: train\n"
+    for split in ("", "  split: dev\n"):
+        result = imports(f"base_model: m\ndatasets:\n- path: who/rows\n{split}{held_out}")
+        assert result.status["test_datasets[0].split"] == "mapped"
+        assert result.flat["data.eval_path"] == "b.jsonl"
 
 
 CHAT = "- path: {0}.jsonl\n  type: chat_template\n"

@@ -114,6 +114,19 @@ def test_trl(imports: Import, command: str, settings: dict[str, object]) -> None
     assert set(result.status.values()) <= {"mapped", "approximated"}
 
 
+@pytest.mark.parametrize(
+    ("split", "status"), [("train[:10%]", "refused"), ("train[:9]", "mapped"), ("train", "mapped")]
+)
+def test_a_part_of_a_local_file(imports: Import, split: str, status: str) -> None:
+    trl = imports(f"model_name_or_path: m\ndataset_name: a.jsonl\ndataset_train_split: '{split}'\n", tool="trl")
+    assert trl.status["dataset_train_split"] == status
+    tune = imports(TUNE.format(builder="llama3_2_1b").replace("source: json", f"source: json\n  split: '{split}'"))
+    assert tune.status["dataset.split"] == status
+    for result in (trl, tune):
+        assert result.flat["data.max_rows"] == (9 if split == "train[:9]" else None)
+        assert result.flat["data.split"] == "train"
+
+
 def test_a_file_of_trl_has_its_method_from_the_import_or_its_keys(imports: Import) -> None:
     text = "model_name_or_path: m\ndataset_name: d\nlearning_rate: 1e-5\n"
     assert imports(text, tool="trl").config.method == "full"
