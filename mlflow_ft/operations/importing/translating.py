@@ -97,7 +97,7 @@ def _by_table(draft: Draft, key: Key) -> None:
     elif entry.kind == "mapped":
         _map(draft, key, entry)
     elif entry.kind in ("refused", "approximated"):
-        is_off = key.value == entry.default or not truth(key.value)
+        is_off = _is_off(entry, key.value)
         verdict: Status = "not needed" if is_off else "refused" if entry.kind == "refused" else "approximated"
         draft.tell(key.name, verdict, note="off, as here" if is_off else entry.about)
     elif entry.kind == "not needed":
@@ -106,6 +106,11 @@ def _by_table(draft: Draft, key: Key) -> None:
         _option(draft, key, entry)
     else:
         _unread(draft, key)
+
+
+def _is_off(entry: Entry, value: Any) -> bool:
+    """Whether the value of a key without a setting changes nothing."""
+    return value == entry.default or not (truth(value) or entry.never_off or entry.default is True)
 
 
 def _unread(draft: Draft, key: Key) -> None:
