@@ -32,6 +32,7 @@ SIGNS = {
     "dpo": ("beta", "precompute_ref_log_probs", "ld_alpha", "f_divergence_type"),
 }
 """Keys that only the configuration of one method has; asked in this order."""
+TOKEN_LOSSES = ("nll", "chunked_nll", "None")
 FORMATS = {
     "sft": "auto",
     "dpo": "preference",
@@ -207,6 +208,20 @@ def _held_out(draft: Draft) -> None:
         draft.refuse(key.name, "data.subset names one configuration for all sources")
 
 
+def loss(draft: Draft) -> None:
+    """The loss of `trl sft`, and AlphaPO's alpha, which only `cpo` has."""
+    if draft.has("alpha") and draft.method in ("cpo", "simpo"):
+        draft.set("objective.options.alpha", draft.number("alpha"), "alpha")
+    else:
+        draft.tell("alpha", "unknown", note="did you mean lora_alpha?")
+    if draft.method not in ("sft", "full"):
+        return
+    if str(draft.value("loss_type")) in TOKEN_LOSSES:
+        draft.skip("loss_type", "the mean loss over the learned tokens, as here")
+    else:
+        draft.refuse("loss_type", "only the mean loss over the learned tokens is minimised")
+
+
 def template(draft: Draft) -> None:
     """The chat template, and which tokens end a turn."""
     for name in ("chat_template", "chat_template_path"):
@@ -274,6 +289,6 @@ def _accelerate(draft: Draft, name: str, value: str) -> None:
 
 
 RULES: tuple[Any, ...] = (
-    *(method, precision, rows, template, packing, machines),
+    *(method, precision, rows, loss, template, packing, machines),
     *(rule for rule in training_arguments.RULES if rule is not training_arguments.precision),
 )

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+from mlflow_ft.operations.importing import table, tools
+from mlflow_ft.operations.importing.draft import Key
+from mlflow_ft.operations.importing.reading import Read
+from mlflow_ft.operations.importing.translating import translate
+from mlflow_ft.registry import Registry
 from tests.operations.importing.conftest import Import
 
 TUNE = """
@@ -125,6 +133,31 @@ def test_a_part_of_a_local_file(imports: Import, split: str, status: str) -> Non
     for result in (trl, tune):
         assert result.flat["data.max_rows"] == (9 if split == "train[:9]" else None)
         assert result.flat["data.split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("loss", "status"),
+    [("nll", "not needed"), ("chunked_nll", "not needed"), ("dft", "refused"), ("sigmoid", "refused")],
+)
+@pytest.mark.parametrize("more", ["", "--use_peft"])
+def test_the_loss_of_trl_sft(imports: Import, loss: str, status: str, more: str) -> None:
+    result = imports(f"trl sft --model_name_or_path m --dataset_name d --loss_type {loss} {more}\n", name="run.sh")
+    assert result.status["loss_type"] == status
+    assert result.flat["objective.loss_type"] is None
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "orpo", "cpo", "reward", "grpo", "rloo"])
+def test_no_field_of_a_method_of_trl_is_unknown_or_said_to_be_unused(registry: Registry, method: str) -> None:
+    trainer = registry.trainers[method]
+    assert trainer.options is not None
+    fields = {field.name for field in dataclasses.fields(trainer.options())}
+    known = table.load("trl")
+    keys = [Key(name=name, value=0.25, place="line 1") for name in sorted(fields)]
+    read = Read(keys=keys, folder=Path("nowhere"), command=("trl", method))
+    told = {told.key.name: told for told in translate(read, known, tools.rules_of("trl"), registry).told}
+    assert [name for name, verdict in told.items() if verdict.status == "unknown"] == []
+    unused = {name for name, verdict in told.items() if verdict.note.startswith("not used by the method")}
+    assert unused <= {"max_completion_length"}  # cpo, orpo: what models with an encoder need
 
 
 def test_a_file_of_trl_has_its_method_from_the_import_or_its_keys(imports: Import) -> None:
