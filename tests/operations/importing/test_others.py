@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +160,44 @@ def test_no_field_of_a_method_of_trl_is_unknown_or_said_to_be_unused(registry: R
     assert [name for name, verdict in told.items() if verdict.status == "unknown"] == []
     unused = {name for name, verdict in told.items() if verdict.note.startswith("not used by the method")}
     assert unused <= {"max_completion_length"}  # cpo, orpo: what models with an encoder need
+
+
+@pytest.mark.parametrize(
+    ("strategy", "status", "note"),
+    [
+        ("bfd", "mapped", ""),
+        ("bfd_split", "approximated", "cut at its end; TRL splits it"),
+        ("bfd-requeue", "approximated", "cut at its end; TRL splits it"),
+        ("wrapped", "approximated", "no row is cut"),
+    ],
+)
+def test_how_trl_packs(imports: Import, strategy: str, status: str, note: str) -> None:
+    command = f"trl sft --model_name_or_path m --dataset_name d --packing --packing_strategy {strategy}"
+    result = imports(f"{command}\n", name="run.sh")
+    assert result.flat["objective.packing"] is True
+    assert (result.status["packing_strategy"], note in result.note["packing_strategy"]) == (status, True)
+
+
+def test_a_template_of_trl_is_a_file_or_that_of_a_tokenizer(imports: Import, tmp_path: Path) -> None:
+    def told(value: Any, key: str = "chat_template_path") -> tuple[str, str, Any]:
+        result = imports(f"model_name_or_path: m\ndataset_name: d\n{key}: {json.dumps(str(value))}\n", tool="trl")
+        return result.status[key], result.note[key], result.flat["data.chat_template"]
+
+    for name in ("own", "inside", "none"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "own" / "chat_template.jinja"
+    file.write_text("{{ messages }}")
+    (tmp_path / "inside" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0] }}"}')
+    (tmp_path / "none" / "tokenizer_config.json").write_text("{}")
+    assert told(file) == told("own/chat_template.jinja") == ("mapped", "", str(file))
+    assert told("my.jinja") == ("mapped", "", "my.jinja")
+    assert told("{{ messages }}", "chat_template") == ("mapped", "", "{{ messages }}")
+    tokens = "tokens that only that tokenizer has are named in model.add_tokens"
+    assert told(tmp_path / "own") == told("own") == ("approximated", tokens, str(file))
+    assert told("inside") == ("approximated", tokens, "{{ messages[0] }}")
+    for value, why in (("none", "has no chat template"), ("HuggingFaceTB/SmolLM3-3B", "save its chat_template.jinja")):
+        status, note, template = told(value)
+        assert (status, why in note, template) == ("refused", True, None)
 
 
 def test_a_file_of_trl_has_its_method_from_the_import_or_its_keys(imports: Import) -> None:
