@@ -99,6 +99,20 @@ def test_what_has_no_counterpart_is_refused(imports: Import, text: str) -> None:
     assert {off.status[key] for key in ("use_galore", "galore_rank", "train_on_prompt")} == {"not needed"}
 
 
+@pytest.mark.parametrize(
+    ("value", "status", "note"),
+    [
+        ("true", "not needed", "empty ones, too"),
+        ("false", "approximated", "thoughts are removed there, and empty ones are not learned there"),
+        ("", "approximated", "empty ones are not learned there"),
+    ],
+)
+def test_thoughts(imports: Import, value: str, status: str, note: str) -> None:
+    result = imports(f"template: qwen3\nstage: sft\nenable_thinking: {value}\n")
+    assert (result.status["enable_thinking"], note in result.note["enable_thinking"]) == (status, True)
+    assert ("removed" in result.note["enable_thinking"]) == (value == "false")
+
+
 def test_unknown_keys_have_a_hint(imports: Import) -> None:
     result = imports("template: qwen\nlora_rnak: 4\nlr: 3\nnever_heard_of: 1\n")
     assert {result.status[key] for key in ("lora_rnak", "lr", "never_heard_of")} == {"unknown"}
