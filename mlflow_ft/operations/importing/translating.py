@@ -58,7 +58,7 @@ def translate(
     draft.extra.setdefault("file", read.name)
     for rule in rules:
         rule(draft)
-    for key in read.keys:
+    for key in sorted(read.keys, key=lambda key: _kind(table, key) == "option"):  # after what they belong to
         _by_table(draft, key)
     _defaults(draft)
     draft.settings = _in_order(_gathered(draft))
@@ -74,6 +74,11 @@ def translate(
         draft.notes.append("no model is named, so that the built-in one would be trained: add --model MODEL")
     told = [*(draft.told[key.name] for key in read.keys), *overridden]
     return Imported(table=table, method=draft.method, settings=draft.settings, told=told, notes=draft.notes)
+
+
+def _kind(table: Table, key: Key) -> str:
+    entry = table.entry(key.name)
+    return entry.kind if entry else ""
 
 
 def _switched_off(key: Key, table: Table) -> Key:

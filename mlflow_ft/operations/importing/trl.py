@@ -31,6 +31,10 @@ SIGNS = {
     "dpo": ("beta", "precompute_ref_log_probs", "ld_alpha", "f_divergence_type"),
 }
 """Keys that only the configuration of one method has; asked in this order."""
+PPO = (
+    *("gamma", "lam", "vf_coef", "cliprange_value", "num_mini_batches"),
+    *("whiten_rewards", "missing_eos_penalty", "kl_estimator"),
+)
 TOKEN_LOSSES = ("nll", "chunked_nll", "None")
 
 
@@ -158,7 +162,18 @@ def _accelerate(draft: Draft, name: str, value: str) -> None:
         draft.refuse(name, "set launch.strategy and launch.num_processes as that file says")
 
 
+def ppo(draft: Draft) -> None:
+    """What only PPO reads; the plugin takes it under the same names."""
+    if draft.has("kl_coef") and draft.method in ("ppo", "rloo"):
+        draft.set("objective.beta", draft.number("kl_coef"), "kl_coef")
+    for name in PPO:
+        if draft.has(name) and draft.method == "ppo":
+            draft.set(f"objective.options.{name}", draft.value(name), name)
+    for name in ("kl_coef", *PPO):
+        draft.skip(name, f"not used by {draft.method}")
+
+
 RULES: tuple[Any, ...] = (
-    *(method, precision, trl_rows.rows, loss, trl_rows.template, trl_rows.packing, machines),
+    *(method, precision, trl_rows.rows, loss, ppo, trl_rows.template, trl_rows.packing, machines),
     *(rule for rule in training_arguments.RULES if rule is not training_arguments.precision),
 )

@@ -71,6 +71,7 @@ def test_alpha_follows_the_rank_and_a_given_one_wins(imports: Import) -> None:
         ("stage: kto\nkto_rejected_weight: 2", "kto", {"objective.undesirable_weight": 2.0, "objective.beta": 0.1}),
         ("stage: pt", "sft", {"objective.packing": True}),
         ("finetuning_type: oft\noft_block_size: 16", "sft", {"adapter.options": {"oft_block_size": "16"}}),
+        ("disable_shuffling: true", "lora", {"objective.options": {"train_sampling_strategy": "sequential"}}),
         ("mask_history: true", "lora", {"data.turns": "last"}),
         ("deepspeed: cfg/ds_z3_config.json", "lora", {"launch.strategy": "deepspeed-zero3"}),
         ("flash_attn: fa2", "lora", {"model.attn_implementation": "flash_attention_2"}),

@@ -91,6 +91,51 @@ def test_torchtune_refuses_a_teacher(imports: Import) -> None:
     assert result.note["kd_ratoi"] == "did you mean kd_ratio?"
 
 
+def test_torchtune_on_one_machine_without_division(imports: Import) -> None:
+    alone = "tensor_parallel_plan: {_component_: plan}\ntensor_parallel_dim: 1\ncontext_parallel_dim: 1\n"
+    alone += "data_parallel_replicate_dim: 1\ndata_parallel_shard_dim: -1\n"
+    result = imports(TUNE.format(builder="llama3_2_1b") + alone + "shuffle: true\n")
+    assert {result.status[line.partition(":")[0]] for line in alone.splitlines()[1:]} == {"not needed"}
+    assert (result.status["tensor_parallel_plan._component_"], result.status["shuffle"]) == ("not needed", "not needed")
+    divided = imports(TUNE.format(builder="llama3_2_1b") + alone.replace("dim: 1", "dim: 2") + "shuffle: false\n")
+    keys = ("tensor_parallel_plan._component_", "tensor_parallel_dim", "context_parallel_dim")
+    assert {divided.status[key] for key in keys} == {"refused"}
+    assert divided.flat["objective.options"] == {"train_sampling_strategy": "sequential"}
+
+
+def test_torchtune_puts_words_around_alpaca(imports: Import) -> None:
+    text = TUNE.format(builder="llama3_2_1b").replace("datasets.instruct_dataset", "datasets.alpaca_dataset")
+    result = imports(text.replace("  column_map: {input: ask}\n", "  train_on_input: false\n"))
+    assert result.status["dataset._component_"] == "approximated"
+    assert "Alpaca's words" in result.note["dataset._component_"]
+
+
+PPO = """
+policy_model: {_component_: torchtune.models.mistral.mistral_7b}
+checkpointer: {checkpoint_dir: /models/small}
+dataset: {_component_: torchtune.datasets.text_completion_dataset, source: who/texts, column: query}
+loss: {_component_: torchtune.rlhf.loss.PPOLoss, epsilon: 0.3, value_coeff: 0.2, value_clip_range: 0.4}
+kl_coeff: 0.01
+gamma: 0.9
+lmbda: 0.8
+whiten_rewards: true
+"""
+
+
+@pytest.mark.parametrize("tool", ["torchtune", "trl"])
+def test_ppo(imports: Import, tool: str) -> None:
+    pytest.importorskip("mlflow_ft_ppo")
+    trl = "trl ppo --kl_coef 0.01 --gamma 0.9 --lam 0.8 --whiten_rewards true --vf_coef 0.2 --cliprange_value 0.4"
+    trl += " --cliprange 0.3 --dataset_name who/texts"
+    result = imports(PPO) if tool == "torchtune" else imports(f"{trl}\n", name="run.sh")
+    options = {"gamma": "0.9", "lam": "0.8", "whiten_rewards": "true", "vf_coef": "0.2", "cliprange_value": "0.4"}
+    assert (result.config.method, result.flat["objective.options"]) == ("ppo", options)
+    assert (result.flat["objective.beta"], result.flat["rollout.epsilon"]) == (0.01, 0.3)
+    assert set(result.status.values()) <= {"mapped"}
+    if tool == "torchtune":
+        assert (result.flat["data.format"], result.flat["data.columns"]) == ("prompt-only", {"prompt": "query"})
+
+
 @pytest.mark.parametrize(
     ("command", "settings"),
     [

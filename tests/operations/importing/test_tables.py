@@ -98,7 +98,6 @@ def test_what_is_not_a_count_is_refused(tool: str, values: dict[str, Any], refus
         ("axolotl", "chat_template_kwargs.enable_thinking", [], [False, True, 0]),
         ("trl", "chat_template_kwargs.enable_thinking", [], [False, True]),
         ("trl", "generation_kwargs.do_sample", [], [False]),
-        ("axolotl", "shuffle_merged_datasets", [True], [False]),
         ("axolotl", "peft_autocast_adapter_dtype", [True], [False]),
         ("trl", "accelerator_config.even_batches", [True], [False]),
         ("trl", "accelerator_config.split_batches", [False], [True]),
