@@ -190,6 +190,8 @@ def distribution(draft: Draft) -> None:
             which = next((key.name for key in inside if "offload" in key.name), "fsdp")
             draft.set("launch.cpu_offload", True, which)
         for key in inside:
+            if key.name.endswith("activation_checkpointing") and truth(key.value):
+                draft.set("training.gradient_checkpointing", True, key.name)
             draft.tell(key.name, "approximated", "launch.strategy", note="layers are wrapped and gathered by our FSDP2")
     else:
         draft.skip("fsdp", "off")

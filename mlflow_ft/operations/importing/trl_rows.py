@@ -26,6 +26,9 @@ PACKING = {
     "bfd-requeue": SPLITS,
 }
 """By strategy, what differs."""
+LEAVES = {"id": "path", "config": "name"}
+"""Other names of the keys of a data set."""
+OF_ITS_ROWS = "the share of the mixture here, of the set's own rows there"
 TEMPLATES = (".jinja", ".j2", ".jinja2")
 
 
@@ -46,20 +49,21 @@ def rows(draft: Draft) -> None:
         for source in sources:
             source.columns["prompt"] = str(draft.value("dataset_prompt_column"))
         draft.tell("dataset_prompt_column", "mapped", "data.columns")
-    put(draft, sources, weighted=any(source.weight is not None for source in sources))
+    _splits(draft, sources)
+    put(draft, sources, weighted=any(source.weight not in (None, 1.0) for source in sources))
     _held_out(draft)
 
 
 def _sources(draft: Draft) -> list[Source]:
     entries: dict[str, dict[str, Any]] = {}
-    for key in draft.below("datasets"):
+    for key in [*draft.below("datasets"), *draft.below("dataset_mixture.datasets")]:
         entry, _, leaf = key.name.partition("].")
-        entries.setdefault(entry, {})[leaf or "path"] = key
+        entries.setdefault(entry, {})[LEAVES.get(leaf, leaf) or "path"] = key
     listed = [_entry(draft, keys) for keys in entries.values()]
-    listed += [
-        Source(path=key.name.partition(".")[2], key=key.name, weight=_share(key.value))
-        for key in draft.below("dataset_mixer")
-    ]
+    for key in draft.below("dataset_mixer"):
+        share = _share(key.value)
+        about = "" if share == 1 else OF_ITS_ROWS
+        listed.append(Source(path=key.name.partition(".")[2], key=key.name, weight=share, about=about))
     if draft.has("dataset_name"):
         split = draft.value("dataset_train_split")
         found = Source(path=str(draft.value("dataset_name")), key="dataset_name")
@@ -75,6 +79,19 @@ def _sources(draft: Draft) -> list[Source]:
     return listed
 
 
+def _splits(draft: Draft, sources: list[Source]) -> None:
+    """Splits and configurations that are named once for all sources."""
+    train = [split for split in names(draft.value("dataset_splits") or []) if "train" in split]
+    subsets = list(dict.fromkeys(names(draft.value("dataset_configs") or [])))
+    for setting, key, asked in (("split", "dataset_splits", train), ("subset", "dataset_configs", subsets)):
+        if len(asked) > 1:
+            draft.refuse(key, f"data.{setting} names one for all sources; write the rows to files")
+        for source in sources if len(asked) == 1 else ():
+            source.shared[setting] = (asked[0], key)
+    note = "held-out rows are not taken from another split; write it to a file for data.eval_path"
+    draft.tell("dataset_splits", "approximated", note=note)
+
+
 def _entry(draft: Draft, keys: dict[str, Any]) -> Source:
     path = keys["path"] if "path" in keys else next(iter(keys.values()))
     found = Source(path=str(path.value), key=path.name)
@@ -83,9 +100,12 @@ def _entry(draft: Draft, keys: dict[str, Any]) -> Source:
             found.shared["subset"] = (key.value, key.name)
         elif leaf == "split" and key.value:
             found.shared["split"] = (str(key.value), key.name)
-        elif leaf == "weight" and key.value is not None:
+        elif leaf in ("fraction", "weight") and key.value is not None:
             found.weight = _share(key.value)
-            draft.tell(key.name, "mapped", "data.path")
+            is_other = leaf == "weight" and found.weight != 1
+            draft.tell(
+                key.name, "approximated" if is_other else "mapped", "data.path", note=OF_ITS_ROWS if is_other else ""
+            )
         elif leaf == "data_files" and key.value:
             files = names(key.value)
             found.path, found.key = files[0], key.name
@@ -105,9 +125,11 @@ def _share(value: Any) -> float:
 
 
 def _held_out(draft: Draft) -> None:
-    size = draft.number("test_split_size")
+    asked = "dataset_mixture.test_split_size"
+    name = asked if draft.has(asked) else "test_split_size"
+    size = draft.number(name)
     if size:
-        draft.set("data.test_size", size, "test_split_size")
+        draft.set("data.test_size", size, name)
     else:
         about = "it holds out nothing of the training split; one row is the least here: give data.eval_path"
         draft.set("data.test_size", training_arguments.LEAST_HELD_OUT, "test_split_size", about=about)
@@ -115,10 +137,7 @@ def _held_out(draft: Draft) -> None:
         is_read = str(draft.value("eval_strategy") or "no") != "no"
         note = "a split is not held out by name; write it to a file for data.eval_path"
         draft.tell("dataset_test_split", "refused" if is_read else "approximated", note=note)
-    if draft.has("dataset_splits"):
-        draft.tell("dataset_splits", "approximated", note="data.split names one split for all sources")
-    for key in draft.below("dataset_configs"):
-        draft.refuse(key.name, "data.subset names one configuration for all sources")
+    draft.skip("dataset_mixture.seed", "rows are shuffled by run.seed")
 
 
 def template(draft: Draft) -> None:

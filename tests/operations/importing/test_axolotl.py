@@ -84,6 +84,7 @@ def test_a_type_that_the_user_describes(imports: Import) -> None:
         ("batch_size: 8\nmicro_batch_size: 2", {"training.gradient_accumulation_steps": 4}),
         ("flash_attention: true", {"model.attn_implementation": "flash_attention_2"}),
         ("flash_attention: true\nattn_implementation: owner/kernel", {"model.attn_implementation": "owner/kernel"}),
+        ("fsdp_config: {activation_checkpointing: true}", {"training.gradient_checkpointing": True}),
         ("cosine_min_lr_ratio: 0.1", {"training.lr_scheduler_type": "cosine_with_min_lr"}),
         ("special_tokens: {pad_token: <pad>}", {"model.pad_token": "<pad>"}),
         ("rl: dpo\nrl_beta: 0.2", {"method": "dpo", "objective.beta": 0.2}),
