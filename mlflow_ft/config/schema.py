@@ -82,7 +82,8 @@ class DataSection(Section):
     subset: str | None = None
     """Configuration name of a Hub data set."""
     split: str = "train"
-    """Split of a Hub data set, of a saved data set, or of a folder whose files are named by split."""
+    """Split of a Hub data set, of a saved data set, or of a folder whose files are named by split; refused where no
+    source has splits."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
     format: str = "auto"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import hub
+from mlflow_ft.data import hub, split_names
 from mlflow_ft.data.reading import readers
 from mlflow_ft.data.reading.readers import Unreadable
 from mlflow_ft.data.reading.shapes import Shape
@@ -23,12 +23,6 @@ from mlflow_ft.rows import Row
 
 DEMO_FOLDER = Path(__file__).parent.parent / "examples" / "demo"
 MLFLOW_SCHEMES = ("runs:", "mlflow-artifacts:", "models:")
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""By split, the words in a file's name that stand for it, as in `datasets`."""
 RUN = re.compile(r"runs:/+([0-9a-zA-Z]+)/?")
 
 
@@ -141,6 +135,32 @@ def check(asked: str, settings: DataSection) -> None:
         hub.check(asked, settings)
 
 
+def check_split(settings: DataSection) -> None:
+    """Check that `data.split` chooses among something, where it is not the default.
+
+    Raises:
+        DataError: all sources are files or folders without splits.
+    """
+    train, held_out = paths(settings)
+    default = DataSection.model_fields["split"].default
+    if settings.split != default and not any(map(_may_have_splits, (*train, *([held_out] if held_out else ())))):
+        raise DataError(
+            f"data.split {settings.split!r} chooses nothing: no source has splits",
+            hint="it is for data sets on the Hub, saved ones, and folders whose files are named by split; "
+            "data.max_rows reads the first rows of a file",
+        )
+
+
+def _may_have_splits(asked: str) -> bool:
+    path = _path(asked)
+    if not is_local(asked) or not _exists(path):
+        return True
+    if path.is_dir():
+        named = any(split_names.split_of(file.relative_to(path)) for file in _walk(asked, path))
+        return named or (path / "dataset_dict.json").is_file()
+    return readers.is_object(path)  # lists of rows may be named by split
+
+
 def is_local(asked: str) -> bool:
     """Whether it is an existing file or folder, or can only be the name of one."""
     return _exists(_path(asked)) or asked.startswith((".", "/", "~")) or readers.known(Path(asked))
@@ -205,11 +225,11 @@ def _in_folder(asked: str, folder: Path, settings: DataSection) -> list[Path]:
             f"the folder {asked!r} contains no data file",
             hint=f"known kinds: {', '.join(readers.READERS)}, also .gz .zst",
         )
-    by_split = {file: split_of(file.relative_to(folder)) for file in data_files}
+    by_split = {file: split_names.split_of(file.relative_to(folder)) for file in data_files}
     named = set(by_split.values()) - {None}
     if not named:
         return data_files
-    wanted = next((name for name, words in SPLIT_NAMES.items() if settings.split in words), settings.split)
+    wanted = next((name for name, words in split_names.WORDS.items() if settings.split in words), settings.split)
     # among files that are named by split, one that is not is for training
     chosen = [file for file in data_files if (by_split[file] or "train") == wanted]
     if not chosen:
@@ -246,19 +266,6 @@ def _walk(asked: str, folder: Path) -> Iterator[Path]:
 
 def _refuse(error: OSError) -> None:
     raise DataError(f"the folder {error.filename} cannot be read: {error.strerror or error}") from error
-
-
-def split_of(file: Path) -> str | None:
-    """The split that a path within a folder names: `test` for `test/rows.jsonl` and `rows-test-00.parquet`.
-
-    As in `datasets`, a folder's name overrides a file's name: `train/test-cases.jsonl` belongs to `train`.
-    """
-    for part in (*reversed(file.parts[:-1]), file.name):
-        words = set(re.split(r"[\W\d_]+", part.lower()))
-        for name, known in SPLIT_NAMES.items():
-            if words & set(known):
-                return name
-    return None
 
 
 def _from_mlflow(asked: str, settings: DataSection) -> Source:

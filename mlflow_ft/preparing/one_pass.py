@@ -105,8 +105,10 @@ def open_sources(
     """Find every source and recognise its format from its first rows; `paths` are the sources with their weights.
 
     Raises:
-        DataError: a source is missing, empty, of unknown format, or of a different kind than the others.
+        DataError: a source is missing, empty, of unknown format, or of a different kind than the others; or none has
+            the splits of which `data.split` names one.
     """
+    sources.check_split(settings)
     recogniser = Recogniser(settings=settings, plugins=plugins, registry=registry)
     opened = [sources.open_source(path, settings) for path in paths]
     understood, refusal = [], None

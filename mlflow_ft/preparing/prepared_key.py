@@ -33,7 +33,10 @@ TOKENS = [
 ]
 CODE = (
     *("rows.py", "hashes.py", "values/report.py"),
-    *(f"data/{name}.py" for name in ("fingerprint", "hub", "pieces", "quality", "sources", "store", "turns")),
+    *(
+        f"data/{name}.py"
+        for name in ("fingerprint", "hub", "pieces", "quality", "sources", "split_names", "store", "turns")
+    ),
     *("data/reading/*.py", "data/recognising/*.py"),
     *(f"engine/tokens/{name}.py" for name in TOKENS),
     *(f"preparing/{name}.py" for name in ("across", "batches", "on_this_machine", "one_pass", "prepared", "proving")),

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import hub, sources
+from mlflow_ft.data import hub, sources, split_names
 from mlflow_ft.data.reading import readers
 from mlflow_ft.data.reading.readers import Unreadable
 from mlflow_ft.errors import DataError
@@ -363,6 +363,23 @@ def test_a_split_that_a_folder_lacks_is_reported(tmp_path: Path, names: list[str
     assert told in str(error.value)
 
 
+def test_a_split_is_refused_where_no_source_has_one(tmp_path: Path, saved: Callable[..., Path]) -> None:
+    file = str(write(tmp_path / "rows.jsonl", 1))
+    plain = str(folder_of(tmp_path / "plain", "a.jsonl", "b.jsonl"))
+    for split in ("nonsense", "train[:10%]", "test"):
+        for path, eval_path in ((file, None), (plain, None), ([file, plain], file), ("demo", None)):
+            with pytest.raises(DataError, match=r"chooses nothing(.|\n)*data\.max_rows"):
+                sources.check_split(DataSection(path=path, eval_path=eval_path, split=split))
+    sources.check_split(DataSection(path=file))
+    named = str(folder_of(tmp_path / "named", "train.jsonl", "dev.jsonl"))
+    lists = tmp_path / "lists.json"
+    lists.write_text('{"train": [], "dev": []}')
+    for splits in (named, str(saved({"train": 2, "dev": 2}, 1)), str(lists), "who/rows", "runs:/0a1b", "no/such.jsonl"):
+        sources.check_split(DataSection(path=splits, split="dev"))
+        sources.check_split(DataSection(path=[file, splits], split="dev"))
+        sources.check_split(DataSection(path=file, eval_path=splits, split="dev"))
+
+
 @pytest.mark.parametrize(
     ("path", "split"),
     [
@@ -377,7 +394,7 @@ def test_a_split_that_a_folder_lacks_is_reported(tmp_path: Path, names: list[str
     ],
 )
 def test_a_folder_says_more_than_a_name(path: str, split: str | None) -> None:
-    assert sources.split_of(Path(path)) == split
+    assert split_names.split_of(Path(path)) == split
 
 
 def test_a_folder_may_hold_files_of_several_kinds(tmp_path: Path) -> None:

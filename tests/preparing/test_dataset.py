@@ -128,6 +128,11 @@ def test_held_out_rows_from_a_file_of_their_own(make: Make, tmp_path: Path) -> N
     assert checked.train.stored is not checked.eval.stored
 
 
+def test_a_split_that_chooses_nothing_is_refused(make: Make) -> None:
+    with pytest.raises(DataError, match=r"data\.split 'nonsense' chooses nothing"):
+        make(rows(20), **{"data.split": "nonsense"})
+
+
 def test_sources_are_mixed_in_their_weights_and_may_be_of_several_formats(make: Make, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", rows(20))
     write_jsonl(tmp_path / "b.jsonl", [{"question": f"q {n}", "answer": f"a {n}"} for n in range(50)])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_ft.config.schema import DataSection
+from mlflow_ft.data import split_names
 from mlflow_ft.data.reading import readers
 from mlflow_ft.data.reading.shapes import Fits, Shape, find, where
 from mlflow_ft.data.recognising import commands, converters
@@ -50,10 +51,8 @@ def of_split(fitting: Sequence[Shape], split: str) -> list[Shape]:
 
 
 def _split_of(words: Sequence[str]) -> str | None:
-    from mlflow_ft.data.sources import SPLIT_NAMES
-
     lowered = {word.lower() for word in words}
-    return next((name for name, known in SPLIT_NAMES.items() if lowered & set(known)), None)
+    return next((name for name, known in split_names.WORDS.items() if lowered & set(known)), None)
 
 
 def of_rows(sample: Sequence[Mapping[str, Any]], columns: Sequence[str], registry: Registry) -> str:

@@ -145,8 +145,8 @@ def attention(draft: Draft) -> None:
         "xformers_attention",
         "sage_attention",
     ):
-        if not draft.on(flag):
-            draft.skip(flag, "off")
+        if not draft.on(flag) or name:
+            draft.skip(flag, "attn_implementation names it" if name else "off")
         elif flag in FLAGS:
             draft.set("model.attn_implementation", FLAGS[flag], flag)
         else:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 
-from mlflow_ft.operations.importing import chat_templates, training_arguments
+from mlflow_ft.operations.importing import axolotl_templates, chat_templates, training_arguments
 from mlflow_ft.operations.importing.axolotl_types import (
     DICTIONARY,
-    FIRST,
     LEARN_KEYS,
     LEAVES,
     LOADERS,
@@ -23,7 +22,16 @@ from mlflow_ft.operations.importing.axolotl_types import (
     RowType,
 )
 from mlflow_ft.operations.importing.draft import Draft, Key, names, truth
-from mlflow_ft.operations.importing.sources import CONTENT_KEYS, ROLE_KEYS, ROLES, Source, put, renamed
+from mlflow_ft.operations.importing.sources import (
+    CONTENT_KEYS,
+    ROLE_KEYS,
+    ROLES,
+    WHOLE,
+    Source,
+    put,
+    read_split,
+    renamed,
+)
 
 
 def rows(draft: Draft) -> None:
@@ -45,14 +53,7 @@ def rows(draft: Draft) -> None:
         draft.refuse("train_on_inputs", "only what the assistant says is learned")
     else:
         draft.skip("train_on_inputs", "only what the assistant says is learned")
-    if draft.has("chat_template_jinja"):
-        draft.set("data.chat_template", draft.value("chat_template_jinja"), "chat_template_jinja")
-        draft.skip("chat_template", "chat_template_jinja is the template")
-    elif str(draft.value("chat_template") or "").startswith("tokenizer_default_fallback_"):
-        note = "the tokenizer's own template; if it has none, give data.chat_template"
-        draft.tell("chat_template", "approximated", note=note)
-    else:
-        chat_templates.named(draft, "chat_template")
+    axolotl_templates.written(draft, [*sources, *held_out])
     if draft.on("dataset_exact_deduplication"):
         note = "mlflow-ft prepare --fix removes exact duplicates; the check exact-duplicate reports them"
         draft.tell("dataset_exact_deduplication", "approximated", note=note)
@@ -67,7 +68,8 @@ def _held_out(draft: Draft, sources: list[Source], held_out: list[Source]) -> No
     draft.set("data.eval_path", first.path, first.key)
     for other in held_out[1:]:
         draft.refuse(other.key, "one source of held-out rows: put the files together")
-    train = sources[0].shared if sources else {}
+    read_split(draft, first)
+    train = {"split": (WHOLE, "")} | (sources[0].shared if sources else {})
     for setting, (value, key) in first.shared.items():
         if train.get(setting, (None, ""))[0] == value:
             draft.tell(key, "mapped", f"data.{setting}")
@@ -101,8 +103,9 @@ def _entry(draft: Draft, entry: str, keys: dict[str, Key]) -> Source:
         draft.refuse(keys["data_files"].name, f"files of {found.path} are not chosen; name them in data.path")
     asked = keys.get("type")
     _type(draft, found, str(asked.value) if asked else "", keys, entry)
-    if "split" in keys:
-        _split(found, keys["split"])
+    if "split" in keys and keys["split"].value:
+        found.shared["split"] = (str(keys["split"].value), keys["split"].name)
+    axolotl_templates.read(draft, found, keys)
     for leaf, key in keys.items():
         _field(draft, found, leaf, key)
         known = leaf in LEAVES or leaf.partition(".")[0] in ("type", "roles", "message_property_mappings")
@@ -110,14 +113,6 @@ def _entry(draft: Draft, entry: str, keys: dict[str, Key]) -> Source:
             near = difflib.get_close_matches(leaf, LEAVES, n=1, cutoff=0.7)
             draft.tell(key.name, "unknown", note=f"did you mean {near[0]}?" if near else "not a key of a data set")
     return found
-
-
-def _split(found: Source, key: Key) -> None:
-    split = str(key.value)
-    if first := FIRST.fullmatch(split):
-        split = first[1]
-        found.shared["max_rows"] = (int(first[2]), key.name)
-    found.shared["split"] = (split, key.name)
 
 
 def _type(draft: Draft, found: Source, name: str, keys: dict[str, Key], entry: str) -> None:
@@ -228,16 +223,10 @@ def _field(draft: Draft, found: Source, leaf: str, key: Key) -> None:
         draft.refuse(key.name, REFUSED[leaf])
     elif leaf in NO_EFFECT or leaf in REFUSED:
         draft.skip(key.name, NO_EFFECT.get(leaf) or "off, or the same for all data")
-    elif leaf == "chat_template_jinja" and key.value:
-        draft.set("data.chat_template", key.value, key.name)
     elif leaf.startswith(("roles.", "message_property_mappings.", "message_field_")):
         _turns(draft, found, leaf, key)
     elif leaf == "roles_to_train":
-        learned = names(key.value or [])
-        known = not learned or all(name in ROLES["assistant"] for name in learned)
-        draft.tell(
-            key.name, "mapped" if known else "refused", note="" if known else "only the assistant's turns are learned"
-        )
+        _learned(draft, key)
     elif leaf == "train_on_eos":
         known = key.value in (None, "turn")
         draft.tell(
@@ -247,6 +236,17 @@ def _field(draft: Draft, found: Source, leaf: str, key: Key) -> None:
         known = (leaf == "field_tools" and key.value == "tools") or key.value in THOUGHTS
         note = "" if known else f"rename it in the file: {'tools' if leaf == 'field_tools' else 'reasoning_content'}"
         draft.tell(key.name, "mapped" if known else "refused", note=note)
+
+
+def _learned(draft: Draft, key: Key) -> None:
+    """Whose turns are learned; none: those that say so themselves."""
+    learned = None if key.value is None else names(key.value)
+    if learned == []:
+        draft.refuse(key.name, "turns without a `train` of their own are learned here; write train: false in each")
+    elif all(name in ROLES["assistant"] for name in learned or ()):
+        draft.tell(key.name, "mapped")
+    else:
+        draft.refuse(key.name, "only the assistant's turns are learned")
 
 
 def _turns(draft: Draft, found: Source, leaf: str, key: Key) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 LEARN_KEYS = frozenset({"train", "training", "weight", "loss", "loss_weight", "loss_scale", "trainable"})
 THOUGHTS = frozenset({"reasoning_content", "thinking", "reasoning"})
 LOADERS = ("json", "csv", "parquet", "arrow", "text")
 """A `path` that names a kind of file; the files are in `data_files`."""
-FIRST = re.compile(r"(\w+)\[:(\d+)\]")
 WORDS = "the words around question and answer are the chat template's, not those of Axolotl's type"
 MESSAGES = ("messages", "conversations")
 
@@ -99,10 +97,9 @@ NO_EFFECT = {
     "shards_idx": "all rows are read",
     "conversation": "the chat template writes the turns",
     "train_on_eot": "what ends a turn is learned with it",
-    "chat_template": "",
-    "input_format": "",
-    "temperature": "",
-    "max_completion_length": "",
+    "input_format": "no type reads it",
+    "temperature": "only read for distillation from a teacher",
+    "max_completion_length": "only read for rewards of single steps",
 }
 REFUSED = {
     "shards": "parts of a set are chosen with data.max_rows",
@@ -131,7 +128,8 @@ LEAVES = (
         "field_rejected",
         "text_column",
     ),
-    *("chat_template_jinja", "roles", "roles_to_train", "train_on_eos", "field_tools", "field_thinking"),
+    *("chat_template", "chat_template_jinja", "roles"),
+    *("roles_to_train", "train_on_eos", "field_tools", "field_thinking"),
     *("template_thinking_key", "field_human", "field_model", "message_field_role", "message_field_content"),
     *("message_field_training", "message_property_mappings"),
     *(*SIMPLE, *NO_EFFECT, *REFUSED, *(f"type.{leaf}" for leaf in DICTIONARY)),

@@ -234,6 +234,8 @@ OWN = {
         "smollm3",
     ],
 }
+FALLBACK = "tokenizer_default_fallback_"
+"""With a name after it: that template where the tokenizer has none of its own."""
 ABOUT_OWN = "the tokenizer's own template; if it has none, give data.chat_template"
 
 
@@ -248,7 +250,7 @@ def named(draft: Draft, key: str, *, stage: str = "sft") -> None:
         draft.set("data.chat_template", WRITTEN[tool][str(name)], key, about=f"{name}, written out")
     elif str(name) in UNENDED:
         draft.refuse(key, UNENDED[str(name)])
-    elif str(name) in OWN[tool]:
+    elif str(name) in OWN[tool] or str(name).startswith(FALLBACK):
         draft.tell(key, "approximated", note=ABOUT_OWN)
     else:
         near = difflib.get_close_matches(str(name), [*OWN[tool], *WRITTEN[tool]], n=1)

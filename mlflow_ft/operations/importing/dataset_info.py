@@ -92,7 +92,7 @@ def _keys(draft: Draft, found: Source, name: str, entry: Mapping[str, Any]) -> N
         if entry.get(theirs) is not None:
             found.shared[setting] = (entry[theirs], found.key)
     if entry.get("split", "train") != "train":
-        found.shared["split"] = (entry["split"], found.key)
+        found.shared["split"] = (str(entry["split"]), found.key)
     if entry.get("num_samples"):
         draft.tell(found.key, "approximated", "data.max_rows", note=f"{name}: the first rows, not a random choice")
     if entry.get("folder"):

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlflow_ft.operations.importing import chat_templates, dataset_info, training_arguments
 from mlflow_ft.operations.importing.converters import modules, text_of
-from mlflow_ft.operations.importing.draft import Draft, names, number
+from mlflow_ft.operations.importing.draft import Draft, names, number, truth
 from mlflow_ft.operations.importing.sources import put
 
 STAGES = {"sft": "sft", "pt": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
@@ -230,4 +230,17 @@ def _mask(draft: Draft) -> None:
         draft.skip("train_on_prompt", "only what the assistant says is learned")
 
 
-RULES: tuple[Any, ...] = (method, kto, generation, adapter, base, data, *training_arguments.RULES)
+def thoughts(draft: Draft) -> None:
+    """Templates of models that think: what is learned of an answer's thoughts, and of the empty ones before others."""
+    key = draft.given.get("enable_thinking")
+    if key is None:
+        return
+    if truth(key.value) or draft.value("stage") == "pt":
+        draft.skip("enable_thinking", "thoughts are learned as the chat template writes them, empty ones, too")
+    else:
+        removed = "" if key.value is None else "thoughts are removed there, and "
+        note = f"{removed}empty ones are not learned there; here they are learned as the chat template writes them"
+        draft.tell("enable_thinking", "approximated", note=note)
+
+
+RULES: tuple[Any, ...] = (method, kto, generation, adapter, base, data, thoughts, *training_arguments.RULES)

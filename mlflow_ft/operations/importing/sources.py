@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mlflow_ft.data.sources import is_local
 from mlflow_ft.operations.importing.draft import Draft
 
+WHOLE = "train"
+"""The only split of a file, and what is read where no split is named."""
+FIRST = re.compile(r"(\w+)\[0?:(\d+)\]")
 ROLE_KEYS = frozenset({"role", "from", "speaker"})
 CONTENT_KEYS = frozenset({"content", "value", "text"})
 """Names of the role and the words of a turn that are read without a setting."""
@@ -35,6 +41,8 @@ class Source:
     """Our name of a column -> theirs, where they differ."""
     shared: dict[str, tuple[Any, str]] = field(default_factory=dict)
     """Setting of the data section -> its value and the key it came of; all sources must agree."""
+    template: str = ""
+    """The key that names a chat template for this source alone."""
     weight: float | None = None
     about: str = ""
 
@@ -43,6 +51,8 @@ def put(draft: Draft, sources: Sequence[Source], *, weighted: bool = False) -> N
     """Write the sources; where they disagree on what all share, the later is refused."""
     if not sources:
         return
+    for source in sources:
+        read_split(draft, source)
     keys = [source.key for source in sources]
     about = "; ".join(dict.fromkeys(filter(None, (source.about for source in sources))))
     paths = [source.path for source in sources]
@@ -57,6 +67,23 @@ def put(draft: Draft, sources: Sequence[Source], *, weighted: bool = False) -> N
     _columns(draft, sources)
     for setting in dict.fromkeys(name for source in sources for name in source.shared):
         _shared(draft, sources, setting)
+
+
+def read_split(draft: Draft, source: Source) -> None:
+    """`train[:200]` are the first rows; other parts of a split are for the Hub, and a file has a single split."""
+    split, key = source.shared.get("split", (WHOLE, ""))
+    if first := FIRST.fullmatch(split):
+        split = first[1]
+        source.shared |= {"split": (split, key), "max_rows": (int(first[2]), key)}
+    if not key or not is_local(source.path):
+        return
+    if "[" not in split and Path(source.path).expanduser().is_dir():
+        return
+    del source.shared["split"]
+    if split == WHOLE:
+        draft.tell(key, "mapped", note="all rows of the file")
+    else:
+        draft.refuse(key, f"{source.path} is read whole; data.max_rows reads its first rows")
 
 
 def _columns(draft: Draft, sources: Sequence[Source]) -> None:

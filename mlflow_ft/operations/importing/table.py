@@ -2,8 +2,10 @@
 
 mapped:       KEY: {to: SETTING, default: ..., how: CONVERSION, about: WHAT DIFFERS}
 rules:        RULE: [KEY ...]               keys that a function of the tool's module reads together
-refused:      REASON: [KEY, KEY: OFF ...]   OFF is a value that changes nothing, besides false, 0 and empty
+refused:      REASON: [KEY, KEY: OFF ...]   OFF is a value that changes nothing, besides false, 0 and empty; OFF true:
+                                            only true changes nothing
 approximated: REASON: [KEY, KEY: OFF ...]   no setting comes of it, and that changes something
+never_off:    [KEY ...]                     of these two kinds, those whose false and 0 change something, too
 not_needed:   REASON: [KEY ...]             nothing has to be set
 options_of:   KEY: [KEY ...]                read by the tool only where the first is on
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +42,8 @@ class Entry:
     of: str = ""
     """The switch that the key belongs to."""
     rule: str = ""
+    never_off: bool = False
+    """Whether false and 0 change something, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,7 @@ def load(tool: str) -> Table:
         entries |= included.entries
         defaults |= included.defaults
     entries |= dict(_entries(text))
+    entries |= {name: replace(entries[name], never_off=True) for name in text.get("never_off", ())}
     return Table(
         tool=tool,
         title=text["title"],

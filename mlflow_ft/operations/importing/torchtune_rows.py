@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from mlflow_ft.operations.importing import training_arguments
 from mlflow_ft.operations.importing.draft import Draft, Key, truth
 from mlflow_ft.operations.importing.sources import Source, put, renamed
@@ -41,7 +39,6 @@ NO_EFFECT = {
 """Arguments that change nothing here."""
 LEARNS_PROMPTS = ("alpaca_dataset", "alpaca_cleaned_dataset")
 """Builders whose prompts are learned unless `train_on_input` says no."""
-SLICE = re.compile(r"(\w+)\[:(\d+)\]")
 
 
 def rows(draft: Draft) -> None:
@@ -62,6 +59,7 @@ def rows(draft: Draft) -> None:
     else:
         about = "it holds out nothing; one row is the least here, and too few to compare models: give data.eval_path"
         draft.set("data.test_size", training_arguments.LEAST_HELD_OUT, "dataset_val", about=about)
+    training_arguments.in_order(draft, "shuffle", is_asked=draft.has("shuffle") and not draft.on("shuffle"))
     if draft.has("run_val_every_n_steps"):
         draft.set("training.eval_steps", draft.number("run_val_every_n_steps"), "run_val_every_n_steps")
     if draft.has("batch_size_val"):
@@ -85,6 +83,8 @@ def _source(draft: Draft, entry: str, keys: dict[str, Key]) -> Source | None:
     if not path:
         return None
     found = Source(path=path, key=named.name, format=kind, columns=dict(columns))
+    if draft.method == "ppo" and kind == "text":  # texts to continue
+        found.format, found.columns = "prompt-only", {"prompt": columns.get("text", "text")}
     draft.tell(anchor.name, "mapped", "data.format" if kind != "auto" else "data.path")
     for leaf, key in keys.items():
         _argument(draft, found, builder, leaf, key)
@@ -93,9 +93,11 @@ def _source(draft: Draft, entry: str, keys: dict[str, Key]) -> Source | None:
     if learns and given:
         draft.refuse(given.name, "only what the assistant says is learned")
     elif learns:
-        draft.tell(
-            anchor.name, "approximated", note="torchtune learns the prompts of this set too; here only the answers"
-        )
+        note = "torchtune learns the prompts of this set too; here only the answers"
+        draft.tell(anchor.name, "approximated", note=note)
+    if kind == "alpaca":
+        note = "torchtune puts Alpaca's words around the question; here the chat template alone writes it"
+        draft.tell(anchor.name, "approximated", "data.format", note=note)
     found.columns = renamed(found.columns, {})
     return found
 
@@ -106,10 +108,7 @@ def _argument(draft: Draft, found: Source, builder: str, leaf: str, key: Key) ->
     if leaf == "_component_" or key.name == found.key or _column(draft, found, builder, leaf, key):
         return
     if leaf == "split" and value is not None:
-        first = SLICE.fullmatch(str(value))
-        found.shared["split"] = (first[1] if first else value, key.name)
-        if first:
-            found.shared["max_rows"] = (int(first[2]), key.name)
+        found.shared["split"] = (str(value), key.name)
     elif leaf in ("name", "subset"):
         found.shared["subset"] = (value, key.name)
     elif leaf == "new_system_prompt" and value:
@@ -134,7 +133,7 @@ def _column(draft: Draft, found: Source, builder: str, leaf: str, key: Key) -> b
     elif leaf == "conversation_column":
         found.columns = {} if key.value in ("messages", "conversations") else {"messages": str(key.value)}
     elif leaf == "column":
-        found.columns["text"] = str(key.value)
+        found.columns["prompt" if found.format == "prompt-only" else "text"] = str(key.value)
     else:
         return False
     draft.tell(key.name, "mapped", "data.columns")

@@ -144,8 +144,19 @@ def sampling(draft: Draft) -> None:
         draft.set(option, "group_by_length", "group_by_length")
     else:
         draft.skip("group_by_length", "off")
+    in_order(draft, "disable_shuffling", is_asked=draft.on("disable_shuffling"))
     if draft.has("train_sampling_strategy"):
         draft.set(option, draft.value("train_sampling_strategy"), "train_sampling_strategy")
+
+
+def in_order(draft: Draft, name: str, *, is_asked: bool) -> None:
+    """Rows in the order of their files, where a tool does not shuffle them."""
+    if is_asked and draft.method == "ppo":
+        draft.refuse(name, "prompts are always shuffled, by run.seed")
+    elif is_asked:
+        draft.set("objective.options.train_sampling_strategy", "sequential", name)
+    else:
+        draft.skip(name, "rows are shuffled, as here")
 
 
 def schedule_options(draft: Draft) -> None:
@@ -179,6 +190,8 @@ def distribution(draft: Draft) -> None:
             which = next((key.name for key in inside if "offload" in key.name), "fsdp")
             draft.set("launch.cpu_offload", True, which)
         for key in inside:
+            if key.name.endswith("activation_checkpointing") and truth(key.value):
+                draft.set("training.gradient_checkpointing", True, key.name)
             draft.tell(key.name, "approximated", "launch.strategy", note="layers are wrapped and gathered by our FSDP2")
     else:
         draft.skip("fsdp", "off")

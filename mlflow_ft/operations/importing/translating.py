@@ -58,7 +58,7 @@ def translate(
     draft.extra.setdefault("file", read.name)
     for rule in rules:
         rule(draft)
-    for key in read.keys:
+    for key in sorted(read.keys, key=lambda key: _kind(table, key) == "option"):  # after what they belong to
         _by_table(draft, key)
     _defaults(draft)
     draft.settings = _in_order(_gathered(draft))
@@ -74,6 +74,11 @@ def translate(
         draft.notes.append("no model is named, so that the built-in one would be trained: add --model MODEL")
     told = [*(draft.told[key.name] for key in read.keys), *overridden]
     return Imported(table=table, method=draft.method, settings=draft.settings, told=told, notes=draft.notes)
+
+
+def _kind(table: Table, key: Key) -> str:
+    entry = table.entry(key.name)
+    return entry.kind if entry else ""
 
 
 def _switched_off(key: Key, table: Table) -> Key:
@@ -97,7 +102,7 @@ def _by_table(draft: Draft, key: Key) -> None:
     elif entry.kind == "mapped":
         _map(draft, key, entry)
     elif entry.kind in ("refused", "approximated"):
-        is_off = key.value == entry.default or not truth(key.value)
+        is_off = _is_off(entry, key.value)
         verdict: Status = "not needed" if is_off else "refused" if entry.kind == "refused" else "approximated"
         draft.tell(key.name, verdict, note="off, as here" if is_off else entry.about)
     elif entry.kind == "not needed":
@@ -106,6 +111,11 @@ def _by_table(draft: Draft, key: Key) -> None:
         _option(draft, key, entry)
     else:
         _unread(draft, key)
+
+
+def _is_off(entry: Entry, value: Any) -> bool:
+    """Whether the value of a key without a setting changes nothing."""
+    return value == entry.default or not (truth(value) or entry.never_off or entry.default is True)
 
 
 def _unread(draft: Draft, key: Key) -> None:

@@ -1,4 +1,4 @@
-"""TRL's keys that belong together: method and adapter, data, template, launcher."""
+"""TRL's keys that belong together: method and adapter, loss, launcher; `trl_rows` has those of the data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mlflow_ft.operations.importing import training_arguments
+from mlflow_ft.operations.importing import training_arguments, trl_rows
 from mlflow_ft.operations.importing.converters import modules
-from mlflow_ft.operations.importing.draft import Draft, names, number
-from mlflow_ft.operations.importing.sources import Source, put
+from mlflow_ft.operations.importing.draft import Draft, names
 
 METHODS = ("sft", "dpo", "kto", "orpo", "cpo", "simpo", "reward", "grpo", "rloo", "ppo")
 ALIASES = {"reward_modeling": "reward", "rm": "reward", "full": "sft", "lora": "sft", "qlora": "sft"}
@@ -32,15 +31,11 @@ SIGNS = {
     "dpo": ("beta", "precompute_ref_log_probs", "ld_alpha", "f_divergence_type"),
 }
 """Keys that only the configuration of one method has; asked in this order."""
-FORMATS = {
-    "sft": "auto",
-    "dpo": "preference",
-    "orpo": "preference",
-    "cpo": "preference",
-    "simpo": "preference",
-    "reward": "preference",
-    "kto": "unpaired-preference",
-}
+PPO = (
+    *("gamma", "lam", "vf_coef", "cliprange_value", "num_mini_batches"),
+    *("whiten_rewards", "missing_eos_penalty", "kl_estimator"),
+)
+TOKEN_LOSSES = ("nll", "chunked_nll", "None")
 
 
 def method(draft: Draft) -> None:
@@ -115,123 +110,18 @@ def precision(draft: Draft) -> None:
     training_arguments.precision(draft)
 
 
-def rows(draft: Draft) -> None:
-    """One data set, or a mixture."""
-    sources = _sources(draft)
-    expected = FORMATS.get(draft.method, "auto")
-    for source in sources:
-        if expected != "auto" and source.format == "auto":
-            source.format = expected
-    if draft.has("dataset_text_field") and draft.value("dataset_text_field") != "text":
-        note = "only rows of plain text have it"
-        for source in sources:
-            source.columns["text"] = str(draft.value("dataset_text_field"))
-        draft.tell("dataset_text_field", "approximated", "data.columns", note=note)
-    draft.skip("dataset_text_field", "the usual name")
-    if draft.has("dataset_prompt_column"):
-        for source in sources:
-            source.columns["prompt"] = str(draft.value("dataset_prompt_column"))
-        draft.tell("dataset_prompt_column", "mapped", "data.columns")
-    put(draft, sources, weighted=any(source.weight is not None for source in sources))
-    _held_out(draft)
-
-
-def _sources(draft: Draft) -> list[Source]:
-    entries: dict[str, dict[str, Any]] = {}
-    for key in draft.below("datasets"):
-        entry, _, leaf = key.name.partition("].")
-        entries.setdefault(entry, {})[leaf or "path"] = key
-    listed = [_entry(draft, keys) for keys in entries.values()]
-    listed += [
-        Source(path=key.name.partition(".")[2], key=key.name, weight=_share(key.value))
-        for key in draft.below("dataset_mixer")
-    ]
-    if draft.has("dataset_name"):
-        split = draft.value("dataset_train_split")
-        found = Source(path=str(draft.value("dataset_name")), key="dataset_name")
-        if split != "train":
-            found.shared["split"] = (split, "dataset_train_split")
-        draft.tell("dataset_train_split", "mapped", "data.split")
-        if draft.has("dataset_config"):
-            found.shared["subset"] = (str(draft.value("dataset_config")), "dataset_config")
-        listed.append(found)
-    for name in ("dataset_train_split", "dataset_config"):
-        draft.skip(name, "no data set is named beside it")
-    return listed
-
-
-def _entry(draft: Draft, keys: dict[str, Any]) -> Source:
-    path = keys["path"] if "path" in keys else next(iter(keys.values()))
-    found = Source(path=str(path.value), key=path.name)
-    for leaf, key in keys.items():
-        if leaf == "name" and key.value:
-            found.shared["subset"] = (key.value, key.name)
-        elif leaf == "split" and key.value:
-            found.shared["split"] = (key.value, key.name)
-        elif leaf == "weight" and key.value is not None:
-            found.weight = _share(key.value)
-            draft.tell(key.name, "mapped", "data.path")
-        elif leaf == "data_files" and key.value:
-            files = names(key.value)
-            found.path, found.key = files[0], key.name
-            draft.tell(path.name, "mapped", "data.path")
-            if len(files) > 1:
-                draft.refuse(key.name, f"name the further files in data.path: {', '.join(files[1:])}")
-        elif leaf == "columns":
-            draft.tell(key.name, "approximated", note="columns are chosen by the format; others are ignored")
-        elif leaf == "data_dir" and key.value:
-            draft.refuse(key.name, "name the files of the folder in data.path")
-    return found
-
-
-def _share(value: Any) -> float:
-    share = number(value)
-    return float(share) if isinstance(share, int | float) and share > 0 else 1.0
-
-
-def _held_out(draft: Draft) -> None:
-    size = draft.number("test_split_size")
-    if size:
-        draft.set("data.test_size", size, "test_split_size")
+def loss(draft: Draft) -> None:
+    """The loss of `trl sft`, and AlphaPO's alpha, which only `cpo` has."""
+    if draft.has("alpha") and draft.method in ("cpo", "simpo"):
+        draft.set("objective.options.alpha", draft.number("alpha"), "alpha")
     else:
-        about = "it holds out nothing of the training split; one row is the least here: give data.eval_path"
-        draft.set("data.test_size", training_arguments.LEAST_HELD_OUT, "test_split_size", about=about)
-    if draft.has("dataset_test_split"):
-        is_read = str(draft.value("eval_strategy") or "no") != "no"
-        note = "a split is not held out by name; write it to a file for data.eval_path"
-        draft.tell("dataset_test_split", "refused" if is_read else "approximated", note=note)
-    if draft.has("dataset_splits"):
-        draft.tell("dataset_splits", "approximated", note="data.split names one split for all sources")
-    for key in draft.below("dataset_configs"):
-        draft.refuse(key.name, "data.subset names one configuration for all sources")
-
-
-def template(draft: Draft) -> None:
-    """The chat template, and which tokens end a turn."""
-    for name in ("chat_template", "chat_template_path"):
-        if draft.has(name):
-            draft.set("data.chat_template", str(draft.value(name)), name)
-    if draft.has("pad_token"):
-        draft.set("model.pad_token", str(draft.value("pad_token")), "pad_token")
-    if draft.has("eos_token"):
-        draft.tell("eos_token", "approximated", note="what ends a turn is what the chat template writes after it")
-    for name in ("completion_only_loss", "assistant_only_loss"):
-        if draft.has(name) and not draft.on(name):
-            draft.refuse(name, "only what the assistant says is learned; prompts never are")
-        else:
-            draft.skip(name, "as here")
-    if draft.method in ("sft", "full") and not draft.on("assistant_only_loss"):
-        draft.notes.append("TRL learns the prompts of conversations too; here only the assistant's words are learned")
-
-
-def packing(draft: Draft) -> None:
-    """Packed rows do not see each other."""
-    if draft.on("packing"):
-        wrapped = str(draft.value("packing_strategy")) == "wrapped"
-        about = "no row is cut, and rows do not see each other" if wrapped else ""
-        draft.set("objective.packing", True, "packing", "packing_strategy", about=about)
-    for name in ("packing", "packing_strategy", "eval_packing"):
-        draft.skip(name, "off, or the same for the held-out loss")
+        draft.tell("alpha", "unknown", note="did you mean lora_alpha?")
+    if draft.method not in ("sft", "full"):
+        return
+    if str(draft.value("loss_type")) in TOKEN_LOSSES:
+        draft.skip("loss_type", "the mean loss over the learned tokens, as here")
+    else:
+        draft.refuse("loss_type", "only the mean loss over the learned tokens is minimised")
 
 
 def machines(draft: Draft) -> None:
@@ -272,7 +162,18 @@ def _accelerate(draft: Draft, name: str, value: str) -> None:
         draft.refuse(name, "set launch.strategy and launch.num_processes as that file says")
 
 
+def ppo(draft: Draft) -> None:
+    """What only PPO reads; the plugin takes it under the same names."""
+    if draft.has("kl_coef") and draft.method in ("ppo", "rloo"):
+        draft.set("objective.beta", draft.number("kl_coef"), "kl_coef")
+    for name in PPO:
+        if draft.has(name) and draft.method == "ppo":
+            draft.set(f"objective.options.{name}", draft.value(name), name)
+    for name in ("kl_coef", *PPO):
+        draft.skip(name, f"not used by {draft.method}")
+
+
 RULES: tuple[Any, ...] = (
-    *(method, precision, rows, template, packing, machines),
+    *(method, precision, trl_rows.rows, loss, ppo, trl_rows.template, trl_rows.packing, machines),
     *(rule for rule in training_arguments.RULES if rule is not training_arguments.precision),
 )

@@ -71,6 +71,7 @@ def test_alpha_follows_the_rank_and_a_given_one_wins(imports: Import) -> None:
         ("stage: kto\nkto_rejected_weight: 2", "kto", {"objective.undesirable_weight": 2.0, "objective.beta": 0.1}),
         ("stage: pt", "sft", {"objective.packing": True}),
         ("finetuning_type: oft\noft_block_size: 16", "sft", {"adapter.options": {"oft_block_size": "16"}}),
+        ("disable_shuffling: true", "lora", {"objective.options": {"train_sampling_strategy": "sequential"}}),
         ("mask_history: true", "lora", {"data.turns": "last"}),
         ("deepspeed: cfg/ds_z3_config.json", "lora", {"launch.strategy": "deepspeed-zero3"}),
         ("flash_attn: fa2", "lora", {"model.attn_implementation": "flash_attention_2"}),
@@ -97,6 +98,20 @@ def test_what_has_no_counterpart_is_refused(imports: Import, text: str) -> None:
     assert f"# refused: {keys[0]}" in result.text
     off = imports("template: qwen\nuse_galore: false\ngalore_rank: 8\ntrain_on_prompt: false\n")
     assert {off.status[key] for key in ("use_galore", "galore_rank", "train_on_prompt")} == {"not needed"}
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "note"),
+    [
+        ("true", "not needed", "empty ones, too"),
+        ("false", "approximated", "thoughts are removed there, and empty ones are not learned there"),
+        ("", "approximated", "empty ones are not learned there"),
+    ],
+)
+def test_thoughts(imports: Import, value: str, status: str, note: str) -> None:
+    result = imports(f"template: qwen3\nstage: sft\nenable_thinking: {value}\n")
+    assert (result.status["enable_thinking"], note in result.note["enable_thinking"]) == (status, True)
+    assert ("removed" in result.note["enable_thinking"]) == (value == "false")
 
 
 def test_unknown_keys_have_a_hint(imports: Import) -> None:

@@ -92,6 +92,34 @@ def test_what_is_not_a_count_is_refused(tool: str, values: dict[str, Any], refus
     assert [name for name, status in told.items() if status == "refused"] == refused
 
 
+@pytest.mark.parametrize(
+    ("tool", "key", "off", "changes"),
+    [
+        ("axolotl", "chat_template_kwargs.enable_thinking", [], [False, True, 0]),
+        ("trl", "chat_template_kwargs.enable_thinking", [], [False, True]),
+        ("trl", "generation_kwargs.do_sample", [], [False]),
+        ("axolotl", "peft_autocast_adapter_dtype", [True], [False]),
+        ("trl", "accelerator_config.even_batches", [True], [False]),
+        ("trl", "accelerator_config.split_batches", [False], [True]),
+        ("axolotl", "sequence_parallel_degree", [1, 0, False], [2]),
+        ("trl", "truncation_mode", ["keep_start", False], ["keep_end"]),
+        ("trl", "dataset_kwargs.skip_prepare_dataset", [False], [True]),
+    ],
+)
+def test_false_is_off_only_where_it_changes_nothing(tool: str, key: str, off: list[Any], changes: list[Any]) -> None:
+    told = {repr(value): imported(tool, {key: value}).told[0] for value in (*off, *changes)}
+    assert {told[repr(value)].status for value in off} <= {"not needed"}
+    assert {told[repr(value)].status for value in changes} == {"refused"}
+    assert "as here" not in told[repr(changes[0])].note
+
+
+@pytest.mark.parametrize("tool", tools.TOOLS)
+def test_keys_that_are_never_off_have_no_setting(tool: str) -> None:
+    listed = [entry for entry in table.load(tool).entries.values() if entry.never_off]
+    assert {entry.kind for entry in listed} <= {"refused", "approximated"}
+    assert all(entry.default is None for entry in listed)
+
+
 @pytest.mark.parametrize("tool", tools.TOOLS)
 def test_a_made_up_key_is_unknown_in_every_section(tool: str) -> None:
     assert imported(tool, {"never_heard_of": 1}).told[0].status == "unknown"
