@@ -148,6 +148,9 @@ class Checked(Place):
     special: tuple[str, ...] = ()
     """The tokenizer's special tokens, which it recognises wherever they are written."""
     max_length: int = 0
+    shares_prompt: bool = False
+    """Most rows have the same prompt, so the sides of the split may share prompts, and only whole texts tell rows
+    apart."""
 
     @cached_property
     def prompt(self) -> str:
