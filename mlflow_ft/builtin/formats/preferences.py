@@ -30,6 +30,7 @@ from mlflow_ft.builtin.formats.conversations import (
     unrepeated,
     without_pictures,
 )
+from mlflow_ft.builtin.formats.learning import refuse_unlearned, to_learn, weight_column
 from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, tools_of
 from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
 from mlflow_ft.builtin.formats.values import key_in, meant, shown
@@ -46,8 +47,11 @@ GUESSED = "no column holds the prompt: the words that both answers begin with ar
 
 def from_preference(values: Mapping[str, Any]) -> Example:
     """Two answers and a prompt or a conversation; without either, the prompt is what both answers begin with."""
+    refuse_unlearned(values)
+    if column := weight_column(values):
+        raise ValueError(f"`{column}` does not say which answer it is about: mark their turns with `train` instead")
     values = with_answers(values)
-    chosen, rejected = _answer(values, "chosen"), _answer(values, "rejected")
+    (chosen, by_chosen), (rejected, by_rejected) = _answer(values, "chosen"), _answer(values, "rejected")
     prompt = _prompt(values, chosen)
     notes: tuple[str, ...] = ()
     if prompt is None or (_is_whole(chosen) and _is_whole(rejected) and not as_turns(values.get("prompt"))):
@@ -59,8 +63,24 @@ def from_preference(values: Mapping[str, Any]) -> Example:
             raise ValueError(f"`{name}` does not end with an assistant turn")
     messages = _with_history(values, prompt)
     return Example(
-        messages=messages, chosen=tuple(chosen), rejected=tuple(rejected), tools=tools_of(values), notes=notes
+        messages=messages,
+        chosen=tuple(chosen),
+        rejected=tuple(rejected),
+        chosen_learned=_learned(chosen, by_chosen, "chosen"),
+        rejected_learned=_learned(rejected, by_rejected, "rejected"),
+        tools=tools_of(values),
+        notes=notes,
     )
+
+
+def _learned(answer: Sequence[Message], learned: Sequence[bool], column: str) -> tuple[bool, ...] | None:
+    """Which turns of an answer are learned, which ends the turns of its column; None: every assistant turn."""
+    own = tuple(learned[-len(answer) :])
+    if not own or own == tuple(turn["role"] == "assistant" for turn in answer):
+        return None
+    if not any(own):
+        raise ValueError(f"`{column}` has no turn that is learned")
+    return own
 
 
 def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -150,9 +170,13 @@ def _prompt(values: Mapping[str, Any], chosen: Answer = "") -> list[Message] | N
     return None
 
 
-def _answer(values: Mapping[str, Any], column: str) -> Answer:
+def _answer(values: Mapping[str, Any], column: str) -> tuple[Answer, list[bool]]:
+    """An answer, and for each of its turns whether it is learned; [] for a text."""
     listed = as_turns(values.get(column))
-    return text(values, column) if listed is None else list(turns(listed, column)[0])
+    if listed is None:
+        return text(values, column), []
+    messages, wishes = turns(listed, column)
+    return list(messages), to_learn(messages, wishes)
 
 
 def _is_whole(answer: Answer) -> bool:

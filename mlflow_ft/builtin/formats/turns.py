@@ -16,7 +16,9 @@ from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, n
 
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
-LEARN_KEYS = ("train", "training", "weight", "loss", "loss_weight", "loss_scale", "train_on_turn", "trainable")
+LEARN_KEYS = (
+    *("train", "training", "weight", "loss", "loss_weight", "loss_scale", "loss_mask", "train_on_turn", "trainable"),
+)
 CALL_KEYS = ("tool_calls", "function_call")
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))

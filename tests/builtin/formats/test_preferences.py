@@ -363,3 +363,28 @@ def test_answers_may_be_called_as_turns_are(column: str) -> None:
     assert from_preference({**values, "chosen": "own", "rejected": "other", "prompt": "p"}).answer == "own"
     with pytest.raises(ValueError, match="column `chosen` is missing"):
         from_preference({f"chosen_{column}": "words", f"rejected_{column}": "others"})
+
+
+# --- turns of an answer that are not learned
+
+
+def test_a_turn_of_an_answer_that_is_not_learned() -> None:
+    first = {**HM, "train": False}
+    example = from_preference({"prompt": [USER], "chosen": [first, MORE, GOOD], "rejected": [first, MORE, BAD]})
+    assert (example.chosen_learned, example.rejected_learned) == ((False, False, True), (False, False, True))
+    assert [learned for _, learned in example.conversations] == [(False, False, False, True)] * 2
+    whole = from_preference({"chosen": [USER, first, MORE, GOOD], "rejected": [USER, BAD]})
+    assert (whole.messages, whole.chosen_learned, whole.rejected_learned) == ((USER,), (False, False, True), None)
+    assert [learned for _, learned in whole.conversations] == [(False, False, False, True), (False, True)]
+    last = {**GOOD, "loss_mask": 0}
+    repeated = from_preference({"prompt": [USER], "chosen": [USER, HM, MORE, last], "rejected": "no"})
+    assert repeated.chosen_learned == (True, False, False)
+
+
+def test_an_answer_of_which_nothing_is_learned_is_refused() -> None:
+    with pytest.raises(ValueError, match="`rejected` has no turn that is learned"):
+        from_preference({"prompt": [USER], "chosen": [GOOD], "rejected": [{**BAD, "weight": 0}]})
+    with pytest.raises(ValueError, match="`train` is False, so nothing of the row would be learned"):
+        from_preference({"prompt": "ask", "chosen": "good", "rejected": "bad", "train": False})
+    with pytest.raises(ValueError, match="`weights` does not say which answer it is about: mark their turns"):
+        from_preference({"prompt": [USER], "chosen": [HM, MORE, GOOD], "rejected": [BAD], "weights": [0, 1]})
