@@ -14,6 +14,7 @@ from os.path import commonprefix
 from typing import Any
 
 from mlflow_ft import Example, Message
+from mlflow_ft.builtin.formats.answers import check_tools, with_answers
 from mlflow_ft.builtin.formats.conversations import (
     SYSTEM_COLUMNS,
     TURN_COLUMNS,
@@ -50,6 +51,7 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     refuse_unlearned(values)
     if column := weight_column(values):
         raise ValueError(f"`{column}` does not say which answer it is about: mark their turns with `train` instead")
+    check_tools(values)
     values = with_answers(values)
     (chosen, by_chosen), (rejected, by_rejected) = _answer(values, "chosen"), _answer(values, "rejected")
     prompt = _prompt(values, chosen)
@@ -81,17 +83,6 @@ def _learned(answer: Sequence[Message], learned: Sequence[bool], column: str) ->
     if not any(own):
         raise ValueError(f"`{column}` has no turn that is learned")
     return own
-
-
-def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with its answers under `chosen` and `rejected`, where turns are under `chosen_messages` or the like."""
-    for column in TURN_COLUMNS:
-        names = {f"chosen_{column}": "chosen", f"rejected_{column}": "rejected"}
-        if any(values.get(name) is not None for name in names.values()):
-            return values
-        if all(is_turns(values.get(name)) for name in names):
-            return {names.get(name, name): value for name, value in values.items() if name not in names.values()}
-    return values
 
 
 def _with_history(values: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:

@@ -365,6 +365,45 @@ def test_answers_may_be_called_as_turns_are(column: str) -> None:
         from_preference({f"chosen_{column}": "words", f"rejected_{column}": "others"})
 
 
+ASKED = {"messages": [USER], "tools": TOOLS, "parallel_tool_calls": True}
+LIKE_OPENAI = {"input": ASKED, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+OBJECTS = {
+    "chosen": {"messages": [USER, GOOD], "tools": TOOLS},
+    "rejected": {"messages": [USER, BAD], "tools": TOOLS},
+}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        LIKE_OPENAI,
+        {name: json.dumps(value) for name, value in LIKE_OPENAI.items()},
+        OBJECTS,
+        {name: json.dumps(value) for name, value in OBJECTS.items()},
+        {**OBJECTS, "rejected": {"conversations": [USER, BAD]}},
+        {**OBJECTS, "rejected": [USER, BAD]},
+        {name: {**value, "messages": value["messages"][1:]} for name, value in OBJECTS.items()} | {"prompt": "ask"},
+    ],
+    ids=["OpenAI", "OpenAI as JSON", "objects", "JSON", "one with tools", "one object", "answers alone"],
+)
+def test_answers_in_objects_are_read_with_their_tools(values: dict[str, Any]) -> None:
+    example = from_preference(values)
+    assert (example.messages, example.chosen, example.rejected) == ((USER,), (GOOD,), (BAD,))
+    assert [tool["function"] for tool in example.tools or ()] == TOOLS
+    assert formats.detect_format(list(values), [values]) == "preference"
+
+
+def test_answers_in_objects_with_different_tools_are_refused() -> None:
+    other = {**OBJECTS["rejected"], "tools": [{"name": "g"}]}
+    with pytest.raises(ValueError, match="`chosen` and `rejected` offer different tools"):
+        from_preference({**OBJECTS, "rejected": other})
+
+
+def test_an_object_without_turns_is_an_answer_as_it_is() -> None:
+    row = {"prompt": "ask", "chosen": '{"messages": 3}', "rejected": '{"messages": []}'}
+    assert [from_preference(row).chosen[0]["content"]] == [row["chosen"]]
+
+
 # --- turns of an answer that are not learned
 
 
