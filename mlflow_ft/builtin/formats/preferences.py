@@ -57,7 +57,9 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     prompt = _prompt(values, chosen)
     notes: tuple[str, ...] = ()
     if prompt is None or (_is_whole(chosen) and _is_whole(rejected) and not as_turns(values.get("prompt"))):
-        prompt, chosen, rejected, notes = _shared(chosen, rejected)
+        prompt, chosen, rejected, notes = _shared(
+            chosen, rejected, lacks="" if prompt else "column `prompt` is missing, and "
+        )
     else:
         chosen, rejected = _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
@@ -185,7 +187,7 @@ def _after(prompt: Sequence[Message], answer: Answer, column: str) -> list[Messa
     return added
 
 
-def _shared(chosen: Answer, rejected: Answer) -> Shared:
+def _shared(chosen: Answer, rejected: Answer, *, lacks: str) -> Shared:
     """The prompt that both answers begin with, and how each of them continues."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         transcripts = transcript(chosen), transcript(rejected)
@@ -202,7 +204,7 @@ def _shared(chosen: Answer, rejected: Answer) -> Shared:
     while count and chosen[count - 1]["role"] == "assistant":
         count -= 1  # they diverge at a user turn
     if not count:
-        raise ValueError("column `prompt` is missing, and `chosen` and `rejected` do not begin with the same turn")
+        raise ValueError(f"{lacks}`chosen` and `rejected` do not begin with the same turn")
     return chosen[:count], chosen[count:], rejected[count:], ()
 
 

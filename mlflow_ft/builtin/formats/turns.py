@@ -191,7 +191,7 @@ def _message(turn: Any) -> dict[str, Any]:
     if role == CALL:
         role, written = "assistant", written_calls(content)
         tool_calls, content = (tool_calls or written), (None if written else content)
-    words = {} if content is None else {"content": _content(content)}
+    words = {} if content is None else {"content": _content(content, key_in(turn, CONTENT_KEYS))}
     if not words and not tool_calls:
         raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
     if media := next((key for key in MEDIA_KEYS if _is_media(turn.get(key))), None):
@@ -217,12 +217,12 @@ def _nearly(role: Any) -> str:
     return "; the roles are system, user, assistant and tool: the model learns the assistant's words"
 
 
-def _content(value: Any) -> str:
+def _content(value: Any, key: str | None) -> str:
     """Text, or the text of OpenAI's list of parts, which may not have images or audio."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list | tuple):
-        raise ValueError(f"has {named(value)} in `content`, not text")
+        raise ValueError(f"has {named(value)} in `{key}`, not text")
     return "\n".join(_part(part) for part in value)
 
 

@@ -337,6 +337,11 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
         {"prompt": "<image>ask", "image": "1.jpg"},
         "the row has images or audio in `image`; only text can be learned",
     ),
+    "a prompt beside other beginnings": (
+        from_preference,
+        {"prompt": "ask", "chosen": [USER, GOOD], "rejected": [MORE, BAD]},
+        "`chosen` and `rejected` do not begin with the same turn",
+    ),
     "a number asked": (from_prompt, {"prompt": 7}, "`prompt` is a number, not text"),
 }
 
