@@ -72,6 +72,10 @@ class Example:
     """The better continuation."""
     rejected: tuple[Message, ...] = ()
     """The worse one."""
+    chosen_learned: tuple[bool, ...] | None = None
+    """For each turn of `chosen`, whether it is learned; None: every assistant turn."""
+    rejected_learned: tuple[bool, ...] | None = None
+    """The same of `rejected`."""
     label: bool | None = None
     """True: the answer is good."""
     text: str | None = None
@@ -110,7 +114,10 @@ class Example:
             return ()
         if self.kind == "preference":
             before = (False,) * len(self.messages)
-            return tuple((self.messages + end, before + _spoken(end)) for end in (self.chosen, self.rejected))
+            ends = (self.chosen, self.chosen_learned), (self.rejected, self.rejected_learned)
+            return tuple(
+                (self.messages + end, before + (_spoken(end) if learned is None else learned)) for end, learned in ends
+            )
         return ((self.messages, _spoken(self.messages) if self.learned is None else self.learned),)
 
 
@@ -148,6 +155,9 @@ class Checked(Place):
     special: tuple[str, ...] = ()
     """The tokenizer's special tokens, which it recognises wherever they are written."""
     max_length: int = 0
+    shares_prompt: bool = False
+    """Most rows have the same prompt, so the sides of the split may share prompts, and only whole texts tell rows
+    apart."""
 
     @cached_property
     def prompt(self) -> str:

@@ -134,7 +134,7 @@ def _print_report(prepared: CheckedData) -> None:
     """Print the findings as a table, with example rows, then the checks that found nothing."""
     import sys
 
-    from mlflow_ft.preparing.checking import UNWRITTEN
+    from mlflow_ft.preparing.checking import BY_TEXT, UNWRITTEN
     from mlflow_ft.progress import Progress
 
     output = Progress(stream=sys.stdout)
@@ -143,6 +143,8 @@ def _print_report(prepared: CheckedData) -> None:
     if names:
         shown = [row for row in rows if row[0] in names]
         output.table(f"{prepared.report.rows:,} rows ({prepared.data.format})", columns, shown, text=(0, 1, 4))
+    if prepared.eval.by_text:
+        output.say(f"split: {BY_TEXT}")
     for check in prepared.report.checks:
         for example in check.examples if check.count else ():
             output.say(f"{check.name}: {example['file']}:{example['line']}  {example.get('message', '')}".rstrip())

@@ -44,6 +44,24 @@ def last_of_each(index: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
     return np.flatnonzero(np.append(index[1:] != index[:-1], [True] * bool(len(index))))
 
 
+def joined(keys: numpy.ndarray[Any, Any], *alike: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+    """The keys, but that rows with the same number in one of the other columns have one key: the lowest of theirs.
+
+    Rows are joined through others, too. A row that is like no other keeps its key, and with it its side of the split.
+    """
+    import numpy as np
+
+    groups = [np.unique(column, return_inverse=True)[1] for column in alike]
+    while True:
+        before = keys
+        for group in groups:
+            lowest = np.full(len(keys), np.iinfo(np.uint64).max, np.uint64)
+            np.minimum.at(lowest, group, keys)
+            keys = lowest[group]
+        if np.array_equal(before, keys):
+            return keys
+
+
 def crowded(keys: numpy.ndarray[Any, Any]) -> bool:
     """Whether one group has most of the rows, so that they cannot be split by group."""
     import numpy as np

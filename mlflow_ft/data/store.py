@@ -42,6 +42,8 @@ def schema() -> pyarrow.Schema:
         "length": pa.int32(),
         "hash": pa.binary(16),
         "key": pa.uint64(),
+        "prompt_key": pa.uint64(),
+        "text_key": pa.uint64(),
         "content": pa.binary(16),
         "example": pa.string(),
         "input_ids": ids,
@@ -119,6 +121,11 @@ class Origin:
     length: int
     hash: bytes
     key: int
+    """Of the prompt as it is, or of the value of `data.split_by`."""
+    prompt_key: int = 0
+    """Of the words of the prompt, without the system prompt; `key` where they are few."""
+    text_key: int = 0
+    """Of the words of all turns but the system prompt; `key` where there are none."""
     turn: int = 0
     """The learned turn, from 1, where the row is a part of a conversation, else 0."""
     unwritten: int = 0

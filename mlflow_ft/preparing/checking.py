@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Indices = numpy.ndarray[Any, Any]
 
+BY_TEXT = "most rows have the same prompt, so it is on both sides: rows are held out by their whole text"
 Removable = Mapping[int, tuple[str, ...]]
 """Row index -> the checks whose fix removes the row."""
 
@@ -34,6 +35,8 @@ class Side:
 
     stored: PreparedRows
     indices: Indices
+    by_text: bool = False
+    """Whether its rows were chosen by their whole texts, as most of them have the same prompt."""
 
     @property
     def count(self) -> int:
@@ -72,6 +75,7 @@ def _as_checked(side: Side, config: Config) -> Iterator[Checked]:
                 example=store.from_json(row["example"]),
                 tokens=row["length"],
                 max_length=config.data.max_length,
+                shares_prompt=side.by_text,
             )
 
 

@@ -92,8 +92,11 @@ def prepare(
     for rows in (train, held) if held else (train,):
         refuse(rows, config, strict=strict and config.data.on_bad_row == "error")
     mixed = split.mix(_hashes(train), _column(train, "source"), train.weights, seed=config.run.seed)
-    kept, out = (mixed, held_out_all(held)) if held else _split(train, mixed, config, strict=strict)
-    sides = Side(stored=train, indices=kept), Side(stored=held or train, indices=out)
+    kept, out, by_text = (mixed, held_out_all(held), False) if held else _split(train, mixed, config, strict=strict)
+    sides = (
+        Side(stored=train, indices=kept, by_text=by_text),
+        Side(stored=held or train, indices=out, by_text=by_text),
+    )
     _check_prompt(sides[0], tokenizer)
     report, removable = checking.full_report(config, *sides, registry=registry, plugins=plugins)
     names = [source.asked for source in train.sources]
@@ -139,21 +142,35 @@ def held_out_all(held: PreparedRows) -> Indices:
     return np.arange(held.table.num_rows)
 
 
-def _split(train: PreparedRows, mixed: Indices, config: Config, *, strict: bool) -> tuple[Indices, Indices]:
-    """Hold out some rows: no prompt is on both sides, or no group if `data.split_by` names one.
+def _split(train: PreparedRows, mixed: Indices, config: Config, *, strict: bool) -> tuple[Indices, Indices, bool]:
+    """Hold out some rows; also returns whether they were chosen by their texts.
 
-    Too few rows to split are an error if `strict`.
+    No group is on both sides if `data.split_by` names one. Else no prompt is, as the checks compare prompts; if most
+    rows have the same prompt, no text. Too few rows to split are an error if `strict`.
     """
-    keys = _column(train, "key")[mixed]
-    if not config.data.split_by and split.crowded(keys[split.last_of_each(_column(train, "index")[mixed])]):
-        keys = _hashes(train)[mixed]  # most rows have the same prompt: only the answers differ
+    keys, by_text = (_column(train, "key")[mixed], False) if config.data.split_by else _keys(train, mixed)
     try:
         kept, out = split.hold_out(keys, test_size=config.data.test_size, seed=config.run.seed)
     except DataError:
         if strict:
             raise
-        return mixed, mixed[:0]
-    return mixed[kept], mixed[out]
+        return mixed, mixed[:0], False
+    return mixed[kept], mixed[out], by_text
+
+
+def _keys(train: PreparedRows, mixed: Indices) -> tuple[Indices, bool]:
+    """A key for every row by which the checks find no row of one side on the other, and whether it is of the text.
+
+    Of a row that is divided the checks see the last part.
+    """
+    import numpy as np
+
+    last = split.last_of_each(_column(train, "index")[mixed])
+    prompts, texts = (_column(train, name)[mixed][last] for name in ("prompt_key", "text_key"))
+    own = _hashes(train)[mixed][last]
+    choices = [split.joined(_column(train, "key")[mixed][last], prompts, texts), split.joined(own, texts), own]
+    place = next((place for place, keys in enumerate(choices) if not split.crowded(keys)), len(choices) - 1)
+    return choices[place][np.searchsorted(last, np.arange(len(mixed)))], place > 0
 
 
 # --- what is wrong with rows

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mlflow_ft import wording
 from mlflow_ft.config.schema import DataSection
 from mlflow_ft.data import fingerprint, sources, store, turns
 from mlflow_ft.data.quality import Quality
@@ -205,7 +206,8 @@ def prepared(
     encoder: Encoder,
 ) -> Iterator[dict[str, Any]]:
     """The records of the rows that can be learned from; all are counted."""
-    for (source, index, row, whole, part), result in zip(batch, results, strict=True):
+    for numbered, result in zip(batch, results, strict=True):
+        source, index, row, whole, part = numbered
         tally.columns.update(dict.fromkeys(map(str, row.values)))
         if not isinstance(result, ProvedRow):
             _leave_out(tally, index, row, str(result), "prove", result.text)
@@ -216,6 +218,8 @@ def prepared(
             tally.ways[result.encoded.way] += 1
             tally.ends.update(result.ends)
             group = row.values.get(settings.split_by) if settings.split_by else None
+            key = fingerprint.prompt_key(whole) if group is None else fingerprint.key(group)
+            prompt_key, text_key = _worded(numbered, key)
             origin = store.Origin(
                 turn=part.turn,
                 unwritten=result.unwritten,
@@ -225,9 +229,18 @@ def prepared(
                 index=index,
                 length=result.length,
                 hash=row_hash(row.values),
-                key=fingerprint.prompt_key(whole) if group is None else fingerprint.key(group),
+                key=key,
+                prompt_key=prompt_key,
+                text_key=text_key,
             )
             yield store.record(part.example, result.encoded, origin)
+
+
+def _worded(numbered: Numbered, key: int) -> tuple[int, int]:
+    """The keys of the words of the part's prompt and of its text, as checks see them; `key` where they have none."""
+    row = Checked(file=numbered.row.file, line=numbered.row.line, index=0, example=numbered.part.example, tokens=0)
+    prompt_key, text_key = wording.prompt_key(row.prompt), wording.text_key(row.text)
+    return key if prompt_key is None else prompt_key, key if text_key is None else text_key
 
 
 def nothing_to_learn(example: Example, proved: ProvedRow, max_length: int) -> str:

@@ -32,7 +32,7 @@ TOKENS = [
     "tool_text",
 ]
 CODE = (
-    *("rows.py", "hashes.py", "values/report.py"),
+    *("rows.py", "hashes.py", "wording.py", "values/report.py"),
     *(
         f"data/{name}.py"
         for name in ("fingerprint", "hub", "pieces", "quality", "sources", "split_names", "store", "turns")

@@ -16,7 +16,7 @@ from mlflow_ft.data.sources import Source
 from mlflow_ft.errors import DataError, Problem, RefusedError
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import dataset, fix, guards, show
-from mlflow_ft.preparing.checking import UNWRITTEN
+from mlflow_ft.preparing.checking import BY_TEXT, UNWRITTEN
 from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.preparing.fix import Cleaned
 from mlflow_ft.preparing.show import ShownRow
@@ -142,6 +142,8 @@ def report(checked: CheckedData, progress: Progress) -> None:
     if data.kind == "prompt":
         learned = f"{train['tokens']:,} tokens; the answers are sampled"
     progress.say(f"data: {train['rows']:,} training rows and {held['rows']:,} held out ({data.format}), {learned}")
+    if checked.eval.by_text:
+        progress.say(f"split: {BY_TEXT}")
     ways = ", ".join(f"{way} {count:,}" for way, count in sorted(checked.train.stored.ways.items()))
     if data.kind in ("conversation", "preference", "unpaired"):
         progress.say(f"mask: proved for every row, derived by {ways}")
@@ -162,6 +164,10 @@ def report(checked: CheckedData, progress: Progress) -> None:
         )
     for side in ("train", "eval"):
         _report_cut(checked, side, progress)
+    _report_found(checked, progress)
+
+
+def _report_found(checked: CheckedData, progress: Progress) -> None:
     for check in checked.report.worst("warn"):
         if check.name == "over-max-length":
             continue  # reported above, for each side

@@ -182,6 +182,19 @@ def test_check_reports_findings_and_its_exit_code_says_whether_training_would_st
     assert run("data", "check", data, "--model", tiny_model, "--fail_on", "never").code == 0
 
 
+def test_a_prompt_on_both_sides_is_reported(run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient) -> None:
+    asked = "please write one more short line about a red apple"
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": asked, "completion": f"line {n}"} for n in range(20)])
+    told = "split: most rows have the same prompt, so it is on both sides"
+    result = run("data", "check", data, "--model", tiny_model)
+    assert (result.code, told in result.out) == (0, True)
+    result = run("prepare", "--data", data, "--model", tiny_model, "--fix", "--out", tmp_path / "out")
+    assert (result.code, told in result.err) == (0, True)
+    assert "20 rows kept, 0 removed" in result.err
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"{asked} {n}", "completion": "line"} for n in range(20)])
+    assert told not in run("data", "check", data, "--model", tiny_model).out
+
+
 def test_check_finds_rows_of_a_benchmark(run: Run, tmp_path: Path, tiny_model: Path, client: MlflowClient) -> None:
     rows = rows_with_faults()[:20]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)

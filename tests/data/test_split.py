@@ -83,6 +83,15 @@ def test_a_crowd_is_a_group_with_most_of_the_rows() -> None:
     assert not split.crowded(np.zeros(0, dtype=np.uint64))
 
 
+def test_rows_that_are_alike_have_one_key_and_others_keep_theirs() -> None:
+    keys, prompts, texts = (
+        np.array(column, np.uint64) for column in ([9, 5, 7, 3, 8], [1, 1, 2, 4, 6], [1, 2, 2, 4, 6])
+    )
+    assert split.joined(keys, prompts, texts).tolist() == [5, 5, 5, 3, 8], "the third through the second"
+    assert split.joined(keys, keys).tolist() == keys.tolist()
+    assert split.joined(keys[:0], prompts[:0]).tolist() == []
+
+
 # --- mixtures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.progress import Progress
 from mlflow_ft.registry import Registry
 from mlflow_ft.testing import CHATML, write_jsonl
+from mlflow_ft.values import CheckResult
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
 Make = Callable[..., CheckedData]
@@ -98,9 +99,65 @@ def test_no_prompt_stands_on_both_sides(make: Make) -> None:
     assert checked.data.eval.counts["rows"] == 4
 
 
+QUESTIONS = [f"Please write one more short line about a red {word} in the garden" for word in "abcdefghij"]
+
+
+def systems(question: str, answer: str) -> Iterator[dict[str, Any]]:
+    for number, system in enumerate(("You are A.", "You are B.")):
+        yield {"prompt": question, "completion": f"{answer} {number}", "system": system}
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda question, answer: [row(question, answer), row(f"{question}?", f"{answer} again")],
+        lambda question, answer: [row(question, answer), row(f"{question.upper()}  ", f"{answer} again")],
+        lambda question, answer: list(systems(question, answer)),
+        lambda question, answer: [
+            {"prompt": f"{question}{end}", "chosen": f"{answer}{end}", "rejected": "no"} for end in ("", "?")
+        ],
+        lambda question, answer: [row(f"{answer}{end}", answer, user=end) for end in ("", "!")],
+    ],
+    ids=["punctuation", "case", "system", "preference", "short"],
+)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_split_passes_the_check_of_its_own_prompts(make: Make, pair: Callable[..., list[Any]], seed: int) -> None:
+    data = [values for number, question in enumerate(QUESTIONS) for values in pair(question, f"line {number}")]
+    checked = make(data, test_size=0.3, fail_on="never", **{"run.seed": seed})
+    assert (checked.data.train.counts["rows"], checked.data.eval.counts["rows"]) == (14, 6)
+    assert found(checked, "contamination").count == 0
+    assert not checked.eval.by_text
+
+
+def found(checked: CheckedData, name: str) -> CheckResult:
+    return next(check for check in checked.report.checks if check.name == name)
+
+
 def test_one_prompt_for_all_rows_is_split_by_the_answers(make: Make) -> None:
     checked = make([row("ask", f"answer {n}") for n in range(20)], fail_on="never")
     assert (checked.data.train.counts["rows"], checked.data.eval.counts["rows"]) == (18, 2)
+    assert checked.eval.by_text
+
+
+def test_a_prompt_of_most_rows_is_no_contamination(make: Make) -> None:
+    prompt = " ".join(QUESTIONS)
+    answers = [" ".join(f"{word}{n}" for word in "abcdefghijklmnopqrst") for n in range(20)]
+    checked = make([row(prompt if n < 15 else f"{prompt} and {n}", answer) for n, answer in enumerate(answers)])
+    assert checked.eval.by_text
+    assert (checked.data.train.counts["rows"], checked.data.eval.counts["rows"]) == (18, 2)
+    assert [found(checked, name).count for name in ("contamination", "contamination-overlap")] == [0, 0]
+    assert fix.reasons(checked) == {}
+
+
+def test_one_prompt_and_one_answer_stay_on_one_side_or_are_contamination(make: Make) -> None:
+    twice = [row(QUESTIONS[0], f"line {n // 2}{'.' * (n % 2)}", id=n) for n in range(20)]
+    checked = make(twice, test_size=0.3)
+    assert checked.eval.by_text
+    assert found(checked, "contamination").count == 0
+    answers = [{example.answer for example in side.examples} for side in (checked.data.train, checked.data.eval)]
+    assert not {answer.rstrip(".") for answer in answers[0]} & {answer.rstrip(".") for answer in answers[1]}
+    checked = make([row(QUESTIONS[0], "line", id=n) for n in range(20)])
+    assert found(checked, "contamination").count == 18
 
 
 def test_no_group_stands_on_both_sides(make: Make) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_ft import Checked, Finding
 from mlflow_ft.builtin.checks.arrays import ranges
-from mlflow_ft.builtin.checks.words import excerpt, fingerprint, ngrams, normalise, operators, words
+from mlflow_ft.builtin.checks.words import excerpt, ngrams, prompt_key, text_key, words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     Hashes = npt.NDArray[np.uint64]
     Numbers = npt.NDArray[np.int64]
 
-_PROMPT_WORDS = 8
-_PROMPT_CHARACTERS = 16
-"""A shorter prompt may occur twice by chance."""
 _EXCERPT = 120
 _WORDS = 8
 _FEWEST = 10
@@ -68,27 +65,20 @@ class _Known:
         self._texts: dict[int, int] = {}
         self._prompts: dict[int, int] = {}
         for number, row in enumerate(held):
-            text, prompt = normalise(row.text), normalise(row.prompt)
-            if text:
-                self._texts.setdefault(_key(text, row.text), number)
-            if _is_long(prompt):
-                self._prompts.setdefault(_key(prompt, row.prompt), number)
+            if (text := text_key(row.text)) is not None:
+                self._texts.setdefault(text, number)
+            if not row.shares_prompt and (prompt := prompt_key(row.prompt)) is not None:
+                self._prompts.setdefault(prompt, number)
 
     def find(self, row: Checked) -> tuple[str, int] | None:
         """Which part of which held-out row a training row has: its text, or its prompt."""
-        if self._texts and (number := self._texts.get(_key(normalise(row.text), row.text))) is not None:
+        if (text := text_key(row.text)) is not None and (number := self._texts.get(text)) is not None:
             return "text", number
-        if self._prompts and (number := self._prompts.get(_key(normalise(row.prompt), row.prompt))) is not None:
+        if not self._prompts:
+            return None
+        if (prompt := prompt_key(row.prompt)) is not None and (number := self._prompts.get(prompt)) is not None:
             return "prompt", number
         return None
-
-
-def _key(normalised: str, text: str) -> int:
-    return fingerprint(f"{normalised} {operators(text)}")
-
-
-def _is_long(prompt: str) -> bool:
-    return len(prompt) >= _PROMPT_CHARACTERS and len(words(prompt)) >= _PROMPT_WORDS
 
 
 def _example(row: Checked, held: Checked, part: str) -> dict[str, Any]:
@@ -129,13 +119,18 @@ def overlap(held: Sequence[Checked], train: Iterable[Checked], settings: ChecksS
     )
 
 
+def _own(row: Checked) -> str:
+    """The text of a held-out row that gives its answer away: all of it, or without the prompt that most rows have."""
+    return row.text.removeprefix(row.prompt) if row.shares_prompt else row.text
+
+
 class _Index:
     """Every run of eight words of the held-out rows, sorted, with the rows that contain it."""
 
     def __init__(self, held: Sequence[Checked]) -> None:
         import numpy as np
 
-        runs = [np.unique(ngrams(words(row.text), _WORDS)) for row in held]
+        runs = [np.unique(ngrams(words(_own(row)), _WORDS)) for row in held]
         hashes = np.concatenate([np.empty(0, np.uint64), *runs])
         owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
         _, inverse, times = np.unique(hashes, return_inverse=True, return_counts=True)

@@ -61,7 +61,8 @@ class ExactDuplicates:
 def _identity(example: Example) -> int:
     sides = [[_turn(turn) for turn in side] for side in (example.messages, example.chosen, example.rejected)]
     text = squeezed(example.text)
-    others = [example.label, squeezed(example.tools), example.learned, squeezed(dict(example.columns))]
+    learned = [example.learned, example.chosen_learned, example.rejected_learned]
+    others = [example.label, squeezed(example.tools), *learned, squeezed(dict(example.columns))]
     return fingerprint(json.dumps([sides, text, others], sort_keys=True, default=str, ensure_ascii=False))
 
 

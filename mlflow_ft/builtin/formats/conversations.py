@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from mlflow_ft import Example, Message
+from mlflow_ft.builtin.formats.learning import refuse_unlearned, to_learn, weighted
 from mlflow_ft.builtin.formats.thoughts import with_thought
 from mlflow_ft.builtin.formats.tool_calls import offered, tools_of, written_calls
-from mlflow_ft.builtin.formats.turns import LEARN_KEYS, MEDIA_KEYS, as_turns, is_turns, truth_of, turns
+from mlflow_ft.builtin.formats.turns import MEDIA_KEYS, as_turns, is_turns, turns
 from mlflow_ft.builtin.formats.unread import not_read
 from mlflow_ft.builtin.formats.values import from_json, meant, named, not_text
 
@@ -19,8 +20,6 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 CONTEXT_COLUMNS = ("input", "context")
 CALLS_COLUMN = "answers"
 """An answer that is a list of tool calls (xLAM); other lists of answers have the same name."""
-WEIGHT_COLUMNS = ("weights", "turn_weights", "message_weights", "loss_weights", "train_on_turns", *LEARN_KEYS)
-"""Columns with a list that says which of the turns are learned."""
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -29,6 +28,7 @@ def from_turns(values: Mapping[str, Any], *, thinks: bool = True) -> Example:
 
     `thinks`: a column of thoughts has those of the answer, not those of its judge.
     """
+    refuse_unlearned(values)
     column = turn_column(values)
     spoken, wishes = turns(values[column], column)
     messages = with_thought(values, spoken) if thinks else spoken
@@ -43,34 +43,6 @@ def from_turns(values: Mapping[str, Any], *, thinks: bool = True) -> Example:
         note = f"`{other}` left out: the turns already begin with a system prompt"
         return replace(example, notes=(*example.notes, note))
     return example
-
-
-def to_learn(messages: Sequence[Message], wishes: Sequence[bool | None]) -> list[bool]:
-    """For each turn, whether it is learned: assistant turns are, unless the turn says otherwise."""
-    return [
-        message["role"] == "assistant" and wish is not False for message, wish in zip(messages, wishes, strict=True)
-    ]
-
-
-def weighted(
-    values: Mapping[str, Any], messages: Sequence[Message], wishes: Sequence[bool | None]
-) -> Sequence[bool | None]:
-    """The turns' own wishes to be learned, with those of a column of weights: one per turn, or one per answer."""
-    column = next((name for name in WEIGHT_COLUMNS if isinstance(from_json(values.get(name)), list)), None)
-    if column is None:
-        return wishes
-    weights = from_json(values[column])
-    spoken = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
-    places = spoken if len(weights) == len(spoken) else range(len(messages))
-    if len(weights) != len(places):
-        raise ValueError(f"`{column}` has {len(weights)} weights for {len(messages)} turns")
-    combined = list(wishes)
-    for place, weight in zip(places, weights, strict=True):
-        wish = None if weight is None else truth_of(weight, f"`{column}` has {{}} for turn {place + 1}")
-        if None not in (wish, combined[place]) and wish != combined[place]:
-            raise ValueError(f"`{column}` and turn {place + 1} disagree on whether the turn is learned")
-        combined[place] = wish if combined[place] is None else combined[place]
-    return combined
 
 
 def conversation(
@@ -144,9 +116,10 @@ def from_pair(
     """A converter for a question and an answer under any of these names; each is text or a list of turns."""
 
     def convert(values: Mapping[str, Any]) -> Example:
+        refuse_unlearned(values)
         question_column, answer_column = first_column(values, questions), first_column(values, answers)
         rounds, before = history(values), prompt_in(values, question_column)
-        after, learned = unrepeated(before, *_answer(values, answer_column))
+        after, wishes = unrepeated(before, *_answer(values, answer_column))
         after = with_thought(values, after) if thinks else after
         if after[0]["role"] in ("user", "system"):  # a conversation from its beginning
             if not any(same(turn, before[-1]) for turn in after):
@@ -156,13 +129,10 @@ def from_pair(
                 )
             before = []
         system = [prompt] if (prompt := system_of(values, before or after)) else []
-        earlier = [turn["role"] == "assistant" for turn in rounds]  # learned too, as in LLaMA-Factory
-        return conversation(
-            [*system, *rounds, *before, *after],
-            [False] * len(system) + earlier + [False] * len(before) + learned,
-            values,
-            thinks=thinks,
-        )
+        messages, start = [*rounds, *before, *after], len(rounds) + len(before)
+        learned = to_learn(messages, weighted(values, messages, [*[None] * start, *wishes], answer=start))
+        learned[len(rounds) : start] = [False] * len(before)  # earlier rounds are learned, as in LLaMA-Factory
+        return conversation([*system, *messages], [False] * len(system) + learned, values, thinks=thinks)
 
     return convert
 
@@ -183,15 +153,15 @@ def prompt_in(values: Mapping[str, Any], column: str) -> list[Message]:
     return rounds if rounds and rounds[-1]["role"] == "user" else [{"role": "user", "content": prompt}]
 
 
-def _answer(values: Mapping[str, Any], column: str) -> tuple[list[Message], list[bool]]:
+def _answer(values: Mapping[str, Any], column: str) -> tuple[list[Message], list[bool | None]]:
     value = values[column]
     if tool_calls := _written_calls(values, column):
-        return [{"role": "assistant", "tool_calls": tool_calls}], [True]
+        return [{"role": "assistant", "tool_calls": tool_calls}], [None]
     listed = as_turns(value)
     if listed is None:
-        return [assistant(text(values, column))], [True]
+        return [assistant(text(values, column))], [None]
     messages, wishes = turns(listed, column)
-    return list(messages), to_learn(messages, wishes)
+    return list(messages), wishes
 
 
 def _written_calls(values: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
@@ -211,13 +181,13 @@ def assistant(content: str) -> Message:
 
 
 def unrepeated(
-    prompt: Sequence[Message], answer: Sequence[Message], learned: Sequence[bool]
-) -> tuple[list[Message], list[bool]]:
-    """What an answer adds to the prompt, which it may repeat, and which of its turns are learned."""
+    prompt: Sequence[Message], answer: Sequence[Message], wishes: Sequence[bool | None]
+) -> tuple[list[Message], list[bool | None]]:
+    """What an answer adds to the prompt, which it may repeat, and the wishes of these turns to be learned."""
     count = len(prompt)
     if len(answer) > count and all(same(*pair) for pair in zip(prompt, answer, strict=False)):
-        return list(answer[count:]), list(learned[count:])
-    return list(answer), list(learned)
+        return list(answer[count:]), list(wishes[count:])
+    return list(answer), list(wishes)
 
 
 def same(first: Message, second: Message) -> bool:
@@ -270,6 +240,7 @@ def transcript(written: str) -> list[Message] | None:
 
 def from_text(values: Mapping[str, Any]) -> Example:
     """`{"text": "..."}`, learned as a whole."""
+    refuse_unlearned(values)
     return Example(text=text(values, "text"))
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow_ft import DataError, Example, Message
+from mlflow_ft.builtin.formats.answers import with_answers
 from mlflow_ft.builtin.formats.conversations import CALLS_COLUMN, TURN_COLUMNS, same
-from mlflow_ft.builtin.formats.preferences import ANSWER_COLUMNS, PROMPT_COLUMNS, truth, with_answers
+from mlflow_ft.builtin.formats.preferences import ANSWER_COLUMNS, PROMPT_COLUMNS, truth
 from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, written_calls
 from mlflow_ft.builtin.formats.turns import ROLE_KEYS, is_turns, roles_of
 from mlflow_ft.builtin.formats.values import from_json, key_in

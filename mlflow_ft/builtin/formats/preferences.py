@@ -14,6 +14,7 @@ from os.path import commonprefix
 from typing import Any
 
 from mlflow_ft import Example, Message
+from mlflow_ft.builtin.formats.answers import check_tools, with_answers
 from mlflow_ft.builtin.formats.conversations import (
     SYSTEM_COLUMNS,
     TURN_COLUMNS,
@@ -30,6 +31,7 @@ from mlflow_ft.builtin.formats.conversations import (
     unrepeated,
     without_pictures,
 )
+from mlflow_ft.builtin.formats.learning import refuse_unlearned, to_learn, weight_column
 from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, offered
 from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
 from mlflow_ft.builtin.formats.unread import not_read, variables
@@ -47,12 +49,18 @@ GUESSED = "no column holds the prompt: the words that both answers begin with ar
 
 def from_preference(values: Mapping[str, Any]) -> Example:
     """Two answers and a prompt or a conversation; without either, the prompt is what both answers begin with."""
+    refuse_unlearned(values)
+    if column := weight_column(values):
+        raise ValueError(f"`{column}` does not say which answer it is about: mark their turns with `train` instead")
+    check_tools(values)
     values = with_answers(values)
-    chosen, rejected = _answer(values, "chosen"), _answer(values, "rejected")
+    (chosen, by_chosen), (rejected, by_rejected) = _answer(values, "chosen"), _answer(values, "rejected")
     prompt = _prompt(values, chosen)
     notes: tuple[str, ...] = ()
     if prompt is None or (_is_whole(chosen) and _is_whole(rejected) and not as_turns(values.get("prompt"))):
-        prompt, chosen, rejected, notes = _shared(chosen, rejected)
+        prompt, chosen, rejected, notes = _shared(
+            chosen, rejected, lacks="" if prompt else "column `prompt` is missing, and "
+        )
     else:
         chosen, rejected = _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
@@ -60,18 +68,25 @@ def from_preference(values: Mapping[str, Any]) -> Example:
             raise ValueError(f"`{name}` does not end with an assistant turn")
     messages, tools = offered(values, _with_history(values, prompt))
     notes = (*notes, *not_read(values, (*messages, *chosen, *rejected), thinks=False))
-    return Example(messages=tuple(messages), chosen=tuple(chosen), rejected=tuple(rejected), tools=tools, notes=notes)
+    return Example(
+        messages=tuple(messages),
+        chosen=tuple(chosen),
+        rejected=tuple(rejected),
+        chosen_learned=_learned(chosen, by_chosen, "chosen"),
+        rejected_learned=_learned(rejected, by_rejected, "rejected"),
+        tools=tools,
+        notes=notes,
+    )
 
 
-def with_answers(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with its answers under `chosen` and `rejected`, where turns are under `chosen_messages` or the like."""
-    for column in TURN_COLUMNS:
-        names = {f"chosen_{column}": "chosen", f"rejected_{column}": "rejected"}
-        if any(values.get(name) is not None for name in names.values()):
-            return values
-        if all(is_turns(values.get(name)) for name in names):
-            return {names.get(name, name): value for name, value in values.items() if name not in names.values()}
-    return values
+def _learned(answer: Sequence[Message], learned: Sequence[bool], column: str) -> tuple[bool, ...] | None:
+    """Which turns of an answer are learned, which ends the turns of its column; None: every assistant turn."""
+    own = tuple(learned[-len(answer) :])
+    if not own or own == tuple(turn["role"] == "assistant" for turn in answer):
+        return None
+    if not any(own):
+        raise ValueError(f"`{column}` has no turn that is learned")
+    return own
 
 
 def _with_history(values: Mapping[str, Any], prompt: Sequence[Message]) -> tuple[Message, ...]:
@@ -156,9 +171,13 @@ def _prompt(values: Mapping[str, Any], chosen: Answer = "") -> list[Message] | N
     return None
 
 
-def _answer(values: Mapping[str, Any], column: str) -> Answer:
+def _answer(values: Mapping[str, Any], column: str) -> tuple[Answer, list[bool]]:
+    """An answer, and for each of its turns whether it is learned; [] for a text."""
     listed = as_turns(values.get(column))
-    return text(values, column) if listed is None else list(turns(listed, column)[0])
+    if listed is None:
+        return text(values, column), []
+    messages, wishes = turns(listed, column)
+    return list(messages), to_learn(messages, wishes)
 
 
 def _is_whole(answer: Answer) -> bool:
@@ -176,7 +195,7 @@ def _after(prompt: Sequence[Message], answer: Answer, column: str) -> list[Messa
     return added
 
 
-def _shared(chosen: Answer, rejected: Answer) -> Shared:
+def _shared(chosen: Answer, rejected: Answer, *, lacks: str) -> Shared:
     """The prompt that both answers begin with, and how each of them continues."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         transcripts = transcript(chosen), transcript(rejected)
@@ -193,7 +212,7 @@ def _shared(chosen: Answer, rejected: Answer) -> Shared:
     while count and chosen[count - 1]["role"] == "assistant":
         count -= 1  # they diverge at a user turn
     if not count:
-        raise ValueError("column `prompt` is missing, and `chosen` and `rejected` do not begin with the same turn")
+        raise ValueError(f"{lacks}`chosen` and `rejected` do not begin with the same turn")
     return chosen[:count], chosen[count:], rejected[count:], ()
 
 

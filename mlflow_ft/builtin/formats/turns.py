@@ -18,7 +18,9 @@ from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, n
 
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
-LEARN_KEYS = ("train", "training", "weight", "loss", "loss_weight", "loss_scale", "train_on_turn", "trainable")
+LEARN_KEYS = (
+    *("train", "training", "weight", "loss", "loss_weight", "loss_scale", "loss_mask", "train_on_turn", "trainable"),
+)
 CALL_KEYS = ("tool_calls", "function_call")
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
@@ -194,7 +196,7 @@ def _message(turn: Any) -> dict[str, Any]:
             content, tool_calls = turn_of_calls(content)
         elif written_calls(content):
             content = None
-    words = {} if content is None else {"content": _content(content)}
+    words = {} if content is None else {"content": _content(content, key_in(turn, CONTENT_KEYS))}
     if not words and not tool_calls:
         raise ValueError(f"has no text in `content`{meant(CONTENT_KEYS, turn)}")
     if media := next((key for key in MEDIA_KEYS if _is_media(turn.get(key))), None):
@@ -221,12 +223,12 @@ def _nearly(role: Any) -> str:
     return "; the roles are system, user, assistant and tool: the model learns the assistant's words"
 
 
-def _content(value: Any) -> str:
+def _content(value: Any, key: str | None) -> str:
     """Text, or the text of OpenAI's list of parts, which may not have images or audio."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list | tuple):
-        raise ValueError(f"has {named(value)} in `content`, not text")
+        raise ValueError(f"has {named(value)} in `{key}`, not text")
     return "\n".join(_part(part) for part in value)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlflow_ft import wording
 from mlflow_ft.builtin.checks import words as text
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))
@@ -27,7 +28,7 @@ def test_normalising_twice_is_normalising_once(value: str) -> None:
 
 @given(st.text(string.printable))
 def test_the_fast_way_for_ascii_is_the_same(value: str) -> None:
-    assert text.normalise(value) == text._plain(value)
+    assert text.normalise(value) == wording._plain(value)
 
 
 @pytest.mark.parametrize(

@@ -436,3 +436,49 @@ def test_what_is_not_text_is_refused_by_name(value: Any, words: str) -> None:
         column = "completion" if values["completion"] is value else "system"
         with pytest.raises(ValueError, match=f"^`{column}` is {words}$"):
             from_pair(("prompt",), ("completion",))(values)
+
+
+TALK = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "y"}]
+PAIR = conversations.from_pair(("prompt",), ("completion",))
+
+
+@pytest.mark.parametrize("prompt", ["a", [{"role": "user", "content": "a"}]])
+@pytest.mark.parametrize(
+    ("weights", "learned"),
+    [
+        ([0, 1], (False, False, False, True)),
+        ([0, 0, 0, 1], (False, False, False, True)),
+        ([1, 1, 0], (False, True, False, False)),
+        ([None, 0, 1, 1], (False, False, False, True)),
+        ([1, 1], None),
+    ],
+)
+@pytest.mark.parametrize("column", ["weights", "loss_mask", "loss_masks", "train_mask"])
+def test_a_column_of_weights_goes_with_a_prompt_and_a_completion(
+    prompt: Any, weights: list[Any], learned: Any, column: str
+) -> None:
+    example = PAIR({"prompt": prompt, "completion": TALK, column: weights})
+    assert (len(example.messages), example.learned) == (4, learned)
+
+
+def test_weights_that_do_not_fit_a_prompt_and_a_completion_are_refused() -> None:
+    row = {"prompt": [{"role": "user", "content": "a"}, *TALK[:2]], "completion": TALK}
+    assert PAIR({**row, "weights": [1, 1, 1]}).learned == (False, False, False, True, False, True)
+    with pytest.raises(ValueError, match="`weights` has 3 weights, which fit in several ways: give one for every turn"):
+        PAIR({**row, "weights": [1, 0, 1]})
+    with pytest.raises(ValueError, match="`weights` has 5 weights for 6 turns"):
+        PAIR({**row, "weights": [1, 0, 1, 0, 1]})
+    marked = [{**TALK[0], "train": True}, *TALK[1:]]
+    with pytest.raises(ValueError, match="`weights` and turn 2 disagree"):
+        PAIR({"prompt": "a", "completion": marked, "weights": [0, 1]})
+
+
+@pytest.mark.parametrize(
+    "mark", [{"train": False}, {"weight": 0}, {"weight": 0.0}, {"trainable": "False"}, {"loss_mask": 0}]
+)
+@pytest.mark.parametrize("row", [{"messages": FOUR}, {"prompt": "a", "completion": "b"}, {"text": "words"}])
+def test_a_row_of_which_nothing_is_learned_is_refused(row: dict[str, Any], mark: dict[str, Any]) -> None:
+    convert = from_turns if "messages" in row else conversations.from_text if "text" in row else PAIR
+    with pytest.raises(ValueError, match=rf"`{next(iter(mark))}` is .*, so nothing of the row would be learned; leave"):
+        convert({**row, **mark})
+    convert({**row, "train": True, "weight": 1, "loss_weight": 0.5, "trainable": None, "loss_mask": "train"})

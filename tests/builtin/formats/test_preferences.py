@@ -337,6 +337,11 @@ WRONG: Mapping[str, tuple[Any, Mapping[str, Any], str]] = {
         {"prompt": "<image>ask", "image": "1.jpg"},
         "the row has images or audio in `image`; only text can be learned",
     ),
+    "a prompt beside other beginnings": (
+        from_preference,
+        {"prompt": "ask", "chosen": [USER, GOOD], "rejected": [MORE, BAD]},
+        "`chosen` and `rejected` do not begin with the same turn",
+    ),
     "a number asked": (from_prompt, {"prompt": 7}, "`prompt` is a number, not text"),
 }
 
@@ -363,3 +368,67 @@ def test_answers_may_be_called_as_turns_are(column: str) -> None:
     assert from_preference({**values, "chosen": "own", "rejected": "other", "prompt": "p"}).answer == "own"
     with pytest.raises(ValueError, match="column `chosen` is missing"):
         from_preference({f"chosen_{column}": "words", f"rejected_{column}": "others"})
+
+
+ASKED = {"messages": [USER], "tools": TOOLS, "parallel_tool_calls": True}
+LIKE_OPENAI = {"input": ASKED, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+OBJECTS = {
+    "chosen": {"messages": [USER, GOOD], "tools": TOOLS},
+    "rejected": {"messages": [USER, BAD], "tools": TOOLS},
+}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        LIKE_OPENAI,
+        {name: json.dumps(value) for name, value in LIKE_OPENAI.items()},
+        OBJECTS,
+        {name: json.dumps(value) for name, value in OBJECTS.items()},
+        {**OBJECTS, "rejected": {"conversations": [USER, BAD]}},
+        {**OBJECTS, "rejected": [USER, BAD]},
+        {name: {**value, "messages": value["messages"][1:]} for name, value in OBJECTS.items()} | {"prompt": "ask"},
+    ],
+    ids=["OpenAI", "OpenAI as JSON", "objects", "JSON", "one with tools", "one object", "answers alone"],
+)
+def test_answers_in_objects_are_read_with_their_tools(values: dict[str, Any]) -> None:
+    example = from_preference(values)
+    assert (example.messages, example.chosen, example.rejected) == ((USER,), (GOOD,), (BAD,))
+    assert [tool["function"] for tool in example.tools or ()] == TOOLS
+    assert formats.detect_format(list(values), [values]) == "preference"
+
+
+def test_answers_in_objects_with_different_tools_are_refused() -> None:
+    other = {**OBJECTS["rejected"], "tools": [{"name": "g"}]}
+    with pytest.raises(ValueError, match="`chosen` and `rejected` offer different tools"):
+        from_preference({**OBJECTS, "rejected": other})
+
+
+def test_an_object_without_turns_is_an_answer_as_it_is() -> None:
+    row = {"prompt": "ask", "chosen": '{"messages": 3}', "rejected": '{"messages": []}'}
+    assert [from_preference(row).chosen[0]["content"]] == [row["chosen"]]
+
+
+# --- turns of an answer that are not learned
+
+
+def test_a_turn_of_an_answer_that_is_not_learned() -> None:
+    first = {**HM, "train": False}
+    example = from_preference({"prompt": [USER], "chosen": [first, MORE, GOOD], "rejected": [first, MORE, BAD]})
+    assert (example.chosen_learned, example.rejected_learned) == ((False, False, True), (False, False, True))
+    assert [learned for _, learned in example.conversations] == [(False, False, False, True)] * 2
+    whole = from_preference({"chosen": [USER, first, MORE, GOOD], "rejected": [USER, BAD]})
+    assert (whole.messages, whole.chosen_learned, whole.rejected_learned) == ((USER,), (False, False, True), None)
+    assert [learned for _, learned in whole.conversations] == [(False, False, False, True), (False, True)]
+    last = {**GOOD, "loss_mask": 0}
+    repeated = from_preference({"prompt": [USER], "chosen": [USER, HM, MORE, last], "rejected": "no"})
+    assert repeated.chosen_learned == (True, False, False)
+
+
+def test_an_answer_of_which_nothing_is_learned_is_refused() -> None:
+    with pytest.raises(ValueError, match="`rejected` has no turn that is learned"):
+        from_preference({"prompt": [USER], "chosen": [GOOD], "rejected": [{**BAD, "weight": 0}]})
+    with pytest.raises(ValueError, match="`train` is False, so nothing of the row would be learned"):
+        from_preference({"prompt": "ask", "chosen": "good", "rejected": "bad", "train": False})
+    with pytest.raises(ValueError, match="`weights` does not say which answer it is about: mark their turns"):
+        from_preference({"prompt": [USER], "chosen": [HM, MORE, GOOD], "rejected": [BAD], "weights": [0, 1]})

@@ -148,6 +148,17 @@ def test_a_weight_that_is_neither_is_reported(value: Any) -> None:
         read(USER, {**ANSWER, "weight": value})
 
 
+def test_a_mask_of_tokens_is_reported() -> None:
+    assert wishes({**ANSWER, "loss_mask": 0}) == [False]
+    with pytest.raises(ValueError, match=r"has \[0, 1, 1\] in `loss_mask`; a turn is learned or not"):
+        read({**ANSWER, "loss_mask": [0, 1, 1]})
+
+
+def test_an_object_in_place_of_text_is_reported_under_its_own_key() -> None:
+    with pytest.raises(ValueError, match="has an object in `value`, not text"):
+        read({"from": "gpt", "value": {"a": 1}})
+
+
 def test_only_the_assistant_can_be_learned() -> None:
     assert wishes({**USER, "train": False}, {**USER, "weight": 1}) == [False, True]
     with pytest.raises(ValueError, match="turn 1 of `messages` has `train`: true, but is a turn by the user"):
