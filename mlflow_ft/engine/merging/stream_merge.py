@@ -28,9 +28,10 @@ from mlflow_ft.engine.merging import bnb_files, stored_parts, tensor_files
 from mlflow_ft.engine.merging.journal_files import Journal
 from mlflow_ft.engine.merging.rounding import Rounding
 from mlflow_ft.engine.merging.tensor_files import Entry, ModelFiles
-from mlflow_ft.engine.models import generation, skeleton
+from mlflow_ft.engine.models import generation, lacking, skeleton
 from mlflow_ft.engine.models.skeleton import Skeleton, UnsuitedError
 from mlflow_ft.errors import ModelError, RefusedError, brief
+from mlflow_ft.rows import Task
 
 SHARD = 5 * 10**9
 """Largest size of a file in bytes."""
@@ -50,7 +51,7 @@ class Merge:
     """How the base was quantised in training; None: not, or by its own files, which are dequantised."""
     held: torch.dtype = torch.float32
     """The type in which a quantised base was loaded."""
-    task: str = "generate"
+    task: Task = "generate"
     rows: int | None = None
     """How many rows the embeddings need."""
 
@@ -134,7 +135,8 @@ def plan(wanted: Merge) -> Plan:
     """Plan where every weight of the merged model comes from. Reads names and shapes, and the adapter.
 
     Raises:
-        UnsuitedError: PEFT must merge it, with the whole model in memory; the message says why.
+        ModelError: the base's files lack a weight. UnsuitedError: PEFT must merge it, with the whole model in memory;
+        the message says why.
     """
     bones = skeleton.build(wanted.base, wanted.adapter, task=wanted.task, rows=wanted.rows)
     files = bnb_files.of(wanted.base, bones.model)
@@ -165,14 +167,10 @@ def _sources(files: ModelFiles, bones: Skeleton, wanted: Merge, parts: Mapping[s
         if len(present) > 1:
             raise UnsuitedError(f"the base's files contain the same weight twice: {', '.join(present)}")
         sources |= {name: sources[present[0]] for name in group if present}
-    for name in bones.shapes:
-        if (
-            name not in sources
-            and name not in bones.replaced
-            and name not in bones.units
-            and name not in parts.values()
-        ):
-            raise UnsuitedError(f"the base's files do not contain {name}")
+    there = {*sources, *bones.replaced, *bones.stored, *parts.values()}
+    if absent := [name for name in bones.shapes if name not in there]:
+        lacking.check(wanted.base, str(wanted.base), task=wanted.task)
+        raise UnsuitedError(f"the base's files do not contain {absent[0]}")
     for name, stored_name in sources.items():
         _check_shape(name, files.entries[stored_name].shape, bones.shapes[name])
     return sources

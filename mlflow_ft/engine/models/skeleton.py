@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from mlflow_ft.engine.adapters import files, fitting, unmergeable
@@ -67,6 +67,15 @@ class Skeleton:
     """Weights of the base that the adapter stores completely: biases, resized embeddings."""
     notes: Sequence[str] = ()
     """Deviations from the adapter's files, in sentences."""
+
+    @property
+    def stored(self) -> list[str]:
+        """The weights that the adapter stores completely instead of the base's (`modules_to_save`)."""
+        whole = [unit for unit in set(self.units.values()) if self._is_stored(unit)]
+        return [name for name, unit in self.units.items() if unit in whole]
+
+    def _is_stored(self, unit: str) -> bool:
+        return isinstance(self.model.get_submodule(unit), ModulesToSaveWrapper)
 
     def merged(self, unit: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Merge one module: from its weights in the base, by their names in it, to those of the merged model.
