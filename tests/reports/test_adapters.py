@@ -12,7 +12,7 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mlflow_ft.engine.adapters.files import WEIGHTS
@@ -335,6 +335,42 @@ def test_what_cannot_be_merged(
     assert result.code == 2
     assert "the adapter could not be merged after training" in result.err
     assert "train ..." not in result.err
+
+
+@pytest.mark.parametrize("begin", ["pissa_niter_4", "corda", "lora_ga", "loftq"])
+def test_a_beginning_that_cannot_be_repeated(
+    run: Run, client: MlflowClient, lora: tuple[Path, torch.Tensor], small: Small, tmp_path: Path, begin: str
+) -> None:
+    """peft#3310: every merge gave another model."""
+    own = configured(lora[0], tmp_path / "own", init_lora_weights=begin)
+    words = (f"began as {begin}", "save the changed base, too")
+    refused(merged(run, own, tmp_path / "out"), tmp_path / "out", *words)
+    refused(merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "1,1"), tmp_path / "out", *words)
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(12))
+    train = ["train", "lora", "--model.init_from", own, "--data", rows]
+    for command in (["chat", own, "--prompt", "a"], ["serve", own], train):
+        result = run(*command)
+        assert result.code == 2, result.err
+        assert all(word in result.err for word in words), result.err
+        assert "load " not in result.err
+
+
+def test_pissa_as_peft_converts_it(run: Run, small: Small, tmp_path: Path) -> None:
+    """The remedy for those that cannot be repeated."""
+    with quiet_peft():
+        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa_niter_4", task_type="CAUSAL_LM")
+        wrapped: Any = get_peft_model(base_model(small("llama")), config)
+        wrapped.peft_config["default"].init_lora_weights = True
+        wrapped.save_pretrained(tmp_path / "first")
+        with torch.no_grad():
+            for weight in wrapped.parameters():
+                if weight.requires_grad:
+                    weight.add_(0.05 * torch.randn_like(weight))
+        wrapped.peft_config["default"].init_lora_weights = "pissa_niter_4"
+        wanted = says(wrapped)
+        first = str(tmp_path / "first")
+        wrapped.save_pretrained(tmp_path / "own", path_initial_model_for_weight_conversion=first)
+    right(merged(run, tmp_path / "own", tmp_path / "out"), tmp_path / "out", wanted)
 
 
 RIGHT: list[dict[str, Any]] = [

@@ -36,8 +36,9 @@ LAYERWISE = (
     *("IA3", "LN_TUNING", "TRAINABLE_TOKENS"),
 )
 """PEFT's types that merge one layer at a time (tests/engine/merging/test_stream_merge.py tests each)."""
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that PEFT recomputes from the base's weights when it loads an adapter that it saved itself."""
+CHANGE_THE_BASE = ("pissa", "olora")
+"""Initialisations that PEFT recomputes from the base's weights when it loads an adapter that it saved itself; see also
+`files.LOST`."""
 WITHOUT = ("velora_config", "monteclora_config", "kasa_config", "arrow_config", "alora_invocation_tokens")
 """Variants of LoRA that need more of a layer than the files contain, or cannot be merged."""
 
