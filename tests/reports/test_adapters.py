@@ -374,6 +374,8 @@ def test_pissa_as_peft_converts_it(run: Run, small: Small, tmp_path: Path) -> No
 
 
 RIGHT: list[dict[str, Any]] = [
+    {"modules_to_save": ["mlp"]},
+    {"modules_to_save": ["self_attn", "input_layernorm"], "target_modules": ["up_proj"]},
     {"exclude_modules": ["q_proj"]},
     {"layers_to_transform": [1], "target_modules": ["q_proj", "up_proj"]},
     {"use_rslora": True},
@@ -382,7 +384,7 @@ RIGHT: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", RIGHT, ids=str)
 def test_what_was_right(run: Run, small: Small, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """exclude_modules, layers_to_transform, rsLoRA."""
+    """exclude_modules, layers_to_transform, rsLoRA; peft#3114: whole blocks could not be merged."""
     wanted = made(small("llama"), tmp_path / "own", **settings)
     right(merged(run, tmp_path / "own", tmp_path / "out"), tmp_path / "out", wanted)
     assert load_file(tmp_path / "out" / "model.safetensors")

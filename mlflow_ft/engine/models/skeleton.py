@@ -86,15 +86,13 @@ class Skeleton:
         """
         module = self.model.get_submodule(unit)
         bare = _bare(module)
-        for name, weight in weights.items():
-            bare.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+        _put(bare, weights)
         merged = _unloaded(module)
         tensors = {f"{unit}.{name}": weight.detach() for name, weight in merged.state_dict().items()}
         for layer in module.modules():
             if isinstance(layer, BaseTunerLayer):
                 layer.merged_adapters.clear()  # so that it can be merged again
-        for name, weight in weights.items():
-            bare.register_parameter(name, nn.Parameter(weight.to(META), requires_grad=False))
+        _put(bare, {name: weight.to(META) for name, weight in weights.items()})
         if loose := [name for name, weight in tensors.items() if weight.is_meta]:
             raise UnsuitedError(f"{', '.join(loose)} is neither in the base nor in the adapter")
         return tensors
@@ -260,6 +258,13 @@ def _bare(module: Any) -> Any:
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     return module.original_module
+
+
+def _put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set a module's weights, by their names in it: those of a block belong to the layers inside."""
+    for name, weight in weights.items():
+        owner, _, own = name.rpartition(".")
+        module.get_submodule(owner).register_parameter(own, nn.Parameter(weight, requires_grad=False))
 
 
 def _unloaded(module: Any) -> Any:
