@@ -12,7 +12,16 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AdaptionPromptConfig,
+    CPTConfig,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 
 from mlflow_ft.engine.adapters.files import WEIGHTS
@@ -335,6 +344,24 @@ def test_what_cannot_be_merged(
     assert result.code == 2
     assert "the adapter could not be merged after training" in result.err
     assert "train ..." not in result.err
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 1]),
+        AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_a_learned_prompt_is_not_merged(run: Run, small: Small, tmp_path: Path, config: Any) -> None:
+    """The message named a method that the model does not have, and another base."""
+    made(small("llama"), tmp_path / "own", config=config)
+    words = (f"{config.peft_type.value} adds to the input", "serve it on its base instead (mlflow-ft serve)")
+    refused(merged(run, tmp_path / "own", tmp_path / "out"), tmp_path / "out", "cannot be merged", *words)
 
 
 @pytest.mark.parametrize("begin", ["pissa_niter_4", "corda", "lora_ga", "loftq"])
