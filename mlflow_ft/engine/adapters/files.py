@@ -96,7 +96,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         ) from error
     if not tensors:
         raise ModelError(f"{file} contains no weights: {INCOMPLETE}", hint="save the adapter again")
-    broken = [name for name, weight in tensors.items() if weight.is_floating_point() and not _is_finite(weight)]
+    broken = [name for name, weight in tensors.items() if not is_finite(weight)]
     if broken:
         raise ModelError(
             f"{file} contains NaN or infinite values in {len(broken)} of {len(tensors)} tensors: "
@@ -106,5 +106,8 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_finite(weight: Tensor) -> bool:
-    return not weight.numel() or bool(torch.stack(torch.aminmax(weight.float())).isfinite().all())
+def is_finite(weight: Tensor) -> bool:
+    """Whether a tensor has no NaN or infinite value."""
+    if not weight.is_floating_point() or not weight.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(weight.float() if weight.itemsize == 1 else weight)).isfinite().all())
