@@ -12,7 +12,16 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from peft import LoraConfig, PeftModel
+from peft import (
+    AdaptionPromptConfig,
+    CPTConfig,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 
 from mlflow_ft.engine.adapters.files import WEIGHTS
@@ -337,7 +346,63 @@ def test_what_cannot_be_merged(
     assert "train ..." not in result.err
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 1]),
+        AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_a_learned_prompt_is_not_merged(run: Run, small: Small, tmp_path: Path, config: Any) -> None:
+    """The message named a method that the model does not have, and another base."""
+    made(small("llama"), tmp_path / "own", config=config)
+    words = (f"{config.peft_type.value} adds to the input", "serve it on its base instead (mlflow-ft serve)")
+    refused(merged(run, tmp_path / "own", tmp_path / "out"), tmp_path / "out", "cannot be merged", *words)
+
+
+@pytest.mark.parametrize("begin", ["pissa_niter_4", "corda", "lora_ga", "loftq"])
+def test_a_beginning_that_cannot_be_repeated(
+    run: Run, client: MlflowClient, lora: tuple[Path, torch.Tensor], small: Small, tmp_path: Path, begin: str
+) -> None:
+    """peft#3310: every merge gave another model."""
+    own = configured(lora[0], tmp_path / "own", init_lora_weights=begin)
+    words = (f"began as {begin}", "save the changed base, too")
+    refused(merged(run, own, tmp_path / "out"), tmp_path / "out", *words)
+    refused(merged(run, f"{lora[0]},{own}", tmp_path / "out", "--weights", "1,1"), tmp_path / "out", *words)
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(12))
+    train = ["train", "lora", "--model.init_from", own, "--data", rows]
+    for command in (["chat", own, "--prompt", "a"], ["serve", own], train):
+        result = run(*command)
+        assert result.code == 2, result.err
+        assert all(word in result.err for word in words), result.err
+        assert "load " not in result.err
+
+
+def test_pissa_as_peft_converts_it(run: Run, small: Small, tmp_path: Path) -> None:
+    """The remedy for those that cannot be repeated."""
+    with quiet_peft():
+        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa_niter_4", task_type="CAUSAL_LM")
+        wrapped: Any = get_peft_model(base_model(small("llama")), config)
+        wrapped.peft_config["default"].init_lora_weights = True
+        wrapped.save_pretrained(tmp_path / "first")
+        with torch.no_grad():
+            for weight in wrapped.parameters():
+                if weight.requires_grad:
+                    weight.add_(0.05 * torch.randn_like(weight))
+        wrapped.peft_config["default"].init_lora_weights = "pissa_niter_4"
+        wanted = says(wrapped)
+        first = str(tmp_path / "first")
+        wrapped.save_pretrained(tmp_path / "own", path_initial_model_for_weight_conversion=first)
+    right(merged(run, tmp_path / "own", tmp_path / "out"), tmp_path / "out", wanted)
+
+
 RIGHT: list[dict[str, Any]] = [
+    {"modules_to_save": ["mlp"]},
+    {"modules_to_save": ["self_attn", "input_layernorm"], "target_modules": ["up_proj"]},
     {"exclude_modules": ["q_proj"]},
     {"layers_to_transform": [1], "target_modules": ["q_proj", "up_proj"]},
     {"use_rslora": True},
@@ -346,7 +411,7 @@ RIGHT: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", RIGHT, ids=str)
 def test_what_was_right(run: Run, small: Small, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """exclude_modules, layers_to_transform, rsLoRA."""
+    """exclude_modules, layers_to_transform, rsLoRA; peft#3114: whole blocks could not be merged."""
     wanted = made(small("llama"), tmp_path / "own", **settings)
     right(merged(run, tmp_path / "own", tmp_path / "out"), tmp_path / "out", wanted)
     assert load_file(tmp_path / "out" / "model.safetensors")

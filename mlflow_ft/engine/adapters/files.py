@@ -19,6 +19,8 @@ from mlflow_ft.errors import ModelError, brief
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+LOST = ("pissa_niter", "corda", "lora_ga", "loftq")
+"""Initialisations of PEFT that change the base so that it cannot be computed again: at random, or from rows."""
 INCOMPLETE = "it was saved incompletely (as DeepSpeed ZeRO-3 and FSDP do unless the shards are gathered first)"
 
 
@@ -26,7 +28,8 @@ def settings(folder: Path) -> dict[str, Any]:
     """The values in an adapter's config file.
 
     Raises:
-        ModelError: there is no such file, or it is not a JSON object for a kind of adapter that PEFT supports.
+        ModelError: there is no such file, it is not a JSON object for a kind of adapter that PEFT supports, or the
+        adapter fits only a changed base that cannot be computed again.
     """
     file = folder / CONFIG
     try:
@@ -38,6 +41,14 @@ def settings(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{file} is not an adapter that this PEFT supports: its peft_type is {kind!r}",
             hint="a later version of PEFT may support it",
+        )
+    begin = str(settings.get("init_lora_weights"))
+    if begin.lower().startswith(LOST):
+        again = "save it again with PEFT's save_pretrained(folder, path_initial_model_for_weight_conversion=...), or "
+        raise ModelError(
+            f"the adapter in {folder} began as {begin}, which changed its base in a way that cannot be repeated",
+            hint=("" if begin.lower() == "loftq" else again)
+            + f"save the changed base, too, set init_lora_weights to true in {CONFIG}, and name that base",
         )
     return dict(settings)
 
@@ -85,7 +96,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         ) from error
     if not tensors:
         raise ModelError(f"{file} contains no weights: {INCOMPLETE}", hint="save the adapter again")
-    broken = [name for name, weight in tensors.items() if weight.is_floating_point() and not _is_finite(weight)]
+    broken = [name for name, weight in tensors.items() if not is_finite(weight)]
     if broken:
         raise ModelError(
             f"{file} contains NaN or infinite values in {len(broken)} of {len(tensors)} tensors: "
@@ -95,5 +106,8 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_finite(weight: Tensor) -> bool:
-    return not weight.numel() or bool(torch.stack(torch.aminmax(weight.float())).isfinite().all())
+def is_finite(weight: Tensor) -> bool:
+    """Whether a tensor has no NaN or infinite value."""
+    if not weight.is_floating_point() or not weight.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(weight.float() if weight.itemsize == 1 else weight)).isfinite().all())

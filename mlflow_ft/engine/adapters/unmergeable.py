@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftType, PromptLearningConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -20,7 +22,7 @@ REPLICATED = "its layer_replication repeats layers that share their weights, so 
 
 def check_config(settings: Mapping[str, Any], *, where: Path) -> None:
     """Raise ModelError if an adapter's config already rules out merging; `where` is its folder."""
-    if reason := of_config(settings):
+    if reason := _of_kind(str(settings.get("peft_type"))) or of_config(settings):
         raise ModelError(f"the adapter in {where} cannot be merged: {reason}", hint=ALONE)
 
 
@@ -33,6 +35,12 @@ def check(wrapped: Any, *, where: Path) -> None:
 def of_config(settings: Mapping[str, Any]) -> str:
     """Why an adapter with this config cannot be merged into any base; "" if no reason is known."""
     return REPLICATED if settings.get("layer_replication") else ""
+
+
+def _of_kind(kind: str) -> str:
+    """Why adapters of this type of PEFT have nothing to merge; "" if they change weights."""
+    learns = issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)], PromptLearningConfig)
+    return f"{kind} adds to the input and changes no weights" if learns or kind == PeftType.ADAPTION_PROMPT else ""
 
 
 def of_model(wrapped: Any) -> str:

@@ -13,6 +13,7 @@ magnitudes do not add up; its `linear` methods add factors, not updates.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,26 +104,36 @@ def combine(adapters: Sequence[Path], how: How, folder: Path) -> float:
 
 def check(adapters: Sequence[Path], how: How) -> None:
     """Raise ConfigError if an adapter cannot be combined, or the settings do not fit; reads only the configs."""
+    _check_settings(how, count=len(adapters))
+    for adapter in adapters:
+        _check_adapter(adapter)
+
+
+def _check_settings(how: How, *, count: int) -> None:
     if how.method not in METHODS:
         raise ConfigError(f"--combination {how.method!r} is not one of {', '.join(METHODS)}")
-    if len(how.weights) != len(adapters):
-        raise ConfigError(f"{len(adapters)} adapters, but {len(how.weights)} weights", hint="--weights 0.7,0.3")
+    if len(how.weights) != count:
+        raise ConfigError(f"{count} adapters, but {len(how.weights)} weights", hint="--weights 0.7,0.3")
+    if odd := [weight for weight in how.weights if not math.isfinite(weight)]:
+        raise ConfigError(f"the weight {odd[0]} of an adapter is not a finite number", hint="--weights 0.7,0.3")
     if how.rank is not None and how.method == "cat":
         raise ConfigError("cat always has the sum of the ranks", hint="use --combination svd for another rank")
     if not 0 < how.density <= 1:
         raise ConfigError(f"--density {how.density:g} must be above 0 and at most 1")
-    for adapter in adapters:
-        config = files.settings(adapter)
-        if config.get("peft_type") != "LORA":
-            raise ConfigError(
-                f"{adapter} is not a LoRA adapter; only these can be combined", hint="merge one after the other"
-            )
-        if str(config.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE):
-            raise ConfigError(f"{adapter} began as {config['init_lora_weights']}: it only fits a modified base")
-        if alone := [name for name in ALONE if config.get(name)]:
-            raise ConfigError(f"{adapter} has {alone[0]}, which cannot be combined", hint="merge one after the other")
-        if config.get("bias", "none") != "none":
-            raise ConfigError(f"{adapter} trains biases, which cannot be combined", hint="merge one after the other")
+
+
+def _check_adapter(adapter: Path) -> None:
+    config = files.settings(adapter)
+    if config.get("peft_type") != "LORA":
+        raise ConfigError(
+            f"{adapter} is not a LoRA adapter; only these can be combined", hint="merge one after the other"
+        )
+    if str(config.get("init_lora_weights")).lower().startswith(CHANGE_THE_BASE):
+        raise ConfigError(f"{adapter} began as {config['init_lora_weights']}: it only fits a modified base")
+    if alone := [name for name in ALONE if config.get(name)]:
+        raise ConfigError(f"{adapter} has {alone[0]}, which cannot be combined", hint="merge one after the other")
+    if config.get("bias", "none") != "none":
+        raise ConfigError(f"{adapter} trains biases, which cannot be combined", hint="merge one after the other")
 
 
 def _factors(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Factors]:

@@ -20,7 +20,7 @@ from mlflow_ft.engine import hardware
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging.reference import Loaded
 from mlflow_ft.engine.merging import companions
-from mlflow_ft.engine.models import generation, loading
+from mlflow_ft.engine.models import generation, lacking, loading
 from mlflow_ft.errors import ModelError, brief
 
 HEADS = ["lm_head", "embed_out", "output", "score"]
@@ -76,8 +76,10 @@ def _load(folder: Path, **options: Any) -> Any:
     try:
         with quiet_transformers():
             options |= generation.for_loading(folder)
-            model = kind.from_pretrained(folder, device_map={"": hardware.device()}, **options)
+            options |= {"device_map": {"": hardware.device()}, **lacking.REPORTED}
+            model, report = kind.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be read in this format: {brief(error)}") from error
+    lacking.check_loaded(model, report, str(folder))
     loading.keep_exact(model)
     return model.eval()

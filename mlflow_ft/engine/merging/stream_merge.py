@@ -22,15 +22,17 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from mlflow_ft.engine import weight_files
+from mlflow_ft.engine.adapters.files import is_finite
 from mlflow_ft.engine.adapters.fitting import FAILURES
 from mlflow_ft.engine.adapters.unmergeable import UNKNOWN
 from mlflow_ft.engine.merging import bnb_files, stored_parts, tensor_files
 from mlflow_ft.engine.merging.journal_files import Journal
 from mlflow_ft.engine.merging.rounding import Rounding
 from mlflow_ft.engine.merging.tensor_files import Entry, ModelFiles
-from mlflow_ft.engine.models import generation, skeleton
+from mlflow_ft.engine.models import generation, lacking, skeleton
 from mlflow_ft.engine.models.skeleton import Skeleton, UnsuitedError
-from mlflow_ft.errors import ModelError, RefusedError, brief
+from mlflow_ft.errors import FineTuneError, ModelError, RefusedError, brief
+from mlflow_ft.rows import Task
 
 SHARD = 5 * 10**9
 """Largest size of a file in bytes."""
@@ -50,7 +52,7 @@ class Merge:
     """How the base was quantised in training; None: not, or by its own files, which are dequantised."""
     held: torch.dtype = torch.float32
     """The type in which a quantised base was loaded."""
-    task: str = "generate"
+    task: Task = "generate"
     rows: int | None = None
     """How many rows the embeddings need."""
 
@@ -93,14 +95,12 @@ class Plan:
         unit = self.skeleton.units.get(name)
         if unit is None:
             return self._final(name, self._untouched(name))
-        members = [member for member, owner in self.skeleton.units.items() if owner == unit]
+        members = self._members(name)
         weights = {member.removeprefix(f"{unit}."): self.weight(member) for member in members if self._has_base(member)}
         try:
             return self._final(name, self.skeleton.merged(unit, weights)[name])
         except ValueError as error:  # PEFT itself checks for NaN and infinite values
-            raise RefusedError(
-                f"{name} would contain NaN or infinite values: {error}", hint="check the adapter's values"
-            ) from error
+            raise self._not_finite(name, f": {error}", "check the adapter's values") from error
         except FAILURES as error:
             raise ModelError(f"PEFT cannot merge {name}: {brief(error)}", hint=UNKNOWN) from error
 
@@ -122,19 +122,34 @@ class Plan:
 
     def _final(self, name: str, weight: Tensor) -> Tensor:
         final = weight.to(self.type_of(name, weight.dtype))
-        if final.is_floating_point() and final.numel() and not torch.stack(torch.aminmax(final)).isfinite().all():
-            raise RefusedError(
-                f"{name} would contain NaN or infinite values in {final.dtype}",
-                hint="the adapter may be damaged; --dtype float32 rules out an overflow",
-            )
+        if not is_finite(final):
+            overflow = "" if final.dtype is torch.float32 else "; --dtype float32 rules out an overflow"
+            raise self._not_finite(name, f" in {final.dtype}", f"the adapter may be damaged{overflow}")
         return final
+
+    def _members(self, name: str) -> list[str]:
+        """The weights that are merged together with this one, itself included."""
+        unit = self.skeleton.units.get(name)
+        return [name] if unit is None else [member for member, owner in self.skeleton.units.items() if owner == unit]
+
+    def _not_finite(self, name: str, how: str, hint: str) -> FineTuneError:
+        """The error for a merged weight with NaN or infinite values; it blames the base if they are in its files."""
+        for member in self._members(name):
+            stored = member if member in self.parts else self.sources.get(member)
+            if stored and not is_finite(self.files.read(stored)):
+                return ModelError(
+                    f"{stored} in the base's files contains NaN or infinite values",
+                    hint="copy or download the base again, or use another one",
+                )
+        return RefusedError(f"{name} would contain NaN or infinite values{how}", hint=hint)
 
 
 def plan(wanted: Merge) -> Plan:
     """Plan where every weight of the merged model comes from. Reads names and shapes, and the adapter.
 
     Raises:
-        UnsuitedError: PEFT must merge it, with the whole model in memory; the message says why.
+        ModelError: the base's files lack a weight. UnsuitedError: PEFT must merge it, with the whole model in memory;
+        the message says why.
     """
     bones = skeleton.build(wanted.base, wanted.adapter, task=wanted.task, rows=wanted.rows)
     files = bnb_files.of(wanted.base, bones.model)
@@ -165,14 +180,10 @@ def _sources(files: ModelFiles, bones: Skeleton, wanted: Merge, parts: Mapping[s
         if len(present) > 1:
             raise UnsuitedError(f"the base's files contain the same weight twice: {', '.join(present)}")
         sources |= {name: sources[present[0]] for name in group if present}
-    for name in bones.shapes:
-        if (
-            name not in sources
-            and name not in bones.replaced
-            and name not in bones.units
-            and name not in parts.values()
-        ):
-            raise UnsuitedError(f"the base's files do not contain {name}")
+    there = {*sources, *bones.replaced, *bones.stored, *parts.values()}
+    if absent := [name for name in bones.shapes if name not in there]:
+        lacking.check(wanted.base, str(wanted.base), task=wanted.task)
+        raise UnsuitedError(f"the base's files do not contain {absent[0]}")
     for name, stored_name in sources.items():
         _check_shape(name, files.entries[stored_name].shape, bones.shapes[name])
     return sources

@@ -27,7 +27,7 @@ from mlflow_ft.engine import hardware
 from mlflow_ft.engine.adapters import fitting
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.engine.models import generation, own_quantization, pooling, routers
+from mlflow_ft.engine.models import generation, lacking, own_quantization, pooling, routers
 from mlflow_ft.engine.tokens import vocabulary
 from mlflow_ft.errors import ModelError, ResourceError, brief
 from mlflow_ft.values import BaseModel, Data, Job, Trained
@@ -96,7 +96,7 @@ def load_base(
     `path` is another folder of the same architecture, a fully tuned or merged model, which is not quantised.
 
     Raises:
-        ModelError: transformers cannot read the folder. ResourceError: it does not fit in memory.
+        ModelError: transformers cannot read the folder, or it lacks weights. ResourceError: it does not fit in memory.
     """
     dtype = dtype or hardware.held_dtype(config)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.model.trust_remote_code}
@@ -117,7 +117,7 @@ def load_base(
         options |= repaired
     try:
         with quiet_transformers():
-            model: Any = kind.from_pretrained(path or base.path, **options)
+            model, report = kind.from_pretrained(path or base.path, **options, **lacking.REPORTED)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"model {base.name!r} does not fit in the device's memory",
@@ -125,6 +125,7 @@ def load_base(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {base.name!r} cannot be loaded from {path or base.path}: {brief(error)}") from error
+    lacking.check_loaded(model, report, base.name, new_head=base.task == "score" and path is None)
     keep_exact(model, dtype if own else None)
     routers.silence(model.config)
     if own and own.held is None:

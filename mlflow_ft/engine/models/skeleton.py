@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from mlflow_ft.engine.adapters import files, fitting, unmergeable
@@ -36,8 +36,9 @@ LAYERWISE = (
     *("IA3", "LN_TUNING", "TRAINABLE_TOKENS"),
 )
 """PEFT's types that merge one layer at a time (tests/engine/merging/test_stream_merge.py tests each)."""
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that PEFT recomputes from the base's weights when it loads an adapter that it saved itself."""
+CHANGE_THE_BASE = ("pissa", "olora")
+"""Initialisations that PEFT recomputes from the base's weights when it loads an adapter that it saved itself; see also
+`files.LOST`."""
 WITHOUT = ("velora_config", "monteclora_config", "kasa_config", "arrow_config", "alora_invocation_tokens")
 """Variants of LoRA that need more of a layer than the files contain, or cannot be merged."""
 
@@ -68,6 +69,15 @@ class Skeleton:
     notes: Sequence[str] = ()
     """Deviations from the adapter's files, in sentences."""
 
+    @property
+    def stored(self) -> list[str]:
+        """The weights that the adapter stores completely instead of the base's (`modules_to_save`)."""
+        whole = [unit for unit in set(self.units.values()) if self._is_stored(unit)]
+        return [name for name, unit in self.units.items() if unit in whole]
+
+    def _is_stored(self, unit: str) -> bool:
+        return isinstance(self.model.get_submodule(unit), ModulesToSaveWrapper)
+
     def merged(self, unit: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Merge one module: from its weights in the base, by their names in it, to those of the merged model.
 
@@ -76,15 +86,13 @@ class Skeleton:
         """
         module = self.model.get_submodule(unit)
         bare = _bare(module)
-        for name, weight in weights.items():
-            bare.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+        _put(bare, weights)
         merged = _unloaded(module)
         tensors = {f"{unit}.{name}": weight.detach() for name, weight in merged.state_dict().items()}
         for layer in module.modules():
             if isinstance(layer, BaseTunerLayer):
                 layer.merged_adapters.clear()  # so that it can be merged again
-        for name, weight in weights.items():
-            bare.register_parameter(name, nn.Parameter(weight.to(META), requires_grad=False))
+        _put(bare, {name: weight.to(META) for name, weight in weights.items()})
         if loose := [name for name, weight in tensors.items() if weight.is_meta]:
             raise UnsuitedError(f"{', '.join(loose)} is neither in the base nor in the adapter")
         return tensors
@@ -250,6 +258,13 @@ def _bare(module: Any) -> Any:
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     return module.original_module
+
+
+def _put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set a module's weights, by their names in it: those of a block belong to the layers inside."""
+    for name, weight in weights.items():
+        owner, _, own = name.rpartition(".")
+        module.get_submodule(owner).register_parameter(own, nn.Parameter(weight, requires_grad=False))
 
 
 def _unloaded(module: Any) -> Any:

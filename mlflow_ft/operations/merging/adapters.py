@@ -15,6 +15,7 @@ from mlflow_ft.config.methods import AdapterSection
 from mlflow_ft.config.schema import Config, ModelSection, PackageSection
 from mlflow_ft.errors import ConfigError, ModelError
 from mlflow_ft.progress import Progress
+from mlflow_ft.rows import Task
 from mlflow_ft.stages import init_from
 from mlflow_ft.values import BaseModel
 
@@ -125,8 +126,10 @@ def base_of(request: MergeRequest, config: Config, start: init_from.Start, progr
     """The adapter's base model.
 
     Raises:
-        ModelError: it cannot be found, or the adapter was trained on another one.
+        ModelError: it cannot be found or lacks weights, or the adapter was trained on another one.
     """
+    from mlflow_ft.engine.models import lacking
+
     recorded = start.base or {}
     base = init_from.base_of(config, start, progress, option="--base")
     revision = str(recorded.get("revision") or "")
@@ -142,7 +145,9 @@ def base_of(request: MergeRequest, config: Config, start: init_from.Start, progr
             f"the adapter does not record its base's weights, so it cannot be verified that {base.name} is its base"
         )
     grown = start.folder if recorded.get("tokens") else None
-    return replace(base, task=recorded.get("task") or "generate", start=grown)
+    task: Task = recorded.get("task") or "generate"
+    lacking.check(base.path, base.name, task=task)
+    return replace(base, task=task, start=grown)
 
 
 def _combined(

@@ -42,8 +42,17 @@ def find(name: str, progress: Progress) -> init_from.Start:
     """The folder of a model and, for an adapter, its base.
 
     Raises:
-        ModelError: there is no such model. TrackingError: the tracking server does not answer.
+        ModelError: there is no such model, or it lacks weights. TrackingError: the tracking server does not answer.
     """
+    from mlflow_ft.engine.models import lacking
+
+    start = _find(name, progress)
+    if start.base is None:
+        lacking.check(start.folder, name)
+    return start
+
+
+def _find(name: str, progress: Progress) -> init_from.Start:
     from mlflow_ft import tracking
     from mlflow_ft.engine import hub
 

@@ -61,11 +61,12 @@ def examine(
     wrong = inputs.check_names(examination, registry)
     place = stores.check(examination, run_id)
     base = base_model.find(examination, later, reachable=place is not None)
-    if base and not config.model.init_from:  # else the tokenizer is that of the weights to start from
-        base_model.check_tokens(examination, base)
+    trains = config.method != PREPARE
+    if base:
+        task = registry.trainers[config.method].task if trains and "method" not in wrong else None
+        base_model.check_contents(examination, base, task)
     if inputs.check_files(examination, registry, reachable=place is not None) and not wrong & OF_ROWS:
         inputs.check_rows(examination, plugins, registry)
-    trains = config.method != PREPARE
     if trains:
         machine.check_device(examination, base)
         if base and not wrong:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mlflow_ft.config.schema import Config
 from mlflow_ft.errors import ModelError
 from mlflow_ft.progress import Progress
+from mlflow_ft.rows import Task
 from mlflow_ft.stages import init_from
 from mlflow_ft.stages.preflight.examination import Examination
 from mlflow_ft.stages.start import PREPARE
@@ -60,10 +61,12 @@ def _in_mlflow(examination: Examination, setting: str, uri: str, *, reachable: b
 def _start(uri: str, setting: str) -> str:
     """Check weights that were trained before, in a folder."""
     from mlflow_ft.engine import weight_files
+    from mlflow_ft.engine.models import lacking
 
     start = init_from.read(uri, setting=setting)
     if start.base is None:
         weight_files.check(start.folder, uri)
+        lacking.check(start.folder, uri)
     return f"{uri} ({'a model' if start.base is None else 'an adapter'})"
 
 
@@ -91,12 +94,22 @@ def _found(examination: Examination) -> BaseModel | None:
     return bases[0] if bases else None
 
 
-def check_tokens(examination: Examination, base: BaseModel) -> None:
-    """Compare the rows of the embeddings with config.json, and the tokenizer with them."""
+def check_contents(examination: Examination, base: BaseModel, task: Task | None) -> None:
+    """Compare the weights with config.json, and the tokenizer with the rows of the embeddings.
+
+    `task` is what the model is trained for; None if it is not trained, or its method is unknown.
+    """
     config = examination.config
-    prepares = config.method == PREPARE  # which needs no weights
-    if prepares or examination.check("embeddings", partial(_embeddings, config, base), setting="model.name"):
-        examination.check("tokenizer", partial(_tokenizer, config, base), setting="model.name")
+    checks: list[tuple[str, Callable[[], str | Caution]]] = [("tokenizer", partial(_tokenizer, config, base))]
+    if config.model.init_from:  # the tokenizer is that of the weights to start from
+        checks.clear()
+    if config.method != PREPARE:
+        checks.insert(0, ("embeddings", partial(_embeddings, config, base)))
+    if task:
+        checks.insert(1, ("weights", partial(_weights, config, base, task)))
+    for name, check in checks:
+        if not examination.check(name, check, setting="model.name"):
+            return
 
 
 def _embeddings(config: Config, base: BaseModel) -> str:
@@ -118,6 +131,13 @@ def _embeddings(config: Config, base: BaseModel) -> str:
             hint="use the config.json that belongs to these weights, or copy or download the model again",
         )
     return f"{rows:,} rows"
+
+
+def _weights(config: Config, base: BaseModel, task: Task) -> str:
+    from mlflow_ft.engine.models import lacking
+
+    lacking.check(base.path, base.name, task=task, trust_remote_code=config.model.trust_remote_code)
+    return "those of config.json"
 
 
 def _tokenizer(config: Config, base: BaseModel) -> str | Caution:
