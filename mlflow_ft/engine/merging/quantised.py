@@ -75,7 +75,7 @@ def _load(folder: Path, **options: Any) -> Any:
         kind = AutoModelForSequenceClassification
     try:
         with quiet_transformers():
-            options |= generation.for_loading(folder)
+            options |= {**generation.for_loading(folder), "trust_remote_code": False}
             model = kind.from_pretrained(folder, device_map={"": hardware.device()}, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be read in this format: {brief(error)}") from error

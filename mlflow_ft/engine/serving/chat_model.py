@@ -59,7 +59,7 @@ class ChatModel(PythonModel):
         """Answer with a loaded model; tokenizer, template and end tokens come from the folder."""
         self.model: Any = model.eval()
         self.model.config.get_text_config().output_router_logits = False  # generation fails if a base has it on
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.scores = not (model.get_base_model() if hasattr(model, "get_base_model") else model).can_generate()
         if self.scores:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -192,7 +192,8 @@ def load_whole(folder: Path, **options: Any) -> Any:
     kind: Any = AutoModelForCausalLM
     if names[0].endswith("ForSequenceClassification"):
         kind = AutoModelForSequenceClassification
-    return exact(kind.from_pretrained(folder, dtype=compute_dtype(), device_map={"": device()}, **options))
+    options |= {"dtype": compute_dtype(), "device_map": {"": device()}, "trust_remote_code": False}
+    return exact(kind.from_pretrained(folder, **options))
 
 
 def load_adapter(folder: Path, base_model_path: str | None) -> Any:
