@@ -14,13 +14,10 @@ from mlflow_ft.hashes import file_hash
 MANIFEST = "manifest.json"
 BASE_RECORD = "base.json"
 """What an adapter's folder says of its base, with the digest of that one's weights."""
-FORBIDDEN = {
-    ".bin": "a pickle",
-    ".pt": "a pickle",
-    ".pth": "a pickle",
-    ".pkl": "a pickle",
-    ".pickle": "a pickle",
-    ".py": "code",
+FORBIDDEN = {**dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".pickle"), "a pickle"), ".py": "code"}
+REMEDIES = {
+    "a pickle": "save weights as safetensors",
+    "code": "remove the code: a packaged model runs none, so its classes must be those of transformers",
 }
 
 
@@ -75,14 +72,15 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _refuse_forbidden(folder: Path) -> None:
-    problems = [
-        Problem(place=name, message=f"is {FORBIDDEN[path.suffix.lower()]}, which can run code when it is loaded")
-        for name, path in _files(folder)
-        if path.suffix.lower() in FORBIDDEN
-    ]
-    if problems:
+    found = {name: kind for name, path in _files(folder) if (kind := FORBIDDEN.get(path.suffix.lower()))}
+    if found:
         raise RefusedError(
-            f"{folder} contains files that are never loaded here", problems=problems, hint="save weights as safetensors"
+            f"{folder} contains files that are never loaded here",
+            problems=[
+                Problem(place=name, message=f"is {kind}, which can run code when it is loaded")
+                for name, kind in found.items()
+            ],
+            hint="; ".join(remedy for kind, remedy in REMEDIES.items() if kind in found.values()),
         )
 
 

@@ -49,8 +49,9 @@ def test_pickles_and_code_are_refused_when_written_and_when_verified(folder: Pat
     (folder / name).write_bytes(b"")
 
     for action in (write_manifest, verify_manifest):
-        with pytest.raises(RefusedError, match=name):
+        with pytest.raises(RefusedError, match=name) as error:
             action(folder)
+        assert ("remove the code" if name.endswith(".py") else "safetensors") in error.value.hint
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}"])

@@ -70,7 +70,8 @@ class ModelSection(Section):
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2`; chosen by transformers when not given."""
     trust_remote_code: bool = False
-    """Run the model's own Python code. Recorded as a tag on the run."""
+    """Run the model's own Python code, in training only: a model that needs it cannot be packaged or served, and is
+    trained with `package.packagers` `[]`. Recorded as a tag on the run."""
 
 
 class DataSection(Section):

@@ -99,6 +99,7 @@ def export(request: ExportRequest, plugins: Plugins, progress: Progress) -> Expo
 
 
 def _source(request: ExportRequest, exporter: Exporter, progress: Progress) -> Source:
+    from mlflow_ft.engine import own_code
     from mlflow_ft.tracking import Store
 
     start = served_models.find(request.model, progress)
@@ -106,6 +107,7 @@ def _source(request: ExportRequest, exporter: Exporter, progress: Progress) -> S
         raise ModelError(
             f"{request.model} is an adapter", hint="merge it first (mlflow-ft merge), then export the merged model"
         )
+    own_code.check(start.folder)
     if reason := exporter.ready(start.folder):
         raise ConfigError(f"{request.to} cannot be made: {reason}")
     store = Store.connect() if request.log else None
@@ -153,7 +155,7 @@ def _proved(
                     file.unlink()
             exporter.export(whole, folder)
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
         whole = _export_source(exporter, source, Path(scratch), progress)
         reference, compared_with = _reference(source, tokenizer, Path(scratch), progress)
         original = Original(reference=reference, folder=source.folder, tokenizer=tokenizer, run=run)

@@ -22,11 +22,13 @@ def find(job: Job) -> tuple[Job, BaseModel]:
 
     Also returns the job fitted to it; see `fitted`.
     """
+    from mlflow_ft.engine import own_code
     from mlflow_ft.engine.models import generation, own_quantization
     from mlflow_ft.tracking.databases import local_folder
 
     job.run.begin("model")
     base = replace(init_from.find(job.config, job.progress), task=job.task)
+    own_code.check_training(job.config, base)
     own = own_quantization.of(base.path)
     own_quantization.check_training(job.config, own)
     start.check_exports(job.config, job.registry, base.path)

@@ -54,7 +54,7 @@ def _form(job: Job, data: Data, untrained: Trained, record: Packager, folder: Pa
     record.rehearse(job, untrained, folder)
     bundle.complete(job, data, folder, base=untrained.base)
     bundle.check_tokenizer(data, folder)
-    bundle.check_config(folder, trust_remote_code=job.config.model.trust_remote_code)
+    bundle.check_config(folder)
     bundle.requirements(folder)
     if (folder / "adapter_config.json").is_file():
         return

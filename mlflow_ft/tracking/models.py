@@ -27,6 +27,8 @@ from mlflow_ft.tracking.faults import Fault, fault_of
 from mlflow_ft.tracking.server import connect
 
 LONGEST_MODEL_PARAM = 250
+LOOSE = ("stop", "temperature", "top_p", "frequency_penalty", "presence_penalty")
+"""What the model checks by itself, because MLflow would take one type only."""
 EXTRA_INPUTS = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
 LONGEST_VERSION_TAG = 5000
 
@@ -36,10 +38,12 @@ def chat_signature() -> ModelSignature:
 
     With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the request's columns (`messages` is a
     list of dicts), and returns one dict. Keys outside the schema are dropped. MLflow's own schema lacks `model`, `seed`
-    and `max_completion_tokens`, and does not accept a `stop` that is a single text.
+    and `max_completion_tokens`, and does not accept a `stop` that is a single text, nor a temperature of 2 for 2.0.
     """
-    stop = ColSpec(AnyType(), "stop", required=False)
-    columns = [stop if column.name == "stop" else column for column in CHAT_MODEL_INPUT_SCHEMA]
+    columns = [
+        ColSpec(AnyType(), column.name, required=False) if column.name in LOOSE else column
+        for column in CHAT_MODEL_INPUT_SCHEMA
+    ]
     columns += [ColSpec(kind, name, required=False) for name, kind in EXTRA_INPUTS.items()]
     return ModelSignature(inputs=Schema(columns), outputs=CHAT_MODEL_OUTPUT_SCHEMA)
 

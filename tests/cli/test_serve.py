@@ -167,7 +167,13 @@ def test_stop_texts_and_limits(server: Server) -> None:
         ({"stop": 5}, 400, "`stop` is 5"),
         ({"stop": ["a", ""]}, 400, "`stop` is"),
         ({"seed": "a"}, 400, "`seed` is 'a'"),
+        ({"seed": 2**70, "temperature": 1}, 400, "`seed` is 1180591620717411303424; it must be a whole number of 64"),
+        ({"tools": "x"}, 400, "`tools` is 'x'"),
+        ({"model": ["one"]}, 400, "`model` is ['one']"),
         ({"logprobs": True}, 400, "`logprobs` is not supported"),
+        ({"repetition_penalty": 1.2}, 400, "`repetition_penalty` is not supported"),
+        ({"temprature": 1}, 400, "unknown field `temprature`; did you mean temperature?"),
+        ({"stream_options": "x"}, 400, "`stream_options` is 'x'; it must be an object"),
         ({"response_format": {"type": "json_object"}}, 400, "`response_format`"),
         ({"tool_choice": "required"}, 400, "`tool_choice`"),
     ],
@@ -204,6 +210,8 @@ def test_mlflows_own_routes(server: Server) -> None:
     refused = server.invoke(messages=ASKED, model="three")
     assert refused.status_code == 404
     assert "available models: one, two, base" in refused.json()["message"]
+    whole = server.invoke(messages=ASKED, temperature=2, top_p=1, max_tokens=2)  # MLflow takes no 2 for 2.0 by itself
+    assert whole.status_code == 200, whole.text
     refused = server.invoke(messages=ASKED, max_tokens=-1)
     assert refused.status_code == 400
     assert "`max_tokens` is -1" in refused.json()["message"]

@@ -142,6 +142,7 @@ def test_versions_are_numbered_tagged_and_aliased(run: ActiveRun, client: Mlflow
     assert client.get_model_version("chat", "1").tags["gate"] == "none"
     assert predict("models:/chat@candidate", REQUEST)["object"] == "chat.completion"
     assert predict("models:/chat/1", REQUEST)["object"] == "chat.completion"
+    assert predict("models:/chat/1", REQUEST | {"temperature": 2})["object"] == "chat.completion"
 
 
 def test_an_alias_race_is_tried_again(

@@ -58,7 +58,7 @@ def pad_with(token: str, folder: Path) -> None:
         ConfigError: the token does not exist, or has no embedding.
     """
     with quiet_transformers():
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizers.choose_pad_token(tokenizer, asked=token, rows=room.tokens(folder))
     tokenizer.save_pretrained(folder)
     settings = dict(generation.read(folder).settings)
@@ -85,7 +85,7 @@ def _write_ends(adapter: Path, base: Path, folder: Path) -> None:
 def _of_tokenizer(folder: Path) -> Iterator[int]:
     if (folder / TOKENIZER).is_file():
         with quiet_transformers():
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.eos_token_id is not None:
             yield int(tokenizer.eos_token_id)
 

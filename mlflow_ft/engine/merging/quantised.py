@@ -75,9 +75,8 @@ def _load(folder: Path, **options: Any) -> Any:
         kind = AutoModelForSequenceClassification
     try:
         with quiet_transformers():
-            options |= generation.for_loading(folder)
-            options |= {"device_map": {"": hardware.device()}, **lacking.REPORTED}
-            model, report = kind.from_pretrained(folder, **options)
+            options |= {**generation.for_loading(folder), **lacking.REPORTED, "trust_remote_code": False}
+            model, report = kind.from_pretrained(folder, device_map={"": hardware.device()}, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be read in this format: {brief(error)}") from error
     lacking.check_loaded(model, report, str(folder))

@@ -83,7 +83,7 @@ def _tokenizer(folder: Path) -> Any | None:
         return None
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError):
         return None
 

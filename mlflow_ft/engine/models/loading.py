@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from mlflow_ft.config.schema import Config
-from mlflow_ft.engine import hardware
+from mlflow_ft.engine import hardware, own_code
 from mlflow_ft.engine.adapters import fitting
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
@@ -98,6 +98,7 @@ def load_base(
     Raises:
         ModelError: transformers cannot read the folder, or it lacks weights. ResourceError: it does not fit in memory.
     """
+    own_code.check(path or base.path, trusted=config.model.trust_remote_code, name=base.name, task=base.task)
     dtype = dtype or hardware.held_dtype(config)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.model.trust_remote_code}
     if config.model.attn_implementation:

@@ -143,10 +143,11 @@ class RewardModel:
     """
 
     def __init__(self, folder: Path) -> None:
-        options = {"dtype": hardware.compute_dtype("auto"), "device_map": {"": hardware.device()}}
+        options: dict[str, Any] = {"dtype": hardware.compute_dtype("auto"), "device_map": {"": hardware.device()}}
+        options["trust_remote_code"] = False
         kind: Any = AutoModelForSequenceClassification
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             with quiet_transformers():
                 model, loading_info = kind.from_pretrained(folder, num_labels=1, output_loading_info=True, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

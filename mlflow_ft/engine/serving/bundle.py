@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
+from mlflow_ft.engine import own_code
 from mlflow_ft.engine.adapters import files
 from mlflow_ft.engine.models import generation, loading, text_part
 from mlflow_ft.engine.tokens import masking, room, vocabulary
@@ -64,9 +65,11 @@ def fits_whole(folder: Path) -> bool:
 def complete(job: Job, data: Data, folder: Path, *, base: BaseModel | None = None) -> None:
     """Save the tokenizer, with the template used in training, and the generation settings in the weights' folder.
 
+    Code of the base that transformers has saved there is left out: the form must load without it.
     An adapter uses the generation settings of its `base`, as in training; end tokens are added.
     """
     data.tokenizer.save_pretrained(folder)
+    own_code.leave_out(folder)
     if job.task == "score":
         return  # it generates nothing
     file = folder / generation.FILE
@@ -82,7 +85,7 @@ def check_tokenizer(data: Data, folder: Path) -> None:
     Raises:
         RefusedError: they differ.
     """
-    saved: Any = AutoTokenizer.from_pretrained(folder)
+    saved: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     examples = list(data.train.examples[:COMPARED])
     trained = list(data.train.encoded[:COMPARED])
     length = max((len(row.input_ids) for row in trained), default=1)
@@ -98,17 +101,15 @@ def check_tokenizer(data: Data, folder: Path) -> None:
         )
 
 
-def check_config(folder: Path, *, trust_remote_code: bool) -> None:
+def check_config(folder: Path) -> None:
     """Read the saved configuration of the model or the adapter back, as any later load does.
-
-    With `trust_remote_code` a model's is not read, because its code is not in the folder yet.
 
     Raises:
         ModelError: the adapter's cannot be read. ValueError, OSError, ...: transformers cannot read the model's.
     """
     if (folder / "adapter_config.json").is_file():
         files.config(folder)
-    elif not trust_remote_code:
+    else:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
     generation.read(folder)
 

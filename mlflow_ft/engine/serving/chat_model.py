@@ -36,9 +36,9 @@ for module in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._function
     logging.getLogger(module).setLevel(logging.ERROR)
 # PEFT warns that the model counts positions, of layers without a rank (AdaLoRA), and of its own patterns (experts).
 warnings.filterwarnings("ignore", message=r"Position ids are|Adapter .* LoRA tensor|The following \w+_pattern keys")
-DEFAULT_MAX_TOKENS, AS_TENSORS = 256, {"return_dict": True, "return_tensors": "pt"}
+DEFAULT_MAX_TOKENS, LOWEST, AS_TENSORS = 256, 1e-6, {"return_dict": True, "return_tensors": "pt"}
 WHOLE = {"max_tokens": (1, math.inf), "max_completion_tokens": (1, math.inf), "top_k": (0, math.inf), "n": (1, 1)}
-BOUNDS = {"temperature": (0, math.inf), "top_p": (0, 1), **WHOLE}
+BOUNDS = {"temperature": (0, 1e9), "top_p": (0, 1), **WHOLE}
 OTHERS = ("stop_strings", "token_healing", "prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha")
 ONE = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False, **dict.fromkeys(OTHERS)}
 NOT_OFFERED = ("stream", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias")
@@ -59,17 +59,16 @@ class ChatModel(PythonModel):
         """Answer with a loaded model; tokenizer, template and end tokens come from the folder."""
         self.model: Any = model.eval()
         self.model.config.get_text_config().output_router_logits = False  # generation fails if a base has it on
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.scores = not (model.get_base_model() if hasattr(model, "get_base_model") else model).can_generate()
         if self.scores:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
-            return
         ends = generation(folder).get("eos_token_id", self.tokenizer.eos_token_id)
         self.end_tokens = ends if isinstance(ends, list) else [ends]
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        requests = as_requests(model_input, params)
-        answers = [self.score(request) if self.scores else self.complete(request) for request in requests]
+        answer = self.score if self.scores else self.complete
+        answers = [answer(request) for request in as_requests(model_input, params)]
         return answers[0] if len(answers) == 1 else answers
 
     @torch.no_grad()
@@ -110,13 +109,14 @@ class ChatModel(PythonModel):
 
     def tokenize(self, messages: list[dict[str, Any]], tools: Any, *, prompt: bool = True) -> Any:
         """The prompt, by the template of training; arguments of a call as an object, which most templates need."""
-        options = {"tools": tools, "add_generation_prompt": prompt, **AS_TENSORS}
+        if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            raise refused(f"`tools` is {tools!r}; it must be a list of objects")
+        options = {"tools": tools or None, "add_generation_prompt": prompt, **AS_TENSORS}
         try:
-            try:
+            with suppress(TypeError):  # some templates need them as text, as in OpenAI's API
                 return self.tokenizer.apply_chat_template([with_objects(turn) for turn in messages], **options)
-            except TypeError:  # some templates need them as text, as in OpenAI's API
-                return self.tokenizer.apply_chat_template(messages, **options)
-        except (TemplateError, TypeError) as error:
+            return self.tokenizer.apply_chat_template(messages, **options)
+        except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
             raise refused(f"the chat template rejects these messages: {error}") from error
 
 
@@ -132,19 +132,21 @@ def checked(request: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
         (low, high), integer = BOUNDS[name], name in WHOLE
         number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
         if not number or (integer and value % 1):
-            wanted = f"a {'whole ' * integer}number from {low} {'up' if high > 1 else 'to 1'}"
-            raise refused(f"`{name}` is {value!r}; it must be {wanted}")
-    if unsupported := [name for name in NOT_OFFERED if request.get(name)]:
-        raise refused(f"`{unsupported[0]}` is not supported")
+            most = "up" if high > 1 else "to 1"
+            raise refused(f"`{name}` is {value!r}; it must be a {'whole ' * integer}number from {low} {most}")
+        values[name] = int(value) if integer else float(value)  # as transformers requires
+    if 0 < (temperature := values.get("temperature", 0.0)) < LOWEST:
+        raise refused(f"`temperature` is {temperature}; it must be 0, which is greedy, or at least {LOWEST}")
+    if unsupported := next((name for name in NOT_OFFERED if request.get(name)), ""):
+        raise refused(f"`{unsupported}` is not supported")
     stops = [request["stop"]] if isinstance(request.get("stop"), str) else request.get("stop") or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise refused(f"`stop` is {stops!r}; it must be a string, or a list of strings")
     limit = values.get("max_tokens") or values.get("max_completion_tokens") or DEFAULT_MAX_TOKENS
-    if not values.get("temperature"):
-        return int(limit), stops, {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    # of all tokens unless top_k is given: transformers' own default is the likeliest 50
-    sampling = {"temperature": values["temperature"], "top_p": values.get("top_p", 1.0)}
-    return int(limit), stops, {"do_sample": True, "top_k": values.get("top_k", 0), **sampling}
+    if not temperature:
+        return limit, stops, {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    among = {"top_p": values.get("top_p", 1.0), "top_k": values.get("top_k", 0)}  # 0: all; transformers' own is 50
+    return limit, stops, {"do_sample": True, "temperature": temperature, **among}
 
 
 def turns(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,10 +171,8 @@ def with_objects(turn: dict[str, Any]) -> dict[str, Any]:
 
 def as_requests(model_input: Any, params: Any) -> list[dict[str, Any]]:
     """A request, a list of requests or a table with a column `messages`, as a list of requests."""
-    if hasattr(model_input, "to_dict"):
-        model_input = model_input.to_dict(orient="records")
-    requests = model_input if isinstance(model_input, list) else [model_input]
-    return [{**(params or {}), **plain(request)} for request in requests]
+    given = model_input.to_dict(orient="records") if hasattr(model_input, "to_dict") else model_input
+    return [{**(params or {}), **plain(request)} for request in (given if isinstance(given, list) else [given])]
 
 
 def plain(value: Any) -> Any:
@@ -189,10 +189,10 @@ def plain(value: Any) -> Any:
 def load_whole(folder: Path, **options: Any) -> Any:
     """Load a complete model from a folder; `options` go to `from_pretrained`."""
     names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-    kind: Any = AutoModelForCausalLM
-    if names[0].endswith("ForSequenceClassification"):
-        kind = AutoModelForSequenceClassification
-    return exact(kind.from_pretrained(folder, dtype=compute_dtype(), device_map={"": device()}, **options))
+    scores = names[0].endswith("ForSequenceClassification")
+    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    options |= {"dtype": compute_dtype(), "device_map": {"": device()}, "trust_remote_code": False}
+    return exact(kind.from_pretrained(folder, **options))
 
 
 def load_adapter(folder: Path, base_model_path: str | None) -> Any:

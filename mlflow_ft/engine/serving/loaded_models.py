@@ -30,6 +30,8 @@ PROBE = 32
 SAME = 1e-4
 """Largest difference of two logits of one model: on a CPU, the same kernels on the same numbers give the same bits."""
 
+SEEDS = range(-(2**63), 2**64)
+"""What torch takes."""
 Watch = Callable[[str], object]
 """Gets the text of an answer so far, after every token; the answer ends when it returns something true."""
 
@@ -72,6 +74,8 @@ class Served:
             UnknownModelError: it names a model that is not served.
         """
         name = request.get("model") or self.names[0]
+        if not isinstance(name, str):
+            raise chat_model.refused(f"`model` is {name!r}; it must be a text")
         if name == self._plain_name:
             return self.names[0]
         if name not in self._chats:
@@ -87,8 +91,8 @@ class Served:
         name = self.name_of(request)
         chat = self._chats[name]
         seed = request.get("seed")
-        if seed is not None and not isinstance(seed, int):
-            raise chat_model.refused(f"`seed` is {seed!r}; it must be a whole number")
+        if seed is not None and not (type(seed) is int and seed in SEEDS):
+            raise chat_model.refused(f"`seed` is {seed!r}; it must be a whole number of 64 bits")
         with self._lock, self._chosen(name):
             if seed is not None:
                 torch.manual_seed(seed)

@@ -18,12 +18,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.pyfunc import PyFuncModel, scoring_server
 
-from mlflow_ft.engine.serving import chat_model, departures
+from mlflow_ft.engine.serving import chat_model, departures, request_fields
 from mlflow_ft.engine.serving.loaded_models import Served, UnknownModelError, Watch, settled
 
 log = logging.getLogger(__name__)
-NOT_OFFERED = ("functions", "function_call", "audio", "modalities", "prediction", "web_search_options")
-"""Features of OpenAI's own service that would change the answer."""
 
 
 class Scored:
@@ -94,9 +92,7 @@ def _read(body: bytes) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise chat_model.refused("the request is not a JSON object")
     request = {key: value for key, value in request.items() if value is not None}
-    for name in NOT_OFFERED:
-        if request.get(name):
-            raise chat_model.refused(f"`{name}` is not supported")
+    request_fields.check(request)
     if request.get("response_format", {"type": "text"}) != {"type": "text"}:
         raise chat_model.refused("`response_format` supports only text")
     if (choice := request.pop("tool_choice", "auto")) not in ("auto", "none"):

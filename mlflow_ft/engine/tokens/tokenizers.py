@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer
 
 from mlflow_ft.config.schema import Config
+from mlflow_ft.engine import own_code
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.tokens import room, template_text
 from mlflow_ft.errors import ConfigError, ModelError, brief
@@ -34,6 +35,7 @@ def load(config: Config, base: BaseModel) -> Any:
                 base.tokenizer, trust_remote_code=config.model.trust_remote_code, use_fast=True
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        own_code.check_tokenizer(config, base)
         raise ModelError(
             f"model {base.name!r} has no tokenizer that can be loaded: {brief(error)}",
             hint=f"looked in {base.tokenizer}; save one there with tokenizer.save_pretrained(folder)",

@@ -182,7 +182,7 @@ def code_run(about: About) -> Iterator[str]:
     if about.config.model.trust_remote_code:
         yield (
             f"Training ran Python code that came with the base model ({code('model.trust_remote_code')}). The logged "
-            "model loads without it or fails to load."
+            "model has none of it, and loads without it."
         )
     if about.tags.get("mlflow_ft.git_dirty") == "true":
         yield "The repository had uncommitted changes when the model was trained."

@@ -90,7 +90,7 @@ def register(
     limits = compare.Limits.of_package(PackageSection()) if max_kl is None else compare.Limits.of_kl(max_kl)
     form = NewForm(name=FORM, folder=merged.folder, open=quantised.opened, limits=limits)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer: Any = AutoTokenizer.from_pretrained(merged.folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(merged.folder, trust_remote_code=False)
         reference = _reference(store, request, source, Path(scratch), tokenizer, progress)
         original = Original(reference=reference, folder=merged.folder, tokenizer=tokenizer, run=run)
         proved = proving_forms.prove(form, original, progress)

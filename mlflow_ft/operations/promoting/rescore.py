@@ -230,7 +230,7 @@ def in_tokens_of(data: Data, folder: Path) -> Data:
     from mlflow_ft.data.store import Column
     from mlflow_ft.engine.tokens import masking, tokenizers
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizers.choose_pad_token(tokenizer)
     length = max((len(row.input_ids) for row in data.eval.encoded), default=1) * 4
     results = masking.encode(tokenizer, list(data.eval.examples), max_length=length)

@@ -36,7 +36,7 @@ def prove(model: ServedModel, form: Form, *, progress: Progress, scratch: Path) 
 
     from mlflow_ft.engine.serving import opening
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(opening.with_tokenizer(model).tokenizer)
+    tokenizer: Any = AutoTokenizer.from_pretrained(opening.with_tokenizer(model).tokenizer, trust_remote_code=False)
     new = NewForm(
         name=model.name,
         folder=model.folder,

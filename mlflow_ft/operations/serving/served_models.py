@@ -81,9 +81,13 @@ def found(uri: str, *, name: str = "", base: str | None, progress: Progress) -> 
 
 
 def _served(start: init_from.Start, name: str, *, base: str | None, progress: Progress) -> ServedModel:
+    from mlflow_ft.engine import own_code
+
     if start.base is None:
+        own_code.check(start.folder)
         return ServedModel(name=name, uri=start.uri, folder=start.folder)
     model = _base_of(start, base, progress)
+    own_code.check(model.path, name=model.name, task=model.task)
     return ServedModel(name=name, uri=start.uri, folder=start.folder, base=model, note=_note(start))
 
 

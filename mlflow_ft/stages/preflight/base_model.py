@@ -75,7 +75,7 @@ def _found(examination: Examination) -> BaseModel | None:
     config, bases = examination.config, []
 
     def check() -> str:
-        from mlflow_ft.engine import hub, weight_files
+        from mlflow_ft.engine import hub, own_code, weight_files
         from mlflow_ft.engine.models import own_quantization
 
         if not hub.at_hand(config.model):
@@ -86,6 +86,7 @@ def _found(examination: Examination) -> BaseModel | None:
             return f"{base.name} ({base.origin})"
         if not hub.fetches(config.model):
             weight_files.check(base.path, base.name)
+        own_code.check_training(config, base)
         own_quantization.check_training(config, own_quantization.of(base.path))
         bases.append(base)
         return f"{base.name}: {weight_files.size(base.path) / 2**20:,.0f} MiB of weights"

@@ -10,6 +10,7 @@ import pytest
 
 from mlflow_ft.engine.serving import bundle
 from mlflow_ft.errors import RefusedError
+from mlflow_ft.manifest import write_manifest
 from tests.engine.conftest import Bench
 
 
@@ -46,9 +47,19 @@ def test_another_vocabulary_is_refused(saved: tuple[Bench, Path]) -> None:
         bundle.check_tokenizer(setup.data, folder)
 
 
-def test_a_configuration_with_code_of_its_own_is_not_read_back_without_it(tmp_path: Path) -> None:
+def test_a_configuration_that_needs_code_of_its_own_is_refused_before_the_training(tmp_path: Path) -> None:
     settings = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    bundle.check_config(tmp_path, trust_remote_code=True)
     with pytest.raises(ValueError, match="trust_remote_code"):
-        bundle.check_config(tmp_path, trust_remote_code=False)
+        bundle.check_config(tmp_path)
+
+
+def test_a_form_has_no_code_of_the_base(bench: Callable[..., Bench], tmp_path: Path, tiny_model: Path) -> None:
+    """transformers saves it with the configuration and the weights of a model that comes with code."""
+    setup = bench("lora")
+    settings = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"auto_map": {"AutoConfig": "own.OwnConfig"}}))
+    (tmp_path / "own.py").write_text("")
+    bundle.complete(setup.job, setup.data, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == settings
+    write_manifest(tmp_path)

@@ -191,6 +191,15 @@ def test_a_watched_answer_is_told_token_by_token_and_ends_on_demand(
         ({"max_completion_tokens": 2.5}, "`max_completion_tokens` is 2.5"),
         ({"temperature": -0.1}, "`temperature` is -0.1; it must be a number from 0 up"),
         ({"temperature": "1"}, "`temperature` is '1'"),
+        ({"temperature": 1e-310}, "`temperature` is 1e-310; it must be 0, which is greedy, or at least 1e-06"),
+        ({"temperature": float("inf")}, "`temperature` is inf"),
+        ({"temperature": 10**400}, "`temperature` is 1000"),
+        ({"tools": "x"}, "`tools` is 'x'; it must be a list of objects"),
+        ({"tools": [1]}, r"`tools` is \[1\]"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"function": "x"}]}]},
+            "the chat template rejects these messages",
+        ),
         ({"top_p": 1.5}, "`top_p` is 1.5; it must be a number from 0 to 1"),
         ({"top_k": -1}, "`top_k` is -1"),
         ({"n": 2}, "`n` is 2"),
@@ -251,6 +260,13 @@ def test_temperature_0_is_greedy_and_another_is_not(chat: Any, question: tuple[l
     assert ask() == ask(temperature=0) == ask(temperature=None)
     assert len(ask(temperature=50.0, max_tokens=8)) > 1
     assert ask(temperature=5.0, top_p=1e-9, max_tokens=3) == ask(max_tokens=3)  # the likeliest alone is left
+
+
+@pytest.mark.parametrize("number", [int, float])
+def test_whole_numbers_are_numbers(chat: Any, question: tuple[list[dict[str, str]], str], number: type) -> None:
+    """JavaScript writes 2.0 as 2; transformers takes 2.0 alone as a temperature, and 3 alone as `top_k`."""
+    asked = {"temperature": number(2), "top_p": number(1), "top_k": number(3), "max_tokens": number(2)}
+    assert chat.predict(None, {"messages": question[0], **asked})["usage"]["completion_tokens"] <= 2
 
 
 def changed_byte(folder: Path) -> None:

@@ -61,7 +61,7 @@ def export(source: Path, folder: Path, *, kind: str) -> None:
             plain = Path(scratch, "f32.gguf")
             converter.convert(source, plain, kind="f32")
             kquants.quantise(plain, file, kind=kind)
-    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     with clock.held(None), llamacpp.opened(folder) as server:  # llama.cpp gives templates the current time
         check(server, tokenizer)
     with clock.held(clock.current()) as dates_read:

@@ -61,7 +61,7 @@ def read(model: ServedModel, folder: Path) -> Trained:
     Raises:
         ModelError: it has no chat template.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise ModelError(
             f"{model.uri} has no chat template, so it cannot answer messages",
@@ -76,7 +76,9 @@ def read(model: ServedModel, folder: Path) -> Trained:
         settings = {**generation.read(model.base.path).settings, **settings}
     own = loading.token_ids(settings.get("eos_token_id"))
     kept = {theirs: settings[name] for name, theirs in SAME.items() if settings.get(name) not in (None, 0, 1.0)}
-    config = AutoConfig.from_pretrained(model.folder if model.base is None else model.base.path)
+    config = AutoConfig.from_pretrained(
+        model.folder if model.base is None else model.base.path, trust_remote_code=False
+    )
     return Trained(
         width=config.get_text_config().vocab_size,
         tokenizer=tokenizer,
