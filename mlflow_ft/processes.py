@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ DEFAULT_PORT = 29_500
 
 LAUNCHED = "MLFLOW_FT_LAUNCHED"
 """The variable that is set in the processes that a launcher has started: they start no others, even if alone."""
+
+
+LOOK_SECONDS = 1.0
+"""Between two looks for the process that started this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,3 +187,14 @@ def handling_stops(handler: Callable[[int, FrameType | None], object]) -> Iterat
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+def when_orphaned(parent: int, end: Callable[[], None]) -> None:
+    """Call `end`, in a thread, when the process that started this one is gone; `parent` is its id."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        end()
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

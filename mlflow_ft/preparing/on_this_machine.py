@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_ft import processes
 from mlflow_ft.config.schema import ChecksSection, DataSection
 from mlflow_ft.data import pieces, store
 from mlflow_ft.data.pieces import Piece, Size
@@ -154,7 +155,7 @@ class Helpers:
         from joblib.externals.loky import get_reusable_executor  # its workers do not run the main program again
 
         self._count = count
-        given = (recipe, sources)
+        given = (recipe, sources, os.getpid())
         self._executor = get_reusable_executor(max_workers=count, initializer=_start, initargs=given, timeout=60)
         self._started: list[Future[None]] = [self._executor.submit(_prepare) for _ in range(count)]
 
@@ -197,8 +198,9 @@ _given: tuple[Recipe, Sources] | None = None
 """Set in another process."""
 
 
-def _start(recipe: Recipe, sources: Sources) -> None:
+def _start(recipe: Recipe, sources: Sources, parent: int) -> None:
     global _given
+    processes.when_orphaned(parent, partial(os._exit, 1))  # else it waits for ever for a process that was killed
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores
     gc.set_threshold(*RARELY)
     _given = recipe, sources

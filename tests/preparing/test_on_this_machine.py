@@ -9,13 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from transformers import AutoTokenizer
 
@@ -242,6 +245,27 @@ def test_a_killed_process_is_an_error_that_says_so(passed: Pass, monkeypatch: py
 
 def killed(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLED = """
+import os, signal, time
+from mlflow_ft.preparing.on_this_machine import Helpers
+helpers = Helpers(None, None, 1)
+print(helpers._executor.submit(os.getpid).result(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_other_processes_end_with_one_that_is_killed() -> None:
+    """They waited for ever, with 300 MiB each, to hand over their results."""
+    killed = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with suppress(psutil.NoSuchProcess):
+        other = psutil.Process(int(killed.stdout))
+        until = time.monotonic() + 30
+        while other.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 OWN_CODE = """

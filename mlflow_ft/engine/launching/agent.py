@@ -12,22 +12,13 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 FAILED = ".failed"
 """Ending of the file with the error and its remedy, if there is one."""
 LINES_ABOVE = "the last lines above say more; a run that was interrupted is listed by `mlflow-ft runs`"
-LOOK_SECONDS = 1.0
-
-
-def watch(parent: int) -> None:
-    """Stop the processes when the one that asked for them is gone."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
@@ -39,6 +30,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from mlflow_ft import processes
     from mlflow_ft.engine.launching import strategy
     from mlflow_ft.errors import brief
 
@@ -48,7 +40,7 @@ def main() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the job reports its own errors
-    threading.Thread(target=watch, args=(int(parent),), daemon=True).start()
+    processes.when_orphaned(int(parent), partial(os.kill, os.getpid(), signal.SIGTERM))
     namespace = strategy.parsed([*arguments, "-m", "mlflow_ft.launched", file])
     # accelerate sets it for its other launchers only
     os.environ.setdefault("OMP_NUM_THREADS", str(namespace.num_cpu_threads_per_process))
