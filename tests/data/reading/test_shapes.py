@@ -161,7 +161,7 @@ def test_at_most_so_many_of_the_rows_are_read(write: Callable[..., Path]) -> Non
 
 NOT_TAKEN: dict[str, list[Any]] = {
     "two places": [{"en": MESSAGES, "de": MESSAGES}],
-    "two answers": [{"chosen": MESSAGES[0], "rejected": MESSAGES[1]}],
+    "two answers": [{"better": MESSAGES[0], "worse": MESSAGES[1]}],
     "versions with their scores": [{"candidates": [A, B], "scores": [1, 0]}],
     "versions in several rows": [{"candidates": [A, B]}, {"candidates": [A, B]}],
     "rounds or rows": [[[{"input": "a", "output": "x"}, {"input": "b", "output": "y"}]]],
