@@ -181,8 +181,8 @@ class Column(StoredRows[T]):
         indices: numpy.ndarray[Any, Any] | None = None,
     ) -> None:
         self._table = table
+        self._own = table.select(list(names))
         self._make = make
-        self._names = list(names)
         self._indices = indices
 
     @classmethod
@@ -216,18 +216,19 @@ class Column(StoredRows[T]):
             raise IndexError(index)
         place = index % len(self)
         at = place if self._indices is None else int(self._indices[place])
-        return next(self._made(self._table.slice(at, 1)))
+        return next(self._made(self._own.slice(at, 1)))
 
     def __iter__(self) -> Iterator[T]:
         for start in range(0, len(self), BATCH):
             yield from self._made(self._part(start, BATCH))
 
     def _part(self, start: int, count: int) -> pyarrow.Table:
-        table = self._table.select(self._names)
-        return table.slice(start, count) if self._indices is None else take(table, self._indices[start : start + count])
+        if self._indices is None:
+            return self._own.slice(start, count)
+        return take(self._own, self._indices[start : start + count])
 
     def _made(self, table: pyarrow.Table) -> Iterator[T]:
-        return (self._make(row) for row in table.select(self._names).to_pylist())
+        return (self._make(row) for row in table.to_pylist())
 
     def dataset(self, names: Sequence[str] = TRAINED, *, fingerprint: str = "mlflow-ft") -> Dataset:
         from datasets import Dataset

@@ -25,7 +25,7 @@ REMEDY = (
 def needs(folder: Path, *, tokenizer: Path | None = None, task: str = "generate") -> str:
     """What a model needs its own code for, "its architecture" or "its tokenizer"; "" if for nothing.
 
-    `tokenizer` is the tokenizer's folder, if it is another one.
+    `tokenizer` is the tokenizer's folder where it differs from the model's.
     """
     if MAP in _settings(folder / CONFIGS[0]) and not _has_class(folder, task):
         return "its architecture"

@@ -99,7 +99,6 @@ def export(request: ExportRequest, plugins: Plugins, progress: Progress) -> Expo
 
 
 def _source(request: ExportRequest, exporter: Exporter, progress: Progress) -> Source:
-    from mlflow_ft.engine import own_code
     from mlflow_ft.tracking import Store
 
     start = served_models.find(request.model, progress)
@@ -107,7 +106,6 @@ def _source(request: ExportRequest, exporter: Exporter, progress: Progress) -> S
         raise ModelError(
             f"{request.model} is an adapter", hint="merge it first (mlflow-ft merge), then export the merged model"
         )
-    own_code.check(start.folder)
     if reason := exporter.ready(start.folder):
         raise ConfigError(f"{request.to} cannot be made: {reason}")
     store = Store.connect() if request.log else None

@@ -42,12 +42,15 @@ def find(name: str, progress: Progress) -> init_from.Start:
     """The folder of a model and, for an adapter, its base.
 
     Raises:
-        ModelError: there is no such model, or it lacks weights. TrackingError: the tracking server does not answer.
+        ModelError: there is no such model, or it lacks weights or needs code of its own. TrackingError: the tracking
+        server does not answer.
     """
+    from mlflow_ft.engine import own_code
     from mlflow_ft.engine.models import lacking
 
     start = _find(name, progress)
     if start.base is None:
+        own_code.check(start.folder)
         lacking.check(start.folder, name)
     return start
 
@@ -84,7 +87,6 @@ def _served(start: init_from.Start, name: str, *, base: str | None, progress: Pr
     from mlflow_ft.engine import own_code
 
     if start.base is None:
-        own_code.check(start.folder)
         return ServedModel(name=name, uri=start.uri, folder=start.folder)
     model = _base_of(start, base, progress)
     own_code.check(model.path, name=model.name, task=model.task)

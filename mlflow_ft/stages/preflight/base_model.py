@@ -101,13 +101,13 @@ def check_contents(examination: Examination, base: BaseModel, task: Task | None)
     `task` is what the model is trained for; None if it is not trained, or its method is unknown.
     """
     config = examination.config
-    checks: list[tuple[str, Callable[[], str | Caution]]] = [("tokenizer", partial(_tokenizer, config, base))]
-    if config.model.init_from:  # the tokenizer is that of the weights to start from
-        checks.clear()
+    checks: list[tuple[str, Callable[[], str | Caution]]] = []
     if config.method != PREPARE:
-        checks.insert(0, ("embeddings", partial(_embeddings, config, base)))
+        checks.append(("embeddings", partial(_embeddings, config, base)))
     if task:
-        checks.insert(1, ("weights", partial(_weights, config, base, task)))
+        checks.append(("weights", partial(_weights, config, base, task)))
+    if not config.model.init_from:  # else the tokenizer is that of the weights to start from
+        checks.append(("tokenizer", partial(_tokenizer, config, base)))
     for name, check in checks:
         if not examination.check(name, check, setting="model.name"):
             return
