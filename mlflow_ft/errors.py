@@ -156,8 +156,10 @@ def exited(error: BaseException) -> FineTuneError | None:
     """What to raise instead of a SystemExit, with which a run would end without a word, or as if it had succeeded."""
     if not isinstance(error, SystemExit):
         return None
-    called = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" in {frame.filename} line {frame.lineno}" for frame in called)
+    called = traceback.extract_tb(error.__traceback__)
+    while len(called) > 1 and called[-1].name == "exit":  # what a library put in the place of sys.exit: wandb does
+        called.pop()
+    where = "".join(f" in {frame.filename} line {frame.lineno}" for frame in called[-1:])
     return FineTuneError(f"exit({error.code if error.code is not None else ''}) was called{where}", hint=NO_EXIT)
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import mlflow
 import pytest
@@ -62,15 +63,30 @@ def test_the_state_and_the_error_of_a_run_that_raises(
     assert stored.data.tags["mlflow_ft.stage"] == "train"
 
 
+@pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("code", [0, None, 3])
 def test_an_exit_within_a_run_is_a_failure(
-    client: MlflowClient, config: Config, plugins: Plugins, code: int | None
+    client: MlflowClient,
+    config: Config,
+    plugins: Plugins,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int | None,
+    replaced: bool,
 ) -> None:
+    of_python = sys.exit
+
+    def exit(code: int | None = None) -> NoReturn:  # what a library may put in its place, as wandb does
+        of_python(code)
+
+    if replaced:
+        monkeypatch.setattr(sys, "exit", exit)
     with (
-        pytest.raises(FineTuneError, match=rf"exit\({'' if code is None else code}\) was called in .*test_run.py line"),
+        pytest.raises(FineTuneError, match=rf"exit\({'' if code is None else code}\) was called in .*") as caught,
         open_run(config.run, plugins=plugins) as run,
     ):
+        line = sys._getframe().f_lineno + 1
         sys.exit(code)
+    assert f"test_run.py line {line}\n" in str(caught.value)
     assert status(client, run.run_id) == "FAILED"
     assert client.get_run(run.run_id).data.tags["mlflow_ft.error"].startswith("exit(")
 
