@@ -70,16 +70,18 @@ def test_an_exit_within_a_run_is_a_failure(
     config: Config,
     plugins: Plugins,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     code: int | None,
     replaced: bool,
 ) -> None:
     of_python = sys.exit
 
-    def exit(code: int | None = None) -> NoReturn:  # what a library may put in its place, as wandb does
-        of_python(code)
+    class Hooks:  # what a library may put in its place, as wandb does
+        def exit(self, code: int | None = None) -> NoReturn:
+            of_python(code)
 
     if replaced:
-        monkeypatch.setattr(sys, "exit", exit)
+        monkeypatch.setattr(sys, "exit", Hooks().exit)
     with (
         pytest.raises(FineTuneError, match=rf"exit\({'' if code is None else code}\) was called in .*") as caught,
         open_run(config.run, plugins=plugins) as run,
