@@ -35,12 +35,12 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def check_same(model: Any, part: Replacing) -> None:
+def check_same(model: Any, part: Replacing, *, tolerance: float = 1e-5) -> None:
     expected = gradients(model)
     part.on()
     found = gradients(model)
     part.off()
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
+        assert float((found[name] - gradient).norm()) <= tolerance * float(gradient.norm()), name
     assert all(torch.equal(one, expected[name]) for name, one in gradients(model).items()), "the model is as it was"

@@ -52,7 +52,8 @@ def test_matrices_in_4_bits(small: Small, products: list[int]) -> None:
 def test_matrices_in_4_bits_of_another_type_stay_as_they_are(small: Small, products: list[int]) -> None:
     model = adapted(small("llama"), quantised=True)
     mlp(model).up_proj.base_layer.compute_dtype = torch.bfloat16
-    check_same(model, FusedMlp(model))
+    # On some processors a last bit of its input differs, and bfloat16 may round that up.
+    check_same(model, FusedMlp(model), tolerance=1e-3)
     assert len(products) == len(FusedMlp(model).layers) - 1
 
 
