@@ -273,9 +273,7 @@ def test_a_stopped_merge_that_registers_is_a_killed_run_and_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "kept"),
-    some_always(
-        [("shard", 1), ("journal", 1), ("companions", 4), ("manifest", 4), ("rename", 4)], ("journal", 1), ("rename", 4)
-    ),
+    some_always([("shard", 1), ("journal", 1), ("companions", 4), ("manifest", 4), ("rename", 4)], ("journal", 1)),
 )
 def test_a_killed_merge_leaves_no_model_and_resumes(
     run: Run, adapter: Path, tmp_path: Path, place: str, kept: int

@@ -114,13 +114,14 @@ def test_several_processes_train_as_one(
     assert MlflowClient().get_run(outcome.run_id).data.tags["mlflow_ft.processes"].endswith(f"(gloo), {strategy}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "strategy"),
     [
         ("full", "ddp"),
-        pytest.param("full", "fsdp", marks=pytest.mark.long),
-        pytest.param("lora", "fsdp", marks=pytest.mark.long),
-        *(pytest.param("full", f"deepspeed-zero{stage}", marks=(pytest.mark.long, with_deepspeed)) for stage in (2, 3)),
+        ("full", "fsdp"),
+        ("lora", "fsdp"),
+        *(pytest.param("full", f"deepspeed-zero{stage}", marks=with_deepspeed) for stage in (2, 3)),
     ],
 )
 def test_two_processes_end_together_and_keep_the_best_weights(
@@ -199,6 +200,7 @@ def start(tracking_store: str, tiny_model: Path, tiny_rows: Path, tmp_path: Path
 
 
 @pytest.mark.fault("a process of several killed")
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_run(start: Callable[..., Started]) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     started = start(*torchrun)

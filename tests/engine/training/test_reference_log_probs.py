@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from mlflow_ft.engine.training import preference, reference_log_probs, unpaired
 from mlflow_ft.engine.training.reference_log_probs import FILE, RECORD, Kept
 from tests.engine.training.test_batching import rows
+from tests.rarely import some_always
 
 Bench = Callable[..., Any]
 LEARNS = {"learning_rate": 1e-2, "max_steps": 10, "eval_steps": 5, "per_device_train_batch_size": 4}
@@ -104,12 +105,15 @@ def test_only_rows_that_are_new_are_computed(bench: Bench, tmp_path: Path, compu
 
 @pytest.mark.parametrize(
     "more",
-    [
-        {"model.quantize": "nf4"},
-        {"model.attn_implementation": "eager"},
-        {"model.dtype": "bfloat16"},
+    some_always(
+        [
+            {"model.quantize": "nf4"},
+            {"model.attn_implementation": "eager"},
+            {"model.dtype": "bfloat16"},
+            {"adapter.kind": "none"},
+        ],
         {"adapter.kind": "none"},
-    ],
+    ),
     ids=str,
 )
 def test_another_reference_has_a_file_of_its_own(bench: Bench, tmp_path: Path, more: dict[str, Any]) -> None:

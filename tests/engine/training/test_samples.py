@@ -69,9 +69,9 @@ def test_a_tenth_of_the_steps_is_enough_to_see_answers(
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("full", {}),
+        pytest.param("full", {}, marks=pytest.mark.long),
         ("lora", {"lora_dropout": 0.3, "learning_rate": 1e-2, "gradient_checkpointing": True}),
-        ("qlora", {"lora_dropout": 0.3, "learning_rate": 1e-2}),
+        pytest.param("qlora", {"lora_dropout": 0.3, "learning_rate": 1e-2}, marks=pytest.mark.long),
     ],
 )
 def test_samples_change_nothing_of_what_is_learned(bench: Bench, method: str, more: dict[str, Any]) -> None:
