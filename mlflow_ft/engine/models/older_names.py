@@ -1,7 +1,8 @@
-"""Names in config.json that programs older than transformers 5 read: without them, they take defaults in silence.
+"""Names that programs older than transformers 5 read: without them, they take defaults in silence, or load nothing.
 
 transformers 5 writes the rotary embeddings as `rope_parameters` and the type of the weights as `dtype`. Transformers 4,
 and servers and converters built on it, read `rope_theta`, `rope_scaling`, `partial_rotary_factor` and `torch_dtype`.
+In a tokenizer's settings they know neither a list of `extra_special_tokens` nor the class `TokenizersBackend`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from mlflow_ft.engine.hub import quiet_transformers
 
 CONFIG = "config.json"
+TOKENIZER = "tokenizer_config.json"
 TEXT = "text_config"
 """The part of a model of several kinds of data that is a language model."""
 APART = ("rope_theta", "partial_rotary_factor")
@@ -35,6 +37,19 @@ def add(config: Any, folder: Path) -> None:
     both = _with_older(written)
     if both != written and _read(config, both) == _read(config, written):
         file.write_text(json.dumps(both, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def in_tokenizer(folder: Path) -> None:
+    """Write the settings of a saved tokenizer with the older names, which transformers 5 reads as its own."""
+    file = folder / TOKENIZER
+    written = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    older = dict(written)
+    if isinstance(older.get("extra_special_tokens"), list) and "additional_special_tokens" not in older:
+        older["additional_special_tokens"] = older.pop("extra_special_tokens")
+    if older.get("tokenizer_class") == "TokenizersBackend":
+        older["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if older != written:
+        file.write_text(json.dumps(older, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read(config: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import (
     AutoConfig,
+    AutoTokenizer,
     Gemma3Config,
     Gemma3TextConfig,
     Gemma4TextConfig,
@@ -83,3 +84,16 @@ def test_a_model_in_8_bits_has_them(tiny_model: Path, tmp_path: Path) -> None:
     quantised.write(tiny_model, tmp_path / "int8", quantize="int8")
     after = written(tmp_path / "int8")
     assert after["rope_theta"] == after["rope_parameters"]["rope_theta"]
+
+
+def test_a_tokenizer_has_the_class_and_the_list_that_transformers_4_reads(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path)
+    older_names.in_tokenizer(tmp_path)
+    after = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert after["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in after
+    assert after["additional_special_tokens"] == ["<|im_start|>", "<|im_end|>"]
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(again) is type(tokenizer) and again.all_special_ids == tokenizer.all_special_ids
+    text = "<|im_start|>user\nturn on the lamp<|im_end|>"
+    assert again(text).input_ids == tokenizer(text).input_ids
