@@ -76,7 +76,8 @@ def test_the_text_part_of_a_model_that_sees_pictures_has_them_too(tmp_path: Path
     config.save_pretrained(tmp_path)
     older_names.add(config, tmp_path)
     after = written(tmp_path)
-    assert after["text_config"]["rope_theta"] == 1e6 and after["torch_dtype"] == "bfloat16"
+    assert after["text_config"]["rope_theta"] == 1e6
+    assert after["torch_dtype"] == "bfloat16"
     assert "rope_theta" not in after["vision_config"]
 
 
@@ -91,9 +92,11 @@ def test_a_tokenizer_has_the_class_and_the_list_that_transformers_4_reads(tiny_m
     tokenizer.save_pretrained(tmp_path)
     older_names.in_tokenizer(tmp_path)
     after = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert after["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in after
+    assert after["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in after
     assert after["additional_special_tokens"] == ["<|im_start|>", "<|im_end|>"]
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert type(again) is type(tokenizer) and again.all_special_ids == tokenizer.all_special_ids
+    assert type(again) is type(tokenizer)
+    assert again.all_special_ids == tokenizer.all_special_ids
     text = "<|im_start|>user\nturn on the lamp<|im_end|>"
     assert again(text).input_ids == tokenizer(text).input_ids
