@@ -40,9 +40,9 @@ def chat_signature() -> ModelSignature:
     """OpenAI's chat completion as an MLflow signature: `mlflow models serve` accepts and returns plain chat JSON.
 
     With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the request's columns (`messages` is a
-    list of dicts), and returns one dict. Keys outside the schema are dropped. MLflow's own schema lacks `model`, `seed`
-    and `max_completion_tokens`, and does not accept a `stop` that is a single text, nor a temperature of 2 for 2.0.
-    MLflow drops `params` that the signature does not have.
+    list of dicts), and returns one dict; what is in `PARAMS` may arrive as its `params` instead. Keys outside the
+    schema, and `params` outside `PARAMS`, are dropped. MLflow's own schema lacks `model`, `seed` and
+    `max_completion_tokens`, and does not accept a `stop` that is a single text, nor a temperature of 2 for 2.0.
     """
     columns = [
         ColSpec(AnyType(), column.name, required=False) if column.name in LOOSE else column
