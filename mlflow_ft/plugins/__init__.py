@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -173,7 +174,8 @@ class Plugins:
             sys.path.append(str(plugin.folder))  # last, so that it hides no other module
         began = time.perf_counter()
         try:
-            module = plugin.point.load()
+            with redirect_stdout(sys.stderr):  # a banner that it prints is not part of a command's output
+                module = plugin.point.load()
         except (Exception, SystemExit) as error:  # an import may raise anything
             described = Described(module=None, name=plugin.name, version=plugin.version)
             self._list(described, error=faults.sentence(error, hooks=self.arguments))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_ft.config.schema import Config, ModelSection
-from mlflow_ft.errors import ConfigError, ModelError
+from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.progress import Progress
 from mlflow_ft.values import MLFLOW_URIS, BaseModel
 
@@ -245,6 +245,24 @@ def _start(uri: str, file: Path) -> Start:
         return Start(uri=uri, folder=folder, base=None)
     if (folder / BASE_FILE).is_file():
         return Start(uri=uri, folder=folder, base=json.loads((folder / BASE_FILE).read_text(encoding="utf-8")))
-    settings = json.loads(file.read_text(encoding="utf-8"))  # written by PEFT
+    settings = _of_peft(file)
     base = {"name_or_path": settings.get("base_model_name_or_path"), "revision": settings.get("revision")}
     return Start(uri=uri, folder=folder, base=base)
+
+
+def _of_peft(file: Path) -> dict[str, Any]:
+    """The config of an adapter that PEFT has written.
+
+    Raises:
+        ModelError: it is not JSON, or another program's.
+    """
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} cannot be read: {brief(error)}", hint="save the adapter again") from error
+    if not isinstance(settings, dict) or "peft_type" not in settings:
+        raise ModelError(
+            f"{file} is not the config of an adapter in PEFT's format: it has no peft_type",
+            hint="MLX's adapters are merged by `mlx_lm.fuse`, which writes a whole model; save others with PEFT",
+        )
+    return settings

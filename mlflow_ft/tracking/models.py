@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from mlflow.types.schema import AnyType
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
@@ -30,6 +30,9 @@ LONGEST_MODEL_PARAM = 250
 LOOSE = ("stop", "temperature", "top_p", "frequency_penalty", "presence_penalty")
 """What the model checks by itself, because MLflow would take one type only."""
 EXTRA_INPUTS = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
+PARAMS = {"temperature": "double", "top_p": "double", "top_k": "long", "max_tokens": "long"} | EXTRA_INPUTS
+"""What a request may also give as one of MLflow's `params`, for all rows of a table. MLflow takes these from plain chat
+JSON as well, and none of several types, such as `stop`."""
 LONGEST_VERSION_TAG = 5000
 
 
@@ -37,15 +40,17 @@ def chat_signature() -> ModelSignature:
     """OpenAI's chat completion as an MLflow signature: `mlflow models serve` accepts and returns plain chat JSON.
 
     With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the request's columns (`messages` is a
-    list of dicts), and returns one dict. Keys outside the schema are dropped. MLflow's own schema lacks `model`, `seed`
-    and `max_completion_tokens`, and does not accept a `stop` that is a single text, nor a temperature of 2 for 2.0.
+    list of dicts), and returns one dict; what is in `PARAMS` may arrive as its `params` instead. Keys outside the
+    schema, and `params` outside `PARAMS`, are dropped. MLflow's own schema lacks `model`, `seed` and
+    `max_completion_tokens`, and does not accept a `stop` that is a single text, nor a temperature of 2 for 2.0.
     """
     columns = [
         ColSpec(AnyType(), column.name, required=False) if column.name in LOOSE else column
         for column in CHAT_MODEL_INPUT_SCHEMA
     ]
     columns += [ColSpec(kind, name, required=False) for name, kind in EXTRA_INPUTS.items()]
-    return ModelSignature(inputs=Schema(columns), outputs=CHAT_MODEL_OUTPUT_SCHEMA)
+    params = [ParamSpec(name, DataType[kind], None) for name, kind in PARAMS.items()]
+    return ModelSignature(inputs=Schema(columns), outputs=CHAT_MODEL_OUTPUT_SCHEMA, params=ParamSchema(params))
 
 
 @dataclass(frozen=True, kw_only=True)

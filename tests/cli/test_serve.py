@@ -118,10 +118,11 @@ def test_an_openai_client_works(server: Server) -> None:
     usage = answer.usage
     assert usage.completion_tokens == 4, "three words and the end token"
     assert usage.total_tokens == usage.prompt_tokens + 4
-    parts = [{"type": "text", "text": "blue lamp "}, {"type": "text", "text": "green"}]
-    same = server.say("base", messages=[{"role": "user", "content": parts}])
-    assert text_of(same) == text_of(answer)
-    assert same.usage.prompt_tokens == usage.prompt_tokens
+    parts = [{"type": "text", "text": "blue lamp"}, {"type": "text", "text": "green"}]
+    of_parts = server.say("base", messages=[{"role": "user", "content": parts}])
+    joined = server.say("base", messages=[{"role": "user", "content": "blue lamp\ngreen"}])  # as in training data
+    assert text_of(of_parts) == text_of(joined)
+    assert of_parts.usage.prompt_tokens == joined.usage.prompt_tokens
 
 
 def test_a_streamed_answer_is_the_same(server: Server) -> None:
@@ -156,6 +157,7 @@ def test_stop_texts_and_limits(server: Server) -> None:
         ({"messages": [{"content": "no role"}]}, 400, "`messages` must be a non-empty list"),
         ({"messages": 5}, 400, "`messages` must be a non-empty list"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, 400, "not text"),
         ({"messages": [{"role": "user", "content": "red " * 300}]}, 400, "the model reads 256"),
         ({"max_tokens": -1}, 400, "`max_tokens` is -1; it must be a whole number from 1 up"),
         ({"max_tokens": 1.5}, 400, "whole number"),
@@ -207,6 +209,8 @@ def test_mlflows_own_routes(server: Server) -> None:
     rows = [{"messages": ASKED, "model": "base"}, {"messages": ASKED, "model": "two"}]
     answers = server.invoke(dataframe_records=rows).json()["predictions"]
     assert [reply["model"] for reply in answers] == ["base", "two"]
+    answers = server.invoke(dataframe_records=rows, params={"max_tokens": 1}).json()["predictions"]
+    assert [reply["usage"]["completion_tokens"] for reply in answers] == [1, 1]
     refused = server.invoke(messages=ASKED, model="three")
     assert refused.status_code == 404
     assert "available models: one, two, base" in refused.json()["message"]

@@ -92,6 +92,15 @@ def test_a_slow_import_is_timed_and_noted(install: Install) -> None:
     assert quick.notes == ()
 
 
+def test_what_its_import_prints_is_not_in_a_commands_output(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("ft_banner", 'print("Will patch your computer")\n' + GOOD.format(name="quiet"))
+    assert info(plugins.load({}), "ft_banner").status == "active"
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "Will patch your computer\n")
+
+
 def test_what_it_provides_is_listed(install: Install) -> None:
     install("ft_good", GOOD.format(name="good") + "\n@hookimpl\ndef after_evaluate(job):\n    pass\n")
     good = info(plugins.load({}), "ft_good")

@@ -106,6 +106,22 @@ def test_an_adapter_that_peft_wrote_by_itself(tiny_model: Path, tmp_path: Path) 
     assert base.tokenizer == tiny_model  # theirs has none
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\ufeff{}", "cannot be read: .*BOM"),
+        ("", "cannot be read"),
+        ("[]", "it has no peft_type"),
+        ('{"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0}}', "it has no peft_type"),
+    ],
+    ids=["mark", "empty", "list", "mlx"],
+)
+def test_a_config_that_is_not_pefts_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match=words):
+        init_from.read(str(tmp_path))
+
+
 def nameless(folder: Path) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))

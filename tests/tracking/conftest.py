@@ -194,7 +194,8 @@ class Echo(PythonModel):
         self.weights = sorted(__import__("os").listdir(context.artifacts["weights"]))
 
     def predict(self, context, model_input, params=None):
-        request = model_input.iloc[0].to_dict()
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        request = {**model_input.iloc[0].to_dict(), **given}
         text = self.greeting + request["messages"][-1]["content"]
         message = {"role": "assistant", "content": f"{text} {request.get('max_tokens')} {request.get('temperature')}"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}

@@ -11,13 +11,12 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from mlflow_ft.engine.hub import quiet_transformers
-from mlflow_ft.engine.models import generation, loading
+from mlflow_ft.engine.models import generation, loading, older_names
 from mlflow_ft.engine.tokens import room, tokenizers
 
-TOKENIZER = "tokenizer_config.json"
 FILES = (
     "tokenizer.json",
-    TOKENIZER,
+    older_names.TOKENIZER,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -36,7 +35,7 @@ def copy(adapter: Path, base: Path, folder: Path, *, generates: bool = True) -> 
 
     The adapter's tokenizer is preferred, because its chat template was used in training.
     """
-    own = (adapter / TOKENIZER).is_file() or (adapter / "tokenizer.json").is_file()
+    own = (adapter / older_names.TOKENIZER).is_file() or (adapter / "tokenizer.json").is_file()
     copy_files(adapter if own else base, folder)
     if generates:
         _write_ends(adapter, base, folder)
@@ -49,6 +48,7 @@ def copy_files(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
     if (source / TEMPLATES).is_dir():
         shutil.copytree(source / TEMPLATES, folder / TEMPLATES, dirs_exist_ok=True)
+    older_names.in_tokenizer(folder)
 
 
 def pad_with(token: str, folder: Path) -> None:
@@ -61,6 +61,7 @@ def pad_with(token: str, folder: Path) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizers.choose_pad_token(tokenizer, asked=token, rows=room.tokens(folder))
     tokenizer.save_pretrained(folder)
+    older_names.in_tokenizer(folder)
     settings = dict(generation.read(folder).settings)
     if settings:
         generation.write(settings | {"pad_token_id": tokenizer.pad_token_id}, folder)
@@ -83,7 +84,7 @@ def _write_ends(adapter: Path, base: Path, folder: Path) -> None:
 
 
 def _of_tokenizer(folder: Path) -> Iterator[int]:
-    if (folder / TOKENIZER).is_file():
+    if (folder / older_names.TOKENIZER).is_file():
         with quiet_transformers():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.eos_token_id is not None:

@@ -24,7 +24,7 @@ from mlflow_ft.engine.adapters.fitting import FAILURES, Say, silent
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.merging import journal_files, stored_parts, stream_merge
 from mlflow_ft.engine.merging.stream_merge import Merge, Plan
-from mlflow_ft.engine.models import own_quantization, skeleton
+from mlflow_ft.engine.models import older_names, own_quantization, skeleton
 from mlflow_ft.engine.models.loading import load_base, quantization, quiet_peft, saved_dtype, with_adapter
 from mlflow_ft.engine.models.skeleton import UnsuitedError
 from mlflow_ft.engine.tokens import room, vocabulary
@@ -188,3 +188,4 @@ def _save(model: Any, dtype: torch.dtype, folder: Path) -> None:
             tensor.data = tensor.data.to(dtype)
     with quiet_transformers():
         model.save_pretrained(folder)
+    older_names.add(model.config, folder)

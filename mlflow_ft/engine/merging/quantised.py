@@ -20,7 +20,7 @@ from mlflow_ft.engine import hardware
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.judging.reference import Loaded
 from mlflow_ft.engine.merging import companions
-from mlflow_ft.engine.models import generation, lacking, loading
+from mlflow_ft.engine.models import generation, lacking, loading, older_names
 from mlflow_ft.errors import ModelError, brief
 
 HEADS = ["lm_head", "embed_out", "output", "score"]
@@ -47,6 +47,7 @@ def write(source: Path, folder: Path, *, quantize: Literal["int8", "nf4"]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         model.save_pretrained(folder)
+    older_names.add(model.config, folder)
     companions.copy_files(source, folder)
     (folder / generation.FILE).unlink(missing_ok=True)  # transformers writes its own reading of it
     generation.copy(source, folder)

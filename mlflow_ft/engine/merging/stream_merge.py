@@ -29,7 +29,7 @@ from mlflow_ft.engine.merging import bnb_files, stored_parts, tensor_files
 from mlflow_ft.engine.merging.journal_files import Journal
 from mlflow_ft.engine.merging.rounding import Rounding
 from mlflow_ft.engine.merging.tensor_files import Entry, ModelFiles
-from mlflow_ft.engine.models import generation, lacking, skeleton
+from mlflow_ft.engine.models import generation, lacking, older_names, skeleton
 from mlflow_ft.engine.models.skeleton import Skeleton, UnsuitedError
 from mlflow_ft.errors import FineTuneError, ModelError, RefusedError, brief
 from mlflow_ft.rows import Task
@@ -288,4 +288,5 @@ def write_config(plan: Plan, folder: Path) -> None:
     if plan.untied:
         config.tie_word_embeddings = False
     config.save_pretrained(folder)
+    older_names.add(config, folder)
     generation.copy(plan.merge.base, folder)

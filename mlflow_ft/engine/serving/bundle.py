@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from mlflow_ft.engine import own_code
 from mlflow_ft.engine.adapters import files
-from mlflow_ft.engine.models import generation, loading, text_part
+from mlflow_ft.engine.models import generation, loading, older_names, text_part
 from mlflow_ft.engine.tokens import masking, room, vocabulary
 from mlflow_ft.errors import RefusedError
 from mlflow_ft.rows import Encoded
@@ -69,6 +69,7 @@ def complete(job: Job, data: Data, folder: Path, *, base: BaseModel | None = Non
     An adapter uses the generation settings of its `base`, as in training; end tokens are added.
     """
     data.tokenizer.save_pretrained(folder)
+    older_names.in_tokenizer(folder)
     own_code.leave_out(folder)
     if job.task == "score":
         return  # it generates nothing

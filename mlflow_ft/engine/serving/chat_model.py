@@ -67,8 +67,7 @@ class ChatModel(PythonModel):
         self.end_tokens = ends if isinstance(ends, list) else [ends]
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        answer = self.score if self.scores else self.complete
-        answers = [answer(request) for request in as_requests(model_input, params)]
+        answers = [(self.score if self.scores else self.complete)(given) for given in as_requests(model_input, params)]
         return answers[0] if len(answers) == 1 else answers
 
     @torch.no_grad()
@@ -137,8 +136,8 @@ def checked(request: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
         values[name] = int(value) if integer else float(value)  # as transformers requires
     if 0 < (temperature := values.get("temperature", 0.0)) < LOWEST:
         raise refused(f"`temperature` is {temperature}; it must be 0, which is greedy, or at least {LOWEST}")
-    if unsupported := next((name for name in NOT_OFFERED if request.get(name)), ""):
-        raise refused(f"`{unsupported}` is not supported")
+    for name in filter(request.get, NOT_OFFERED):
+        raise refused(f"`{name}` is not supported")
     stops = [request["stop"]] if isinstance(request.get("stop"), str) else request.get("stop") or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise refused(f"`stop` is {stops!r}; it must be a string, or a list of strings")
@@ -150,12 +149,14 @@ def checked(request: dict[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
 
 
 def turns(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a request, without null values."""
-    messages = request.get("messages")
-    valid = isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)
-    if not messages or not valid:
-        raise refused("`messages` must be a non-empty list of objects with role and content")
-    return [{key: value for key, value in turn.items() if value is not None} for turn in messages]
+    """The messages of a request, without null values; OpenAI's role `developer` is `system`, as in training data."""
+    given = request["messages"] if isinstance(request.get("messages"), list) else []
+    known = (turn for turn in given if isinstance(turn, dict) and isinstance(turn.get("role"), str))
+    said = [turn for turn in known if turn.get("tool_calls") or isinstance(turn.get("content"), str)]
+    if not said or len(said) < len(given):
+        raise refused("`messages` must be a non-empty list of objects with role and content, which are text")
+    named = ({**turn, "role": turn["role"].replace("developer", "system")} for turn in said)
+    return [{key: value for key, value in turn.items() if value is not None} for turn in named]
 
 
 def with_objects(turn: dict[str, Any]) -> dict[str, Any]:
@@ -172,13 +173,12 @@ def with_objects(turn: dict[str, Any]) -> dict[str, Any]:
 def as_requests(model_input: Any, params: Any) -> list[dict[str, Any]]:
     """A request, a list of requests or a table with a column `messages`, as a list of requests."""
     given = model_input.to_dict(orient="records") if hasattr(model_input, "to_dict") else model_input
-    return [{**(params or {}), **plain(request)} for request in (given if isinstance(given, list) else [given])]
+    return [plain(params or {}) | plain(request) for request in (given if isinstance(given, list) else [given])]
 
 
 def plain(value: Any) -> Any:
     """A table's values as lists and dicts; missing values (None, NaN) are removed from dicts."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value
     if hasattr(value, "model_dump"):
         value = value.model_dump(exclude_none=True)
     if isinstance(value, dict):

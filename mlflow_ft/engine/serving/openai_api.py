@@ -105,13 +105,17 @@ def _read(body: bytes) -> dict[str, Any]:
 
 
 def _as_text(turn: Any) -> Any:
-    """A message with its list of text parts joined into one text."""
+    """A message with its list of text parts joined into one text, as in training data."""
     parts = turn.get("content") if isinstance(turn, dict) else None
     if not isinstance(parts, list):
         return turn
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+    if not all(_is_text(part) for part in parts):
         raise chat_model.refused("a part of a message is not text; only text is supported")
-    return {**turn, "content": "".join(str(part.get("text", "")) for part in parts)}
+    return {**turn, "content": "\n".join(part["text"] for part in parts)}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _ending(stopping: threading.Event) -> Watch:

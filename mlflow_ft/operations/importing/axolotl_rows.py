@@ -38,6 +38,8 @@ def rows(draft: Draft) -> None:
     """Training and held-out rows."""
     sections = [name for name in ("datasets", "pretraining_dataset") if draft.below(name) or draft.has(name)]
     sources = [source for section in sections for source in _entries(draft, section)]
+    for source in sources if sections == ["pretraining_dataset"] else ():
+        source.about = "streamed there; here it is read whole, unless data.max_rows limits it"
     put(draft, sources)
     held_out = _entries(draft, "test_datasets")
     size = draft.number("val_set_size") or 0

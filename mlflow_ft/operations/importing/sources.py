@@ -53,14 +53,16 @@ def put(draft: Draft, sources: Sequence[Source], *, weighted: bool = False) -> N
         return
     for source in sources:
         read_split(draft, source)
-    keys = [source.key for source in sources]
+    read = {source.path: source for source in reversed(sources)}
+    for again in (source for source in sources if read[source.path] is not source):
+        draft.refuse(again.key, f"{again.path} is named before, and read once: write its parts to files")
+    keys = [source.key for source in sources if read[source.path] is source]
     about = "; ".join(dict.fromkeys(filter(None, (source.about for source in sources))))
-    paths = [source.path for source in sources]
+    paths = list(dict.fromkeys(source.path for source in sources))
     if weighted:
-        mixture = {source.path: source.weight or 1.0 for source in sources}
-        draft.set("data.path", mixture, *keys, about=about)
+        draft.set("data.path", {path: read[path].weight or 1.0 for path in paths}, *keys, about=about)
     else:
-        draft.set("data.path", paths[0] if len(paths) == 1 else list(dict.fromkeys(paths)), *keys, about=about)
+        draft.set("data.path", paths[0] if len(paths) == 1 else paths, *keys, about=about)
     formats = {source.format for source in sources}
     if len(formats) == 1 and formats != {"auto"}:
         draft.set("data.format", formats.pop(), *keys[:1])

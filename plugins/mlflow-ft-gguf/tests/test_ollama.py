@@ -112,6 +112,14 @@ def test_it_renders_the_same_as_the_models_own(tokenizer: Any, tmp_path: Path, t
         assert Go(match[1], talk).block() == own
 
 
+def test_a_folder_without_generation_settings_stops_at_the_end_tokens_of_model_and_tokenizer(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    assert ollama.end_texts(tokenizer, tmp_path) == ["<|im_end|>"]
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0}))
+    assert ollama.end_texts(tokenizer, tmp_path) == ["<unk>", "<|im_end|>"]
+
+
 def test_a_template_that_ollama_cannot_express_is_not_written(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = NUMBERED
     assert ollama.modelfile(tokenizer, tmp_path, "model.gguf") is None

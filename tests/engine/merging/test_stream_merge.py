@@ -141,7 +141,8 @@ def test_rounding_comes_once_at_the_end(
     merged = by_stream(bases["plain"], tmp_path / "adapter", tmp_path / "out", dtype=dtype)
     same(merged, by_peft(bases["plain"], tmp_path / "adapter", tmp_path / "peft", dtype=dtype))
     assert {weight.dtype for weight in merged.values()} == {dtype}
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == str(dtype).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("name", ["plain", "tied"])

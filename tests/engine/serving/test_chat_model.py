@@ -132,6 +132,13 @@ def test_a_table_of_requests_and_params(chat: Any, question: tuple[list[dict[str
     assert chat.predict(None, rows[:1], {"max_tokens": 1})["usage"]["completion_tokens"] == 1
 
 
+def test_a_developer_is_the_system_as_in_training_data(code: Any) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    read = code.turns({"messages": [{"role": "developer", "content": "Be brief."}, call]})
+    assert read[0] == {"role": "system", "content": "Be brief."}
+    assert "content" not in read[1]
+
+
 def test_max_tokens(chat: Any, question: tuple[list[dict[str, str]], str]) -> None:
     whole = chat.predict(None, {"messages": question[0]})
     for key in ("max_tokens", "max_completion_tokens"):
@@ -186,6 +193,9 @@ def test_a_watched_answer_is_told_token_by_token_and_ends_on_demand(
     [
         ({"messages": []}, "`messages` must be a non-empty list"),
         ({"messages": ["hello"]}, "`messages` must be a non-empty list"),
+        ({"messages": [{"role": "user", "content": None}]}, "objects with role and content, which are text"),
+        ({"messages": [{"role": "user", "content": 5}]}, "objects with role and content, which are text"),
+        ({"messages": [{"role": None, "content": "red"}]}, "objects with role and content, which are text"),
         ({"max_tokens": 0}, "`max_tokens` is 0; it must be a whole number from 1 up"),
         ({"max_tokens": float("inf")}, "`max_tokens` is inf"),
         ({"max_completion_tokens": 2.5}, "`max_completion_tokens` is 2.5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +97,7 @@ def test_new_tokens_train_and_what_is_saved_agrees(
     (fold.merge if trained.adapter else fold.copy_model)(setup.job, trained, folder)
     bundle.complete(setup.job, setup.data, folder)
     alone, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["rope_theta"] == alone.config.rope_parameters["rope_theta"]
     assert parity.compare(alone, reference)["kl_max"] < 1e-9
     assert len(tokenizer) == base.tokens + 2
     for layer in ("get_input_embeddings", "get_output_embeddings"):

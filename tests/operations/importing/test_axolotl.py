@@ -206,3 +206,10 @@ def test_a_template_that_its_type_does_not_read_is_not_needed(imports: Import) -
     result = imports("base_model: m\ndatasets:\n- path: a.jsonl\n  type: alpaca\n  chat_template: chatml\n")
     assert result.status["datasets[0].chat_template"] == "not needed"
     assert "### Response:" in result.flat["data.chat_template"]
+
+
+def test_texts_that_were_streamed_are_read_whole(imports: Import) -> None:
+    result = imports("base_model: m\npretraining_dataset:\n- {path: who/web, type: pretrain}\nmax_steps: 20\n")
+    assert result.flat["data.path"] == "who/web"
+    assert result.status["pretraining_dataset[0].path"] == "approximated"
+    assert "data.max_rows" in result.note["pretraining_dataset[0].path"]

@@ -32,6 +32,16 @@ def test_a_part_of_a_set_is_a_share_of_the_mixture(imports: Import) -> None:
     assert mixer.status["dataset_mixer.who/b"] == "approximated"
 
 
+def test_two_parts_of_one_set_are_not_one_source_with_the_weight_of_the_second(imports: Import) -> None:
+    parts = MIXTURE.replace("who/b, config: small, split: extra, weight: 1.0", "who/a, split: other, weight: 0.25")
+    result = imports(parts.replace("columns: [messages], weight: 1.0", "weight: 0.5"), tool="trl")
+    assert result.flat["data.path"] == {"who/a": 0.5}
+    assert result.status["dataset_mixture.datasets[0].id"] == "mapped"
+    assert result.status["dataset_mixture.datasets[1].id"] == "refused"
+    twice = imports("base_model: m\ndatasets:\n- {path: who/a, type: alpaca}\n- {path: who/a, type: alpaca}\n")
+    assert twice.status["datasets[1].path"] == "refused"
+
+
 def test_names_of_older_versions(imports: Import) -> None:
     result = imports(
         f"{MIXER}tokenizer_name_or_path: other\nvllm_guided_decoding_regex: a+\nnum_generations: 8\n", tool="trl"

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_ft.engine.models import loading
+
 SYSTEM, USER, ASSISTANT, LAST = "\u27e8system\u27e9", "\u27e8user\u27e9", "\u27e8assistant\u27e9", "\u27e8last\u27e9"
 Messages = list[dict[str, str]]
+ENDS = ("generation_config.json", "config.json")
+"""The files that may name the end tokens: the first that is there is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +145,11 @@ def _quoted(text: str) -> str:
 
 
 def end_texts(tokenizer: Any, source: Path) -> list[str]:
-    """The tokens that end an answer, as text."""
-    settings = json.loads((source / "generation_config.json").read_text(encoding="utf-8"))
-    ends = settings.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    return [tokenizer.decode([end]) for end in ends if end is not None]
+    """The tokens that end an answer, as text: those of the model's settings, and the tokenizer's."""
+    file = next((source / name for name in ENDS if (source / name).is_file()), None)
+    settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    ends = [*loading.token_ids(settings.get("eos_token_id")), *loading.token_ids(tokenizer.eos_token_id)]
+    return [tokenizer.decode([end]) for end in dict.fromkeys(ends)]
 
 
 def _adds_bos(tokenizer: Any) -> bool:
