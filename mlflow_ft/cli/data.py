@@ -134,7 +134,7 @@ def _print_report(prepared: CheckedData) -> None:
     """Print the findings as a table, with example rows, then the checks that found nothing."""
     import sys
 
-    from mlflow_ft.preparing.checking import BY_TEXT, UNWRITTEN
+    from mlflow_ft.preparing.checking import ADVISED, BY_TEXT
     from mlflow_ft.progress import Progress
 
     output = Progress(stream=sys.stdout)
@@ -148,7 +148,7 @@ def _print_report(prepared: CheckedData) -> None:
     for check in prepared.report.checks:
         for example in check.examples if check.count else ():
             output.say(f"{check.name}: {example['file']}:{example['line']}  {example.get('message', '')}".rstrip())
-        if check.count and check.name == UNWRITTEN:
+        if check.count and check.name in ADVISED:
             output.say(f"{check.name}: {check.remedy}")
     clean = ", ".join(check.name for check in prepared.report.checks if not check.count)
     output.say(f"nothing found: {clean}")

@@ -81,10 +81,11 @@ class DataSection(Section):
     """A file, a folder, a Hub id, an MLflow URI, or `demo`; several as `[a, b]`, a mixture as `{a: 0.7, b: 0.3}`.
     `data` alone means this."""
     subset: str | None = None
-    """Configuration name of a Hub data set."""
+    """Configuration name of a Hub data set, or of a folder whose README.md names some; refused where no source has
+    any."""
     split: str = "train"
-    """Split of a Hub data set, of a saved data set, or of a folder whose files are named by split; refused where no
-    source has splits."""
+    """Split of a Hub data set, of a saved data set, or of a folder whose files or README.md name splits; refused where
+    no source has splits."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
     format: str = "auto"

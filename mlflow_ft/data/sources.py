@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from mlflow_ft.config.schema import DataSection
-from mlflow_ft.data import hub, split_names
+from mlflow_ft.data import cards, folders, hub
+from mlflow_ft.data.folders import exists
 from mlflow_ft.data.reading import readers
 from mlflow_ft.data.reading.readers import Unreadable
 from mlflow_ft.data.reading.shapes import Shape
@@ -61,6 +61,8 @@ class Source:
     settings: DataSection
     shape: Shape | None = None
     """Where the rows are in its files, when they are not simply the files' objects."""
+    remark: str = ""
+    """What decided which files of a folder are read, in words."""
 
     def rows(self) -> Iterator[Row | Unreadable]:
         """Every row in order, at most `data.max_rows`.
@@ -151,19 +153,37 @@ def check_split(settings: DataSection) -> None:
         )
 
 
+def check_subset(settings: DataSection) -> None:
+    """Check that `data.subset` chooses among something.
+
+    Raises:
+        DataError: all sources are files, or folders without a README.md that names subsets.
+    """
+    train, held_out = paths(settings)
+    if settings.subset is not None and not any(map(_may_have_subsets, (*train, *([held_out] if held_out else ())))):
+        raise DataError(
+            f"data.subset {settings.subset!r} chooses nothing: no source has subsets",
+            hint="it is for data sets on the Hub, and for folders whose README.md names some; name the files to read",
+        )
+
+
+def _may_have_subsets(asked: str) -> bool:
+    path = _path(asked)
+    return not is_local(asked) or not exists(path) or (path.is_dir() and bool(cards.subsets(path)))
+
+
 def _may_have_splits(asked: str) -> bool:
     path = _path(asked)
-    if not is_local(asked) or not _exists(path):
+    if not is_local(asked) or not exists(path):
         return True
     if path.is_dir():
-        named = any(split_names.split_of(file.relative_to(path)) for file in _walk(asked, path))
-        return named or (path / "dataset_dict.json").is_file()
+        return folders.has_splits(asked, path)
     return readers.is_object(path)  # lists of rows may be named by split
 
 
 def is_local(asked: str) -> bool:
     """Whether it is an existing file or folder, or can only be the name of one."""
-    return _exists(_path(asked)) or asked.startswith((".", "/", "~")) or readers.known(Path(asked))
+    return exists(_path(asked)) or asked.startswith((".", "/", "~")) or readers.known(Path(asked))
 
 
 def _path(asked: str) -> Path:
@@ -173,21 +193,14 @@ def _path(asked: str) -> Path:
         return Path(asked)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # the name is too long for a file
-        return False
-
-
 def _local(asked: str, path: Path, settings: DataSection, *, uri: str = "") -> Source:
-    if not _exists(path):
+    if not exists(path):
         raise DataError(
             f"the data file {asked!r} does not exist",
             hint=f"looked in {Path.cwd()}; under `mlflow run`, relative paths start at the project's folder",
         )
     folder = path.is_dir()
-    data_files = _in_folder(asked, path, settings) if folder else [path]
+    data_files, remark = folders.chosen(asked, path, settings) if folder else ([path], "")
     for file in data_files:
         readers.check_kind(file, asked)
     names = [file.relative_to(path).as_posix() if folder else file.name for file in data_files]
@@ -195,7 +208,9 @@ def _local(asked: str, path: Path, settings: DataSection, *, uri: str = "") -> S
         SourceFile(name=name, shown=f"{asked.rstrip('/')}/{name}" if folder else asked, path=file)
         for name, file in zip(map(_check_name, names), data_files, strict=True)
     ]
-    return Source(asked=asked, kind="local", files=tuple(files), uri=uri or str(path.resolve()), settings=settings)
+    return Source(
+        asked=asked, kind="local", files=tuple(files), uri=uri or str(path.resolve()), settings=settings, remark=remark
+    )
 
 
 def _check_name(name: str) -> str:
@@ -212,60 +227,6 @@ def _sha256(file: Path) -> str:
         return file_hash(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-
-
-def _in_folder(asked: str, folder: Path, settings: DataSection) -> list[Path]:
-    """The files of a folder with rows of the requested split, sorted by path."""
-    saved = hub.saved_files(folder, asked, settings)
-    if saved is not None:
-        return saved
-    data_files = sorted(_walk(asked, folder))
-    if not data_files:
-        raise DataError(
-            f"the folder {asked!r} contains no data file",
-            hint=f"known kinds: {', '.join(readers.READERS)}, also .gz .zst",
-        )
-    by_split = {file: split_names.split_of(file.relative_to(folder)) for file in data_files}
-    named = set(by_split.values()) - {None}
-    if not named:
-        return data_files
-    wanted = next((name for name, words in split_names.WORDS.items() if settings.split in words), settings.split)
-    # among files that are named by split, one that is not is for training
-    chosen = [file for file in data_files if (by_split[file] or "train") == wanted]
-    if not chosen:
-        raise DataError(
-            f"the folder {asked!r} has no file of the split {settings.split!r}",
-            hint=f"its splits are {', '.join(sorted({split or 'train' for split in by_split.values()}))}: "
-            "name one with --data.split",
-        )
-    return chosen
-
-
-def _walk(asked: str, folder: Path) -> Iterator[Path]:
-    """Every data file below a folder, following links but visiting each folder once; hidden files are skipped."""
-    seen = set()
-    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        status = Path(root).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            file = Path(root, name)
-            if name.startswith(".") or name in hub.DESCRIPTIONS or not readers.known(file):
-                continue
-            if file.is_symlink() and not _exists(file):
-                shown = f"{asked.rstrip('/')}/{file.relative_to(folder).as_posix()}"
-                raise DataError(
-                    f"{shown} is a link to a file that does not exist", hint="download the file, or remove the link"
-                )
-            if file.is_file():
-                yield file
-
-
-def _refuse(error: OSError) -> None:
-    raise DataError(f"the folder {error.filename} cannot be read: {error.strerror or error}") from error
 
 
 def _from_mlflow(asked: str, settings: DataSection) -> Source:

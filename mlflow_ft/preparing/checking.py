@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,9 @@ class Side:
 
 
 def full_report(
-    config: Config, train: Side, held: Side, *, registry: Registry, plugins: Plugins
+    config: Config, train: Side, held: Side, *, more: Iterable[CheckResult] = (), registry: Registry, plugins: Plugins
 ) -> tuple[Report, Removable]:
-    """Compare both sides and report it with what the pass found and what was left out."""
+    """Compare both sides and report it with `more` findings, what the pass found and what was left out."""
     comparing = [check for check in chosen_checks(registry, config.checks.names) if check.compare is not None]
     quality = Quality(comparing, config.checks)
     against = [*_as_checked(held, config), *benchmarks.read(config, plugins=plugins, registry=registry)]
@@ -57,7 +57,8 @@ def full_report(
     for partial in (inspected, compared):
         for index, names in partial.removable().items():
             removable[index] = (*removable.get(index, ()), *names)
-    results = [*inspected.checks, *compared.checks, *_left_out(train.stored, config), *_unwritten(train.stored, config)]
+    results = [*inspected.checks, *compared.checks, *more]
+    results += [*_left_out(train.stored, config), *_unwritten(train.stored, config)]
     results.sort(key=lambda result: (SEVERITIES.index(result.severity), not result.count))
     return Report(rows=train.stored.read, checks=tuple(results)), removable
 
@@ -103,6 +104,9 @@ def _left_out(stored: PreparedRows, config: Config) -> Iterator[CheckResult]:
 
 
 UNWRITTEN = "unwritten-thoughts"
+OPENED = "opened-thoughts"
+ADVISED = (UNWRITTEN, OPENED)
+"""Checks whose remedy is printed with the finding."""
 
 
 def _unwritten(stored: PreparedRows, config: Config) -> Iterator[CheckResult]:

@@ -14,7 +14,7 @@ from mlflow_ft.config.schema import Config
 from mlflow_ft.data import fingerprint, sources, split, store, turns
 from mlflow_ft.errors import DataError, Problem
 from mlflow_ft.plugins import Plugins
-from mlflow_ft.preparing import checking, one_pass, prepared
+from mlflow_ft.preparing import checking, one_pass, opened_thoughts, prepared
 from mlflow_ft.preparing.checking import Removable, Side
 from mlflow_ft.preparing.one_pass import LeftOut
 from mlflow_ft.preparing.prepared import Preparation, PreparedRows
@@ -98,7 +98,8 @@ def prepare(
         Side(stored=held or train, indices=out, by_text=by_text),
     )
     _check_prompt(sides[0], tokenizer)
-    report, removable = checking.full_report(config, *sides, registry=registry, plugins=plugins)
+    more = opened_thoughts.find(sides[0], config, tokenizer)
+    report, removable = checking.full_report(config, *sides, more=more, registry=registry, plugins=plugins)
     names = [source.asked for source in train.sources]
     return CheckedData(
         data=replace(_data(config, sides, tokenizer), report=report),

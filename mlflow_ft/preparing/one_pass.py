@@ -107,9 +107,10 @@ def open_sources(
 
     Raises:
         DataError: a source is missing, empty, of unknown format, or of a different kind than the others; or none has
-            the splits of which `data.split` names one.
+            the splits or subsets of which `data.split` and `data.subset` name one.
     """
     sources.check_split(settings)
+    sources.check_subset(settings)
     recogniser = Recogniser(settings=settings, plugins=plugins, registry=registry)
     opened = [sources.open_source(path, settings) for path in paths]
     understood, refusal = [], None

@@ -35,7 +35,18 @@ CODE = (
     *("rows.py", "hashes.py", "wording.py", "values/report.py"),
     *(
         f"data/{name}.py"
-        for name in ("fingerprint", "hub", "pieces", "quality", "sources", "split_names", "store", "turns")
+        for name in (
+            "cards",
+            "fingerprint",
+            "folders",
+            "hub",
+            "pieces",
+            "quality",
+            "sources",
+            "split_names",
+            "store",
+            "turns",
+        )
     ),
     *("data/reading/*.py", "data/recognising/*.py"),
     *(f"engine/tokens/{name}.py" for name in TOKENS),

@@ -16,7 +16,7 @@ from mlflow_ft.data.sources import Source
 from mlflow_ft.errors import DataError, Problem, RefusedError
 from mlflow_ft.job import Job
 from mlflow_ft.preparing import dataset, fix, guards, show
-from mlflow_ft.preparing.checking import BY_TEXT, UNWRITTEN
+from mlflow_ft.preparing.checking import ADVISED, BY_TEXT
 from mlflow_ft.preparing.dataset import CheckedData
 from mlflow_ft.preparing.fix import Cleaned
 from mlflow_ft.preparing.show import ShownRow
@@ -171,7 +171,7 @@ def _report_found(checked: CheckedData, progress: Progress) -> None:
     for check in checked.report.worst("warn"):
         if check.name == "over-max-length":
             continue  # reported above, for each side
-        progress.warn(f"{check.name}: {summary(check)}" + (f"; {check.remedy}" if check.name == UNWRITTEN else ""))
+        progress.warn(f"{check.name}: {summary(check)}" + (f"; {check.remedy}" if check.name in ADVISED else ""))
 
 
 def _report_cut(checked: CheckedData, side: str, progress: Progress) -> None:

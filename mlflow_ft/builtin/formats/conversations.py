@@ -137,8 +137,16 @@ def from_pair(
     return convert
 
 
-from_alpaca = from_pair(("instruction",), ("output",))
-"""`{"instruction": "...", "input": "... or empty", "output": "..."}`; optionally `system` and `history`."""
+_ALPACA = from_pair(("instruction",), ("output",))
+
+
+def from_alpaca(values: Mapping[str, Any]) -> Example:
+    """`{"instruction": "...", "input": "... or empty", "output": "..."}`; optionally `system` and `history`.
+
+    One of instruction and input may be empty or null.
+    """
+    is_input = "instruction" in values and values["instruction"] is None and values.get("input") is not None
+    return _ALPACA({**values, "instruction": ""} if is_input else values)
 
 
 def prompt_in(values: Mapping[str, Any], column: str) -> list[Message]:
@@ -221,7 +229,7 @@ def question(values: Mapping[str, Any], column: str) -> str:
         if context_column != column and values.get(context_column) is not None:
             context = text(values, context_column)
             if context.strip() and not (column == "prompt" and context in prompt):  # a prompt often contains it
-                prompt = f"{prompt}\n\n{context}"
+                prompt = f"{prompt}\n\n{context}" if prompt.strip() else context
     return prompt
 
 

@@ -25,6 +25,9 @@ WEAK = frozenset({"text", "prompt-only"})
 """Formats of a single column, chosen only where no row has more."""
 FULL = ("preference", "messages", "sharegpt")
 """Formats that win over another form of the same question."""
+ALIKE = {frozenset(names): names for names in (("messages", "sharegpt"), ("alpaca", "instruction-response"))}
+"""Pairs of formats that read each other's rows in the same way: of conversations, and of rows whose instruction is
+empty."""
 TARGETS = ("label", "labels", "target", "targets", "answer", "answers", "summary", "role")
 """Columns that show that a text is to be classified, answered or summarised, not learned by itself."""
 
@@ -48,8 +51,9 @@ class Detector:
         if not by_row:
             return None
         fitting = [name for name in by_row[0] if all(name in names for names in by_row)]
-        if {name for names in by_row for name in names} == {"messages", "sharegpt"}:  # they are read alike
-            fitting = [max(("messages", "sharegpt"), key=[name for names in by_row for name in names].count)]
+        everything = [name for names in by_row for name in names]
+        if len(fitting) != 1 and frozenset(everything) in ALIKE:
+            fitting = [max(ALIKE[frozenset(everything)], key=everything.count)]
         if not fitting:
             raise _several(by_row, len(sample))
         if len(fitting) > 1:

@@ -12,11 +12,15 @@ from typing import Any
 
 from mlflow_ft import Message
 from mlflow_ft.builtin.formats.thoughts import written
-from mlflow_ft.builtin.formats.values import check_json, from_json, from_literal, named, shown
+from mlflow_ft.builtin.formats.values import check_json, from_json, from_literal, key_in, listed, named, shown
 
 TOOL_COLUMNS = ("tools", "functions")
 SCHEMA_KEYS = ("input_schema", "inputSchema")
 """What Anthropic and MCP call a tool's `parameters`."""
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs")
+"""Where a call has its arguments; `args` is LangChain's name, `input` Anthropic's."""
+_CALL_KEYS = ("name", "id", "index", "type", "description", "status", "function", "call_id", "tool_call_id")
+"""What else a call may have; under any other key there may be arguments."""
 Tools = tuple[Mapping[str, Any], ...]
 _BETWEEN = re.compile(r"(?:\s|,|</?tool_call>)*")
 _JSON = json.JSONDecoder()
@@ -36,9 +40,23 @@ def _call(call: Any) -> dict[str, Any]:
     function = _function(call)
     if function is None:
         raise ValueError("has a tool call without the name of a function")
-    arguments = _arguments(function.get("arguments", function.get("parameters")))
+    arguments = _arguments(_given(function, call))
     rest = {"id": call["id"]} if call.get("id") is not None else {}
     return {"type": "function", **rest, "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _given(function: Mapping[str, Any], call: Mapping[str, Any]) -> Any:
+    """What a call gives its function: in the function, or beside it."""
+    for values in (function, call):
+        if key := key_in(values, ARGUMENT_KEYS):
+            return values[key]
+    others = [key for key, value in function.items() if value is not None and key not in (*ARGUMENT_KEYS, *_CALL_KEYS)]
+    if others:
+        raise ValueError(
+            f"has a tool call without `arguments`, but with {listed(f'`{key}`' for key in others)}; "
+            'write the call as {"name": "...", "arguments": {...}}'
+        )
+    return None
 
 
 def _arguments(given: Any) -> Mapping[str, Any]:
@@ -118,10 +136,24 @@ def _after_tags(text: str, place: int) -> int:
 
 
 def _numbered(listed: Sequence[Any]) -> list[dict[str, Any]]:
-    tool_calls = [_call(call) for call in listed]
-    for number, call in enumerate(tool_calls):
-        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates require
-    return tool_calls
+    return _with_ids([_call(call) for call in listed])
+
+
+def _with_ids(tool_calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Calls with an id of nine letters and digits, as Mistral's templates require."""
+    return [{**call, "id": f"call{number:05d}"} for number, call in enumerate(tool_calls)]
+
+
+def with_calls(before: Message, message: Message) -> dict[str, Any] | None:
+    """A turn of the assistant with the calls of the turn after it; None where these are two turns.
+
+    ms-swift writes the words and every call of one answer as a turn of their own.
+    """
+    if before["role"] != "assistant" or set(message) != {"role", "tool_calls"}:
+        return None
+    both = [*before.get("tool_calls", ()), *message["tool_calls"]]
+    ids = [call.get("id") for call in both]
+    return {**before, "tool_calls": both if len(set(ids)) == len(ids) else _with_ids(both)}
 
 
 def answer_the_call(before: Sequence[Mapping[str, Any]], message: dict[str, Any]) -> None:

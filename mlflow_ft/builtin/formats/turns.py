@@ -13,14 +13,17 @@ from typing import Any
 
 from mlflow_ft.builtin.formats.channels import joined
 from mlflow_ft.builtin.formats.thoughts import once
-from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, turn_of_calls, written_calls
+from mlflow_ft.builtin.formats.tool_calls import answer_the_call, calls, turn_of_calls, with_calls, written_calls
 from mlflow_ft.builtin.formats.values import from_json, key_in, listed, meant, named, near, shown
 
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
 LEARN_KEYS = (
-    *("train", "training", "weight", "loss", "loss_weight", "loss_scale", "loss_mask", "train_on_turn", "trainable"),
+    *("train", "training", "weight", "loss", "loss_weight", "loss_scale", "loss_mask", "step_loss_mask"),
+    *("train_on_turn", "trainable"),
 )
+MASK_KEYS = ("mask", "masked", "is_masked")
+"""To some tools true means learned, to others not."""
 CALL_KEYS = ("tool_calls", "function_call")
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
@@ -70,9 +73,21 @@ def turns(value: Any, column: str) -> tuple[list[dict[str, Any]], list[bool | No
                 raise ValueError(f"turn {number} of `{column}` {error}") from error
             if message["role"] == "tool":
                 answer_the_call(messages, message)
+        if _is_call(turn) and messages and (both := with_calls(messages[-1], message)):
+            if (wish is False) != (wishes[-1] is False):
+                raise ValueError(
+                    f"turn {number} of `{column}` is a call of the turn before it, and they disagree on whether they "
+                    "are learned; write it in both or neither"
+                )
+            messages[-1] = both
+            continue
         messages.append(message)
         wishes.append(wish)
     return joined(messages, wishes, column)
+
+
+def _is_call(turn: Mapping[str, Any]) -> bool:
+    return _role(_first(turn, ROLE_KEYS)) == CALL
 
 
 def as_turns(value: Any) -> Sequence[Any] | None:
@@ -254,6 +269,12 @@ def _wish(turn: Mapping[str, Any], role: str) -> bool | None:
     if any(turn.get(key) for key in _DETAIL_KEYS):
         raise ValueError(
             "says which parts of it are learned, but a turn is learned as a whole or not: set `train` to true or false"
+        )
+    masks = [key for key in MASK_KEYS if isinstance(turn.get(key), bool | int | float)] if role == "assistant" else []
+    if masks:
+        raise ValueError(
+            f"has `{masks[0]}`, which may say that it is learned or that it is not: --data.columns train={masks[0]} if "
+            "true means learned; else write `train`: true or false in its place"
         )
     wishes = {key: truth_of(turn[key], f"has {{}} in `{key}`") for key in LEARN_KEYS if turn.get(key) is not None}
     if len(set(wishes.values())) > 1:

@@ -15,6 +15,9 @@ from mlflow_ft.data.reading.parsing import NO_ROW, NOT_UTF_8, RowError
 
 MARK = b"\xef\xbb\xbf"
 QUOTED = re.compile(rb'"[^"]*"')
+NAMED = re.compile(rb'"?sep=([!#-~\t])"?[\r\n]', re.IGNORECASE)
+"""A line before the header, with which Excel names the character between the fields."""
+OTHERS = (";", "\t", "|")
 
 
 def read(file: Path) -> Iterator[tuple[int, Any]]:
@@ -40,7 +43,7 @@ def read(file: Path) -> Iterator[tuple[int, Any]]:
                 return
             if header and fields:
                 yield lines.first, _row(header, fields)
-            elif fields:
+            elif fields and separator.join(fields).lower() != f"sep={separator}":
                 header = _header(fields, lines.first)
 
 
@@ -51,10 +54,15 @@ def delimiter(file: Path) -> str:
 
 
 def _delimiter(stream: io.BufferedReader) -> str:
-    """Where commas are decimal points, spreadsheets write semicolons."""
+    """The character that Excel's first line names, or the one in a header without commas.
+
+    Where commas are decimal points, spreadsheets write semicolons.
+    """
     start = stream.peek(2**16).removeprefix(MARK).lstrip(b"\r\n")
+    if named := NAMED.match(start):
+        return named[1].decode()
     names = QUOTED.sub(b"", (start.splitlines() or [b""])[0])
-    return ";" if b";" in names and b"," not in names else ","
+    return next((other for other in OTHERS if other.encode() in names and b"," not in names), ",")
 
 
 class _Lines:

@@ -42,7 +42,8 @@ class Understood:
     def remarks(self) -> tuple[str, ...]:
         """How the source was interpreted where it does not say so itself, a sentence each."""
         shape = self.source.shape
-        return (*([shape.description] if shape else []), *map(str, self.as_text))
+        described = [shape.description] if shape else []
+        return (*filter(None, (self.source.remark, *described)), *map(str, self.as_text))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,16 @@ def test_an_input_follows_the_instruction(more: dict[str, Any], question: str) -
     assert example == Example(messages=(turn("user", question), ANSWER))
 
 
+@pytest.mark.parametrize("instruction", ["", " \n", None])
+def test_an_input_may_be_the_whole_question(instruction: Any) -> None:
+    values = {"instruction": instruction, "input": "ask", "output": "say"}
+    assert from_alpaca(values) == ASKED
+    usual = {"instruction": "do", "input": "this", "output": "say"}
+    assert formats.detect_format(list(usual), [usual, values]) == "alpaca"
+    with pytest.raises(ValueError, match=r"^column `instruction` is missing; did you mean `instruction` where it says"):
+        from_alpaca({"instuction": "do", "input": "this", "output": "say"})
+
+
 def test_a_prompt_that_is_made_of_its_context_has_it_once() -> None:
     example = from_prompt_completion({"prompt": "Read this: words. Ask?", "context": "words", "completion": "say"})
     assert example.messages[0]["content"] == "Read this: words. Ask?"

@@ -171,6 +171,15 @@ def test_a_fraction_of_a_weight_is_refused_under_every_name(key: str) -> None:
         read({**ANSWER, key: 0.5})
 
 
+@pytest.mark.parametrize("key", ["mask", "masked"])
+@pytest.mark.parametrize("value", [True, False, 0])
+def test_a_mask_that_may_mean_both_is_refused(key: str, value: bool) -> None:  # noqa: FBT001  # pytest names it
+    """SWE-agent's trajectories have `mask`, torchtune's messages `masked`: there, true means not learned."""
+    with pytest.raises(ValueError, match=rf"^turn 2 of `messages` has `{key}`, .* --data\.columns train={key} if true"):
+        read(USER, {**ANSWER, key: value})
+    assert wishes({**USER, key: value}, {**ANSWER, key: None}) == [None, None]
+
+
 def test_names_of_a_weight_that_say_different_things_are_refused() -> None:
     assert wishes({**ANSWER, "train": True, "weight": 1, "loss": None}) == [True]
     with pytest.raises(ValueError, match="contradicts itself on whether it is learned: `train` and `weight`"):
@@ -233,6 +242,31 @@ def test_arguments_are_an_object(given: Any, arguments: Any) -> None:
     assert turn["tool_calls"][0]["function"]["arguments"] == arguments
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "f", "args": {"x": 1}, "id": "c", "type": "tool_call"},
+        {"type": "tool_use", "id": "c", "name": "f", "input": {"x": 1}},
+        {"name": "f", "kwargs": '{"x": 1}', "id": "c"},
+        {"id": "c", "function": {"name": "f", "arguments": None, "parameters": {"x": 1}}},
+        {"id": "c", "type": "function", "function": {"name": "f"}, "arguments": '{"x": 1}'},
+    ],
+)
+def test_arguments_are_found_where_other_tools_write_them(call: dict[str, Any]) -> None:
+    """LangChain, Anthropic; a table of calls of several tools."""
+    function = {"name": "f", "arguments": {"x": 1}}
+    [turn] = read({"role": "assistant", "tool_calls": [call]})
+    assert turn["tool_calls"] == [{"type": "function", "id": "c", "function": function}]
+
+
+def test_a_call_whose_arguments_have_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="has a tool call without `arguments`, but with `prams`;"):
+        read({"from": "function_call", "value": '{"name": "f", "prams": {"x": 1}}'})
+    described = {"type": "function", "index": 0, "function": {"name": "f", "description": "d", "extra": None}}
+    [turn] = read({"role": "assistant", "tool_calls": [described]})
+    assert turn["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
+
+
 @pytest.mark.parametrize("role", ["function_call", "function-call", "tool_call", "Function_Call"])
 @pytest.mark.parametrize("content", [FUNCTION, [FUNCTION], json.dumps(FUNCTION), json.dumps([FUNCTION])])
 def test_a_turn_that_is_a_call_is_the_assistants(role: str, content: Any) -> None:
@@ -284,6 +318,41 @@ def test_a_tag_in_an_argument_is_no_thought() -> None:
     [turn] = read({"from": "function_call", "value": json.dumps(function)})
     assert turn["tool_calls"][0]["function"] == function
     assert "content" not in turn
+
+
+ASKED_BOTH = [{"role": "tool_call", "content": json.dumps(call)} for call in (FUNCTION, SECOND)]
+
+
+@pytest.mark.parametrize("said", [[], [{"role": "assistant", "content": "<think>hm</think>"}]])
+def test_turns_that_are_calls_of_one_answer_are_one_turn(said: list[Any]) -> None:
+    """ms-swift writes every call as a separate turn; Automodel#2325."""
+    results = [{"role": "tool_response", "content": words} for words in ("sun", "noon")]
+    *_, answer, first, second = read({"role": "user", "content": "ask"}, *said, *ASKED_BOTH, *results)
+    content = {"content": "<think>hm</think>"} if said else {}
+    assert answer == {"role": "assistant", **content, "tool_calls": NUMBERED}
+    assert [(turn["name"], turn["tool_call_id"]) for turn in (first, second)] == [
+        ("weather", "call00000"),
+        ("time", "call00001"),
+    ]
+
+
+def test_a_call_after_a_result_or_with_words_of_its_own_is_another_turn() -> None:
+    first, second = ASKED_BOTH
+    roles = [turn["role"] for turn in read(first, {"role": "tool", "content": "sun"}, second)]
+    assert roles == ["assistant", "tool", "assistant"]
+    thought = {"role": "tool_call", "content": "<think>hm</think>" + second["content"]}
+    assert [turn.get("content") for turn in read(first, thought)] == [None, "<think>hm</think>"]
+    own = [{"role": "tool_call", "tool_calls": [{**FUNCTION, "id": name}]} for name in "ab"]
+    [turn] = read(*own)
+    assert [call["id"] for call in turn["tool_calls"]] == ["a", "b"]
+
+
+def test_calls_of_one_answer_are_learned_together() -> None:
+    first, second = ASKED_BOTH
+    _, wishes = turns.turns([{**first, "loss": False}, {**second, "loss": False}], "messages")
+    assert wishes == [False]
+    with pytest.raises(ValueError, match=r"^turn 2 of `messages` is a call of the turn before it, and they disagree"):
+        read(first, {**second, "loss": False})
 
 
 @pytest.mark.parametrize(
