@@ -28,7 +28,7 @@ from mlflow_ft.tracking.server import connect
 
 LONGEST_MODEL_PARAM = 250
 MESSAGES = Array(Map(AnyType()))
-"""Objects with any keys: MLflow's own type refuses a key that OpenAI's API has, and any tool with a nested parameter."""
+"""Objects with any keys: MLflow's own type refuses keys that OpenAI's API has, and tools with nested parameters."""
 EXTRA_INPUTS = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
 LONGEST_VERSION_TAG = 5000
 
@@ -42,8 +42,8 @@ def chat_signature() -> ModelSignature:
     that is a single text, a temperature of 2 for 2.0, or two requests of which one has no `max_tokens`.
     """
     settings = [name for name in (*CHAT_MODEL_INPUT_SCHEMA.input_names(), *EXTRA_INPUTS) if name != "messages"]
-    columns = [ColSpec(MESSAGES, "messages"), *(ColSpec(AnyType(), name, required=False) for name in settings)]
-    return ModelSignature(inputs=Schema(columns), outputs=CHAT_MODEL_OUTPUT_SCHEMA)
+    inputs = Schema([ColSpec(MESSAGES, "messages"), *(ColSpec(AnyType(), name, required=False) for name in settings)])
+    return ModelSignature(inputs=inputs, outputs=CHAT_MODEL_OUTPUT_SCHEMA)
 
 
 @dataclass(frozen=True, kw_only=True)
