@@ -41,7 +41,7 @@ def chat_signature() -> ModelSignature:
     and `max_completion_tokens`. The types are left to the model, which checks them: MLflow would not accept a `stop`
     that is a single text, a temperature of 2 for 2.0, or two requests of which one has no `max_tokens`.
     """
-    settings = [name for name in (*CHAT_MODEL_INPUT_SCHEMA.input_names(), *EXTRA_INPUTS) if name != "messages"]
+    settings = [column.name for column in CHAT_MODEL_INPUT_SCHEMA if column.name != "messages"] + [*EXTRA_INPUTS]
     inputs = Schema([ColSpec(MESSAGES, "messages"), *(ColSpec(AnyType(), name, required=False) for name in settings)])
     return ModelSignature(inputs=inputs, outputs=CHAT_MODEL_OUTPUT_SCHEMA)
 
