@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
+from mlflow.utils.workspace_context import get_request_workspace
+from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 
 from mlflow_ft.errors import ConfigError, FineTuneError, TrackingError
 from mlflow_ft.tracking import local_store
@@ -131,7 +133,11 @@ def shown(uri: str) -> str:
 
 def page(uri: str, experiment_id: str, run_id: str) -> str | None:
     """Address of the run's page in the UI; None for a store without a server."""
-    return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if is_http(uri) else None
+    if not is_http(uri):
+        return None
+    workspace = get_request_workspace() or DEFAULT_WORKSPACE_NAME
+    within = "" if workspace == DEFAULT_WORKSPACE_NAME else f"?workspace={quote(workspace, safe='')}"
+    return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}{within}"
 
 
 @contextmanager

@@ -166,6 +166,11 @@ def test_uris_are_absolute_and_shown_without_a_password(monkeypatch: pytest.Monk
     assert page("sqlite:///a.db", "7", "abc") is None
 
 
+def test_the_page_of_a_run_is_that_of_its_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    assert page("http://host/mlflow", "7", "abc") == "http://host/mlflow/#/experiments/7/runs/abc?workspace=team-a"
+
+
 class Flaky:
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
