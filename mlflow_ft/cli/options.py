@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from mlflow_ft.cli.pairs import PairsCommand
@@ -42,13 +44,17 @@ def divergence(text: str) -> float | None:
         raise ConfigError(f"--max_kl: {text!r} is not a number", hint="write --max_kl 0.2") from error
 
 
-def one_name(arguments: tuple[str, ...], *, usage: str) -> str:
-    """The name of the registered model.
+def name_and_version(arguments: tuple[str, ...], version: str, *, usage: str) -> tuple[str, str]:
+    """The name of the registered model, and the version that `--version` or the name itself says.
+
+    Without `--version`, the name may be written as for other commands: `NAME@alias`, `NAME/3`, `models:/NAME/3`.
 
     Raises:
-        ConfigError: none is given, or several are.
+        ConfigError: no name is given, or several are.
     """
     if len(arguments) != 1:
         message = f"{len(arguments)} names were given, not one" if arguments else "no registered model given"
         raise ConfigError(message, hint=f"write {usage}")
-    return arguments[0]
+    name = arguments[0].removeprefix("models:/")
+    both = None if version else re.fullmatch("([^@/]+)[@/]([^@/]+)", name)
+    return (both[1], both[2]) if both else (name, version)

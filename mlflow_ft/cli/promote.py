@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_ft.cli.options import OptionsCommand, one_name
+from mlflow_ft.cli.options import OptionsCommand, name_and_version
 from mlflow_ft.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SWITCHES = {
 }
 OPTIONS = {
     "name NAME": "The registered model; the same as the first argument.",
-    "version N": "The version's number or one of its aliases [candidate].",
+    "version N": "The version's number or one of its aliases [candidate]; NAME/N and NAME@alias say the same.",
     "to ALIAS": "The alias to move [champion].",
     "gates FILE": "A YAML file of gates [those stored by the version's run, else the defaults].",
     "by WHO": "Who decides [the user's name].",
@@ -69,8 +69,10 @@ def command(
 
     progress = Progress(quiet=quiet)
     with reporting_to_run():
+        words = (*arguments, *([name] if name else []))
+        name, version = name_and_version(words, version or "", usage="mlflow-ft promote NAME --version N")
         asked = PromotionRequest(
-            name=one_name((*arguments, *([name] if name else [])), usage="mlflow-ft promote NAME --version N"),
+            name=name,
             version=version or "candidate",
             to=to or "champion",
             gates=gates_file(Path(gates).expanduser()) if gates else None,

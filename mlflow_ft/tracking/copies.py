@@ -51,7 +51,7 @@ def copy_version(source: MlflowClient, version: ModelVersion, *, to: str, client
     what = f"copy {version.name} version {version.version} to {to}"
     with told(what), tempfile.TemporaryDirectory() as folder:
         model = download(source, version.name, int(version.version), Path(folder, "from"))
-        _check(model, version)
+        verify_manifest(model / WEIGHTS)
         sent = _hashes(model)
         copied = client.create_logged_model(
             experiment_id(EXPERIMENT, client=client),
@@ -86,15 +86,6 @@ def _tags(version: ModelVersion, model_id: str) -> dict[str, str]:
     }
 
 
-def _check(model: Path, version: ModelVersion) -> None:
-    if not (model / "MLmodel").is_file():
-        raise RefusedError(
-            f"{version.name} version {version.version} has no files: its model was deleted",
-            hint="nothing was copied; promote another version",
-        )
-    verify_manifest(model / WEIGHTS)
-
-
 def _arrived(client: MlflowClient, location: str, sent: Mapping[str, str], folder: Path) -> None:
     """Download the copy and compare every file with what was sent."""
     received = _hashes(_fetch(client, location, folder))
@@ -106,9 +97,32 @@ def _arrived(client: MlflowClient, location: str, sent: Mapping[str, str], folde
         )
 
 
+def check_files(client: MlflowClient, name: str, version: int) -> str:
+    """The place of a version's files.
+
+    Raises:
+        RefusedError: they are gone; MLflow keeps a version whose model was deleted. TrackingError: the store does not
+        answer.
+    """
+    with told(f"list the files of {name} version {version}"):
+        location = str(client.get_model_version_download_uri(name, str(version)))
+        files = mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=client.tracking_uri)
+    if "MLmodel" not in {Path(file.path).name for file in files}:
+        raise RefusedError(
+            f"{name} version {version} has no files: its model was deleted",
+            hint="nothing was moved or copied; choose another version",
+        )
+    return location
+
+
 def download(client: MlflowClient, name: str, version: int, folder: Path) -> Path:
-    """Download the files of a version to a folder inside `folder`."""
-    return _fetch(client, client.get_model_version_download_uri(name, str(version)), folder)
+    """Download the files of a version to a folder inside `folder`.
+
+    Raises:
+        RefusedError: they are gone. TrackingError: the store does not answer.
+    """
+    with told(f"download {name} version {version}"):
+        return _fetch(client, check_files(client, name, version), folder)
 
 
 def weights(client: MlflowClient, name: str, version: int) -> str:

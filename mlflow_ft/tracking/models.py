@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
-from mlflow.types.schema import AnyType
+from mlflow.types.schema import AnyType, Array, Map
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_ft.errors import ModelError, RefusedError
@@ -27,8 +27,8 @@ from mlflow_ft.tracking.faults import Fault, fault_of
 from mlflow_ft.tracking.server import connect
 
 LONGEST_MODEL_PARAM = 250
-LOOSE = ("stop", "temperature", "top_p", "frequency_penalty", "presence_penalty")
-"""What the model checks by itself, because MLflow would take one type only."""
+MESSAGES = Array(Map(AnyType()))
+"""Objects with any keys: MLflow's own type refuses keys that OpenAI's API has, and tools with nested parameters."""
 EXTRA_INPUTS = {"model": "string", "seed": "long", "max_completion_tokens": "long"}
 PARAMS = {"temperature": "double", "top_p": "double", "top_k": "long", "max_tokens": "long"} | EXTRA_INPUTS
 """What a request may also give as one of MLflow's `params`, for all rows of a table. MLflow takes these from plain chat
@@ -42,15 +42,13 @@ def chat_signature() -> ModelSignature:
     With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the request's columns (`messages` is a
     list of dicts), and returns one dict; what is in `PARAMS` may arrive as its `params` instead. Keys outside the
     schema, and `params` outside `PARAMS`, are dropped. MLflow's own schema lacks `model`, `seed` and
-    `max_completion_tokens`, and does not accept a `stop` that is a single text, nor a temperature of 2 for 2.0.
+    `max_completion_tokens`. The types are left to the model, which checks them: MLflow would not accept a `stop` that is
+    a single text, a temperature of 2 for 2.0, or two requests of which one has no `max_tokens`.
     """
-    columns = [
-        ColSpec(AnyType(), column.name, required=False) if column.name in LOOSE else column
-        for column in CHAT_MODEL_INPUT_SCHEMA
-    ]
-    columns += [ColSpec(kind, name, required=False) for name, kind in EXTRA_INPUTS.items()]
+    settings = [column.name for column in CHAT_MODEL_INPUT_SCHEMA if column.name != "messages"] + [*EXTRA_INPUTS]
+    inputs = Schema([ColSpec(MESSAGES, "messages"), *(ColSpec(AnyType(), name, required=False) for name in settings)])
     params = [ParamSpec(name, DataType[kind], None) for name, kind in PARAMS.items()]
-    return ModelSignature(inputs=Schema(columns), outputs=CHAT_MODEL_OUTPUT_SCHEMA, params=ParamSchema(params))
+    return ModelSignature(inputs=inputs, outputs=CHAT_MODEL_OUTPUT_SCHEMA, params=ParamSchema(params))
 
 
 @dataclass(frozen=True, kw_only=True)

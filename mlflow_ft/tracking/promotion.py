@@ -16,7 +16,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 
@@ -119,21 +119,26 @@ class Ledger:
         """
         with told(f"read the promotions of {self.name}"):
             moves = tuple(move for move in self.attempts() if move.counts)
-            aliases = self._aliases()
-        number = aliases.get(self.alias)
+            model = self._model()
+        number = model.aliases.get(self.alias) if model else None
         return Standing(champion=int(number) if number is not None else None, moves=moves)
 
-    def _aliases(self) -> dict[str, str]:
+    def _model(self) -> RegisteredModel | None:
         try:
-            return dict(self.client.get_registered_model(self.name).aliases)
+            return self.client.get_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return {}  # the target of a copy may not exist yet
+            return None  # the target of a copy may not exist yet
 
     def attempts(self) -> list[Move]:
-        """Every recorded move of this alias, including those that do not count, oldest first."""
-        moves = sorted((_move(version) for version in self._versions()), key=lambda move: move.number)
+        """Every recorded move of this alias, including those that do not count, oldest first.
+
+        The moves of an earlier model of this name, which was deleted, are left out: its versions had the same numbers.
+        """
+        model = self._model()
+        versions = [version for version in self._versions() if model and _is_of(version, model)]
+        moves = sorted((_move(version) for version in versions), key=lambda move: move.number)
         return counted(move for move in moves if move.alias == self.alias)
 
     def _versions(self) -> Iterable[ModelVersion]:
@@ -196,6 +201,8 @@ class Ledger:
             "decision": decision,
         }
         with told(f"record the move of {self.alias} of {self.name}"):
+            if model := _again(self._model):
+                tags["model"] = str(model.creation_timestamp)
             _again(lambda: ensure_registered_model(self.client, self.record, description=ABOUT))
             self._append(tags, to)
             move = next(move for move in _again(self.attempts) if move.token == tags["token"])
@@ -244,6 +251,12 @@ def counted(moves: Iterable[Move]) -> list[Move]:
         last = move.token if counts else last
         marked.append(replace(move, counts=counts))
     return marked
+
+
+def _is_of(version: ModelVersion, model: RegisteredModel) -> bool:
+    """Whether a recorded move is one of this model; those of early versions do not say so, but when they were made."""
+    of = version.tags.get(f"{TAG}model")
+    return of == str(model.creation_timestamp) if of else version.creation_timestamp >= model.creation_timestamp
 
 
 def _move(version: ModelVersion) -> Move:

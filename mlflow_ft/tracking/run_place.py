@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -82,11 +84,23 @@ def check_artifacts(place: RunPlace) -> str | Caution:
         return f"of a new experiment: {LATER}"
     if place.folder is not None:
         check_folder(place.folder, f"the artifact folder {place.folder}", hint=_elsewhere(place.folder))
-        return str(place.folder)
+        return _seen_here_only(place.folder) or str(place.folder)
     if place.artifacts.startswith(("dbfs:", "databricks")):
         return f"{place.artifacts}: {LATER}"
     with overriding(os.environ, AT_ONCE):
         return _uploaded(place.artifacts)
+
+
+def _seen_here_only(folder: Path) -> Caution | None:
+    """A caution if a server on another machine gave this folder, which may be another one there; else None."""
+    uri = mlflow.get_tracking_uri()
+    if not is_http(uri) or urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1", socket.gethostname().lower()):
+        return None
+    return Caution(
+        message=f"{shown(uri)} leaves artifacts to its clients: models and files go to {folder} on this machine, where "
+        "nobody else sees them unless that folder is shared",
+        remedy="start the server with --serve-artifacts and use a new experiment (--run.experiment NAME)",
+    )
 
 
 def _elsewhere(folder: Path) -> str:

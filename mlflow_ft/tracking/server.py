@@ -10,20 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
+from mlflow.utils.workspace_context import get_request_workspace
+from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 
 from mlflow_ft.errors import ConfigError, FineTuneError, TrackingError
 from mlflow_ft.tracking import local_store
+from mlflow_ft.tracking.asking import asked, has_experiments
 from mlflow_ft.tracking.faults import REMEDIES, Fault, UnacceptedError, fault_of, words
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 PROBE_SECONDS = 5.0
+HEALTH = "/health"
+ELSEWHERE = (200, 404)
+"""What a proxy in front of an MLflow server answers if /health is its own, or is not forwarded."""
 PATIENCE = "MLFLOW_FT_PATIENCE"
 """The environment variable with the seconds that a call waits for a server that is away."""
 PATIENCE_SECONDS = 300.0
@@ -91,8 +97,8 @@ def answers(uri: str, *, timeout: float = PROBE_SECONDS) -> bool:
     if not is_http(uri):
         return True
     try:
-        status = _health(uri, timeout).status_code
-    except requests.RequestException:
+        status = asked(uri, HEALTH, timeout=timeout).status_code
+    except (requests.RequestException, MlflowException):
         return False
     return status < 500  # a proxy answers 502, 503 or 504 for a server that is down
 
@@ -127,7 +133,11 @@ def shown(uri: str) -> str:
 
 def page(uri: str, experiment_id: str, run_id: str) -> str | None:
     """Address of the run's page in the UI; None for a store without a server."""
-    return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if is_http(uri) else None
+    if not is_http(uri):
+        return None
+    workspace = get_request_workspace() or DEFAULT_WORKSPACE_NAME
+    within = "" if workspace == DEFAULT_WORKSPACE_NAME else f"?workspace={quote(workspace, safe='')}"
+    return f"{shown(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}{within}"
 
 
 @contextmanager
@@ -221,15 +231,11 @@ def is_http(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def _health(uri: str, timeout: float) -> requests.Response:
-    verify: bool | str = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
-    certificate = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
-    return requests.get(f"{uri.rstrip('/')}/health", timeout=timeout, verify=(verify and certificate) or verify)
-
-
 def _check_http(uri: str, timeout: float, service: Service) -> None:
     try:
-        response = _health(uri, timeout)
+        response = asked(uri, HEALTH, timeout=timeout)
+        healthy = response.status_code == 200 and response.text.strip() == "OK"
+        works = healthy or (response.status_code in ELSEWHERE and has_experiments(uri, timeout=timeout))
     except requests.exceptions.SSLError as error:
         raise TrackingError(
             f"the certificate of {shown(uri)} is not trusted: {error}",
@@ -240,6 +246,10 @@ def _check_http(uri: str, timeout: float, service: Service) -> None:
             f"no {service.name} answers at {shown(uri)} ({type(error).__name__})",
             fault=Fault.AWAY,
             hint=f"start it (`mlflow server`), or set {service.variable} to another server or to sqlite:///mlflow.db",
+        ) from error
+    except MlflowException as error:
+        raise TrackingError(
+            f"{shown(uri)} cannot be asked: {error}", hint="correct or unset the variables that it names"
         ) from error
     if response.status_code == 403:
         raise UnacceptedError(
@@ -253,7 +263,7 @@ def _check_http(uri: str, timeout: float, service: Service) -> None:
             fault=Fault.CREDENTIALS,
             hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
         )
-    if response.status_code != 200 or response.text.strip() != "OK":
+    if not works:
         raise UnacceptedError(
             f"the server at {shown(uri)} is not an MLflow server (/health: {response.status_code})",
             fault=Fault.AWAY if response.status_code >= 500 else Fault.OTHER,

@@ -169,6 +169,14 @@ class Store:
         """The digest of a version's weights, by its manifest; "" if it has none. See `manifest.weights_digest`."""
         return copies.weights(self._client, name, version)
 
+    def check_files(self, name: str, version: int) -> None:
+        """Raise RefusedError if the files of a version are gone, because its model was deleted."""
+        copies.check_files(self._client, name, version)
+
     def download(self, name: str, version: int, folder: Path) -> Path:
-        """Download the files of a version to a folder inside `folder`."""
+        """Download the files of a version to a folder inside `folder`.
+
+        Raises:
+            RefusedError: they are gone.
+        """
         return copies.download(self._client, name, version, folder)

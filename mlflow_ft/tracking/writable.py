@@ -22,13 +22,12 @@ from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_ft.config.schema import RunSection
 from mlflow_ft.errors import TrackingError, brief
 from mlflow_ft.tracking import run_place
+from mlflow_ft.tracking.asking import asked
 from mlflow_ft.tracking.databases import DATABASES, check_database, check_folder, check_sqlite, local_folder
 from mlflow_ft.tracking.environ import overriding
 from mlflow_ft.tracking.run import AT_ONCE
@@ -178,21 +177,13 @@ def _request_run(uri: str, experiment_id: str) -> None:
 
 def _request(uri: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
     try:
-        answer: requests.Response = http_request(
-            get_default_host_creds(uri),
-            f"/api/2.0/mlflow/{path}",
-            method,
-            max_retries=0,
-            timeout=PROBE_SECONDS,
-            raise_on_status=False,
-            **({} if method == "GET" else {"json": body or {}}),
-        )
+        about = {} if method == "GET" else {"json": body or {}}
+        return asked(uri, f"/api/2.0/mlflow/{path}", timeout=PROBE_SECONDS, method=method, **about)
     except (MlflowException, requests.RequestException) as error:
         raise TrackingError(
             f"{shown(uri)} does not answer {path.partition('?')[0]}: {brief(error)}",
             hint="check the server, and the proxy in front of it",
         ) from error
-    return answer
 
 
 def _message(answer: requests.Response) -> str:

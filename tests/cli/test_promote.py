@@ -61,6 +61,14 @@ def test_a_waiver_is_shown_in_the_table_at_the_end_and_in_the_history(
     assert "beats-base waived: a rehearsal" in run("history", name).out
 
 
+@pytest.mark.parametrize("form", ["{}/1", "{}@first", "models:/{}/1", "models:/{}@first"])
+def test_a_version_is_named_as_for_other_commands(run: Run, shop: Shop, form: str) -> None:
+    shop.version(name="named")
+    shop.client.set_registered_model_alias("named", "first", "1")
+    result = run("promote", form.format("named"), "--dry-run")
+    assert (result.code, "named version 1: would be promoted" in result.err) == (0, True)
+
+
 def test_json_reports_the_same_on_stdout(run: Run, shop: Shop, name: str, tmp_path: Path) -> None:
     shop.version(name=name)
     gates = tmp_path / "gates.yaml"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from mlflow_ft.errors import ModelError, RefusedError, TrackingError
 from mlflow_ft.plugins import Plugins
 from mlflow_ft.tracking import ActiveRun, ModelToLog, models, open_run
 from mlflow_ft.values import Split
+from tests.tracking.conftest import ECHO
 
 REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0.0}
 
@@ -34,7 +37,7 @@ def run(store: str, config: Config, plugins: Plugins, tmp_path: Path) -> Iterato
         yield run
 
 
-def predict(uri: str, request: dict[str, Any]) -> Any:
+def predict(uri: str, request: Any) -> Any:
     return mlflow.pyfunc.load_model(uri).predict(request)
 
 
@@ -56,6 +59,32 @@ def test_a_model_from_code_answers_one_chat_completion(
     answer = predict(f"models:/{model_id}", REQUEST)
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"]["content"] == "hello hi 5 0.0"
+
+
+STRICT = {"type": "object", "additionalProperties": False, "properties": {"on": {"type": "object", "properties": {}}}}
+TOOL = {"type": "function", "function": {"name": "look", "strict": True, "parameters": STRICT}}
+CALL = {"id": "1", "type": "function", "index": 0, "function": {"name": "look", "arguments": "{}"}}
+ASKED = {"role": "user", "content": "hi"}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL], "annotations": [], "reasoning_content": "why"}
+RESULT = {"role": "tool", "tool_call_id": "1", "name": "look", "content": "4"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [{"messages": [ASKED], "tools": [TOOL]}],
+        [{"messages": [ASKED, CALLED, RESULT]}],
+        [{"messages": [ASKED], "max_tokens": 5, "seed": 1}, {"messages": [ASKED], "tools": [TOOL], "stream": False}],
+    ],
+    ids=["nested tools", "a call and its result", "requests that differ"],
+)
+def test_what_a_request_may_hold_reaches_the_model(
+    run: ActiveRun, echo: dict[str, Any], asked: list[dict[str, Any]]
+) -> None:
+    kept = "return [row[row.notna()].to_json() for _, row in model_input.iterrows()]"
+    echo["code"].write_text(re.sub(r"(?s)(model_input, params=None\):\n\s+).*?\n\n", rf"\1{kept}\n\n\n", ECHO))
+    answer = predict(f"models:/{run.log_model(ModelToLog(**echo))}", asked)
+    assert [json.loads(text) for text in answer] == asked
 
 
 def test_the_model_has_its_artifacts_without_pickles_or_local_paths(

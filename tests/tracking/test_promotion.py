@@ -106,6 +106,20 @@ def test_a_move_by_hand_is_seen_and_counts_as_a_champion(chat: Ledger) -> None:
     assert chat.standing().earlier == (3, 1, 4)
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "as early versions recorded it"])
+def test_a_new_model_with_the_name_of_a_deleted_one_has_no_history(chat: Ledger, recorded: bool) -> None:  # noqa: FBT001  # pytest's
+    promote(chat, 1, 2)
+    if not recorded:
+        for version in chat.client.search_model_versions("name='chat.promotions'"):
+            chat.client.delete_model_version_tag("chat.promotions", version.version, f"{promotion.TAG}model")
+    chat.client.delete_registered_model("chat")
+    assert chat.standing() == Standing(champion=None, moves=())
+    again = ledger_of(chat.client)
+    assert again.standing() == Standing(champion=None, moves=())
+    promote(again, 3, 4)
+    assert again.standing().earlier == (3,)
+
+
 class DiedError(Exception):
     """The process ended here."""
 

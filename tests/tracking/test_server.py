@@ -67,6 +67,60 @@ def test_a_refusal_is_reported(serve: Callable[[int, str], str], status: int, te
         check_server(serve(status, text))
 
 
+@pytest.fixture
+def behind_proxy() -> Iterator[Callable[..., str]]:
+    """Start a server that answers `paths` only, and with `authorization` only to requests that have it."""
+    servers: list[HTTPServer] = []
+
+    def start(paths: dict[str, str], authorization: str | None = None) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                text = paths.get(self.path.partition("?")[0])
+                admitted = self.headers.get("Authorization") == authorization
+                self.send_response(401 if not admitted else 404 if text is None else 200)
+                self.end_headers()
+                self.wfile.write((text or "").encode())
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_proxy_that_wants_credentials_for_everything_gets_them(
+    behind_proxy: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = behind_proxy({"/health": "OK"}, "Bearer abc")
+    with pytest.raises(TrackingError, match="requires authentication"):
+        check_server(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
+    check_server(uri)
+
+
+@pytest.mark.parametrize("health", [{}, {"/team/health": '{"status": "up"}'}], ids=["none", "its own"])
+def test_a_proxy_with_another_health_is_asked_for_experiments(
+    behind_proxy: Callable[..., str], health: dict[str, str]
+) -> None:
+    uri = behind_proxy({"/team/api/2.0/mlflow/experiments/search": "{}", **health})
+    check_server(f"{uri}/team/")
+    with pytest.raises(TrackingError, match="not an MLflow server"):
+        check_server(uri)
+
+
+def test_credentials_that_contradict_each_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "ca.pem")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        check_server("https://127.0.0.1:9")
+
+
 def test_a_server_that_does_not_answer_is_reported_with_uri_and_remedy() -> None:
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 .*\n.*mlflow server"):
         check_server("http://user:secret@127.0.0.1:9", timeout=1)
@@ -110,6 +164,11 @@ def test_uris_are_absolute_and_shown_without_a_password(monkeypatch: pytest.Monk
     assert shown("postgresql://me:secret@host/db") == "postgresql://host/db"
     assert page("https://me:secret@host/mlflow/", "7", "abc") == "https://host/mlflow/#/experiments/7/runs/abc"
     assert page("sqlite:///a.db", "7", "abc") is None
+
+
+def test_the_page_of_a_run_is_that_of_its_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    assert page("http://host/mlflow", "7", "abc") == "http://host/mlflow/#/experiments/7/runs/abc?workspace=team-a"
 
 
 class Flaky:

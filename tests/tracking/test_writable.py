@@ -295,6 +295,19 @@ def test_a_server_that_leaves_artifacts_to_its_clients(server: Server, tmp_path:
     assert "--serve-artifacts" in error.value.hint
 
 
+@pytest.mark.parametrize(("host", "shared"), [("127.0.0.1", True), ("mlflow.example", False)])
+def test_a_folder_that_a_server_elsewhere_names_may_be_another_one_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    shared: bool,  # noqa: FBT001  # pytest's
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}:5000")
+    told = run_place.check_artifacts(run_place.RunPlace(experiment_id="1", artifacts=f"file://{tmp_path}/1"))
+    assert isinstance(told, Caution) is not shared
+    assert str(tmp_path / "1") in (told.message if isinstance(told, Caution) else told)
+
+
 def test_an_artifact_store_that_refuses(refusing: Refusing) -> None:
     refusing("PUT", 500)
     with pytest.raises(TrackingError, match="cannot be written: its server answers 500 to an upload"):

@@ -92,7 +92,8 @@ def promote(request: PromotionRequest, *, plugins: Plugins, progress: Progress) 
         preference=_preference(candidate, champion, store, target) if gates.preferred_by_people else None,
         now_ms=request.now_ms,
     )
-    decision = replace(blank, judged=judge(chosen, about, gates.knowing(registry.lower_is_better)), notes=tuple(notes))
+    judged = judge(chosen, about, gates.knowing(registry.lower_is_better))
+    decision = replace(blank, judged=judged, notes=tuple(notes), error=_without_files(candidate, store))
     return conclude(decision, request, store, target)
 
 
@@ -121,6 +122,15 @@ def _preference(candidate: Contender, champion: Contender | None, store: Store, 
     return people.preference(candidate, champion, store, target.store) if champion else None
 
 
+def _without_files(candidate: Contender, store: Store) -> RefusedError | None:
+    """The error of a version whose files are gone: nothing could serve it, whatever the gates say."""
+    try:
+        store.check_files(candidate.name, candidate.version)
+    except RefusedError as error:
+        return error
+    return None
+
+
 def same(candidate: Contender, champion: Contender, request: PromotionRequest) -> bool:
     """Whether the champion is the candidate or a copy of it."""
     if request.copy_to:
@@ -136,11 +146,12 @@ def conclude(decision: Decision, request: PromotionRequest, store: Store, target
     Raises:
         UndeliveredError: the outcome could not be recorded.
     """
+    ready = decision.passed and decision.error is None
     if request.dry_run:
-        return replace(decision, outcome="would be promoted" if decision.passed else "would be refused")
-    outcome: Outcome = "about to move" if decision.passed else "refused"
+        return replace(decision, outcome="would be promoted" if ready else "would be refused")
+    outcome: Outcome = "about to move" if ready else "refused"
     decision = decision_record.write(store, replace(decision, outcome=outcome), request)
-    if not decision.passed:
+    if not ready:
         decision_record.tag(store, decision)
         return decision
     decision = move(decision, request, store, target)

@@ -24,8 +24,8 @@ def rollback(name: str, *, alias: str, reason: str, by: str, now_ms: int, to: in
     """Move the alias back to the previous champion, or to `to`, without gates; the reason is recorded.
 
     Raises:
-        ModelError: there is no such model or version. RefusedError: there was no champion before, or another move is
-        in progress.
+        ModelError: there is no such model or version. RefusedError: there was no champion before, its files are gone,
+        or another move is in progress.
     """
     from mlflow_ft.tracking import Store, vanished
 
@@ -47,6 +47,7 @@ def rollback(name: str, *, alias: str, reason: str, by: str, now_ms: int, to: in
     target = earlier[0] if to is None else to
     if target == standing.champion:
         raise RefusedError(f"version {target} is already the {alias} of {name}", hint="nothing was moved")
+    store.check_files(name, target)
     move = ledger.move(target, kind="rollback", standing=standing, by=by, reason=reason)
     outcome = {"": "rolled back", ".rolled_back_by": by, ".rolled_back_reason": reason}
     store.tag_version(name, standing.champion, {f"{TAG}{alias}{key}": value for key, value in outcome.items()})

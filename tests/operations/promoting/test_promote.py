@@ -23,7 +23,7 @@ from mlflow_ft.operations.promoting.promote import promote
 from mlflow_ft.operations.promoting.rollback import Returned
 from mlflow_ft.operations.promoting.rollback import rollback as roll_back
 from mlflow_ft.progress import Progress
-from mlflow_ft.tracking import promotion, write_manifest
+from mlflow_ft.tracking import Store, promotion, write_manifest
 from mlflow_ft.tracking.contenders import contender, find_version
 from mlflow_ft.tracking.promotion import Ledger
 
@@ -497,6 +497,37 @@ def test_a_champion_before_that_was_deleted_is_passed_over(shop: Shop) -> None:
         shop.promote(shop.version(rows={"loss": [loss] * 40}))
     shop.client.delete_model_version("chat", "2")
     assert rollback(shop).move.after == 1
+
+
+def lose_files(shop: Shop, version: int) -> None:
+    """What MLflow's garbage collection leaves of a version whose model was deleted."""
+    shutil.rmtree(shop.client.get_model_version_download_uri("chat", str(version)))
+
+
+def test_a_version_without_files_is_not_promoted(shop: Shop) -> None:
+    lose_files(shop, shop.version())
+    for dry_run, outcome in ((True, "would be refused"), (False, "refused")):
+        decision = shop.promote(1, dry_run=dry_run)
+        assert decision.outcome == outcome
+        assert not decision.failed
+        assert "chat version 1 has no files" in str(decision.error)
+    assert shop.champion() is None
+
+
+def test_an_alias_does_not_go_back_to_a_version_without_files(shop: Shop) -> None:
+    for loss in (2.0, 1.0):
+        shop.promote(shop.version(rows={"loss": [loss] * 40}))
+    lose_files(shop, 1)
+    with pytest.raises(RefusedError, match="chat version 1 has no files"):
+        rollback(shop)
+    assert shop.champion() == 2
+
+
+def test_files_that_are_gone_are_not_downloaded(shop: Shop) -> None:
+    shop.promote(shop.version())
+    lose_files(shop, 1)
+    with pytest.raises(RefusedError, match="chat version 1 has no files"):
+        Store(shop.client).download("chat", 1, shop.folder / "here")
 
 
 def test_nothing_to_take_back(shop: Shop) -> None:
