@@ -125,3 +125,13 @@ def test_kto_needs_two_answers_in_a_batch() -> None:
     config = asked(["kto", "--per_device_train_batch_size=1"], load({"MLFLOW_FT_PLUGINS": ""}))
     with pytest.raises(ConfigError, match="per_device_train_batch_size must be 2 or more"):
         start.check_method(config, REGISTRY)
+
+
+@pytest.mark.parametrize("method", ["dpo", "cpo", "simpo", "kto", "orpo"])
+def test_a_beta_of_0_is_refused_where_nothing_would_be_compared(method: str) -> None:
+    config = asked([method, "--objective.beta=0"], load({"MLFLOW_FT_PLUGINS": ""}))
+    if method == "orpo":  # which then imitates the chosen answers
+        start.check_method(config, REGISTRY)
+        return
+    with pytest.raises(ConfigError, match=r"objective\.beta must be above 0"):
+        start.check_method(config, REGISTRY)

@@ -53,6 +53,13 @@ def train_reward(job: Job, data: Data, model: Model) -> Trained:
     return reward.train(job, data, model)
 
 
+def no_beta(config: Config) -> str | None:
+    """A beta of 0, by which the losses of these methods multiply, or divide, what they compare."""
+    if config.objective.beta == 0:
+        return "objective.beta must be above 0: with 0 the loss is the same for all answers"
+    return None
+
+
 def no_learned_prompt(config: Config, adapter: Adapter) -> str | None:
     """A limit of TRL's CPO and ORPO: they compare logits with labels position by position."""
     if adapter.learned_prompt:
@@ -67,11 +74,21 @@ def no_second_adapter(config: Config, adapter: Adapter) -> str | None:
     return None
 
 
+def refuses_cpo(config: Config, adapter: Adapter) -> str | None:
+    """Like `no_learned_prompt`, and a beta of 0."""
+    return no_beta(config) or no_learned_prompt(config, adapter)
+
+
+def refuses_dpo(config: Config, adapter: Adapter) -> str | None:
+    """Like `no_second_adapter`, and a beta of 0."""
+    return no_beta(config) or no_second_adapter(config, adapter)
+
+
 def refuses_kto(config: Config, adapter: Adapter) -> str | None:
-    """Like `no_second_adapter`, and a batch of one answer, in which there is nothing to estimate the KL from."""
+    """Like `refuses_dpo`, and a batch of one answer, in which there is nothing to estimate the KL from."""
     if config.training.per_device_train_batch_size == 1 and config.objective.loss_type != "apo_zero_unpaired":
         return "training.per_device_train_batch_size must be 2 or more: the KL is estimated from the answers of a batch"
-    return no_second_adapter(config, adapter)
+    return refuses_dpo(config, adapter)
 
 
 BY_PAIR = {
@@ -110,7 +127,7 @@ DPO = Trainer(
     settings=("beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "remember_ref_log_probs", "options"),
     options=partial(resolve_name, "trl:DPOConfig"),
     in_parts=by_pair,
-    refuses=no_second_adapter,
+    refuses=refuses_dpo,
     use_for="aligning a model that was instruction-tuned on similar prompts, given pairs of answers",
     memory="as sft with the same adapter and twice as many rows; without an adapter, a second model",
     ranges={
@@ -131,7 +148,7 @@ CPO = Trainer(
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
     options=partial(resolve_name, "trl.experimental.cpo:CPOConfig"),
-    refuses=no_learned_prompt,
+    refuses=refuses_cpo,
     use_for="the same as dpo where a reference model costs too much; the chosen answers must be good in themselves",
     memory="as sft with twice as many rows; the logits of whole rows are kept",
     ranges={
@@ -157,7 +174,7 @@ SIMPO = Trainer(
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
     options=partial(resolve_name, "trl.experimental.cpo:CPOConfig"),
-    refuses=no_learned_prompt,
+    refuses=refuses_cpo,
     use_for="the same as dpo, where long answers are preferred for being long",
     memory="as cpo",
     ranges={

@@ -62,9 +62,11 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
         preprocess_corda(module, peft_config, run_model=lambda: _run(module, look))
     elif begin == "lora_ga":
         preprocess_loraga(module, peft_config, train_step=lambda: _gradients(module, look))
-    named = _named(peft_config)
+    named, layers = _named(peft_config), _layers(module)
+    _check_numbers(module, peft_config)
     wrapped: Any = get_peft_model(module, peft_config)
     _check_named(wrapped, named)
+    _check_targets(wrapped, job.config.adapter.target_modules, layers)
     if begin == "eva":
         initialize_lora_eva_weights(wrapped, _large_enough(wrapped, data, narrowest=narrowest), show_progress_bar=False)
     elif job.config.adapter.init_lora_weights == "loftq":
@@ -84,6 +86,47 @@ def _named(peft_config: Any) -> dict[str, list[str]]:
     """The names of layers and weights in a config, before PEFT adds its own."""
     fields = ("rank_pattern", "alpha_pattern", "target_parameters")
     return {field: list(getattr(peft_config, field, None) or ()) for field in fields}
+
+
+def _layers(module: Any) -> list[str]:
+    """The last parts of the names of all layers with a matrix, which may get an adapter."""
+    weights = ((name, getattr(layer, "weight", None)) for name, layer in module.named_modules())
+    return sorted({name.rpartition(".")[2] for name, weight in weights if weight is not None and weight.dim() > 1})
+
+
+def _check_numbers(module: Any, peft_config: Any) -> None:
+    """Refuse numbers of layers that the model does not have, which PEFT would ignore.
+
+    Raises:
+        ModelError: a number in `adapter.layers_to_transform` is not that of a layer.
+    """
+    numbers = getattr(peft_config, "layers_to_transform", None) or ()
+    count = getattr(module.config.get_text_config(), "num_hidden_layers", 0)
+    beyond = [number for number in numbers if count and not 0 <= number < count]
+    if beyond and not getattr(peft_config, "layers_pattern", None):
+        raise ModelError(
+            f"adapter.layers_to_transform: the model has no layer {beyond[0]}",
+            hint=f"its layers have the numbers 0 to {count - 1}",
+        )
+
+
+def _check_targets(wrapped: Any, given: str | Sequence[str], layers: Sequence[str]) -> None:
+    """Refuse names of layers that match nothing beside others that do, which PEFT would ignore.
+
+    Names that PEFT took for fused experts have left its config, and modules that are trained in full have no adapter.
+
+    Raises:
+        ModelError: a name in `adapter.target_modules` matches no adapted layer.
+    """
+    peft_config = wrapped.peft_config["default"]
+    left, full = getattr(peft_config, "target_modules", None) or (), getattr(peft_config, "modules_to_save", None) or ()
+    adapted = getattr(wrapped.base_model, "targeted_module_names", ())
+    for name in () if isinstance(given, str) else given:
+        if name in left and name not in full and not any(f".{place}".endswith(f".{name}") for place in adapted):
+            raise ModelError(
+                f"adapter.target_modules: {name!r} matches no layer that can have the adapter",
+                hint=f"the model has: {', '.join(layers)}",
+            )
 
 
 def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:

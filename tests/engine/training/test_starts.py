@@ -80,3 +80,27 @@ def test_the_first_weights_are_kept_only_while_they_are_needed(bench: Bencher) -
     assert (setup.job.folder / starts.BEGINNING).is_file()
     starts.save(module.module, setup.job.folder / "adapter", beginning=setup.job.folder)
     assert not (setup.job.folder / starts.BEGINNING).exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "words", "hint"),
+    [
+        ("lora", {"target_modules": "[q_proj, gate_porj]"}, "'gate_porj' matches no layer", "gate_proj"),
+        ("ia3", {"target_modules": "[q_proj, gate_porj]"}, "'gate_porj' matches no layer", "gate_proj"),
+        ("lora", {"layers_to_transform": "[0, 2]"}, "the model has no layer 2", "0 to 1"),
+        ("lora", {"layers_to_transform": "[-1, 1]"}, "the model has no layer -1", "0 to 1"),
+    ],
+)
+def test_what_the_model_lacks_is_refused_beside_what_it_has(
+    bench: Bencher, kind: str, setting: dict[str, str], words: str, hint: str
+) -> None:
+    setup = bench("sft", **{"adapter.kind": kind} | {f"adapter.{name}": value for name, value in setting.items()})
+    with pytest.raises(ModelError, match=words) as error:
+        prepared(setup)
+    assert hint in str(error.value.hint)
+
+
+def test_a_layer_that_is_trained_in_full_needs_no_adapter(bench: Bencher) -> None:
+    settings = {"adapter.target_modules": "[q_proj, lm_head]", "adapter.modules_to_save": "[lm_head]"}
+    names = [name for name, weight in prepared(bench("lora", **settings)).module.named_parameters()]
+    assert any("lm_head.modules_to_save" in name for name in names)
