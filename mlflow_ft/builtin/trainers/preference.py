@@ -80,15 +80,20 @@ def refuses_cpo(config: Config, adapter: Adapter) -> str | None:
 
 
 def refuses_dpo(config: Config, adapter: Adapter) -> str | None:
-    """Like `no_second_adapter`, and a beta of 0."""
+    """Like `no_second_adapter`, and a beta of 0, and losses that TRL does not have, or cannot compute."""
+    asked = losses(config)
+    if unknown := sorted(asked - BY_PAIR - OF_BATCH):
+        return f"objective.loss_type {unknown[0]} is not one of {', '.join(sorted(BY_PAIR | OF_BATCH))}"
+    if "exo_pair" in asked and not config.objective.label_smoothing:
+        return "the loss exo_pair needs an objective.label_smoothing above 0, such as 0.001"
     return no_beta(config) or no_second_adapter(config, adapter)
 
 
 def refuses_kto(config: Config, adapter: Adapter) -> str | None:
-    """Like `refuses_dpo`, and a batch of one answer, in which there is nothing to estimate the KL from."""
+    """Like `no_second_adapter`, a beta of 0, and a batch of one answer, which has nothing to estimate the KL from."""
     if config.training.per_device_train_batch_size == 1 and config.objective.loss_type != "apo_zero_unpaired":
         return "training.per_device_train_batch_size must be 2 or more: the KL is estimated from the answers of a batch"
-    return refuses_dpo(config, adapter)
+    return no_beta(config) or no_second_adapter(config, adapter)
 
 
 BY_PAIR = {
@@ -105,13 +110,22 @@ BY_PAIR = {
     "apo_down",
     "discopop",
 }
-"""TRL's losses that are a mean over pairs; the others compare the pairs of a batch, or count tokens."""
+"""TRL's losses that are a mean over pairs."""
+OF_BATCH = {"aot", "aot_unpaired", "sft"}
+"""Those that compare the pairs of a batch, or count tokens."""
+
+
+def losses(config: Config) -> set[str]:
+    """The losses that dpo adds up, as `objective.loss_type` or `objective.options` name them."""
+    from mlflow_ft.engine import options
+
+    given = config.objective.loss_type or options.value((config.objective.options or {}).get("loss_type", "sigmoid"))
+    return set(map(str, given)) if isinstance(given, list) else {str(given)}
 
 
 def by_pair(config: Config) -> bool:
     """Whether the loss of a batch is the mean of its pairs' losses."""
-    losses = config.objective.loss_type or "sigmoid"
-    return BY_PAIR.issuperset([losses] if isinstance(losses, str) else losses)
+    return losses(config) <= BY_PAIR
 
 
 DPO = Trainer(

@@ -15,6 +15,7 @@ from transformers import trainer_optimizer
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.models import loading
 from mlflow_ft.engine.training import loop
+from mlflow_ft.errors import RefusedError
 from mlflow_ft.progress import Progress
 from tests.engine.conftest import Bench
 
@@ -42,6 +43,11 @@ def test_a_warm_up_that_is_longer_than_the_training_is_reported(bench: Bencher) 
     setup, told = bench("lora", max_steps=2, warmup_steps=50, learning_rate=1e-3), io.StringIO()
     replace(setup, job=replace(setup.job, progress=Progress(stream=told))).train()
     assert "this training has 2 steps, so the learning rate does not reach 0.001" in told.getvalue()
+
+
+def test_a_training_whose_rate_is_always_0_is_refused(bench: Bencher) -> None:
+    with pytest.raises(RefusedError, match="the learning rate was 0 in all 1 steps"):
+        bench("lora", max_steps=1, warmup_steps=1).train()
 
 
 class Apart(torch.optim.SGD):
