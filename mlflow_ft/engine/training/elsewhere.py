@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CHECKPOINTS = "checkpoints hold what a training continues from; training.save_steps says when they are written"
+SAMPLES = "evaluation.samples logs sampled answers at every evaluation"
 LEARNED = "the rows say what is learned, before the training: see docs/data.md"
 PREPARED = "remove it: rows are prepared before the training"
 PUBLISHING = "models go to MLflow's registry; publish the folder of a packaged model with `hf upload`"
@@ -35,7 +36,10 @@ ELSEWHERE = {
     "per_device_eval_batch_size": "evaluation.per_device_eval_batch_size chooses it",
     "eval_strategy": "training.eval_steps says when the held-out loss is measured",
     "eval_on_start": "remove it: the held-out loss is always measured before the first step, too",
-    "generate_during_eval": "evaluation.samples logs answers at every evaluation",
+    "generate_during_eval": SAMPLES,
+    "log_completions": SAMPLES,
+    "log_completions_hub_repo": SAMPLES,
+    "num_completions_to_print": SAMPLES,
     "save_strategy": CHECKPOINTS,
     "save_only_model": CHECKPOINTS,
     "ignore_data_skip": CHECKPOINTS,
