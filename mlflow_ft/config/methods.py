@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mlflow_ft.config.section import Section
 
@@ -46,6 +47,28 @@ class AdapterSection(Section):
     """Text whose embeddings a learned prompt starts from; random tokens when not given."""
     options: dict[str, str] | None = None
     """Further fields of the adapter's PEFT config, as `name=value`: `rank_pattern={q_proj: 8}`."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_layers(cls, names: str | list[str]) -> str | list[str]:
+        if isinstance(names, list):
+            return names
+        if names.lower().replace("_", "-") == "all-linear":
+            return "all-linear"
+        if re.fullmatch(r"[\w.]+", names):  # as an expression it would have to be a layer's whole path
+            return [names]
+        try:
+            re.compile(names)
+        except re.error as error:
+            raise ValueError(f"write a list of names, all-linear, or a regular expression: {error}") from error
+        return names
+
+    @field_validator("layers_to_transform", "trainable_token_indices")
+    @classmethod
+    def _are_counted_from_0(cls, numbers: list[int] | None) -> list[int] | None:
+        if numbers is not None and (not numbers or min(numbers) < 0):
+            raise ValueError("write numbers of 0 or more")
+        return numbers
 
 
 class ObjectiveSection(Section):

@@ -28,8 +28,7 @@ def typed(
     Raises:
         ConfigError: a name is not a field of `kind`, or is one of `ours` or `elsewhere`, or a numeric field gets text.
     """
-    fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.init}
-    fields = {name: annotation for name, annotation in fields.items() if name not in ours}
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init and field.name not in ours}
     values = {}
     for name, text in (options or {}).items():
         if elsewhere and name in elsewhere:
@@ -43,17 +42,36 @@ def typed(
             near = difflib.get_close_matches(name, [*fields, *ours], n=1)
             hint = f"did you mean {near[0]}?" if near else f"the fields are those of {kind.__module__}.{kind.__name__}"
             raise ConfigError(f"{section}.options: {kind.__name__} has no field {name!r}", hint=hint)
-        values[name] = _as_field(value(text), fields[name], name=f"{section}.options: {name}")
+        values[name] = _as_field(text, fields[name], name=f"{section}.options: {name}")
+        check_choice(fields[name], values[name], name=f"{section}.options: {name}")
     return values
 
 
-def _as_field(value: Any, annotation: str, *, name: str) -> Any:
-    """A value for a field of a numeric type: 0 becomes 0.0 if the field is not an int, and text is refused."""
-    types = set(re.findall(r"\w+", annotation)) - {"class", "typing", "Optional", "Union", "None"}
-    if types <= {"int", "float", "bool"} and isinstance(value, str | list | dict):
+def check_choice(field: dataclasses.Field[Any], chosen: Any, *, name: str) -> None:
+    """Raise ConfigError if a field lists the values that it may have, and this is none of them."""
+    known = field.metadata.get("choices")
+    if known and chosen is not None and chosen not in list(known):
+        raise ConfigError(f"{name}: {chosen!r} is not one of {', '.join(known)}", hint="choose one of them")
+
+
+def _as_field(text: str, field: dataclasses.Field[Any], *, name: str) -> Any:
+    """A value for a field; for one of a numeric type 0 becomes 0.0 if it is not an int, and text is refused.
+
+    For a field of text, words that are true or false in YAML (`no`, `off` ...) stay words.
+    """
+    found = value(text)
+    types = set(re.findall(r"\w+", str(field.type))) - {"class", "typing", "Optional", "Union", "None"}
+    if (
+        isinstance(found, bool)
+        and text.strip().lower() not in ("true", "false")
+        and "str" in types
+        and "bool" not in types
+    ):
+        return text.strip()
+    if types <= {"int", "float", "bool"} and isinstance(found, str | list | dict):
         wanted = " or ".join(sorted(types))
-        raise ConfigError(f"{name} must be {wanted}, not {value!r}", hint="write a number, or true or false for bool")
-    return float(value) if "float" in types and not types & {"int", "Any"} and type(value) is int else value
+        raise ConfigError(f"{name} must be {wanted}, not {found!r}", hint="write a number, or true or false for bool")
+    return float(found) if "float" in types and not types & {"int", "Any"} and type(found) is int else found
 
 
 def value(text: str) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from mlflow_ft.config.schema import Config
 from mlflow_ft.config.training import TrainingSection
-from mlflow_ft.engine import options
+from mlflow_ft.engine import hardware, options
 from mlflow_ft.engine.training.elsewhere import ELSEWHERE
 from mlflow_ft.errors import ConfigError, Problem
 from mlflow_ft.records import Trainer
@@ -31,14 +32,31 @@ def check(config: Config, trainer: Trainer) -> None:
         another type.
     """
     _check_unused(config, trainer)
-    if config.objective.options and trainer.options:
-        used = trainer.settings or ()
-        filled = {name for name in used for section in (config.objective, config.rollout) if _given(section, name)}
-        ours = {*filled, *TrainingSection.model_fields} - {"options"}
-        kind = trainer.options()
-        options.typed(config.objective.options, kind, section="objective", ours=ours, elsewhere=ELSEWHERE)
     if trainer.options:
+        if config.objective.options:
+            _check_options(config, trainer, trainer.options())
+        if config.objective.loss_type is not None:
+            _check_loss(config, trainer.options())
         _check_optimisation(config)
+
+
+def _check_options(config: Config, trainer: Trainer, kind: type) -> None:
+    used = trainer.settings or ()
+    filled = {name for name in used for section in (config.objective, config.rollout) if _given(section, name)}
+    ours = {*filled, *TrainingSection.model_fields} - {"options"}
+    values = options.typed(config.objective.options, kind, section="objective", ours=ours, elsewhere=ELSEWHERE)
+    if values.get("activation_offloading") and not hardware.gpus():
+        raise ConfigError(
+            "objective.options: activation_offloading moves activations from a GPU, and there is none",
+            hint="remove it; training.gradient_checkpointing=true saves memory on a CPU",
+        )
+
+
+def _check_loss(config: Config, kind: type) -> None:
+    """Refuse a form of the loss that is not among those that the method's class lists."""
+    for field in dataclasses.fields(kind):
+        if field.name == "loss_type":
+            options.check_choice(field, config.objective.loss_type, name="objective.loss_type")
 
 
 def _check_unused(config: Config, trainer: Trainer) -> None:

@@ -135,6 +135,9 @@ def test_keys_that_cannot_be_used_are_reported_together() -> None:
         ("adapter.target_modules", "[q_proj, 'v_proj']", ["q_proj", "v_proj"]),
         ("adapter.target_modules", "q_proj,v_proj", ["q_proj", "v_proj"]),
         ("adapter.target_modules", "layers.(1|2).q_proj,", "layers.(1|2).q_proj,"),
+        ("adapter.target_modules", "q_proj", ["q_proj"]),
+        ("adapter.target_modules", "self_attn.q_proj", ["self_attn.q_proj"]),
+        ("adapter.target_modules", "ALL_LINEAR", "all-linear"),
         ("objective.loss_type", "bco_pair, sft", ["bco_pair", "sft"]),
         ("data.path", "a,b.jsonl", "a,b.jsonl"),
         ("registry.model_name", "a,b", "a,b"),
@@ -484,3 +487,18 @@ def test_a_share_is_no_split() -> None:
         resolve("sft", defaults={}, command_line=pairs(["--data.split=0.1"]))
     for name in ("train", "2020", "1"):
         assert resolve("sft", defaults={}, command_line=pairs([f"--data.split={name}"])).data.split == name
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("--target_modules=(q_proj", "or a regular expression: missing )"),
+        ("--target_modules=*", "or a regular expression: nothing to repeat"),
+        ("--layers_to_transform=[-1]", "write numbers of 0 or more"),
+        ("--trainable_token_indices=[]", "write numbers of 0 or more"),
+    ],
+)
+def test_layers_and_tokens_that_cannot_be_are_refused(setting: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        typed(setting)
+    assert reason in told(error)[0]

@@ -18,6 +18,7 @@ class Settings:
     on: bool = False
     most: int | float = 1
     weight: float | None = None
+    when: str | None = None
 
     def __post_init__(self) -> None:
         if self.rate < 0:
@@ -52,6 +53,11 @@ def test_every_option_is_a_field() -> None:
 def test_a_whole_number_is_a_float_where_the_field_takes_no_other(name: str, text: str, value: float) -> None:
     typed = options.typed({name: text}, Settings, section="objective")[name]
     assert (typed, type(typed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(("name", "text", "value"), [("when", "no", "no"), ("when", "off", "off"), ("on", "no", False)])
+def test_a_word_of_yaml_stays_a_word_where_the_field_takes_text(name: str, text: str, value: object) -> None:
+    assert options.typed({name: text}, Settings, section="objective") == {name: value}
 
 
 @pytest.mark.parametrize(("name", "text"), [("weight", "high"), ("rate", "[1, 2]"), ("on", "maybe")])

@@ -49,7 +49,8 @@ def test_all_is_well_and_nothing_is_left_behind(place: Path, tiny_model: Path, t
     found = outcome("lora", "--model", tiny_model, "--data", tiny_rows)
     assert {entry.state for entry in found.values()} == {"ok"}
     assert list(found) == [
-        *("settings", "tracking store", "artifact store", "registry", "base model", "embeddings", "weights"),
+        *("settings", "tracking store", "artifact store", "registry", "base model", "embeddings", "architecture"),
+        "weights",
         *("tokenizer", "data", "device", "dtype", "attention", "memory", "output folder", "disk", "plugins"),
     ]
     assert found["data"].detail == f"{tiny_rows} in the format messages"

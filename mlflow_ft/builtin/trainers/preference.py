@@ -53,6 +53,13 @@ def train_reward(job: Job, data: Data, model: Model) -> Trained:
     return reward.train(job, data, model)
 
 
+def no_beta(config: Config) -> str | None:
+    """A beta of 0, by which the losses of these methods multiply, or divide, what they compare."""
+    if config.objective.beta == 0:
+        return "objective.beta must be above 0: with 0 the loss is the same for all answers"
+    return None
+
+
 def no_learned_prompt(config: Config, adapter: Adapter) -> str | None:
     """A limit of TRL's CPO and ORPO: they compare logits with labels position by position."""
     if adapter.learned_prompt:
@@ -67,11 +74,26 @@ def no_second_adapter(config: Config, adapter: Adapter) -> str | None:
     return None
 
 
+def refuses_cpo(config: Config, adapter: Adapter) -> str | None:
+    """Like `no_learned_prompt`, and a beta of 0."""
+    return no_beta(config) or no_learned_prompt(config, adapter)
+
+
+def refuses_dpo(config: Config, adapter: Adapter) -> str | None:
+    """Like `no_second_adapter`, and a beta of 0, and losses that TRL does not have, or cannot compute."""
+    asked = losses(config)
+    if unknown := sorted(asked - BY_PAIR - OF_BATCH):
+        return f"objective.loss_type {unknown[0]} is not one of {', '.join(sorted(BY_PAIR | OF_BATCH))}"
+    if "exo_pair" in asked and not config.objective.label_smoothing:
+        return "the loss exo_pair needs an objective.label_smoothing above 0, such as 0.001"
+    return no_beta(config) or no_second_adapter(config, adapter)
+
+
 def refuses_kto(config: Config, adapter: Adapter) -> str | None:
-    """Like `no_second_adapter`, and a batch of one answer, in which there is nothing to estimate the KL from."""
+    """Like `no_second_adapter`, a beta of 0, and a batch of one answer, which has nothing to estimate the KL from."""
     if config.training.per_device_train_batch_size == 1 and config.objective.loss_type != "apo_zero_unpaired":
         return "training.per_device_train_batch_size must be 2 or more: the KL is estimated from the answers of a batch"
-    return no_second_adapter(config, adapter)
+    return no_beta(config) or no_second_adapter(config, adapter)
 
 
 BY_PAIR = {
@@ -88,13 +110,22 @@ BY_PAIR = {
     "apo_down",
     "discopop",
 }
-"""TRL's losses that are a mean over pairs; the others compare the pairs of a batch, or count tokens."""
+"""TRL's losses that are a mean over pairs."""
+OF_BATCH = {"aot", "aot_unpaired", "sft"}
+"""Those that compare the pairs of a batch, or count tokens."""
+
+
+def losses(config: Config) -> set[str]:
+    """The losses that dpo adds up, as `objective.loss_type` or `objective.options` name them."""
+    from mlflow_ft.engine import options
+
+    given = config.objective.loss_type or options.value((config.objective.options or {}).get("loss_type", "sigmoid"))
+    return set(map(str, given)) if isinstance(given, list) else {str(given)}
 
 
 def by_pair(config: Config) -> bool:
     """Whether the loss of a batch is the mean of its pairs' losses."""
-    losses = config.objective.loss_type or "sigmoid"
-    return BY_PAIR.issuperset([losses] if isinstance(losses, str) else losses)
+    return losses(config) <= BY_PAIR
 
 
 DPO = Trainer(
@@ -110,7 +141,7 @@ DPO = Trainer(
     settings=("beta", "loss_type", "label_smoothing", "precompute_ref_log_probs", "remember_ref_log_probs", "options"),
     options=partial(resolve_name, "trl:DPOConfig"),
     in_parts=by_pair,
-    refuses=no_second_adapter,
+    refuses=refuses_dpo,
     use_for="aligning a model that was instruction-tuned on similar prompts, given pairs of answers",
     memory="as sft with the same adapter and twice as many rows; without an adapter, a second model",
     ranges={
@@ -131,7 +162,7 @@ CPO = Trainer(
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
     options=partial(resolve_name, "trl.experimental.cpo:CPOConfig"),
-    refuses=no_learned_prompt,
+    refuses=refuses_cpo,
     use_for="the same as dpo where a reference model costs too much; the chosen answers must be good in themselves",
     memory="as sft with twice as many rows; the logits of whole rows are kept",
     ranges={
@@ -157,7 +188,7 @@ SIMPO = Trainer(
     kinds=("preference",),
     settings=("beta", "loss_type", "label_smoothing", "options"),
     options=partial(resolve_name, "trl.experimental.cpo:CPOConfig"),
-    refuses=no_learned_prompt,
+    refuses=refuses_cpo,
     use_for="the same as dpo, where long answers are preferred for being long",
     memory="as cpo",
     ranges={

@@ -45,6 +45,16 @@ def weights(trainer: Any) -> dict[str, Tensor]:
     return changed
 
 
+def settle(trainer: Any) -> None:
+    """Let an optimizer that trains other weights than those to use (schedule-free) put the latter into the model.
+
+    transformers calls its `train` before each pass of a training, but its `eval` only in an evaluation of its own.
+    """
+    evaluate = getattr(trainer.optimizer, "eval", None)
+    if callable(evaluate):
+        evaluate()
+
+
 def frozen_digest(trainer: Any) -> str:
     """sha256 over the names and bytes of all weights that training does not change."""
     shards.settle(trainer.model_wrapped)

@@ -41,7 +41,9 @@ def train(trainer: Any, job: Job) -> tuple[int, float]:
         RefusedError: something is not as it was saved.
     """
     with Keeper(job) as keeper:
-        return Resumable(trainer, job, keeper).train()
+        result = Resumable(trainer, job, keeper).train()
+    of_trainer.settle(trainer)
+    return result
 
 
 class Resumable:
@@ -113,6 +115,8 @@ class Resumable:
         """Write a checkpoint; called by the trainer after log and evaluation of a step."""
         trainer = self._trainer
         step, last = trainer.state.global_step, trainer.state.global_step >= trainer.state.max_steps
+        if last:  # the optimizer, which could do it later, is not kept
+            of_trainer.settle(trainer)
         parts = of_trainer.collect(trainer, self._order) | {
             EVALUATION_DUE: self._evaluation_due,
             ENDED: trainer.control.should_training_stop and not (self._due.stopping or last),

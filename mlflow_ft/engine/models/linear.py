@@ -9,6 +9,7 @@ from typing import Any
 from peft import LoraConfig
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 PAST_THE_ADAPTER = ("out_proj", "conv1d")
@@ -35,8 +36,21 @@ def all_plain(module: Any) -> bool:
 
 
 def names(module: Any) -> list[str]:
-    """The last parts of the linear layers' names: `["down_proj", "gate_proj", ...]`."""
-    return sorted({name.rpartition(".")[2] for name, _ in layers(module)})
+    """The last parts of the linear layers' names, GPT-2's among them: `["down_proj", "gate_proj", ...]`."""
+    return sorted({name.rpartition(".")[2] for name, _ in (*layers(module), *transposed(module))})
+
+
+def transposed(module: Any) -> Iterator[tuple[str, Conv1D]]:
+    """Every linear layer of transformers' own (GPT-2), whose weights are of shape (inputs, outputs), by full name."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, Conv1D):
+            yield name, layer
+
+
+def narrowest(module: Any) -> int:
+    """The fewest inputs of a linear layer; 0 without one."""
+    inputs = [layer.in_features for _, layer in layers(module)]
+    return min((*inputs, *(len(layer.weight) for _, layer in transposed(module))), default=0)
 
 
 def for_lora(module: Any) -> list[str] | None:

@@ -27,7 +27,7 @@ from mlflow_ft.engine import hardware, own_code
 from mlflow_ft.engine.adapters import fitting
 from mlflow_ft.engine.hub import quiet_transformers
 from mlflow_ft.engine.loss import causal_model
-from mlflow_ft.engine.models import generation, lacking, own_quantization, pooling, routers
+from mlflow_ft.engine.models import generation, lacking, one_direction, own_quantization, pooling, routers
 from mlflow_ft.engine.tokens import vocabulary
 from mlflow_ft.errors import ModelError, ResourceError, brief
 from mlflow_ft.values import BaseModel, Data, Job, Trained
@@ -114,8 +114,9 @@ def load_base(
     if base.task == "score":
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
         set_seed(config.run.seed)  # the score head is new, and must be the same in every process of the run
-    elif repaired := generation.for_loading(path or base.path):
-        options |= repaired
+    else:
+        one_direction.check(path or base.path, base.name, trust_remote_code=config.model.trust_remote_code)
+        options |= generation.for_loading(path or base.path)
     try:
         with quiet_transformers():
             model, report = kind.from_pretrained(path or base.path, **options, **lacking.REPORTED)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,8 +75,9 @@ class LoadedReward:
         if self._takes is not None:
             arguments = {name: argument for name, argument in arguments.items() if name in self._takes}
         try:
-            result = self.function(**arguments)
-            values = [_number(value) for value in (_awaited(result) if inspect.isawaitable(result) else result)]
+            with redirect_stdout(sys.stderr):  # a program may read the command's own output
+                result = self.function(**arguments)
+                values = [_number(value) for value in (_awaited(result) if inspect.isawaitable(result) else result)]
         except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise RefusedError(
                 f"the reward function {self.name!r} raised {type(error).__name__}: {error}",

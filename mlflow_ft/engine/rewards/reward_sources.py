@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,10 +174,11 @@ def _cannot_load(name: str, error: BaseException, *, hint: str) -> ConfigError:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Make the modules in a folder importable, as Python does for a script in it."""
+    """Make the modules in a folder importable, as Python does for a script in it; what they print goes to stderr."""
     sys.path.insert(0, str(folder))
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         if str(folder) in sys.path:
             sys.path.remove(str(folder))

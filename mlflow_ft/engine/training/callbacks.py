@@ -23,7 +23,8 @@ SKIPPED = {"train_loss", "total_flos"} | {f"{side}_{name}" for side in ("train",
 
 DRAWN = {"loss": "loss", f"{HELD_OUT}loss": "held-out loss"}
 """The trainers' names of the curves on the terminal, and theirs there."""
-
+WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules that have no warm-up."""
 MEASURED = 5
 """Steps after which the time of the others is announced."""
 
@@ -88,6 +89,12 @@ class WatchCallback(TrainerCallback):
         self._speed = Speed()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        settings = self._job.config.training
+        if settings.warmup_steps >= max(1, state.max_steps) and settings.lr_scheduler_type not in WITHOUT_WARM_UP:
+            self._job.progress.warn(
+                f"training.warmup_steps {settings.warmup_steps:g}: this training has {state.max_steps:,} steps, so the "
+                f"learning rate does not reach {settings.learning_rate:g}; give a share of all steps, such as 0.03"
+            )
         self._bar = self._bars.enter_context(self._job.progress.training("train", total=state.max_steps))
         if state.global_step:
             self._bar.advance(state.global_step)

@@ -1,7 +1,11 @@
-"""Fields of TRL's config classes that would undo what is settled before the training, and what to use instead."""
+"""Fields of TRL's config classes that are settled elsewhere, or would have no effect, and what to use instead."""
 
 from __future__ import annotations
 
+CHECKPOINTS = "checkpoints hold what a training continues from; training.save_steps says when they are written"
+SAMPLES = "evaluation.samples logs sampled answers at every evaluation"
+LEARNED = "the rows say what is learned, before the training: see docs/data.md"
+PREPARED = "remove it: rows are prepared before the training"
 PUBLISHING = "models go to MLflow's registry; publish the folder of a packaged model with `hf upload`"
 ELSEWHERE = {
     "chat_template_path": "data.chat_template chooses the template, before the rows are tokenised",
@@ -17,6 +21,40 @@ ELSEWHERE = {
     "torch_compile_mode": "training.compile compiles the layers",
     "use_liger_kernel": "training.liger uses Liger's kernels",
     "gradient_checkpointing": "training.gradient_checkpointing chooses it",
+    "gradient_checkpointing_kwargs": "training.gradient_checkpointing chooses it",
+    "activation_checkpointing": "training.gradient_checkpointing chooses it",
+    "activation_checkpointing_kwargs": "training.gradient_checkpointing chooses it",
+    "seed": "run.seed chooses it",
+    "data_seed": "run.seed chooses it",
+    "output_dir": "run.output_dir chooses it",
+    "trust_remote_code": "model.trust_remote_code chooses it",
+    "use_cpu": "a GPU is used where there is one; CUDA_VISIBLE_DEVICES= in the environment hides it",
+    "disable_tqdm": "remove it: the progress is shown by this project",
+    "logging_nan_inf_filter": "remove it: a loss that is NaN or infinite ends the training",
+    "dataloader_pin_memory": "remove it: memory is pinned where there is a GPU",
+    "ddp_find_unused_parameters": "remove it: the launcher settles it",
+    "per_device_eval_batch_size": "evaluation.per_device_eval_batch_size chooses it",
+    "eval_strategy": "training.eval_steps says when the held-out loss is measured",
+    "eval_on_start": "remove it: the held-out loss is always measured before the first step, too",
+    "generate_during_eval": SAMPLES,
+    "log_completions": SAMPLES,
+    "log_completions_hub_repo": SAMPLES,
+    "num_completions_to_print": SAMPLES,
+    "save_strategy": CHECKPOINTS,
+    "save_only_model": CHECKPOINTS,
+    "ignore_data_skip": CHECKPOINTS,
+    "enable_jit_checkpoint": CHECKPOINTS,
+    "completion_only_loss": LEARNED,
+    "assistant_only_loss": LEARNED,
+    "label_smoothing_factor": "objective.label_smoothing is for preferences (dpo, cpo); the loss on tokens has none",
+    "dataset_text_field": "data.columns names the columns",
+    "dataset_num_proc": "remove it: rows are prepared before the training, on all cores",
+    "dataset_kwargs": PREPARED,
+    "remove_unused_columns": PREPARED,
+    "truncation_mode": "longer rows are cut at their end (data.max_length)",
+    "packing_strategy": "objective.packing packs whole rows, by best fit",
+    "eval_packing": "objective.packing packs rows of the training; held-out losses are measured row by row",
+    "parallelism_config": "launch.strategy spreads a training over GPUs",
     "load_best_model_at_end": "training.load_best keeps the weights with the lowest held-out loss",
     "resume_from_checkpoint": "`mlflow-ft resume RUN` continues a run from its checkpoint",
     "report_to": "run.also_report_to names further trackers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,10 +91,20 @@ def arguments(kind: type[ArgumentsT], job: Job, folder: Path, own: dict[str, Any
     }
     ours = common | own
     more = options.typed(job.config.objective.options, kind, section="objective", ours=ours, elsewhere=ELSEWHERE)
-    arguments: ArgumentsT = options.made(kind, ours | more, section="objective")
+    made: Any = options.made(kind, ours | more, section="objective")
+    made.get_warmup_steps = partial(warm_up, settings.warmup_steps)
+    arguments: ArgumentsT = made
     strategy.on_cpus(job.config.launch)
     zero.forget()  # until the trainer is made, which sets it again: a reference model is loaded whole
     return arguments
+
+
+def warm_up(setting: float, steps: int) -> int:
+    """The steps of warm-up: a number of them, or a share of all `steps` that leaves at least one.
+
+    transformers rounds a share up, so that a training of one step would have a learning rate of 0.
+    """
+    return int(setting) if setting >= 1 else min(math.ceil(setting * steps), max(0, steps - 1))
 
 
 def objective(job: Job, *names: str) -> dict[str, Any]:

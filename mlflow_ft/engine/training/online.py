@@ -52,8 +52,8 @@ class Watched:
         if self.model.training:
             sums = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
             sums[rewards.isnan().all(dim=1)] = math.nan
-            cut = self._metrics["train"]["completions/clipped_ratio"][-1] >= 1  # of this batch: it was just sampled
-            self.watch.see(sums.view(-1, self.num_generations).tolist(), cut=[cut])
+            ratios = self._metrics["train"]["completions/clipped_ratio"][-1:]  # of this batch: it was just sampled
+            self.watch.see(sums.view(-1, self.num_generations).tolist(), cut=[ratio >= 1 for ratio in ratios])
         return rewards
 
 

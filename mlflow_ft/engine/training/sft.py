@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from mlflow_ft.engine import ranks
+from mlflow_ft.engine.checkpoints import of_trainer
 from mlflow_ft.engine.judging import judge
 from mlflow_ft.engine.loss import OF_ROWS, full_token_loss, suited
 from mlflow_ft.engine.models import row_isolation
@@ -87,6 +88,7 @@ class LabelledTokensTrainer(InParts, SFTTrainer):
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """The mean loss over the held-out tokens; transformers gives batches of different lengths equal weight."""
         self._module.eval()
+        of_trainer.settle(self)
         losses = judge.row_losses(
             self.accelerator.unwrap_model(self._module),
             self._held_out if self._sharded else ranks.mine(self._held_out),  # each pass needs all shares

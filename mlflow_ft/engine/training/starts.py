@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from torch import Tensor
 
 from mlflow_ft.engine import batches
 from mlflow_ft.engine.loss import full_token_loss
-from mlflow_ft.engine.models import experts, linear
+from mlflow_ft.engine.models import linear
 from mlflow_ft.engine.tokens import vocabulary
+from mlflow_ft.engine.training import named_layers
 from mlflow_ft.errors import ConfigError, ModelError, brief
 from mlflow_ft.rows import Encoded
 from mlflow_ft.values import BaseModel, Data, Job
@@ -57,14 +57,20 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
     # CorDA's hooks take one row at a time
     look = _batches(data, 1 if begin == "corda" else job.config.training.batch_size)
     tied = vocabulary.tied(module)
-    narrowest = min((layer.in_features for _, layer in linear.layers(module)), default=0)
+    narrowest = linear.narrowest(module)
+    if begin == "olora" and any(linear.transposed(module)):
+        raise ConfigError(
+            "adapter.init_lora_weights olora: PEFT takes the weights of this model's layers, which are transposed, the "
+            "wrong way round",
+            hint="use pissa, or leave it out",
+        )
     if begin == "corda":
         preprocess_corda(module, peft_config, run_model=lambda: _run(module, look))
     elif begin == "lora_ga":
         preprocess_loraga(module, peft_config, train_step=lambda: _gradients(module, look))
-    named = _named(peft_config)
+    names = named_layers.Names(module, peft_config)
     wrapped: Any = get_peft_model(module, peft_config)
-    _check_named(wrapped, named)
+    names.check(wrapped, job.config.adapter.target_modules)
     if begin == "eva":
         initialize_lora_eva_weights(wrapped, _large_enough(wrapped, data, narrowest=narrowest), show_progress_bar=False)
     elif job.config.adapter.init_lora_weights == "loftq":
@@ -78,34 +84,6 @@ def attach(module: Any, peft_config: Any, *, job: Job, data: Data, base: BaseMod
         # an adapter added later, TRL's frozen reference, must not move a part of the base again
         wrapped.peft_config["default"].init_lora_weights = True
     return wrapped
-
-
-def _named(peft_config: Any) -> dict[str, list[str]]:
-    """The names of layers and weights in a config, before PEFT adds its own."""
-    fields = ("rank_pattern", "alpha_pattern", "target_parameters")
-    return {field: list(getattr(peft_config, field, None) or ()) for field in fields}
-
-
-def _check_named(wrapped: Any, named: Mapping[str, Sequence[str]]) -> None:
-    """Refuse names that match nothing, which PEFT would ignore, sometimes without a warning.
-
-    Raises:
-        ModelError: a pattern matches no adapted layer or weight, or a named weight does not exist.
-    """
-    tuner = wrapped.base_model
-    weights = list(getattr(tuner, "targeted_parameter_names", ()))
-    adapted = [*getattr(tuner, "targeted_module_names", ()), *weights]
-    for field, names in named.items():
-        for name in names:
-            pattern, places = (re.escape(name), weights) if field == "target_parameters" else (name, adapted)
-            if not any(re.match(rf"(.*\.)?({pattern})$", place) for place in places):
-                fused, layers = experts.parameters(wrapped), {place.rpartition(".")[2] for place in adapted}
-                raise ModelError(
-                    f"adapter.{field}: {name!r} matches {'no weight' if places is weights else 'no adapted layer'}",
-                    hint=f"the fused weights of experts are: {', '.join(fused) or 'none'}"
-                    if places is weights
-                    else f"adapted are: {', '.join(sorted(layers))}",
-                )
 
 
 def save(module: Any, folder: Path, *, beginning: Path | None = None, last: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from mlflow_ft.engine.models import experts, loading, pooling
 from mlflow_ft.engine.training import starts
 from mlflow_ft.errors import ModelError
 from mlflow_ft.values import BaseModel, Data, Job, Model
+
+REFUSALS = (ValueError, TypeError, RuntimeError, AssertionError, LookupError, AttributeError, Warning, re.error)
+"""What PEFT and torch raise for an adapter that they cannot attach."""
 
 
 def prepare(job: Job, data: Data, base: BaseModel) -> Model:
@@ -76,7 +80,7 @@ def _attach(module: PreTrainedModel, peft_config: Any, *, job: Job, data: Data, 
     try:
         with loading.quiet_peft(), quiet_transformers():
             wrapped: Any = starts.attach(module, peft_config, job=job, data=data, base=base)
-    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, AttributeError, Warning) as error:
+    except REFUSALS as error:
         raise starts.refused(error) from error
     loading.as_float32(wrapped)
     return wrapped

@@ -104,6 +104,8 @@ def check_contents(examination: Examination, base: BaseModel, task: Task | None)
     checks: list[tuple[str, Callable[[], str | Caution]]] = []
     if config.method != PREPARE:
         checks.append(("embeddings", partial(_embeddings, config, base)))
+    if task and task != "score":
+        checks.append(("architecture", partial(_architecture, config, base)))
     if task:
         checks.append(("weights", partial(_weights, config, base, task)))
     if not config.model.init_from:  # else the tokenizer is that of the weights to start from
@@ -132,6 +134,12 @@ def _embeddings(config: Config, base: BaseModel) -> str:
             hint="use the config.json that belongs to these weights, or copy or download the model again",
         )
     return f"{rows:,} rows"
+
+
+def _architecture(config: Config, base: BaseModel) -> str:
+    from mlflow_ft.engine.models import one_direction
+
+    return one_direction.check(base.path, base.name, trust_remote_code=config.model.trust_remote_code)
 
 
 def _weights(config: Config, base: BaseModel, task: Task) -> str:

@@ -156,7 +156,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     [
         ("lora", {"adapter.options": "rank_pattern={qq_proj: 4}"}, "qq_proj"),
         ("lora", {"adapter.target_modules": "no_such_layer"}, "no_such_layer"),
-        ("lora", {"adapter.layers_to_transform": "[7]"}, "does not fit"),
+        ("lora", {"adapter.layers_to_transform": "[7]"}, "has no layer 7"),
         ("prompt", {"adapter.init_text": "red green blue", "adapter.num_virtual_tokens": 1}, "num_virtual_tokens"),
         ("oft", {"adapter.options": "oft_block_size=7"}, "oft_block_size"),
         ("gralora", {"adapter.r": 3}, "divisible"),

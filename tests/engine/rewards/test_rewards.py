@@ -315,3 +315,17 @@ def test_a_model_that_scores_nothing_is_refused(tiny_model: Path, tmp_path: Path
         reward_judges.RewardModel(tiny_model)
     with pytest.raises(ModelError, match="cannot be loaded"):
         reward_judges.RewardModel(tmp_path)
+
+
+def test_what_a_reward_function_prints_is_not_the_output_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (named,) = find(f"{write(tmp_path / 'loud.py', 'print(1)' + chr(10) + LENGTH)}:length")
+
+    async def loud(completions: Any) -> list[float]:
+        print(len(completions))  # noqa: T201  # as a user's function does
+        return [1.0 for _ in completions]
+
+    assert judge(loud)(PROMPTS, SAID) == [1.0, 1.0]
+    assert judge(named.function)(PROMPTS, SAID) == [3.0, 5.0]
+    assert capsys.readouterr() == ("", "1\n2\n")

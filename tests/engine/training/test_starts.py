@@ -42,9 +42,17 @@ def test_loftq_and_weights_of_other_names(bench: Bencher, tmp_path: Path) -> Non
         starts._correct_rounding(wrapped, tmp_path)
 
 
-@pytest.mark.parametrize("begin", ["pissa", "olora", "corda", "lora_ga", "eva", "mica", "orthogonal"])
-def test_before_the_first_step_the_model_is_the_base(bench: Bencher, tmp_path: Path, begin: str) -> None:
-    setup = bench("lora", **{"adapter.init_lora_weights": begin, "adapter.r": 4})
+BEGINNINGS = ("pissa", "olora", "corda", "lora_ga", "eva", "mica", "orthogonal")
+
+
+@pytest.mark.parametrize(
+    ("kind", "begin"),
+    [*(("llama", begin) for begin in BEGINNINGS), *(("gpt2", begin) for begin in BEGINNINGS if begin != "olora")],
+)
+def test_before_the_first_step_the_model_is_the_base(
+    bench: Bencher, tmp_path: Path, small: Callable[..., Path], kind: str, begin: str
+) -> None:
+    setup = bench("lora", model=small(kind), **{"adapter.init_lora_weights": begin, "adapter.r": 4})
     reference = tmp_path / "base.safetensors"
     model_reference.keep(loading.load_base(setup.job.config, setup.base), setup.data, reference)
     assert parity.compare(prepared(setup).module.eval(), reference)["kl_max"] < 1e-6
@@ -80,3 +88,42 @@ def test_the_first_weights_are_kept_only_while_they_are_needed(bench: Bencher) -
     assert (setup.job.folder / starts.BEGINNING).is_file()
     starts.save(module.module, setup.job.folder / "adapter", beginning=setup.job.folder)
     assert not (setup.job.folder / starts.BEGINNING).exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "words", "hint"),
+    [
+        ("lora", {"target_modules": "[q_proj, gate_porj]"}, "'gate_porj' matches no layer", "gate_proj"),
+        ("ia3", {"target_modules": "[q_proj, gate_porj]"}, "'gate_porj' matches no layer", "gate_proj"),
+        ("lora", {"layers_to_transform": "[0, 2]"}, "the model has no layer 2", "0 to 1"),
+        ("lora", {"modules_to_save": "[lm_head, lm_haed]"}, "'lm_haed' matches no module", "lm_head"),
+        ("lora", {"options": "exclude_modules=[gate_porj]"}, "'gate_porj' matches no layer", "gate_proj"),
+        ("lora", {"options": '{rank_pattern: {"*": 2}}'}, "nothing to repeat", "adapter.options"),
+    ],
+)
+def test_what_the_model_lacks_is_refused_beside_what_it_has(
+    bench: Bencher, kind: str, setting: dict[str, str], words: str, hint: str
+) -> None:
+    setup = bench("sft", **{"adapter.kind": kind} | {f"adapter.{name}": value for name, value in setting.items()})
+    with pytest.raises(ModelError, match=words) as error:
+        prepared(setup)
+    assert hint in str(error.value.hint)
+
+
+def test_a_layer_that_is_trained_in_full_needs_no_adapter(bench: Bencher) -> None:
+    settings = {"adapter.target_modules": "[q_proj, lm_head]", "adapter.modules_to_save": "[lm_head]"}
+    names = [name for name, weight in prepared(bench("lora", **settings)).module.named_parameters()]
+    assert any("lm_head.modules_to_save" in name for name in names)
+
+
+def test_numbers_of_layers_on_a_model_whose_layers_are_transposed(bench: Bencher, small: Callable[..., Path]) -> None:
+    """GPT-2's linear layers are transformers' own."""
+    module = prepared(bench("lora", model=small("gpt2"), **{"adapter.layers_to_transform": "[1]"})).module
+    adapted = {name.partition(".lora_A")[0] for name, _ in module.named_parameters() if ".lora_A." in name}
+    assert {name.rpartition(".")[2] for name in adapted} == {"c_attn", "c_fc", "c_proj"}
+    assert all(".h.1." in name for name in adapted)
+
+
+def test_an_initialisation_that_peft_computes_wrongly_is_refused(bench: Bencher, small: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="olora: PEFT takes the weights"):
+        prepared(bench("lora", model=small("gpt2"), **{"adapter.init_lora_weights": "olora"}))
