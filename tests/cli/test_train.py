@@ -266,7 +266,11 @@ def test_help_of_the_program_names_every_command_and_exit_code(run: Run) -> None
 def test_an_unknown_command_is_wrong_input(run: Run) -> None:
     result = run("trian")
     assert (result.code, result.out) == (2, "")
-    assert "No such command 'trian'" in result.err
+    assert "No such command 'trian'. Did you mean train?" in result.err
+
+
+def test_a_method_is_no_command_and_the_error_says_which_is(run: Run) -> None:
+    assert "No such command 'qlora'. It is a method: mlflow-ft train qlora" in run("qlora", "--model", "tiny").err
 
 
 def test_sync_of_a_folder_that_is_none(run: Run, tmp_path: Path) -> None:
