@@ -63,7 +63,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "lora --data holes.jsonl",
         ("1 of 4 rows are not in the format alpaca", "holes.jsonl:3  column `output` is missing", "fix these rows"),
     ),
-    "an unknown method": ("qlorra", ("unknown trainer 'qlorra'", "did you mean qlora?")),
+    "an unknown method": ("qlorra", ("unknown method 'qlorra'", "did you mean qlora?")),
     "no method": ("--data rows.jsonl", ("no method given", "mlflow-ft train METHOD; methods: ")),
     "an unknown key": (
         "lora --adapter.rnak 4",
