@@ -75,7 +75,8 @@ class Catalogue(Generic[RecordT]):
             hint = suggest(name, self._records)
             for info in self._broken:
                 hint += f"; or it belongs to the plugin {info.name}, which is broken: {info.error}"
-            raise ConfigError(f"unknown {self.kind[:-1]} {name!r}", hint=hint)
+            called = "method" if self.kind == "trainers" else self.kind[:-1]  # as users know it
+            raise ConfigError(f"unknown {called} {name!r}", hint=hint)
         return self._records[name]
 
     def __iter__(self) -> Iterator[RecordT]:

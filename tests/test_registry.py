@@ -45,7 +45,7 @@ def test_one_name_may_occur_in_two_kinds() -> None:
 
 def test_an_unknown_name_gets_the_nearest_one_else_all_of_them() -> None:
     trainers = Registry(plugins.load({"MLFLOW_FT_PLUGINS": ""})).trainers
-    with pytest.raises(ConfigError, match=r"unknown trainer 'qlroa'\n  did you mean qlora\?"):
+    with pytest.raises(ConfigError, match=r"unknown method 'qlroa'\n  did you mean qlora\?"):
         trainers["qlroa"]
     with pytest.raises(ConfigError, match=r"known: .*full.*lora.*qlora"):
         trainers["xyz"]

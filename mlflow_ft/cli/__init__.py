@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -60,6 +61,15 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"mlflow_ft.cli.{MODULES.get(cmd_name, cmd_name)}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            error.message += meant(args[0])
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -86,6 +96,18 @@ def commands_of_plugins() -> list[tuple[str, str]]:
         )
         for registered in found
     ]
+
+
+def meant(name: str) -> str:
+    """What to add to the error about an unknown command: how a method is trained, or the command of a similar name."""
+    from mlflow_ft import plugins
+    from mlflow_ft.registry import Registry
+
+    registry = Registry(plugins.load())
+    if name in registry.trainers:
+        return f" It is a method: mlflow-ft train {name}"
+    near = difflib.get_close_matches(name, [*COMMANDS, *(record.name for record in registry.commands)], n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def of_plugin(name: str) -> click.Command | None:

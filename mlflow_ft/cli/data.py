@@ -52,11 +52,12 @@ def show(arguments: tuple[str, ...], *, json: bool, limit: str | None) -> None:
     from mlflow_ft.preparing import show as stage
     from mlflow_ft.registry import Registry
 
+    most = whole_number("limit", limit, None if json else FEW)
     config, loaded, tokenizer, progress = _opened(arguments)
     rows = stage.every_row(config, tokenizer, plugins=loaded, registry=Registry(loaded), tell=progress.say)
     dropped = total = cut = 0
     with clock_of(config):
-        for row in itertools.islice(rows, whole_number("limit", limit, None if json else FEW)):
+        for row in itertools.islice(rows, most):
             total, dropped, cut = total + 1, dropped + (row.dropped is not None), cut + (row.cut is not None)
             click.echo(dumps(row.as_dict(), ensure_ascii=False) if json else _for_people(row))
     summary = f"{total:,} row{'' if total == 1 else 's'}"

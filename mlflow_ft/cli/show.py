@@ -33,8 +33,8 @@ def _words(value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-@click.command()
-@click.argument("kind", type=click.Choice(sorted(KINDS)))
+@click.command(epilog=f"KIND is one of {', '.join(sorted(KINDS))}.")
+@click.argument("kind", metavar="KIND", type=click.Choice(sorted(KINDS)))
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(kind: str, name: str | None, *, as_json: bool) -> None:

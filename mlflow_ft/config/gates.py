@@ -190,7 +190,8 @@ def gates_file(path: Path) -> Gates:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path} ({type(error).__name__})", hint="name a YAML file of gates") from error
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {reason}", hint="name a YAML file of gates") from error
     return read_gates(text, place=str(path))
 
 

@@ -91,7 +91,7 @@ class DataSection(Section):
     format: str = "auto"
     """Name of a registered format (`mlflow-ft show formats`), or auto."""
     columns: dict[str, str] | None = None
-    """Columns with other names than the format's: `instruction=frage,output=antwort`."""
+    """Columns with other names than the format's: `instruction=task,output=solution`."""
     system: str | None = None
     """System prompt for conversations without one."""
     eval_path: str | None = None

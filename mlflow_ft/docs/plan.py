@@ -16,7 +16,7 @@ the method with its reasons, memory and time, every setting with its reason, the
 the command that trains. `--out` writes the configuration, for `mlflow-ft train METHOD --config plan.yaml`. Settings
 that you give (`--max_length 2048`, `--config FILE`) are kept. `--json` prints all of it for programs.
 
-What is not there yet can be described instead:
+Describe what you do not have yet:
 
     mlflow-ft plan --rows 20k --tokens 8M --kind preference --model-size 7B --gpus 2 --gpu-memory 24
 

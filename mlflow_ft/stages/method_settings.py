@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
+from mlflow_ft.config.given import headline
 from mlflow_ft.config.schema import Config
 from mlflow_ft.config.training import TrainingSection
 from mlflow_ft.engine import hardware, options
@@ -61,7 +62,9 @@ def _check_loss(config: Config, kind: type) -> None:
 
 def _check_unused(config: Config, trainer: Trainer) -> None:
     unused = [
-        Problem(place=f"{origin}  {path}", message=f"is not used by method {trainer.name}")
+        Problem(
+            place=origin if path in origin else f"{origin}  {path}", message=f"is not used by method {trainer.name}"
+        )
         for path, origin in config.origins.items()
         if trainer.settings is not None
         and path.startswith(("objective.", "rollout."))
@@ -71,9 +74,9 @@ def _check_unused(config: Config, trainer: Trainer) -> None:
     if unused:
         used = ", ".join(trainer.settings or ()) or "none"
         raise ConfigError(
-            f"settings of other methods: {len(unused)}",
+            headline(unused, "in the settings of objective and rollout"),
             problems=unused,
-            hint=f"remove them; the settings of objective and rollout that {trainer.name} uses: {used}",
+            hint=f"leave out what {trainer.name} does not use; of objective and rollout it uses: {used}",
         )
 
 

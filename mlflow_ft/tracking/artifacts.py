@@ -89,7 +89,7 @@ def read_json(run_id: str, path: str) -> Any:
         TrackingError: the run does not exist.
     """
     client = connect()
-    with told(f"read {path} of run {run_id}"):
+    with told(f"read the run {run_id}"):
         client.get_run(run_id)
     return contenders.read(client, run_id, path)
 

@@ -42,7 +42,9 @@ def find_version(client: MlflowClient, name: str, asked: str) -> ModelVersion:
         except MlflowException as error:
             if error.error_code not in GONE:
                 raise
-            raise ModelError(f"the registry has no {name} {asked}", hint=_there_are(client, name)) from error
+            of = f"version of {name!r} with the alias {asked!r}"
+            of = f"version {asked} of {name!r}" if asked.isdecimal() else of
+            raise ModelError(f"the registry has no {of}", hint=_there_are(client, name)) from error
 
 
 def version_of(client: MlflowClient, uri: str) -> ModelVersion | None:

@@ -154,7 +154,8 @@ def told(what: str) -> Iterator[None]:
             hint = "; ".join(filter(None, (REMEDIES[fault], where)))
             raise UnacceptedError(message, fault=fault, hint=hint) from error
         if isinstance(error, MlflowException | OSError):  # includes the errors of requests
-            raise TrackingError(message, hint=where) from error
+            missing = isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
+            raise TrackingError(message, hint=f"check the name or the id; {where}" if missing else where) from error
         raise
 
 

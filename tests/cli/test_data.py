@@ -63,7 +63,7 @@ def learned(row: dict[str, Any]) -> str:
 def test_show_stops_after_as_many_rows_as_wanted(run: Run, data: Path, tiny_model: Path) -> None:
     result = run("data", "show", data, "--model", tiny_model, "--json", "--limit", 2)
     assert [row["row"] for row in as_rows(result)] == [1, 2]
-    result = run("data", "show", data, "--model", tiny_model, "--limit", "0")
+    result = run("data", "show", data, "--model", "no-model", "--limit", "0")  # checked before the model is looked for
     assert result.code == 2
     assert "--limit: '0' is not a whole number above 0" in result.err
 

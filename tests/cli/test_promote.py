@@ -155,4 +155,4 @@ def test_a_wrong_request_is_recorded_on_the_run_that_mlflow_opened(
     assert run("promote", "--name", "gone").code == 2
     stored = shop.client.get_run(own)
     assert stored.info.status == "FAILED"
-    assert "the registry has no gone candidate" in stored.data.tags["mlflow_ft.error"]
+    assert "the registry has no version of 'gone' with the alias 'candidate'" in stored.data.tags["mlflow_ft.error"]

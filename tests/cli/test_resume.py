@@ -193,7 +193,8 @@ def test_a_run_with_a_living_process_is_not_resumed(run: Command, client: Mlflow
 
 
 def test_what_cannot_be_resumed_is_said(run: Command, client: MlflowClient) -> None:
-    for words, said in ((["resume"], "no run given"), (["resume", "0123456789abcdef"], "0123456789abcdef")):
+    missing = "could not read the run 0123456789abcdef"
+    for words, said in ((["resume"], "no run given"), (["resume", "0123456789abcdef"], missing)):
         result = run(*words)
         assert (result.code, said in result.err) == (2, True)
     result = run("resume", "0123456789abcdef", "--config", "other.yaml")

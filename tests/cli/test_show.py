@@ -57,6 +57,7 @@ def test_show_prints_defaults_and_paper(run: Run) -> None:
 def test_an_unknown_kind_is_wrong_input(run: Run) -> None:
     result = run("show", "trainer")
     assert (result.code, result.out) == (2, "")
+    assert "Invalid value for 'KIND': 'trainer'" in result.err
     assert "'trainers'" in result.err
 
 

@@ -63,7 +63,7 @@ BAD: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "lora --data holes.jsonl",
         ("1 of 4 rows are not in the format alpaca", "holes.jsonl:3  column `output` is missing", "fix these rows"),
     ),
-    "an unknown method": ("qlorra", ("unknown trainer 'qlorra'", "did you mean qlora?")),
+    "an unknown method": ("qlorra", ("unknown method 'qlorra'", "did you mean qlora?")),
     "no method": ("--data rows.jsonl", ("no method given", "mlflow-ft train METHOD; methods: ")),
     "an unknown key": (
         "lora --adapter.rnak 4",
@@ -266,7 +266,11 @@ def test_help_of_the_program_names_every_command_and_exit_code(run: Run) -> None
 def test_an_unknown_command_is_wrong_input(run: Run) -> None:
     result = run("trian")
     assert (result.code, result.out) == (2, "")
-    assert "No such command 'trian'" in result.err
+    assert "No such command 'trian'. Did you mean train?" in result.err
+
+
+def test_a_method_is_no_command_and_the_error_says_which_is(run: Run) -> None:
+    assert "No such command 'qlora'. It is a method: mlflow-ft train qlora" in run("qlora", "--model", "tiny").err
 
 
 def test_sync_of_a_folder_that_is_none(run: Run, tmp_path: Path) -> None:

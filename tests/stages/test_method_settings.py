@@ -96,8 +96,9 @@ def test_an_option_is_free_where_its_setting_is_not_given() -> None:
 
 
 def test_a_setting_of_another_method_is_refused() -> None:
-    with pytest.raises(ConfigError, match="settings of other methods: 1") as error:
+    with pytest.raises(ConfigError, match="1 problem in the settings of objective and rollout") as error:
         check("lora", "--objective.beta", "0.2")
+    assert str(error.value.problems[0].place) == "--objective.beta (command line)"
     assert "uses: packing, options" in str(error.value.hint)
 
 

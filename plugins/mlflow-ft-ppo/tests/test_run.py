@@ -47,5 +47,5 @@ def test_a_run_without_a_reward_is_refused_before_anything_is_loaded(settings, f
 
 
 def test_a_setting_of_another_method_is_refused(settings, tmp_path, fine_tune):
-    with pytest.raises(ConfigError, match="settings of other methods: 1"):
+    with pytest.raises(ConfigError, match="1 problem in the settings of objective and rollout"):
         fine_tune("ppo", reward_funcs=f"{tmp_path / 'rewards.py'}:short", loss_type="sigmoid", **settings)

@@ -253,10 +253,10 @@ def test_one_that_another_came_before_is_told_and_the_evidence_says_so(
 
 def test_a_version_that_there_is_not(shop: Shop) -> None:
     shop.version()
-    with pytest.raises(ModelError, match="the registry has no chat 7") as error:
+    with pytest.raises(ModelError, match="the registry has no version 7 of 'chat'") as error:
         shop.promote(7)
     assert error.value.hint == "versions: 1; aliases: none"
-    with pytest.raises(ModelError, match="no chat candidate"):
+    with pytest.raises(ModelError, match="no version of 'chat' with the alias 'candidate'"):
         shop.promote("candidate")
     with pytest.raises(ModelError, match="no registered model"):
         shop.promote(1, name="other")
