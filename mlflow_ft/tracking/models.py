@@ -42,8 +42,8 @@ def chat_signature() -> ModelSignature:
     With it a `PythonModel.predict` receives a pandas DataFrame of one row, with the request's columns (`messages` is a
     list of dicts), and returns one dict; what is in `PARAMS` may arrive as its `params` instead. Keys outside the
     schema, and `params` outside `PARAMS`, are dropped. MLflow's own schema lacks `model`, `seed` and
-    `max_completion_tokens`. The types are left to the model, which checks them: MLflow would not accept a `stop` that is
-    a single text, a temperature of 2 for 2.0, or two requests of which one has no `max_tokens`.
+    `max_completion_tokens`. The types are left to the model, which checks them: MLflow would not accept a `stop` that
+    is a single text, a temperature of 2 for 2.0, or two requests of which one has no `max_tokens`.
     """
     settings = [column.name for column in CHAT_MODEL_INPUT_SCHEMA if column.name != "messages"] + [*EXTRA_INPUTS]
     inputs = Schema([ColSpec(MESSAGES, "messages"), *(ColSpec(AnyType(), name, required=False) for name in settings)])

@@ -155,7 +155,7 @@ def turns(request: dict[str, Any]) -> list[dict[str, Any]]:
     said = [turn for turn in known if turn.get("tool_calls") or isinstance(turn.get("content"), str)]
     if not said or len(said) < len(given):
         raise refused("`messages` must be a non-empty list of objects with role and content, which are text")
-    named = ({**turn, "role": turn["role"].replace("developer", "system")} for turn in said)
+    named = ({**turn, "role": "system" if turn["role"] == "developer" else turn["role"]} for turn in said)
     return [{key: value for key, value in turn.items() if value is not None} for turn in named]
 
 
