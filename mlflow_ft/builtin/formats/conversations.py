@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mlflow_ft import Example, Message
 from mlflow_ft.builtin.formats.learning import refuse_unlearned, to_learn, weighted
 from mlflow_ft.builtin.formats.thoughts import with_thought
 from mlflow_ft.builtin.formats.tool_calls import offered, tools_of, written_calls
-from mlflow_ft.builtin.formats.turns import MEDIA_KEYS, as_turns, is_turns, turns
+from mlflow_ft.builtin.formats.turns import MEDIA_KEYS, SYSTEM_COLUMNS, as_turns, is_turns, turns
 from mlflow_ft.builtin.formats.unread import not_read
 from mlflow_ft.builtin.formats.values import from_json, meant, named, not_text
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
-SYSTEM_COLUMNS = ("system", "system_prompt")
 CONTEXT_COLUMNS = ("input", "context")
 CALLS_COLUMN = "answers"
 """An answer that is a list of tool calls (xLAM); other lists of answers have the same name."""
@@ -35,14 +33,7 @@ def from_turns(values: Mapping[str, Any], *, thinks: bool = True) -> Example:
     learned = to_learn(messages, weighted(values, messages, wishes))
     if system := system_of(values, messages):
         messages, learned = [system, *messages], [False, *learned]
-    example = conversation(messages, learned, values, thinks=thinks)
-    other = next(
-        (name for name in SYSTEM_COLUMNS if values.get(name) not in (None, "", messages[0].get("content"))), None
-    )
-    if messages[0]["role"] == "system" and other:
-        note = f"`{other}` left out: the turns already begin with a system prompt"
-        return replace(example, notes=(*example.notes, note))
-    return example
+    return conversation(messages, learned, values, thinks=thinks)
 
 
 def conversation(

@@ -16,7 +16,6 @@ from typing import Any
 from mlflow_ft import Example, Message
 from mlflow_ft.builtin.formats.answers import check_tools, with_answers
 from mlflow_ft.builtin.formats.conversations import (
-    SYSTEM_COLUMNS,
     TURN_COLUMNS,
     assistant,
     first_column,
@@ -33,8 +32,8 @@ from mlflow_ft.builtin.formats.conversations import (
 )
 from mlflow_ft.builtin.formats.learning import refuse_unlearned, to_learn, weight_column
 from mlflow_ft.builtin.formats.tool_calls import TOOL_COLUMNS, offered
-from mlflow_ft.builtin.formats.turns import as_turns, is_turns, turns
-from mlflow_ft.builtin.formats.unread import not_read, variables
+from mlflow_ft.builtin.formats.turns import SYSTEM_COLUMNS, as_turns, is_turns, turns
+from mlflow_ft.builtin.formats.unread import not_for_prompts, not_read
 from mlflow_ft.builtin.formats.values import key_in, meant, shown
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem", "input")
@@ -58,16 +57,17 @@ def from_preference(values: Mapping[str, Any]) -> Example:
     prompt = _prompt(values, chosen)
     notes: tuple[str, ...] = ()
     if prompt is None or (_is_whole(chosen) and _is_whole(rejected) and not as_turns(values.get("prompt"))):
-        prompt, chosen, rejected, notes = _shared(
-            chosen, rejected, lacks="" if prompt else "column `prompt` is missing, and "
-        )
+        lacks = "" if prompt else "column `prompt` is missing, and "
+        asked, (prompt, chosen, rejected, notes) = prompt, _shared(chosen, rejected, lacks=lacks)
+        notes += _unasked(asked, prompt)
     else:
         chosen, rejected = _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[-1]["role"] != "assistant":
             raise ValueError(f"`{name}` does not end with an assistant turn")
-    messages, tools = offered(values, _with_history(values, prompt))
-    notes = (*notes, *not_read(values, (*messages, *chosen, *rejected), thinks=False))
+    before = _with_history(values, prompt)
+    messages, tools = offered(values, before)
+    notes = (*notes, *not_read(values, (*before, *chosen, *rejected), thinks=False))
     return Example(
         messages=tuple(messages),
         chosen=tuple(chosen),
@@ -125,13 +125,14 @@ def from_prompt(values: Mapping[str, Any]) -> Example:
     prompt = _prompt(values)
     if prompt is None:
         raise ValueError(f"column `prompt` is missing{meant(PROMPT_COLUMNS, values)}")
-    messages, tools = offered(values, _with_history(values, prompt))
+    before = _with_history(values, prompt)
+    messages, tools = offered(values, before)
     used = ("prompt", "history", *TURN_COLUMNS, *TOOL_COLUMNS, *SYSTEM_COLUMNS)
     return Example(
         messages=tuple(messages),
         tools=tools,
         columns={key: value for key, value in values.items() if key not in used},
-        notes=tuple(variables(values)),
+        notes=tuple(not_for_prompts(values, before)),
     )
 
 
@@ -214,6 +215,14 @@ def _shared(chosen: Answer, rejected: Answer, *, lacks: str) -> Shared:
     if not count:
         raise ValueError(f"{lacks}`chosen` and `rejected` do not begin with the same turn")
     return chosen[:count], chosen[count:], rejected[count:], ()
+
+
+def _unasked(asked: Sequence[Message] | None, prompt: Sequence[Message]) -> tuple[str, ...]:
+    """A note on a prompt beside two whole conversations that is not in them."""
+    question = next((turn.get("content", "") for turn in reversed(asked or ()) if turn["role"] == "user"), "")
+    if any(question.strip() in turn.get("content", "") for turn in prompt):
+        return ()
+    return ("the prompt beside `chosen` and `rejected` left out: both are whole conversations without it",)
 
 
 def _shared_text(chosen: str, rejected: str) -> Shared:

@@ -24,6 +24,8 @@ LEARN_KEYS = (
 )
 MASK_KEYS = ("mask", "masked", "is_masked")
 """To some tools true means learned, to others not."""
+SYSTEM_COLUMNS = ("system", "system_prompt")
+"""Columns with a system prompt for turns that do not begin with one."""
 CALL_KEYS = ("tool_calls", "function_call")
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))

@@ -1,12 +1,15 @@
-"""Columns that other tools read, and that an example leaves out: thoughts, and variables for the chat template."""
+"""Columns that other tools read, and that an example leaves out: thoughts, a second system prompt, and variables for
+the chat template."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow_ft import Message
 from mlflow_ft.builtin.formats.thoughts import KEYS, is_thought, names_thoughts, thoughts_of
+from mlflow_ft.builtin.formats.turns import SYSTEM_COLUMNS
 from mlflow_ft.builtin.formats.values import from_json
 
 VARIABLES_COLUMN = "chat_template_kwargs"
@@ -16,10 +19,23 @@ _PLACE = "a thought belongs into `reasoning_content` of its turn, or between <th
 
 def not_read(values: Mapping[str, Any], messages: Sequence[Message], *, thinks: bool) -> list[str]:
     """Notes on the columns that are left out of an example with these turns; `thinks` as `from_turns` has it."""
-    return [*_thoughts(values, messages, thinks=thinks), *variables(values)]
+    return [*_thoughts(values, messages, thinks=thinks), *not_for_prompts(values, messages)]
 
 
-def variables(values: Mapping[str, Any]) -> list[str]:
+def not_for_prompts(values: Mapping[str, Any], messages: Sequence[Message]) -> list[str]:
+    """Those of them that say how an example is asked: a second system prompt, and the template's variables."""
+    return [*_systems(values, messages), *_variables(values)]
+
+
+def _systems(values: Mapping[str, Any], messages: Sequence[Message]) -> Iterator[str]:
+    """A note on the first column with another system prompt than that with which the turns begin."""
+    begins = messages[0].get("content") if messages[0]["role"] == "system" else None
+    others = (name for name in SYSTEM_COLUMNS if begins is not None and values.get(name) not in (None, "", begins))
+    for name in itertools.islice(others, 1):
+        yield f"`{name}` left out: the turns already begin with a system prompt"
+
+
+def _variables(values: Mapping[str, Any]) -> list[str]:
     """A note on a row's variables for the chat template, which sets none."""
     given = from_json(values.get(VARIABLES_COLUMN))
     if not given:

@@ -116,6 +116,8 @@ def _check_settings(how: How, *, count: int) -> None:
         raise ConfigError(f"{count} adapters, but {len(how.weights)} weights", hint="--weights 0.7,0.3")
     if odd := [weight for weight in how.weights if not math.isfinite(weight)]:
         raise ConfigError(f"the weight {odd[0]} of an adapter is not a finite number", hint="--weights 0.7,0.3")
+    if not any(how.weights):
+        raise ConfigError("all adapters have the weight 0: nothing would be merged", hint="--weights 0.7,0.3")
     if how.rank is not None and how.method == "cat":
         raise ConfigError("cat always has the sum of the ranks", hint="use --combination svd for another rank")
     if not 0 < how.density <= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from mlflow_ft import Example
 from mlflow_ft.builtin import formats
 from mlflow_ft.builtin.formats import conversations
 from mlflow_ft.builtin.formats.conversations import from_alpaca, from_pair, from_text, from_turns
+from mlflow_ft.builtin.formats.turns import SYSTEM_COLUMNS
 from mlflow_ft.rows import Opaque
 
 SYSTEM = {"role": "system", "content": "rule"}
@@ -74,16 +76,17 @@ def test_the_turns_may_have_many_names(column: str) -> None:
     assert from_turns({**others, column: [USER, ANSWER]}) == ASKED
 
 
-@pytest.mark.parametrize("column", conversations.SYSTEM_COLUMNS)
+@pytest.mark.parametrize("column", SYSTEM_COLUMNS)
 def test_a_system_prompt_may_be_in_a_separate_column(column: str) -> None:
     expected = Example(messages=(SYSTEM, USER, ANSWER))
     assert from_turns({"messages": [USER, ANSWER], column: "rule"}) == expected
     assert from_turns({"messages": [SYSTEM, USER, ANSWER], column: "other"}).messages == expected.messages
     assert from_alpaca({"instruction": "ask", "output": "say", column: "rule"}) == expected
     assert from_prompt_completion({"prompt": [USER], "completion": [ANSWER], column: "rule"}) == expected
-    assert from_prompt_completion({"prompt": [SYSTEM, USER], "completion": [ANSWER], column: "other"}) == expected
+    noted = replace(expected, notes=(f"`{column}` left out: the turns already begin with a system prompt",))
+    assert from_prompt_completion({"prompt": [SYSTEM, USER], "completion": [ANSWER], column: "other"}) == noted
     whole = {"prompt": "ask", "completion": [SYSTEM, USER, ANSWER], column: "other"}
-    assert from_prompt_completion(whole) == expected
+    assert from_prompt_completion(whole) == noted
     assert from_prompt_completion({**whole, "completion": [USER, ANSWER], column: "rule"}) == expected
     for nothing in ("", " \n", None):
         assert from_turns({"messages": [USER, ANSWER], column: nothing}) == ASKED

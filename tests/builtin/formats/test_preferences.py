@@ -48,6 +48,30 @@ def test_a_prompt_and_two_answers_in_every_layout(column: str, prompt: Any, layo
     assert from_preference({column: prompt, "chosen": chosen, "rejected": rejected}) == CHOICE
 
 
+SECOND_SYSTEM = "`system` left out: the turns already begin with a system prompt"
+NOT_ASKED = "the prompt beside `chosen` and `rejected` left out: both are whole conversations without it"
+
+
+@pytest.mark.parametrize(
+    ("row", "notes"),
+    [
+        ({"prompt": "ask", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, ()),
+        ({"prompt": "sk ", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, ()),
+        ({"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, (NOT_ASKED,)),
+        ({"system": "rule", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, ()),
+        ({"system": "other", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, (SECOND_SYSTEM,)),
+        ({"system": "other", "prompt": [SYSTEM, USER], "chosen": "good", "rejected": "bad"}, (SECOND_SYSTEM,)),
+    ],
+)
+def test_a_prompt_that_is_not_asked_is_noted(row: dict[str, Any], notes: tuple[str, ...]) -> None:
+    assert from_preference(row).notes == notes
+
+
+def test_a_second_system_prompt_of_a_prompt_is_noted() -> None:
+    assert from_prompt({"system": "other", "prompt": [SYSTEM, USER]}).notes == (SECOND_SYSTEM,)
+    assert from_prompt({"system": "rule", "prompt": [SYSTEM, USER]}).notes == ()
+
+
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 EARLIER = st.lists(st.tuples(WORDS, WORDS), max_size=2)
 

@@ -138,6 +138,7 @@ def test_what_does_not_add_up_is_refused(
         (How(method="linear", weights=(1, 1)), "linear"),
         (How(method="cat", weights=(1,)), "1 weights"),
         (How(method="cat", weights=(float("nan"), 1)), "the weight nan of an adapter is not a finite number"),
+        (How(method="cat", weights=(0, 0)), "all adapters have the weight 0"),
         (How(method="svd", weights=(1, float("inf"))), "the weight inf"),
         (How(method="cat", weights=(1, 1), rank=4), "sum of the ranks"),
         (How(method="ties_svd", weights=(1, 1), density=0), "density"),
