@@ -17,7 +17,7 @@ def test_a_table_and_exit_code_0(run: Run, client: MlflowClient, tiny_model: Pat
     assert result.code == 0, result.err
     assert result.out == ""
     assert "│ tracking store │ ok" in result.err
-    assert result.err.splitlines()[-1] == "16 checks: all is well"
+    assert result.err.splitlines()[-1] == "17 checks: all is well"
     assert len(client.search_runs(["0"])) == before
     assert list(tmp_path.iterdir()) == []
 

@@ -161,6 +161,7 @@ def values_of(path: str) -> st.SearchStrategy[Any]:
 
 
 TEXTS = {
+    "adapter.target_modules": st.sampled_from(["all-linear", "q_proj", r".*\.[qv]_proj", "#|'"]),
     "registry.alias": st.sampled_from(["", "candidate", "for-tests_2"]),
     "registry.model_name": TEXT.filter(lambda text: bool(text.strip()) and not set(text) & set("/:")),
     "training.save_steps": st.sampled_from(["5min", "0.5 min", "90 minutes"]),
@@ -181,7 +182,7 @@ def _values_of_type(path: str, kind: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is list and get_args(kind)[0] is not str:
         of_numbers = st.integers(0, 10**9) if get_args(kind)[0] is int else st.floats(1e-300, 1e300)
-        return st.lists(of_numbers, max_size=3)
+        return st.lists(of_numbers, min_size=path.startswith("adapter."), max_size=3)
     if get_origin(kind) is list:
         return st.lists(TEXT, min_size=path == "data.path", max_size=3)
     if get_origin(kind) is dict:

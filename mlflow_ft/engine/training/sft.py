@@ -158,10 +158,9 @@ def train(job: Job, data: Data, model: Model) -> Trained:
     """
     own = {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = loop.arguments(SFTConfig, job, job.folder / "train", own)
-    if arguments.loss_type != "nll" or arguments.label_smoothing_factor:
+    if arguments.loss_type != "nll":
         raise ConfigError(
-            "objective.options: only the mean loss over the learned tokens is supported",
-            hint="remove loss_type and label_smoothing_factor",
+            "objective.options: only the mean loss over the learned tokens is supported", hint="remove loss_type"
         )
     rows = data.train.encoded.dataset()
     packing = job.config.objective.packing

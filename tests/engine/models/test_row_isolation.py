@@ -177,6 +177,9 @@ def test_boundaries_are_kept_only_where_they_help() -> None:
 
 
 def test_another_loss_is_refused(bench: Callable[..., Any]) -> None:
-    for option in ("loss_type=dft", "label_smoothing_factor=0.1"):
-        with pytest.raises(ConfigError, match="the mean loss over the learned tokens"):
+    for option, words in (
+        ("loss_type=dft", "the mean loss over the learned tokens"),
+        ("label_smoothing_factor=0.1", "the loss on tokens has none"),
+    ):
+        with pytest.raises(ConfigError, match=words):
             bench("lora", **{"objective.options": option}).train()

@@ -323,7 +323,7 @@ def test_a_reward_adapter_keeps_its_head(bench: Callable[..., Any]) -> None:
     ("options", "words"),
     [
         ("bta=1", "did you mean beta"),
-        ("output_dir=x", "has its own setting"),
+        ("output_dir=x", "run.output_dir chooses it"),
         ("f_divergence_type=nonsense", "the trainer of dpo rejects the settings: Unknown f_divergence_type: nonsense"),
     ],
 )

@@ -485,7 +485,7 @@ def test_a_rollback_makes_the_champion_before_champion_again(shop: Shop) -> None
     assert rollback(shop, to=3).move.after == 3
     with pytest.raises(RefusedError, match="version 3 is already the champion of chat"):
         rollback(shop, to=3)
-    with pytest.raises(ModelError, match="no chat 9"):
+    with pytest.raises(ModelError, match="no version 9 of 'chat'"):
         rollback(shop, to=9)
     last = Ledger(shop.client, "chat", "champion").standing().last
     assert last
