@@ -24,6 +24,7 @@ from tests.rarely import some_always
 
 LOADED = plugins.load({"MLFLOW_FT_PLUGINS": ""})
 ADAPTERS = {adapter.name: adapter for adapter in Registry(LOADED).adapters if adapter.name != "none"}
+OFTEN = ("lora", "dora", "adalora", "ia3", "lokr", "oft", "vera", "prompt", "prefix", "ptuning", "adaption-prompt")
 NEEDED: dict[str, dict[str, Any]] = {
     "trainable-tokens": {"adapter.trainable_token_indices": "[2, 3]"},
     "cpt": {"adapter.init_text": "red green blue"},
@@ -81,7 +82,7 @@ def check(setup: Bench, folder: Path, *, exact: float = SAME) -> None:
         assert distances(merged, result.reference)["kl_max"] < exact
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("kind", some_always(ADAPTERS, *OFTEN))
 def test_it_comes_back_as_it_was_trained(trying: Bencher, tmp_path: Path, kind: str) -> None:
     check(trying(kind), tmp_path / "merged")
 
