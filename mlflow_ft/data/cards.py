@@ -37,15 +37,12 @@ Subsets = Mapping[str, Mapping[str, list[Path]]]
 """By subset, the files of every split in order."""
 
 
-def named(folder: Path, asked: str, settings: DataSection) -> list[Path] | None:
-    """The files of the requested subset and split; None where no README.md names files that are there.
+def chosen(found: Subsets, asked: str, settings: DataSection) -> list[Path]:
+    """The files of the requested subset and split among those of a folder's README.md, of which there are some.
 
     Raises:
         DataError: there is no such subset or split, or several subsets and none is the default.
     """
-    found = subsets(folder)
-    if not found:
-        return None
     names = ", ".join(found)
     subset = settings.subset or (DEFAULT if DEFAULT in found else "" if len(found) > 1 else next(iter(found)))
     if not subset:
@@ -58,10 +55,7 @@ def named(folder: Path, asked: str, settings: DataSection) -> list[Path] | None:
             f"the folder {asked!r} has no subset {subset!r}", hint=f"it has {names}: name one with --data.subset"
         )
     if settings.split not in found[subset]:
-        raise DataError(
-            f"the folder {asked!r} has no file of the split {settings.split!r}",
-            hint=f"its splits are {', '.join(found[subset])}: name one with --data.split",
-        )
+        raise split_names.missing(asked, settings.split, found[subset])
     return found[subset][settings.split]
 
 

@@ -22,10 +22,11 @@ def chosen(asked: str, folder: Path, settings: DataSection) -> tuple[list[Path],
     if saved is not None:
         return saved, ""
     data_files = sorted(walk(asked, folder))
-    named = cards.named(folder, asked, settings)
-    if named is None:
+    found = cards.subsets(folder)
+    if not found:
         return _by_name(data_files, asked, folder, settings), ""
-    everything = {file for by_split in cards.subsets(folder).values() for files in by_split.values() for file in files}
+    named = cards.chosen(found, asked, settings)
+    everything = {file for by_split in found.values() for files in by_split.values() for file in files}
     others = [file.relative_to(folder).as_posix() for file in data_files if file not in everything]
     remark = f"its README.md names the files to read, and not {', '.join(others[:3])}{' ...' * (len(others) > 3)}"
     return named, remark if others else ""
@@ -52,11 +53,7 @@ def _by_name(data_files: list[Path], asked: str, folder: Path, settings: DataSec
     # among files that are named by split, one that is not is for training
     files = [file for file in data_files if (by_split[file] or "train") == wanted]
     if not files:
-        raise DataError(
-            f"the folder {asked!r} has no file of the split {settings.split!r}",
-            hint=f"its splits are {', '.join(sorted({split or 'train' for split in by_split.values()}))}: "
-            "name one with --data.split",
-        )
+        raise split_names.missing(asked, settings.split, sorted({split or "train" for split in by_split.values()}))
     return files
 
 

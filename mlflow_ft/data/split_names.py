@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from mlflow_ft.errors import DataError
 
 WORDS = {
     "train": ("train", "training"),
@@ -24,3 +27,11 @@ def split_of(file: Path) -> str | None:
             if words & set(known):
                 return name
     return None
+
+
+def missing(asked: str, split: str, others: Iterable[str]) -> DataError:
+    """The error about a folder that has no file of the requested split."""
+    return DataError(
+        f"the folder {asked!r} has no file of the split {split!r}",
+        hint=f"its splits are {', '.join(others)}: name one with --data.split",
+    )

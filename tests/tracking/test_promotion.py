@@ -107,7 +107,7 @@ def test_a_move_by_hand_is_seen_and_counts_as_a_champion(chat: Ledger) -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "as early versions recorded it"])
-def test_a_new_model_with_the_name_of_a_deleted_one_has_no_history(chat: Ledger, recorded: bool) -> None:  # noqa: FBT001  # pytest's
+def test_a_new_model_with_the_name_of_a_deleted_one_has_no_history(chat: Ledger, *, recorded: bool) -> None:
     promote(chat, 1, 2)
     if not recorded:
         for version in chat.client.search_model_versions("name='chat.promotions'"):

@@ -300,7 +300,8 @@ def test_a_folder_that_a_server_elsewhere_names_may_be_another_one_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     host: str,
-    shared: bool,  # noqa: FBT001  # pytest's
+    *,
+    shared: bool,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}:5000")
     told = run_place.check_artifacts(run_place.RunPlace(experiment_id="1", artifacts=f"file://{tmp_path}/1"))

@@ -3,7 +3,6 @@ the chat template."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,12 +26,13 @@ def not_for_prompts(values: Mapping[str, Any], messages: Sequence[Message]) -> l
     return [*_systems(values, messages), *_variables(values)]
 
 
-def _systems(values: Mapping[str, Any], messages: Sequence[Message]) -> Iterator[str]:
+def _systems(values: Mapping[str, Any], messages: Sequence[Message]) -> list[str]:
     """A note on the first column with another system prompt than that with which the turns begin."""
-    begins = messages[0].get("content") if messages[0]["role"] == "system" else None
-    others = (name for name in SYSTEM_COLUMNS if begins is not None and values.get(name) not in (None, "", begins))
-    for name in itertools.islice(others, 1):
-        yield f"`{name}` left out: the turns already begin with a system prompt"
+    if messages[0]["role"] != "system":
+        return []
+    known = (None, "", messages[0].get("content"))
+    others = [name for name in SYSTEM_COLUMNS if values.get(name) not in known]
+    return [f"`{name}` left out: the turns already begin with a system prompt" for name in others[:1]]
 
 
 def _variables(values: Mapping[str, Any]) -> list[str]:

@@ -82,6 +82,6 @@ def _rope(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield (NEOX[name] if kind == "gpt_neox" else name), rope[name]
     scaling = {name: value for name, value in rope.items() if name not in APART}
     if kind == "phi3" and scaling.get("rope_type") == "longrope":  # it allows no more
-        scaling = {"type": "longrope"} | {name: rope.get(name) for name in ("short_factor", "long_factor")}
+        scaling = {"type": "longrope"} | {name: rope.get(name) for name in LONGROPE}
     if scaling and scaling != {"rope_type": "default"}:
         yield "rope_scaling", scaling

@@ -173,7 +173,7 @@ def test_a_fraction_of_a_weight_is_refused_under_every_name(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["mask", "masked"])
 @pytest.mark.parametrize("value", [True, False, 0])
-def test_a_mask_that_may_mean_both_is_refused(key: str, value: bool) -> None:  # noqa: FBT001  # pytest names it
+def test_a_mask_that_may_mean_both_is_refused(key: str, *, value: bool) -> None:
     """SWE-agent's trajectories have `mask`, torchtune's messages `masked`: there, true means not learned."""
     with pytest.raises(ValueError, match=rf"^turn 2 of `messages` has `{key}`, .* --data\.columns train={key} if true"):
         read(USER, {**ANSWER, key: value})
